@@ -1,0 +1,76 @@
+"""Canonical encodings and their digests. What two ways of computing must agree on is what is encoded here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, no blanks and no NaN: the same value has the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of `canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *numbers: int) -> str:
+    """Hex sha256 of (run id, named arrays, numbers).
+
+    Args:
+      run_id: the encoded run id.
+      arrays: (name, array) pairs; each array is taken little-endian, C order, with its dtype and shape. NaNs of any
+        payload count as the same; -0.0 and 0.0 as different.
+      numbers: further whole numbers, such as n_windows.
+    """
+    import numpy as np
+
+    digest = hashlib.sha256()
+
+    def put(data: bytes) -> None:
+        digest.update(struct.pack("<q", len(data)))
+        digest.update(data)
+
+    put(run_id.encode())
+    for name, array in arrays:
+        array = np.ascontiguousarray(array)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+        put(name.encode())
+        put(f"{array.dtype.str}{array.shape}".encode())
+        put(array.tobytes())
+    for number in numbers:
+        put(struct.pack("<q", number))
+    return digest.hexdigest()
+
+
+def telemetry_digest(run_id: str, table: pa.Table) -> str:
+    """Digest of a run's telemetry: the columns in their order; a null counts as NaN (times: the smallest int64)."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def plain(column: pa.ChunkedArray) -> np.ndarray:
+        array = column.combine_chunks()
+        if pa.types.is_timestamp(array.type):
+            array = pc.fill_null(array.cast(pa.int64()), np.iinfo(np.int64).min)
+        elif pa.types.is_floating(array.type):
+            array = pc.fill_null(array.cast(pa.float64()), float("nan"))
+        elif pa.types.is_boolean(array.type):
+            array = pc.fill_null(array, False).cast(pa.uint8())
+        else:
+            raise TypeError(f"telemetry holds times, floats and marks, not {array.type}")
+        return np.from_dlpack(array)  # Array.to_numpy() would import pandas
+
+    names: Sequence[str] = table.column_names
+    return arrays_digest(run_id, ((name, plain(table.column(name))) for name in names))

@@ -1,0 +1,223 @@
+"""What travels between the stages of ingest, and what a raw manifest records.
+
+Everything here is a frozen or plain data class whose ``to_json`` is what the manifest holds. Times are epoch
+microseconds in UTC (int), so that they compare, sort and encode in one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Phase = Literal["queued", "started", "finished"]
+#: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
+OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
+#: What became of one (event, run). ``deferred`` is the only one that is not final: its log is tried again later.
+Kind = Literal["run", "repeat", "correction", "ignored", "dead_letter", "deferred"]
+
+
+def _to_json(record: Any) -> dict[str, Any]:
+    """A data class as JSON, without the fields that hold their default: manifests stay small."""
+    out: dict[str, Any] = {}
+    for spec in dataclass_fields(record):
+        value = getattr(record, spec.name)
+        if value is None or value == "" or value == {} or value == ():
+            continue
+        out[spec.name] = value.to_json() if hasattr(value, "to_json") else value
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an input came from: a Kafka position, or a line of a listing (topic ``listing:<digest>``, partition 0)."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def to_json(self) -> list[Any]:
+        return [self.topic, self.partition, self.offset]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> Origin:
+        return cls(value[0], value[1], value[2])
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}] {self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """What one event says of one run: the typed form of hostile input, after decoding.
+
+    ``run_id`` is the encoded form (`ciml.runs.RunId.encode`). ``build_uuid`` is the native id, ``build_name`` the job.
+    ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
+    """
+
+    run_id: str
+    build_uuid: str
+    build_name: str
+    phase: Phase = "finished"
+    outcome: OutcomeWord | None = None
+    result: str = ""
+    source: str = ""
+    event: str = ""
+    pipeline: str = ""
+    project: str = ""
+    branch: str = ""
+    change: str = ""
+    patchset: str = ""
+    review: str = ""
+    provider: str = ""
+    region: str = ""
+    flavour: str = ""
+    log_url: str = ""
+    start_us: int | None = None
+    end_us: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Mention:
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The trust decision for a run: the rule that decided is kept with it."""
+
+    trusted: bool
+    rule: str
+    policy: str  # digest of the policy file, so that a decision can be traced
+
+    def to_json(self) -> dict[str, Any]:
+        return {"trusted": self.trusted, "rule": self.rule, "policy": self.policy}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Trust:
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """The raw object of a run, relative to the raw store's root.
+
+    ``digest`` is the sha256 of the canonical encoding (`ciml.digest.telemetry_digest`), not of the Parquet bytes:
+    it stays the same when objects are compacted or written by another library version.
+    """
+
+    path: str
+    digest: str
+    rows: int
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "digest": self.digest, "rows": self.rows, "size": self.size}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RawFile:
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one (event, run), or of a message that could not be decoded (then without ``mention``).
+
+    ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). ``payload`` is, in a dead
+    letter, all that is needed to try again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
+    ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
+    ``not_before_us`` is when a deferred log is to be tried again.
+    """
+
+    kind: Kind
+    origin: Origin
+    event_key: str = ""
+    mention: Mention | None = None
+    reason: str = ""
+    detail: str = ""
+    trust: Trust | None = None
+    file: RawFile | None = None
+    payload: Mapping[str, Any] | None = None
+    attempts: int = 1
+    first_seen_us: int | None = None
+    not_before_us: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.mention.run_id if self.mention else ""
+
+    def to_json(self) -> dict[str, Any]:
+        out = _to_json(self)
+        if self.attempts == 1:
+            del out["attempts"]
+        return out
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Outcome:
+        parts = dict(value)
+        parts["origin"] = Origin.from_json(parts["origin"])
+        for name, kind in (("mention", Mention), ("trust", Trust), ("file", RawFile)):
+            if name in parts:
+                parts[name] = kind.from_json(parts[name])
+        return cls(**parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One Kafka message as it was read. A header's value may be None; so may the value (a tombstone)."""
+
+    offset: int
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    key: bytes | None = None
+    timestamp_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRange:
+    """Positions [start, end) of a partition, all of which are settled once the batch that holds it is committed.
+
+    ``topic_id`` is the broker's UUID of the topic ("" where the broker has none): a topic made anew is another topic.
+    """
+
+    topic: str
+    topic_id: str
+    partition: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead."""
+
+    origin: Origin
+    event_key: str
+    mention: Mention
+    message: Message | None = None  # for the payload of a dead letter; None in a retry or a backfill
+    trust: Trust | None = None
+    attempts: int = 1
+    first_seen_us: int | None = None
+    log: bytes | None = None  # as fetched, decompressed
+    telemetry: pa.Table | None = None  # as parsed
+
+
+@dataclass(slots=True)
+class Batch:
+    """The unit of work of ingest: the messages of one range of one partition, kept together until the commit.
+
+    ``covers`` is None for retries of deferred logs. Each stage takes a batch and returns it with fewer ``messages``
+    or ``candidates`` and more ``settled``; the commit takes batches that hold nothing but ``settled``.
+    """
+
+    covers: OffsetRange | None
+    messages: list[Message] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    settled: list[Outcome] = field(default_factory=list)

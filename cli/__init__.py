@@ -1,0 +1,1 @@
+"""The roof: commands, loaded lazily, and the local engines."""

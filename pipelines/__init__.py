@@ -1,0 +1,1 @@
+"""Wiring only: ingest, data sets, the trainer, predict; and the Kafka source."""

@@ -1,0 +1,1 @@
+"""The registry of models, push and rollback, the model server and its client."""

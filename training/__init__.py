@@ -1,0 +1,1 @@
+"""Data for the trainer, models, evaluation, the gate and the steps of a refresh."""

@@ -1,0 +1,1 @@
+"""Stages: pure functions over Arrow and numpy, and thin PTransforms around them."""
