@@ -38,7 +38,7 @@ class ManifestLog:
         return f"{self.folder}/{version:012d}.json"
 
     def read(self, version: int) -> Delta:
-        """Delta ``version``. Raises `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
+        """Delta ``version``; `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
         try:
             delta = json.loads(self.store.read(self.path(version)))
         except ValueError:

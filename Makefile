@@ -1,0 +1,45 @@
+# Bare `make` prints the targets. Everything goes into ./.venv and the user's cache; nothing else is touched.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test lint type bench lock clean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## the locked dependencies and ciml itself, into ./.venv
+
+$(STAMP): requirements.lock pyproject.toml setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not there: install Python 3.11, or say PYTHON=/path/to/it"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirements requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
+	$(BIN)/ciml demo $(DEMO)
+
+test: install lint type ## linters, types, and all tests with a real broker and a real Flink
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install ## mypy, strict
+	$(BIN)/mypy
+
+bench: install ## speed, as ratios in one run
+	$(BIN)/python -m pytest tests/bench -m bench -s
+
+lock: ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
+
+clean: ## remove what was built here: .venv, caches, the demo's data
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo .ciml
