@@ -196,7 +196,11 @@ class OffsetRange:
 
 @dataclass(slots=True)
 class Candidate:
-    """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead."""
+    """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
+
+    ``address`` is where the log is fetched from when that differs from ``mention.log_url``, which is free of secrets
+    (a signed address). It is never stored.
+    """
 
     origin: Origin
     event_key: str
@@ -205,6 +209,7 @@ class Candidate:
     trust: Trust | None = None
     attempts: int = 1
     first_seen_us: int | None = None
+    address: str = ""
     log: bytes | None = None  # as fetched, decompressed
     telemetry: pa.Table | None = None  # as parsed
 
