@@ -1,8 +1,9 @@
 """Accounting of the raw store: each (event, run) is exactly one of raw row, repeat, correction, ignored, dead letter.
 
-`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and it is what
-`ciml.manifests.commit` calls again whenever another writer came first. So a batch that is delivered twice, a worker that
-wakes up late and a second committer change nothing: what is covered or known already is dropped, or counted as a repeat.
+`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and it is
+what `ciml.manifests.commit` calls again whenever another writer came first. So a batch that is delivered twice, a
+worker that wakes up late and a second committer change nothing: what is covered already is dropped, and what is known
+already is counted as a repeat.
 """
 
 from __future__ import annotations
@@ -210,8 +211,8 @@ def check_topic_id(topic: str, known: str, found: str) -> None:
     """Raises `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
     if known and found and known != found:
         raise IntegrityError(
-            f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says {found}; "
-            "read it under another name, or start with another --data-path"
+            f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says "
+            f"{found}; read it under another name, or start with another --data-path"
         )
 
 
@@ -348,14 +349,12 @@ class _Draft:
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
     """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
     other_log = _other(outcome.file, run)
+    plain = replace(outcome, detail="", file=other_log, payload=None, not_before_us=None)
     if repeated:
-        return replace(
-            outcome, kind="repeat", reason="event", detail="", file=other_log, payload=None, not_before_us=None
-        )
+        return replace(plain, kind="repeat", reason="event")
     if run is None or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
         keeps = outcome.kind in ("dead_letter", "deferred")
         return outcome if keeps else replace(outcome, payload=None)
-    plain = replace(outcome, detail="", file=other_log, payload=None, not_before_us=None)
     word = outcome.mention.outcome if outcome.mention else None
     if word and word != run.outcome:
         return replace(plain, kind="correction", reason="outcome", detail=f"was {run.outcome}")
