@@ -156,9 +156,9 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
     """The run that a line of a listing names.
 
     Args:
-      line: the JSON object: ``build_uuid``, ``build_name``, ``result`` (or ``outcome``), ``start_time``,
-        ``end_time`` (one at least), ``log_path``; optional ``attempt``, ``node_provider``, ``node_region``, ``node_flavor``, and the names
-        that events use. Any other text, number, true or false becomes a label; lists and objects are passed over.
+      line: the JSON object: ``build_uuid``, ``build_name``, ``result`` (or ``outcome``), ``start_time``, ``end_time``
+        (one at least), ``log_path``; optional ``attempt``, ``node_provider``, ``node_region``, ``node_flavor``, and the
+        names that events use. Any other text, number, true or false becomes a label; lists and objects are passed over.
       source: the name of the listing's source, which the trust policy knows.
       logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves it as it is.
 
@@ -176,7 +176,7 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
         raise Refused("missing_field", "start_time")
     result = text(line, "result")
     outcome = _outcome(line, result, "")
-    texts = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
+    texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
     address = text(line, "log_path", limit=MAX_URL) or text(line, "log_url", limit=MAX_URL)
     if logs and address:
         address = log_address(logs, address)

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 from ciml.errors import Refused
 
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
 
 
@@ -63,5 +64,7 @@ class RunId:
 
 def path_safe(text: str) -> str:
     """Any text as one path segment, reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty of letters."""
+    if _PLAIN.fullmatch(text):
+        return text  # nearly all of them, and three times as fast
     quoted = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
