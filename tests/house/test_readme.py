@@ -1,0 +1,47 @@
+"""Every command of the README runs as it stands, in order, in one folder with the examples, on real engines."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: What installs, or runs the whole demo or all the tests: these are run by hand and by CI, not by a test of themselves.
+NOT_HERE = re.compile(r"^(git clone|cd |make (install|demo|test)|make$)")
+
+
+def commands(text: str) -> list[str]:
+    """The lines after ``$ `` of all ``console`` blocks, continuation lines joined."""
+    found: list[str] = []
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.S | re.M):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            if line.startswith("$ "):
+                found.append(line[2:].split("  # ")[0].strip())
+    return found
+
+
+def test_commands_are_found() -> None:
+    text = "```console\n$ a \\\n   b  # why\nout\n$ c\n```\n```\n$ no\n```\n"
+    assert commands(text) == ["a b", "c"]
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(600)
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    found = [line for line in commands((ROOT / "README.md").read_text()) if not NOT_HERE.match(line)]
+    assert len(found) >= 8, found
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "100", "CIML_HOME": str(tmp_path / ".ciml")}
+    try:
+        for line in found:
+            done = subprocess.run(
+                ["bash", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, f"$ {line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    finally:
+        subprocess.run(shlex.split("ciml down"), cwd=tmp_path, env=environment, capture_output=True)

@@ -1,0 +1,50 @@
+"""Start-up counts: what a command or a pure function must not pull in, and what `ciml --help` may cost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter holds after ``code``."""
+    probe = f"{code}\nimport sys, json; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(json.loads(out.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ciml.accounting", "ciml.definitions", "ciml.events", "ciml.manifests", "ciml.storage", "ciml.telemetry",
+        "transforms.decode", "transforms.downsample", "transforms.examples", "transforms.fetch", "transforms.parse",
+        "transforms.split", "transforms.store", "transforms.trust",
+    ],
+)  # fmt: skip
+def test_pure_modules_are_light(module: str) -> None:
+    assert loaded_by(f"import {module}") == set()
+
+
+def test_probe_sees_a_heavy_import() -> None:
+    assert loaded_by("import sklearn") >= {"sklearn"}
+
+
+def test_help_is_light_and_quick() -> None:
+    assert loaded_by("import cli.main") == set()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "ingest" in done.stdout
+    # CPU seconds, not the clock: the contract with whoever types it, with room for a slow machine.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
