@@ -1,0 +1,80 @@
+"""The sample runs: the listing of examples/corpus as mentions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ciml.errors import CimlError
+from ciml.records import Mention
+from ciml.runs import RunId
+
+#: The CI system that the demo plays.
+SOURCE = "zuul-demo"
+#: Runs of one change that are tested together.
+RUNS_A_CHANGE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run of the corpus: its mention (without a log's address), and where its log is below the corpus."""
+
+    mention: Mention
+    log_path: str
+    rows: int
+
+
+def corpus_folder(folder: str | None = None) -> Path:
+    """The corpus: ``folder``, else examples/corpus of the checkout.
+
+    Raises:
+      CimlError: where there is no listing.
+    """
+    path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "examples" / "corpus"
+    if not (path / "builds.jsonl").is_file():
+        raise CimlError(f"{path} holds no builds.jsonl: run ciml demo in a checkout, or name a corpus with --corpus")
+    return path
+
+
+def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
+    """The runs in the order in which the demo's CI finishes them.
+
+    That order is a hash of the run, not the listing's: the clouds were recorded one after the other, a CI farm uses them
+    side by side. Changes, which decide the split, are numbered along it.
+
+    Args:
+      folder: holds ``builds.jsonl`` and the logs that it names.
+      runs: only so many of them, the first in that order.
+    """
+    lines = [json.loads(line) for line in (folder / "builds.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: hashlib.sha256(f"ciml demo {line['build_uuid']}".encode()).digest())
+    return [_sample(index, line) for index, line in enumerate(lines[:runs])]
+
+
+def _sample(index: int, line: dict[str, str]) -> Sample:
+    mention = Mention(
+        run_id=RunId(SOURCE, line["build_uuid"]).encode(),
+        build_uuid=line["build_uuid"],
+        build_name=line["build_name"],
+        outcome="success",
+        result=line["result"],
+        source=SOURCE,
+        pipeline="gate",
+        project=f"bench/{line['framework']}",
+        branch="main",
+        change=str(4200 + index // RUNS_A_CHANGE),
+        patchset="1",
+        provider=line["node_provider"],
+        flavour=line["node_flavor"],
+        start_us=_epoch_us(line["start_time"]),
+        end_us=_epoch_us(line["end_time"]),
+        labels={name: line[name] for name in ("framework", "workload", "size")},
+    )
+    return Sample(mention, line["log_path"], int(line["rows"]))
+
+
+def _epoch_us(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1_000_000)

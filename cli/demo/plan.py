@@ -1,0 +1,281 @@
+"""What the demo's CI says, and what must become of it: the producer's own account, made before anything is sent."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ciml.events import STARTED, finished_event, run_event
+from ciml.records import Kind, Mention
+from ciml.runs import RunId
+from cli.demo.corpus import SOURCE, Sample
+
+Mode = Literal["structured", "binary", "bare"]
+_MODES: tuple[Mode, ...] = ("structured", "binary", "bare")
+#: Shares of the runs in each wave: the first makes a model, each further one a refresh.
+WAVES = (0.5, 0.25, 0.25)
+SPOIL_EVERY = 20
+UNTRUSTED_EVERY = 40
+STARTED_EVERY = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What must become of one (event, run), or of a message that says nothing of any run (``run_id`` is "").
+
+    Attributes:
+      kind, reason: as the raw manifest has to record it in the end.
+      trusted: whether the run may be trained on; None where there is no raw row.
+      deferred: whether its log must have been waited for.
+      rows: how many samples the raw row must have; None where there is none.
+    """
+
+    run_id: str
+    event_key: str
+    kind: Kind
+    reason: str = ""
+    trusted: bool | None = None
+    deferred: bool = False
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One message and what must become of it."""
+
+    wave: int
+    key: bytes
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    expected: tuple[Expected, ...]
+    trick: str = ""
+
+
+@dataclass(slots=True)
+class Plan:
+    """All messages in their order, and the logs that the log server must have.
+
+    Attributes:
+      messages: in the order of sending; those of a wave stand together.
+      logs: path below the log server's root -> the sample whose log it is, and how it is changed (None: as it is).
+      late: paths that appear only when their runs have been deferred.
+    """
+
+    samples: list[Sample]
+    messages: list[Planned] = field(default_factory=list)
+    logs: dict[str, tuple[Sample, Callable[[bytes], bytes] | None]] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)  # path -> run id
+
+    def waves(self) -> list[list[Planned]]:
+        return [[message for message in self.messages if message.wave == wave] for wave in range(len(WAVES))]
+
+
+def cut_gzip(log: bytes) -> bytes:
+    """A log whose upload broke off: the first two thirds of the compressed bytes."""
+    return log[: len(log) * 2 // 3]
+
+
+def cut_text(log: bytes) -> bytes:
+    """A log that was not compressed, and whose last line broke off in the middle."""
+    text = gzip.decompress(log).rstrip(b"\n")
+    return text[: text.rindex(b"\n") + 12]
+
+
+def not_telemetry(log: bytes) -> bytes:
+    """What a proxy serves in place of a log."""
+    return b"<html><body><h1>502 Bad Gateway</h1></body></html>\n" * 20
+
+
+def other_log(log: bytes) -> bytes:
+    """Another log of the same run: without its last sample."""
+    text = gzip.decompress(log).rstrip(b"\n")
+    return gzip.compress(text[: text.rindex(b"\n") + 1], mtime=0)
+
+
+def make_plan(samples: list[Sample], logs_url: str) -> Plan:
+    """Plans one run of the demo. Everything follows from the samples alone.
+
+    Every twentieth run meets one of the tricks below, every fortieth comes from the pipeline ``check``.
+    """
+    return _Planner(samples, logs_url.rstrip("/")).plan
+
+
+class _Planner:
+    def __init__(self, samples: list[Sample], logs_url: str) -> None:
+        self.plan = Plan(samples)
+        self._logs_url = logs_url
+        self._sent = 0
+        tricks = list(self._tricks().items())
+        ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
+        group: list[Mention] = []
+        for index, sample in enumerate(samples):
+            self._wave = sum(index >= end for end in ends)
+            place, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
+            mention = self._with_log(sample)
+            if index % STARTED_EVERY == 5:
+                self._started(mention)
+            if place == 7:
+                name, spoil = tricks[turn % len(tricks)]
+                self._trick = name
+                spoil(sample)
+                self._trick = ""
+            elif index % UNTRUSTED_EVERY == 13:
+                self._trick = "untrusted pipeline"
+                self._send([replace(mention, pipeline="check")], rows=sample.rows, trusted=False)
+                self._trick = ""
+            elif turn % 3 == 0 and place <= 2:  # the three runs of a change in one event
+                group.append(mention)
+                if place == 2:
+                    self._send(group)
+                    group = []
+            else:
+                self._send([mention], rows=sample.rows)
+        if group:
+            self._send(group)
+
+    _wave = 0
+    _trick = ""
+
+    def _tricks(self) -> dict[str, Callable[[Sample], None]]:
+        return {
+            "broken JSON": self._broken_json,
+            "log is not there": self._log_missing,
+            "log cut short (gzip)": lambda s: self._bad_log(s, cut_gzip, "corrupt_gzip"),
+            "same event twice": self._same_event,
+            "address of the cloud's metadata": lambda s: self._address(s, "http://169.254.169.254/latest/meta-data/"),
+            "log appears later": self._log_late,
+            "log cut short (text)": self._cut_text,
+            "same run by another event": self._same_run,
+            "cancelled run": self._cancelled,
+            "corrected outcome": self._correction,
+            "no event at all": self._not_an_event,
+            "a file of the machine": lambda s: self._address(s, "file:///etc/passwd"),
+            "a page in place of a log": lambda s: self._bad_log(s, not_telemetry, "not_telemetry"),
+            "another port of the log server": lambda s: self._address(s, "http://127.0.0.1:1/x"),
+            "same run, another log": self._other_log,
+            "event without a log's address": self._no_address,
+            "tombstone": self._tombstone,
+        }
+
+    def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> Mention:
+        path = path or sample.log_path
+        self.plan.logs[path] = (sample, change)
+        return replace(sample.mention, log_url=f"{self._logs_url}/{path}")
+
+    def _add(self, key: str, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]) -> None:
+        self.plan.messages.append(
+            Planned(self._wave, key.encode(), value, tuple(headers), tuple(expected), self._trick)
+        )
+
+    def _send(
+        self,
+        mentions: list[Mention],
+        kind: Kind = "run",
+        reason: str = "",
+        *,
+        rows: int | None = None,
+        trusted: bool = True,
+        deferred: bool = False,
+        event_id: str = "",
+        event_type: str = "",
+    ) -> str:
+        """Sends one event that names the runs, each of which becomes ``kind``. Returns its id."""
+        event_id = event_id or f"event-{self._sent:05d}"
+        mode = _MODES[self._sent % len(_MODES)]
+        self._sent += 1
+        if event_type:
+            value, headers = run_event(event_type, *mentions, event_id=event_id, mode=mode)
+        else:
+            value, headers = finished_event(*mentions, event_id=event_id, mode=mode)
+        row = kind == "run"
+        known = {sample.mention.run_id: sample.rows for sample in self.plan.samples} if len(mentions) > 1 else {}
+        expected = [
+            Expected(
+                mention.run_id, f"{SOURCE} {event_id}", kind, reason, trusted if row else None, deferred,
+                (rows if rows is not None else known.get(mention.run_id)) if row else None,
+            )
+            for mention in mentions
+        ]  # fmt: skip
+        # one key a change, so that what is said of a run stays in order
+        self._add(mentions[0].change, value, headers, expected)
+        return event_id
+
+    def _started(self, mention: Mention) -> None:
+        started = replace(mention, phase="started", outcome=None, result="", log_url="", end_us=None)
+        self._send([started], "ignored", "not_finished", event_type=STARTED)
+
+    def _nothing(self, sample: Sample, value: bytes | None, headers: list[tuple[str, bytes]], reason: str) -> None:
+        self._add(sample.mention.change, value, headers, [Expected("", "", "dead_letter", reason)])
+
+    def _broken_json(self, sample: Sample) -> None:
+        value, headers = finished_event(self._with_log(sample))
+        self._nothing(sample, value[: len(value) * 3 // 5], headers, "broken_json")
+
+    def _not_an_event(self, sample: Sample) -> None:
+        self._nothing(sample, b'["finished", "success"]', [], "not_an_event")
+
+    def _tombstone(self, sample: Sample) -> None:
+        self._nothing(sample, None, [("ce_specversion", b"1.0"), ("ce_id", b"gone")], "tombstone")
+
+    def _log_missing(self, sample: Sample) -> None:
+        mention = replace(sample.mention, log_url=f"{self._logs_url}/missing/{sample.log_path}")
+        self._send([mention], "dead_letter", "log_not_found", deferred=True)
+
+    def _log_late(self, sample: Sample) -> None:
+        path = f"late/{sample.log_path}"
+        mention = self._with_log(sample, path)
+        self.plan.late[path] = mention.run_id
+        self._send([mention], rows=sample.rows, deferred=True)
+
+    def _bad_log(self, sample: Sample, change: Callable[[bytes], bytes], reason: str) -> None:
+        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", change)], "dead_letter", reason)
+
+    def _cut_text(self, sample: Sample) -> None:
+        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", cut_text)], rows=sample.rows - 1)
+
+    def _address(self, sample: Sample, url: str) -> None:
+        self._send([replace(sample.mention, log_url=url)], "dead_letter", "address_not_allowed")
+
+    def _no_address(self, sample: Sample) -> None:
+        self._send([sample.mention], "dead_letter", "missing_field")
+
+    def _same_event(self, sample: Sample) -> None:
+        mention = self._with_log(sample)
+        event_id = self._send([mention], rows=sample.rows)
+        self._send([mention], "repeat", "event", event_id=event_id)
+
+    def _same_run(self, sample: Sample) -> None:
+        mention = self._with_log(sample)
+        self._send([mention], rows=sample.rows)
+        self._send([mention], "repeat", "run")
+
+    def _other_log(self, sample: Sample) -> None:
+        self._send([self._with_log(sample)], rows=sample.rows)
+        self._send([self._with_log(sample, f"spoilt/{sample.log_path}", other_log)], "repeat", "other_log")
+
+    def _correction(self, sample: Sample) -> None:
+        mention = self._with_log(sample)
+        self._send([mention], rows=sample.rows)
+        self._send([replace(mention, outcome="failure", result="FAILURE")], "correction", "outcome")
+
+    def _cancelled(self, sample: Sample) -> None:
+        # a run that never was, beside the sample itself
+        native = f"{sample.mention.build_uuid}-cancelled"
+        mention = replace(
+            sample.mention,
+            run_id=RunId(SOURCE, native).encode(),
+            build_uuid=native,
+            outcome="cancellation",
+            result="CANCELED",
+        )
+        self._send([mention], "ignored", "cancelled")
+        self._send([self._with_log(sample)], rows=sample.rows)
+
+
+def expectations(messages: list[Planned]) -> Iterator[tuple[Planned, Expected]]:
+    """Each message with each of its expectations."""
+    for message in messages:
+        for expected in message.expected:
+            yield message, expected
