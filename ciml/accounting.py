@@ -29,7 +29,7 @@ LISTS: Mapping[Kind, str] = {
     "deferred": "deferred",
 }
 #: Reasons of ignored outcomes that say how a run ended. For a run that is stored they are corrections.
-_FINAL_IGNORED = frozenset({"cancelled", "skipped"})
+_FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
 
 
 class KnownRun(NamedTuple):
