@@ -1,0 +1,1 @@
+"""The commands of ``ciml``, one a module, each a click command named ``command``."""

@@ -1,0 +1,42 @@
+"""``ciml down``: ends local engines."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from ciml.errors import CimlError
+from cli import engines
+from cli.options import home_option
+
+
+@click.command("down", short_help="End local engines.")
+@click.argument("names", nargs=-1, metavar="[ENGINE]...")
+@click.option("--purge", is_flag=True, help="Also remove what they kept: Kafka's topics, Flink's checkpoints, logs.")
+@home_option
+def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
+    """End local engines: by default all that ciml up started.
+
+    Kafka's topics stay in the home folder and are there again after the next ciml up. S3's buckets are in memory and go.
+
+    \b
+    Example:
+      ciml down
+      ciml down flink
+      ciml down --purge
+    """
+    unknown = [name for name in names if name not in engines.ENGINES]
+    if unknown:
+        raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(engines.ENGINES)}")
+    if home.exists():
+        ended = engines.stop(names or None, home)
+    else:
+        ended = []
+    click.echo(f"Ended {', '.join(ended)}." if ended else "No engine was running.")
+    if purge:
+        for name in names or engines.ENGINES:
+            shutil.rmtree(home / name, ignore_errors=True)
+            for log in (home / "logs").glob(f"{name}*.log"):
+                log.unlink(missing_ok=True)

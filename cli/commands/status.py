@@ -1,0 +1,65 @@
+"""``ciml status``: shows the local engines."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import engines
+from cli.engines import processes
+from cli.engines.launcher import alive, healthy
+from cli.options import home_option
+
+
+def _look(home: Path, one: engines.EngineState) -> dict[str, Any]:
+    health = "dead" if not alive(one) else "ok" if healthy(home, one) else "no answer"
+    return {**asdict(one), "memory_used_mb": processes.memory_mb(one.pid, one.started), "health": health}
+
+
+@click.command("status", short_help="Show the local engines and how they are.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@home_option
+def command(as_json: bool, home: Path) -> int:
+    """Show the local engines: real or light, process, address, memory and health.
+
+    The exit code is 0 when all of them answer, 3 when one does not, and 0 when there are none.
+
+    \b
+    Example:
+      ciml status
+      ciml status --json
+    """
+    known = engines.read(home)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        seen = list(pool.map(lambda one: _look(home, one), known.values()))
+    if as_json:
+        click.echo(json.dumps({one["name"]: one for one in seen}, indent=2))
+    elif not seen:
+        click.echo(f"No engine runs in {home}. Start some by: ciml up")
+    else:
+        _show(seen)
+    return 0 if all(one["health"] == "ok" for one in seen) else 3
+
+
+def _show(seen: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("engine", "kind", "what", "pid", "address", "memory", "health"):
+        table.add_column(title, justify="right" if title in ("pid", "memory") else "left", overflow="fold")
+    for one in seen:
+        used, cap = one["memory_used_mb"], one["memory_mb"]
+        memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
+        colour = "green" if one["health"] == "ok" else "red"
+        pid = "–" if one["pid"] is None else str(one["pid"])
+        table.add_row(
+            *(one["name"], one["kind"], one["what"], pid, one["address"] or "–", memory),
+            f"[{colour}]{one['health']}[/]",
+        )
+    Console().print(table)

@@ -1,0 +1,93 @@
+"""``ciml up``: starts local engines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from ciml.errors import CimlError
+from cli import engines
+from cli.options import home_option
+
+_DEFAULT = ("kafka", "flink", "s3")
+_PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
+
+
+def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    ports = {}
+    for value in values:
+        use, _, number = value.partition("=")
+        if use not in _PORT_USES or not number.isdecimal() or not 0 < int(number) < 65536:
+            raise click.BadParameter(f"{value!r}: want USE=PORT with USE of {', '.join(_PORT_USES)}", ctx, param)
+        ports[use] = int(number)
+    return ports
+
+
+@click.command("up", short_help="Start local engines: Kafka, Flink, S3 and others.")
+@click.argument("names", nargs=-1, metavar="[ENGINE]...")
+@click.option("--logs-root", metavar="FOLDER", help="The folder that the log server serves (engine logs).")
+@click.option("--models-config", metavar="FILE", help="The configuration that the model server polls (engine models).")
+@click.option(
+    "--port", "ports", multiple=True, metavar="USE=PORT", callback=_ports, help="A fixed port, such as kafka=9092."
+)
+@click.option("--kafka-heap", default=512, show_default=True, metavar="MIB", help="Kafka's Java heap.")
+@click.option("--flink-heap", default=768, show_default=True, metavar="MIB", help="Flink's Java heap.")
+@click.option("--timeout", default=90.0, show_default=True, metavar="SECONDS", help="How long an engine may take.")
+@home_option
+def command(
+    names: tuple[str, ...],
+    logs_root: str | None,
+    models_config: str | None,
+    ports: dict[str, int],
+    kafka_heap: int,
+    flink_heap: int,
+    timeout: float,
+    home: Path,
+) -> None:
+    """Start local engines and wait until each answers.
+
+    ENGINE is any of kafka, flink, s3, logs and models; without one: kafka, flink and s3. Those that run already are left
+    as they are. Where there is no Java, light engines take over for Kafka and Flink, and are named as such.
+
+    \b
+    Example:
+      ciml up
+      ciml up kafka flink --port kafka=9092
+      ciml up logs --logs-root examples/corpus/logs
+    """
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    wanted = list(names) or list(_DEFAULT)
+    if not names:
+        wanted += ["logs"] * bool(logs_root) + ["models"] * bool(models_config)
+    if min(kafka_heap, flink_heap) < 128:
+        raise CimlError("a Java heap below 128 MiB is too small for an engine")
+    began = time.monotonic()
+    with errors.status(f"starting {', '.join(wanted)}") as spinner:
+        settings = engines.Settings(
+            ports=ports,
+            kafka_heap_mb=kafka_heap,
+            flink_heap_mb=flink_heap,
+            logs_root=logs_root,
+            models_config=models_config,
+            timeout_s=timeout,
+            notify=lambda text: spinner.update(text),
+        )
+        running = engines.start(wanted, home, settings)
+    for note in running.notes:
+        click.echo(note, err=True)
+    for name in wanted:
+        one = running.states[name]
+        at = f" at {one.address}" if one.address else ""
+        if name in running.started:
+            process = f" (pid {one.pid}, ready in {running.started[name]:.1f} s)" if one.pid else ""
+            click.echo(f"{name}: {one.what}{at}{process}")
+        else:
+            click.echo(f"{name}: already running: {one.what}{at}")
+    if running.started:
+        click.echo(
+            f"All ready in {time.monotonic() - began:.1f} s; logs are in {home / 'logs'}; end them by: ciml down"
+        )

@@ -1,0 +1,266 @@
+"""Starts engines together, waits until each is ready, and ends them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from ciml.errors import CimlError, EngineError
+from cli.engines import processes, state
+from cli.engines.base import Engine, Launch, Settings
+from cli.engines.flink import Flink, MicroBatches
+from cli.engines.http import S3, LogServer, ModelServer
+from cli.engines.jars import NoJava
+from cli.engines.kafka import Kafka, MockKafka
+from cli.engines.state import EngineState
+
+ENGINES: Mapping[str, Engine] = {one.name: one for one in (Kafka(), Flink(), S3(), LogServer(), ModelServer())}
+LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
+_ATTEMPTS = 3  # with other ports, where the system chose them and another process was faster
+
+
+def engine_of(one: EngineState) -> Engine:
+    """The engine that a state is of."""
+    return (LIGHT_ENGINES if one.light else ENGINES)[one.name]
+
+
+def alive(one: EngineState) -> bool:
+    """Whether the engine's process still runs; an engine without a process always does."""
+    return one.pid is None or processes.find(one.pid, one.started) is not None
+
+
+def healthy(home: Path, one: EngineState) -> bool:
+    """Whether the engine runs and answers."""
+    return alive(one) and engine_of(one).ready(home, one) is not None
+
+
+@dataclass
+class Engines:
+    """Engines that run. As a context manager, ends on leaving those that it started itself.
+
+    Attributes:
+      home: the folder of their files.
+      states: all that run in ``home``, by name.
+      started: the names of those that this call started, with the seconds until each was ready.
+      notes: what there is to say, one line each; why a light engine took over, for example.
+    """
+
+    home: Path
+    states: dict[str, EngineState]
+    started: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def _get(self, name: str) -> EngineState:
+        if name not in self.states:
+            raise EngineError(f"{name} does not run in {self.home}; start it: ciml up {name}")
+        return self.states[name]
+
+    @property
+    def kafka(self) -> str:
+        """The broker's ``host:port``."""
+        return self._get("kafka").address
+
+    @property
+    def flink(self) -> str:
+        """The job server's ``host:port``.
+
+        Raises:
+          EngineError: where bounded micro-batches have taken over.
+        """
+        one = self._get("flink")
+        if one.light:
+            raise EngineError(f"there is no Flink here ({one.what}); use --engine micro-batches")
+        return one.address
+
+    @property
+    def s3(self) -> str:
+        """The S3 endpoint's URL."""
+        return self._get("s3").address
+
+    @property
+    def logs(self) -> str:
+        """The log server's URL."""
+        return self._get("logs").address
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model server's addresses: ``grpc`` (``host:port``) and ``rest`` (a URL)."""
+        return dict(self._get("models").urls)
+
+    @property
+    def light(self) -> bool:
+        """Whether any of them is a stand-in."""
+        return any(one.light for one in self.states.values())
+
+    def stop(self, names: Iterable[str] | None = None) -> list[str]:
+        """Ends engines, by default those that this object started; returns the names of those that ran."""
+        ended = stop(self.started if names is None else names, self.home)
+        self.states = {name: one for name, one in self.states.items() if name not in ended}
+        return ended
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
+def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
+    """Starts engines together and waits until each answers. Those that run in ``home`` already are left as they are.
+
+    Args:
+      names: of ``kafka``, ``flink``, ``s3``, ``logs``, ``models``.
+      home: the folder of their files; by default ``$CIML_HOME`` or ``.ciml``.
+      settings: ports, memory, folders.
+
+    Returns:
+      All engines that run in ``home`` now.
+
+    Raises:
+      CimlError: for an unknown name or a missing setting.
+      EngineError: when one does not start; those that this call started are ended first.
+    """
+    wanted = list(dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in ENGINES]
+    if unknown:
+        raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    place = Path(home).absolute() if home is not None else state.default_home()
+    chosen = settings or Settings()
+    with state.exclusive(place):
+        known = state.read(place)
+        running = {name: one for name, one in known.items() if alive(one)}
+        book = _Book(place, running)
+        engines = Engines(place, running)
+        starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
+        with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
+            results = [pool.submit(one.run) for one in starting]
+            failures = [error for error in (result.exception() for result in results) if error is not None]
+        if failures:
+            for one in starting:
+                one.undo()
+            raise failures[0]
+        for one in starting:
+            engines.started[one.name] = one.seconds
+            engines.notes += one.notes
+        engines.states = dict(book.states)
+    return engines
+
+
+def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> list[str]:
+    """Ends engines of ``home``, all by default, and forgets them.
+
+    Returns:
+      The names of those that ran.
+
+    Raises:
+      EngineError: when one does not end.
+    """
+    place = Path(home).absolute() if home is not None else state.default_home()
+    with state.exclusive(place):
+        known = state.read(place)
+        chosen = [name for name in known if names is None or name in set(names)]
+        with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
+            results = {name: pool.submit(processes.end, known[name].pid, known[name].started) for name in chosen}
+        gone = {name for name, result in results.items() if result.exception() is None}
+        state.write(place, {name: one for name, one in known.items() if name not in gone})
+        for result in results.values():
+            result.result()
+        return [name for name in chosen if results[name].result() or known[name].pid is None]
+
+
+class _Book:
+    """The states of a home while several threads add to them."""
+
+    def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
+        self._home, self._lock, self.states = home, threading.Lock(), dict(states)
+
+    def put(self, name: str, one: EngineState | None) -> None:
+        with self._lock:
+            self.states.pop(name, None)
+            if one is not None:
+                self.states[name] = one
+            state.write(self._home, self.states)
+
+
+class _Start:
+    """The start of one engine, in a thread of its own."""
+
+    def __init__(self, engine: Engine, home: Path, settings: Settings, book: _Book) -> None:
+        self._engine, self._home, self._settings, self._book = engine, home, settings, book
+        self.name = engine.name
+        self.seconds = 0.0
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        began = time.monotonic()
+        try:
+            self._start()
+        except NoJava as error:
+            if self.name not in LIGHT_ENGINES:
+                raise
+            self._engine = LIGHT_ENGINES[self.name]
+            self._start()
+            self.notes.append(f"{error}: {self._book.states[self.name].what} takes over for {self.name}")
+        self.seconds = time.monotonic() - began
+
+    def undo(self) -> None:
+        one = self._book.states.get(self.name)
+        if one is not None:
+            processes.end(one.pid, one.started)
+            self._book.put(self.name, None)
+
+    def _start(self) -> None:
+        for attempt in range(_ATTEMPTS):
+            fixed = self._settings.ports
+            free = iter(processes.free_ports(len(self._engine.uses)))
+            ports = {use: fixed.get(use) or next(free) for use in self._engine.uses}
+            launch = self._engine.prepare(self._home, ports, self._settings)
+            try:
+                self._await(launch)
+                return
+            except _PortTaken as error:
+                self.undo()
+                if attempt + 1 == _ATTEMPTS or all(use in fixed for use in self._engine.uses):
+                    raise EngineError(str(error)) from None
+
+    def _await(self, launch: Launch) -> None:
+        log = self._home / "logs" / f"{self.name}.log"
+        if launch.command is None:
+            self._book.put(self.name, launch.state)
+            return
+        size = log.stat().st_size if log.exists() else 0
+        pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
+        one = launch.state.at(pid=pid, started=started, log=str(log))
+        self._book.put(self.name, one)  # before it is ready: whatever happens now, `ciml down` finds it
+        deadline = time.monotonic() + self._settings.timeout_s
+        while True:
+            if processes.find(pid, started) is None:
+                self._book.put(self.name, None)
+                if _says_port_taken(log, size):
+                    raise _PortTaken(f"{self.name}: a port of {one.ports} is taken; see {log}")
+                raise EngineError(f"{self.name} ended while it started: {processes.last_lines(log)} (log: {log})")
+            answered = self._engine.ready(self._home, one)
+            # A foreign server may answer on the port while this one dies of it.
+            if answered is not None and processes.find(pid, started) is not None:
+                self._book.put(self.name, answered)
+                return
+            if time.monotonic() > deadline:
+                self.undo()
+                raise EngineError(f"{self.name} is not ready after {self._settings.timeout_s:g} s (log: {log})")
+            time.sleep(0.05)
+
+
+class _PortTaken(EngineError):
+    pass
+
+
+def _says_port_taken(log: Path, start: int) -> bool:
+    with log.open("rb") as file:
+        file.seek(start)
+        said = file.read(1 << 20).lower()
+    return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

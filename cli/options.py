@@ -1,0 +1,151 @@
+"""Options that many commands share, with one meaning everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ciml.errors import CimlError
+from cli.engines import state
+
+FLINK = "flink"
+MICRO_BATCHES = "micro-batches"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What runs a streaming pipeline.
+
+    Attributes:
+      name: ``flink``, or ``micro-batches`` for bounded batches on Beam's FnApiRunner, again and again.
+      job_endpoint: the job server's ``host:port`` for ``flink``, else None.
+    """
+
+    name: str
+    job_endpoint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
+
+
+def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path:
+    home = Path(value).absolute() if value else state.default_home()
+    ctx.meta["ciml.home"] = home
+    return home
+
+
+def _engines(ctx: click.Context) -> dict[str, state.EngineState]:
+    from cli.engines import processes
+
+    home = ctx.meta.get("ciml.home") or state.default_home()
+    known = state.read(home)
+    return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
+
+
+def _data_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value and value.startswith("s3://") and not ctx.resilient_parsing:
+        use_local_s3(_engines(ctx).get("s3"))
+    return value
+
+
+def use_local_s3(one: state.EngineState | None) -> bool:
+    """Points S3 clients of this process at the local endpoint, where there is one and no other is configured.
+
+    Returns:
+      Whether it did. Whoever has an endpoint, a profile or credentials in the environment keeps them.
+    """
+    configured = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
+    if one is None or any(os.environ.get(name) for name in configured):
+        return False
+    from cli.engines.http import s3_environment
+
+    os.environ.update(s3_environment(one.address))
+    click.echo(f"S3 is the local endpoint {one.address}", err=True)
+    return True
+
+
+def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:
+    if ctx.resilient_parsing:
+        return None
+    name, _, endpoint = (value or "").partition(":")
+    if name not in ("", FLINK, MICRO_BATCHES) or (name == MICRO_BATCHES and endpoint):
+        raise click.BadParameter(f"{value!r} is neither {FLINK}, {FLINK}:HOST:PORT nor {MICRO_BATCHES}", ctx, param)
+    if name == MICRO_BATCHES:
+        return EngineChoice(MICRO_BATCHES)
+    if endpoint:
+        return EngineChoice(FLINK, endpoint)
+    flink = _engines(ctx).get("flink")
+    if flink is not None and not flink.light:
+        return EngineChoice(FLINK, flink.address)
+    if name == FLINK:
+        said = f"only {flink.what} runs here" if flink else "no Flink runs here"
+        raise CimlError(f"{said}: start it (ciml up flink), name a job server (--engine flink:HOST:PORT)")
+    return EngineChoice(MICRO_BATCHES)
+
+
+def home_option(command: F) -> F:
+    """``--home``, as ``home``: a `pathlib.Path`, absolute. Apply it below the options that look there."""
+    return click.option(
+        "--home",
+        metavar="FOLDER",
+        is_eager=True,
+        callback=_home,
+        help="Where the local engines keep their files.  [default: $CIML_HOME or .ciml]",
+    )(command)
+
+
+def data_path_option(required: bool = True) -> Callable[[F], F]:
+    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open_store`."""
+    return click.option(
+        "--data-path",
+        metavar="DATA",
+        required=required,
+        envvar="CIML_DATA_PATH",
+        show_envvar=True,
+        callback=_data_path,
+        help="A folder or an s3:// prefix.",
+    )
+
+
+def kafka_option(required: bool = True) -> Callable[[F], F]:
+    """``--kafka``, as ``kafka``: ``host:port``, by default the broker of `ciml up`.
+
+    Args:
+      required: without a broker the command ends with one line; else ``kafka`` is None then.
+    """
+
+    def broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value or ctx.resilient_parsing:
+            return value
+        one = _engines(ctx).get("kafka")
+        if one is None and required:
+            raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
+        return one.address if one else None
+
+    return click.option(
+        "--kafka",
+        metavar="HOST:PORT",
+        envvar="CIML_KAFKA",
+        show_envvar=True,
+        callback=broker,
+        help="The Kafka broker.  [default: the one of ciml up]",
+    )
+
+
+def engine_option(command: F) -> F:
+    """``--engine``, as ``engine``: an `EngineChoice`; by default Flink where `ciml up` started it, else micro-batches."""
+    return click.option(
+        "--engine",
+        metavar="flink|micro-batches",
+        envvar="CIML_ENGINE",
+        show_envvar=True,
+        callback=_engine,
+        help="What runs the pipeline; flink:HOST:PORT names a job server.  [default: flink if it is up]",
+    )(command)

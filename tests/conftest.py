@@ -1,0 +1,97 @@
+"""Engines that tests share: one Kafka broker, one Flink and one S3 endpoint a session, each started when it is asked for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_numbers = itertools.count(1)
+
+
+def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from cli import engines
+
+    with engines.start([name], home=tmp_path_factory.mktemp(f"engine-{name}")) as running:
+        if running.light and not os.environ.get("CIML_NO_JAVA"):
+            pytest.skip("; ".join(running.notes))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ``host:port`` of a real broker; of the mock broker when ``CIML_NO_JAVA`` is set."""
+    for running in _engine("kafka", tmp_path_factory):
+        yield running.kafka
+
+
+@pytest.fixture(scope="session")
+def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The ``host:port`` of Beam's job server with Flink inside."""
+    for running in _engine("flink", tmp_path_factory):
+        if running.light:
+            pytest.skip("Flink needs Java")
+        yield running.flink
+
+
+@pytest.fixture
+def flink_jobs(flink: str) -> Iterator[str]:
+    """As ``flink``, and cancels whatever the test left running there."""
+    from cli import engines
+
+    yield flink
+    engines.cancel_all_jobs(flink)
+
+
+@dataclass(frozen=True)
+class S3Endpoint:
+    """A running S3 endpoint; the environment of the session points at it while it runs."""
+
+    endpoint: str
+
+    def bucket(self, name: str | None = None) -> str:
+        """Makes a bucket (with a name of its own by default) and returns its ``s3://`` address."""
+        import boto3
+
+        chosen = name or f"bucket-{next(_numbers)}"
+        boto3.client("s3").create_bucket(Bucket=chosen)
+        return f"s3://{chosen}"
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
+    """An S3 endpoint over HTTP; ``s3.bucket()`` makes a fresh bucket."""
+    from cli import engines
+
+    for running in _engine("s3", tmp_path_factory):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in engines.s3_environment(running.s3).items():
+                patch.setenv(name, value)
+            patch.delenv("AWS_PROFILE", raising=False)
+            patch.delenv("AWS_ENDPOINT_URL", raising=False)
+            yield S3Endpoint(running.s3)
+
+
+@pytest.fixture
+def topic(kafka: str) -> Callable[..., str]:
+    """A factory of fresh topics: ``topic(partitions=1, name="events")`` returns the name it was given, made unique."""
+
+    def make(partitions: int = 1, name: str = "topic") -> str:
+        from cli import engines
+
+        unique = f"{name}-{os.getpid()}-{next(_numbers)}"
+        engines.create_topics(kafka, {unique: partitions})
+        return unique
+
+    return make
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """An empty data root."""
+    return tmp_path / "data"
