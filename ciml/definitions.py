@@ -1,0 +1,333 @@
+"""What a data set is: its definition, and what the definition resolves to, once.
+
+A definition is a small TOML file. It resolves at the sealing of the data set's first span to an ordered list of
+columns and of classes; from then on a run with a missing column or an unknown class is excluded with its reason, and
+nothing that arrives later changes the shape of an example. A model carries the resolved definition in its assets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError
+from ciml.globs import glob_pattern
+from ciml.labels import STATUS_CLASSES, label_of
+from ciml.records import Mention
+from ciml.telemetry import select_columns, short_names
+
+#: The longest run that is looked at unless a definition says otherwise, as in the original.
+NORMAL_LENGTH_S = 5500
+#: More windows than this are refused: an example of 14 columns would take 5.6 MB.
+MAX_WINDOWS = 100_000
+#: One salt for all data sets, so that a run is in the same split of each.
+DEFAULT_SALT = "ciml"
+
+Statistic = Literal["mean", "min", "max", "std", "last"]
+Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
+
+#: Columns of an example that are no features. A feature of such a name goes by its full name instead.
+METADATA_COLUMNS = (
+    "run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest",
+    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
+    "outcome", "result", "start_time", "end_time", "labels",
+)  # fmt: skip
+
+_UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
+_INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def interval_us(text: str) -> int:
+    """An interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
+
+    Raises:
+      CimlError: for any other form, and for zero.
+    """
+    match = _INTERVAL.fullmatch(text) if text.isascii() else None
+    if match is None:
+        raise CimlError(f"interval {text!r}: want a whole number and ms, s, min or h, such as 10s or 1min")
+    value = int(match[1] or 1) * _UNITS_US[match[2]]
+    if value == 0:
+        raise CimlError(f"interval {text!r}: must be longer than zero")
+    return value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetDefinition(_Frozen):
+    """What a data set is made of.
+
+    Attributes:
+      name: the data set's name; a folder has it.
+      version: counts what people changed in it.
+      build_name: jobs, or globs of jobs; ``all`` means every job.
+      sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
+      features_regex: searched for in the short names of columns, or in full names where it holds a colon.
+      class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
+      classes: the classes in their order; without, those of the first span, sorted.
+      class_map: from a value of the label to a class; where it is given without ``classes``, it names them all.
+      tdt_split: weights of train, dev and test.
+      salt: key of the split. Data sets that share it share the split.
+      sample_statistic: what stands for the samples of a window.
+      aggregation_functions: where given, an example holds these functions of a run's windows in place of the windows.
+      max_windows: L, the length that runs are cut or padded to; without, ceil(5500 s / r).
+      count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
+      span_runs: how many selected runs are sealed together.
+    """
+
+    name: str
+    version: int = Field(1, ge=1)
+    build_name: tuple[str, ...] = ("all",)
+    sample_interval: str = "10s"
+    features_regex: str = "."
+    class_label: str = "status"
+    classes: tuple[str, ...] | None = None
+    class_map: dict[str, str] = {}
+    tdt_split: tuple[int, int, int] = (7, 0, 3)
+    salt: str = Field(DEFAULT_SALT, min_length=1)
+    sample_statistic: Statistic = "mean"
+    aggregation_functions: tuple[Aggregation, ...] = ()
+    max_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    count_first_sample: bool = True
+    span_runs: int = Field(200, ge=1, le=100_000)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+        return name
+
+    @field_validator("build_name", "classes", "aggregation_functions", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("build_name")
+    @classmethod
+    def _check_build_name(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or not all(names):
+            raise ValueError("names no job: give a job, a glob, several of them, or all")
+        return names
+
+    @field_validator("sample_interval")
+    @classmethod
+    def _check_interval(cls, text: str) -> str:
+        try:
+            interval_us(text)
+        except CimlError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @field_validator("features_regex")
+    @classmethod
+    def _check_regex(cls, pattern: str) -> str:
+        try:
+            select_columns((), pattern)
+        except CimlError as error:
+            raise ValueError(str(error)) from None
+        return pattern
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (len(set(classes)) != len(classes) or not all(classes)):
+            raise ValueError("each class needs a name of its own")
+        if classes is not None and len(classes) < 2:
+            raise ValueError("one class teaches nothing: name at least two")
+        return classes
+
+    @field_validator("tdt_split")
+    @classmethod
+    def _check_weights(cls, weights: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(weights) < 0 or weights[0] == 0:
+            raise ValueError("want three weights of 0 or more for train, dev and test, and some for train")
+        return weights
+
+    @model_validator(mode="after")
+    def _check_together(self) -> DatasetDefinition:
+        if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
+            raise ValueError("aggregation_functions: each only once")
+        if self.aggregation_functions and self.max_windows is not None:
+            raise ValueError("max_windows: has no meaning beside aggregation_functions, which are L")
+        if self.windows > MAX_WINDOWS:
+            raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
+        if self.classes is None and self.class_map and len(set(self.class_map.values())) < 2:
+            raise ValueError("class_map: one class teaches nothing: map to at least two")
+        if self.classes is not None and (strange := sorted(set(self.class_map.values()) - set(self.classes))):
+            raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
+        return self
+
+    @cached_property
+    def interval_us(self) -> int:
+        """Length of a window in microseconds."""
+        return interval_us(self.sample_interval)
+
+    @property
+    def windows(self) -> int:
+        """L: how many windows, or functions, each feature of an example has."""
+        if self.aggregation_functions:
+            return len(self.aggregation_functions)
+        return self.max_windows or -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
+
+    def selects(self, build_name: str) -> bool:
+        """Whether the data set takes runs of this job."""
+        return glob_pattern(self.build_name).fullmatch(build_name) is not None
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str = "definition") -> DatasetDefinition:
+        """The definition that a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise CimlError(f"{where}: {_first_line(error)}") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of all that it says."""
+        return sha256_json(self.to_json())
+
+
+class ResolvedDefinition(_Frozen):
+    """A definition and what it resolved to: all that is needed to prepare a run.
+
+    Attributes:
+      definition: as people wrote it.
+      columns: full names of the columns, in order (``load avg:1m``).
+      features: their names in examples, in the same order (``1m``).
+      classes: names of the classes; a label is a position in here.
+      windows: L.
+    """
+
+    definition: DatasetDefinition
+    columns: tuple[str, ...] = Field(min_length=1)
+    features: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=2)
+    windows: int = Field(ge=1, le=MAX_WINDOWS)
+
+    @property
+    def L(self) -> int:  # noqa: N802 (the design's word)
+        return self.windows
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str = "resolved definition") -> ResolvedDefinition:
+        """The inverse of `to_json`. Raises `CimlError` for anything else."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise CimlError(f"{where}: {_first_line(error)}") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of all that it says."""
+        return sha256_json(self.to_json())
+
+    def label_of(self, mention: Mention) -> tuple[int, str] | str:
+        """(label, class) of a run, or the reason for which it has none: ``no_label`` or ``unknown_class``."""
+        name = label_of(mention, self.definition.class_label, self.definition.class_map)
+        if name is None:
+            return "no_label"
+        try:
+            return self.classes.index(name), name
+        except ValueError:
+            return "unknown_class"
+
+
+def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
+    """A definition from a TOML file, with keys that take precedence over the file's.
+
+    Raises:
+      CimlError: one line that names the file and the key.
+    """
+    try:
+        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CimlError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path} is not TOML: {error}") from None
+    return DatasetDefinition.from_json({**value, **overrides}, where=str(path))
+
+
+def resolve(
+    definition: DatasetDefinition, columns: Iterable[Sequence[str]], mentions: Iterable[Mention]
+) -> ResolvedDefinition:
+    """Resolves a definition against the runs of its first span.
+
+    The columns are those that the pattern selects in most runs (the earliest of equals), so that one odd recorder does
+    not decide; the classes are the definition's own, or the sorted ones of these runs.
+
+    Args:
+      definition: what to resolve.
+      columns: of each run the full names of its telemetry columns, in log order.
+      mentions: what is known of each run.
+
+    Raises:
+      CimlError: where no column or fewer than two classes come out.
+    """
+    found = Counter(tuple(names) for names in columns)
+    selected: Counter[tuple[str, ...]] = Counter()
+    for names, runs in found.items():
+        selected[select_columns(names, definition.features_regex)] += runs
+    del selected[()]
+    if not selected:
+        seen = ", ".join(list(short_names(next(iter(found), ())).values())[:40])
+        raise CimlError(f"features_regex {definition.features_regex!r} selects none of the columns {seen or '(none)'}")
+    best = max(selected.values())
+    chosen = next(names for names, runs in selected.items() if runs == best)
+    whole = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
+    short = short_names(whole)
+    features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
+    return ResolvedDefinition(
+        definition=definition,
+        columns=chosen,
+        features=features,
+        classes=definition.classes or _classes(definition, mentions),
+        windows=definition.windows,
+    )
+
+
+def _classes(definition: DatasetDefinition, mentions: Iterable[Mention]) -> tuple[str, ...]:
+    if definition.class_map:
+        return tuple(dict.fromkeys(definition.class_map.values()))
+    if definition.class_label == "status":
+        return STATUS_CLASSES
+    names = {label_of(mention, definition.class_label, {}) for mention in mentions} - {None}
+    if len(names) < 2:
+        found = f"only the class {names.pop()!r}" if names else "no class at all"
+        raise CimlError(
+            f"class_label {definition.class_label!r}: the first span's runs have {found}; name the classes in the "
+            "definition, or raise span_runs"
+        )
+    return tuple(sorted(name for name in names if name is not None))
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{place}: no such key"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def dumps(resolved: ResolvedDefinition) -> bytes:
+    """The file ``definition.json`` that a model carries in its assets."""
+    return json.dumps(resolved.to_json(), indent=2, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,193 @@
+"""Examples: from windows to one row a run, and the same preparation for a run that is to be predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.definitions import ResolvedDefinition
+from ciml.digest import arrays_digest
+from ciml.errors import Refused
+from ciml.records import Mention
+from transforms.downsample import Windows, downsample
+from transforms.split import split_of
+
+_TIME = pa.timestamp("us", tz="UTC")
+_FACTS = (
+    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
+    "outcome", "result",
+)  # fmt: skip
+
+
+class Excluded(NamedTuple):
+    """A selected run that is no example, and why: ``missing_column``, ``unknown_class``, ``no_label``, ``empty``, …"""
+
+    run_id: str
+    reason: str
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "reason": self.reason, **({"detail": self.detail} if self.detail else {})}
+
+
+class Examples(NamedTuple):
+    """One row a run in ``table`` (`schema_of`), in the order of the runs; the others in ``excluded``."""
+
+    table: pa.Table
+    excluded: tuple[Excluded, ...]
+
+
+def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
+    """The schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
+    text = pa.string()
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), resolved.windows)
+    fields = [
+        *((name, text) for name in ("run_id", "build_uuid", "build_name")),
+        ("label", pa.int64()),
+        ("label_name", text),
+        ("split", text),
+        ("n_windows", pa.int32()),
+        ("digest", text),
+        *((name, text) for name in _FACTS),
+    ]
+    optional = [("start_time", _TIME), ("end_time", _TIME)]
+    return pa.schema(
+        [
+            *(pa.field(name, kind, nullable=False) for name, kind in fields),
+            *(pa.field(name, kind) for name, kind in optional),
+            pa.field("labels", pa.map_(text, text), nullable=False),
+            *(pa.field(name, vector, nullable=False) for name in resolved.features),
+        ]
+    )
+
+
+def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
+    """The examples of runs. What comes out for a run does not depend on the others.
+
+    Args:
+      runs: what is known of each run.
+      tables: the telemetry of each, as stored.
+      resolved: the definition that was resolved.
+
+    Returns:
+      The rows of all runs that have a label and at least one window, and the reasons of the others.
+    """
+    reasons: dict[int, Excluded] = {}
+    labels: dict[int, tuple[int, str]] = {}
+    for index, run in enumerate(runs):
+        label = resolved.label_of(run)
+        if isinstance(label, str):
+            reasons[index] = Excluded(run.run_id, label)
+        else:
+            labels[index] = label
+    taken = list(labels)
+    windows = downsample([tables[index] for index in taken], resolved)
+    for place, refused in windows.refused:
+        index = taken[place]
+        reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
+    kept = np.flatnonzero(windows.n_windows)
+    rows = [taken[place] for place in kept.tolist()]
+    table = _table([runs[index] for index in rows], [labels[index] for index in rows], windows, kept, resolved)
+    return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
+
+
+def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, int]:
+    """One run as a model takes it.
+
+    Returns:
+      inputs float32 [L, F], not normalised, padded with zeros; and n_windows, how many of the L are the run's own.
+
+    Raises:
+      Refused: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
+    """
+    inputs, n_windows, refused = prepare_many([table], resolved)
+    if refused:
+        raise refused[0][1]
+    return inputs[0], int(n_windows[0])
+
+
+def prepare_many(
+    tables: Sequence[pa.Table], resolved: ResolvedDefinition
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, Refused]]]:
+    """Many runs as a model takes them, by the same functions that make examples.
+
+    Returns:
+      inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a refused run is zeros and
+      its n_windows 0. Then (row, reason) of the refused.
+    """
+    windows = downsample(tables, resolved)
+    inputs = np.zeros((len(tables), resolved.windows, len(resolved.columns)), np.float32)
+    inputs[windows.run, windows.position] = windows.values
+    return inputs, windows.n_windows, list(windows.refused)
+
+
+def mentions(examples: pa.Table) -> list[Mention]:
+    """What is known of each example's run, as trust is judged by: all facts but the address of the log."""
+    names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
+    plain = examples.select(names)
+    for name in ("start_time", "end_time"):
+        at = plain.column_names.index(name)
+        plain = plain.set_column(at, name, plain.column(name).cast(pa.int64()))
+    out = []
+    for row in plain.to_pylist():
+        start, end, labels = row.pop("start_time"), row.pop("end_time"), dict(row.pop("labels"))
+        row["outcome"] = row["outcome"] or None
+        out.append(Mention(**row, start_us=start, end_us=end, labels=labels))
+    return out
+
+
+def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
+    """The digest of an example, by which two ways of making it are compared. ``arrays`` float32 [F, L]."""
+    return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
+
+
+def _table(
+    runs: Sequence[Mention],
+    labels: Sequence[tuple[int, str]],
+    windows: Windows,
+    kept: np.ndarray,
+    resolved: ResolvedDefinition,
+) -> pa.Table:
+    """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
+    L, definition = resolved.windows, resolved.definition
+    place = np.zeros(windows.n_windows.size, np.int64)
+    place[kept] = np.arange(kept.size)
+    unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
+    unrolled[:, place[windows.run], windows.position] = windows.values.T
+    n_windows = windows.n_windows[kept]
+    weights, salt = definition.tdt_split, definition.salt
+    columns: dict[str, Any] = {
+        "run_id": [run.run_id for run in runs],
+        "build_uuid": [run.build_uuid for run in runs],
+        "build_name": [run.build_name for run in runs],
+        "label": [label for label, _ in labels],
+        "label_name": [name for _, name in labels],
+        "split": [split_of(run.project, run.change, run.run_id, salt, weights) for run in runs],
+        "n_windows": _arrow(n_windows),
+        "digest": [
+            row_digest(run.run_id, unrolled[:, row], resolved.features, count)
+            for row, (run, count) in enumerate(zip(runs, n_windows.tolist(), strict=True))
+        ],
+        **{name: [getattr(run, name) or "" for run in runs] for name in _FACTS},
+        "start_time": [run.start_us for run in runs],
+        "end_time": [run.end_us for run in runs],
+        "labels": [sorted(run.labels.items()) for run in runs],
+    }
+    schema = schema_of(resolved)
+    arrays = []
+    for field in schema:
+        if (values := columns.get(field.name)) is None:
+            flat = _arrow(unrolled[resolved.features.index(field.name)].reshape(-1))
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+        else:
+            arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    """A contiguous array of numbers as Arrow, without a copy and without importing pandas."""
+    kind = {"f": pa.float32(), "i": pa.int32()}[values.dtype.kind]
+    return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(values)])
