@@ -1,0 +1,146 @@
+"""The columns of telemetry: their names, how a definition selects them, and what is odd about a table.
+
+A telemetry table has a column ``time`` (timestamp[us, UTC]), a column ``boot`` (bool) and one float64 column for each
+column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from `transforms.parse.parse_logs`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ciml.errors import CimlError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TIME = "time"
+BOOT = "boot"
+#: Columns of every table that are no telemetry.
+OWN_COLUMNS = (TIME, BOOT)
+
+#: Names by which people call the load averages.
+_ALIASES = {"1m": "1min", "5m": "5min", "15m": "15min"}
+_REPEATED = re.compile(r"#\d+$")
+_MAX_PATTERN = 1000
+
+
+def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of the telemetry columns among a table's, in their order."""
+    return tuple(name for name in names if name not in OWN_COLUMNS)
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names with ``#2``, ``#3``, … appended where one repeats an earlier one. Empty names are left alone."""
+    taken = {name for name in names if name}
+    seen: dict[str, int] = {}
+    out: list[str] = []
+    for name in names:
+        count = seen.get(name, 0) + 1 if name else 1
+        unique = name
+        while count > 1 and (unique := f"{name}#{count}") in taken:
+            count += 1
+        seen[name] = count
+        taken.add(unique)
+        out.append(unique)
+    return tuple(out)
+
+
+def short_names(columns: Iterable[str]) -> dict[str, str]:
+    """Full name to short name, for columns in the order of the log.
+
+    The short name (``usr`` for ``total cpu usage:usr``) means its first occurrence; the columns that repeat it keep
+    their full name. ``time`` and ``boot`` are left out.
+    """
+    short: dict[str, str] = {}
+    taken: set[str] = set()
+    for full in telemetry_columns(columns):
+        _, _, name = full.rpartition(":")
+        if not name or name in taken or name in OWN_COLUMNS or _REPEATED.search(name):
+            name = full
+        taken.add(name)
+        short[full] = name
+    return short
+
+
+def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ...]:
+    """The full names of the columns that a definition's ``features_regex`` means, in the order of the log.
+
+    The pattern is searched for in the short names, where ``1m``, ``5m`` and ``15m`` are also called ``1min``, ``5min``
+    and ``15min``. When it holds a colon (one of ``(?:…)`` does not count) it is searched for in the full names instead,
+    such as ``load avg:1m``.
+
+    Returns:
+      Possibly none: what to do then is the caller's decision.
+
+    Raises:
+      CimlError: for what is no regular expression.
+    """
+    if len(features_regex) > _MAX_PATTERN:
+        raise CimlError(f"the features' pattern is {len(features_regex)} characters long: want at most {_MAX_PATTERN}")
+    try:
+        pattern = re.compile(features_regex)
+    except (re.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
+        raise CimlError(f"{features_regex!r} is no regular expression: {error}") from None
+    full_names = ":" in re.sub(r"\(\?[a-zA-Z-]*:", "(", features_regex)
+    selected: list[str] = []
+    for full, short in short_names(columns).items():
+        name = full if full_names else short
+        head, colon, tail = name.rpartition(":")
+        names = [name] if tail not in _ALIASES else [name, f"{head}{colon}{_ALIASES[tail]}"]
+        if any(pattern.search(each) for each in names):
+            selected.append(full)
+    return tuple(selected)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something odd in a table that is no reason to refuse it.
+
+    Attributes:
+      kind: ``nulls``, ``negative`` (both with a column), ``clock_set_back`` or ``gaps``.
+      column: the column's full name, "" for the table as a whole.
+      count: how many cells or steps.
+      share: that count over all cells or steps, from 0 to 1.
+    """
+
+    kind: str
+    column: str
+    count: int
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "column": self.column, "count": self.count, "share": round(self.share, 6)}
+
+
+def validate(table: pa.Table) -> list[Finding]:
+    """What is odd in a telemetry table, in the order of its columns, cheap enough for every run.
+
+    A gap is a step of more than ten times the median step.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    rows = table.num_rows
+    if rows == 0:
+        return []
+    findings: list[Finding] = []
+    times = np.from_dlpack(table.column(TIME).combine_chunks().cast(pa.int64()))
+    steps = np.diff(times)
+    if steps.size:
+        back = int(np.count_nonzero(steps < 0))
+        gaps = int(np.count_nonzero(steps > 10 * np.median(steps))) if np.median(steps) > 0 else 0
+        for kind, count in (("clock_set_back", back), ("gaps", gaps)):
+            if count:
+                findings.append(Finding(kind, "", count, count / steps.size))
+    for name in telemetry_columns(table.column_names):
+        column = table.column(name).combine_chunks()
+        nulls = column.null_count
+        values = np.from_dlpack(column.drop_null() if nulls else column)
+        negative = int(np.count_nonzero(values < 0))
+        for kind, count in (("nulls", nulls), ("negative", negative)):
+            if count:
+                findings.append(Finding(kind, name, count, count / rows))
+    return findings
