@@ -32,6 +32,10 @@ class Store(ABC):
     def read(self, path: str) -> bytes:
         """The object's bytes. Raises `FileNotFoundError` where there is none."""
 
+    def read_head(self, path: str, size: int) -> bytes:
+        """At most the first ``size`` bytes of the object, however large. Raises as `read` does."""
+        return self.read(path)[:size]
+
     @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether there is such an object (a folder is none)."""
@@ -229,7 +233,18 @@ class S3Store(Store):
         self._call("put_object", Key=self._key(path), Body=data)
 
     def read(self, path: str) -> bytes:
-        return bytes(self._call("get_object", Key=self._key(path))["Body"].read())
+        return self.read_head(path)
+
+    def read_head(self, path: str, size: int | None = None) -> bytes:
+        from botocore.exceptions import BotoCoreError
+
+        body = self._call("get_object", Key=self._key(path))["Body"]
+        try:
+            return bytes(body.read(size))
+        except (BotoCoreError, OSError) as error:  # the connection broke within the body
+            raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
+        finally:
+            body.close()
 
     def exists(self, path: str) -> bool:
         try:

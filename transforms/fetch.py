@@ -1,0 +1,311 @@
+"""Fetch: the candidates of a batch get their logs, or are deferred, or become dead letters."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ciml.errors import EngineError, Refused
+from ciml.letters import payload_of
+from ciml.records import Batch, Candidate, Outcome
+from ciml.storage import S3Store
+from transforms.addresses import Address, parse_address
+from transforms.fetch_http import HttpLogs, Later, Resolve, system_resolve
+from transforms.fetch_policy import FetchPolicy
+from transforms.gunzip import gunzip
+
+__all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch"]
+
+#: Why a log makes a run a dead letter at once: a closed set.
+REFUSED = (
+    "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
+)  # fmt: skip
+#: Why a log is deferred; also a dead letter's reason when the last try failed so. ``batch_full`` is never one.
+DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
+
+_PIECE = 1 << 20
+_SLOW_IN_A_ROW = 4  # timeouts of one host, none of its logs between, after which a batch asks it no more
+_SECOND_US = 1_000_000
+
+
+@dataclass(slots=True)
+class _Job:
+    """An address, and the candidates whose log is there: repeats of an event share it."""
+
+    text: str
+    candidates: list[Candidate]
+    address: Address | None = None
+    data: bytes | None = None
+    failure: Refused | Later | None = None
+
+
+@dataclass(slots=True)
+class _Host:
+    waiting: deque[_Job] = field(default_factory=deque)
+    running: int = 0
+    slow: int = 0
+
+
+class _Schedule:
+    """Gives jobs to threads: hosts take turns, none has all threads where there are others, a slow one is dropped."""
+
+    def __init__(self, jobs: list[_Job], threads: int, batch_s: float) -> None:
+        self._hosts: dict[str, _Host] = {}
+        for job in jobs:
+            place = job.address.place if job.address else ""
+            self._hosts.setdefault(place, _Host()).waiting.append(job)
+        self._share = threads if len(self._hosts) == 1 else max(1, threads // 2)
+        self._turns = deque(self._hosts)
+        self._end = time.monotonic() + batch_s
+        self._changed = threading.Condition()
+
+    def __iter__(self) -> Iterator[_Job]:
+        """The jobs for one thread; a job counts as over when the thread asks for the next."""
+        while True:
+            job = self._take()
+            if job is None:
+                return
+            yield job
+            self._over(job)
+
+    def _take(self) -> _Job | None:
+        with self._changed:
+            while self._turns:
+                if time.monotonic() > self._end:
+                    for host in self._hosts.values():
+                        self._drop(host, "batch_full", "the batch's time was over")
+                    return None
+                for _ in range(len(self._turns)):
+                    place = self._turns.popleft()
+                    host = self._hosts[place]
+                    if not host.waiting:
+                        continue  # out of the turns for good
+                    self._turns.append(place)
+                    if host.running < self._share:
+                        host.running += 1
+                        return host.waiting.popleft()
+                if self._turns:
+                    self._changed.wait(1.0)
+            return None
+
+    def _over(self, job: _Job) -> None:
+        with self._changed:
+            host = self._hosts[job.address.place if job.address else ""]
+            host.running -= 1
+            if isinstance(job.failure, Later) and job.failure.reason == "log_timeout":
+                host.slow += 1
+                if host.slow >= _SLOW_IN_A_ROW:
+                    self._drop(host, "log_timeout", "its host was too slow for other logs")
+            else:
+                host.slow = 0
+            self._changed.notify_all()
+
+    @staticmethod
+    def _drop(host: _Host, reason: str, detail: str) -> None:
+        for job in host.waiting:
+            job.failure = Later(reason, detail)
+        host.waiting.clear()
+
+
+class _Budget:
+    """The bytes that the logs of a batch may have together."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def grow(self, size: int) -> None:
+        with self._lock:
+            self._left -= size
+            if size > 0 and self._left < 0:
+                raise Later("batch_full", "the logs of the batch are too large together")
+
+
+class Fetcher:
+    """Fetches the logs of batches by a policy. Keeps its connections: make one a process, and `close` it.
+
+    Args:
+      policy: what is allowed, and the limits.
+      resolve: from host and port to IP addresses; the system's resolver unless given.
+    """
+
+    def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
+        self.policy = policy
+        self._stores: dict[str, S3Store] = {}
+        self._http = HttpLogs(
+            policy.rules,
+            connect_s=policy.connect_s,
+            read_s=policy.read_s,
+            total_s=policy.total_s,
+            max_wire_bytes=policy.max_wire_bytes,
+            max_bytes=policy.max_bytes,
+            ca_file=policy.ca_file,
+            resolve=resolve,
+            threads=policy.threads,
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def fetch(self, batch: Batch, now_us: int) -> Batch:
+        """See `fetch`."""
+        jobs: dict[str, _Job] = {}
+        for candidate in batch.candidates:
+            text = candidate.address or candidate.mention.log_url
+            jobs.setdefault(text, _Job(text, [])).candidates.append(candidate)
+        self._run(list(jobs.values()))
+        fetched = []
+        settled = list(batch.settled)
+        for candidate in batch.candidates:
+            job = jobs[candidate.address or candidate.mention.log_url]
+            if job.failure is None:
+                candidate.log = job.data
+                fetched.append(candidate)
+            else:
+                settled.append(_settle(candidate, job.failure, self.policy, now_us))
+        return Batch(batch.covers, batch.messages, fetched, settled)
+
+    def _run(self, jobs: list[_Job]) -> None:
+        budget = _Budget(self.policy.max_batch_bytes)
+        ready = []
+        for job in jobs:
+            try:
+                job.address = parse_address(job.text)
+            except Refused as refused:
+                job.failure = refused
+            else:
+                ready.append(job)
+        if not ready:
+            return
+        threads = min(self.policy.threads, len(ready))
+        schedule = _Schedule(ready, self.policy.threads, self.policy.batch_s)
+
+        def work() -> None:
+            for job in schedule:
+                self._fetch_one(job, budget)
+
+        with ThreadPoolExecutor(threads, "fetch") as pool:
+            for thread in [pool.submit(work) for _ in range(threads)]:
+                thread.result()
+
+    def _fetch_one(self, job: _Job, budget: _Budget) -> None:
+        taken = 0
+
+        def grow(size: int) -> None:
+            nonlocal taken
+            taken += size
+            budget.grow(size)
+
+        try:
+            job.data = self.read(job.address or parse_address(job.text), grow)
+        except (Refused, Later) as failure:
+            job.failure = failure
+            budget.grow(-taken)
+
+    def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
+        """The log at an address, unpacked.
+
+        Raises:
+          Refused: with one of `REFUSED`.
+          Later: with one of `DEFERRED`.
+        """
+        if address.scheme == "file":
+            return self._read_file(address.path, grow)
+        if address.scheme == "s3":
+            return self._read_s3(address, grow)
+        return self._http.fetch(address, grow)
+
+    def _read_file(self, path: str, grow: Callable[[int], None] | None) -> bytes:
+        real = os.path.realpath(path)
+        if not real.startswith(self.policy.roots):
+            raise Refused("address_not_allowed", "the file is not below an allowed root")
+        try:
+            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Later("log_not_found", "no such file") from None
+        except OSError as error:
+            raise Later("log_unavailable", f"{error.strerror}") from None
+        with os.fdopen(handle, "rb", buffering=0) as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused("address_not_allowed", "no regular file")
+            if os.path.realpath(f"/proc/self/fd/{handle}" if os.path.isdir("/proc/self/fd") else path) != real:
+                raise Later("log_unavailable", "the path changed meanwhile")
+            if status.st_size > self.policy.max_wire_bytes:
+                raise Refused("log_too_large", f"{status.st_size} bytes, at most {self.policy.max_wire_bytes}")
+            try:
+                return gunzip(iter(lambda: file.read(_PIECE), b""), self.policy.max_bytes, grow)
+            except OSError as error:
+                raise Later("log_unavailable", f"{error.strerror}") from None
+
+    def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
+        if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
+            raise Refused("address_not_allowed", "the object is not below an allowed prefix")
+        limit = self.policy.max_wire_bytes
+        store = self._stores.setdefault(address.host, S3Store(f"s3://{address.host}"))
+        try:
+            data = store.read_head(address.path, limit + 1)
+        except FileNotFoundError:
+            raise Later("log_not_found", "no such object") from None
+        except EngineError as error:
+            raise Later("log_unavailable", f"{error!s:.200}") from None
+        if len(data) > limit:
+            raise Refused("log_too_large", f"more than {limit} bytes")
+        return gunzip([data], self.policy.max_bytes, grow)
+
+
+def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:
+    detail = failure.detail
+    spent = candidate.attempts > len(policy.delays_s)
+    if isinstance(failure, Later) and candidate.address:
+        spent = True
+        detail += "; its address holds a secret, so it is not kept to be tried again: send the event anew"
+    defer = isinstance(failure, Later) and (not spent or (failure.reason == "batch_full" and not candidate.address))
+    delay_s = 0.0
+    if defer and policy.delays_s and failure.reason != "batch_full":
+        delay_s = policy.delays_s[candidate.attempts - 1]
+    return Outcome(
+        "deferred" if defer else "dead_letter",
+        candidate.origin,
+        candidate.event_key,
+        candidate.mention,
+        failure.reason,
+        detail,
+        candidate.trust,
+        payload=payload_of(candidate.message) if candidate.message and not defer else None,
+        attempts=candidate.attempts,
+        first_seen_us=candidate.first_seen_us if candidate.first_seen_us is not None else now_us,
+        not_before_us=now_us + round(delay_s * _SECOND_US) if defer else None,
+    )
+
+
+_fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
+_fetchers_lock = threading.Lock()
+
+
+def fetch(batch: Batch, policy: FetchPolicy, now_us: int) -> Batch:
+    """Fetches the logs of a batch's candidates, `FetchPolicy.threads` at once.
+
+    Args:
+      batch: whose candidates have an `address` or a `log_url` in their mention.
+      policy: what is allowed, and the limits.
+      now_us: the present, epoch microseconds; what is deferred counts from here.
+
+    Returns:
+      The batch with those candidates whose `log` is there, unpacked. Each of the others is settled: ``deferred`` with
+      ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REFUSED`, or of `DEFERRED` where
+      ``delays_s`` is spent. The order of the batch is kept.
+    """
+    key = (os.getpid(), policy)  # connections do not survive a fork
+    with _fetchers_lock:
+        fetcher = _fetchers.get(key)
+        if fetcher is None:
+            fetcher = _fetchers[key] = Fetcher(policy)
+    return fetcher.fetch(batch, now_us)

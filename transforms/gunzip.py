@@ -1,0 +1,104 @@
+"""Decompression with limits: gzip within gzip, several members, bombs; never more in memory than the limit says."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+
+from ciml.errors import Refused
+
+#: A log file that is gzip, sent with a content encoding of gzip; nothing honest has more.
+MAX_LAYERS = 2
+_PIECE = 1 << 18
+_MAGIC = b"\x1f\x8b"
+
+
+class _Layer:
+    """Takes bytes; passes them on as they are, or unpacked where they begin as gzip does."""
+
+    def __init__(self, limit: int, layers_left: int, sink: Callable[[bytes], None]) -> None:
+        self._limit = limit
+        self._layers_left = layers_left
+        self._sink = sink
+        self._start = b""  # the first bytes, for as long as they do not say what this is
+        self._known = False
+        self._inflate: zlib._Decompress | None = None
+        self._next: _Layer | None = None
+        self._passed = 0
+
+    def feed(self, data: bytes) -> None:
+        if not self._known:
+            data = self._start + data
+            if len(data) < len(_MAGIC):
+                self._start = data
+                return
+            self._begin(data)
+        self._take(data)
+
+    def close(self) -> None:
+        if not self._known:
+            self._begin(self._start)
+            self._take(self._start)
+        if self._inflate is not None and not self._inflate.eof:
+            raise Refused("corrupt_gzip", "cut short")
+        if self._next is not None:
+            self._next.close()
+
+    def _begin(self, data: bytes) -> None:
+        self._known = True
+        if not data.startswith(_MAGIC):
+            return
+        if not self._layers_left:
+            raise Refused("corrupt_gzip", f"gzip within gzip, more than {MAX_LAYERS} deep")
+        self._inflate = zlib.decompressobj(wbits=31)
+        self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
+
+    def _take(self, data: bytes) -> None:
+        if self._inflate is None or self._next is None:
+            self._count(data)
+            self._sink(data)
+            return
+        while data:
+            if self._inflate.eof:  # another member, or the zeros that tar and tape pad with
+                data = data.lstrip(b"\0")
+                if not data:
+                    return
+                self._inflate = zlib.decompressobj(wbits=31)
+            try:
+                out = self._inflate.decompress(data, _PIECE)
+            except zlib.error as error:
+                raise Refused("corrupt_gzip", str(error)) from None
+            # Each layer is held to the limit: a large one may unpack to a small one, at any cost of time.
+            self._count(out)
+            self._next.feed(out)
+            data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+
+    def _count(self, data: bytes) -> None:
+        self._passed += len(data)
+        if self._passed > self._limit:
+            raise Refused("log_too_large", f"more than {self._limit} bytes unpacked")
+
+
+def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | None = None) -> bytes:
+    """Joins chunks, unpacking them where they are gzip (by their first bytes, never by a name), at most twice.
+
+    Args:
+      chunks: bytes in their order, of any sizes.
+      limit: how many bytes the result, and what is unpacked on the way to it, may have.
+      grow: told of each number of bytes that the result grows by; what it raises ends the work.
+
+    Raises:
+      Refused: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
+    """
+    whole = bytearray()
+
+    def sink(data: bytes) -> None:
+        if grow is not None:
+            grow(len(data))
+        whole.extend(data)
+
+    layer = _Layer(limit, MAX_LAYERS, sink)
+    for chunk in chunks:
+        layer.feed(chunk)
+    layer.close()
+    return bytes(whole)
