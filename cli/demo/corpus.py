@@ -42,8 +42,8 @@ def corpus_folder(folder: str | None = None) -> Path:
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
     """The runs in the order in which the demo's CI finishes them.
 
-    That order is a hash of the run, not the listing's: the clouds were recorded one after the other, a CI farm uses them
-    side by side. Changes, which decide the split, are numbered along it.
+    That order is a hash of the run, not the listing's: the clouds were recorded one after the other, and a CI farm uses
+    them side by side. Changes, which decide the split, are numbered along it.
 
     Args:
       folder: holds ``builds.jsonl`` and the logs that it names.

@@ -22,7 +22,7 @@ KINDS = {
     "dead_letter": "#D55E00",
     "deferred": "#E69F00",
 }
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -171,15 +171,17 @@ def confusion_matrix(confusion: Confusion) -> str:
     """Counts, coloured by the share of the true class."""
 
     def paint(axes: Axes) -> None:
-        size = range(len(confusion.classes))
+        size = list(range(len(confusion.classes)))
         shares = [[count / max(sum(row), 1) for count in row] for row in confusion.counts]
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.pcolormesh(size, size, shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", shading="nearest")
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
         for row in size:
             for column in size:
                 color = "white" if shares[row][column] > 0.5 else "black"
                 axes.annotate(f"{confusion.counts[row][column]}", (column, row), ha="center", va="center", color=color)
-        axes.set_xticks(list(size), confusion.classes)
-        axes.set_yticks(list(size), confusion.classes)
+        axes.set_xticks(size, confusion.classes)
+        axes.set_yticks(size, confusion.classes)
         axes.set_xlabel("the model's answer")
         axes.set_ylabel("provider")
         axes.set_title(f"{confusion.model} v{confusion.version}", fontsize=10)

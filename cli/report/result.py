@@ -45,8 +45,8 @@ class ExclusionLine(_Record):
 class VersionLine(_Record):
     """One refresh of a model: its accuracy on runs that it did not learn from, beside what needs no network.
 
-    ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class, ``one_number`` the accuracy
-    of the sum of used, free, buff and cach of the first sample (nearest neighbour); both on the same held-out runs.
+    ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class, ``one_number``
+    the accuracy of the sum of used, free, buff and cach of the first sample (nearest neighbour), on the same runs.
     ``champion`` is the accuracy of the model served before, on the same runs. ``verdict`` is ``pushed`` or ``kept``.
     """
 

@@ -75,11 +75,13 @@ def demo_result(**changes: object) -> DemoResult:
         ],
         "predictions": [
             PredictionLine(
-                model="provider-all", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0, p99_ms=900.0,
+                model="provider-all", by_version={"1": 380, "2": 200, "3": 175}, untrusted=20, p50_ms=48.0,
+                p99_ms=900.0,
                 latencies_ms=[20 * 1.012**step for step in range(380)],
             ),
             PredictionLine(
-                model="provider-relative", by_version={"1": 755}, untrusted=20, p50_ms=52.0, p99_ms=950.0,
+                model="provider-relative", by_version={"1": 755}, untrusted=20, p50_ms=52.0,
+                p99_ms=950.0,
                 latencies_ms=[25 * 1.012**step for step in range(380)],
             ),
         ],

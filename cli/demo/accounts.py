@@ -1,0 +1,176 @@
+"""What the raw manifest says of every (event, run), read straight from its deltas, beside the producer's own list."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.accounting import LISTS
+from ciml.manifests import ManifestLog
+from ciml.offsets import RangeSet
+from ciml.records import Origin, Outcome
+from ciml.storage import Store
+from cli.demo.produce import Produced
+from cli.report.result import AccountingLine, Check, SpoiltLine
+
+Place = tuple[str, int, int, str]
+#: The order in which classes are shown.
+KINDS = ("run", "repeat", "correction", "ignored", "dead_letter", "deferred")
+
+
+@dataclass(slots=True)
+class Accounts:
+    """The raw manifest up to ``version``.
+
+    Attributes:
+      final: place -> its outcomes that no later delta closed. Right is one outcome each.
+      waited: places that were deferred at some time.
+      covered: (topic, partition) -> the offsets that are settled.
+    """
+
+    version: int = 0
+    final: dict[Place, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    waited: set[Place] = field(default_factory=set)
+    covered: dict[tuple[str, int], RangeSet] = field(default_factory=dict)
+
+    def catch_up(self, raw: Store) -> None:
+        """Reads the deltas that are new."""
+        for version, delta in ManifestLog(raw).since(self.version):
+            self.apply(delta)
+            self.version = version
+
+    def apply(self, delta: Mapping[str, Any]) -> None:
+        for topic, entry in delta["offsets"].items():
+            for partition, ranges in entry["partitions"].items():
+                for start, end in ranges:
+                    self.covered.setdefault((topic, int(partition)), RangeSet()).add(start, end)
+        for origin, run_id in delta["closes"]:
+            self.final.pop(_place(Origin.from_json(origin), run_id), None)
+        for name in LISTS.values():
+            for record in delta[name]:
+                outcome = Outcome.from_json(record)
+                place = _place(outcome.origin, outcome.run_id)
+                if outcome.kind == "deferred":
+                    self.waited.add(place)
+                    self.final[place] = [one for one in self.final[place] if one.kind != "deferred"]
+                self.final[place].append(outcome)
+
+    def runs(self) -> list[Outcome]:
+        """The raw rows, in the manifest's order."""
+        return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "run"]
+
+    def deferred(self) -> list[Outcome]:
+        """What is still waiting for its log."""
+        return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "deferred"]
+
+    def unsettled(self, produced: Iterable[Produced]) -> int:
+        """How many of the acknowledged messages are not covered yet."""
+        places = {(line.topic, line.partition, line.offset) for line in produced}
+        return sum(offset not in self.covered.get((topic, part), ()) for topic, part, offset in places)
+
+
+def _place(origin: Origin, run_id: str) -> Place:
+    return origin.topic, origin.partition, origin.offset, run_id
+
+
+def accounting_lines(produced: Iterable[Produced], accounts: Accounts) -> list[AccountingLine]:
+    """Expected and counted (event, run) by class and reason."""
+    expected = Counter((line.kind, line.reason) for line in produced)
+    counted = Counter((one.kind, one.reason) for outcomes in accounts.final.values() for one in outcomes)
+    order = sorted({*expected, *counted}, key=lambda key: (KINDS.index(key[0]), -expected[key], key[1]))
+    return [AccountingLine(kind=key[0], reason=key[1], expected=expected[key], counted=counted[key]) for key in order]
+
+
+def spoilt_lines(produced: Iterable[Produced], accounts: Accounts) -> list[SpoiltLine]:
+    """What became of each trick."""
+    messages: dict[str, set[Place]] = defaultdict(set)
+    became: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in produced:
+        if line.trick:
+            messages[line.trick].add((line.topic, line.partition, line.offset, ""))
+            for one in accounts.final.get(line.place, ()):
+                words = one.kind + (f": {one.reason}" if one.reason else "")
+                if one.kind == "run" and one.trust is not None and not one.trust.trusted:
+                    words += ", untrusted"
+                if one.kind == "run" and line.place in accounts.waited:
+                    words += ", after waiting"
+                became[line.trick][words] += 1
+    return [
+        SpoiltLine(
+            trick=trick,
+            messages=len(messages[trick]),
+            became=", ".join(f"{count} × {words}" for words, count in became[trick].most_common()),
+        )
+        for trick in sorted(messages)
+    ]
+
+
+def check_accounting(produced: list[Produced], accounts: Accounts) -> Check:
+    """Each acknowledged (event, run) has exactly one outcome, the expected one, and there is no other outcome."""
+    wrong: list[str] = []
+    for line in produced:
+        found = accounts.final.get(line.place, [])
+        want = f"{line.kind} {line.reason}".strip()
+        got = [f"{one.kind} {one.reason}".strip() for one in found]
+        if got != [want]:
+            wrong.append(f"{line.trick or 'an event'} at {_where(line)}: {' and '.join(got) or 'nothing'}, not {want}")
+        elif line.event_key and found[0].event_key != line.event_key:
+            wrong.append(f"{_where(line)} is counted for the event {found[0].event_key}, not {line.event_key}")
+    known = {line.place for line in produced}
+    wrong += [f"{place[0]}[{place[1]}] {place[2]} was never sent" for place in accounts.final if place not in known]
+    if len(known) != len(produced):
+        wrong.append("the producer's list names an (event, run) twice")
+    return _check(
+        "each (event, run) became what the producer's list says", wrong, f"{len(produced)} of {len(produced)}"
+    )
+
+
+def check_offsets(produced: list[Produced], accounts: Accounts) -> Check:
+    """The covered offsets are the acknowledged ones: none is missing and there is none besides."""
+    sent: dict[tuple[str, int], RangeSet] = {}
+    for line in produced:
+        sent.setdefault((line.topic, line.partition), RangeSet()).add(line.offset, line.offset + 1)
+    wrong = [
+        f"{topic}[{partition}]: sent {sent.get((topic, partition))}, covered {accounts.covered.get((topic, partition))}"
+        for topic, partition in sorted({*sent, *accounts.covered})
+        if sent.get((topic, partition), RangeSet()) != accounts.covered.get((topic, partition), RangeSet())
+    ]
+    total = sum(ranges.count() for ranges in sent.values())
+    return _check("acknowledged offsets are covered, and no others", wrong, f"{total} in {len(sent)} partitions")
+
+
+def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
+    """Each raw row was judged at ingestion as the producer knows it."""
+    wrong = [
+        f"{line.run_id} was judged {one.trust}"
+        for line in produced
+        for one in accounts.final.get(line.place, ())
+        if one.kind == "run" and (one.trust is None or one.trust.trusted != line.trusted)
+    ]
+    untrusted = sum(line.trusted is False for line in produced)
+    return _check("runs of the pipeline check are untrusted, all others trusted", wrong, f"{untrusted} untrusted")
+
+
+def check_waited(produced: list[Produced], accounts: Accounts) -> Check:
+    """Logs that came late were waited for, those that were there were not, and nothing waits any more."""
+    wrong = [f"{one.run_id} still waits: {one.reason}" for one in accounts.deferred()]
+    for line in produced:
+        if line.deferred and line.place not in accounts.waited:
+            wrong.append(f"{line.run_id}: its log was not there, and nobody waited for it")
+    expected = {line.place for line in produced if line.deferred}
+    wrong += [f"{place[3]}: its log was there, and was waited for" for place in accounts.waited - expected]
+    return _check("late logs were waited for, and nothing waits any more", wrong, f"{len(expected)} waited")
+
+
+def _where(line: Produced) -> str:
+    return f"{line.topic}[{line.partition}] {line.offset} {line.run_id}".rstrip()
+
+
+def _check(name: str, wrong: list[str], right: str) -> Check:
+    """A check that passed with the detail ``right``, or failed with the first of what is wrong."""
+    if not wrong:
+        return Check(name=name, passed=True, detail=right)
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return Check(name=name, passed=False, detail=wrong[0] + more)

@@ -1,0 +1,158 @@
+"""Sends what was planned, and keeps the producer's own list: what was acknowledged, where, and what it must become."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError, EngineError
+from ciml.records import Kind
+from cli.demo.plan import Plan, Planned
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """One (event, run) of an acknowledged message: its position, and what must become of it (see `plan.Expected`)."""
+
+    topic: str
+    partition: int
+    offset: int
+    wave: int
+    event_key: str
+    run_id: str
+    kind: Kind
+    reason: str
+    trusted: bool | None
+    deferred: bool
+    rows: int | None
+    trick: str
+
+    @property
+    def place(self) -> tuple[str, int, int, str]:
+        """What the raw manifest knows the same (event, run) by."""
+        return self.topic, self.partition, self.offset, self.run_id
+
+
+class LogRoot:
+    """The folder that the log server serves: the corpus' logs, some changed, some not there yet."""
+
+    def __init__(self, folder: Path, corpus: Path) -> None:
+        self.folder = folder
+        self.corpus = corpus
+
+    def make(self, plan: Plan) -> None:
+        """Puts every log in place but the late ones."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        for path in plan.logs:
+            if path not in plan.late:
+                self._put(plan, path)
+
+    def release(self, plan: Plan, path: str) -> None:
+        """Puts a late log in place, whole or not at all."""
+        self._put(plan, path)
+
+    def _put(self, plan: Plan, path: str) -> None:
+        sample, change = plan.logs[path]
+        source, target = self.corpus / sample.log_path, self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if change is not None:
+            target.write_bytes(change(source.read_bytes()))
+            return
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            staged = target.with_name(".staged")
+            shutil.copyfile(source, staged)
+            os.replace(staged, target)
+
+    def read_text(self, log_url: str, logs_url: str) -> bytes:
+        """The text of the log that a run names, as the server would give it out, decompressed."""
+        data = (self.folder / log_url.removeprefix(f"{logs_url}/")).read_bytes()
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
+class Sender:
+    """The producer of the demo's CI."""
+
+    def __init__(self, bootstrap: str, topic: str, timeout_s: float = 60.0) -> None:
+        self.bootstrap, self.topic, self.timeout_s = bootstrap, topic, timeout_s
+        self.produced: list[Produced] = []
+
+    def send(self, messages: Sequence[Planned]) -> list[Produced]:
+        """Sends the messages and waits until all are acknowledged. Returns what was added to ``produced``.
+
+        Raises:
+          EngineError: when the broker refuses one, or does not acknowledge all in time.
+        """
+        from confluent_kafka import KafkaException, Producer
+
+        where: dict[int, tuple[int, int]] = {}
+        refused: list[str] = []
+
+        def delivered(number: int) -> Any:
+            def report(error: Any, message: Any) -> None:
+                if error is not None:
+                    refused.append(str(error))
+                else:
+                    where[number] = (message.partition(), message.offset())
+
+            return report
+
+        # Idempotent, hence in order and without repeats of its own: every repeat is one that was planned.
+        producer = Producer(
+            {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
+        )
+        try:
+            for number, message in enumerate(messages):
+                producer.produce(
+                    self.topic,
+                    value=message.value,
+                    key=message.key,
+                    headers=list(message.headers),
+                    on_delivery=delivered(number),
+                )
+                producer.poll(0)
+            left = producer.flush(self.timeout_s)
+        except KafkaException as error:
+            raise EngineError(f"{self.bootstrap}: {error.args[0].str()}") from error
+        if refused or left or len(where) != len(messages):
+            why = refused[0] if refused else f"{left} were not acknowledged within {self.timeout_s:g} s"
+            raise EngineError(
+                f"{self.bootstrap}: {len(messages) - len(where)} of {len(messages)} events were lost: {why}"
+            )
+        added = [
+            Produced(self.topic, *where[number], message.wave, trick=message.trick, **_facts(expected))
+            for number, message in enumerate(messages)
+            for expected in message.expected
+        ]
+        self.produced += added
+        return added
+
+
+def _facts(expected: Any) -> dict[str, Any]:
+    return asdict(expected)
+
+
+def dump(produced: Iterable[Produced]) -> bytes:
+    """The list as JSON lines."""
+    return "".join(json.dumps(asdict(line), sort_keys=True) + "\n" for line in produced).encode()
+
+
+def load(data: bytes) -> list[Produced]:
+    """The inverse of `dump`.
+
+    Raises:
+      CimlError: for a line that is no such record.
+    """
+    try:
+        return [Produced(**json.loads(line)) for line in data.splitlines()]
+    except (TypeError, ValueError) as error:
+        raise CimlError(f"the producer's list holds a line that it did not write: {error}") from None
