@@ -71,27 +71,28 @@ def store(batch: Batch, raw: Store) -> Batch:
     """
     if not batch.candidates:
         return batch
-    with ThreadPoolExecutor(min(_THREADS, len(batch.candidates))) as pool:
-        files = list(pool.map(lambda candidate: _store_one(candidate, raw), batch.candidates))
+    encoded = [_encode(candidate) for candidate in batch.candidates]  # holds the interpreter: threads only slow it down
+    with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
+        # An object that is there already holds the same telemetry: its name says so.
+        for _ in pool.map(lambda each: raw.create(each[0].path, each[1]), encoded):
+            pass
     settled = [
         Outcome(
             "run", each.origin, each.event_key, each.mention, trust=each.trust, file=file,
             attempts=each.attempts, first_seen_us=each.first_seen_us,
         )
-        for each, file in zip(batch.candidates, files, strict=True)
+        for each, (file, _) in zip(batch.candidates, encoded, strict=True)
     ]  # fmt: skip
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 
 
-def _store_one(candidate: Candidate, raw: Store) -> RawFile:
+def _encode(candidate: Candidate) -> tuple[RawFile, bytes]:
     mention, table = candidate.mention, candidate.telemetry
     if table is None:
         raise IntegrityError(f"{candidate.origin} {mention.run_id}: to be stored before it was parsed")
     data = write_run(table)
     digest = telemetry_digest(mention.run_id, table)
-    path = run_path(mention, table, digest)
-    raw.create(path, data)  # one that is there already holds the same telemetry: its name says so
-    return RawFile(path, digest, table.num_rows, len(data))
+    return RawFile(run_path(mention, table, digest), digest, table.num_rows, len(data)), data
 
 
 def run_path(mention: Mention, table: pa.Table, digest: str) -> str:
