@@ -78,6 +78,8 @@ class LazyGroup(click.Group):
 class Failure(click.ClickException):
     """An error as the user sees it: one line on standard error, and an exit code."""
 
+    exit_code: int  # type: ignore[misc]  # click has it for the class alone
+
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code

@@ -140,7 +140,7 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
 
 
 def engine_option(command: F) -> F:
-    """``--engine``, as ``engine``: an `EngineChoice`; by default Flink where `ciml up` started it, else micro-batches."""
+    """``--engine``, as ``engine``: an `EngineChoice`; by default the Flink of `ciml up`, else micro-batches."""
     return click.option(
         "--engine",
         metavar="flink|micro-batches",

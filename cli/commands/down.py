@@ -19,7 +19,8 @@ from cli.options import home_option
 def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
     """End local engines: by default all that ciml up started.
 
-    Kafka's topics stay in the home folder and are there again after the next ciml up. S3's buckets are in memory and go.
+    Kafka's topics stay in the home folder and are there again after the next ciml up. S3's buckets are in memory and
+    go. A Flink job that runs is not drained: its committed work stays, and it goes on from there when submitted again.
 
     \b
     Example:
@@ -30,13 +31,10 @@ def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
     unknown = [name for name in names if name not in engines.ENGINES]
     if unknown:
         raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(engines.ENGINES)}")
-    if home.exists():
-        ended = engines.stop(names or None, home)
-    else:
-        ended = []
+    ended = engines.stop(names or None, home) if home.exists() else []
     click.echo(f"Ended {', '.join(ended)}." if ended else "No engine was running.")
     if purge:
         for name in names or engines.ENGINES:
             shutil.rmtree(home / name, ignore_errors=True)
-            for log in (home / "logs").glob(f"{name}*.log"):
+            for log in (home / "logs").glob(f"{name}*.log*"):
                 log.unlink(missing_ok=True)

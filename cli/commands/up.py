@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Start local engines and wait until each answers.
 
-    ENGINE is any of kafka, flink, s3, logs and models; without one: kafka, flink and s3. Those that run already are left
-    as they are. Where there is no Java, light engines take over for Kafka and Flink, and are named as such.
+    ENGINE is any of kafka, flink, s3, logs and models; without one: kafka, flink and s3. Those that run already are
+    left as they are. Where there is no Java, light engines take over for Kafka and Flink, and are named as such.
 
     \b
     Example:

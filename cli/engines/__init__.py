@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 from cli.engines.base import Settings
-from cli.engines.flink import Job, cancel_all_jobs, cancel_job, list_jobs
 from cli.engines.http import s3_environment
+from cli.engines.jobs import Job, cancel_all_jobs, cancel_job, list_jobs
 from cli.engines.kafka import create_topics, is_mock
 from cli.engines.launcher import ENGINES, Engines, start, stop
 from cli.engines.state import EngineState, default_home, read

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ciml.errors import EngineError
 from cli.engines import jars
-from cli.engines.base import HOST, Engine, Launch, Settings, java_arguments, listens
+from cli.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
 from cli.engines.state import LIGHT, REAL, EngineState
 
 MICRO_BATCHES = "light: bounded micro-batches"
@@ -26,10 +21,26 @@ _OPENED = (
     *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
 )
 
+# At "info" Flink says 700 lines a job. What stays: what becomes of jobs, tasks and checkpoints.
+_LOG_LEVELS = {
+    "org.apache.beam.runners.flink": "info",
+    "org.apache.beam.runners.jobsubmission": "info",
+    "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # an end of job, as a stack trace
+    "org.apache.flink.runtime.executiongraph": "info",
+    "org.apache.flink.runtime.checkpoint.CheckpointFailureManager": "info",
+    "org.apache.flink.runtime.dispatcher.DispatcherRestEndpoint": "info",
+    "org.apache.flink.runtime.security.token": "error",
+    "org.apache.flink.runtime.webmonitor.WebMonitorUtils": "error",
+}
+
 _CONFIGURATION = """\
 rest.address: {host}
 rest.bind-address: {host}
 rest.bind-port: {first}-{last}
+jobmanager.rpc.address: {host}
+jobmanager.bind-host: {host}
+taskmanager.host: {host}
+taskmanager.bind-host: {host}
 taskmanager.memory.managed.size: {managed}m
 taskmanager.memory.network.min: 32m
 taskmanager.memory.network.max: 32m
@@ -56,7 +67,7 @@ class Flink(Engine):
         folder = home / "flink"
         for part in ("conf", "checkpoints", "scratch", "artifacts"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        first = ports["flink-rest"]
+        first = min(ports["flink-rest"], 65536 - _REST_PORTS)
         (folder / "conf" / "flink-conf.yaml").write_text(
             _CONFIGURATION.format(
                 host=HOST,
@@ -69,13 +80,9 @@ class Flink(Engine):
         )
         options = (
             f"-Xmx{settings.flink_heap_mb}m",
-            "-XX:+UseSerialGC",
-            "-XX:+ExitOnOutOfMemoryError",
-            "-Djava.awt.headless=true",
+            *SMALL_JVM,
             f"-Djava.io.tmpdir={folder / 'scratch'}",
-            "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
-            "-Dorg.slf4j.simpleLogger.showDateTime=true",
-            "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
+            *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in _LOG_LEVELS.items()),
             *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED),
         )
         command = (
@@ -118,86 +125,3 @@ def _job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
         except grpc.RpcError:
             return False
     return True
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job that the job server knows.
-
-    Attributes:
-      id: as the job API takes it.
-      name: as its submitter named it.
-      state: Beam's word: ``RUNNING``, ``DONE``, ``CANCELLED``, ``FAILED``, …
-    """
-
-    id: str
-    name: str
-    state: str
-
-    @property
-    def over(self) -> bool:
-        """Whether it will never run again."""
-        return self.state in ("DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED")
-
-
-def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
-    """The jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
-
-    Raises:
-      EngineError: when it does not answer.
-    """
-    from apache_beam.portability.api import beam_job_api_pb2
-
-    with _job_service(endpoint) as service:
-        answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=timeout_s)
-        return [Job(job.job_id, job.job_name, _state_name(job.state)) for job in answer.job_info]
-
-
-def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
-    """Cancels a job by the job API and waits until it is over. One that is over already is left as it is.
-
-    Returns:
-      The job as it ended: ``CANCELLED``, or how it ended before the request came.
-
-    Raises:
-      EngineError: when the job server does not answer or does not know the job, or it is not over in time.
-    """
-    from apache_beam.portability.api import beam_job_api_pb2
-
-    deadline = time.monotonic() + timeout_s
-    with _job_service(endpoint) as service:
-        while True:
-            state = _state_name(
-                service.GetState(beam_job_api_pb2.GetJobStateRequest(job_id=job_id), timeout=timeout_s).state
-            )
-            job = Job(job_id, "", state)
-            if job.over:
-                return job
-            if time.monotonic() > deadline:
-                raise EngineError(f"job {job_id} at {endpoint} is still {state} {timeout_s:g} s after it was cancelled")
-            # Again and again: a request that comes while the job is being set up is lost.
-            service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=timeout_s)
-            time.sleep(0.2)
-
-
-def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancels every job that is not over yet; returns them as they ended."""
-    return [cancel_job(endpoint, job.id, timeout_s) for job in list_jobs(endpoint) if not job.over]
-
-
-@contextmanager
-def _job_service(endpoint: str) -> Iterator[Any]:
-    import grpc
-    from apache_beam.portability.api import beam_job_api_pb2_grpc
-
-    with grpc.insecure_channel(endpoint) as channel:
-        try:
-            yield beam_job_api_pb2_grpc.JobServiceStub(channel)
-        except grpc.RpcError as error:
-            raise EngineError(f"Flink's job server at {endpoint}: {error.code().name}: {error.details()}") from error
-
-
-def _state_name(state: int) -> str:
-    from apache_beam.portability.api import beam_job_api_pb2
-
-    return str(beam_job_api_pb2.JobState.Enum.Name(state))

@@ -44,7 +44,7 @@ def find_java() -> str:
 
 
 def pom(name: str) -> bytes:
-    """The Maven pom of an engine (``kafka`` or ``flink``); it is package data, and ``deploy/<name>/pom.xml`` links to it."""
+    """The Maven pom of an engine (``kafka`` or ``flink``): package data, to which ``deploy/<name>/pom.xml`` links."""
     return resources.files("cli.engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 

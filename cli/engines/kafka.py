@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ciml.errors import CimlError, EngineError
 from cli.engines import jars
-from cli.engines.base import HOST, Engine, Launch, Settings, java_arguments, listens
+from cli.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arguments, listens
 from cli.engines.processes import last_lines, python_command, python_environment
 from cli.engines.state import LIGHT, REAL, EngineState
 
@@ -55,18 +55,6 @@ log.cleaner.dedupe.buffer.size=16777216
 broker.heartbeat.interval.ms=500
 """
 
-_JAVA = (
-    # Of one run each on two cores: the serial collector and the first compiler tier save memory and start-up time,
-    # and a local broker never runs long or hard enough to miss what they leave out. See docs/engines.md.
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-XX:+ExitOnOutOfMemoryError",
-    "-Djava.awt.headless=true",
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
-)
-
 
 class Kafka(Engine):
     """The broker. Its data stay in ``<home>/kafka`` when it ends, and are there again when it starts."""
@@ -78,7 +66,7 @@ class Kafka(Engine):
         java = jars.find_java()
         class_path = jars.class_path("kafka", settings.notify)
         folder = home / "kafka"
-        options = (f"-Xmx{settings.kafka_heap_mb}m", f"-Xms{min(64, settings.kafka_heap_mb)}m", *_JAVA)
+        options = (f"-Xmx{settings.kafka_heap_mb}m", f"-Xms{min(64, settings.kafka_heap_mb)}m", *SMALL_JVM)
         arguments = java_arguments(folder, class_path, options)
         data = folder / "data"
         properties = folder / "server.properties"
@@ -103,7 +91,7 @@ class Kafka(Engine):
 
 
 class MockKafka(Engine):
-    """librdkafka's mock broker, held by a Python process. Its data end with it; see docs/engines.md for what it cannot do."""
+    """librdkafka's mock broker, in a Python process. Its data end with it; docs/engines.md says what it cannot do."""
 
     name = "kafka"
 

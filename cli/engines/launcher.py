@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -48,12 +50,14 @@ class Engines:
       states: all that run in ``home``, by name.
       started: the names of those that this call started, with the seconds until each was ready.
       notes: what there is to say, one line each; why a light engine took over, for example.
+      leash: the pid and start time of the process that ends them when this one is killed (`Settings.tied`).
     """
 
     home: Path
     states: dict[str, EngineState]
     started: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    leash: tuple[int, float] | None = field(default=None, repr=False)
 
     def _get(self, name: str) -> EngineState:
         if name not in self.states:
@@ -108,6 +112,8 @@ class Engines:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+        if self.leash is not None:
+            processes.end(*self.leash)
 
 
 def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
@@ -137,12 +143,16 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
         book = _Book(place, running)
         engines = Engines(place, running)
         starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
+        if chosen.tied and starting:
+            engines.leash = _leash(place, [one.name for one in starting])
         with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
             results = [pool.submit(one.run) for one in starting]
             failures = [error for error in (result.exception() for result in results) if error is not None]
         if failures:
             for one in starting:
                 one.undo()
+            if engines.leash is not None:
+                processes.end(*engines.leash)
             raise failures[0]
         for one in starting:
             engines.started[one.name] = one.seconds
@@ -171,6 +181,12 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
         for result in results.values():
             result.result()
         return [name for name in chosen if results[name].result() or known[name].pid is None]
+
+
+def _leash(home: Path, names: list[str]) -> tuple[int, float]:
+    me = os.getpid()
+    command = processes.python_command("cli.engines.leash", str(me), repr(processes.start_time(me)), str(home), *names)
+    return processes.spawn(command, home / "logs" / "leash.log", processes.python_environment(), home)
 
 
 class _Book:
@@ -233,7 +249,8 @@ class _Start:
         if launch.command is None:
             self._book.put(self.name, launch.state)
             return
-        size = log.stat().st_size if log.exists() else 0
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(log, log.with_suffix(".log.1"))  # the last run's log is kept, older ones are not
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
         one = launch.state.at(pid=pid, started=started, log=str(log))
         self._book.put(self.name, one)  # before it is ready: whatever happens now, `ciml down` finds it
@@ -241,7 +258,7 @@ class _Start:
         while True:
             if processes.find(pid, started) is None:
                 self._book.put(self.name, None)
-                if _says_port_taken(log, size):
+                if _says_port_taken(log):
                     raise _PortTaken(f"{self.name}: a port of {one.ports} is taken; see {log}")
                 raise EngineError(f"{self.name} ended while it started: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, one)
@@ -259,8 +276,7 @@ class _PortTaken(EngineError):
     pass
 
 
-def _says_port_taken(log: Path, start: int) -> bool:
+def _says_port_taken(log: Path) -> bool:
     with log.open("rb") as file:
-        file.seek(start)
         said = file.read(1 << 20).lower()
     return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

@@ -68,10 +68,19 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
     except OSError as error:
         raise EngineError(f"cannot start {command[0]}: {error.strerror or error}") from error
     _children[child.pid] = child
+    return child.pid, start_time(child.pid)  # a child that ended already is still in the table: nobody reaped it
+
+
+def start_time(pid: int) -> float:
+    """The start time of a process, in seconds since the epoch.
+
+    Raises:
+      EngineError: when there is no such process.
+    """
     try:
-        return child.pid, psutil.Process(child.pid).create_time()
+        return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
-        raise EngineError(f"{command[0]} ended at once; its output is in {log}") from None
+        raise EngineError(f"there is no process {pid}") from None
 
 
 def find(pid: int | None, started: float | None) -> psutil.Process | None:

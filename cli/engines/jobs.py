@@ -1,0 +1,206 @@
+"""The jobs of Beam's job server and of the Flink inside it: what there is, and how to be rid of it.
+
+Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job;
+the embedded Flink, which nobody told, goes on reading and writing. So a job is cancelled on both sides: by the job
+API, and by the REST API of the Flink that runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ciml.errors import EngineError
+
+_OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
+_FLINK_OVER = frozenset({"FINISHED", "CANCELED", "FAILED"})
+# Between the job server's RUNNING and the first answer of the job's REST API.
+_START_UP_S = 15.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that the job server knows.
+
+    Attributes:
+      id: as the job API takes it.
+      name: as its submitter named it. Give each job a name of its own: Flink knows it by nothing else.
+      state: Beam's word: ``RUNNING``, ``DONE``, ``CANCELLED``, ``FAILED``, …
+    """
+
+    id: str
+    name: str
+    state: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never run again, by Beam's account."""
+        return self.state in _OVER
+
+
+@dataclass(frozen=True)
+class FlinkJob:
+    """A job as Flink knows it.
+
+    Attributes:
+      url: of its REST resource, ``http://host:port/jobs/<id>``: there are its metrics, checkpoints and exceptions.
+      name: as its submitter named it.
+      state: Flink's word: ``RUNNING``, ``RESTARTING``, ``CANCELED``, …
+    """
+
+    url: str
+    name: str
+    state: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in _FLINK_OVER
+
+
+def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
+    """The jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
+
+    Raises:
+      EngineError: when it does not answer.
+    """
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    with _job_service(endpoint) as service:
+        answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=timeout_s)
+        return [Job(job.job_id, job.job_name, _word(job.state)) for job in answer.job_info]
+
+
+def list_flink_jobs(endpoint: str) -> list[FlinkJob]:
+    """The jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
+    found = []
+    for address in _rest_addresses(endpoint):
+        with contextlib.suppress(OSError, ValueError):
+            with urllib.request.urlopen(f"{address}/jobs/overview", timeout=5) as answer:  # noqa: S310 (our own loopback)
+                jobs = json.load(answer)["jobs"]
+            found += [FlinkJob(f"{address}/jobs/{job['jid']}", job["name"], job["state"]) for job in jobs]
+    return found
+
+
+def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
+    """Cancels a job on both sides and waits until it is over there. One that is over already is left as it is.
+
+    Args:
+      endpoint: the job server's ``host:port``; on this machine, to reach the Flink inside.
+      job_id: as `list_jobs` and Beam's `PortableRunner` give it.
+      timeout_s: how long all of it may take.
+
+    Returns:
+      The job as it ended: ``CANCELLED``, or how it ended before the request came.
+
+    Raises:
+      EngineError: when the job server does not answer or does not know the job, or it is not over in time.
+    """
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    deadline = time.monotonic() + timeout_s
+    known = [job for job in list_jobs(endpoint) if job.id == job_id]
+    if not known:
+        raise EngineError(f"the job server at {endpoint} knows no job {job_id}")
+    job = known[0]
+    # A job that Beam calls cancelled may run in Flink all the same; one that is done or failed ended there first.
+    if job.state in ("DONE", "FAILED"):
+        return job
+    at_work = _at_work(endpoint, job.name)
+    if not job.over:
+        young = time.monotonic() + _START_UP_S
+        while not at_work and time.monotonic() < min(young, deadline) and not job.over:
+            time.sleep(0.1)  # not in Flink yet: a cancel that comes now would be overtaken by the submission
+            at_work = _at_work(endpoint, job.name)
+            job = next(one for one in list_jobs(endpoint) if one.id == job_id)
+    with _job_service(endpoint) as service:
+        while True:
+            if not job.over:
+                service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
+            at_work = _at_work(endpoint, job.name)
+            for one in at_work:
+                _cancel_in_flink(one)
+            request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
+            job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
+            if job.over and not at_work:
+                return job
+            if time.monotonic() > deadline:
+                inside = ", ".join(one.state for one in at_work) or "over"
+                raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
+            time.sleep(0.1)
+
+
+def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
+    """Cancels every job that is not over on both sides, whatever Beam says of it; returns those, as they ended."""
+    inside = {one.name for one in list_flink_jobs(endpoint) if not one.over}
+    jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
+    return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
+
+
+def _at_work(endpoint: str, name: str) -> list[FlinkJob]:
+    return [one for one in list_flink_jobs(endpoint) if one.name == name and not one.over]
+
+
+def _cancel_in_flink(job: FlinkJob) -> None:
+    request = urllib.request.Request(f"{job.url}?mode=cancel", method="PATCH")  # noqa: S310 (our own loopback)
+    # Gone meanwhile, or over: the caller looks again.
+    with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
+        pass
+
+
+def _rest_addresses(endpoint: str) -> list[str]:
+    """Where the Flinks of a job server answer: each job has one, on a port of the range in the configuration.
+
+    Only ports that the job server's own process listens on count: the range may hold another program's.
+    """
+    port = int(endpoint.rpartition(":")[2])
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr]
+    owner = next((one.pid for one in listening if one.laddr.port == port and one.pid), None)
+    if owner is None:
+        return []
+    try:
+        command = psutil.Process(owner).cmdline()
+    except psutil.Error:
+        return []
+    given = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
+    master = given.get("--flink-master", "[auto]")
+    if not master.startswith("["):
+        return [f"http://{master}"]  # a cluster of its own, with one REST API for all jobs
+    try:
+        lines = Path(given["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
+        first, _, last = next(
+            line.split(":")[1].strip() for line in lines if line.startswith("rest.bind-port:")
+        ).partition("-")
+    except (KeyError, OSError, StopIteration):
+        return []
+    span = range(int(first), int(last or first) + 1)
+    ports = {one.laddr.port for one in listening if one.pid == owner and one.laddr.port in span}
+    return [f"http://127.0.0.1:{one}" for one in sorted(ports)]
+
+
+@contextmanager
+def _job_service(endpoint: str) -> Iterator[Any]:
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            yield beam_job_api_pb2_grpc.JobServiceStub(channel)
+        except grpc.RpcError as error:
+            raise EngineError(f"Flink's job server at {endpoint}: {error.code().name}: {error.details()}") from error
+
+
+def _word(state: int) -> str:
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    return str(beam_job_api_pb2.JobState.Enum.Name(state))
