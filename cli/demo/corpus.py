@@ -63,7 +63,7 @@ def _sample(index: int, line: dict[str, str]) -> Sample:
         result=line["result"],
         source=SOURCE,
         pipeline="gate",
-        project=f"bench/{line['framework']}",
+        project="bench/hibench",
         branch="main",
         change=str(4200 + index // RUNS_A_CHANGE),
         patchset="1",

@@ -1,0 +1,105 @@
+"""Examples computed once more, the short way: straight from the text of the log, with nothing of the pipeline's code."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from cli.report.result import Check
+
+DAY_S = 86_400
+#: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.
+TOLERANCE = 1e-6
+
+
+def direct_example(
+    text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int
+) -> tuple[dict[str, list[float]], int]:
+    """One run's example, from a dstat log with its date in the header (UTC).
+
+    Args:
+      text: the log.
+      columns: full names (``load avg:1m``).
+      interval_s: length of a window; divides a day, so that windows from any midnight are the same.
+      functions: aggregations over the windows; empty for the windows themselves.
+      windows: L.
+
+    Returns:
+      column -> its values without padding, and n_windows.
+    """
+    rows = list(csv.reader(text.splitlines()))
+    year = next(int(row[row.index("Date:") + 1].split()[2]) for row in rows if "Date:" in row)
+    head = next(index for index, row in enumerate(rows) if "time" in row)
+    groups: list[str] = []
+    for cell in rows[head - 1]:
+        groups.append(cell or groups[-1])
+    names = [f"{group}:{name}" for group, name in zip(groups, rows[head], strict=False)]
+    at = [names.index(column) for column in columns]
+    clock = rows[head].index("time")
+    bins: dict[int, list[list[float]]] = defaultdict(lambda: [[] for _ in columns])
+    for row in rows[head + 1 :]:
+        if len(row) < len(rows[head]):
+            continue  # a line that broke off
+        time = datetime.strptime(f"{year} {row[clock]}", "%Y %d-%m %H:%M:%S").replace(tzinfo=UTC)
+        found = bins[int(time.timestamp()) // interval_s]
+        for values, place in zip(found, at, strict=True):
+            if row[place]:
+                values.append(float(row[place]))
+    whole = [bins[number] for number in sorted(bins) if all(bins[number])]
+    means = {column: [math.fsum(part[i]) / len(part[i]) for part in whole] for i, column in enumerate(columns)}
+    if functions:
+        means = {column: [_aggregate(name, values) for name in functions] for column, values in means.items()}
+    cut = {column: values[:windows] for column, values in means.items()}
+    return cut, len(next(iter(cut.values())))
+
+
+def _aggregate(name: str, values: list[float]) -> float:
+    if name == "std":
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean, "min": min, "max": max, "median": statistics.median, "sum": math.fsum}[name](values)
+
+
+def difference(found: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
+    """The largest difference relative to max(|x|, 1) over valid values and padding; infinite where lengths differ."""
+    if len(direct) != n_windows or len(found) < n_windows:
+        return math.inf
+    want = [*direct, *([0.0] * (len(found) - n_windows))]
+    return max((abs(a - b) / max(abs(b), 1.0) for a, b in zip(found, want, strict=True)), default=0.0)
+
+
+def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: Any) -> Check:
+    """Every example equals the direct computation from the log that the log server gave out.
+
+    Args:
+      examples: run id -> its row: ``n_windows`` and each feature's list.
+      texts: run id -> the text of its log.
+      resolved: the data set's `ciml.definitions.ResolvedDefinition`.
+    """
+    definition = resolved.definition
+    worst, wrong = 0.0, []
+    for run_id, row in examples.items():
+        direct, n_windows = direct_example(
+            texts[run_id],
+            resolved.columns,
+            definition.interval_us // 1_000_000,
+            definition.aggregation_functions,
+            resolved.windows,
+        )
+        if row["n_windows"] != n_windows:
+            wrong.append(f"{run_id} has {row['n_windows']} windows, not {n_windows}")
+            continue
+        for column, feature in zip(resolved.columns, resolved.features, strict=True):
+            apart = difference(row[feature], direct[column], n_windows)
+            worst = max(worst, apart)
+            if not apart <= TOLERANCE:
+                wrong.append(f"{run_id} {column}: {apart:.1e} apart")
+    name = f"examples of {definition.name} equal a direct computation"
+    if wrong or not examples:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return Check(name=name, passed=False, detail=(wrong[0] if wrong else "there are none") + more)
+    return Check(name=name, passed=True, detail=f"{len(examples)} runs, at most {worst:.0e} apart")
