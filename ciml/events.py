@@ -24,6 +24,7 @@ from ciml.fields import iso_time, kind_of, needed_text, parse_json, time_us
 from ciml.letters import MAX_MESSAGE_BYTES, message_bytes
 from ciml.records import Mention, Message, Phase
 from ciml.redact import redact_url
+from ciml.runs import RunId
 
 FINISHED = "dev.ciml.run.finished.v1"
 STARTED = "dev.ciml.run.started.v1"
@@ -90,8 +91,8 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
       names: CloudEvent source -> the run ids' source, for sources whose slug (`source_slug`) is not wanted.
 
     Raises:
-      Refused: with one of `REASONS`, where nothing can be said of any run. A fault in one run of an event with several
-        is in `Event.refusals` instead.
+      Refused: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
+        `Event.refusals` instead, so that it is known whose it is and the event's other runs are not lost.
     """
     if not message.value:
         raise Refused("tombstone", "no data")
@@ -115,15 +116,23 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     if type(data) is not dict:
         raise Refused("bad_field", f"data: want an object, not {kind_of(data)}")
     key = f"{ce_source} {ce_id}"
-    if "runs" not in data:
-        mention, address = mention_of_run(data, run_identity(data, source), phase)
-        addresses = {mention.run_id: address} if address != mention.log_url else {}
-        return Event(key, ce_source, ce_id, ce_type, when_us, (mention,), (), addresses, {})
-    mentions, refusals, addresses, runs = _many(data["runs"], phase, source)
-    return Event(key, ce_source, ce_id, ce_type, when_us, mentions, refusals, addresses, runs)
+    if "runs" in data:
+        return Event(key, ce_source, ce_id, ce_type, when_us, *_many(data["runs"], phase, source))
+    identity = run_identity(data, source)
+    try:
+        mention, address = mention_of_run(data, identity, phase)
+    except Refused as refused:
+        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, refused),), {}, {})
+    addresses = {mention.run_id: address} if address != mention.log_url else {}
+    return Event(key, ce_source, ce_id, ce_type, when_us, (mention,), (), addresses, {})
 
 
-_Many = tuple[tuple[Mention, ...], tuple[tuple[Mention, Refused], ...], dict[str, str], dict[str, Mapping[str, Any]]]
+_Refusal = tuple[Mention, Refused]
+_Many = tuple[tuple[Mention, ...], tuple[_Refusal, ...], dict[str, str], dict[str, Mapping[str, Any]]]
+
+
+def _nothing_but(identity: RunId, phase: Phase, refused: Refused) -> _Refusal:
+    return Mention(identity.encode(), identity.native_id, "", phase, source=identity.source), refused
 
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:
@@ -133,7 +142,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
     if len(listed) > MAX_RUNS:
         raise Refused("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_RUNS}")
     mentions: list[Mention] = []
-    refusals: list[tuple[Mention, Refused]] = []
+    refusals: list[_Refusal] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
     for index, run in enumerate(listed):
@@ -148,7 +157,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
         try:
             mention, address = mention_of_run(run, identity, phase, where)
         except Refused as refused:
-            refusals.append((Mention(run_id, identity.native_id, "", phase, source=source), refused))
+            refusals.append(_nothing_but(identity, phase, refused))
             continue
         mentions.append(mention)
         if address != mention.log_url:

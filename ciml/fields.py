@@ -77,15 +77,10 @@ def parse_json(data: bytes) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                inner.extend(item.values())
-            elif type(item) is list:
-                inner.extend(item)
-        if not inner:
+        level = [item for item in level if type(item) is dict or type(item) is list]
+        if not level:
             return
-        level = inner
+        level = [inner for item in level for inner in (item.values() if type(item) is dict else item)]
     raise Refused("broken_json", f"nested deeper than {MAX_DEPTH}")
 
 
@@ -163,7 +158,7 @@ def label_text(value: Any) -> str | None:
     if type(value) is str:
         if len(value) > MAX_TEXT or not is_clean(value):
             return None
-        return redact_url(value) if "://" in value else value
+        return redact_url(value) if "//" in value else value
     if type(value) is bool:
         return "true" if value else "false"
     if type(value) is int and abs(value) < 1 << 63:
@@ -187,7 +182,7 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
     for name, item in value.items():
         if not name or len(name) > MAX_LABEL_NAME or not is_clean(name):
             raise Refused("bad_field", f"{where}labels: the name {name!r:.80} is empty, too long or not clean")
-        if type(item) is str and len(item) <= MAX_TEXT and item.isprintable() and "://" not in item:
+        if type(item) is str and len(item) <= MAX_TEXT and item.isprintable() and "//" not in item:
             taken[name] = item  # nearly all of them
             continue
         if item is None:

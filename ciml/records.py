@@ -61,7 +61,7 @@ class Mention:
 
     run_id: str
     build_uuid: str
-    build_name: str
+    build_name: str = ""
     phase: Phase = "finished"
     outcome: OutcomeWord | None = None
     result: str = ""

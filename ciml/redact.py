@@ -14,9 +14,9 @@ _NAMES = (
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*@")
-_SECRET_IN_BYTES = re.compile(rb"([?&;]|\\u0026|%26)(" + _NAMES.encode() + rb")=[^&;#\"'\s\\<>]*", re.IGNORECASE)
-_USERINFO_IN_BYTES = re.compile(rb"(:\\?/\\?/)[^/?#\"'\s\\<>@]*@")
-_AUTHORIZATION_IN_BYTES = re.compile(rb"\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_PAIR_IN_BYTES = re.compile(rb"([?&;#]|\\u0026|%26)([A-Za-z0-9_.%-]{1,64})=([^&;#\"'\s\\<>]*)")
+_USERINFO_IN_BYTES = re.compile(rb"(\\?/\\?/)[^/?#\"'\s\\<>@]*@")
+_AUTHORIZATION_IN_BYTES = re.compile(rb"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 
 
 def redact_url(url: str) -> str:
@@ -44,9 +44,14 @@ def redact_bytes(data: bytes) -> bytes:
 
     Works on bytes, because a payload that is kept is often one that could not be decoded.
     """
-    replaced = REDACTED.encode()
     if b"@" in data:
         data = _USERINFO_IN_BYTES.sub(rb"\1", data)
     if b"=" in data:
-        data = _SECRET_IN_BYTES.sub(rb"\1\2=" + replaced, data)
-    return _AUTHORIZATION_IN_BYTES.sub(rb"\1 " + replaced, data)
+        data = _PAIR_IN_BYTES.sub(_redact_match, data)
+    return _AUTHORIZATION_IN_BYTES.sub(rb"\1 " + REDACTED.encode(), data)
+
+
+def _redact_match(match: re.Match[bytes]) -> bytes:
+    if _SECRET_NAME.fullmatch(unquote(match[2].decode())):
+        return match[1] + match[2] + b"=" + REDACTED.encode()
+    return match[0]
