@@ -1,0 +1,115 @@
+"""The model server's configuration: the text form of TensorFlow Serving's ModelServerConfig."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ciml.errors import CimlError
+
+CONFIG_NAME = "models.config"
+_HEADER = "# Written by ciml from the registry; `ciml models reconcile` writes it anew. Changes by hand are lost.\n"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What the server is to serve of one model.
+
+    Attributes:
+      name: the model's name in requests.
+      base_path: the folder of its versions, absolute or ``s3://``.
+      policy: ``specific`` serves ``versions``; ``latest`` the ``latest`` highest ones; ``all`` every one.
+      versions: ascending; only for ``specific``.
+      labels: versions by label. A label moves only to a version that is loaded.
+    """
+
+    name: str
+    base_path: str
+    policy: Literal["specific", "latest", "all"] = "specific"
+    versions: tuple[int, ...] = ()
+    latest: int = 1
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+def check_model_name(name: str) -> str:
+    """The name, which is safe in a path, a URL and a metric. Raises `CimlError` otherwise."""
+    if not _NAME.fullmatch(name):
+        raise CimlError(f"model {name!r:.120}: want letters, digits, dash, dot or underscore, at most 100")
+    return name
+
+
+def parse_config(text: str) -> tuple[ModelEntry, ...]:
+    """Reads a ModelServerConfig in text form.
+
+    Raises:
+      CimlError: when it is broken, names no model at all, or asks for what this server does not do.
+    """
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    try:
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except text_format.ParseError as error:
+        raise CimlError(f"the model configuration is no ModelServerConfig: {error}") from None
+    return entries_of(config)
+
+
+def entries_of(config: Any) -> tuple[ModelEntry, ...]:
+    """The entries of a ModelServerConfig message. Raises `CimlError` as `parse_config` does."""
+    if config.WhichOneof("config") != "model_config_list":
+        # An empty file would otherwise mean "serve nothing", and a file cut short is empty.
+        raise CimlError("the model configuration has no model_config_list")
+    entries = [_entry(one) for one in config.model_config_list.config]
+    names = [entry.name for entry in entries]
+    if len(set(names)) != len(names):
+        raise CimlError("the model configuration names a model twice")
+    return tuple(entries)
+
+
+def _entry(one: Any) -> ModelEntry:
+    name = check_model_name(one.name)
+    if one.model_platform not in ("", "tensorflow"):
+        raise CimlError(f"model {name}: platform {one.model_platform!r:.40}; only tensorflow")
+    base_path: str = one.base_path
+    if not base_path:
+        raise CimlError(f"model {name}: has no base_path")
+    policy = one.model_version_policy
+    kind = policy.WhichOneof("policy_choice") or "latest"
+    return ModelEntry(
+        name=name,
+        base_path=base_path,
+        policy=kind,  # type: ignore[arg-type]
+        versions=tuple(sorted(set(policy.specific.versions))) if kind == "specific" else (),
+        latest=max(policy.latest.num_versions, 1),
+        labels=dict(one.version_labels),
+    )
+
+
+def render_config(entries: Iterable[ModelEntry]) -> str:
+    """The text form of ``entries``, the same for the same entries. Only for the policy ``specific``."""
+    lines = [_HEADER + "model_config_list {"]
+    for entry in sorted(entries, key=lambda one: one.name):
+        lines += [
+            "  config {",
+            f"    name: {_quoted(entry.name)}",
+            f"    base_path: {_quoted(entry.base_path)}",
+            '    model_platform: "tensorflow"',
+            "    model_version_policy { specific { "
+            + " ".join(f"versions: {version}" for version in sorted(entry.versions))
+            + " } }",
+            *(
+                f"    version_labels {{ key: {_quoted(label)} value: {version} }}"
+                for label, version in sorted(entry.labels.items())
+            ),
+            "  }",
+        ]
+    return "\n".join([*lines, "}", ""])
+
+
+def _quoted(text: str) -> str:
+    if any(ord(letter) < 32 for letter in text):
+        raise CimlError(f"{text!r:.120}: a control character in a name or path")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,113 @@
+"""What a candidate has to be before it is pushed: the signatures, the assets, and sound answers when it is asked."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage import Store
+from serving.errors import RequestError
+from serving.loader import DEFAULT_SIGNATURE, LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from ciml.definitions import ResolvedDefinition
+
+DEFINITION = "definition.json"
+EXAMPLES = "examples"
+#: One run takes a fraction of a millisecond; a model that takes this long would hold up predictions.
+MAX_CALL_S = 1.0
+_TOLERANCE = 1e-4
+
+
+def read_definition(data: bytes, where: str) -> ResolvedDefinition:
+    """The data set definition that a model carries. Raises `IntegrityError` where it is none."""
+    from ciml.definitions import ResolvedDefinition
+
+    try:
+        return ResolvedDefinition.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError, CimlError) as error:
+        raise IntegrityError(f"{where} is no data set definition: {error}") from None
+
+
+def check_candidate(folder: Store) -> ResolvedDefinition:
+    """Loads a candidate as the server will, and queries both signatures.
+
+    Returns:
+      The definition in its assets.
+
+    Raises:
+      IntegrityError: naming the first thing that is wrong.
+    """
+    where = folder.root
+    try:
+        definition = read_definition(folder.read(f"assets/{DEFINITION}"), f"{where}/assets/{DEFINITION}")
+    except FileNotFoundError:
+        raise IntegrityError(f"{where} has no assets/{DEFINITION}") from None
+    model = load_model(folder)
+    try:
+        _check_signatures(model, definition, where)
+        _query(model, definition, where)
+    except RequestError as error:
+        raise IntegrityError(f"{where} does not answer: {error}") from None
+    finally:
+        model.close()
+    return definition
+
+
+def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
+    rows, windows, features, classes = -1, definition.windows, len(definition.features), len(definition.classes)
+    wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        DEFAULT_SIGNATURE: (
+            {"inputs": ("float32", (rows, windows, features)), "n_windows": ("int32", (rows,))},
+            {"probabilities": ("float32", (rows, classes))},
+        ),
+        EXAMPLES: ({"examples": ("string", (rows,))}, {"probabilities": ("float32", (rows, classes))}),
+    }
+    for name, (inputs, outputs) in wanted.items():
+        signature = model.signatures.get(name)
+        if signature is None:
+            raise IntegrityError(f"{where} has no signature {name!r}")
+        for specs, expected in ((signature.inputs, inputs), (signature.outputs, outputs)):
+            found = {key: (one.dtype, one.shape) for key, one in specs.items()}
+            if found != expected:
+                raise IntegrityError(f"{where}: signature {name!r} has {found}, its definition wants {expected}")
+
+
+def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
+    windows, features = definition.windows, len(definition.features)
+    random = np.random.default_rng(0)
+    inputs = np.concatenate([np.zeros((1, windows, features)), random.gamma(2.0, 50.0, (3, windows, features))]).astype(
+        np.float32
+    )
+    n_windows = np.array([1, 1, max(windows // 2, 1), windows], np.int32)
+    for row, count in enumerate(n_windows):
+        inputs[row, count:] = 0.0
+    answers = model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
+    if not np.isfinite(answers).all():
+        raise IntegrityError(f"{where} answers with numbers that are not finite")
+    if answers.min() < 0 or np.abs(answers.sum(axis=1) - 1).max() > _TOLERANCE:
+        raise IntegrityError(f"{where} answers with numbers that are no probabilities")
+    parsed = model.predict(EXAMPLES, {"examples": _examples(inputs, n_windows, definition)})["probabilities"]
+    if np.abs(parsed - answers).max() > _TOLERANCE:
+        raise IntegrityError(f"{where}: its signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} disagree")
+    began = time.perf_counter()
+    model.predict("", {"inputs": inputs[:1], "n_windows": n_windows[:1]})
+    if time.perf_counter() - began > MAX_CALL_S:
+        raise IntegrityError(f"{where} takes longer than {MAX_CALL_S} s for one run")
+
+
+def _examples(inputs: np.ndarray, n_windows: np.ndarray, definition: ResolvedDefinition) -> np.ndarray:
+    import tensorflow as tf
+
+    serialized = np.empty(len(inputs), dtype=object)
+    for row, count in enumerate(n_windows):
+        example = tf.train.Example()
+        for number, name in enumerate(definition.features):
+            example.features.feature[name].float_list.value.extend(inputs[row, :, number].tolist())
+        example.features.feature["n_windows"].int64_list.value.append(int(count))
+        serialized[row] = example.SerializeToString()
+    return serialized

@@ -1,0 +1,301 @@
+"""Loads one version of a model: a checked private copy, its graph in a session of its own, warmed up.
+
+A session owns its graph, its variables and its thread-safe callables, and gives all of it back when it is closed. The
+object graph of a SavedModel (which names Python classes) is never looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ciml.errors import IntegrityError
+from ciml.storage import Store
+from serving.errors import RequestError, invalid
+from serving.folders import LAST_FILE, copy_model
+from serving.ops import check_ops
+from serving.tensors import from_proto
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEFAULT_SIGNATURE = "serving_default"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+MAX_WARMUP_RECORDS = 1000
+_MAX_GRAPH_BYTES = 256 << 20
+_LOG = logging.getLogger(__name__)
+
+#: Says whether the files that were copied (digests by path) are those of a version that may be served.
+Verify = Callable[[Mapping[str, str]], None]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a signature. In ``shape`` -1 is any size; None is any rank."""
+
+    name: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+    def check(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array as it is fed. Raises `RequestError` when its type or shape is not this one."""
+        found = "string" if array.dtype.kind in "OSU" else array.dtype.name
+        if found != self.dtype:
+            raise invalid(f"input {self.name!r}: expects {self.dtype} but {found} is provided")
+        fits = self.shape is None or (
+            array.ndim == len(self.shape)
+            and all(want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True))
+        )
+        if not fits:
+            raise invalid(f"input {self.name!r}: has shape {list(array.shape)}, expects {list(self.shape or ())}")
+        return array
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature: its inputs and outputs by name, and the call itself."""
+
+    name: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    run: Callable[..., Sequence[NDArray[Any]]]
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension of every input is the number of rows."""
+        return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
+
+
+class LoadedModel:
+    """A version in memory. `predict` may be called from any thread until `close`."""
+
+    def __init__(self, session: Any, meta_graph: Any, source: str, max_rows: int) -> None:
+        self.source = source
+        self.loaded_at = time.time()
+        self.signature_defs: Mapping[str, Any] = {
+            name: one for name, one in meta_graph.signature_def.items() if not name.startswith("__saved_model")
+        }
+        self._max_rows = max_rows
+        self._session = session
+        self._idle = threading.Condition()
+        self._running = 0
+        self._closed = False
+        self.signatures = {name: _signature(session, name, one) for name, one in self.signature_defs.items()}
+
+    def signature(self, name: str) -> Signature:
+        """The signature of that name, the default one for "". Raises `RequestError`, FAILED_PRECONDITION."""
+        found = self.signatures.get(name or DEFAULT_SIGNATURE)
+        if found is None:
+            raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
+        return found
+
+    def predict(
+        self, signature_name: str, inputs: Mapping[str, NDArray[Any]], output_filter: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """Runs a signature.
+
+        Args:
+          signature_name: "" for ``serving_default``.
+          inputs: an array for each input of the signature.
+          output_filter: the outputs that are wanted, in their order; all of them without.
+
+        Raises:
+          RequestError: INVALID_ARGUMENT when the inputs do not fit, FAILED_PRECONDITION without such a signature.
+        """
+        import tensorflow as tf
+
+        signature = self.signature(signature_name)
+        feeds = self._feeds(signature, inputs)
+        for name in output_filter:
+            if name not in signature.outputs:
+                known = ",".join(sorted(signature.outputs))
+                raise invalid(
+                    f"output tensor alias not found in signature: {name} Outputs expected to be in {{{known}}}."
+                )
+        if len(set(output_filter)) != len(output_filter):
+            raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
+        try:
+            values = dict(zip(signature.outputs, signature.run(*feeds), strict=True))
+        except tf.errors.InvalidArgumentError as error:
+            raise invalid(_one_line(error.message)) from None
+        except tf.errors.OpError as error:
+            code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
+            raise RequestError(code, _one_line(error.message)) from None
+        return {name: np.asarray(values[name]) for name in (output_filter or values)}
+
+    def _feeds(self, signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        extra, missing = sorted(set(inputs) - set(signature.inputs)), sorted(set(signature.inputs) - set(inputs))
+        if extra or missing:
+            raise invalid(
+                f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
+                f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(sorted(signature.inputs))}}}). "
+                f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
+            )
+        feeds = [spec.check(inputs[name]) for name, spec in signature.inputs.items()]
+        if signature.batched and feeds:
+            rows = {len(array) for array in feeds}
+            if len(rows) > 1:
+                shapes = ", ".join(f"{name} {list(inputs[name].shape)}" for name in signature.inputs)
+                raise invalid(f"the inputs have different numbers of rows: {shapes}")
+            if max(rows) > self._max_rows:
+                raise invalid(f"a batch of {max(rows)} rows; at most {self._max_rows}")
+        return feeds
+
+    def acquire(self) -> bool:
+        """Keeps the model from being closed until `release`. False where it is closed already."""
+        with self._idle:
+            if self._closed:
+                return False
+            self._running += 1
+            return True
+
+    def release(self) -> None:
+        with self._idle:
+            self._running -= 1
+            self._idle.notify_all()
+
+    def close(self, wait_s: float = 30.0) -> None:
+        """Gives the memory back, once the requests that run now are answered (or ``wait_s`` have passed)."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)
+        self._session.close()
+        self.signatures = {}
+        self._session = None
+        gc.collect()
+        _trim()
+
+
+def load_model(folder: Store, verify: Verify | None = None, *, max_rows: int = 1024) -> LoadedModel:
+    """Loads the version in ``folder`` and warms it up.
+
+    Args:
+      folder: ``<base_path>/<version>``, local or on S3.
+      verify: raises where the copied files are not those of a version that may be served.
+      max_rows: the largest batch of one request.
+
+    Raises:
+      FileNotFoundError: where there is nothing.
+      IntegrityError: when it is corrupt, was altered, holds a forbidden operation, or fails its warm-up.
+    """
+    import tensorflow as tf
+
+    work = Path(tempfile.mkdtemp(prefix="ciml-model-"))
+    try:
+        copy = work / "model"
+        digests = copy_model(folder, copy)
+        if LAST_FILE not in digests:
+            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: it is no (whole) SavedModel")
+        if verify is not None:
+            verify(digests)
+        meta_graph = _checked_meta_graph(folder.root, copy / LAST_FILE)
+        session = tf.compat.v1.Session(graph=tf.Graph())
+        try:
+            with session.graph.as_default():
+                tf.compat.v1.saved_model.loader.load(session, ["serve"], str(copy))
+            model = LoadedModel(session, meta_graph, folder.root, max_rows)
+            _warm_up(model, copy / WARMUP_FILE)
+        except BaseException:
+            session.close()
+            raise
+        return model
+    except (tf.errors.OpError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise IntegrityError(f"{folder.root} cannot be loaded: {_one_line(str(error))}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _checked_meta_graph(where: str, file: Path) -> Any:
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    data = file.read_bytes()
+    if len(data) > _MAX_GRAPH_BYTES:
+        raise IntegrityError(f"{where}: a graph of {len(data) >> 20} MiB; at most {_MAX_GRAPH_BYTES >> 20}")
+    saved_model = saved_model_pb2.SavedModel()
+    try:
+        saved_model.ParseFromString(data)
+    except DecodeError:
+        raise IntegrityError(f"{where}/{LAST_FILE} is corrupt") from None
+    graphs = [one for one in saved_model.meta_graphs if "serve" in one.meta_info_def.tags]
+    if len(graphs) != 1 or len(saved_model.meta_graphs) != 1:
+        raise IntegrityError(f"{where} holds {len(saved_model.meta_graphs)} graphs; want one, tagged serve")
+    try:
+        check_ops(graphs[0])
+    except IntegrityError as error:
+        raise IntegrityError(f"{where}: {error}") from None
+    return graphs[0]
+
+
+def _signature(session: Any, name: str, definition: Any) -> Signature:
+    import tensorflow as tf
+
+    def specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
+        found = {}
+        for key in sorted(infos):
+            info = infos[key]
+            if not info.name:
+                raise IntegrityError(f"signature {name!r}: {key!r} is no dense tensor")
+            shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
+            found[key] = TensorSpec(key, info.name, tf.as_dtype(info.dtype).name, shape)
+        return found
+
+    inputs, outputs = specs(definition.inputs), specs(definition.outputs)
+    run = session.make_callable([one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()])
+    return Signature(name, inputs, outputs, run)
+
+
+def _warm_up(model: LoadedModel, file: Path) -> None:
+    """Runs the requests that a model brings along, or, without any, zeros through every numeric signature."""
+    import tensorflow as tf
+
+    if not file.exists():
+        for signature in model.signatures.values():
+            known = [one.shape is not None and -1 not in one.shape[1:] for one in signature.inputs.values()]
+            if all(known) and all(one.dtype != "string" for one in signature.inputs.values()):
+                zeros = {
+                    name: np.zeros([max(size, 1) for size in one.shape or ()], one.dtype)
+                    for name, one in signature.inputs.items()
+                }
+                with contextlib.suppress(RequestError):  # a model may well refuse zeros; it was its turn to compile
+                    model.predict(signature.name, zeros)
+        return
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(file))):
+        if number >= MAX_WARMUP_RECORDS:
+            raise IntegrityError(f"{model.source}: more than {MAX_WARMUP_RECORDS} warm-up requests")
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: from_proto(name, proto) for name, proto in request.inputs.items()}
+        try:
+            outputs = model.predict(request.model_spec.signature_name, inputs)
+        except RequestError as error:
+            raise IntegrityError(f"{model.source}: warm-up request {number}: {error}") from None
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise IntegrityError(f"{model.source}: warm-up request {number}: {name} is not finite")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())[:500]
+
+
+def _trim() -> None:
+    # glibc keeps freed memory; without this a server that swaps models every hour looks as if it leaked.
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        _LOG.debug("no malloc_trim here")

@@ -1,0 +1,136 @@
+"""Which TensorFlow operations a model may consist of: computing, and nothing that reaches out of the graph.
+
+A SavedModel is a program. An operation that is not listed here (reading or writing files, Python functions, sockets,
+data pipelines, custom kernels) refuses the whole model before any of it is run. The few that a checkpoint needs are
+let in only where they are reached by saving or restoring it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ciml.errors import IntegrityError
+
+_COMPUTING = """
+NoOp Const Placeholder PlaceholderWithDefault Identity IdentityN StopGradient PreventGradient EnsureShape Shape ShapeN
+Size Rank Assert CheckNumerics Snapshot PartitionedCall StatefulPartitionedCall StatelessPartitionedCall If
+StatelessIf While StatelessWhile Case StatelessCase Switch Merge Enter Exit NextIteration LoopCond VarHandleOp
+ReadVariableOp AssignVariableOp AssignAddVariableOp VarIsInitializedOp ResourceGather ResourceGatherNd VariableShape
+Reshape Squeeze ExpandDims Concat ConcatV2 Pack Unpack Split SplitV Slice StridedSlice Gather GatherV2 GatherNd Tile
+Transpose Pad PadV2 MirrorPad Fill ZerosLike OnesLike Range LinSpace OneHot Reverse ReverseV2 ReverseSequence Where
+Select SelectV2 BroadcastTo BroadcastArgs BroadcastGradientArgs InvertPermutation MatrixBandPart MatrixDiag
+MatrixDiagV3 MatrixDiagPart MatrixDiagPartV3 SpaceToBatchND BatchToSpaceND SpaceToDepth DepthToSpace TopK TopKV2
+Unique UniqueV2 ScatterNd TensorScatterUpdate TensorScatterAdd DynamicStitch DynamicPartition Roll Bitcast DeepCopy
+Add AddV2 AddN Sub Mul MulNoNan Div RealDiv FloorDiv TruncateDiv DivNoNan Mod FloorMod TruncateMod Maximum Minimum Neg
+Abs Sign Square Sqrt Rsqrt Exp Expm1 Log Log1p Pow Inv Reciprocal Erf Erfc Erfinv Ndtri Tanh Sigmoid Sin Cos Tan Asin
+Acos Atan Atan2 Sinh Cosh Asinh Acosh Atanh Floor Ceil Round Rint ClipByValue SquaredDifference Cast MatMul
+BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Sum Mean Prod Max Min All Any ArgMax ArgMin EuclideanNorm Cumsum
+Cumprod CumulativeLogsumexp Bincount DenseBincount Bucketize Equal NotEqual ApproximateEqual Less LessEqual Greater
+GreaterEqual LogicalAnd LogicalOr LogicalNot IsNan IsInf IsFinite Xlogy Xlog1py Xdivy Lgamma Digamma Igamma Igammac
+NextAfter SegmentSum SegmentMean SegmentMax SegmentMin UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin
+UnsortedSegmentProd BitwiseAnd BitwiseOr BitwiseXor LeftShift RightShift SearchSorted LowerBound UpperBound BiasAdd
+BiasAddV1 Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Softmax LogSoftmax Conv2D Conv3D DepthwiseConv2dNative
+MaxPool MaxPoolV2 MaxPool3D AvgPool AvgPool3D FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 L2Loss LRN InTopK
+InTopKV2 SoftmaxCrossEntropyWithLogits SparseSoftmaxCrossEntropyWithLogits TensorListFromTensor TensorListReserve
+TensorListStack TensorListSetItem TensorListGetItem TensorListElementShape TensorListLength TensorListPushBack
+TensorListPopBack TensorListGather TensorListConcatV2 TensorListSplit TensorListResize EmptyTensorList TensorArrayV3
+TensorArrayReadV3 TensorArrayWriteV3 TensorArrayGatherV3 TensorArrayScatterV3 TensorArraySizeV3 StatelessRandomUniform
+StatelessRandomUniformV2 StatelessRandomNormal StatelessRandomNormalV2 StatelessRandomGetKeyCounter
+StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg RandomUniform RandomStandardNormal TruncatedNormal ParseExample
+ParseExampleV2 ParseSingleExample ParseSequenceExampleV2 SparseToDense SparseTensorDenseMatMul SparseReshape
+SparseFillEmptyRows AsString StringToNumber StringJoin StringLength StringLower StringStrip StringToHashBucketFast
+HashTableV2 LookupTableFindV2 LookupTableSizeV2 LookupTableImportV2 InitializeTableV2
+"""
+#: Operations that compute.
+COMPUTING = frozenset(_COMPUTING.split())
+#: What restoring a checkpoint needs besides; it reads the file that the loader names.
+_RESTORING = frozenset({"RestoreV2"})
+#: What saving one needs besides. The server never saves: these may be there, and must not be reached otherwise.
+_SAVING = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "StaticRegexFullMatch", "DisableCopyOnRead"})
+
+
+def check_ops(meta_graph: Any) -> None:
+    """Checks every operation of a model: the graph's, and those of all functions, used or not.
+
+    Args:
+      meta_graph: a ``tensorflow.MetaGraphDef``.
+
+    Raises:
+      IntegrityError: naming the first operation that a model must not have, or not there.
+    """
+    graph = _Graph(meta_graph.graph_def)
+    strange = graph.all_ops() - COMPUTING - _RESTORING - _SAVING
+    if strange:
+        raise IntegrityError(f"operation {min(strange)} is not allowed in a model")
+    outputs = [info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()]
+    initial = [
+        name
+        for key in ("saved_model_main_op", "legacy_init_op")
+        if key in meta_graph.collection_def
+        for name in meta_graph.collection_def[key].node_list.value
+    ]
+    restore = [meta_graph.saver_def.restore_op_name] if meta_graph.saver_def.restore_op_name else []
+    for roots, allowed, what in (
+        ([*outputs, *initial], COMPUTING, "serving"),
+        (restore, COMPUTING | _RESTORING, "restoring"),
+    ):
+        beyond = graph.reached_ops(roots) - allowed
+        if beyond:
+            raise IntegrityError(f"operation {min(beyond)} is not allowed where {what} a model reaches it")
+
+
+class _Graph:
+    """Nodes by name, and functions by name, of a GraphDef."""
+
+    def __init__(self, graph_def: Any) -> None:
+        self._nodes: Mapping[str, Any] = {node.name: node for node in graph_def.node}
+        self._functions: Mapping[str, Any] = {one.signature.name: one.node_def for one in graph_def.library.function}
+
+    def all_ops(self) -> set[str]:
+        nodes = [*self._nodes.values(), *(node for body in self._functions.values() for node in body)]
+        return {node.op for node in nodes} - set(self._functions)
+
+    def reached_ops(self, roots: Iterable[str]) -> set[str]:
+        """The operations that run when the nodes or tensors ``roots`` are asked for."""
+        ops: set[str] = set()
+        functions: set[str] = set()
+        seen: set[str] = set()
+        pending = [_node_name(root) for root in roots]
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name not in self._nodes:
+                raise IntegrityError(f"the model's graph has no node {name[:100]!r}")
+            node = self._nodes[name]
+            pending += [_node_name(one) for one in node.input]
+            self._enter(node, ops, functions)
+        return ops
+
+    def _enter(self, node: Any, ops: set[str], functions: set[str]) -> None:
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            called = set(_called(node))
+            if node.op in self._functions:
+                called.add(node.op)
+            else:
+                ops.add(node.op)
+            for name in called & set(self._functions) - functions:
+                functions.add(name)
+                pending += self._functions[name]
+
+
+def _node_name(tensor: str) -> str:
+    return tensor.removeprefix("^").split(":", 1)[0]
+
+
+def _called(holder: Any) -> Iterable[str]:
+    """The functions that a node's attributes name, also those inside of other functions' attributes."""
+    for value in holder.attr.values():
+        functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
+        for one in functions:
+            yield one.name
+            yield from _called(one)

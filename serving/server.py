@@ -1,0 +1,238 @@
+"""The model server: TensorFlow Serving's gRPC and REST API in one process, over a configuration file that it polls.
+
+python -m serving.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from ciml.errors import CimlError, EngineError
+from ciml.storage import open_store
+from serving.config import CONFIG_NAME, ModelEntry, parse_config
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a model server runs.
+
+    Attributes:
+      config: the ModelServerConfig in text form, local or ``s3://``. It may appear later.
+      registry: the folder of the registries that say which versions may be served and what their files are. None
+        takes it from the place of ``config`` (``DATA/models/models.config`` has ``DATA/registry``).
+      verify: False serves every version that the configuration names, as TensorFlow Serving would.
+      host: the address to listen on. There is no authentication: keep it on a private one.
+      grpc_port, rest_port: 0 lets the system choose.
+      poll_s: how often the configuration is looked at; a push is served at most this and a load later.
+      max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
+      max_rows: the largest batch.
+      threads: requests that are worked on at once. A call takes a fraction of a millisecond: a few suffice.
+      allow_reload: whether HandleReloadConfigRequest is answered: it lets any client choose what is served.
+    """
+
+    config: str
+    registry: str | None = None
+    verify: bool = True
+    host: str = "127.0.0.1"
+    grpc_port: int = 8500
+    rest_port: int = 8501
+    poll_s: float = 0.5
+    max_bytes: int = 16 << 20
+    max_rows: int = 1024
+    threads: int = 8
+    allow_reload: bool = False
+
+    def registry_root(self) -> str | None:
+        """The folder of the registries, or None where nothing is verified. Raises `CimlError` where it is unknown."""
+        if not self.verify:
+            return None
+        if self.registry is not None:
+            return self.registry
+        path = PurePosixPath(self.config)
+        if path.name == CONFIG_NAME and path.parent.name == "models":
+            return self.config[: -len(f"models/{CONFIG_NAME}")].rstrip("/") + "/registry"
+        raise CimlError(f"{self.config}: where is its registry? Give --registry FOLDER, or --unverified to do without")
+
+
+class ModelServer:
+    """A model server in this process. As a context manager it is started on entering and stopped on leaving."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.grpc_port = options.grpc_port
+        self.rest_port = options.rest_port
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._config_text: bytes | None = None
+        folder, _, self._config_name = options.config.rpartition("/")
+        self._config_store = open_store(folder or ".")
+        self.manager: Any = None
+
+    def start(self) -> None:
+        """Imports TensorFlow, loads what the configuration names, then listens. Raises `CimlError` where it cannot."""
+        root = self.options.registry_root()
+        listener = _listener(self.options.host, self.options.rest_port)  # before the seconds that the imports take
+        self.rest_port = listener.getsockname()[1]
+        import uvicorn
+
+        from serving.grpc_service import serve_grpc
+        from serving.loader import load_model
+        from serving.manager import ModelManager
+        from serving.metrics import Metrics
+        from serving.registry import RegistryVerifier
+        from serving.rest import rest_app
+
+        options, metrics = self.options, Metrics()
+        self.metrics = metrics
+        self.manager = ModelManager(
+            RegistryVerifier(root) if root is not None else None,
+            lambda folder, verify: load_model(folder, verify, max_rows=options.max_rows),
+            on_load=metrics.loaded,
+        )
+        metrics.watch(self.manager)
+        self.poll()
+        app = rest_app(self.manager, metrics, max_bytes=options.max_bytes)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        self._rest = uvicorn.Server(config)
+        self._run("rest", lambda: self._rest.run(sockets=[listener]))
+        self._grpc, self.grpc_port = serve_grpc(
+            self.manager,
+            metrics,
+            f"{options.host}:{options.grpc_port}",
+            reload=self._reload if options.allow_reload else None,
+            max_bytes=options.max_bytes,
+            threads=options.threads,
+        )
+        self._run("poll", self._poll_forever)
+        while not self._rest.started and self._threads[0].is_alive():
+            time.sleep(0.01)
+
+    def _run(self, name: str, work: Any) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def poll(self) -> None:
+        """Looks at the configuration once, and goes towards what it says. Never raises for what it finds there."""
+        try:
+            text = self._config_store.read(self._config_name)
+        except FileNotFoundError:
+            text = None  # nothing was pushed yet; or it is being restored: what is served stays
+        except CimlError as error:
+            _LOG.warning("%s", error)
+            text = None
+        if text is not None and text != self._config_text:
+            self._config_text = text
+            try:
+                self.manager.apply(parse_config(text.decode("utf-8", "replace")))
+            except CimlError as error:
+                self.metrics.config_error()
+                _LOG.error("%s: %s; what is served stays", self.options.config, error)
+        self.manager.step()
+
+    def _poll_forever(self) -> None:
+        while not self._stop.wait(self.options.poll_s):
+            try:
+                self.poll()
+            except Exception:  # noqa: BLE001 - the loop that takes in pushes must not end
+                _LOG.exception("a look at the configuration failed; what is served stays")
+
+    def _reload(self, entries: Iterable[ModelEntry]) -> None:
+        entries = tuple(entries)
+        self.manager.apply(entries)
+        self.manager.step()
+        for entry in entries:
+            for one in self.manager.status(entry.name):
+                if one.code != "OK":
+                    raise EngineError(f"model {entry.name}: version {one.version} was not loaded: {one.message}")
+
+    def stop(self) -> None:
+        """Answers what is being asked, then ends."""
+        self._stop.set()
+        self._rest.should_exit = True
+        self._grpc.stop(grace=5).wait()
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.manager.close()
+
+    def __enter__(self) -> ModelServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+def run(options: ServerOptions) -> None:
+    """Runs a server until SIGTERM or SIGINT. Says on standard output, as one line of JSON, where it listens."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # looking for a graphics card takes a second
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    server = ModelServer(options)
+    server.start()
+    sys.stdout.write(json.dumps({"grpc": server.grpc_port, "rest": server.rest_port, "pid": os.getpid()}) + "\n")
+    sys.stdout.flush()
+    ended.wait()
+    server.stop()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``python -m serving.server``."""
+    parser = argparse.ArgumentParser(prog="python -m serving.server", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="ModelServerConfig in text form, local or s3://")
+    parser.add_argument("--registry", help="folder of the registries; by default beside the models' folder")
+    parser.add_argument("--unverified", action="store_true", help="serve whatever the configuration names")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--grpc-port", type=int, default=8500, help="0: the system chooses")
+    parser.add_argument("--rest-port", type=int, default=8501, help="0: the system chooses")
+    parser.add_argument("--poll-seconds", type=float, default=0.5)
+    parser.add_argument("--allow-reload", action="store_true", help="answer HandleReloadConfigRequest")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = ServerOptions(
+        config=chosen.config,
+        registry=chosen.registry,
+        verify=not chosen.unverified,
+        host=chosen.host,
+        grpc_port=chosen.grpc_port,
+        rest_port=chosen.rest_port,
+        poll_s=chosen.poll_seconds,
+        allow_reload=chosen.allow_reload,
+    )
+    try:
+        run(options)
+    except CimlError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Small SavedModels with the signatures that ciml serves, and worse ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciml.definitions import DatasetDefinition, ResolvedDefinition, dumps
+
+L, F, C = 5, 3, 4
+DEFINITION = ResolvedDefinition(
+    definition=DatasetDefinition(name="small", sample_interval="10s", class_label="provider", max_windows=L),
+    columns=("total cpu usage:usr", "total cpu usage:sys", "load avg:1m"),
+    features=("usr", "sys", "1m"),
+    classes=("a", "b", "c", "d"),
+    windows=L,
+)
+
+
+def save_model(
+    folder: Path,
+    seed: int = 1,
+    *,
+    definition: ResolvedDefinition = DEFINITION,
+    scale: float = 0.01,
+    spoil: str = "",
+    warmup: int = 0,
+) -> Path:
+    """A SavedModel whose answers depend on ``seed``. ``spoil`` names what is wrong with it."""
+    import tensorflow as tf
+
+    windows, features, classes = definition.windows, len(definition.features), len(definition.classes)
+    random = np.random.default_rng(seed)
+
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = tf.Variable(random.normal(size=(windows * features, classes)).astype("f4") * scale)
+            self.bias = tf.Variable(random.normal(size=(classes,)).astype("f4"))
+            self.folder = tf.Variable("nowhere")
+
+        def answer(self, inputs: Any, n_windows: Any) -> Any:
+            mask = tf.sequence_mask(n_windows, windows, tf.float32)[:, :, None]
+            logits = tf.reshape(inputs * mask, [-1, windows * features]) @ self.weights + self.bias
+            out = tf.nn.softmax(logits)
+            if spoil == "nan":
+                out = out / 0.0 * 0.0
+            if spoil == "logits":
+                out = logits * 1.0
+            if spoil == "read":
+                out = out + 0.0 * tf.cast(tf.strings.length(tf.io.read_file("/etc/hostname")), tf.float32)
+            if spoil == "write":
+                with tf.control_dependencies([tf.io.write_file(str(folder) + ".written", "x")]):
+                    out = tf.identity(out)
+            if spoil == "python":
+                out = tf.py_function(lambda x: x, [out], tf.float32)
+                out.set_shape([None, classes])
+            if spoil == "save":
+                with tf.control_dependencies([tf.raw_ops.SaveV2(
+                    prefix=str(folder) + ".written", tensor_names=["x"], shape_and_slices=[""], tensors=[1.0]
+                )]):  # fmt: skip
+                    out = tf.identity(out)
+            return out
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, windows, features], tf.float32, "inputs"),
+                tf.TensorSpec([None], tf.int32, "n_windows"),
+            ]
+        )
+        def serve(self, inputs: Any, n_windows: Any) -> Any:
+            return {"probabilities": self.answer(inputs, n_windows)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+        def examples(self, examples: Any) -> Any:
+            spec: dict[str, Any] = {name: tf.io.FixedLenFeature([windows], tf.float32) for name in definition.features}
+            spec["n_windows"] = tf.io.FixedLenFeature([], tf.int64)
+            parsed = tf.io.parse_example(examples, spec)
+            inputs = tf.stack([parsed[name] for name in definition.features], axis=2)
+            return {"probabilities": self.answer(inputs, tf.cast(parsed["n_windows"], tf.int32))}
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, 2], tf.float32, "x"),
+                tf.TensorSpec([None], tf.string, "s"),
+            ]
+        )
+        def several(self, x: Any, s: Any) -> Any:
+            return {"double": x * 2.0, "s_bytes": s, "text": tf.strings.join([s, tf.constant("!")])}
+
+    model = Model()
+    signatures = {"serving_default": model.serve, "examples": model.examples, "several": model.several}
+    if spoil == "signature":
+        del signatures["examples"]
+    tf.saved_model.save(model, str(folder), signatures=signatures)
+    (folder / "assets").mkdir(exist_ok=True)
+    (folder / "assets" / "definition.json").write_bytes(dumps(definition))
+    if warmup:
+        write_warmup(folder, warmup)
+    return folder
+
+
+def write_warmup(folder: Path, records: int, shape: tuple[int, ...] = (1, L, F)) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    (folder / "assets.extra").mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(folder / "assets.extra" / "tf_serving_warmup_requests")) as out:
+        log = prediction_log_pb2.PredictionLog()
+        request = log.predict_log.request
+        request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(np.ones(shape, "f4")))
+        request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(np.ones(shape[:1], "i4")))
+        for _ in range(records):
+            out.write(log.SerializeToString())
+
+
+def runs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs float32 [rows, L, F] and n_windows int32 [rows]."""
+    random = np.random.default_rng(seed)
+    return random.gamma(2.0, 20.0, (rows, L, F)).astype("f4"), random.integers(1, L + 1, rows).astype("i4")
+
+
+def direct(folder: Path, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+    """What TensorFlow itself says of them."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))
+    call = loaded.signatures["serving_default"]
+    return call(inputs=tf.constant(inputs), n_windows=tf.constant(n_windows))["probabilities"].numpy()
