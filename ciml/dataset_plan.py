@@ -1,0 +1,206 @@
+"""What a data set seals next: decided by manifests alone, so that whoever computes it comes to the same.
+
+Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
+the raw version in which a span ends is in its first version; a later one that changes a label makes a new version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from ciml.dataset_state import DatasetState, Position
+from ciml.definitions import ResolvedDefinition
+from ciml.errors import IntegrityError
+from ciml.manifests import Delta, ManifestLog
+from ciml.records import Mention, OutcomeWord, RawFile, Trust
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedRun:
+    """A raw row that a data set takes, and where the raw manifest records it."""
+
+    position: Position
+    mention: Mention
+    file: RawFile
+    trust: Trust | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.mention.run_id
+
+    @classmethod
+    def from_record(cls, position: Position, record: Mapping[str, Any]) -> SelectedRun:
+        """From a record of the raw manifest's ``runs``."""
+        trust = Trust.from_json(record["trust"]) if "trust" in record else None
+        return cls(position, Mention.from_json(record["mention"]), RawFile.from_json(record["file"]), trust)
+
+    def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
+        """The same run with another outcome. All that trust is judged by stays."""
+        if fix is None:
+            return self
+        outcome = cast("OutcomeWord | None", fix[0] or None)
+        return replace(self, mention=replace(self.mention, outcome=outcome, result=fix[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPlan:
+    """A span's version that is to be made of these runs."""
+
+    span: int
+    version: int
+    runs: tuple[SelectedRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one delta of a data set is to hold; it follows the delta ``base``."""
+
+    base: int
+    resolved: ResolvedDefinition
+    cursor: Position
+    corrections_to: int
+    spans: tuple[SpanPlan, ...]
+    corrections: Mapping[str, tuple[str, str]]
+
+
+Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
+#: An outcome, and the producer's own word for it.
+_Fix = tuple[str, str]
+
+
+class Plan:
+    """Reads the raw manifest on from a data set's cursor.
+
+    Args:
+      state: of the data set; not changed.
+      raw: the raw manifest.
+      resolver: called with the runs of the first span, when nothing has resolved the definition yet.
+
+    Attributes:
+      waiting: after `steps`, how many selected runs no step seals.
+      other_jobs: after `steps`, the jobs of the runs that were not selected.
+    """
+
+    def __init__(self, state: DatasetState, raw: ManifestLog, resolver: Resolver) -> None:
+        if state.definition is None:
+            raise IntegrityError("a data set without a definition")
+        self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
+        self._resolved = state.resolved
+        self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
+        self._pending: dict[str, SelectedRun] = {}  # as corrected
+        self._late: dict[str, list[tuple[_Fix, bool]]] = {}  # corrections of runs that are sealed, and their trust
+        self._planned: dict[int, SpanPlan] = {}  # the last version of spans that earlier steps seal
+        self._sealed: dict[str, int] = {}  # the span of their runs
+        self._fixes: dict[str, _Fix] = {}  # what the next step applies
+        self.waiting = 0
+        self.other_jobs: set[str] = set()
+
+    def steps(self, *, seal: bool = False) -> Iterator[Step]:
+        """The steps that the present raw manifest calls for, in order. Each assumes that those before are committed.
+
+        Args:
+          seal: whether the last span is closed with fewer runs than the definition wants.
+        """
+        end, _ = begin = self._cursor
+        for version, delta in self._raw.since(end - 1):
+            for index, record in enumerate(delta["runs"]):
+                if (version, index) < begin:
+                    continue
+                if not self._definition.selects(job := record["mention"]["build_name"]):
+                    self.other_jobs.add(job)
+                    continue
+                run = SelectedRun.from_record((version, index), record)
+                self._pending[run.run_id] = run
+                if len(self._pending) == self._definition.span_runs:
+                    yield self._seal((version, index + 1))
+            self._collect(version, delta)
+            end = version + 1
+        if seal and self._pending:
+            yield self._seal((end, 0))
+        elif again := self._new_versions():
+            yield self._step(self._cursor, end, again)
+        self.waiting = len(self._pending)
+
+    def _collect(self, version: int, delta: Delta) -> None:
+        """Takes in the corrections of a raw version, after its runs."""
+        for record in delta["corrections"]:
+            mention = record["mention"]
+            run_id, fix = mention["run_id"], (mention.get("outcome", ""), mention.get("result", ""))
+            trusted = record.get("trust", {}).get("trusted", True)
+            if run := self._pending.get(run_id):
+                if _may_correct(trusted, run):
+                    self._pending[run_id] = run.corrected(fix)
+                    self._fixes[run_id] = fix
+            elif version >= self._corrections_to and self._span_of(run_id):
+                self._late.setdefault(run_id, []).append((fix, trusted))
+
+    def _span_of(self, run_id: str) -> int | None:
+        return self._sealed.get(run_id) or self._state.span_of.get(run_id)
+
+    def _seal(self, cursor: Position) -> Step:
+        runs = tuple(self._pending.values())
+        self._pending.clear()
+        if self._resolved is None:
+            self._resolved = self._resolver(runs)
+        again = self._new_versions()
+        number = len(self._state.spans.keys() | self._planned.keys()) + 1
+        self._sealed.update((run.run_id, number) for run in runs)
+        return self._step(cursor, max(self._corrections_to, cursor[0]), [*again, SpanPlan(number, 1, runs)])
+
+    def _step(self, cursor: Position, corrections_to: int, spans: list[SpanPlan]) -> Step:
+        if self._resolved is None:
+            raise IntegrityError("a data set has spans, and was never resolved")
+        fixed = {run.run_id for plan in spans for run in plan.runs} & self._fixes.keys()
+        step = Step(
+            base=self._base,
+            resolved=self._resolved,
+            cursor=cursor,
+            corrections_to=corrections_to,
+            spans=tuple(spans),
+            corrections={run_id: self._fixes[run_id] for run_id in sorted(fixed)},
+        )
+        self._fixes = {run_id: fix for run_id, fix in self._fixes.items() if run_id not in fixed}
+        self._planned.update((plan.span, plan) for plan in spans)
+        self._base, self._cursor, self._corrections_to = self._base + 1, cursor, corrections_to
+        return step
+
+    def _new_versions(self) -> list[SpanPlan]:
+        """New versions of the spans in which a late correction changes a label. Forgets the late corrections."""
+        late, self._late = self._late, {}
+        out = []
+        for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
+            version, runs = self._last_version(span)
+            after = []
+            for run in runs:
+                fixes = [fix for fix, trusted in late.get(run.run_id, ()) if _may_correct(trusted, run)]
+                new = run.corrected(fixes[-1]) if fixes else run
+                if self._label(new) == self._label(run):
+                    new = run
+                else:
+                    self._fixes[run.run_id] = fixes[-1]
+                after.append(new)
+            if any(new is not old for new, old in zip(after, runs, strict=True)):
+                out.append(SpanPlan(span, version + 1, tuple(after)))
+        return out
+
+    def _label(self, run: SelectedRun) -> tuple[int, str] | str:
+        if self._resolved is None:
+            raise IntegrityError("a data set has spans, and was never resolved")
+        return self._resolved.label_of(run.mention)
+
+    def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
+        """The last version of a span, and its runs as they are in it."""
+        if plan := self._planned.get(span):
+            return plan.version, plan.runs
+        versions = self._state.spans[span]
+        positions = versions[1].selected
+        records = {version: self._raw.read(version)["runs"] for version in sorted({place[0] for place in positions})}
+        runs = (SelectedRun.from_record(place, records[place[0]][place[1]]) for place in positions)
+        return max(versions), tuple(run.corrected(self._state.corrected.get(run.run_id)) for run in runs)
+
+
+def _may_correct(trusted: bool, run: SelectedRun) -> bool:
+    """What was trusted is not corrected by what is not."""
+    return trusted or run.trust is None or not run.trust.trusted

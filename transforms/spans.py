@@ -1,0 +1,167 @@
+"""Spans: examples as Parquet files that a data set's manifest names, and reading and checking them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.dataset_plan import SpanPlan
+from ciml.dataset_state import ExampleFile, SpanRun, SpanVersion, span_folder
+from ciml.definitions import ResolvedDefinition
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError
+from ciml.storage import Store
+from ciml.telemetry import OWN_COLUMNS
+from transforms.examples import Examples, make_examples, mentions, row_digest, schema_of
+from transforms.split import SPLITS
+from transforms.store import read_runs
+
+_BATCH_BYTES = 64 << 20  # of examples that are made at a time
+_BATCH_RUNS = 500
+
+
+def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
+    """The runs of a span in parts whose examples fit in memory."""
+    size = min(_BATCH_RUNS, max(1, _BATCH_BYTES // (4 * resolved.windows * len(resolved.features))))
+    for start in range(0, len(plan.runs), size):
+        yield SpanPlan(plan.span, plan.version, plan.runs[start : start + size])
+
+
+def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+    """Reads the telemetry of runs, only what the definition needs of it, and makes their examples."""
+    tables = read_runs(raw, [run.file for run in plan.runs], columns=[*OWN_COLUMNS, *resolved.columns])
+    return make_examples([run.mention for run in plan.runs], tables, resolved)
+
+
+def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
+    """Writes a span's files, content-named and exclusively, and describes them as the manifest is to.
+
+    Args:
+      root: the data set's folder.
+      plan: which span, and its selected runs.
+      parts: the examples of its runs, in their order.
+      resolved: the definition.
+
+    Raises:
+      IntegrityError: when examples and exclusions are not the selected runs.
+    """
+    table = pa.concat_tables([schema_of(resolved).empty_table(), *(part.table for part in parts)])
+    excluded = tuple(each.to_json() for part in parts for each in part.excluded)
+    names = ["run_id", "build_name", "split", "label", "label_name", "n_windows", "digest"]
+    runs = tuple(SpanRun(**row) for row in table.select(names).to_pylist())
+    found = [run.run_id for run in runs] + [each["run_id"] for each in excluded]
+    if sorted(found) != sorted(run.run_id for run in plan.runs):
+        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
+    files: dict[str, tuple[ExampleFile, ...]] = {}
+    splits = np.array([run.split for run in runs], dtype="U5")
+    for split in SPLITS:
+        rows = np.flatnonzero(splits == split)
+        if rows.size:
+            part = table.take(pa.array(rows))
+            digest = rows_digest(part)
+            path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
+            root.create(path, _to_parquet(part))  # one that is there holds the same rows: its name says so
+            files[split] = (ExampleFile(path, digest, part.num_rows),)
+    selected = tuple(run.position for run in plan.runs)
+    return SpanVersion(plan.span, plan.version, selected, runs, excluded, files)
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
+        write_statistics=False,
+        version="2.6",
+    )
+    return bytes(sink.getvalue())
+
+
+def rows_digest(table: pa.Table) -> str:
+    """Digest of examples: for each row all metadata, and by its ``digest`` the arrays."""
+    names = ["split", "label", "label_name", "n_windows", "digest"]
+    facts = [mention.to_json() for mention in mentions(table)]
+    return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), facts, strict=True)])
+
+
+def read_span(
+    root: Store, span: SpanVersion, *, splits: Sequence[str] = SPLITS, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The examples of a span, split by split, each in the order of the raw manifest.
+
+    Args:
+      root: the data set's folder (`ciml.dataset_state.dataset_store`).
+      span: the version to read (`ciml.dataset_state.DatasetState.latest`).
+      splits: which of ``train``, ``dev`` and ``test``.
+      columns: only these; all by default.
+
+    Raises:
+      IntegrityError: for a file that is not there, is broken, or has other rows than the manifest says.
+    """
+    files = [file for split in splits for file in span.files.get(split, ())]
+    with ThreadPoolExecutor(max(1, len(files))) as pool:
+        tables = list(pool.map(lambda file: read_examples(root, file, columns), files))
+    if not tables:
+        raise IntegrityError(f"{root.url(span.folder)} has no examples in {', '.join(splits)}")
+    return pa.concat_tables(tables)
+
+
+def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one file. Raises `IntegrityError` where it is missing, broken, or has other rows."""
+    try:
+        table = pq.read_table(pa.BufferReader(root.read(file.path)), columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise IntegrityError(f"{root.url(file.path)} is named by the manifest, and is not there") from None
+    except pa.ArrowException as error:
+        raise IntegrityError(f"{root.url(file.path)} cannot be read as Parquet: {error!s:.200}") from None
+    if table.num_rows != file.rows:
+        raise IntegrityError(f"{root.url(file.path)} has {table.num_rows} rows, and the manifest says {file.rows}")
+    return table
+
+
+def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
+    """The features of examples as a model takes them: float32 [rows, L, F], not normalised."""
+    out = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
+    for index, name in enumerate(resolved.features):
+        out[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)
+    return out
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    whole = column.combine_chunks()
+    return np.from_dlpack(whole.flatten()) if len(whole) else np.zeros(0, np.float32)
+
+
+def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) -> list[str]:
+    """What is wrong with a span's files, a line each: files that are not there, other rows, other digests."""
+    wrong: list[str] = []
+    found: list[dict[str, Any]] = []
+    for split, files in span.files.items():
+        for file in files:
+            try:
+                table = read_examples(root, file)
+            except IntegrityError as error:
+                wrong.append(str(error))
+                continue
+            if not table.schema.equals(schema_of(resolved)):
+                wrong.append(f"{root.url(file.path)} has other columns than the definition resolved to")
+                continue
+            if rows_digest(table) != file.digest:
+                wrong.append(f"{root.url(file.path)} has other rows than its digest says")
+            arrays = inputs_of(table, resolved)
+            for row, each in enumerate(table.select(["run_id", "n_windows", "digest"]).to_pylist()):
+                features = np.ascontiguousarray(arrays[row].T)
+                if row_digest(each["run_id"], features, resolved.features, each["n_windows"]) != each["digest"]:
+                    wrong.append(f"{root.url(file.path)}: the arrays of {each['run_id']} have another digest")
+                found.append({**each, "split": split})
+    named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
+    if not wrong and named != {(each["run_id"], each["split"], each["n_windows"], each["digest"]) for each in found}:
+        wrong.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")
+    return wrong
