@@ -28,6 +28,7 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.offsets import RangeSet
 from ciml.records import Batch, Message, OffsetRange
 from pipelines.kafka_client import KafkaOptions, Listing, borrow
+from transforms.beam import keep_error
 
 FOREVER = sys.maxsize
 
@@ -191,6 +192,10 @@ class ReadBounded(_Read):
         element: PartitionRead,
         tracker: Any = beam.DoFn.RestrictionParam(_Partitions()),  # noqa: B008  # Beam's way
     ) -> Iterator[Batch]:
+        with keep_error():
+            yield from self._read(element, tracker)
+
+    def _read(self, element: PartitionRead, tracker: Any) -> Iterator[Batch]:
         options, covered = self._options, RangeSet(element.covered)
         position = tracker.current_restriction().start
         with borrow(self._kafka, element.topic, element.partition) as reader:
@@ -222,6 +227,10 @@ class ReadUnbounded(_Read):
         tracker: Any = beam.DoFn.RestrictionParam(_Partitions()),  # noqa: B008
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
     ) -> Iterator[TimestampedValue]:
+        with keep_error():
+            yield from self._read(element, tracker, watermark)
+
+    def _read(self, element: PartitionRead, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
         options, covered = self._options, RangeSet(element.covered)
         position = tracker.current_restriction().start
         until = time.monotonic() + options.slice_s

@@ -1,0 +1,111 @@
+"""Where a pipeline runs: bounded and in this process, again and again; or on Flink, with this process's workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from ciml.errors import CimlError, EngineError
+from transforms.beam import kept_error
+
+EngineName = Literal["flink", "micro-batches"]
+ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
+Build = Callable[[beam.Pipeline], object]
+
+#: With a checkpoint every 3 s and bundles of half a second: without the bundles' limits nothing flows, and without
+#: the last one a source sometimes never starts.
+_FLINK: Mapping[str, Any] = {
+    "parallelism": 1,
+    "checkpointing_interval": 3000,
+    "max_bundle_size": 1000,
+    "max_bundle_time_mills": 500,
+}
+_OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+
+
+def run_here(build: Build) -> None:
+    """Runs a bounded pipeline in this process, to its end.
+
+    Raises:
+      CimlError: what a stage raised, as it was raised.
+    """
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # named: the default runner may be another
+
+    kept_error(clear=True)
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    build(pipeline)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+        raise kept_error() or error from None
+
+
+def flink_options(
+    endpoint: str,
+    name: str,
+    *,
+    streaming: bool = True,
+    changes: Mapping[str, Any] | None = None,
+    extra: Sequence[str] = (),
+) -> PipelineOptions:
+    """The options of a job on Flink, whose workers are threads of this process (LOOPBACK).
+
+    Args:
+      endpoint: ``host:port`` of Beam's job server.
+      name: the job's name.
+      streaming: whether it is unbounded.
+      changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``.
+      extra: further options of Beam, as on a command line; they win.
+    """
+    flags = [
+        "--runner=PortableRunner",
+        f"--job_endpoint={endpoint}",
+        "--environment_type=LOOPBACK",
+        f"--job_name={name}",
+        "--finish_bundle_before_checkpointing",
+    ]
+    flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
+    if streaming:
+        flags.append("--streaming")
+    return PipelineOptions([*flags, *extra])
+
+
+class FlinkJob:
+    """A job that was submitted, and ends with this process's workers."""
+
+    def __init__(self, build: Build, options: PipelineOptions) -> None:
+        kept_error(clear=True)
+        # Beam warns of options that only the job server knows, and once a second of nothing.
+        logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline)
+        try:
+            self._result = pipeline.run()
+        except Exception as error:  # gRPC's, Beam's own, or a refused option
+            raise EngineError(f"Flink did not take the job: {str(error).strip().splitlines()[-1]:.300}") from error
+
+    @property
+    def state(self) -> str:
+        """Beam's word: ``RUNNING``, ``DONE``, ``FAILED``, …"""
+        return str(self._result.state)
+
+    @property
+    def over(self) -> bool:
+        return self.state in _OVER
+
+    def check(self) -> None:
+        """Raises what a stage raised and no further try mends, or `EngineError` where the job has failed."""
+        error = kept_error()
+        if isinstance(error, CimlError) and not isinstance(error, EngineError):
+            raise error
+        if self.state == "FAILED":
+            raise error or EngineError("the Flink job failed; see the job server's log (ciml status names it)")
+
+    def cancel(self) -> None:
+        """Cancels the job, if it runs, and waits until it is over."""
+        if not self.over:
+            self._result.cancel()

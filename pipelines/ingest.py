@@ -1,0 +1,202 @@
+"""Ingest: CI events from Kafka to the raw store, its manifest and the topic `runs`.
+
+events ─► decode ─► judge ─┐
+                           ├─► fetch ─► parse ─► store ─► commit ─► publish
+deferred logs that are due ┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSpec, TimerSpec, on_timer
+from apache_beam.utils.timestamp import Timestamp
+
+from ciml.records import Batch, Candidate
+from ciml.storage import Store as ObjectStore
+from pipelines.committer import committer, seal, unseal
+from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
+from pipelines.kafka_client import KafkaOptions
+from pipelines.publish import Projection, projection, render_runs
+from pipelines.retries import ReadDue
+from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
+from transforms.decode import ALL_JOBS
+from transforms.fetch_policy import FetchPolicy
+from transforms.trust import TrustPolicy
+
+_KEY = "raw"  # one key: one committer at a time, in the usual course
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """What an ingest is made of.
+
+    Attributes:
+      data: the data root; the raw store is its folder ``raw``.
+      kafka: how to reach the broker.
+      topic: where events come from.
+      runs_topic: where committed runs are announced; "" for nowhere.
+      selection: globs of the jobs to take.
+      names: (CloudEvent source, the run ids' source) pairs.
+      trust: the policy that judges runs.
+      fetch: from where logs may be fetched, and when again.
+      read: how partitions are read.
+      cycle_messages: the most messages of a partition that one micro-batch takes: what a kill costs at most.
+      commit_s: the longest that a settled batch waits for others before it is committed, on Flink.
+      commit_batches: how many do not wait any longer.
+    """
+
+    data: ObjectStore
+    kafka: KafkaOptions
+    topic: str = "ci-events"
+    runs_topic: str = "runs"
+    selection: tuple[str, ...] = ALL_JOBS
+    names: tuple[tuple[str, str], ...] = ()
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    cycle_messages: int = 2000
+    commit_s: float = 2.0
+    commit_batches: int = 20
+
+    @property
+    def raw(self) -> ObjectStore:
+        return self.data.child("raw")
+
+    def projection(self) -> Projection | None:
+        """What announces runs, in this process."""
+        if not self.runs_topic:
+            return None
+        return projection(committer(self.raw).log, self.runs_topic, render_runs, self.kafka)
+
+
+def build_ingest(
+    pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[Candidate] = ()
+) -> beam.PCollection[int]:
+    """Wires an ingest: bounded where the ``reads`` are, else for ever.
+
+    Args:
+      pipeline: to build in.
+      config: what to use.
+      reads: of `pipelines.kafka.plan`; may be empty where something is ``due``.
+      due: deferred runs to be tried again (bounded; for ever, they are looked for in the manifest).
+
+    Returns:
+      The versions that were committed.
+    """
+    bounded = all(read.end is not None for read in reads)
+    settled = []
+    if reads:
+        events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
+        candidates = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
+        settled.append(candidates | "NewLogs" >> _Settle(config))
+    if not bounded:
+        settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
+    elif due:
+        settled.append(pipeline | "Due" >> beam.Create(in_batches(due), reshuffle=False) | "DueLogs" >> _Settle(config))
+    together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
+    gathered = together | (
+        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(_Gather(config.commit_s, config.commit_batches))
+    )
+    return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
+
+
+def in_batches(candidates: Sequence[Candidate], most: int = 200) -> list[Batch]:
+    """Candidates that are tried again, as batches that cover no offsets."""
+    return [Batch(None, candidates=list(candidates[at : at + most])) for at in range(0, len(candidates), most)]
+
+
+class _Settle(beam.PTransform):
+    """Candidates to sealed batches: fetch, parse, store."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[tuple[str, bytes]]:
+        stored = batches | Fetch(self._config.fetch) | Parse() | Store(self._config.raw)
+        return stored | "Seal" >> beam.Map(_sealed).with_output_types(tuple[str, bytes])
+
+
+def _sealed(batch: Batch) -> tuple[str, bytes]:
+    with keep_error():
+        return _KEY, seal(batch)
+
+
+class _Gather(beam.DoFn):
+    """Keeps sealed batches until there are enough, or the first has waited long enough by the clock.
+
+    No watermark comes into it, so nothing is ever late. (`beam.GroupIntoBatches` also sets a timer at the end of the
+    window, which holds the watermark of an unbounded job for ever.)
+    """
+
+    _waiting = BagStateSpec("waiting", BytesCoder())
+    _count = CombiningValueStateSpec("count", sum)
+    _time = TimerSpec("time", TimeDomain.REAL_TIME)
+
+    def __init__(self, most_s: float, most: int) -> None:
+        self._most_s, self._most = most_s, most
+
+    def process(
+        self,
+        element: tuple[str, bytes],
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        waiting.add(element[1])
+        count.add(1)
+        number = count.read()
+        if number == 1:
+            timer.set(Timestamp.of(time.time() + self._most_s))
+        if number >= self._most:
+            yield from self._flush(waiting, count)
+
+    @on_timer(_time)
+    def on_time(
+        self,
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        yield from self._flush(waiting, count)
+
+    @staticmethod
+    def _flush(waiting: Any, count: Any) -> Iterator[tuple[str, list[bytes]]]:
+        found = list(waiting.read())
+        waiting.clear()
+        count.clear()
+        if found:
+            yield _KEY, found
+
+
+class CommitRaw(beam.DoFn):
+    """(key, sealed batches) -> the version that holds them; nothing where all of it was committed before."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
+        with keep_error():
+            version = committer(self._config.raw).commit(unseal(data) for data in element[1])
+        if version is not None:
+            yield version
+
+
+class Publish(beam.DoFn):
+    """Announces what is committed and was not announced. The version that comes in is only the occasion."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+
+    def process(self, version: int) -> Iterator[int]:
+        with keep_error():
+            announcer = self._config.projection()
+            if announcer is not None:
+                announcer.announce()
+        yield version

@@ -1,0 +1,149 @@
+"""How an ingest is run: as micro-batches in this process, or as one job on Flink. Both commit by the same committer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from ciml.accounting import RawState
+from ciml.errors import EngineError
+from pipelines.committer import committer
+from pipelines.engines import FlinkJob, flink_options, run_here
+from pipelines.ingest import IngestConfig, build_ingest
+from pipelines.kafka import bases, plan
+from pipelines.kafka_client import Listing, close_readers, list_topic
+
+#: When to end: never; when the topic's end, as it is now, is reached; or after so many seconds without anything new
+#: (and without deferred logs that wait for their next try).
+Until = None | Literal["end"] | float
+Report = Callable[[RawState, int], None]
+
+_PAUSE_S = 1.0
+
+
+def ingest_micro_batches(
+    config: IngestConfig, *, until: Until = None, stop: threading.Event | None = None, report: Report | None = None
+) -> None:
+    """Ingests by bounded pipelines, one after the other, each from the committed offsets to the present end.
+
+    Args:
+      config: what to ingest, and how.
+      until: when to end.
+      stop: ends it, when set, after the pipeline that runs.
+      report: told the state and the lag (offsets not covered) after each commit.
+
+    Raises:
+      EngineError: the broker or a store does not answer.
+      IntegrityError: see `pipelines.kafka.plan` and `ciml.accounting.reconcile`.
+    """
+    stop = stop or threading.Event()
+    committing, announcer = committer(config.raw), config.projection()
+    listing = first = list_topic(config.kafka, config.topic)
+    cover_bases(config, listing)
+    if announcer is not None:
+        announcer.announce()
+    moved = time.monotonic()
+    try:
+        while not stop.is_set():
+            with committing.state() as state:
+                target = first if until == "end" else listing
+                reads = plan(state, target, bounded=True, most=config.cycle_messages)
+                due = state.due(int(time.time() * 1e6))
+                waiting = bool(state.deferred)
+                if report is not None:
+                    report(state, lag(state, listing))
+            if reads or due:
+                run_here(lambda pipeline, reads=reads, due=due: build_ingest(pipeline, config, reads, due))  # type: ignore[misc]
+                moved = time.monotonic()
+            else:
+                if until == "end" or (until is not None and not waiting and time.monotonic() - moved >= until):
+                    return
+                stop.wait(_PAUSE_S if until is None else min(_PAUSE_S, max(float(until), 0.05)))
+            listing = list_topic(config.kafka, config.topic)
+    finally:
+        close_readers()
+        if announcer is not None:
+            announcer.close()
+
+
+def ingest_on_flink(
+    config: IngestConfig,
+    endpoint: str,
+    *,
+    until: Until = None,
+    stop: threading.Event | None = None,
+    report: Report | None = None,
+    extra: tuple[str, ...] = (),
+) -> None:
+    """Ingests by one job on Flink, which goes on until ``stop`` is set or ``until`` is there, and is cancelled then.
+
+    What was committed stays; the rest is read again by the next job: the manifest decides where reading starts.
+
+    Args:
+      config: what to ingest, and how.
+      endpoint: ``host:port`` of Beam's job server.
+      until: when to end.
+      stop: ends it, when set.
+      report: told the state and the lag every second.
+      extra: further options of Beam.
+
+    Raises:
+      EngineError: Flink or the broker does not answer, or the job failed.
+      IntegrityError: as for micro-batches; the job is cancelled.
+    """
+    stop = stop or threading.Event()
+    committing, announcer = committer(config.raw), config.projection()
+    listing = first = list_topic(config.kafka, config.topic)
+    cover_bases(config, listing)
+    if announcer is not None:
+        announcer.announce()
+    with committing.state() as state:
+        reads = plan(state, listing, bounded=False)
+    job = FlinkJob(
+        lambda pipeline: build_ingest(pipeline, config, reads),
+        flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra),
+    )
+    moved, version = time.monotonic(), -1
+    try:
+        while not stop.wait(_PAUSE_S):
+            job.check()
+            if job.over:
+                raise EngineError(f"the Flink job ended by itself: {job.state}")
+            listing = list_topic(config.kafka, config.topic)
+            with committing.state() as state:
+                behind = lag(state, first if until == "end" else listing)
+                waiting = bool(state.deferred)
+                if state.version != version or behind:
+                    moved, version = time.monotonic(), state.version
+                if report is not None:
+                    report(state, lag(state, listing))
+            if not behind and until == "end":
+                return
+            if not behind and not waiting and until is not None and time.monotonic() - moved >= float(until):
+                return
+    finally:
+        job.cancel()
+        close_readers()
+        if announcer is not None:
+            announcer.announce()  # the job may have been cancelled between a commit and its announcement
+            announcer.close()
+
+
+def cover_bases(config: IngestConfig, listing: Listing) -> None:
+    """Commits what a topic had lost before it was first read, so that a later loss is one."""
+    committing = committer(config.raw)
+    with committing.state() as state:
+        missing = bases(state, listing)
+    if missing:
+        committing.commit(missing)
+
+
+def lag(state: RawState, listing: Listing) -> int:
+    """How many offsets of a topic are not covered."""
+    return sum(
+        end - start
+        for partition, (first, last) in listing.bounds.items()
+        for start, end in state.covered(listing.topic, partition).missing(first, last)
+    )

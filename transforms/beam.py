@@ -1,0 +1,99 @@
+"""The stages of ingest as Beam transforms: each takes and gives batches, and does nothing but call its function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+
+from ciml.errors import CimlError
+from ciml.records import Batch
+from ciml.storage import Store as ObjectStore
+from transforms import store as storing
+from transforms.decode import ALL_JOBS, decode
+from transforms.fetch import fetch
+from transforms.fetch_policy import FetchPolicy
+from transforms.trust import TrustPolicy, judge
+
+_kept: list[CimlError] = []
+
+
+@contextmanager
+def keep_error() -> Iterator[None]:
+    """Keeps an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
+    try:
+        yield
+    except CimlError as error:
+        _kept.append(error)
+        raise
+
+
+def kept_error(*, clear: bool = False) -> CimlError | None:
+    """The first error for people that a stage raised in this process, or None."""
+    found = _kept[0] if _kept else None
+    if clear:
+        _kept.clear()
+    return found
+
+
+class _Call(beam.DoFn):
+    def __init__(
+        self, function: Callable[..., Batch], *arguments: Any, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._function, self._arguments, self._clock = function, arguments, clock
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        with keep_error():
+            now = (int(self._clock() * 1e6),) if self._clock else ()
+            yield self._function(batch, *self._arguments, *now)
+
+
+class _Stage(beam.PTransform):
+    """One function over each batch."""
+
+    def __init__(
+        self, function: Callable[..., Batch], *arguments: Any, clock: Callable[[], float] | None = None
+    ) -> None:
+        super().__init__()
+        self._call = _Call(function, *arguments, clock=clock)
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return batches | beam.ParDo(self._call).with_output_types(Batch)
+
+
+class Decode(_Stage):
+    """`transforms.decode.decode`."""
+
+    def __init__(self, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(decode, tuple(selection), names)
+
+
+class Judge(_Stage):
+    """`transforms.trust.judge`."""
+
+    def __init__(self, policy: TrustPolicy) -> None:
+        super().__init__(judge, policy)
+
+
+class Fetch(_Stage):
+    """`transforms.fetch.fetch`, at the time when the batch comes."""
+
+    def __init__(self, policy: FetchPolicy, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(fetch, policy, clock=clock)
+
+
+class Parse(_Stage):
+    """`transforms.store.parse`."""
+
+    def __init__(self) -> None:
+        super().__init__(storing.parse)
+
+
+class Store(_Stage):
+    """`transforms.store.store`."""
+
+    def __init__(self, raw: ObjectStore) -> None:
+        super().__init__(storing.store, raw)
