@@ -36,6 +36,9 @@ _WRAPPERS = tuple(
         "192.88.99.0/24",  # 6to4 relays
     )
 )
+# What `is_global` of some Python versions takes for public: set aside for protocols, documentation, segment routing.
+_SPECIAL = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "2001::/23", "3fff::/20"))
+_GLOBAL_6 = ipaddress.ip_network("2000::/3")
 # Refused even where private addresses are allowed: nobody keeps logs there, and clouds keep credentials there.
 _NEVER = tuple(
     ipaddress.ip_network(text)
@@ -187,7 +190,9 @@ def is_plain(ip: IPAddress) -> bool:
 
 def is_public(ip: IPAddress) -> bool:
     """Whether an address is a machine of the open Internet, by itself and not by what it wraps."""
-    if is_never(ip) or not is_plain(ip):
+    if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6):
+        return False
+    if any(ip.version == network.version and ip in network for network in _SPECIAL):
         return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 

@@ -232,7 +232,7 @@ class Fetcher:
             raise Later("log_not_found", "no such file") from None
         except OSError as error:
             raise Later("log_unavailable", f"{error.strerror}") from None
-        with os.fdopen(handle, "rb", buffering=0) as file:
+        try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("address_not_allowed", "no regular file")
@@ -240,10 +240,11 @@ class Fetcher:
                 raise Later("log_unavailable", "the path changed meanwhile")
             if status.st_size > self.policy.max_wire_bytes:
                 raise Refused("log_too_large", f"{status.st_size} bytes, at most {self.policy.max_wire_bytes}")
-            try:
-                return gunzip(iter(lambda: file.read(_PIECE), b""), self.policy.max_bytes, grow)
-            except OSError as error:
-                raise Later("log_unavailable", f"{error.strerror}") from None
+            return gunzip(iter(lambda: os.read(handle, _PIECE), b""), self.policy.max_bytes, grow)
+        except OSError as error:
+            raise Later("log_unavailable", f"{error.strerror}") from None
+        finally:
+            os.close(handle)
 
     def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
