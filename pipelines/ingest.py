@@ -99,7 +99,7 @@ def build_ingest(
     if not bounded:
         settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
     elif due:
-        settled.append(pipeline | "Due" >> beam.Create(in_batches(due), reshuffle=False) | "DueLogs" >> _Settle(config))
+        settled.append(pipeline | "Due" >> _create(in_batches(due)) | "DueLogs" >> _Settle(config))
     together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
     gathered = together | (
         beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(_Gather(config.commit_s, config.commit_batches))
@@ -110,6 +110,10 @@ def build_ingest(
 def in_batches(candidates: Sequence[Candidate], most: int = 200) -> list[Batch]:
     """Candidates that are tried again, as batches that cover no offsets."""
     return [Batch(None, candidates=list(candidates[at : at + most])) for at in range(0, len(candidates), most)]
+
+
+def _create(batches: list[Batch]) -> beam.PTransform:
+    return beam.Create(batches, reshuffle=False).with_output_types(Batch)
 
 
 class _Settle(beam.PTransform):

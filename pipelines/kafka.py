@@ -292,4 +292,8 @@ class ReadFromKafka(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
         read = (ReadBounded if self._bounded else ReadUnbounded)(self._kafka, self._options)
-        return begin | "Partitions" >> beam.Create(self._reads, reshuffle=False) | "Read" >> beam.ParDo(read)
+        return (
+            begin
+            | "Partitions" >> beam.Create(self._reads, reshuffle=False)
+            | "Read" >> beam.ParDo(read).with_output_types(Batch)
+        )

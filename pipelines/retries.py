@@ -88,4 +88,8 @@ class ReadDue(beam.PTransform):
         self._raw = raw
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
-        return begin | beam.Create([self._raw], reshuffle=False) | "Look" >> beam.ParDo(_LookForDue())
+        return (
+            begin
+            | beam.Create([self._raw], reshuffle=False)
+            | "Look" >> beam.ParDo(_LookForDue()).with_output_types(Batch)
+        )

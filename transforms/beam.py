@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 
@@ -37,6 +38,30 @@ def kept_error(*, clear: bool = False) -> CimlError | None:
     if clear:
         _kept.clear()
     return found
+
+
+class BatchCoder(beam.coders.Coder):
+    """A batch as bytes. Its estimated size is a guess: Beam asks for samples of it between any two stages, and the
+    exact answer would be to encode the logs and tables of hundreds of runs.
+    """
+
+    def encode(self, value: Batch) -> bytes:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    def decode(self, encoded: bytes) -> Batch:
+        return cast(Batch, pickle.loads(encoded))  # noqa: S301  # what `encode` made, in the same job
+
+    def estimate_size(self, value: Batch) -> int:
+        return 1000 * (len(value.messages) + len(value.candidates) + len(value.settled))
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> type[Batch]:
+        return Batch
+
+
+beam.coders.registry.register_coder(Batch, BatchCoder)
 
 
 class _Call(beam.DoFn):
