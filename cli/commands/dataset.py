@@ -1,0 +1,257 @@
+"""``ciml dataset``: create, update, show and verify data sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError, IntegrityError
+from cli.options import data_path_option
+
+if TYPE_CHECKING:
+    from ciml.dataset_state import DatasetState, SpanVersion
+
+
+@click.group("dataset", short_help="Define, build and update data sets.")
+def command() -> None:
+    """Define, build and update data sets.
+
+    A data set is a definition and the examples made by it, one a run, sealed in spans. It reads the raw store from the
+    first run on, whenever it was created.
+
+    \b
+    Example:
+      ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
+      ciml dataset update cpu-load --data-path DATA
+    """
+
+
+def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str | None, str]:
+    if value is None or ctx.resilient_parsing:
+        return None, ""
+    name, _, endpoint = value.partition(":")
+    if name not in ("fnapi", "flink") or (name == "fnapi" and endpoint):
+        raise click.BadParameter(f"{value!r} is neither fnapi, flink nor flink:HOST:PORT", ctx, param)
+    if name == "flink" and not endpoint:
+        from cli.engines import state
+
+        flink = state.read(state.default_home()).get("flink")
+        if flink is None or flink.light:
+            raise CimlError("no Flink runs here: start it (ciml up flink), or name one (--runner flink:HOST:PORT)")
+        endpoint = flink.address
+    return name, endpoint
+
+
+@command.command("create")
+@click.argument("name")
+@click.option(
+    "--definition",
+    "definition_file",
+    required=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="TOML; docs/datasets.md names the keys.",
+)
+@data_path_option()
+def create(name: str, definition_file: str, data_path: str) -> None:
+    """Create the data set NAME from a definition.
+
+    The same definition again changes nothing; another one under the same name is an error.
+
+    \b
+    Example:
+      ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
+    """
+    from ciml.definitions import load_definition
+    from ciml.storage import open_store
+    from pipelines.datasets import create_dataset
+
+    definition = load_definition(definition_file, name=name)
+    create_dataset(open_store(data_path), definition)
+    click.echo(
+        f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {definition.windows} at "
+        f"{definition.sample_interval}; fill it by: ciml dataset update {name} --data-path {data_path}"
+    )
+
+
+@command.command("update", short_help="Seal the spans for which there are enough runs.")
+@click.argument("name")
+@click.option(
+    "--runner",
+    metavar="fnapi|flink",
+    callback=_runner,
+    help="Run in Beam; flink:HOST:PORT names a job server.  [default: directly, without Beam]",
+)
+@click.option("--seal", is_flag=True, help="Close the last span with fewer runs than the definition wants.")
+@data_path_option()
+def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str) -> None:
+    """Seal the spans of the data set NAME for which there are enough runs by now.
+
+    It may run at any time, also twice at once.
+
+    \b
+    Example:
+      ciml dataset update cpu-load --data-path DATA
+      ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
+    """
+    from ciml.storage import open_store
+    from pipelines.datasets import update_dataset
+
+    with _progress("making examples") as progress:
+        result = update_dataset(
+            open_store(data_path), name, runner=runner[0], job_endpoint=runner[1], seal=seal, progress=progress
+        )
+    if result.sealed:
+        _print_spans(f"sealed in {name}", result.sealed)
+    made = sum(len(span.runs) for span in result.sealed)
+    wanted = result.state.definition.span_runs if result.state.definition else 0
+    click.echo(
+        f"{name}: {made} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {wanted} runs wait for "
+        "the next span"
+    )
+
+
+@command.command("show")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For scripts: definition, columns, classes, spans and counts.")
+@data_path_option()
+def show(name: str | None, as_json: bool, data_path: str) -> None:
+    """Show the data set NAME, or the names of all.
+
+    \b
+    Example:
+      ciml dataset show cpu-load --data-path DATA
+      ciml dataset show --data-path DATA
+    """
+    from ciml.dataset_state import dataset_names, dataset_state
+    from ciml.storage import open_store
+
+    data = open_store(data_path)
+    if name is None:
+        names = dataset_names(data)
+        click.echo(_json(names) if as_json else "\n".join(names) or f"no data sets in {data.url('datasets')}")
+        return
+    state = dataset_state(data, name)
+    if as_json:
+        click.echo(_json(_describe(state)))
+        return
+    for key, value in _summary(state):
+        click.echo(f"{key:<10} {value}")
+    if state.spans:
+        _print_spans(name, state.latest())
+
+
+@command.command("verify", short_help="Check every number and digest of a data set.")
+@click.argument("name")
+@data_path_option()
+def verify(name: str, data_path: str) -> None:
+    """Check every number and digest of the data set NAME; exits with 4 where one does not add up.
+
+    \b
+    Example:
+      ciml dataset verify cpu-load --data-path DATA
+    """
+    from ciml.dataset_state import dataset_state
+    from ciml.storage import open_store
+    from pipelines.datasets import verify_dataset
+
+    data = open_store(data_path)
+    with _progress("reading spans") as progress:
+        wrong = verify_dataset(data, name, progress=progress)
+    for line in wrong:
+        click.echo(line)
+    if wrong:
+        raise IntegrityError(f"data set {name!r}: {len(wrong)} findings")
+    state = dataset_state(data, name)
+    click.echo(
+        f"{name}: {sum(state.counts().values())} examples in {_spans(len(state.spans))}, all as the manifest says"
+    )
+
+
+def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
+    definition, resolved = state.definition, state.resolved
+    if definition is None:
+        return
+    yield "data set", f"{definition.name}, definition version {definition.version}"
+    yield "jobs", ", ".join(definition.build_name)
+    what = ", ".join(definition.aggregation_functions) or "windows"
+    yield "examples", f"{definition.windows} {what} of {definition.sample_statistic} at {definition.sample_interval}"
+    if resolved is None:
+        yield "features", f"not resolved yet; pattern {definition.features_regex!r}"
+        yield "classes", f"not resolved yet; label {definition.class_label}"
+        return
+    yield "features", ", ".join(resolved.features)
+    yield "classes", ", ".join(f"{label} {name}" for label, name in enumerate(resolved.classes))
+    splits = Counter[str]()
+    for (split, _), count in state.counts().items():
+        splits[split] += count
+    yield "splits", ", ".join(f"{split} {splits[split]}" for split in ("train", "dev", "test"))
+    if excluded := state.excluded():
+        yield "excluded", ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
+
+
+def _describe(state: DatasetState) -> dict[str, Any]:
+    return {
+        "definition": state.definition.to_json() if state.definition else None,
+        "resolved": state.resolved.to_json() if state.resolved else None,
+        "manifest_version": state.version,
+        "cursor": list(state.cursor),
+        "spans": [
+            {
+                "span": span.span,
+                "version": span.version,
+                "examples": len(span.runs),
+                "excluded": dict(Counter(each["reason"] for each in span.excluded)),
+                "classes": dict(Counter(run.label_name for run in span.runs)),
+                "splits": dict(Counter(run.split for run in span.runs)),
+            }
+            for span in state.latest()
+        ],
+        "excluded": dict(state.excluded()),
+    }
+
+
+def _print_spans(title: str, spans: tuple[SpanVersion, ...] | list[SpanVersion]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    classes = list(dict.fromkeys(run.label_name for run in sorted(_runs(spans), key=lambda run: run.label)))
+    table = Table(title=title, title_justify="left")
+    for heading in ("span", "version", "examples", *classes, "train", "dev", "test", "excluded"):
+        table.add_column(heading, justify="right")
+    for span in spans:
+        by_class = Counter(run.label_name for run in span.runs)
+        by_split = Counter(run.split for run in span.runs)
+        numbers = [span.span, span.version, len(span.runs), *(by_class[name] for name in classes)]
+        numbers += [by_split[split] for split in ("train", "dev", "test")] + [len(span.excluded)]
+        table.add_row(*map(str, numbers))
+    Console().print(table)
+
+
+def _runs(spans: tuple[SpanVersion, ...] | list[SpanVersion]) -> Iterator[Any]:
+    for span in spans:
+        yield from span.runs
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
+def _spans(count: int) -> str:
+    return f"{count} span" if count == 1 else f"{count} spans"
