@@ -67,6 +67,8 @@ class FetchPolicy:
                     raise CimlError(f"fetch policy: {spec.name} is a text")
             elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise CimlError(f"fetch policy: {spec.name} is a number above 0")
+        if self.max_batch_bytes < self.max_bytes:
+            raise CimlError("fetch policy: max_batch_bytes is below max_bytes, so a large log would never fit")
         if any(delay < 0 for delay in self.delays_s):
             raise CimlError("fetch policy: delays_s are not negative")
         _ = self.rules, self.roots, self.prefixes

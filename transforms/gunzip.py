@@ -10,6 +10,9 @@ from ciml.errors import Refused
 #: A log file that is gzip, sent with a content encoding of gzip; nothing honest has more.
 MAX_LAYERS = 2
 _PIECE = 1 << 18
+#: zlib copies what follows a member, so that what it is given at once has to be small; and each costs some 10 µs.
+_SLICE = 1 << 16
+_MAX_MEMBERS = 10_000
 _MAGIC = b"\x1f\x8b"
 
 
@@ -25,6 +28,7 @@ class _Layer:
         self._inflate: zlib._Decompress | None = None
         self._next: _Layer | None = None
         self._passed = 0
+        self._members = 0
 
     def feed(self, data: bytes) -> None:
         if not self._known:
@@ -33,7 +37,8 @@ class _Layer:
                 self._start = data
                 return
             self._begin(data)
-        self._take(data)
+        for at in range(0, len(data), _SLICE):
+            self._take(data[at : at + _SLICE])
 
     def close(self) -> None:
         if not self._known:
@@ -50,7 +55,7 @@ class _Layer:
             return
         if not self._layers_left:
             raise Refused("corrupt_gzip", f"gzip within gzip, more than {MAX_LAYERS} deep")
-        self._inflate = zlib.decompressobj(wbits=31)
+        self._inflate = self._member()
         self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
 
     def _take(self, data: bytes) -> None:
@@ -63,7 +68,7 @@ class _Layer:
                 data = data.lstrip(b"\0")
                 if not data:
                     return
-                self._inflate = zlib.decompressobj(wbits=31)
+                self._inflate = self._member()
             try:
                 out = self._inflate.decompress(data, _PIECE)
             except zlib.error as error:
@@ -72,6 +77,12 @@ class _Layer:
             self._count(out)
             self._next.feed(out)
             data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+
+    def _member(self) -> zlib._Decompress:
+        self._members += 1
+        if self._members > _MAX_MEMBERS:
+            raise Refused("corrupt_gzip", f"more than {_MAX_MEMBERS} members")
+        return zlib.decompressobj(wbits=31)
 
     def _count(self, data: bytes) -> None:
         self._passed += len(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import time
 import tracemalloc
 
 import pytest
@@ -79,6 +80,18 @@ def test_a_bomb_is_refused_within_its_limit_of_memory(layers: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 * LIMIT
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1 << 24, 5000])
+def test_members_have_a_limit_and_a_small_cost(size: int) -> None:
+    many = gzip.compress(b"a") * 10_000
+    started = time.monotonic()
+    assert gunzip(chunks(many, size), LIMIT) == b"a" * 10_000
+    with pytest.raises(Refused, match="more than 10000 members"):
+        gunzip(chunks(many * 20, size), LIMIT)
+    with pytest.raises(Refused, match="more than 10000 members"):
+        gunzip([gzip.compress(many * 20)], 1 << 24)
+    assert time.monotonic() - started < 10
 
 
 def test_growth_is_told() -> None:
