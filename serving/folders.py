@@ -36,12 +36,15 @@ def version_number(name: str) -> int | None:
     return int(name) if _VERSION.fullmatch(name) else None
 
 
-def list_versions(base: Store) -> list[int]:
-    """The versions below a base path, ascending: real folders whose name is a whole number. No symlink is followed."""
+def list_versions(base: Store, *, real: bool = True) -> list[int]:
+    """The versions below a base path, ascending: real folders whose name is a whole number. No symlink is followed.
+
+    With ``real=False``, whatever has such a name: these numbers are not free.
+    """
     if isinstance(base, LocalStore):
         try:
             with os.scandir(base.root) as entries:
-                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+                names = [entry.name for entry in entries if not real or entry.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
     else:

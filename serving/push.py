@@ -115,7 +115,7 @@ def _take_number(registry: Registry, candidate_id: str) -> int:
     taken: list[int] = []
 
     def build(state: RegistryState) -> Delta:
-        number = max([0, *state.versions, *list_versions(registry.base)]) + 1
+        number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
         taken[:] = [number]
         return {"kind": "staged", "candidate": candidate_id, "model_version": number}
 
@@ -210,8 +210,12 @@ def rollback(data: Store, model: str, version: int | None = None, *, label: str 
         version = state.predecessor(present)
         if version is None:
             raise CimlError(f"model {model}: version {present} has no predecessor to go back to")
-    check_digests(registry.folder(version).root, file_digests(registry.folder(version)), state.files(version))
-    target = version
+    target, files = version, state.files(version)
+    folder = registry.folder(target)
+    try:
+        check_digests(folder.root, file_digests(folder), files)
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder.root} is gone") from None
 
     def build(state: RegistryState) -> Delta | None:
         now = state.labels.get(label)

@@ -1,0 +1,229 @@
+"""Push: what is served changes whole or not at all, whatever dies on the way, and only by a blessing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage import Store, open_store
+from serving import push as push_module
+from serving.config import parse_config
+from serving.push import NotBlessedError, Pushed, push, push_candidate, reconcile, rollback, verify_versions, write_config
+from serving.registry import Registry, RegistryVerifier, Verdict
+
+BLESSED = Verdict(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
+
+
+class KilledError(BaseException):
+    """As a SIGKILL: nothing that catches errors catches it."""
+
+
+def pushed(data: Store, folder: Path, **options: Any) -> Pushed:
+    return push(data, "m", open_store(folder), BLESSED, check=False, **options)
+
+
+def config(data: Store) -> dict[str, tuple[tuple[int, ...], dict[str, int]]]:
+    text = data.child("models").read("models.config").decode()
+    return {one.name: (one.versions, dict(one.labels)) for one in parse_config(text)}
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(tmp_path / "data")
+    return open_store(request.getfixturevalue("s3").bucket() + "/data")
+
+
+def test_pushes_count_up_and_keep_the_predecessor(data: Store, good: dict[int, Path]) -> None:
+    assert [pushed(data, good[seed]).version for seed in (1, 2, 3)] == [1, 2, 3]
+    assert config(data) == {"m": ((2, 3), {"stable": 3})}
+    assert verify_versions(data, "m") == {1: "", 2: "", 3: ""}
+    state = Registry(data, "m").state
+    assert state.champion == 3
+    assert state.candidates[state.versions[2].candidate].folder == str(good[2])
+    assert state.verdicts[state.versions[2].candidate] == BLESSED
+
+
+def test_same_candidate_again_becomes_no_second_version(data: Store, good: dict[int, Path]) -> None:
+    assert pushed(data, good[1]) == pushed(data, good[1])
+    assert Registry(data, "m").state.pushed() == [1]
+
+
+def test_without_a_blessing_nothing_moves(data: Store, good: dict[int, Path]) -> None:
+    pushed(data, good[1])
+    with pytest.raises(NotBlessedError, match="worse than the champion"):
+        push(data, "m", open_store(good[2]), Verdict(False, ("worse than the champion",)), check=False)
+    registry = Registry(data, "m")
+    with pytest.raises(NotBlessedError, match="the gate has not spoken"):
+        push_candidate(registry, registry.record_candidate(open_store(good[3])).id, check=False)
+    assert config(data) == {"m": ((1,), {"stable": 1})}
+    assert registry.state.pushed() == [1]
+    assert len(registry.state.candidates) == 3
+
+
+@pytest.mark.parametrize("step", ["_take_number", "_stage", "_check_staged", "_place", "_commit", "write_config"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_any_step(
+    data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str, when: str
+) -> None:
+    pushed(data, good[1])
+    real = getattr(push_module, step)
+    calls: list[str] = []
+
+    def dies(*arguments: Any, **options: Any) -> Any:
+        calls.append(step)
+        if step == "write_config" and len(calls) == 1:
+            return real(*arguments, **options)  # the one of `reconcile`, at the start of every push
+        if when == "before":
+            raise KilledError
+        real(*arguments, **options)
+        raise KilledError
+
+    monkeypatch.setattr(push_module, step, dies)
+    with pytest.raises(KilledError):
+        pushed(data, good[2])
+    monkeypatch.undo()
+
+    # Whatever the server is told to serve is whole and blessed.
+    served = config(data)["m"]
+    assert served in (((1,), {"stable": 1}), ((1, 2), {"stable": 2}))
+    for number in served[0]:
+        assert verify_versions(data, "m")[number] == ""
+
+    # Another process, later: the candidate is known to wait, and the next push brings it in and clears up.
+    registry = Registry(data, "m")
+    pending = registry.state.pending()
+    if step == "write_config" or (step, when) == ("_commit", "after"):
+        assert pending is None
+        reconcile(registry)
+    else:
+        assert pending is not None
+        assert push_candidate(registry, pending.id, check=False).version > 1
+    champion = Registry(data, "m").state.champion
+    assert champion in (2, 3)
+    assert config(data) == {"m": ((1, champion), {"stable": champion})}
+    assert verify_versions(data, "m") == {1: "", champion: ""}
+    assert [path for path in data.child("models").list("m") if "staging" in path] == []
+    assert reconcile(Registry(data, "m")) == []
+
+
+def test_torn_staging_is_noticed(data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = push_module._stage
+
+    def torn(*arguments: Any) -> Store:
+        staged = real(*arguments)
+        staged.replace("saved_model.pb", staged.read("saved_model.pb")[:-1])
+        return staged
+
+    monkeypatch.setattr(push_module, "_stage", torn)
+    with pytest.raises(IntegrityError, match=r"saved_model\.pb was altered"):
+        pushed(data, good[1])
+    assert Registry(data, "m").state.pushed() == []
+    assert not data.exists("models/models.config")
+
+
+def test_two_pushers_never_share_a_number(data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = push_module._stage
+
+    def overtaken(*arguments: Any) -> Store:
+        monkeypatch.setattr(push_module, "_stage", real)
+        assert pushed(data, good[2]).version == 2
+        return real(*arguments)
+
+    monkeypatch.setattr(push_module, "_stage", overtaken)
+    with pytest.raises(CimlError, match="gave up version 1 for dead; push again"):
+        pushed(data, good[1])
+    assert config(data) == {"m": ((2,), {"stable": 2})}
+    assert pushed(data, good[1]).version == 3
+
+
+def test_candidate_that_changes_after_its_blessing_is_refused(data: Store, good: dict[int, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))
+    registry = Registry(data, "m")
+    candidate = registry.record_candidate(open_store(folder))
+    registry.record_verdict(candidate.id, BLESSED)
+    (folder / "assets" / "definition.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"assets/definition\.json was altered"):
+        push_candidate(registry, candidate.id, check=False)
+
+
+def test_unsound_candidate_is_not_pushed_even_with_a_blessing(tmp_path: Path) -> None:
+    from tests.serving.models_fixture import save_model
+
+    data = open_store(tmp_path / "data")
+    with pytest.raises(IntegrityError, match="not finite"):
+        push(data, "m", open_store(save_model(tmp_path / "nan", spoil="nan")), BLESSED)
+    assert Registry(data, "m").state.pushed() == []
+
+
+def test_rollback_withdraws_and_can_be_undone(data: Store, good: dict[int, Path]) -> None:
+    for seed in (1, 2, 3):
+        pushed(data, good[seed])
+    assert rollback(data, "m").version == 2
+    assert config(data) == {"m": ((1, 2), {"stable": 2})}
+    assert Registry(data, "m").state.versions[3].withdrawn
+    assert rollback(data, "m").version == 1
+    with pytest.raises(CimlError, match="no predecessor"):
+        rollback(data, "m")
+    assert rollback(data, "m", 3).version == 3
+    assert config(data) == {"m": ((1, 3), {"stable": 3})}  # 2 stays withdrawn
+    with pytest.raises(CimlError, match="version 9 was never pushed"):
+        rollback(data, "m", 9)
+    with pytest.raises(CimlError, match="nothing is labelled"):
+        rollback(data, "other")
+
+
+def test_canary_beside_stable(data: Store, good: dict[int, Path]) -> None:
+    pushed(data, good[1])
+    pushed(data, good[2], label="canary")
+    assert config(data) == {"m": ((1, 2), {"stable": 1, "canary": 2})}
+    assert pushed(data, good[2]).version == 2  # promoted
+    assert config(data) == {"m": ((1, 2), {"stable": 2, "canary": 2})}
+    rollback(data, "m")
+    assert config(data) == {"m": ((1,), {"stable": 1})}
+
+
+def test_models_share_one_configuration(data: Store, good: dict[int, Path]) -> None:
+    pushed(data, good[1])
+    push(data, "other", open_store(good[2]), BLESSED, check=False)
+    assert config(data) == {"m": ((1,), {"stable": 1}), "other": ((1,), {"stable": 1})}
+    assert write_config(data) is False
+
+
+def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
+    data = open_store(tmp_path / "data")
+    pushed(data, good[1])
+    base = tmp_path / "data" / "models" / "m"
+    assert Registry(data, "m").read_asset(1, "definition.json") == (good[1] / "assets" / "definition.json").read_bytes()
+    shutil.copytree(good[2], base / "7")
+    os.symlink(good[3], base / "8")
+    file = base / "1" / "assets" / "definition.json"
+    file.write_bytes(file.read_bytes().replace(b"10s", b"20s"))
+    found = verify_versions(data, "m")
+    assert "definition.json was altered" in found[1]
+    assert "was not pushed by ciml" in found[7]
+    assert set(found) == {1, 7}  # a link is no version at all
+    with pytest.raises(IntegrityError, match="was altered"):
+        Registry(data, "m").read_asset(1, "definition.json")
+    assert pushed(data, good[2]).version == 9  # above whatever lies there
+
+
+def test_verifier_knows_only_what_was_pushed(tmp_path: Path, good: dict[int, Path]) -> None:
+    data = open_store(tmp_path / "data")
+    pushed(data, good[1])
+    files = Registry(data, "m").state.files(1)
+    verify = RegistryVerifier(data.url("registry"))
+    verify("m", 1, files)
+    for model, version, digests, message in (
+        ("m", 2, files, "version 2 was never pushed"),
+        ("n", 1, files, "version 1 was never pushed"),
+        ("m", 1, {**files, "assets/more": "0"}, "assets/more was added"),
+        ("m", 1, {path: files[path] for path in list(files)[1:]}, "is missing"),
+    ):
+        with pytest.raises(IntegrityError, match=message):
+            verify(model, version, digests)
