@@ -1,0 +1,57 @@
+"""What the documents of events, trust and fetch say is what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from ciml.events import PHASES, REASONS, decode_message
+from ciml.outcomes import _WORDS, NEVER_RAN, OUTCOMES
+from ciml.records import Mention, Message
+from transforms.decode import IGNORED
+from transforms.fetch import DEFERRED, REFUSED, FetchPolicy
+from transforms.trust import FACTS, NO_RULE, TrustPolicy, evaluate
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def code(name: str, language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def words(name: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", (DOCS / name).read_text()))
+
+
+def test_events() -> None:
+    text = code("formats/events.md", "json")
+    (mention,) = decode_message(Message(0, text.encode())).mentions
+    assert mention.run_id == "zuul-example-org-t-main~5e70d239-95b5-466e-9798-41053314c81b~1"
+    assert (mention.outcome, mention.result) == ("timeout", "TIMED_OUT")
+    assert mention.labels == {"node": "n7", "nodes": "2", "voting": "true"}
+    told = words("formats/events.md")
+    assert set(json.loads(text)["data"]) | REASONS | set(IGNORED) | set(NEVER_RAN.values()) | set(PHASES) <= told
+    table = dict(
+        re.findall(r"^\| `([a-z]+)` \| ([A-Z_,; ]+) \|$", (DOCS / "formats/events.md").read_text(), re.MULTILINE)
+    )
+    assert set(table) == OUTCOMES
+    assert {word: outcome for outcome, line in table.items() for word in re.findall(r"[A-Z_]+", line)} == _WORDS
+
+
+def test_trust() -> None:
+    policy = TrustPolicy.parse(code("trust.md", "toml"))
+    good = Mention("zuul~a~1", "a", source="zuul", pipeline="gate", branch="stable/1")
+    assert evaluate(policy, good).rule == "gated"
+    told = words("trust.md")
+    assert {*FACTS, NO_RULE, *(rule.name for rule in TrustPolicy.load().rules)} <= told
+    assert TrustPolicy.load().digest.startswith("62b0")
+
+
+def test_fetch(tmp_path: Path) -> None:
+    (tmp_path / "fetch.toml").write_text(code("fetch.md", "toml"))
+    policy = FetchPolicy.load(tmp_path / "fetch.toml")
+    assert (policy.max_bytes, policy.delays_s) == (FetchPolicy().max_bytes, FetchPolicy().delays_s)
+    assert {*DEFERRED, *REFUSED} <= words("fetch.md")
