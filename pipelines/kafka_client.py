@@ -59,7 +59,7 @@ class KafkaOptions:
             "socket.keepalive.enable": True,
             "reconnect.backoff.max.ms": 2000,
             "log.connection.close": False,
-            "log_level": 3,
+            "log_level": 2,
             **self.extra,
             "bootstrap.servers": self.bootstrap,
         }
@@ -105,7 +105,7 @@ def admin(options: KafkaOptions) -> AdminClient:
         return _clients[options]
 
 
-def list_topic(options: KafkaOptions, topic: str, timeout_s: float = 30.0) -> Listing:
+def list_topic(options: KafkaOptions, topic: str, timeout_s: float = 15.0) -> Listing:
     """Asks the broker for a topic's id and the bounds of its partitions, of committed messages only.
 
     Raises:
@@ -143,7 +143,7 @@ def make_topic(
     topic: str,
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
-    timeout_s: float = 30.0,
+    timeout_s: float = 15.0,
 ) -> None:
     """Creates a topic; one that exists is left as it is."""
     try:
@@ -161,6 +161,8 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
     fault = error.args[0]
     if fault.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
         return EngineError(f"Kafka at {options.bootstrap} has no topic {topic}: create it, or name another by --topic")
+    if fault.code() in _TRANSIENT:
+        return EngineError(f"Kafka at {options.bootstrap} does not answer ({fault.str() or fault.name()})")
     return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {fault.str() or fault.name()}")
 
 

@@ -1,0 +1,155 @@
+"""``ciml runs``: what became of events and runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from ciml.accounting import RawState
+    from ciml.manifests import Delta, ManifestLog
+    from ciml.storage import Store
+
+
+@click.command("runs", short_help="Show what became of events and runs.")
+@data_path_option()
+@home_option
+@click.option("--count", is_flag=True, help="Print the number of raw runs, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option(
+    "--last", default=10, show_default=True, type=click.IntRange(0), help="How many of the latest runs to show."
+)
+@click.option(
+    "--verify", is_flag=True, help="Read every raw object and compare its rows and digest; exit code 4 if not equal."
+)
+def command(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
+    """Show what became of events and runs: the accounting of DATA/raw by class and reason, and the latest runs.
+
+    \b
+    Example:
+      ciml runs --data-path data
+      ciml runs --data-path data --verify
+    """
+    from ciml.accounting import RawState
+    from ciml.manifests import ManifestLog, catch_up
+    from ciml.storage import open_store
+
+    raw = open_store(data_path).child("raw")
+    log, state = ManifestLog(raw), RawState()
+    catch_up(log, state)
+    if count:
+        click.echo(state.index.run_count())
+        return 0
+    latest = latest_runs(log, state.version, last)
+    faults = verify_runs(raw, log) if verify else []
+    if as_json:
+        click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))
+    else:
+        _print(state, latest)
+        for fault in faults:
+            click.echo(f"BROKEN {fault}", err=True)
+        if verify and not faults:
+            click.echo(f"Verified {state.index.run_count():,} raw objects: rows and digests are as committed.")
+    return 4 if faults else 0
+
+
+def as_dict(state: RawState) -> dict[str, Any]:
+    """The accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
+    reasons: dict[str, dict[str, int]] = {}
+    for (kind, reason), number in sorted(state.counts.items()):
+        reasons.setdefault(kind, {})[reason] = number
+    return {
+        "version": state.version,
+        "runs": state.index.run_count(),
+        "totals": state.totals(),
+        "reasons": reasons,
+        "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
+        "covered": {
+            f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
+        },
+    }
+
+
+def latest_runs(log: ManifestLog, version: int, most: int) -> list[dict[str, Any]]:
+    """The last ``most`` runs that were committed up to ``version``, the latest first."""
+    found: list[dict[str, Any]] = []
+    while version > 0 and len(found) < most:
+        delta = log.read(version)
+        for record in reversed(delta["runs"][-(most - len(found)) :]):
+            mention, trust = record["mention"], record.get("trust", {})
+            found.append(
+                {
+                    "run_id": mention["run_id"],
+                    "build_name": mention["build_name"],
+                    "outcome": mention.get("outcome", ""),
+                    "trusted": trust.get("trusted", False),
+                    "rule": trust.get("rule", ""),
+                    "rows": record["file"]["rows"],
+                    "path": record["file"]["path"],
+                    "version": version,
+                }
+            )
+        version -= 1
+    return found
+
+
+def verify_runs(raw: Store, log: ManifestLog) -> list[str]:
+    """What is wrong with the raw objects that the manifest names, a line each."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rich.progress import Progress
+
+    from ciml.records import RawFile
+    from transforms.store import verify_run
+
+    def named(delta: Delta) -> Iterator[tuple[str, RawFile]]:
+        for record in delta["runs"]:
+            yield record["mention"]["run_id"], RawFile.from_json(record["file"])
+
+    faults: list[str] = []
+    from rich.console import Console
+
+    with ThreadPoolExecutor(8) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verifying", total=None)
+        for _, delta in log.since(0):
+            wanted = list(named(delta))
+            for fault in pool.map(lambda each: verify_run(raw, *each), wanted):
+                progress.advance(task)
+                if fault:
+                    faults.append(fault)
+    return faults
+
+
+def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cli.progress import WORDS
+
+    console = Console(highlight=False)
+    if not state.version:
+        console.print("Nothing has been committed yet.")
+        return
+    table = Table(
+        "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
+    )
+    table.columns[2].justify = "right"
+    for kind, word in WORDS.items():
+        for (found, reason), number in sorted(state.counts.items()):
+            if found == kind:
+                table.add_row(word, Text(reason), f"{number:,}")
+    for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
+        table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
+    console.print(table)
+    if latest:
+        table = Table("run", "job", "outcome", "trusted", "samples", title="Latest runs", title_justify="left")
+        for run in latest:
+            said = "yes" if run["trusted"] else "no"
+            table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], said, f"{run['rows']:,}")
+        console.print(table)
