@@ -78,6 +78,7 @@ class DatasetDefinition(_Frozen):
       class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
       classes: the classes in their order; without, those of the first span, sorted.
       class_map: from a value of the label to a class; where it is given without ``classes``, it names them all.
+        A value that maps to nothing (``""``) is no label.
       tdt_split: weights of train, dev and test.
       salt: key of the split. Data sets that share it share the split.
       sample_statistic: what stands for the samples of a window.
@@ -164,9 +165,10 @@ class DatasetDefinition(_Frozen):
             raise ValueError("max_windows: has no meaning beside aggregation_functions, which are L")
         if self.windows > MAX_WINDOWS:
             raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
-        if self.classes is None and self.class_map and len(set(self.class_map.values())) < 2:
+        mapped = set(self.class_map.values()) - {""}
+        if self.classes is None and self.class_map and len(mapped) < 2:
             raise ValueError("class_map: one class teaches nothing: map to at least two")
-        if self.classes is not None and (strange := sorted(set(self.class_map.values()) - set(self.classes))):
+        if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
             raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
         return self
 
@@ -306,7 +308,7 @@ def resolve(
 
 def _classes(definition: DatasetDefinition, mentions: Iterable[Mention]) -> tuple[str, ...]:
     if definition.class_map:
-        return tuple(dict.fromkeys(definition.class_map.values()))
+        return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":
         return STATUS_CLASSES
     names = {label_of(mention, definition.class_label, {}) for mention in mentions} - {None}
