@@ -231,8 +231,11 @@ class _Start:
             self._book.put(self.name, None)
 
     def _start(self) -> None:
+        fixed = {use: port for use, port in self._settings.ports.items() if use in self._engine.uses}
+        for use, port in fixed.items():
+            if not processes.bindable(port):
+                raise EngineError(f"port {port}, given for {use}, is in use by another program")
         for attempt in range(_ATTEMPTS):
-            fixed = self._settings.ports
             free = iter(processes.free_ports(len(self._engine.uses)))
             ports = {use: fixed.get(use) or next(free) for use in self._engine.uses}
             launch = self._engine.prepare(self._home, ports, self._settings)
@@ -241,7 +244,7 @@ class _Start:
                 return
             except _PortTaken as error:
                 self.undo()
-                if attempt + 1 == _ATTEMPTS or all(use in fixed for use in self._engine.uses):
+                if attempt + 1 == _ATTEMPTS:
                     raise EngineError(str(error)) from None
 
     def _await(self, launch: Launch) -> None:

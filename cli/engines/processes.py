@@ -30,6 +30,17 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def bindable(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def python_environment() -> dict[str, str]:
     """What a Python child needs to import the same ciml as this process, from a checkout as from an installation."""
     root = str(Path(__file__).resolve().parents[2])
@@ -87,8 +98,9 @@ def find(pid: int | None, started: float | None) -> psutil.Process | None:
     """The process of that pid and start time, or None when it has ended, be its pid in use again or not."""
     if pid is None or started is None:
         return None
-    if pid in _children and _children[pid].poll() is not None:
-        _children.pop(pid)
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        _children.pop(pid, None)
         return None
     try:
         process = psutil.Process(pid)
@@ -141,7 +153,9 @@ def _gone(family: Sequence[psutil.Process], timeout_s: float) -> bool:
 
 def _runs(process: psutil.Process) -> bool:
     child = _children.get(process.pid)
-    if child is not None and child.poll() is not None:
+    if child is not None:  # only its parent can ask in one step, and so remove it from the process table
+        if child.poll() is None:
+            return True
         _children.pop(process.pid, None)
         return False
     try:

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ciml.errors import CimlError, EngineError, IntegrityError
+from cli.main import COMMANDS, LazyGroup, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ciml(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_is_quick_and_imports_no_command():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = ciml("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "up      " in done.stdout or "up       " in done.stdout
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
+
+    probe = (
+        "import sys; from click.testing import CliRunner; from cli.main import cli;"
+        "CliRunner().invoke(cli, ['--help']);"
+        "print(sorted(set(sys.modules) & {'apache_beam', 'tensorflow', 'confluent_kafka', 'rich', 'psutil', 'boto3',"
+        " 'pyarrow', 'numpy', 'cli.engines', 'cli.commands.up'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", list(cli.table))
+def test_every_command_is_what_the_table_says(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    assert command.get_short_help_str(200) == COMMANDS[name][1]
+    assert command.help is not None
+    assert "Example" in (command.help + (command.epilog or ""))
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts} has no help"
+
+
+@pytest.fixture
+def failing() -> LazyGroup:
+    @click.group(cls=LazyGroup, table={})
+    @click.option("--debug", is_flag=True)
+    def group(debug: bool) -> None:
+        pass
+
+    group.table = {"fail": (f"{__name__}:fail", "Fail.")}
+    return group
+
+
+@click.command("fail")
+@click.argument("how")
+def fail(how: str) -> int | None:
+    if how == "three":
+        return 3
+    raise {
+        "user": CimlError("no data set\nnamed x"),
+        "engine": EngineError("no broker"),
+        "integrity": IntegrityError("a digest differs"),
+        "bug": KeyError("oops"),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"),
+    [
+        ("user", 2, "ciml: no data set named x\n"),
+        ("engine", 3, "ciml: no broker\n"),
+        ("integrity", 4, "ciml: a digest differs\n"),
+        ("bug", 1, "ciml: internal error: KeyError: 'oops' (ciml --debug … shows where)\n"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(failing: LazyGroup, how: str, code: int, line: str):
+    result = CliRunner().invoke(failing, ["fail", how])
+    assert (result.exit_code, result.stderr, result.stdout) == (code, line, "")
+
+
+def test_debug_shows_where(failing: LazyGroup):
+    result = CliRunner().invoke(failing, ["--debug", "fail", "bug"])
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.endswith("ciml: internal error: KeyError: 'oops'\n")
+
+
+def test_unknown_command_has_a_suggestion():
+    done = ciml("statu")
+    assert done.returncode == 2
+    assert done.stderr.endswith("Error: No such command 'statu'. Did you mean 'status'?\n")
+    assert done.stdout == ""
+
+
+def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
+    (tmp_path / "engines.json").write_text("{broken")
+    done = ciml("status", CIML_HOME=str(tmp_path))
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"ciml: {tmp_path}/engines.json cannot be understood")
+    assert done.stderr.count("\n") == 1
+
+
+def test_version():
+    done = ciml("--version")
+    assert done.returncode == 0
+    assert done.stdout == "ciml 0.1.0\n"

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.errors import CimlError
+from cli.engines import EngineState, state
+from cli.engines.kafka import MOCK
+from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "CIML_")):
+            monkeypatch.delenv(name)
+
+
+def run(arguments: list[str], home: Path, required: bool = True) -> tuple[Result, dict[str, Any]]:
+    seen: dict[str, Any] = {}
+
+    @click.command()
+    @data_path_option(required=False)
+    @kafka_option(required=required)
+    @engine_option
+    @home_option
+    def command(**values: Any) -> None:
+        seen.update(values, s3=os.environ.get("AWS_ENDPOINT_URL_S3"))
+
+    return CliRunner().invoke(command, [*arguments, "--home", str(home)]), seen
+
+
+def written(home: Path, **changes: EngineState) -> None:
+    state.write(home, changes)
+
+
+KAFKA = EngineState("kafka", "real", "Kafka", "127.0.0.1:9092")
+FLINK = EngineState("flink", "real", "Flink", "127.0.0.1:8099")
+S3 = EngineState("s3", "real", "S3", "http://127.0.0.1:5000")
+
+
+def test_defaults_come_from_the_engines_that_run(tmp_path: Path):
+    written(tmp_path, kafka=KAFKA, flink=FLINK, s3=S3)
+    result, seen = run(["--data-path", "s3://bucket/x"], tmp_path)
+    assert result.exit_code == 0, result.output
+    assert seen == {
+        "data_path": "s3://bucket/x",
+        "kafka": "127.0.0.1:9092",
+        "engine": EngineChoice("flink", "127.0.0.1:8099"),
+        "home": tmp_path,
+        "s3": "http://127.0.0.1:5000",
+    }
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        os.environ.pop(name)
+
+
+def test_what_is_given_wins(tmp_path: Path):
+    written(tmp_path, kafka=KAFKA, flink=FLINK)
+    _, seen = run(["--kafka", "elsewhere:1", "--engine", "micro-batches", "--data-path", "/d"], tmp_path)
+    assert (seen["kafka"], seen["engine"]) == ("elsewhere:1", EngineChoice("micro-batches"))
+    _, seen = run(["--engine", "flink:elsewhere:8099"], tmp_path)
+    assert seen["engine"] == EngineChoice("flink", "elsewhere:8099")
+
+
+def test_the_user_s_own_s3_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written(tmp_path, kafka=KAFKA, s3=S3)
+    monkeypatch.setenv("AWS_PROFILE", "production")
+    _, seen = run(["--data-path", "s3://bucket"], tmp_path)
+    assert seen["s3"] is None
+
+
+def test_a_light_flink_means_micro_batches(tmp_path: Path):
+    written(tmp_path, kafka=KAFKA, flink=EngineState("flink", "light", "light: bounded micro-batches"))
+    _, seen = run([], tmp_path)
+    assert seen["engine"] == EngineChoice("micro-batches")
+    result, _ = run(["--engine", "flink"], tmp_path)
+    assert isinstance(result.exception, CimlError)
+    assert str(result.exception).startswith("only light: bounded micro-batches runs here")
+
+
+def test_an_engine_that_died_is_no_default(tmp_path: Path):
+    written(tmp_path, kafka=EngineState("kafka", "light", MOCK, "127.0.0.1:9092", pid=2**22 - 3, started=1.0))
+    result, _ = run([], tmp_path)
+    assert isinstance(result.exception, CimlError)
+    assert str(result.exception) == "no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)"
+    result, seen = run([], tmp_path, required=False)
+    assert (result.exit_code, seen["kafka"], seen["engine"]) == (0, None, EngineChoice("micro-batches"))
+
+
+@pytest.mark.parametrize("value", ["spark", "micro-batches:x", "flinky"])
+def test_an_unknown_engine_is_refused(tmp_path: Path, value: str):
+    result, _ = run(["--kafka", "x:1", "--engine", value], tmp_path)
+    assert result.exit_code == 2
+    assert f"{value!r} is neither flink, flink:HOST:PORT nor micro-batches" in result.output
