@@ -127,20 +127,24 @@ def validate(table: pa.Table) -> list[Finding]:
     if rows == 0:
         return []
     findings: list[Finding] = []
-    times = np.from_dlpack(table.column(TIME).combine_chunks().cast(pa.int64()))
+    times = np.from_dlpack(table.column(TIME).combine_chunks().view(pa.int64()))
     steps = np.diff(times)
     if steps.size:
         back = int(np.count_nonzero(steps < 0))
-        gaps = int(np.count_nonzero(steps > 10 * np.median(steps))) if np.median(steps) > 0 else 0
+        usual = np.partition(steps, steps.size // 2)[steps.size // 2]  # np.median takes five times as long
+        gaps = int(np.count_nonzero(steps > 10 * usual)) if usual > 0 else 0
         for kind, count in (("clock_set_back", back), ("gaps", gaps)):
             if count:
                 findings.append(Finding(kind, "", count, count / steps.size))
-    for name in telemetry_columns(table.column_names):
-        column = table.column(name).combine_chunks()
-        nulls = column.null_count
-        values = np.from_dlpack(column.drop_null() if nulls else column)
-        negative = int(np.count_nonzero(values < 0))
-        for kind, count in (("nulls", nulls), ("negative", negative)):
+    names = telemetry_columns(table.column_names)
+    if not names:
+        return findings
+    batch = table.select(names).combine_chunks().to_batches()[0]
+    values = batch.to_tensor(null_to_nan=True).to_numpy()
+    nulls = np.count_nonzero(np.isnan(values), axis=0)
+    negative = np.count_nonzero(values < 0, axis=0)
+    for index in np.flatnonzero(nulls + negative).tolist():
+        for kind, count in (("nulls", int(nulls[index])), ("negative", int(negative[index]))):
             if count:
-                findings.append(Finding(kind, name, count, count / rows))
+                findings.append(Finding(kind, names[index], count, count / rows))
     return findings

@@ -65,6 +65,7 @@ class _Part:
 
     log: int
     segment: Segment
+    first: bool
     table: pa.Table | None = None
     dropped: int = 0
     bad_times: int = 0
@@ -98,7 +99,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
     for index, log in enumerate(logs):
         try:
             text = inflate(log.data, limits.max_bytes)
-            batch[index] = [_Part(index, segment) for segment in split_segments(text)]
+            batch[index] = [_Part(index, each, not number) for number, each in enumerate(split_segments(text))]
         except Refused as refusal:
             results[index] = refusal
             continue
@@ -140,7 +141,9 @@ def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refu
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
     utc, ok = _times(logs, columns, parts, rows, slices, refused)
     boot = np.zeros(len(utc), np.bool_)
-    boot[[where.start for where, kept in zip(slices, rows.first_kept, strict=True) if kept]] = True
+    for where, kept in zip(slices, rows.first_kept, strict=True):
+        if where.start < where.stop:
+            boot[where.start] = kept
 
     names = [name for name in columns.names if name]
     time = pa.Array.from_buffers(_TIME_TYPE, len(utc), [None, pa.py_buffer(utc)])
@@ -175,7 +178,7 @@ def _times(
         seconds = np.from_dlpack(pc.fill_null(rows.epoch, float("nan")))
         return read_epochs(seconds.astype(np.float64, copy=False))
     if rows.time is None:
-        return _spaced_times(logs, parts, rows, slices, refused)
+        return _spaced_times(logs, parts, rows, slices)
     cells = read_cells(rows.time)
     references = [_reference(logs[part.log], part.segment) for part in parts]
     known = np.array([reference if reference is not None else _NO_TIME for reference in references], np.int64)
@@ -212,18 +215,15 @@ def _times(
 
 def _reference(log: Log, segment: Segment) -> int | None:
     """A local time near the samples of a segment; within a day of it is near enough."""
-    if segment.date_us is not None:
-        return segment.date_us
+    if segment.near_us is not None:
+        return segment.near_us
     near = log.start_us if log.start_us is not None else log.end_us
     return near if near is None else near + (fixed_offset(segment.zone or log.zone or "") or 0)
 
 
-def _spaced_times(
-    logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: list[slice], refused: dict[int, Refused]
-) -> tuple[Int64, Bool]:
+def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: list[slice]) -> tuple[Int64, Bool]:
     """Times for logs without a column of them: from the recorder's start on, by the interval that it was given."""
     utc = np.zeros(sum(rows.counts), np.int64)
-    seen: set[int] = set()
     for part, where in zip(parts, slices, strict=True):
         log, segment = logs[part.log], part.segment
         start = None
@@ -233,13 +233,9 @@ def _spaced_times(
                 start = int(to_utc(date, segment.date_us, segment.zone, log.start_us, log.end_us, log.zone)[0])
             except Refused:
                 start = None
-        if start is None and part.log not in seen:
+        if start is None and part.first:
             start = log.start_us
-        seen.add(part.log)
         if start is None:
-            refused[part.log] = Refused(
-                "no_time", "no time column, no date that can be read, and no start in the event"
-            )
             continue
         steps = np.arange(where.stop - where.start) * (segment.interval_s * SECOND)
         utc[where] = start + np.rint(np.minimum(steps, float(LATEST))).astype(np.int64)
@@ -254,7 +250,8 @@ def _assemble(parts: list[_Part]) -> pa.Table:
     if not tables:
         bad_times = sum(part.bad_times for part in parts)
         if bad_times:
-            raise Refused("no_time", f"none of {bad_times} rows has a time that can be read")
+            why = "no time cell that can be read, nor a date or an event's start to count from"
+            raise Refused("no_time", f"none of {bad_times} rows has a time: {why}")
         raise Refused("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
     if nulls >= sum(table.num_rows * (table.num_columns - 2) for table in tables):
         raise Refused("empty_telemetry", "no cell of any sample is a finite number")

@@ -42,10 +42,11 @@ def _members(data: bytes, max_bytes: int) -> bytes:
         part, position = _member(data, position, left)
         parts.append(part)
         left -= len(part)
-        if position == len(data) or not data[position:].strip(b"\x00"):  # tapes and some uploaders pad with zeros
-            return part if len(parts) == 1 else b"".join(parts)
-        if not data.startswith(MAGIC, position):
+        if data.startswith(MAGIC, position):
+            continue
+        if data[position:].strip(b"\x00"):  # tapes and some uploaders pad with zeros
             raise Refused("corrupt_gzip", f"what follows byte {position} is no gzip member")
+        return part if len(parts) == 1 else b"".join(parts)
     raise Refused("corrupt_gzip", f"more than {_MAX_MEMBERS} members")
 
 

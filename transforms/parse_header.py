@@ -24,7 +24,7 @@ _MAX_PREAMBLE_LINES = 12
 
 # Possessive quantifiers: linear in time, and nothing is kept to backtrack to, on any input.
 _HEADER = re.compile(
-    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
+    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
 )
 _PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
 _BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
@@ -64,6 +64,7 @@ class Segment:
       torn: number of rows that were cut off at the end of the file (0 or 1).
       recorder: what its banner says, such as ``dool 1.3.8``; "" where it was left out.
       date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone.
+      near_us: the same, or the last date above it: near enough to tell the year by.
       zone: the zone as the ``Date`` cell names it; "" where it does not.
       cmdline: the recorder's command line, "" where it is not there.
     """
@@ -73,6 +74,7 @@ class Segment:
     torn: int
     recorder: str
     date_us: int | None
+    near_us: int | None
     zone: str
     cmdline: bytes
 
@@ -110,17 +112,18 @@ def split_segments(text: bytes) -> list[Segment]:
         for (_, body_start, _, _), (group_start, _, _, _) in pairwise(found)
     ]
     segments: list[Segment] = []
-    recorder, date_us, zone, cmdline = "", None, "", b""
+    near_us: int | None = None
+    recorder, zone, cmdline = "", "", b""
     for index, (group_start, body_start, group_row, column_row) in enumerate(found):
         preamble = text[preambles[index] : group_start]
         if banner := _BANNER.search(preamble):
             recorder = _text(banner.group(1))
         if command := _CMDLINE.search(preamble):
             cmdline = command.group(1)
+        date_us = None  # an older one says nothing of when this one was started
         if date := _DATE.search(preamble):
             date_us, zone = _date(date)
-        elif index:
-            date_us = None  # the older one says nothing of when this one was started
+            near_us = near_us if date_us is None else date_us
         last = index + 1 == len(found)
         end = len(text) if last else preambles[index + 1]
         body, torn = text[body_start:end], 0
@@ -129,7 +132,7 @@ def split_segments(text: bytes) -> list[Segment]:
             torn = int(bool(body[cut:].strip()))
             body = body[:cut]
         columns = read_columns(group_row.rstrip(b"\r"), column_row.rstrip(b"\r"))
-        segments.append(Segment(columns, body, torn, recorder, date_us, zone, cmdline))
+        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline))
     return segments
 
 

@@ -23,6 +23,8 @@ from transforms.parse_repair import Repaired, repair
 #: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣).
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
+# pa.scalar() and pa.array() of a Python value would import pandas.
+_NO_TEXT, _NO_NUMBER = pa.nulls(1, pa.string())[0], pa.nulls(1, pa.float64())[0]
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, a
         words.add(columns.time)
     types = {name: pa.binary() if index in words else pa.float64() for index, name in enumerate(names)}
     if sum(counts) == 0:
-        return pa.table({name: pa.array([], kind) for name, kind in types.items()})
+        return pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
     try:
         table = pacsv.read_csv(
             pa.BufferReader(b"".join(bodies)),
@@ -159,9 +161,9 @@ def to_floats(cells: pa.Array) -> pa.Array:
         trimmed = pc.ascii_trim_whitespace(text)
         # Matched as bytes: as a string a Latin-1 byte would be an error.
         numeric = pc.match_substring_regex(trimmed.view(pa.binary()), NUMBER)
-        cells = pc.cast(pc.if_else(numeric, trimmed, pa.scalar(None, pa.string())), pa.float64())
+        cells = pc.cast(pc.if_else(numeric, trimmed, _NO_TEXT), pa.float64())
     if len(cells) and not bool(np.isfinite(_buffer(cells)).all()):
-        cells = pc.if_else(pc.is_finite(cells), cells, pa.scalar(None, pa.float64()))
+        cells = pc.if_else(pc.is_finite(cells), cells, _NO_NUMBER)
     return cells
 
 

@@ -1,0 +1,160 @@
+"""Names of columns, how a pattern selects them, and what is odd about a table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciml.errors import CimlError
+from ciml.telemetry import Finding, select_columns, short_names, telemetry_columns, unique_names, validate
+
+COLUMNS = (
+    "total cpu usage:usr",
+    "total cpu usage:sys",
+    "load avg:1m",
+    "load avg:5m",
+    "load avg:15m",
+    "memory usage:used",
+    "memory usage:free",
+    "swap:used",
+    "swap:free",
+    "dsk/total:read",
+    "io/total:read",
+    "net/lo:recv",
+    "net/eth0:recv",
+    "net/eth0:recv#2",
+)
+
+
+def test_the_short_name_means_the_first_occurrence() -> None:
+    assert short_names(["time", "boot", *COLUMNS]) == {
+        "total cpu usage:usr": "usr",
+        "total cpu usage:sys": "sys",
+        "load avg:1m": "1m",
+        "load avg:5m": "5m",
+        "load avg:15m": "15m",
+        "memory usage:used": "used",
+        "memory usage:free": "free",
+        "swap:used": "swap:used",
+        "swap:free": "swap:free",
+        "dsk/total:read": "read",
+        "io/total:read": "io/total:read",
+        "net/lo:recv": "recv",
+        "net/eth0:recv": "net/eth0:recv",
+        "net/eth0:recv#2": "net/eth0:recv#2",
+    }
+
+
+def test_a_column_that_is_called_like_our_own_keeps_its_full_name() -> None:
+    assert short_names(["system:time", "x:boot", "odd:"]) == {
+        "system:time": "system:time",
+        "x:boot": "x:boot",
+        "odd:": "odd:",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "want"),
+    [
+        ("(usr|1min)", ["total cpu usage:usr", "load avg:1m"]),
+        ("(?:usr|1min)", ["total cpu usage:usr", "load avg:1m"]),
+        ("(?i:USR)", ["total cpu usage:usr"]),
+        ("^(usr|1m)$", ["total cpu usage:usr", "load avg:1m"]),
+        ("^5min$", ["load avg:5m"]),
+        ("15min", ["load avg:15m"]),
+        ("^used$", ["memory usage:used"]),
+        ("^load avg:1m$", ["load avg:1m"]),
+        ("load avg:15min", ["load avg:15m"]),
+        ("swap:", ["swap:used", "swap:free"]),
+        (":read$", ["dsk/total:read", "io/total:read"]),
+        ("nothing of the kind", []),
+        ("", list(COLUMNS)),
+    ],
+)
+def test_a_pattern_selects(pattern: str, want: list[str]) -> None:
+    assert list(select_columns(["time", "boot", *COLUMNS], pattern)) == want
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", "[z-a]", "a{99999999999}", "(?P<x>a)(?P<x>b)", "x" * 1001, "(" * 900 + ")" * 900, "\\"]
+)
+def test_what_is_no_pattern_is_an_error_for_people(pattern: str) -> None:
+    with pytest.raises(CimlError, match=r"pattern is|no regular expression"):
+        select_columns(COLUMNS, pattern)
+
+
+@given(st.text(max_size=30))
+def test_any_text_selects_or_is_an_error(pattern: str) -> None:
+    try:
+        selected = select_columns(COLUMNS, pattern)
+    except CimlError:
+        return
+    assert set(selected) <= set(COLUMNS)
+    assert list(selected) == [name for name in COLUMNS if name in selected]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "", "b#2"]), max_size=12))
+def test_unique_names_are_unique_and_keep_the_first(names: list[str]) -> None:
+    unique = unique_names(names)
+    assert [not name for name in unique] == [not name for name in names]
+    filled = [name for name in unique if name]
+    assert len(set(filled)) == len(filled)
+    for name in set(filter(None, names)):
+        assert unique[names.index(name)] == name
+
+
+def table(times: list[int], **columns: list[float | None]) -> pa.Table:
+    return pa.table(
+        {
+            "time": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "boot": pa.array([index == 0 for index in range(len(times))]),
+            **{name.replace("_", ":"): pa.array(values, pa.float64()) for name, values in columns.items()},
+        }
+    )
+
+
+def test_telemetry_columns() -> None:
+    assert telemetry_columns(table([1], a_b=[1.0]).column_names) == ("a:b",)
+
+
+def test_nothing_is_odd_about_a_clean_table() -> None:
+    assert validate(table([0, 10, 20, 30], a_b=[0.0, 1.0, 2.0, 3.0])) == []
+    assert validate(table([])) == []
+    assert validate(table([5], a_b=[1.0])) == []
+
+
+def test_findings_in_order() -> None:
+    odd = table([0, 10, 20, 5, 15, 400], a_x=[1.0, None, None, 1.0, 1.0, 1.0], b_x=[-1.0, 1.0, None, 1.0, 1.0, 1.0])
+    assert validate(odd) == [
+        Finding("clock_set_back", "", 1, 0.2),
+        Finding("gaps", "", 1, 0.2),
+        Finding("nulls", "a:x", 2, 2 / 6),
+        Finding("nulls", "b:x", 1, 1 / 6),
+        Finding("negative", "b:x", 1, 1 / 6),
+    ]
+    assert validate(odd)[2].to_json() == {"kind": "nulls", "column": "a:x", "count": 2, "share": 0.333333}
+
+
+def test_findings_of_a_slice_and_of_chunks() -> None:
+    whole = table([0, 10, 20, 30], a_x=[-1.0, 1.0, -2.0, None])
+    assert [f.count for f in validate(whole.slice(1))] == [1, 1]
+    assert validate(pa.concat_tables([whole.slice(0, 2), whole.slice(2)])) == validate(whole)
+
+
+def test_parsing_and_validating_import_no_pandas() -> None:
+    script = (
+        "import sys\n"
+        "from ciml.telemetry import validate\n"
+        "from transforms.parse import Log, parse_logs\n"
+        "from tests.golden.make_logs import all_logs\n"
+        "tables = parse_logs([Log(g.data, g.start_us, g.end_us) for g in all_logs()])\n"
+        "[validate(t) for t in tables]\n"
+        "assert not {'pandas', 'apache_beam', 'tensorflow'} & set(sys.modules), 'slow imports'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

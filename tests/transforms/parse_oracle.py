@@ -1,0 +1,85 @@
+"""A second reading of telemetry logs: slow, by the csv module and datetime, a row at a time, for UTC logs."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import math
+import re
+
+import pyarrow as pa
+
+from ciml.errors import Refused
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def number(text: str) -> float | None:
+    text = text.strip(" \t\n\v\f\r")
+    if not NUMBER.fullmatch(text):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def header_names(groups: list[str], columns: list[str]) -> list[str]:
+    group, out, seen = "", [], {}
+    for index, name in enumerate(columns):
+        group = (groups[index] if index < len(groups) else "") or group
+        full = name if name.startswith(group + ":") else f"{group}:{name}"
+        seen[full] = seen.get(full, 0) + 1
+        out.append(full if seen[full] == 1 else f"{full}#{seen[full]}")
+    return out
+
+
+def read(text: bytes) -> tuple[list[dt.datetime], dict[str, list[float | None]], int]:
+    """Times, columns and number of dropped rows of a log with one header, a time column and a date in UTC."""
+    lines = text.decode("latin-1").split("\n")
+    torn = lines.pop()
+    at = next(i for i, line in enumerate(lines) if re.match(r'"(time|usr)"', line))
+    date = re.search(r'"Date:","(.*) UTC"', "\n".join(lines[:at]))
+    assert date
+    started = dt.datetime.strptime(date[1], "%d %b %Y %H:%M:%S").replace(tzinfo=dt.UTC)
+    groups, columns = next(csv.reader([lines[at - 1]])), next(csv.reader([lines[at]]))
+    names = header_names(groups, columns)
+    time_at = columns.index("time")
+    times: list[dt.datetime] = []
+    values: dict[str, list[float | None]] = {name: [] for index, name in enumerate(names) if index != time_at}
+    dropped = int(bool(torn.strip()))
+    for line in lines[at + 1 :]:
+        if not line:
+            continue
+        cells = next(csv.reader([line]))
+        time = _time(cells[time_at], started) if len(cells) == len(columns) else None
+        if time is None:
+            dropped += 1
+            continue
+        times.append(time)
+        for index, name in enumerate(names):
+            if index != time_at:
+                values[name].append(number(cells[index]))
+    return times, values, dropped
+
+
+def _time(cell: str, started: dt.datetime) -> dt.datetime | None:
+    best = None
+    for year in (started.year - 1, started.year, started.year + 1):
+        for form in ("%Y %d-%m %H:%M:%S", "%Y %b-%d %H:%M:%S"):
+            try:
+                time = dt.datetime.strptime(f"{year} {cell.strip()}", form).replace(tzinfo=dt.UTC)
+            except ValueError:
+                continue
+            if best is None or abs(time - started) < abs(best - started):
+                best = time
+    return best
+
+
+def compare(table: pa.Table | Refused, text: bytes) -> None:
+    """Asserts that a table is what this oracle reads."""
+    times, values, dropped = read(text)
+    assert isinstance(table, pa.Table), (table, text[-300:])
+    assert table.column("time").to_pylist() == times
+    assert table.column_names == ["time", "boot", *values]
+    for name, column in values.items():
+        assert table.column(name).to_pylist() == column, name
+    assert table.schema.metadata[b"dropped_rows"] == str(dropped).encode()
