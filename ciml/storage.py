@@ -200,7 +200,7 @@ class S3Store(Store):
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not bucket:
             raise CimlError(f"{root!r} names no bucket: want s3://bucket or s3://bucket/prefix")
         self._bucket, self._prefix = bucket, prefix
