@@ -13,7 +13,16 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage import Store, open_store
 from serving import push as push_module
 from serving.config import parse_config
-from serving.push import NotBlessedError, Pushed, push, push_candidate, reconcile, rollback, verify_versions, write_config
+from serving.push import (
+    NotBlessedError,
+    Pushed,
+    push,
+    push_candidate,
+    reconcile,
+    rollback,
+    verify_versions,
+    write_config,
+)
 from serving.registry import Registry, RegistryVerifier, Verdict
 
 BLESSED = Verdict(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
@@ -142,7 +151,9 @@ def test_two_pushers_never_share_a_number(data: Store, good: dict[int, Path], mo
     assert pushed(data, good[1]).version == 3
 
 
-def test_candidate_that_changes_after_its_blessing_is_refused(data: Store, good: dict[int, Path], tmp_path: Path) -> None:
+def test_candidate_that_changes_after_its_blessing_is_refused(
+    data: Store, good: dict[int, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))
     registry = Registry(data, "m")
     candidate = registry.record_candidate(open_store(folder))

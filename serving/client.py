@@ -1,0 +1,209 @@
+"""A small client of a model server, ciml's or TensorFlow Serving: predict and status over gRPC, without TensorFlow."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+import tenacity
+
+from ciml.errors import CimlError, EngineError
+from serving import wire
+from serving.registry import STABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+#: The server is away, or too slow: trying again may help. Any other status stays what it is.
+_PASSING = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+)
+
+
+class NotServedError(CimlError):
+    """The server has no such model, version or label (now)."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class ClientPolicy:
+    """How patient a client is.
+
+    Attributes:
+      timeout_s: for one call. A batch of 256 runs takes milliseconds; this is for a server that loads or swaps.
+      budget_s: for all tries of a call together, while the server is away.
+      first_wait_s, most_wait_s: between tries; doubles from the one to the other, with jitter.
+    """
+
+    timeout_s: float = 10.0
+    budget_s: float = 120.0
+    first_wait_s: float = 0.1
+    most_wait_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to a batch.
+
+    Attributes:
+      probabilities: float32 [rows, classes].
+      version: the version that answered, as the response says.
+      seconds: the time that the successful call took.
+    """
+
+    probabilities: NDArray[np.float32]
+    version: int
+    seconds: float
+
+
+class ModelClient:
+    """A connection to a model server. Safe to use from several threads; make it after a fork.
+
+    Args:
+      address: ``host:port`` of the server's gRPC.
+      model: the model's name.
+      policy: how patient it is.
+    """
+
+    def __init__(self, address: str, model: str, policy: ClientPolicy | None = None) -> None:
+        self.address, self.model = address, model
+        self._policy = policy or ClientPolicy()
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.enable_http_proxy", 0),
+                # gRPC waits up to two minutes between attempts to connect; a server restarts in seconds.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 2000),
+            ],
+        )
+        self._predict = self._call(wire.PREDICT, wire.PredictRequest, wire.PredictResponse)
+        self._status = self._call(wire.STATUS, wire.StatusRequest, wire.StatusResponse)
+
+    def _call(self, method: str, request: Any, response: Any) -> Any:
+        return self._channel.unary_unary(
+            method, request_serializer=request.SerializeToString, response_deserializer=response.FromString
+        )
+
+    def predict(
+        self,
+        inputs: NDArray[np.float32],
+        n_windows: NDArray[np.int32],
+        *,
+        version: int | None = None,
+        label: str = STABLE,
+    ) -> Prediction:
+        """Asks for the probabilities of runs.
+
+        Args:
+          inputs: float32 [rows, L, features], not normalised.
+          n_windows: int32 [rows].
+          version: the one to ask; without, the one that ``label`` names.
+
+        Raises:
+          NotServedError: when the server has no such model, version or label.
+          EngineError: when it does not answer within the budget, or answers with an error.
+        """
+        request = wire.PredictRequest()
+        self._spec(request, version, label)
+        wire.put_array(request, "inputs", inputs)
+        wire.put_array(request, "n_windows", n_windows)
+        response, seconds = self._retried(lambda: self._predict(request, timeout=self._policy.timeout_s))
+        try:
+            probabilities = wire.get_floats(response, "probabilities")
+        except (KeyError, ValueError) as error:
+            raise EngineError(
+                f"{self.address}: model {self.model} has no probabilities in its answer: {error}"
+            ) from None
+        if len(probabilities) != len(inputs):
+            raise EngineError(f"{self.address}: {len(probabilities)} answers to {len(inputs)} runs")
+        return Prediction(probabilities, response.model_spec.version.value, seconds)
+
+    def served_version(self, label: str = STABLE) -> int:
+        """The version that a label names. Raises as `predict` does."""
+        statuses = self._statuses(None, label)
+        for one in statuses:
+            if one.state == wire.AVAILABLE:
+                return int(one.version)
+        raise NotServedError(f"{self.address}: no version of model {self.model} is available under {label}")
+
+    def statuses(self) -> list[tuple[int, int, str]]:
+        """(version, state, error) of all versions, as TensorFlow Serving numbers the states. Raises as `predict`."""
+        return [(int(one.version), int(one.state), one.status.error_message) for one in self._statuses(None, "")]
+
+    def wait_until_served(self, version: int, timeout_s: float = 30.0, label: str = STABLE) -> None:
+        """Waits until ``label`` names ``version`` on the server. Raises `EngineError` after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                present: int | None = self.served_version(label)
+            except NotServedError:
+                present = None
+            if present == version:
+                return
+            if time.monotonic() > deadline:
+                said = next((f": {error}" for number, _, error in self._said() if number == version and error), "")
+                raise EngineError(
+                    f"{self.address}: model {self.model} serves version {present} as {label} after {timeout_s:g} s, "
+                    f"not {version}{said}"
+                )
+            time.sleep(0.1)
+
+    def _said(self) -> list[tuple[int, int, str]]:
+        try:
+            return self.statuses()
+        except NotServedError:
+            return []
+
+    def _statuses(self, version: int | None, label: str) -> Any:
+        request = wire.StatusRequest()
+        self._spec(request, version, label)
+        return self._retried(lambda: self._status(request, timeout=self._policy.timeout_s))[0].model_version_status
+
+    def _spec(self, request: Any, version: int | None, label: str) -> None:
+        request.model_spec.name = self.model
+        if version is not None:
+            request.model_spec.version.value = version
+        else:
+            request.model_spec.version_label = label
+
+    def _retried(self, call: Callable[[], Any]) -> tuple[Any, float]:
+        policy = self._policy
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, grpc.RpcError) and error.code() in _PASSING
+            ),
+            stop=tenacity.stop_after_delay(policy.budget_s),
+            wait=tenacity.wait_exponential_jitter(policy.first_wait_s, policy.most_wait_s, jitter=policy.first_wait_s),
+            reraise=True,
+        )
+
+        def timed() -> tuple[Any, float]:
+            began = time.perf_counter()
+            return call(), time.perf_counter() - began
+
+        try:
+            answer: tuple[Any, float] = retrying(timed)
+        except grpc.RpcError as error:
+            code, said = error.code(), error.details() or ""
+            if code is grpc.StatusCode.NOT_FOUND or "Unrecognized servable version label" in said:
+                raise NotServedError(f"{self.address}: {said}") from None
+            raise EngineError(f"model server {self.address}: {code.name}: {said}") from None
+        return answer
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> ModelClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
