@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ciml.errors import Refused
 from ciml.telemetry import BOOT, TIME
 from transforms.parse_clock import fixed_offset, to_utc
 from transforms.parse_gzip import inflate
 from transforms.parse_header import Columns, Segment, split_segments
-from transforms.parse_rows import Rows, read_rows
+from transforms.parse_rows import Rows, read_rows, with_nans
 from transforms.parse_times import EARLIEST, LATEST, SECOND, Bool, Int64, local_times, read_cells, read_epochs
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
@@ -175,8 +174,7 @@ def _times(
 ) -> tuple[Int64, Bool]:
     """The time of each row in µs UTC, and where there is one."""
     if rows.epoch is not None:
-        seconds = np.from_dlpack(pc.fill_null(rows.epoch, float("nan")))
-        return read_epochs(seconds.astype(np.float64, copy=False))
+        return read_epochs(with_nans(rows.epoch))
     if rows.time is None:
         return _spaced_times(logs, parts, rows, slices)
     cells = read_cells(rows.time)

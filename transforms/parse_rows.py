@@ -167,6 +167,14 @@ def to_floats(cells: pa.Array) -> pa.Array:
     return cells
 
 
+def with_nans(cells: pa.Array) -> npt.NDArray[np.float64]:
+    """The values of a float64 array, with NaN for null. (`pyarrow.compute.fill_null` would import pandas.)"""
+    values = _buffer(cells)
+    if not cells.null_count:
+        return values
+    return np.where(np.from_dlpack(pc.is_valid(cells).cast(pa.uint8())) == 1, values, np.nan)
+
+
 def _buffer(cells: pa.Array) -> npt.NDArray[np.float64]:
     """The values of a float64 array as they lie in memory: what stands at a null is unspecified."""
     return np.frombuffer(cells.buffers()[1], np.float64)[cells.offset : cells.offset + len(cells)]
