@@ -102,7 +102,7 @@ def build_ingest(
         settled.append(pipeline | "Due" >> _create(in_batches(due)) | "DueLogs" >> _Settle(config))
     together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
     gathered = together | (
-        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(_Gather(config.commit_s, config.commit_batches))
+        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(Gather(config.commit_s, config.commit_batches))
     )
     return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
 
@@ -133,7 +133,7 @@ def _sealed(batch: Batch) -> tuple[str, bytes]:
         return _KEY, seal(batch)
 
 
-class _Gather(beam.DoFn):
+class Gather(beam.DoFn):
     """Keeps sealed batches until there are enough, or the first has waited long enough by the clock.
 
     No watermark comes into it, so nothing is ever late. (`beam.GroupIntoBatches` also sets a timer at the end of the

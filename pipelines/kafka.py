@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
@@ -23,7 +23,7 @@ from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from ciml.accounting import RawState, check_topic_id
+from ciml.accounting import check_topic_id
 from ciml.errors import EngineError, IntegrityError
 from ciml.offsets import RangeSet
 from ciml.records import Batch, Message, OffsetRange
@@ -66,11 +66,19 @@ class PartitionRead:
     covered: tuple[tuple[int, int], ...] = ()
 
 
-def plan(state: RawState, listing: Listing, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
+class Coverage(Protocol):
+    """What a manifest's state says of offsets. See `ciml.accounting.RawState`."""
+
+    topic_ids: dict[str, str]
+
+    def covered(self, topic: str, partition: int) -> RangeSet: ...
+
+
+def plan(state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
     """What of a topic is not covered yet, partition by partition.
 
     Args:
-      state: the raw manifest's.
+      state: of the manifest that commits what is read.
       listing: what the broker has.
       bounded: whether to end at the topic's present end. Partitions with nothing new are then left out.
       most: with ``bounded``, the most offsets of a partition to take at once.
@@ -109,7 +117,7 @@ def plan(state: RawState, listing: Listing, *, bounded: bool, most: int | None =
     return reads
 
 
-def bases(state: RawState, listing: Listing) -> list[Batch]:
+def bases(state: Coverage, listing: Listing) -> list[Batch]:
     """Empty batches that cover what was gone from a topic before it was first read. To be committed before reading."""
     return [
         Batch(OffsetRange(listing.topic, listing.topic_id, partition, 0, first))

@@ -12,7 +12,7 @@ from ciml.errors import EngineError
 from pipelines.committer import committer
 from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.ingest import IngestConfig, build_ingest
-from pipelines.kafka import bases, plan
+from pipelines.kafka import Coverage, bases, plan
 from pipelines.kafka_client import Listing, close_readers, list_topic
 
 #: When to end: never; when the topic's end, as it is now, is reached; or after so many seconds without anything new
@@ -140,7 +140,7 @@ def cover_bases(config: IngestConfig, listing: Listing) -> None:
         committing.commit(missing)
 
 
-def lag(state: RawState, listing: Listing) -> int:
+def lag(state: Coverage, listing: Listing) -> int:
     """How many offsets of a topic are not covered."""
     return sum(
         end - start

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import tenacity
 
-from ciml.errors import CimlError, EngineError
+from ciml.errors import EngineError
 from serving import wire
 from serving.registry import STABLE
 
@@ -26,10 +26,8 @@ _PASSING = frozenset(
 )
 
 
-class NotServedError(CimlError):
+class NotServedError(EngineError):
     """The server has no such model, version or label (now)."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)

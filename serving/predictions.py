@@ -1,0 +1,175 @@
+"""The manifest of predictions: which announcements are covered, and what was predicted, each run once a version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.accounting import check_topic_id
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError
+from ciml.manifests import Delta, ManifestLog
+from ciml.offsets import RangeSet
+from ciml.records import OffsetRange
+from ciml.storage import Store
+
+FOLDER = "predictions"
+
+
+def prediction_id(run_id: str, model: str, version: int) -> str:
+    """The same for the same run, model and version, wherever and however often it is made."""
+    return sha256_json([run_id, model, version])[:32]
+
+
+def predictions_log(data: Store) -> ManifestLog:
+    """The manifest log of predictions below a data root."""
+    return ManifestLog(data.child(FOLDER))
+
+
+def read_predictions(data: Store) -> Iterator[dict[str, Any]]:
+    """All predictions below a data root, in the order of their commits."""
+    for _, delta in predictions_log(data).since(0):
+        yield from delta["predictions"]
+
+
+@dataclass
+class Predicted:
+    """What became of the announcements of one range. Each record holds the ``offset`` that it comes from.
+
+    Attributes:
+      covers: the range; all of it is settled by the records here (offsets without a record are no messages).
+      predictions: records with ``id``, ``run_id``, ``model``, ``version``, ``class``, ``probabilities``, …
+      unpredictable: records with ``run_id``, ``reason`` and perhaps ``detail``.
+    """
+
+    covers: OffsetRange
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    unpredictable: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        covers = self.covers
+        return {
+            "covers": [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end],
+            "predictions": self.predictions,
+            "unpredictable": self.unpredictable,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Predicted:
+        return cls(OffsetRange(*value["covers"]), value["predictions"], value["unpredictable"])
+
+
+class PredictionState:
+    """What the deltas of the predictions' manifest add up to.
+
+    Attributes:
+      version: that of the last delta applied.
+      topic_ids: the broker's UUID of each topic as it was first seen.
+      predicted: predictions by (model, version).
+      unpredictable: announcements that led to no prediction, by reason.
+      repeats: announcements of runs that the same version had predicted before.
+      time_us: when the last delta was committed.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.topic_ids: dict[str, str] = {}
+        self.predicted: Counter[tuple[str, int]] = Counter()
+        self.unpredictable: Counter[str] = Counter()
+        self.repeats = 0
+        self.time_us = 0
+        self._ids: set[bytes] = set()  # about 70 bytes a prediction
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+
+    def covered(self, topic: str, partition: int) -> RangeSet:
+        """The offsets of a partition that are settled. Not to be changed by the caller."""
+        return self._covered.get((topic, partition), _NOTHING)
+
+    def has(self, identity: str) -> bool:
+        """Whether there is a prediction of that id."""
+        return _short(identity) in self._ids
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Takes in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
+        if version != self.version + 1:
+            raise IntegrityError(f"predictions: version {version} after {self.version}")
+        for topic, entry in delta["offsets"].items():
+            check_topic_id(topic, self.topic_ids.get(topic, ""), entry["id"])
+            self.topic_ids[topic] = self.topic_ids.get(topic) or entry["id"]
+            for partition, ranges in entry["partitions"].items():
+                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
+                for start, end in ranges:
+                    covered.add(start, end)
+        for one in delta["predictions"]:
+            if self.has(one["id"]):
+                raise IntegrityError(f"predictions: version {version} holds {one['id']} again")
+            self._ids.add(_short(one["id"]))
+            self.predicted[one["model"], one["version"]] += 1
+        for one in delta["unpredictable"]:
+            self.unpredictable[one["reason"]] += 1
+        self.repeats += len(delta["repeats"])
+        self.version = version
+        self.time_us = delta["time_us"]
+
+
+_NOTHING = RangeSet()
+
+
+def _short(identity: str) -> bytes:
+    return hashlib.blake2b(identity.encode(), digest_size=16).digest()
+
+
+def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
+    """The delta that ``ranges`` add to ``state``, or None where they add nothing.
+
+    What is covered already is dropped (a replay); a run that the same version has predicted is a repeat.
+
+    Raises:
+      IntegrityError: for a record outside of its range, or a topic made anew.
+    """
+    offsets: dict[str, dict[int, RangeSet]] = {}
+    topic_ids: dict[str, str] = {}
+    predictions: list[dict[str, Any]] = []
+    unpredictable: list[dict[str, Any]] = []
+    repeats: list[str] = []
+    new: set[str] = set()
+    for one in sorted(ranges, key=lambda each: (each.covers.topic, each.covers.partition, each.covers.start)):
+        covers = one.covers
+        known = topic_ids.get(covers.topic) or state.topic_ids.get(covers.topic, "")
+        check_topic_id(covers.topic, known, covers.topic_id)
+        topic_ids[covers.topic] = known or covers.topic_id
+        mine = offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
+        fresh = RangeSet()
+        for start, end in state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
+            for part in mine.missing(start, end):
+                fresh.add(*part)
+        for record in [*one.predictions, *one.unpredictable]:
+            if not covers.start <= record["offset"] < covers.end:
+                raise IntegrityError(f"{covers}: offset {record['offset']} is outside of it")
+        for record in one.predictions:
+            if record["offset"] in fresh:
+                if record["id"] in new or state.has(record["id"]):
+                    repeats.append(record["run_id"])
+                else:
+                    new.add(record["id"])
+                    predictions.append(record)
+        unpredictable += [record for record in one.unpredictable if record["offset"] in fresh]
+        for start, end in fresh:
+            mine.add(start, end)
+    placed = {
+        topic: {"id": topic_ids[topic], "partitions": parts}
+        for topic, partitions in offsets.items()
+        if (parts := {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges})
+    }
+    if not placed:
+        return None
+    return {
+        "time_us": time_us,
+        "offsets": placed,
+        "predictions": predictions,
+        "unpredictable": unpredictable,
+        "repeats": repeats,
+    }
