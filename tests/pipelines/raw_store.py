@@ -1,0 +1,59 @@
+"""A raw store with runs in it, written as ingest writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ciml.digest import telemetry_digest
+from ciml.manifests import ManifestLog
+from ciml.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.storage import Store
+from transforms.store import run_path, write_run
+
+TRUSTED, UNTRUSTED = Trust(True, "gate", "0"), Trust(False, "none", "0")
+
+
+class RawStore:
+    """Appends deltas to the raw manifest of a data path."""
+
+    def __init__(self, data: Store) -> None:
+        self.store = data.child("raw")
+        self.log = ManifestLog(self.store)
+        self._version = sum(1 for _ in self.log.since(0))
+        self._offset = 0
+
+    def add(
+        self,
+        runs: Sequence[tuple[Mention, pa.Table]] = (),
+        corrections: Sequence[Mention] = (),
+        trust: Trust | None = TRUSTED,
+    ) -> int:
+        """One delta with these runs and corrections. Returns its version."""
+        delta: dict[str, Any] = {
+            "time_us": 0,
+            "offsets": {},
+            "runs": [self._run(mention, table, trust).to_json() for mention, table in runs],
+            "repeats": [],
+            "corrections": [self._outcome("correction", mention, trust).to_json() for mention in corrections],
+            "ignored": [],
+            "dead_letters": [],
+            "deferred": [],
+            "closes": [],
+        }
+        self._version += 1
+        assert self.log.try_append(self._version, delta)
+        return self._version
+
+    def _run(self, mention: Mention, table: pa.Table, trust: Trust | None) -> Outcome:
+        digest = telemetry_digest(mention.run_id, table)
+        data, path = write_run(table), run_path(mention, table, digest)
+        self.store.create(path, data)
+        return self._outcome("run", mention, trust, RawFile(path, digest, table.num_rows, len(data)))
+
+    def _outcome(self, kind: Any, mention: Mention, trust: Trust | None, file: RawFile | None = None) -> Outcome:
+        self._offset += 1
+        origin = Origin("ci-events", 0, self._offset)
+        return Outcome(kind, origin, f"zuul {self._offset}", mention, trust=trust, file=file)
