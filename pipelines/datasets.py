@@ -166,7 +166,7 @@ def _in_beam(
     raw: Store, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
     """Makes the spans of all steps in one Beam pipeline."""
-    from transforms.datasets_beam import make_spans
+    from pipelines.spans import make_spans
 
     planned = list(steps)
     if not planned:

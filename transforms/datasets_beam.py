@@ -1,23 +1,19 @@
-"""The functions of data sets as PTransforms, and the batch pipeline that makes spans with them."""
+"""The functions of data sets as PTransforms."""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from ciml.dataset_plan import SpanPlan
-from ciml.dataset_state import SpanVersion
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import canonical_json
-from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.storage import Store
+from transforms.beam import keep_error
 from transforms.examples import Examples, Excluded
-from transforms.spans import batches_of, examples_of, write_span
+from transforms.spans import examples_of, write_span
 
 #: A part of a span on its way through a pipeline: (which span and version, (which part, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
@@ -58,70 +54,9 @@ class WriteSpans(beam.PTransform):
         )
 
 
-def make_spans(
-    raw: Store,
-    root: Store,
-    plans: Sequence[SpanPlan],
-    resolved: ResolvedDefinition,
-    *,
-    runner: str,
-    job_endpoint: str = "",
-) -> dict[tuple[int, int], SpanVersion]:
-    """Makes and writes spans in one batch pipeline.
-
-    Args:
-      raw: the raw store.
-      root: the data set's folder.
-      plans: the spans.
-      resolved: the definition.
-      runner: ``fnapi`` (in this process) or ``flink``.
-      job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
-
-    Returns:
-      What the manifest is to hold, by (span, version).
-
-    Raises:
-      CimlError: for another runner, or flink without an endpoint.
-      EngineError: when the pipeline does not end well.
-    """
-    results = f"results/{uuid.uuid4().hex}"
-    options = pipeline_options(runner, job_endpoint)
-    parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
-    pipeline = beam.Pipeline(options=options)
-    (
-        pipeline
-        | "parts" >> beam.Create(parts)
-        | "MakeExamples" >> MakeExamples(raw, resolved)
-        | "WriteSpans" >> WriteSpans(root, plans, resolved, results)
-    )
-    made: dict[tuple[int, int], SpanVersion] = {}
-    try:
-        state = pipeline.run().wait_until_finish()
-        if state != "DONE":
-            raise EngineError(f"the pipeline that makes spans ended as {state}")
-        for plan in plans:
-            try:
-                value = json.loads(root.read(f"{results}/{_key(plan)}.json"))
-            except FileNotFoundError:
-                raise IntegrityError(f"the pipeline that makes spans left out span {plan.span}") from None
-            made[plan.span, plan.version] = SpanVersion.from_json(value)
-    finally:
-        for plan in plans:
-            root.delete(f"{results}/{_key(plan)}.json")
-    return made
-
-
-def pipeline_options(runner: str, job_endpoint: str = "") -> PipelineOptions:
-    """Options of a batch pipeline on a named runner; never Beam's default, which is another one from time to time."""
-    if runner == "fnapi":
-        return PipelineOptions([], runner="FnApiRunner")
-    if runner == "flink":
-        if not job_endpoint:
-            raise CimlError("runner flink: want the job server's host:port; ciml up flink starts one")
-        return PipelineOptions(
-            [], runner="PortableRunner", job_endpoint=job_endpoint, environment_type="LOOPBACK", parallelism=1
-        )
-    raise CimlError(f"runner {runner!r}: want fnapi or flink, or none")
+def result_path(results: str, span: int, version: int) -> str:
+    """Where `WriteSpans` leaves what the manifest is to hold of a span's version."""
+    return f"{results}/{span}-{version}.json"
 
 
 def _key(plan: SpanPlan) -> str:
@@ -130,7 +65,8 @@ def _key(plan: SpanPlan) -> str:
 
 def _make(part: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) -> _Part:
     number, plan = part
-    examples = examples_of(raw, plan, resolved)
+    with keep_error():
+        examples = examples_of(raw, plan, resolved)
     sink = pa.BufferOutputStream()
     # mostly padding: compressed, it is a small part of its size in memory
     options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -151,9 +87,10 @@ def _write(
     results: str,
 ) -> str:
     key, parts = element
-    span = write_span(root, plans[key], list(_read(parts)), resolved)
-    path = f"{results}/{key}.json"
-    root.replace(path, canonical_json(span.to_json()))
+    with keep_error():
+        span = write_span(root, plans[key], list(_read(parts)), resolved)
+        path = result_path(results, span.span, span.version)
+        root.replace(path, canonical_json(span.to_json()))
     return path
 
 

@@ -26,7 +26,7 @@ GOLDEN = {make(zone).name: make(zone) for make in make_logs.LARGE for zone in ma
 def test_every_run_of_the_corpus_equals_pandas(interval: str) -> None:
     runs, tables, paths = corpus()
     bins = [direct.resampled(direct.read_log(path), interval) for path in paths]
-    assert len(bins) > 700
+    assert len(bins) >= 600
     for pattern in ("(usr|1min)", "."):
         definition = DatasetDefinition(
             name="x", sample_interval=interval, features_regex=pattern, class_label="provider"
