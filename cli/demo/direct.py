@@ -1,4 +1,4 @@
-"""Examples computed once more, the short way: straight from the text of the log, with nothing of the pipeline's code."""
+"""Examples computed once more, the short way: straight from the text of the log, without the pipeline's code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,10 +58,19 @@ def direct_example(
     return cut, len(next(iter(cut.values())))
 
 
+_FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "min": min,
+    "max": max,
+    "median": statistics.median,
+    "sum": math.fsum,
+}
+
+
 def _aggregate(name: str, values: list[float]) -> float:
     if name == "std":
         return statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean, "min": min, "max": max, "median": statistics.median, "sum": math.fsum}[name](values)
+    return _FUNCTIONS[name](values)
 
 
 def difference(found: Sequence[float], direct: Sequence[float], n_windows: int) -> float:

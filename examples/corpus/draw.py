@@ -2,8 +2,8 @@
 
     python examples/corpus/draw.py LISTING_FOLDER [TARGET_FOLDER]
 
-``LISTING_FOLDER`` holds ``builds.jsonl`` and the logs that it names. Every (provider, job) gets its share of the population;
-within it a keyed hash of the run's id decides, runs of at least `MIN_ROWS` samples before shorter ones.
+``LISTING_FOLDER`` holds ``builds.jsonl`` and the logs that it names. Of ten jobs, every (provider, job) gets its share of
+the population; within it a keyed hash of the run's id decides, runs of `MIN_ROWS` samples and more before shorter ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-RUNS = 780
-MIN_ROWS = 20  # shorter runs have one or two windows of 10 s: too little to say anything about a machine
+RUNS = 960
+MIN_ROWS = 30  # shorter runs have one to three windows of 10 s: little to say anything about a machine
+#: Ten of the collection's eighteen jobs, so that each has enough runs on each of the 55 flavours.
+JOBS = (
+    "hadoop-aggregation", "hadoop-join", "hadoop-pagerank", "hadoop-scan", "hadoop-terasort",
+    "spark-aggregation", "spark-bayes", "spark-join", "spark-pagerank", "spark-terasort",
+)  # fmt: skip
 
 
 def rank(uuid: str) -> str:
@@ -39,6 +44,8 @@ def draw(builds: list[dict], total: int = RUNS, min_rows: int = MIN_ROWS) -> lis
     """The drawn lines of the listing, in order of (end time, run id)."""
     cells: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for build in builds:
+        if build["build_name"] not in JOBS:
+            continue
         cells[build["node_provider"], build["build_name"]].append(build)
     drawn: list[dict] = []
     for cell, share in shares({cell: len(runs) for cell, runs in cells.items()}, total).items():

@@ -28,7 +28,7 @@ def test_every_run_of_the_corpus_is_in_the_plan_once(plan: Plan) -> None:
     named = Counter(e.run_id for m in plan.messages for e in m.expected if e.kind == "run")
     assert set(named.values()) == {1}
     lost = [m for m in plan.messages for e in m.expected if e.kind == "dead_letter"]
-    assert len(named) + len(lost) == len(plan.samples) == 780
+    assert len(named) + len(lost) == len(plan.samples) == 960
 
 
 def test_the_plan_is_the_same_every_time(plan: Plan) -> None:
@@ -41,12 +41,12 @@ def test_one_in_twenty_is_spoilt_and_every_trick_is_played(plan: Plan) -> None:
     assert len(tricks) == 18
     assert min(tricks.values()) >= 2
     spoilt = len({m.key for m in plan.messages if m.trick and m.trick != "untrusted pipeline"})
-    assert spoilt == 39
+    assert spoilt == 48
 
 
 def test_waves_are_a_half_and_two_quarters(plan: Plan) -> None:
     runs = [sum(e.kind == "run" for m in wave for e in m.expected) for wave in plan.waves()]
-    assert runs == [377, 192, 187]
+    assert runs == [466, 232, 234]
 
 
 def test_all_modes_and_events_with_several_runs_are_there(plan: Plan) -> None:
