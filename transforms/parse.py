@@ -24,7 +24,8 @@ from transforms.parse_rows import Rows, read_rows, with_nans
 from transforms.parse_times import EARLIEST, LATEST, SECOND, Bool, Int64, local_times, read_cells, read_epochs
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
-_MAX_CELLS = 1 << 25  # of one log: 256 MiB as floats
+_MAX_CELLS = 1 << 25  # of one start of the recorder: 256 MiB as floats
+_MIN_CELLS = 16  # of memory that a row takes for its time; so there are at most two million rows, 24 days at 1 s
 _NO_TIME = np.iinfo(np.int64).min
 
 
@@ -50,11 +51,11 @@ class ParseLimits:
     """Bounds on memory, whatever comes.
 
     Attributes:
-      max_bytes: of one log's text; two days of 200 columns at 1 s are about 170 MB, of the usual 30 columns 40 MB.
-      batch_bytes: of text that is parsed at a time; larger gains nothing. Tables take one to three times their text.
+      max_bytes: of one log's text; a day at 1 s of the usual 30 columns is about 20 MB.
+      batch_bytes: of text that is parsed at a time; larger gains nothing. Parsing takes up to ten times its text.
     """
 
-    max_bytes: int = 128 << 20
+    max_bytes: int = 64 << 20
     batch_bytes: int = 16 << 20
 
 
@@ -129,7 +130,7 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
 
 
 def _is_too_large(segment: Segment) -> bool:
-    cells = len(segment.columns.names)
+    cells = max(len(segment.columns.names), _MIN_CELLS)
     return len(segment.body) * cells > _MAX_CELLS and segment.body.count(b"\n") * cells > _MAX_CELLS
 
 

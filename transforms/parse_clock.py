@@ -101,11 +101,11 @@ def to_utc(
     """
     if int(local.max()) - int(local.min()) > _MAX_SPAN:
         raise Refused("ambiguous_time", "the samples are more than a year apart")
-    tried: list[tuple[str, Int64]] = []
+    readings: dict[bytes, tuple[str, Int64]] = {}
     for clock, date_utc in _clocks(local, date_us, zone, hint):
-        for utc in _readings(local, clock, date_utc, start_us):
-            if not any(np.array_equal(utc, other) for _, other in tried):
-                tried.append((clock.name, utc))
+        for utc in _readings(local, clock, date_utc):
+            readings.setdefault(utc.tobytes(), (clock.name, utc))
+    tried = list(readings.values())
     if len(tried) == 1 and (zone or hint):
         return tried[0][1]
     bounded = [(name, utc) for name, utc in tried if _within(utc, start_us, end_us)]
@@ -216,7 +216,7 @@ def _history(place: str, first_day: int, last_day: int) -> _Clock | None:
     return _Clock(place, tuple(since), tuple(offsets))
 
 
-def _readings(local: Int64, clock: _Clock, date_utc: int | None, start_us: int | None) -> Iterator[Int64]:
+def _readings(local: Int64, clock: _Clock, date_utc: int | None) -> Iterator[Int64]:
     """The series in UTC by one clock: once, or twice where an hour that came twice can be read in both ways."""
     if len(clock.offsets) == 1:
         yield local - clock.offsets[0]
