@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from ciml.errors import CimlError, EngineError
+from pipelines.flink_jobs import cancel_job, cancel_orphans
 from transforms.beam import kept_error
 
 EngineName = Literal["flink", "micro-batches"]
@@ -56,7 +58,7 @@ def flink_options(
 
     Args:
       endpoint: ``host:port`` of Beam's job server.
-      name: the job's name.
+      name: the job's name, which is made unique: Flink tells jobs apart by nothing else.
       streaming: whether it is unbounded.
       changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``.
       extra: further options of Beam, as on a command line; they win.
@@ -65,7 +67,7 @@ def flink_options(
         "--runner=PortableRunner",
         f"--job_endpoint={endpoint}",
         "--environment_type=LOOPBACK",
-        f"--job_name={name}",
+        f"--job_name={name}-{secrets.token_hex(4)}",
         "--finish_bundle_before_checkpointing",
     ]
     flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
@@ -81,6 +83,8 @@ class FlinkJob:
         kept_error(clear=True)
         # Beam warns of options that only the job server knows, and once a second of nothing.
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+        self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
+        cancel_orphans(self._endpoint)  # of this program, killed earlier
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
         try:
@@ -106,6 +110,5 @@ class FlinkJob:
             raise error or EngineError("the Flink job failed; see the job server's log (ciml status names it)")
 
     def cancel(self) -> None:
-        """Cancels the job, if it runs, and waits until it is over."""
-        if not self.over:
-            self._result.cancel()
+        """Cancels the job, if it runs, and waits until it is over in Flink too (Beam's own cancel does not)."""
+        cancel_job(self._endpoint, self._result._job_id)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from cli.engines.base import Settings
 from cli.engines.http import s3_environment
-from cli.engines.jobs import Job, cancel_all_jobs, cancel_job, list_jobs
 from cli.engines.kafka import create_topics, is_mock
 from cli.engines.launcher import ENGINES, Engines, start, stop
 from cli.engines.state import EngineState, default_home, read
+from pipelines.flink_jobs import Job, cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
 __all__ = [
     "ENGINES",
@@ -23,6 +23,7 @@ __all__ = [
     "Settings",
     "cancel_all_jobs",
     "cancel_job",
+    "cancel_orphans",
     "create_topics",
     "default_home",
     "is_mock",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,13 +14,14 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 
 from ciml.errors import EngineError
 from cli import engines
-from cli.engines import jobs
+from pipelines import flink_jobs as jobs
 
 pytestmark = [
     pytest.mark.engines,
     # The worker's threads in this process say so when the Flink that they work for is gone.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Append(beam.DoFn):
@@ -98,6 +102,21 @@ def test_a_job_is_cancelled_as_soon_as_it_is_submitted(flink_jobs: str, tmp_path
     assert engines.cancel_job(flink_jobs, result._job_id).state == "CANCELLED"
     time.sleep(2)
     assert [job for job in jobs.list_flink_jobs(flink_jobs) if not job.over] == []
+
+
+def test_the_job_of_a_killed_client_is_found_and_cancelled(flink_jobs: str, tmp_path: Path):
+    mine = start_stream(flink_jobs, "mine", tmp_path / "mine")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tests.cli.test_flink import start_stream;"
+        "start_stream(sys.argv[1], 'orphan', Path(sys.argv[2])); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    command = [sys.executable, "-c", code, flink_jobs, str(tmp_path / "orphan")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=90, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [(job.name, job.state) for job in engines.cancel_orphans(flink_jobs)] == [("orphan", "CANCELLED")]
+    assert [job.name for job in jobs.list_flink_jobs(flink_jobs) if not job.over] == ["mine"]
+    assert engines.cancel_orphans(flink_jobs) == []
+    assert engines.cancel_job(flink_jobs, mine._job_id).state == "CANCELLED"
 
 
 def test_an_unknown_job_is_one_line(flink: str):

@@ -147,6 +147,38 @@ def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
     return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
 
 
+def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
+    """Cancels the jobs whose workers were threads of a process that is gone (LOOPBACK); returns those, as they ended.
+
+    Flink would try to restart such a job for ever, with a port, threads and network memory of its own each.
+    """
+    return [
+        cancel_job(endpoint, job.id, timeout_s)
+        for job in list_jobs(endpoint)
+        if not job.over and any(not _listens(worker) for worker in _loopback_workers(endpoint, job.id))
+    ]
+
+
+def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
+    """The ports of this machine at which a job expects its workers."""
+    from apache_beam.portability.api import beam_job_api_pb2, beam_runner_api_pb2
+
+    with _job_service(endpoint) as service:
+        request = beam_job_api_pb2.GetJobPipelineRequest(job_id=job_id)
+        environments = service.GetPipeline(request, timeout=10).pipeline.components.environments.values()
+    ports = []
+    for one in environments:
+        if one.urn == "beam:env:external:v1":
+            host, _, port = beam_runner_api_pb2.ExternalPayload.FromString(one.payload).endpoint.url.rpartition(":")
+            if host in ("localhost", "127.0.0.1", "[::1]"):
+                ports.append(int(port))
+    return ports
+
+
+def _listens(port: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in psutil.net_connections("tcp"))
+
+
 def _at_work(endpoint: str, name: str) -> list[FlinkJob]:
     return [one for one in list_flink_jobs(endpoint) if one.name == name and not one.over]
 
