@@ -246,7 +246,10 @@ class _Watch:
                 self._moved, self._seen = time.monotonic(), state.version
         if behind or self._until is None:
             return False
-        return self._until == "end" or time.monotonic() - self._moved >= float(self._until)
+        over = self._until == "end" or time.monotonic() - self._moved >= float(self._until)
+        if over:
+            self.tell("done")
+        return over
 
 
 def predict_micro_batches(

@@ -1,0 +1,161 @@
+"""``ciml models``: what was trained, blessed, pushed, and what is served; and the way back."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from serving.registry import Registry
+
+
+@click.group("models", short_help="Show and roll back models.")
+def command() -> None:
+    """Show what was trained, blessed and pushed; roll back; compare folders with the registry.
+
+    \b
+    Example:
+      ciml models list --data-path data
+      ciml models rollback provider --data-path data
+      ciml models verify --data-path data
+    """
+
+
+@command.command("list")
+@click.argument("model", required=False)
+@data_path_option()
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def list_models(model: str | None, data_path: str, as_json: bool, **_: Any) -> None:
+    """List candidates with their verdicts, versions and labels, the latest last.
+
+    \b
+    Example:
+      ciml models list --data-path data
+      ciml models list provider --data-path data --json
+    """
+    models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
+    if as_json:
+        click.echo(json.dumps(models, indent=2))
+        return
+    if not models:
+        click.echo("no models yet: ciml train makes one")
+    for name, one in models.items():
+        labels = ", ".join(f"{label} = {version}" for label, version in one["labels"].items()) or "nothing is served"
+        click.echo(f"{name}: {labels}")
+        for candidate in one["candidates"]:
+            versions = "".join(
+                f"  version {version['number']}" + (" (withdrawn)" if version["withdrawn"] else "")
+                for version in candidate["versions"]
+            )
+            verdict = {None: "no verdict", True: "blessed", False: "not blessed"}[candidate["blessed"]]
+            click.echo(f"  {candidate['time']}  {candidate['id']}  {verdict}{versions}")
+            for reason in candidate["reasons"]:
+                click.echo(f"    {reason}")
+
+
+def as_dict(registry: Registry) -> dict[str, Any]:
+    """A registry as JSON: labels, candidates in their order, each with its verdict and versions."""
+    state = registry.state
+    candidates = []
+    for candidate in sorted(state.candidates.values(), key=lambda one: one.time_us):
+        verdict = state.verdicts.get(candidate.id)
+        candidates.append(
+            {
+                "id": candidate.id,
+                "time": datetime.fromtimestamp(candidate.time_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+                "folder": candidate.folder,
+                "facts": dict(candidate.facts),
+                "blessed": verdict.blessed if verdict else None,
+                "reasons": list(verdict.reasons) if verdict else [],
+                "metrics": dict(verdict.metrics) if verdict else {},
+                "versions": [
+                    {"number": one.number, "withdrawn": one.withdrawn}
+                    for one in sorted(state.versions.values(), key=lambda one: one.number)
+                    if one.candidate == candidate.id and one.state == "pushed"
+                ],
+            }
+        )
+    return {"labels": dict(sorted(state.labels.items())), "served": state.served(), "candidates": candidates}
+
+
+@command.command("rollback")
+@click.argument("model")
+@data_path_option()
+@home_option
+@click.option("--version", type=click.IntRange(1), help="Where to go.  [default: the one before]")
+@click.option("--label", default="stable", show_default=True, help="What is moved.")
+def rollback_model(model: str, data_path: str, version: int | None, label: str, **_: Any) -> None:
+    """Move a label back. Versions above are withdrawn until someone names them here again.
+
+    \b
+    Example:
+      ciml models rollback provider --data-path data
+      ciml models rollback provider --version 3 --data-path data
+    """
+    from ciml.storage import open_store
+    from serving.push import rollback
+
+    done = rollback(open_store(data_path), model, version, label=label)
+    click.echo(f"{model}: {done.label} = {done.version}")
+
+
+@command.command("verify")
+@click.argument("model", required=False)
+@data_path_option()
+@home_option
+def verify_models(model: str | None, data_path: str, **_: Any) -> int:
+    """Compare every version's files with the registry; exit code 4 if any was altered, is missing or is a stranger.
+
+    \b
+    Example:
+      ciml models verify --data-path data
+    """
+    from ciml.storage import open_store
+    from serving.push import verify_versions
+
+    faults = 0
+    for name in _registries(data_path, model):
+        found = verify_versions(open_store(data_path), name)
+        for version, fault in found.items():
+            if fault:
+                faults += 1
+                click.echo(f"BROKEN {name} {version}: {fault}", err=True)
+        click.echo(f"{name}: {len(found) - sum(map(bool, found.values()))} of {len(found)} versions are as recorded")
+    return 4 if faults else 0
+
+
+@command.command("reconcile")
+@click.argument("model", required=False)
+@data_path_option()
+@home_option
+def reconcile_models(model: str | None, data_path: str, **_: Any) -> None:
+    """Clear up after pushes that died, and write the model server's configuration anew.
+
+    \b
+    Example:
+      ciml models reconcile --data-path data
+    """
+    from serving.push import reconcile
+
+    done = []
+    for name, registry in _registries(data_path, model).items():
+        done += [f"{name}: {line}" for line in reconcile(registry)]
+    click.echo("\n".join(done) or "nothing to do")
+
+
+def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
+    from ciml.errors import CimlError
+    from ciml.storage import open_store
+    from serving.registry import Registry, registered_models
+
+    data = open_store(data_path)
+    known = registered_models(data)
+    if model is not None and model not in known:
+        raise CimlError(f"no model {model!r} in {data_path}; there are {', '.join(known) or 'none'}")
+    return {name: Registry(data, name) for name in known if model in (None, name)}

@@ -1,0 +1,152 @@
+"""``ciml predict``: predictions for runs as they are announced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands.ingest import Duration
+from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+
+if TYPE_CHECKING:
+    from pipelines.run_ingest import Until
+    from serving.predictions import PredictionState
+
+
+def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value or ctx.resilient_parsing:
+        return value
+    from ciml.errors import CimlError
+    from cli.engines import state
+
+    one = state.read(ctx.meta.get("ciml.home") or state.default_home()).get("models")
+    if one is None:
+        raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
+    return one.urls["grpc"]
+
+
+@click.command("predict", short_help="Predict for runs as they arrive.")
+@data_path_option()
+@kafka_option()
+@engine_option
+@home_option
+@click.option("--model", required=True, help="The model's name.")
+@click.option("--label", default="stable", show_default=True, help="Which of its versions is asked.")
+@click.option(
+    "--server",
+    metavar="HOST:PORT",
+    envvar="CIML_MODEL_SERVER",
+    show_envvar=True,
+    callback=_server,
+    help="The model server's gRPC.  [default: the one of ciml up]",
+)
+@click.option("--runs-topic", default="runs", show_default=True, metavar="TOPIC", help="Where runs are announced.")
+@click.option(
+    "--predictions-topic",
+    default="predictions",
+    show_default=True,
+    metavar="TOPIC",
+    help="Where predictions are published; '' for nowhere.",
+)
+@click.option("--once", is_flag=True, help="End when what the topic holds now is predicted.")
+@click.option("--until-idle", type=Duration(), metavar="TIME", help="End when nothing new came for so long.")
+@click.option(
+    "-X",
+    "kafka_options",
+    multiple=True,
+    metavar="PROPERTY=VALUE",
+    help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
+)
+@click.option("--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam.")
+def command(
+    data_path: str,
+    kafka: str,
+    engine: EngineChoice,
+    model: str,
+    label: str,
+    server: str,
+    runs_topic: str,
+    predictions_topic: str,
+    once: bool,
+    until_idle: float | None,
+    kafka_options: tuple[str, ...],
+    beam_options: tuple[str, ...],
+    **_: Any,
+) -> None:
+    """Predict for runs as ingest announces them, trusted or not.
+
+    Each run is prepared by the definition that the served version carries, predicted once by that version, committed
+    to DATA/predictions with the offset that it came from, and published. While no version is served nothing is read.
+    Stop it at any time, by Ctrl-C or harder: it goes on from what is committed.
+
+    \b
+    Example:
+      ciml predict --model provider --data-path data
+      ciml predict --model provider --data-path data --once --engine micro-batches
+    """
+    import signal
+    import threading
+
+    from ciml.storage import open_store
+    from cli.commands.ingest import _pairs
+    from pipelines.kafka_client import KafkaOptions
+    from pipelines.predict import PredictConfig, predict_micro_batches, predict_on_flink
+    from serving.predict import PredictPolicy
+
+    if once and until_idle is not None:
+        raise click.UsageError("--once and --until-idle exclude each other")
+    until: Until = "end" if once else until_idle
+    config = PredictConfig(
+        open_store(data_path),
+        KafkaOptions(kafka, dict(_pairs("-X", kafka_options))),
+        server,
+        PredictPolicy(model, label),
+        runs_topic=runs_topic,
+        predictions_topic=predictions_topic,
+    )
+    stop = threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    shown = _Shown()
+    if engine.job_endpoint:
+        predict_on_flink(config, engine.job_endpoint, until=until, stop=stop, report=shown, extra=tuple(beam_options))
+    else:
+        predict_micro_batches(config, until=until, stop=stop, report=shown)
+    shown.finish()
+
+
+class _Shown:
+    """On a terminal one line that changes; elsewhere a line every five seconds in which something changed."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._said = 0.0
+
+    def finish(self) -> None:
+        """Says the last line for good."""
+        import sys
+
+        click.echo(("\r\x1b[K" if sys.stderr.isatty() else "") + (self._last or "nothing was announced"), err=True)
+
+    def __call__(self, state: PredictionState, lag: int, word: str) -> None:
+        import sys
+        import time
+
+        parts = [f"{number:,} by {model} {version}" for (model, version), number in sorted(state.predicted.items())]
+        parts += [f"{number:,} {reason}" for reason, number in sorted(state.unpredictable.items())]
+        line = f"{', '.join(parts) or 'no predictions yet'}; {lag:,} runs to go; {word}"
+        if line == self._last:
+            return
+        self._last = line
+        if sys.stderr.isatty():
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+        elif time.monotonic() - self._said > 5.0:
+            self._said = time.monotonic()
+            click.echo(line, err=True)

@@ -1,0 +1,312 @@
+"""Versions come and go under load: always answered, always by a blessed version."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from ciml.storage import Store, open_store
+from serving import push as push_module
+from serving.client import ClientPolicy, ModelClient
+from serving.config import ModelEntry, render_config
+from serving.errors import RequestError
+from serving.manager import ModelManager
+from serving.push import push, rollback
+from serving.registry import Registry, Verdict
+from serving.server import ModelServer, ServerOptions
+from tests.serving.models_fixture import direct, runs, save_model
+
+BLESSED = Verdict(True)
+
+
+class Probe:
+    """Asks the server again and again, from its own thread, without a second try."""
+
+    def __init__(self, port: int, every_s: float = 0.02) -> None:
+        self.answers: Counter[int] = Counter()
+        self.failures: list[str] = []
+        self.rows: dict[int, np.ndarray] = {}
+        self._client = ModelClient(f"127.0.0.1:{port}", "m", ClientPolicy(timeout_s=5, budget_s=0))
+        self._every_s, self._stop = every_s, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        inputs, n_windows = runs(3, seed=11)
+        labels = ["stable", ""]
+        while not self._stop.wait(self._every_s):
+            try:
+                labels.reverse()
+                answer = self._client.predict(inputs, n_windows, label=labels[0])
+            except Exception as error:  # noqa: BLE001
+                self.failures.append(str(error))
+            else:
+                self.answers[answer.version] += 1
+                self.rows.setdefault(answer.version, answer.probabilities)
+
+    def __enter__(self) -> Probe:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._client.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "data")
+
+
+def options(data: Store, **changes: Any) -> ServerOptions:
+    return ServerOptions(data.url("models/models.config"), **{"grpc_port": 0, "rest_port": 0, "poll_s": 0.05} | changes)
+
+
+@pytest.fixture
+def server(data: Store, good: dict[int, Path]) -> Iterator[ModelServer]:
+    push(data, "m", open_store(good[1]), BLESSED, check=False)
+    with ModelServer(options(data)) as running:
+        yield running
+
+
+def until(true: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.02)
+
+
+def stable(server: ModelServer) -> int | None:
+    return server.manager.labels("m").get("stable")
+
+
+def test_swaps_and_rollbacks_under_load(data: Store, good: dict[int, Path], server: ModelServer) -> None:
+    with Probe(server.grpc_port) as probe:
+        for seed in (2, 3):
+            version = push(data, "m", open_store(good[seed]), BLESSED, check=False).version
+            until(lambda version=version: stable(server) == version)  # type: ignore[misc]
+            time.sleep(0.2)
+        rollback(data, "m")
+        until(lambda: stable(server) == 2 and 3 not in server.manager.available("m"))
+        time.sleep(0.2)
+        rollback(data, "m", 3)
+        until(lambda: stable(server) == 3)
+        time.sleep(0.2)
+    assert probe.failures == []
+    assert set(probe.answers) == {1, 2, 3}
+    assert sum(probe.answers.values()) > 20
+    inputs, n_windows = runs(3, seed=11)
+    for version, seed in ((1, 1), (2, 2), (3, 3)):
+        np.testing.assert_allclose(probe.rows[version], direct(good[seed], inputs, n_windows), atol=1e-6)
+
+
+def test_many_swaps_give_memory_back(data: Store, good: dict[int, Path], server: ModelServer) -> None:
+    process = psutil.Process()
+    sizes: list[float] = []
+    with Probe(server.grpc_port, every_s=0.005) as probe:
+        push(data, "m", open_store(good[2]), BLESSED, check=False)
+        for turn in range(60):
+            rollback(data, "m", 1 + turn % 2)
+            server.poll()
+            assert stable(server) == 1 + turn % 2
+            if turn >= 19 and turn % 10 == 9:
+                sizes.append(process.memory_info().rss / 2**20)
+    assert probe.failures == []
+    assert set(probe.answers) == {1, 2}
+    assert sizes[-1] - sizes[0] < 20, sizes
+
+
+def refused(folder: Path, how: str) -> None:
+    """Spoils a pushed version's folder, as a bad disk or a stranger would."""
+    if how == "flipped byte":
+        file = folder / "variables" / "variables.data-00000-of-00001"
+        data = bytearray(file.read_bytes())
+        data[7] ^= 1
+        file.write_bytes(data)
+    elif how == "cut":
+        file = folder / "saved_model.pb"
+        file.write_bytes(file.read_bytes()[:-9])
+    elif how == "gone":
+        shutil.rmtree(folder)
+    elif how == "link":
+        real = folder.with_name("elsewhere")
+        folder.rename(real)
+        folder.symlink_to(real)
+    elif how == "pickle":
+        (folder / "assets" / "x.pkl").write_bytes(b"\x80\x04.")
+
+
+@pytest.mark.parametrize("how", ["flipped byte", "cut", "gone", "link", "pickle"])
+def test_spoilt_version_leaves_the_old_one_also_after_a_restart(
+    data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, server: ModelServer, how: str
+) -> None:
+    real = push_module.write_config
+
+    def spoils_first(data: Store) -> bool:
+        folder = Path(data.root, "models", "m", "2")
+        if folder.exists():
+            refused(folder, how)
+        return real(data)
+
+    monkeypatch.setattr(push_module, "write_config", spoils_first)
+    with Probe(server.grpc_port) as probe:
+        push(data, "m", open_store(good[2]), BLESSED, check=False)
+        until(lambda: any(one.version == 2 and one.state == "END" for one in server.manager.status("m")))
+        time.sleep(0.2)
+    assert (probe.failures, set(probe.answers)) == ([], {1})
+    (bad,) = [one for one in server.manager.status("m") if one.version == 2]
+    assert bad.code in ("DATA_LOSS", "NOT_FOUND")
+    assert bad.message
+    assert stable(server) == 1
+    with ModelServer(options(data)) as again, Probe(again.grpc_port) as probe:
+        time.sleep(0.3)
+    assert (probe.failures, set(probe.answers)) == ([], {1})
+
+
+@pytest.mark.parametrize("spoil", ["python", "read", "write"])
+def test_forbidden_operations_never_serve_even_when_blessed(
+    data: Store, server: ModelServer, tmp_path: Path, spoil: str
+) -> None:
+    folder = save_model(tmp_path / "bad", spoil=spoil)
+    push(data, "m", open_store(folder), BLESSED, check=False)  # a gate that was fooled
+    until(lambda: any(one.version == 2 and one.state == "END" for one in server.manager.status("m")))
+    assert stable(server) == 1
+    assert "is not allowed in a model" in server.manager.status("m", 2)[0].message
+    assert not Path(f"{folder}.written").exists()
+
+
+def test_strangers_are_never_served(data: Store, good: dict[int, Path], server: ModelServer) -> None:
+    base = Path(data.root, "models", "m")
+    shutil.copytree(good[2], base / "5")
+    shutil.copytree(good[2], base / "staging-6-aa")
+    time.sleep(0.3)
+    assert list(server.manager.available("m")) == [1]
+    entry = Registry(data, "m").entry()
+    assert entry is not None
+    forged = ModelEntry("m", entry.base_path, versions=(1, 5), labels={"stable": 5})
+    data.child("models").replace("models.config", render_config([forged]).encode())
+    until(lambda: any(one.version == 5 and one.state == "END" for one in server.manager.status("m")))
+    assert "version 5 was never pushed" in server.manager.status("m", 5)[0].message
+    assert (list(server.manager.available("m")), stable(server)) == ([1], 1)
+
+
+@pytest.mark.parametrize("text", ["", "garbage {", "model_config_list { config { name: 'm' } }"])
+def test_broken_configuration_changes_nothing(data: Store, server: ModelServer, text: str) -> None:
+    good_text = data.child("models").read("models.config")
+    data.child("models").replace("models.config", text.encode())
+    time.sleep(0.3)
+    assert stable(server) == 1
+    assert b"ciml_model_config_errors_total 1.0" in server.metrics.text()
+    data.child("models").delete("models.config")
+    time.sleep(0.2)
+    assert stable(server) == 1
+    data.child("models").replace("models.config", good_text)
+
+
+def test_models_that_the_configuration_lacks_are_dropped(data: Store, good: dict[int, Path]) -> None:
+    for name in ("m", "n"):
+        push(data, name, open_store(good[1]), BLESSED, check=False)
+    with ModelServer(options(data)) as server:
+        assert server.manager.names() == ["m", "n"]
+        entry = Registry(data, "n").entry()
+        assert entry is not None
+        data.child("models").replace("models.config", render_config([entry]).encode())
+        until(lambda: server.manager.names() == ["n"])
+        with pytest.raises(RequestError, match="Could not find any versions of model m"):
+            server.manager.status("m")
+
+
+def test_first_push_is_served_without_a_restart(data: Store, good: dict[int, Path]) -> None:
+    with ModelServer(options(data)) as server:
+        assert httpx.get(f"http://127.0.0.1:{server.rest_port}/v1/models/m", trust_env=False).status_code == 404
+        push(data, "m", open_store(good[1]), BLESSED, check=False)
+        until(lambda: stable(server) == 1)
+
+
+@pytest.mark.engines
+def test_models_on_s3(s3: Any, good: dict[int, Path]) -> None:
+    data = open_store(s3.bucket() + "/data")
+    push(data, "m", open_store(good[1]), BLESSED, check=False)
+    with ModelServer(options(data)) as server, Probe(server.grpc_port) as probe:
+        push(data, "m", open_store(good[2]), BLESSED, check=False)
+        until(lambda: stable(server) == 2)
+        time.sleep(0.3)
+    assert (probe.failures, set(probe.answers)) == ([], {1, 2})
+
+
+def test_failed_load_is_tried_again_later_and_later(good: dict[int, Path], tmp_path: Path) -> None:
+    now = [0.0]
+    tries: list[float] = []
+
+    def load(folder: Store, verify: Any) -> Any:
+        tries.append(now[0])
+        raise OSError("the disk is away")
+
+    manager = ModelManager(load=load, clock=lambda: now[0])
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,), labels={"stable": 1})])
+    for second in range(200):
+        now[0] = float(second)
+        manager.step()
+    assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+    assert manager.status("m")[0].message == "the disk is away"
+    assert not manager.ready
+    manager.apply([ModelEntry("m", str(tmp_path), versions=(1,))])
+    manager.step()
+    assert tries[-1] == 199
+
+
+def test_latest_and_all_as_in_tensorflow_serving(good: dict[int, Path], tmp_path: Path) -> None:
+    for version, seed in ((1, 1), (2, 2), (11, 3)):
+        shutil.copytree(good[seed], tmp_path / str(version))
+    manager = ModelManager()
+    for entry, versions in (
+        (ModelEntry("m", str(tmp_path), "latest", latest=1), [11]),
+        (ModelEntry("m", str(tmp_path), "latest", latest=2), [2, 11]),
+        (ModelEntry("m", str(tmp_path), "all"), [1, 2, 11]),
+        (ModelEntry("m", str(tmp_path), versions=(2,)), [2]),
+    ):
+        manager.apply([entry])
+        manager.step()
+        assert list(manager.available("m")) == versions
+    manager.close()
+    assert manager.names() == []
+
+
+def test_server_as_a_process_comes_back_with_the_blessed_version(
+    data: Store, good: dict[int, Path], tmp_path: Path
+) -> None:
+    push(data, "m", open_store(good[1]), BLESSED, check=False)
+    command = [sys.executable, "-m", "serving.server", "--config", data.url("models/models.config")]
+    command += ["--grpc-port", "0", "--rest-port", "0"]
+    for ending in (signal.SIGKILL, signal.SIGTERM):
+        with open(tmp_path / "log", "ab") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            ports = json.loads(process.stdout.readline())
+            with ModelClient(f"127.0.0.1:{ports['grpc']}", "m") as client:
+                assert client.predict(*runs(2)).version == 1
+            assert httpx.get(f"http://127.0.0.1:{ports['rest']}/readyz", trust_env=False).status_code == 200
+            os.kill(process.pid, ending)
+            assert process.wait(20) == (-9 if ending == signal.SIGKILL else 0)
+        finally:
+            process.kill()
+            process.wait()
+    other = subprocess.run([*command[:3], "--config", "x.config"], capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "where is its registry?" in other.stderr
