@@ -1,0 +1,86 @@
+"""``ciml models``, ``ciml serve`` and ``ciml predict`` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.storage import Store, open_store
+from cli.main import cli
+from serving.push import NotBlessedError, push
+from serving.registry import Registry, Verdict
+from tests.serving.models_fixture import DEFINITION
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Store:
+    """Two versions and a candidate without a blessing. The files are no models: nothing here loads one."""
+    data = open_store(tmp_path / "data")
+    for number in (1, 2, 3):
+        folder = tmp_path / f"candidate-{number}"
+        (folder / "assets").mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(bytes([number]))
+        (folder / "assets" / "definition.json").write_text(DEFINITION.model_dump_json())
+        verdict = Verdict(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
+        try:
+            push(data, "m", open_store(folder), verdict, check=False, facts={"dataset": "small"})
+        except NotBlessedError:
+            assert number == 3
+    return data
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_list(data: Store) -> None:
+    lines = run("models", "list", "--data-path", data.root).output.splitlines()
+    assert lines[0] == "m: stable = 2"
+    assert [line.split("  ")[3:] for line in lines[1::2]] == [
+        ["blessed", "version 1"],
+        ["blessed", "version 2"],
+        ["not blessed"],
+    ]
+    assert lines[6] == "    accuracy 0.3"
+    found = json.loads(run("models", "list", "m", "--data-path", data.root, "--json").output)
+    assert found["m"]["labels"] == {"stable": 2}
+    assert found["m"]["served"] == [1, 2]
+    assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
+    assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
+    assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
+    assert run("models", "list", "--data-path", data.root + "-none").output == "no models yet: ciml train makes one\n"
+
+
+def test_rollback(data: Store) -> None:
+    assert run("models", "rollback", "m", "--data-path", data.root).output == "m: stable = 1\n"
+    assert "version 2 (withdrawn)" in run("models", "list", "--data-path", data.root).output
+    failed = run("models", "rollback", "m", "--data-path", data.root)
+    assert failed.exit_code != 0
+    assert "no predecessor" in failed.output
+    assert run("models", "rollback", "m", "--version", "2", "--data-path", data.root).output == "m: stable = 2\n"
+    assert Registry(data, "m").state.champion == 2
+    assert "no model 'x'" in run("models", "verify", "x", "--data-path", data.root).output
+
+
+def test_verify_and_reconcile(data: Store) -> None:
+    done = run("models", "verify", "--data-path", data.root)
+    assert done.output == "m: 2 of 2 versions are as recorded\n"
+    assert run("models", "reconcile", "--data-path", data.root).output == "nothing to do\n"
+    Path(data.root, "models", "m", "1", "saved_model.pb").write_bytes(b"other")
+    data.child("models").delete("models.config")
+    assert run("models", "reconcile", "--data-path", data.root).output == "m: models.config written\n"
+    done = CliRunner().invoke(cli, ["models", "verify", "--data-path", data.root], standalone_mode=False)
+    assert done.return_value == 4
+    assert "BROKEN m 1:" in done.output
+    assert "saved_model.pb was altered" in done.output
+
+
+def test_serve_and_predict_say_what_they_lack(tmp_path: Path) -> None:
+    assert "--data-path DATA or --config FILE" in run("serve").output
+    failed = run("predict", "--model", "m", "--data-path", "x", "--kafka", "k:1", "--home", str(tmp_path))
+    assert "no model server" in failed.output
+    for name in ("serve", "predict", "models"):
+        assert "Example:" in run(name, "--help").output
