@@ -52,7 +52,12 @@ def _show(seen: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("engine", "kind", "what", "pid", "address", "memory", "health"):
-        table.add_column(title, justify="right" if title in ("pid", "memory") else "left", overflow="fold")
+        table.add_column(
+            title,
+            justify="right" if title in ("pid", "memory") else "left",
+            overflow="fold",
+            no_wrap=title in ("pid", "address", "health"),
+        )
     for one in seen:
         used, cap = one["memory_used_mb"], one["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
