@@ -19,6 +19,7 @@ from ciml.errors import CimlError
 # name: (module:attribute, the line that `ciml --help` shows). The lines stand here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("cli.commands.demo:command", "Run the whole chain on sample runs and report on it."),
+    "report": ("cli.commands.report:command", "Write the HTML report of a demo anew."),
     "up": ("cli.commands.up:command", "Start local engines: Kafka, Flink, S3 and others."),
     "down": ("cli.commands.down:command", "End local engines."),
     "status": ("cli.commands.status:command", "Show the local engines and how they are."),
@@ -27,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("cli.commands.runs:command", "Show what became of events and runs."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
-    "models": ("cli.commands.models:command", "Show, push and roll back models."),
+    "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
     "predict": ("cli.commands.predict:command", "Predict for runs as they arrive."),
 }
