@@ -87,7 +87,8 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
       that are no finite number are null. Its schema's metadata says (as text) ``recorder``, ``starts``,
       ``dropped_rows`` (torn, misshapen or without a time) and ``null_cells``.
 
-      Tables share the buffers of their batch: to keep one for long, copy it.
+      Tables share the buffers of their batch, and a pickle of one carries all of them: write tables as Parquet or Arrow
+      IPC (which cut them down) in the same step, before anything pickles or keeps them.
 
       Reasons: not_telemetry, empty_telemetry, no_time, ambiguous_time, log_too_wide, log_too_large, too_many_restarts,
       corrupt_gzip.
