@@ -12,6 +12,8 @@ from cli import engines
 from cli.options import home_option
 
 _DEFAULT = ("kafka", "flink", "s3")
+#: What ciml reads and writes, and how many partitions each topic gets on a local broker.
+_TOPICS = {"ci-events": 2, "runs": 1, "predictions": 1}
 _PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
 
 
@@ -49,7 +51,8 @@ def command(
     """Start local engines and wait until each answers.
 
     ENGINE is any of kafka, flink, s3, logs and models; without one: kafka, flink and s3. Those that run already are
-    left as they are. Where there is no Java, light engines take over for Kafka and Flink, and are named as such.
+    left as they are; a new broker gets the topics ci-events, runs and predictions. Where there is no Java, light
+    engines take over for Kafka and Flink, and are named as such.
 
     \b
     Example:
@@ -77,6 +80,8 @@ def command(
             notify=lambda text: spinner.update(text),
         )
         running = engines.start(wanted, home, settings)
+        if "kafka" in running.started:
+            engines.create_topics(str(running.states["kafka"].address), _TOPICS)
     for note in running.notes:
         click.echo(note, err=True)
     for name in wanted:
