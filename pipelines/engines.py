@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -76,6 +77,21 @@ def flink_options(
     return PipelineOptions([*flags, *extra])
 
 
+def _expect_closed_streams() -> None:
+    """The worker threads of this process lose their streams when their job is cancelled: from now on, no news."""
+    import grpc
+
+    logging.getLogger("apache_beam.runners.worker").setLevel(logging.CRITICAL)
+    before = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        error = raised.exc_value
+        if not (isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.CANCELLED):
+            before(raised)
+
+    threading.excepthook = hook
+
+
 class FlinkJob:
     """A job that was submitted, and ends with this process's workers."""
 
@@ -111,4 +127,5 @@ class FlinkJob:
 
     def cancel(self) -> None:
         """Cancels the job, if it runs, and waits until it is over in Flink too (Beam's own cancel does not)."""
+        _expect_closed_streams()
         cancel_job(self._endpoint, self._result._job_id)
