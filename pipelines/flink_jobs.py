@@ -8,6 +8,7 @@ API, and by the REST API of the Flink that runs it.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import time
 import urllib.error
@@ -85,7 +86,7 @@ def list_flink_jobs(endpoint: str) -> list[FlinkJob]:
     """The jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
     found = []
     for address in _rest_addresses(endpoint):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             with urllib.request.urlopen(f"{address}/jobs/overview", timeout=5) as answer:  # noqa: S310 (our own loopback)
                 jobs = json.load(answer)["jobs"]
             found += [FlinkJob(f"{address}/jobs/{job['jid']}", job["name"], job["state"]) for job in jobs]
