@@ -30,8 +30,8 @@ class Counts:
         self._console = Console(stderr=True)
         self._what = what
         self._status = self._console.status(f"{what}: starting") if self._console.is_terminal else None
-        self._last = ""
-        self._said = self._at = 0.0
+        self._last = self._printed = ""
+        self._said = 0.0
 
     def __enter__(self) -> Counts:
         if self._status is not None:
@@ -41,7 +41,7 @@ class Counts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._status is not None:
             self._status.stop()
-        if self._last:
+        if self._last and self._last != self._printed:
             self._console.print(self._last, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, state: RawState, lag: int) -> None:
@@ -57,5 +57,5 @@ class Counts:
 
             self._status.update(escape(line))
         elif time.monotonic() - self._said > _EVERY_S:
-            self._said = time.monotonic()
+            self._said, self._printed = time.monotonic(), line
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -180,15 +180,18 @@ class Gather(beam.DoFn):
 
 
 class CommitRaw(beam.DoFn):
-    """(key, sealed batches) -> the version that holds them; nothing where all of it was committed before."""
+    """(key, sealed batches) -> the version after which they are settled, whoever committed them."""
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
         with keep_error():
-            version = committer(self._config.raw).commit(unseal(data) for data in element[1])
-        if version is not None:
+            committing = committer(self._config.raw)
+            version = committing.commit(unseal(data) for data in element[1])
+            if version is None:  # a bundle that is tried again; what it committed may not have been announced
+                with committing.state() as state:
+                    version = state.version
             yield version
 
 

@@ -39,12 +39,14 @@ class KafkaOptions:
       bootstrap: ``host:port``, or several with commas.
       extra: further librdkafka properties for every client, such as those of TLS and SASL. They may hold a password,
         so they are never printed.
+      timeout_s: how long the broker may take to answer a question, s.
       queue_kib: the most that a reader holds in advance for a partition, KiB. librdkafka's own default is 64 MiB.
     """
 
     bootstrap: str
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     queue_kib: int = 16 * 1024
+    timeout_s: float = 15.0
 
     def __post_init__(self) -> None:
         for name in ("enable.auto.commit", "auto.offset.reset", "isolation.level", "bootstrap.servers"):
@@ -81,7 +83,7 @@ class KafkaOptions:
         }
 
     def __hash__(self) -> int:
-        return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib))
+        return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def admin(options: KafkaOptions) -> AdminClient:
         return _clients[options]
 
 
-def list_topic(options: KafkaOptions, topic: str, timeout_s: float = 15.0) -> Listing:
+def list_topic(options: KafkaOptions, topic: str) -> Listing:
     """Asks the broker for a topic's id and the bounds of its partitions, of committed messages only.
 
     Raises:
@@ -113,7 +115,7 @@ def list_topic(options: KafkaOptions, topic: str, timeout_s: float = 15.0) -> Li
     """
     client = admin(options)
     try:
-        described = client.describe_topics(TopicCollection([topic]), request_timeout=timeout_s)[topic].result()
+        described = client.describe_topics(TopicCollection([topic]), request_timeout=options.timeout_s)[topic].result()
         parts = [TopicPartition(topic, part.id) for part in described.partitions]
         if not parts:
             raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of the topic {topic}")
@@ -122,7 +124,7 @@ def list_topic(options: KafkaOptions, topic: str, timeout_s: float = 15.0) -> Li
             futures = client.list_offsets(
                 dict.fromkeys(parts, spec),
                 isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=timeout_s,
+                request_timeout=options.timeout_s,
             )
             bounds.append({part.partition: future.result().offset for part, future in futures.items()})
     except KafkaException as error:
@@ -143,12 +145,11 @@ def make_topic(
     topic: str,
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
-    timeout_s: float = 15.0,
 ) -> None:
     """Creates a topic; one that exists is left as it is."""
     try:
         futures = admin(options).create_topics(
-            [NewTopic(topic, partitions, 1, config=dict(config or {}))], request_timeout=timeout_s
+            [NewTopic(topic, partitions, 1, config=dict(config or {}))], request_timeout=options.timeout_s
         )
         futures[topic].result()
     except KafkaException as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from ciml.accounting import RawState
@@ -21,6 +23,10 @@ Until = None | Literal["end"] | float
 Report = Callable[[RawState, int], None]
 
 _PAUSE_S = 1.0
+_OUTAGE_S = 300.0
+_STALL_S = 240.0  # more than a batch whose logs all time out takes
+_STALLS = 3
+_log = logging.getLogger(__name__)
 
 
 def ingest_micro_batches(
@@ -35,37 +41,61 @@ def ingest_micro_batches(
       report: told the state and the lag (offsets not covered) after each commit.
 
     Raises:
-      EngineError: the broker or a store does not answer.
+      EngineError: the broker or a store does not answer: at the start, or for five minutes later on.
       IntegrityError: see `pipelines.kafka.plan` and `ciml.accounting.reconcile`.
     """
     stop = stop or threading.Event()
     committing, announcer = committer(config.raw), config.projection()
     listing = first = list_topic(config.kafka, config.topic)
     cover_bases(config, listing)
-    if announcer is not None:
-        announcer.announce()
-    moved = time.monotonic()
+    moved, outage = time.monotonic(), _Outage()
     try:
         while not stop.is_set():
-            with committing.state() as state:
-                target = first if until == "end" else listing
-                reads = plan(state, target, bounded=True, most=config.cycle_messages)
-                due = state.due(int(time.time() * 1e6))
-                waiting = bool(state.deferred)
-                if report is not None:
-                    report(state, lag(state, listing))
-            if reads or due:
-                run_here(lambda pipeline, reads=reads, due=due: build_ingest(pipeline, config, reads, due))  # type: ignore[misc]
-                moved = time.monotonic()
-            else:
-                if until == "end" or (until is not None and not waiting and time.monotonic() - moved >= until):
-                    return
-                stop.wait(_PAUSE_S if until is None else min(_PAUSE_S, max(float(until), 0.05)))
-            listing = list_topic(config.kafka, config.topic)
+            try:
+                if announcer is not None:
+                    announcer.announce()  # what was committed, and its process died or the broker was away
+                with committing.state() as state:
+                    target = first if until == "end" else listing
+                    reads = plan(state, target, bounded=True, most=config.cycle_messages)
+                    due = state.due(int(time.time() * 1e6))
+                    waiting = bool(state.deferred)
+                    if report is not None:
+                        report(state, lag(state, listing))
+                if reads or due:
+                    run_here(partial(build_ingest, config=config, reads=reads, due=due))
+                    moved = time.monotonic()
+                else:
+                    if until == "end" or (until is not None and not waiting and time.monotonic() - moved >= until):
+                        return
+                    stop.wait(_PAUSE_S if until is None else min(_PAUSE_S, max(float(until), 0.05)))
+                listing = list_topic(config.kafka, config.topic)
+                outage.is_over()
+            except EngineError as error:
+                outage.goes_on(error)
+                stop.wait(_PAUSE_S)
     finally:
         close_readers()
         if announcer is not None:
             announcer.close()
+
+
+class _Outage:
+    """A broker or a store that does not answer any more is waited for, for a while."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def is_over(self) -> None:
+        self._since = None
+
+    def goes_on(self, error: EngineError) -> None:
+        """Raises the error when it has lasted too long."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            _log.warning("%s; trying again", error)
+        if now - self._since > _OUTAGE_S:
+            raise error
 
 
 def ingest_on_flink(
@@ -90,7 +120,7 @@ def ingest_on_flink(
       extra: further options of Beam.
 
     Raises:
-      EngineError: Flink or the broker does not answer, or the job failed.
+      EngineError: Flink, the broker or a store does not answer, the job failed, or it commits nothing.
       IntegrityError: as for micro-batches; the job is cancelled.
     """
     stop = stop or threading.Event()
@@ -99,30 +129,48 @@ def ingest_on_flink(
     cover_bases(config, listing)
     if announcer is not None:
         announcer.announce()
-    with committing.state() as state:
-        reads = plan(state, listing, bounded=False)
-    job = FlinkJob(
-        lambda pipeline: build_ingest(pipeline, config, reads),
-        flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra),
-    )
-    moved, version = time.monotonic(), -1
+
+    def submit() -> FlinkJob:
+        with committing.state() as state:
+            reads = plan(state, listing, bounded=False)
+        options = flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra)
+        return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
+
+    job, outage, stalls = submit(), _Outage(), 0
+    idle_since = commit_since = time.monotonic()
+    version = -1
     try:
         while not stop.wait(_PAUSE_S):
             job.check()
             if job.over:
                 raise EngineError(f"the Flink job ended by itself: {job.state}")
-            listing = list_topic(config.kafka, config.topic)
-            with committing.state() as state:
-                behind = lag(state, first if until == "end" else listing)
-                waiting = bool(state.deferred)
-                if state.version != version or behind:
-                    moved, version = time.monotonic(), state.version
-                if report is not None:
-                    report(state, lag(state, listing))
-            if not behind and until == "end":
-                return
-            if not behind and not waiting and until is not None and time.monotonic() - moved >= float(until):
-                return
+            try:
+                listing = list_topic(config.kafka, config.topic)
+                with committing.state() as state:
+                    now, behind = time.monotonic(), lag(state, first if until == "end" else listing)
+                    waiting = bool(state.deferred)
+                    if state.version != version:
+                        version, stalls = state.version, 0
+                        idle_since = commit_since = now
+                    if report is not None:
+                        report(state, lag(state, listing))
+                outage.is_over()
+            except EngineError as error:
+                outage.goes_on(error)
+                continue
+            if behind:
+                idle_since = now
+            else:
+                commit_since = now
+                if until == "end" or (until is not None and not waiting and now - idle_since >= until):
+                    return
+            if now - commit_since > _STALL_S:  # seen: a job that runs, makes checkpoints, and never starts to read
+                stalls += 1
+                if stalls > _STALLS:
+                    raise EngineError(f"the Flink job commits nothing, though there are {behind} messages to read")
+                _log.warning("no commit for %.0f s, though there are %d messages: a new job", _STALL_S, behind)
+                job.cancel()
+                job, commit_since = submit(), time.monotonic()
     finally:
         job.cancel()
         close_readers()

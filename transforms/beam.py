@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import apache_beam as beam
 
-from ciml.errors import CimlError
+from ciml.errors import CimlError, EngineError
 from ciml.records import Batch
 from ciml.storage import Store as ObjectStore
 from transforms import store as storing
@@ -19,6 +19,7 @@ from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
 from transforms.trust import TrustPolicy, judge
 
+_MOST_KEPT = 100
 _kept: list[CimlError] = []
 
 
@@ -28,13 +29,14 @@ def keep_error() -> Iterator[None]:
     try:
         yield
     except CimlError as error:
-        _kept.append(error)
+        if len(_kept) < _MOST_KEPT:
+            _kept.append(error)
         raise
 
 
 def kept_error(*, clear: bool = False) -> CimlError | None:
-    """The first error for people that a stage raised in this process, or None."""
-    found = _kept[0] if _kept else None
+    """What a stage raised for people in this process, or None: the first error that no further try mends, if any."""
+    found = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
     if clear:
         _kept.clear()
     return found

@@ -330,4 +330,4 @@ def test_a_topic_made_anew_or_gone_stops_loudly(kafka: str, topic: MakeTopic) ->
 
 def test_a_broker_that_is_not_there_is_one_line() -> None:
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1 does not answer"):
-        list_topic(KafkaOptions("127.0.0.1:1"), "t", timeout_s=0.5)
+        list_topic(KafkaOptions("127.0.0.1:1", timeout_s=0.5), "t")
