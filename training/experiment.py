@@ -1,0 +1,126 @@
+"""An experiment: an estimator and its hyper-parameters. What a model is, but for the data."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError
+
+#: Names under which an estimator is known as well. TensorFlow no longer has the class that the last one names.
+ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn"}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+class Experiment(BaseModel):
+    """An estimator and its hyper-parameters.
+
+    Attributes:
+      name: the experiment's name.
+      estimator: a name of `training.models.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
+      hidden_layers: units of each hidden layer. Two suffice for some hundred runs.
+      activation: of the hidden layers.
+      dropout: share of the units that are left out before each hidden layer but the first.
+      l2: weight of the squared weights in the loss. Some hundred runs of a hundred numbers need a strong one.
+      batch_norm: whether each hidden layer normalises what it takes in over the batch.
+      steps: at most so many batches; None for no limit.
+      epochs: at most so many passes over the training runs. Training stops at whichever comes first.
+      batch_size: runs a step.
+      optimizer: a Keras optimizer of that name.
+      learning_rate: at the start.
+      schedule: ``cosine`` lets the learning rate fall to zero over the steps; ``constant`` does not.
+      early_stopping: ends training when the loss on the dev runs has not fallen for so many epochs, and goes back to
+        the best one. None for not at all: then the runs that would be held out are trained on too.
+      class_weights: ``balanced`` weighs a class by the inverse of its share, ``none`` does not.
+      seed: of weights, order and dropout. The same seed and snapshot give the same model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "dnn"
+    estimator: str = "dnn"
+    hidden_layers: tuple[int, ...] = (128, 64)
+    activation: Literal["relu", "gelu", "tanh", "elu"] = "relu"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    l2: float = Field(2e-3, ge=0.0)
+    batch_norm: bool = False
+    steps: int | None = Field(None, ge=1)
+    epochs: int = Field(150, ge=1)
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adam", "adamw", "adagrad", "rmsprop", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0.0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    early_stopping: int | None = Field(None, ge=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+        return name
+
+    @field_validator("estimator")
+    @classmethod
+    def _known_estimator(cls, name: str) -> str:
+        return ALIASES.get(name, name)
+
+    @field_validator("hidden_layers", mode="before")
+    @classmethod
+    def _layers_of_text(cls, value: Any) -> Any:
+        """``100/100/100``, as the original writes it."""
+        if isinstance(value, str):
+            return tuple(part for part in value.split("/") if part)
+        return value
+
+    @field_validator("hidden_layers")
+    @classmethod
+    def _check_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if any(units < 1 for units in layers):
+            raise ValueError("each hidden layer needs at least one unit")
+        return layers
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str = "experiment") -> Experiment:
+        """The experiment that a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            message = (
+                "no such key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+            )
+            raise CimlError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of all that it says."""
+        return sha256_json(self.to_json())
+
+
+def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
+    """An experiment from a TOML file, with keys that take precedence over the file's.
+
+    Raises:
+      CimlError: one line that names the file and the key.
+    """
+    try:
+        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CimlError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path} is not TOML: {error}") from None
+    return Experiment.from_json({**value, **overrides}, where=str(path))

@@ -1,0 +1,172 @@
+"""Exporting: a trained model, with tf.Transform's normalisation inside, becomes a SavedModel for TensorFlow Serving.
+
+What is exported is the very graph that tf.Transform wrote when the training data was normalised, so training and
+serving cannot differ. The model takes runs as `transforms.examples.prepare` makes them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ciml.definitions import ResolvedDefinition, dumps
+from ciml.errors import IntegrityError
+from training.runtime import tensorflow
+
+SERVING, EXAMPLES = "serving_default", "examples"
+DEFINITION_ASSET = "assets/definition.json"
+WARMUP = "assets.extra/tf_serving_warmup_requests"
+_WARMUP_ROWS = (1, 32)
+
+
+def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, folder: Path, *, name: str) -> Path:
+    """Writes a SavedModel.
+
+    Signatures:
+      ``serving_default``: ``inputs`` float32 [batch, L, F], not normalised, and ``n_windows`` int32 [batch] to
+        ``probabilities`` float32 [batch, C].
+      ``examples``: ``examples`` string [batch], serialized ``tf.Example`` (each feature by its name, L floats;
+        ``n_windows``, an int64), to the same.
+
+    Args:
+      model: a Keras model over normalised inputs.
+      transform_folder: what `training.materialise` wrote.
+      resolved: goes along as ``assets/definition.json``.
+      folder: where to write; must not exist.
+      name: the model's name, for the requests that warm it up.
+
+    Returns:
+      ``folder``.
+    """
+    tf = tensorflow()
+    module = _module(model, transform_folder, resolved)
+    staging = folder.with_name(f"{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    signatures = {SERVING: module.serve, EXAMPLES: module.serve_examples}
+    tf.saved_model.save(module, str(staging), signatures=signatures)
+    asset, warmup = staging / DEFINITION_ASSET, staging / WARMUP
+    asset.parent.mkdir(parents=True, exist_ok=True)
+    asset.write_bytes(dumps(resolved))
+    warmup.parent.mkdir(parents=True, exist_ok=True)
+    _write_warmup(warmup, resolved, name)
+    os.rename(staging, folder)
+    return folder
+
+
+def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) -> Any:
+    tf = tensorflow()
+    import tensorflow_transform as tft
+
+    windows, features = resolved.windows, len(resolved.features)
+    transform = tft.TFTransformOutput(str(transform_folder))
+    spec: dict[str, Any] = {feature: tf.io.FixedLenFeature([windows], tf.float32) for feature in resolved.features}
+    spec["n_windows"] = tf.io.FixedLenFeature([], tf.int64)
+
+    class Served(tf.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def probabilities(self, inputs: Any, n_windows: Any) -> Any:
+            # The transform passes on what it does not normalise; the label and the ordinal are nobody's here.
+            nothing = tf.zeros_like(n_windows, tf.int64)
+            raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
+            normalised = transform.transform_raw_features(raw)
+            given = {"inputs": normalised["inputs"], "n_windows": n_windows}
+            return {"probabilities": tf.cast(self.model(given, training=False), tf.float32)}
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, windows, features], tf.float32, "inputs"),
+                tf.TensorSpec([None], tf.int32, "n_windows"),
+            ]
+        )
+        def serve(self, inputs: Any, n_windows: Any) -> Any:
+            return self.probabilities(inputs, n_windows)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+        def serve_examples(self, examples: Any) -> Any:
+            rows = tf.io.parse_example(examples, spec)
+            inputs = tf.stack([rows[feature] for feature in resolved.features], axis=2)
+            return self.probabilities(inputs, tf.cast(rows["n_windows"], tf.int32))
+
+    return Served()
+
+
+def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
+    """A first call is slow; the server makes these before anyone else does."""
+    tf = tensorflow()
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for rows in _WARMUP_ROWS:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = name
+            request.model_spec.signature_name = SERVING
+            inputs = np.zeros((rows, resolved.windows, len(resolved.features)), np.float32)
+            request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
+            request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(np.ones(rows, np.int32)))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A SavedModel, loaded from its folder, with nothing of the trainer in it."""
+
+    folder: Path
+    definition: ResolvedDefinition
+    signatures: Mapping[str, Any]
+    _loaded: Any
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray, *, batch: int = 1024) -> np.ndarray:
+        """Probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
+        tf = tensorflow()
+        call = self.signatures[SERVING]
+        parts = [
+            call(
+                inputs=tf.constant(inputs[start : start + batch]),
+                n_windows=tf.constant(n_windows[start : start + batch]),
+            )["probabilities"].numpy()
+            for start in range(0, len(inputs), batch)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.definition.classes)), np.float32)
+
+    def latency_ms(self, inputs: np.ndarray, n_windows: np.ndarray, *, calls: int = 30) -> float:
+        """Median milliseconds of a call for the first run, after a few that do not count."""
+        times = []
+        for number in range(calls + 3):
+            began = time.perf_counter()
+            self.predict(inputs[:1], n_windows[:1])
+            if number >= 3:
+                times.append(time.perf_counter() - began)
+        return median(times) * 1000
+
+
+def load_exported(folder: Path | str) -> Exported:
+    """Loads a model that `export` wrote, from local disk.
+
+    Raises:
+      IntegrityError: when there is none, or it has not the signatures of one.
+    """
+    import json
+
+    folder = Path(folder)
+    tf = tensorflow()
+    try:
+        definition = ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
+        loaded = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise IntegrityError(f"{folder} is no exported model: {str(error).splitlines()[0]}") from None
+    for name in (SERVING, EXAMPLES):
+        if name not in loaded.signatures:
+            raise IntegrityError(f"{folder} has no signature {name!r}")
+    return Exported(folder, definition, loaded.signatures, loaded)

@@ -1,0 +1,238 @@
+"""A refresh: from what a data set holds now to a candidate with its verdict, or to the reason why there is none.
+
+Nothing here is served, registered or pushed; whoever calls this does that with what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError
+from ciml.storage import LocalStore, Store
+from training.champion import Champion
+from training.experiment import Experiment
+from training.gate import GatePolicy, Verdict, judge
+from training.materialise import RECORDS_FOLDER, materialise
+from training.snapshot import Snapshot, make_snapshot, write_snapshot
+from transforms.trust import TrustPolicy
+
+_KEPT = 3  # candidates whose files stay on disk: the last one may still be on its way to being pushed
+
+#: Told the name of each step as it begins.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model and all that is known of it.
+
+    Attributes:
+      folder: the SavedModel, on local disk.
+      snapshot: what it was trained on.
+      experiment: what was trained.
+      metrics: see docs/training.md; JSON.
+      verdict: of the gate.
+      timings: seconds by step.
+    """
+
+    folder: Path
+    snapshot: Snapshot
+    experiment: Experiment
+    metrics: Mapping[str, Any]
+    verdict: Verdict
+    timings: Mapping[str, float]
+
+    def facts(self) -> dict[str, Any]:
+        """What a registry records of it."""
+        return {
+            "dataset": self.snapshot.dataset,
+            "snapshot": self.snapshot.digest,
+            "definition": self.snapshot.resolved.digest,
+            "experiment": self.experiment.to_json(),
+            "refresh": refresh_key(self.snapshot, self.experiment),
+        }
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A refresh that trained nothing.
+
+    Attributes:
+      reason: one line.
+      snapshot: the snapshot that would have been trained on.
+    """
+
+    reason: str
+    snapshot: Snapshot
+
+
+def refresh_key(snapshot: Snapshot, experiment: Experiment) -> str:
+    """What a candidate follows from: the same key is the same model."""
+    return sha256_json({"snapshot": snapshot.digest, "experiment": experiment.to_json()})[:24]
+
+
+def refresh(
+    data: Store,
+    dataset: str,
+    experiment: Experiment,
+    *,
+    model: str,
+    champion: Champion | None = None,
+    last: str | None = None,
+    policy: TrustPolicy | None = None,
+    gate: GatePolicy | None = None,
+    exclusions: Mapping[str, str] | None = None,
+    work: Path | None = None,
+    runner: Any = None,
+    progress: Progress | None = None,
+    tensorboard: Path | None = None,
+) -> Candidate | Skipped:
+    """Makes a snapshot, trains on it, evaluates and judges.
+
+    Args:
+      data: the data path.
+      dataset: name of the data set.
+      experiment: what to train.
+      model: the model's name; ``DATA/trainer/<model>`` holds what the trainer keeps.
+      champion: the model that is served now; None where there is none.
+      last: `refresh_key` of the last candidate (its fact ``refresh``): the same key again is nothing new.
+      policy: of trust; the built-in one by default.
+      gate: what a candidate has to show.
+      exclusions: reason by run id of runs that must not be learned from.
+      work: where candidates are made, on local disk; below the trainer's folder by default, or, where that is not on
+        local disk, in a temporary folder.
+      runner: of the Beam pipeline; in this process by default.
+      progress: told of each step.
+      tensorboard: where to write event files.
+
+    Raises:
+      CimlError: when the data set does not exist or holds nothing to train on.
+      IntegrityError: when what is stored contradicts itself.
+    """
+    steps = _Steps(progress)
+    trainer = data.child("trainer").child(model)
+    with steps("snapshot"):
+        snapshot = make_snapshot(data, dataset, policy or TrustPolicy.load(), exclusions)
+        key = refresh_key(snapshot, experiment)
+        if key == last:
+            return Skipped("nothing new: the same runs and the same experiment as the last candidate", snapshot)
+        write_snapshot(trainer, snapshot)
+    folder = _work_folder(trainer, work)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, model):
+        candidate = _make(
+            data, snapshot, experiment, model, champion, gate or GatePolicy(), folder / key, runner, steps, tensorboard
+        )
+        trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
+        _sweep(folder / key)
+    return candidate
+
+
+def _make(
+    data: Store,
+    snapshot: Snapshot,
+    experiment: Experiment,
+    model: str,
+    champion: Champion | None,
+    gate: GatePolicy,
+    folder: Path,
+    runner: Any,
+    steps: _Steps,
+    tensorboard: Path | None,
+) -> Candidate:
+    with steps("import"):
+        import training.materialise_beam  # noqa: F401  (so that its seconds are told apart)
+        from training.analysis_cache import AnalysisCache
+        from training.assess import assess
+        from training.export import export, load_exported
+        from training.train import train
+    resolved = snapshot.resolved
+    with steps("materialise"):
+        cache = AnalysisCache(data.child("trainer").child(model).child("analyses"))
+        made = materialise(data, snapshot, folder, cache=cache, runner=runner)
+    with steps("train"):
+        trained = train(experiment, made, resolved, carved=snapshot.carved, tensorboard=tensorboard)
+    with steps("export"):
+        saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
+        exported = load_exported(saved)
+    with steps("evaluate"):
+        figures = assess(data, snapshot, made, trained.model, exported, experiment, champion, gate)
+    verdict = judge(figures, gate, has_champion=champion is not None)
+    metrics = {
+        **figures,
+        "training": trained.to_json(),
+        "snapshot": {
+            "digest": snapshot.digest,
+            "dataset": snapshot.dataset,
+            "spans": [[span.span, span.version] for span in snapshot.spans],
+            "counts": snapshot.counts(),
+            "rules": snapshot.rules(),
+            "untrusted": dict(snapshot.untrusted),
+            "excluded": dict(snapshot.excluded),
+        },
+        "materialised": {"analysed": made.analysed, "cached": made.cached},
+        "experiment": experiment.to_json(),
+        "gate": gate.to_json(),
+        "verdict": {"blessed": verdict.blessed, "reasons": list(verdict.reasons)},
+        "timings_s": {name: round(seconds, 3) for name, seconds in steps.seconds.items()},
+    }
+    return Candidate(saved, snapshot, experiment, metrics, verdict, dict(steps.seconds))
+
+
+@contextmanager
+def _alone(folder: Path, model: str) -> Iterator[None]:
+    """Keeps two trainers of one model from working in one folder. A killed one holds nothing."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CimlError(f"model {model!r} is being trained by another process in {folder}: wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _work_folder(trainer: Store, work: Path | None) -> Path:
+    if work is not None:
+        return work
+    if isinstance(trainer, LocalStore):
+        return Path(trainer.root, "work")
+    return Path(tempfile.mkdtemp(prefix="ciml-trainer-"))
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what earlier refreshes left beside ``folder``: records at once, whole candidates when they are old."""
+    others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
+    others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
+    for place, each in enumerate(others):
+        shutil.rmtree(each / RECORDS_FOLDER if place < _KEPT - 1 else each, ignore_errors=True)
+
+
+@dataclass
+class _Steps:
+    """Seconds by step."""
+
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.progress:
+            self.progress(name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - began

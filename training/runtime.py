@@ -1,0 +1,61 @@
+"""TensorFlow, imported when it is needed and set up in one way: on the CPU, quietly, two threads, deterministic."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: TensorFlow takes every core it finds; a trainer shares its machine with the rest of the chain.
+THREADS = 2
+
+
+def tensorflow() -> Any:
+    """The module ``tensorflow``. The first call in a process costs seconds; what is set up cannot be changed later."""
+    first = "tensorflow" not in sys.modules
+    if first:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+        # Its sums depend on the processor's instructions, and for networks of this size it is no faster.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        with _muted():
+            import tensorflow as tf
+    else:
+        import tensorflow as tf
+    if first:
+        tf.get_logger().setLevel("ERROR")
+        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+        tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+        # The same seed has to give the same model: that is what a comparison of two experiments rests on.
+        tf.config.experimental.enable_op_determinism()
+    return tf
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that a transform and a model depend on."""
+    from importlib.metadata import version
+
+    names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")
+    return {name: version(name) for name in names}
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Without the file descriptor of standard error: libraries write to it, before any logging is set up, that there
+    is no GPU."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
