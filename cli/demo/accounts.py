@@ -61,6 +61,10 @@ class Accounts:
         """The raw rows, in the manifest's order."""
         return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "run"]
 
+    def paths(self) -> set[str]:
+        """The raw objects that the manifest names: of raw rows, and of other logs that came for the same runs."""
+        return {one.file.path for outcomes in self.final.values() for one in outcomes if one.file is not None}
+
     def deferred(self) -> list[Outcome]:
         """What is still waiting for its log."""
         return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "deferred"]
@@ -122,7 +126,7 @@ def check_accounting(produced: list[Produced], accounts: Accounts) -> Check:
     wrong += [f"{place[0]}[{place[1]}] {place[2]} was never sent" for place in accounts.final if place not in known]
     if len(known) != len(produced):
         wrong.append("the producer's list names an (event, run) twice")
-    return _check(
+    return made_check(
         "each (event, run) became what the producer's list says", wrong, f"{len(produced)} of {len(produced)}"
     )
 
@@ -138,7 +142,7 @@ def check_offsets(produced: list[Produced], accounts: Accounts) -> Check:
         if sent.get((topic, partition), RangeSet()) != accounts.covered.get((topic, partition), RangeSet())
     ]
     total = sum(ranges.count() for ranges in sent.values())
-    return _check("acknowledged offsets are covered, and no others", wrong, f"{total} in {len(sent)} partitions")
+    return made_check("acknowledged offsets are covered, and no others", wrong, f"{total} in {len(sent)} partitions")
 
 
 def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
@@ -150,7 +154,7 @@ def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
         if one.kind == "run" and (one.trust is None or one.trust.trusted != line.trusted)
     ]
     untrusted = sum(line.trusted is False for line in produced)
-    return _check("runs of the pipeline check are untrusted, all others trusted", wrong, f"{untrusted} untrusted")
+    return made_check("runs of the pipeline check are untrusted, all others trusted", wrong, f"{untrusted} untrusted")
 
 
 def check_waited(produced: list[Produced], accounts: Accounts) -> Check:
@@ -161,14 +165,14 @@ def check_waited(produced: list[Produced], accounts: Accounts) -> Check:
             wrong.append(f"{line.run_id}: its log was not there, and nobody waited for it")
     expected = {line.place for line in produced if line.deferred}
     wrong += [f"{place[3]}: its log was there, and was waited for" for place in accounts.waited - expected]
-    return _check("late logs were waited for, and nothing waits any more", wrong, f"{len(expected)} waited")
+    return made_check("late logs were waited for, and nothing waits any more", wrong, f"{len(expected)} waited")
 
 
 def _where(line: Produced) -> str:
     return f"{line.topic}[{line.partition}] {line.offset} {line.run_id}".rstrip()
 
 
-def _check(name: str, wrong: list[str], right: str) -> Check:
+def made_check(name: str, wrong: list[str], right: str) -> Check:
     """A check that passed with the detail ``right``, or failed with the first of what is wrong."""
     if not wrong:
         return Check(name=name, passed=True, detail=right)

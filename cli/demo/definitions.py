@@ -1,0 +1,25 @@
+"""The demo's two data sets: the same runs with all columns, and without those that name the machine."""
+
+from __future__ import annotations
+
+from ciml.definitions import DatasetDefinition
+
+ALL = "provider-all"
+RELATIVE = "provider-relative"
+_FUNCTIONS = ("mean", "std", "min", "max", "median")
+#: Absolute memory: the sum of these names the machine's flavour, and each flavour belongs to one provider.
+MEMORY = ("used", "free", "buff", "cach")
+
+
+def definitions(span_runs: int) -> tuple[DatasetDefinition, DatasetDefinition]:
+    """Provider of a run by five aggregations of its windows of 10 s, with and without absolute memory."""
+    return (
+        DatasetDefinition(name=ALL, class_label="provider", aggregation_functions=_FUNCTIONS, span_runs=span_runs),
+        DatasetDefinition(
+            name=RELATIVE,
+            class_label="provider",
+            features_regex=rf"^(?!({'|'.join(MEMORY)})$)",
+            aggregation_functions=_FUNCTIONS,
+            span_runs=span_runs,
+        ),
+    )

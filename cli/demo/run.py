@@ -1,0 +1,270 @@
+"""The whole chain, once: engines, events, ingest, data sets, models, predictions; and then the books."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError, EngineError
+from ciml.storage import LocalStore, Store, open_store
+from cli import engines
+from cli.demo.accounts import Accounts
+from cli.demo.children import Child, Children, wait_for
+from cli.demo.corpus import corpus_folder, read_corpus
+from cli.demo.definitions import ALL, RELATIVE, definitions
+from cli.demo.plan import WAVES, Plan, make_plan
+from cli.demo.predictions import Predictions
+from cli.demo.produce import LogRoot, Sender, dump
+from cli.demo.steps import Steps
+from cli.demo.trainer import Trainer
+
+EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
+PARTITIONS = 3
+#: When a log that is not there is tried again, s. Late logs are put in place as soon as their runs wait.
+RETRIES_S = (3, 6)
+WAIT_S = 120.0
+#: Every model that is refreshed after each wave of events. The other comparison needs its first and its last.
+REFRESHES: dict[str, tuple[int, ...]] = {ALL: (0, 1, 2), RELATIVE: (0, 2)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the demo is run.
+
+    Attributes:
+      data: the folder that everything is written to, and emptied first.
+      home: the folder of the engines' files.
+      engine: ``flink``, ``micro-batches``, or ``auto`` for Flink where there is Java.
+      corpus: the folder of sample runs; None for the checkout's.
+      runs: so many of them; None for all.
+      span_runs: how many runs make a span.
+      keep: leaves everything running at the end.
+    """
+
+    data: Path
+    home: Path
+    engine: str = "auto"
+    corpus: str | None = None
+    runs: int | None = None
+    span_runs: int = 150
+    keep: bool = False
+
+
+@dataclass
+class Demo:
+    """What runs, and what is known of it, while the demo goes on and when its books are made."""
+
+    options: Options
+    steps: Steps
+    children: Children
+    engines: engines.Engines
+    data: Store
+    plan: Plan
+    logs: LogRoot
+    sender: Sender
+    trainer: Trainer
+    started: datetime
+    accounts: Accounts = field(default_factory=Accounts)
+    refreshes: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[Child] = field(default_factory=list)
+
+    @property
+    def raw(self) -> Store:
+        return self.data.child("raw")
+
+    @property
+    def on_flink(self) -> bool:
+        return self.options.engine != "micro-batches" and not self.engines.states["flink"].light
+
+    @property
+    def engine(self) -> str:
+        return f"flink:{self.engines.flink}" if self.on_flink else "micro-batches"
+
+
+MARK = ".ciml-demo"
+
+
+def empty(options: Options) -> None:
+    """Makes the demo's folder, without what an earlier demo left in it.
+
+    Raises:
+      CimlError: where there is something that no demo wrote.
+    """
+    folder = options.data
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
+        raise CimlError(f"{folder} holds something that no demo wrote: name another folder with --data-path")
+    if engines.read(options.home):
+        engines.stop(None, options.home)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("written by ciml demo, which empties this folder\n")
+
+
+@contextlib.contextmanager
+def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
+    """Starts engines and makes everything ready for the first event; ends all of it, but with ``keep``."""
+    began = datetime.now(UTC)
+    corpus = corpus_folder(options.corpus)
+    samples = read_corpus(corpus, options.runs)
+    empty(options)
+    data = open_store(options.data)
+    logs = LogRoot(options.data / "demo" / "served-logs", corpus)
+    logs.folder.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        children = stack.enter_context(Children(options.data / "demo" / "logs", options.data))
+        trainer = stack.enter_context(Trainer(data, children.logs / "trainer.log"))
+        settings = engines.Settings(
+            logs_root=str(logs.folder), models_config=str(options.data / "models" / "models.config")
+        )
+        names = (
+            ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
+        )
+        with steps.step("start engines") as step:
+            running = engines.start(names, options.home, settings)
+            stack.push(lambda kind, *_: _end_engines(running, options.keep and kind is None))
+            step.say(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
+        if options.engine == "flink" and running.states["flink"].light:
+            raise EngineError("--engine flink: there is no Java here; --engine micro-batches works without")
+        plan = make_plan(samples, running.logs)
+        logs.make(plan)
+        demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), trainer, began)
+        engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
+        for definition in definitions(options.span_runs):
+            from pipelines.datasets import create_dataset
+
+            create_dataset(data, definition)
+        yield demo
+        if options.keep:  # reached only when nothing failed: they go on
+            demo.kept += children.running.values()
+            children.running.clear()
+
+
+def _end_engines(running: engines.Engines, keep: bool) -> bool:
+    if not keep:
+        running.stop()
+    return False  # what was raised goes on
+
+
+def run(demo: Demo) -> None:
+    """Events in waves; after each, spans and refreshes. Ends when every run is predicted.
+
+    The next wave comes when the main model has been refreshed, so that each of its versions predicts some; the other
+    model is refreshed meanwhile.
+    """
+    start_ingest(demo)
+    start_predict(demo)
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[None]] = []
+        for wave in range(len(WAVES)):
+            ingest_wave(demo, wave)
+            for other in others:
+                other.result()
+            last = wave == len(WAVES) - 1
+            if last:
+                settle(demo)
+            update(demo, seal=last)
+            refresh(demo, ALL, wave)
+            others = [pool.submit(refresh, demo, model, wave) for model in REFRESHES if model != ALL]
+        drain(demo)
+        for other in others:
+            other.result()
+
+
+def start_ingest(demo: Demo) -> None:
+    retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
+    demo.children.start(
+        "ingest",
+        *("ingest", "--data-path", demo.data.root, "--kafka", demo.engines.kafka, "--engine", demo.engine),
+        *("--allow-host", demo.engines.logs, *retries),
+    )
+
+
+def start_predict(demo: Demo) -> None:
+    # In bounded batches on either engine: a second Flink job would take a gigabyte more, and says nothing new.
+    demo.children.start(
+        "predict",
+        *("predict", "--data-path", demo.data.root, "--kafka", demo.engines.kafka, "--engine", "micro-batches"),
+        *("--server", demo.engines.models["grpc"], "--model", ALL),
+    )
+
+
+def ingest_wave(demo: Demo, wave: int) -> None:
+    """Sends a wave and waits until the raw manifest covers it."""
+    messages = demo.plan.waves()[wave]
+    with demo.steps.step(f"ingest events, wave {wave + 1} of {len(WAVES)}") as step:
+        demo.sender.send(messages)
+        LocalStore(demo.options.data).replace("demo/produced.jsonl", dump(demo.sender.produced))
+
+        def covered() -> bool:
+            look(demo)
+            left = demo.accounts.unsettled(demo.sender.produced)
+            runs = len(demo.accounts.runs())
+            step.say(f"{len(demo.sender.produced)} (event, run) sent, {left} messages to go, {runs} raw rows")
+            return left == 0
+
+        wait_for(covered, "the events were not all accounted for", demo.children, WAIT_S)
+
+
+def look(demo: Demo) -> None:
+    """Reads what is new in the raw manifest, and puts the late logs in place whose runs wait."""
+    demo.accounts.catch_up(demo.raw)
+    waiting = {one.run_id for one in demo.accounts.deferred()}
+    for path, run_id in demo.plan.late.items():
+        if run_id in waiting and not (demo.logs.folder / path).exists():
+            demo.logs.release(demo.plan, path)
+
+
+def settle(demo: Demo) -> None:
+    """Waits until no run waits for its log any more."""
+    with demo.steps.step("wait for late logs") as step:
+
+        def settled() -> bool:
+            look(demo)
+            step.say(f"{len(demo.accounts.deferred())} of {len(demo.accounts.waited)} wait")
+            return not demo.accounts.deferred()
+
+        wait_for(settled, "some logs are still waited for", demo.children, WAIT_S)
+
+
+def update(demo: Demo, *, seal: bool) -> None:
+    """Seals the spans that are full, in both data sets; with ``seal`` also the last one."""
+    from pipelines.datasets import update_dataset
+
+    with demo.steps.step("seal spans") as step:
+        for name in (ALL, RELATIVE):
+            done = update_dataset(demo.data, name, seal=seal)
+            step.say(f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans")
+
+
+def refresh(demo: Demo, model: str, wave: int) -> None:
+    """Trains, judges and pushes a model, where it is its turn."""
+    waves = REFRESHES[model]
+    if wave in waves:
+        with demo.steps.step(f"refresh {model} ({waves.index(wave) + 1} of {len(waves)})") as step:
+            told = demo.trainer.refresh(model, step.say)
+            demo.refreshes.append(told)
+            step.say(f"pushed as v{told['version']}" if told.get("version") else "not pushed")
+
+
+def drain(demo: Demo) -> None:
+    """Waits until every raw row is predicted, then ends ingest and predict."""
+    with demo.steps.step("predict every run") as step:
+        wanted = {one.run_id for one in demo.accounts.runs()}
+        predictions = Predictions(demo.data)
+
+        def predicted() -> bool:
+            predictions.catch_up()
+            step.say(f"{len(predictions.run_ids() & wanted)} of {len(wanted)}")
+            return wanted <= predictions.run_ids()
+
+        wait_for(predicted, "some runs are not predicted", demo.children, WAIT_S)
+    if not demo.options.keep:
+        with demo.steps.step("end ingest and predict"), ThreadPoolExecutor(2) as pool:
+            list(pool.map(demo.children.end, ("ingest", "predict")))
+    look(demo)
