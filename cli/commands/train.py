@@ -1,0 +1,174 @@
+"""``ciml train``: from a data set to a served model, or why not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from pipelines.trainer import TrainConfig, TrainResult
+
+#: The gate said no. Nothing is wrong; a script may want to know.
+REFUSED = 5
+
+
+@click.command("train", short_help="Train, evaluate and push models.")
+@data_path_option()
+@home_option
+@click.option("--dataset", required=True, metavar="NAME", help="What to learn from.")
+@click.option("--model", metavar="NAME", help="The name to serve it under.  [default: the data set's]")
+@click.option(
+    "--experiment",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML: the estimator and its hyper-parameters.  [default: a small dense network]",
+)
+@click.option(
+    "--watch/--once", default=False, help="Go on whenever the data set grows, or end after one.  [default: once]"
+)
+@click.option(
+    "--trust-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML: which runs may be learned from.  [default: reviewed, gated or merged work]",
+)
+@click.option(
+    "--exclude",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Runs that must not be learned from: a run id a line, perhaps with a reason after a blank.",
+)
+@click.option("--label", default="stable", show_default=True, help="What will name a pushed version.")
+@click.option("--min-test-runs", type=click.IntRange(1), help="The gate says no on fewer held-out runs.")
+@click.option("--tolerance", type=click.FloatRange(0), help="How much worse than the champion a candidate may be.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, a line for each refresh.")
+def command(
+    data_path: str,
+    dataset: str,
+    model: str | None,
+    experiment: str | None,
+    watch: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Train on a data set's trusted runs, evaluate on held-out ones, and push what the gate blesses, or say why not.
+
+    A candidate is compared with the served model on the same runs. Exit code 5: the gate refused it.
+
+    \b
+    Example:
+      ciml train --dataset provider --data-path data
+      ciml train --dataset provider --model provider --watch --data-path data
+    """
+    import signal
+    import threading
+
+    from pipelines.trainer import run_once
+    from pipelines.trainer import watch as watch_data
+
+    options.pop("home")
+    config = make_config(data_path, dataset, model, experiment, **options)
+
+    def step(word: str) -> None:
+        click.echo(f"{config.model}: {word}", err=True)
+
+    def show(result: TrainResult) -> None:
+        if as_json:
+            click.echo(json.dumps(as_dict(config.model, result), sort_keys=True))
+        else:
+            click.echo("\n".join(told(config.model, result)))
+
+    if not watch:
+        result = run_once(config, progress=step)
+        show(result)
+        return REFUSED if result.outcome == "refused" else 0
+    stop = threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    watch_data(config, report=show, stop=stop, progress=step)
+    return 0
+
+
+def make_config(
+    data_path: str,
+    dataset: str,
+    model: str | None = None,
+    experiment: str | None = None,
+    *,
+    trust_policy: str | None = None,
+    exclude: str | None = None,
+    label: str = "stable",
+    min_test_runs: int | None = None,
+    tolerance: float | None = None,
+) -> TrainConfig:
+    """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from ciml.storage import open_store
+    from pipelines.trainer import TrainConfig
+    from serving.config import check_model_name
+    from training.experiment import Experiment, load_experiment
+    from training.gate import GatePolicy
+    from transforms.trust import TrustPolicy
+
+    exclusions = {}
+    for line in Path(exclude).read_text(encoding="utf-8").splitlines() if exclude else ():
+        run_id, _, reason = line.strip().partition(" ")
+        if run_id and not run_id.startswith("#"):
+            exclusions[run_id] = reason.strip() or "excluded"
+    gate = GatePolicy()
+    if min_test_runs is not None:
+        gate = replace(gate, min_test_runs=min_test_runs)
+    if tolerance is not None:
+        gate = replace(gate, tolerance=tolerance)
+    return TrainConfig(
+        open_store(data_path),
+        dataset,
+        check_model_name(model or dataset),
+        load_experiment(experiment) if experiment else Experiment(),
+        TrustPolicy.load(trust_policy),
+        gate,
+        exclusions,
+        label,
+    )
+
+
+def told(model: str, result: TrainResult) -> list[str]:
+    """A result as lines for people."""
+    evaluation = result.metrics.get("evaluation") or {}
+    lines = []
+    accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
+    if accuracy and base:
+        within = f"({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['runs']} held-out runs"
+        lines.append(f"accuracy {accuracy['value']:.3f} {within}; base rate {base['value']:.3f}")
+    heads = {
+        "pushed": f"pushed version {result.version}",
+        "refused": "not pushed",
+        "nothing_new": "nothing to do",
+    }
+    return [f"{model}: {heads[result.outcome]}", *(f"  {line}" for line in [*lines, *result.reasons])]
+
+
+def as_dict(model: str, result: TrainResult) -> dict[str, Any]:
+    """A result as JSON."""
+    return {
+        "model": model,
+        "outcome": result.outcome,
+        "reasons": list(result.reasons),
+        "version": result.version,
+        "champion": result.champion,
+        "candidate": result.candidate,
+        "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
+        "metrics": dict(result.metrics),
+    }
