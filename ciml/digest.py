@@ -62,14 +62,17 @@ def telemetry_digest(run_id: str, table: pa.Table) -> str:
 
     def plain(column: pa.ChunkedArray) -> np.ndarray:
         array = column.combine_chunks()
+        null: float
         if pa.types.is_timestamp(array.type):
-            array = pc.fill_null(array.cast(pa.int64()), np.iinfo(np.int64).min)
+            array, null = array.cast(pa.int64()), np.iinfo(np.int64).min
         elif pa.types.is_floating(array.type):
-            array = pc.fill_null(array.cast(pa.float64()), float("nan"))
+            array, null = array.cast(pa.float64()), float("nan")
         elif pa.types.is_boolean(array.type):
-            array = pc.fill_null(array, False).cast(pa.uint8())
+            array, null = array.cast(pa.uint8()), 0
         else:
             raise TypeError(f"telemetry holds times, floats and marks, not {array.type}")
+        if array.null_count:
+            array = pc.fill_null(array, null)
         return np.from_dlpack(array)  # Array.to_numpy() would import pandas
 
     names: Sequence[str] = table.column_names
