@@ -53,7 +53,8 @@ for package in map(importlib.import_module, packages):
             continue
         loaded = importlib.import_module(module.name)
         for name, kind in vars(loaded).items():
-            if inspect.isclass(kind) and issubclass(kind, (beam.DoFn, beam.CombineFn)) and kind.__module__ == module.name:
+            mine = inspect.isclass(kind) and kind.__module__ == module.name
+            if mine and issubclass(kind, (beam.DoFn, beam.CombineFn)):
                 found.add(f"{module.name}.{name}")
 print("\\n".join(sorted(found)))
 """
