@@ -19,24 +19,18 @@ from dataclasses import dataclass, field
 import apache_beam as beam
 
 from ciml.digest import canonical_json
-from ciml.errors import EngineError
 from ciml.manifests import Delta, catch_up, commit
 from ciml.records import Batch
 from ciml.storage import Store
-from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.ingest import Gather
-from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions, bases, plan
-from pipelines.kafka_client import KafkaOptions, close_readers, list_topic, make_topic
+from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
+from pipelines.kafka_client import KafkaOptions
 from pipelines.publish import Announcement, Projection, projection
-from pipelines.run_ingest import Until, lag
-from serving.client import NotServedError
 from serving.predict import Predictor, PredictPolicy
 from serving.predictions import Predicted, PredictionState, predictions_log, reconcile
 from transforms.beam import keep_error
 
-Report = Callable[[PredictionState, int, str], None]
 _KEY = "predictions"
-_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,7 @@ class PredictionCommitter:
 
 
 _committers: dict[tuple[int, str], PredictionCommitter] = {}
-_predictors: dict[tuple[int, int, str, str, PredictPolicy], Predictor] = {}
+_predictors: dict[tuple[int, str, str, PredictPolicy], Predictor] = {}
 _lock = threading.Lock()
 
 
@@ -109,8 +103,8 @@ def committer(data: Store) -> PredictionCommitter:
 
 
 def predictor(config: PredictConfig) -> Predictor:
-    """The thread's predictor: a connection and the definitions are kept."""
-    key = (os.getpid(), threading.get_ident(), config.data.root, config.server, config.policy)
+    """The process's predictor: a connection and the definitions are kept."""
+    key = (os.getpid(), config.data.root, config.server, config.policy)
     with _lock:
         if key not in _predictors:
             _predictors[key] = Predictor(config.data, config.server, config.policy)
@@ -187,149 +181,3 @@ def build_predict(
         | "Commit" >> beam.ParDo(CommitPredictions(config))
         | "Publish" >> beam.ParDo(PublishPredictions(config))
     )
-
-
-class _Watch:
-    """What both ways of running look at: the topic's listing, the lag, and whether a model is served."""
-
-    def __init__(self, config: PredictConfig, until: Until, stop: threading.Event, report: Report | None) -> None:
-        self._config, self._until, self._stop, self._report = config, until, stop, report
-        # As ingest's announcer makes it: whichever of the two is started first.
-        make_topic(config.kafka, config.runs_topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
-        self.listing = self.first = list_topic(config.kafka, config.runs_topic)
-        self.committing = committer(config.data)
-        with self.committing.state() as state:
-            gone = [Predicted(batch.covers) for batch in bases(state, self.listing) if batch.covers]
-        if gone:
-            self.committing.commit(gone)
-        self._moved, self._seen = time.monotonic(), -1
-
-    def look(self) -> None:
-        self.listing = list_topic(self._config.kafka, self._config.runs_topic)
-
-    def model_is_served(self) -> bool:
-        """Waits for a model; False when it is time to end instead. Nothing is read meanwhile.
-
-        Raises:
-          EngineError: with an end in sight (``until``) and no model; or the server does not answer within the budget.
-        """
-        while not self._stop.is_set():
-            try:
-                version = predictor(self._config).client.served_version(self._config.policy.label)
-            except NotServedError as error:
-                if self._until is not None:
-                    raise EngineError(f"{error}; push a model first (ciml train)") from None
-                self.tell(f"waits: no version of {self._config.policy.model} is served")
-                self._stop.wait(_PAUSE_S)
-                self.look()
-                continue
-            except EngineError as error:
-                if self._until is not None:
-                    raise
-                self.tell(f"waits: {error}")
-                self._stop.wait(_PAUSE_S)
-                continue
-            self.tell(f"version {version}")
-            return True
-        return False
-
-    def tell(self, word: str) -> None:
-        if self._report is not None:
-            with self.committing.state() as state:
-                self._report(state, lag(state, self.listing), word)
-
-    def done(self) -> bool:
-        """Whether what ``until`` says has come."""
-        with self.committing.state() as state:
-            behind = lag(state, self.first if self._until == "end" else self.listing)
-            if state.version != self._seen or behind:
-                self._moved, self._seen = time.monotonic(), state.version
-        if behind or self._until is None:
-            return False
-        over = self._until == "end" or time.monotonic() - self._moved >= float(self._until)
-        if over:
-            self.tell("done")
-        return over
-
-
-def predict_micro_batches(
-    config: PredictConfig, *, until: Until = None, stop: threading.Event | None = None, report: Report | None = None
-) -> None:
-    """Predicts by bounded pipelines, one after the other, each from the committed offsets to the present end.
-
-    Args:
-      config: what to predict, and how.
-      until: when to end; see `pipelines.run_ingest`.
-      stop: ends it, when set, after the pipeline that runs.
-      report: told the state, the lag and a word about the model before each pipeline.
-
-    Raises:
-      EngineError: the broker, a store or the model server does not answer; with ``until``, also without a model.
-      IntegrityError: what is stored contradicts itself.
-    """
-    stop = stop or threading.Event()
-    watch, publisher = _Watch(config, until, stop, report), config.projection()
-    if publisher is not None:
-        publisher.announce()
-    try:
-        while not stop.is_set():
-            with watch.committing.state() as state:
-                target = watch.first if until == "end" else watch.listing
-                reads = plan(state, target, bounded=True, most=config.cycle_messages)
-            if reads:
-                if not watch.model_is_served():
-                    return
-                run_here(lambda pipeline, reads=reads: build_predict(pipeline, config, reads))  # type: ignore[misc]
-            if watch.done():
-                return
-            if not reads:
-                watch.tell("idle")
-                stop.wait(_PAUSE_S if until is None else min(_PAUSE_S, 0.05))
-            watch.look()
-    finally:
-        close_readers()
-        if publisher is not None:
-            publisher.close()
-
-
-def predict_on_flink(
-    config: PredictConfig,
-    endpoint: str,
-    *,
-    until: Until = None,
-    stop: threading.Event | None = None,
-    report: Report | None = None,
-    extra: tuple[str, ...] = (),
-) -> None:
-    """Predicts by one job on Flink, submitted once a model is served, and cancelled at the end.
-
-    Args and errors are as for `predict_micro_batches`; ``endpoint`` is ``host:port`` of Beam's job server, ``extra``
-    holds further options of Beam.
-    """
-    stop = stop or threading.Event()
-    watch, publisher = _Watch(config, until, stop, report), config.projection()
-    if publisher is not None:
-        publisher.announce()
-    if not watch.model_is_served():
-        return
-    with watch.committing.state() as state:
-        reads = plan(state, watch.listing, bounded=False)
-    job = FlinkJob(
-        lambda pipeline: build_predict(pipeline, config, reads),
-        flink_options(endpoint, f"ciml-predict-{config.policy.model}", extra=extra),
-    )
-    try:
-        while not stop.wait(_PAUSE_S):
-            job.check()
-            if job.over:
-                raise EngineError(f"the Flink job ended by itself: {job.state}")
-            watch.look()
-            watch.tell(job.state.lower())
-            if watch.done():
-                return
-    finally:
-        job.cancel()
-        close_readers()
-        if publisher is not None:
-            publisher.announce()  # the job may have been cancelled between a commit and its publication
-            publisher.close()

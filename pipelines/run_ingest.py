@@ -48,7 +48,7 @@ def ingest_micro_batches(
     committing, announcer = committer(config.raw), config.projection()
     listing = first = list_topic(config.kafka, config.topic)
     cover_bases(config, listing)
-    moved, outage = time.monotonic(), _Outage()
+    moved, outage = time.monotonic(), Outage()
     try:
         while not stop.is_set():
             try:
@@ -79,7 +79,7 @@ def ingest_micro_batches(
             announcer.close()
 
 
-class _Outage:
+class Outage:
     """A broker or a store that does not answer any more is waited for, for a while."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def ingest_on_flink(
         options = flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra)
         return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
 
-    job, outage, stalls = submit(), _Outage(), 0
+    job, outage, stalls = submit(), Outage(), 0
     idle_since = commit_since = time.monotonic()
     version = -1
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class _Run:
 
 
 class Predictor:
-    """Predicts for announced runs. Not for two threads at once.
+    """Predicts for announced runs. Safe to use from threads; make it after a fork.
 
     Args:
       data: the data root: raw objects, and the definition in the served version's assets.
@@ -78,13 +79,15 @@ class Predictor:
         self._policy, self._clock = policy, clock
         self.client = ModelClient(address, policy.model, policy.client)
         self._definitions: dict[int, ResolvedDefinition] = {}
+        self._lock = threading.Lock()
 
     def definition(self, version: int) -> ResolvedDefinition:
         """The definition in the assets of a pushed version, checked against the registry."""
-        if version not in self._definitions:
-            where = f"model {self._policy.model}, version {version}: {DEFINITION}"
-            self._definitions[version] = read_definition(self._registry.read_asset(version, DEFINITION), where)
-        return self._definitions[version]
+        with self._lock:
+            if version not in self._definitions:
+                where = f"model {self._policy.model}, version {version}: {DEFINITION}"
+                self._definitions[version] = read_definition(self._registry.read_asset(version, DEFINITION), where)
+            return self._definitions[version]
 
     def predict(self, batch: Batch) -> Predicted:
         """Predicts for the announcements of a batch, all by one version.

@@ -91,7 +91,8 @@ def command(
     from ciml.storage import open_store
     from cli.commands.ingest import _pairs
     from pipelines.kafka_client import KafkaOptions
-    from pipelines.predict import PredictConfig, predict_micro_batches, predict_on_flink
+    from pipelines.predict import PredictConfig
+    from pipelines.run_predict import predict_micro_batches, predict_on_flink
     from serving.predict import PredictPolicy
 
     if once and until_idle is not None:

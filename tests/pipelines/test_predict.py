@@ -20,7 +20,8 @@ from ciml.records import Batch, Message, OffsetRange
 from ciml.storage import Store, open_store
 from pipelines import predict as predict_module
 from pipelines.kafka_client import KafkaOptions, Reader, list_topic
-from pipelines.predict import PredictConfig, predict_micro_batches, predict_on_flink
+from pipelines.predict import PredictConfig
+from pipelines.run_predict import predict_micro_batches, predict_on_flink
 from serving.client import ClientPolicy
 from serving.predict import Predictor, PredictPolicy
 from serving.predictions import Predicted, PredictionState, prediction_id, read_predictions, reconcile
