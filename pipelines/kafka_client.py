@@ -77,6 +77,7 @@ class KafkaOptions:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             "queued.max.messages.kbytes": self.queue_kib,
+            "fetch.queue.backoff.ms": 10,  # a full queue is looked at again soon: by default only after a second
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
             "max.poll.interval.ms": 86_400_000,  # a stage may take its time: there is no group to be thrown out of
