@@ -27,7 +27,7 @@ from training.materialise import RECORDS_FOLDER, materialise
 from training.snapshot import Snapshot, make_snapshot, write_snapshot
 from transforms.trust import TrustPolicy
 
-_KEPT = 3  # candidates whose files stay on disk: the last one may still be on its way to being pushed
+_KEPT = 5  # candidates whose files stay on disk: the last one may still be on its way to being pushed
 
 #: Told the name of each step as it begins.
 Progress = Callable[[str], None]

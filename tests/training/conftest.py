@@ -13,9 +13,13 @@ from ciml.storage import LocalStore
 from pipelines.datasets import create_dataset, update_dataset
 from tests.pipelines.raw_store import RawStore
 from tests.transforms.samples import corpus
+from training.experiment import Experiment
+from training.materialise import Materialised, materialise
+from training.snapshot import Snapshot, make_snapshot
+from training.train import Trained, train
+from transforms.trust import TrustPolicy
 
 RUNS = 160
-UNTRUSTED = 24
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,22 @@ def data(made: Path, tmp_path: Path) -> LocalStore:
     """A copy of that data path, for a test of its own."""
     shutil.copytree(made, tmp_path / "data")
     return LocalStore(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def snapshot(made: Path) -> Snapshot:
+    return make_snapshot(LocalStore(made), "providers", TrustPolicy.load())
+
+
+@pytest.fixture(scope="session")
+def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Materialised:
+    return materialise(LocalStore(made), snapshot, tmp_path_factory.mktemp("work") / "materialised")
+
+
+#: Small and quick, and good enough to beat the base rate.
+QUICK = Experiment(hidden_layers=(32,), epochs=60, learning_rate=0.005)
+
+
+@pytest.fixture(scope="session")
+def trained(materialised: Materialised, snapshot: Snapshot) -> Trained:
+    return train(QUICK, materialised, snapshot.resolved, carved=snapshot.carved)

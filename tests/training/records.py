@@ -1,0 +1,22 @@
+"""What TFRecord files hold, read without the project."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.materialise import Materialised
+from training.runtime import tensorflow
+from training.snapshot import Role, Snapshot
+
+
+def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tuple[np.ndarray, int, int]]:
+    """What the files of a role hold, by ordinal: inputs [L, F], n_windows and label."""
+    tf = tensorflow()
+    rows = {}
+    for record in tf.data.TFRecordDataset(made.paths(role)).as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        inputs = np.array(features["inputs"].float_list.value, np.float32)
+        inputs = inputs.reshape(snapshot.resolved.windows, len(snapshot.resolved.features))
+        scalars = [features[name].int64_list.value[0] for name in ("ordinal", "n_windows", "label")]
+        rows[scalars[0]] = (inputs, scalars[1], scalars[2])
+    return rows

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import CimlError
+from training.experiment import Experiment, load_experiment
+from training.models import ESTIMATORS, build_model
+
+
+def test_the_originals_estimator_and_layers_mean_the_same_network():
+    one = Experiment(estimator="tf.estimator.DNNClassifier", hidden_layers="100/100/100")
+
+    assert one.estimator == "dnn"
+    assert one.hidden_layers == (100, 100, 100)
+    assert Experiment.from_json(one.to_json()) == one
+    assert Experiment.from_json(one.to_json()).digest == one.digest
+    assert Experiment(seed=1).digest != Experiment(seed=2).digest
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({"hidden_layers": [10, 0]}, "experiment: hidden_layers: each hidden layer needs at least one unit"),
+        ({"layers": [1]}, "experiment: layers: no such key"),
+        ({"name": "../up"}, "experiment: name: '../up' is no name: want letters, digits, dashes, dots, underscores"),
+        ({"epochs": 0}, "experiment: epochs: Input should be greater than or equal to 1"),
+        ({"dropout": 1.0}, "experiment: dropout: Input should be less than 1"),
+    ],
+)
+def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: str):
+    with pytest.raises(CimlError) as error:
+        Experiment.from_json(value)
+    assert str(error.value) == line
+
+
+def test_a_file_and_what_takes_precedence_over_it(tmp_path: Path):
+    path = tmp_path / "one.toml"
+    path.write_text('name = "deep"\nhidden_layers = "5/5"\nsteps = 10\n')
+
+    assert load_experiment(path, steps=20) == Experiment(name="deep", hidden_layers=(5, 5), steps=20)
+    path.write_text("name = ")
+    with pytest.raises(CimlError, match=r"one\.toml is not TOML"):
+        load_experiment(path)
+    with pytest.raises(CimlError, match="No such file"):
+        load_experiment(tmp_path / "none.toml")
+
+
+def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_seed():
+    experiment = Experiment(hidden_layers=(7, 5), dropout=0.5, batch_norm=True)
+    model = build_model(experiment, 3, 4, 2)
+
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert [kind for kind in kinds if kind != "InputLayer"] == [
+        "Flatten", "BatchNormalization", "Dense", "BatchNormalization", "Dropout", "Dense", "Dense",
+    ]  # fmt: skip
+    assert model.output_shape == (None, 2)
+    assert [weights.shape for weights in model.get_weights() if weights.ndim == 2] == [(12, 7), (7, 5), (5, 2)]
+    again, other = build_model(experiment, 3, 4, 2), build_model(experiment.model_copy(update={"seed": 1}), 3, 4, 2)
+    assert all((a == b).all() for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    assert (model.get_weights()[4] != other.get_weights()[4]).any()
+
+
+def test_an_unknown_estimator_names_the_known_ones():
+    with pytest.raises(CimlError, match="estimator 'forest': there is none of this name; known are dnn"):
+        build_model(Experiment(estimator="forest"), 1, 1, 2)
+    assert list(ESTIMATORS) == ["dnn"]
