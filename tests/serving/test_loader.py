@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,19 @@ def test_digest_sees_every_byte(good: dict[int, Path], tmp_path: Path) -> None:
     assert model_digest(before) != model_digest(after)
     with pytest.raises((CimlError, FileNotFoundError)):
         file_digests(open_store(tmp_path / "none"))
+
+
+def test_model_is_closed_after_its_last_request(good: dict[int, Path]) -> None:
+    inputs, n_windows = runs(2)
+    model = load_model(open_store(good[1]))
+    assert model.acquire()
+    closing = threading.Thread(target=model.close)
+    closing.start()
+    closing.join(0.3)
+    assert closing.is_alive()
+    assert not model.acquire()  # none is let in any more
+    assert model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"].shape == (2, 4)
+    model.release()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert model.signatures == {}
