@@ -22,6 +22,8 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         with _muted():
             import tensorflow as tf
+
+            tf.config.list_physical_devices()  # looks for a graphics card, and says that there is none
     else:
         import tensorflow as tf
     if first:

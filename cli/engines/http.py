@@ -60,6 +60,11 @@ class LogServer(Engine):
         return state if http_answers(state.address) else None
 
 
+def _absolute(path: str) -> str:
+    """A path that means the same in the engine's own folder."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 class ModelServer(Engine):
     """The TensorFlow-Serving-compatible server of ``serving.server``."""
 
@@ -79,7 +84,7 @@ class ModelServer(Engine):
             urls={"grpc": f"{HOST}:{grpc_port}", "rest": f"http://{HOST}:{rest_port}"},
         )
         command = python_command(
-            *("serving.server", "--config", settings.models_config),
+            *("serving.server", "--config", _absolute(settings.models_config)),
             *("--grpc-port", str(grpc_port), "--rest-port", str(rest_port)),
         )
         return Launch(state, command, python_environment())
