@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -73,7 +73,9 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
     class Served(tf.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            # Variables of its own: what is saved holds nothing of Keras, and no optimizer.
+            self.trainable = _variables(model.trainable_variables, "trainable")
+            self.fixed = _variables(model.non_trainable_variables, "fixed")
 
         def probabilities(self, inputs: Any, n_windows: Any) -> Any:
             # The transform passes on what it does not normalise; the label and the ordinal are nobody's here.
@@ -81,7 +83,8 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
             raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
             normalised = transform.transform_raw_features(raw)
             given = {"inputs": normalised["inputs"], "n_windows": n_windows}
-            return {"probabilities": tf.cast(self.model(given, training=False), tf.float32)}
+            answers, _ = model.stateless_call(self.trainable, self.fixed, given, training=False)
+            return {"probabilities": tf.cast(answers, tf.float32)}
 
         @tf.function(
             input_signature=[
@@ -99,6 +102,14 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
             return self.probabilities(inputs, tf.cast(rows["n_windows"], tf.int32))
 
     return Served()
+
+
+def _variables(weights: Sequence[Any], kind: str) -> list[Any]:
+    tf = tensorflow()
+    return [
+        tf.Variable(weight.numpy(), trainable=kind == "trainable", name=f"{kind}_{number}")
+        for number, weight in enumerate(weights)
+    ]
 
 
 def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ciml.errors import CimlError
 from training.experiment import Experiment
-from training.runtime import tensorflow
+from training.runtime import keras
 
 #: From normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch] to probabilities float32 [batch, C].
 Builder = Callable[[Experiment, int, int, int], Any]
@@ -44,33 +44,31 @@ def build_model(experiment: Experiment, windows: int, features: int, classes: in
     if builder is None:
         known = ", ".join(sorted(ESTIMATORS))
         raise CimlError(f"estimator {experiment.estimator!r}: there is none of this name; known are {known}")
-    tensorflow().keras.utils.set_random_seed(experiment.seed)
+    keras().utils.set_random_seed(experiment.seed)
     return builder(experiment, windows, features, classes)
 
 
 @estimator("dnn")
 def _dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
     """Dense layers over the flattened inputs. Padding is seen as it is; ``n_windows`` is not."""
-    keras = tensorflow().keras
-    penalty = keras.regularizers.L2(experiment.l2) if experiment.l2 else None
-    inputs = keras.Input((windows, features), name="inputs")
-    n_windows = keras.Input((), dtype="int32", name="n_windows")
-    hidden = keras.layers.Flatten()(inputs)
+    k = keras()
+    penalty = k.regularizers.L2(experiment.l2) if experiment.l2 else None
+    inputs = k.Input((windows, features), name="inputs")
+    n_windows = k.Input((), dtype="int32", name="n_windows")
+    hidden = k.layers.Flatten()(inputs)
     for number, units in enumerate(experiment.hidden_layers):
         if experiment.batch_norm:
-            hidden = keras.layers.BatchNormalization(momentum=0.9)(hidden)
+            hidden = k.layers.BatchNormalization(momentum=0.9)(hidden)
         if experiment.dropout and number:
-            hidden = keras.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
-        hidden = keras.layers.Dense(units, activation=experiment.activation, kernel_regularizer=penalty)(hidden)
-    outputs = keras.layers.Dense(classes, activation="softmax", kernel_regularizer=penalty, name="probabilities")(
-        hidden
-    )
-    return keras.Model({"inputs": inputs, "n_windows": n_windows}, outputs, name="dnn")
+            hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
+        hidden = k.layers.Dense(units, activation=experiment.activation, kernel_regularizer=penalty)(hidden)
+    outputs = k.layers.Dense(classes, activation="softmax", kernel_regularizer=penalty, name="probabilities")(hidden)
+    return k.Model({"inputs": inputs, "n_windows": n_windows}, outputs, name="dnn")
 
 
 def optimizer_of(experiment: Experiment, steps: int) -> Any:
     """The experiment's optimizer, whose learning rate is laid out for ``steps`` batches."""
-    optimizers = tensorflow().keras.optimizers
+    optimizers = keras().optimizers
     rate: Any = experiment.learning_rate
     if experiment.schedule == "cosine":
         rate = optimizers.schedules.CosineDecay(experiment.learning_rate, max(steps, 1))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ciml.errors import CimlError
+
 #: TensorFlow takes every core it finds; a trainer shares its machine with the rest of the chain.
 THREADS = 2
 
@@ -33,6 +35,18 @@ def tensorflow() -> Any:
         # The same seed has to give the same model: that is what a comparison of two experiments rests on.
         tf.config.experimental.enable_op_determinism()
     return tf
+
+
+def keras() -> Any:
+    """The module ``keras``, version 3. ``tf.keras`` is another version once tf.Transform has been imported."""
+    tensorflow()
+    import keras as module
+
+    if module.config.backend() != "tensorflow":
+        raise CimlError(
+            f"KERAS_BACKEND is {module.config.backend()!r}: models are exported for TensorFlow, so unset it"
+        )
+    return module
 
 
 def library_versions() -> dict[str, str]:

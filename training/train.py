@@ -16,7 +16,7 @@ from ciml.errors import CimlError
 from training.experiment import Experiment
 from training.materialise import Materialised
 from training.models import build_model, optimizer_of
-from training.runtime import tensorflow
+from training.runtime import keras, tensorflow
 from training.snapshot import Role
 
 #: Records up to this size are kept in memory, decoded, from the first epoch on.
@@ -97,12 +97,11 @@ def train(
       materialised: the normalised examples.
       resolved: their definition.
       carved: whether dev was carved from train. Without early stopping those runs are then trained on as well.
-      tensorboard: where to write event files; None for nowhere.
+      tensorboard: where to write TensorBoard's event files; None for nowhere.
 
     Raises:
       CimlError: when there is nothing to train on, or early stopping has no dev runs to look at.
     """
-    tf = tensorflow()
     began = time.perf_counter()
     stopping = experiment.early_stopping is not None
     roles = trained_roles(experiment, carved=carved)
@@ -125,9 +124,11 @@ def train(
     dev = records(materialised, resolved, "dev").batch(1024).cache() if stopping else None
     weights = _class_weights(experiment, materialised, resolved, roles)
 
+    optimizer = optimizer_of(experiment, steps)
+
     def compiled(calls: int) -> None:
         model.compile(
-            optimizer=optimizer_of(experiment, steps) if not model.optimizer else model.optimizer,
+            optimizer=optimizer,
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
             steps_per_execution=calls,  # a step of a small network is cheaper than a call from Python
@@ -135,14 +136,14 @@ def train(
 
     callbacks = []
     if tensorboard is not None:
-        callbacks.append(tf.keras.callbacks.TensorBoard(str(tensorboard), write_graph=False))
+        callbacks.append(_event_files(tensorboard))
     if stopping:
         callbacks.append(
-            tf.keras.callbacks.EarlyStopping(
+            keras().callbacks.EarlyStopping(
                 "val_loss", patience=experiment.early_stopping, restore_best_weights=True, verbose=0
             )
         )
-    options = {"validation_data": dev, "class_weight": weights, "callbacks": callbacks, "verbose": 0}
+    options = {"validation_data": dev, "class_weight": weights, "callbacks": callbacks, "shuffle": False, "verbose": 0}
     history: dict[str, list[float]] = {}
     done = 0
     if epochs:
@@ -159,6 +160,20 @@ def train(
     passes = len(history["loss"])
     best = int(np.argmin(history["val_loss"])) + 1 if stopping else passes
     return Trained(model, history, passes, total, best, count, time.perf_counter() - began)
+
+
+def _event_files(folder: Path) -> Any:
+    """A callback that writes each epoch's figures as TensorBoard reads them; its own needs TensorBoard installed."""
+    tf = tensorflow()
+    with tf.Graph().as_default():  # where such writers may be made
+        writer = tf.compat.v1.summary.FileWriter(str(folder))
+
+    def write(epoch: int, logs: Mapping[str, float]) -> None:
+        values = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in logs.items()]
+        writer.add_summary(tf.compat.v1.Summary(value=values), epoch)
+        writer.flush()
+
+    return keras().callbacks.LambdaCallback(on_epoch_end=write)
 
 
 def _extend(history: dict[str, list[float]], more: Mapping[str, Sequence[float]]) -> None:

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ciml.errors import CimlError
+from tests.training.conftest import QUICK
+from tests.training.records import written
+from training.materialise import Materialised
+from training.runtime import tensorflow
+from training.snapshot import Snapshot
+from training.train import Trained, predict_in_memory, records, train, trained_roles
+
+
+def weights(trained: Trained) -> list[np.ndarray]:
+    return [np.array(each) for each in trained.model.get_weights()]
+
+
+def test_two_trainings_with_one_seed_are_identical(materialised: Materialised, snapshot: Snapshot, trained: Trained):
+    again = train(QUICK, materialised, snapshot.resolved, carved=True)
+    other = train(QUICK.model_copy(update={"seed": 1}), materialised, snapshot.resolved, carved=True)
+
+    for one, two in zip(weights(trained), weights(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert again.history == trained.history
+    assert any((one != two).any() for one, two in zip(weights(trained), weights(other), strict=True))
+
+
+def test_it_learns_and_says_what_it_did(materialised: Materialised, snapshot: Snapshot, trained: Trained):
+    runs = materialised.counts["train"] + materialised.counts["dev"]
+    assert trained.runs == runs  # carved dev runs are trained on: nothing looks at them
+    assert trained.epochs == trained.best_epoch == 60
+    assert trained.steps == 60 * -(-runs // 64)
+    assert set(trained.history) == {"accuracy", "loss"}
+    assert len(trained.history["loss"]) == 60
+    assert trained.history["accuracy"][-1] > 0.9
+    assert trained.history["loss"][-1] < trained.history["loss"][0] / 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "want"),
+    [(3, 10, (2, 3)), (5, 10, (3, 5)), (4, 10, (2, 4)), (1, 10, (1, 1)), (100, 2, (2, 4)), (None, 3, (3, 6))],
+)
+def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
+    materialised: Materialised, snapshot: Snapshot, steps: int | None, epochs: int, want: tuple[int, int]
+):
+    experiment = QUICK.model_copy(update={"steps": steps, "epochs": epochs, "hidden_layers": ()})
+    done = train(experiment, materialised, snapshot.resolved, carved=True)  # two batches an epoch
+
+    assert (done.epochs, done.steps) == want
+    assert len(done.history["loss"]) == want[0]
+    assert int(done.model.optimizer.iterations) == want[1]
+
+
+def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised: Materialised, snapshot: Snapshot):
+    experiment = QUICK.model_copy(update={"early_stopping": 3, "epochs": 200, "learning_rate": 0.03, "l2": 0.0})
+    done = train(experiment, materialised, snapshot.resolved, carved=True)
+    losses = done.history["val_loss"]
+
+    assert done.runs == materialised.counts["train"]
+    assert done.epochs < 200
+    assert done.best_epoch == done.epochs - 3 == int(np.argmin(losses)) + 1
+    probabilities = predict_in_memory(done.model, materialised, snapshot.resolved, "dev")
+    labels = [label for _, label in records(materialised, snapshot.resolved, "dev").as_numpy_iterator()]
+    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    assert loss == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_whose_runs_are_trained_on():
+    patient = QUICK.model_copy(update={"early_stopping": 3})
+    assert trained_roles(QUICK, carved=True) == ("train", "dev")
+    assert trained_roles(QUICK, carved=False) == ("train",)
+    assert trained_roles(patient, carved=True) == ("train",)
+
+
+def test_records_are_those_of_the_files(materialised: Materialised, snapshot: Snapshot):
+    rows = written(materialised, "test", snapshot)
+    read = list(records(materialised, snapshot.resolved, "test").as_numpy_iterator())
+
+    assert len(read) == len(rows) == materialised.counts["test"]
+    for (given, label), (inputs, n_windows, want) in zip(read, rows.values(), strict=True):
+        np.testing.assert_array_equal(given["inputs"], inputs)
+        assert (given["n_windows"], label) == (n_windows, want)
+        assert given["n_windows"].dtype == np.int32
+
+
+def test_a_file_that_lost_records_ends_training(materialised: Materialised, snapshot: Snapshot):
+    more = {**materialised.counts, "train": materialised.counts["train"] + 1}
+    with pytest.raises(tensorflow().errors.OpError, match="expected to contain 85 elements but contained only 84"):
+        train(QUICK, replace(materialised, counts=more), snapshot.resolved, carved=False)
+
+
+def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, snapshot: Snapshot):
+    none = replace(materialised, counts={"train": 0, "dev": 0, "test": 9})
+    with pytest.raises(CimlError, match="there is no run to train on"):
+        train(QUICK, none, snapshot.resolved, carved=True)
+    with pytest.raises(CimlError, match="early stopping needs dev runs"):
+        train(
+            QUICK.model_copy(update={"early_stopping": 3}),
+            replace(materialised, counts={**materialised.counts, "dev": 0}),
+            snapshot.resolved,
+            carved=True,
+        )
+
+
+def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snapshot: Snapshot, tmp_path: Path):
+    experiment = QUICK.model_copy(update={"class_weights": "balanced", "schedule": "cosine", "epochs": 5})
+    done = train(experiment, materialised, snapshot.resolved, carved=True, tensorboard=tmp_path / "events")
+    plain = train(QUICK.model_copy(update={"epochs": 5}), materialised, snapshot.resolved, carved=True)
+
+    assert float(done.model.optimizer.learning_rate) == pytest.approx(0.0, abs=1e-9)
+    (file,) = (tmp_path / "events").iterdir()
+    events = [event for event in tensorflow().compat.v1.train.summary_iterator(str(file)) if event.summary.value]
+    assert [event.step for event in events] == [0, 1, 2, 3, 4]
+    losses = [value.simple_value for event in events for value in event.summary.value if value.tag == "loss"]
+    assert losses == pytest.approx(done.history["loss"])
+    assert done.history["loss"] != plain.history["loss"]
