@@ -17,7 +17,7 @@ from ciml.digest import canonical_json, sha256_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifests import Delta, ManifestLog
 from ciml.records import Message
-from pipelines.kafka_client import KafkaOptions, Reader, as_engine_error, list_topic, make_topic
+from pipelines.kafka_client import KafkaOptions, Reader, as_engine_error, is_mock, list_topic, make_topic
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
 VERSION, LOG = "manifest", "log"
@@ -109,19 +109,20 @@ class Projection:
 
     def _start(self) -> None:
         make_topic(self._kafka, self._topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
-        producer = self._make(True)
-        try:
-            producer.init_transactions(_WAIT_S)  # fences whoever had this id, and ends what it left open
-            self.exactly_once = True
-        except KafkaException as error:
-            if error.args[0].code() not in _UNSUPPORTED:
-                raise
-            self.exactly_once = False
-            producer = self._make(False)
+        self.exactly_once = not is_mock(self._kafka)
+        producer = self._make()
+        if self.exactly_once:
+            try:
+                producer.init_transactions(_WAIT_S)  # fences whoever had this id, and ends what it left open
+            except KafkaException as error:
+                if error.args[0].code() not in _UNSUPPORTED:
+                    raise
+                self.exactly_once = False
+                producer = self._make()
         self._announced = self._last_announced()
         self._producer = producer
 
-    def _make(self, transactional: bool) -> Producer:
+    def _make(self) -> Producer:
         options: dict[str, Any] = {
             **self._kafka.common(),
             "enable.idempotence": True,
@@ -129,7 +130,7 @@ class Projection:
             "compression.type": "zstd",
             "transaction.timeout.ms": 60_000,
         }
-        if transactional:
+        if self.exactly_once:
             options["transactional.id"] = f"ciml.{self._topic}"
         return Producer(options)
 

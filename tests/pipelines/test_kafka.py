@@ -14,6 +14,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.records import Batch, OffsetRange
 from pipelines.kafka import FOREVER, OffsetTracker, PartitionRead, ReadFromKafka, ReadOptions, Restriction, bases, plan
 from pipelines.kafka_client import KafkaOptions, Listing, borrow, close_readers, list_topic, make_topic
+from tests.pipelines.ingesting import need_real
 
 MakeTopic = Callable[..., str]
 
@@ -212,6 +213,7 @@ def test_messages_come_whole(kafka: str, topic: MakeTopic) -> None:
 
 @pytest.mark.engines
 def test_markers_and_aborted_messages_are_covered_and_not_given(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
+    need_real(kafka)
     name = topic()
     produce_transaction(kafka, name, [b"gone"] * 3, commit=False)  # 0-2, marker 3
     produce_transaction(kafka, name, [b"kept"] * 2, commit=True)  # 4-5, marker 6
@@ -226,6 +228,7 @@ def test_markers_and_aborted_messages_are_covered_and_not_given(kafka: str, topi
 
 @pytest.mark.engines
 def test_an_open_transaction_is_not_read(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
+    need_real(kafka)
     from confluent_kafka import Producer
 
     name = topic()
@@ -284,6 +287,7 @@ def test_the_end_is_known_only_when_the_broker_said_so(kafka: str, topic: MakeTo
 
 @pytest.mark.engines
 def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
+    need_real(kafka)
     from confluent_kafka import TopicPartition
 
     from pipelines.engines import run_here
@@ -302,6 +306,7 @@ def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTop
 
 @pytest.mark.engines
 def test_a_topic_made_anew_or_gone_stops_loudly(kafka: str, topic: MakeTopic) -> None:
+    need_real(kafka)
     import time
 
     from pipelines.kafka_client import admin

@@ -13,7 +13,7 @@ from ciml.storage import open_store
 from pipelines.committer import Committer
 from pipelines.kafka_client import KafkaOptions
 from pipelines.publish import LOG, VERSION, Projection, render_runs
-from tests.pipelines.ingesting import MakeTopic, announced, one_batch
+from tests.pipelines.ingesting import MakeTopic, announced, need_real, one_batch
 from tests.pipelines.scenario import mentions
 
 
@@ -36,6 +36,7 @@ def runs_told(broker: str, topic: str) -> list[tuple[str, str]]:
 
 @pytest.mark.engines
 def test_what_a_dead_process_did_not_announce_the_next_does(kafka: str, topic: MakeTopic, committed: Committer) -> None:
+    need_real(kafka)
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
     first = Projection(committed.log, name, render_runs, kafka_options)
     assert first.announce() == 3
@@ -51,6 +52,7 @@ def test_what_a_dead_process_did_not_announce_the_next_does(kafka: str, topic: M
 
 @pytest.mark.engines
 def test_one_that_wakes_up_late_announces_nothing_twice(kafka: str, topic: MakeTopic, committed: Committer) -> None:
+    need_real(kafka)
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
     old = Projection(committed.log, name, render_runs, kafka_options)
     old.announce()
@@ -65,6 +67,7 @@ def test_one_that_wakes_up_late_announces_nothing_twice(kafka: str, topic: MakeT
 
 @pytest.mark.engines
 def test_what_was_aborted_half_way_is_announced_once(kafka: str, topic: MakeTopic, committed: Committer) -> None:
+    need_real(kafka)
     from confluent_kafka import Producer
 
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
