@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ciml.definitions import ResolvedDefinition, dumps
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, IntegrityError
 from training.runtime import tensorflow
 
 SERVING, EXAMPLES = "serving_default", "examples"
@@ -175,7 +175,7 @@ def load_exported(folder: Path | str) -> Exported:
     try:
         definition = ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
         loaded = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, tf.errors.OpError) as error:
+    except (OSError, ValueError, CimlError, tf.errors.OpError) as error:
         raise IntegrityError(f"{folder} is no exported model: {str(error).splitlines()[0]}") from None
     for name in (SERVING, EXAMPLES):
         if name not in loaded.signatures:

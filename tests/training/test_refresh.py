@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from ciml.definitions import DatasetDefinition
+from ciml.errors import CimlError
+from ciml.storage import LocalStore
+from pipelines.datasets import create_dataset, update_dataset
+from tests.pipelines.raw_store import RawStore
+from tests.training.conftest import QUICK
+from tests.transforms.samples import corpus
+from training.champion import Champion, right_answers
+from training.examples import read_snapshot_examples
+from training.export import load_exported
+from training.gate import GatePolicy
+from training.refresh import Candidate, Skipped, refresh
+from training.snapshot import read_snapshot
+from transforms.trust import TrustPolicy
+
+
+@pytest.fixture(scope="module")
+def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Candidate, list[str]]:
+    """A first refresh, its data, and the steps that it told of."""
+    root = tmp_path_factory.mktemp("refresh") / "data"
+    shutil.copytree(made, root)
+    steps: list[str] = []
+    done = refresh(LocalStore(root), "providers", QUICK, model="m", progress=steps.append)
+    assert isinstance(done, Candidate)
+    return LocalStore(root), done, steps
+
+
+def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[LocalStore, Candidate, list[str]]):
+    data, done, steps = first
+    metrics = json.loads(data.child("trainer/m").read(f"metrics/{done.facts()['refresh']}.json"))
+
+    assert done.verdict.blessed, done.verdict.reasons
+    assert steps == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
+    assert list(done.timings) == steps
+    assert metrics == json.loads(json.dumps(done.metrics))
+    assert metrics["evaluation"]["runs"] == 40
+    assert metrics["evaluation"]["trained_on"] == 97 == sum(metrics["class_counts"].values())
+    assert metrics["evaluation"]["accuracy"]["low"] > metrics["evaluation"]["base_rate"]["value"]
+    assert metrics["disagreement"] <= 1e-5
+    assert metrics["baselines"]["memory"]["runs"] == 40
+    assert metrics["snapshot"]["untrusted"] == {"no rule": 23}
+    assert metrics["snapshot"]["spans"] == [[1, 1], [2, 1], [3, 1]]
+    assert metrics["materialised"] == {"analysed": 3, "cached": 0}
+    assert metrics["experiment"] == QUICK.to_json()
+    assert read_snapshot(data.child("trainer/m"), done.snapshot.digest) == done.snapshot
+    assert sum(one["runs"] for one in metrics["evaluation"]["slices"]["job"].values()) == 40
+
+
+def test_the_metrics_are_those_of_the_exported_model(first: tuple[LocalStore, Candidate, list[str]]):
+    data, done, _ = first
+    _, test = read_snapshot_examples(data, done.snapshot, "test")
+    answers = load_exported(done.folder).predict(test.inputs, test.n_windows)
+    assert done.metrics["evaluation"]["accuracy"]["right"] == int((answers.argmax(axis=1) == test.labels).sum())
+
+
+def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[LocalStore, Candidate, list[str]]):
+    data, done, _ = first
+    last = done.facts()["refresh"]
+    steps: list[str] = []
+    again = refresh(data, "providers", QUICK, model="m", last=last, progress=steps.append)
+
+    assert isinstance(again, Skipped)
+    assert again.snapshot.digest == done.snapshot.digest
+    assert again.reason.startswith("nothing new")
+    assert steps == ["snapshot"]
+    other = QUICK.model_copy(update={"seed": 5})
+    assert refresh_key_of(done, other) != last
+
+
+def refresh_key_of(done: Candidate, experiment: object) -> str:
+    return str(replace(done, experiment=experiment).facts()["refresh"])  # type: ignore[arg-type]
+
+
+def test_against_a_champion_on_the_same_runs(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+    data, done, _ = first
+    shutil.copytree(done.folder, tmp_path / "champion")
+    again = refresh(data, "providers", QUICK, model="m2", champion=Champion(tmp_path / "champion", 7))
+    assert isinstance(again, Candidate)
+
+    # the same runs and the same seed are the same model
+    _, test = read_snapshot_examples(data, done.snapshot, "test")
+    answers = [load_exported(each.folder).predict(test.inputs, test.n_windows) for each in (done, again)]
+    np.testing.assert_array_equal(*answers)
+    assert again.metrics["champion"]["version"] == 7
+    assert again.metrics["champion"]["accuracy"] == again.metrics["evaluation"]["accuracy"]
+    assert again.metrics["comparison"]["difference"] == 0.0
+    assert again.verdict.blessed
+
+
+def test_a_candidate_that_learned_nothing_is_refused(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+    data, done, _ = first
+    shutil.copytree(done.folder, tmp_path / "champion")
+    poor = QUICK.model_copy(update={"steps": 1, "epochs": 1, "hidden_layers": ()})
+    bad = refresh(data, "providers", poor, model="m3", champion=Champion(tmp_path / "champion", 1))
+
+    assert isinstance(bad, Candidate)
+    assert not bad.verdict.blessed
+    assert any("against the champion" in reason for reason in bad.verdict.reasons)
+
+
+def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+    data, _, _ = first
+    (tmp_path / "champion").mkdir()
+    done = refresh(data, "providers", QUICK, model="m4", champion=Champion(tmp_path / "champion", 1))
+
+    assert isinstance(done, Candidate)
+    assert not done.verdict.blessed
+    assert done.verdict.reasons == (
+        "the champion could not be asked on the same runs, so nothing says that this one is no worse",
+    )
+
+
+def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(
+    first: tuple[LocalStore, Candidate, list[str]],
+):
+    data, done, _ = first
+    create_dataset(
+        data,
+        DatasetDefinition(
+            name="other", sample_interval="1s", class_label="provider", features_regex="usr|1m$", max_windows=8,
+            classes=("tencent", "huawei", "aws", "alibaba"), span_runs=60,
+        ),
+    )  # fmt: skip
+    update_dataset(data, "other", seal=True)
+    from training.snapshot import make_snapshot
+
+    mine = make_snapshot(data, "other", TrustPolicy.load())
+    runs, test = read_snapshot_examples(data, mine, "test")
+    found = right_answers(data, Champion(done.folder, 1), mine.resolved, runs, test)
+    theirs = {run.run_id: place for place, run in enumerate(done.snapshot.runs("test"))}
+    _, their_test = read_snapshot_examples(data, done.snapshot, "test")
+    right = (
+        load_exported(done.folder).predict(their_test.inputs, their_test.n_windows).argmax(axis=1) == their_test.labels
+    )
+
+    assert {run.run_id for run in runs} == set(theirs)  # one salt: the same split
+    assert found.tolist() == [bool(right[theirs[run.run_id]]) for run in runs]
+
+
+def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[LocalStore, Candidate, list[str]]):
+    data, done, _ = first
+    mentions, tables, _ = corpus()
+    more = [
+        (replace(mentions[index], source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
+        for index in range(3, 123, 2)
+    ]
+    RawStore(data).add(more)
+    update_dataset(data, "providers", seal=True)
+    again = refresh(data, "providers", QUICK, model="m", last=done.facts()["refresh"])
+
+    assert isinstance(again, Candidate)
+    assert again.metrics["materialised"] == {"analysed": 1, "cached": 3}
+    assert len(list(again.snapshot.runs())) == 137 + 60
+    # the last candidate stays on disk, its records do not
+    assert done.folder.is_dir()
+    assert not (done.folder.parent / "records").exists()
+    assert (again.folder.parent / "records").is_dir()
+
+
+def test_two_trainers_of_one_model_do_not_meet(first: tuple[LocalStore, Candidate, list[str]]):
+    data, _, _ = first
+    with (
+        FileLock(Path(data.root, "trainer/m/work/.lock")),
+        pytest.raises(CimlError, match="model 'm' is being trained by another process"),
+    ):
+        refresh(data, "providers", QUICK, model="m")
+
+
+def test_nothing_trusted_nothing_trained(data: LocalStore):
+    none = TrustPolicy.parse('[[rule]]\nname = "merged"\ntrusted = true\npipeline = "post"\n')
+    with pytest.raises(CimlError, match="no run to train on: 160 of its examples are untrusted"):
+        refresh(data, "providers", QUICK, model="m", policy=none, gate=GatePolicy())
+    assert not (Path(data.root) / "trainer/m/metrics").exists()
