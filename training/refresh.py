@@ -5,9 +5,9 @@ Nothing here is served, registered or pushed; whoever calls this does that with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +111,7 @@ def refresh(
       gate: what a candidate has to show.
       exclusions: reason by run id of runs that must not be learned from.
       work: where candidates are made, on local disk; below the trainer's folder by default, or, where that is not on
-        local disk, in a temporary folder.
+        local disk, in the user's cache.
       runner: of the Beam pipeline; in this process by default.
       progress: told of each step.
       tensorboard: where to write event files.
@@ -129,7 +129,7 @@ def refresh(
             return Skipped("nothing new: the same runs and the same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(folder, model):
         candidate = _make(
             data, snapshot, experiment, model, champion, gate or GatePolicy(), folder / key, runner, steps, tensorboard
@@ -209,7 +209,9 @@ def _work_folder(trainer: Store, work: Path | None) -> Path:
         return work
     if isinstance(trainer, LocalStore):
         return Path(trainer.root, "work")
-    return Path(tempfile.mkdtemp(prefix="ciml-trainer-"))
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ciml") / "trainer" / hashlib.sha256(trainer.root.encode()).hexdigest()[:16]
 
 
 def _sweep(folder: Path) -> None:

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+from training.experiment import Experiment
+from training.gate import GatePolicy
+
+TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+
+
+def test_the_documents_experiment_names_every_key_and_is_one():
+    block = re.search(r'(?m)^    name = "deep"\n(    .*\n)+', TEXT)
+    assert block is not None
+    value = tomllib.loads(re.sub(r"(?m)^    ", "", block[0]))
+    assert set(value) == set(Experiment.model_fields)
+    assert Experiment.from_json(value).hidden_layers == (100, 100, 100)
+
+
+def test_the_documents_gate_is_the_default_one():
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (\S+) \|", TEXT))
+    defaults = GatePolicy()
+    assert {name: float(value) for name, value in rows.items()} == {
+        field.name: float(getattr(defaults, field.name)) for field in fields(GatePolicy)
+    }
