@@ -27,6 +27,12 @@ _FLINK: Mapping[str, Any] = {
     "max_bundle_size": 1000,
     "max_bundle_time_mills": 500,
 }
+_TALKATIVE = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.worker.sdk_worker",
+)
 _OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 
 
@@ -39,6 +45,7 @@ def run_here(build: Build) -> None:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # named: the default runner may be another
 
     kept_error(clear=True)
+    _keep_workers_quiet()
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     build(pipeline)
     try:
@@ -77,6 +84,25 @@ def flink_options(
     return PipelineOptions([*flags, *extra])
 
 
+def _keep_workers_quiet() -> None:
+    """Beam's workers log and print the traceback of each failure. One that is raised here as well is told once."""
+    from apache_beam.runners.worker import sdk_worker
+
+    def say(*words: object, **options: Any) -> None:
+        if kept_error() is None and "Channel closed prematurely" not in str(words[:1]):
+            print(*words, **options)
+
+    sdk_worker.print = say
+    for name in _TALKATIVE:
+        logger = logging.getLogger(name)
+        if _not_told_elsewhere not in logger.filters:
+            logger.addFilter(_not_told_elsewhere)
+
+
+def _not_told_elsewhere(record: logging.LogRecord) -> bool:
+    return kept_error() is None
+
+
 def _expect_closed_streams() -> None:
     """The worker threads of this process lose their streams when their job is cancelled: from now on, no news."""
     import grpc
@@ -97,6 +123,7 @@ class FlinkJob:
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:
         kept_error(clear=True)
+        _keep_workers_quiet()
         # Beam warns of options that only the job server knows, and once a second of nothing.
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
         self._endpoint = str(options.view_as(PortableOptions).job_endpoint)

@@ -26,6 +26,7 @@ _PAUSE_S = 1.0
 _OUTAGE_S = 300.0
 _STALL_S = 240.0  # more than a batch whose logs all time out takes
 _STALLS = 3
+_RENEW_S = 6 * 3600.0  # the state of a source in Python grows with every rest it takes; a new job begins with none
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +138,7 @@ def ingest_on_flink(
         return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
 
     job, outage, stalls = submit(), Outage(), 0
-    idle_since = commit_since = time.monotonic()
+    idle_since = commit_since = submitted = time.monotonic()
     version = -1
     try:
         while not stop.wait(_PAUSE_S):
@@ -171,6 +172,9 @@ def ingest_on_flink(
                 _log.warning("no commit for %.0f s, though there are %d messages: a new job", _STALL_S, behind)
                 job.cancel()
                 job, commit_since = submit(), time.monotonic()
+            elif now - submitted > _RENEW_S:
+                job.cancel()
+                job, submitted = submit(), time.monotonic()
     finally:
         job.cancel()
         close_readers()
