@@ -2,8 +2,8 @@
 
     python examples/corpus/draw.py LISTING_FOLDER [TARGET_FOLDER]
 
-``LISTING_FOLDER`` holds ``builds.jsonl`` and the logs that it names. Of ten jobs, every (provider, job) gets its share of
-the population; within it a keyed hash of the run's id decides, runs of `MIN_ROWS` samples and more before shorter ones.
+``LISTING_FOLDER`` holds ``builds.jsonl`` and the logs that it names. Of ten jobs, every (provider, job) gets its share
+of the population; within it a keyed hash of the run's id decides, with runs of `MIN_ROWS` samples before shorter ones.
 """
 
 from __future__ import annotations
