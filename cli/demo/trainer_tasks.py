@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ciml.storage import Store, open_store
-from training.experiment import Experiment
 
 Say = Callable[[str], None]
 
 
 def warm_up() -> None:
     """Imports what costs seconds, while nothing is asked for yet."""
+    from training.runtime import tensorflow
+
+    tensorflow()  # set up before anything else imports it
+    import pipelines.trainer  # noqa: F401
     import training.export
     import training.materialise_beam
     import training.train  # noqa: F401
-    from training.runtime import tensorflow
-
-    tensorflow()
 
 
 def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -34,35 +33,21 @@ def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
-    """Refreshes a model, and pushes what the gate blessed."""
-    from serving.push import push
-    from serving.registry import Registry, Verdict
-    from training.champion import Champion
-    from training.refresh import Skipped, refresh
+    """Refreshes a model from the data set of the same name, once, as ``ciml train`` does."""
+    from pipelines.trainer import TrainConfig, run_once
 
     began = time.perf_counter()
-    registry = Registry(data, model)
-    state = registry.state
-    champion = Champion(Path(registry.folder(state.champion).root), state.champion) if state.champion else None
-    last = state.candidates[state.last_candidate].facts.get("refresh") if state.last_candidate else None
-    done = refresh(data, model, Experiment(), model=model, champion=champion, last=last, progress=say)
-    if isinstance(done, Skipped):
-        return {"model": model, "skipped": done.reason}
-    verdict = Verdict(done.verdict.blessed, done.verdict.reasons, done.verdict.metrics)
-    told: dict[str, Any] = {
+    done = run_once(TrainConfig(data, model, model), progress=say)
+    if done.outcome == "nothing_new":
+        return {"model": model, "skipped": "; ".join(done.reasons)}
+    return {
         "model": model,
-        "snapshot": done.snapshot.digest,
+        "version": done.version,
+        "reasons": list(done.reasons),
+        "snapshot": done.metrics["snapshot"]["digest"],
         "metrics": done.metrics,
-        "reasons": list(verdict.reasons),
-        "version": None,
+        "took_s": time.perf_counter() - began,
     }
-    if verdict.blessed:
-        say("push")
-        told["version"] = push(data, model, open_store(done.folder), verdict, facts=done.facts()).version
-    else:
-        candidate = registry.record_candidate(open_store(done.folder), done.facts())
-        registry.record_verdict(candidate.id, verdict)
-    return {**told, "folder": str(done.folder), "took_s": time.perf_counter() - began}
 
 
 def _probabilities(data: Store, model: str) -> dict[str, Any]:

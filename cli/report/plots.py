@@ -76,7 +76,10 @@ def accounting(lines: Sequence[AccountingLine]) -> str:
     """One bar a (class, reason), on a scale that shows both 3 and 700."""
 
     def paint(axes: Axes) -> None:
-        names = [f"{line.kind.replace('_', ' ')}{': ' + line.reason if line.reason else ''}" for line in lines]
+        names = [
+            f"{line.kind.replace('_', ' ')}{': ' + line.reason.replace('_', ' ') if line.reason else ''}"
+            for line in lines
+        ]
         places = list(range(len(lines)))[::-1]
         counts = [line.counted for line in lines]
         axes.barh(places, counts, color=[KINDS.get(line.kind, "#666666") for line in lines], height=0.7)
