@@ -32,8 +32,8 @@ def tensorflow() -> Any:
         tf.get_logger().setLevel("ERROR")
         tf.config.threading.set_inter_op_parallelism_threads(THREADS)
         tf.config.threading.set_intra_op_parallelism_threads(THREADS)
-        # The same seed has to give the same model: that is what a comparison of two experiments rests on.
-        tf.config.experimental.enable_op_determinism()
+    # The same seed has to give the same model: that is what a comparison of two experiments rests on.
+    tf.config.experimental.enable_op_determinism()
     return tf
 
 
