@@ -63,6 +63,8 @@ def command(
       ciml demo --keep --data-path /tmp/demo
       ciml demo --engine micro-batches --runs 300
     """
+    import signal
+
     from rich.console import Console
 
     from cli.demo.run import Options
@@ -81,6 +83,11 @@ def command(
     out = Console()
     if not out.is_terminal:
         out = Console(width=120)  # a log is read with longer lines than a terminal of unknown width has
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt  # so that whatever was started is ended
+
+    signal.signal(signal.SIGTERM, end)
     result = demo(options, Console(stderr=True), out)
     if not result.passed:
         ctx.exit(4)

@@ -55,15 +55,15 @@ class Children:
         if child is not None:
             processes.end(child.pid, child.started, grace_s)
 
-    def end_all(self) -> None:
+    def end_all(self, grace_s: float = 30.0) -> None:
         for name in list(self.running):
-            self.end(name)
+            self.end(name, grace_s)
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.end_all()
+        self.end_all(grace_s=5.0)
 
 
 def wait_for(ready: Callable[[], bool], what: str, children: Children, timeout_s: float, every_s: float = 0.2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from cli.demo.predictions import Predictions
 from cli.demo.produce import LogRoot, Sender, dump
 from cli.demo.steps import Steps
 from cli.demo.trainer import Trainer
+from cli.engines import processes
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
@@ -88,6 +90,8 @@ class Demo:
 
 
 MARK = ".ciml-demo"
+#: The processes that ``--keep`` left running, which the next demo in the same folder ends.
+KEPT = "demo/kept.json"
 
 
 def empty(options: Options) -> None:
@@ -99,6 +103,9 @@ def empty(options: Options) -> None:
     folder = options.data
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
         raise CimlError(f"{folder} holds something that no demo wrote: name another folder with --data-path")
+    if (folder / KEPT).exists():
+        for pid, started in json.loads((folder / KEPT).read_bytes()):
+            processes.end(pid, started)
     if engines.read(options.home):
         engines.stop(None, options.home)
     shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +124,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
     logs = LogRoot(options.data / "demo" / "served-logs", corpus)
     logs.folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        children = stack.enter_context(Children(options.data / "demo" / "logs", options.data))
+        children = Children(options.data / "demo" / "logs", options.data)
         trainer = stack.enter_context(Trainer(data, children.logs / "trainer.log"))
         settings = engines.Settings(
             logs_root=str(logs.folder), models_config=str(options.data / "models" / "models.config")
@@ -126,9 +133,11 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
         )
         with steps.step("start engines") as step:
+            # Whatever of them has been started is ended, when starting the others fails or is interrupted.
+            stack.push(lambda kind, *_: _end_engines(options.home, options.keep and kind is None))
             running = engines.start(names, options.home, settings)
-            stack.push(lambda kind, *_: _end_engines(running, options.keep and kind is None))
             step.say(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
+        stack.enter_context(children)  # ended before the engines that they talk to
         if options.engine == "flink" and running.states["flink"].light:
             raise EngineError("--engine flink: there is no Java here; --engine micro-batches works without")
         plan = make_plan(samples, running.logs)
@@ -143,11 +152,13 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
         if options.keep:  # reached only when nothing failed: they go on
             demo.kept += children.running.values()
             children.running.clear()
+            pids = [[child.pid, child.started] for child in demo.kept]
+            data.replace(KEPT, json.dumps(pids).encode())
 
 
-def _end_engines(running: engines.Engines, keep: bool) -> bool:
+def _end_engines(home: Path, keep: bool) -> bool:
     if not keep:
-        running.stop()
+        engines.stop(None, home)
     return False  # what was raised goes on
 
 

@@ -90,7 +90,9 @@ class Trainer:
     def __enter__(self) -> Trainer:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None:
+            self._process.kill()  # nobody waits any more for what it does
         self.close()
 
 

@@ -221,6 +221,8 @@ def test_the_model_is_as_good_as_it_has_to_be() -> None:
     assert not check_accuracy([good, bad]).passed
     assert check_accuracy([good, bad.model_copy(update={"verdict": "kept"})]).passed
     assert not check_accuracy([version(RELATIVE, 1, 0.99)]).passed
+    assert check_accuracy([version(ALL, 1, 0.40)], None).passed  # of a part of the runs
+    assert not check_accuracy([version(ALL, 1, 0.34)], None).passed
 
 
 @pytest.fixture(scope="module")
