@@ -19,6 +19,7 @@ from confluent_kafka import (
 )
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.records import Message
@@ -164,7 +165,7 @@ def make_topic(
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Creates a topic; one that exists is left as it is."""
+    """Creates a topic and waits until its offsets can be asked for; one that exists is left as it is."""
     try:
         if is_mock(options):
             admin(options).list_topics(topic, timeout=options.timeout_s)  # which makes it
@@ -176,6 +177,15 @@ def make_topic(
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise as_engine_error(options, topic, error) from None
+    # A broker answers for the creation before each of its parts knows the topic and its leaders.
+    for attempt in Retrying(
+        retry=retry_if_exception_type(EngineError),
+        stop=stop_after_delay(options.timeout_s),
+        wait=wait_fixed(0.05),
+        reraise=True,
+    ):
+        with attempt:
+            list_topic(options, topic)
 
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
