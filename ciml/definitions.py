@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.globs import glob_pattern
 from ciml.labels import STATUS_CLASSES, label_of
 from ciml.records import Mention
+from ciml.settings import Settings
 from ciml.telemetry import select_columns, short_names
 
 #: The longest run that is looked at unless a definition says otherwise, as in the original.
@@ -62,11 +61,7 @@ def interval_us(text: str) -> int:
     return value
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DatasetDefinition(_Frozen):
+class DatasetDefinition(Settings):
     """What a data set is made of.
 
     Attributes:
@@ -88,6 +83,8 @@ class DatasetDefinition(_Frozen):
       span_runs: how many selected runs are sealed together.
     """
 
+    what: ClassVar[str] = "definition"
+
     name: str
     version: int = Field(1, ge=1)
     build_name: tuple[str, ...] = ("all",)
@@ -95,7 +92,7 @@ class DatasetDefinition(_Frozen):
     features_regex: str = "."
     class_label: str = "status"
     classes: tuple[str, ...] | None = None
-    class_map: dict[str, str] = {}
+    class_map: dict[str, str] = Field(default_factory=dict)
     tdt_split: tuple[int, int, int] = (7, 0, 3)
     salt: str = Field(DEFAULT_SALT, min_length=1)
     sample_statistic: Statistic = "mean"
@@ -188,24 +185,8 @@ class DatasetDefinition(_Frozen):
         """Whether the data set takes runs of this job."""
         return glob_pattern(self.build_name).fullmatch(build_name) is not None
 
-    def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "definition") -> DatasetDefinition:
-        """The definition that a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise CimlError(f"{where}: {_first_line(error)}") from None
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex sha256 of all that it says."""
-        return sha256_json(self.to_json())
-
-
-class ResolvedDefinition(_Frozen):
+class ResolvedDefinition(Settings):
     """A definition and what it resolved to: all that is needed to prepare a run.
 
     Attributes:
@@ -216,6 +197,8 @@ class ResolvedDefinition(_Frozen):
       windows: L.
     """
 
+    what: ClassVar[str] = "resolved definition"
+
     definition: DatasetDefinition
     columns: tuple[str, ...] = Field(min_length=1)
     features: tuple[str, ...] = Field(min_length=1)
@@ -225,22 +208,6 @@ class ResolvedDefinition(_Frozen):
     @property
     def L(self) -> int:  # noqa: N802 (the design's word)
         return self.windows
-
-    def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "resolved definition") -> ResolvedDefinition:
-        """The inverse of `to_json`. Raises `CimlError` for anything else."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise CimlError(f"{where}: {_first_line(error)}") from None
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex sha256 of all that it says."""
-        return sha256_json(self.to_json())
 
     def label_of(self, mention: Mention) -> tuple[int, str] | str:
         """(label, class) of a run, or the reason for which it has none: ``no_label`` or ``unknown_class``."""
@@ -259,13 +226,7 @@ def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
     Raises:
       CimlError: one line that names the file and the key.
     """
-    try:
-        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CimlError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CimlError(f"{path} is not TOML: {error}") from None
-    return DatasetDefinition.from_json({**value, **overrides}, where=str(path))
+    return DatasetDefinition.load(path, **overrides)
 
 
 def resolve(
@@ -319,15 +280,6 @@ def _classes(definition: DatasetDefinition, mentions: Iterable[Mention]) -> tupl
             "definition, or raise span_runs"
         )
     return tuple(sorted(name for name in names if name is not None))
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{place}: no such key"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
 
 
 def dumps(resolved: ResolvedDefinition) -> bytes:

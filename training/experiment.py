@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from ciml.digest import sha256_json
-from ciml.errors import CimlError
+from ciml.settings import Settings
 
 #: Names under which an estimator is known as well. TensorFlow no longer has the class that the last one names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn"}
@@ -20,7 +16,7 @@ ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
-class Experiment(BaseModel):
+class Experiment(Settings):
     """An estimator and its hyper-parameters.
 
     Attributes:
@@ -43,7 +39,7 @@ class Experiment(BaseModel):
       seed: of weights, order and dropout. The same seed and snapshot give the same model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    what: ClassVar[str] = "experiment"
 
     name: str = "dnn"
     estimator: str = "dnn"
@@ -89,27 +85,6 @@ class Experiment(BaseModel):
             raise ValueError("each hidden layer needs at least one unit")
         return layers
 
-    def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], where: str = "experiment") -> Experiment:
-        """The experiment that a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            message = (
-                "no such key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-            )
-            raise CimlError(f"{where}: {place}: {message}" if place else f"{where}: {message}") from None
-
-    @cached_property
-    def digest(self) -> str:
-        """Hex sha256 of all that it says."""
-        return sha256_json(self.to_json())
-
 
 def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
     """An experiment from a TOML file, with keys that take precedence over the file's.
@@ -117,10 +92,4 @@ def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
     Raises:
       CimlError: one line that names the file and the key.
     """
-    try:
-        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CimlError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CimlError(f"{path} is not TOML: {error}") from None
-    return Experiment.from_json({**value, **overrides}, where=str(path))
+    return Experiment.load(path, **overrides)

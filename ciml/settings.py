@@ -1,0 +1,65 @@
+"""Files that people write: read from TOML, checked by pydantic, and wrong in one clear line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError
+
+
+class Settings(BaseModel):
+    """A frozen set of keys. An unknown key is an error.
+
+    Attributes:
+      what: what it is called in an error that no file is named in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    what: ClassVar[str] = "settings"
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str = "") -> Self:
+        """What a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise CimlError(f"{where or cls.what}: {_first_line(error)}") from None
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """What a TOML file describes, with keys that take precedence over the file's.
+
+        Raises:
+          CimlError: one line that names the file and the key.
+        """
+        try:
+            value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CimlError(f"{path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CimlError(f"{path} is not TOML: {error}") from None
+        return cls.from_json({**value, **overrides}, where=str(path))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of all that it says."""
+        return sha256_json(self.to_json())
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{place}: no such key"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
