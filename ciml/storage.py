@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError
+
+
+class Entry(NamedTuple):
+    """An object of a listing: its path, its size in bytes, and when it was written, epoch seconds by the storage."""
+
+    path: str
+    size: int
+    modified_s: float
 
 
 class Store(ABC):
@@ -46,8 +57,18 @@ class Store(ABC):
         """The paths of all objects below the folder ``prefix``, sorted; only those greater than ``after``."""
 
     @abstractmethod
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """All objects below the folder ``prefix``, one by one, in no promised order. What vanishes meanwhile is left
+        out, what appears meanwhile may be."""
+
+    @abstractmethod
     def delete(self, path: str) -> None:
         """Removes an object; none there is no error."""
+
+    def sweep(self, prefix: str, before_s: float) -> int:
+        """Removes below ``prefix`` what killed writers left half-written before ``before_s`` (epoch seconds), and
+        folders that have been empty since then. Never an object. Returns how many files were removed."""
+        return 0
 
     @abstractmethod
     def child(self, path: str) -> Store:
@@ -102,7 +123,7 @@ class LocalStore(Store):
         return Path(self.root, _checked(path))
 
     def _stage(self, target: Path, data: bytes) -> str:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         handle, staged = tempfile.mkstemp(prefix=self._STAGING, dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as out:
@@ -111,36 +132,44 @@ class LocalStore(Store):
                 os.fsync(out.fileno())
             os.chmod(staged, 0o644)
         except BaseException:
-            os.unlink(staged)
+            with suppress(OSError):
+                os.unlink(staged)
             raise
         return staged
 
-    def create(self, path: str, data: bytes) -> bool:
-        target = self._path(path)
-        if target.exists():
-            return False
+    def _put(self, target: Path, data: bytes, *, exclusive: bool) -> bool:
+        staged = self._stage(target, data)
         try:
-            staged = self._stage(target, data)
-        except OSError as error:
-            raise EngineError(f"cannot write {target}: {error.strerror or error}") from error
-        try:
-            os.link(staged, target)
+            (os.link if exclusive else os.replace)(staged, target)
+            written = True
         except FileExistsError:
-            return False
-        except OSError as error:
-            raise EngineError(f"cannot write {target}: {error.strerror or error}") from error
+            written = False
         finally:
-            os.unlink(staged)
-        _sync_folder(target.parent)
-        return True
+            with suppress(OSError):  # a file that stays is swept; what was written is written
+                os.unlink(staged)
+        _sync_folder(target.parent)  # also for another's object: it may be named by what is written next
+        return written
+
+    def _write(self, path: str, data: bytes, *, exclusive: bool) -> bool:
+        target = self._path(path)
+        for attempt in range(1, _FOLDER_ATTEMPTS + 1):
+            try:
+                if exclusive and target.exists():
+                    _sync_folder(target.parent)
+                    return False
+                return self._put(target, data, exclusive=exclusive)
+            except FileNotFoundError as error:  # its folder was empty, and was swept within these lines
+                if attempt == _FOLDER_ATTEMPTS:
+                    raise _failed("write", target, error) from error
+            except OSError as error:
+                raise _failed("write", target, error) from error
+        raise AssertionError("unreachable")
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._write(path, data, exclusive=True)
 
     def replace(self, path: str, data: bytes) -> None:
-        target = self._path(path)
-        try:
-            os.replace(self._stage(target, data), target)
-        except OSError as error:
-            raise EngineError(f"cannot write {target}: {error.strerror or error}") from error
-        _sync_folder(target.parent)
+        self._write(path, data, exclusive=False)
 
     def read(self, path: str) -> bytes:
         try:
@@ -148,26 +177,95 @@ class LocalStore(Store):
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise EngineError(f"cannot read {self._path(path)}: {error.strerror or error}") from error
+            raise _failed("read", self._path(path), error) from error
 
     def exists(self, path: str) -> bool:
         return self._path(path).is_file()
 
-    def list(self, prefix: str = "", after: str = "") -> list[str]:
+    def _walk(self, prefix: str) -> Iterator[tuple[str, list[str]]]:
+        """(folder, names of files) below ``prefix``, the staged ones too."""
+
+        def broken(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # a listing that leaves something out is no listing
+                raise _failed("list", error.filename or top, error) from error
+
         top = self._path(prefix) if prefix else Path(self.root)
+        for folder, folders, names in os.walk(top, onerror=broken):
+            folders.sort()
+            yield folder, sorted(names)
+
+    def list(self, prefix: str = "", after: str = "") -> list[str]:
         found = [
             os.path.relpath(os.path.join(folder, name), self.root)
-            for folder, _, names in os.walk(top)
+            for folder, names in self._walk(prefix)
             for name in names
             if not name.startswith(self._STAGING)
         ]
         return sorted(path for path in found if path > after)
 
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for folder, names in self._walk(prefix):
+            for name in names:
+                if name.startswith(self._STAGING):
+                    continue
+                path = os.path.join(folder, name)
+                try:
+                    found = os.stat(path)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise _failed("list", path, error) from error
+                yield Entry(os.path.relpath(path, self.root), found.st_size, found.st_mtime)
+
     def delete(self, path: str) -> None:
-        self._path(path).unlink(missing_ok=True)
+        try:
+            self._path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed("delete", self._path(path), error) from error
+
+    def sweep(self, prefix: str, before_s: float) -> int:
+        removed = 0
+        top = self._path(prefix)
+        for folder, names in self._walk(prefix):
+            for name in names:
+                if name.startswith(self._STAGING):
+                    removed += _remove_old(os.path.join(folder, name), before_s)
+            with suppress(OSError):  # rmdir takes none that has anything in it
+                if not names and Path(folder) != top and os.stat(folder).st_mtime < before_s:
+                    os.rmdir(folder)
+        return removed
 
     def child(self, path: str) -> LocalStore:
         return LocalStore(self._path(path))
+
+
+_FOLDER_ATTEMPTS = 5
+
+
+def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineError:
+    return EngineError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}")
+
+
+def _remove_old(path: str, before_s: float) -> bool:
+    try:
+        if os.stat(path).st_mtime >= before_s:
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _failed("delete", path, error) from error
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, each of them on the disk before the next."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -176,6 +274,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_S3_ATTEMPTS = 5
+
+
+class _Conflict(Exception):
+    """S3 cannot say yet whether there is such an object."""
 
 
 #: What in the environment makes another client.
@@ -221,21 +326,27 @@ class S3Store(Store):
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in ("NoSuchKey", "404", "NotFound"):
                 raise FileNotFoundError(f"{self.root}: no object {arguments.get('Key', '')}") from None
-            if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+            if code in ("PreconditionFailed", "412"):
                 raise FileExistsError(arguments.get("Key", "")) from None
+            if code in ("ConditionalRequestConflict", "OperationAborted", "409"):
+                raise _Conflict(arguments.get("Key", "")) from None
             raise EngineError(f"{self.root}: {verb} answered {code}") from error
         except BotoCoreError as error:
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:
         key = self._key(path)
-        try:
-            self._call("put_object", Key=key, Body=data, IfNoneMatch="*")
-        except FileExistsError:
-            # A retried PUT whose first answer was lost finds its own object: that one was created by this call,
-            # or by another with the same bytes, which for content-named objects is the same thing.
-            return False
-        return True
+        for attempt in range(1, _S3_ATTEMPTS + 1):
+            try:
+                self._call("put_object", Key=key, Body=data, IfNoneMatch="*")
+                return True
+            except FileExistsError:
+                # A retried PUT whose first answer was lost finds its own object: that one was created by this call,
+                # or by another with the same bytes, which for content-named objects is the same thing.
+                return False
+            except _Conflict:  # another PUT of this key is under way, and nobody knows yet whether it will be
+                time.sleep(0.1 * attempt)
+        raise EngineError(f"{self.root}: put_object of {path} conflicts with another all the time")
 
     def replace(self, path: str, data: bytes) -> None:
         self._call("put_object", Key=self._key(path), Body=data)
@@ -246,13 +357,17 @@ class S3Store(Store):
     def read_head(self, path: str, size: int | None = None) -> bytes:
         from botocore.exceptions import BotoCoreError
 
-        body = self._call("get_object", Key=self._key(path))["Body"]
-        try:
-            return bytes(body.read(size))
-        except (BotoCoreError, OSError) as error:  # the connection broke within the body
-            raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
-        finally:
-            body.close()
+        for attempt in range(1, _S3_ATTEMPTS + 1):
+            body = self._call("get_object", Key=self._key(path))["Body"]
+            try:
+                return bytes(body.read(size))
+            except (BotoCoreError, OSError) as error:  # the connection broke within the body, after boto's own retries
+                if attempt == _S3_ATTEMPTS:
+                    raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
+                time.sleep(0.1 * attempt)
+            finally:
+                body.close()
+        raise AssertionError("unreachable")
 
     def exists(self, path: str) -> bool:
         try:
@@ -261,19 +376,29 @@ class S3Store(Store):
             return False
         return True
 
-    def list(self, prefix: str = "", after: str = "") -> list[str]:
+    def _pages(self, prefix: str, after: str = "") -> Iterator[dict[str, Any]]:
+        """The listing's items, in the order of their keys."""
         folder = (self._key(prefix) if prefix else self._prefix).rstrip("/")
         arguments: dict[str, Any] = {"Prefix": f"{folder}/" if folder else ""}
         if after:
             arguments["StartAfter"] = self._key(after)
-        found: list[str] = []
-        start = len(self._prefix) + 1 if self._prefix else 0
         while True:
             page = self._call("list_objects_v2", **arguments)
-            found.extend(item["Key"][start:] for item in page.get("Contents", ()))
+            yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
-                return sorted(found)
+                return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    @property
+    def _start(self) -> int:
+        return len(self._prefix) + 1 if self._prefix else 0
+
+    def list(self, prefix: str = "", after: str = "") -> list[str]:
+        return sorted(item["Key"][self._start :] for item in self._pages(prefix, after))
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for item in self._pages(prefix):
+            yield Entry(item["Key"][self._start :], int(item["Size"]), item["LastModified"].timestamp())
 
     def delete(self, path: str) -> None:
         self._call("delete_object", Key=self._key(path))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +76,30 @@ def test_a_store_can_be_pickled_after_use(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
 
 
+def test_entries_tell_size_and_time(store: Store) -> None:
+    before = time.time()
+    for path, data in (("m/a/1", b"one"), ("m/2", b""), ("other", b"x")):
+        store.create(path, data)
+    found = {entry.path: entry for entry in store.entries("m")}
+    assert {path: entry.size for path, entry in found.items()} == {"m/a/1": 3, "m/2": 0}
+    for entry in found.values():  # S3 tells whole seconds
+        assert before - 1.5 <= entry.modified_s <= time.time() + 1.5
+    assert {entry.path for entry in store.entries()} == {"m/a/1", "m/2", "other"}
+    assert list(store.entries("none")) == []
+    assert [entry.path for entry in store.child("m").entries("a")] == ["a/1"]
+
+
+def test_entries_that_vanish_meanwhile_are_left_out(store: Store) -> None:
+    for number in range(20):
+        store.create(f"m/{number:02d}", b"")
+    listing = store.entries("m")
+    first = next(listing)
+    for number in range(20):
+        store.delete(f"m/{number:02d}")
+    assert len(list(listing)) < 20
+    assert first.path == "m/00"
+
+
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a/\0b", ".."])
 def test_no_path_leaves_the_root(store: Store, path: str) -> None:
     for call in (store.read, store.exists, store.delete, store.child, lambda p: store.create(p, b""), store.url):
@@ -104,6 +133,101 @@ def test_a_staged_file_is_no_object(tmp_path: Path) -> None:
     assert store.list() == ["a/x"]
     assert os.stat(tmp_path / "a" / "x").st_mode & 0o777 == 0o644
     assert sorted(os.listdir(tmp_path / "a")) == [".staging-left-by-a-kill", "x"]
+
+
+def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("m/a/x", b"1")
+    store.create("m/empty/y", b"1")
+    store.delete("m/empty/y")
+    old, new = tmp_path / "m" / "a" / ".staging-old", tmp_path / "m" / "a" / ".staging-new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (100, 100))
+    os.utime(tmp_path / "m" / "empty", (100, 100))
+    assert store.sweep("m", 200.0) == 1
+    assert (old.exists(), new.exists(), store.list()) == (False, True, ["m/a/x"])
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["a"]
+    assert store.sweep("none", 200.0) == 0
+
+
+def test_a_folder_that_is_swept_while_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, made = LocalStore(tmp_path), []
+    make = tempfile.mkstemp
+
+    def swept_once(**arguments: Any) -> tuple[int, str]:
+        made.append(arguments["dir"])
+        if len(made) == 1:
+            os.rmdir(arguments["dir"])
+        return make(**arguments)
+
+    monkeypatch.setattr(tempfile, "mkstemp", swept_once)
+    assert store.create("a/b/x", b"1") is True
+    assert (len(made), store.read("a/b/x")) == (2, b"1")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("step", ["fsync", "link", "replace", "mkdir"])
+def test_a_disk_that_fails_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    store = LocalStore(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write = store.replace if step == "replace" else store.create
+    if step == "mkdir":
+        monkeypatch.setattr(Path, step, fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(EngineError, match=os.strerror(number)):
+        write("a/x", b"1")
+    monkeypatch.undo()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    write("a/x", b"1")
+    assert store.read("a/x") == b"1"
+
+
+_TOO_BIG = """
+import resource, signal, sys
+from ciml.errors import EngineError
+from ciml.storage import LocalStore
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    LocalStore(sys.argv[1]).create("a/x", bytes(100_000))
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", _TOO_BIG, tmp_path], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"cannot write {tmp_path}/a/x: ")
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_a_listing_that_fails_is_no_empty_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/x", b"1")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for listing in (store.list, lambda: list(store.entries())):
+        with pytest.raises(EngineError, match="cannot list"):
+            listing()
+
+
+def test_a_folder_is_not_deleted(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/x", b"1")
+    with pytest.raises(EngineError, match="cannot delete"):
+        store.delete("a")
+    assert store.read("a/x") == b"1"
 
 
 def test_storage_that_fails_is_an_engine_error(tmp_path: Path) -> None:
