@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.kafka import bases, plan
 from pipelines.kafka_client import close_readers, list_topic, make_topic
 from pipelines.predict import PredictConfig, build_predict, committer, predictor
-from pipelines.run_ingest import Outage, Until, lag
+from pipelines.watching import Outage, Progress, Seen, Until, lag, watch_job
 from serving.client import NotServedError
 from serving.predictions import Predicted, PredictionState
 
@@ -22,7 +21,6 @@ Report = Callable[[PredictionState, int, str], None]
 
 _PAUSE_S = 0.5
 _STALL_S = 180.0  # more than the client's budget for a model server that is away
-_STALLS = 3
 _log = logging.getLogger(__name__)
 
 
@@ -103,45 +101,28 @@ def predict_on_flink(
       IntegrityError: as for micro-batches; the job is cancelled.
     """
     stop = stop or threading.Event()
-    watch, publisher, outage = _Watch(config, until, stop, report), config.projection(), Outage()
+    watch, publisher = _Watch(config, until, stop, report), config.projection()
     if publisher is not None:
         publisher.announce()
-    if not watch.model_is_served():
-        return
 
-    def submit() -> FlinkJob:
+    def submit() -> FlinkJob | None:
+        if not watch.model_is_served():
+            return None
         with watch.committing.state() as state:
             reads = plan(state, watch.listing, bounded=False)
         options = flink_options(endpoint, f"ciml-predict-{config.policy.model}", extra=extra)
         return FlinkJob(partial(build_predict, config=config, reads=reads), options)
 
-    job, stalls = submit(), 0
+    def look(state: str) -> Seen:
+        watch.look()
+        watch.tell(state)
+        return watch.seen()
+
     try:
-        while not stop.wait(_PAUSE_S):
-            job.check()
-            if job.over:
-                raise EngineError(f"the Flink job ended by itself: {job.state}")
-            try:
-                watch.look()
-                watch.tell(job.state.lower())
-                if watch.done():
-                    return
-                outage.is_over()
-            except EngineError as error:
-                outage.goes_on(error)
-                continue
-            stalls = stalls if watch.stalled_s else 0
-            if watch.stalled_s > _STALL_S * (stalls + 1):  # seen: a job that runs, and never starts to read
-                stalls += 1
-                if stalls > _STALLS:
-                    raise EngineError("the Flink job commits no prediction, though there are runs to predict")
-                _log.warning("no prediction for %.0f s, though there are runs: a new job", watch.stalled_s)
-                job.cancel()
-                if not watch.model_is_served():
-                    return
-                job = submit()
+        watch_job(submit, look, until=until, stop=stop, stall_s=_STALL_S, pause_s=_PAUSE_S)
+        if not stop.is_set():
+            watch.tell("done")
     finally:
-        job.cancel()
         close_readers()
         if publisher is not None:
             publisher.announce()  # the job may have been cancelled between a commit and its publication
@@ -154,7 +135,6 @@ class _Watch:
     Attributes:
       first, listing: the topic at the start, and when it was last looked at.
       committing: the committer.
-      stalled_s: for how long nothing was committed though there was something to predict.
     """
 
     def __init__(self, config: PredictConfig, until: Until, stop: threading.Event, report: Report | None) -> None:
@@ -167,9 +147,7 @@ class _Watch:
             gone = [Predicted(batch.covers) for batch in bases(state, self.listing) if batch.covers]
         if gone:
             self.committing.commit(gone)
-        self.stalled_s = 0.0
-        self._idle_since = self._commit_since = time.monotonic()
-        self._version = -1
+        self._progress = Progress(until)
 
     def look(self) -> None:
         """Looks at the topic again."""
@@ -194,7 +172,6 @@ class _Watch:
                 self._wait(f"waits: {error}")
             else:
                 self.tell(f"version {version}")
-                self._commit_since = time.monotonic()
                 return True
         return False
 
@@ -209,20 +186,14 @@ class _Watch:
             with self.committing.state() as state:
                 self._report(state, lag(state, self.listing), word)
 
+    def seen(self) -> Seen:
+        """The manifest's version, and how many announcements are to be covered before ``until``."""
+        with self.committing.state() as state:
+            return Seen(state.version, lag(state, self.first if self._until == "end" else self.listing))
+
     def done(self) -> bool:
         """Whether what ``until`` says has come."""
-        now = time.monotonic()
-        with self.committing.state() as state:
-            behind = lag(state, self.first if self._until == "end" else self.listing)
-            if state.version != self._version:
-                self._version = state.version
-                self._idle_since = self._commit_since = now
-        if behind:
-            self._idle_since = now
-        else:
-            self._commit_since = now
-        self.stalled_s = now - self._commit_since
-        if behind or self._until is None or (self._until != "end" and now - self._idle_since < self._until):
-            return False
-        self.tell("done")
-        return True
+        done = self._progress.see(*self.seen())
+        if done:
+            self.tell("done")
+        return done
