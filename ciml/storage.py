@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError
 
+_PIECE = 1 << 20
+
 
 class Entry(NamedTuple):
     """An object of a listing: its path, its size in bytes, and when it was written, epoch seconds by the storage."""
@@ -47,6 +49,14 @@ class Store(ABC):
     def read_head(self, path: str, size: int) -> bytes:
         """At most the first ``size`` bytes of the object, however large. Raises as `read` does."""
         return self.read(path)[:size]
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        """At most ``size`` bytes (at least one) from ``start`` on, which lies within the object. Raises as `read`."""
+        return self.read(path)[start : start + size]
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """The object's bytes in their order, piece by piece: for what may be larger than memory. Raises as `read`."""
+        yield self.read(path)
 
     @abstractmethod
     def exists(self, path: str) -> bool:
@@ -174,6 +184,26 @@ class LocalStore(Store):
     def read(self, path: str) -> bytes:
         try:
             return self._path(path).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed("read", self._path(path), error) from error
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        try:
+            with open(self._path(path), "rb") as source:
+                source.seek(start)
+                return source.read(size)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed("read", self._path(path), error) from error
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._path(path).open("rb") as file:
+                while piece := file.read(_PIECE):
+                    yield piece
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -355,10 +385,16 @@ class S3Store(Store):
         return self.read_head(path)
 
     def read_head(self, path: str, size: int | None = None) -> bytes:
+        return self._get(path, size)
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        return self._get(path, None, Range=f"bytes={start}-{start + size - 1}")
+
+    def _get(self, path: str, size: int | None, **arguments: Any) -> bytes:
         from botocore.exceptions import BotoCoreError
 
         for attempt in range(1, _S3_ATTEMPTS + 1):
-            body = self._call("get_object", Key=self._key(path))["Body"]
+            body = self._call("get_object", Key=self._key(path), **arguments)["Body"]
             try:
                 return bytes(body.read(size))
             except (BotoCoreError, OSError) as error:  # the connection broke within the body, after boto's own retries
@@ -368,6 +404,18 @@ class S3Store(Store):
             finally:
                 body.close()
         raise AssertionError("unreachable")
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        from botocore.exceptions import BotoCoreError
+
+        body = self._call("get_object", Key=self._key(path))["Body"]
+        try:
+            while piece := body.read(_PIECE):
+                yield piece
+        except (BotoCoreError, OSError) as error:  # what was given out already cannot be taken back
+            raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
+        finally:
+            body.close()
 
     def exists(self, path: str) -> bool:
         try:
