@@ -246,11 +246,12 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     for batch in sorted(batches, key=_order):
         if batch.messages or batch.candidates:
             raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
+        settled = sorted(batch.settled, key=_place)
         if batch.covers is None:
-            for outcome in batch.settled:
+            for outcome in settled:
                 draft.settle_retry(outcome)
         else:
-            draft.settle_range(batch.covers, batch.settled)
+            draft.settle_range(batch.covers, settled)
     return draft.delta(time_us)
 
 
@@ -258,6 +259,12 @@ def _order(batch: Batch) -> tuple[bool, str, int, int]:
     # retries first: their events came before everything that is read now
     covers = batch.covers
     return (True, covers.topic, covers.partition, covers.start) if covers else (False, "", 0, 0)
+
+
+def _place(outcome: Outcome) -> tuple[str, int, int]:
+    # Stages settle what they refuse before what they pass on; the last word on a run is the one that was sent last.
+    origin = outcome.origin
+    return origin.topic, origin.partition, origin.offset
 
 
 class _Draft:

@@ -117,6 +117,15 @@ def test_corrections_are_compared_with_the_outcome_that_counts_now() -> None:
     assert state.index.run("zuul~a~1") == KnownRun("success", "d1")
 
 
+def test_the_last_word_on_a_run_is_the_one_sent_last_whatever_the_order_of_the_stages() -> None:
+    state = RawState()
+    step(state, batch(0, 1, outcome(0)))
+    cancelled = outcome(2, "ignored", event="e3", word="cancellation", reason="cancelled")
+    step(state, batch(1, 3, cancelled, outcome(1, event="e2", word="failure")))
+    assert state.counts == Counter({("run", ""): 1, ("correction", "outcome"): 2})
+    assert state.index.run("zuul~a~1") == KnownRun("cancellation", "d1")
+
+
 def test_an_event_that_names_many_runs_counts_each_and_one_named_twice_once() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0, run="a"), outcome(0, run="b"), outcome(0, run="a", word="failure")))
