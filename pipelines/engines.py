@@ -58,15 +58,18 @@ def flink_options(
     endpoint: str,
     name: str,
     *,
+    workers: str | None = None,
     streaming: bool = True,
     changes: Mapping[str, Any] | None = None,
     extra: Sequence[str] = (),
 ) -> PipelineOptions:
-    """The options of a job on Flink, whose workers are threads of this process (LOOPBACK).
+    """The options of a job on Flink.
 
     Args:
       endpoint: ``host:port`` of Beam's job server.
       name: the job's name, which is made unique: Flink tells jobs apart by nothing else.
+      workers: ``host:port`` of a pool of Python workers (EXTERNAL); None for threads of this process (LOOPBACK), with
+        which the job ends.
       streaming: whether it is unbounded.
       changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``.
       extra: further options of Beam, as on a command line; they win.
@@ -74,10 +77,11 @@ def flink_options(
     flags = [
         "--runner=PortableRunner",
         f"--job_endpoint={endpoint}",
-        "--environment_type=LOOPBACK",
         f"--job_name={name}-{secrets.token_hex(4)}",
         "--finish_bundle_before_checkpointing",
     ]
+    flags += [f"--environment_type={'EXTERNAL' if workers else 'LOOPBACK'}"]
+    flags += [f"--environment_config={workers}"] * bool(workers)
     flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
     if streaming:
         flags.append("--streaming")
@@ -127,7 +131,8 @@ class FlinkJob:
         # Beam warns of options that only the job server knows, and once a second of nothing.
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
         self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
-        cancel_orphans(self._endpoint)  # of this program, killed earlier
+        if options.view_as(PortableOptions).environment_type == "LOOPBACK":
+            cancel_orphans(self._endpoint)  # of this program, killed earlier
         pipeline = beam.Pipeline(options=options)
         build(pipeline)
         try:

@@ -26,6 +26,7 @@ def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
     Example:
       ciml down
       ciml down flink
+      ciml down cluster
       ciml down --purge
     """
     unknown = [name for name in names if name not in engines.ENGINES]

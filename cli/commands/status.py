@@ -12,13 +12,17 @@ import click
 
 from cli import engines
 from cli.engines import processes
+from cli.engines.cluster import part_rows
 from cli.engines.launcher import alive, healthy
 from cli.options import home_option
 
 
 def _look(home: Path, one: engines.EngineState) -> dict[str, Any]:
     health = "dead" if not alive(one) else "ok" if healthy(home, one) else "no answer"
-    return {**asdict(one), "memory_used_mb": processes.memory_mb(one.pid, one.started), "health": health}
+    row = {**asdict(one), "memory_used_mb": processes.memory_mb(one.pid, one.started), "health": health}
+    if one.name == "cluster":
+        row["parts"] = part_rows(home)
+    return row
 
 
 @click.command("status", short_help="Show the local engines and how they are.")
@@ -58,7 +62,7 @@ def _show(seen: list[dict[str, Any]]) -> None:
             overflow="fold",
             no_wrap=title in ("pid", "address", "health"),
         )
-    for one in seen:
+    for one in [row for each in seen for row in (each, *_parts(each))]:
         used, cap = one["memory_used_mb"], one["memory_mb"]
         memory = "–" if used is None else f"{used} MiB" + (f" (cap {cap})" if cap else "")
         colour = "green" if one["health"] == "ok" else "red"
@@ -68,3 +72,11 @@ def _show(seen: list[dict[str, Any]]) -> None:
             f"[{colour}]{one['health']}[/]",
         )
     Console().print(table)
+
+
+def _parts(one: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of an engine, as rows below its own."""
+    return [
+        {**row, "name": f"  {name}", "kind": f"{row['restarts']} restarts" if row["restarts"] else ""}
+        for name, row in one.get("parts", {}).items()
+    ]

@@ -9,7 +9,7 @@ import click
 
 from ciml.errors import CimlError
 from cli import engines
-from cli.options import home_option
+from cli.options import home_option, use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: What ciml reads and writes, and how many partitions each topic gets on a local broker.
@@ -27,6 +27,12 @@ def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return ports
 
 
+def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not (value.startswith("s3://") and value.removeprefix("s3://").strip("/")):
+        raise click.BadParameter(f"{value!r} is not s3://BUCKET/PREFIX", ctx, param)
+    return value
+
+
 @click.command("up", short_help="Start local engines: Kafka, Flink, S3 and others.")
 @click.argument("names", nargs=-1, metavar="[ENGINE]...")
 @click.option("--logs-root", metavar="FOLDER", help="The folder that the log server serves (engine logs).")
@@ -36,6 +42,24 @@ def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 )
 @click.option("--kafka-heap", default=512, show_default=True, metavar="MIB", help="Kafka's Java heap.")
 @click.option("--flink-heap", default=768, show_default=True, metavar="MIB", help="Flink's Java heap.")
+@click.option("--cluster", is_flag=True, help="A standalone Flink cluster in place of the embedded Flink.")
+@click.option(
+    "--task-managers", default=1, show_default=True, type=click.IntRange(1, 16), help="TaskManagers of the cluster."
+)
+@click.option("--slots", default=2, show_default=True, type=click.IntRange(1, 64), help="Slots of each TaskManager.")
+@click.option(
+    "--state",
+    metavar="s3://PREFIX",
+    callback=_state,
+    help="Where the cluster keeps checkpoints and savepoints.  [default: the home folder]",
+)
+@click.option(
+    "--state-backend",
+    type=click.Choice(["hashmap", "rocksdb"]),
+    default="hashmap",
+    show_default=True,
+    help="Where the cluster's running state is: in the heap, or on disk.",
+)
 @click.option("--timeout", default=90.0, show_default=True, metavar="SECONDS", help="How long an engine may take.")
 @home_option
 def command(
@@ -45,12 +69,18 @@ def command(
     ports: dict[str, int],
     kafka_heap: int,
     flink_heap: int,
+    cluster: bool,
+    task_managers: int,
+    slots: int,
+    state: str | None,
+    state_backend: str,
     timeout: float,
     home: Path,
 ) -> None:
     """Start local engines and wait until each answers.
 
-    ENGINE is any of kafka, flink, s3, logs and models; without one: kafka, flink and s3. Those that run already are
+    ENGINE is any of kafka, flink, cluster, s3, logs and models; without one: kafka, flink and s3, or, with --cluster,
+    kafka, cluster and s3. Those that run already are
     left as they are; a new broker gets the topics ci-events, runs and predictions. Where there is no Java, light
     engines take over for Kafka and Flink, and are named as such.
 
@@ -59,15 +89,21 @@ def command(
       ciml up
       ciml up kafka flink --port kafka=9092
       ciml up logs --logs-root examples/corpus/logs
+      ciml up --cluster --task-managers 2
+      ciml up --cluster --state s3://ciml-flink/ingest
     """
     from rich.console import Console
 
     errors = Console(stderr=True)
-    wanted = list(names) or list(_DEFAULT)
+    wanted = list(names) or [name for name in _DEFAULT if not (cluster and name == "flink")]
+    if cluster and "cluster" not in wanted:
+        wanted.append("cluster")
     if not names:
         wanted += ["logs"] * bool(logs_root) + ["models"] * bool(models_config)
     if min(kafka_heap, flink_heap) < 128:
         raise CimlError("a Java heap below 128 MiB is too small for an engine")
+    if state is not None:
+        use_local_s3(engines.read(home).get("s3"))
     began = time.monotonic()
     with errors.status(f"starting {', '.join(wanted)}") as spinner:
         settings = engines.Settings(
@@ -76,6 +112,10 @@ def command(
             flink_heap_mb=flink_heap,
             logs_root=logs_root,
             models_config=models_config,
+            task_managers=task_managers,
+            slots=slots,
+            state=state,
+            state_backend=state_backend,
             timeout_s=timeout,
             notify=lambda text: spinner.update(text),
         )

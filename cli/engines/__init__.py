@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from cli.engines.base import Settings
+from cli.engines.cluster import cluster_parts
 from cli.engines.http import s3_environment
 from cli.engines.kafka import create_topics, is_mock
 from cli.engines.launcher import ENGINES, Engines, start, stop
@@ -24,6 +25,7 @@ __all__ = [
     "cancel_all_jobs",
     "cancel_job",
     "cancel_orphans",
+    "cluster_parts",
     "create_topics",
     "default_home",
     "is_mock",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ciml.errors import CimlError
+from cli.engines import processes
 from cli.engines.state import EngineState
 
 HOST = "127.0.0.1"
@@ -31,14 +32,18 @@ class Settings:
     """How the engines of one `ciml up` are started.
 
     Attributes:
-      ports: fixed ports by use (``kafka``, ``flink``, ``flink-rest``, ``s3``, ``logs``, ``models-grpc``,
-        ``models-rest``); the system chooses a free one for each that is not named.
+      ports: fixed ports by use (``kafka``, ``flink``, ``flink-rest``, ``cluster-jobs``, ``cluster-rest``, ``s3``,
+        ``logs``, ``models-grpc``, …); the system chooses a free one for each that is not named.
       kafka_heap_mb: the broker's Java heap. It fills with the page cache's help, so 512 MiB serve a laptop's load.
-      flink_heap_mb: the heap of the job server and of Flink inside it.
+      flink_heap_mb: the heap of the job server and of Flink inside it; of each TaskManager's tasks in a cluster.
       flink_managed_mb: Flink's managed memory, outside the heap; only batch sorts and RocksDB use it.
       logs_root: the folder that the log server serves; needed for ``logs``.
       models_config: the ModelServerConfig that the model server polls; needed for ``models``.
       timeout_s: how long one engine may take until it is ready.
+      task_managers: how many TaskManagers the cluster has.
+      slots: the slots of each: at most their product is the sum of the jobs' parallelism.
+      state: the ``s3://`` prefix of the cluster's checkpoints and savepoints; None for ``<home>/flink``.
+      state_backend: ``hashmap`` or ``rocksdb``.
       tied: ends them when this process ends, be it killed: for tests and the demo.
       notify: is told what takes long, in one phrase.
     """
@@ -50,6 +55,10 @@ class Settings:
     logs_root: str | None = None
     models_config: str | None = None
     timeout_s: float = 90.0
+    task_managers: int = 1
+    slots: int = 2
+    state: str | None = None
+    state_backend: str = "hashmap"
     tied: bool = False
     notify: Callable[[str], None] = lambda _: None
 
@@ -81,6 +90,14 @@ class Engine(ABC):
     @abstractmethod
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         """Asks the engine itself, for seconds at most: its state with all addresses when it answers, else None."""
+
+    def end(self, home: Path, state: EngineState) -> bool:
+        """Ends its process and those that this started; returns whether it was running.
+
+        Raises:
+          EngineError: when it does not end.
+        """
+        return processes.end(state.pid, state.started)
 
 
 def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:

@@ -10,19 +10,19 @@ from cli.engines.base import HOST, SMALL_JVM, Engine, Launch, Settings, java_arg
 from cli.engines.state import LIGHT, REAL, EngineState
 
 MICRO_BATCHES = "light: bounded micro-batches"
-_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
 # Each job has a small Flink, and a REST port, of its own.
 _REST_PORTS = 16
 
 # What Flink's and Beam's serialisation reaches into by reflection, which Java 17 forbids unless told.
-_OPENED = (
+OPENED = (
     *("java.lang", "java.net", "java.io", "java.nio", "sun.nio.ch", "java.lang.reflect", "java.text", "java.time"),
     *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
 )
 
 # At "info" Flink says 700 lines a job. What stays: what becomes of jobs, tasks and checkpoints.
-_LOG_LEVELS = {
+LOG_LEVELS = {
     "org.apache.beam.runners.flink": "info",
     "org.apache.beam.runners.jobsubmission": "info",
     "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # an end of job, as a stack trace
@@ -82,11 +82,11 @@ class Flink(Engine):
             f"-Xmx{settings.flink_heap_mb}m",
             *SMALL_JVM,
             f"-Djava.io.tmpdir={folder / 'scratch'}",
-            *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in _LOG_LEVELS.items()),
-            *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in _OPENED),
+            *(f"-Dorg.slf4j.simpleLogger.log.{name}={level}" for name, level in LOG_LEVELS.items()),
+            *(f"--add-opens=java.base/{name}=ALL-UNNAMED" for name in OPENED),
         )
         command = (
-            *(java, java_arguments(folder, class_path, options), _MAIN),
+            *(java, java_arguments(folder, class_path, options), JOB_SERVER_MAIN),
             *(f"--job-host={HOST}", f"--job-port={ports['flink']}", "--artifact-port=0", "--expansion-port=0"),
             *(f"--flink-conf-dir={folder / 'conf'}", f"--artifacts-dir={folder / 'artifacts'}"),
         )
@@ -101,7 +101,7 @@ class Flink(Engine):
         return Launch(state, command)
 
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        return state if listens(state.ports["flink"]) and _job_service_answers(state.address) else None
+        return state if listens(state.ports["flink"]) and job_service_answers(state.address) else None
 
 
 class MicroBatches(Engine):
@@ -116,7 +116,8 @@ class MicroBatches(Engine):
         return state
 
 
-def _job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
+def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
+    """Whether Beam's job server answers at ``host:port``."""
     import grpc
 
     with grpc.insecure_channel(address) as channel:

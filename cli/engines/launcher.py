@@ -15,13 +15,15 @@ from types import TracebackType
 from ciml.errors import CimlError, EngineError
 from cli.engines import processes, state
 from cli.engines.base import Engine, Launch, Settings
+from cli.engines.cluster import Cluster
 from cli.engines.flink import Flink, MicroBatches
 from cli.engines.http import S3, LogServer, ModelServer
 from cli.engines.jars import NoJava
 from cli.engines.kafka import Kafka, MockKafka
 from cli.engines.state import EngineState
 
-ENGINES: Mapping[str, Engine] = {one.name: one for one in (Kafka(), Flink(), S3(), LogServer(), ModelServer())}
+_ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer())
+ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
 LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
 _ATTEMPTS = 3  # with other ports, where the system chose them and another process was faster
 
@@ -82,6 +84,11 @@ class Engines:
         return one.address
 
     @property
+    def cluster(self) -> dict[str, str]:
+        """The cluster's addresses: ``jobs`` (``host:port`` of Beam's job server), ``rest`` (a URL), ``workers``."""
+        return dict(self._get("cluster").urls)
+
+    @property
     def s3(self) -> str:
         """The S3 endpoint's URL."""
         return self._get("s3").address
@@ -120,7 +127,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     """Starts engines together and waits until each answers. Those that run in ``home`` already are left as they are.
 
     Args:
-      names: of ``kafka``, ``flink``, ``s3``, ``logs``, ``models``.
+      names: of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
       home: the folder of their files; by default ``$CIML_HOME`` or ``.ciml``.
       settings: ports, memory, folders.
 
@@ -175,7 +182,7 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
         known = state.read(place)
         chosen = [name for name in known if names is None or name in set(names)]
         with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
-            results = {name: pool.submit(processes.end, known[name].pid, known[name].started) for name in chosen}
+            results = {name: pool.submit(engine_of(known[name]).end, place, known[name]) for name in chosen}
         gone = {name for name, result in results.items() if result.exception() is None}
         state.write(place, {name: one for name, one in known.items() if name not in gone})
         for result in results.values():
@@ -227,7 +234,7 @@ class _Start:
     def undo(self) -> None:
         one = self._book.states.get(self.name)
         if one is not None:
-            processes.end(one.pid, one.started)
+            self._engine.end(self._home, one)
             self._book.put(self.name, None)
 
     def _start(self) -> None:
@@ -260,8 +267,8 @@ class _Start:
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
             if processes.find(pid, started) is None:
-                self._book.put(self.name, None)
-                if _says_port_taken(log):
+                self.undo()  # a cluster's keeper may have left parts of it
+                if processes.says_port_taken(log):
                     raise _PortTaken(f"{self.name}: a port of {one.ports} is taken; see {log}")
                 raise EngineError(f"{self.name} ended while it started: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, one)
@@ -277,9 +284,3 @@ class _Start:
 
 class _PortTaken(EngineError):
     pass
-
-
-def _says_port_taken(log: Path) -> bool:
-    with log.open("rb") as file:
-        said = file.read(1 << 20).lower()
-    return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

@@ -186,3 +186,10 @@ def last_lines(log: Path, count: int = 3) -> str:
     except OSError:
         return ""
     return " | ".join([line.strip() for line in lines if line.strip()][-count:])[-600:]
+
+
+def says_port_taken(log: Path) -> bool:
+    """Whether a log tells that a port could not be had."""
+    with log.open("rb") as file:
+        said = file.read(1 << 20).lower()
+    return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

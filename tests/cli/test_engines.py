@@ -195,7 +195,7 @@ def test_a_chosen_port_that_another_took_meanwhile_is_chosen_again(home: Path, m
 
 def test_an_unknown_engine_is_one_line(home: Path):
     done = ciml("up", "kafak", home=home, code=2)
-    assert done.stderr == "ciml: no engine named kafak; there are kafka, flink, s3, logs, models\n"
+    assert done.stderr == "ciml: no engine named kafak; there are kafka, flink, cluster, s3, logs, models\n"
     done = ciml("up", "--port", "kafka=http", home=home, code=2)
     assert "'kafka=http': want USE=PORT" in done.stderr
 
