@@ -4,33 +4,42 @@ A batch says which offsets it covers, from where the one before it ended: so the
 a hole shows. Where reading starts is decided by the manifest alone (`plan`); Kafka keeps no offsets for ciml.
 
 Bounded, it ends where the topic ended when the pipeline was made: that runs on every runner. Unbounded needs Flink or
-Dataflow (the FnApiRunner gives no output, Prism lost rows).
+Dataflow (the FnApiRunner gives no output, Prism lost rows), finds new partitions, and looks whether the topic is still
+the same one. docs/kafka.md has the contract.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from operator import itemgetter
+from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
-from apache_beam.io.restriction_trackers import OffsetRange as Restriction
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from ciml.accounting import check_topic_id
-from ciml.errors import EngineError, IntegrityError
+from ciml.errors import EngineError
 from ciml.offsets import RangeSet
 from ciml.records import Batch, Message, OffsetRange
-from pipelines.kafka_client import KafkaOptions, Listing, borrow
+from pipelines.kafka_client import KafkaOptions, borrow, check_topic
+from pipelines.kafka_ends import end_of
+from pipelines.kafka_plan import Coverage, PartitionRead, bases, losses, plan
+from pipelines.kafka_tracker import FOREVER, Claim, OffsetTracker, Restriction, left
+from pipelines.kafka_watermark import Look, advance
 from transforms.beam import keep_error
 
-FOREVER = sys.maxsize
+__all__ = [
+    "FOREVER", "Claim", "Coverage", "FindPartitions", "OffsetTracker", "PartitionRead", "ReadFromKafka", "ReadOptions",
+    "Restriction", "bases", "losses", "plan",
+]  # fmt: skip
+
+#: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
+METRICS = "ciml.kafka"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,9 @@ class ReadOptions:
       idle_s: the longest pause after looks that found nothing; it doubles up to here. Each pause costs the runner's
         state a little, for good, so it is not shorter than a reader of the results would notice.
       stall_s: how long a bounded read waits for a broker that does not answer.
-      slack_s: how much later than another a message may come for the watermark to have waited for it.
+      slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
+      find_s: how often new partitions are looked for, and whether the topic is still the same.
+      ends_s: how old what is known of a partition's end may be.
     """
 
     batch_messages: int = 500
@@ -52,119 +63,19 @@ class ReadOptions:
     idle_s: float = 1.0
     stall_s: float = 60.0
     slack_s: float = 120.0
+    find_s: float = 30.0
+    ends_s: float = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionRead:
-    """What is to be read of a partition: [start, end) (``end`` None: for ever) without what is covered within it."""
-
-    topic: str
-    topic_id: str
-    partition: int
-    start: int
-    end: int | None
-    covered: tuple[tuple[int, int], ...] = ()
+_WATERMARK = ManualWatermarkEstimator.default_provider()
 
 
-class Coverage(Protocol):
-    """What a manifest's state says of offsets. See `ciml.accounting.RawState`."""
+class _Read(beam.DoFn, RestrictionProvider):
+    """The common part of the bounded and the unbounded reader, each of which provides its own restrictions."""
 
-    topic_ids: dict[str, str]
+    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
+        self._kafka, self._options = kafka, options
 
-    def covered(self, topic: str, partition: int) -> RangeSet: ...
-
-
-def plan(state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
-    """What of a topic is not covered yet, partition by partition.
-
-    Args:
-      state: of the manifest that commits what is read.
-      listing: what the broker has.
-      bounded: whether to end at the topic's present end. Partitions with nothing new are then left out.
-      most: with ``bounded``, the most offsets of a partition to take at once.
-
-    Raises:
-      IntegrityError: the topic was made anew, is shorter than what is covered, or no longer holds an offset that was
-        never read. Nothing is skipped.
-      EngineError: the listing is empty.
-    """
-    if not listing.bounds:
-        raise EngineError(f"Kafka lists no partitions of the topic {listing.topic}")
-    check_topic_id(listing.topic, state.topic_ids.get(listing.topic, ""), listing.topic_id)
-    reads: list[PartitionRead] = []
-    for partition, (first, end) in sorted(listing.bounds.items()):
-        covered = state.covered(listing.topic, partition)
-        start = covered.first_missing(0)
-        where = f"{listing.topic}[{partition}]"
-        if start < first and not (start == 0 and not covered):
-            raise IntegrityError(
-                f"{where}: offsets {start} to {first} were never read, and the topic does not hold them any more"
-            )
-        start = max(start, first)
-        last = max((stop for _, stop in covered), default=0)
-        if last > end:
-            raise IntegrityError(
-                f"{where} ends at {end}, and is covered up to {last}: it is not the topic that was read"
-            )
-        if bounded:
-            stop = end if most is None else min(end, start + most)
-            if start >= stop:
-                continue
-        inside = tuple(part for part in covered if part[0] > start)
-        reads.append(
-            PartitionRead(listing.topic, listing.topic_id, partition, start, stop if bounded else None, inside)
-        )
-    return reads
-
-
-def bases(state: Coverage, listing: Listing) -> list[Batch]:
-    """Empty batches that cover what was gone from a topic before it was first read. To be committed before reading."""
-    return [
-        Batch(OffsetRange(listing.topic, listing.topic_id, partition, 0, first))
-        for partition, (first, _) in sorted(listing.bounds.items())
-        if first > 0 and not state.covered(listing.topic, partition)
-    ]
-
-
-class OffsetTracker(RestrictionTracker):
-    """Claims ranges of offsets. A restriction is only ever cut where it was claimed to: a partition has one reader."""
-
-    def __init__(self, restriction: Restriction) -> None:
-        self._start, self._stop = restriction.start, restriction.stop
-        self._claimed = restriction.start
-        self._refused = False
-
-    def current_restriction(self) -> Restriction:
-        return Restriction(self._start, self._stop)
-
-    def try_claim(self, position: tuple[int, int]) -> bool:
-        """Claims [first, end), or what of it lies in the restriction: at most up to ``current_restriction().stop``."""
-        first, end = position
-        if first >= self._stop:
-            self._refused = True
-            return False
-        self._claimed = min(max(end, self._claimed), self._stop)
-        return True
-
-    def try_split(self, fraction_of_remainder: float) -> tuple[Restriction, Restriction] | None:
-        if fraction_of_remainder != 0 or self._claimed >= self._stop:
-            return None
-        rest = Restriction(self._claimed, self._stop)
-        self._stop = self._claimed
-        return Restriction(self._start, self._stop), rest
-
-    def check_done(self) -> None:
-        if self._claimed < self._stop and not self._refused:
-            raise ValueError(f"offsets {self._claimed} to {self._stop} were neither claimed nor put off")
-
-    def current_progress(self) -> RestrictionProgress:
-        return RestrictionProgress(completed=self._claimed - self._start, remaining=self._stop - self._claimed)
-
-    def is_bounded(self) -> bool:
-        return bool(self._stop < FOREVER)
-
-
-class _Partitions(RestrictionProvider):
     def initial_restriction(self, element: PartitionRead) -> Restriction:
         return Restriction(element.start, FOREVER if element.end is None else element.end)
 
@@ -172,17 +83,18 @@ class _Partitions(RestrictionProvider):
         return OffsetTracker(restriction)
 
     def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
-        return 1 if restriction.stop == FOREVER else max(restriction.stop - restriction.start, 0)
+        """The messages that are to be read, as far as the broker says."""
+        if restriction.stop < FOREVER:
+            return left(restriction, None)
+        ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)
+        return left(restriction, ends.end if ends else None)
 
+    def truncate(self, element: PartitionRead, restriction: Restriction) -> Restriction | None:
+        """What is still to be read when a runner drains: all of a bounded read, nothing more of one for ever.
 
-_WATERMARK = ManualWatermarkEstimator.default_provider()
-
-
-class _Read(beam.DoFn):
-    """The common part of the bounded and the unbounded reader."""
-
-    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
-        self._kafka, self._options = kafka, options
+        What was claimed is on its way already, and the next job starts at what is not covered.
+        """
+        return restriction if restriction.stop < FOREVER else None
 
     def _batch(self, element: PartitionRead, covered: RangeSet, start: int, end: int, found: list[Message]) -> Batch:
         if covered:
@@ -198,7 +110,7 @@ class ReadBounded(_Read):
     def process(
         self,
         element: PartitionRead,
-        tracker: Any = beam.DoFn.RestrictionParam(_Partitions()),  # noqa: B008  # Beam's way
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008  # Beam's way
     ) -> Iterator[Batch]:
         with keep_error():
             yield from self._read(element, tracker)
@@ -213,14 +125,14 @@ class ReadBounded(_Read):
                 found = reader.read(min(options.batch_messages, stop - position), 0.5)
                 if reader.position > position:
                     moved = time.monotonic()
-                    if not tracker.try_claim((position, reader.position)):
+                    if not tracker.try_claim(Claim(position, reader.position)):
                         return
                     end = min(reader.position, tracker.current_restriction().stop)
                     yield self._batch(element, covered, position, end, found)
                     position = end
                 elif time.monotonic() - moved > options.stall_s:
                     raise EngineError(
-                        f"{element.topic}[{element.partition}] {position}: no message within {options.stall_s:.0f} s, "
+                        f"{element.where} {position}: no message within {options.stall_s:.0f} s, "
                         f"though the topic reaches to {stop}"
                     )
 
@@ -232,7 +144,7 @@ class ReadUnbounded(_Read):
     def process(
         self,
         element: PartitionRead,
-        tracker: Any = beam.DoFn.RestrictionParam(_Partitions()),  # noqa: B008
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
     ) -> Iterator[TimestampedValue]:
         with keep_error():
@@ -248,44 +160,106 @@ class ReadUnbounded(_Read):
                 asked = time.time()
                 found = reader.read(options.batch_messages, 0.1)
                 if reader.position > position:
-                    if not tracker.try_claim((position, reader.position)):
+                    if not tracker.try_claim(Claim(position, reader.position, reader.reaches())):
                         return
                     end = min(reader.position, tracker.current_restriction().stop)
                     batch = self._batch(element, covered, position, end, found)
-                    yield TimestampedValue(batch, _event_time(found, asked))
+                    oldest = min(map(_stamp, found)) / 1000 if found else None
+                    yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
                     position = end
-                    _advance(watermark, _latest(found) - options.slack_s)
+                    _observe(watermark, Look(asked, oldest), options.slack_s)
                 if found:
                     reader.idle = 0
                     if time.monotonic() > until:
+                        self._tell_backlog(element, reader.reaches() - position)
                         tracker.defer_remainder()
                         return
                     continue
-                # Only here is it known that nothing unread is older: the broker was asked, and had nothing more.
-                if reader.at_end:
-                    _advance(watermark, asked - options.slack_s)
+                ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
+                if ends is not None:
+                    self._tell_backlog(element, ends.end - position)
+                    _observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
                 reader.idle += 1
                 pause_s = min(0.05 * 2 ** min(reader.idle, 12), options.idle_s)
                 tracker.defer_remainder(Duration.of(pause_s))
                 return
 
-
-def _event_time(found: Sequence[Message], asked: float) -> Timestamp:
-    return Timestamp.of(min(message.timestamp_ms for message in found) / 1000 if found else asked)
-
-
-def _latest(found: Sequence[Message]) -> float:
-    return max((message.timestamp_ms for message in found), default=0) / 1000
+    @staticmethod
+    def _tell_backlog(element: PartitionRead, messages: int) -> None:
+        Metrics.gauge(METRICS, f"backlog.{element.topic}.{element.partition}").set(max(messages, 0))
 
 
-def _advance(watermark: Any, to_s: float) -> None:
+_stamp = itemgetter(Message._fields.index("timestamp_ms"))
+
+
+def _observe(watermark: Any, look: Look, slack_s: float) -> None:
     now = watermark.current_watermark()
-    if to_s > 0 and (now is None or Timestamp.of(to_s) > now):
-        watermark.set_watermark(Timestamp.of(to_s))
+    before = None if now is None else now.micros / 1e6
+    after = advance(before, look, slack_s)
+    if after is not None and after != before:
+        watermark.set_watermark(Timestamp.of(after))
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTopic:
+    """A topic of which partitions 0 to ``partitions`` - 1 are read already. Kafka numbers them so, and keeps them."""
+
+    topic: str
+    topic_id: str
+    partitions: int
+
+
+class FindPartitions(beam.DoFn, RestrictionProvider):
+    """`KnownTopic` -> `PartitionRead` of each partition that it gets later, from its beginning; for ever.
+
+    Its restriction is the numbers of partitions that are still to come. It also notices that the topic was deleted or
+    made anew, while no message comes.
+    """
+
+    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
+        self._kafka, self._options = kafka, options
+
+    def initial_restriction(self, element: KnownTopic) -> Restriction:
+        return Restriction(element.partitions, FOREVER)
+
+    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
+        return OffsetTracker(restriction)
+
+    def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
+        return left(restriction, None)
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: KnownTopic,
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
+    ) -> Iterator[TimestampedValue]:
+        with keep_error():
+            yield from self._find(element, tracker, watermark)
+
+    def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
+        known = tracker.current_restriction().start
+        asked = time.time()
+        try:
+            found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
+        except EngineError:  # the broker is away: the readers wait for it too
+            tracker.defer_remainder(Duration.of(self._options.find_s))
+            return
+        if found > known:
+            if not tracker.try_claim(Claim(known, found)):
+                return
+            # What was sent to a new partition is no older than the last look that did not show it, less the slack:
+            # that is where the watermark stands.
+            since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
+            for number in range(known, found):
+                yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
+        _observe(watermark, Look(asked, None, True), self._options.slack_s)
+        tracker.defer_remainder(Duration.of(self._options.find_s))
 
 
 class ReadFromKafka(beam.PTransform):
-    """Batches of messages of the partitions of `plan`.
+    """Batches of messages of the partitions of `plan`; for ever, also of those that the topic gets later.
 
     Raises:
       EngineError: when made with no partitions: a pipeline that reads nothing would look as if there were no events.
@@ -300,8 +274,17 @@ class ReadFromKafka(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
         read = (ReadBounded if self._bounded else ReadUnbounded)(self._kafka, self._options)
-        return (
-            begin
-            | "Partitions" >> beam.Create(self._reads, reshuffle=False)
-            | "Read" >> beam.ParDo(read).with_output_types(Batch)
-        )
+        partitions = begin | "Partitions" >> beam.Create(self._reads, reshuffle=False)
+        if not self._bounded:
+            topics: dict[tuple[str, str], int] = {}
+            for each in self._reads:
+                key = (each.topic, each.topic_id)
+                topics[key] = max(topics.get(key, 0), each.partition + 1)
+            known = [KnownTopic(topic, topic_id, count) for (topic, topic_id), count in topics.items()]
+            found = (
+                begin
+                | "Topics" >> beam.Create(known, reshuffle=False)
+                | "Find" >> beam.ParDo(FindPartitions(self._kafka, self._options)).with_output_types(PartitionRead)
+            )
+            partitions = (partitions, found) | "All" >> beam.Flatten()
+        return partitions | "Read" >> beam.ParDo(read).with_output_types(Batch)

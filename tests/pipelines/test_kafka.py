@@ -272,20 +272,6 @@ def test_a_reader_is_used_again_with_what_it_has(kafka: str, topic: MakeTopic) -
 
 
 @pytest.mark.engines
-def test_the_end_is_known_only_when_the_broker_said_so(kafka: str, topic: MakeTopic) -> None:
-    name = topic()
-    with borrow(KafkaOptions(kafka), name, 0) as reader:
-        reader.seek(0)
-        assert not reader.at_end
-        while not reader.at_end:
-            assert reader.read(10, 1) == []
-        assert reader.position == 0
-        produce(kafka, name, [b"x"])
-        assert len(reader.read(10, 10)) == 1
-        assert not reader.at_end
-
-
-@pytest.mark.engines
 def test_an_offset_that_retention_passed_stops_loudly(kafka: str, topic: MakeTopic, tmp_path: Any) -> None:
     need_real(kafka)
     from confluent_kafka import TopicPartition

@@ -1,0 +1,109 @@
+"""How to reach a Kafka broker: an address, and librdkafka's properties for TLS, SASL and the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError
+
+#: Properties that decide what is read, or where reading starts: nobody but ciml sets them.
+OWN = (
+    "allow.auto.create.topics", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit",
+    "enable.auto.offset.store", "enable.partition.eof", "isolation.level", "transactional.id",
+)  # fmt: skip
+_SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class KafkaOptions:
+    """How to reach a broker.
+
+    Attributes:
+      bootstrap: ``host:port``, or several with commas.
+      extra: further librdkafka properties for every client, such as those of TLS and SASL. They may hold a password,
+        so they are never printed.
+      timeout_s: how long the broker may take to answer a question, s.
+      queue_kib: the most that a reader holds in advance for a partition, KiB. librdkafka's own default is 64 MiB.
+    """
+
+    bootstrap: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    queue_kib: int = 16 * 1024
+    timeout_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in OWN:
+            if name in self.extra:
+                raise CimlError(
+                    f"the Kafka property {name} is ciml's own: offsets are kept where the data is committed"
+                    if name != "bootstrap.servers"
+                    else "the Kafka property bootstrap.servers is given by --kafka"
+                )
+
+    def common(self) -> dict[str, Any]:
+        """Properties of every client. librdkafka mends connections itself, so their errors are not logged."""
+        return {
+            "socket.keepalive.enable": True,
+            "reconnect.backoff.max.ms": 2000,
+            "log.connection.close": False,
+            "log_level": 2,
+            **self.extra,
+            "bootstrap.servers": self.bootstrap,
+        }
+
+    def consumer(self) -> dict[str, Any]:
+        """Properties of a reader: nothing is committed to Kafka, and a lost position is an error, never a reset."""
+        return {
+            "fetch.queue.backoff.ms": 10,  # a full queue is looked at again soon: by default only after a second
+            "fetch.wait.max.ms": 100,
+            "fetch.error.backoff.ms": 100,
+            "max.poll.interval.ms": 86_400_000,  # a stage may take its time: there is no group to be thrown out of
+            "queued.max.messages.kbytes": self.queue_kib,
+            **self.common(),
+            "group.id": "ciml",  # needed by librdkafka, never used: partitions are assigned
+            "allow.auto.create.topics": False,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+
+    def hide(self, text: str) -> str:
+        """``text`` without the values of properties that are secrets."""
+        for name, value in self.extra.items():
+            if _SECRET.search(name) and isinstance(value, str) and value:
+                text = text.replace(value, "***")
+        return text
+
+    def __hash__(self) -> int:
+        return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s))
+
+
+def read_properties(path: str | Path) -> dict[str, str]:
+    """The properties of a file: a line ``name=value`` each; empty lines and those that begin with ``#`` say nothing.
+
+    Raises:
+      CimlError: the file cannot be read, or a line is no property. The message names the line and no value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CimlError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, sign, value = line.partition("=")
+        name = name.strip()
+        if not sign or not _NAME.fullmatch(name):
+            raise CimlError(f"{path}, line {number}: want name=value, a property of librdkafka")
+        if name in found:
+            raise CimlError(f"{path}, line {number}: {name} stands twice")
+        found[name] = value.strip()
+    return found
