@@ -64,7 +64,7 @@ class NamedRun:
 def named_runs(delta: Delta) -> Iterator[NamedRun]:
     """All raw objects that a delta of the raw manifest names, whatever the record."""
     for list_name in LISTS.values():
-        for record in delta[list_name]:
+        for record in delta.get(list_name, ()):
             file = record.get("file")
             if file is not None and (place := split_path(file["path"])) is not None:
                 yield NamedRun(*place, file["digest"], file["rows"])
@@ -78,6 +78,7 @@ class PackFile:
       path: below the raw store; the name is the head of the bytes' sha256.
       size: of the object, bytes.
       footer: the last so many bytes are Parquet's own description of the file.
+      footer_digest: the head of their sha256: what describes a file is believed only when it is whole.
       rows: of all runs.
       runs: how many.
       columns: a digest of the names and types of the columns, which all its runs share.
@@ -86,6 +87,7 @@ class PackFile:
     path: str
     size: int
     footer: int
+    footer_digest: str
     rows: int
     runs: int
     columns: str
@@ -95,6 +97,7 @@ class PackFile:
             "path": self.path,
             "size": self.size,
             "footer": self.footer,
+            "footer_digest": self.footer_digest,
             "rows": self.rows,
             "runs": self.runs,
             "columns": self.columns,

@@ -7,7 +7,6 @@ is killed between the two leaves an object that the next try finds and uses, or 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -19,9 +18,12 @@ from ciml.errors import IntegrityError, Refused
 from ciml.letters import payload_of
 from ciml.records import Batch, Candidate, Mention, Outcome, RawFile
 from ciml.runs import path_safe
-from ciml.storage import LocalStore, Store
+from ciml.storage import Store
 from ciml.telemetry import TIME
 from transforms.parse import Log, parse_logs
+from transforms.raw_reader import read_run, read_runs, verify_run
+
+__all__ = ["parse", "read_run", "read_runs", "run_path", "store", "verify_run", "write_run"]
 
 _THREADS = 16
 _ZSTD_ROWS = 3000
@@ -134,51 +136,3 @@ def write_run(table: pa.Table) -> bytes:
         if table.schema.metadata:
             writer.add_key_value_metadata(dict(sorted(table.schema.metadata.items())))
     return bytes(sink.getvalue())
-
-
-def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The telemetry of a raw object. Raises `IntegrityError` where it is missing, broken or has other rows."""
-    path = file if isinstance(file, str) else file.path
-    try:
-        data = store.read(path)
-    except FileNotFoundError:
-        raise IntegrityError(f"{store.url(path)} is named by the manifest, and is not there") from None
-    try:
-        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise IntegrityError(f"{store.url(path)} cannot be read as Parquet: {error!s:.200}") from None
-    if isinstance(file, RawFile) and parquet.metadata.num_rows != file.rows:
-        raise IntegrityError(f"{store.url(path)} has {table.num_rows} rows, and the manifest says {file.rows}")
-    return table.replace_schema_metadata(parquet.metadata.metadata)
-
-
-def read_runs(
-    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
-) -> list[pa.Table]:
-    """The telemetry of many raw objects, in the order given.
-
-    Args:
-      store: the raw store.
-      files: what manifests name; or bare paths below the store, whose rows are then not checked.
-      columns: only these, in this order of the file; all by default. A name that a file lacks is left out.
-      threads: that read at once; by default 16 for S3, where opening a file is waiting, and 1 for a folder, where it
-        is work that holds the interpreter.
-    """
-    wanted = list(files)
-    if threads is None:
-        threads = 1 if isinstance(store, LocalStore) else _THREADS
-    if len(wanted) <= 1 or threads <= 1:
-        return [read_run(store, file, columns=columns) for file in wanted]
-    with ThreadPoolExecutor(min(threads, len(wanted))) as pool:
-        return list(pool.map(lambda file: read_run(store, file, columns=columns), wanted))
-
-
-def verify_run(store: Store, run_id: str, file: RawFile) -> str:
-    """What is wrong with a raw object: "" for nothing, else one line. Checks existence, rows and digest."""
-    try:
-        table = read_run(store, file)
-        digest = telemetry_digest(run_id, table)
-    except (IntegrityError, TypeError) as error:
-        return str(error)
-    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, not {file.digest}"

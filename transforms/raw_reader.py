@@ -1,0 +1,240 @@
+"""Reading runs from the raw store by their names: each from an object of its own, or from a pack that holds it.
+
+A run may move from the one to the other, or from pack to pack, while it is read. It is in its new place, and a manifest
+says so, before it leaves the old one: so whoever does not find it looks at the manifest again, and finds it there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.packs import SWEPT, PackState, pack_state, split_path
+from ciml.records import RawFile
+from ciml.storage import LocalStore, Store
+from transforms.packs import OpenPack, open_pack
+
+_THREADS = 16
+#: Runs whose places in packs a process keeps in mind; about 500 bytes each.
+_KEPT_RUNS = 200_000
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class FolderPacks:
+    """The packs of one folder of runs as they were at one time.
+
+    Attributes:
+      state: what their manifest said.
+      runs: the pack that holds a run and the run's number in there, by the run's file name.
+      gone: packs that the manifest names and that are not there.
+      broken: what is wrong with packs that cannot be opened, a line each.
+    """
+
+    def __init__(
+        self, state: PackState, packs: Sequence[OpenPack], gone: Sequence[str] = (), broken: Sequence[str] = ()
+    ) -> None:
+        self.state = state
+        self.packs = packs
+        self.gone = gone
+        self.broken = broken
+        self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
+
+    def find(self, name: str) -> tuple[OpenPack, int] | None:
+        """The pack that holds the run of this name, and the run's number in there."""
+        return self.runs.get(name)
+
+
+def load_packs(store: Store, folder: str) -> FolderPacks:
+    """The present packs of a folder, opened. One that is broken or not there is left out: its runs may be elsewhere."""
+    version = -1
+    while True:
+        state = pack_state(store, folder)
+        packs: list[OpenPack] = []
+        gone: list[str] = []
+        broken: list[str] = []
+        for file in state.packs.values():
+            try:
+                packs.append(open_pack(store, file))
+            except FileNotFoundError:
+                gone.append(file.path)
+            except IntegrityError as error:
+                broken.append(str(error))
+        if not gone or state.version == version:
+            return FolderPacks(state, packs, gone, broken)
+        version = state.version  # perhaps replaced after the manifest was read: then it says so now
+
+
+class _Shelf:
+    """The folders whose packs this process knows, the least used forgotten first. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
+        self._runs = 0
+        self._lock = threading.Lock()
+
+    def get(self, store: Store, folder: str) -> FolderPacks | None:
+        with self._lock:
+            found = self._folders.get((store, folder))
+            if found is not None:
+                self._folders.move_to_end((store, folder))
+            return found
+
+    def load(self, store: Store, folder: str) -> FolderPacks:
+        """Looks at the manifest anew."""
+        found = load_packs(store, folder)
+        with self._lock:
+            if (old := self._folders.pop((store, folder), None)) is not None:
+                self._runs -= len(old.runs) + 1
+            self._folders[store, folder] = found
+            self._runs += len(found.runs) + 1
+            while self._runs > _KEPT_RUNS and len(self._folders) > 1:
+                self._runs -= len(self._folders.popitem(last=False)[1].runs) + 1
+        return found
+
+
+_shelf = _Shelf()
+
+
+def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The telemetry of a raw object that is one. Raises `FileNotFoundError`, `IntegrityError`."""
+    data = store.read(path)
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{store.url(path)} cannot be read as Parquet: {error!s:.200}") from None
+    return table.replace_schema_metadata(parquet.metadata.metadata)
+
+
+def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The telemetry of a run. Raises `IntegrityError` where it is missing, broken or has other rows."""
+    path = file if isinstance(file, str) else file.path
+    table = _find(store, path, columns)
+    if isinstance(file, RawFile):
+        _check_rows(store, file, table)
+    return table
+
+
+def _check_rows(store: Store, file: RawFile, table: pa.Table) -> None:
+    if table.num_rows != file.rows:
+        raise IntegrityError(f"{store.url(file.path)} has {table.num_rows} rows, and the manifest says {file.rows}")
+
+
+def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    place = split_path(path)
+    missing = IntegrityError(f"{store.url(path)} is named by the manifest, and is not there")
+    if place is None:
+        with suppress(FileNotFoundError):
+            return read_object(store, path, columns)
+        raise missing
+    folder, name = place
+    packs = _shelf.get(store, folder)
+    while True:
+        found = packs.find(name) if packs is not None else None
+        if found is not None:
+            with suppress(FileNotFoundError):  # replaced by another pack
+                return found[0].read(store, [found[1]], columns)[found[1]]
+        with suppress(FileNotFoundError):  # in a pack by now
+            return read_object(store, path, columns)
+        packs = _shelf.load(store, folder)
+        now = packs.find(name)
+        if now is None or (found is not None and now[0].file == found[0].file):
+            break
+    for last in (f"{SWEPT}/{path}", path):  # named long after it was written, and on its way back
+        with suppress(FileNotFoundError):
+            return read_object(store, last, columns)
+    raise missing
+
+
+def read_runs(
+    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
+) -> list[pa.Table]:
+    """The telemetry of many runs, in the order given. A pack is read once for all its runs.
+
+    Args:
+      store: the raw store.
+      files: what manifests name; or bare paths below the store, whose rows are then not checked.
+      columns: only these, in this order; all by default. A name that a file lacks is left out.
+      threads: that read at once; by default 16 for S3, where opening a file is waiting, and 1 for a folder, where it
+        is work that holds the interpreter.
+
+    Raises:
+      IntegrityError: a run is missing, broken or has other rows.
+    """
+    wanted = list(files)
+    if threads is None:
+        threads = 1 if isinstance(store, LocalStore) else _THREADS
+    found: dict[int, pa.Table] = {}
+    folders: dict[str, list[tuple[int, str]]] = {}
+    for at, file in enumerate(wanted):
+        place = split_path(file if isinstance(file, str) else file.path)
+        if place is not None:
+            folders.setdefault(place[0], []).append((at, place[1]))
+    # For one run of a folder that was never looked at, its own object is the likelier place, and one request less.
+    grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
+    for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
+        found.update(part)
+    rest = [at for at in range(len(wanted)) if at not in found]
+    for at, table in zip(
+        rest, _map(lambda at: read_run(store, wanted[at], columns=columns), rest, threads), strict=True
+    ):
+        found[at] = table
+    for at, file in enumerate(wanted):
+        if isinstance(file, RawFile):
+            _check_rows(store, file, found[at])
+    return [found[at] for at in range(len(wanted))]
+
+
+def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
+    if len(items) <= 1 or threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+def _packed(
+    store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
+) -> dict[int, pa.Table]:
+    """Those of a folder's runs that are in packs, by the number under which they are asked for."""
+    packs = _shelf.get(store, folder)
+    if packs is None:
+        packs = _shelf.load(store, folder)
+    found: dict[int, pa.Table] = {}
+    wanted: dict[OpenPack, dict[int, list[int]]] = {}
+    for at, name in runs:
+        place = packs.find(name)
+        if place is not None:
+            wanted.setdefault(place[0], {}).setdefault(place[1], []).append(at)
+    gone = False
+    for pack, numbers in wanted.items():
+        try:
+            tables = pack.read(store, list(numbers), columns)
+        except FileNotFoundError:
+            gone = True
+            continue
+        for number, asked in numbers.items():
+            found.update((at, tables[number]) for at in asked)
+    if gone and _shelf.load(store, folder).state.version != packs.state.version:  # replaced: they are in another pack
+        found.update(_packed(store, folder, [run for run in runs if run[0] not in found], columns))
+    return found
+
+
+def verify_run(store: Store, run_id: str, file: RawFile) -> str:
+    """What is wrong with a run's telemetry: "" for nothing, else one line. Checks existence, rows and digest."""
+    try:
+        table = read_run(store, file)
+        digest = telemetry_digest(run_id, table)
+    except (IntegrityError, TypeError) as error:
+        return str(error)
+    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, not {file.digest}"
