@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ciml.errors import Refused
-from ciml.fields import iso_time, label_text, labels, needed_text, text, time_us
+from ciml.fields import MAX_LABELS, iso_time, label_text, labels, needed_text, text, time_us
 from ciml.outcomes import OUTCOMES, normal_word, outcome_of
 from ciml.records import Mention, OutcomeWord, Phase
 from ciml.redact import redact_url
@@ -152,7 +152,9 @@ def run_of_mention(mention: Mention) -> dict[str, Any]:
     return run
 
 
-def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs: str = "") -> Mention:
+def mention_from_listing(
+    line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
+) -> Mention:
     """The run that a line of a listing names.
 
     Args:
@@ -161,6 +163,7 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
         names that events use. Any other text, number, true or false becomes a label; lists and objects are passed over.
       source: the name of the listing's source, which the trust policy knows.
       logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves it as it is.
+      runs_of: how the run ids begin, where it is not with ``source``: the name that the runs' own events have.
 
     Returns:
       A finished mention whose `event` is ``listing``.
@@ -168,7 +171,15 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
     Raises:
       Refused: as events are, with the listing's names of the fields.
     """
-    identity = run_identity(line, source, name="build_uuid")
+    return listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)[0]
+
+
+def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[Mention, str]:
+    """What `mention_from_listing` says of a run whose identity is known, and the log's full address.
+
+    Raises:
+      Refused: ``missing_field``, ``bad_field`` or ``bad_time``.
+    """
     job = needed_text(line, "build_name")
     _check_job(job, "build_name")
     start_us, end_us = _times(line, "")
@@ -188,7 +199,9 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
         if taken is None:
             raise Refused("bad_field", f"{name[:80]!r}: too long, not clean or no finite number")
         more.update(labels({name: taken}))
-    return Mention(
+    if len(more) > MAX_LABELS:
+        raise Refused("bad_field", f"{len(more)} further fields, at most {MAX_LABELS}")
+    mention = Mention(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
         build_name=job,
@@ -202,6 +215,7 @@ def mention_from_listing(line: Mapping[str, Any], source: str = "backfill", logs
         labels=more,
         **texts,
     )
+    return mention, address
 
 
 def log_address(logs: str, path: str) -> str:

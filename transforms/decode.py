@@ -42,10 +42,10 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
         try:
             event = decode_message(message, names)
         except Refused as refused:
-            settled.append(_dead_letter(origin, message, refused))
+            settled.append(dead_letter(origin, message, refused))
             continue
         for mention in event.mentions:
-            reason = _why_ignored(mention)
+            reason = why_ignored(mention)
             if not reason and not selected(mention.build_name):
                 reason = "job_not_selected"
             if reason:
@@ -53,17 +53,18 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
                 continue
             own = event.message_for(mention.run_id, message)
             if not mention.log_url:
-                settled.append(_dead_letter(origin, own, Refused("missing_field", "log_url"), event.key, mention))
+                settled.append(dead_letter(origin, own, Refused("missing_field", "log_url"), event.key, mention))
                 continue
             address = event.addresses.get(mention.run_id, "")
             candidates.append(Candidate(origin, event.key, mention, own, address=address))
         for mention, fault in event.refusals:
             own = event.message_for(mention.run_id, message)
-            settled.append(_dead_letter(origin, own, fault, event.key, mention))
+            settled.append(dead_letter(origin, own, fault, event.key, mention))
     return Batch(batch.covers, [], candidates, settled)
 
 
-def _why_ignored(mention: Mention) -> str:
+def why_ignored(mention: Mention) -> str:
+    """The reason of `IGNORED` that lies in the run itself, or ""."""
     if mention.phase != "finished":
         return "not_finished"
     if mention.outcome == "cancellation":
@@ -73,8 +74,9 @@ def _why_ignored(mention: Mention) -> str:
     return NEVER_RAN.get(normal_word(mention.result), "") if mention.outcome == "error" else ""
 
 
-def _dead_letter(
+def dead_letter(
     origin: Origin, message: Message, refused: Refused, event_key: str = "", mention: Mention | None = None
 ) -> Outcome:
+    """A message, or what it says of one run, as a dead letter that can be tried again."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, mention, refused.reason, refused.detail, payload=payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -228,9 +229,11 @@ class Fetcher:
             raise Refused("address_not_allowed", "the file is not below an allowed root")
         try:
             handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise Later("log_not_found", "no such file") from None
         except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise Refused("bad_address", f"{error.strerror}") from None
             raise Later("log_unavailable", f"{error.strerror}") from None
         try:
             status = os.fstat(handle)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import IntegrityError
+from cli.batch_options import runner_option
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
@@ -28,22 +29,6 @@ def command() -> None:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
       ciml dataset update cpu-load --data-path DATA
     """
-
-
-def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str | None, str]:
-    if value is None or ctx.resilient_parsing:
-        return None, ""
-    name, _, endpoint = value.partition(":")
-    if name not in ("fnapi", "flink") or (name == "fnapi" and endpoint):
-        raise click.BadParameter(f"{value!r} is neither fnapi, flink nor flink:HOST:PORT", ctx, param)
-    if name == "flink" and not endpoint:
-        from cli.engines import state
-
-        flink = state.read(state.default_home()).get("flink")
-        if flink is None or flink.light:
-            raise CimlError("no Flink runs here: start it (ciml up flink), or name one (--runner flink:HOST:PORT)")
-        endpoint = flink.address
-    return name, endpoint
 
 
 @command.command("create")
@@ -80,12 +65,7 @@ def create(name: str, definition_file: str, data_path: str) -> None:
 
 @command.command("update", short_help="Seal the spans for which there are enough runs.")
 @click.argument("name")
-@click.option(
-    "--runner",
-    metavar="fnapi|flink",
-    callback=_runner,
-    help="Run in Beam; flink:HOST:PORT names a job server.  [default: directly, without Beam]",
-)
+@runner_option
 @click.option("--seal", is_flag=True, help="Close the last span with fewer runs than the definition wants.")
 @data_path_option()
 def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str) -> None:
