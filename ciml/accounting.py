@@ -8,226 +8,24 @@ already is counted as a repeat.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ciml.errors import IntegrityError
+from ciml.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLetter
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
-from ciml.records import Batch, Candidate, Kind, OffsetRange, Origin, Outcome, RawFile
+from ciml.raw_state import LISTS, RawState, check_topic_id, open_raw, retry
+from ciml.records import Batch, Kind, OffsetRange, Origin, Outcome, RawFile
 
-#: The list of a delta that holds the records of each kind.
-LISTS: Mapping[Kind, str] = {
-    "run": "runs",
-    "repeat": "repeats",
-    "correction": "corrections",
-    "ignored": "ignored",
-    "dead_letter": "dead_letters",
-    "deferred": "deferred",
-}
+__all__ = [
+    "LISTS", "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
+    "open_raw", "reconcile", "retry",
+]  # fmt: skip
+
 #: Reasons of ignored outcomes that say how a run ended. For a run that is stored they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
-
-
-class KnownRun(NamedTuple):
-    """A run that has its raw row: the outcome that counts now, and the digest of the telemetry that was first."""
-
-    outcome: str
-    digest: str
-
-
-class Index(Protocol):
-    """The ids that were ever seen. The one thing here that grows with every event, so it can be replaced."""
-
-    def has_event(self, event_key: str, run_id: str) -> bool:
-        """Whether this event was seen to name this run (or, with an empty run id, was seen and not understood)."""
-
-    def add_event(self, event_key: str, run_id: str) -> None: ...
-
-    def run(self, run_id: str) -> KnownRun | None: ...
-
-    def put_run(self, run_id: str, run: KnownRun) -> None: ...
-
-    def run_count(self) -> int: ...
-
-
-class MemoryIndex:
-    """All ids in memory: about 150 bytes a (event, run), 300 more a run."""
-
-    def __init__(self) -> None:
-        self._events: set[bytes] = set()
-        self._runs: dict[str, KnownRun] = {}
-
-    def has_event(self, event_key: str, run_id: str) -> bool:
-        return _fingerprint(event_key, run_id) in self._events
-
-    def add_event(self, event_key: str, run_id: str) -> None:
-        self._events.add(_fingerprint(event_key, run_id))
-
-    def run(self, run_id: str) -> KnownRun | None:
-        return self._runs.get(run_id)
-
-    def put_run(self, run_id: str, run: KnownRun) -> None:
-        self._runs[run_id] = run
-
-    def run_count(self) -> int:
-        return len(self._runs)
-
-
-def _fingerprint(event_key: str, run_id: str) -> bytes:
-    # 128 bits: with 10^9 ids the chance that any two meet is below 10^-20
-    text = event_key.encode("utf-8", "surrogatepass") + b"\0" + run_id.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(text, digest_size=16).digest()
-
-
-class OpenLetter(NamedTuple):
-    """A dead letter that no later delta has closed: where it is recorded, and why it is one."""
-
-    version: int
-    reason: str
-
-
-class RawState:
-    """What the deltas of the raw manifest add up to.
-
-    Attributes:
-      version: that of the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic as it was first seen ("" where the broker has none).
-      deferred: open deferred outcomes by (origin, run id): logs that were not there yet.
-      dead_letters: open dead letters by (origin, run id).
-      counts: how many (event, run) there are by (kind, reason). The sum is the number of all that were ever covered.
-      trust: raw rows by (trusted, rule), as decided at ingestion.
-      time_us: when the last delta was committed.
-    """
-
-    def __init__(self, index: Index | None = None) -> None:
-        self.version = 0
-        self.index: Index = index if index is not None else MemoryIndex()
-        self.topic_ids: dict[str, str] = {}
-        self.deferred: dict[tuple[Origin, str], Outcome] = {}
-        self.dead_letters: dict[tuple[Origin, str], OpenLetter] = {}
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.trust: Counter[tuple[bool, str]] = Counter()
-        self.time_us = 0
-        self._covered: dict[tuple[str, int], RangeSet] = {}
-
-    def covered(self, topic: str, partition: int) -> RangeSet:
-        """The offsets of a partition that are settled. Not to be changed by the caller."""
-        return self._covered.get((topic, partition), _NOTHING)
-
-    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
-        """(topic, partition, covered offsets) of all that was ever read, in order."""
-        for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
-            yield topic, partition, ranges
-
-    def due(self, now_us: int) -> list[Candidate]:
-        """The deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
-        due = [outcome for outcome in self.deferred.values() if (outcome.not_before_us or 0) <= now_us]
-        due.sort(key=lambda outcome: (outcome.not_before_us or 0, str(outcome.origin), outcome.run_id))
-        return [retry(outcome) for outcome in due]
-
-    def next_due_us(self) -> int | None:
-        """When the next deferred run is due; None without one."""
-        return min((outcome.not_before_us or 0 for outcome in self.deferred.values()), default=None)
-
-    def totals(self) -> dict[str, int]:
-        """How many (event, run) there are of each kind, zeros included."""
-        totals = dict.fromkeys(LISTS, 0)
-        for (kind, _), count in self.counts.items():
-            totals[kind] += count  # type: ignore[index]
-        return {str(kind): count for kind, count in totals.items()}
-
-    def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows.
-
-        Raises:
-          IntegrityError: when it does not follow, or contradicts what came before (a run twice, a topic made anew).
-        """
-        if version != self.version + 1:
-            raise IntegrityError(f"raw manifest: version {version} after {self.version}")
-        for topic, entry in delta["offsets"].items():
-            known = self.topic_ids.get(topic, "")
-            check_topic_id(topic, known, entry["id"])
-            self.topic_ids[topic] = known or entry["id"]
-            for partition, ranges in entry["partitions"].items():
-                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
-                for start, end in ranges:
-                    covered.add(start, end)
-        for origin, run_id in delta["closes"]:
-            self._close((Origin.from_json(origin), run_id))
-        for kind, name in LISTS.items():
-            for record in delta[name]:
-                self._apply_record(version, kind, record)
-        self.version = version
-        self.time_us = delta["time_us"]
-
-    def _apply_record(self, version: int, kind: Kind, record: dict[str, Any]) -> None:
-        mention = record.get("mention", {})
-        run_id: str = mention.get("run_id", "")
-        reason: str = record.get("reason", "")
-        if record.get("event_key"):
-            self.index.add_event(record["event_key"], run_id)
-        if kind == "run":
-            if self.index.run(run_id) is not None:
-                raise IntegrityError(f"raw manifest: version {version} holds the run {run_id} again")
-            self.index.put_run(run_id, KnownRun(mention.get("outcome", ""), record["file"]["digest"]))
-            trust = record.get("trust", {})
-            self.trust[trust.get("trusted", False), trust.get("rule", "")] += 1
-        elif kind == "correction":
-            known = self.index.run(run_id)
-            if known is None:
-                raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
-            self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
-        elif kind in ("deferred", "dead_letter"):
-            key = (Origin.from_json(record["origin"]), run_id)
-            if kind == "deferred":
-                if key in self.deferred:  # tried again, and still not there: it stays one
-                    self._close(key)
-                self.deferred[key] = Outcome.from_json(record)
-            else:
-                self.dead_letters[key] = OpenLetter(version, reason)
-        self.counts[kind, reason] += 1
-
-    def _close(self, key: tuple[Origin, str]) -> None:
-        kind: Kind
-        if key in self.deferred:
-            kind, reason = "deferred", self.deferred.pop(key).reason
-        elif key in self.dead_letters:
-            kind, reason = "dead_letter", self.dead_letters.pop(key).reason
-        else:
-            raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed, and was not open")
-        self.counts[kind, reason] -= 1
-        if not self.counts[kind, reason]:
-            del self.counts[kind, reason]
-
-
-_NOTHING = RangeSet()
-
-
-def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raises `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
-    if known and found and known != found:
-        raise IntegrityError(
-            f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says "
-            f"{found}; read it under another name, or start with another --data-path"
-        )
-
-
-def retry(outcome: Outcome) -> Candidate:
-    """The candidate that tries a deferred outcome again."""
-    if outcome.mention is None:
-        raise IntegrityError(f"{outcome.origin}: deferred without a run")
-    return Candidate(
-        origin=outcome.origin,
-        event_key=outcome.event_key,
-        mention=outcome.mention,
-        trust=outcome.trust,
-        attempts=outcome.attempts + 1,
-        first_seen_us=outcome.first_seen_us,
-    )
 
 
 def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta | None:
@@ -242,8 +40,17 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     Raises:
       IntegrityError: for a batch that is not whole, outcomes outside of its range, or a topic made anew.
     """
+    ordered = sorted(batches, key=_order)
+    settled = [outcome for batch in ordered for outcome in batch.settled]
+    state.index.prefetch(
+        events=[(outcome.event_key, outcome.run_id) for outcome in settled if outcome.event_key],
+        runs=[outcome.run_id for outcome in settled if outcome.run_id],
+        letters=[
+            (outcome.origin, outcome.run_id) for batch in ordered if not batch.covers for outcome in batch.settled
+        ],
+    )
     draft = _Draft(state)
-    for batch in sorted(batches, key=_order):
+    for batch in ordered:
         if batch.messages or batch.candidates:
             raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
         settled = sorted(batch.settled, key=_place)

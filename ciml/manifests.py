@@ -3,19 +3,33 @@
 A reader opens ``_manifest/<version>.json`` in order from version 1. A writer computes delta N+1 from the state after
 delta N and creates it; when another writer was first, it reads that delta and computes again (`commit`). So whatever is
 killed, repeated or frozen, a delta is there whole or not at all, and each was computed from the one before it.
+
+Old deltas are packed into segments (`ciml.segments`) by whoever makes checkpoints (`ciml.checkpoints`). A delta may be
+removed once a checkpoint has stood beyond it for `GRACE_S`. From that follows what has to be known here:
+
+- A delta that is missing may be the end of the log, or removed. It is the end when the checkpoints were looked at less
+  than half the grace ago, and none stood beyond it. That is asked *after* the read: a reader may be frozen before it.
+- A writer that was frozen may create a delta in a place that was emptied. So it looks for a checkpoint at or beyond its
+  version after each create. Where one is, and its segment holds another delta, the writer takes its own back: nobody
+  has read it, for whoever looks has seen that checkpoint. No clock is trusted for this.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.segments import Archive
 from ciml.storage import Store
 
 Delta = dict[str, Any]
+
+#: How long a delta stays after a checkpoint has passed it, and a checkpoint after the next, seconds.
+GRACE_S = 24 * 3600.0
 
 
 class State(Protocol):
@@ -27,39 +41,152 @@ class State(Protocol):
         """Takes in the delta that follows."""
 
 
-class ManifestLog:
-    """The deltas below ``folder`` of a store. Cheap to make, safe to pickle."""
+class _Known(NamedTuple):
+    """The newest checkpoint's version (0 without one), as of a time before it was looked for."""
 
-    def __init__(self, store: Store, folder: str = "_manifest") -> None:
+    asked_s: float
+    checkpoint: int
+
+
+class ManifestLog:
+    """The deltas below ``folder`` of a store, whether single or in segments. Cheap to make, safe to pickle.
+
+    Args:
+      store: where the manifest is.
+      folder: its folder there.
+      clock: the time, epoch seconds. It decides nothing but how often checkpoints are looked for.
+      grace_s: how long a delta stays once a checkpoint has passed it; the same for all that use the log.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str = "_manifest",
+        *,
+        clock: Callable[[], float] = time.time,
+        grace_s: float = GRACE_S,
+    ) -> None:
         self.store = store
         self.folder = folder
+        self.clock = clock
+        self.grace_s = grace_s
+        self.archive = Archive(store, folder)
+        self._known: _Known | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "archive": Archive(self.store, self.folder), "_known": None}
 
     def path(self, version: int) -> str:
+        """Where a delta is for as long as it is single."""
         return f"{self.folder}/{version:012d}.json"
+
+    def checkpoint_path(self, version: int) -> str:
+        """Where the checkpoint of a version is."""
+        return f"{self.folder}/checkpoints/{version:012d}.json"
+
+    def checkpoints(self, after: int = 0) -> list[int]:
+        """The versions of the checkpoints beyond ``after`` that there are now, in order."""
+        folder = f"{self.folder}/checkpoints"
+        found = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
+        return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in found]
+
+    def checkpoint(self) -> int:
+        """The newest checkpoint's version, 0 without one. Looked for again when it was not for half the grace."""
+        return self._fresh().checkpoint
+
+    def look_again(self) -> int:
+        """The newest checkpoint's version as of now."""
+        return self._look().checkpoint
+
+    def _look(self) -> _Known:
+        asked_s = self.clock()
+        found = self.checkpoints()
+        self._known = known = _Known(asked_s, found[-1] if found else 0)
+        return known
+
+    def _is_fresh(self, known: _Known) -> bool:
+        return 0 <= self.clock() - known.asked_s < self.grace_s / 2
+
+    def _fresh(self) -> _Known:
+        known = self._known
+        return known if known is not None and self._is_fresh(known) else self._look()
 
     def read(self, version: int) -> Delta:
         """Delta ``version``; `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
+        return self.parse(version, self._read(version))
+
+    def _read(self, version: int) -> bytes:
+        """Delta ``version`` as it was committed."""
+        while True:
+            known = self._fresh()
+            if version <= known.checkpoint:
+                return self.archive.find(version, known.checkpoint).line(version)
+            missing: FileNotFoundError | None = None
+            data = b""
+            try:
+                data = self.store.read(self.path(version))
+            except FileNotFoundError as error:
+                missing = error
+            if self._is_fresh(known):
+                if missing is not None:
+                    raise missing
+                return data
+            self._look()
+
+    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
+        """(version, delta) of all deltas after ``version``, in order, up to the present end."""
+        for number, data in self.raw_since(version):
+            yield number, self.parse(number, data)
+
+    def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
+        """As `since`, with each delta as it was committed."""
+        while True:
+            try:
+                data = self._read(version + 1)
+            except FileNotFoundError:
+                return
+            version += 1
+            yield version, data
+
+    def end(self, version: int = 0) -> int:
+        """The version of the last delta there is, known to be ``version`` or beyond. Reads a delta for each step."""
+        last = max(version, self._fresh().checkpoint)
+        for found, _ in self.raw_since(last):
+            last = found
+        return last
+
+    def parse(self, version: int, data: bytes) -> Delta:
+        """A delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
         try:
-            delta = json.loads(self.store.read(self.path(version)))
+            delta = json.loads(data)
         except ValueError:
             raise IntegrityError(f"{self.store.url(self.path(version))} is not JSON: restore it from a copy") from None
         if not isinstance(delta, dict) or delta.get("version") != version:
             raise IntegrityError(f"{self.store.url(self.path(version))} does not hold version {version}")
         return delta
 
-    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
-        """(version, delta) of all deltas after ``version``, in order, up to the present end."""
-        while True:
-            try:
-                delta = self.read(version + 1)
-            except FileNotFoundError:
-                return
-            version += 1
-            yield version, delta
-
     def try_append(self, version: int, delta: Delta) -> bool:
-        """Creates delta ``version``; False where another writer has created it before."""
-        return self.store.create(self.path(version), canonical_json({**delta, "version": version}))
+        """Creates delta ``version``; False where it is another's: created before, or in a segment already.
+
+        True also where the very same delta was there: an answer that was lost, and asked for again.
+        """
+        data = canonical_json({**delta, "version": version})
+        path = self.path(version)
+        if not self.store.create(path, data):
+            try:
+                if self.store.read(path) != data:
+                    return False
+            except FileNotFoundError:  # removed meanwhile, so it is in a segment
+                self.look_again()
+                return False
+        asked_s = self.clock()
+        if not (beyond := self.checkpoints(version - 1)):
+            return True
+        self._known = _Known(asked_s, beyond[-1])
+        if self.archive.find(version, beyond[-1]).line(version) == data:
+            return True  # others were quick
+        self.store.delete(path)
+        return False
 
 
 def catch_up(log: ManifestLog, state: State) -> None:

@@ -9,41 +9,110 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from ciml.accounting import RawState, reconcile
+from ciml.accounting import reconcile
+from ciml.checkpoints import Checkpoints, Limits
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.manifests import ManifestLog, catch_up, commit
+from ciml.manifests import Delta, ManifestLog, catch_up, commit
+from ciml.part_files import PartGone
+from ciml.raw_state import RAW, RawState
 from ciml.records import Batch, OffsetRange, Outcome
 from ciml.storage import Store
 
 
 class Committer:
-    """A raw manifest and what its deltas add up to, which is kept and brought up to date. Safe to use from threads."""
+    """A raw manifest and what its deltas add up to, which is kept and brought up to date. Safe to use from threads.
 
-    def __init__(self, raw: Store, clock: Callable[[], float] = time.time) -> None:
-        self.log = ManifestLog(raw)
-        self._state = RawState()
+    Its state begins at the newest checkpoint, and goes over to a newer one from time to time, so that its memory does
+    not grow with the manifest.
+
+    Args:
+      raw: the raw store.
+      clock: the time, epoch seconds.
+      limits: when a checkpoint is due.
+    """
+
+    def __init__(self, raw: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
+        self.log = ManifestLog(raw, clock=clock)
+        self._checkpoints = Checkpoints(self.log, RAW, limits)
+        self._held: RawState | None = None
+        self._looked = 0  # the version at which a newer checkpoint was looked for
         self._lock = threading.RLock()
+        self._maintaining = threading.Lock()
         self._clock = clock
 
     def commit(self, batches: Iterable[Batch]) -> int | None:
         """Commits what of ``batches`` is not settled yet. Returns the version, or None where there was nothing left.
 
         Raises:
+          EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
           IntegrityError: see `ciml.accounting.reconcile`. Nothing is committed then.
         """
         whole = list(batches)
-        with self._lock:
-            return commit(self.log, self._state, lambda: reconcile(self._state, whole, int(self._clock() * 1e6)))
+        with self._present() as state:
+            return commit(self.log, state, lambda: self._build(state, whole))
+
+    def _build(self, state: RawState, batches: list[Batch]) -> Delta | None:
+        return reconcile(state, batches, int(self._clock() * 1e6))
 
     @contextmanager
     def state(self) -> Iterator[RawState]:
         """The state after the last delta there is. To be looked at only, and only within the ``with``."""
+        with self._present() as state:
+            catch_up(self.log, state)
+            yield state
+
+    def maintain(self, *, budget_s: float = 1.0) -> bool:
+        """Makes the checkpoint that is due, if one is, and removes what older ones replaced. Call it every few seconds.
+
+        With nothing due it does not touch the store. A checkpoint is due after a thousand commits or 50,000 records; to
+        make one takes seconds, of which a call spends about ``budget_s`` and the next goes on. Commits of other
+        threads and processes go on meanwhile. With two that do so, one does it for nothing.
+
+        Returns:
+          Whether there is more to do now.
+
+        Raises:
+          EngineError, IntegrityError: as `ciml.checkpoints.Checkpoints.maintain`.
+        """
+        if not self._maintaining.acquire(blocking=False):
+            return False
+        try:
+            with self._present() as state:
+                due = self._checkpoints.is_due(state)
+            more = self._checkpoints.maintain(due=due, budget_s=budget_s)
+            if due and not more:
+                self._looked = 0
+            return more
+        finally:
+            self._maintaining.release()
+
+    @contextmanager
+    def _present(self) -> Iterator[RawState]:
+        """The state that is held, from a checkpoint that is not too old."""
         with self._lock:
-            catch_up(self.log, self._state)
-            yield self._state
+            state = self._held
+            if state is None or state.torn or self._is_passed(state):
+                self._held = None
+                state = self._checkpoints.open()
+                catch_up(self.log, state)
+                self._looked, self._held = state.version, state
+            try:
+                yield state
+            except PartGone:
+                self._held = None  # from a checkpoint of long ago: the next call begins at the newest
+                raise
+
+    def _is_passed(self, state: RawState) -> bool:
+        """Whether there is a checkpoint that the state should begin at instead."""
+        newest = self.log.checkpoint()
+        if newest <= state.restored and self._checkpoints.is_due(state) and state.version - self._looked >= _LOOK_EVERY:
+            self._looked = state.version
+            newest = self.log.look_again()
+        return newest > state.restored
 
 
+_LOOK_EVERY = 100
 _committers: dict[tuple[int, str], Committer] = {}
 _committers_lock = threading.Lock()
 
