@@ -232,7 +232,7 @@ class Fetcher:
         except (FileNotFoundError, NotADirectoryError):
             raise Later("log_not_found", "no such file") from None
         except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            if error.errno == errno.ENAMETOOLONG:
                 raise Refused("bad_address", f"{error.strerror}") from None
             raise Later("log_unavailable", f"{error.strerror}") from None
         try:

@@ -243,6 +243,8 @@ def test_files_below_a_root(tmp_path: Path) -> None:
         f"{root}/large": ("dead_letter", "log_too_large"),
         f"{root}/none": ("deferred", "log_not_found"),
         f"{root}/loop": ("deferred", "log_unavailable"),
+        f"{root}/large/none": ("deferred", "log_not_found"),
+        f"{root}/{'x' * 300}": ("dead_letter", "bad_address"),
     }
     logs, settled = run(policy, *expected)
     assert logs == []
