@@ -14,6 +14,9 @@ from pathlib import Path
 
 from ciml.errors import EngineError
 
+# Beam's job server uploads its whole class path with every job (160 jars, 13 s), but for what lies below a folder of this
+# name. A cluster has the same jars on its own class path.
+_UNSTAGED = Path("gradle", "wrapper")
 _OLDEST_JAVA = 17  # Kafka 4's broker needs it
 
 
@@ -44,7 +47,7 @@ def find_java() -> str:
 
 
 def pom(name: str) -> bytes:
-    """The Maven pom of an engine (``kafka`` or ``flink``): package data, to which ``deploy/<name>/pom.xml`` links."""
+    """The Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data; ``deploy/`` links there."""
     return resources.files("cli.engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
@@ -54,14 +57,15 @@ def jar_folder(name: str) -> Path:
 
     cache = os.environ.get("CIML_CACHE")
     top = Path(cache) if cache else user_cache_path("ciml")
-    return top / "jars" / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
+    place = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
+    return place / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
 
 
 def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
     """The Java class path of an engine, its jars fetched by Maven where they are not kept yet.
 
     Args:
-      name: ``kafka`` or ``flink``.
+      name: of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
       notify: is told once, in one phrase, when a fetch begins.
 
     Raises:
