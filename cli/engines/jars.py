@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ciml.errors import EngineError
 
-# Beam's job server uploads its whole class path with every job (160 jars, 13 s), but for what lies below a folder of this
-# name. A cluster has the same jars on its own class path.
+# Beam's job server uploads its whole class path with every job (160 jars, 13 s), but for what lies below a folder of
+# this name. A cluster has the same jars on its own class path.
 _UNSTAGED = Path("gradle", "wrapper")
 _OLDEST_JAVA = 17  # Kafka 4's broker needs it
 
@@ -47,7 +47,7 @@ def find_java() -> str:
 
 
 def pom(name: str) -> bytes:
-    """The Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data; ``deploy/`` links there."""
+    """The Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data."""
     return resources.files("cli.engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
