@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test lint type bench lock clean
+.PHONY: help install demo test lint type bench faults lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ type: install ## mypy, strict
 
 bench: install ## speed, as ratios in one run
 	$(BIN)/python -m pytest tests/bench -m bench -s
+
+faults: install ## kill, cut and starve the ingest, and compare; docs/faults.md is the report
+	$(BIN)/python -m tests.faults --planted all
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \

@@ -1,0 +1,66 @@
+"""The hunt for planted defects: each row has to turn red for the right reason."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import click
+
+from tests.faults.planted import DEFECTS
+from tests.faults.playing import play
+from tests.faults.stage import Stage, stage
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """Where a defect is to be found: a row's trial and the beginning of the lines that tell of it."""
+
+    row: int
+    seed: int
+    finds: tuple[str, ...]
+
+
+HUNTS = {
+    "stock-sink": Hunt(9, 1, ("I1", "I3", "row")),
+    "no-deduplication": Hunt(9, 1, ("I1", "I2")),
+    "row-twice": Hunt(9, 1, ("I1", "I2")),
+    "dropped-repeat": Hunt(9, 1, ("I2",)),
+    "other-values": Hunt(9, 1, ("row",)),
+    "named-too-early": Hunt(9, 1, ("I3",)),
+    "leak": Hunt(9, 1, ("I6",)),
+    "offsets-first": Hunt(1, 1, ("I2",)),
+    "overwriting-create": Hunt(1, 3, ("I4", "I2")),
+    "hangs-after-outage": Hunt(6, 1, ("I7",)),
+    "skips-what-is-gone": Hunt(8, 1, ("alarm",)),
+    "drops-late-events": Hunt(10, 1, ("I2",)),
+    "no-limits": Hunt(16, 1, ("I6", "I2")),
+    "stores-infinity": Hunt(17, 1, ("finite", "row")),
+    "this-year": Hunt(18, 1, ("golden", "I2", "row")),
+}
+
+
+def found(name: str, place: Stage) -> tuple[bool, list[str], float]:
+    """Plays a defect's trial: (whether it was found for the right reason, all that was found, seconds)."""
+    hunt = HUNTS[name]
+    verdict, seconds = play(hunt.row, hunt.seed, "micro-batches", place, planted=name)
+    return any(line.split(":")[0] in hunt.finds for line in verdict.failures), verdict.failures, seconds
+
+
+def hunt(name: str, jobs: int) -> int:
+    """Hunts for one defect or ``all``; the number of those that were not found is the exit code."""
+    if name != "all" and name not in HUNTS:
+        raise click.BadParameter(f"no defect {name}; there are all, {', '.join(HUNTS)}")
+    names = list(HUNTS) if name == "all" else [name]
+    missed = []
+    with stage() as place, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for each, (ok, lines, seconds) in zip(names, pool.map(found, names, [place] * len(names)), strict=True):
+            click.echo(f"{each} in row {HUNTS[each].row}: {'found' if ok else 'NOT FOUND'} in {seconds:.1f} s")
+            for line in lines[:3]:
+                click.echo(f"    {line[:200]}")
+            if not ok:
+                missed.append(each)
+    assert set(HUNTS) == set(DEFECTS)
+    click.echo(f"{len(names) - len(missed)} of {len(names)} planted defects found")
+    return len(missed)

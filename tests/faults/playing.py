@@ -1,0 +1,32 @@
+"""One trial, in this process."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from pathlib import Path
+
+from tests.faults import rows
+from tests.faults.children import ROOT
+from tests.faults.stage import Stage
+from tests.faults.verdict import Verdict
+
+KEPT = ROOT / "build" / "faults"
+
+
+def play(row: int, seed: int, engine: str, place: Stage, planted: str = "", kept: Path = KEPT) -> tuple[Verdict, float]:
+    """One trial, in this process. A failing one leaves its folder in ``kept``."""
+    began = time.monotonic()
+    folder = place.home / f"row-{row:02d}-{engine}-{seed}{'-' + planted if planted else ''}"
+    scene = place.scene(folder, engine=engine, planted=planted)
+    try:
+        verdict = rows.load()[row].trial(seed, scene)
+    except Exception:  # noqa: BLE001  # a trial that breaks is a trial that failed
+        verdict = Verdict([f"trial: {traceback.format_exc()[-2000:]}"])
+    if verdict.failures and not planted:
+        shutil.rmtree(kept / folder.name, ignore_errors=True)
+        shutil.copytree(folder, kept / folder.name, symlinks=True, ignore_dangling_symlinks=True)
+        (kept / folder.name / "verdict.txt").write_text("\n".join(verdict.failures) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    return verdict, time.monotonic() - began
