@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +26,12 @@ class EngineChoice:
     Attributes:
       name: ``flink``, or ``micro-batches`` for bounded batches on Beam's FnApiRunner, again and again.
       job_endpoint: the job server's ``host:port`` for ``flink``, else None.
+      named: whether the user named that address; else it is that of the home's own engine.
     """
 
     name: str
     job_endpoint: str | None = None
+    named: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} at {self.job_endpoint}" if self.job_endpoint else self.name
@@ -80,8 +82,9 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
     if name == MICRO_BATCHES:
         return EngineChoice(MICRO_BATCHES)
     if endpoint:
-        return EngineChoice(FLINK, endpoint)
-    flink = _engines(ctx).get("flink")
+        return EngineChoice(FLINK, endpoint, named=True)
+    known = _engines(ctx)
+    flink = known.get("flink") or known.get("cluster")
     if flink is not None and not flink.light:
         return EngineChoice(FLINK, flink.address)
     if name == FLINK:

@@ -61,6 +61,7 @@ def ingest_micro_batches(
                     done = progress.see(state.version, lag(state, target), bool(state.deferred))
                     if report is not None:
                         report(state, lag(state, listing))
+                committing.maintain()  # between commits, and never within one
                 if reads or due:
                     run_here(partial(build_ingest, config=config, reads=reads, due=due))
                 else:
@@ -117,6 +118,7 @@ def ingest_on_flink(
 
     def look(_: str) -> Seen:
         nonlocal listing
+        committing.maintain()
         listing = list_topic(config.kafka, config.topic)
         with committing.state() as state:
             if report is not None:

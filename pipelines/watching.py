@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ciml.errors import EngineError
-from pipelines.engines import FlinkJob
-from pipelines.kafka import Coverage
-from pipelines.kafka_client import Listing
+from pipelines.kafka_broker import Listing
+from pipelines.kafka_plan import Coverage
+
+if TYPE_CHECKING:
+    from pipelines.engines import FlinkJob  # which loads all of Beam
 
 #: When to end: never; when the topic's end, as it is now, is reached; or after so many seconds without anything new
 #: (and without deferred logs that wait for their next try).

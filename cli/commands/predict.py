@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.ingest import Duration
+from cli.commands.ingest.options import Duration
 from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
 
 if TYPE_CHECKING:
-    from pipelines.run_ingest import Until
+    from pipelines.watching import Until
     from serving.predictions import PredictionState
 
 
@@ -89,7 +89,7 @@ def command(
     import threading
 
     from ciml.storage import open_store
-    from cli.commands.ingest import _pairs
+    from cli.commands.ingest.options import pairs
     from pipelines.kafka_client import KafkaOptions
     from pipelines.predict import PredictConfig
     from pipelines.run_predict import predict_micro_batches, predict_on_flink
@@ -100,7 +100,7 @@ def command(
     until: Until = "end" if once else until_idle
     config = PredictConfig(
         open_store(data_path),
-        KafkaOptions(kafka, dict(_pairs("-X", kafka_options))),
+        KafkaOptions(kafka, dict(pairs("-X", kafka_options))),
         server,
         PredictPolicy(model, label),
         runs_topic=runs_topic,

@@ -1,0 +1,187 @@
+"""What all ways of running an ingest are told by: one table of options, and the configuration that they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cli.options import data_path_option, engine_option, home_option, kafka_option
+
+if TYPE_CHECKING:
+    from pipelines.ingest import IngestConfig
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Duration(click.ParamType):
+    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
+        if match is None:
+            self.fail(f"{value!r} is no time: want a number with ms, s, min, h or d", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+_PLACES = [
+    data_path_option(),
+    kafka_option(),
+    engine_option,
+    home_option,
+    click.option("--topic", default="ci-events", show_default=True, help="Where the events are."),
+    click.option(
+        "--runs-topic",
+        default="runs",
+        show_default=True,
+        metavar="TOPIC",
+        help="Where committed runs are announced; '' for nowhere.",
+    ),
+]
+_SELECTION = [
+    click.option(
+        "--job", "jobs", multiple=True, metavar="GLOB", help="Take only these jobs; may be repeated.  [default: all]"
+    ),
+    click.option(
+        "--source",
+        "sources",
+        multiple=True,
+        metavar="EVENT-SOURCE=NAME",
+        help="How the run ids of an event source begin; may be repeated.",
+    ),
+    click.option(
+        "--allow-host",
+        "hosts",
+        multiple=True,
+        metavar="[http://]HOST[:PORT]",
+        help="Logs may come from here; https unless http:// is said; may be repeated.",
+    ),
+    click.option(
+        "--allow-root",
+        "roots",
+        multiple=True,
+        metavar="FOLDER|s3://PREFIX",
+        help="Logs may be files or objects below here; may be repeated.",
+    ),
+    click.option(
+        "--fetch-policy",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="TOML: allowed places and limits of logs. Options of the command line are added to it.",
+    ),
+    click.option(
+        "--retry-after",
+        "delays",
+        multiple=True,
+        type=Duration(),
+        metavar="TIME",
+        help="How long to wait before each further try of a log that is not there; once for each try."
+        "  [default: 10s, 1min, 5min, 30min, 2h]",
+    ),
+    click.option(
+        "--trust-policy",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="TOML: which runs are trusted.  [default: reviewed, gated or merged work]",
+    ),
+]
+_ENGINES = [
+    click.option(
+        "-X",
+        "kafka_options",
+        multiple=True,
+        metavar="PROPERTY=VALUE",
+        help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
+    ),
+    click.option(
+        "--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam."
+    ),
+]
+#: The options that are not `make_config`'s.
+APART = ("engine", "home", "beam_options")
+
+
+def ingest_options(*, endings: bool) -> Callable[[F], F]:
+    """All options of an ingest; with ``endings`` also those of one that ends by itself."""
+    table = [*_PLACES, *(_ENDINGS if endings else []), *_SELECTION, *_ENGINES]
+
+    def apply(command: F) -> F:
+        for option in reversed(table):
+            command = option(command)
+        return command
+
+    return apply
+
+
+_ENDINGS = [
+    click.option("--once", is_flag=True, help="End when what the topic holds now has been settled."),
+    click.option(
+        "--until-idle",
+        type=Duration(),
+        metavar="TIME",
+        help="End when nothing new came for so long and no log is waited for.",
+    ),
+]
+
+
+def make_config(
+    data_path: str,
+    kafka: str,
+    *,
+    topic: str = "ci-events",
+    runs_topic: str = "runs",
+    jobs: tuple[str, ...] = (),
+    sources: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    roots: tuple[str, ...] = (),
+    fetch_policy: str | None = None,
+    delays: tuple[float, ...] = (),
+    trust_policy: str | None = None,
+    kafka_options: tuple[str, ...] = (),
+) -> IngestConfig:
+    """The configuration that the command's options mean.
+
+    Raises:
+      CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
+    """
+    from ciml.storage import open_store
+    from pipelines.ingest import IngestConfig
+    from pipelines.kafka_client import KafkaOptions
+    from transforms.decode import ALL_JOBS
+    from transforms.fetch_policy import FetchPolicy
+    from transforms.trust import TrustPolicy
+
+    fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
+        hosts=hosts,
+        file_roots=tuple(root for root in roots if not root.startswith("s3://")),
+        s3_prefixes=tuple(root for root in roots if root.startswith("s3://")),
+    )
+    return IngestConfig(
+        open_store(data_path),
+        KafkaOptions(kafka, dict(pairs("-X", kafka_options))),
+        topic=topic,
+        runs_topic=runs_topic,
+        selection=tuple(jobs) or ALL_JOBS,
+        names=tuple(pairs("--source", sources)),
+        trust=TrustPolicy.load(trust_policy),
+        fetch=fetch,
+    )
+
+
+def pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What options of the form NAME=VALUE say. A ``--source`` may hold further ``=`` in its name."""
+    found = []
+    for text in texts:
+        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
+        if not sign or not name:
+            raise click.UsageError(f"{option} {name or text}: want NAME=VALUE")
+        found.append((name, value))
+    return found

@@ -1,0 +1,95 @@
+"""The supervisor's process: ``python -m cli.supervised.supervisor HOME NAME``. It may be killed at any moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ciml.errors import CimlError
+from cli.engines import processes
+from cli.supervised.place import Options, Place, bound
+from cli.supervised.tied import tie
+from pipelines.supervise import Health
+
+_LOGS_S = 30.0
+_BUSY = 75  # another supervisor has the ingest
+
+
+def main(home: Path, name: str) -> int:
+    """Supervises until the ingest is stopped or must not go on; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
+    place, leave = Place(home, name), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the ingest goes on: only `ciml ingest stop` stops it
+        signal.signal(number, lambda *_: leave.set())
+    with place.exclusive("supervisor", timeout_s=10.0) as held:
+        if not held:
+            return _BUSY
+        place.write_down("supervisor", os.getpid(), processes.start_time(os.getpid()))
+        options = place.options()
+        tie(options.tied, lambda: place.want("stop"))
+        try:
+            health = supervise(place, options, leave)
+        except CimlError as error:  # the options are of no use (any more)
+            place.put_status({**place.status(), "health": "failed", "why": str(error)})
+            print(f"ciml: {error}", file=sys.stderr)
+            return error.exit_code
+        return 0 if health == "stopped" else 4
+
+
+def supervise(place: Place, options: Options, leave: threading.Event | None = None) -> Health:
+    """Supervises an ingest in this process.
+
+    Args:
+      place, options: of the ingest. The caller holds it (`Place.exclusive`).
+      leave: ends the watch alone.
+
+    Returns:
+      How it ended: ``stopped``, ``failed``, or the last health when it left.
+    """
+    from cli.supervised.jobs import jobs_of
+    from pipelines.supervisor import Supervisor
+
+    swept = time.monotonic()
+
+    def tell(status: dict[str, Any]) -> None:
+        nonlocal swept
+        place.put_status({**status, "supervisor": {"pid": os.getpid()}})
+        if time.monotonic() - swept > _LOGS_S:
+            swept = time.monotonic()
+            for what in ("supervisor", "worker"):
+                bound(place.log(what))
+
+    os.chdir(options.cwd)
+    kept = ("savepoint", "resubmitted", "resubmissions")
+    status: dict[str, Any] = {
+        "name": place.name, "engine": options.engine, "data": options.ingest["data_path"],
+        "topic": options.ingest["topic"], "kafka": options.ingest["kafka"], "parallelism": options.parallelism,
+        **{key: value for key, value in place.status().items() if key in kept},
+    }  # fmt: skip
+    supervisor = Supervisor(
+        watched(options), jobs_of(place, options), place.wanted, tell, status,
+        maintains=options.engine != "micro-batches",
+    )  # fmt: skip
+    return supervisor.run(leave)
+
+
+def watched(options: Options) -> Any:
+    """What is watched, without all that an ingest's own configuration loads."""
+    from ciml.storage import open_store
+    from cli.commands.ingest.options import pairs
+    from pipelines.kafka_client import KafkaOptions
+    from pipelines.supervisor import Watched
+
+    given = options.ingest
+    kafka = KafkaOptions(given["kafka"], dict(pairs("-X", tuple(given["kafka_options"]))))
+    return Watched(open_store(given["data_path"]).child("raw"), kafka, given["topic"], given["runs_topic"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

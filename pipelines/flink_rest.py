@@ -1,0 +1,151 @@
+"""Flink's REST API, as far as a supervisor needs it: what runs, how it is, and its end with or without a savepoint."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ciml.errors import EngineError
+
+_TIMEOUT_S = 10.0
+_OVER = frozenset({"FINISHED", "CANCELED", "FAILED"})
+#: How an error of ciml that no further try mends looks in a worker's traceback.
+_FAULT = re.compile(r"\bIntegrityError: (.+)")
+
+
+@dataclass(frozen=True)
+class RestJob:
+    """A job in Flink's overview.
+
+    Attributes:
+      base: of the REST API.
+      id, name, state: as Flink says.
+      began_s: when it was submitted, epoch seconds.
+      all_run: whether every one of its tasks runs.
+    """
+
+    base: str
+    id: str
+    name: str
+    state: str
+    began_s: float
+    all_run: bool
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never run again."""
+        return self.state in _OVER
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The last whole checkpoint of a job: its size in bytes, its time in epoch seconds."""
+
+    bytes: int
+    time_s: float
+
+
+def overview(base: str) -> list[RestJob]:
+    """The jobs that Flink knows.
+
+    Raises:
+      EngineError: it does not answer.
+    """
+    found = []
+    for job in _ask("GET", f"{base}/jobs/overview")["jobs"]:
+        tasks = {"total": 0, "running": 0, "finished": 0, **job.get("tasks", {})}
+        found.append(
+            RestJob(
+                base, job["jid"], job["name"], job["state"], job["start-time"] / 1000,
+                job["state"] == "RUNNING" and tasks["total"] == tasks["running"] + tasks["finished"],
+            )
+        )  # fmt: skip
+    return found
+
+
+def last_checkpoint(job: RestJob) -> Checkpoints | None:
+    """The last whole checkpoint of a job; None before the first."""
+    latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
+    done = latest.get("completed")
+    return Checkpoints(int(done["state_size"]), done["latest_ack_timestamp"] / 1000) if done else None
+
+
+def restarts(job: RestJob) -> int | None:
+    """How often Flink restarted a job; None where it does not say."""
+    for metric in _ask("GET", f"{job.base}/jobs/{job.id}/metrics?get=numRestarts"):
+        return int(float(metric["value"]))
+    return None
+
+
+def failure(job: RestJob) -> tuple[str, str]:
+    """Why a job failed or restarted last: (one line, what no further try mends or "")."""
+    history = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions").get("exceptionHistory") or {}
+    entries = history.get("entries") or []
+    text = str(entries[0].get("stacktrace", "")) if entries else ""
+    found = _FAULT.search(text)
+    fault = found[1].split(" [while running")[0].strip() if found else ""
+    causes = re.findall(r"^(?:Caused by: )?(?:[\w$]+\.)*([A-Z][\w$]*(?:Exception|Error)): (.+)$", text, re.MULTILINE)
+    line = ": ".join(causes[-1]) if causes else text.strip().splitlines()[0] if text.strip() else ""
+    return line[:300], fault
+
+
+def cancel(job: RestJob) -> None:
+    """Asks for a job's end; one that is over, or unknown, is left as it is."""
+    _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409))
+
+
+def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0) -> str:
+    """Ends a job with a savepoint, which holds what was under way.
+
+    Args:
+      job: one that runs.
+      directory: a URL below which the savepoint is made; "" for the place that Flink is configured with.
+      timeout_s: how long it may take.
+
+    Returns:
+      The savepoint's URL.
+
+    Raises:
+      EngineError: no savepoint was made. Flink lets the job go on then.
+    """
+    body: dict[str, Any] = {"drain": False, **({"targetDirectory": directory} if directory else {})}
+    request = _ask("POST", f"{job.base}/jobs/{job.id}/stop", body)["request-id"]
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        answer = _ask("GET", f"{job.base}/jobs/{job.id}/savepoints/{request}")
+        if answer["status"]["id"] == "COMPLETED":
+            done = answer.get("operation") or {}
+            if "failure-cause" in done:
+                raise EngineError(
+                    f"Flink made no savepoint: {_root(str(done['failure-cause'].get('stack-trace', '')))}"
+                )
+            return str(done["location"])
+        time.sleep(0.2)
+    raise EngineError(f"Flink made no savepoint within {timeout_s:.0f} s")
+
+
+def _root(trace: str) -> str:
+    lines = [line.removeprefix("Caused by: ") for line in trace.splitlines() if line and not line.startswith("\t")]
+    return (lines[-1] if lines else trace)[:300]
+
+
+def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = ()) -> Any:
+    import httpx
+
+    try:
+        answer = httpx.request(method, url, json=body, timeout=_TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError as error:
+        raise EngineError(
+            f"Flink at {url.split('/jobs')[0]} does not answer ({str(error) or type(error).__name__})"
+        ) from None
+    if answer.status_code in allowed:
+        return {}
+    if answer.status_code >= 400:
+        try:
+            said = " ".join(str(line) for line in answer.json().get("errors", []))
+        except ValueError:
+            said = answer.text
+        raise EngineError(f"Flink refuses {method} {url}: {answer.status_code} {_root(said)[:300]}")
+    return answer.json() if answer.content else {}
