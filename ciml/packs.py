@@ -126,16 +126,16 @@ class PackState:
     Attributes:
       version: that of the last delta applied, 0 for a folder without packs.
       packs: the present packs by path, in the order in which they came.
-      since_us: when each of them was committed.
-      replaced: when each pack that is no longer present was replaced, by path.
+      replaced: the packs that others have taken the place of, by path. Their objects go after a while.
+      since_us: when each of either was committed or replaced.
       alone: the runs that were looked at and left as objects of their own, by name.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self.packs: dict[str, PackFile] = {}
+        self.replaced: dict[str, PackFile] = {}
         self.since_us: dict[str, int] = {}
-        self.replaced: dict[str, int] = {}
         self.alone: dict[str, Alone] = {}
 
     def apply(self, version: int, delta: Delta) -> None:
@@ -145,8 +145,8 @@ class PackState:
         for path in delta["replaces"]:
             if path not in self.packs:
                 raise IntegrityError(f"pack manifest: version {version} replaces {path}, which is not there")
-            del self.packs[path], self.since_us[path]
-            self.replaced[path] = delta["time_us"]
+            self.replaced[path] = self.packs.pop(path)
+            self.since_us[path] = delta["time_us"]
         for value in delta["packs"]:
             pack = PackFile.from_json(value)
             self.packs[pack.path] = pack

@@ -103,8 +103,8 @@ def compact(
         looked += more
         tell("looking at objects", looked, None)
 
+    sweep_swept(raw, book, before_s, result.swept)  # before anything is moved there
     sweep_runs(raw, book, ripe, before_s, result.swept, told)
-    sweep_swept(raw, book, before_s, result.swept)
     sweep_packs(raw, book, before_s, result.swept, everything=everything)
     for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):
         raw.sweep(prefix, before_s)

@@ -76,6 +76,9 @@ def pack_folder(
     while True:
         packs = load_packs(raw, folder)
         state = packs.state
+        if packs.gone:
+            _mend(raw, folder, packs, clock)
+            continue
         todo = {name: run for name, run in named.items() if name not in packs.runs and name not in state.alone}
         if not todo:
             return
@@ -92,7 +95,7 @@ def pack_folder(
                     writing.add(run.name, run.digest, table)
                 told(number)
             left = writing.finish()
-        delta = _delta(clock, writing.packs, packs.gone if writing.packs else (), left)
+        delta = _delta(clock, writing.packs, (), left)
         if _append(raw, folder, state, delta):
             break
     done.runs += sum(pack.runs for pack in writing.packs)
@@ -110,6 +113,16 @@ def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alo
         "replaces": list(replaces),
         "alone": {name: one.to_json() for name, one in sorted(alone.items())},
     }
+
+
+def _mend(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
+    """Takes packs that are not there out of the manifest, and brings back those that they replaced.
+
+    So it ends when a compactor slept for longer than the grace between writing a pack and committing it, and another
+    has swept it meanwhile. Nothing is lost: what a pack replaces is kept until that has been read back.
+    """
+    old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
+    _append(raw, folder, packs.state, _delta(clock, old, packs.gone, packs.state.alone))
 
 
 def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
@@ -185,7 +198,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
     """Makes one pack of several small ones with the same columns, where there are such."""
     packs = load_packs(raw, folder)
     chosen = _small(packs, pack_bytes)
-    if not chosen:
+    if not chosen or packs.gone:
         return
     writing = _Writing(raw, folder, pack_bytes)
     seen: set[str] = set()

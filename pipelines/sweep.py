@@ -70,8 +70,8 @@ class _Names:
         found = self._packs[folder].find(name)
         if found is None:
             return False
-        file = found[0].file
-        if self._packs[folder].state.since_us[file.path] > self._before_us:
+        file, state = found[0].file, self._packs[folder].state
+        if file.path not in state.packs or state.since_us[file.path] > self._before_us:
             return False
         if file.path not in self._proved:
             self._proved[file.path] = prove_pack(self._raw, file)
@@ -197,18 +197,25 @@ def sweep_packs(raw: Store, book: Book, before_s: float, swept: Swept, *, everyt
     if everything:
         folders = sorted({place[0] for entry in raw.entries(PACKS) if (place := _pack_place(entry.path)) is not None})
     for folder in folders:
-        later = False
         listed = list(raw.entries(f"{PACKS}/{folder}"))
         state = pack_state(raw, folder)
-        for entry in listed:
-            if _pack_place(entry.path) is None or entry.path in state.packs:
-                continue
-            if entry.modified_s > before_s or state.replaced.get(entry.path, 0) > before_us:
-                later = True
-                continue
+        old = [entry for entry in listed if _pack_place(entry.path) is not None and entry.path not in state.packs]
+        ripe = [
+            entry
+            for entry in old
+            if entry.modified_s <= before_s
+            and (entry.path not in state.replaced or state.since_us[entry.path] <= before_us)
+        ]
+        # What a pack replaces goes when that has been read back, and not before.
+        if ripe and (faults := [fault for file in state.packs.values() if (fault := prove_pack(raw, file))]):
+            swept.faults += faults
+            if not all(raw.exists(path) for path in state.packs):
+                book.pending[folder] = 1  # packing mends that
+            continue
+        for entry in ripe:
             raw.delete(entry.path)
-            swept.packs += 1
-        if not later:
+        swept.packs += len(ripe)
+        if len(ripe) == len(old):
             book.tidy.pop(folder, None)
 
 

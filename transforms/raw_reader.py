@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.packs import SWEPT, PackState, pack_state, split_path
+from ciml.packs import SWEPT, PackFile, PackState, pack_state, split_path
 from ciml.records import RawFile
 from ciml.storage import LocalStore, Store
 from transforms.packs import OpenPack, open_pack
@@ -36,6 +36,7 @@ class FolderPacks:
 
     Attributes:
       state: what their manifest said.
+      packs: the present ones, opened. Where one of them is gone, also those that were replaced and are still there.
       runs: the pack that holds a run and the run's number in there, by the run's file name.
       gone: packs that the manifest names and that are not there.
       broken: what is wrong with packs that cannot be opened, a line each.
@@ -60,19 +61,26 @@ def load_packs(store: Store, folder: str) -> FolderPacks:
     version = -1
     while True:
         state = pack_state(store, folder)
-        packs: list[OpenPack] = []
-        gone: list[str] = []
-        broken: list[str] = []
-        for file in state.packs.values():
-            try:
-                packs.append(open_pack(store, file))
-            except FileNotFoundError:
-                gone.append(file.path)
-            except IntegrityError as error:
-                broken.append(str(error))
-        if not gone or state.version == version:
+        packs, gone, broken = _open(store, state.packs.values())
+        if not gone:
             return FolderPacks(state, packs, gone, broken)
-        version = state.version  # perhaps replaced after the manifest was read: then it says so now
+        if state.version == version:  # else it was perhaps replaced after the manifest was read, which now says so
+            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], gone, broken)
+        version = state.version
+
+
+def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
+    packs: list[OpenPack] = []
+    gone: list[str] = []
+    broken: list[str] = []
+    for file in files:
+        try:
+            packs.append(open_pack(store, file))
+        except FileNotFoundError:
+            gone.append(file.path)
+        except IntegrityError as error:
+            broken.append(str(error))
+    return packs, gone, broken
 
 
 class _Shelf:

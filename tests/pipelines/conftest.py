@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,11 @@ def data(tmp_path: Path) -> Store:
 @pytest.fixture
 def raw(data: Store) -> RawStore:
     return RawStore(data)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return open_store(tmp_path / "data")
+    s3: Any = request.getfixturevalue("s3")
+    return open_store(f"{s3.bucket()}/data")

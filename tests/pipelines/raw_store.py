@@ -29,14 +29,17 @@ class RawStore:
         self,
         runs: Sequence[tuple[Mention, pa.Table]] = (),
         corrections: Sequence[Mention] = (),
+        others: Sequence[tuple[Mention, pa.Table]] = (),
         trust: Trust | None = TRUSTED,
     ) -> int:
-        """One delta with these runs and corrections. Returns its version."""
+        """One delta with these runs, corrections, and known runs with another log. Returns its version."""
         delta: dict[str, Any] = {
             "time_us": 0,
             "offsets": {},
             "runs": [self._run(mention, table, trust).to_json() for mention, table in runs],
-            "repeats": [],
+            "repeats": [
+                {**self._run(*each, trust).to_json(), "kind": "repeat", "reason": "other_log"} for each in others
+            ],
             "corrections": [self._outcome("correction", mention, trust).to_json() for mention in corrections],
             "ignored": [],
             "dead_letters": [],
@@ -47,11 +50,15 @@ class RawStore:
         assert self.log.try_append(self._version, delta)
         return self._version
 
-    def _run(self, mention: Mention, table: pa.Table, trust: Trust | None) -> Outcome:
+    def write(self, mention: Mention, table: pa.Table) -> RawFile:
+        """The raw object of a run, which no manifest names."""
         digest = telemetry_digest(mention.run_id, table)
         data, path = write_run(table), run_path(mention, table, digest)
         self.store.create(path, data)
-        return self._outcome("run", mention, trust, RawFile(path, digest, table.num_rows, len(data)))
+        return RawFile(path, digest, table.num_rows, len(data))
+
+    def _run(self, mention: Mention, table: pa.Table, trust: Trust | None) -> Outcome:
+        return self._outcome("run", mention, trust, self.write(mention, table))
 
     def _outcome(self, kind: Any, mention: Mention, trust: Trust | None, file: RawFile | None = None) -> Outcome:
         self._offset += 1
