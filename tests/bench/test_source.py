@@ -76,7 +76,12 @@ def plain(broker: str, topic: str) -> float:
     """A loop over `Consumer.consume`; s from the first message to the last."""
     from confluent_kafka import Consumer, TopicPartition
 
-    consumer = Consumer({"bootstrap.servers": broker, "group.id": "plain", "enable.auto.commit": False})
+    settings = {
+        "group.id": "plain",
+        "enable.auto.commit": False,
+        "fetch.queue.backoff.ms": 10,
+    }  # else it waits a second
+    consumer = Consumer({"bootstrap.servers": broker, **settings})
     consumer.assign([TopicPartition(topic, 0, 0)])
     count = total = 0
     began = 0.0
