@@ -104,7 +104,7 @@ class _Scan:
             part = piece[at : end or len(piece)]
             at += len(part)
             self._begun += len(part)
-            if self._long is None and self._begun > MAX_LINE_BYTES + 1:
+            if self._long is None and self._begun - bool(end) > MAX_LINE_BYTES:
                 self._begin_long()
             self._size += len(part)
             if self._long is None:

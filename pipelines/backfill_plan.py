@@ -131,7 +131,7 @@ class Following:
         self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
 
     def look(self) -> None:
-        """Takes in what was committed, and tells it."""
+        """Takes in what was committed, tells it, and lets the manifest be looked after."""
         for version, delta in self.committing.log.since(self._version):
             self._version = version
             for kind, name in LISTS.items():
@@ -140,6 +140,7 @@ class Following:
                         self.tally.counts[kind, record.get("reason", "")] += 1
         with self.committing.state() as state:
             self.tally.settled = state.covered(self._topic, 0).count()
+        self.committing.maintain()
         self._told = 0.0
         self.tell()
 

@@ -203,8 +203,8 @@ def summary(listing: Listing, tally: Tally, seconds: float, letters: str = "") -
     if not tally.whole:
         text += " It was stopped: say it again, and it goes on."
     if totals["dead_letter"]:
-        reasons = [(count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]
-        listed = ", ".join(f"{reason} {count:,}" for count, reason in sorted(reasons, reverse=True))
+        reasons = [(-count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]
+        listed = ", ".join(f"{reason} {-count:,}" for count, reason in sorted(reasons))
         text += f"\nDead letters by reason: {listed}" + (f"; see: {letters}" if letters else "")
     return text
 

@@ -1,0 +1,59 @@
+"""Backfill with its commits, as a ratio to a plain loop of the same pure functions, which commits nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from ciml.listing_files import open_listing
+from ciml.records import OffsetRange
+from ciml.storage import open_store
+from pipelines.backfill import backfill
+from pipelines.backfill_plan import BackfillConfig
+from tests.pipelines.backfilling import config, listed
+from transforms.fetch import fetch
+from transforms.listed import decode_lines
+from transforms.store import parse, store
+from transforms.trust import judge
+
+pytestmark = pytest.mark.bench
+
+RUNS = 4000
+ROUNDS = 3
+
+
+def loop(ours: BackfillConfig, path: Path) -> None:
+    """Blocks of 500, one after the other; logs are fetched by 16 threads, objects written by 16."""
+    listing = open_listing(str(path))
+    for block in listing.blocks:
+        covers = OffsetRange(listing.topic, "", 0, block.start, block.end)
+        batch = judge(decode_lines(covers, listing.read(block), ours.reading), ours.trust)
+        settled = store(parse(fetch(batch, ours.fetch, 0)), ours.raw).settled
+        assert {outcome.kind for outcome in settled} == {"run"}
+    listing.close()
+
+
+@pytest.mark.parametrize("runner", [None, "fnapi"])
+def test_backfill_against_a_plain_loop(tmp_path: Path, runner: str | None) -> None:
+    made = listed(tmp_path / "logs", runs=RUNS, tricks=False)
+    path = made.path
+    times: dict[str, list[float]] = {"backfill": [], "loop": []}
+    for number in range(ROUNDS):
+        ours = config(made.folder, tmp_path / f"loop-{number}")
+        began = time.perf_counter()
+        loop(ours, path)
+        times["loop"].append(time.perf_counter() - began)
+        ours = config(made.folder, tmp_path / f"backfill-{number}")
+        began = time.perf_counter()
+        tally = backfill(ours, open_listing(str(path)), runner=runner)
+        times["backfill"].append(time.perf_counter() - began)
+        assert tally.counts == {("run", ""): RUNS}
+        assert open_store(tmp_path / f"loop-{number}" / "raw").list("runs") == ours.raw.list("runs")
+    theirs, mine = median(times["loop"]), median(times["backfill"])
+    print(
+        f"\nbackfill of {RUNS} runs, {runner or 'directly'}: {RUNS / mine:.0f} runs/s; "
+        f"plain loop: {RUNS / theirs:.0f} runs/s; ratio {theirs / mine:.2f}"
+    )
