@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -246,3 +246,28 @@ def verify_run(store: Store, run_id: str, file: RawFile) -> str:
     except (IntegrityError, TypeError) as error:
         return str(error)
     return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, not {file.digest}"
+
+
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = 200_000) -> Iterator[str]:
+    """What is wrong with each of many runs, as `verify_run` says it, in their order; read about ``rows`` at a time."""
+    part: list[tuple[str, RawFile]] = []
+    waiting = 0
+    for run in runs:
+        part.append(run)
+        waiting += run[1].rows
+        if waiting >= rows:
+            yield from _verify_part(store, part)
+            part, waiting = [], 0
+    yield from _verify_part(store, part)
+
+
+def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
+    try:
+        tables = read_runs(store, [file for _, file in runs])
+        equal = [
+            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
+        ]
+    except (IntegrityError, TypeError):
+        equal = [False] * len(runs)  # one of them at least: which, and why, is found one by one
+    for (run_id, file), is_equal in zip(runs, equal, strict=True):
+        yield "" if is_equal else verify_run(store, run_id, file)

@@ -1,4 +1,4 @@
-"""``ciml runs``: what became of events and runs."""
+"""``ciml runs`` alone: the accounting, and the latest runs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.runs.listing import latest_runs, print_runs
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
     from ciml.accounting import RawState
-    from ciml.manifests import Delta, ManifestLog
+    from ciml.manifests import ManifestLog
     from ciml.storage import Store
 
 
-@click.command("runs", short_help="Show what became of events and runs.")
+@click.command("summary", short_help="The accounting and the latest runs; what ciml runs alone means.")
 @data_path_option()
 @home_option
 @click.option("--count", is_flag=True, help="Print the number of raw runs, and nothing else.")
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--verify", is_flag=True, help="Read every raw object and compare its rows and digest; exit code 4 if not equal."
 )
-def command(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
+def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
     """Show what became of events and runs: the accounting of DATA/raw by class and reason, and the latest runs.
 
     \b
@@ -35,18 +36,18 @@ def command(data_path: str, count: bool, as_json: bool, last: int, verify: bool,
       ciml runs --data-path data
       ciml runs --data-path data --verify
     """
-    from ciml.accounting import RawState
-    from ciml.manifests import ManifestLog, catch_up
+    from itertools import islice
+
+    from ciml.raw_state import open_raw
     from ciml.storage import open_store
 
     raw = open_store(data_path).child("raw")
-    log, state = ManifestLog(raw), RawState()
-    catch_up(log, state)
+    log, state = open_raw(raw)
     if count:
         click.echo(state.index.run_count())
         return 0
-    latest = latest_runs(log, state.version, last)
-    faults = verify_runs(raw, log) if verify else []
+    latest = list(islice(latest_runs(log, state), last))
+    faults = verify_all(raw, log, state.version, state.index.run_count()) if verify else []
     if as_json:
         click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))
     else:
@@ -75,53 +76,25 @@ def as_dict(state: RawState) -> dict[str, Any]:
     }
 
 
-def latest_runs(log: ManifestLog, version: int, most: int) -> list[dict[str, Any]]:
-    """The last ``most`` runs that were committed up to ``version``, the latest first."""
-    found: list[dict[str, Any]] = []
-    while version > 0 and len(found) < most:
-        delta = log.read(version)
-        for record in reversed(delta["runs"][-(most - len(found)) :]):
-            mention, trust = record["mention"], record.get("trust", {})
-            found.append(
-                {
-                    "run_id": mention["run_id"],
-                    "build_name": mention["build_name"],
-                    "outcome": mention.get("outcome", ""),
-                    "trusted": trust.get("trusted", False),
-                    "rule": trust.get("rule", ""),
-                    "rows": record["file"]["rows"],
-                    "path": record["file"]["path"],
-                    "version": version,
-                }
-            )
-        version -= 1
-    return found
-
-
-def verify_runs(raw: Store, log: ManifestLog) -> list[str]:
-    """What is wrong with the raw objects that the manifest names, a line each."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from rich.progress import Progress
-
+def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
+    """What is wrong with the runs that the manifest names up to ``version``, a line each."""
     from ciml.records import RawFile
-    from transforms.store import verify_run
+    from cli.bars import bars
+    from transforms.raw_reader import verify_runs
 
-    def named(delta: Delta) -> Iterator[tuple[str, RawFile]]:
-        for record in delta["runs"]:
-            yield record["mention"]["run_id"], RawFile.from_json(record["file"])
+    def named() -> Iterator[tuple[str, RawFile]]:
+        for number, delta in log.since(0):
+            if number > version:
+                return
+            for record in delta["runs"]:
+                yield record["mention"]["run_id"], RawFile.from_json(record["file"])
 
     faults: list[str] = []
-    from rich.console import Console
-
-    with ThreadPoolExecutor(8) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("verifying", total=None)
-        for _, delta in log.since(0):
-            wanted = list(named(delta))
-            for fault in pool.map(lambda each: verify_run(raw, *each), wanted):
-                progress.advance(task)
-                if fault:
-                    faults.append(fault)
+    with bars() as tell:
+        for done, fault in enumerate(verify_runs(raw, named()), 1):
+            tell("verifying", done, total)
+            if fault:
+                faults.append(fault)
     return faults
 
 
@@ -148,8 +121,4 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
         table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
     console.print(table)
     if latest:
-        table = Table("run", "job", "outcome", "trusted", "samples", title="Latest runs", title_justify="left")
-        for run in latest:
-            said = "yes" if run["trusted"] else "no"
-            table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], said, f"{run['rows']:,}")
-        console.print(table)
+        print_runs(latest, "Latest runs")

@@ -1,0 +1,198 @@
+"""``ciml runs list`` and ``ciml runs show``: single runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from ciml.manifests import ManifestLog
+    from ciml.raw_state import RawState
+    from ciml.storage import Store
+
+
+@click.command("list", short_help="List runs, the latest first.")
+@data_path_option()
+@home_option
+@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Only runs of these jobs; may be repeated.")
+@click.option("--outcome", "outcomes", multiple=True, metavar="WORD", help="Only runs that ended so, such as failure.")
+@click.option("--date", metavar="YYYY-MM-DD", help="Only runs that began on this day, UTC; 2026-11 is a month.")
+@click.option("--trusted/--untrusted", default=None, help="Only runs that were trusted, or not, when they came.")
+@click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="How many to list at most.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each run.")
+def list_runs(
+    data_path: str,
+    jobs: tuple[str, ...],
+    outcomes: tuple[str, ...],
+    date: str | None,
+    trusted: bool | None,
+    last: int,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    """List the runs of DATA/raw, the last committed first, with the outcome that counts now.
+
+    \b
+    Example:
+      ciml runs list --data-path data
+      ciml runs list --job 'tempest-*' --outcome failure --date 2026-11-24 --data-path data
+      ciml runs list --last 100000 --json --data-path data > runs.jsonl
+    """
+    from itertools import islice
+
+    from ciml.globs import glob_pattern
+    from ciml.raw_state import open_raw
+    from ciml.storage import open_store
+
+    log, state = open_raw(open_store(data_path).child("raw"))
+    wanted = glob_pattern(jobs or ("all",)).fullmatch
+
+    def selected(run: dict[str, Any]) -> bool:
+        return (
+            wanted(run["build_name"]) is not None
+            and (not outcomes or run["outcome"] in outcomes)
+            and (date is None or f"/date={date}" in run["path"])
+            and (trusted is None or run["trusted"] is trusted)
+        )
+
+    found = islice((run for run in latest_runs(log, state) if selected(run)), last)
+    if as_json:
+        for run in found:
+            click.echo(json.dumps(run))
+    else:
+        print_runs(list(found), "")
+
+
+def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
+    """All runs up to the state, the last committed first, as JSON. Reads as much of the manifest as is asked for."""
+    for version in range(state.version, 0, -1):
+        records = log.read(version)["runs"]
+        state.index.prefetch(runs=[record["mention"]["run_id"] for record in records])
+        for record in reversed(records):
+            mention, trust, file = record["mention"], record.get("trust", {}), record["file"]
+            known = state.index.run(mention["run_id"])
+            yield {
+                "run_id": mention["run_id"],
+                "build_name": mention["build_name"],
+                "outcome": known.outcome if known else mention.get("outcome", ""),
+                "trusted": trust.get("trusted", False),
+                "rule": trust.get("rule", ""),
+                "rows": file["rows"],
+                "path": file["path"],
+                "digest": file["digest"],
+                "version": version,
+            }
+
+
+def print_runs(runs: list[dict[str, Any]], title: str) -> None:
+    """A table of runs."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
+    for run in runs:
+        said = "yes" if run["trusted"] else "no"
+        table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], said, f"{run['rows']:,}")
+    Console(highlight=False).print(table)
+
+
+@click.command("show", short_help="Show all that is known of one run.")
+@click.argument("run_id")
+@data_path_option()
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
+    """Show all that is known of the run RUN_ID: where it lies, its columns, and every record that names it.
+
+    It exits with 4 where the run's telemetry is not as it was committed.
+
+    \b
+    Example:
+      ciml runs show zuul~5f0c~1 --data-path data
+    """
+    from ciml.raw_state import open_raw
+    from ciml.storage import open_store
+
+    raw = open_store(data_path).child("raw")
+    log, state = open_raw(raw)
+    records = list(_records(log, state.version, run_id))
+    if not records:
+        raise CimlError(f"{raw.url()} knows no run {run_id!r}: ciml runs list shows those that it has")
+    known = state.index.run(run_id)
+    told: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
+    stored = next((record for _, kind, record in records if kind == "run"), None)
+    if stored is not None:
+        told |= _place(raw, run_id, stored["file"])
+    told["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+    else:
+        _print(told)
+    return 4 if told.get("fault") else 0
+
+
+def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    from ciml.raw_state import LISTS
+    from cli.bars import bars
+
+    needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
+    with bars() as tell:
+        for version, data in log.raw_since(0):
+            if version > until:
+                return
+            tell("looking through the manifest", version, until)
+            if needle not in data:
+                continue
+            delta = log.parse(version, data)
+            for kind, name in LISTS.items():
+                for record in delta[name]:
+                    if record.get("mention", {}).get("run_id") == run_id:
+                        yield version, kind, record
+
+
+def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
+    """Where a run lies now, and how it is."""
+    from ciml.errors import IntegrityError
+    from ciml.packs import split_path
+    from ciml.records import RawFile
+    from transforms.raw_reader import load_packs, read_run, verify_run
+
+    named = RawFile.from_json(file)
+    place = split_path(named.path)
+    pack = load_packs(raw, place[0]).find(place[1]) if place is not None else None
+    told: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
+    told |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
+    try:
+        table = read_run(raw, named)
+    except IntegrityError:
+        return told
+    told["columns"] = table.column_names
+    told["metadata"] = {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (table.schema.metadata or {}).items()
+    }
+    return told
+
+
+def _print(told: dict[str, Any]) -> None:
+    from cli.progress import WORDS
+
+    for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
+        if told.get(key) is not None:
+            click.echo(f"{key:<10} {told[key]}")
+    if "columns" in told:
+        click.echo(f"{'columns':<10} {', '.join(told['columns'])}")
+        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in told['metadata'].items())}")
+    if "fault" in told:
+        click.echo(f"{'telemetry':<10} {told['fault'] or 'as it was committed'}")
+    for record in told["records"]:
+        topic, partition, offset = record["origin"]
+        reason = f" ({record['reason']})" if record.get("reason") else ""
+        click.echo(f"{WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}")
