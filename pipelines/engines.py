@@ -59,6 +59,7 @@ def flink_options(
     name: str,
     *,
     workers: str | None = None,
+    savepoint: str | None = None,
     streaming: bool = True,
     changes: Mapping[str, Any] | None = None,
     extra: Sequence[str] = (),
@@ -70,8 +71,10 @@ def flink_options(
       name: the job's name, which is made unique: Flink tells jobs apart by nothing else.
       workers: ``host:port`` of a pool of Python workers (EXTERNAL); None for threads of this process (LOOPBACK), with
         which the job ends.
+      savepoint: the URL of a savepoint or a retained checkpoint that the job begins from.
       streaming: whether it is unbounded.
-      changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``.
+      changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``, or
+        any other option of Beam's Flink runner; docs/cluster.md has those that were tried.
       extra: further options of Beam, as on a command line; they win.
     """
     flags = [
@@ -81,8 +84,12 @@ def flink_options(
         "--finish_bundle_before_checkpointing",
     ]
     flags += [f"--environment_type={'EXTERNAL' if workers else 'LOOPBACK'}"]
-    flags += [f"--environment_config={workers}"] * bool(workers)
+    if workers:
+        # The second switches chaining *off* (its default is true, and Beam makes a switch of it). Chains depend on the
+        # parallelism, the names of operators on the chains, and a savepoint finds its operators by their names.
+        flags += [f"--environment_config={workers}", "--operator_chaining"]
     flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
+    flags += [f"--savepoint_path={savepoint}"] * bool(savepoint)
     if streaming:
         flags.append("--streaming")
     return PipelineOptions([*flags, *extra])
@@ -123,7 +130,11 @@ def _expect_closed_streams() -> None:
 
 
 class FlinkJob:
-    """A job that was submitted, and ends with this process's workers."""
+    """A job that was submitted.
+
+    With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it needs this process no more,
+    and `pipelines.flink_rest.find` finds it again by its name.
+    """
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:
         kept_error(clear=True)
@@ -139,6 +150,8 @@ class FlinkJob:
             self._result = pipeline.run()
         except Exception as error:  # gRPC's, Beam's own, or a refused option
             raise EngineError(f"Flink did not take the job: {str(error).strip().splitlines()[-1]:.300}") from error
+
+        self.name = str(options.get_all_options().get("job_name"))
 
     @property
     def state(self) -> str:

@@ -41,10 +41,31 @@ class RestJob:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The last whole checkpoint of a job: its size in bytes, its time in epoch seconds."""
+    """The last whole checkpoint of a job: its size in bytes, its time in epoch seconds, its URL."""
 
     bytes: int
     time_s: float
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class CheckpointCounts:
+    """A job's checkpoints since it was submitted, and how often it went back to one."""
+
+    completed: int
+    failed: int
+    in_progress: int
+    restored: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failure that Flink remembers: its time in epoch seconds, the task and TaskManager if known, its trace."""
+
+    time_s: float
+    task: str
+    taskmanager: str
+    trace: str
 
 
 def overview(base: str) -> list[RestJob]:
@@ -69,7 +90,41 @@ def last_checkpoint(job: RestJob) -> Checkpoints | None:
     """The last whole checkpoint of a job; None before the first."""
     latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
     done = latest.get("completed")
-    return Checkpoints(int(done["state_size"]), done["latest_ack_timestamp"] / 1000) if done else None
+    if not done:
+        return None
+    return Checkpoints(int(done["state_size"]), done["latest_ack_timestamp"] / 1000, done.get("external_path") or "")
+
+
+def checkpoint_counts(job: RestJob) -> CheckpointCounts:
+    """How many checkpoints of a job there were."""
+    counts = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints")["counts"]
+    return CheckpointCounts(**{name: int(counts[name]) for name in ("completed", "failed", "in_progress", "restored")})
+
+
+def find(base: str, name: str) -> RestJob | None:
+    """The job of that name that was submitted last, one that is not over first; None where Flink knows none."""
+    named = [job for job in overview(base) if job.name == name]
+    return max(named, key=lambda job: (not job.over, job.began_s), default=None)
+
+
+def taskmanagers(base: str) -> dict[str, tuple[int, int]]:
+    """The TaskManagers that the JobManager knows by id: (slots, free slots)."""
+    known = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
+    return {each["id"]: (int(each["slotsNumber"]), int(each["freeSlots"])) for each in known}
+
+
+def failures(job: RestJob, most: int = 16) -> list[Failure]:
+    """What failed in a job, the latest first; a job that goes on was restarted after each."""
+    answer = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions?maxExceptions={most}")
+    return [
+        Failure(
+            one["timestamp"] / 1000,
+            one.get("taskName") or "",
+            one.get("taskManagerId") or "",
+            str(one.get("stacktrace", "")),
+        )
+        for one in (answer.get("exceptionHistory") or {}).get("entries") or []
+    ]
 
 
 def restarts(job: RestJob) -> int | None:
@@ -96,13 +151,14 @@ def cancel(job: RestJob) -> None:
     _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409))
 
 
-def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0) -> str:
+def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0, drain: bool = False) -> str:
     """Ends a job with a savepoint, which holds what was under way.
 
     Args:
       job: one that runs.
       directory: a URL below which the savepoint is made; "" for the place that Flink is configured with.
       timeout_s: how long it may take.
+      drain: lets the watermark go to the end first, which fires every timer: for a job that will not be resumed.
 
     Returns:
       The savepoint's URL.
@@ -110,7 +166,7 @@ def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 12
     Raises:
       EngineError: no savepoint was made. Flink lets the job go on then.
     """
-    body: dict[str, Any] = {"drain": False, **({"targetDirectory": directory} if directory else {})}
+    body: dict[str, Any] = {"drain": drain, **({"targetDirectory": directory} if directory else {})}
     request = _ask("POST", f"{job.base}/jobs/{job.id}/stop", body)["request-id"]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -78,6 +78,21 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
             yield S3Endpoint(running.s3)
 
 
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Endpoint) -> Iterator[Any]:
+    """A standalone Flink cluster (one TaskManager, two slots) whose checkpoints and savepoints are on S3."""
+    from cli import engines
+    from cli.engines.jars import NoJava
+
+    settings = engines.Settings(tied=True, state=f"{s3.bucket()}/flink")
+    try:
+        running = engines.start(["cluster"], tmp_path_factory.mktemp("engine-cluster"), settings)
+    except NoJava as error:
+        (pytest.fail if os.environ.get("CI") and not os.environ.get("CIML_NO_JAVA") else pytest.skip)(str(error))
+    with running:
+        yield running
+
+
 @pytest.fixture
 def topic(kafka: str) -> Callable[..., str]:
     """A factory of fresh topics: ``topic(partitions=1, name="events")`` returns the name it was given, made unique."""
