@@ -50,7 +50,9 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     assert first.endswith(
         " lines/s: 60 runs, 1 repeats, 1 corrections, 2 ignored, 10 dead letters. All 75 lines are settled."
     )
-    assert second.startswith("Dead letters by reason: bad_field 3, address_not_allowed 2, broken_json 2, corrupt_gzip 1, ")
+    assert second.startswith(
+        "Dead letters by reason: bad_field 3, address_not_allowed 2, broken_json 2, corrupt_gzip 1, "
+    )
     assert "ciml letters list --data-path" in second
     rows_of(made, tmp_path / "data")
     again = ciml(*words)
