@@ -21,7 +21,7 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import EngineError
 from ciml.offsets import RangeSet
@@ -29,7 +29,7 @@ from ciml.records import Batch, Message, OffsetRange
 from pipelines.kafka_client import KafkaOptions, borrow, check_topic
 from pipelines.kafka_ends import end_of
 from pipelines.kafka_plan import Coverage, PartitionRead, bases, losses, plan
-from pipelines.kafka_tracker import FOREVER, Claim, OffsetTracker, Restriction, left
+from pipelines.kafka_tracker import FOREVER, Claim, OffsetTracker, Restriction, is_drained, left, put_off
 from pipelines.kafka_watermark import Look, advance
 from transforms.beam import keep_error
 
@@ -50,8 +50,9 @@ class ReadOptions:
       batch_messages: the most messages of a batch. 500 make the cost of a batch small beside that of its messages, and
         16 fetching threads busy.
       slice_s: how long one partition is read before the next has its turn: a runner takes them in turn.
-      idle_s: the longest pause after looks that found nothing; it doubles up to here. Each pause costs the runner's
-        state a little, for good, so it is not shorter than a reader of the results would notice.
+      rest_s: the pause, in whole seconds, after a look that found nothing more; it doubles with each, up to ``idle_s``.
+        Each pause adds some KiB to the state of a job on Flink, for good: see docs/kafka.md.
+      idle_s: the longest pause: what a message may wait for that comes after a long silence.
       stall_s: how long a bounded read waits for a broker that does not answer.
       slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
       find_s: how often new partitions are looked for, and whether the topic is still the same.
@@ -59,8 +60,9 @@ class ReadOptions:
     """
 
     batch_messages: int = 500
-    slice_s: float = 1.0
-    idle_s: float = 1.0
+    slice_s: float = 2.0
+    rest_s: float = 1.0
+    idle_s: float = 10.0
     stall_s: float = 60.0
     slack_s: float = 120.0
     find_s: float = 30.0
@@ -151,6 +153,8 @@ class ReadUnbounded(_Read):
             yield from self._read(element, tracker, watermark)
 
     def _read(self, element: PartitionRead, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
         options, covered = self._options, RangeSet(element.covered)
         position = tracker.current_restriction().start
         until = time.monotonic() + options.slice_s
@@ -172,16 +176,16 @@ class ReadUnbounded(_Read):
                     reader.idle = 0
                     if time.monotonic() > until:
                         self._tell_backlog(element, reader.reaches() - position)
-                        tracker.defer_remainder()
+                        put_off(tracker, 0)
                         return
                     continue
                 ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
                 if ends is not None:
                     self._tell_backlog(element, ends.end - position)
                     _observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
+                pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
                 reader.idle += 1
-                pause_s = min(0.05 * 2 ** min(reader.idle, 12), options.idle_s)
-                tracker.defer_remainder(Duration.of(pause_s))
+                put_off(tracker, pause_s)
                 return
 
     @staticmethod
@@ -239,12 +243,14 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
             yield from self._find(element, tracker, watermark)
 
     def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
         known = tracker.current_restriction().start
         asked = time.time()
         try:
             found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
         except EngineError:  # the broker is away: the readers wait for it too
-            tracker.defer_remainder(Duration.of(self._options.find_s))
+            put_off(tracker, self._options.find_s)
             return
         if found > known:
             if not tracker.try_claim(Claim(known, found)):
@@ -255,7 +261,7 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
             for number in range(known, found):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
         _observe(watermark, Look(asked, None, True), self._options.slack_s)
-        tracker.defer_remainder(Duration.of(self._options.find_s))
+        put_off(tracker, self._options.find_s)
 
 
 class ReadFromKafka(beam.PTransform):

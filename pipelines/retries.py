@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.restriction_trackers import OffsetRange as Restriction
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import Timestamp
 
 from ciml.records import Batch, Candidate
 from ciml.storage import Store
 from pipelines.committer import committer
-from pipelines.kafka import FOREVER, OffsetTracker
+from pipelines.kafka_tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
 from transforms.beam import keep_error
 
-_PAUSE_S = 1.0  # each look costs the runner's state a little, for good
+# Each look adds some KiB to the state of a job on Flink, for good: without need there are few.
+_PAUSE_S = 1.0
+_IDLE_S = 10.0
 _AGAIN_S = 300.0  # what was handed out and never committed (its worker died) is handed out again after this
 _MOST = 200
 
@@ -68,16 +69,19 @@ class _LookForDue(beam.DoFn):
         tracker: Any = beam.DoFn.RestrictionParam(_Ticks()),  # noqa: B008
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
     ) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
         tick = tracker.current_restriction().start
         if not tracker.try_claim((tick, tick + 1)):
             return
         now_s = time.time()
         with keep_error(), committer(element).state() as state:
-            due = state.due(int(now_s * 1e6))
+            due, next_us = state.due(int(now_s * 1e6)), state.next_due_us()
         for at in range(0, len(fresh := _handed_out.setdefault(element.root, HandedOut()).fresh(due, now_s)), _MOST):
             yield TimestampedValue(Batch(None, candidates=fresh[at : at + _MOST]), Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
-        tracker.defer_remainder(Duration.of(_PAUSE_S))
+        wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
+        put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))
 
 
 class ReadDue(beam.PTransform):
