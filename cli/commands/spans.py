@@ -157,7 +157,7 @@ def _print(name: str, spans: list[tuple[SpanVersion, bool]]) -> None:
     )
     table = Table(title=name, title_justify="left")
     for heading in ("span", "version", "examples", *classes, *_SPLITS, "excluded", "files"):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for span, is_last in spans:
         by_class = Counter(run.label_name for run in span.runs)
         by_split = Counter(run.split for run in span.runs)
@@ -167,6 +167,6 @@ def _print(name: str, spans: list[tuple[SpanVersion, bool]]) -> None:
             *(by_split[each] for each in _SPLITS),
         ]
         numbers += [len(span.excluded), sum(map(len, span.files.values()))]
-        version = f"{span.version}" if is_last else f"{span.version} (old)"
+        version = f"{span.version}" if is_last else f"{span.version} old"
         table.add_row(str(span.span), version, *(f"{number:,}" for number in numbers))
     Console(highlight=False).print(table)

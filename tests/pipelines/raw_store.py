@@ -33,9 +33,9 @@ class RawStore:
         trust: Trust | None = TRUSTED,
     ) -> int:
         """One delta with these runs, corrections, and known runs with another log. Returns its version."""
+        first = self._offset + 1
         delta: dict[str, Any] = {
             "time_us": 0,
-            "offsets": {},
             "runs": [self._run(mention, table, trust).to_json() for mention, table in runs],
             "repeats": [
                 {**self._run(*each, trust).to_json(), "kind": "repeat", "reason": "other_log"} for each in others
@@ -46,6 +46,7 @@ class RawStore:
             "deferred": [],
             "closes": [],
         }
+        delta["offsets"] = {"ci-events": {"id": "", "partitions": {"0": [[first, self._offset + 1]]}}}
         self._version += 1
         assert self.log.try_append(self._version, delta)
         return self._version
