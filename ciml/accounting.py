@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from ciml.errors import IntegrityError
@@ -34,7 +35,8 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     Args:
       state: not changed. It has to be the state after the last delta (`ciml.manifests.commit` sees to it).
       batches: whole ones, in any order: with nothing but ``settled``. One without ``covers`` holds retries, whose
-        outcomes settle what is open under their origin and run id; anything else of it is dropped.
+        outcomes settle what is open under their origin and run id; anything else of it is dropped. Where a message is
+        open that could not be decoded, all outcomes of its origin together replace it: the batch has to hold them all.
       time_us: the time of the commit.
 
     Raises:
@@ -46,7 +48,11 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
         events=[(outcome.event_key, outcome.run_id) for outcome in settled if outcome.event_key],
         runs=[outcome.run_id for outcome in settled if outcome.run_id],
         letters=[
-            (outcome.origin, outcome.run_id) for batch in ordered if not batch.covers for outcome in batch.settled
+            (outcome.origin, run_id)
+            for batch in ordered
+            if not batch.covers
+            for outcome in batch.settled
+            for run_id in {outcome.run_id, ""}
         ],
     )
     draft = _Draft(state)
@@ -55,8 +61,8 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
             raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
         settled = sorted(batch.settled, key=_place)
         if batch.covers is None:
-            for outcome in settled:
-                draft.settle_retry(outcome)
+            for _, said in groupby(settled, key=_place):
+                draft.settle_again(list(said))
         else:
             draft.settle_range(batch.covers, settled)
     return draft.delta(time_us)
@@ -107,6 +113,21 @@ class _Draft:
                 self._settle(outcome)
         for start, end in fresh:
             mine.add(start, end)
+
+    def settle_again(self, outcomes: list[Outcome]) -> None:
+        """Settles what retries of one origin came to."""
+        origin, unread = outcomes[0].origin, (outcomes[0].origin, "")
+        if unread in self._tried:
+            return
+        if unread not in self._state.dead_letters:
+            for outcome in outcomes:
+                self.settle_retry(outcome)
+        elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, and says this of these runs
+            self._tried.add(unread)
+            self._closes[unread] = None
+            for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
+                self._tried.add((origin, outcome.run_id))
+                self._settle(outcome)
 
     def settle_retry(self, outcome: Outcome) -> None:
         key = (outcome.origin, outcome.run_id)
