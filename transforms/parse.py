@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ciml.errors import Refused
 from ciml.telemetry import BOOT, TIME
-from transforms.parse_clock import fixed_offset, to_utc
+from transforms.parse_clock import fixed_offset, may_change, to_utc
 from transforms.parse_gzip import inflate
 from transforms.parse_header import Columns, Segment, split_segments
 from transforms.parse_rows import Rows, read_rows, with_nans
@@ -198,10 +198,9 @@ def _times(
         if not here.any():
             continue
         offset = fixed_offset(segment.zone or log.zone or "")
-        if offset == 0:
-            continue
-        if offset is not None:
-            utc[where][here] -= offset
+        if offset is not None and not may_change(segment.zone or log.zone or "", local[where][here], segment.date_us):
+            if offset:
+                utc[where][here] -= offset
             continue
         try:
             utc[where][here] = to_utc(

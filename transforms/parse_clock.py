@@ -41,6 +41,13 @@ _ABBREVIATIONS = {
     "AEDT": "Australia/Sydney", "NZST": "Pacific/Auckland", "NZDT": "Pacific/Auckland", "SAST": "Africa/Johannesburg",
     "EAT": "Africa/Nairobi", "CAT": "Africa/Maputo", "WAT": "Africa/Lagos", "SST": "Pacific/Pago_Pago",
 }  # fmt: skip
+#: Where clocks change, or did in the last years, and ``%Z`` says a number: a "-03" of these is no fixed offset.
+_NUMBERED = (
+    "Africa/Casablanca", "America/Asuncion", "America/Campo_Grande", "America/Miquelon", "America/Montevideo",
+    "America/Nuuk", "America/Punta_Arenas", "America/Santiago", "America/Sao_Paulo", "America/Scoresbysund",
+    "Antarctica/Troll", "Asia/Baku", "Asia/Tehran", "Atlantic/Azores", "Australia/Lord_Howe", "Pacific/Apia",
+    "Pacific/Chatham", "Pacific/Easter", "Pacific/Fiji", "Pacific/Norfolk",
+)  # fmt: skip
 _FIXED = {"UTC": 0, "UCT": 0, "Z": 0, "Zulu": 0, "Etc/UTC": 0, "JST": 9 * HOUR}
 _OFFSET = re.compile(r"([+-])(\d\d)(?::?(\d\d))?", re.ASCII)
 #: Offsets in use, in minutes, for a clock of which nothing is known.
@@ -58,6 +65,22 @@ def fixed_offset(zone: str) -> int | None:
     if minutes > 14 * 60 or int(match[3] or 0) > 59:
         return None
     return (minutes if match[1] == "+" else -minutes) * 60 * SECOND
+
+
+def may_change(zone: str, local: Int64, date_us: int | None) -> bool:
+    """Whether a place that writes its zone as this offset changes its clocks while such samples are taken.
+
+    Args:
+      zone: the header's, of which `fixed_offset` is not None.
+      local, date_us: as for `to_utc`.
+    """
+    if _OFFSET.fullmatch(zone) is None:
+        return False
+    first, last = int(local.min()), int(local.max())
+    anchor = first if date_us is None else date_us
+    return last - first <= _MAX_SPAN and any(
+        len(clock.offsets) > 1 for clock, _ in _numbered_clocks(zone, anchor, min(first, anchor), max(last, anchor))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +168,8 @@ def _clocks(local: Int64, date_us: int | None, zone: str, hint: str | None) -> I
         offset = fixed_offset(name)
         if offset is not None:
             yield _Clock(name, (0,), (offset,)), None if date_us is None else date_us - offset
+            for numbered, instant in _numbered_clocks(name, anchor, min(first, anchor), max(last, anchor)):
+                yield numbered, instant if date_us is not None else None
             return
         for place in _places(name, hint):
             clock = _history(place, (min(first, anchor) - 2 * DAY) // DAY, (max(last, anchor) + 2 * DAY) // DAY + 1)
@@ -164,6 +189,17 @@ def _clocks(local: Int64, date_us: int | None, zone: str, hint: str | None) -> I
         offset = minutes * 60 * SECOND
         name = f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}:{abs(minutes) % 60:02d}"
         yield _Clock(name, (0,), (offset,)), None if date_us is None else date_us - offset
+
+
+def _numbered_clocks(name: str, anchor: int, first: int, last: int) -> Iterator[tuple[_Clock, int]]:
+    """The clocks of places that write their zone as ``name`` at the time ``anchor``, and that instant, µs UTC."""
+    for place in _NUMBERED:
+        clock = _history(place, (first - 2 * DAY) // DAY, (last + 2 * DAY) // DAY + 1)
+        if clock is None:
+            continue
+        for instant in clock.instants(anchor):
+            if _abbreviation(place, instant) == name:
+                yield clock, instant
 
 
 def _places(name: str, hint: str | None) -> list[str]:
@@ -194,7 +230,7 @@ def _abbreviation(place: str, us: int) -> str:
     return dt.datetime.fromtimestamp(us // SECOND, ZoneInfo(place)).strftime("%Z")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)
 def _history(place: str, first_day: int, last_day: int) -> _Clock | None:
     """A zone's offsets over some days. None where the zone is not known."""
     zone = _zone(place)
@@ -237,7 +273,7 @@ def _readings(local: Int64, clock: _Clock, date_utc: int | None) -> Iterator[Int
     choices: list[Int64] = [early.copy()]
     for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         steps = np.diff(local[begin:end])
-        second = np.concatenate([[False], np.cumsum(steps < -HOUR // 3) > 0])
+        second = np.concatenate([[False], np.cumsum(steps < -HOUR // 4) > 0])
         before = int(choices[0][begin - 1]) if begin else date_utc
         sure = before is not None and (
             abs(int(early[begin]) - before) <= _GAP or abs(int(late[begin]) - before) <= _GAP

@@ -138,6 +138,31 @@ def test_a_time_alone_goes_on_over_midnight() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("zone", "start", "count", "step"),
+    [
+        ("America/Sao_Paulo", "2017-02-19T01:54:40Z", 40, 10),  # -02 becomes -03
+        ("America/Sao_Paulo", "2018-11-04T01:00:00Z", 30, 600),
+        ("Australia/Lord_Howe", "2031-04-05T12:10:00Z", 30, 600),  # half an hour back
+        ("Australia/Lord_Howe", "2032-10-02T15:25:30Z", 40, 10),
+        ("Atlantic/Azores", "2026-10-25T00:59:30Z", 60, 1),  # +00 becomes -01
+    ],
+)
+def test_a_zone_whose_name_is_a_number_may_change_its_clocks(zone: str, start: str, count: int, step: int) -> None:
+    golden = record("", replace(DSTAT, zone=zone), seconds(start, count, step))
+    result = parse_logs([Log(golden.data, golden.start_us, golden.end_us)])[0]
+    assert isinstance(result, pa.Table)
+    assert result.column("time").cast(pa.int64()).to_pylist() == golden.times_us
+
+
+def test_a_fixed_offset_stays_one_while_other_places_change_their_clocks() -> None:
+    golden = record("", replace(DSTAT, zone="America/Argentina/Buenos_Aires"), seconds("2017-02-19T01:30:00Z", 90, 60))
+    for log in (Log(golden.data), Log(golden.data, golden.start_us, golden.end_us)):
+        result = parse_logs([log])[0]
+        assert isinstance(result, pa.Table)
+        assert result.column("time").cast(pa.int64()).to_pylist() == golden.times_us
+
+
 AUTUMN = ["25-10 02:30:00", "25-10 02:30:01"]  # comes twice in Berlin
 
 
