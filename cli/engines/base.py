@@ -91,6 +91,10 @@ class Engine(ABC):
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         """Asks the engine itself, for seconds at most: its state with all addresses when it answers, else None."""
 
+    def missing(self, home: Path, state: EngineState) -> str:
+        """What of it does not answer, where it has parts."""
+        return ""
+
     def end(self, home: Path, state: EngineState) -> bool:
         """Ends its process and those that this started; returns whether it was running.
 

@@ -14,6 +14,7 @@ from ciml.errors import CimlError, EngineError
 from cli.engines import parts, processes
 from cli.engines.base import Engine, Launch, Settings
 from cli.engines.cluster_config import Addresses, make_parts, state_root
+from cli.engines.jars import NoJava
 from cli.engines.parts import MARK, Health, Part, PartState
 from cli.engines.processes import python_command, python_environment
 from cli.engines.state import REAL, EngineState
@@ -25,28 +26,38 @@ class Cluster(Engine):
     """The keeper is its process; the keeper's processes are in ``<home>/cluster/parts.json``."""
 
     name = "cluster"
-    uses = ("cluster-jobs", "cluster-rest", "cluster-rpc", "cluster-blob", "cluster-workers")
+    uses = (
+        "cluster-jobs",
+        "cluster-rest",
+        "cluster-rpc",
+        "cluster-blob",
+        "cluster-workers",
+    )
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.state and not settings.state.startswith("s3://"):
             raise CimlError(f"the state of a cluster is in its home folder or on s3://, not at {settings.state}")
+        if settings.state:
+            _expect_bucket(settings.state)
         folder = home / "cluster"
         chosen = dict(ports)
         if parts.marked(home):  # its keeper was killed: the parts that live keep their ports
             chosen = dict(parts.read_plan(folder)[1].get("ports", ports))
         for part in ("checkpoints", "savepoints"):
             (home / "flink" / part).mkdir(parents=True, exist_ok=True)
-        planned = make_parts(home, chosen, settings)
+        try:
+            planned = make_parts(home, chosen, settings)
+        except NoJava as error:
+            raise NoJava(f"a Flink cluster needs Java: {error}; without it: --engine micro-batches") from error
         parts.write_plan(folder, planned, {"ports": chosen})
         at = Addresses.of(chosen)
         state = EngineState(
             name=self.name,
             kind=REAL,
-            what=f"Flink 1.19, {settings.task_managers} TaskManager(s) of {settings.slots} slots, state: "
-            f"{settings.state_backend} at {state_root(home, settings)}",
+            what=f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
             address=at.jobs,
             ports=chosen,
-            urls=asdict(at),
+            urls={**asdict(at), "state": state_root(home, settings)},
             memory_mb=sum(one.memory_mb or 0 for one in planned),
         )
         command = python_command("cli.engines.keeper", str(home), str(folder))
@@ -60,6 +71,15 @@ class Cluster(Engine):
             if one is None or health(part, one) != "ok":
                 return None
         return state
+
+    def missing(self, home: Path, state: EngineState) -> str:
+        known = parts.read_states(home / "cluster")
+        unwell = {
+            part.name: part.log
+            for part in parts.read_plan(home / "cluster")[0]
+            if health(part, known.get(part.name, PartState(part.name))) != "ok"
+        }
+        return ", ".join(f"{name} ({log})" for name, log in unwell.items())
 
     def end(self, home: Path, state: EngineState) -> bool:
         """Ends the keeper first, which would start the rest again, then all that carries the cluster's mark."""
@@ -83,6 +103,13 @@ class Cluster(Engine):
             found = parts.marked(home)
         parts.states_file(home / "cluster").unlink(missing_ok=True)
         return bool(ran) or keeper is not None
+
+
+def _expect_bucket(state: str) -> None:
+    """A bucket that is not there, or not ours, would show only as checkpoints that fail."""
+    from ciml.storage import open_store
+
+    next(iter(open_store(state).entries("")), None)
 
 
 def health(part: Part, state: PartState) -> Health:

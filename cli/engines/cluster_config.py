@@ -178,13 +178,13 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
         )
         check = ["taskmanager", at.rest, name]
         workers.append(part(name, "Flink 1.19 TaskManager", main, heap_mb, heap_mb + outside_mb, check, ""))
-    jobs_port = at.jobs.rpartition(":")[2]
     server = part(
         "jobserver",
         "Beam 2.62 job server",
         (
-            *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={jobs_port}", "--artifact-port=0"),
-            *("--expansion-port=0", f"--flink-master={at.rest.removeprefix('http://')}", f"--flink-conf-dir={conf}"),
+            *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={ports['cluster-jobs']}"),
+            *("--artifact-port=0", "--expansion-port=-1"),  # -1: none, which nobody here needs
+            *(f"--flink-master={at.rest.removeprefix('http://')}", f"--flink-conf-dir={conf}"),
             f"--artifacts-dir={home / 'cluster' / 'artifacts'}",
         ),
         *(_JOB_SERVER_MB, _JOB_SERVER_MB + _METASPACE_MB),

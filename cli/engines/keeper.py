@@ -11,13 +11,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from ciml.errors import EngineError
 from cli.engines import processes
 from cli.engines.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
 
@@ -45,7 +47,7 @@ class Keeper:
         mine = {os.getpid(), *(one.state.pid for one in self._kept)}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
-                if process.pid not in mine and process.ppid() not in mine:
+                if mine.isdisjoint(one.pid for one in (process, *process.parents())):
                     process.kill()
 
     def run(self) -> None:
@@ -53,14 +55,24 @@ class Keeper:
         last_asked = 0.0
         with ThreadPoolExecutor(max_workers=max(1, len(self._kept))) as pool:
             while True:
-                changed = [one.look() for one in self._kept]
+                changed = [self._steady(one.look) for one in self._kept]
                 now = time.monotonic()
                 if now - last_asked >= _ASK_S:
                     last_asked = now
-                    changed += [one.ask(pool) for one in self._kept]
+                    changed += [self._steady(partial(one.ask, pool)) for one in self._kept]
                 if any(changed):
                     write_states(self._folder, [one.state for one in self._kept])
                 time.sleep(_TICK_S)
+
+    @staticmethod
+    def _steady(step: Callable[[], bool]) -> bool:
+        """A step that fails (no memory for a process, one that does not end) is tried again with the next round."""
+        try:
+            return step()
+        except (EngineError, OSError) as error:
+            _say(f"{error}; trying again")
+            time.sleep(1)
+            return True
 
 
 class _Kept:

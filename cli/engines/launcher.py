@@ -277,8 +277,12 @@ class _Start:
                 self._book.put(self.name, answered)
                 return
             if time.monotonic() > deadline:
+                missing = self._engine.missing(self._home, one)
                 self.undo()
-                raise EngineError(f"{self.name} is not ready after {self._settings.timeout_s:g} s (log: {log})")
+                raise EngineError(
+                    f"{self.name} is not ready after {self._settings.timeout_s:g} s"
+                    + (f": {missing}" if missing else f" (log: {log})")
+                )
             time.sleep(0.05)
 
 
