@@ -76,8 +76,10 @@ def command(
     if missing:
         passed = {key for key, one in results.newest(results.load()).items() if one.ok}
         todo = [(row, number, engine) for row, number, engine in todo if (row, engine, "", number) not in passed]
+    alone = [each for each in todo if getattr(known[each[0]], "ALONE", False)]
+    together = [each for each in todo if each not in alone]
     with stage(flink="flink" in engines) as place:
-        found = list(_play_all(todo, place, jobs, keep))
+        found = [*_play_all(together, place, jobs, keep), *_play_all(alone, place, 1, keep)]
     if keep and found:
         report.write(known, results.load(), document)
     failed = [one for one in found if not one.ok and not one.skipped]

@@ -167,7 +167,7 @@ def start_cold(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, planted: str = ""
 ) -> Child:
     """``ciml arguments`` as a program from its very beginning."""
-    if planted:
+    if planted or "CIML_FAULTS_CYCLE" in (environment or {}):
         return python("tests.faults.planted", planted, *arguments, log=log, environment=environment)
     return python("cli.main", *arguments, log=log, environment=environment)
 
@@ -209,11 +209,10 @@ def _become(request: dict[str, Any]) -> None:
         os.dup2(handle, number)
     os.environ.update(request["environment"])
     random.seed()
-    if request["planted"]:
-        from tests.faults import planted
-
-        planted.plant(request["planted"])
     from cli import main
+    from tests.faults import planted
+
+    planted.plant(request["planted"])
 
     sys.argv = ["ciml", *request["arguments"]]
     main.main()

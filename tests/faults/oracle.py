@@ -213,6 +213,9 @@ def check_row(raw: Objects, run_id: str, entry: Entry, wanted: Row | None) -> li
         table = table.filter(pc.equal(table.column("run_id"), run_id)).drop_columns(["run_id"])
     if table.num_rows != file.get("rows"):
         return [f"I3: {where} has {table.num_rows} rows, its record says {file.get('rows')}"]
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_floating(column.type) and pc.all(pc.is_finite(column)).as_py() is False:
+            return [f"finite: {where}: {name} holds what is no finite number"]
     if wanted is None:
         return []
     if file["digest"] not in wanted.digests:

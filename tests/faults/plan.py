@@ -29,7 +29,7 @@ class Claim:
 
     Attributes:
       run_id: as ciml encodes it; "" where the message says nothing of any run.
-      kind, reason: as in the manifest's lists.
+      kind, reason: as in the manifest's lists; ``a|b`` where two reasons are equally true.
       logs: the files that its telemetry may come from: one, or two where events name different logs.
       start_us, end_us: the run's times, which settle those of its log.
       job, outcome: of the event.
@@ -158,7 +158,7 @@ class Planner:
         self.prefix = f"s{seed}"
         self.plan = Plan()
         self.partitions = partitions
-        self._logs_url, self._served, self._url = logs_url, served, url
+        self._logs_url, self.served, self._url = logs_url, served, url
         self._number = 0
         served.mkdir(parents=True, exist_ok=True)
 
@@ -167,7 +167,7 @@ class Planner:
         build = builds()[self._number % len(builds())]
         native = native or f"{self.prefix}-{self._number}-{build['build_uuid'][:8]}"
         self._number += 1
-        file = str(self._served / log) if log else str(CORPUS / build["log_path"])
+        file = str(self.served / log) if log else str(CORPUS / build["log_path"])
         url = f"{self._url}/{log}" if log else f"{self._logs_url}/corpus/{build['log_path'].removeprefix('logs/')}"
         return Run(
             native, f"zuul~{native}~1", build["build_name"], build["node_provider"], file, changes.get("url", url),
@@ -294,8 +294,8 @@ class Planner:
         name = f"other-{self._number}.csv"
         run = self.run()
         text = gzip.decompress(Path(run.log).read_bytes()).rstrip(b"\n")
-        (self._served / name).write_bytes(text[: text.rindex(b"\n") + 1])
-        logs = (run.log, str(self._served / name))
+        (self.served / name).write_bytes(text[: text.rindex(b"\n") + 1])
+        logs = (run.log, str(self.served / name))
         self.send(run.native, envelope(f"e-{run.native}", run.body()), run.claim("run", "", "success", *logs))
         other = envelope(f"o-{run.native}", run.body(log_url=f"{self._url}/{name}"))
         self.send(run.native, other, run.claim("repeat", "other_log", "success", *logs))
@@ -303,7 +303,7 @@ class Planner:
     def bad_log(self, name: str, data: bytes | None, reason: str, **changes: Any) -> Run:
         """A run whose log is ``data`` (None: not there at all), which makes it a dead letter."""
         if data is not None:
-            (self._served / name).write_bytes(data)
+            (self.served / name).write_bytes(data)
         run = self.run(log=name)
         event = envelope(f"e-{run.native}", run.body(**changes))
         self.send(run.native, event, run.claim("dead_letter", reason))

@@ -27,9 +27,21 @@ def _defect(name: str) -> Callable[[Plant], Plant]:
     return keep
 
 
+#: How many messages of a partition a micro-batch takes at most: few, so that a short trial has many commits.
+CYCLE = "CIML_FAULTS_CYCLE"
+
+
 def plant(name: str) -> None:
-    """Plants a defect into this process."""
-    DEFECTS[name]()
+    """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
+    if most := int(os.environ.get(CYCLE, "0")):
+        from pipelines.ingest import IngestConfig
+
+        def make(init: Any) -> Any:
+            return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})
+
+        _patch(IngestConfig, "__init__", make)
+    if name:
+        DEFECTS[name]()
 
 
 def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

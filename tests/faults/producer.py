@@ -60,8 +60,10 @@ def produce(folder: Path, broker: str, topic: str, rate: float) -> int:
         with (folder / "plan.jsonl").open() as plan:
             for number, line in enumerate(plan):
                 send = Send.from_json(json.loads(line))
-                wait_s = max(began + number / rate - time.monotonic(), 0.0) if rate else 0.0
-                producer.poll(wait_s + send.pause_s)
+                due = began + number / rate + send.pause_s if rate else 0.0
+                producer.poll(0)
+                while (wait_s := due - time.monotonic()) > 0:  # a poll ends with the first acknowledgement
+                    producer.poll(wait_s)
                 stamp = {} if send.timestamp_s is None else {"timestamp": int((time.time() + send.timestamp_s) * 1000)}
                 producer.produce(
                     topic, send.value, send.key.encode(), partition=send.partition, headers=list(send.headers),

@@ -22,6 +22,8 @@ class Row(Protocol):
       INVARIANTS: of I1–I7, those that its trials check beside the equality of every row with the direct computation.
       TRIALS: how many trials the report wants.
       ENGINES: of ``micro-batches`` and ``flink``, what its trials can run on.
+
+    One that measures has ``ALONE = True``: no other trial runs beside it.
     """
 
     ROW: int
