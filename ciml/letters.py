@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.records import Message
 from ciml.redact import redact_bytes
 
+if TYPE_CHECKING:
+    from ciml.storage import Store
+
+#: The folder of a raw store with the payloads that are too large for a manifest, each named by its digest.
+LETTERS = "letters"
+#: A payload whose JSON is larger than this is kept beside the manifest: deltas are read often, letters are not.
+INLINE_BYTES = 16 << 10
 #: A message above this is refused, and its dead letter names size and digest alone: the broker holds the bytes.
 MAX_MESSAGE_BYTES = 1 << 20
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "set-cookie", "x-hub-signature", "x-gitlab-token")
@@ -46,12 +55,53 @@ def payload_of(message: Message) -> dict[str, Any]:
     return payload
 
 
+def put_aside(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
+    """The delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
+
+    Each becomes an object of the raw store, named by its content, before the delta that names it is committed.
+    """
+    return {**delta, **{name: [_put_aside(raw, record) for record in delta[name]] for name in _WITH_PAYLOADS}}
+
+
+_WITH_PAYLOADS = ("dead_letters", "deferred")
+
+
+def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
+    payload = record.get("payload")
+    if not payload or len(data := canonical_json(payload)) <= INLINE_BYTES:
+        return record
+    path = f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json"
+    raw.create(path, data)
+    aside = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
+    return {**record, "payload": aside}
+
+
+def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A payload as `payload_of` made it, fetched where `put_aside` has put it.
+
+    Raises:
+      IntegrityError: it is gone, or not what its name says.
+    """
+    if not (path := payload.get("object")):
+        return payload
+    try:
+        data = raw.read(path)
+    except FileNotFoundError:
+        raise IntegrityError(f"{raw.url(path)} is gone, and a dead letter names it: restore it from a copy") from None
+    if path != f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json":
+        raise IntegrityError(f"{raw.url(path)} is not as it was written: restore it from a copy")
+    whole: dict[str, Any] = json.loads(data)
+    return whole
+
+
 def message_of(payload: Mapping[str, Any], offset: int) -> Message:
-    """The message that `payload_of` kept.
+    """The message that `payload_of` kept. A payload that was put aside is to be fetched first: `whole_payload`.
 
     Raises:
       IntegrityError: where the payload does not hold the message's bytes.
     """
+    if "object" in payload:
+        raise IntegrityError("the dead letter's message is beside the manifest: fetch it with whole_payload")
     if "value" not in payload:
         raise IntegrityError("the dead letter does not hold its message: read it again at its topic and offset")
     return Message(

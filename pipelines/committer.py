@@ -13,6 +13,7 @@ from ciml.accounting import reconcile
 from ciml.checkpoints import Checkpoints, Limits
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.letters import put_aside
 from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.part_files import PartGone
 from ciml.raw_state import RAW, RawState
@@ -36,6 +37,7 @@ class Committer:
         self.log = ManifestLog(raw, clock=clock)
         self._checkpoints = Checkpoints(self.log, RAW, limits)
         self._held: RawState | None = None
+        self._caught_up_s = 0.0
         self._looked = 0  # the version at which a newer checkpoint was looked for
         self._lock = threading.RLock()
         self._maintaining = threading.Lock()
@@ -50,23 +52,31 @@ class Committer:
         """
         whole = list(batches)
         with self._present() as state:
-            return commit(self.log, state, lambda: self._build(state, whole))
+            version = commit(self.log, state, lambda: self._build(state, whole))
+            self._caught_up_s = self._clock()
+            return version
 
     def _build(self, state: RawState, batches: list[Batch]) -> Delta | None:
-        return reconcile(state, batches, int(self._clock() * 1e6))
+        delta = reconcile(state, batches, int(self._clock() * 1e6))
+        return delta and put_aside(self.log.store, delta)
 
     @contextmanager
     def state(self) -> Iterator[RawState]:
         """The state after the last delta there is. To be looked at only, and only within the ``with``."""
         with self._present() as state:
-            catch_up(self.log, state)
+            self._catch_up(state)
             yield state
+
+    def _catch_up(self, state: RawState) -> None:
+        catch_up(self.log, state)
+        self._caught_up_s = self._clock()
 
     def maintain(self, *, budget_s: float = 1.0) -> bool:
         """Makes the checkpoint that is due, if one is, and removes what older ones replaced. Call it every few seconds.
 
-        With nothing due it does not touch the store. A checkpoint is due after a thousand commits or 50,000 records; to
-        make one takes seconds, of which a call spends about ``budget_s`` and the next goes on. Commits of other
+        With nothing due it touches the store only to see what others committed, where `commit` and `state` have not
+        done so for ten seconds, and once an hour to see what is old. A checkpoint is due after a thousand commits or
+        50,000 records; to make one takes seconds, of which a call spends about ``budget_s``. Commits of other
         threads and processes go on meanwhile. With two that do so, one does it for nothing.
 
         Returns:
@@ -79,6 +89,8 @@ class Committer:
             return False
         try:
             with self._present() as state:
+                if not 0 <= self._clock() - self._caught_up_s < _UNSEEN_S:
+                    self._catch_up(state)
                 due = self._checkpoints.is_due(state)
             more = self._checkpoints.maintain(due=due, budget_s=budget_s)
             if due and not more:
@@ -95,7 +107,7 @@ class Committer:
             if state is None or state.torn or self._is_passed(state):
                 self._held = None
                 state = self._checkpoints.open()
-                catch_up(self.log, state)
+                self._catch_up(state)
                 self._looked, self._held = state.version, state
             try:
                 yield state
@@ -113,6 +125,7 @@ class Committer:
 
 
 _LOOK_EVERY = 100
+_UNSEEN_S = 10.0
 _committers: dict[tuple[int, str], Committer] = {}
 _committers_lock = threading.Lock()
 
