@@ -49,7 +49,8 @@ class Cluster(Engine):
             planned = make_parts(home, chosen, settings)
         except NoJava as error:
             raise NoJava(f"a Flink cluster needs Java: {error}; without it: --engine micro-batches") from error
-        parts.write_plan(folder, planned, {"ports": chosen})
+        kept_at = settings.state or str(home / "flink")
+        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": Addresses.of(chosen).rest})
         at = Addresses.of(chosen)
         state = EngineState(
             name=self.name,

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from ciml.errors import EngineError
+from ciml.errors import CimlError, EngineError
 from cli.engines import processes
+from cli.engines.cluster_sweep import sweep_checkpoints
 from cli.engines.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
 
 _TICK_S = 0.2
@@ -29,6 +30,8 @@ _YOUNG_S = 60.0  # a process that never answered yet has so long, beside its pat
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 120.0  # a process that lived so long starts again without a pause
+_SWEEP_S = 3600.0
+_KEEP_CHECKPOINTS_S = 7 * 86400.0  # of jobs that Flink does not know any more
 _LOG_BYTES = 32 << 20
 
 
@@ -37,7 +40,7 @@ class Keeper:
 
     def __init__(self, home: Path, folder: Path) -> None:
         self._home, self._folder = home, folder
-        parts, _ = read_plan(folder)
+        parts, self._settings = read_plan(folder)
         known = read_states(folder)
         self._kept = [_Kept(part, known.get(part.name, PartState(part.name)), home) for part in parts]
         self._end_strays()
@@ -52,17 +55,28 @@ class Keeper:
 
     def run(self) -> None:
         """Keeps them for ever."""
-        last_asked = 0.0
-        with ThreadPoolExecutor(max_workers=max(1, len(self._kept))) as pool:
+        last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
+        with ThreadPoolExecutor(max_workers=len(self._kept) + 1) as pool:
             while True:
                 changed = [self._steady(one.look) for one in self._kept]
                 now = time.monotonic()
                 if now - last_asked >= _ASK_S:
                     last_asked = now
                     changed += [self._steady(partial(one.ask, pool)) for one in self._kept]
+                if now > next_sweep and "state" in self._settings:
+                    next_sweep = now + _SWEEP_S
+                    pool.submit(self._sweep)
                 if any(changed):
                     write_states(self._folder, [one.state for one in self._kept])
                 time.sleep(_TICK_S)
+
+    def _sweep(self) -> None:
+        try:
+            before_s = time.time() - _KEEP_CHECKPOINTS_S
+            for job in sweep_checkpoints(self._settings["state"], self._settings["rest"], before_s):
+                _say(f"removed the old checkpoints of {job}")
+        except CimlError as error:
+            _say(f"old checkpoints stay for now: {error}")
 
     @staticmethod
     def _steady(step: Callable[[], bool]) -> bool:

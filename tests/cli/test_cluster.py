@@ -8,17 +8,21 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
 from ciml.errors import CimlError, EngineError
+from ciml.storage import open_store
 from cli import engines
 from cli.engines import parts, processes
 from cli.engines.cluster import Cluster
+from cli.engines.cluster_sweep import sweep_checkpoints
 from cli.engines.parts import MARK, Part, PartState, pool_socket
 from cli.engines.state import EngineState
 from tests.cli.test_engines import ciml
@@ -151,6 +155,37 @@ def test_a_second_keeper_of_a_home_ends_at_once(keep: Callable[..., Kept]):
     assert "another keeper is at work in" in (kept.home / "keeper.log").read_text()
     kept.pid, kept.started = first
     assert processes.find(*first) is not None
+
+
+class _Jobs(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"jobs": [{"id": "known", "status": "RUNNING"}]}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.engines)])
+def test_old_checkpoints_of_forgotten_jobs_go(place: str, tmp_path: Path, request: pytest.FixtureRequest):
+    state = request.getfixturevalue("s3").bucket() + "/flink" if place == "s3" else str(tmp_path)
+    store = open_store(state)
+    for path in ("checkpoints/known/chk-1/_metadata", "checkpoints/gone/chk-7/_metadata", "checkpoints/gone/shared/x"):
+        assert store.create(path, b"x")
+    assert store.create("savepoints/savepoint-1/_metadata", b"x")
+    with HTTPServer(("127.0.0.1", 0), _Jobs) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rest = f"http://127.0.0.1:{server.server_port}"
+        everything = store.list()
+        assert sweep_checkpoints(state, rest, before_s=time.time() - 3600) == []
+        assert store.list() == everything
+        assert sweep_checkpoints(state, rest, before_s=time.time() + 3600) == ["gone"]
+        server.shutdown()
+    assert store.list() == ["checkpoints/known/chk-1/_metadata", "savepoints/savepoint-1/_metadata"]
+    with pytest.raises(EngineError, match="does not say which jobs it knows"):  # then nothing is removed
+        sweep_checkpoints(state, rest, before_s=time.time() + 3600)
+    assert len(store.list()) == 2
 
 
 @pytest.mark.engines
