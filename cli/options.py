@@ -142,6 +142,19 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
     )
 
 
+def kafka_config_option(command: F) -> F:
+    """``--kafka-config``, as ``kafka_config``: the absolute path of a file, or None."""
+    return click.option(
+        "--kafka-config",
+        metavar="FILE",
+        envvar="CIML_KAFKA_CONFIG",
+        show_envvar=True,
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        help="Properties of librdkafka, a line NAME=VALUE each, such as those of TLS and SASL: what is secret is better"
+        " there than on a command line. Those of -X win.",
+    )(command)
+
+
 def engine_option(command: F) -> F:
     """``--engine``, as ``engine``: an `EngineChoice`; by default the Flink of `ciml up`, else micro-batches."""
     return click.option(

@@ -1,8 +1,8 @@
 """Ingest: CI events from Kafka to the raw store, its manifest and the topic `runs`.
 
-events ─► decode ─► judge ─┐
-                           ├─► fetch ─► parse ─► store ─► commit ─► publish
-deferred logs that are due ┘
+events ─► decode ─► judge ─► known events ─┐
+                                           ├─► fetch ─► parse ─► store ─► commit ─► publish
+                deferred logs that are due ┘
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
-from ciml.records import Batch, Candidate
+from ciml.accounting import Index
+from ciml.records import Batch, Candidate, Outcome
 from ciml.storage import Store as ObjectStore
 from pipelines.committer import committer, seal, unseal
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
-from pipelines.kafka_client import KafkaOptions
+from pipelines.kafka_client import KafkaOptions, check_still_that_topic
 from pipelines.publish import Projection, projection, render_runs
 from pipelines.retries import ReadDue
 from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
@@ -95,7 +96,8 @@ def build_ingest(
     if reads:
         events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
         candidates = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
-        settled.append(candidates | "NewLogs" >> _Settle(config))
+        unknown = candidates | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
+        settled.append(unknown | "NewLogs" >> _Settle(config))
     if not bounded:
         settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
     elif due:
@@ -114,6 +116,38 @@ def in_batches(candidates: Sequence[Candidate], most: int = 200) -> list[Batch]:
 
 def _create(batches: list[Batch]) -> beam.PTransform:
     return beam.Create(batches, reshuffle=False).with_output_types(Batch)
+
+
+def settle_known(batch: Batch, index: Index) -> Batch:
+    """Settles the candidates whose event is known to have named their run: as repeats, whose log nobody needs again.
+
+    It only saves work: the commit classifies everything by the state that it follows. The same run in *another* event
+    stays a candidate, since other bytes of its log have to be noticed.
+
+    Args:
+      batch: of candidates that come for the first time; those of deferred logs are known, and wanted.
+      index: of what is committed.
+    """
+    kept, settled = [], list(batch.settled)
+    for each in batch.candidates:
+        if each.event_key and index.has_event(each.event_key, each.mention.run_id):
+            settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
+        else:
+            kept.append(each)
+    return Batch(batch.covers, batch.messages, kept, settled)
+
+
+class SettleKnown(beam.DoFn):
+    """`settle_known`, by what is committed when the batch comes."""
+
+    def __init__(self, raw: ObjectStore) -> None:
+        self._raw = raw
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        if batch.candidates:
+            with keep_error(), committer(self._raw).state() as state:
+                batch = settle_known(batch, state.index)
+        yield batch
 
 
 class _Settle(beam.PTransform):
@@ -180,15 +214,22 @@ class Gather(beam.DoFn):
 
 
 class CommitRaw(beam.DoFn):
-    """(key, sealed batches) -> the version after which they are settled, whoever committed them."""
+    """(key, sealed batches) -> the version after which they are settled, whoever committed them.
+
+    A consumer does not notice when a topic is deleted and made anew, and goes on in the new one at the offset where it
+    was in the old one. So that the topic is still the one that the batches name is asked after they were read, and
+    before they are committed.
+    """
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
         with keep_error():
-            committing = committer(self._config.raw)
-            version = committing.commit(unseal(data) for data in element[1])
+            committing, batches = committer(self._config.raw), [unseal(data) for data in element[1]]
+            for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
+                check_still_that_topic(self._config.kafka, topic, topic_id)
+            version = committing.commit(batches)
             if version is None:  # a bundle that is tried again; what it committed may not have been announced
                 with committing.state() as state:
                     version = state.version

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from ciml.accounting import check_topic_id
 from ciml.errors import CimlError, EngineError, IntegrityError
 from pipelines.kafka_options import KafkaOptions
 
 __all__ = [
-    "Listing", "NoTopicError", "admin", "as_engine_error", "check_topic", "is_mock", "list_topic", "make_client",
-    "make_topic", "offsets_of", "topic_of",
+    "Listing", "NoTopicError", "admin", "as_engine_error", "check_still_that_topic", "check_topic", "is_mock",
+    "list_topic", "make_client", "make_topic", "offsets_of", "topic_of",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ _REFUSED = frozenset({
     KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError.ILLEGAL_SASL_STATE,
 })  # fmt: skip
 _GONE_S = 10.0
+_ANSWER_S = 60.0
 
 
 class NoTopicError(EngineError):
@@ -164,6 +165,31 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
             continue
         check_topic_id(topic, topic_id, found)
         return partitions
+
+
+def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> None:
+    """Makes sure that what was read under a topic's id is of that topic, and not of one that has taken its name.
+
+    A topic that is gone is none that has taken the name. A broker that does not answer is waited for, for a minute.
+
+    Raises:
+      IntegrityError: the topic was made anew.
+      EngineError: the broker does not answer.
+    """
+    if not topic_id:
+        return
+    for attempt in Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, EngineError) and not isinstance(error, NoTopicError)),
+        stop=stop_after_delay(_ANSWER_S),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                found, _ = topic_of(options, topic)
+            except NoTopicError:
+                return
+            check_topic_id(topic, topic_id, found)
 
 
 def is_mock(options: KafkaOptions) -> bool:

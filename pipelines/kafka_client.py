@@ -7,6 +7,7 @@ from pipelines.kafka_broker import (
     NoTopicError,
     admin,
     as_engine_error,
+    check_still_that_topic,
     check_topic,
     is_mock,
     list_topic,
@@ -16,6 +17,6 @@ from pipelines.kafka_options import KafkaOptions, read_properties
 from pipelines.kafka_reader import Reader, borrow, close_readers
 
 __all__ = [
-    "KafkaOptions", "Listing", "NoTopicError", "Reader", "admin", "as_engine_error", "borrow", "check_topic",
-    "close_readers", "is_mock", "list_topic", "make_topic", "read_properties",
+    "KafkaOptions", "Listing", "NoTopicError", "Reader", "admin", "as_engine_error", "borrow",
+    "check_still_that_topic", "check_topic", "close_readers", "is_mock", "list_topic", "make_topic", "read_properties",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,15 @@ class KafkaOptions:
             if _SECRET.search(name) and isinstance(value, str) and value:
                 text = text.replace(value, "***")
         return text
+
+    @classmethod
+    def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:
+        """By the properties of a file (`read_properties`) and those given one by one, which win.
+
+        Raises:
+          CimlError: as `read_properties`, and for a property that is ciml's own.
+        """
+        return cls(bootstrap, {**(read_properties(file) if file else {}), **dict(properties)})
 
     def __hash__(self) -> int:
         return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s))

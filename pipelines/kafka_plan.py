@@ -62,7 +62,7 @@ def plan(state: Coverage, listing: Listing, *, bounded: bool, most: int | None =
             gone = ", ".join(f"{lost} to {before}" for lost, before in covered.missing(0, first))
             raise IntegrityError(
                 f"{where}: offsets {gone} were never read, and the topic does not hold them any more: its retention is "
-                "shorter than ciml was away. Go on without them by --accept-loss, which records it"
+                "shorter than ciml was away. To go on without them, which is then on record: ciml ingest accept-loss"
             )
         start = max(start, first)
         last = max((stop for _, stop in covered), default=0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.ingest.options import Duration
-from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_config_option, kafka_option
 
 if TYPE_CHECKING:
     from pipelines.watching import Until
@@ -29,6 +29,7 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.command("predict", short_help="Predict for runs as they arrive.")
 @data_path_option()
 @kafka_option()
+@kafka_config_option
 @engine_option
 @home_option
 @click.option("--model", required=True, help="The model's name.")
@@ -71,6 +72,7 @@ def command(
     once: bool,
     until_idle: float | None,
     kafka_options: tuple[str, ...],
+    kafka_config: str | None,
     beam_options: tuple[str, ...],
     **_: Any,
 ) -> None:
@@ -100,7 +102,7 @@ def command(
     until: Until = "end" if once else until_idle
     config = PredictConfig(
         open_store(data_path),
-        KafkaOptions(kafka, dict(pairs("-X", kafka_options))),
+        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
         server,
         PredictPolicy(model, label),
         runs_topic=runs_topic,

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ def watched(options: Options) -> Any:
     from pipelines.supervisor import Watched
 
     given = options.ingest
-    kafka = KafkaOptions(given["kafka"], dict(pairs("-X", tuple(given["kafka_options"]))))
+    # a short timeout: a broker that is slow is waited for all the same, and `ciml ingest stop` is heard in time
+    kafka = KafkaOptions.of(given["kafka"], pairs("-X", tuple(given["kafka_options"])), given.get("kafka_config"))
+    kafka = replace(kafka, timeout_s=5.0)
     return Watched(open_store(given["data_path"]).child("raw"), kafka, given["topic"], given["runs_topic"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.commands.ingest.control import resume, start, status, stop
+from cli.commands.ingest.loss import accept_loss
 from cli.commands.ingest.options import Duration, make_config, pairs
 from cli.commands.ingest.run import command as run
 
@@ -46,5 +47,5 @@ def command() -> None:
     """
 
 
-for one in (run, start, stop, resume, status):
+for one in (run, start, stop, resume, status, accept_loss):
     command.add_command(one)

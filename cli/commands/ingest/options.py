@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.options import data_path_option, engine_option, home_option, kafka_option
+from cli.options import data_path_option, engine_option, home_option, kafka_config_option, kafka_option
 
 if TYPE_CHECKING:
     from pipelines.ingest import IngestConfig
@@ -35,6 +35,7 @@ class Duration(click.ParamType):
 _PLACES = [
     data_path_option(),
     kafka_option(),
+    kafka_config_option,
     engine_option,
     home_option,
     click.option("--topic", default="ci-events", show_default=True, help="Where the events are."),
@@ -146,6 +147,7 @@ def make_config(
     delays: tuple[float, ...] = (),
     trust_policy: str | None = None,
     kafka_options: tuple[str, ...] = (),
+    kafka_config: str | None = None,
 ) -> IngestConfig:
     """The configuration that the command's options mean.
 
@@ -166,7 +168,7 @@ def make_config(
     )
     return IngestConfig(
         open_store(data_path),
-        KafkaOptions(kafka, dict(pairs("-X", kafka_options))),
+        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
         topic=topic,
         runs_topic=runs_topic,
         selection=tuple(jobs) or ALL_JOBS,
