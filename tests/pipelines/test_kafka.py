@@ -12,7 +12,7 @@ import pytest
 from ciml.accounting import RawState
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.records import Batch, OffsetRange
-from pipelines.kafka import FOREVER, OffsetTracker, PartitionRead, ReadFromKafka, ReadOptions, Restriction, bases, plan
+from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions, bases, plan
 from pipelines.kafka_client import KafkaOptions, Listing, borrow, close_readers, list_topic, make_topic
 from tests.pipelines.ingesting import need_real
 
@@ -88,33 +88,6 @@ def test_ciml_keeps_some_properties_to_itself() -> None:
     options = KafkaOptions("x:1", {"sasl.password": "secret-1", "security.protocol": "SASL_SSL"})
     assert options.consumer()["security.protocol"] == "SASL_SSL"
     assert "secret-1" not in repr(options)
-
-
-# --- the restriction
-
-
-def test_a_claim_goes_no_further_than_the_restriction() -> None:
-    tracker = OffsetTracker(Restriction(10, 20))
-    assert tracker.try_claim((10, 15))
-    with pytest.raises(ValueError, match="15 to 20"):
-        tracker.check_done()
-    assert tracker.try_claim((15, 25))
-    tracker.check_done()
-    assert not tracker.try_claim((20, 25))
-    assert tracker.try_split(0) is None
-
-
-def test_a_restriction_is_cut_where_it_was_claimed_to_and_nowhere_else() -> None:
-    tracker = OffsetTracker(Restriction(10, FOREVER))
-    assert not tracker.is_bounded()
-    assert tracker.try_claim((10, 15))
-    assert tracker.try_split(0.5) is None
-    assert tracker.try_split(0) == (Restriction(10, 15), Restriction(15, FOREVER))
-    assert not tracker.try_claim((15, 16))  # what was read meanwhile is read again by the rest
-    tracker.check_done()
-    untouched = OffsetTracker(Restriction(3, 9))
-    assert untouched.try_split(0) == (Restriction(3, 3), Restriction(3, 9))
-    untouched.check_done()
 
 
 # --- against a broker
