@@ -142,8 +142,10 @@ class _Draft:
                 payload=outcome.payload or before.payload,
                 first_seen_us=outcome.first_seen_us or before.first_seen_us,
             )
-        elif key not in self._state.dead_letters or outcome.kind in ("dead_letter", "deferred"):
-            return  # settled by another, or no better than before
+        elif key not in self._state.dead_letters:
+            return  # settled by another
+        elif outcome.kind in ("dead_letter", "deferred") and self._run(outcome.run_id) is None:
+            return  # no better than before; of a run that has its raw row by now it is a repeat
         self._tried.add(key)
         if self._settle(outcome, again=True) != "deferred":
             self._closes[key] = None
@@ -151,7 +153,7 @@ class _Draft:
     def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
         run_id, event = outcome.run_id, (outcome.event_key, outcome.run_id)
         seen = bool(outcome.event_key) and (event in self._events or self._state.index.has_event(*event))
-        run = (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
+        run = self._run(run_id)
         outcome = _classify(outcome, run, repeated=seen and not again)
         if outcome.event_key:
             self._events.add(event)
@@ -165,6 +167,9 @@ class _Draft:
         self._lists[outcome.kind].append(outcome)
         return outcome.kind
 
+    def _run(self, run_id: str) -> KnownRun | None:
+        return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
+
     def delta(self, time_us: int) -> Delta | None:
         offsets: dict[str, Any] = {}
         for topic, partitions in self._offsets.items():
@@ -173,11 +178,13 @@ class _Draft:
                 offsets[topic] = {"id": self._topic_ids[topic], "partitions": parts}
         if not offsets and not any(self._lists.values()):
             return None
+        letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
         return {
             "time_us": time_us,
             "offsets": offsets,
             **{name: [outcome.to_json() for outcome in self._lists[kind]] for kind, name in LISTS.items()},
             "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
+            **({"closed_letters": letters} if letters else {}),
         }
 
 

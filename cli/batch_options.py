@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -50,3 +51,16 @@ def runner_option(command: F) -> F:
         callback=_runner,
         help="Run in Beam; flink:HOST:PORT names a job server.  [default: directly, without Beam]",
     )(command)
+
+
+def logs_place(text: str) -> str:
+    """The place of a listing's logs: an ``s3://`` prefix, or a folder as a full path.
+
+    Raises:
+      CimlError: it is neither, or the folder is not there.
+    """
+    if text.startswith("s3://"):
+        return text
+    if "://" in text or not Path(text).is_dir():
+        raise CimlError(f"--logs {text}: want a folder that is there, or an s3:// prefix")
+    return str(Path(text).resolve())

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("cli.commands.status:command", "Show the local engines and how they are."),
     "ingest": ("cli.commands.ingest:command", "Turn CI events into raw runs."),
     "backfill": ("cli.commands.backfill:command", "Bring historical logs into the raw store."),
+    "letters": ("cli.commands.letters:command", "Show dead letters, and try them again."),
     "runs": ("cli.commands.runs:command", "Show, verify and compact the stored runs."),
     "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),

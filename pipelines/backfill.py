@@ -17,7 +17,8 @@ from ciml.listing_files import Listing
 from ciml.records import Batch, OffsetRange
 from pipelines.backfill_plan import BackfillConfig, Following, Report, Tally, Work, plan, probe_logs, size_of
 from pipelines.committer import committer
-from transforms.listed import decode_lines, settle_listed
+from transforms.listed import decode_lines
+from transforms.settle import settle
 
 __all__ = ["BackfillConfig", "Flow", "Following", "Tally", "backfill", "settle_work"]
 
@@ -72,7 +73,7 @@ def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Ba
         decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known)
         for start, end in work.parts
     ]
-    return settle_listed(batches, config.trust, config.fetch, config.raw)
+    return settle(batches, config.trust, config.fetch, config.raw)
 
 
 class Flow:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import runner_option, s3_place
+from cli.batch_options import logs_place, runner_option, s3_place
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
@@ -161,18 +161,14 @@ def make_config(
     from transforms.fetch_policy import FetchPolicy
     from transforms.trust import TrustPolicy
 
-    remote = logs.startswith("s3://")
-    if not remote:
-        if "://" in logs or not Path(logs).is_dir():
-            raise CimlError(f"--logs {logs}: want a folder that is there, or an s3:// prefix")
-        logs = str(Path(logs).resolve())
+    logs = logs_place(logs)
     try:
         system = source_slug(runs_of or source)
     except Refused as refused:
         raise CimlError(f"--runs-of: {refused.detail}") from None
     # Several blocks of lines are under way at once, so each has a share of the memory that ingest gives to one batch.
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
-    fetch = fetch.allowing(s3_prefixes=(logs,)) if remote else fetch.allowing(file_roots=(logs,))
+    fetch = fetch.allowing(s3_prefixes=(logs,)) if logs.startswith("s3://") else fetch.allowing(file_roots=(logs,))
     return BackfillConfig(
         open_store(data_path),
         Reading(source, system, logs),

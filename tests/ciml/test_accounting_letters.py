@@ -41,6 +41,7 @@ def test_a_message_that_can_be_decoded_now_is_what_it_says_of_each_run() -> None
     delta = step(state, replay(*said))
     assert delta is not None
     assert delta["closes"] == [[[TOPIC, 0, 4], ""]]
+    assert delta["closed_letters"] == delta["closes"]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1, ("ignored", "cancelled"): 1, ("dead_letter", "log_not_found"): 1}
     assert [key[1] for key in state.dead_letters] == ["zuul~c~1"]
@@ -73,6 +74,30 @@ def test_a_run_that_is_known_by_now_is_a_repeat_or_a_correction() -> None:
     step(state, batch(9, 11, outcome(9, run="a", event="x"), outcome(10, run="b", event="y")))
     step(state, replay(outcome(4, run="a"), outcome(4, run="b", word="failure")))
     assert state.counts == {("run", ""): 2, ("repeat", "run"): 1, ("correction", "outcome"): 1}
+
+
+def test_a_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> None:
+    state = RawState()
+    gone = outcome(0, "dead_letter", event="e1", reason="log_not_found")
+    step(state, batch(0, 1, gone))
+    assert step(state, replay(gone)) is None
+    step(state, batch(1, 2, outcome(1, event="e2")))
+    delta = step(state, replay(gone))
+    assert delta is not None
+    assert delta["closed_letters"] == delta["closes"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
+    assert state.counts == {("run", ""): 1, ("repeat", "run"): 1}
+    assert step(state, replay(gone)) is None
+
+
+def test_only_letters_are_told_as_closed_letters() -> None:
+    state = RawState()
+    step(state, batch(0, 1, outcome(0, "deferred", reason="log_not_found", not_before_us=1)))
+    delta = step(state, replay(outcome(0, "dead_letter", reason="log_not_found", attempts=2)))
+    assert delta is not None
+    assert "closed_letters" not in delta
+    delta = step(state, replay(outcome(0)))
+    assert delta is not None
+    assert delta["closed_letters"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
 
 
 def test_a_run_that_stands_twice_in_a_message_is_taken_once() -> None:

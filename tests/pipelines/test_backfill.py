@@ -204,7 +204,7 @@ def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) ->
 
 
 def test_an_outage_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.listed._PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("transforms.settle._PAUSES_S", (0.01, 0.01))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         place = f"http://127.0.0.1:{closed.getsockname()[1]}"

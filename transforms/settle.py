@@ -1,0 +1,88 @@
+"""Settle: candidates go through all stages at once, for those who wait for the result and let nothing wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ciml.errors import EngineError
+from ciml.records import Batch, Origin, Outcome
+from ciml.storage import Store
+from transforms.fetch import fetch
+from transforms.fetch_policy import FetchPolicy
+from transforms.store import parse, store
+from transforms.trust import TrustPolicy, judge
+
+#: Reasons of a log that say nothing of the log itself.
+_PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
+_PAUSES_S = (0.5, 2.0)
+_ENOUGH = 10  # so many unreadable logs, and no other, are an outage
+
+
+def settle(
+    batches: Sequence[Batch],
+    trust: TrustPolicy,
+    policy: FetchPolicy,
+    raw: Store,
+    *,
+    outages: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
+    now_us: int | None = None,
+) -> list[Batch]:
+    """Judges, fetches, parses and stores the candidates of batches, all together.
+
+    None is deferred: a log is there or it is not. What may be so for a moment only is tried again at once.
+
+    Args:
+      batches: without messages.
+      trust: judges the runs.
+      policy: from where logs may be fetched. Its ``delays_s`` do not matter.
+      raw: the raw store.
+      outages: whether it is an error when no log can be read for a reason that says nothing of it.
+      sleep: waits before the next try of logs that could not be read.
+      now_us: the present, epoch microseconds.
+
+    Returns:
+      The same batches, settled; none of their outcomes is ``deferred``.
+
+    Raises:
+      EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
+    """
+    moment = int(time.time() * 1e6) if now_us is None else now_us
+    policy = replace(policy, delays_s=())
+    waiting = judge(Batch(None, candidates=[each for batch in batches for each in batch.candidates]), trust).candidates
+    of = {(each.origin, each.mention.run_id): each for each in waiting}
+    done: list[Outcome] = []
+    pauses = iter(_PAUSES_S)
+    answered = False
+    while waiting:
+        fetched = fetch(Batch(None, candidates=waiting), policy, moment)
+        answered = answered or bool(fetched.candidates) or any(each.reason not in _PASSING for each in fetched.settled)
+        passing = any(each.reason in _PASSING for each in fetched.settled)
+        pause = next(pauses, None) if passing else None
+        later: list[Outcome] = []
+        settled: list[Outcome] = []
+        for each in fetched.settled:
+            once_more = each.reason == "batch_full" or (pause is not None and each.reason in _PASSING)
+            (later if once_more else settled).append(each)
+        done += store(parse(Batch(None, candidates=fetched.candidates)), raw).settled + settled
+        if pause is not None:
+            sleep(pause)
+        waiting = [of[each.origin, each.run_id] for each in later]
+    lost = [each for each in done if each.reason in _PASSING]
+    if outages and not answered and len(lost) >= _ENOUGH:
+        raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")
+    return _shared_out(batches, done)
+
+
+def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
+    """The outcomes, each in the batch that its candidate was in."""
+    found: dict[tuple[Origin, str], Outcome] = {(each.origin, each.run_id): each for each in done}
+    return [
+        Batch(
+            batch.covers,
+            settled=batch.settled + [found[each.origin, each.mention.run_id] for each in batch.candidates],
+        )
+        for batch in batches
+    ]
