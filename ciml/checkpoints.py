@@ -40,10 +40,12 @@ class Restorable(State, Protocol):
     Attributes:
       restored: the version of the checkpoint that it was restored from, 0 without one.
       records: how many records came since then.
+      torn: whether `apply` was broken off, so that this is no state any more.
     """
 
     restored: int
     records: int
+    torn: bool
 
     def snapshot(self) -> dict[str, Any]:
         """All but its ids, as JSON. The same deltas give the same."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ciml.errors import IntegrityError
 from ciml.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.id_set import IdSet
 from ciml.records import Origin
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class MemoryIndex:
     """All ids in memory: about 150 bytes a (event, run), 300 more a run."""
 
     def __init__(self) -> None:
-        self._events: set[bytes] = set()
+        self._events = IdSet()
         self._runs: dict[str, KnownRun] = {}
         self._letters: dict[LetterKey, OpenLetter | None] = {}
 
@@ -143,21 +144,16 @@ class LayeredIndex:
     def __init__(self, tables: Mapping[str, IdTable], runs: int) -> None:
         self._tables = tables
         self._run_count = runs
-        self._events: set[bytes] = set()
+        self._events = IdSet(tables["events"])
         self._runs: dict[str, KnownRun] = {}
         self._letters: dict[LetterKey, OpenLetter | None] = {}
-        self._seen: dict[bytes, bool] = {}  # what was looked up last
-        self._found_runs: dict[str, KnownRun | None] = {}
+        self._found_runs: dict[str, KnownRun | None] = {}  # what was looked up last; tables never change
         self._found_letters: dict[LetterKey, OpenLetter | None] = {}
 
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
     ) -> None:
-        # Tables never change, so what was asked before is still true; only the newest questions are kept.
-        seen = {identity: self._seen.get(identity) for identity in {fingerprint(*event) for event in events}}
-        asked = [identity for identity, known in seen.items() if known is None and identity not in self._events]
-        seen.update(zip(asked, self._tables["events"].contains(asked), strict=True))
-        self._seen = {identity: known for identity, known in seen.items() if known is not None}
+        self._events.prefetch(fingerprint(*event) for event in events)
         wanted, before = set(runs) - self._runs.keys(), self._found_runs
         found = self._look_up_runs([run_id for run_id in wanted if run_id not in before])
         self._found_runs = {run_id: before[run_id] for run_id in wanted if run_id in before} | found
@@ -172,12 +168,7 @@ class LayeredIndex:
         return {key: _open_letter(value) for key, value in zip(keys, values, strict=True)}
 
     def has_event(self, event_key: str, run_id: str) -> bool:
-        identity = fingerprint(event_key, run_id)
-        if identity in self._events:
-            return True
-        if (seen := self._seen.get(identity)) is not None:
-            return seen
-        return self._tables["events"].contains([identity])[0]
+        return fingerprint(event_key, run_id) in self._events
 
     def add_event(self, event_key: str, run_id: str) -> None:
         self._events.add(fingerprint(event_key, run_id))
@@ -222,7 +213,7 @@ class LayeredIndex:
         """What came since the checkpoint, as rows for its tables."""
         runs, letters = self._runs, self._letters
         return {
-            "events": TABLES["events"].rows(list(self._events), {}),
+            "events": self._events.recent(),
             "runs": TABLES["runs"].rows(
                 [fingerprint(run_id) for run_id in runs],
                 {

@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import apache_beam as beam
 
+from ciml.checkpoints import Limits
 from ciml.digest import canonical_json
-from ciml.manifests import Delta, catch_up, commit
+from ciml.keeper import Keeper
+from ciml.manifests import Delta, ManifestLog
 from ciml.records import Batch
 from ciml.storage import Store
 from pipelines.ingest import Gather
@@ -27,7 +28,7 @@ from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions
 from pipelines.publish import Announcement, Projection, projection
 from serving.predict import Predictor, PredictPolicy
-from serving.predictions import Predicted, PredictionState, predictions_log, reconcile
+from serving.predictions import FOLDER, PREDICTIONS, Predicted, PredictionState, predictions_log, reconcile
 from transforms.beam import keep_error
 
 _KEY = "predictions"
@@ -68,27 +69,16 @@ class PredictConfig:
         return projection(predictions_log(self.data), self.predictions_topic, render_predictions, self.kafka)
 
 
-class PredictionCommitter:
+class PredictionCommitter(Keeper[PredictionState]):
     """The predictions' manifest and what its deltas add up to. Safe to use from threads."""
 
-    def __init__(self, data: Store, clock: Callable[[], float] = time.time) -> None:
-        self._log = predictions_log(data)
-        self._state = PredictionState()
-        self._lock = threading.RLock()
-        self._clock = clock
+    def __init__(self, data: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
+        super().__init__(ManifestLog(data.child(FOLDER), clock=clock), PREDICTIONS, limits)
 
     def commit(self, ranges: Iterable[Predicted]) -> int | None:
         """Commits what of ``ranges`` is not covered yet; returns the version, or None where nothing was left."""
         whole = list(ranges)
-        with self._lock:
-            return commit(self._log, self._state, lambda: reconcile(self._state, whole, int(self._clock() * 1e6)))
-
-    @contextmanager
-    def state(self) -> Iterator[PredictionState]:
-        """The state after the last delta there is. To be looked at only, and only within the ``with``."""
-        with self._lock:
-            catch_up(self._log, self._state)
-            yield self._state
+        return self.append(lambda state: reconcile(state, whole, int(self.log.clock() * 1e6)))
 
 
 _committers: dict[tuple[int, str], PredictionCommitter] = {}

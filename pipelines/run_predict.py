@@ -150,7 +150,8 @@ class _Watch:
         self._progress = Progress(until)
 
     def look(self) -> None:
-        """Looks at the topic again."""
+        """Looks at the topic again, and after the manifest."""
+        self.committing.maintain()
         self.listing = list_topic(self._config.kafka, self._config.runs_topic)
 
     def model_is_served(self) -> bool:

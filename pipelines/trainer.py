@@ -221,7 +221,7 @@ def watch(
     while not stop.is_set():
         version = max(seen, 0)
         try:
-            version = _newest(log, version)
+            version = log.end(version)
             if version != seen:
                 result = run_once(config, progress=progress)
                 seen = version
@@ -238,10 +238,3 @@ def watch(
                 seen = version  # too little to train on: more data is what it takes
             stop.wait(pause_s)
             pause_s = min(pause_s * 2, _PAUSE_S[1]) if isinstance(error, EngineError) else poll_s
-
-
-def _newest(log: ManifestLog, version: int) -> int:
-    """The number of the last delta after ``version``."""
-    while log.store.exists(log.path(version + 1)):
-        version += 1
-    return version

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ciml.accounting import check_topic_id
+from ciml.checkpoints import Checkpointed
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
+from ciml.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.id_set import IdSet
 from ciml.manifests import Delta, ManifestLog
 from ciml.offsets import RangeSet
 from ciml.records import OffsetRange
@@ -72,16 +74,20 @@ class PredictionState:
       unpredictable: announcements that led to no prediction, by reason.
       repeats: announcements of runs that the same version had predicted before.
       time_us: when the last delta was committed.
+      restored: the version of the checkpoint that it was restored from, 0 without one.
+      records: how many records came since then.
+      torn: whether `apply` was broken off, so that this is no state any more.
     """
 
-    def __init__(self) -> None:
-        self.version = 0
+    def __init__(self, ids: IdSet | None = None) -> None:
+        self.version = self.restored = self.records = 0
+        self.torn = False
         self.topic_ids: dict[str, str] = {}
         self.predicted: Counter[tuple[str, int]] = Counter()
         self.unpredictable: Counter[str] = Counter()
         self.repeats = 0
         self.time_us = 0
-        self._ids: set[bytes] = set()  # about 70 bytes a prediction
+        self._ids = ids or IdSet()
         self._covered: dict[tuple[str, int], RangeSet] = {}
 
     def covered(self, topic: str, partition: int) -> RangeSet:
@@ -90,12 +96,18 @@ class PredictionState:
 
     def has(self, identity: str) -> bool:
         """Whether there is a prediction of that id."""
-        return _short(identity) in self._ids
+        return fingerprint(identity) in self._ids
+
+    def prefetch(self, identities: Iterable[str]) -> None:
+        """Says which ids `has` is asked for next, so that they are looked up at once."""
+        self._ids.prefetch(fingerprint(identity) for identity in identities)
 
     def apply(self, version: int, delta: Delta) -> None:
         """Takes in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
         if version != self.version + 1:
             raise IntegrityError(f"predictions: version {version} after {self.version}")
+        self.prefetch(one["id"] for one in delta["predictions"])
+        self.torn = True
         for topic, entry in delta["offsets"].items():
             check_topic_id(topic, self.topic_ids.get(topic, ""), entry["id"])
             self.topic_ids[topic] = self.topic_ids.get(topic) or entry["id"]
@@ -106,20 +118,50 @@ class PredictionState:
         for one in delta["predictions"]:
             if self.has(one["id"]):
                 raise IntegrityError(f"predictions: version {version} holds {one['id']} again")
-            self._ids.add(_short(one["id"]))
+            self._ids.add(fingerprint(one["id"]))
             self.predicted[one["model"], one["version"]] += 1
         for one in delta["unpredictable"]:
             self.unpredictable[one["reason"]] += 1
         self.repeats += len(delta["repeats"])
+        self.records += len(delta["predictions"]) + len(delta["unpredictable"]) + len(delta["repeats"])
+        self.torn = False
         self.version = version
         self.time_us = delta["time_us"]
 
+    def snapshot(self) -> dict[str, Any]:
+        """What it adds up to, as JSON, without the ids."""
+        covered = sorted(self._covered.items(), key=lambda item: item[0])
+        return {
+            "time_us": self.time_us,
+            "topic_ids": dict(sorted(self.topic_ids.items())),
+            "covered": [[topic, number, [list(part) for part in ranges]] for (topic, number), ranges in covered],
+            "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
+            "unpredictable": dict(sorted(self.unpredictable.items())),
+            "repeats": self.repeats,
+        }
+
+    @classmethod
+    def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> PredictionState:
+        """The state at a checkpoint; see `ciml.checkpoints.Checkpointed`."""
+        state = cls(IdSet(tables["ids"]))
+        state.version = state.restored = version
+        state.time_us = value.get("time_us", 0)
+        state.topic_ids = dict(value.get("topic_ids", {}))
+        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
+        state.unpredictable = Counter(value.get("unpredictable", {}))
+        state.repeats = value.get("repeats", 0)
+        return state
+
+    def recent(self) -> dict[str, Rows]:
+        """The ids since the checkpoint that it was restored from."""
+        return {"ids": self._ids.recent()}
+
+
+#: How checkpoints of a predictions' manifest are made.
+PREDICTIONS = Checkpointed({"ids": TableKind()}, PredictionState.restored_from)
 
 _NOTHING = RangeSet()
-
-
-def _short(identity: str) -> bytes:
-    return hashlib.blake2b(identity.encode(), digest_size=16).digest()
 
 
 def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
@@ -136,6 +178,8 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
     unpredictable: list[dict[str, Any]] = []
     repeats: list[str] = []
     new: set[str] = set()
+    ranges = list(ranges)
+    state.prefetch(record["id"] for one in ranges for record in one.predictions)
     for one in sorted(ranges, key=lambda each: (each.covers.topic, each.covers.partition, each.covers.start)):
         covers = one.covers
         known = topic_ids.get(covers.topic) or state.topic_ids.get(covers.topic, "")

@@ -23,6 +23,8 @@ from ciml.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.storage import LocalStore, Store, open_store
 from ciml.verify_manifest import verify_manifest
 from pipelines.committer import Committer
+from pipelines.predict import PredictionCommitter
+from serving.predictions import Predicted, PredictionState
 from tests.ciml.raw_world import LIMITS, Clock, TimedStore, deliveries, told
 
 
@@ -244,3 +246,27 @@ def test_threads_share_a_committer(tmp_path: Path) -> None:
     assert failures == []
     with ours.state() as state:
         assert json.loads(canonical_json(state.snapshot())) == replayed(LocalStore(tmp_path)).snapshot()
+
+
+def test_predictions_are_checkpointed_too(raw: Store) -> None:
+    data = open_store(raw.root.removesuffix("/raw"))
+    limits = Limits(deltas=5)
+    ours = PredictionCommitter(data, limits=limits)
+    for number in range(23):
+        predictions = [
+            {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
+        ]
+        unpredictable = [{"offset": 2 * number + 1, "run_id": "x", "reason": "no_log"}]
+        covers = OffsetRange("runs", "T", 0, 2 * number, 2 * number + 2)
+        assert ours.commit([Predicted(covers, predictions, unpredictable)]) == number + 1
+        assert ours.commit([Predicted(covers, predictions, unpredictable)]) is None
+        while ours.maintain():
+            pass
+    plain = PredictionState()
+    for version, delta in ManifestLog(data.child("predictions")).since(0):
+        plain.apply(version, delta)
+    with PredictionCommitter(data, limits=limits).state() as state:
+        assert state.restored == 20
+        assert state.snapshot() == plain.snapshot()
+        assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)
+        assert [state.has(f"id-{number}") for number in range(11)] == [True] * 9 + [False] * 2
