@@ -211,6 +211,8 @@ def check_row(raw: Objects, run_id: str, entry: Entry, wanted: Row | None) -> li
         return [f"I3: {where} cannot be read: {error!s:.100}"]
     if "run_id" in table.column_names:  # a file of many runs
         table = table.filter(pc.equal(table.column("run_id"), run_id)).drop_columns(["run_id"])
+        if not table.num_rows:
+            return [f"lost: {where}: the file does not hold the run (any more)"]
     if table.num_rows != file.get("rows"):
         return [f"I3: {where} has {table.num_rows} rows, its record says {file.get('rows')}"]
     for name, column in zip(table.column_names, table.columns, strict=True):

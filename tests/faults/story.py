@@ -242,6 +242,8 @@ class Story:
         """
         verdict, sent = self.verdict, list(self.deliveries() if only is None else only)
         self.close()
+        for name, content in list(self.late_logs.items()):  # nothing ever waited for them
+            self.log_arrives(name, content)
         for program, folder, _ in self._producers:
             if program.poll() != 0:
                 verdict.fail(f"the producer ended with {program.poll()}: {program.said()[-300:]}")
@@ -303,7 +305,10 @@ def read_keys(broker: str, topic: str) -> list[bytes]:
         "isolation.level": "read_committed", "enable.partition.eof": True, "log_level": 0,
     })  # fmt: skip
     try:
-        partitions = client.list_topics(topic, timeout=30).topics[topic].partitions
+        found = client.list_topics(topic, timeout=30).topics[topic]
+        if found.error is not None:
+            return []
+        partitions = found.partitions
         keys: list[bytes] = []
         open_ones = set(partitions)
         client.assign([TopicPartition(topic, number, 0) for number in partitions])
