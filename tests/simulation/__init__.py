@@ -1,0 +1,1 @@
+"""A deterministic simulation of source, commit and data sets: see docs/simulation.md."""

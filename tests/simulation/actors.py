@@ -1,0 +1,270 @@
+"""The processes of a simulated world: ciml's own code, wired as its runners wire it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ciml.definitions import DatasetDefinition
+from ciml.errors import CimlError, Refused
+from ciml.records import Batch
+from pipelines.committer import Committer, seal, unseal
+from pipelines.compact import compact
+from pipelines.datasets import create_dataset, update_dataset
+from pipelines.ingest import in_batches
+from pipelines.kafka import PartitionRead, bases, plan
+from tests.simulation.broker import Partition
+from tests.simulation.reading import find_partitions, read_bounded, read_slice
+from tests.simulation.scenes import Address, Letter, log
+from tests.simulation.scheduler import Violation
+from tests.simulation.world import START_US, Process
+from transforms.decode import decode
+from transforms.fetch import Fetcher
+from transforms.fetch_http import Later
+from transforms.fetch_policy import FetchPolicy
+from transforms.store import parse, store
+from transforms.trust import TrustPolicy, judge
+
+POLICY = TrustPolicy.load()
+DATASETS = (
+    {"name": "all", "span_runs": 3, "max_windows": 4},
+    {"name": "unit", "span_runs": 2, "max_windows": 3, "build_name": "unit", "features_regex": "usr|1m"},
+)
+
+
+class LogHost(Fetcher):
+    """The real fetcher, with a log host that answers at once: the log, that there is none yet, or nothing."""
+
+    def __init__(self, process: Process) -> None:
+        self.policy = FetchPolicy(hosts=("logs.example.org",))
+        self._process = process
+
+    def _run(self, jobs: Iterable[Any]) -> None:
+        process, world = self._process, self._process.world
+        for job in jobs:
+            world.scheduler.step()
+            where = Address.parse(job.text)
+            flaky = world.chaos.on and where.from_us == 0 and world.random.random() < 0.05
+            if flaky and world.flaws[job.text] < 2:
+                world.flaws[job.text] += 1
+                job.failure = Later("log_unavailable", "status 503")
+            elif process.now_us() - START_US < where.from_us:
+                job.failure = Later("log_not_found", "status 404")
+            elif where.content < 0:
+                job.failure = Refused("corrupt_gzip", "cut short")
+            else:
+                job.data = log(where.content)
+            world.scheduler.trace(f"log {job.text} -> {job.failure or 'there'}")
+
+
+class Stages:
+    """A process that ingests: its committer, and the stages on the way there."""
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.world = process, process.world
+        self.raw = process.data.child("raw")
+        self.committing = Committer(self.raw)
+        self._host = LogHost(process)
+
+    def settle(self, batch: Batch) -> bytes:
+        """All stages, to the sealed batch."""
+        batch = self._host.fetch(judge(decode(batch), POLICY), self.process.now_us())
+        sealed = seal(store(parse(batch), self.raw))
+        self.world.sealed.append(sealed)
+        return sealed
+
+    def commit(self, sealed: list[bytes]) -> None:
+        """As the stage that commits does."""
+        self._commit([unseal(each) for each in sealed])
+
+    def _commit(self, batches: list[Batch]) -> None:
+        version = self.committing.commit(batches)
+        self.world.scheduler.trace(f"commits {len(batches)} batches as {version}")
+        self.world.check_durable(self.process.actor.name, version, [batch.covers for batch in batches if batch.covers])
+
+    def plan(self, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
+        """What is to be read, once the bases are covered."""
+        while True:
+            # The listing has to be the younger of the two: what is covered must not be beyond it.
+            with self.committing.state() as state:
+                listing = self.process.client.list_topic()
+                missing = bases(state, listing)
+                if not missing:
+                    return plan(state, listing, bounded=bounded, most=most)
+            self._commit(missing)
+
+    def due(self) -> list[bytes]:
+        """What was deferred, and is tried again now."""
+        with self.committing.state() as state:
+            due = state.due(self.process.now_us())
+        return [self.settle(batch) for batch in in_batches(due, 3)]
+
+
+def micro_batches(process: Process) -> None:
+    """Ingest by micro-batches, as `pipelines.run_ingest.ingest_micro_batches` does it."""
+    stages, rng = Stages(process), process.world.random
+
+    def work() -> bool:
+        reads = stages.plan(bounded=True, most=1 if process.world.small else rng.choice((2, 5, 100)))
+        sealed = [stages.settle(batch) for read in rng.sample(reads, len(reads)) for batch in read_bounded(read)]
+        sealed += stages.due()
+        rng.shuffle(sealed)
+        while sealed:
+            size = 1 if process.world.small else rng.choice((1, 3, 100))
+            stages.commit(sealed[:size])
+            del sealed[:size]
+        return bool(reads)
+
+    process.cycle(work)
+
+
+def stream(process: Process) -> None:
+    """Ingest by one job: it goes back to its last checkpoint when it dies, whatever was committed since."""
+    stages, world, rng = Stages(process), process.world, process.world.random
+    kept = world.checkpoints.get(process.role) if rng.random() < 0.7 else None
+    reads, positions, waiting = kept or ([], {}, [])
+    reads, positions, waiting = list(reads), dict(positions), list(waiting)
+
+    def work() -> bool:
+        found = False
+        if not reads or rng.random() < 0.1:  # a new job, with nothing under way
+            reads[:] = stages.plan(bounded=False)
+            waiting.clear()
+            positions.clear()
+            positions.update({read.partition: read.start for read in reads})
+        elif rng.random() < 0.3:
+            later = find_partitions(reads[0].topic_id, len(reads))
+            reads.extend(later)
+            positions.update({read.partition: read.start for read in later})
+        for read in rng.sample(reads, len(reads)):
+            batches, positions[read.partition] = read_slice(read, positions[read.partition])
+            found = found or bool(batches)
+            waiting.extend(map(stages.settle, batches))
+        waiting.extend(stages.due())
+        if rng.random() < 0.3 and not process.superseded:
+            world.checkpoints[process.role] = (list(reads), dict(positions), list(waiting))
+            world.scheduler.trace(f"checkpoint {positions}")
+        if waiting and (rng.random() < 0.6 or not found):
+            stages.commit(waiting)
+            waiting.clear()
+        return found
+
+    process.cycle(work)
+
+
+def ghost(process: Process) -> None:
+    """Batches that were delivered before are delivered again, at any time later."""
+    stages, world = Stages(process), process.world
+
+    def work() -> bool:
+        if world.sealed and world.chaos.on:
+            stages.commit([world.random.choice(world.sealed) for _ in range(world.random.randint(1, 4))])
+        return False
+
+    process.cycle(work, once_s=5.0)
+
+
+def keeper(process: Process) -> None:
+    """Makes checkpoints, and removes what they replaced."""
+    committing = Committer(process.data.child("raw"))
+
+    def work() -> bool:
+        committing.maintain(budget_s=process.world.random.choice((0.0, 0.01, 10.0)))
+        return False
+
+    process.cycle(work, once_s=2.0)
+
+
+def compactor(process: Process) -> None:
+    """Packs the runs of days that are over, and removes what is not needed any more."""
+    chaos, rng = process.world.chaos, process.world.random
+
+    def work() -> bool:
+        done = compact(
+            process.data.child("raw"), grace_s=max(3600.0, chaos.grace_s), min_runs=rng.choice((1, 2)),
+            pack_bytes=rng.choice((1, 3000, 32 << 20)), window_runs=rng.choice((2, 100)), clock=process.clock,
+            everything=rng.random() < 0.3,
+        )  # fmt: skip
+        faults = done.packing.faults + done.swept.faults
+        if faults:
+            raise Violation(faults[0])
+        return done.packing.packs > 0
+
+    process.cycle(work, once_s=20.0)
+
+
+def updater(process: Process) -> None:
+    """Data sets are made, and kept up to date."""
+
+    wanted = [DatasetDefinition.from_json(each) for each in DATASETS[: process.world.datasets]]
+    made: set[str] = set()
+
+    def work() -> bool:
+        sealed = 0
+        for definition in wanted:
+            if definition.name not in made:
+                create_dataset(process.data, definition, now_us=process.now_us())
+                made.add(definition.name)
+            seal = process.world.chaos.on and process.world.random.random() < 0.03
+            try:
+                sealed += len(update_dataset(
+                    process.data, definition.name, now_us=process.now_us(), seal=seal
+                ).sealed)  # fmt: skip
+            except CimlError as error:
+                if type(error) is not CimlError:  # a user's: nothing to seal yet
+                    raise
+        return sealed > 0
+
+    process.cycle(work, once_s=6.0)
+
+
+def producer(process: Process, letters: list[Letter]) -> None:
+    """Sends messages. One whose acknowledgement was lost is sent again."""
+    world, rng = process.world, process.world.random
+    for letter in letters:
+        process.world.scheduler.pause(letter.pause_s)
+        acknowledged = False
+        while not acknowledged:
+            world.scheduler.step()
+            fault = world.chaos.fault()
+            if fault == "before":
+                continue
+            number = rng.randrange(len(world.broker.partitions))
+            offset = world.broker.append(number, letter.message, rng.choice((0, 0, 0, 0, 1, 2)))
+            world.sent[world.broker.topic_id, number, offset] = letter.says
+            acknowledged = fault not in ("after", "lost")
+            world.scheduler.trace(f"sends {number} {offset} {'' if acknowledged else '(unacknowledged) '}{letter.says}")
+    world.sending -= 1
+    process.cycle(lambda: False, once_s=30.0)
+
+
+def operator(process: Process) -> None:
+    """What becomes of the topic."""
+    world = process.world
+    world.scheduler.pause(world.random.uniform(1, 40))
+    broker, covered = world.broker, world.reckoning.covered
+    match world.fate:
+        case "more partitions":
+            broker.partitions.append(Partition())
+            world.fated = True
+        case "anew":
+            world.fated = bool(covered)
+            if world.fated:
+                broker.make_anew(len(broker.partitions))
+                # What is under way may read a little of the new topic for the old one: clients do not tell them apart.
+                world.reckoning.blind = True
+        case "retention" | "retention too early" as fate:
+            lost = False
+            for number, partition in enumerate(broker.partitions):
+                mine = covered.get(number, set())
+                first = next(offset for offset in range(partition.end + 1) if offset not in mine)
+                if not mine:
+                    first = world.random.randint(0, partition.end)
+                    world.reckoning.mortal |= {(broker.topic_id, number, offset) for offset in range(first)}
+                elif fate == "retention too early":
+                    lost = lost or any(offset >= first for offset in partition.messages)
+                    first = partition.end
+                broker.forget(number, first)
+            world.fated, world.fate = True, fate if lost else "retention"
+    world.scheduler.trace(f"* {world.fate}: {[(part.first, part.end) for part in broker.partitions]}")
+    process.cycle(lambda: False, once_s=30.0)

@@ -1,0 +1,159 @@
+"""What readers see: at any time, and when all is over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+from ciml.dataset_state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
+from ciml.digest import sha256_json
+from ciml.manifests import ManifestLog
+from ciml.records import Mention, OutcomeWord, RawFile
+from pipelines.datasets import update_dataset
+from tests.simulation.scenes import telemetry
+from tests.simulation.scheduler import Violation
+from tests.simulation.world import INGEST, Process, World
+from transforms.examples import make_examples
+from transforms.spans import verify_span
+from transforms.store import verify_run
+
+
+class Poller:
+    """A reader that has read before: nothing that it has seen may change or vanish.
+
+    Attributes:
+      deltas: digest of each delta, by folder and version.
+      runs: where each row is.
+      states: of each data set.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.raw = process, process.data.child("raw")
+        self.deltas: dict[str, list[str]] = {}
+        self.runs: dict[str, RawFile] = {}
+        self.states: dict[str, DatasetState] = {}
+
+    def look(self, *, whole: bool = False) -> None:
+        """Reads what is new, and some (or all) of what is old."""
+        rng = self.process.world.random
+        fresh = self._read("", self.raw, whole or rng.random() < 0.3)
+        new = [record for delta in fresh for record in delta["runs"]]
+        files = {record["mention"]["run_id"]: RawFile.from_json(record["file"]) for record in new}
+        for run_id, file in files.items():
+            if self.runs.setdefault(run_id, file) != file:
+                raise Violation(f"the row of {run_id} is another now")
+        old = list(self.runs) if whole else rng.sample(list(self.runs), min(2, len(self.runs)))
+        for run_id in dict.fromkeys([*files, *old]):
+            file = self.runs[run_id]
+            if self._is_new(f"raw/{file.path}") and (wrong := verify_run(self.raw, run_id, file)):
+                raise Violation(wrong)
+        for name in dataset_names(self.process.data):
+            self._dataset(name, whole)
+
+    def _read(self, name: str, store: Any, anew: bool) -> list[dict[str, Any]]:
+        seen = self.deltas.setdefault(name, [])
+        begin, out, end = (0 if anew else len(seen)), [], 0
+        for end, delta in ManifestLog(store).since(begin):
+            digest = sha256_json(delta)
+            if end > len(seen):
+                seen.append(digest)
+                out.append(delta)
+            elif seen[end - 1] != digest:
+                raise Violation(f"{name or 'raw'}: version {end} is another now")
+        if anew and end < len(seen):
+            raise Violation(f"{name or 'raw'}: the manifest ended at {len(seen)}, and now ends at {end}")
+        return out
+
+    def _dataset(self, name: str, whole: bool) -> None:
+        root = dataset_store(self.process.data, name)
+        state = self.states.setdefault(name, DatasetState())
+        new: list[SpanVersion] = []
+        for delta in self._read(name, root, whole or self.process.world.random.random() < 0.3):
+            state.apply(state.version + 1, delta)
+            new += [SpanVersion.from_json(span) for span in delta.get("spans", ())]
+        if whole:
+            if dataset_state(self.process.data, name).spans != state.spans:
+                raise Violation(f"{name}: the spans are others now")
+            new = [span for versions in state.spans.values() for span in versions.values()]
+        for span in new:
+            unknown = [self._is_new(f"datasets/{name}/{path}") for path in sorted(span.paths)]
+            for wrong in verify_span(root, span, state.resolved) if state.resolved and any(unknown) else ():
+                raise Violation(wrong)
+
+    def _is_new(self, path: str) -> bool:
+        """Whether an object is not the one that was proved before: to prove it twice would only take time."""
+        data = self.process.world.disk.objects.get(path, (None, 0))[0]
+        known = self.process.world.proved.get(path) is data
+        self.process.world.proved[path] = data
+        return data is None or not known
+
+
+def poller(process: Process) -> None:
+    """Looks now and then."""
+    mine = Poller(process)
+
+    def work() -> bool:
+        mine.look()
+        return False
+
+    process.cycle(work, once_s=10.0)
+
+
+def auditor(process: Process) -> None:
+    """When all is over: everything that was sent is settled, and the data sets are what a direct computation gives."""
+    world = process.world
+    lost = [
+        place
+        for place in world.sent
+        if place[0] == world.reckoning.topic_id
+        and place[2] not in world.reckoning.covered.get(place[1], set())
+        and (place[0] != world.broker.topic_id or place[2] < world.broker.partitions[place[1]].first)
+    ]
+    if lost or (world.fated and world.fate == "anew"):
+        silent = [role for role in INGEST if role in world.roles and role not in world.alarms]
+        if silent:
+            raise Violation(f"{lost[:3]} are lost, and {silent} did not stop")
+    else:
+        world.reckoning.finish(ends={number: part.end for number, part in enumerate(world.broker.partitions)})
+    for name in dataset_names(process.data):
+        before = dataset_state(process.data, name)
+        state = update_dataset(process.data, name, seal=bool(before.spans), now_us=process.now_us()).state
+        if not world.reckoning.blind:
+            _check_dataset(world, process, state)
+    mine = Poller(process)
+    mine.look(whole=True)
+    if not world.reckoning.blind and set(mine.runs) != set(world.reckoning.rows):
+        raise Violation(f"readers see other rows: {set(mine.runs) ^ set(world.reckoning.rows)}")
+
+
+def _check_dataset(world: World, process: Process, state: DatasetState) -> None:
+    definition, resolved = state.definition, state.resolved
+    if definition is None or resolved is None:
+        return
+    selected = [run_id for run_id in world.reckoning.order if definition.selects(world.reckoning.rows[run_id].said.job)]
+    firsts = [span[1] for _, span in sorted(state.spans.items())]
+    found = [run_id for span in state.latest() for run_id in span.run_ids()]
+    if Counter(found) != Counter(selected):
+        raise Violation(f"{definition.name}: holds {sorted(found)}, want {sorted(selected)}")
+    at = 0
+    for span in firsts:
+        part = set(span.run_ids())
+        if len(part) > definition.span_runs or part != set(selected[at : at + len(part)]):
+            raise Violation(f"{definition.name}: span {span.span} holds {part}, not the next of {selected[at:]}")
+        at += len(part)
+    examples = {run.run_id: run for span in state.latest() for run in span.runs}
+    excluded = {each["run_id"]: each["reason"] for span in state.latest() for each in span.excluded}
+    for run_id in selected:
+        row = world.reckoning.rows[run_id]
+        change = run_id.split("~")[1].removeprefix("r")
+        outcome = cast("OutcomeWord", row.label_outcome)
+        mention = Mention(run_id, run_id, row.said.job, outcome=outcome, project="p", change=change)
+        made = make_examples([mention], [telemetry(row.content)], resolved)
+        if made.excluded:
+            if excluded.get(run_id) != made.excluded[0].reason:
+                raise Violation(f"{definition.name}: {run_id} is no example by {made.excluded}")
+            continue
+        want = made.table.select(["label", "label_name", "split", "n_windows", "digest"]).to_pylist()[0]
+        mine = examples[run_id].to_json() if run_id in examples else {}
+        if {key: mine.get(key) for key in want} != want:
+            raise Violation(f"{definition.name}: the example of {run_id} is {mine}, want {want}")

@@ -1,0 +1,175 @@
+"""Planted defects: each is a mistake that the simulation has to find, or its green means nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from ciml import accounting, keeper, known_ids, manifests
+from ciml.digest import canonical_json
+from ciml.offsets import RangeSet
+from ciml.records import Outcome
+from ciml.storage import Store
+from pipelines import committer, datasets
+from tests.simulation.fakes import Disk
+from tests.simulation.run import Result, simulate
+from tests.simulation.world import World
+
+Defect = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def no_deduplication() -> Iterator[None]:
+    """An event that was seen is taken for a new one."""
+    with patch.object(known_ids.LayeredIndex, "has_event", lambda *_: False):
+        yield
+
+
+@contextmanager
+def overwritten_commit() -> Iterator[None]:
+    """A delta is written over whatever another has committed under its number."""
+
+    def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
+        self.store.replace(self.path(version), canonical_json({**delta, "version": version}))
+        return True
+
+    with patch.object(manifests.ManifestLog, "try_append", append):
+        yield
+
+
+@contextmanager
+def covered_again() -> Iterator[None]:
+    """A batch is settled whole, whatever of its range was settled before."""
+
+    class Blind:
+        def __init__(self, state: accounting.RawState) -> None:
+            self._state = state
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._state, name)
+
+        def covered(self, topic: str, partition: int) -> RangeSet:
+            return RangeSet()
+
+    real = accounting.reconcile
+    with patch.object(committer, "reconcile", lambda state, *rest: real(Blind(state), *rest)):
+        yield
+
+
+@contextmanager
+def no_rebase() -> Iterator[None]:
+    """A committer that came second commits the same delta under the next number."""
+
+    def commit(log: Any, state: Any, build: Callable[[], Any]) -> int | None:
+        manifests.catch_up(log, state)
+        if (delta := build()) is None:
+            return None
+        while not log.try_append(state.version + 1, delta):
+            manifests.catch_up(log, state)
+        version: int = state.version + 1
+        state.apply(version, {**delta, "version": version})
+        return version
+
+    with patch.object(keeper, "commit", commit):
+        yield
+
+
+@contextmanager
+def unguarded_append() -> Iterator[None]:
+    """A writer that was frozen commits where the delta of another was, and was removed."""
+
+    def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
+        return self.store.create(self.path(version), canonical_json({**delta, "version": version}))
+
+    with patch.object(manifests.ManifestLog, "try_append", append):
+        yield
+
+
+@contextmanager
+def torn_create() -> Iterator[None]:
+    """An object can be seen, and left, half written."""
+    real = Disk.__init__
+
+    def torn(self: Disk) -> None:
+        real(self)
+        self.torn = True
+
+    with patch.object(Disk, "__init__", torn):
+        yield
+
+
+@contextmanager
+def retry_settled_twice() -> Iterator[None]:
+    """A retry is settled whether or not it is still open."""
+
+    def settle(self: Any, outcome: Outcome) -> None:
+        key = (outcome.origin, outcome.run_id)
+        if self._settle(outcome, again=True) != "deferred" and key in self._state.deferred:
+            self._closes[key] = None
+
+    with patch.object(accounting._Draft, "settle_retry", settle):
+        yield
+
+
+@contextmanager
+def closed_unopened() -> Iterator[None]:
+    """What a retry settles is closed, whether or not it is still open."""
+
+    def settle(self: Any, outcome: Outcome) -> None:
+        if self._settle(outcome, again=True) != "deferred":
+            self._closes[outcome.origin, outcome.run_id] = None
+
+    with patch.object(accounting._Draft, "settle_retry", settle):
+        yield
+
+
+@contextmanager
+def files_after_the_commit() -> Iterator[None]:
+    """A data set's delta is committed before the files that it names are written."""
+    late: dict[str, list[tuple[Store, str, bytes]]] = {}
+
+    class Later:
+        def __init__(self, store: Store) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def create(self, path: str, data: bytes) -> bool:
+            late.setdefault(self._store.root, []).append((self._store, path, data))
+            return True
+
+    write, sweep = datasets.write_span, datasets._sweep
+
+    def swept(root: Store, *rest: Any) -> None:
+        for store, path, data in late.pop(root.root, ()):
+            store.create(path, data)
+        sweep(root, *rest)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(datasets, "write_span", lambda root, *rest: write(Later(root), *rest)))
+        stack.enter_context(patch.object(datasets, "_sweep", swept))
+        yield
+
+
+DEFECTS: tuple[Defect, ...] = (
+    no_deduplication, overwritten_commit, covered_again, no_rebase, unguarded_append, torn_create, retry_settled_twice,
+    closed_unopened, files_after_the_commit,
+)  # fmt: skip
+#: Those that take many commits, checkpoints and removals to show.
+RARE = (unguarded_append,)
+
+
+def first_found(defect: Defect, most: int) -> Result | None:
+    """The first world that shows the defect, of so many."""
+    rare = defect in RARE
+    seeds = (seed for seed in itertools.count() if not rare or World.of(seed).small)
+    with defect():
+        for seed in itertools.islice(seeds, most):
+            result = simulate(seed)
+            if result.wrong:
+                return result
+    return None

@@ -1,0 +1,125 @@
+"""Runs simulated worlds, and tells how they ended."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from typing import Any
+
+from tests.simulation.actors import compactor, ghost, keeper, micro_batches, operator, producer, stream, updater
+from tests.simulation.audit import auditor, poller
+from tests.simulation.fakes import replaced
+from tests.simulation.reading import reading_by
+from tests.simulation.scheduler import Violation
+from tests.simulation.world import Process, World
+from transforms import store as storing
+from transforms.parse import Log, parse_logs
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the world of a seed ended: ``wrong`` is "" where all held. Two runs with one digest were the same."""
+
+    seed: int
+    wrong: str
+    steps: int
+    commits: int
+    digest: str
+    trace: tuple[str, ...] = ()
+
+
+def simulate(seed: int, *, keep_trace: bool = False, change: Any = None) -> Result:
+    """The world of a seed, from its first event to its audit.
+
+    Args:
+      seed: decides everything.
+      keep_trace: whether the result holds every step.
+      change: called with the world before it begins (a planted defect).
+    """
+    world = World.of(seed, keep_trace=keep_trace)
+    scheduler = world.scheduler
+    wrong = ""
+    try:
+        with (
+            replaced(scheduler, seed, world.chaos.grace_s, world.limits),
+            reading_by(lambda: _current(world).client),
+            _parsed_once(),
+        ):
+            _populate(world)
+            if change is not None:
+                change(world)
+            scheduler.run()
+            world.chaos.on = False
+            world.start("auditor", auditor, frail=False)
+            scheduler.run()
+    except Violation as violation:
+        wrong = str(violation)
+    except Exception as error:  # noqa: BLE001  # what no process of ciml may end by
+        wrong = "".join(traceback.format_exception(error)) if keep_trace else f"{type(error).__name__}: {error}"
+    trace = tuple(scheduler.kept or ())
+    return Result(seed, wrong, scheduler.steps, world.reckoning.version, scheduler.digest(), trace)
+
+
+def _current(world: World) -> Process:
+    if world.scheduler.current is None:
+        raise Violation("nobody reads")
+    return world.processes[world.scheduler.current.name]
+
+
+def _populate(world: World) -> None:
+    rng = world.random
+    parts = rng.randint(1, 2)
+    for number in range(parts):
+        letters = world.scene.letters[number::parts]
+        world.sending += 1
+        world.start(f"producer-{number + 1}", partial(producer, letters=letters), frail=False)
+    world.start("micro-1", micro_batches)
+    if rng.random() < 0.5:
+        world.start("micro-2", micro_batches)
+    if rng.random() < 0.5:
+        world.start("stream", stream)
+    if rng.random() < 0.5:
+        world.start("ghost", ghost)
+    world.start("updater-1", updater)
+    if rng.random() < 0.5:
+        world.start("updater-2", updater)
+    for number in range(2 if world.small else rng.choice((0, 1, 1, 2))):
+        world.start(f"keeper-{number + 1}", keeper)
+    if rng.random() < 0.4:
+        world.start("compactor", compactor)
+    world.start("poller", poller, frail=False)
+    if world.fate != "none":
+        world.start("operator", operator, frail=False)
+
+
+@lru_cache(maxsize=64)
+def _parse_one(log: Log) -> Any:
+    return parse_logs([log])[0]
+
+
+@contextmanager
+def _parsed_once() -> Any:
+    """Within it, a log that was parsed before is not parsed again: the parser is pure, and not what is looked at."""
+    real = storing.parse_logs
+    storing.parse_logs = lambda logs, *_: [_parse_one(log) for log in logs]
+    try:
+        yield
+    finally:
+        storing.parse_logs = real
+
+
+def simulate_all(seeds: Sequence[int], workers: int = 2) -> list[Result]:
+    """Many worlds, in several processes."""
+    size = max(1, min(25, len(seeds) // (workers * 4)))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(simulate, seeds, chunksize=size))
+
+
+def replay(seed: int) -> str:
+    """The command that runs the world of a seed again, and shows all of it."""
+    return f"python -m tests.simulation --seed {seed} --trace"

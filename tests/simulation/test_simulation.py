@@ -1,0 +1,43 @@
+"""A thousand worlds, those that were wrong once, and mistakes that are planted to be found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.defects import DEFECTS, Defect, first_found
+from tests.simulation.run import replay, simulate, simulate_all
+
+SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", "1000"))
+_ROOT = Path(__file__).parents[2]
+
+
+def regressions() -> list[int]:
+    lines = (Path(__file__).parent / "regressions.txt").read_text().splitlines()
+    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+
+
+def test_nothing_is_lost_and_nothing_twice_in_any_world() -> None:
+    seeds = list(dict.fromkeys([*regressions(), *range(SEEDS)]))
+    wrong = [f"{result.wrong}\n    {replay(result.seed)}" for result in simulate_all(seeds) if result.wrong]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_a_planted_defect_is_found(defect: Defect) -> None:
+    assert first_found(defect, 80) is not None
+
+
+def test_a_seed_is_one_run_in_every_process() -> None:
+    command = [sys.executable, "-c", "from tests.simulation.run import simulate; print(simulate(7).digest)"]
+    found = {
+        subprocess.run(
+            command, cwd=_ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert found == {simulate(7).digest}

@@ -1,0 +1,243 @@
+"""One simulated world: who acts in it, and what is checked while they do."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.checkpoints import Limits
+from ciml.errors import EngineError, IntegrityError
+from ciml.records import OffsetRange
+from tests.simulation.broker import Broker, Client
+from tests.simulation.chaos import Chaos
+from tests.simulation.fakes import Disk, SimStore
+from tests.simulation.model import Place, Reckoning
+from tests.simulation.scenes import Said, Scene, scene
+from tests.simulation.scheduler import Actor, Killed, Scheduler, Violation
+
+START_US = 1_795_737_600_000_000  # days after what is told of
+#: The roles that read the topic.
+INGEST = ("micro-1", "micro-2", "stream")
+_CHECKPOINT = re.compile(r"raw/_manifest/checkpoints/([0-9]{12})\.json")
+_DELTA = re.compile(r"(raw|datasets/[^/]+)/_manifest/([0-9]{12})\.json")
+_MOST_STEPS = 60_000
+#: What may go wrong with the topic as a whole. After the last two, ingest has to stop by itself.
+_FATES = ("none",) * 6 + ("more partitions", "more partitions", "retention", "retention", "retention too early", "anew")
+
+
+@dataclass
+class World:
+    """What is shared by all processes of a simulation, and known to none of them.
+
+    Attributes:
+      seed: which decides all.
+      fate: what becomes of the topic.
+      sealed: batches on their way to a committer, all that ever were: any may be delivered once more.
+      checkpoints: of streaming jobs, by name.
+      proved: the bytes of objects that were read and found whole.
+      astray: the last version that a process created where another's delta had been.
+      small: whether there is a commit for every message.
+      alarms: what processes stopped by, by role.
+      flaws: how often a log host has failed, by address.
+      stops: how often a role has stopped by itself.
+    """
+
+    seed: int
+    scheduler: Scheduler
+    chaos: Chaos
+    disk: Disk
+    broker: Broker
+    scene: Scene
+    fate: str
+    random: random.Random
+    sent: dict[Place, tuple[Said, ...]] = field(default_factory=dict)
+    sealed: list[bytes] = field(default_factory=list)
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    alarms: dict[str, str] = field(default_factory=dict)
+    flaws: Counter[str] = field(default_factory=Counter)
+    stops: Counter[str] = field(default_factory=Counter)
+    fated: bool = False
+    sending: int = 0
+    ending: bool = False
+    calm_after: int = 0
+    born: int = 0
+    datasets: int = 1
+    small: bool = False
+    limits: Limits = field(default_factory=Limits)
+    astray: dict[str, int] = field(default_factory=dict)
+    proved: dict[str, bytes | None] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
+    processes: dict[str, Process] = field(default_factory=dict)
+    roles: dict[str, Callable[[Process], None]] = field(default_factory=dict)
+    reckoning: Reckoning = field(init=False)
+
+    @classmethod
+    def of(cls, seed: int, *, keep_trace: bool = False) -> World:
+        """The world of a seed, before anything happens."""
+        scheduler = Scheduler(seed, start_us=START_US, most_steps=_MOST_STEPS, keep_trace=keep_trace)
+        rng = random.Random(f"world {seed}")
+        fate = rng.choice(_FATES)
+        world = cls(
+            seed, scheduler, Chaos.of(seed), Disk(), Broker(scheduler, rng.randint(1, 3)), scene(seed), fate, rng
+        )
+        world.small = rng.random() < 0.3
+        world.reckoning = Reckoning(world.sent)
+        world.disk.created = world.check_delta
+        world.disk.froze = world.replace_frozen
+        world.limits = Limits(deltas=rng.choice((2, 3, 5, 9)))
+        if world.small:  # many commits, checkpoints and removals, and who commits is often frozen before it
+            world.limits, world.chaos.grace_s = Limits(deltas=2), 20.0
+            world.chaos.stalls, world.chaos.leaps = 0.2, max(world.chaos.leaps, 0.006)
+        world.datasets = rng.randint(1, 2)
+        world.calm_after = rng.randint(60, 900) + 300 * world.small
+        scheduler.before_step = world.before_step
+        return world
+
+    @property
+    def fatal(self) -> bool:
+        """Whether ingest has to stop by itself: something was lost, or the topic is another."""
+        return self.fated and (self.fate in ("retention too early", "anew") or self._hole())
+
+    def _hole(self) -> bool:
+        """Whether retention took what was never committed, though something after it was."""
+        covered = self.reckoning.covered
+        return any(covered.get(part) and offset not in covered[part] for _, part, offset in self.reckoning.mortal)
+
+    def before_step(self) -> None:
+        """Chaos strikes, ends, or all is over."""
+        self.chaos.strike(self.scheduler, self.replace_frozen)
+        if self.scheduler.steps % 25:
+            return
+        if self.chaos.on and self.scheduler.steps >= self.calm_after and not self.sending:
+            self.chaos.on = False
+            self.scheduler.trace("* faults end")
+            for actor in self.scheduler.actors:
+                actor.idle, actor.frozen = 0, min(actor.frozen, 300)
+        if not self.chaos.on and any(actor.frozen for actor in self.scheduler.actors):
+            self.scheduler.now_us += round(self.chaos.grace_s * 0.3e6)  # who wakes finds the world much older
+        waits = "deferred" in self.reckoning.open.values() and not self.fatal
+        if not (self.chaos.on or self.ending or waits) and all(actor.idle >= 2 for actor in self.scheduler.actors):
+            self.ending = True
+            self.scheduler.trace("* all is quiet")
+
+    def start(self, role: str, body: Callable[[Process], None], *, frail: bool = True, delay_s: float = 0.0) -> None:
+        """A process of a role. Where it is killed, another takes its place."""
+        self.roles[role] = body
+        self.born += 1
+        name = f"{role}#{self.born}"
+
+        def again(actor: Actor) -> None:
+            if name not in self.replaced and not self.ending:
+                self.replaced.add(name)
+                self.start(role, body, frail=frail, delay_s=self.random.choice((0.0, 1.0, 20.0)))
+
+        def live(actor: Actor) -> None:
+            process = Process(self, actor, role, self.chaos if frail else None)
+            self.processes[name] = process
+            try:
+                body(process)
+            except IntegrityError as error:
+                self._stopped(role, name, error, again)
+
+        self.scheduler.spawn(name, live, frail=frail, delay_s=delay_s, died=again)
+
+    def _stopped(self, role: str, name: str, error: IntegrityError, again: Callable[[Actor], None]) -> None:
+        """A process stopped by itself. What it had planned may only have been overtaken: another looks anew, twice."""
+        self.scheduler.trace(f"! stops: {error}")
+        if not (self.fated and self.fate in ("retention", "retention too early", "anew") and role in INGEST):
+            raise Violation(f"{name} stopped: {error}") from error
+        self.stops[role] += 1
+        self.checkpoints.pop(role, None)
+        if self.stops[role] <= 2 or not self.fatal:
+            again(self.scheduler.actors[0])
+        else:
+            self.alarms[role] = str(error)
+
+    def replace_frozen(self, actor: Actor) -> None:
+        """Somebody takes a frozen process for dead, and starts another. The frozen one wakes some day."""
+        role = actor.name.partition("#")[0]
+        if actor.name not in self.replaced and self.random.random() < 0.7:
+            self.replaced.add(actor.name)
+            self.start(role, self.roles[role], delay_s=self.random.choice((0.0, 5.0)))
+
+    def check_delta(self, path: str, data: bytes) -> None:
+        """What each commit has to keep, at the moment when it is made."""
+        match = _DELTA.fullmatch(path)
+        if match is None:
+            return
+        for actor in self.scheduler.actors:
+            actor.idle = 0
+        try:
+            delta = json.loads(data)
+            if match[1] == "raw":
+                if int(match[2]) <= max(self.checkpoints_there(), default=0):
+                    # in a place that was emptied: nobody may ever read it, and who wrote it may not rely on it
+                    self.astray[self.scheduler.current.name if self.scheduler.current else ""] = int(match[2])
+                    return
+                self.reckoning.add(int(match[2]), delta)
+                named = [f"raw/{each['file']['path']}" for each in delta["runs"]]
+            else:
+                files = [file for span in delta.get("spans", ()) for part in span["files"].values() for file in part]
+                named = [f"{match[1]}/{file['path']}" for file in files]
+            missing = [each for each in named if not self._is_there(each)]
+            if missing:
+                raise Violation(f"{path} names {missing[0]}, which is not there")
+        except Violation as violation:
+            self.scheduler.fail(violation)
+            raise Killed from violation
+
+    def check_durable(self, name: str, version: int | None, ranges: list[OffsetRange]) -> None:
+        """Whoever was told that something is committed can rely on it."""
+        if version is not None and self.astray.get(name) == version:
+            raise Violation(f"{name} was told that its delta is version {version}, which is another's")
+        for covers in ranges:
+            missing = set(range(covers.start, covers.end)) - self.reckoning.covered.get(covers.partition, set())
+            if missing and not self.reckoning.blind:
+                raise Violation(f"{sorted(missing)} of {covers.partition} were told to be committed, and are not")
+
+    def checkpoints_there(self) -> list[int]:
+        """The versions of the raw manifest's checkpoints."""
+        found = [_CHECKPOINT.fullmatch(path) for path in self.disk.objects]
+        return [int(match[1]) for match in found if match]
+
+    def _is_there(self, path: str) -> bool:
+        """Whether a file can be read. What is in a pack is the poller's to see."""
+        aside = path.replace("raw/", "raw/swept/", 1)
+        return path in self.disk.objects or aside in self.disk.objects or "compactor" in self.roles
+
+
+class Process:
+    """What one process of the world has to work with."""
+
+    def __init__(self, world: World, actor: Actor, role: str, chaos: Chaos | None) -> None:
+        self.world, self.actor, self.role = world, actor, role
+        self.data = SimStore(f"sim://{world.seed}/{actor.name}", world.disk, world.scheduler, chaos)
+        self.client = Client(world.broker, chaos)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another took this one's place while it was frozen. It may end whatever it is at."""
+        return self.actor.name in self.world.replaced
+
+    def clock(self) -> float:
+        return self.world.scheduler.now_us / 1e6
+
+    def now_us(self) -> int:
+        return self.world.scheduler.now_us
+
+    def cycle(self, work: Callable[[], bool], *, once_s: float = 1.0) -> None:
+        """Repeats ``work`` until all is over; it says whether it did anything. An engine that fails is waited for."""
+        world = self.world
+        while not (world.ending or self.superseded):
+            try:
+                self.actor.idle = 0 if work() else self.actor.idle + 1
+            except EngineError as error:
+                world.scheduler.trace(f"waits: {error}")
+            still = world.chaos.on or any(actor.frozen for actor in world.scheduler.actors)
+            longest = 4.0 if still else 2.0 ** min(self.actor.idle, 10)
+            world.scheduler.pause(once_s * world.random.uniform(0.2, 1.0) * longest)
