@@ -12,7 +12,9 @@ from ciml.compaction import BOOK, Book, load_book
 from ciml.packs import pack_state
 from ciml.storage import Store
 from pipelines.compact import Compaction, compact
+from pipelines.datasets import update_dataset, verify_dataset
 from tests.pipelines.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
+from tests.pipelines.dataset_scenes import define, runs
 from tests.pipelines.raw_store import RawStore
 from tests.transforms.samples import mention
 from transforms.raw_reader import load_packs
@@ -228,3 +230,19 @@ def test_pending_folders_are_taken_up_where_they_began(raw: RawStore) -> None:
     assert squeeze(raw.store).packing.runs == 1
     assert objects(raw.store)["runs"] == 0
     all_there(raw.store)
+
+
+def test_a_data_set_of_packed_runs_is_the_one_of_single_runs(data: Store) -> None:
+    made = []
+    for name in ("single", "packed"):
+        where = data.child(name)
+        raw = RawStore(where)
+        raw.add(runs(1, 4))
+        raw.add([(about, one.slice(0, 1 + number)) for number, (about, one) in enumerate(runs(5, 8))])
+        if name == "packed":
+            assert squeeze(raw.store).swept.objects == 8
+        define(where)
+        made.append([span.to_json() for span in update_dataset(where, "cpu").sealed])
+        assert verify_dataset(where, "cpu") == []
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
