@@ -67,7 +67,9 @@ def _accounting(topic: str, sent: Sequence[Delivery], ledger: Ledger) -> list[st
             key = (topic, one.partition, one.offset, claim.run_id)
             expected.add(key)
             entries = ledger.entries.get(key, [])
-            if len(entries) != 1:
+            if not entries and one.offset in ledger.covered[topic, one.partition]:
+                found.append(f"gap: {key} is covered, and there is no record of it; want {claim.kind} {claim.reason}")
+            elif len(entries) != 1:
                 kinds = describe(Counter((entry.kind, entry.reason) for entry in entries)) or "nothing"
                 found.append(f"I2: {key}: {kinds}; want one record ({claim.kind} {claim.reason})")
             name = claim.run_id or f"{topic}[{one.partition}] {one.offset}"

@@ -151,13 +151,17 @@ class Planner:
       served: the trial's own part of that folder, for logs that are broken, missing or late.
       url: the address of ``served``.
       partitions: how many there are to choose from.
+      scale: plans have so many times the runs that are asked for.
     """
 
-    def __init__(self, seed: int, logs_url: str, served: Path, url: str, partitions: int = 2) -> None:
+    def __init__(
+        self, seed: int, logs_url: str, served: Path, url: str, partitions: int = 2, scale: float = 1.0
+    ) -> None:
         self.random = random.Random(seed)
         self.prefix = f"s{seed}"
         self.plan = Plan()
         self.partitions = partitions
+        self._scale = scale
         self._logs_url, self.served, self._url = logs_url, served, url
         self._number = 0
         served.mkdir(parents=True, exist_ok=True)
@@ -202,7 +206,7 @@ class Planner:
 
     def mixed(self, runs: int, mix: Mix | None = None) -> Plan:
         """``runs`` runs, most of them plain, the others with the tricks of a mix."""
-        mix = mix or Mix()
+        mix, runs = mix or Mix(), max(round(runs * self._scale), 12)
         tricks: list[tuple[float, Callable[[], None]]] = [
             (mix.repeats, self._repeat), (mix.again, self._again), (mix.corrections, self._correction),
             (mix.started, self._started), (mix.cancelled, self._cancelled), (mix.several, self._several),

@@ -15,11 +15,14 @@ from tests.faults.verdict import Verdict
 KEPT = ROOT / "build" / "faults"
 
 
-def play(row: int, seed: int, engine: str, place: Stage, planted: str = "", kept: Path = KEPT) -> tuple[Verdict, float]:
+def play(
+    row: int, seed: int, engine: str, place: Stage, planted: str = "", kept: Path = KEPT, scale: float = 1.0
+) -> tuple[Verdict, float]:
     """One trial, in this process. A failing one leaves its folder in ``kept``."""
     began = time.monotonic()
     folder = place.home / f"row-{row:02d}-{engine}-{seed}{'-' + planted if planted else ''}"
     scene = place.scene(folder, engine=engine, planted=planted)
+    scene.scale = scale
     if planted:
         scene.lag_limit_s = 40.0  # a defect that stops everything need not be watched for longer
     try:

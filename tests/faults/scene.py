@@ -29,6 +29,7 @@ class Scene:
       engine: ``micro-batches`` or ``flink``.
       jobs: ``host:port`` of Beam's job server, for ``flink``.
       planted: the name of a defect that ingest is to have (`tests.faults.planted`).
+      scale: of the number of runs; below 1 for a look in passing.
       lag_limit_s: I7: how long after a fault the lag may last.
     """
 
@@ -42,6 +43,7 @@ class Scene:
     planted: str = ""
     lag_limit_s: float = 120.0
     environment: dict[str, str] = field(default_factory=dict)
+    scale: float = 1.0
     _log_number: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def topic(self, name: str = "events", partitions: int = 1, broker: str = "", **config: str) -> str:
@@ -53,7 +55,7 @@ class Scene:
     def planner(self, seed: int, partitions: int = 2) -> Planner:
         """A planner whose broken, missing and late logs are served from a folder of the trial's own."""
         name = f"{self.folder.name}-{seed}"
-        return Planner(seed, self.logs_url, self.served / name, f"{self.logs_url}/{name}", partitions)
+        return Planner(seed, self.logs_url, self.served / name, f"{self.logs_url}/{name}", partitions, self.scale)
 
     def ciml(
         self, *arguments: str, name: str = "ciml", planted: bool = False, cold: bool = False,
