@@ -24,7 +24,7 @@ from ciml.storage import Store as ObjectStore
 from pipelines.committer import committer, seal, unseal
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions, check_still_that_topic
-from pipelines.publish import Projection, projection, render_runs
+from pipelines.publish import Projections, projection, render_letters, render_runs
 from pipelines.retries import ReadDue
 from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
 from transforms.decode import ALL_JOBS
@@ -43,6 +43,7 @@ class IngestConfig:
       kafka: how to reach the broker.
       topic: where events come from.
       runs_topic: where committed runs are announced; "" for nowhere.
+      dead_letters_topic: where dead letters are told, open and closed; "" for nowhere.
       selection: globs of the jobs to take.
       names: (CloudEvent source, the run ids' source) pairs.
       trust: the policy that judges runs.
@@ -65,16 +66,18 @@ class IngestConfig:
     cycle_messages: int = 2000
     commit_s: float = 2.0
     commit_batches: int = 20
+    dead_letters_topic: str = ""
 
     @property
     def raw(self) -> ObjectStore:
         return self.data.child("raw")
 
-    def projection(self) -> Projection | None:
-        """What announces runs, in this process."""
-        if not self.runs_topic:
-            return None
-        return projection(committer(self.raw).log, self.runs_topic, render_runs, self.kafka)
+    def projection(self) -> Projections | None:
+        """What announces runs and dead letters, in this process."""
+        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_letters))
+        log = committer(self.raw).log
+        found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]
+        return Projections(found) if found else None
 
 
 def build_ingest(

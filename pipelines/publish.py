@@ -13,8 +13,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from ciml.dead_letters import described
 from ciml.digest import canonical_json, sha256_json
-from ciml.errors import EngineError, IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifests import Delta, ManifestLog
 from ciml.records import Message
 from pipelines.kafka_client import KafkaOptions, Reader, as_engine_error, is_mock, list_topic, make_topic
@@ -214,6 +215,52 @@ def render_runs(delta: Delta) -> Iterable[Announcement]:
             "raw_version": delta["version"],
         }
         yield mention["run_id"].encode(), canonical_json(value), ()
+
+
+def render_letters(delta: Delta) -> Iterable[Announcement]:
+    """What a raw delta says of dead letters: those that it closes, then those that it opens. No message is in it."""
+    for origin, run_id in delta.get("closed_letters", ()):
+        value = {"state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"]}
+        yield _letter_key(origin, run_id), canonical_json(value), ()
+    for record in delta["dead_letters"]:
+        value = {
+            "state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"],
+        }  # fmt: skip
+        yield _letter_key(record["origin"], value["run_id"]), canonical_json(value), ()
+
+
+def _letter_key(origin: Sequence[Any], run_id: str) -> bytes:
+    """The same for all that is said of one letter."""
+    return canonical_json([*origin, run_id])
+
+
+class Projections:
+    """Several projections that are announced together, in their order. One that fails does not keep the others from it.
+
+    Args:
+      each: the projections.
+    """
+
+    def __init__(self, each: Sequence[Projection]) -> None:
+        self._each = each
+
+    def announce(self) -> int:
+        """As `Projection.announce`, of each; the least of the versions. What one raises is raised after the last."""
+        versions: list[int] = []
+        failure: CimlError | None = None
+        for projection in self._each:
+            try:
+                versions.append(projection.announce())
+            except CimlError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return min(versions, default=0)
+
+    def close(self) -> None:
+        """Ends the producers."""
+        for projection in self._each:
+            projection.close()
 
 
 _projections: dict[tuple[str, str, KafkaOptions], Projection] = {}

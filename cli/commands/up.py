@@ -13,7 +13,7 @@ from cli.options import home_option, use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: What ciml reads and writes, and how many partitions each topic gets on a local broker.
-_TOPICS = {"ci-events": 2, "runs": 1, "predictions": 1}
+_TOPICS = {"ci-events": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
 _PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
 
 
@@ -80,9 +80,9 @@ def command(
     """Start local engines and wait until each answers.
 
     ENGINE is any of kafka, flink, cluster, s3, logs and models; without one: kafka, flink and s3, or, with --cluster,
-    kafka, cluster and s3. Those that run already are
-    left as they are; a new broker gets the topics ci-events, runs and predictions. Where there is no Java, light
-    engines take over for Kafka and Flink, and are named as such.
+    kafka, cluster and s3. Those that run already are left as they are; a new broker gets the topics ci-events, runs,
+    predictions and dead-letters. Where there is no Java, light engines take over for Kafka and Flink, and are named as
+    such.
 
     \b
     Example:

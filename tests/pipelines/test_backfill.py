@@ -300,6 +300,7 @@ from ciml.letters import message_of
 from ciml.listing import Reading
 from ciml.storage import open_store
 from pipelines.backfill import backfill
+from pipelines.backfill_plan import BackfillConfig
 from transforms.fetch_policy import FetchPolicy
 listing_files.BLOCK_LINES = 4
 path, logs, data = json.loads(sys.argv[1])

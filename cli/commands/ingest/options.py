@@ -46,6 +46,9 @@ _PLACES = [
         metavar="TOPIC",
         help="Where committed runs are announced; '' for nowhere.",
     ),
+    click.option(
+        "--dead-letters-topic", default="", metavar="TOPIC", help="Where dead letters are told.  [default: nowhere]"
+    ),
 ]
 _SELECTION = [
     click.option(
@@ -139,6 +142,7 @@ def make_config(
     *,
     topic: str = "ci-events",
     runs_topic: str = "runs",
+    dead_letters_topic: str = "",
     jobs: tuple[str, ...] = (),
     sources: tuple[str, ...] = (),
     hosts: tuple[str, ...] = (),
@@ -171,6 +175,7 @@ def make_config(
         KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
         topic=topic,
         runs_topic=runs_topic,
+        dead_letters_topic=dead_letters_topic,
         selection=tuple(jobs) or ALL_JOBS,
         names=tuple(pairs("--source", sources)),
         trust=TrustPolicy.load(trust_policy),
