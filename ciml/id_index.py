@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -81,6 +82,14 @@ class Run:
     @property
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last 64 bits of each part."""
+        import numpy as np
+
+        firsts, lasts = ([getattr(part, name) for part in self.parts] for name in ("first", "last"))
+        return np.array(firsts, np.uint64), np.array(lasts, np.uint64)
 
     def to_json(self) -> dict[str, Any]:
         return {"level": self.level, "parts": [asdict(part) for part in self.parts]}
@@ -172,13 +181,17 @@ class IdTable:
         for run in reversed(self.runs):
             found: list[np.ndarray] = []
             keys = high[asked]
-            starts = np.searchsorted(keys, np.array([part.first for part in run.parts], np.uint64))
-            ends = np.searchsorted(keys, np.array([part.last for part in run.parts], np.uint64), side="right")
+            firsts, lasts = run.bounds
+            starts, ends = np.searchsorted(keys, firsts), np.searchsorted(keys, lasts, side="right")
             for part, start, end in zip(run.parts, starts.tolist(), ends.tolist(), strict=True):
                 if start == end:
                     continue
                 rows, mine = self.files.open(part), asked[start:end]
-                hit, places = _places(rows, high[mine], low[mine])
+                # Most questions are about what is new, so most parts have nothing: that has to be told at once.
+                places = np.searchsorted(rows.high, keys[start:end])  # inside, for none is beyond the part's last
+                if not (rows.high[places] == keys[start:end]).any():
+                    continue
+                hit, places = _places(rows, high[mine], low[mine], places)
                 if hit.any():
                     yield rows, mine[hit], places[hit]
                     found.append(mine[hit])
@@ -214,11 +227,10 @@ class IdTable:
         return IdTable(self.kind, runs, self.files)
 
 
-def _places(rows: Rows, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the sorted questions are among the rows, and where."""
+def _places(rows: Rows, high: np.ndarray, low: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the questions are among the rows, and where, given where their first halves would be."""
     import numpy as np
 
-    places = np.searchsorted(rows.high, high)
     hit = np.zeros(len(high), bool)
     while True:  # once, but for two ids with the same first half
         inside = places < len(rows)

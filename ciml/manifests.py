@@ -30,6 +30,7 @@ Delta = dict[str, Any]
 
 #: How long a delta stays after a checkpoint has passed it, and a checkpoint after the next, seconds.
 GRACE_S = 24 * 3600.0
+_READ_AHEAD = 32
 
 
 class State(Protocol):
@@ -140,13 +141,23 @@ class ManifestLog:
 
     def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
         """As `since`, with each delta as it was committed."""
+        ahead = 1
         while True:
-            try:
-                data = self._read(version + 1)
-            except FileNotFoundError:
+            known = self._fresh()
+            if version < known.checkpoint:
+                yield from self.archive.since(version, known.checkpoint)
+                version = known.checkpoint
+                continue
+            found = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
+            if not self._is_fresh(known):
+                self._look()
+                continue
+            for data in found:
+                version += 1
+                yield version, data
+            if len(found) < ahead:
                 return
-            version += 1
-            yield version, data
+            ahead = min(2 * ahead, _READ_AHEAD)
 
     def end(self, version: int = 0) -> int:
         """The version of the last delta there is, known to be ``version`` or beyond. Reads a delta for each step."""

@@ -83,6 +83,14 @@ def test_a_store_can_be_pickled_after_use(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
 
 
+def test_read_while_ends_at_the_first_that_is_missing(store: Store) -> None:
+    for number in (0, 1, 2, 4, 5):
+        store.create(f"m/{number}", bytes([number]))
+    assert store.read_while([f"m/{number}" for number in range(9)]) == [b"\0", b"\1", b"\2"]
+    assert store.read_while(["m/4", "m/5"]) == [b"\4", b"\5"]
+    assert store.read_while(["m/3"]) == store.read_while([]) == []
+
+
 def test_entries_tell_size_and_time(store: Store) -> None:
     before = time.time()
     for path, data in (("m/a/1", b"one"), ("m/2", b""), ("other", b"x")):
