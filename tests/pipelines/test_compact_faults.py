@@ -123,6 +123,21 @@ def test_another_compactor_at_every_step(anywhere: Store) -> None:
         after_all(raw)
 
 
+def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: Store) -> None:
+    steps = changes_of(busy_store(data.child("counted")).store)
+    for step in range(1, steps + 1):
+        raw = busy_store(data.child(f"step-{step}"))
+
+        def late(raw: RawStore = raw) -> None:
+            raw.add([run(50)])
+
+        done = squeeze(scripted(raw.store, step, late, after=False))
+        assert done.swept.unnamed == 2, step  # those that busy_store has
+        all_there(raw.store)
+        squeeze(raw.store)
+        assert load_packs(raw.store, FIRST).find(os.path.basename(raw.write(*run(50)).path)) is not None
+
+
 def test_a_store_that_fails_at_every_step(data: Store) -> None:
     steps = changes_of(busy_store(data.child("counted")).store)
 
