@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +13,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+      CimlError: one line that names the file.
+    """
+    try:
+        return parse_toml(Path(path).read_text(encoding="utf-8"), os.fspath(path))
+    except OSError as error:
+        raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CimlError(f"{os.fspath(path)} is not TOML: it is not UTF-8 at byte {error.start}") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """What a TOML text holds. Raises `CimlError`, one line that begins with ``where``."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CimlError(f"{where} is not TOML: {error}") from None
 
 
 class Settings(BaseModel):
@@ -42,13 +65,7 @@ class Settings(BaseModel):
         Raises:
           CimlError: one line that names the file and the key.
         """
-        try:
-            value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CimlError(f"{path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CimlError(f"{path} is not TOML: {error}") from None
-        return cls.from_json({**value, **overrides}, where=str(path))
+        return cls.from_json({**read_toml(path), **overrides}, where=str(path))
 
     @cached_property
     def digest(self) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.settings import read_toml
 from transforms.addresses import HostRule, host_rule
 
 _MIB = 1 << 20
@@ -103,14 +102,7 @@ class FetchPolicy:
         Raises:
           CimlError: one line, for a file that cannot be read, an unknown key or a value that is of no use.
         """
-        said: dict[str, Any] = {}
-        if path is not None:
-            try:
-                said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            except OSError as error:
-                raise CimlError(f"cannot read the fetch policy {os.fspath(path)}: {error.strerror}") from None
-            except ValueError as error:
-                raise CimlError(f"{os.fspath(path)}: {error}") from None
+        said = read_toml(path) if path is not None else {}
         known = [spec.name for spec in fields(cls)]
         for key in (*said, *options):
             if key not in known:

@@ -113,3 +113,12 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
         layer.feed(chunk)
     layer.close()
     return bytes(whole)
+
+
+def inflate(data: bytes, limit: int) -> bytes:
+    """A log at hand: unpacked where it is gzip, else itself, not a copy. Raises as `gunzip`."""
+    if data.startswith(_MAGIC):
+        return gunzip((data,), limit)
+    if len(data) > limit:
+        raise Refused("log_too_large", f"more than {limit} bytes unpacked")
+    return data

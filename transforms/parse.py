@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from ciml.errors import Refused
 from ciml.telemetry import BOOT, TIME
+from transforms.gunzip import inflate
 from transforms.parse_clock import fixed_offset, may_change, to_utc
-from transforms.parse_gzip import inflate
 from transforms.parse_header import Columns, Segment, split_segments
 from transforms.parse_rows import Rows, read_rows, with_nans
 from transforms.parse_times import EARLIEST, LATEST, SECOND, Bool, Int64, local_times, read_cells, read_epochs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,7 @@ from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.globs import glob_pattern
 from ciml.records import Batch, Mention, Trust
+from ciml.settings import parse_toml, read_toml
 
 #: The facts that a rule may ask for: fields of `Mention`.
 FACTS = ("source", "pipeline", "project", "branch", "event", "review")
@@ -73,10 +74,11 @@ class TrustPolicy:
         Raises:
           CimlError: one line that names the rule and the key, for anything that the format does not know.
         """
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise CimlError(f"{where}: {error}") from None
+        return cls.from_json(parse_toml(text, where), where)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
+        """The policy that a document with the list ``rule`` is. Raises as `parse`."""
         for key in document:
             if key != "rule":
                 raise CimlError(f"{where}: unknown key {key!r}; a policy is a list of [[rule]]")
@@ -99,14 +101,7 @@ class TrustPolicy:
         """
         if path is None:
             return cls.parse(files("transforms").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except OSError as error:
-            raise CimlError(f"cannot read the trust policy {os.fspath(path)}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise CimlError(f"{os.fspath(path)}: a trust policy is TOML in UTF-8") from None
-        return cls.parse(text, os.fspath(path))
+        return cls.from_json(read_toml(path), os.fspath(path))
 
 
 def _rule(item: dict[str, Any], where: str) -> Rule:
