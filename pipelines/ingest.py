@@ -16,6 +16,7 @@ import apache_beam as beam
 from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.accounting import Index
@@ -173,13 +174,14 @@ def _sealed(batch: Batch) -> tuple[str, bytes]:
 class Gather(beam.DoFn):
     """Keeps sealed batches until there are enough, or the first has waited long enough by the clock.
 
-    No watermark comes into it, so nothing is ever late. (`beam.GroupIntoBatches` also sets a timer at the end of the
-    window, which holds the watermark of an unbounded job for ever.)
+    No watermark comes into it, so nothing is ever late; but for the last one, that of a job which is drained: Flink
+    ends no stage that waits for its clock, and does not let the clock ring any more either.
     """
 
     _waiting = BagStateSpec("waiting", BytesCoder())
     _count = CombiningValueStateSpec("count", sum)
     _time = TimerSpec("time", TimeDomain.REAL_TIME)
+    _end = TimerSpec("end", TimeDomain.WATERMARK)
 
     def __init__(self, most_s: float, most: int) -> None:
         self._most_s, self._most = most_s, most
@@ -190,12 +192,14 @@ class Gather(beam.DoFn):
         waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
         count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
         timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+        end: Any = beam.DoFn.TimerParam(_end),  # noqa: B008
     ) -> Iterator[tuple[str, list[bytes]]]:
         waiting.add(element[1])
         count.add(1)
         number = count.read()
         if number == 1:
             timer.set(Timestamp.of(time.time() + self._most_s))
+            end.set(GlobalWindow().max_timestamp())
         if number >= self._most:
             yield from self._flush(waiting, count)
 
@@ -205,6 +209,16 @@ class Gather(beam.DoFn):
         waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
         count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
     ) -> Iterator[tuple[str, list[bytes]]]:
+        yield from self._flush(waiting, count)
+
+    @on_timer(_end)
+    def on_end(
+        self,
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        timer.clear()
         yield from self._flush(waiting, count)
 
     @staticmethod

@@ -18,7 +18,7 @@ from pipelines.kafka_options import KafkaOptions
 
 __all__ = [
     "Listing", "NoTopicError", "admin", "as_engine_error", "check_still_that_topic", "check_topic", "is_mock",
-    "list_topic", "make_client", "make_topic", "offsets_of", "topic_of",
+    "list_again", "list_topic", "make_client", "make_topic", "offsets_of", "topic_of",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -140,6 +140,22 @@ def list_topic(options: KafkaOptions, topic: str) -> Listing:
         raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of the topic {topic}")
     first, end = (offsets_of(options, topic, found, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
     return Listing(topic, topic_id, {number: (first[number], end[number]) for number in found})
+
+
+def list_again(options: KafkaOptions, before: Listing) -> Listing:
+    """As `list_topic`, of a topic that was listed before and so cannot be missing.
+
+    Raises:
+      IntegrityError: the topic was deleted, or made anew.
+      EngineError: the broker does not answer.
+    """
+    try:
+        listing = list_topic(options, before.topic)
+    except NoTopicError:
+        check_topic(options, before.topic, before.topic_id)
+        listing = list_topic(options, before.topic)
+    check_topic_id(before.topic, before.topic_id, listing.topic_id)
+    return listing
 
 
 def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:

@@ -10,6 +10,7 @@ from pipelines.kafka_broker import (
     check_still_that_topic,
     check_topic,
     is_mock,
+    list_again,
     list_topic,
     make_topic,
 )
@@ -18,5 +19,6 @@ from pipelines.kafka_reader import Reader, borrow, close_readers
 
 __all__ = [
     "KafkaOptions", "Listing", "NoTopicError", "Reader", "admin", "as_engine_error", "borrow",
-    "check_still_that_topic", "check_topic", "close_readers", "is_mock", "list_topic", "make_topic", "read_properties",
+    "check_still_that_topic", "check_topic", "close_readers", "is_mock", "list_again", "list_topic", "make_topic",
+    "read_properties",
 ]  # fmt: skip

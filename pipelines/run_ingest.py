@@ -13,7 +13,7 @@ from pipelines.committer import committer
 from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.ingest import IngestConfig, build_ingest
 from pipelines.kafka import bases, plan
-from pipelines.kafka_client import Listing, close_readers, list_topic
+from pipelines.kafka_client import Listing, close_readers, list_again, list_topic
 from pipelines.watching import PATIENCE_S, Outage, Progress, Seen, Until, lag, watch_job
 
 Report = Callable[[RawState, int], None]
@@ -68,7 +68,7 @@ def ingest_micro_batches(
                     if done:
                         return
                     stop.wait(_PAUSE_S if until is None or until == "end" else min(_PAUSE_S, max(until, 0.05)))
-                listing = list_topic(config.kafka, config.topic)
+                listing = list_again(config.kafka, listing)
                 outage.is_over()
             except EngineError as error:
                 outage.goes_on(error)
@@ -119,7 +119,7 @@ def ingest_on_flink(
     def look(_: str) -> Seen:
         nonlocal listing
         committing.maintain()
-        listing = list_topic(config.kafka, config.topic)
+        listing = list_again(config.kafka, listing)
         with committing.state() as state:
             if report is not None:
                 report(state, lag(state, listing))
