@@ -152,6 +152,7 @@ class FlinkJob:
             raise EngineError(f"Flink did not take the job: {str(error).strip().splitlines()[-1]:.300}") from error
 
         self.name = str(options.get_all_options().get("job_name"))
+        self.id = str(self._result._job_id)
 
     @property
     def state(self) -> str:
@@ -173,4 +174,4 @@ class FlinkJob:
     def cancel(self) -> None:
         """Cancels the job, if it runs, and waits until it is over in Flink too (Beam's own cancel does not)."""
         _expect_closed_streams()
-        cancel_job(self._endpoint, self._result._job_id)
+        cancel_job(self._endpoint, self.id)

@@ -18,7 +18,7 @@ from ciml.storage import Store
 from pipelines.committer import committer
 from pipelines.kafka_client import KafkaOptions, list_topic
 from pipelines.kafka_plan import plan
-from pipelines.publish import projection, render_runs
+from pipelines.publish import Render, projection
 from pipelines.supervise import Action, Covered, Health, JobLook, Limits, Look, Tracker, Wanted, decide
 from pipelines.watching import lag_by_partition
 
@@ -50,12 +50,12 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True)
 class Watched:
-    """What is watched: the raw store, the topic, and where runs are announced ("": nowhere)."""
+    """What is watched: the raw store, the topic, and what is told of the manifest on which other topics."""
 
     raw: Store
     kafka: KafkaOptions
     topic: str
-    runs_topic: str = ""
+    told: tuple[tuple[str, Render], ...] = ()
 
 
 @dataclass
@@ -145,8 +145,8 @@ class Supervisor:
             self._faults += 1
             fault = str(error) if self._faults >= _FAULTS else ""
         now = self.clock()
+        self._take_over(now, job)
         look = self._tracker.look(now, self.wanted(), job, covered, fault=fault, away="; ".join(away))
-        self._take_over(look, job)
         self._see_job(look, job)
         return look
 
@@ -176,12 +176,12 @@ class Supervisor:
             deferred=len(state.deferred),
         )
 
-    def _take_over(self, look: Look, job: JobLook | None) -> None:
+    def _take_over(self, now_s: float, job: JobLook | None) -> None:
         """A job that an earlier supervisor started is this one's now."""
         if job is not None and not self._submitted and job.state not in ("missing", "over"):
-            _log.warning("took over the job %s, which is %s", job.name or job.id, job.state)
+            _log.warning("took over %s, which is %s", job.name or "a job", job.state)
             self._submitted = True
-            self._tracker.submitted(look.now_s)
+            self._tracker.submitted(now_s)
 
     def _see_job(self, look: Look, job: JobLook | None) -> None:
         if job is None:
@@ -249,16 +249,14 @@ class Supervisor:
 
     def _announce(self) -> None:
         """The job may have ended between a commit and its announcement."""
-        if not self.watched.runs_topic:
-            return
-        watched = self.watched
-        announcer = projection(committer(watched.raw).log, watched.runs_topic, render_runs, watched.kafka)
-        try:
-            announcer.announce()
-        except CimlError as error:
-            _log.warning("%s; the next job announces what is missing", error)
-        finally:
-            announcer.close()
+        for topic, render in self.watched.told:
+            announcer = projection(committer(self.watched.raw).log, topic, render, self.watched.kafka)
+            try:
+                announcer.announce()
+            except CimlError as error:
+                _log.warning("%s; the next job announces what is missing", error)
+            finally:
+                announcer.close()
 
     def _maintain(self) -> None:
         now = self.clock()

@@ -10,6 +10,7 @@ from ciml.errors import EngineError
 from cli.supervised.jobs import Worker
 from cli.supervised.place import Options
 from pipelines import flink_rest
+from pipelines.flink_jobs import forget_job
 from pipelines.flink_rest import RestJob
 from pipelines.supervise import JobLook
 
@@ -30,19 +31,20 @@ class OnFlink:
         self._worker, self._options, self._prefix, self._savepoints = worker, options, f"{prefix}-", savepoints
 
     def look(self) -> JobLook:
-        mine = self._mine()
+        said, runs, mine = self._worker.said(), self._worker.runs, self._mine()
+        if not self._options.workers:  # others are without their workers, and the next submission ends them
+            mine = [one for one in mine if one.name == said.get("job")]
         live = [one for one in mine if not one.over]
         for one in live[:-1]:
             flink_rest.cancel(one)  # of a supervisor that was killed between two steps
-        said, runs = self._worker.said(), self._worker.runs
-        if live:
-            if not self._options.workers and not runs:
-                flink_rest.cancel(live[-1])
-                return JobLook("over", live[-1].id, live[-1].name, how=f"its workers are gone: {self._worker.how()}")
+        if live and (runs or self._options.workers):
             return self._live(live[-1])
         if runs:
             return JobLook("starting")
-        if said.get("error"):
+        if live:
+            return JobLook("over", live[-1].id, live[-1].name, how=f"its workers are gone: {self._worker.how()}")
+        known = bool(mine) and mine[-1].state == "FAILED" and mine[-1].began_s > (self._worker.began_s or 0.0)
+        if said.get("error") and not known:
             return JobLook("over", how=said["error"], fault=said["error"] if said.get("fault") else "")
         if mine:
             line, fault = self._failure(mine[-1])
@@ -51,21 +53,31 @@ class OnFlink:
         return JobLook("missing", how="Flink does not know the job (any more)" if said else "")
 
     def submit(self, savepoint: str = "") -> None:
-        self.cancel()
+        if self._options.workers:
+            self.cancel()
+        else:
+            self._worker.end()
         self._worker.start(savepoint)
 
     def cancel(self) -> None:
-        on_its_way = self._worker.runs and self._worker.said().get("state") != "submitted"
+        said = self._worker.said() if self._worker.runs else {}
         self._worker.end()
-        if on_its_way:
-            self._cancel_submission()
+        if said.get("state") == "submitting":
+            self._cancel_by_beam({said["job"]})
+        live = [one for one in self._mine() if not one.over]
+        if not self._options.workers:
+            self._cancel_by_beam({one.name for one in live})
         deadline = time.monotonic() + _CANCEL_S
-        while live := [one for one in self._mine() if not one.over]:
+        while live:
             if time.monotonic() > deadline:
                 raise EngineError(f"the Flink job {live[0].name} is {live[0].state} {_CANCEL_S:.0f} s after its cancel")
             for one in live:
                 flink_rest.cancel(one)
             time.sleep(0.2)
+            live = [one for one in self._mine() if not one.over]
+        beam_id = self._worker.said().get("beam_id")
+        if self._options.workers and beam_id:
+            forget_job(self._options.jobs, beam_id)
 
     def stop_with_savepoint(self) -> str:
         live = [one for one in self._mine() if not one.over]
@@ -76,7 +88,9 @@ class OnFlink:
         return path
 
     def _live(self, job: RestJob) -> JobLook:
-        point, again, how, fault = flink_rest.last_checkpoint(job), flink_rest.restarts(job), "", ""
+        point, again, how, fault = None, None, "", ""
+        with contextlib.suppress(EngineError):  # what has just been submitted has neither
+            point, again = flink_rest.last_checkpoint(job), flink_rest.restarts(job)
         if not job.all_run:
             how, fault = self._failure(job)
         return JobLook(
@@ -113,10 +127,12 @@ class OnFlink:
             raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
         return sorted({job.url.rpartition("/jobs/")[0] for job in list_flink_jobs(self._options.jobs)})
 
-    def _cancel_submission(self) -> None:
-        """What the job server was given, and Flink may not have been yet."""
+    def _cancel_by_beam(self, names: set[str]) -> None:
+        """Ends what the job server was given, and Flink may not have been yet."""
+        if not names:
+            return
         from pipelines.flink_jobs import cancel_job, list_jobs
 
         for job in list_jobs(self._options.jobs):
-            if job.name.startswith(self._prefix) and not job.over:
+            if job.name in names and not job.over:
                 cancel_job(self._options.jobs, job.id)

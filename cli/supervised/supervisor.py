@@ -85,13 +85,16 @@ def watched(options: Options) -> Any:
     from ciml.storage import open_store
     from cli.commands.ingest.options import pairs
     from pipelines.kafka_client import KafkaOptions
+    from pipelines.publish import render_letters, render_runs
     from pipelines.supervisor import Watched
 
     given = options.ingest
     # a short timeout: a broker that is slow is waited for all the same, and `ciml ingest stop` is heard in time
     kafka = KafkaOptions.of(given["kafka"], pairs("-X", tuple(given["kafka_options"])), given.get("kafka_config"))
     kafka = replace(kafka, timeout_s=5.0)
-    return Watched(open_store(given["data_path"]).child("raw"), kafka, given["topic"], given["runs_topic"])
+    told = [(given["runs_topic"], render_runs), (given.get("dead_letters_topic", ""), render_letters)]
+    raw = open_store(given["data_path"]).child("raw")
+    return Watched(raw, kafka, given["topic"], tuple(each for each in told if each[0]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from cli.supervised.place import Options, Place
 from cli.supervised.tied import tie
 
 if TYPE_CHECKING:
+    from pipelines.engines import FlinkJob
     from pipelines.ingest import IngestConfig
 
 _LOOK_S = 1.0
@@ -32,76 +34,93 @@ def main(home: Path, name: str, savepoint: str = "") -> int:
     from cli.main import configure_logging
 
     configure_logging()
-    place, stop = Place(home, name), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    place = Place(home, name)
     with place.exclusive("worker") as held:
         if not held:  # of a supervisor that was killed before it could write it down
             return _BUSY
-        return _main(place, savepoint, stop)
+        place.write_down("worker", os.getpid(), processes.start_time(os.getpid()))
+        return _Worker(place, place.options()).run(savepoint)
 
 
-def _main(place: Place, savepoint: str, stop: threading.Event) -> int:
-    place.write_down("worker", os.getpid(), processes.start_time(os.getpid()))
-    options = place.options()
-    tie(options.tied, stop.set)
+class _Worker:
+    """The work, and what is said of it. Until `_end_in_order` a signal ends it at once: there is nothing to lose."""
 
-    def say(state: str, **more: Any) -> None:
-        place.say("worker", {"pid": os.getpid(), "state": state, **more})
+    def __init__(self, place: Place, options: Options) -> None:
+        self._place, self._options = place, options
+        self._stop = threading.Event()
+        self._said: dict[str, Any] = {"pid": os.getpid()}
+        tie(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    say("starting")
-    try:
-        work(options, f"ciml-ingest-{place.name}", savepoint, stop, say)
-    except CimlError as error:
-        # what only another configuration mends is a fault: nobody tries again
-        say("ended", error=str(error), fault=not isinstance(error, EngineError))
-        print(f"ciml: {error}", file=sys.stderr)
-        return error.exit_code
-    except BaseException as error:
-        say("ended", error=f"{type(error).__name__}: {error}", fault=False)
-        raise
-    say("ended", error="", fault=False)
-    return 0
+    def run(self, savepoint: str) -> int:
+        self._say(state="starting")
+        try:
+            self._work(savepoint)
+        except CimlError as error:
+            # what only another configuration mends is a fault: nobody tries again
+            self._say(state="ended", error=str(error), fault=not isinstance(error, EngineError))
+            print(f"ciml: {error}", file=sys.stderr)
+            return error.exit_code
+        except BaseException as error:
+            self._say(state="ended", error=f"{type(error).__name__}: {error}")
+            raise
+        self._say(state="ended")
+        return 0
+
+    def _say(self, **changes: Any) -> None:
+        self._said.update(changes)
+        self._place.say("worker", self._said)
+
+    def _end_in_order(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self._stop.set())
+
+    def _work(self, savepoint: str) -> None:
+        from cli.commands.ingest.options import make_config
+
+        options = self._options
+        config = make_config(**options.ingest)
+        if options.engine == "micro-batches":
+            from pipelines.run_ingest import ingest_micro_batches
+
+            self._end_in_order()
+            ingest_micro_batches(config, stop=self._stop, report=self._report, patience_s=None)
+            return
+        name = f"ciml-ingest-{self._place.name}-{identity(options)}"
+        job = submit(options, config, name, savepoint, lambda chosen: self._say(state="submitting", job=chosen))
+        self._say(beam_id=job.id)
+        if not options.workers:
+            self._end_in_order()
+        self._stay(job)
+
+    def _report(self, *_: Any) -> None:
+        if self._said["state"] != "running":
+            self._say(state="running")
+
+    def _stay(self, job: FlinkJob) -> None:
+        """With a job on a cluster until Flink has it: the job server answers before that. With another to its end."""
+        from pipelines import flink_rest
+
+        while not self._stop.wait(_LOOK_S):
+            job.check()
+            if job.over:
+                raise EngineError(f"the Flink job ended by itself: {job.state}")
+            if self._options.workers and flink_rest.find(self._options.rest, job.name) is not None:
+                self._say(state="submitted")
+                return
+        job.cancel()
 
 
-def work(options: Options, job: str, savepoint: str, stop: threading.Event, say: Any) -> None:
-    """Ingests, or submits the job that does.
+def submit(
+    options: Options, config: IngestConfig, name: str, savepoint: str, chosen: Callable[[str], None]
+) -> FlinkJob:
+    """Submits the job.
 
     Args:
-      options: of the ingest.
-      job: how the job's name begins.
-      savepoint: to begin from; "" for the manifest.
-      stop: ends it.
-      say: told the state, and the job's id where there is one.
+      options, config: of the ingest.
+      name: how the job's name begins.
+      savepoint: to begin from; "" for the manifest, which decides in the end what is read twice and what is missing.
+      chosen: is told the job's name before it is submitted.
     """
-    from cli.commands.ingest.options import make_config
-
-    config = make_config(**options.ingest)
-    if options.engine == "micro-batches":
-        from pipelines.run_ingest import ingest_micro_batches
-
-        told: list[None] = []
-
-        def report(*_: Any) -> None:
-            if not told:
-                told.append(None)
-                say("running")
-
-        ingest_micro_batches(config, stop=stop, report=report, patience_s=None)
-        return
-    submitted = submit(options, config, f"{job}-{identity(options)}", savepoint)
-    say("submitted")
-    if options.workers:
-        return
-    while not stop.wait(_LOOK_S):
-        submitted.check()
-        if submitted.over:
-            raise EngineError(f"the Flink job ended by itself: {submitted.state}")
-    submitted.cancel()
-
-
-def submit(options: Options, config: IngestConfig, name: str, savepoint: str) -> Any:
-    """Submits the job, which goes on from the manifest, whatever a savepoint says of the rest."""
     from pipelines.committer import committer
     from pipelines.engines import FlinkJob, flink_options
     from pipelines.ingest import build_ingest
@@ -117,12 +136,11 @@ def submit(options: Options, config: IngestConfig, name: str, savepoint: str) ->
         announcer.close()
     with committer(config.raw).state() as state:
         reads = plan(state, listing, bounded=False)
-    extra = [*options.beam]
-    if savepoint:
-        extra.append(f"--savepoint_path={savepoint}")
     made = flink_options(
-        options.jobs, name, workers=options.workers or None, changes={"parallelism": options.parallelism}, extra=extra
-    )
+        options.jobs, name, workers=options.workers or None, savepoint=savepoint or None,
+        changes={"parallelism": options.parallelism}, extra=options.beam,
+    )  # fmt: skip
+    chosen(str(made.get_all_options()["job_name"]))
     return FlinkJob(partial(build_ingest, config=config, reads=reads), made)
 
 
@@ -135,4 +153,7 @@ def identity(options: Options) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    code = main(Path(sys.argv[1]), *sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is said and closed; Beam's threads take many seconds to find out

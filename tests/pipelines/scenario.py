@@ -71,8 +71,11 @@ def _us(text: str) -> int:
     return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1_000_000)
 
 
-def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60) -> Scenario:
-    """Sends runs of which every fourth meets one of the tricks. What is said of one run is in one partition."""
+def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60, first: int = 0) -> Scenario:
+    """Sends runs of which every fourth meets one of the tricks. What is said of one run is in one partition.
+
+    ``first`` is how many runs an earlier wave has sent.
+    """
     from confluent_kafka import Producer
 
     scenario = Scenario(broker, topic, folder)
@@ -144,7 +147,7 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60)
         cut,
         lambda m, p: emit(None, [], m.run_id, ("",), "dead_letter", "tombstone"),
     ]
-    for number, (mention, source) in enumerate(mentions(runs)):
+    for number, (mention, source) in enumerate(mentions(first + runs)[first:], first):
         path = folder / f"{number}.csv.gz"
         shutil.copyfile(source, path)
         mention = replace(mention, log_url=path.as_uri())
