@@ -66,6 +66,10 @@ class Child:
         self.wait(10)
         return alive
 
+    def crash(self) -> bool:
+        """What a trial does to it in the middle of its work."""
+        return self.kill()
+
     def stop(self, most_s: float = 60.0) -> int | None:
         """SIGTERM, and SIGKILL when that does not end it in time (then None)."""
         self.send(signal.SIGTERM)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.children import Child, Nursery, start_cold
+from tests.faults.cluster import Cluster
 from tests.faults.plan import Planner
 
 _numbers = itertools.count(1)
@@ -27,7 +28,7 @@ class Scene:
       served: the folder that it serves.
       nursery: forks programs in no time.
       engine: ``micro-batches`` or ``flink``.
-      jobs: ``host:port`` of Beam's job server, for ``flink``.
+      cluster: the Flink cluster, for ``flink``.
       planted: the name of a defect that ingest is to have (`tests.faults.planted`).
       scale: of the number of runs; below 1 for a look in passing.
       lag_limit_s: I7: how long after a fault the lag may last.
@@ -39,7 +40,7 @@ class Scene:
     served: Path
     nursery: Nursery | None = None
     engine: str = "micro-batches"
-    jobs: str = ""
+    cluster: Cluster | None = None
     planted: str = ""
     lag_limit_s: float = 120.0
     environment: dict[str, str] = field(default_factory=dict)

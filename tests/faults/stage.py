@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cli import engines
 from cli.engines.processes import free_ports
 from tests.faults.children import Nursery, python
+from tests.faults.cluster import Cluster
 from tests.faults.plan import CORPUS
 from tests.faults.scene import Scene
 
@@ -25,7 +27,7 @@ class Stage:
     home: Path
     broker: str
     logs_url: str
-    jobs: str = ""
+    cluster: Cluster | None = None
 
     @property
     def served(self) -> Path:
@@ -38,7 +40,7 @@ class Stage:
         folder.mkdir(parents=True)
         return Scene(
             folder, self.broker, self.logs_url, self.served, _nursery(self.home) if nursery else None, engine,
-            self.jobs, planted,
+            self.cluster, planted,
         )  # fmt: skip
 
 
@@ -75,21 +77,24 @@ def serve_logs(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def stage(*, broker: str = "", flink: bool = False) -> Iterator[Stage]:
+def stage(*, broker: str = "", flink: bool = False, **settings: Any) -> Iterator[Stage]:
     """Starts what trials share, in a temporary folder, and ends it.
 
     Args:
       broker: one that runs already.
-      flink: whether Flink is wanted too.
+      flink: whether a Flink cluster is wanted too.
+      settings: of the engines.
     """
     home = Path(tempfile.mkdtemp(prefix="ciml-faults-"))
-    wanted = [*([] if broker else ["kafka"]), *(["flink"] if flink else [])]
+    wanted = [*([] if broker else ["kafka"]), *(["cluster"] if flink else [])]
     try:
         with serve_logs(home) as logs_url:
             if not wanted:
                 yield Stage(home, broker, logs_url)
                 return
-            with engines.start(wanted, home=home / "engines", settings=engines.Settings(tied=True)) as running:
-                yield Stage(home, broker or running.kafka, logs_url, running.flink if flink else "")
+            with engines.start(
+                wanted, home=home / "engines", settings=engines.Settings(tied=True, **settings)
+            ) as running:
+                yield Stage(home, broker or running.kafka, logs_url, Cluster(home / "engines") if flink else None)
     finally:
         shutil.rmtree(home, ignore_errors=True)

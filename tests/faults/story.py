@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.faults import datasets, planted
 from tests.faults.children import Child, Program, python
+from tests.faults.cluster import Supervised
 from tests.faults.judge import Delivery, accepted, deliveries, judge
 from tests.faults.oracle import Ledger, open_objects
 from tests.faults.plan import Plan, Send
@@ -95,25 +96,45 @@ class Story:
         )  # fmt: skip
 
     def arguments(self) -> list[str]:
-        """Of ``ciml``: an ingest of this story's topic."""
-        engine = f"flink:{self.scene.jobs}" if self.scene.engine == "flink" else self.scene.engine
+        """Of ``ciml ingest``: this story's topic, data and logs."""
         delays = [word for delay in self._delays for word in ("--retry-after", delay)]
         return [
-            "ingest", "--data-path", self.data, "--kafka", self.through, "--topic", self.topic, "--runs-topic",
-            self.runs_topic, "--engine", engine, "--allow-host", self.scene.logs_url, *delays, *self._options,
+            "--data-path", self.data, "--kafka", self.through, "--topic", self.topic, "--runs-topic",
+            self.runs_topic, "--engine", self.scene.engine, "--allow-host", self.scene.logs_url, *delays,
+            *self._options,
         ]  # fmt: skip
 
     def ingest(self) -> Child:
-        """Starts an ingest."""
+        """Starts an ingest. On Flink one that was not stopped goes on by itself."""
+        if self.scene.cluster is not None and self.scene.engine == "flink":
+            last = self.ingests[-1] if self.ingests else None
+            if last is not None and last.poll() is None:
+                return last
+            if last is None:
+                self.scene.cluster.wait_whole()
+            supervised = Supervised(self.scene.cluster, self.topic, self.scene.run, self.arguments())
+            self._sampler.watch(supervised)
+            self.ingests.append(supervised)
+            return supervised
         size = {planted.CYCLE: str(self._cycle)}
-        child = self.scene.ciml(*self.arguments(), name="ingest", planted=True, cold=self.cold, environment=size)
+        child = self.scene.ciml(
+            "ingest", *self.arguments(), name="ingest", planted=True, cold=self.cold, environment=size
+        )
         self._sampler.watch(child)
         self.ingests.append(child)
         return child
 
+    def warm_up(self) -> bool:
+        """Starts an ingest and waits until it has committed something: from here on faults meet work, not a start."""
+        plan = self.planner.plan
+        self.produce(self.planner.mixed_again(20))
+        self.planner.plan = plan
+        self.ingest()
+        return self.commits(1)
+
     def kill(self, child: Child | None = None) -> int:
-        """SIGKILL to the last ingest (or another); returns the version after which it died."""
-        self.verdict.expect((child or self.ingests[-1]).kill(), "trial: ingest had ended before it was killed")
+        """SIGKILL to the last ingest (or another; on Flink to its workers); the version after which it died."""
+        self.verdict.expect((child or self.ingests[-1]).crash(), "trial: ingest had ended before it was killed")
         self.verdict.count("kills")
         self.ledger.poll()
         return self.ledger.version
@@ -265,7 +286,8 @@ class Story:
     def close(self) -> None:
         """Ends what runs, and takes the poller's and the sampler's findings."""
         for child in self.ingests:
-            child.send(signal.SIGCONT)
+            if not isinstance(child, Supervised):
+                child.send(signal.SIGCONT)
             child.kill()
         for program, _, _ in self._producers:
             program.kill()

@@ -13,15 +13,18 @@ ROW = 1
 TITLE = "Python worker killed at a random moment"
 INJECTED = (
     "SIGKILL by pid, 3 to 5 times a trial: at start-up, within a batch, around a commit; started again at once; "
-    "every fourth trial, also frozen, replaced and woken"
+    "every fourth trial, also frozen, replaced and woken. On Flink: the "
+    "workers of the pool, once or twice"
 )
 EXPECTED = "what was under way is done again"
 INVARIANTS = ("I1", "I2", "I3", "I4", "I6", "I7")
 TRIALS = 20
-ENGINES = ("micro-batches",)
+ENGINES = ("micro-batches", "flink")
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
+    if scene.engine == "flink":
+        return _on_flink(seed, scene)
     story = Story(scene, seed, cold=seed % 10 == 0)
     story.produce(story.planner.mixed(400), rate=80)
     story.poll()
@@ -39,6 +42,25 @@ def trial(seed: int, scene: Scene) -> Verdict:
             break
     if seed % 4 == 3 and not story.verdict.failures:
         _given_up(story)
+    story.fault_over()
+    story.settle()
+    story.stop_ingest()
+    return story.finish()
+
+
+def _on_flink(seed: int, scene: Scene) -> Verdict:
+    """The workers that a pool started for the job; Flink comes back from its checkpoint."""
+    story = Story(scene, seed)
+    story.poll()
+    story.warm_up()
+    story.produce(story.planner.mixed(400), rate=30)
+    for _ in range(story.random.choice((1, 2))):
+        if not story.commits(story.random.choice((1, 2))) or story.is_settled():
+            break
+        story.sleep(story.random.uniform(0.0, 3.0))
+        version, at = story.kill(), time.monotonic()
+        if not story.next_commit(version, at):
+            break
     story.fault_over()
     story.settle()
     story.stop_ingest()

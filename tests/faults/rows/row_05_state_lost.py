@@ -18,10 +18,12 @@ INJECTED = (
 EXPECTED = "goes on from the committed offsets"
 INVARIANTS = ("I1", "I2", "I3", "I4", "I6", "I7")
 TRIALS = 20
-ENGINES = ("micro-batches",)
+ENGINES = ("micro-batches", "flink")
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
+    if scene.engine == "flink":
+        return _on_flink(seed, scene)
     story = Story(scene, seed)
     story.produce(story.planner.mixed(300), rate=80)
     story.poll()
@@ -42,6 +44,31 @@ def trial(seed: int, scene: Scene) -> Verdict:
             (home / "tmp").mkdir()
             story.ingest()
             story.next_commit(version, at)
+    story.settle()
+    story.stop_ingest()
+    return story.finish()
+
+
+def _on_flink(seed: int, scene: Scene) -> Verdict:
+    """The job is cancelled behind the supervisor's back and all its checkpoints are deleted; in odd seeds the
+    JobManager dies as well."""
+    cluster = scene.cluster
+    assert cluster is not None
+    story = Story(scene, seed)
+    story.poll()
+    story.warm_up()
+    story.produce(story.planner.mixed(300), rate=30)
+    if story.commits(story.random.choice((1, 2, 3))):
+        story.sleep(story.random.uniform(0.0, 3.0))
+        cluster.cancel_jobs()
+        if seed % 2:
+            cluster.kill("jobmanager")
+        story.verdict.count("checkpoints deleted", cluster.forget_checkpoints())
+        story.verdict.count("kills")
+        story.tick()
+        version, at = story.ledger.version, time.monotonic()
+        story.next_commit(version, at)
+    story.fault_over()
     story.settle()
     story.stop_ingest()
     return story.finish()

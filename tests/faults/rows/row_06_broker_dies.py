@@ -18,7 +18,7 @@ INJECTED = (
 EXPECTED = "source and producer recover"
 INVARIANTS = ("I1", "I2", "I3", "I4", "I6", "I7")
 TRIALS = 20
-ENGINES = ("micro-batches",)
+ENGINES = ("micro-batches", "flink")
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
