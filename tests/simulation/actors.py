@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ciml.definitions import DatasetDefinition
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, EngineError, Refused
 from ciml.records import Batch
 from pipelines.committer import Committer, seal, unseal
 from pipelines.compact import compact
@@ -121,9 +121,22 @@ def micro_batches(process: Process) -> None:
 def stream(process: Process) -> None:
     """Ingest by one job: it goes back to its last checkpoint when it dies, whatever was committed since."""
     stages, world, rng = Stages(process), process.world, process.world.random
-    kept = world.checkpoints.get(process.role) if rng.random() < 0.7 else None
-    reads, positions, waiting = kept or ([], {}, [])
-    reads, positions, waiting = list(reads), dict(positions), list(waiting)
+    reads: list[PartitionRead] = []
+    positions: dict[int, int] = {}
+    waiting: list[bytes] = []
+
+    def restart() -> None:
+        kept = world.checkpoints.get(process.role) if rng.random() < 0.7 else None
+        reads[:], places, waiting[:] = kept or ([], {}, [])
+        positions.clear()
+        positions.update(places)
+
+    def attempt() -> bool:
+        try:
+            return work()
+        except EngineError:  # what was under way is lost with the job
+            restart()
+            raise
 
     def work() -> bool:
         found = False
@@ -149,7 +162,8 @@ def stream(process: Process) -> None:
             waiting.clear()
         return found
 
-    process.cycle(work)
+    restart()
+    process.cycle(attempt)
 
 
 def ghost(process: Process) -> None:

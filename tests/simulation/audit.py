@@ -102,13 +102,7 @@ def poller(process: Process) -> None:
 def auditor(process: Process) -> None:
     """When all is over: everything that was sent is settled, and the data sets are what a direct computation gives."""
     world = process.world
-    lost = [
-        place
-        for place in world.sent
-        if place[0] == world.reckoning.topic_id
-        and place[2] not in world.reckoning.covered.get(place[1], set())
-        and (place[0] != world.broker.topic_id or place[2] < world.broker.partitions[place[1]].first)
-    ]
+    lost = world.lost()
     if lost or (world.fated and world.fate == "anew"):
         silent = [role for role in INGEST if role in world.roles and role not in world.alarms]
         if silent:

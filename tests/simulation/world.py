@@ -101,12 +101,19 @@ class World:
     @property
     def fatal(self) -> bool:
         """Whether ingest has to stop by itself: something was lost, or the topic is another."""
-        return self.fated and (self.fate in ("retention too early", "anew") or self._hole())
+        return self.fated and (self.fate == "anew" or bool(self.lost()))
 
-    def _hole(self) -> bool:
-        """Whether retention took what was never committed, though something after it was."""
-        covered = self.reckoning.covered
-        return any(covered.get(part) and offset not in covered[part] for _, part, offset in self.reckoning.mortal)
+    def lost(self) -> list[Place]:
+        """The messages that the broker no longer has, and nobody committed, of partitions that are read already."""
+        covered, broker = self.reckoning.covered, self.broker
+        return [
+            (topic_id, number, offset)
+            for topic_id, number, offset in self.sent
+            if topic_id == self.reckoning.topic_id
+            and offset not in covered.get(number, ())
+            and (covered.get(number) or (topic_id, number, offset) not in self.reckoning.mortal)
+            and (topic_id != broker.topic_id or offset < broker.partitions[number].first)
+        ]
 
     def before_step(self) -> None:
         """Chaos strikes, ends, or all is over."""
