@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CimlError, match="none.toml: No such file"):
+    with pytest.raises(CimlError, match=r"none\.toml: No such file"):
         TrustPolicy.load(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"# \xe9")
     with pytest.raises(CimlError, match="UTF-8"):
