@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -69,6 +70,7 @@ class ReadOptions:
     ends_s: float = 5.0
 
 
+_ASK_S = 3.0
 _WATERMARK = ManualWatermarkEstimator.default_provider()
 
 
@@ -122,7 +124,7 @@ class ReadBounded(_Read):
         position = tracker.current_restriction().start
         with borrow(self._kafka, element.topic, element.partition) as reader:
             reader.seek(position)
-            moved = time.monotonic()
+            moved = asked = time.monotonic()
             while position < (stop := tracker.current_restriction().stop):
                 found = reader.read(min(options.batch_messages, stop - position), 0.5)
                 if reader.position > position:
@@ -132,7 +134,13 @@ class ReadBounded(_Read):
                     end = min(reader.position, tracker.current_restriction().stop)
                     yield self._batch(element, covered, position, end, found)
                     position = end
-                elif time.monotonic() - moved > options.stall_s:
+                    continue
+                # A consumer is not told of a topic that was deleted, or only late.
+                if time.monotonic() > asked + _ASK_S:
+                    asked = time.monotonic()
+                    with suppress(EngineError):
+                        check_topic(self._kafka, element.topic, element.topic_id)
+                if time.monotonic() - moved > options.stall_s:
                     raise EngineError(
                         f"{element.where} {position}: no message within {options.stall_s:.0f} s, "
                         f"though the topic reaches to {stop}"

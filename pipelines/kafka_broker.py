@@ -32,6 +32,11 @@ NO_TOPIC = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_ID,
 })  # fmt: skip
+#: What a broker says for a moment after a topic or partition was made, or its leader has changed.
+_SOON = frozenset({
+    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH,
+})  # fmt: skip
 _REFUSED = frozenset({
     KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError.ILLEGAL_SASL_STATE,
@@ -115,18 +120,24 @@ def offsets_of(
 ) -> dict[int, int]:
     """The offset that ``spec`` means in each partition; of committed messages only, or of all.
 
+    A partition without a leader, as one that was just made, is waited for.
+
     Raises:
       EngineError: the broker does not answer, or a partition is not there.
     """
     asked = {TopicPartition(topic, number): spec for number in partitions}
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    try:
-        futures = admin(options).list_offsets(
-            asked, isolation_level=level, request_timeout=timeout_s or options.timeout_s
-        )
-        return {part.partition: future.result().offset for part, future in futures.items()}
-    except KafkaException as error:
-        raise as_engine_error(options, topic, error) from None
+    most_s = timeout_s or options.timeout_s
+    until = time.monotonic() + most_s
+    while True:
+        try:
+            futures = admin(options).list_offsets(asked, isolation_level=level, request_timeout=most_s)
+            return {part.partition: future.result().offset for part, future in futures.items()}
+        except KafkaException as error:
+            if error.args[0].code() not in _SOON or time.monotonic() > until:
+                raise as_engine_error(options, topic, error) from None
+            topic_of(options, topic)  # raises where there is no such topic any more
+            time.sleep(0.1)
 
 
 def list_topic(options: KafkaOptions, topic: str) -> Listing:

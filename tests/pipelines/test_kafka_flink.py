@@ -10,43 +10,17 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.events import STARTED, run_event
-from ciml.records import Mention
-from ciml.runs import RunId
-from ciml.storage import Store, open_store
+from ciml.storage import open_store
 from pipelines import flink_jobs, flink_rest
 from pipelines.engines import FlinkJob, flink_options
 from pipelines.ingest import IngestConfig, build_ingest
 from pipelines.kafka import ReadOptions, plan
 from pipelines.kafka_client import KafkaOptions, admin, close_readers, list_topic, make_topic
 from tests.pipelines.ingesting import MakeTopic, account, need_real, wait_for
+from tests.pipelines.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 READ = ReadOptions(find_s=1.0, idle_s=2.0)
-
-
-def send_starts(broker: str, topic: str, partition: int, count: int, first: int = 0) -> None:
-    """Events that need no log: each is settled as ignored."""
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": broker})
-    for number in range(first, first + count):
-        native = f"{partition}.{number}"
-        mention = Mention(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
-        value, headers = run_event(STARTED, mention)
-        producer.produce(topic, value, headers=headers, partition=partition)
-    assert producer.flush(30) == 0
-
-
-def add_partitions(options: KafkaOptions, topic: str, total: int) -> None:
-    from confluent_kafka.admin import NewPartitions
-
-    admin(options).create_partitions([NewPartitions(topic, total)])[topic].result()
-    wait_for(lambda: len(list_topic(options, topic).bounds) == total)
-
-
-def delete(options: KafkaOptions, topic: str) -> None:
-    admin(options).delete_topics([topic])[topic].result()
 
 
 @contextmanager
@@ -74,14 +48,6 @@ def in_flink(endpoint: str, name: str) -> flink_rest.RestJob:
 
     wait_for(look)
     return found[0]
-
-
-def covered(data: Store, topic: str) -> dict[int, list[tuple[int, int]]]:
-    return {partition: list(ranges) for name, partition, ranges in account(data)[0].partitions() if name == topic}
-
-
-def settled(data: Store) -> int:
-    return sum(account(data)[0].counts.values())
 
 
 @pytest.fixture
@@ -206,8 +172,6 @@ def test_a_topic_deleted_under_a_job_stops_it(
 def test_offsets_that_retention_passes_under_a_job_stop_it(
     kafka: str, config: Callable[[int], IngestConfig], flink_jobs: str
 ) -> None:
-    from confluent_kafka import TopicPartition
-
     ours = config(1)
     send_starts(kafka, ours.topic, 0, 10)
     ours = replace(ours, read=replace(READ, rest_s=8.0, idle_s=8.0))
@@ -215,8 +179,7 @@ def test_offsets_that_retention_passes_under_a_job_stop_it(
         wait_for(lambda: settled(ours.data) == 10)
         close_readers()  # it rests; what is fetched in advance would be safe from the broker's deletion
         send_starts(kafka, ours.topic, 0, 20, first=10)
-        for future in admin(ours.kafka).delete_records([TopicPartition(ours.topic, 0, 25)]).values():
-            future.result()
+        delete_records(ours.kafka, ours.topic, 0, 25)
         with pytest.raises(IntegrityError, match=r"\[0\] 10: the topic does not hold this offset"):
             wait_for(lambda: job.check() is not None)
     assert covered(ours.data, ours.topic) == {0: [(0, 10)]}
