@@ -19,7 +19,8 @@ from pipelines.committer import committer
 from pipelines.kafka_client import KafkaOptions, list_topic
 from pipelines.kafka_plan import plan
 from pipelines.publish import Render, projection
-from pipelines.supervise import Action, Covered, Health, JobLook, Limits, Look, Tracker, Wanted, decide
+from pipelines.supervise import Action, Health, Limits, Look, Wanted, decide
+from pipelines.tracking import Covered, JobLook, Tracker
 from pipelines.watching import lag_by_partition
 
 _PAUSE_S = 1.0

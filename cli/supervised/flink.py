@@ -12,7 +12,7 @@ from cli.supervised.place import Options
 from pipelines import flink_rest
 from pipelines.flink_jobs import forget_job
 from pipelines.flink_rest import RestJob
-from pipelines.supervise import JobLook
+from pipelines.tracking import JobLook
 
 _CANCEL_S = 60.0
 

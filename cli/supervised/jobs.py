@@ -8,8 +8,8 @@ from typing import Any
 from cli.engines import processes
 from cli.supervised.place import Options, Place
 from cli.supervised.worker import identity
-from pipelines.supervise import JobLook
 from pipelines.supervisor import Jobs
+from pipelines.tracking import JobLook
 
 _GRACE_S = 30.0  # a batch that runs is ended in order
 

@@ -90,7 +90,7 @@ def watched(options: Options) -> Any:
 
     given = options.ingest
     # a short timeout: a broker that is slow is waited for all the same, and `ciml ingest stop` is heard in time
-    kafka = KafkaOptions.of(given["kafka"], pairs("-X", tuple(given["kafka_options"])), given.get("kafka_config"))
+    kafka = KafkaOptions.of(given["kafka"], pairs("-X", given["kafka_options"]), given.get("kafka_config"))
     kafka = replace(kafka, timeout_s=5.0)
     told = [(given["runs_topic"], render_runs), (given.get("dead_letters_topic", ""), render_letters)]
     raw = open_store(given["data_path"]).child("raw")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.supervise import Covered, JobLook, Limits, Look, Tracker, decide
+from pipelines.supervise import Limits, Look, decide
+from pipelines.tracking import Covered, JobLook, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0

@@ -13,8 +13,9 @@ from ciml.errors import EngineError
 from ciml.storage import open_store
 from pipelines.committer import committer
 from pipelines.kafka_client import KafkaOptions
-from pipelines.supervise import JobLook, Limits, Wanted
+from pipelines.supervise import Limits, Wanted
 from pipelines.supervisor import Supervisor, Watched
+from pipelines.tracking import JobLook
 
 MISSING, STARTS, RUNS = JobLook("missing"), JobLook("starting"), JobLook("running", id="1", name="j", began_s=5.0)
 
