@@ -169,7 +169,7 @@ def main(arguments: Iterable[str]) -> None:
 
     home, folder = (Path(each) for each in arguments)
     try:
-        with FileLock(folder / "keeper.lock", timeout=10):
+        with FileLock(folder / "keeper.lock", timeout=2):
             Keeper(home, folder).run()
     except Timeout:
         raise SystemExit(f"another keeper is at work in {folder}") from None
