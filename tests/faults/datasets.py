@@ -6,7 +6,7 @@ import fnmatch
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,19 @@ DEFINITIONS = {
         '["mean", "max"]\nspan_runs = 60\n',
     ),
 }
+_BATCH = 500
 _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 
 
-def update(data: str, folder: Path) -> list[str]:
-    """Creates the data sets and seals everything that the raw manifest has."""
+def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> list[str]:
+    """Creates the data sets of these names and seals everything that the raw manifest has."""
     from ciml.definitions import load_definition
     from pipelines.datasets import create_dataset, update_dataset
 
     try:
         for name, (_, text) in DEFINITIONS.items():
+            if name not in names:
+                continue
             definition = folder / f"{name}.toml"
             definition.write_text(text)
             create_dataset(open_store(data), load_definition(definition, name=name))
@@ -52,7 +55,10 @@ def update(data: str, folder: Path) -> list[str]:
     return []
 
 
-def check(data: Objects, runs: Mapping[str, Claim], outcomes: Mapping[str, str], *, odd: bool = False) -> list[str]:
+def check(
+    data: Objects, runs: Mapping[str, Claim], outcomes: Mapping[str, str], *, odd: bool = False,
+    names: Collection[str] = DEFINITIONS,
+) -> list[str]:  # fmt: skip
     """Compares each data set with the accepted runs.
 
     Args:
@@ -60,11 +66,12 @@ def check(data: Objects, runs: Mapping[str, Claim], outcomes: Mapping[str, str],
       runs: all accepted runs.
       outcomes: of each, with its corrections.
       odd: whether runs may be excluded, because their telemetry has not the usual columns.
+      names: of the data sets that there are.
     """
     wrong: list[str] = []
     for name, (glob, _) in DEFINITIONS.items():
         selected = {run_id: claim for run_id, claim in runs.items() if fnmatch.fnmatch(claim.job, glob)}
-        if selected:
+        if selected and name in names:
             wrong += [f"I1: {name}: {line}" for line in _check(data, name, selected, outcomes, odd)][:MOST]
     return wrong
 
@@ -118,11 +125,15 @@ def _read(data: Objects, name: str) -> tuple[list[dict[str, Any]], dict[str, Any
 def _equal(examples: list[dict[str, Any]], selected: Mapping[str, Claim], resolved: ResolvedDefinition) -> list[str]:
     """Each example's digest is that of the direct computation on its log (where there is one log for the run)."""
     known = [run for run in examples if run["run_id"] in selected and len(selected[run["run_id"]].logs) == 1]
-    claims = [selected[run["run_id"]] for run in known]
-    tables = [table_of(claim.logs[0], claim.start_us, claim.end_us) for claim in claims]
-    inputs, windows, _ = prepare_many(tables, resolved)
-    return [
-        f"{run['run_id']}: the example is not that of the direct computation"
-        for run, values, count in zip(known, inputs, windows.tolist(), strict=True)
-        if row_digest(run["run_id"], values.T.copy(), resolved.features, count) != run["digest"]
-    ]
+    wrong: list[str] = []
+    for at in range(0, len(known), _BATCH):
+        part = known[at : at + _BATCH]
+        claims = [selected[run["run_id"]] for run in part]
+        tables = [table_of(claim.logs[0], claim.start_us, claim.end_us) for claim in claims]
+        inputs, windows, _ = prepare_many(tables, resolved)
+        wrong += [
+            f"{run['run_id']}: the example is not that of the direct computation"
+            for run, values, count in zip(part, inputs, windows.tolist(), strict=True)
+            if row_digest(run["run_id"], values.T.copy(), resolved.features, count) != run["digest"]
+        ]
+    return wrong

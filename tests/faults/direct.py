@@ -28,8 +28,15 @@ def learn(claims: Iterable[Claim]) -> None:
     for key, result in zip(missing, parse_logs(logs), strict=True):
         if isinstance(result, Refused):
             raise result
-        # on its own: a slice of the whole batch would keep all of it
-        _known[key] = result.take(pa.array(range(result.num_rows)))
+        _known[key] = _copied(result)
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """A table of its own: a slice of a batch would keep all of it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
 def table_of(log: str, start_us: int | None, end_us: int | None) -> pa.Table:

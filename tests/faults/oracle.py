@@ -106,6 +106,7 @@ class Ledger:
         self.seen: list[tuple[int, float]] = []
         self.faults: list[str] = []
         self._open: set[Key] = set()
+        self._deferred: set[Key] = set()
         self._segments: dict[int, dict[str, Any]] = {}
 
     def poll(self) -> int:
@@ -119,11 +120,11 @@ class Ledger:
 
     def deferred(self) -> int:
         """How many deferred runs are open."""
-        return sum(1 for key in self._open if self.entries[key][-1].kind == "deferred")
+        return len(self._deferred)
 
-    def has_deferred(self, run_id: str) -> bool:
-        """Whether the run waits for its log."""
-        return any(key[3] == run_id and self.entries[key][-1].kind == "deferred" for key in self._open)
+    def waiting(self) -> set[str]:
+        """The runs that wait for their logs."""
+        return {key[3] for key in self._deferred}
 
     def _new(self) -> Iterator[tuple[int, dict[str, Any]]]:
         version = self.version
@@ -170,6 +171,7 @@ class Ledger:
             if key not in self._open:
                 self.faults.append(f"I2: delta {version} closes {key}, which is not open")
             self._open.discard(key)
+            self._deferred.discard(key)
             self.entries[key] = [one for one in self.entries[key] if one.kind not in ("deferred", "dead_letter")]
         for name, kind in LISTS.items():
             for record in delta[name]:
@@ -185,6 +187,8 @@ class Ledger:
         self.entries[key].append(entry)
         if kind in ("deferred", "dead_letter"):
             self._open.add(key)
+            if kind == "deferred":
+                self._deferred.add(key)
         elif kind == "run":
             self.rows[run_id].append(entry)
         if kind in ("run", "correction"):

@@ -29,9 +29,18 @@ def play(
         verdict = rows.load()[row].trial(seed, scene)
     except Exception:  # noqa: BLE001  # a trial that breaks is a trial that failed
         verdict = Verdict([f"trial: {traceback.format_exc()[-2000:]}"])
-    if verdict.failures and not planted:
-        shutil.rmtree(kept / folder.name, ignore_errors=True)
-        shutil.copytree(folder, kept / folder.name, symlinks=True, ignore_dangling_symlinks=True)
-        (kept / folder.name / "verdict.txt").write_text("\n".join(verdict.failures) + "\n")
+    if not planted:
+        keep_folder(folder, verdict, kept)
     shutil.rmtree(folder, ignore_errors=True)
     return verdict, time.monotonic() - began
+
+
+def keep_folder(folder: Path, verdict: Verdict, kept: Path = KEPT, *, heavy: bool = False) -> None:
+    """Keeps the folder of a trial that failed; of a ``heavy`` one without its raw objects."""
+    if not verdict.failures:
+        return
+    place = kept / folder.name
+    shutil.rmtree(place, ignore_errors=True)
+    ignore = shutil.ignore_patterns("job=*", "span-*") if heavy else None
+    shutil.copytree(folder, place, symlinks=True, ignore_dangling_symlinks=True, ignore=ignore)
+    (place / "verdict.txt").write_text("\n".join(verdict.failures) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import select
 import sys
@@ -112,3 +113,4 @@ def main(root: str, out: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    os._exit(0)  # Arrow's threads have been seen to abort an interpreter that was going down

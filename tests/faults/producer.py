@@ -16,6 +16,8 @@ from typing import Any
 
 from tests.faults.plan import Send
 
+Ack = tuple[int, int, int, float]
+
 
 def write_plan(folder: Path, sends: Iterable[Send]) -> None:
     """Writes a plan for the process to read."""
@@ -24,13 +26,24 @@ def write_plan(folder: Path, sends: Iterable[Send]) -> None:
     (folder / "plan.jsonl").write_text(text)
 
 
-def read_acks(folder: Path) -> list[tuple[int, int, int, float]]:
-    """(number in the plan, partition, offset, epoch seconds) of all that was acknowledged so far."""
-    try:
-        lines = (folder / "acks.jsonl").read_bytes().split(b"\n")[:-1]  # the last one may be half written
-    except FileNotFoundError:
-        return []
-    return [tuple(json.loads(line)) for line in lines]
+class Acks:
+    """What a producer's broker acknowledged, read as it grows."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._file, self._first, self._at = folder / "acks.jsonl", first, 0
+
+    def new(self) -> list[Ack]:
+        """What has come since the last call; numbers count from ``first``."""
+        try:
+            with self._file.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data.rfind(b"\n") + 1  # the last line may be half written
+        self._at += whole
+        found = [json.loads(line) for line in data[:whole].splitlines()]
+        return [(number + self._first, partition, offset, at) for number, partition, offset, at in found]
 
 
 def produce(folder: Path, broker: str, topic: str, rate: float) -> int:

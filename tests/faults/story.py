@@ -19,7 +19,7 @@ from tests.faults.cluster import Supervised
 from tests.faults.judge import Delivery, accepted, deliveries, judge
 from tests.faults.oracle import Ledger, open_objects
 from tests.faults.plan import Plan, Send
-from tests.faults.producer import read_acks, write_plan
+from tests.faults.producer import Ack, Acks, write_plan
 from tests.faults.scene import Sampler, Scene
 from tests.faults.verdict import Verdict
 
@@ -66,7 +66,10 @@ class Story:
         self.late_logs: dict[str, bytes] = {}
         self._delays, self._options = delays, options
         self._cycle = cycle or self.random.choice((15, 40, 100, 2000))
-        self._producers: list[tuple[Program, Path, int]] = []
+        self._producers: list[tuple[Program, Acks]] = []
+        self._acks: list[Ack] = []
+        self._uncovered: list[Ack] = []
+        self._late_runs: dict[str, str] = {}  # the run that waits for a late log: its name
         self._poller: Program | None = None
         self._sampler = Sampler()
         self._fault_over = 0.0
@@ -84,8 +87,12 @@ class Story:
         program = python(
             "tests.faults.producer", str(folder), self.broker, self.topic, str(rate), log=folder / "producer.log"
         )  # fmt: skip
-        self._producers.append((program, folder, len(self.sends)))
+        self._producers.append((program, Acks(folder, len(self.sends))))
         self.sends += sends
+        names = {log: name for name in self.late_logs for log in [str(self._served / name)]}
+        for claim in (claim for send in sends for claim in send.claims):
+            if claim.logs and claim.logs[0] in names:
+                self._late_runs[claim.run_id] = names[claim.logs[0]]
 
     def poll(self) -> None:
         """Starts the reader that polls."""
@@ -145,20 +152,20 @@ class Story:
         """Reads what is new in the manifest, and lets late logs come once something waits for them."""
         self.ledger.poll()
         if self.late_logs and self.ledger.deferred():
-            for name, content in list(self.late_logs.items()):
-                runs = [
-                    c.run_id for send in self.sends for c in send.claims if c.logs and c.logs[0].endswith(f"/{name}")
-                ]
-                if any(self.ledger.has_deferred(run_id) for run_id in runs):
-                    self.log_arrives(name, content)
+            for run_id in self.ledger.waiting() & self._late_runs.keys():
+                self.log_arrives(self._late_runs.pop(run_id))
 
-    def log_arrives(self, name: str, content: bytes) -> None:
+    def log_arrives(self, name: str) -> None:
         """Puts a late log into the served folder, whole at once."""
-        place = self.scene.served / f"{self.scene.folder.name}-{self.seed}" / name
-        part = place.with_name(f".{name}")
-        part.write_bytes(content)
-        os.replace(part, place)
-        del self.late_logs[name]
+        content = self.late_logs.pop(name, None)
+        if content is not None:
+            part = self._served / f".{name}"
+            part.write_bytes(content)
+            os.replace(part, self._served / name)
+
+    @property
+    def _served(self) -> Path:
+        return self.planner.served
 
     def wait(self, done: Callable[[], bool], most_s: float = _WAIT_S, *, what: str = "") -> bool:
         """Waits until ``done``; notes a failure and returns False when it takes too long or an ingest gives up."""
@@ -198,24 +205,26 @@ class Story:
 
     # --- what is known
 
-    def acks(self) -> list[tuple[int, int, int, float]]:
-        return [
-            (number + first, partition, offset, at)
-            for _, folder, first in self._producers
-            for number, partition, offset, at in read_acks(folder)
-        ]
+    def acks(self) -> list[Ack]:
+        """All acknowledgements so far."""
+        new = [ack for _, acks in self._producers for ack in acks.new()]
+        self._acks += new
+        self._uncovered += new
+        return self._acks
 
     def deliveries(self) -> list[Delivery]:
         """All that was acknowledged."""
         return deliveries(self.sends, self.acks())
 
     def all_sent(self) -> bool:
-        return all(program.poll() is not None for program, _, _ in self._producers)
+        return all(program.poll() is not None for program, _ in self._producers)
 
     def lag(self) -> int:
         """How many acknowledged messages are not covered."""
+        self.acks()
         covered = self.ledger.covered
-        return sum(1 for _, partition, offset, _ in self.acks() if offset not in covered[self.topic, partition])
+        self._uncovered = [ack for ack in self._uncovered if ack[2] not in covered[self.topic, ack[1]]]
+        return len(self._uncovered)
 
     def is_settled(self) -> bool:
         return self.all_sent() and not self.ledger.deferred() and not self.lag()
@@ -263,12 +272,11 @@ class Story:
         """
         verdict, sent = self.verdict, list(self.deliveries() if only is None else only)
         self.close()
-        for name, content in list(self.late_logs.items()):  # nothing ever waited for them
-            self.log_arrives(name, content)
-        for program, folder, _ in self._producers:
+        for name in list(self.late_logs):  # nothing ever waited for them
+            self.log_arrives(name)
+        for program, _ in self._producers:
             if program.poll() != 0:
                 verdict.fail(f"the producer ended with {program.poll()}: {program.said()[-300:]}")
-            verdict.count("acknowledged", len(read_acks(folder)))
         self.ledger.poll()
         verdict.fail(*judge(self.topic, sent, self.ledger, before=before))
         runs = accepted([*before, *sent])
@@ -279,6 +287,7 @@ class Story:
                 verdict.fail(*datasets.check(open_objects(self.data), runs, self.ledger.outcome, odd=odd))
         verdict.fail(*self._announced(len(before) > 0))
         verdict.count("events", len(sent))
+        verdict.count("acknowledged", len(self.acks()))
         verdict.count("rows", len(runs))
         verdict.count("versions", self.ledger.version)
         return verdict
@@ -289,7 +298,7 @@ class Story:
             if not isinstance(child, Supervised):
                 child.send(signal.SIGCONT)
             child.kill()
-        for program, _, _ in self._producers:
+        for program, _ in self._producers:
             program.kill()
         if self._poller is not None:
             assert self._poller.process.stdin is not None

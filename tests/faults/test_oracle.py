@@ -1,0 +1,137 @@
+"""The judge itself: an honest store passes, and each way of being wrong is told by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import Refused
+from ciml.storage import open_store
+from pipelines.committer import Committer
+from tests.faults.judge import Delivery, accepted, judge
+from tests.faults.oracle import Ledger, open_objects
+from tests.faults.plan import Mix, Planner, Send
+from tests.faults.poller import Poller
+from transforms.decode import decode
+from transforms.fetch_policy import FetchPolicy
+
+TOPIC = "events"
+
+
+@pytest.fixture
+def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
+    """A raw store that ciml's own functions made of a mixed plan, in two commits, and what was sent."""
+    from ciml.records import Batch, Message, OffsetRange
+    from transforms.fetch import fetch
+    from transforms.store import parse, store
+
+    planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
+    for send in planner.mixed(40, Mix(bad=0.3)).sends:
+        assert send.partition == 0
+    for name, content in planner.plan.late_logs.items():
+        (tmp_path / "logs" / name).write_bytes(content)
+    sends = [_with_files(send) for send in planner.plan.sends]
+    raw = open_store(tmp_path / "raw")
+    policy = FetchPolicy(file_roots=(str(tmp_path), str(Path(__file__).parents[2])), delays_s=())
+    committer = Committer(raw)
+    half = len(sends) // 2
+    for start, end in ((0, half), (half, len(sends))):
+        messages = [
+            Message(offset, sends[offset].value, sends[offset].headers, timestamp_ms=1) for offset in range(start, end)
+        ]
+        batch = decode(Batch(OffsetRange(TOPIC, "T", 0, start, end), messages))
+        committer.commit([store(parse(fetch(batch, policy, 0)), raw)])
+    return tmp_path / "raw", [Delivery(0, offset, send) for offset, send in enumerate(sends)]
+
+
+def _with_files(send: Send) -> Send:
+    """The corpus by its files, as no log server runs here."""
+    from dataclasses import replace
+
+    from tests.faults.plan import CORPUS
+
+    if send.value is None:
+        return send
+    return replace(send, value=send.value.replace(b'"/corpus/', f'"{CORPUS.as_uri()}/logs/'.encode()))
+
+
+def verdict(raw: Path, sent: list[Delivery]) -> list[str]:
+    ledger = Ledger(open_objects(str(raw)))
+    ledger.poll()
+    return judge(TOPIC, sent, ledger)
+
+
+def change(raw: Path, version: int, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = raw / "_manifest" / f"{version:012d}.json"
+    delta = json.loads(path.read_text())
+    edit(delta)
+    path.write_text(json.dumps(delta))
+
+
+def test_an_honest_store_passes(honest: tuple[Path, list[Delivery]]) -> None:
+    raw, sent = honest
+    assert len(accepted(sent)) > 20
+    assert verdict(raw, sent) == []
+    poller = Poller(open_objects(str(raw)))
+    poller.poll()
+    poller.last()
+    assert (poller.version, poller.faults) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("edit", "tells"),
+    [
+        (lambda delta: delta["runs"].pop(), {"I1", "I2", "gap"}),
+        (lambda delta: delta["runs"].append(delta["runs"][0]), {"I1", "I2"}),
+        (lambda delta: delta["dead_letters"].pop(), {"gap", "I2"}),
+        (lambda delta: delta["dead_letters"][0].update(reason="other"), {"I2"}),
+        (lambda delta: delta["offsets"][TOPIC]["partitions"].update({"0": [[0, 1]]}), {"I2"}),
+        (lambda delta: delta["runs"][0]["file"].update(digest="0" * 64), {"row"}),
+        (lambda delta: delta["runs"][0]["file"].update(rows=1), {"I3"}),
+        (lambda delta: delta["runs"][0]["file"].update(path="runs/none.parquet"), {"I3"}),
+        (lambda delta: delta.update(version=9), {"I4"}),
+    ],
+)
+def test_a_wrong_delta_is_told(
+    honest: tuple[Path, list[Delivery]], edit: Callable[[dict[str, Any]], None], tells: set[str]
+) -> None:
+    raw, sent = honest
+    change(raw, 1, edit)
+    assert {line.split(":")[0] for line in verdict(raw, sent)} == tells
+
+
+def test_other_values_under_the_right_digest_are_told(honest: tuple[Path, list[Delivery]]) -> None:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    raw, sent = honest
+    path = raw / json.loads((raw / "_manifest" / "000000000001.json").read_text())["runs"][0]["file"]["path"]
+    table = pq.ParquetFile(path).read()
+    changed = table.set_column(2, table.column_names[2], pc.add(table.column(2), 1e-12))
+    pq.write_table(changed, path)
+    assert [line.split(":")[0] for line in verdict(raw, sent)] == ["row"]
+    poller = Poller(open_objects(str(raw)))
+    poller.last()
+    assert {line.split(":")[0] for line in poller.faults} == {"I3"}
+
+
+def test_the_poller_sees_what_changes_and_what_goes(honest: tuple[Path, list[Delivery]]) -> None:
+    raw, _ = honest
+    poller = Poller(open_objects(str(raw)))
+    poller.poll()
+    change(raw, 1, lambda delta: delta.update(time_us=1))
+    (raw / "_manifest" / "000000000002.json").unlink()
+    poller.last()
+    assert sorted(set(poller.faults)) == ["I4: delta 1 has changed", "I4: delta 2 was there, and is gone"]
+
+
+def test_refused_is_what_the_direct_computation_raises(tmp_path: Path) -> None:
+    from tests.faults.direct import table_of
+
+    (tmp_path / "x").write_bytes(b"nothing")
+    with pytest.raises(Refused):
+        table_of(str(tmp_path / "x"), None, None)
