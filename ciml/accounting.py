@@ -52,7 +52,7 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
             for batch in ordered
             if not batch.covers
             for outcome in batch.settled
-            for run_id in {outcome.run_id, ""}
+            for run_id in (outcome.run_id, "")
         ],
     )
     draft = _Draft(state)

@@ -19,7 +19,8 @@ from cli.commands.letters.show import _age, _literal
 from pipelines.backfill import backfill
 from tests.house.test_startup import loaded_by
 from tests.pipelines.backfilling import Listed, listed
-from tests.pipelines.ingesting import account
+from tests.pipelines.ingesting import MakeTopic, account, announced
+from tests.pipelines.scenario import send
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +134,28 @@ def test_it_is_light(made: Listed, tmp_path: Path) -> None:
         line: list[Any] = ["letters", *words, "--data-path", str(tmp_path / "data")]
         loaded = loaded_by(f"from cli.main import cli; cli.main({line!r}, standalone_mode=False)")
         assert loaded <= {"pandas"}  # which pyarrow imports when it makes an array of Python's values
+
+
+@pytest.mark.engines
+def test_ingest_tells_of_letters_on_a_topic(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
+    name = topic(1, "dead-letters")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "cli.main", "ingest", "--data-path", str(tmp_path / "data"), "--kafka", kafka,
+            "--engine", "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--dead-letters-topic", name,
+            "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(message.value or b"") for message in announced(kafka, name)]
+    listed = [json.loads(line) for line in letters(tmp_path, "list", "--json").output.splitlines()]
+    assert listed
+    assert {each["state"] for each in told} == {"open"}
+    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in told) == sorted(
+        (each["origin"], each["run_id"], each["reason"]) for each in listed
+    )
 
 
 def test_ages_and_globs() -> None:
