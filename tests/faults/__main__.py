@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -126,7 +126,7 @@ def _play_all(todo: Todo, place: Stage, jobs: int, keep: bool) -> Iterator[Resul
         waiting: dict[Future[tuple[Verdict, float]], tuple[int, int, str]] = {
             pool.submit(play, *each, place): each for each in todo
         }
-        for future in as_completed(waiting):
+        for future in _as_they_end(waiting, pool):
             verdict, seconds = future.result()
             row, number, engine = waiting[future]
             one = Result.of(row, number, engine, verdict, seconds)
@@ -135,6 +135,15 @@ def _play_all(todo: Todo, place: Stage, jobs: int, keep: bool) -> Iterator[Resul
             _tell(console, f"row {row} seed {number} {engine}", one)
             progress.advance(bar)
             yield one
+
+
+def _as_they_end(waiting: Iterable[Future[tuple[Verdict, float]]], pool: ProcessPoolExecutor) -> Iterator[Future]:
+    """The trials as they end. When this is interrupted, no further one begins."""
+    try:
+        yield from as_completed(waiting)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _tell(console: Console, what: str, one: Result) -> None:

@@ -37,7 +37,7 @@ def render(rows: dict[int, Row], results: list[Result]) -> str:
         if not one.name:
             groups[one.row, one.engine].append(one)
     lines = [
-        "| row | fault | on | trials | seeds | passed | holds | kill → next commit, s | lag gone, s | 95 % bound |",
+        "| row | fault | on | trials | seeds | passed | holds | fault → next commit, s | lag gone, s | 95 % bound |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     details = []
@@ -46,7 +46,7 @@ def render(rows: dict[int, Row], results: list[Result]) -> str:
             continue
         row, tried = rows[number], [one for one in found if not one.skipped]
         facts = summary(tried)
-        commit_s, lag_s = facts.get("commit_s"), facts.get("lag_s")
+        commit_s, lag_s = facts.get("commit_s") or facts.get("back_s"), facts.get("lag_s")
         green = facts["passed"] == facts["trials"]
         lines.append(
             f"| {number} | {row.TITLE} | {engine} | {facts['trials']} of {row.TRIALS} | {seeds(tried)} | "
