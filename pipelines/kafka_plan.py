@@ -36,14 +36,29 @@ class Coverage(Protocol):
     def covered(self, topic: str, partition: int) -> RangeSet: ...
 
 
-def plan(state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
+def is_older(listing: Listing, state: Coverage) -> bool:
+    """Whether something is covered that a listing does not show: somebody else read and committed it since.
+
+    A topic that is not the one that was read looks the same, until it is listed again.
+    """
+    return any(_last(state.covered(listing.topic, part)) > end for part, (_, end) in listing.bounds.items())
+
+
+def _last(covered: RangeSet) -> int:
+    return max((stop for _, stop in covered), default=0)
+
+
+def plan(
+    state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None, until: Listing | None = None
+) -> list[PartitionRead]:
     """What of a topic is not covered yet, partition by partition.
 
     Args:
       state: of the manifest that commits what is read.
-      listing: what the broker has.
+      listing: what the broker has, as asked after the state was brought up to date (see `is_older`).
       bounded: whether to end at the topic's present end. Partitions with nothing new are then left out.
       most: with ``bounded``, the most offsets of a partition to take at once.
+      until: with ``bounded``, an earlier listing, beyond whose ends nothing is read.
 
     Raises:
       IntegrityError: the topic was made anew, is shorter than what is covered, or no longer holds an offset that was
@@ -65,14 +80,15 @@ def plan(state: Coverage, listing: Listing, *, bounded: bool, most: int | None =
                 "shorter than ciml was away. To go on without them, which is then on record: ciml ingest accept-loss"
             )
         start = max(start, first)
-        last = max((stop for _, stop in covered), default=0)
+        last = _last(covered)
         if last > end:
             raise IntegrityError(
                 f"{where} ends at {end}, and is covered up to {last}: it is not the topic that was read. Read it under "
                 "another name, or start with another --data-path"
             )
         if bounded:
-            stop = end if most is None else min(end, start + most)
+            stop = end if until is None else min(end, until.bounds.get(partition, (0, 0))[1])
+            stop = stop if most is None else min(stop, start + most)
             if start >= stop:
                 continue
         inside = tuple(part for part in covered if part[0] > start)

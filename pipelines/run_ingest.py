@@ -14,6 +14,7 @@ from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.ingest import IngestConfig, build_ingest
 from pipelines.kafka import bases, plan
 from pipelines.kafka_client import Listing, close_readers, list_again, list_topic
+from pipelines.kafka_plan import is_older
 from pipelines.watching import PATIENCE_S, Outage, Progress, Seen, Until, lag, watch_job
 
 Report = Callable[[RawState, int], None]
@@ -55,8 +56,10 @@ def ingest_micro_batches(
                 if announcer is not None:
                     announcer.announce()  # what was committed, and its process died or the broker was away
                 with committing.state() as state:
+                    if is_older(listing, state):  # another ingest has read on
+                        listing = list_again(config.kafka, listing)
                     target = first if until == "end" else listing
-                    reads = plan(state, target, bounded=True, most=config.cycle_messages)
+                    reads = plan(state, listing, bounded=True, most=config.cycle_messages, until=target)
                     due = state.due(int(time.time() * 1e6))
                     done = progress.see(state.version, lag(state, target), bool(state.deferred))
                     if report is not None:
@@ -112,7 +115,8 @@ def ingest_on_flink(
 
     def submit() -> FlinkJob:
         with committing.state() as state:
-            reads = plan(state, listing, bounded=False)
+            now = list_again(config.kafka, listing) if is_older(listing, state) else listing
+            reads = plan(state, now, bounded=False)
         options = flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra)
         return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
 

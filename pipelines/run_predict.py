@@ -9,8 +9,9 @@ from functools import partial
 
 from ciml.errors import EngineError
 from pipelines.engines import FlinkJob, flink_options, run_here
-from pipelines.kafka import bases, plan
-from pipelines.kafka_client import close_readers, list_topic, make_topic
+from pipelines.kafka import Coverage, bases, plan
+from pipelines.kafka_client import Listing, close_readers, list_topic, make_topic
+from pipelines.kafka_plan import is_older
 from pipelines.predict import PredictConfig, build_predict, committer, predictor
 from pipelines.watching import Outage, Progress, Seen, Until, lag, watch_job
 from serving.client import NotServedError
@@ -48,8 +49,9 @@ def predict_micro_batches(
                 if publisher is not None:
                     publisher.announce()  # what was committed, and its process died or the broker was away
                 with watch.committing.state() as state:
-                    target = watch.first if until == "end" else watch.listing
-                    reads = plan(state, target, bounded=True, most=config.cycle_messages)
+                    listing = watch.listing_for(state)
+                    target = watch.first if until == "end" else listing
+                    reads = plan(state, listing, bounded=True, most=config.cycle_messages, until=target)
                 if reads:
                     if not watch.model_is_served():
                         return
@@ -109,7 +111,7 @@ def predict_on_flink(
         if not watch.model_is_served():
             return None
         with watch.committing.state() as state:
-            reads = plan(state, watch.listing, bounded=False)
+            reads = plan(state, watch.listing_for(state), bounded=False)
         options = flink_options(endpoint, f"ciml-predict-{config.policy.model}", extra=extra)
         return FlinkJob(partial(build_predict, config=config, reads=reads), options)
 
@@ -153,6 +155,12 @@ class _Watch:
         """Looks at the topic again, and after the manifest."""
         self.committing.maintain()
         self.listing = list_topic(self._config.kafka, self._config.runs_topic)
+
+    def listing_for(self, state: Coverage) -> Listing:
+        """The topic as it was last looked at; looked at again where another has read on since."""
+        if is_older(self.listing, state):
+            self.listing = list_topic(self._config.kafka, self._config.runs_topic)
+        return self.listing
 
     def model_is_served(self) -> bool:
         """Waits for a model; False when it is time to end instead. Nothing is read meanwhile.

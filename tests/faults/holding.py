@@ -16,7 +16,7 @@ from ciml.records import RawFile
 from ciml.storage import open_store
 from tests.faults import datasets
 from tests.faults.judge import Delivery, accepted, judge
-from tests.faults.offline import TOPIC
+from tests.faults.offline import DATASETS, TOPIC
 from tests.faults.oracle import Ledger, Objects, open_objects
 from transforms.raw_reader import read_run
 from transforms.spans import verify_span
@@ -103,7 +103,7 @@ def exact(data: str, sent: Sequence[Delivery]) -> list[str]:
     """I1 and I2 when everything is done: the accounting, each row and each example against the direct computation."""
     ledger = read(data)
     wrong = judge(TOPIC, sent, ledger)
-    return wrong + datasets.check(open_objects(data), accepted(sent), ledger.outcome, odd=True)
+    return wrong + datasets.check(open_objects(data), accepted(sent), ledger.outcome, odd=True, names=DATASETS)
 
 
 def leftovers(data: str) -> list[str]:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from ciml.storage import Store, open_store
 from pipelines.committer import Committer
 from pipelines.compact import compact
 from pipelines.kafka_broker import Listing
-from pipelines.kafka_plan import PartitionRead, plan
+from pipelines.kafka_plan import PartitionRead, is_older, plan
 from tests.faults import datasets
 from tests.faults.children import Child
 from tests.faults.judge import Delivery
-from tests.faults.plan import Send
+from tests.faults.plan import Mix, Send
 from tests.faults.points import Points, Stop
+from tests.faults.scene import Scene
 from transforms.decode import decode
 from transforms.fetch_policy import FetchPolicy
 from transforms.settle import settle
@@ -43,6 +44,8 @@ TOPIC, TOPIC_ID = "events", "offline"
 #: How long what is replaced is kept here. Half of it has to be longer than a listing takes on a busy machine.
 GRACE_S = 3.0
 LIMITS = Limits(deltas=3)
+#: Those of `tests.faults.datasets` that the few runs of a trial are enough for.
+DATASETS = ("all-status",)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -143,7 +146,9 @@ def _work(job: Job) -> None:
     policy, trust = FetchPolicy(hosts=job.hosts), TrustPolicy.load()
     while True:
         with committing.state() as state:
-            reads = plan(state, topic.listing(job.share), bounded=True, most=job.most)
+            shown = topic.listing(job.share)
+            now = topic.listing() if is_older(shown, state) else shown
+            reads = plan(state, now, bounded=True, most=job.most, until=shown)
         if not reads:
             break
         batches = [batch for read in reads for batch in topic.batches(read, max(2, job.most // 2))]
@@ -173,8 +178,19 @@ def tidy(data: Store, folder: Path) -> None:
         if faults := done.packing.faults + done.swept.faults:
             raise AssertionError(faults[0])
     folder.mkdir(parents=True, exist_ok=True)
-    if wrong := datasets.update(data.root, folder):
+    if wrong := datasets.update(data.root, folder, DATASETS):
         raise EngineError(wrong[0])
+
+
+def prepared(seed: int, scene: Scene, data: str, *, runs: int, share: float) -> tuple[Job, Topic]:
+    """A store with a share of a topic in it, a checkpoint, packs and data sets; and the job that goes on with it."""
+    mix = Mix(late_logs=0, bad=0.15, repeats=0.1, corrections=0.1)
+    topic = Topic.of(scene.planner(seed).mixed(runs, mix).sends)
+    file = scene.folder / "topic.pickle"
+    file.write_bytes(pickle.dumps(topic))
+    job = Job(data, str(file), (scene.logs_url,), str(scene.folder / "work"), share, most=5, seed=seed)
+    work(job)
+    return replace(job, share=1.0, environment=dict(os.environ)), topic
 
 
 @contextlib.contextmanager

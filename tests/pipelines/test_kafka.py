@@ -14,6 +14,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.records import Batch, OffsetRange
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions, bases, plan
 from pipelines.kafka_client import KafkaOptions, Listing, borrow, close_readers, list_topic, make_topic
+from pipelines.kafka_plan import is_older
 from tests.pipelines.ingesting import need_real
 
 MakeTopic = Callable[..., str]
@@ -48,9 +49,21 @@ def test_each_partition_starts_at_its_first_uncovered_offset() -> None:
     assert [(read.start, read.end) for read in plan(state, listing((0, 20)), bounded=True, most=4)] == [(5, 9)]
 
 
+def test_nothing_is_read_beyond_an_earlier_end() -> None:
+    until, now = listing((0, 8)), listing((0, 20), (0, 3))
+    reads = plan(covered((0, 5)), now, bounded=True, until=until)
+    assert [(read.partition, read.start, read.end) for read in reads] == [(0, 5, 8)]
+    assert plan(covered((0, 9)), now, bounded=True, until=until) == []  # another went on meanwhile
+
+
 def test_what_is_covered_to_its_end_is_not_read() -> None:
     assert plan(covered((0, 5)), listing((0, 5)), bounded=True) == []
     assert plan(covered((0, 5)), listing((0, 5)), bounded=False) == [PartitionRead("t", "T", 0, 5, None)]
+
+
+def test_a_listing_is_older_than_a_state_that_covers_what_it_does_not_show() -> None:
+    assert is_older(listing((0, 5), (0, 3)), covered((0, 6)))
+    assert not is_older(listing((0, 6), (0, 3)), covered((0, 6)))
 
 
 @pytest.mark.parametrize(

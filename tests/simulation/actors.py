@@ -13,6 +13,7 @@ from pipelines.compact import compact
 from pipelines.datasets import create_dataset, update_dataset
 from pipelines.ingest import in_batches
 from pipelines.kafka import PartitionRead, bases, plan
+from pipelines.kafka_plan import is_older
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, Letter, log
@@ -84,10 +85,11 @@ class Stages:
 
     def plan(self, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
         """What is to be read, once the bases are covered."""
+        listing = self.process.client.list_topic()
         while True:
-            # The listing has to be the younger of the two: what is covered must not be beyond it.
             with self.committing.state() as state:
-                listing = self.process.client.list_topic()
+                if is_older(listing, state):
+                    listing = self.process.client.list_topic()
                 missing = bases(state, listing)
                 if not missing:
                     return plan(state, listing, bounded=bounded, most=most)

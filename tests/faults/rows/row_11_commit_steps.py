@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import shutil
 import signal
 import time
@@ -12,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.faults import holding
-from tests.faults.offline import GRACE_S, Job, Topic, Worker, short_grace, work
+from tests.faults.offline import GRACE_S, Job, Worker, prepared, short_grace, work
 from tests.faults.own_s3 import own_s3
-from tests.faults.plan import Mix
 from tests.faults.points import Stop
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
@@ -42,20 +39,9 @@ def trial(seed: int, scene: Scene) -> Verdict:
     return verdict
 
 
-def prepared(seed: int, scene: Scene, data: str, runs: int = 26) -> tuple[Job, Topic]:
-    """A store with a part of a topic in it, a checkpoint, packs and data sets; and the job that goes on with it."""
-    planner = scene.planner(seed)
-    topic = Topic.of(planner.mixed(runs, Mix(late_logs=0, bad=0.15, repeats=0.1, corrections=0.1)).sends)
-    file = scene.folder / "topic.pickle"
-    file.write_bytes(pickle.dumps(topic))
-    job = Job(data, str(file), (scene.logs_url,), str(scene.folder / "work"), most=5, seed=seed, share=0.6)
-    work(job)
-    return replace(job, share=1.0), topic
-
-
 def _trial(seed: int, scene: Scene, verdict: Verdict) -> None:
     base, copy = _place(seed, scene)
-    job, topic = prepared(seed, scene, base)
+    job, topic = prepared(seed, scene, base, runs=26, share=0.6)
     before = holding.read(base)
     count = _count(job, scene, copy)
     verdict.count("points", count)
@@ -64,7 +50,7 @@ def _trial(seed: int, scene: Scene, verdict: Verdict) -> None:
     roots = {number: copy(f"{number}") for number in numbers}
     time.sleep(GRACE_S + 0.2)  # so that what is replaced by now may be removed
     for number, root in roots.items():
-        mine = replace(job, data=root, stop=Stop(number, how=signal.SIGKILL), environment=dict(os.environ))
+        mine = replace(job, data=root, stop=Stop(number, how=signal.SIGKILL))
         code = Worker(mine, scene.folder / "logs" / f"{number}.log").wait(120)
         if code == -signal.SIGKILL:
             verdict.count("kills")
@@ -106,7 +92,7 @@ def _place(seed: int, scene: Scene) -> tuple[str, Callable[[str], str]]:
 def _count(job: Job, scene: Scene, copy: Callable[[str], str]) -> int:
     """How many points the job has, when nothing stops it."""
     points = scene.folder / "points.txt"
-    mine = replace(job, data=copy("dry"), points=str(points), environment=dict(os.environ))
+    mine = replace(job, data=copy("dry"), points=str(points))
     time.sleep(GRACE_S + 0.2)
     worker = Worker(mine, scene.folder / "logs" / "dry.log")
     if (code := worker.wait(120)) != 0:
