@@ -64,8 +64,19 @@ _refusals: dict[KafkaOptions, str] = {}
 _lock = threading.Lock()
 
 
-def make_client(kind: Callable[[dict[str, Any]], T], options: KafkaOptions, properties: Mapping[str, Any]) -> T:
-    """A client of confluent-kafka, which remembers why a broker refused its login: see `as_engine_error`.
+def make_client(
+    kind: Callable[[dict[str, Any]], T],
+    options: KafkaOptions,
+    properties: Mapping[str, Any],
+    refused: Callable[[KafkaError], None] | None = None,
+) -> T:
+    """A client of confluent-kafka.
+
+    Args:
+      kind: its class.
+      options: whose secrets are not to be told.
+      properties: its configuration.
+      refused: is told when the broker does not let it in; by default that is remembered for `as_engine_error`.
 
     Raises:
       CimlError: a property is unknown, or its value is none that it can have.
@@ -73,7 +84,10 @@ def make_client(kind: Callable[[dict[str, Any]], T], options: KafkaOptions, prop
 
     def on_error(error: KafkaError) -> None:
         if error.code() in _REFUSED:
-            _refusals[options] = error.str()
+            if refused is not None:
+                refused(error)
+            else:
+                _refusals[options] = error.str()
 
     try:
         return kind({**properties, "error_cb": on_error})
@@ -225,10 +239,24 @@ def is_mock(options: KafkaOptions) -> bool:
     with _lock:
         known = _mocks.get(options)
     if known is None:
-        known = str(admin(options).list_topics(timeout=options.timeout_s).cluster_id).startswith("mockCluster")
+        known = _cluster_id(options).startswith("mockCluster")
         with _lock:
             _mocks[options] = known
     return known
+
+
+def _cluster_id(options: KafkaOptions) -> str:
+    """The first question to a broker. One that does not let us in is not asked until the time is over."""
+    client, wait_s, left_s = admin(options), 1.0, options.timeout_s
+    while True:
+        try:
+            return str(client.list_topics(timeout=min(wait_s, left_s)).cluster_id)
+        except KafkaException:
+            left_s -= wait_s
+            client.poll(0)  # calls `on_error`
+            if left_s <= 0 or options in _refusals:
+                raise
+            wait_s *= 2
 
 
 def _uuid(value: Any) -> str:

@@ -31,7 +31,8 @@ class Reader:
         self._where = f"{topic}[{partition}]"
         self._topic, self._partition = topic, partition
         self._options = options
-        self._consumer = make_client(Consumer, options, options.consumer())
+        self._refusal: KafkaError | None = None
+        self._consumer = make_client(Consumer, options, options.consumer(), self._refused)
         self.position = -1
         self.idle = 0
 
@@ -51,6 +52,9 @@ class Reader:
           EngineError: the broker refuses.
         """
         found = self._consumer.consume(1, timeout_s)
+        if not found and self._refusal is not None:
+            self._fail(self._refusal)
+        self._refusal = None
         if found and most > 1:
             found += self._consumer.consume(most - 1, 0)
         messages: list[Message] = []
@@ -73,6 +77,9 @@ class Reader:
                 self._fail(fault)
         self.position = position
         return messages
+
+    def _refused(self, fault: KafkaError) -> None:
+        self._refusal = fault
 
     def reaches(self) -> int:
         """The end of the partition as the broker said with the last fetch; -1 where it said nothing yet."""
