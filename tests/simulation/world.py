@@ -103,16 +103,17 @@ class World:
         """Whether ingest has to stop by itself: something was lost, or the topic is another."""
         return self.fated and (self.fate == "anew" or bool(self.lost()))
 
-    def lost(self) -> list[Place]:
-        """The messages that the broker no longer has, and nobody committed, of partitions that are read already."""
-        covered, broker = self.reckoning.covered, self.broker
+    def lost(self) -> list[tuple[int, int]]:
+        """The offsets that the broker no longer has, and nobody committed, of partitions that are read already.
+
+        Nobody can know whether there was a message.
+        """
         return [
-            (topic_id, number, offset)
-            for topic_id, number, offset in self.sent
-            if topic_id == self.reckoning.topic_id
-            and offset not in covered.get(number, ())
-            and (covered.get(number) or (topic_id, number, offset) not in self.reckoning.mortal)
-            and (topic_id != broker.topic_id or offset < broker.partitions[number].first)
+            (number, offset)
+            for number, covered in self.reckoning.covered.items()
+            if covered and self.broker.topic_id == self.reckoning.topic_id
+            for offset in range(self.broker.partitions[number].first)
+            if offset not in covered
         ]
 
     def before_step(self) -> None:
