@@ -21,6 +21,7 @@ def regressions() -> list[int]:
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
 
+@pytest.mark.timeout(1500)
 def test_nothing_is_lost_and_nothing_twice_in_any_world() -> None:
     seeds = list(dict.fromkeys([*regressions(), *range(SEEDS)]))
     wrong = [f"{result.wrong}\n    {replay(result.seed)}" for result in simulate_all(seeds) if result.wrong]
@@ -28,6 +29,7 @@ def test_nothing_is_lost_and_nothing_twice_in_any_world() -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+@pytest.mark.timeout(1500)
 def test_a_planted_defect_is_found(defect: Defect) -> None:
     assert first_found(defect, 80) is not None
 
