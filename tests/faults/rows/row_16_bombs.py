@@ -44,7 +44,8 @@ _BAD = {
     "drip/x": "log_timeout", "driphead/x": "log_timeout",
     "widehead/x": "log_unavailable|log_timeout", "announced/x": "log_too_large",
     "members/x": "corrupt_gzip|log_timeout",
-    "noise/x": "log_unavailable", "long/x": "log_too_large|log_timeout", "wide/x": "not_telemetry|log_too_wide|log_timeout",
+    "noise/x": "log_unavailable", "long/x": "log_too_large|log_timeout",
+    "wide/x": "not_telemetry|log_too_wide|log_timeout",
 }  # fmt: skip
 
 
