@@ -128,6 +128,10 @@ class World:
                 actor.idle, actor.frozen = 0, min(actor.frozen, 300)
         if not self.chaos.on and any(actor.frozen for actor in self.scheduler.actors):
             self.scheduler.now_us += round(self.chaos.grace_s * 0.3e6)  # who wakes finds the world much older
+        if self.alarms and not self.fatal:  # what seemed lost was on its way: a person starts ingest again
+            for role in sorted(self.alarms):
+                del self.alarms[role]
+                self.start(role, self.roles[role])
         waits = "deferred" in self.reckoning.open.values() and not self.fatal
         if not (self.chaos.on or self.ending or waits) and all(actor.idle >= 2 for actor in self.scheduler.actors):
             self.ending = True
