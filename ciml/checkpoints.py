@@ -251,7 +251,7 @@ class Checkpoints(Generic[S]):
             return False
         yield
         segment = Segment(state.restored + 1, state.version, base.segment if base else "", tuple(lines))
-        if log.look_again() > state.restored or not self._put(segment):
+        if log.checkpoints(state.restored) or not self._put(segment):
             return True  # another was first
         yield
         tables: dict[str, tuple[Run, ...]] = {}
@@ -272,7 +272,7 @@ class Checkpoints(Generic[S]):
             return True
         if Segment.decode(log.store.read(path), log.store.url(path)) == segment:
             return True
-        if log.look_again() >= segment.last:
+        if log.checkpoints(segment.last - 1):
             return False
         raise IntegrityError(f"{log.store.url(path)} does not hold what the deltas say: see docs/manifests.md")
 

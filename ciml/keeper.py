@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from ciml.checkpoints import Checkpointed, Checkpoints, Limits, Restorable
-from ciml.manifests import Delta, ManifestLog, catch_up, commit
+from ciml.manifests import Delta, ManifestLog, Outrun, catch_up, commit
 from ciml.part_files import PartGone
 
 _LOOK_EVERY = 100
@@ -44,6 +44,14 @@ class Keeper(Generic[S]):
         Raises:
           EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
         """
+        try:
+            return self._append(build)
+        except Outrun:
+            with self._lock:
+                self._held = None  # it has missed a lot, and may have read what nobody should have written
+            return self._append(build)
+
+    def _append(self, build: Callable[[S], Delta | None]) -> int | None:
         with self._present() as state:
             version = commit(self.log, state, lambda: build(state))
             self._caught_up_s = self.log.clock()

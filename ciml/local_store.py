@@ -103,8 +103,8 @@ class LocalStore(Store):
     def exists(self, path: str) -> bool:
         return self._path(path).is_file()
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, list[str]]]:
-        """(folder, names of files) below ``prefix``, the staged ones too."""
+    def _walk(self, prefix: str, after: str = "") -> Iterator[tuple[str, list[str]]]:
+        """(folder, names of files) below ``prefix``, the staged ones too; without folders that are before ``after``."""
 
         def broken(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError):  # a listing that leaves something out is no listing
@@ -113,12 +113,15 @@ class LocalStore(Store):
         top = self._path(prefix) if prefix else Path(self.root)
         for folder, folders, names in os.walk(top, onerror=broken):
             folders.sort()
+            if after:
+                below = "" if folder == self.root else f"{os.path.relpath(folder, self.root)}/"
+                folders[:] = [name for name in folders if f"{below}{name}/" >= after[: len(below) + len(name) + 1]]
             yield folder, sorted(names)
 
     def list(self, prefix: str = "", after: str = "") -> list[str]:
         found = [
             os.path.relpath(os.path.join(folder, name), self.root)
-            for folder, names in self._walk(prefix)
+            for folder, names in self._walk(prefix, after)
             for name in names
             if not name.startswith(self._STAGING)
         ]

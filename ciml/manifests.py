@@ -5,13 +5,13 @@ delta N and creates it; when another writer was first, it reads that delta and c
 killed, repeated or frozen, a delta is there whole or not at all, and each was computed from the one before it.
 
 Old deltas are packed into segments (`ciml.segments`) by whoever makes checkpoints (`ciml.checkpoints`). A delta may be
-removed once a checkpoint has stood beyond it for `GRACE_S`. From that follows what has to be known here:
+removed once it has been in a segment for `GRACE_S`. From that follows what has to be known here:
 
-- A delta that is missing may be the end of the log, or removed. It is the end when the checkpoints were looked at less
-  than half the grace ago, and none stood beyond it. That is asked *after* the read: a reader may be frozen before it.
-- A writer that was frozen may create a delta in a place that was emptied. So it looks for a checkpoint at or beyond its
-  version after each create. Where one is, and its segment holds another delta, the writer takes its own back: nobody
-  has read it, for whoever looks has seen that checkpoint. No clock is trusted for this.
+- A delta that is missing may be the end of the log, or removed. It is the end when segments were looked for less than
+  half the grace ago, and none held it then. That is asked *after* the read: a reader may be frozen before it.
+- A writer that was frozen may create a delta in a place that was emptied. So it looks for a segment that reaches its
+  version after each create. Where there is one, and it holds another delta, the writer takes its own back (`Outrun`):
+  nobody has read it, for whoever looks has seen that segment. No clock is trusted for this.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from ciml.digest import canonical_json
-from ciml.errors import IntegrityError
+from ciml.errors import EngineError, IntegrityError
 from ciml.segments import Archive
 from ciml.storage import Store
 
 Delta = dict[str, Any]
 
-#: How long a delta stays after a checkpoint has passed it, and a checkpoint after the next, seconds.
+#: How long a delta stays after it came into a segment, and a checkpoint after the next, seconds.
 GRACE_S = 24 * 3600.0
 _READ_AHEAD = 32
 
@@ -42,10 +42,15 @@ class State(Protocol):
         """Takes in the delta that follows."""
 
 
+class Outrun(EngineError):
+    """A writer was away for so long that the place of its delta has been emptied: its state is to be made anew."""
+
+
 class _Known(NamedTuple):
-    """The newest checkpoint's version (0 without one), as of a time before it was looked for."""
+    """The last version in a segment, and of the newest checkpoint (0 without one), as of a time before the look."""
 
     asked_s: float
+    archived: int
     checkpoint: int
 
 
@@ -55,8 +60,8 @@ class ManifestLog:
     Args:
       store: where the manifest is.
       folder: its folder there.
-      clock: the time, epoch seconds. It decides nothing but how often checkpoints are looked for.
-      grace_s: how long a delta stays once a checkpoint has passed it; the same for all that use the log.
+      clock: the time, epoch seconds. It decides nothing but how often segments are looked for.
+      grace_s: how long a delta stays once it is in a segment; the same for all that use the log.
     """
 
     def __init__(
@@ -101,8 +106,11 @@ class ManifestLog:
 
     def _look(self) -> _Known:
         asked_s = self.clock()
-        found = self.checkpoints()
-        self._known = known = _Known(asked_s, found[-1] if found else 0)
+        checkpoint = max(self.checkpoints(), default=0)
+        # From the checkpoint on it is a short listing. There are more segments than it knows of while checkpoints that
+        # were lost are made anew, or when whoever made one died on the way.
+        archived = max(self.archive.lasts(checkpoint), default=checkpoint)
+        self._known = known = _Known(asked_s, archived, checkpoint)
         return known
 
     def _is_fresh(self, known: _Known) -> bool:
@@ -120,8 +128,8 @@ class ManifestLog:
         """Delta ``version`` as it was committed."""
         while True:
             known = self._fresh()
-            if version <= known.checkpoint:
-                return self.archive.find(version, known.checkpoint).line(version)
+            if version <= known.archived:
+                return self.archive.find(version, known.archived).line(version)
             missing: FileNotFoundError | None = None
             data = b""
             try:
@@ -144,9 +152,9 @@ class ManifestLog:
         ahead = 1
         while True:
             known = self._fresh()
-            if version < known.checkpoint:
-                yield from self.archive.since(version, known.checkpoint)
-                version = known.checkpoint
+            if version < known.archived:
+                yield from self.archive.since(version, known.archived)
+                version = known.archived
                 continue
             found = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
             if not self._is_fresh(known):
@@ -155,13 +163,22 @@ class ManifestLog:
             for data in found:
                 version += 1
                 yield version, data
-            if len(found) < ahead:
+            if len(found) < ahead and (version or self._is_empty()):
                 return
             ahead = min(2 * ahead, _READ_AHEAD)
 
+    def _is_empty(self) -> bool:
+        """Whether a log whose first delta is not there has none. Else whoever writes to it began a second history."""
+        found = self.store.list(self.folder)
+        if not found or self.path(1) in found:
+            return True  # the first delta came just now, and is found by the next look
+        if self._look().archived:
+            return False
+        raise IntegrityError(f"{self.store.url(self.path(1))} is gone, and others are not: restore it from a copy")
+
     def end(self, version: int = 0) -> int:
         """The version of the last delta there is, known to be ``version`` or beyond. Reads a delta for each step."""
-        last = max(version, self._fresh().checkpoint)
+        last = max(version, self._fresh().archived)
         for found, _ in self.raw_since(last):
             last = found
         return last
@@ -177,9 +194,12 @@ class ManifestLog:
         return delta
 
     def try_append(self, version: int, delta: Delta) -> bool:
-        """Creates delta ``version``; False where it is another's: created before, or in a segment already.
+        """Creates delta ``version``; False where another's is there.
 
         True also where the very same delta was there: an answer that was lost, and asked for again.
+
+        Raises:
+          Outrun: the place was emptied long ago. Nothing is left there.
         """
         data = canonical_json({**delta, "version": version})
         path = self.path(version)
@@ -188,16 +208,15 @@ class ManifestLog:
                 if self.store.read(path) != data:
                     return False
             except FileNotFoundError:  # removed meanwhile, so it is in a segment
-                self.look_again()
+                self._look()
                 return False
-        asked_s = self.clock()
-        if not (beyond := self.checkpoints(version - 1)):
+        if not (lasts := self.archive.lasts(version - 1)):
             return True
-        self._known = _Known(asked_s, beyond[-1])
-        if self.archive.find(version, beyond[-1]).line(version) == data:
+        if self.archive.find(version, lasts[-1]).line(version) == data:
             return True  # others were quick
         self.store.delete(path)
-        return False
+        self._look()
+        raise Outrun(f"{self.store.url(path)} was committed long ago, and so were others: what was computed is void")
 
 
 def catch_up(log: ManifestLog, state: State) -> None:
@@ -216,6 +235,9 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
 
     Returns:
       The committed version, or None where ``build`` returned None.
+
+    Raises:
+      Outrun: nobody has heard of this writer for longer than the grace. It has to start over with a state made anew.
     """
     while True:
         catch_up(log, state)

@@ -97,9 +97,10 @@ class Archive:
         """Where the segment is that ends with version ``last``."""
         return f"{self._folder}/{last // _A_FOLDER:06d}/{last:012d}.jsonl.zst"
 
-    def lasts(self) -> list[int]:
-        """The last versions of all segments there are, in order. One long listing."""
-        return sorted(int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in self._store.list(self._folder))
+    def lasts(self, after: int = 0) -> list[int]:
+        """The last versions of all segments beyond version ``after``, in order."""
+        paths = self._store.list(self._folder, after=self.path(after) if after else "")
+        return [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in paths]
 
     def read(self, last: int) -> Segment:
         """The segment that ends with ``last``. Raises `FileNotFoundError` where there is none."""

@@ -188,6 +188,30 @@ def test_start_up_and_memory(runs: int, tmp_path: Path) -> None:
     print(f"\n{ran.stdout.strip()}; the index has {size / 2**20:.0f} MB")
 
 
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_start_up_with_many_deltas_since_the_checkpoint(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    raw: Store = LocalStore(tmp_path / "raw")
+    if where == "s3":
+        s3: Any = request.getfixturevalue("s3")
+        raw = open_store(f"{s3.bucket()}/raw")
+    history(raw, 2_500)
+    ours = Committer(raw)
+    for number in range(400):
+        ours.commit([batch(number * 1000)])
+    other = Committer(raw)
+    print(
+        f"\nstart with 400 deltas of 100 records since the checkpoint, {where}: {seconds(lambda: opened(other)):.2f} s"
+    )
+
+
+def opened(committer: Committer) -> None:
+    with committer.state() as state:
+        assert state.version == 401
+
+
 def seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()

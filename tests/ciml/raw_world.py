@@ -11,7 +11,7 @@ from typing import Any
 from ciml.accounting import RawState, reconcile
 from ciml.checkpoints import Checkpoints, Limits
 from ciml.errors import EngineError
-from ciml.manifests import ManifestLog, catch_up, commit
+from ciml.manifests import ManifestLog, Outrun, catch_up, commit
 from ciml.raw_state import RAW
 from ciml.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
 from ciml.storage import LocalStore
@@ -140,7 +140,11 @@ class Actor:
         catch_up(log, self.state)
 
     def commit(self, batches: list[Batch]) -> int | None:
-        return commit(self.log, self.state, lambda: reconcile(self.state, batches, int(self.log.clock() * 1e6)))
+        try:
+            return commit(self.log, self.state, lambda: reconcile(self.state, batches, int(self.log.clock() * 1e6)))
+        except Outrun:
+            self.reopen()
+            return self.commit(batches)
 
     def maintain(self) -> None:
         while self.checkpoints.maintain():

@@ -358,6 +358,40 @@ def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
         world.actor()
 
 
+def test_checkpoints_that_were_lost_are_made_anew_from_segments(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    run_on(world, first)
+    log = first.log
+    deltas = dict(log.since(0))
+    lost = [path for folder in ("checkpoints", "index") for path in log.store.list(f"_manifest/{folder}")]
+    before = {path: log.store.read(path) for path in lost}
+    for path in lost:
+        log.store.delete(path)
+    other = world.actor()
+    assert told(other.state) == told(plain(world, deltas))
+    assert other.state.restored == 0
+    while other.checkpoints.maintain(budget_s=0):
+        assert dict(ManifestLog(world.store()).since(0)) == deltas
+        assert ManifestLog(world.store()).end() == max(deltas)
+        assert told(world.actor().state) == told(other.state)
+    more(other, 11, by=9000)
+    assert other.state.version == max(deltas) + 1
+    assert {path: log.store.read(path) for path in lost} == before
+    assert list(verify_manifest(world.store())) == []
+
+
+def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    run_on(world, first)
+    for path in first.log.store.list("_manifest"):
+        if path.count("/") > 1:
+            first.log.store.delete(path)
+    with pytest.raises(IntegrityError, match=r"000000000001\.json is gone"):
+        world.actor()
+
+
 @pytest.mark.parametrize("what", ["segments", "checkpoints", "index"])
 def test_what_is_broken_is_found(world: World, what: str) -> None:
     first = world.actor()

@@ -67,6 +67,12 @@ def test_list_is_sorted_and_goes_on_after_a_path(store: Store) -> None:
     assert store.list("m") == ["m/1", "m/10", "m/2"]
     assert store.list("m", after="m/10") == ["m/2"]
     assert store.list("none") == []
+    everything = ("a", "b/1/x", "b/10/y", "b/1x", "b/2/z/w", "c-d/1", "c/1", "m/1", "m/10", "m/2", "mm/1", "z")
+    for path in everything:
+        store.create(path, b"")
+    for after in ("0", "a", "b", "b/1", "b/1/x", "b/1/y", "b/10", "b/2/z/a", "b0", "c", "c-d/1", "c/0", "zz"):
+        assert store.list(after=after) == [path for path in everything if path > after]
+        assert store.list("b", after=after) == [path for path in everything if path > after and path[:2] == "b/"]
 
 
 def test_child_and_url(store: Store) -> None:
