@@ -62,7 +62,7 @@ class ReadOptions:
 
     batch_messages: int = 500
     slice_s: float = 2.0
-    rest_s: float = 1.0
+    rest_s: float = 2.0
     idle_s: float = 10.0
     stall_s: float = 60.0
     slack_s: float = 120.0

@@ -21,7 +21,7 @@ Report = Callable[[RawState, int], None]
 
 _PAUSE_S = 1.0
 _STALL_S = 240.0  # more than a batch whose logs all time out takes
-_RENEW_S = 6 * 3600.0  # the state of a source in Python grows with every rest it takes; a new job begins with none
+_RENEW_S = 3600.0  # the state of a source in Python grows with every rest: docs/kafka.md; a new job begins with none
 
 
 def ingest_micro_batches(
