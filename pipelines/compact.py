@@ -18,6 +18,9 @@ from pipelines.compact_folder import Packing, merge_packs, pack_folder
 from pipelines.sweep import Swept, sweep_packs, sweep_runs, sweep_swept
 
 DAY_S = 86_400.0
+#: How long what nobody names is kept aside. Longer than anything that is on its way to a commit can wait: a savepoint's
+#: offsets are long gone from the broker by then.
+ASIDE_S = 30 * DAY_S
 PACK_BYTES = 32 << 20
 MIN_RUNS = 2
 _WINDOW_RUNS = 100_000
@@ -48,6 +51,7 @@ def compact(
     *,
     older_than_s: float = DAY_S,
     grace_s: float = DAY_S,
+    aside_s: float = ASIDE_S,
     min_runs: int = MIN_RUNS,
     pack_bytes: int = PACK_BYTES,
     window_runs: int = _WINDOW_RUNS,
@@ -62,7 +66,8 @@ def compact(
     Args:
       raw: the raw store.
       older_than_s: a folder is ripe so many seconds after the end of its day (UTC).
-      grace_s: objects stay so long after they were written, packed, replaced or moved aside.
+      grace_s: objects stay so long after they were written, packed or replaced.
+      aside_s: what nobody names stays so long after it was moved aside.
       min_runs: runs of a folder that are fewer stay objects of their own.
       pack_bytes: a pack is about so large at most.
       window_runs: so many runs are planned at a time.
@@ -103,7 +108,8 @@ def compact(
         looked += more
         tell("looking at objects", looked, None)
 
-    sweep_swept(raw, book, before_s, result.swept)  # before anything is moved there
+    forgotten_s = clock() - max(aside_s, grace_s)
+    sweep_swept(raw, book, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there
     sweep_runs(raw, book, ripe, before_s, result.swept, told)
     sweep_packs(raw, book, before_s, result.swept, everything=everything)
     for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):

@@ -1,7 +1,8 @@
 """Removing what the raw store no longer needs: objects of packed runs, replaced packs, and objects that nobody names.
 
-An object that nobody names may be named a moment later: by a worker that found it there and went on to commit. So it
-waits for another grace under ``swept/``, where readers find it too, and comes back when it was named after all.
+An object that nobody names may be named a moment later: by a worker that found it there and went on to commit. Or much
+later: by a process that slept, or a job that goes on from a savepoint of last week. So it waits for a month under
+``swept/``, where readers find it too, and comes back when it was named after all.
 """
 
 from __future__ import annotations
@@ -159,8 +160,16 @@ def _each(raw: Store, work: Callable[[Entry], None], entries: list[Entry]) -> No
         list(pool.map(work, entries))
 
 
-def sweep_swept(raw: Store, book: Book, before_s: float, swept: Swept) -> None:
-    """Removes for good what was moved aside a grace ago; brings back what has been named since."""
+def sweep_swept(raw: Store, book: Book, before_s: float, swept: Swept, *, forgotten_s: float) -> None:
+    """Brings back what has been named since it was moved aside, and removes for good what nobody will name any more.
+
+    Args:
+      raw: the raw store.
+      book: of compaction; a folder that is pending is left alone.
+      before_s: what was moved aside later is left alone, epoch seconds.
+      swept: counts what was done.
+      forgotten_s: what nobody names goes when it was moved aside before this, epoch seconds.
+    """
     listed = _listed(raw, SWEPT, lambda folder: folder not in book.pending, before_s, lambda looked: None)
     for folders in listed:
         names = _Names(raw, book, int(before_s * 1e6))
@@ -178,6 +187,8 @@ def sweep_swept(raw: Store, book: Book, before_s: float, swept: Swept) -> None:
                     except FileNotFoundError:
                         continue  # another brought it back
                     swept.restored += 1
+                elif entry.modified_s > forgotten_s:
+                    continue
                 raw.delete(entry.path)
                 swept.gone += 1
 

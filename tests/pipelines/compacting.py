@@ -54,7 +54,7 @@ class Clock:
 
 def squeeze(raw: Store, **settings: Any) -> Compaction:
     """Compaction now, without any grace: the objects' times are real, so the clock is far ahead of them."""
-    return compact(raw, **{"grace_s": 0, "older_than_s": 0, "min_runs": 1, "clock": FAR, **settings})
+    return compact(raw, **{"grace_s": 0, "aside_s": 0, "older_than_s": 0, "min_runs": 1, "clock": FAR, **settings})
 
 
 FAR = Clock(4_000_000_000.0)

@@ -134,6 +134,7 @@ def test_a_killed_workers_object_is_moved_aside_and_then_gone(raw: RawStore) -> 
     assert objects(raw.store) == {"runs": 1, "packs": 1, "swept": 3}
     assert verify_run(raw.store, "zuul~7~1", orphan) == ""
     assert squeeze(raw.store, grace_s=3_000_000_000).swept.gone == 0
+    assert squeeze(raw.store, aside_s=3_000_000_000).swept.gone == 0
     assert squeeze(raw.store).swept.gone == 3
     assert objects(raw.store) == {"runs": 1, "packs": 1, "swept": 0}
 

@@ -193,11 +193,11 @@ def keeper(process: Process) -> None:
 
 def compactor(process: Process) -> None:
     """Packs the runs of days that are over, and removes what is not needed any more."""
-    chaos, rng = process.world.chaos, process.world.random
+    grace_s, rng = max(3600.0, process.world.chaos.grace_s), process.world.random
 
     def work() -> bool:
         done = compact(
-            process.data.child("raw"), grace_s=max(3600.0, chaos.grace_s), min_runs=rng.choice((1, 2)),
+            process.data.child("raw"), grace_s=grace_s, aside_s=30 * grace_s, min_runs=rng.choice((1, 2)),
             pack_bytes=rng.choice((1, 3000, 32 << 20)), window_runs=rng.choice((2, 100)), clock=process.clock,
             everything=rng.random() < 0.3,
         )  # fmt: skip
