@@ -19,7 +19,7 @@ from tests.faults.verdict import Verdict
 
 #: Few late logs: each has to be waited for.
 MIX = Mix(late_logs=0.002)
-_BETWEEN_S = 25.0  # from one kill to the next, about; the producer goes on for as long as there are kills
+_BETWEEN_S = 40.0  # from one kill to the next, about; the producer goes on for as long as there are kills
 Kill = Callable[[], object]
 
 
