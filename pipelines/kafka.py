@@ -13,12 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
@@ -29,9 +27,21 @@ from ciml.offsets import RangeSet
 from ciml.records import Batch, Message, OffsetRange
 from pipelines.kafka_client import KafkaOptions, borrow, check_topic
 from pipelines.kafka_ends import end_of
+from pipelines.kafka_find import FindPartitions, KnownTopic
+from pipelines.kafka_options import ReadOptions
 from pipelines.kafka_plan import Coverage, PartitionRead, bases, losses, plan
-from pipelines.kafka_tracker import FOREVER, Claim, OffsetTracker, Restriction, is_drained, left, put_off
-from pipelines.kafka_watermark import Look, advance
+from pipelines.kafka_tracker import (
+    FOREVER,
+    WATERMARK,
+    Claim,
+    OffsetTracker,
+    Restriction,
+    is_drained,
+    left,
+    observe,
+    put_off,
+)
+from pipelines.kafka_watermark import Look
 from transforms.beam import keep_error
 
 __all__ = [
@@ -43,35 +53,7 @@ __all__ = [
 METRICS = "ciml.kafka"
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How a partition is read.
-
-    Attributes:
-      batch_messages: the most messages of a batch. 500 make the cost of a batch small beside that of its messages, and
-        16 fetching threads busy.
-      slice_s: how long one partition is read before the next has its turn: a runner takes them in turn.
-      rest_s: the pause, in whole seconds, after a look that found nothing more; it doubles with each, up to ``idle_s``.
-        Each pause adds some KiB to the state of a job on Flink, for good: see docs/kafka.md.
-      idle_s: the longest pause: what a message may wait for that comes after a long silence.
-      stall_s: how long a bounded read waits for a broker that does not answer.
-      slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
-      find_s: how often new partitions are looked for, and whether the topic is still the same.
-      ends_s: how old what is known of a partition's end may be.
-    """
-
-    batch_messages: int = 500
-    slice_s: float = 2.0
-    rest_s: float = 2.0
-    idle_s: float = 10.0
-    stall_s: float = 60.0
-    slack_s: float = 120.0
-    find_s: float = 30.0
-    ends_s: float = 5.0
-
-
 _ASK_S = 3.0
-_WATERMARK = ManualWatermarkEstimator.default_provider()
 
 
 class _Read(beam.DoFn, RestrictionProvider):
@@ -155,7 +137,7 @@ class ReadUnbounded(_Read):
         self,
         element: PartitionRead,
         tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARK),  # noqa: B008
     ) -> Iterator[TimestampedValue]:
         with keep_error():
             yield from self._read(element, tracker, watermark)
@@ -179,7 +161,7 @@ class ReadUnbounded(_Read):
                     oldest = min(map(_stamp, found)) / 1000 if found else None
                     yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
                     position = end
-                    _observe(watermark, Look(asked, oldest), options.slack_s)
+                    observe(watermark, Look(asked, oldest), options.slack_s)
                 if found:
                     reader.idle = 0
                     if time.monotonic() > until:
@@ -190,7 +172,7 @@ class ReadUnbounded(_Read):
                 ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
                 if ends is not None:
                     self._tell_backlog(element, ends.end - position)
-                    _observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
+                    observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
                 pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
                 reader.idle += 1
                 put_off(tracker, pause_s)
@@ -202,74 +184,6 @@ class ReadUnbounded(_Read):
 
 
 _stamp = itemgetter(Message._fields.index("timestamp_ms"))
-
-
-def _observe(watermark: Any, look: Look, slack_s: float) -> None:
-    now = watermark.current_watermark()
-    before = None if now is None else now.micros / 1e6
-    after = advance(before, look, slack_s)
-    if after is not None and after != before:
-        watermark.set_watermark(Timestamp.of(after))
-
-
-@dataclass(frozen=True, slots=True)
-class KnownTopic:
-    """A topic of which partitions 0 to ``partitions`` - 1 are read already. Kafka numbers them so, and keeps them."""
-
-    topic: str
-    topic_id: str
-    partitions: int
-
-
-class FindPartitions(beam.DoFn, RestrictionProvider):
-    """`KnownTopic` -> `PartitionRead` of each partition that it gets later, from its beginning; for ever.
-
-    Its restriction is the numbers of partitions that are still to come. It also notices that the topic was deleted or
-    made anew, while no message comes.
-    """
-
-    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
-        self._kafka, self._options = kafka, options
-
-    def initial_restriction(self, element: KnownTopic) -> Restriction:
-        return Restriction(element.partitions, FOREVER)
-
-    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
-        return OffsetTracker(restriction)
-
-    def restriction_size(self, element: KnownTopic, restriction: Restriction) -> int:
-        return left(restriction, None)
-
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self,
-        element: KnownTopic,
-        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
-        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
-    ) -> Iterator[TimestampedValue]:
-        with keep_error():
-            yield from self._find(element, tracker, watermark)
-
-    def _find(self, element: KnownTopic, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
-        if is_drained(tracker):
-            return
-        known = tracker.current_restriction().start
-        asked = time.time()
-        try:
-            found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
-        except EngineError:  # the broker is away: the readers wait for it too
-            put_off(tracker, self._options.find_s)
-            return
-        if found > known:
-            if not tracker.try_claim(Claim(known, found)):
-                return
-            # What was sent to a new partition is no older than the last look that did not show it, less the slack:
-            # that is where the watermark stands.
-            since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
-            for number in range(known, found):
-                yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
-        _observe(watermark, Look(asked, None, True), self._options.slack_s)
-        put_off(tracker, self._options.find_s)
 
 
 class ReadFromKafka(beam.PTransform):

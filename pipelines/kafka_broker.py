@@ -1,52 +1,24 @@
-"""Questions to a Kafka broker: what a topic is, where it begins and ends; and the one line for each answer's error."""
+"""Questions to a Kafka broker: what a topic is, where it begins and ends, and whether it is still the same."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import NewTopic, OffsetSpec
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from ciml.accounting import check_topic_id
-from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.errors import EngineError, IntegrityError
+from pipelines.kafka_connect import SOON, NoTopicError, admin, as_engine_error, is_refused
 from pipelines.kafka_options import KafkaOptions
 
-__all__ = [
-    "Listing", "NoTopicError", "admin", "as_engine_error", "check_still_that_topic", "check_topic", "is_mock",
-    "list_again", "list_topic", "make_client", "make_topic", "offsets_of", "topic_of",
-]  # fmt: skip
-
-T = TypeVar("T")
-
-TRANSIENT = frozenset({
-    KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE,
-    KafkaError._MAX_POLL_EXCEEDED, KafkaError._WAIT_COORD, KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REQUEST_TIMED_OUT, KafkaError.BROKER_NOT_AVAILABLE,
-})  # fmt: skip
-NO_TOPIC = frozenset({
-    KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
-    KafkaError.UNKNOWN_TOPIC_ID,
-})  # fmt: skip
-#: What a broker says for a moment after a topic or partition was made, or its leader has changed.
-_SOON = frozenset({
-    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH,
-})  # fmt: skip
-_REFUSED = frozenset({
-    KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError.ILLEGAL_SASL_STATE,
-})  # fmt: skip
 _GONE_S = 10.0
 _ANSWER_S = 60.0
-
-
-class NoTopicError(EngineError):
-    """The broker answers, and has no such topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,51 +30,8 @@ class Listing:
     bounds: Mapping[int, tuple[int, int]]
 
 
-_clients: dict[KafkaOptions, AdminClient] = {}
 _mocks: dict[KafkaOptions, bool] = {}
-_refusals: dict[KafkaOptions, str] = {}
 _lock = threading.Lock()
-
-
-def make_client(
-    kind: Callable[[dict[str, Any]], T],
-    options: KafkaOptions,
-    properties: Mapping[str, Any],
-    refused: Callable[[KafkaError], None] | None = None,
-) -> T:
-    """A client of confluent-kafka.
-
-    Args:
-      kind: its class.
-      options: whose secrets are not to be told.
-      properties: its configuration.
-      refused: is told when the broker does not let it in; by default that is remembered for `as_engine_error`.
-
-    Raises:
-      CimlError: a property is unknown, or its value is none that it can have.
-    """
-
-    def on_error(error: KafkaError) -> None:
-        if error.code() in _REFUSED:
-            if refused is not None:
-                refused(error)
-            else:
-                _refusals[options] = error.str()
-
-    try:
-        return kind({**properties, "error_cb": on_error})
-    except (KafkaException, TypeError, ValueError) as error:
-        fault = error.args[0] if error.args else error
-        said = fault.str() if isinstance(fault, KafkaError) else str(fault)
-        raise CimlError(f"a property for Kafka cannot be used: {options.hide(said)}") from None
-
-
-def admin(options: KafkaOptions) -> AdminClient:
-    """The process's admin client for a broker."""
-    with _lock:
-        if options not in _clients:
-            _clients[options] = make_client(AdminClient, options, options.common())
-        return _clients[options]
 
 
 def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
@@ -148,7 +77,7 @@ def offsets_of(
             futures = admin(options).list_offsets(asked, isolation_level=level, request_timeout=most_s)
             return {part.partition: future.result().offset for part, future in futures.items()}
         except KafkaException as error:
-            if error.args[0].code() not in _SOON or time.monotonic() > until:
+            if error.args[0].code() not in SOON or time.monotonic() > until:
                 raise as_engine_error(options, topic, error) from None
             topic_of(options, topic)  # raises where there is no such topic any more
             time.sleep(0.1)
@@ -253,8 +182,7 @@ def _cluster_id(options: KafkaOptions) -> str:
             return str(client.list_topics(timeout=min(wait_s, left_s)).cluster_id)
         except KafkaException:
             left_s -= wait_s
-            client.poll(0)  # calls `on_error`
-            if left_s <= 0 or options in _refusals:
+            if left_s <= 0 or is_refused(options):
                 raise
             wait_s *= 2
 
@@ -291,21 +219,3 @@ def make_topic(
     ):
         with attempt:
             list_topic(options, topic)
-
-
-def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
-    """The one line for a failed call."""
-    fault = error.args[0]
-    if fault.code() in NO_TOPIC:
-        return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}: create it, or name another by --topic")
-    said = options.hide(fault.str() or fault.name())
-    if fault.code() in TRANSIENT | _REFUSED:
-        with _lock:
-            client = _clients.get(options)
-        if client is not None:
-            client.poll(0)  # calls `on_error`
-        refusal = _refusals.pop(options, "")
-        if refusal or fault.code() in _REFUSED:
-            return EngineError(f"Kafka at {options.bootstrap} refuses the connection: {options.hide(refusal) or said}")
-        return EngineError(f"Kafka at {options.bootstrap} does not answer ({said})")
-    return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {said}")

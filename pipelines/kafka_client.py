@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pipelines.kafka_broker import (
     Listing,
-    NoTopicError,
-    admin,
-    as_engine_error,
     check_still_that_topic,
     check_topic,
     is_mock,
@@ -14,6 +11,7 @@ from pipelines.kafka_broker import (
     list_topic,
     make_topic,
 )
+from pipelines.kafka_connect import NoTopicError, admin, as_engine_error
 from pipelines.kafka_options import KafkaOptions, read_properties
 from pipelines.kafka_reader import Reader, borrow, close_readers
 

@@ -1,4 +1,4 @@
-"""How to reach a Kafka broker: an address, and librdkafka's properties for TLS, SASL and the rest."""
+"""How to reach a Kafka broker, with librdkafka's properties for TLS, SASL and the rest; and how to read there."""
 
 from __future__ import annotations
 
@@ -92,6 +92,33 @@ class KafkaOptions:
 
     def __hash__(self) -> int:
         return hash((self.bootstrap, tuple(sorted(self.extra.items())), self.queue_kib, self.timeout_s))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a partition is read.
+
+    Attributes:
+      batch_messages: the most messages of a batch. 500 make the cost of a batch small beside that of its messages, and
+        16 fetching threads busy.
+      slice_s: how long one partition is read before the next has its turn: a runner takes them in turn.
+      rest_s: the pause, in whole seconds, after a look that found nothing more; it doubles with each, up to ``idle_s``.
+        Each pause adds some KiB to the state of a job on Flink, for good: see docs/kafka.md.
+      idle_s: the longest pause: what a message may wait for that comes after a long silence.
+      stall_s: how long a bounded read waits for a broker that does not answer.
+      slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
+      find_s: how often new partitions are looked for, and whether the topic is still the same.
+      ends_s: how old what is known of a partition's end may be.
+    """
+
+    batch_messages: int = 500
+    slice_s: float = 2.0
+    rest_s: float = 2.0
+    idle_s: float = 10.0
+    stall_s: float = 60.0
+    slack_s: float = 120.0
+    find_s: float = 30.0
+    ends_s: float = 5.0
 
 
 def read_properties(path: str | Path) -> dict[str, str]:

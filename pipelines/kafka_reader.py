@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ciml.errors import EngineError, IntegrityError
 from ciml.records import Message
-from pipelines.kafka_broker import NO_TOPIC, TRANSIENT, as_engine_error, check_topic, make_client
+from pipelines.kafka_broker import check_topic
+from pipelines.kafka_connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
 from pipelines.kafka_options import KafkaOptions
 
 _KEEP_IDLE_S = 120.0

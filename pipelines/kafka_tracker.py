@@ -7,9 +7,13 @@ import time
 from typing import Any, NamedTuple
 
 from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
-from apache_beam.utils.timestamp import Duration
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.utils.timestamp import Duration, Timestamp
+
+from pipelines.kafka_watermark import Look, advance
 
 FOREVER = sys.maxsize
+WATERMARK = ManualWatermarkEstimator.default_provider()
 _DRAINED = 3
 _MARGIN_S = 0.1
 
@@ -137,3 +141,12 @@ def is_drained(tracker: Any) -> bool:
         return True
     tracker.try_claim(Pause(restriction.not_before_s, early))
     return False
+
+
+def observe(watermark: Any, look: Look, slack_s: float) -> None:
+    """Advances Beam's manual watermark by what was seen."""
+    now = watermark.current_watermark()
+    before = None if now is None else now.micros / 1e6
+    after = advance(before, look, slack_s)
+    if after is not None and after != before:
+        watermark.set_watermark(Timestamp.of(after))
