@@ -40,9 +40,13 @@ class Committer(Keeper[RawState]):
           IntegrityError: see `ciml.accounting.reconcile`. Nothing is committed then.
         """
         whole = list(batches)
+        return self.commit_found(lambda state: whole)
+
+    def commit_found(self, find: Callable[[RawState], Iterable[Batch]]) -> int | None:
+        """As `commit`, of batches that follow from the state: ``find`` is asked anew when another commits first."""
 
         def build(state: RawState) -> Delta | None:
-            delta = reconcile(state, whole, int(self.log.clock() * 1e6))
+            delta = reconcile(state, find(state), int(self.log.clock() * 1e6))
             return delta and put_aside(self.log.store, delta)
 
         return self.append(build)

@@ -142,9 +142,8 @@ def ingest_on_flink(
 
 
 def cover_bases(config: IngestConfig, listing: Listing) -> None:
-    """Commits what a topic had lost before it was first read, so that a later loss is one."""
-    committing = committer(config.raw)
-    with committing.state() as state:
-        missing = bases(state, listing)
-    if missing:
-        committing.commit(missing)
+    """Commits what a topic had lost before it was first read, so that a later loss is one.
+
+    When another has begun to read meanwhile, nothing is: what is missing then was lost later.
+    """
+    committer(config.raw).commit_found(lambda state: bases(state, listing))

@@ -116,6 +116,21 @@ def letter(offset: int, size: int) -> Outcome:
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
 
 
+def test_what_follows_from_the_state_is_found_anew_when_another_was_first(tmp_path: Path) -> None:
+    one, two = (Committer(LocalStore(tmp_path)) for _ in range(2))
+    seen: list[int] = []
+
+    def find(state: RawState) -> list[Batch]:
+        seen.append(state.version)
+        if state.covered("t", 0):
+            return []
+        two.commit([Batch(OffsetRange("t", "T", 0, 3, 4))])
+        return [Batch(OffsetRange("t", "T", 0, 0, 3))]
+
+    assert one.commit_found(find) is None
+    assert seen == [0, 1]
+
+
 def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -> None:
     sizes = (10, 10_000, 20_000, 500_000, 20_000)
     letters = [letter(offset, size) for offset, size in enumerate(sizes)]

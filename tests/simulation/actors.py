@@ -90,10 +90,9 @@ class Stages:
             with self.committing.state() as state:
                 if is_older(listing, state):
                     listing = self.process.client.list_topic()
-                missing = bases(state, listing)
-                if not missing:
+                if not bases(state, listing):
                     return plan(state, listing, bounded=bounded, most=most)
-            self._commit(missing)
+            self.committing.commit_found(lambda state, listing=listing: bases(state, listing))
 
     def due(self) -> list[bytes]:
         """What was deferred, and is tried again now."""
