@@ -1,4 +1,4 @@
-"""Options that the commands share which work in batch: where they run, and places besides the data path."""
+"""Options that the commands share which work in batch: where they run, and where the logs are."""
 
 from __future__ import annotations
 
@@ -9,24 +9,9 @@ from typing import Any, TypeVar
 import click
 
 from ciml.errors import CimlError
-from cli.engines import processes, state
-from cli.options import use_local_s3
+from cli.options import running_engines
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _running(ctx: click.Context, name: str) -> state.EngineState | None:
-    """A local engine of the home that `cli.options.home_option` gave, if it runs."""
-    one = state.read(ctx.meta.get("ciml.home") or state.default_home()).get(name)
-    gone = one is not None and one.pid is not None and processes.find(one.pid, one.started) is None
-    return None if gone else one
-
-
-def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The callback of an option or argument that may name an ``s3://`` place: it is looked for as the data path is."""
-    if value and value.startswith("s3://") and not ctx.resilient_parsing:
-        use_local_s3(_running(ctx, "s3"))
-    return value
 
 
 def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str | None, str]:
@@ -36,7 +21,7 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     if name not in ("fnapi", "flink") or (name == "fnapi" and endpoint):
         raise click.BadParameter(f"{value!r} is neither fnapi, flink nor flink:HOST:PORT", ctx, param)
     if name == "flink" and not endpoint:
-        flink = _running(ctx, "flink")
+        flink = running_engines(ctx).get("flink")
         if flink is None or flink.light:
             raise CimlError("no Flink runs here: start it (ciml up flink), or name one (--runner flink:HOST:PORT)")
         endpoint = flink.address

@@ -43,7 +43,8 @@ def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     return home
 
 
-def _engines(ctx: click.Context) -> dict[str, state.EngineState]:
+def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
+    """The engines that run in the home that `home_option` gave, by name."""
     from cli.engines import processes
 
     home = ctx.meta.get("ciml.home") or state.default_home()
@@ -51,9 +52,10 @@ def _engines(ctx: click.Context) -> dict[str, state.EngineState]:
     return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
 
 
-def _data_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The callback of an option or argument that may name an ``s3://`` place: see `use_local_s3`."""
     if value and value.startswith("s3://") and not ctx.resilient_parsing:
-        use_local_s3(_engines(ctx).get("s3"))
+        use_local_s3(running_engines(ctx).get("s3"))
     return value
 
 
@@ -83,7 +85,7 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
         return EngineChoice(MICRO_BATCHES)
     if endpoint:
         return EngineChoice(FLINK, endpoint, named=True)
-    known = _engines(ctx)
+    known = running_engines(ctx)
     flink = known.get("flink") or known.get("cluster")
     if flink is not None and not flink.light:
         return EngineChoice(FLINK, flink.address)
@@ -112,7 +114,7 @@ def data_path_option(required: bool = True) -> Callable[[F], F]:
         required=required,
         envvar="CIML_DATA_PATH",
         show_envvar=True,
-        callback=_data_path,
+        callback=s3_place,
         help="A folder or an s3:// prefix.",
     )
 
@@ -127,7 +129,7 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
     def broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value or ctx.resilient_parsing:
             return value
-        one = _engines(ctx).get("kafka")
+        one = running_engines(ctx).get("kafka")
         if one is None and required:
             raise CimlError("no Kafka broker: start one (ciml up kafka) or name one (--kafka HOST:PORT)")
         return one.address if one else None

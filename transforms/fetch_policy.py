@@ -109,13 +109,11 @@ class FetchPolicy:
                 raise CimlError(f"{path or 'fetch policy'}: unknown key {key!r}; known are {', '.join(known)}")
         return cls(**{**said, **options})
 
-    def allowing(
-        self, *, hosts: tuple[str, ...] = (), file_roots: tuple[str, ...] = (), s3_prefixes: tuple[str, ...] = ()
-    ) -> FetchPolicy:
-        """The same policy with further places allowed."""
+    def allowing(self, *, hosts: tuple[str, ...] = (), roots: tuple[str, ...] = ()) -> FetchPolicy:
+        """The same policy with further places allowed; of ``roots``, those that begin with ``s3://`` are prefixes."""
         return replace(
             self,
             hosts=self.hosts + hosts,
-            file_roots=self.file_roots + file_roots,
-            s3_prefixes=self.s3_prefixes + s3_prefixes,
+            file_roots=self.file_roots + tuple(root for root in roots if not root.startswith("s3://")),
+            s3_prefixes=self.s3_prefixes + tuple(root for root in roots if root.startswith("s3://")),
         )

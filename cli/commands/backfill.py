@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import logs_place, runner_option, s3_place
-from cli.options import data_path_option, home_option
+from cli.batch_options import logs_place, runner_option
+from cli.options import data_path_option, home_option, s3_place
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from ciml.listing_files import Listing
@@ -93,9 +94,6 @@ def command(
     Exit codes: 0 every line that was to be taken is settled, 130 stopped before, 2 wrong use, or no such listing or
     logs, 3 a store or Flink does not answer, 4 what is stored contradicts itself.
     """  # fmt: skip
-    import signal
-    import threading
-
     from ciml.listing_files import open_listing
     from cli.progress import Bar
     from pipelines.backfill import backfill
@@ -108,15 +106,7 @@ def command(
         found = survey(config, opened)
         _print_json(found.to_json()) if as_json else _print_survey(found, opened, config)
         return 0
-    stop = threading.Event()
-
-    def end(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    stop = stop_on_signals()
     with Bar(f"{Path(opened.url).name}") as bar:
         tally = backfill(
             config,
@@ -168,7 +158,7 @@ def make_config(
         raise CimlError(f"--runs-of: {refused.detail}") from None
     # Several blocks of lines are under way at once, so each has a share of the memory that ingest gives to one batch.
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
-    fetch = fetch.allowing(s3_prefixes=(logs,)) if logs.startswith("s3://") else fetch.allowing(file_roots=(logs,))
+    fetch = fetch.allowing(roots=(logs,))
     return BackfillConfig(
         open_store(data_path),
         Reading(source, system, logs),

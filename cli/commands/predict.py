@@ -8,6 +8,7 @@ import click
 
 from cli.commands.ingest.options import Duration
 from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_config_option, kafka_option
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from pipelines.watching import Until
@@ -87,9 +88,6 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
-    import signal
-    import threading
-
     from ciml.storage import open_store
     from cli.commands.ingest.options import pairs
     from pipelines.kafka_client import KafkaOptions
@@ -108,15 +106,7 @@ def command(
         runs_topic=runs_topic,
         predictions_topic=predictions_topic,
     )
-    stop = threading.Event()
-
-    def end(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    stop = stop_on_signals()
     shown = _Shown()
     if engine.job_endpoint:
         predict_on_flink(config, engine.job_endpoint, until=until, stop=stop, report=shown, extra=tuple(beam_options))

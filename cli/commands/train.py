@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import data_path_option, home_option
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from pipelines.trainer import TrainConfig, TrainResult
@@ -64,9 +65,6 @@ def command(
       ciml train --dataset provider --data-path data
       ciml train --dataset provider --model provider --watch --data-path data
     """
-    import signal
-    import threading
-
     from pipelines.trainer import run_once
     from pipelines.trainer import watch as watch_data
 
@@ -86,15 +84,7 @@ def command(
         result = run_once(config, progress=step)
         show(result)
         return REFUSED if result.outcome == "refused" else 0
-    stop = threading.Event()
-
-    def end(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    stop = stop_on_signals()
     watch_data(config, report=show, stop=stop, progress=step)
     return 0
 

@@ -166,9 +166,7 @@ def make_config(
     from transforms.trust import TrustPolicy
 
     fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
-        hosts=hosts,
-        file_roots=tuple(root for root in roots if not root.startswith("s3://")),
-        s3_prefixes=tuple(root for root in roots if root.startswith("s3://")),
+        hosts=hosts, roots=roots
     )
     return IngestConfig(
         open_store(data_path),

@@ -8,6 +8,7 @@ import click
 
 from cli.commands.ingest.options import ingest_options, make_config
 from cli.options import EngineChoice
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from pipelines.watching import Until
@@ -25,9 +26,6 @@ def command(
     **options: Any,
 ) -> None:
     """Turn CI events into raw runs, in the foreground."""
-    import signal
-    import threading
-
     from cli.progress import Counts
     from pipelines.run_ingest import ingest_micro_batches, ingest_on_flink
 
@@ -36,15 +34,7 @@ def command(
     until: Until = "end" if once else until_idle
     options.pop("home")
     config = make_config(data_path, kafka, **options)
-    stop = threading.Event()
-
-    def end(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    stop = stop_on_signals()
     with Counts(f"{config.topic} by {engine}") as counts:
         if engine.job_endpoint:
             ingest_on_flink(

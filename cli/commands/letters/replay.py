@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import s3_place
 from cli.commands.ingest.options import pairs
 from cli.commands.letters.options import FILTERS, choice_of, choice_options
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option, home_option, s3_place
+from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from ciml.dead_letters import Choice
@@ -75,9 +75,6 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
 
     Exit codes: 0 none of them is left open, 5 some are, 130 stopped before, 2 wrong use, 3 a store does not answer.
     """
-    import signal
-    import threading
-
     from cli.progress import Bar
     from pipelines.replay import preview, replay
 
@@ -86,15 +83,7 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
     if dry_run:
         _print_preview(preview(config), as_json)
         return 0
-    stop = threading.Event()
-
-    def end(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    stop = stop_on_signals()
     with Bar("dead letters", "letters") as bar:
         found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.letters, _totals(each)))
     _print_replayed(found, as_json)
@@ -128,11 +117,7 @@ def make_config(
 
     place = logs_place(logs) if logs else ""
     roots = (*roots, place) if place else roots
-    fetch = FetchPolicy.load(fetch_policy).allowing(
-        hosts=hosts,
-        file_roots=tuple(root for root in roots if not root.startswith("s3://")),
-        s3_prefixes=tuple(root for root in roots if root.startswith("s3://")),
-    )
+    fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
     return ReplayConfig(
         open_store(data_path),
         choice,
