@@ -8,11 +8,7 @@ API, and by the REST API of the Flink that runs it.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +18,11 @@ from typing import Any
 import psutil
 
 from ciml.errors import EngineError
+from pipelines import flink_rest
+from pipelines.flink_rest import RestJob
 
 _OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
-_FLINK_OVER = frozenset({"FINISHED", "CANCELED", "FAILED"})
+_TIMEOUT_S = 5.0
 # Between the job server's RUNNING and the first answer of the job's REST API.
 _START_UP_S = 15.0
 
@@ -49,26 +47,6 @@ class Job:
         return self.state in _OVER
 
 
-@dataclass(frozen=True)
-class FlinkJob:
-    """A job as Flink knows it.
-
-    Attributes:
-      url: of its REST resource, ``http://host:port/jobs/<id>``: there are its metrics, checkpoints and exceptions.
-      name: as its submitter named it.
-      state: Flink's word: ``RUNNING``, ``RESTARTING``, ``CANCELED``, …
-    """
-
-    url: str
-    name: str
-    state: str
-
-    @property
-    def over(self) -> bool:
-        """Whether it will never run again."""
-        return self.state in _FLINK_OVER
-
-
 def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
     """The jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
 
@@ -82,14 +60,12 @@ def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
         return [Job(job.job_id, job.job_name, _word(job.state)) for job in answer.job_info]
 
 
-def list_flink_jobs(endpoint: str) -> list[FlinkJob]:
+def list_flink_jobs(endpoint: str) -> list[RestJob]:
     """The jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
-    found = []
+    found: list[RestJob] = []
     for address in _rest_addresses(endpoint):
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            with urllib.request.urlopen(f"{address}/jobs/overview", timeout=5) as answer:  # noqa: S310 (our own loopback)
-                jobs = json.load(answer)["jobs"]
-            found += [FlinkJob(f"{address}/jobs/{job['jid']}", job["name"], job["state"]) for job in jobs]
+        with contextlib.suppress(EngineError, ValueError):
+            found += flink_rest.overview(address, timeout_s=_TIMEOUT_S)
     return found
 
 
@@ -130,7 +106,8 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
                 service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
             at_work = _at_work(endpoint, job.name)
             for one in at_work:
-                _cancel_in_flink(one)
+                with contextlib.suppress(EngineError):  # gone meanwhile: it is looked at again
+                    flink_rest.cancel(one, timeout_s=_TIMEOUT_S)
             request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
             job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
             if job.over and not at_work:
@@ -194,15 +171,8 @@ def _listens(port: int) -> bool:
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in psutil.net_connections("tcp"))
 
 
-def _at_work(endpoint: str, name: str) -> list[FlinkJob]:
+def _at_work(endpoint: str, name: str) -> list[RestJob]:
     return [one for one in list_flink_jobs(endpoint) if one.name == name and not one.over]
-
-
-def _cancel_in_flink(job: FlinkJob) -> None:
-    request = urllib.request.Request(f"{job.url}?mode=cancel", method="PATCH")  # noqa: S310 (our own loopback)
-    # Gone meanwhile, or over: the caller looks again.
-    with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):  # noqa: S310
-        pass
 
 
 def _rest_addresses(endpoint: str) -> list[str]:

@@ -68,14 +68,14 @@ class Failure:
     trace: str
 
 
-def overview(base: str) -> list[RestJob]:
+def overview(base: str, timeout_s: float = _TIMEOUT_S) -> list[RestJob]:
     """The jobs that Flink knows.
 
     Raises:
       EngineError: it does not answer.
     """
     found = []
-    for job in _ask("GET", f"{base}/jobs/overview")["jobs"]:
+    for job in _ask("GET", f"{base}/jobs/overview", timeout_s=timeout_s)["jobs"]:
         tasks = {"total": 0, "running": 0, "finished": 0, **job.get("tasks", {})}
         found.append(
             RestJob(
@@ -146,9 +146,9 @@ def failure(job: RestJob) -> tuple[str, str]:
     return line[:300], fault
 
 
-def cancel(job: RestJob) -> None:
+def cancel(job: RestJob, timeout_s: float = _TIMEOUT_S) -> None:
     """Asks for a job's end; one that is over, or unknown, is left as it is."""
-    _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409))
+    _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409), timeout_s=timeout_s)
 
 
 def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0, drain: bool = False) -> str:
@@ -187,11 +187,11 @@ def _root(trace: str) -> str:
     return (lines[-1] if lines else trace)[:300]
 
 
-def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = ()) -> Any:
+def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = (), timeout_s: float = _TIMEOUT_S) -> Any:
     import httpx
 
     try:
-        answer = httpx.request(method, url, json=body, timeout=_TIMEOUT_S, trust_env=False)
+        answer = httpx.request(method, url, json=body, timeout=timeout_s, trust_env=False)
     except httpx.HTTPError as error:
         raise EngineError(
             f"Flink at {url.split('/jobs')[0]} does not answer ({str(error) or type(error).__name__})"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from apache_beam.options.pipeline_options import PipelineOptions
+
 from ciml.accounting import RawState
 from ciml.errors import EngineError
 from pipelines.committer import committer
@@ -114,11 +116,7 @@ def ingest_on_flink(
         announcer.announce()
 
     def submit() -> FlinkJob:
-        with committing.state() as state:
-            now = list_again(config.kafka, listing) if is_older(listing, state) else listing
-            reads = plan(state, now, bounded=False)
-        options = flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra)
-        return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
+        return submit_ingest(config, listing, flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra))
 
     def look(_: str) -> Seen:
         nonlocal listing
@@ -139,6 +137,24 @@ def ingest_on_flink(
         if announcer is not None:
             announcer.announce()  # the job may have been cancelled between a commit and its announcement
             announcer.close()
+
+
+def submit_ingest(config: IngestConfig, listing: Listing, options: PipelineOptions) -> FlinkJob:
+    """Submits the job that goes on from the manifest.
+
+    Args:
+      config: what to ingest, and how.
+      listing: of the topic; it is listed again where somebody else has read on since.
+      options: of Beam: where the job runs, and under which name.
+
+    Raises:
+      EngineError: Flink, the broker or a store does not answer.
+      IntegrityError: see `pipelines.kafka.plan`.
+    """
+    with committer(config.raw).state() as state:
+        now = list_again(config.kafka, listing) if is_older(listing, state) else listing
+        reads = plan(state, now, bounded=False)
+    return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
 
 
 def cover_bases(config: IngestConfig, listing: Listing) -> None:

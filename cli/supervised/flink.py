@@ -112,20 +112,18 @@ class OnFlink:
 
     def _mine(self) -> list[RestJob]:
         """The jobs of this ingest that Flink knows, the newest last."""
-        found = [
-            job for base in self._bases() for job in flink_rest.overview(base) if job.name.startswith(self._prefix)
-        ]
-        return sorted(found, key=lambda job: job.began_s)
+        mine = [job for job in self._known() if job.name.startswith(self._prefix)]
+        return sorted(mine, key=lambda job: job.began_s)
 
-    def _bases(self) -> list[str]:
+    def _known(self) -> list[RestJob]:
         if self._options.rest:
-            return [self._options.rest]
+            return flink_rest.overview(self._options.rest)
         from cli.engines.flink import job_service_answers
         from pipelines.flink_jobs import list_flink_jobs
 
         if not job_service_answers(self._options.jobs):
             raise EngineError(f"Flink's job server at {self._options.jobs} does not answer")
-        return sorted({job.url.rpartition("/jobs/")[0] for job in list_flink_jobs(self._options.jobs)})
+        return list_flink_jobs(self._options.jobs)
 
     def _cancel_by_beam(self, names: set[str]) -> None:
         """Ends what the job server was given, and Flink may not have been yet."""

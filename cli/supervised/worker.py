@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +120,9 @@ def submit(
       savepoint: to begin from; "" for the manifest, which decides in the end what is read twice and what is missing.
       chosen: is told the job's name before it is submitted.
     """
-    from pipelines.committer import committer
-    from pipelines.engines import FlinkJob, flink_options
-    from pipelines.ingest import build_ingest
-    from pipelines.kafka import plan
+    from pipelines.engines import flink_options
     from pipelines.kafka_client import list_topic
-    from pipelines.run_ingest import cover_bases
+    from pipelines.run_ingest import cover_bases, submit_ingest
 
     listing = list_topic(config.kafka, config.topic)
     cover_bases(config, listing)
@@ -134,14 +130,12 @@ def submit(
     if announcer is not None:
         announcer.announce()
         announcer.close()
-    with committer(config.raw).state() as state:
-        reads = plan(state, listing, bounded=False)
     made = flink_options(
         options.jobs, name, workers=options.workers or None, savepoint=savepoint or None,
         changes={"parallelism": options.parallelism}, extra=options.beam,
     )  # fmt: skip
     chosen(str(made.get_all_options()["job_name"]))
-    return FlinkJob(partial(build_ingest, config=config, reads=reads), made)
+    return submit_ingest(config, listing, made)
 
 
 def identity(options: Options) -> str:

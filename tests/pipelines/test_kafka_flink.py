@@ -41,9 +41,8 @@ def in_flink(endpoint: str, name: str) -> flink_rest.RestJob:
 
     def look() -> bool:
         for job in flink_jobs.list_flink_jobs(endpoint):
-            if job.name.startswith(name) and not job.over:
-                known = flink_rest.find(job.url.partition("/jobs/")[0], job.name)
-                found.extend([known] if known is not None and known.all_run else [])
+            if job.name.startswith(name) and not job.over and job.all_run:
+                found.append(job)
         return bool(found)
 
     wait_for(look)
