@@ -18,6 +18,7 @@ from ciml.storage import Entry, Store
 from pipelines.committer import Committer
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Actor, Scheduler, Violation
+from transforms import raw_reader
 
 _DELTA = re.compile(r"(?:.*/)?_manifest/[0-9]{12}\.json")
 _PAGE = 5
@@ -223,7 +224,8 @@ class InlinePool:
 
 @contextmanager
 def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) -> Iterator[None]:
-    """Within it, the project's modules that use time or pools of threads use those of the simulation.
+    """Within it, the project's modules that use time or pools of threads use those of the simulation, and know no packs
+    of a world before.
 
     Args:
       scheduler: has the clock.
@@ -247,6 +249,7 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
     defaults = ManifestLog.__init__.__kwdefaults__
     ManifestLog.__init__.__kwdefaults__ = {**defaults, "clock": fake.time, "grace_s": grace_s}
     committing, Committer.__init__.__defaults__ = Committer.__init__.__defaults__, (fake.time, limits)
+    shelf, raw_reader._shelf = raw_reader._shelf, raw_reader._Shelf()
     sweep_s, checkpoints._SWEEP_S = checkpoints._SWEEP_S, min(checkpoints._SWEEP_S, grace_s / 4)
     try:
         yield
@@ -254,5 +257,6 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
         ManifestLog.__init__.__kwdefaults__ = defaults
         Committer.__init__.__defaults__ = committing
         checkpoints._SWEEP_S = sweep_s
+        raw_reader._shelf = shelf
         for module, attribute, real in undo:
             setattr(module, attribute, real)
