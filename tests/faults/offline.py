@@ -14,8 +14,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from tests.faults.judge import Delivery
 from tests.faults.plan import Mix, Send
 from tests.faults.points import Points, Stop
 from tests.faults.scene import Scene
+from tests.faults.verdict import Verdict
 from transforms.decode import decode
 from transforms.fetch_policy import FetchPolicy
 from transforms.settle import settle
@@ -202,6 +204,19 @@ def short_grace() -> Iterator[None]:
         yield
     finally:
         ManifestLog.__init__.__kwdefaults__ = known
+
+
+def offline_trial(trial: Callable[[int, Scene, Verdict], None]) -> Callable[[int, Scene], Verdict]:
+    """A row's trial, from what it does to a verdict: within the short grace, which its processes inherit."""
+
+    @wraps(trial)
+    def judged(seed: int, scene: Scene) -> Verdict:
+        verdict = Verdict()
+        with short_grace():
+            trial(seed, scene, verdict)
+        return verdict
+
+    return judged
 
 
 def _become(job: Job, log: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.faults import datasets, planted
 from tests.faults.children import Child, Program, python
-from tests.faults.cluster import Supervised
+from tests.faults.cluster import Cluster, Supervised
 from tests.faults.judge import Delivery, accepted, deliveries, judge
 from tests.faults.oracle import Ledger, open_objects
 from tests.faults.plan import Plan, Send
@@ -76,6 +76,15 @@ class Story:
         self.began = time.monotonic()
 
     # --- processes
+
+    @classmethod
+    def on_cluster(cls, scene: Scene, seed: int) -> tuple[Story, Cluster]:
+        """A story whose ingest is at work on the scene's Flink cluster, watched by a poller; and that cluster."""
+        assert scene.cluster is not None
+        story = cls(scene, seed)
+        story.poll()
+        story.warm_up()
+        return story, scene.cluster
 
     def produce(self, plan: Plan | Sequence[Send], rate: float = 0.0) -> None:
         """Starts to send a plan, at ``rate`` messages a second (0: as fast as it goes)."""
@@ -253,6 +262,12 @@ class Story:
             self.verdict.expect(
                 code in (0, -signal.SIGTERM), f"ingest ended with {code} on SIGTERM: {self.ingests[-1].said()[-300:]}"
             )
+
+    def conclude(self) -> Verdict:
+        """Waits until all is settled, stops the ingest, and compares: how most stories end."""
+        self.settle()
+        self.stop_ingest()
+        return self.finish()
 
     def finish(
         self,

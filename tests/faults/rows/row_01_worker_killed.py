@@ -43,9 +43,7 @@ def trial(seed: int, scene: Scene) -> Verdict:
     if seed % 4 == 3 and not story.verdict.failures:
         _given_up(story)
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()
 
 
 def _on_flink(seed: int, scene: Scene) -> Verdict:
@@ -62,9 +60,7 @@ def _on_flink(seed: int, scene: Scene) -> Verdict:
         if not story.next_commit(version, at):
             break
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()
 
 
 def _given_up(story: Story) -> None:

@@ -21,11 +21,7 @@ ENGINES = ("flink",)
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
-    cluster = scene.cluster
-    assert cluster is not None
-    story = Story(scene, seed)
-    story.poll()
-    story.warm_up()
+    story, cluster = Story.on_cluster(scene, seed)
     story.produce(story.planner.mixed(400), rate=25)
     if story.commits(story.random.choice((1, 2, 3))):
         story.sleep(story.random.uniform(0.0, 3.0))
@@ -40,6 +36,4 @@ def trial(seed: int, scene: Scene) -> Verdict:
         version, at = story.ledger.version, time.monotonic()
         story.next_commit(version, at)
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

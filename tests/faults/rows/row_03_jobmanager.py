@@ -22,11 +22,7 @@ ENGINES = ("flink",)
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
-    cluster = scene.cluster
-    assert cluster is not None
-    story = Story(scene, seed)
-    story.poll()
-    story.warm_up()
+    story, cluster = Story.on_cluster(scene, seed)
     job = story.ingests[-1]
     assert isinstance(job, Supervised)
     story.produce(story.planner.mixed(400), rate=25)
@@ -43,6 +39,4 @@ def trial(seed: int, scene: Scene) -> Verdict:
         story.verdict.measure("submitted_s", time.monotonic() - at)
         story.next_commit(story.ledger.version, at)
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

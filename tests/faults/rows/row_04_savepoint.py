@@ -51,6 +51,4 @@ def trial(seed: int, scene: Scene) -> Verdict:
         verdict.expect(kept.get("use") == "resumed", f"savepoint: it was {kept.get('use')!r}: {kept.get('why')}")
         verdict.count("savepoints")
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

@@ -44,19 +44,13 @@ def trial(seed: int, scene: Scene) -> Verdict:
             (home / "tmp").mkdir()
             story.ingest()
             story.next_commit(version, at)
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()
 
 
 def _on_flink(seed: int, scene: Scene) -> Verdict:
     """The job is cancelled behind the supervisor's back and all its checkpoints are deleted; in odd seeds the
     JobManager dies as well."""
-    cluster = scene.cluster
-    assert cluster is not None
-    story = Story(scene, seed)
-    story.poll()
-    story.warm_up()
+    story, cluster = Story.on_cluster(scene, seed)
     story.produce(story.planner.mixed(300), rate=30)
     if story.commits(story.random.choice((1, 2, 3))):
         story.sleep(story.random.uniform(0.0, 3.0))
@@ -69,6 +63,4 @@ def _on_flink(seed: int, scene: Scene) -> Verdict:
         version, at = story.ledger.version, time.monotonic()
         story.next_commit(version, at)
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

@@ -41,6 +41,4 @@ def trial(seed: int, scene: Scene) -> Verdict:
     version, at = story.ledger.version, time.monotonic()
     story.fault_over()
     story.next_commit(version, at, "back_s")
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

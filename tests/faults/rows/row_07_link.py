@@ -56,8 +56,6 @@ def trial(seed: int, scene: Scene) -> Verdict:
             proxy.mend()
             story.sleep(story.random.uniform(0.0, 1.5))
         story.fault_over()
-        story.settle()
-        story.stop_ingest()
-        return story.finish()
+        return story.conclude()
     finally:
         proxy.close()

@@ -43,6 +43,4 @@ def trial(seed: int, scene: Scene) -> Verdict:
     sends[:] = [replace(send, partition=2, timestamp_s=-86_400.0 * 365) for send in sends]
     story.produce(planner.plan)
     story.fault_over()
-    story.settle()
-    story.stop_ingest()
-    return story.finish()
+    return story.conclude()

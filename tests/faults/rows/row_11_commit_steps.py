@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.faults import holding
-from tests.faults.offline import GRACE_S, Job, Worker, prepared, short_grace, work
+from tests.faults.offline import GRACE_S, Job, Worker, offline_trial, prepared, work
 from tests.faults.own_s3 import own_s3
 from tests.faults.points import Stop
 from tests.faults.scene import Scene
@@ -32,14 +32,8 @@ ENGINES = ("micro-batches",)
 _KILLS = 40
 
 
-def trial(seed: int, scene: Scene) -> Verdict:
-    verdict = Verdict()
-    with short_grace():
-        _trial(seed, scene, verdict)
-    return verdict
-
-
-def _trial(seed: int, scene: Scene, verdict: Verdict) -> None:
+@offline_trial
+def trial(seed: int, scene: Scene, verdict: Verdict) -> None:
     base, copy = _place(seed, scene)
     job, topic = prepared(seed, scene, base, runs=26, share=0.6)
     before = holding.read(base)

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from tests.faults import holding
-from tests.faults.offline import GRACE_S, Job, Worker, prepared, short_grace
+from tests.faults.offline import GRACE_S, Job, Worker, offline_trial, prepared
 from tests.faults.own_s3 import own_s3
 from tests.faults.points import DELTA, Stop
 from tests.faults.scene import Scene
@@ -28,14 +28,8 @@ ENGINES = ("micro-batches",)
 _MOST_S = 240.0
 
 
-def trial(seed: int, scene: Scene) -> Verdict:
-    verdict = Verdict()
-    with short_grace():
-        _trial(seed, scene, verdict)
-    return verdict
-
-
-def _trial(seed: int, scene: Scene, verdict: Verdict) -> None:
+@offline_trial
+def trial(seed: int, scene: Scene, verdict: Verdict) -> None:
     rng = random.Random(seed)
     root = f"{own_s3(scene.served.parent).bucket()}/data" if seed % 2 == 0 else str(scene.folder / "data")
     job, topic = prepared(seed, scene, root, runs=60, share=0.2)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from cli.engines import s3_environment
 from tests.faults import holding
-from tests.faults.offline import Worker, prepared, short_grace
+from tests.faults.offline import Worker, offline_trial, prepared
 from tests.faults.own_s3 import own_s3
 from tests.faults.s3_shim import Shim, Weather
 from tests.faults.scene import Scene
@@ -29,14 +29,8 @@ ENGINES = ("micro-batches",)
 _MOST_S = 420.0
 
 
-def trial(seed: int, scene: Scene) -> Verdict:
-    verdict = Verdict()
-    with short_grace():
-        _trial(seed, scene, verdict)
-    return verdict
-
-
-def _trial(seed: int, scene: Scene, verdict: Verdict) -> None:
+@offline_trial
+def trial(seed: int, scene: Scene, verdict: Verdict) -> None:
     rng = random.Random(seed)
     endpoint = own_s3(scene.served.parent)
     root = f"{endpoint.bucket()}/data"

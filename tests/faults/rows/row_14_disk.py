@@ -16,7 +16,7 @@ from tests.faults import holding
 from tests.faults.children import Program
 from tests.faults.disk import Disk, disk, failing
 from tests.faults.judge import Delivery
-from tests.faults.offline import Job, Worker, prepared, short_grace
+from tests.faults.offline import Job, Worker, offline_trial, prepared
 from tests.faults.points import Stop
 from tests.faults.scene import Scene
 from tests.faults.story import Story
@@ -35,11 +35,9 @@ TRIALS = 24
 ENGINES = ("micro-batches",)
 
 
-def trial(seed: int, scene: Scene) -> Verdict:
-    verdict = Verdict()
-    with short_grace():
-        (_ingest_waits, _full, _read_only, _io_error)[seed % 4](seed, scene, verdict)
-    return verdict
+@offline_trial
+def trial(seed: int, scene: Scene, verdict: Verdict) -> None:
+    (_ingest_waits, _full, _read_only, _io_error)[seed % 4](seed, scene, verdict)
 
 
 def _ingest_waits(seed: int, scene: Scene, verdict: Verdict) -> None:
