@@ -228,10 +228,10 @@ def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> No
         (found.blank, "blank"),
         (found.others, "of jobs that are not selected, or beyond the limit"),
     ]
-    console.print(Text(f"{listing.url}: {found.lines:,} lines"))
+    console.print(Text(f"{listing.url}: {found.lines:,} lines"), soft_wrap=True)
     for count, word in lines:
         if count:
             console.print(Text(f"{count:>10,} {word}"), soft_wrap=True)
     for number, reason, detail in found.faults:
         console.print(Text(f"line {number}: {reason}: {detail}"), soft_wrap=True)
-    console.print(Text(f"run ids begin with {config.reading.runs_of}; nothing was done"))
+    console.print(Text(f"run ids begin with {config.reading.runs_of}; nothing was done"), soft_wrap=True)
