@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -223,6 +223,28 @@ class InlinePool:
 
 
 @contextmanager
+def standing_in(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
+    """Within it, each of the project's modules that knows a real thing under its name knows its stand-in instead,
+    wherever the thing was imported from.
+
+    Args:
+      replacements: (the real thing, its stand-in) by name.
+    """
+    undo: list[tuple[ModuleType, str, Any]] = []
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("ciml", "transforms", "pipelines"):
+            for attribute, (real, stand_in) in replacements.items():
+                if vars(module).get(attribute) is real:
+                    undo.append((module, attribute, real))
+                    setattr(module, attribute, stand_in)
+    try:
+        yield
+    finally:
+        for module, attribute, real in undo:
+            setattr(module, attribute, real)
+
+
+@contextmanager
 def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) -> Iterator[None]:
     """Within it, the project's modules that use time or pools of threads use those of the simulation, and know no packs
     of a world before.
@@ -238,25 +260,16 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
 
     InlinePool.random = random.Random(f"pool {seed}")
     fake = FakeTime(scheduler)
-    stand_ins = (("time", time, fake), ("ThreadPoolExecutor", ThreadPoolExecutor, InlinePool))
-    undo: list[tuple[ModuleType, str, Any]] = []
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in ("ciml", "transforms", "pipelines"):
-            for attribute, real, stand_in in stand_ins:
-                if vars(module).get(attribute) is real:
-                    undo.append((module, attribute, real))
-                    setattr(module, attribute, stand_in)
     defaults = ManifestLog.__init__.__kwdefaults__
     ManifestLog.__init__.__kwdefaults__ = {**defaults, "clock": fake.time, "grace_s": grace_s}
     committing, Committer.__init__.__defaults__ = Committer.__init__.__defaults__, (fake.time, limits)
     shelf, raw_reader._shelf = raw_reader._shelf, raw_reader._Shelf()
     sweep_s, checkpoints._SWEEP_S = checkpoints._SWEEP_S, min(checkpoints._SWEEP_S, grace_s / 4)
     try:
-        yield
+        with standing_in({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
+            yield
     finally:
         ManifestLog.__init__.__kwdefaults__ = defaults
         Committer.__init__.__defaults__ = committing
         checkpoints._SWEEP_S = sweep_s
         raw_reader._shelf = shelf
-        for module, attribute, real in undo:
-            setattr(module, attribute, real)

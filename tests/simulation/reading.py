@@ -11,12 +11,16 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from ciml.records import Batch
 from pipelines import kafka
 from pipelines.kafka import FOREVER, FindPartitions, OffsetTracker, PartitionRead, ReadOptions, Restriction
-from pipelines.kafka_client import KafkaOptions
+from pipelines.kafka_client import KafkaOptions, admin, borrow, check_topic
+from pipelines.kafka_connect import make_client
+from pipelines.kafka_ends import end_of
 from tests.simulation.broker import TOPIC
+from tests.simulation.fakes import standing_in
+from tests.simulation.scheduler import Violation
 
 _KAFKA = KafkaOptions("simulated:9092")
 _OPTIONS = ReadOptions(batch_messages=3, stall_s=30.0)
-_QUESTIONS = ("borrow", "end_of", "check_topic")
+_QUESTIONS = (borrow, end_of, check_topic)
 
 
 class Tracker:
@@ -62,16 +66,14 @@ def find_partitions(topic_id: str, known: int) -> list[PartitionRead]:
 
 @contextmanager
 def reading_by(client: Any) -> Iterator[None]:
-    """Within it, questions to the broker go to what ``client()`` returns."""
+    """Within it, questions to the broker go to what ``client()`` returns; and there is no way to a real one."""
 
     def ask(name: str) -> Any:
         return lambda *rest: getattr(client(), name)(*rest)
 
-    real = {name: getattr(kafka, name) for name in _QUESTIONS}
-    for name in _QUESTIONS:
-        setattr(kafka, name, ask(name))
-    try:
+    def refuse(*_: Any) -> Any:
+        raise Violation("a question to a real broker")
+
+    questions = {real.__name__: (real, ask(real.__name__)) for real in _QUESTIONS}
+    with standing_in({**questions, "make_client": (make_client, refuse), "admin": (admin, refuse)}):
         yield
-    finally:
-        for name in _QUESTIONS:
-            setattr(kafka, name, real[name])
