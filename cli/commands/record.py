@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     metavar="TIME",
     envvar="CIML_FLUSH",
     show_envvar=True,
-    help="How long to send after the command's end; what is left then is sent by the next.",
+    help="How long to send after the command's end (with --send: how long to wait while nothing gets on). What is left "
+    "then is sent by the next.",
 )
 @click.option(
     "--spool",

@@ -88,7 +88,7 @@ class Delivery:
 
     def _step(self) -> bool:
         if self._sender is None:
-            return self._end is not None and self._put_log() and self._list(self._end)
+            return self._end is not None and bool(self._plan.log_dir) and self._put_log() and self._list(self._end)
         if not self._once("started", self._started) or not self._samples():
             return False
         if self._end is None or self._sent:
@@ -145,7 +145,7 @@ class Delivery:
             if failure:
                 self._wait(failure)
 
-        value = _encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
+        value = encode_piece(self._plan.mention.run_id, piece, self._tail.first_us or piece.times_us[0])
         if not self._sender.send(self._plan.samples_topic, self._key, value, None, done):
             return False
         self._sent.append(sent)
@@ -183,7 +183,7 @@ class Delivery:
             return True
         if not self._plan.log_dir:
             self._log_at = ""
-            return self._sender is not None
+            return True
         from ciml.storage import open_store
 
         store = open_store(self._plan.log_dir)
@@ -208,7 +208,7 @@ class Delivery:
         return True
 
 
-def _encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
+def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
     import numpy as np
 
     from ciml import samples

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ciml import __version__
 
-_GROUPS = (
+GROUPS = (
     ("epoch", ("epoch",)),
     ("total cpu usage", ("usr", "sys", "idl", "wai", "stl")),
     ("load avg", ("1m", "5m", "15m")),
@@ -34,8 +34,8 @@ def header(moment: float) -> str:
       moment: when it starts, epoch seconds.
     """
     date = time.strftime("%d %b %Y %H:%M:%S UTC", time.gmtime(moment))
-    groups = ",".join(f'"{group}"' + "," * (len(names) - 1) for group, names in _GROUPS)
-    names = ",".join(f'"{name}"' for _, names in _GROUPS for name in names)
+    groups = ",".join(f'"{group}"' + "," * (len(names) - 1) for group, names in GROUPS)
+    names = ",".join(f'"{name}"' for _, names in GROUPS for name in names)
     return (
         f'"ciml-record {__version__} CSV output"\n"Host:","{os.uname().nodename}",,,,"User:",""\n'
         f'"Cmdline:","ciml record 1",,,,"Date:","{date}"\n{groups}\n{names}\n'
@@ -70,11 +70,14 @@ class Sampler:
         ]  # fmt: skip
         before = self._before or [0.0] * len(counters)
         steps = [now - then for now, then in zip(counters, before, strict=True)]
-        elapsed = max(at - self._at, 1e-3)
+        before_at = self._at
+        elapsed = max(at - before_at, 1e-3)
         self._before, self._at = counters, at
 
         ticks = sum(steps[:5])
         rates = [step / elapsed for step in steps[5:]]
+        if not before_at:
+            rates[4:6] = 0.0, 0.0  # dool does not average the network since boot
         used = memory["MemFree"] + memory["Cached"] + memory.get("SReclaimable", 0)
         with open("/proc/loadavg") as file:
             load = [float(each) for each in file.read().split()[:3]]

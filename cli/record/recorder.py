@@ -68,7 +68,8 @@ class Recorder:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL)
 
         _mend(self._log)
-        arguments = [*(f"--{name}" for name in _PLUGINS), "--noheaders", "--nocolor", "--noupdate"]
+        # Bytes as dstat has them: dool's own default is bits, for disks too.
+        arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
         return subprocess.Popen(
             [dool, *arguments, "--output", str(self._log), "1"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from cli.record.witness import Witness
 from cli.record.worker import Settings, fork_worker, kept
 
 _RESTARTS = 3
+_LIVED_S = 60.0  # a worker that lived so long counts as none of them
 _GRACE_S = 2.0  # beyond the time to flush, for a worker that hangs
 
 
@@ -57,6 +58,7 @@ class _Beside:
         self._recording: Recording | None = None
         self._worker: tuple[int, int] | None = None
         self._restarts = 0
+        self._started_at = 0.0
         try:
             check_owner(settings.spool)
             self._recording = Recording.create(settings.spool, plan)
@@ -67,6 +69,7 @@ class _Beside:
         """Starts the worker."""
         if self._recording is None:
             return
+        self._started_at = time.monotonic()
         try:
             self._worker = fork_worker(self._recording, self._settings)
         except OSError as error:
@@ -78,6 +81,8 @@ class _Beside:
             return
         os.close(self._worker[1])
         self._worker = None
+        if time.monotonic() - self._started_at > _LIVED_S:
+            self._restarts = 0
         if self._restarts < _RESTARTS:
             self._restarts += 1
             say("the recorder has ended; it is started again")

@@ -12,8 +12,6 @@ from cli.record.say import say
 from cli.record.spool import Recording, check_owner, leftovers
 from cli.record.worker import Settings, end_of
 
-_PATIENCE_S = 20.0
-
 
 def send_leftovers(settings: Settings) -> None:
     """Sends every recording of the spool that nobody is recording.
@@ -36,7 +34,7 @@ def send_leftovers(settings: Settings) -> None:
         run_id = recording.plan.mention.run_id
         if settings.kafka is not None:
             recording.plan = replace(recording.plan, kafka=settings.kafka.bootstrap)
-        why = _send(recording, sender)
+        why = _send(recording, sender, settings.flush_s)
         if why:
             failed += 1
             recording.release()
@@ -50,21 +48,21 @@ def send_leftovers(settings: Settings) -> None:
     say(f"{sent} recordings are sent")
 
 
-def _send(recording: Recording, sender: Sender | None) -> str:
-    """Sends one. Returns why it could not be sent, or ""."""
+def _send(recording: Recording, sender: Sender | None, patience_s: float) -> str:
+    """Sends one, as long as it gets on. Returns why it could not be sent, or ""."""
     if recording.plan.kafka and sender is None:
         return f"its broker was {recording.plan.kafka}: name one by --kafka"
-    if not recording.plan.kafka and not recording.plan.log_dir:
+    if not recording.plan.leads_somewhere:
         return "neither --kafka nor the --log-dir that it was recorded with says where to"
     delivery = Delivery(recording, sender if recording.plan.kafka else None, end_of(recording))
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     progress = -1
     try:
         while not delivery.step():
             if sender is not None:
                 sender.poll(0.05)
             if (now := delivery.progress) != progress:
-                progress, deadline = now, time.monotonic() + _PATIENCE_S
+                progress, deadline = now, time.monotonic() + patience_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
                 return delivery.failure or (sender.refused if sender else "") or "the broker does not answer"
     except CimlError as error:

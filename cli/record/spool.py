@@ -44,6 +44,11 @@ class Plan:
     log_dir: str = ""
     log_url: str = ""
 
+    @property
+    def leads_somewhere(self) -> bool:
+        """Whether there is a place to send it to."""
+        return bool(self.kafka or self.log_dir)
+
 
 @dataclass(frozen=True, slots=True)
 class End:

@@ -79,7 +79,7 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
     delivery = Delivery(recording, sender)
     older = _Leftovers(settings, sender)
     beat = time.monotonic()
-    broken = ""
+    broken = "" if recording.plan.leads_somewhere else "neither --kafka nor --log-dir says where to"
     while True:
         recorder.tick()
         if not broken:
@@ -87,9 +87,9 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
         older.step()
         if sender:
             sender.poll()
-        beat += _INTERVAL_S
-        beat = max(beat, time.monotonic())
-        if select.select([command], [], [], beat - time.monotonic())[0]:
+        now = time.monotonic()
+        beat = max(beat + _INTERVAL_S, now)  # what was missed is not made up for
+        if select.select([command], [], [], beat - now)[0]:
             break
     recorder.end()
     end = recording.end()
@@ -107,7 +107,7 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
     if arrived:
         recording.remove()
         return 0
-    why = broken or delivery.failure or (sender.refused if sender else "") or _nowhere(recording, sender)
+    why = broken or delivery.failure or (sender.refused if sender else "") or "there was no time"
     say(f"not all is sent ({why}): {kept(recording)}")
     return 0
 
@@ -123,12 +123,6 @@ def _step(delivery: Delivery) -> str:
     except CimlError as error:
         return str(error)
     return ""
-
-
-def _nowhere(recording: Recording, sender: Sender | None) -> str:
-    if sender is None and not recording.plan.log_dir:
-        return "neither --kafka nor --log-dir says where to"
-    return "the broker does not answer in time"
 
 
 class _Leftovers:
@@ -156,7 +150,7 @@ class _Leftovers:
             if recording is None:
                 return
             address = self._settings.kafka.bootstrap if self._settings.kafka else ""
-            if recording.plan.kafka != address or not (address or recording.plan.log_dir):
+            if recording.plan.kafka != address or not recording.plan.leads_somewhere:
                 recording.release()
                 return
             self._current = recording, Delivery(recording, self._sender, end_of(recording))

@@ -25,9 +25,9 @@ DEATHS = st.sampled_from(["KILL", "TERM", "INT", "HUP", "SEGV", "ABRT", "PIPE", 
 )
 
 
-def ended(argv: list[Any], **more: Any) -> tuple[int, bytes, bytes]:
+def ended(argv: list[Any], folder: Path, **more: Any) -> tuple[int, bytes, bytes]:
     """(exit status, standard output, standard error); the environment in the output sorted."""
-    done = subprocess.run(argv, capture_output=True, timeout=60, check=False, **more)
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False, cwd=folder, **more)
     return done.returncode, b"\0".join(sorted(done.stdout.split(b"\0"))), done.stderr
 
 
@@ -44,8 +44,8 @@ def test_a_recorded_command_is_the_bare_one(
     command = ["sh", "-c", ECHO, "sh", *arguments]
     env = {b"PATH": os.environb[b"PATH"], b"PYTHONPATH": os.fsencode(environment()["PYTHONPATH"]), **variables}
     env[b"ENDING"] = ending.encode()
-    bare = ended(command, input=stdin, env=env)
-    assert ended([*recorder(tmp_path / "spool", "-q"), *command], input=stdin, env=env) == bare
+    bare = ended(command, tmp_path, input=stdin, env=env)
+    assert ended([*recorder(tmp_path / "spool", "-q"), *command], tmp_path, input=stdin, env=env) == bare
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_descriptors_ignored_signals_and_the_mask_are_inherited(tmp_path: Path) 
 
     reading, writing = os.pipe()
     more: dict[str, Any] = {"preexec_fn": prepare, "pass_fds": (reading, writing), "env": environment()}
-    bare = ended(look, **more)
+    bare = ended(look, tmp_path, **more)
     assert b"SigIgn:\t0000000001011001" in bare[1]  # SIGHUP, SIGPIPE and SIGXFSZ, which Python ignores, and SIGCHLD
-    assert ended([*recorder(tmp_path / "spool", "-q"), *look], **more) == bare
+    assert ended([*recorder(tmp_path / "spool", "-q"), *look], tmp_path, **more) == bare
 
 
 TELLS_SIGNALS = """
@@ -116,8 +116,8 @@ def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
-               signal.SIGQUIT, signal.SIGCONT, signal.SIGALRM, signal.SIGPIPE, signal.SIGTSTP, signal.SIGRTMIN + 5]  # fmt: skip
+    names = "INT TERM HUP USR1 USR2 WINCH QUIT CONT ALRM PIPE TSTP RTMIN"
+    numbers = [signal.Signals[f"SIG{name}"] for name in names.split()]
     told = []
     for number in numbers:
         for send in (os.kill, os.killpg):
@@ -131,7 +131,8 @@ def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -
 
 def test_a_signal_ends_the_command_and_then_the_recorder(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*recorder(tmp_path / "spool", "-q", "--log-dir", str(tmp_path / "logs")), "sh", "-c", "echo ready; exec sleep 60"],
+        [*recorder(tmp_path / "spool", "-q", "--log-dir", str(tmp_path / "logs")),
+         "sh", "-c", "echo ready; exec sleep 60"],
         stdout=subprocess.PIPE, env=environment(),
     )  # fmt: skip
     assert process.stdout is not None
