@@ -71,7 +71,9 @@ if TYPE_CHECKING:
     help="Where recordings wait until they are sent.  [default: $CIML_SPOOL or ~/.local/state/ciml/record]",
 )
 @click.option("--send", is_flag=True, help="Run nothing: send what earlier recorders have left in the spool.")
-@click.option("--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Where samples go.")
+@click.option(
+    "--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Where samples go; '' for nowhere."
+)
 @click.option("--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Where the run's events go.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing: standard error is the command's alone.")
 def command(

@@ -32,7 +32,7 @@ class Plan:
     Attributes:
       mention: the run, as an event says it; ``start_us`` is set.
       kafka: the broker's address, or "" for none.
-      samples_topic, events_topic: where samples and events go.
+      samples_topic, events_topic: where samples and events go; samples go nowhere where theirs is "".
       log_dir: the folder or ``s3://`` prefix that the log is put below, or "".
       log_url: the address under which others find ``log_dir``, or "" where it is its own address.
     """
