@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ciml.event_runs import MAX_JOB_PATH
 from ciml.fields import MAX_TEXT, is_clean
+from ciml.runs import path_safe
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may give.
 FACTS = (
     "pipeline", "project", "branch", "change", "patchset", "event", "review", "provider", "region", "flavour",
 )  # fmt: skip
+_NO_SLUG = re.compile(r"[^a-z0-9]+")
+_MAX_ID_PATH = 100  # which leaves room for the longest source
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,9 @@ def known_run(environment: Environment) -> Known:
                                environment.get(f"CIML_{name.upper()}")}}  # fmt: skip
     attempt = environment.get("CIML_ATTEMPT", "")
     return Known(
-        source=environment.get("CIML_SOURCE") or found.source,
-        native_id=_clean(environment.get("CIML_RUN_ID") or found.native_id),
-        job=_clean(environment.get("CIML_JOB") or found.job),
+        source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or found.source,
+        native_id=_short_id(_clean(environment.get("CIML_RUN_ID") or found.native_id)),
+        job=_short_job(_clean(environment.get("CIML_JOB") or found.job)),
         attempt=_attempt(attempt) if attempt else found.attempt,
         facts={name: clean for name, value in facts.items() if (clean := _clean(value))},
         labels={name: clean for name, value in found.labels.items() if (clean := _clean(value))},
@@ -133,6 +138,18 @@ def _jenkins(env: Environment) -> Known | None:
 
 
 _SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _gitlab, _jenkins)
+
+
+def _short_job(job: str) -> str:
+    """As much of a job's name as a path allows."""
+    while len(path_safe(job)) > MAX_JOB_PATH:
+        job = job[:-1]
+    return job
+
+
+def _short_id(native: str) -> str:
+    """An id, or its digest where it is longer than a path allows."""
+    return native if len(path_safe(native)) <= _MAX_ID_PATH else hashlib.sha256(native.encode()).hexdigest()
 
 
 def _clean(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from typing import Any
@@ -102,6 +103,19 @@ def test_options_go_before_the_environment(no_ci: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     assert plan({"job": "k"}, source="tekton").run_id == "tekton~5e70~1"
     assert plan({"job": "k"}).build_name == "k"
+
+
+def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) -> None:
+    hostile = {"CI_JOB_NAME": "é" * 300, "CI_JOB_ID": "1/" * 300, "CI_PROJECT_PATH": "\x1b[31m" * 900,
+               "CIML_SOURCE": "My CI / " * 30, "GITLAB_CI": "true", "CIML_ATTEMPT": "-3",
+               "CI_COMMIT_SHA": "\udcff"}  # fmt: skip
+    for name, value in hostile.items():
+        no_ci.setenv(name, value)
+    mention = plan()
+    assert mention.build_name == "é" * 33
+    assert (mention.source, mention.run_id[-2:]) == (("my-ci-" * 11)[:63].strip("-"), "~1")
+    assert (mention.project[:10], mention.change) == ("[31m[31m[3", "")
+    assert mention.build_uuid == hashlib.sha256(b"1/" * 300).hexdigest()
 
 
 @pytest.mark.parametrize(
