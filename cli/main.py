@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("cli.commands.up:command", "Start local engines: Kafka, Flink, S3 and others."),
     "down": ("cli.commands.down:command", "End local engines."),
     "status": ("cli.commands.status:command", "Show the local engines and how they are."),
+    "record": ("cli.commands.record:command", "Run a command and record it."),
     "ingest": ("cli.commands.ingest:command", "Turn CI events into raw runs."),
     "backfill": ("cli.commands.backfill:command", "Bring historical logs into the raw store."),
     "letters": ("cli.commands.letters:command", "Show dead letters, and try them again."),

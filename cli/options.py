@@ -45,10 +45,11 @@ def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
 
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     """The engines that run in the home that `home_option` gave, by name."""
+    known = state.read(ctx.meta.get("ciml.home") or state.default_home())
+    if not known:
+        return {}
     from cli.engines import processes
 
-    home = ctx.meta.get("ciml.home") or state.default_home()
-    known = state.read(home)
     return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
 
 
