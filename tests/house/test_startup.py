@@ -21,7 +21,8 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "ciml.accounting", "ciml.definitions", "ciml.events", "ciml.manifests", "ciml.storage", "ciml.telemetry",
+        "ciml.accounting", "ciml.definitions", "ciml.events", "ciml.manifests", "ciml.samples", "ciml.storage",
+        "ciml.telemetry",
         "transforms.decode", "transforms.downsample", "transforms.examples", "transforms.fetch", "transforms.parse",
         "transforms.split", "transforms.store", "transforms.trust",
     ],
