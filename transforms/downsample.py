@@ -134,7 +134,15 @@ def _plain(column: pa.ChunkedArray) -> np.ndarray:
 def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each group of equal neighbours begins: int64 [groups], and for each element the beginning of its own."""
     begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
-    return begins, np.repeat(begins, np.diff(begins, append=keys.size))
+    return begins, np.repeat(begins, _sizes(begins, keys.size))
+
+
+def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
+    """How many elements each group has: int64 [groups]. (np.diff takes ten times as long for a few.)"""
+    sizes = np.empty_like(begins)
+    sizes[:-1] = begins[1:] - begins[:-1]
+    sizes[-1:] = total - begins[-1:]
+    return sizes
 
 
 def _bins(
@@ -185,7 +193,7 @@ def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _count(has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    sizes = np.diff(begins, append=has_value.size)
+    sizes = _sizes(begins, has_value.size)
     return sizes if has_value.all() else _reduceat(np.add, has_value.astype(np.int64), begins)
 
 
@@ -209,7 +217,7 @@ def _mean(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts:
 def _var(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """ddof 1, in two passes: the mean first, then the squared distances from it. Of one value it is 0."""
     mean = _mean(column, has_value, begins, counts)
-    distance = column - np.repeat(mean, np.diff(begins, append=column.size))
+    distance = column - np.repeat(mean, _sizes(begins, column.size))
     return np.asarray(_sum(distance * distance, has_value, begins) / np.maximum(counts - 1, 1))
 
 
@@ -238,7 +246,7 @@ def _aggregate(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Each function of each run's windows, in the place of windows: F columns float64 [runs × functions]; their run."""
     begins, _ = _starts(run)
-    counts = np.diff(begins, append=run.size)
+    counts = _sizes(begins, run.size)
     all_there = np.ones(run.size, bool)
     out = []
     for column in columns:

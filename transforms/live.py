@@ -22,7 +22,7 @@ from ciml.offsets import RangeSet
 from ciml.samples import telemetry_table
 from transforms.downsample import DAY_US, as_stored, reduce_windows
 from transforms.examples import prepare_many, row_digest
-from transforms.live_parts import NEVER_US, Part, join_parts
+from transforms.live_parts import NEVER_US, Part, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
 _MOST_STARTS = 1000  # as of a log
@@ -104,7 +104,7 @@ class LiveExample(NamedTuple):
       samples: how many the run has, so also the example's revision.
       missing: how many samples are known to be missing: holes in the numbers, and what an end said there are.
       values: float32 [n_windows, F]; None where the run is refused.
-      digest: as of the example that batch makes of the same samples.
+      digest: as of the example that batch makes of the same samples; "" while the run is not over, or is refused.
       refused: why there is no example, or None.
     """
 
@@ -184,7 +184,7 @@ class LiveRun:
         Raises:
           Refused: ``run_too_long`` or ``too_many_restarts``; nothing was taken in.
         """
-        new = self._unseen(part)
+        new = unseen(part, self.seen)
         ends = tuple(end for end in part.ends if end[1] > self.ends.get(end[0], -1))
         if self.size + new.size > self.policy.most_samples:
             raise Refused("run_too_long", f"more than {self.policy.most_samples} samples")
@@ -206,17 +206,6 @@ class LiveRun:
             self._insert(taken)
             self._new.append(taken.time_us)
         return taken
-
-    def _unseen(self, part: Part) -> np.ndarray:
-        """The positions of the samples that were not there before, each once: int64 [m], ascending."""
-        found = []
-        for recorder in np.unique(part.recorder).tolist():
-            rows = np.flatnonzero(part.recorder == recorder)
-            numbers, first = np.unique(part.sequence[rows], return_index=True)
-            gaps = self.seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
-            bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: within a gap at odd places
-            found.append(rows[first[np.searchsorted(bounds, numbers, side="right") % 2 == 1]])
-        return np.sort(np.concatenate(found)) if found else _NONE
 
     def _insert(self, part: Part) -> None:
         """Puts samples where they belong. What is behind the first of them is moved, most often nothing."""
@@ -299,15 +288,19 @@ class LiveRun:
         """Whether the run has grown by so much that its examples are to be told again."""
         return self.size > self.told and self.size >= self.told * (1 + self.policy.example_growth)
 
-    def examples(self) -> list[LiveExample]:
-        """The run's example of each data set, by the batch function over all its samples."""
+    def examples(self, *, over: bool = False) -> list[LiveExample]:
+        """The run's example of each data set, by the batch function over all its samples.
+
+        Args:
+          over: the run is over, so that its digests are wanted.
+        """
         self.told, table = self.size, self.table()
         out = []
         for book in self._books:
             resolved = book.dataset.resolved
             inputs, n_windows, refused = prepare_many([table], resolved)
             count = int(n_windows[0])
-            digest = "" if refused else row_digest(self.run_id, inputs[0].T, resolved.features, count)
+            digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over and not refused else ""
             values = None if refused else inputs[0, :count]
             why = refused[0][1] if refused else None
             out.append(LiveExample(book.dataset, self.size, self.missing, values, digest, why))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from ciml.offsets import RangeSet
 from ciml.samples import End, Samples
 
 NEVER_US = 1 << 62  # a time that is later than any
@@ -118,6 +119,22 @@ def join_parts(parts: Sequence[Part]) -> Part:
         parts[0].first,
         parts[-1].last,
     )
+
+
+def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
+    """Which samples of a part are not ``seen``, by start of the recorder; of equal ones the first.
+
+    Returns:
+      Their positions: int64 [m], ascending.
+    """
+    found = []
+    for recorder in np.unique(part.recorder).tolist():
+        rows = np.flatnonzero(part.recorder == recorder)
+        numbers, first = np.unique(part.sequence[rows], return_index=True)
+        gaps = seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
+        bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: within a gap at odd places
+        found.append(rows[first[np.searchsorted(bounds, numbers, side="right") % 2 == 1]])
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 def pack(part: Part) -> bytes:
