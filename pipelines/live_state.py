@@ -60,7 +60,8 @@ class RunState:
 
     def unseen(self, part: Part) -> Part | None:
         """Of a part that comes after the end, the samples that were not there before; None where all were."""
-        rows = unseen(part, {int(recorder): RangeSet(map(tuple, ranges)) for recorder, ranges in self._seen.items()})
+        seen = {int(recorder): RangeSet((start, end) for start, end in kept) for recorder, kept in self._seen.items()}
+        rows = unseen(part, seen)
         return part.take(rows, ()) if rows.size else None
 
     def _due_s(self, policy: LivePolicy) -> tuple[float, Wake]:

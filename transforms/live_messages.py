@@ -31,6 +31,7 @@ def pane_message(run_id: str, pane: Pane) -> bytes:
     return _dumps({
         "run_id": run_id,
         "dataset": pane.dataset.name,
+        "version": pane.dataset.resolved.definition.version,
         "definition": pane.dataset.digest,
         "day": iso_time(pane.day_us)[:10],
         "number": pane.number,
@@ -47,6 +48,7 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
     fields: dict[str, Any] = {
         "run_id": run_id,
         "dataset": example.dataset.name,
+        "version": example.dataset.resolved.definition.version,
         "definition": example.dataset.digest,
         "standing": standing,
         "ended": standing == "ended",

@@ -357,13 +357,13 @@ def test_the_form_of_what_is_told() -> None:
     told = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
     dataset = told.panes[-1].dataset
     assert json.loads(pane_message(RUN, told.panes[-1])) == {
-        "run_id": RUN, "dataset": "one", "definition": dataset.digest, "day": "2026-11-24", "number": 0,
+        "run_id": RUN, "dataset": "one", "version": 1, "definition": dataset.digest, "day": "2026-11-24", "number": 0,
         "start": "2026-11-24T00:00:00Z", "samples": 2, "revision": 2, "pane": "final", "values": [1.75, 1.0],
     }  # fmt: skip
     example = told.examples[-1]
     common = {
-        "run_id": RUN, "dataset": "one", "definition": dataset.digest, "samples": 2, "revision": 2, "missing": 0,
-        "n_windows": 1, "features": ["usr", "1m"], "values": [[1.75, 1.0]],
+        "run_id": RUN, "dataset": "one", "version": 1, "definition": dataset.digest, "samples": 2, "revision": 2,
+        "missing": 0, "n_windows": 1, "features": ["usr", "1m"], "values": [[1.75, 1.0]],
     }  # fmt: skip
     running = {"standing": "running", "ended": False}
     assert json.loads(example_message(RUN, example, "running")) == {**common, **running}
