@@ -23,7 +23,8 @@ Report = Callable[[int, int], None]
 _PAUSE_S = 0.5
 _STALL_S = 120.0
 _RENEW_S = 3600.0  # the source's state grows with every rest: docs/kafka.md; a new job begins with none
-_FLINK = {"checkpointing_interval": 10_000}
+#: Options of Flink: a checkpoint holds the samples of all runs that are running.
+FLINK = {"checkpointing_interval": 10_000}
 
 
 def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bounded: bool) -> list[PartitionRead]:
@@ -108,7 +109,7 @@ def live_on_flink(
         nonlocal begun
         reads = plan_live(config, list_again(config.kafka, listing), since_s, bounded=False)
         begun = {read.partition: read.start for read in reads}
-        options = flink_options(endpoint, f"ciml-live-{config.topic}", changes=_FLINK, extra=extra)
+        options = flink_options(endpoint, f"ciml-live-{config.topic}", changes=FLINK, extra=extra)
         return FlinkJob(partial(build_live, config=config, reads=reads, clock=time.time), options)
 
     def look(_: str) -> Seen:
