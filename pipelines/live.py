@@ -157,6 +157,13 @@ def reached(topic: str) -> dict[int, int]:
     return {partition: offset for (name, partition), offset in list(_reached.items()) if name == topic}
 
 
+def begin_anew(topic: str) -> None:
+    """Forgets what this process keeps of an earlier job, which is over: its runs, and how far it had decoded."""
+    _kept.clear()
+    for place in [place for place in _reached if place[0] == topic]:
+        del _reached[place]
+
+
 class KeptRuns:
     """The runs of this process, beside their state: without them each would be read anew for every message.
 
@@ -181,6 +188,11 @@ class KeptRuns:
             self._runs[job, run.run_id] = (token, run)
             while len(self._runs) > self._most:
                 self._runs.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        with self._lock:
+            self._runs.clear()
 
 
 _kept = KeptRuns()

@@ -13,7 +13,7 @@ from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.kafka_broker import offsets_of
 from pipelines.kafka_client import Listing, close_readers, list_again, list_topic, make_topic
 from pipelines.kafka_plan import PartitionRead
-from pipelines.live import LiveConfig, build_live, reached
+from pipelines.live import LiveConfig, begin_anew, build_live, reached
 from pipelines.send import MAX_MESSAGE_BYTES
 from pipelines.watching import Seen, Until, watch_job
 
@@ -107,6 +107,7 @@ def live_on_flink(
 
     def submit() -> FlinkJob:
         nonlocal begun
+        begin_anew(config.topic)
         reads = plan_live(config, list_again(config.kafka, listing), since_s, bounded=False)
         begun = {read.partition: read.start for read in reads}
         options = flink_options(endpoint, f"ciml-live-{config.topic}", changes=FLINK, extra=extra)
