@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
     "predict": ("cli.commands.predict:command", "Predict for runs as they arrive."),
+    "live": ("cli.commands.live:command", "Tell the windows of runs that are running."),
 }
 
 _INTERNAL_ERROR = 1

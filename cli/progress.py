@@ -51,7 +51,11 @@ class Counts:
         """Shows the counts of a state, and the lag in offsets."""
         totals = state.totals()
         parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
-        line = f"{self._what}: {', '.join(parts)}; {lag:,} messages to go"
+        self.say(f"{', '.join(parts)}; {lag:,} messages to go")
+
+    def say(self, words: str) -> None:
+        """Shows words after what it is about."""
+        line = f"{self._what}: {words}"
         if line == self._last:
             return
         self._last = line

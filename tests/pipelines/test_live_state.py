@@ -1,0 +1,110 @@
+"""What is kept of a run beside its samples: when its timer rings, what is due then, and what counts as late."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ciml.errors import CimlError
+from ciml.offsets import RangeSet
+from pipelines.kafka_client import KafkaOptions
+from pipelines.live import KeptRuns, LiveConfig
+from pipelines.live_state import RunState, Wake
+from tests.transforms.samples import resolved
+from transforms.live import LiveDataset, LivePolicy, LiveRun
+from transforms.live_parts import Part
+
+POLICY = LivePolicy(grace_s=10.0, silence_s=100.0, remember_s=1000.0)
+
+
+def again(state: RunState) -> RunState:
+    return RunState.of(state.to_bytes())
+
+
+def test_a_run_that_is_heard_waits_for_its_silence() -> None:
+    state = RunState("zuul~1~1", "c")
+    state.is_heard(1000.0, ended=False)
+    assert state.sets_wake(POLICY) == 1100.0
+    state = again(state)
+    state.is_heard(1050.0, ended=False)
+    assert state.sets_wake(POLICY) is None  # the one that is set rings too early, and is set again then
+    state = again(state)
+    assert state.due(1100.0, POLICY) is None
+    state.woken()
+    assert state.sets_wake(POLICY) == 1150.0
+    assert again(state).due(1150.0, POLICY) == Wake.SILENT
+
+
+def test_an_end_is_sooner_than_a_silence() -> None:
+    state = RunState("zuul~1~1", "c")
+    state.is_heard(1000.0, ended=False)
+    state.sets_wake(POLICY)
+    state.is_heard(1001.0, ended=True)
+    assert state.sets_wake(POLICY) == 1011.0
+    state.is_heard(1009.0, ended=True)  # a late sample does not begin the grace anew
+    assert (state.due(1010.9, POLICY), state.due(1011.0, POLICY)) == (None, Wake.ENDED)
+
+
+def test_a_run_that_is_over_is_remembered_and_then_forgotten() -> None:
+    state = RunState("zuul~1~1", "c")
+    state.is_heard(1000.0, ended=True)
+    state.is_over("ended", {7: RangeSet([(0, 5), (6, 9)])}, 1002.0)
+    assert state.sets_wake(POLICY) == 2002.0
+    state = again(state)
+    assert (state.standing, state.due(2001.0, POLICY), state.due(2002.0, POLICY)) == ("ended", None, Wake.FORGET)
+    late = state.unseen(part(7, [4, 5, 5, 8, 9]))
+    assert late is not None
+    assert late.sequence.tolist() == [5, 9]
+    assert state.unseen(part(7, [0, 8])) is None
+    assert state.unseen(part(7, [])) is None
+    other = state.unseen(part(8, [0]))
+    assert other is not None
+    assert other.size == 1
+
+
+def test_a_run_with_too_many_holes_takes_all_for_late() -> None:
+    state = RunState("zuul~1~1", "c")
+    state.is_over("silent", {7: RangeSet([(2 * n, 2 * n + 1) for n in range(1001)])}, 0.0)
+    assert len(state.to_bytes()) < 1000
+    late = state.unseen(part(7, [0, 1]))
+    assert late is not None
+    assert late.size == 2
+
+
+def part(recorder: int, numbers: list[int]) -> Part:
+    n = len(numbers)
+    return Part(
+        np.full(n, recorder), np.array(numbers, np.int64), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros((n, 1)),
+        np.ones(1, bool),
+    )  # fmt: skip
+
+
+def test_each_message_makes_another_token() -> None:
+    state = RunState("zuul~1~1", "c")
+    tokens = set()
+    for second in range(10):
+        state.is_heard(float(second), ended=False)
+        tokens.add(state.token)
+    assert len(tokens) == 10
+    assert again(state).token == state.token
+
+
+def test_a_kept_run_is_that_of_one_state() -> None:
+    datasets = [LiveDataset("one", resolved())]
+    kept, runs = KeptRuns(most=2), [LiveRun(f"zuul~{n}~1", datasets, POLICY) for n in range(3)]
+    for n, run in enumerate(runs):
+        kept.put("job", f"token-{n}", run)
+    assert kept.take("job", "zuul~0~1", "token-0") is None  # more than it keeps
+    assert kept.take("other", "zuul~1~1", "token-1") is None
+    assert kept.take("job", "zuul~1~1", "token-1") is runs[1]
+    assert kept.take("job", "zuul~1~1", "token-1") is None
+    assert kept.take("job", "zuul~2~1", "an older token") is None
+    assert kept.take("job", "zuul~2~1", "token-2") is None  # what is not of the state is of no use
+
+
+def test_a_configuration_names_data_sets_once() -> None:
+    one = LiveDataset("one", resolved())
+    with pytest.raises(CimlError, match="named twice"):
+        LiveConfig(KafkaOptions("host:1"), (one, one))
+    with pytest.raises(CimlError, match="name one"):
+        LiveConfig(KafkaOptions("host:1"), ())
