@@ -45,6 +45,8 @@ def start(
     beam_options: tuple[str, ...],
     wait_s: float,
     tied_to: int | None,
+    metrics_port: int | None,
+    metrics_address: str,
     **ingest: Any,
 ) -> None:
     """Start an ingest, and leave a supervisor that keeps it at work.
@@ -75,6 +77,8 @@ def start(
         local_kafka=ctx.get_parameter_source("kafka") is default,
         local_flink=engine.name == "flink" and not named,
         tied=(tied_to, processes.start_time(tied_to)) if tied_to else None,
+        metrics_port=metrics_port,
+        metrics_address=metrics_address,
     )
     starting.start(Place(home, name), located(home, options), wait_s, click.echo)
 
