@@ -46,7 +46,7 @@ def main(home: Path, name: str) -> int:
             place.put_status({**place.status(), "health": "failed", "why": str(error)})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
-        return 0 if health == "stopped" else 4
+        return 0 if health == "stopped" or leave.is_set() else 4
 
 
 def supervise(place: Place, options: Options, leave: threading.Event | None = None) -> Health:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -130,6 +131,31 @@ def test_under_a_supervisor(kafka: str, topic: Callable[..., str], tmp_path: Pat
         again = scrape(one.status()["metrics"])
         assert totals(again) == totals(first)
         assert again["ciml_ingest_resubmissions_total"] == {(): 1}
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(240)
+def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    """In the foreground: SIGTERM ends the watch, the worker goes on, and the same command takes it over."""
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=10)
+    scenario.log_arrives()
+    with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
+        command = [
+            sys.executable, "-m", "cli.main", "ingest", "start", "--foreground", "--name", "one", "--home",
+            str(one.home), "--data-path", one.data, "--kafka", kafka, "--topic", scenario.topic, "--runs-topic",
+            one.runs_topic, "--allow-root", str(scenario.logs), "--retry-after", "500ms", "--engine", "micro-batches",
+            "--metrics-port", "0", "--tied-to", str(os.getpid()),
+        ]  # fmt: skip
+        workers = []
+        for _ in range(2):
+            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            one.wait(lambda: one.place.status().get("supervisor") == {"pid": process.pid}, "no status")  # noqa: B023
+            one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
+            workers.append(one.pid("worker"))
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said
+        assert workers[0] == workers[1]
 
 
 @pytest.mark.engines

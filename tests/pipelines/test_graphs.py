@@ -9,7 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 from apache_beam.portability.api import beam_expansion_api_pb2, beam_runner_api_pb2
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 from apache_beam.runners.portability.fn_api_runner import translations
@@ -37,19 +37,26 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # the one question that Dataflow's options ask before anything is submitted: a bucket's policy, to warn of its price
+    monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda *_: None)
 
 
 class JavaExpansion:
     """An expansion service that gives what Java's would: one stage, in Java's environment, of a Java function."""
 
-    def Expand(self, request: Any, context: Any = None) -> Any:  # noqa: N802 (Beam's name)
+    def Expand(self, request: Any, context: Any = None) -> Any:
         parts = beam_runner_api_pb2.Components()
         parts.CopyFrom(request.components)
         parts.environments[_JAVA].urn = "beam:env:docker:v1"
         parts.environments[_JAVA].capabilities.append("beam:version:sdk_base:apache/beam_java17_sdk:2.77.0")
         parts.coders["bytes"].spec.urn = "beam:coder:bytes:v1"
-        parts.windowing_strategies["global"].window_coder_id = "bytes"
-        parts.windowing_strategies["global"].window_fn.urn = "beam:window_fn:global_windows:v1"
+        parts.coders["window"].spec.urn = "beam:coder:global_window:v1"
+        windows = parts.windowing_strategies["global"]
+        windows.window_coder_id, windows.window_fn.urn = "window", "beam:window_fn:global_windows:v1"
+        windows.trigger.default.SetInParent()
+        windows.accumulation_mode = beam_runner_api_pb2.AccumulationMode.DISCARDING
+        windows.output_time = beam_runner_api_pb2.OutputTime.END_OF_WINDOW
+        windows.merge_status = beam_runner_api_pb2.MergeStatus.NON_MERGING
         parts.pcollections["read"].CopyFrom(
             beam_runner_api_pb2.PCollection(
                 unique_name="read", coder_id="bytes", windowing_strategy_id="global",
@@ -132,7 +139,8 @@ def as_flink_is_given_it(build: Build, *, unbounded: bool) -> Any:
 def dataflow_job(build: Build, *, unbounded: bool) -> Any:
     """What `DataflowRunner` would submit, short of staging it."""
     flags = [
-        "--project=project", "--region=europe-west1", "--temp_location=gs://bucket/temp", "--job_name=graph", "--dry_run",
+        "--project=project", "--region=europe-west1", "--temp_location=gs://bucket/temp", "--job_name=graph",
+        "--dry_run=True",
         "--sdk_container_image=registry.example.org/ciml/worker:1", "--sdk_location=container",
         *(["--streaming", "--enable_streaming_engine"] if unbounded else []),
     ]  # fmt: skip
