@@ -70,7 +70,12 @@ def _dataset(pipeline: beam.Pipeline) -> None:
 
 
 def _materialise(pipeline: beam.Pipeline) -> None:
-    from training.materialise_beam import build_materialise, tft_beam
+    from training.runtime import tensorflow
+
+    tensorflow()  # it has to be set up before tf.Transform imports it
+    import tensorflow_transform.beam as tft_beam
+
+    from training.materialise_beam import build_materialise
     from training.snapshot import Snapshot, SnapshotRun, SnapshotSpan
 
     runs = tuple(SnapshotRun(f"zuul~{at}~1", "train", "train", at % 2, "gated", "job", "0") for at in range(4))

@@ -26,6 +26,7 @@ _OF_WORKERS = {
         _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS, _COMBINES.COMBINE_GROUPED_VALUES,
     )},
 }  # fmt: skip
+_PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
 _PYTHON = "beam:version:sdk_base:apache/beam_python"
 _ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasdk", "go:")
 
@@ -61,7 +62,7 @@ def foreign(proto: api.Pipeline) -> list[str]:
             found.append(f"{stage}: {urn} is not what every engine knows")
         if urn == _PRIMITIVES.PAR_DO.urn:
             function = api.ParDoPayload.FromString(each.spec.payload).do_fn.urn
-            if function != python_urns.PICKLED_DOFN_INFO:
+            if function not in _PYTHON_FUNCTIONS:
                 found.append(f"{stage}: its function is {function}")
     for name, coder in parts.coders.items():
         if any(word in coder.spec.urn for word in _ELSEWHERE):

@@ -289,5 +289,5 @@ def test_alerts_are_of_metrics_that_there_are() -> None:
         assert rule["annotations"]["summary"]
     assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
     assert len(used) > 10
-    with pytest.raises(ValueError, match="parse"):
+    with pytest.raises(ValueError, match="unclosed left parenthesis"):
         promql_parser.parse("sum by (a (b)")
