@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
+    "graph": ("cli.commands.graph:command", "Show a pipeline's portable graph."),
     "predict": ("cli.commands.predict:command", "Predict for runs as they arrive."),
     "live": ("cli.commands.live:command", "Tell the windows of runs that are running."),
 }

@@ -168,3 +168,28 @@ def engine_option(command: F) -> F:
         callback=_engine,
         help="What runs the pipeline; flink:HOST:PORT names a job server.  [default: flink if it is up]",
     )(command)
+
+
+def metrics_options(command: F) -> F:
+    """``--metrics-port`` and ``--metrics-address``, as ``metrics_port`` (None: no metrics) and ``metrics_address``."""
+    for option in (
+        click.option(
+            "--metrics-address",
+            metavar="ADDRESS",
+            envvar="CIML_METRICS_ADDRESS",
+            show_envvar=True,
+            default="127.0.0.1",
+            show_default=True,
+            help="Where metrics are shown. There is no authentication.",
+        ),
+        click.option(
+            "--metrics-port",
+            metavar="PORT",
+            envvar="CIML_METRICS_PORT",
+            show_envvar=True,
+            type=click.IntRange(0, 65535),
+            help="Show metrics for Prometheus at http://ADDRESS:PORT/metrics; 0: the system chooses.  [default: none]",
+        ),
+    ):
+        command = option(command)
+    return command
