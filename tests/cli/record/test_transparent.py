@@ -87,6 +87,8 @@ def test_descriptors_ignored_signals_and_the_mask_are_inherited(tmp_path: Path) 
     look = [sys.executable, "-c", LOOK]
 
     def prepare() -> None:
+        for number in (signal.SIGINT, signal.SIGQUIT):  # a shell's background jobs, such as these tests, ignore them
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
