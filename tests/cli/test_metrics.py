@@ -44,7 +44,7 @@ def wanted(scenario: Scenario) -> dict[str, dict[tuple[str, ...], float]]:
         "ciml_dead_letters_open": dict(reasons["dead_letter"]),
         "ciml_ignored_total": dict(reasons["ignored"]),
         "ciml_deferred_logs": {},
-        "ciml_runs_total": {("gated", "true"): runs - untrusted, ("no rule", "false"): untrusted},
+        "ciml_runs_total": dict(+Counter({("gated", "true"): runs - untrusted, ("no rule", "false"): untrusted})),
     }
 
 
