@@ -137,7 +137,7 @@ def test_under_a_supervisor(kafka: str, topic: Callable[..., str], tmp_path: Pat
 @pytest.mark.timeout(240)
 def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
     """In the foreground: SIGTERM ends the watch, the worker goes on, and the same command takes it over."""
-    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=10)
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=8)
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         command = [
@@ -164,7 +164,7 @@ def test_on_flink_beam_counts_what_the_histograms_do(
     kafka: str, topic: Callable[..., str], tmp_path: Path, flink_jobs: str
 ) -> None:
     """Where the workers are not of a process that is scraped, Flink's own reporter has these."""
-    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=8)
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         done = one.start("--engine", f"flink:{flink_jobs}", "--metrics-port", "0")

@@ -289,5 +289,8 @@ def test_alerts_are_of_metrics_that_there_are() -> None:
         assert rule["annotations"]["summary"]
     assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
     assert len(used) > 10
+    tried = yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yaml").read_text())["tests"]
+    names = {one["alertname"] for test in tried for one in test["alert_rule_test"]}
+    assert names <= {rule["alert"] for rule in group["rules"]}
     with pytest.raises(ValueError, match="unclosed left parenthesis"):
         promql_parser.parse("sum by (a (b)")
