@@ -41,9 +41,12 @@ faults: install ## kill, cut and starve the ingest, and compare; docs/faults.md 
 	$(BIN)/python -m tests.faults --planted all
 	$(BIN)/python -m tests.faults $(FAULTS)
 
-lock: ## resolve pyproject.toml anew into requirements.lock
+lock: ## resolve pyproject.toml anew into requirements.lock, and that of the worker image
 	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
+	$(BIN)/uv pip compile --quiet pyproject.toml --constraint requirements.lock --generate-hashes --python-version 3.11 \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  -o deploy/worker/requirements.lock
 
 clean: ## remove what was built here: .venv, caches, the demo's data
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo .ciml

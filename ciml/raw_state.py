@@ -25,6 +25,11 @@ LISTS: Mapping[Kind, str] = {
     "deferred": "deferred",
 }
 
+#: So many sources are counted each by itself, the first that came: a source is what an event says it is.
+MOST_SOURCES = 50
+#: What the others are counted as, and what names no run. No source has such a name.
+OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
+
 
 class RawState:
     """What the deltas of the raw manifest add up to.
@@ -36,6 +41,9 @@ class RawState:
       dead_letters: open dead letters by (origin, run id), which are looked up and listed where they are stored.
       counts: how many (event, run) there are by (kind, reason). The sum is the number of all that were ever covered.
       trust: raw rows by (trusted, rule), as decided at ingestion.
+      recorded: how many (event, run) ever became what, by (source, kind). Nothing is taken from it when a dead letter
+        is closed. A deferred one is not in it: it comes when it is settled.
+      closed: closed dead letters by reason.
       time_us: when the last delta was committed.
       restored: the version of the checkpoint that it was restored from, 0 without one.
       records: how many records came since then.
@@ -49,11 +57,14 @@ class RawState:
         self.deferred: dict[tuple[Origin, str], Outcome] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
         self.trust: Counter[tuple[bool, str]] = Counter()
+        self.recorded: Counter[tuple[str, str]] = Counter()
+        self.closed: Counter[str] = Counter()
         self.time_us = 0
         self.restored = 0
         self.records = 0
         self.torn = False
         self._covered: dict[tuple[str, int], RangeSet] = {}
+        self._sources: set[str] = set()
 
     @property
     def dead_letters(self) -> Mapping[LetterKey, OpenLetter]:
@@ -143,6 +154,19 @@ class RawState:
             else:
                 self.index.put_letter(key, OpenLetter(version, reason))
         self.counts[kind, reason] += 1
+        if kind != "deferred":
+            self.recorded[self._source(run_id), kind] += 1
+
+    def _source(self, run_id: str) -> str:
+        source = run_id.partition("~")[0]
+        if source in self._sources:
+            return source
+        if not source:
+            return NO_SOURCE
+        if len(self._sources) >= MOST_SOURCES:
+            return OTHER_SOURCES
+        self._sources.add(source)
+        return source
 
     def _close(self, key: tuple[Origin, str]) -> None:
         kind: Kind
@@ -151,6 +175,7 @@ class RawState:
         elif (letter := self.index.letter(key)) is not None:
             kind, reason = "dead_letter", letter.reason
             self.index.put_letter(key, None)
+            self.closed[reason] += 1
         else:
             raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed, and was not open")
         self.counts[kind, reason] -= 1
@@ -167,6 +192,8 @@ class RawState:
             ],
             "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
             "trust": [[trusted, rule, number] for (trusted, rule), number in sorted(self.trust.items())],
+            "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
+            "closed": dict(sorted(self.closed.items())),
             "deferred": [
                 outcome.to_json()
                 for _, outcome in sorted(self.deferred.items(), key=lambda item: (str(item[0][0]), item[0][1]))
@@ -182,7 +209,15 @@ class RawState:
           version: that of the checkpoint; 0 for the state before all deltas.
           value: what `snapshot` gave there; empty for version 0.
           tables: the ids until there.
+
+        Raises:
+          IntegrityError: for a checkpoint of a ciml that did not count what this one counts.
         """
+        if value and "recorded" not in value:
+            raise IntegrityError(
+                f"raw manifest: the checkpoint of version {version} is of an older ciml: remove the folders "
+                "checkpoints and index, and they are made anew (docs/manifests.md)"
+            )
         state = cls(LayeredIndex(tables, value.get("runs", 0)))
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
@@ -190,6 +225,9 @@ class RawState:
         state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
         state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
         state.trust = Counter({(trusted, rule): number for trusted, rule, number in value.get("trust", ())})
+        state.recorded = Counter({(source, kind): number for source, kind, number in value.get("recorded", ())})
+        state.closed = Counter(value.get("closed", {}))
+        state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
         for record in value.get("deferred", ()):
             outcome = Outcome.from_json(record)
             state.deferred[outcome.origin, outcome.run_id] = outcome

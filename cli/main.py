@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("cli.commands.up:command", "Start local engines: Kafka, Flink, S3 and others."),
     "down": ("cli.commands.down:command", "End local engines."),
     "status": ("cli.commands.status:command", "Show the local engines and how they are."),
+    "record": ("cli.commands.record:command", "Run a command and record it."),
     "ingest": ("cli.commands.ingest:command", "Turn CI events into raw runs."),
     "backfill": ("cli.commands.backfill:command", "Bring historical logs into the raw store."),
     "letters": ("cli.commands.letters:command", "Show dead letters, and try them again."),
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
+    "graph": ("cli.commands.graph:command", "Show a pipeline's portable graph."),
     "predict": ("cli.commands.predict:command", "Predict for runs as they arrive."),
     "live": ("cli.commands.live:command", "Tell the windows of runs that are running."),
 }

@@ -45,10 +45,11 @@ def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
 
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     """The engines that run in the home that `home_option` gave, by name."""
+    known = state.read(ctx.meta.get("ciml.home") or state.default_home())
+    if not known:
+        return {}
     from cli.engines import processes
 
-    home = ctx.meta.get("ciml.home") or state.default_home()
-    known = state.read(home)
     return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
 
 
@@ -167,3 +168,28 @@ def engine_option(command: F) -> F:
         callback=_engine,
         help="What runs the pipeline; flink:HOST:PORT names a job server.  [default: flink if it is up]",
     )(command)
+
+
+def metrics_options(command: F) -> F:
+    """``--metrics-port`` and ``--metrics-address``, as ``metrics_port`` (None: no metrics) and ``metrics_address``."""
+    for option in (
+        click.option(
+            "--metrics-address",
+            metavar="ADDRESS",
+            envvar="CIML_METRICS_ADDRESS",
+            show_envvar=True,
+            default="127.0.0.1",
+            show_default=True,
+            help="Where metrics are shown. There is no authentication.",
+        ),
+        click.option(
+            "--metrics-port",
+            metavar="PORT",
+            envvar="CIML_METRICS_PORT",
+            show_envvar=True,
+            type=click.IntRange(0, 65535),
+            help="Show metrics for Prometheus at http://ADDRESS:PORT/metrics; 0: the system chooses.  [default: none]",
+        ),
+    ):
+        command = option(command)
+    return command

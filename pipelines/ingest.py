@@ -30,6 +30,7 @@ from pipelines.retries import ReadDue
 from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
 from transforms.decode import ALL_JOBS
 from transforms.fetch_policy import FetchPolicy
+from transforms.timings_beam import COMMIT
 from transforms.trust import TrustPolicy
 
 _KEY = "raw"  # one key: one committer at a time, in the usual course
@@ -246,7 +247,8 @@ class CommitRaw(beam.DoFn):
             committing, batches = committer(self._config.raw), [unseal(data) for data in element[1]]
             for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
                 check_still_that_topic(self._config.kafka, topic, topic_id)
-            version = committing.commit(batches)
+            with COMMIT.timed("raw"):
+                version = committing.commit(batches)
             if version is None:  # a bundle that is tried again; what it committed may not have been announced
                 with committing.state() as state:
                     version = state.version

@@ -30,6 +30,7 @@ from pipelines.publish import Announcement, Projection, projection
 from serving.predict import Predictor, PredictPolicy
 from serving.predictions import FOLDER, PREDICTIONS, Predicted, PredictionState, predictions_log, reconcile
 from transforms.beam import keep_error
+from transforms.timings_beam import COMMIT
 
 _KEY = "predictions"
 
@@ -133,7 +134,7 @@ class CommitPredictions(beam.DoFn):
         self._config = config
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
-        with keep_error():
+        with keep_error(), COMMIT.timed("predictions"):
             version = committer(self._config.data).commit(Predicted.from_json(json.loads(one)) for one in element[1])
         if version is not None:
             yield version

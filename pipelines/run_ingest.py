@@ -17,6 +17,7 @@ from pipelines.ingest import IngestConfig, build_ingest
 from pipelines.kafka import bases, plan
 from pipelines.kafka_client import Listing, close_readers, list_again, list_topic
 from pipelines.kafka_plan import is_older
+from pipelines.metrics import IngestBoard
 from pipelines.watching import PATIENCE_S, Outage, Progress, Seen, Until, lag, watch_job
 
 Report = Callable[[RawState, int], None]
@@ -33,6 +34,7 @@ def ingest_micro_batches(
     stop: threading.Event | None = None,
     report: Report | None = None,
     patience_s: float | None = PATIENCE_S,
+    board: IngestBoard | None = None,
 ) -> None:
     """Ingests by bounded pipelines, one after the other, each from the committed offsets to the present end.
 
@@ -42,6 +44,7 @@ def ingest_micro_batches(
       stop: ends it, when set, after the pipeline that runs.
       report: told the state and the lag (offsets not covered) after each commit.
       patience_s: how long a broker or a store may not answer, once it has answered; None for ever.
+      board: shown the state and the topic before each pipeline.
 
     Raises:
       EngineError: the broker or a store does not answer: at the start, or for longer than ``patience_s`` later on.
@@ -66,6 +69,8 @@ def ingest_micro_batches(
                     done = progress.see(state.version, lag(state, target), bool(state.deferred))
                     if report is not None:
                         report(state, lag(state, listing))
+                    if board is not None:
+                        board.see(state, listing)
                 committing.maintain()  # between commits, and never within one
                 if reads or due:
                     run_here(partial(build_ingest, config=config, reads=reads, due=due))
@@ -92,6 +97,7 @@ def ingest_on_flink(
     stop: threading.Event | None = None,
     report: Report | None = None,
     extra: tuple[str, ...] = (),
+    board: IngestBoard | None = None,
 ) -> None:
     """Ingests by one job on Flink, which goes on until ``stop`` is set or ``until`` is there, and is cancelled then.
 
@@ -104,6 +110,7 @@ def ingest_on_flink(
       stop: ends it, when set.
       report: told the state and the lag every second.
       extra: further options of Beam.
+      board: shown the state and the topic every second.
 
     Raises:
       EngineError: Flink, the broker or a store does not answer, the job failed, or it commits nothing.
@@ -125,6 +132,8 @@ def ingest_on_flink(
         with committing.state() as state:
             if report is not None:
                 report(state, lag(state, listing))
+            if board is not None:
+                board.see(state, listing)
             return Seen(state.version, lag(state, first if until == "end" else listing), bool(state.deferred))
 
     try:

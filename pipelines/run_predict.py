@@ -12,6 +12,7 @@ from pipelines.engines import FlinkJob, flink_options, run_here
 from pipelines.kafka import Coverage, bases, plan
 from pipelines.kafka_client import Listing, close_readers, list_topic, make_topic
 from pipelines.kafka_plan import is_older
+from pipelines.metrics import PredictBoard
 from pipelines.predict import PredictConfig, build_predict, committer, predictor
 from pipelines.watching import Outage, Progress, Seen, Until, lag, watch_job
 from serving.client import NotServedError
@@ -26,7 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 def predict_micro_batches(
-    config: PredictConfig, *, until: Until = None, stop: threading.Event | None = None, report: Report | None = None
+    config: PredictConfig,
+    *,
+    until: Until = None,
+    stop: threading.Event | None = None,
+    report: Report | None = None,
+    board: PredictBoard | None = None,
 ) -> None:
     """Predicts by bounded pipelines, one after the other, each from the committed offsets to the present end.
 
@@ -35,6 +41,7 @@ def predict_micro_batches(
       until: when to end; see `pipelines.run_ingest`.
       stop: ends it, when set, after the pipeline that runs.
       report: told before each pipeline, and while there is something to wait for.
+      board: shown the state and the topic at the same times.
 
     Raises:
       EngineError: the broker or a store does not answer: at the start, or for five minutes later on; with ``until``,
@@ -42,7 +49,7 @@ def predict_micro_batches(
       IntegrityError: what is stored contradicts itself.
     """
     stop = stop or threading.Event()
-    watch, publisher, outage = _Watch(config, until, stop, report), config.projection(), Outage()
+    watch, publisher, outage = _Watch(config, until, stop, report, board), config.projection(), Outage()
     try:
         while not stop.is_set():
             try:
@@ -87,6 +94,7 @@ def predict_on_flink(
     stop: threading.Event | None = None,
     report: Report | None = None,
     extra: tuple[str, ...] = (),
+    board: PredictBoard | None = None,
 ) -> None:
     """Predicts by one job on Flink, submitted once a model is served, and cancelled at the end.
 
@@ -97,13 +105,14 @@ def predict_on_flink(
       stop: ends it, when set.
       report: told twice a second.
       extra: further options of Beam.
+      board: shown the state and the topic twice a second.
 
     Raises:
       EngineError: as for micro-batches; or Flink does not answer, the job failed, or it commits nothing.
       IntegrityError: as for micro-batches; the job is cancelled.
     """
     stop = stop or threading.Event()
-    watch, publisher = _Watch(config, until, stop, report), config.projection()
+    watch, publisher = _Watch(config, until, stop, report, board), config.projection()
     if publisher is not None:
         publisher.announce()
 
@@ -139,8 +148,15 @@ class _Watch:
       committing: the committer.
     """
 
-    def __init__(self, config: PredictConfig, until: Until, stop: threading.Event, report: Report | None) -> None:
-        self._config, self._until, self._stop, self._report = config, until, stop, report
+    def __init__(
+        self,
+        config: PredictConfig,
+        until: Until,
+        stop: threading.Event,
+        report: Report | None,
+        board: PredictBoard | None,
+    ) -> None:
+        self._config, self._until, self._stop, self._report, self._board = config, until, stop, report, board
         # As ingest's announcer makes it: whichever of the two is started first.
         make_topic(config.kafka, config.runs_topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.listing = self.first = list_topic(config.kafka, config.runs_topic)
@@ -191,9 +207,13 @@ class _Watch:
 
     def tell(self, word: str) -> None:
         """Reports."""
-        if self._report is not None:
-            with self.committing.state() as state:
+        if self._report is None and self._board is None:
+            return
+        with self.committing.state() as state:
+            if self._report is not None:
                 self._report(state, lag(state, self.listing), word)
+            if self._board is not None:
+                self._board.see(state, self.listing)
 
     def seen(self) -> Seen:
         """The manifest's version, and how many announcements are to be covered before ``until``."""

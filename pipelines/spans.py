@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 import apache_beam as beam
 
@@ -48,16 +49,7 @@ def make_spans(
       EngineError: when the pipeline does not end well.
     """
     results = f"results/{uuid.uuid4().hex}"  # of this call alone: another updater may do the same at this time
-
-    def build(pipeline: beam.Pipeline) -> None:
-        parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
-        (
-            pipeline
-            | "parts" >> beam.Create(parts)
-            | "MakeExamples" >> MakeExamples(raw, resolved)
-            | "WriteSpans" >> WriteSpans(root, plans, resolved, results)
-        )
-
+    build = partial(build_spans, raw=raw, root=root, plans=plans, resolved=resolved, results=results)
     made: dict[tuple[int, int], SpanVersion] = {}
     try:
         _run(build, runner, job_endpoint)
@@ -71,6 +63,24 @@ def make_spans(
         for plan in plans:
             root.delete(result_path(results, plan.span, plan.version))
     return made
+
+
+def build_spans(
+    pipeline: beam.Pipeline,
+    raw: Store,
+    root: Store,
+    plans: Sequence[SpanPlan],
+    resolved: ResolvedDefinition,
+    results: str,
+) -> beam.PCollection[str]:
+    """Wires the making of spans: bounded. ``results`` is a folder of ``root``; returns the paths written there."""
+    parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
+    return (
+        pipeline
+        | "parts" >> beam.Create(parts)
+        | "MakeExamples" >> MakeExamples(raw, resolved)
+        | "WriteSpans" >> WriteSpans(root, plans, resolved, results)
+    )
 
 
 def _run(build: Build, runner: str, job_endpoint: str) -> None:

@@ -18,6 +18,7 @@ from ciml.storage import Store
 from pipelines.committer import committer
 from pipelines.kafka_client import KafkaOptions, list_topic
 from pipelines.kafka_plan import plan
+from pipelines.metrics import IngestBoard
 from pipelines.publish import Render, projection
 from pipelines.supervise import Action, Health, Limits, Look, Wanted, decide
 from pipelines.tracking import Covered, JobLook, Tracker
@@ -70,6 +71,7 @@ class Supervisor:
       tell: is given the status after each look. What it raises is logged.
       status: of an earlier supervisor of this ingest, to go on from: its savepoint and its counts.
       maintains: whether it also maintains the manifest; else the job does.
+      board: shown each look, for Prometheus.
       limits, clock, pause_s: for the watchdog.
     """
 
@@ -79,6 +81,7 @@ class Supervisor:
     tell: Callable[[Status], None]
     status: Status = field(default_factory=dict)
     maintains: bool = True
+    board: IngestBoard = field(default_factory=IngestBoard)
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.monotonic
     pause_s: float = _PAUSE_S
@@ -157,6 +160,7 @@ class Supervisor:
             self._see_state(state)
         listing = list_topic(watched.kafka, watched.topic)  # after the manifest: nothing is covered that is not there
         with committing.state() as state:
+            self.board.see(state, listing)
             plan(state, listing, bounded=False)  # raises what must not go on
             lag = lag_by_partition(state, listing)
             self.status.update(behind=sum(lag.values()), lag={str(number): value for number, value in lag.items()})
@@ -275,6 +279,7 @@ class Supervisor:
             self.status["since_us"] = now_us
         self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now_us)
         self.status["failures"] = self._tracker.failures
+        self.board.see_status(self.status)
         try:
             self.tell(self.status)
         except Exception as error:  # noqa: BLE001  # a full disk is no reason to leave the ingest alone

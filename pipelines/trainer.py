@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifests import ManifestLog
 from ciml.storage import Store, open_store
+from pipelines.trainer_metrics import TrainBoard
 from serving.folders import check_digests, copy_model
 from serving.push import NotBlessedError, push, push_candidate, reconcile
 from serving.registry import STABLE, Registry, Verdict
@@ -200,6 +201,7 @@ def watch(
     stop: threading.Event | None = None,
     poll_s: float = 2.0,
     progress: Progress | None = None,
+    board: TrainBoard | None = None,
 ) -> None:
     """Refreshes whenever the data set's manifest has grown, until ``stop`` is set.
 
@@ -211,13 +213,14 @@ def watch(
       stop: ends it, when set, after the refresh that runs.
       poll_s: how often the manifest is looked at.
       progress: told of each step, and of what is waited for.
+      board: shown each refresh, and the registry at each look.
 
     Raises:
       IntegrityError: when what is stored contradicts itself.
     """
     stop = stop or threading.Event()
     log = ManifestLog(config.data.child("datasets").child(config.dataset))
-    seen, pause_s = -1, _PAUSE_S[0]
+    seen, pause_s, registry = -1, _PAUSE_S[0], Registry(config.data, config.model)
     while not stop.is_set():
         version = max(seen, 0)
         try:
@@ -227,6 +230,10 @@ def watch(
                 seen = version
                 if result.outcome != "nothing_new":
                     report(result)
+                if board is not None:
+                    board.refreshed(result.seconds)
+            if board is not None:
+                board.see(registry.state)
             pause_s = _PAUSE_S[0]
             stop.wait(poll_s)
         except IntegrityError:
@@ -234,6 +241,8 @@ def watch(
         except CimlError as error:
             if progress is not None:
                 progress(f"waits: {error}")
+            if board is not None:
+                board.failed(error)
             if not isinstance(error, EngineError):
                 seen = version  # too little to train on: more data is what it takes
             stop.wait(pause_s)

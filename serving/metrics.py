@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import generate_latest
 
+from ciml.metrics import Board, Family, Metric, registry_of
 from serving.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,34 +17,40 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+REQUESTS = Metric("ciml_model_requests_total", "counter", "Requests by status.", ("model", "api", "code"))
+REQUEST_SECONDS = Metric("ciml_model_request_seconds", "histogram", "Time to answer.", ("model", "api"), _SECONDS)
+LOADS = Metric("ciml_model_loads_total", "counter", "Attempts to load a version.", ("model", "outcome"))
+LOAD_SECONDS = Metric(
+    "ciml_model_load_seconds", "histogram", "Time to load and warm up a version.", ("model",), _LOAD_SECONDS
+)
+CONFIG_ERRORS = Metric("ciml_model_config_errors_total", "counter", "Configurations that were not taken.")
+INFO = Metric("ciml_model_info", "gauge", "Versions that are served; always 1.", ("model", "version", "label"))
+AGE = Metric("ciml_model_age_seconds", "gauge", "Time since the version was loaded.", ("model", "version"))
+
+METRICS = (REQUESTS, REQUEST_SECONDS, LOADS, LOAD_SECONDS, CONFIG_ERRORS, INFO, AGE)
 
 
 class Metrics:
-    """Counts requests and loads. No label holds what a client sent, but for the names of models that are served."""
+    """Counts requests and loads. No label holds what a client sent, but for the names of models that are served.
+
+    Attributes:
+      registry: of all of them.
+    """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "ciml_model_requests_total", "Requests by status.", ["model", "api", "code"], registry=self._registry
-        )
-        self._seconds = Histogram(
-            "ciml_model_request_seconds", "Time to answer.", ["model", "api"], buckets=_SECONDS, registry=self._registry
-        )
-        self._loads = Counter(
-            "ciml_model_loads_total", "Attempts to load a version.", ["model", "outcome"], registry=self._registry
-        )
-        self._load_seconds = Histogram(
-            "ciml_model_load_seconds", "Time to load and warm up a version.", ["model"], registry=self._registry
-        )
-        self._config_errors = Counter(
-            "ciml_model_config_errors_total", "Configurations that were not taken.", registry=self._registry
-        )
+        self.registry = registry_of()
+        self._requests, self._loads = REQUESTS.counter(self.registry), LOADS.counter(self.registry)
+        self._seconds = REQUEST_SECONDS.histogram(self.registry)
+        self._load_seconds = LOAD_SECONDS.histogram(self.registry)
+        self._config_errors = CONFIG_ERRORS.counter(self.registry)
         self._manager: ModelManager | None = None
 
     def watch(self, manager: ModelManager) -> None:
         """Adds what is served now: versions, labels, age."""
         self._manager = manager
-        self._registry.register(_Served(manager))
+        self.registry.register(_Served(manager))
 
     @contextmanager
     def request(self, model: str, api: str) -> Iterator[None]:
@@ -74,26 +80,25 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in the text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
-class _Served:
+class _Served(Board):
     def __init__(self, manager: ModelManager) -> None:
+        super().__init__()
         self._manager = manager
 
-    def collect(self) -> Iterator[Any]:
-        info = GaugeMetricFamily("ciml_model_info", "Versions that are served.", labels=["model", "version", "label"])
-        age = GaugeMetricFamily(
-            "ciml_model_age_seconds", "Time since the version was loaded.", labels=["model", "version"]
-        )
+    def collect(self) -> Iterator[Family]:
+        info: dict[tuple[str, str, str], int] = {}
+        age: dict[tuple[str, str], float] = {}
         now = time.time()
         for name in self._manager.names():
             by_version: dict[int, list[str]] = {}
             for label, version in self._manager.labels(name).items():
                 by_version.setdefault(version, []).append(label)
             for version, loaded_at in self._manager.available(name).items():
-                for label in sorted(by_version.get(version, [""])):
-                    info.add_metric([name, str(version), label], 1)
-                age.add_metric([name, str(version)], now - loaded_at)
-        yield info
-        yield age
+                for label in by_version.get(version, [""]):
+                    info[name, str(version), label] = 1
+                age[name, str(version)] = now - loaded_at
+        yield INFO.of(info)
+        yield AGE.of(age)

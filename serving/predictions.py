@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from ciml.records import OffsetRange
 from ciml.storage import Store
 
 FOLDER = "predictions"
+
+#: Bounds of the latencies that are counted, s. Checkpoints hold counts by them: other bounds need another key there.
+LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 def prediction_id(run_id: str, model: str, version: int) -> str:
@@ -73,6 +77,9 @@ class PredictionState:
       predicted: predictions by (model, version).
       unpredictable: announcements that led to no prediction, by reason.
       repeats: announcements of runs that the same version had predicted before.
+      latencies: predictions by (model, place of the first of `LATENCIES_S` that is not less than the time from the
+        announcement to the prediction; one more for what is above all of them).
+      latency_us: the sum of those times by model, microseconds.
       time_us: when the last delta was committed.
       restored: the version of the checkpoint that it was restored from, 0 without one.
       records: how many records came since then.
@@ -86,6 +93,8 @@ class PredictionState:
         self.predicted: Counter[tuple[str, int]] = Counter()
         self.unpredictable: Counter[str] = Counter()
         self.repeats = 0
+        self.latencies: Counter[tuple[str, int]] = Counter()
+        self.latency_us: Counter[str] = Counter()
         self.time_us = 0
         self._ids = ids or IdSet()
         self._covered: dict[tuple[str, int], RangeSet] = {}
@@ -120,6 +129,9 @@ class PredictionState:
                 raise IntegrityError(f"predictions: version {version} holds {one['id']} again")
             self._ids.add(fingerprint(one["id"]))
             self.predicted[one["model"], one["version"]] += 1
+            if (latency_ms := one.get("latency_ms")) is not None:
+                self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
+                self.latency_us[one["model"]] += round(latency_ms * 1000)
         for one in delta["unpredictable"]:
             self.unpredictable[one["reason"]] += 1
         self.repeats += len(delta["repeats"])
@@ -138,6 +150,8 @@ class PredictionState:
             "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
             "unpredictable": dict(sorted(self.unpredictable.items())),
             "repeats": self.repeats,
+            "latencies": [[model, place, number] for (model, place), number in sorted(self.latencies.items())],
+            "latency_us": dict(sorted(self.latency_us.items())),
         }
 
     @classmethod
@@ -151,6 +165,8 @@ class PredictionState:
         state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
         state.unpredictable = Counter(value.get("unpredictable", {}))
         state.repeats = value.get("repeats", 0)
+        state.latencies = Counter({(model, place): number for model, place, number in value.get("latencies", ())})
+        state.latency_us = Counter(value.get("latency_us", {}))
         return state
 
     def recent(self) -> dict[str, Rows]:

@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
+from ciml.metrics import serve_metrics
 from ciml.storage import open_store
 from serving.config import CONFIG_NAME, ModelEntry, parse_config
 
@@ -42,6 +43,8 @@ class ServerOptions:
       max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
       max_rows: the largest batch.
       threads: requests that are worked on at once. A call takes a fraction of a millisecond: a few suffice.
+      metrics_port, metrics_address: where metrics are shown too, apart from requests; None for nowhere else than
+        under REST's ``/monitoring/prometheus/metrics``.
       allow_reload: whether HandleReloadConfigRequest is answered: it lets any client choose what is served.
     """
 
@@ -56,6 +59,8 @@ class ServerOptions:
     max_rows: int = 1024
     threads: int = 8
     allow_reload: bool = False
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
 
     def registry_root(self) -> str | None:
         """The folder of the registries, or None where nothing is verified. Raises `CimlError` where it is unknown."""
@@ -205,10 +210,14 @@ def run(options: ServerOptions) -> None:
         signal.signal(number, lambda *_: ended.set())
     server = ModelServer(options)
     server.start()
-    sys.stdout.write(json.dumps({"grpc": server.grpc_port, "rest": server.rest_port, "pid": os.getpid()}) + "\n")
-    sys.stdout.flush()
-    ended.wait()
-    server.stop()
+    try:
+        with serve_metrics(server.metrics.registry, options.metrics_port, options.metrics_address) as url:
+            ready = {"grpc": server.grpc_port, "rest": server.rest_port, "pid": os.getpid()}
+            sys.stdout.write(json.dumps({**ready, **({"metrics": url} if url else {})}) + "\n")
+            sys.stdout.flush()
+            ended.wait()
+    finally:
+        server.stop()
 
 
 def main(arguments: list[str] | None = None) -> None:

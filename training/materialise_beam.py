@@ -52,6 +52,25 @@ def run_pipeline(
     Returns:
       How many spans were analysed, and how many had their analysis in the cache.
     """
+    kept_error(clear=True)
+    pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
+        fresh, known = build_materialise(pipeline, data, snapshot, folder, cache)
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+            raise kept_error() or error from None
+    return fresh, known
+
+
+def build_materialise(
+    pipeline: beam.Pipeline, data: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
+) -> tuple[int, int]:
+    """Wires the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
+
+    Returns:
+      How many spans it analyses, and how many have their analysis in the cache.
+    """
     resolved = snapshot.resolved
     root = dataset_store(data, snapshot.dataset)
     transform = transform_digest()
@@ -63,38 +82,31 @@ def run_pipeline(
     known = {span: found for span, key in keys.items() if cache is not None and (found := cache.read(key)) is not None}
     config = adapter_config(resolved)
     known = _sufficient(known, keys, config)
-    kept_error(clear=True)
-    pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
-    with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
-        read = ReadRows(root, resolved)
-        tasks = file_tasks(snapshot)
-        fresh = sorted(set(keys) - set(known))
-        analysed = {
-            span: _read(pipeline, f"span {span}", [t for t in tasks if t.span == span and t.split == "train"], read)
-            for span in fresh
-        }
-        others = [task for task in tasks if task.split != "train" or task.span in known]
-        parts = [*analysed.values(), *([_read(pipeline, "others", others, read)] if others else [])]
-        transform_fn, caches = (
-            {_dataset_key(span): analysed.get(span) for span in keys},
-            {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
-            config,
-        ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
-        _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
-        rows = parts | "all rows" >> beam.Flatten()
-        (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
-            output_record_batches=True
-        )
-        roles = [run.role for run in snapshot.runs()]
-        _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
-        if cache is not None:
-            for span in fresh:
-                if (made := caches.get(_dataset_key(span))) is not None:
-                    _keep(made, span, keys[span], cache)
-        try:
-            pipeline.run().wait_until_finish()
-        except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
-            raise kept_error() or error from None
+    read = ReadRows(root, resolved)
+    tasks = file_tasks(snapshot)
+    fresh = sorted(set(keys) - set(known))
+    analysed = {
+        span: _read(pipeline, f"span {span}", [t for t in tasks if t.span == span and t.split == "train"], read)
+        for span in fresh
+    }
+    others = [task for task in tasks if task.split != "train" or task.span in known]
+    parts = [*analysed.values(), *([_read(pipeline, "others", others, read)] if others else [])]
+    transform_fn, caches = (
+        {_dataset_key(span): analysed.get(span) for span in keys},
+        {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
+        config,
+    ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
+    _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
+    rows = parts | "all rows" >> beam.Flatten()
+    (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
+        output_record_batches=True
+    )
+    roles = [run.role for run in snapshot.runs()]
+    _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
+    if cache is not None:
+        for span in fresh:
+            if (made := caches.get(_dataset_key(span))) is not None:
+                _keep(made, span, keys[span], cache)
     return len(fresh), len(known)
 
 

@@ -61,6 +61,7 @@ class Candidate:
             "definition": self.snapshot.resolved.digest,
             "experiment": self.experiment.to_json(),
             "refresh": refresh_key(self.snapshot, self.experiment),
+            "rejected": self.snapshot.rejected(),
         }
 
 

@@ -150,6 +150,10 @@ class Snapshot:
             counts[run.role][self.resolved.classes[run.label]] += 1
         return counts
 
+    def rejected(self) -> dict[str, int]:
+        """How many examples were left out: by the trust rule that decided so, and all exclusions as ``excluded``."""
+        return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
+
     def rules(self) -> dict[str, int]:
         """How many runs each trust rule let in."""
         return dict(sorted(Counter(run.rule for run in self.runs()).items()))

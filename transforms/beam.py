@@ -17,6 +17,7 @@ from transforms import store as storing
 from transforms.decode import ALL_JOBS, decode
 from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
+from transforms.timings_beam import FETCH
 from transforms.trust import TrustPolicy, judge
 
 _MOST_KEPT = 100
@@ -67,25 +68,20 @@ beam.coders.registry.register_coder(Batch, BatchCoder)
 
 
 class _Call(beam.DoFn):
-    def __init__(
-        self, function: Callable[..., Batch], *arguments: Any, clock: Callable[[], float] | None = None
-    ) -> None:
-        self._function, self._arguments, self._clock = function, arguments, clock
+    def __init__(self, function: Callable[..., Batch], *arguments: Any) -> None:
+        self._function, self._arguments = function, arguments
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         with keep_error():
-            now = (int(self._clock() * 1e6),) if self._clock else ()
-            yield self._function(batch, *self._arguments, *now)
+            yield self._function(batch, *self._arguments)
 
 
 class _Stage(beam.PTransform):
     """One function over each batch."""
 
-    def __init__(
-        self, function: Callable[..., Batch], *arguments: Any, clock: Callable[[], float] | None = None
-    ) -> None:
+    def __init__(self, function: Callable[..., Batch], *arguments: Any) -> None:
         super().__init__()
-        self._call = _Call(function, *arguments, clock=clock)
+        self._call = _Call(function, *arguments)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         return batches | beam.ParDo(self._call).with_output_types(Batch)
@@ -105,11 +101,27 @@ class Judge(_Stage):
         super().__init__(judge, policy)
 
 
-class Fetch(_Stage):
+class _Fetch(beam.DoFn):
+    def __init__(self, policy: FetchPolicy, clock: Callable[[], float]) -> None:
+        self._policy, self._clock = policy, clock
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        seconds: list[float] = []
+        with keep_error():
+            fetched = fetch(batch, self._policy, int(self._clock() * 1e6), seconds)
+        FETCH.observe(seconds)
+        yield fetched
+
+
+class Fetch(beam.PTransform):
     """`transforms.fetch.fetch`, at the time when the batch comes."""
 
     def __init__(self, policy: FetchPolicy, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(fetch, policy, clock=clock)
+        super().__init__()
+        self._fetch = _Fetch(policy, clock)
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return batches | beam.ParDo(self._fetch).with_output_types(Batch)
 
 
 class Parse(_Stage):

@@ -44,6 +44,7 @@ class _Job:
     address: Address | None = None
     data: bytes | None = None
     failure: Refused | Later | None = None
+    seconds: float | None = None  # None where nothing was asked for
 
 
 @dataclass(slots=True)
@@ -155,13 +156,15 @@ class Fetcher:
         """Closes the connections."""
         self._http.close()
 
-    def fetch(self, batch: Batch, now_us: int) -> Batch:
+    def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
         """See `fetch`."""
         jobs: dict[str, _Job] = {}
         for candidate in batch.candidates:
             text = candidate.address or candidate.mention.log_url
             jobs.setdefault(text, _Job(text, [])).candidates.append(candidate)
         self._run(list(jobs.values()))
+        if seconds is not None:
+            seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
         settled = list(batch.settled)
         for candidate in batch.candidates:
@@ -204,11 +207,14 @@ class Fetcher:
             taken += size
             budget.grow(size)
 
+        began = time.monotonic()
         try:
             job.data = self.read(job.address or parse_address(job.text), grow)
         except (Refused, Later) as failure:
             job.failure = failure
             budget.grow(-taken)
+        finally:
+            job.seconds = time.monotonic() - began
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
         """The log at an address, unpacked.
@@ -294,13 +300,14 @@ _fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
 _fetchers_lock = threading.Lock()
 
 
-def fetch(batch: Batch, policy: FetchPolicy, now_us: int) -> Batch:
+def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
     """Fetches the logs of a batch's candidates, `FetchPolicy.threads` at once.
 
     Args:
       batch: whose candidates have an `address` or a `log_url` in their mention.
       policy: what is allowed, and the limits.
       now_us: the present, epoch microseconds; what is deferred counts from here.
+      seconds: takes how long each address was asked for, s, those that gave no log included.
 
     Returns:
       The batch with those candidates whose `log` is there, unpacked. Each of the others is settled: ``deferred`` with
@@ -312,4 +319,4 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int) -> Batch:
         fetcher = _fetchers.get(key)
         if fetcher is None:
             fetcher = _fetchers[key] = Fetcher(policy)
-    return fetcher.fetch(batch, now_us)
+    return fetcher.fetch(batch, now_us, seconds)

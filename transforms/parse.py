@@ -21,7 +21,8 @@ from transforms.gunzip import inflate
 from transforms.parse_clock import fixed_offset, may_change, to_utc
 from transforms.parse_header import Columns, Segment, split_segments
 from transforms.parse_rows import Rows, read_rows, with_nans
-from transforms.parse_times import EARLIEST, LATEST, SECOND, Bool, Int64, local_times, read_cells, read_epochs
+from transforms.parse_times import Bool, Int64, local_times, read_cells, read_epochs
+from transforms.parse_words import EARLIEST, LATEST, SECOND
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
 _MAX_CELLS = 1 << 25  # of one start of the recorder: 256 MiB as floats

@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 
 from ciml.errors import Refused
-from transforms.parse_times import DAY, HOUR, SECOND, Int64
+from transforms.parse_times import Int64
+from transforms.parse_words import DAY, HOUR, SECOND
 
 #: How far a log may reach beyond its run's start and end: clocks differ, and recorders start early and stop late.
 SLACK = 600 * SECOND

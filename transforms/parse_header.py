@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from ciml.errors import Refused
 from ciml.telemetry import unique_names
-from transforms.parse_times import EPOCH_CELLS, MONTHS, TIME_CELLS, epoch_us
+from transforms.parse_words import EPOCH_CELLS, MONTHS, TIME_CELLS, epoch_us
 
 _MAX_HEADER_BYTES = 1 << 20  # how far into a file its first header may be
 _MAX_ROW_BYTES = 1 << 16

@@ -19,9 +19,8 @@ import pyarrow.csv as pacsv
 from ciml.errors import Refused
 from transforms.parse_header import Columns
 from transforms.parse_repair import Repaired, repair
+from transforms.parse_words import NUMBER
 
-#: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣).
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
 # pa.scalar() and pa.array() of a Python value would import pandas.
 _NO_TEXT, _NO_NUMBER = pa.nulls(1, pa.string())[0], pa.nulls(1, pa.float64())[0]

@@ -13,7 +13,6 @@ Times are microseconds since 1970 (int64): in UTC, or by the clock of the record
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,26 +20,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from transforms.parse_words import DAY, EARLIEST, LATEST, MONTHS, SECOND
+
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-
-TIME_CELLS = frozenset({"time", "time-adv"})
-EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
-_MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
-MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
-
-SECOND = 1_000_000
-HOUR = 3600 * SECOND
-DAY = 24 * HOUR
-#: What a recorder's clock can say: a clock that was never set says 1970, and no other year is out of it.
-EARLIEST, LATEST = 946_684_800 * SECOND, 4_102_444_800 * SECOND  # 2000 to 2100
 
 _MILLISECONDS_FROM = 1e11  # as seconds that would be the year 5138
 _MAX_CELL = 40
 _DAYS_BEFORE = np.array([0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334], np.int64)
 _DAYS_IN = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31], np.int64)
 _MONTH_CODE = np.zeros(1 << 15, np.int64)  # three letters of five bits each
-for _number, _name in enumerate(_MONTH_NAMES, 1):
+for _name, _number in MONTHS.items():
     _MONTH_CODE[(_name[0] & 31) << 10 | (_name[1] & 31) << 5 | (_name[2] & 31)] = _number
 
 
@@ -66,17 +56,6 @@ class Cells:
 
     def __getitem__(self, rows: slice) -> Cells:
         return Cells(*(getattr(self, name)[rows] for name in self.__slots__))
-
-
-def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
-    """A civil time as µs since 1970 without a zone; None where there is no such time. Second 60 is the next minute."""
-    try:
-        days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
-    except ValueError:
-        return None
-    if hour > 23 or minute > 59 or second > 60:
-        return None
-    return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
 
 
 def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:

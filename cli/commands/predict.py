@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.ingest.options import Duration
-from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_config_option, kafka_option
+from cli.options import (
+    EngineChoice,
+    data_path_option,
+    engine_option,
+    home_option,
+    kafka_config_option,
+    kafka_option,
+    metrics_options,
+)
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -61,6 +69,7 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
 )
 @click.option("--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam.")
+@metrics_options
 def command(
     data_path: str,
     kafka: str,
@@ -75,6 +84,8 @@ def command(
     kafka_options: tuple[str, ...],
     kafka_config: str | None,
     beam_options: tuple[str, ...],
+    metrics_port: int | None,
+    metrics_address: str,
     **_: Any,
 ) -> None:
     """Predict for runs as ingest announces them, trusted or not.
@@ -90,10 +101,13 @@ def command(
     """
     from ciml.storage import open_store
     from cli.commands.ingest.options import pairs
+    from cli.metrics import shown
     from pipelines.kafka_client import KafkaOptions
+    from pipelines.metrics import PredictBoard
     from pipelines.predict import PredictConfig
     from pipelines.run_predict import predict_micro_batches, predict_on_flink
     from serving.predict import PredictPolicy
+    from transforms.timings_beam import COMMIT
 
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")
@@ -106,13 +120,15 @@ def command(
         runs_topic=runs_topic,
         predictions_topic=predictions_topic,
     )
-    stop = stop_on_signals()
-    shown = _Shown()
-    if engine.job_endpoint:
-        predict_on_flink(config, engine.job_endpoint, until=until, stop=stop, report=shown, extra=tuple(beam_options))
-    else:
-        predict_micro_batches(config, until=until, stop=stop, report=shown)
-    shown.finish()
+    stop, board, line = stop_on_signals(), PredictBoard(), _Shown()
+    with shown(metrics_port, metrics_address, board, COMMIT.histogram):
+        if engine.job_endpoint:
+            predict_on_flink(
+                config, engine.job_endpoint, until=until, stop=stop, report=line, extra=tuple(beam_options), board=board
+            )
+        else:
+            predict_micro_batches(config, until=until, stop=stop, report=line, board=board)
+    line.finish()
 
 
 class _Shown:

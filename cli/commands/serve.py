@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option, home_option, metrics_options
 
 
 @click.command("serve", short_help="Serve the pushed models.")
@@ -28,6 +28,7 @@ from cli.options import data_path_option, home_option
 @click.option("--rest-port", default=8501, show_default=True, help="0: the system chooses.")
 @click.option("--poll-seconds", default=0.5, show_default=True, help="How often the configuration is looked at.")
 @click.option("--allow-reload", is_flag=True, help="Answer HandleReloadConfigRequest: any client may then change it.")
+@metrics_options
 def command(
     data_path: str | None,
     config: str | None,
@@ -38,6 +39,8 @@ def command(
     rest_port: int,
     poll_seconds: float,
     allow_reload: bool,
+    metrics_port: int | None,
+    metrics_address: str,
     **_: Any,
 ) -> None:
     """Serve the pushed models: TensorFlow Serving's gRPC and REST API, and metrics for Prometheus.
@@ -72,5 +75,7 @@ def command(
             rest_port=rest_port,
             poll_s=poll_seconds,
             allow_reload=allow_reload,
+            metrics_port=metrics_port,
+            metrics_address=metrics_address,
         )
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option, home_option, metrics_options
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ REFUSED = 5
 @click.option("--min-test-runs", type=click.IntRange(1), help="The gate says no on fewer held-out runs.")
 @click.option("--tolerance", type=click.FloatRange(0), help="How much worse than the champion a candidate may be.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, a line for each refresh.")
+@metrics_options
 def command(
     data_path: str,
     dataset: str,
@@ -54,19 +55,24 @@ def command(
     experiment: str | None,
     watch: bool,
     as_json: bool,
+    metrics_port: int | None,
+    metrics_address: str,
     **options: Any,
 ) -> int:
     """Train on a data set's trusted runs, evaluate on held-out ones, and push what the gate blesses, or say why not.
 
-    A candidate is compared with the served model on the same runs. Exit code 5: the gate refused it.
+    A candidate is compared with the served model on the same runs. Exit code 5: the gate refused it. Metrics are shown
+    with --watch alone.
 
     \b
     Example:
       ciml train --dataset provider --data-path data
       ciml train --dataset provider --model provider --watch --data-path data
     """
+    from cli.metrics import shown
     from pipelines.trainer import run_once
     from pipelines.trainer import watch as watch_data
+    from pipelines.trainer_metrics import TrainBoard
 
     options.pop("home")
     config = make_config(data_path, dataset, model, experiment, **options)
@@ -84,8 +90,9 @@ def command(
         result = run_once(config, progress=step)
         show(result)
         return REFUSED if result.outcome == "refused" else 0
-    stop = stop_on_signals()
-    watch_data(config, report=show, stop=stop, progress=step)
+    stop, board = stop_on_signals(), TrainBoard(config.model)
+    with shown(metrics_port, metrics_address, board):
+        watch_data(config, report=show, stop=stop, progress=step, board=board)
     return 0
 
 

@@ -13,7 +13,7 @@ from cli.options import home_option, use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: What ciml reads and writes, and how many partitions each topic gets on a local broker.
-_TOPICS = {"ci-events": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
+_TOPICS = {"ci-events": 2, "samples": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
 _PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
 
 

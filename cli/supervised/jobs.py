@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,12 @@ class Worker:
         """Starts it, in the place of one that is gone."""
         self._place.forget("worker")
         command = processes.python_command("cli.supervised.worker", str(self._place.home), self._place.name)
-        environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+        shutil.rmtree(self._place.timings, ignore_errors=True)
+        self._place.timings.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1",
+            "PROMETHEUS_MULTIPROC_DIR": str(self._place.timings),
+        }  # fmt: skip
         self._child = processes.spawn([*command, savepoint], self._place.log("worker"), environment, self._cwd)
 
     def end(self) -> None:

@@ -39,6 +39,7 @@ class Options:
       beam: further options of Beam.
       cwd: the folder that relative paths are of.
       local_kafka, local_flink: whether these are the home's own, whose addresses may change (`located`).
+      metrics_port, metrics_address: where its supervisor shows metrics; None for nowhere.
       tied: a process (pid, start time) with which all of it ends; for tests.
     """
 
@@ -53,6 +54,8 @@ class Options:
     local_kafka: bool = False
     local_flink: bool = False
     tied: tuple[int, float] | None = None
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Options:
@@ -99,6 +102,11 @@ class Place:
         """Those that were ever started in a home."""
         found = sorted((home / "ingest").glob("*/options.json")) if home.exists() else []
         return [cls(home, path.parent.name) for path in found]
+
+    @property
+    def timings(self) -> Path:
+        """Where the worker leaves what it measures, for its supervisor to show."""
+        return self.folder / "timings"
 
     def log(self, what: str) -> Path:
         """The log of its ``supervisor`` or ``worker``."""

@@ -130,6 +130,7 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("checkpoint", "–" if not point else f"{_size(point['bytes'])}, {_age(_since(point['time_us']))} old"),
         ("savepoint", "–" if not kept else f"{kept['path']} ({kept['use'] or 'kept'})"),
         ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} submitted again"),
+        ("metrics", status.get("metrics") or "–"),
         ("processes", f"supervisor {_pid(status['supervisor'])}, worker {_pid(status['worker'])}"),
     ]  # fmt: skip
     return rows + [("" if number else "mended", f"{_time(one['time_us'])} {one['why']}") for number, one in

@@ -20,8 +20,10 @@ _LOOK_S = 0.2
 _AT_WORK = ("starting", "running", "restarting")
 
 
-def start(place: Place, options: Options, wait_s: float, say: Say) -> None:
-    """Starts an ingest from the manifest.
+def start(place: Place, options: Options, wait_s: float, say: Say, *, foreground: bool = False) -> int:
+    """Starts an ingest from the manifest. In the foreground this process is its supervisor; returns its exit code.
+
+    Whoever keeps processes in the foreground starts them again with the same options: that goes on as `resume` does.
 
     Raises:
       CimlError: it runs already; an option is of no use.
@@ -31,14 +33,23 @@ def start(place: Place, options: Options, wait_s: float, say: Say) -> None:
     with _commanding(place):
         _refuse_a_second(place)
         check(options)
+        again = foreground and place.known and _said(place.options()) == _said(options)
         if place.known:
             _end_unlike(place, options, say)
             kept = place.status().get("savepoint")
-            if kept and not kept["use"]:
+            if kept and not kept["use"] and not again:
                 say(f"The savepoint {kept['path']} is left: this starts from the manifest (resume would have used it).")
         place.put_options(options)
-        place.put_status({})
-        _supervise(place, wait_s, say)
+        if not again:
+            place.put_status({})
+        if not foreground:
+            _supervise(place, wait_s, say)
+            return 0
+        use_s3(place.home, options)
+        place.want("run")
+    from cli.supervised.supervisor import main
+
+    return main(place.home, place.name)
 
 
 def resume(place: Place, parallelism: int | None, wait_s: float, say: Say) -> None:

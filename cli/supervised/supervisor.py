@@ -8,11 +8,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ciml.errors import CimlError
+from prometheus_client import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from ciml.errors import CimlError, EngineError
 from cli.engines import processes
 from cli.supervised.place import Options, Place, bound
 from cli.supervised.tied import tie
@@ -40,7 +46,7 @@ def main(home: Path, name: str) -> int:
             place.put_status({**place.status(), "health": "failed", "why": str(error)})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
-        return 0 if health == "stopped" else 4
+        return 0 if health == "stopped" or leave.is_set() else 4
 
 
 def supervise(place: Place, options: Options, leave: threading.Event | None = None) -> Health:
@@ -77,7 +83,41 @@ def supervise(place: Place, options: Options, leave: threading.Event | None = No
         watched(options), jobs_of(place, options), place.wanted, tell, status,
         maintains=options.engine != "micro-batches",
     )  # fmt: skip
-    return supervisor.run(leave)
+    with _metrics(place, options, supervisor.board) as status["metrics"]:
+        return supervisor.run(leave)
+
+
+@contextmanager
+def _metrics(place: Place, options: Options, board: Collector) -> Iterator[str]:
+    """Shows metrics, and yields where; or why not: the ingest is kept at work all the same."""
+    from ciml.metrics import registry_of, serve_metrics
+
+    with ExitStack() as stack:
+        where = ""
+        try:
+            registry = registry_of(board, _Timings(place.timings))
+            where = stack.enter_context(serve_metrics(registry, options.metrics_port, options.metrics_address))
+        except EngineError as error:
+            where = str(error)
+            logging.getLogger(__name__).warning("%s", error)
+        yield where
+
+
+class _Timings(Collector):
+    """What the worker measures. Its files go when the next one starts."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            return list(self._files.collect())  # type: ignore[no-untyped-call]
+        except FileNotFoundError:
+            return []
 
 
 def watched(options: Options) -> Any:

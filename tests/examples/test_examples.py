@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from ciml.definitions import DatasetDefinition
+from ciml.events import FINISHED, decode_message
 from ciml.storage import open_store
 from ciml.telemetry import telemetry_columns
 from cli.demo.corpus import Sample, read_corpus
 from pipelines.datasets import create_dataset, update_dataset
+from tests.cli.record.test_delivery import consume
 from tests.pipelines.raw_store import RawStore
 from transforms.parse import Log, parse_logs
 
@@ -29,6 +31,7 @@ RUN_BY = {
     "ask_the_model_server.py": "here",
     "downsample_a_log.py": "here",
     "read_a_data_set.py": "here",
+    "record_jobs.py": "here",
     "send_events.py": "tests/house/test_readme.py, as the README says it",
 }
 
@@ -102,6 +105,25 @@ def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path
 def test_a_data_set_without_spans_is_named(tmp_path: Path) -> None:
     create_dataset(open_store(tmp_path), DatasetDefinition(name="empty", class_label="provider"))
     assert "ciml dataset update empty" in example("read_a_data_set.py", tmp_path, "empty", code=1)
+
+
+@pytest.mark.engines
+def test_jobs_are_recorded(kafka: str, topic: Any, tmp_path: Path) -> None:
+    events = topic(name="events")
+    lines = example(
+        "record_jobs.py", "--jobs", "2", "--log-dir", tmp_path / "logs", "--python", sys.executable,
+        "--part", "numpy.fft.tests.test_helper", "--", "--kafka", kafka, "--topic", events,
+        "--samples-topic", topic(name="samples"), "--spool", tmp_path / "spool",
+    ).splitlines()  # fmt: skip
+    assert [line.partition(" after")[0] for line in lines] == [
+        "numpy.fft.tests.test_helper, none: exit status 0", "numpy.fft.tests.test_helper, patch: exit status 1",
+    ]  # fmt: skip
+    told = [decode_message(message) for message in consume(kafka, events)]
+    runs = [event.mentions[0] for event in told if event.type == FINISHED]
+    assert [(run.result, run.change, run.labels["fault"]) for run in runs] == [
+        ("SUCCESS", "0", "none"), ("FAILURE", "1", "patch"),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "logs").glob("*/*/dstat-csv_log.txt.gz"))) == 2
 
 
 def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def command(
             for engine in engines
             for number in (wanted or known)
             if engine in known[number].ENGINES
-            for index in range(trials or known[number].TRIALS)
+            for index in range(trials or rows.wanted(known[number], engine))
         ]
         if missing:
             passed = {key for key, one in results.newest(results.load()).items() if one.ok}

@@ -62,9 +62,9 @@ def run(scene: Scene, seed: int, events: int, kills: int, data: str = "", rate: 
       scene: whose engine ingests; its cluster is this run's alone.
       seed: of the events, of what is killed and when.
       events: about how many messages.
-      kills: how many processes are killed.
+      kills: how many processes are killed at least: they die for as long as messages are sent.
       data: the data root; a folder by default.
-      rate: messages a second; by default so that the producer goes on until the last kill.
+      rate: messages a second; by default so that there is time for the kills.
     """
     broker = Broker(scene.folder / "broker")
     try:
@@ -74,8 +74,8 @@ def run(scene: Scene, seed: int, events: int, kills: int, data: str = "", rate: 
         story.warm_up()
         plan = story.planner.mixed_again(round(events * 0.905), MIX)
         story.produce(plan, rate or max(events / (kills * _BETWEEN_S), 20.0))
-        for kind in _order(scene, chance, kills):
-            if story.is_settled() or story.verdict.failures:
+        for kind in _victims(scene, chance):
+            if story.all_sent() or story.verdict.failures:
                 break
             story.sleep(chance.uniform(1.0, 8.0))
             story.tick()
@@ -93,7 +93,7 @@ def run(scene: Scene, seed: int, events: int, kills: int, data: str = "", rate: 
         story.stop_ingest()
         verdict = story.finish()
         done = verdict.counts["kills"]
-        verdict.expect(done >= kills, f"trial: {done} kills, not {kills}: the events were settled before")
+        verdict.expect(done >= kills, f"trial: {done} kills, not {kills}: all was sent before")
         return verdict
     finally:
         broker.kill()
@@ -105,14 +105,14 @@ def _say(story: Story, text: str) -> None:
     print(f"{at:7.1f} s  {told}: {text}", flush=True)
 
 
-def _order(scene: Scene, chance: random.Random, kills: int) -> list[str]:
-    """What dies, in order: every kind about as often."""
+def _victims(scene: Scene, chance: random.Random) -> Iterator[str]:
+    """What dies, without end: every kind about as often."""
     kinds = ["taskmanager", "workers", "jobmanager", "broker", "taskmanager", "workers", "pool"]
     if scene.engine != "flink":
         kinds = ["process", "process", "process", "broker"]
-    order = (kinds * (kills // len(kinds) + 1))[:kills]
-    chance.shuffle(order)
-    return order
+    while True:
+        chance.shuffle(kinds)
+        yield from kinds
 
 
 def _kill(kind: str, story: Story, broker: Broker, chance: random.Random) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.faults.children import ROOT
 from tests.faults.results import Result, newest, summary
-from tests.faults.rows import Row
+from tests.faults.rows import Row, wanted
 
 DOCUMENT = ROOT / "docs" / "faults.md"
 BEGIN, END = "<!-- results: written by make faults -->", "<!-- end of results -->"
@@ -49,7 +49,7 @@ def render(rows: dict[int, Row], results: list[Result]) -> str:
         commit_s, lag_s = facts.get("commit_s") or facts.get("back_s"), facts.get("lag_s")
         green = facts["passed"] == facts["trials"]
         lines.append(
-            f"| {number} | {row.TITLE} | {engine} | {facts['trials']} of {row.TRIALS} | {seeds(tried)} | "
+            f"| {number} | {row.TITLE} | {engine} | {facts['trials']} of {wanted(row, engine)} | {seeds(tried)} | "
             f"{facts['passed']} | {' '.join(row.INVARIANTS)} | {_times(commit_s)} | {_times(lag_s)} | "
             f"{bound(facts['trials']) if green else 'failures'} |"
         )

@@ -16,18 +16,32 @@ import pyarrow as pa
 import pytest
 
 from ciml.errors import EngineError, IntegrityError
+from ciml.id_index import IdTable
+from ciml.metrics import Board
+from ciml.part_files import PartFiles
 from ciml.records import Batch, Message, OffsetRange
 from ciml.storage import Store, open_store
 from pipelines import predict as predict_module
 from pipelines.kafka_client import KafkaOptions, Reader, list_topic
+from pipelines.metrics import PredictBoard
 from pipelines.predict import PredictConfig
 from pipelines.run_predict import predict_micro_batches, predict_on_flink
 from serving.client import ClientPolicy
 from serving.predict import Predictor, PredictPolicy
-from serving.predictions import Predicted, PredictionState, prediction_id, read_predictions, reconcile
+from serving.prediction_metrics import prediction_families
+from serving.predictions import (
+    LATENCIES_S,
+    PREDICTIONS,
+    Predicted,
+    PredictionState,
+    prediction_id,
+    read_predictions,
+    reconcile,
+)
 from serving.push import push
 from serving.registry import Verdict
 from serving.server import ModelServer, ServerOptions
+from tests.scraping import collected
 from tests.serving.models_fixture import DEFINITION, direct, save_model
 from transforms.examples import prepare
 from transforms.store import write_run
@@ -234,6 +248,30 @@ def test_reconcile_drops_replays_and_counts_repeats() -> None:
         reconcile(state, [Predicted(covers(5, 6), [record("q", 9)])], 8)
 
 
+def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path) -> None:
+    state = PredictionState()
+    for version in range(1, 15):
+        offset = version - 1
+        one = record(f"run{version}", offset, version) | {"latency_ms": 90.0 * version}
+        delta = reconcile(state, [Predicted(covers(offset, offset + 1), [one])], 5_000_000)
+        assert delta is not None
+        state.apply(version, {**delta, "version": version})
+    tables = {
+        name: IdTable(kind, (), PartFiles(open_store(tmp_path), "index")) for name, kind in PREDICTIONS.tables.items()
+    }
+    restored = PREDICTIONS.restore(14, json.loads(json.dumps(state.snapshot())), tables)
+    for each in (state, restored):
+        board = Board()
+        board.put("predictions", prediction_families(each))
+        shown = collected(board)
+        latest = {("m", str(version)): 1 for version in range(5, 15)}
+        assert shown["ciml_predictions_total"] == {("m", "older"): 4, **latest}
+        assert shown["ciml_prediction_latency_seconds_bucket"]["0.25", "m"] == 2
+        assert shown["ciml_prediction_latency_seconds_bucket"]["2.5", "m"] == 14
+        assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.09 * sum(range(1, 15)))}
+        assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
+
+
 # ---- with a broker ----
 
 
@@ -301,7 +339,8 @@ def test_micro_batches_predict_each_run_once(
         predict_micro_batches(config, until="end")
     monkeypatch.undo()
     words: list[tuple[int, str]] = []
-    predict_micro_batches(config, until="end", report=lambda state, lag, word: words.append((lag, word)))
+    board = PredictBoard()
+    predict_micro_batches(config, until="end", report=lambda state, lag, word: words.append((lag, word)), board=board)
 
     found = list(read_predictions(world.data))
     assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(20))
@@ -320,6 +359,18 @@ def test_micro_batches_predict_each_run_once(
         value = json.loads(message.value or b"")
         assert value == {name: item for name, item in one.items() if name != "offset"}
     assert words[0][1].startswith("version 1")
+    shown = collected(board)
+    assert shown["ciml_predictions_total"] == {("m", "1"): 20}
+    assert shown["ciml_unpredictable_total"] == {("bad_announcement",): 1}
+    assert shown["ciml_prediction_repeats_total"] == {(): 1}
+    assert shown["ciml_lag_messages"] == {("0", config.runs_topic): 0}
+    assert shown["ciml_prediction_latency_seconds_count"] == {("m",): 20}
+    assert shown["ciml_prediction_latency_seconds_sum"][("m",)] == pytest.approx(
+        sum(one["latency_ms"] for one in found) / 1000
+    )
+    for bound in LATENCIES_S:
+        faster = sum(one["latency_ms"] <= bound * 1000 for one in found)
+        assert shown["ciml_prediction_latency_seconds_bucket"][str(bound), "m"] == faster
 
     # Another version predicts only what is announced from now on.
     world.push(folders[1])

@@ -15,11 +15,13 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage import LocalStore, Store, open_store
 from pipelines import trainer as trainer_module
 from pipelines.trainer import TrainConfig, TrainResult, run_once, watch
+from pipelines.trainer_metrics import TrainBoard
 from serving.client import ModelClient
 from serving.loader import load_model
 from serving.push import rollback
 from serving.registry import Registry
 from serving.server import ModelServer, ServerOptions
+from tests.scraping import collected
 from tests.serving.models_fixture import save_model
 from tests.training.conftest import made  # noqa: F401  (the fixture)
 from training.champion import Champion
@@ -182,7 +184,7 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(config: TrainConfig, m
         if len(calls) == 2:
             return TrainResult("nothing_new", ("too little",))
         stop.set()
-        return TrainResult("pushed", ("better",), version=1)
+        return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
 
     def progress(word: str) -> None:
         words.append(word)
@@ -196,11 +198,36 @@ def test_watch_waits_for_data_and_refreshes_when_it_grows(config: TrainConfig, m
 
     thread = threading.Thread(target=grow)
     thread.start()
-    watch(config, report=results.append, stop=stop, poll_s=0.02, progress=progress)
+    board = TrainBoard("m")
+    watch(config, report=results.append, stop=stop, poll_s=0.02, progress=progress, board=board)
     thread.join()
     assert words == ["waits: no data set 'd'"]
     assert [one.outcome for one in results] == ["pushed"]
     assert len(calls) == 3
+    shown = collected(board)
+    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
+    assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
+    assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
+
+
+def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+    board = TrainBoard("m")
+    assert "ciml_model_pushes_total" not in collected(board)  # nothing is known yet
+    for seed, blessed in ((1, True), (2, False), (3, True)):
+        scripted((seed, blessed, ""))
+        run_once(config)
+    registry = Registry(config.data, "m")
+    candidate = registry.record_candidate(
+        open_store(save_model(Path(config.data.root) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
+    )
+    registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
+    board.see(registry.state)
+    shown = collected(board)
+    assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
+    assert shown["ciml_model_pushes_total"] == {("m",): 2}
+    assert shown["ciml_champion_version"] == {("m",): 2}
+    assert shown["ciml_champion_push_timestamp_seconds"] == {("m",): registry.state.versions[2].time_us / 1e6}
+    assert shown["ciml_training_samples_rejected_total"] == {("m", "otherwise"): 5, ("m", "excluded"): 2}
 
 
 def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -18,7 +18,8 @@ from tests.golden.make_logs import DOOL, DSTAT, LOAD, instant, record, replace, 
 from transforms.parse import Log, parse_logs
 from transforms.parse_clock import fixed_offset
 from transforms.parse_header import interval_of
-from transforms.parse_times import epoch_us, read_cells
+from transforms.parse_times import read_cells
+from transforms.parse_words import epoch_us
 
 
 def written(times: list[str], date: str, **event: object) -> list[str] | str:

@@ -34,6 +34,9 @@ _PARALLELISM = "Of the job on Flink: at most one for each partition does anythin
 @click.option("--flink-rest", metavar="URL", help="Flink's REST API, for --engine flink:HOST:PORT.")
 @click.option("--workers", metavar="HOST:PORT", help="The pool of Python workers, for --engine flink:HOST:PORT.")
 @_WAIT
+@click.option(
+    "--foreground", is_flag=True, help="Be the supervisor, for whoever keeps processes; SIGTERM ends the watch alone."
+)
 @click.option("--tied-to", type=int, hidden=True, help="End with the process of this pid.")
 def start(
     engine: EngineChoice,
@@ -44,9 +47,12 @@ def start(
     workers: str | None,
     beam_options: tuple[str, ...],
     wait_s: float,
+    foreground: bool,
     tied_to: int | None,
+    metrics_port: int | None,
+    metrics_address: str,
     **ingest: Any,
-) -> None:
+) -> int:
     """Start an ingest, and leave a supervisor that keeps it at work.
 
     Reading starts where the manifest says. The supervisor submits the job again when it is gone, has failed, or commits
@@ -75,8 +81,10 @@ def start(
         local_kafka=ctx.get_parameter_source("kafka") is default,
         local_flink=engine.name == "flink" and not named,
         tied=(tied_to, processes.start_time(tied_to)) if tied_to else None,
+        metrics_port=metrics_port,
+        metrics_address=metrics_address,
     )
-    starting.start(Place(home, name), located(home, options), wait_s, click.echo)
+    return starting.start(Place(home, name), located(home, options), wait_s, click.echo, foreground=foreground)
 
 
 @click.command("resume", short_help="Go on with an ingest that was stopped.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.options import data_path_option, engine_option, home_option, kafka_config_option, kafka_option
+from cli.options import data_path_option, engine_option, home_option, kafka_config_option, kafka_option, metrics_options
 
 if TYPE_CHECKING:
     from pipelines.ingest import IngestConfig
@@ -110,12 +110,12 @@ _ENGINES = [
     ),
 ]
 #: The options that are not `make_config`'s.
-APART = ("engine", "home", "beam_options")
+APART = ("engine", "home", "beam_options", "metrics_port", "metrics_address")
 
 
 def ingest_options(*, endings: bool) -> Callable[[F], F]:
     """All options of an ingest; with ``endings`` also those of one that ends by itself."""
-    table = [*_PLACES, *(_ENDINGS if endings else []), *_SELECTION, *_ENGINES]
+    table = [*_PLACES, *(_ENDINGS if endings else []), *_SELECTION, *_ENGINES, metrics_options]
 
     def apply(command: F) -> F:
         for option in reversed(table):

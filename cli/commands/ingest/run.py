@@ -23,22 +23,29 @@ def command(
     once: bool,
     until_idle: float | None,
     beam_options: tuple[str, ...],
+    metrics_port: int | None,
+    metrics_address: str,
     **options: Any,
 ) -> None:
     """Turn CI events into raw runs, in the foreground."""
+    from cli.metrics import shown
     from cli.progress import Counts
+    from pipelines.metrics import IngestBoard
     from pipelines.run_ingest import ingest_micro_batches, ingest_on_flink
+    from transforms.timings_beam import COMMIT, FETCH
 
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")
     until: Until = "end" if once else until_idle
     options.pop("home")
     config = make_config(data_path, kafka, **options)
-    stop = stop_on_signals()
-    with Counts(f"{config.topic} by {engine}") as counts:
+    stop, board = stop_on_signals(), IngestBoard()
+    showing = shown(metrics_port, metrics_address, board, FETCH.histogram, COMMIT.histogram)
+    with showing, Counts(f"{config.topic} by {engine}") as counts:
         if engine.job_endpoint:
             ingest_on_flink(
-                config, engine.job_endpoint, until=until, stop=stop, report=counts.show, extra=tuple(beam_options)
-            )
+                config, engine.job_endpoint, until=until, stop=stop, report=counts.show, extra=tuple(beam_options),
+                board=board,
+            )  # fmt: skip
         else:
-            ingest_micro_batches(config, until=until, stop=stop, report=counts.show)
+            ingest_micro_batches(config, until=until, stop=stop, report=counts.show, board=board)

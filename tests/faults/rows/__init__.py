@@ -20,7 +20,7 @@ class Row(Protocol):
       INJECTED: how it is injected, in a sentence for the report.
       EXPECTED: what has to happen.
       INVARIANTS: of I1–I7, those that its trials check beside the equality of every row with the direct computation.
-      TRIALS: how many trials the report wants.
+      TRIALS: how many trials the report wants, on the first of its engines.
       ENGINES: of ``micro-batches`` and ``flink``, what its trials can run on.
 
     One that measures has ``ALONE = True``: no other trial runs beside it.
@@ -36,6 +36,12 @@ class Row(Protocol):
 
     def trial(self, seed: int, scene: Scene) -> Verdict:
         """Runs one trial; everything that is random in it follows from ``seed``."""
+
+
+def wanted(row: Row, engine: str) -> int:
+    """How many trials of a row the report wants on an engine: on a further one half as many, for there each takes a
+    minute, and what is injected is the same."""
+    return row.TRIALS if engine == row.ENGINES[0] else row.TRIALS // 2
 
 
 def load() -> dict[int, Row]:

@@ -1,0 +1,1 @@
+"""``ciml record``: a command with a recorder beside it. docs/record.md says what is promised."""

@@ -1,0 +1,99 @@
+"""The pipelines as graphs: what an engine is given, made without an engine, a broker or a network.
+
+Each is wired by the function that runs it. What a run would find out first, such as where partitions begin, is stated
+here: two partitions of `ci-events`, a log that is due, a data set of one span.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import apache_beam as beam
+
+from ciml.dataset_plan import SelectedRun, SpanPlan
+from ciml.dataset_state import ExampleFile
+from ciml.definitions import DatasetDefinition, ResolvedDefinition
+from ciml.listing import Reading
+from ciml.listing_files import Block
+from ciml.records import Candidate, Mention, Origin, RawFile, Trust
+from ciml.storage import LocalStore
+from pipelines.kafka import PartitionRead
+from pipelines.kafka_client import KafkaOptions
+from transforms.fetch_policy import FetchPolicy
+
+_DATA = LocalStore("data")
+_KAFKA = KafkaOptions("kafka:9092")
+_READS = (PartitionRead("ci-events", "T", 0, 0, None), PartitionRead("ci-events", "T", 1, 1200, None))
+_BOUNDED = (PartitionRead("ci-events", "T", 0, 0, 500), PartitionRead("ci-events", "T", 1, 1200, 1300))
+_RUNS = (PartitionRead("runs", "R", 0, 0, None),)
+_MENTION = Mention("zuul~1~1", "1", "job", outcome="success", source="zuul", start_us=0, end_us=1)
+_RESOLVED = ResolvedDefinition(
+    definition=DatasetDefinition(name="example", sample_interval="10s", class_label="status", max_windows=5),
+    columns=("total cpu usage:usr", "load avg:1m"),
+    features=("usr", "1m"),
+    classes=("passed", "failed"),
+    windows=5,
+)
+_PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _MENTION, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
+
+
+def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[Candidate, ...] = ()) -> None:
+    from pipelines.ingest import IngestConfig, build_ingest
+
+    fetch = FetchPolicy(hosts=("logs.example.org",))
+    build_ingest(pipeline, IngestConfig(_DATA, _KAFKA, fetch=fetch), reads, due)
+
+
+def _predict(pipeline: beam.Pipeline) -> None:
+    from pipelines.predict import PredictConfig, build_predict
+    from serving.predict import PredictPolicy
+
+    build_predict(pipeline, PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example")), _RUNS)
+
+
+def _backfill(pipeline: beam.Pipeline) -> None:
+    from pipelines.backfill_beam import build_backfill
+    from pipelines.backfill_plan import BackfillConfig, Work
+
+    reading = Reading(source="backfill", logs="/logs")
+    works = [Work(Block(0, 1000, 0, 100_000, b""), ((0, 1000),))]
+    build_backfill(pipeline, BackfillConfig(_DATA, reading), "listing.jsonl", "0", works, spread=True)
+
+
+def _dataset(pipeline: beam.Pipeline) -> None:
+    from pipelines.spans import build_spans
+
+    build_spans(pipeline, _DATA.child("raw"), _DATA.child("datasets/example"), [_PLAN], _RESOLVED, "results")
+
+
+def _materialise(pipeline: beam.Pipeline) -> None:
+    from training.runtime import tensorflow
+
+    tensorflow()  # it has to be set up before tf.Transform imports it
+    import tensorflow_transform.beam as tft_beam
+
+    from training.materialise_beam import build_materialise
+    from training.snapshot import Snapshot, SnapshotRun, SnapshotSpan
+
+    runs = tuple(SnapshotRun(f"zuul~{at}~1", "train", "train", at % 2, "gated", "job", "0") for at in range(4))
+    files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}
+    snapshot = Snapshot("example", _RESOLVED, "p", (SnapshotSpan(1, 1, files, runs),))
+    with tempfile.TemporaryDirectory(prefix="ciml-graph-") as folder, tft_beam.Context(temp_dir=folder):
+        build_materialise(pipeline, _DATA, snapshot, Path("work"), None)
+
+
+#: What can be drawn, by name: how it is wired, and what it is.
+PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
+    "ingest": (partial(_ingest, reads=_READS), "ciml ingest on Flink or Dataflow: for ever"),
+    "ingest-micro-batch": (
+        partial(_ingest, reads=_BOUNDED, due=(Candidate(Origin("ci-events", 0, 7), "e", _MENTION),)),
+        "ciml ingest --engine micro-batches: one of them",
+    ),
+    "predict": (_predict, "ciml predict: for ever"),
+    "backfill": (_backfill, "ciml backfill --runner: one pipeline of it"),
+    "dataset": (_dataset, "ciml dataset update --runner: the making of spans"),
+    "materialise": (_materialise, "ciml train: from examples to normalised records, by tf.Transform"),
+}

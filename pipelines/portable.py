@@ -1,0 +1,133 @@
+"""The portable form of a pipeline: what every engine is given, whichever it is; read, judged and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns, python_urns
+from apache_beam.portability.api import beam_runner_api_pb2 as api
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_capabilities
+
+_PRIMITIVES, _COMBINES = common_urns.primitives, common_urns.combine_components
+#: What engines do by themselves; everything else is a Python worker's.
+_OF_ENGINES = {
+    _PRIMITIVES.IMPULSE.urn: "Impulse",
+    _PRIMITIVES.FLATTEN.urn: "Flatten",
+    _PRIMITIVES.GROUP_BY_KEY.urn: "GroupByKey",
+}
+_OF_WORKERS = {
+    _PRIMITIVES.PAR_DO.urn: "ParDo",
+    _PRIMITIVES.ASSIGN_WINDOWS.urn: "Window",
+    **{one.urn: "Combine" for one in (
+        _COMBINES.COMBINE_PER_KEY_PRECOMBINE, _COMBINES.COMBINE_PER_KEY_MERGE_ACCUMULATORS,
+        _COMBINES.COMBINE_PER_KEY_EXTRACT_OUTPUTS, _COMBINES.COMBINE_GROUPED_VALUES,
+    )},
+}  # fmt: skip
+_PYTHON_FUNCTIONS = (python_urns.PICKLED_DOFN_INFO, python_urns.KEY_WITH_NONE_DOFN)
+_PYTHON = "beam:version:sdk_base:apache/beam_python"
+_ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasdk", "go:")
+
+
+def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
+    """The portable form of what ``build`` wires. Nothing is run, and nobody is asked."""
+    environment = ExternalEnvironment("localhost:50000", capabilities=python_sdk_capabilities())
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    build(pipeline)
+    return pipeline.to_runner_api(default_environment=environment)
+
+
+def is_unbounded(proto: api.Pipeline) -> bool:
+    """Whether it runs for ever."""
+    return any(one.is_bounded == api.IsBounded.UNBOUNDED for one in proto.components.pcollections.values())
+
+
+def foreign(proto: api.Pipeline) -> list[str]:
+    """Why a pipeline needs more than Python workers, a line for each stage or coder; nothing where it does not.
+
+    A stage that another language expanded runs in an environment of that language, so an engine would need its
+    containers too; one that only some runners know (a Java source by its URN) would not run on the others.
+    """
+    parts, found = proto.components, []
+    python = {name for name, one in parts.environments.items() if any(c.startswith(_PYTHON) for c in one.capabilities)}
+    for each in parts.transforms.values():
+        urn, stage = each.spec.urn, each.unique_name or "the whole"
+        if each.environment_id and each.environment_id not in python:
+            found.append(f"{stage}: its environment {each.environment_id} is not Python's")
+        if any(word in urn for word in _ELSEWHERE):
+            found.append(f"{stage}: {urn} is another language's")
+        elif _works(each) and urn not in _OF_ENGINES and urn not in _OF_WORKERS:
+            found.append(f"{stage}: {urn} is not what every engine knows")
+        if urn == _PRIMITIVES.PAR_DO.urn:
+            function = api.ParDoPayload.FromString(each.spec.payload).do_fn.urn
+            if function not in _PYTHON_FUNCTIONS:
+                found.append(f"{stage}: its function is {function}")
+    for name, coder in parts.coders.items():
+        if any(word in coder.spec.urn for word in _ELSEWHERE):
+            found.append(f"coder {name}: {coder.spec.urn} is another language's")
+    return found
+
+
+def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """(stage, what it is, the stages that it reads) of all that do something, each after those that it reads."""
+    parts = proto.components.transforms
+    makers: dict[str, str] = {}
+    names: dict[str, str] = {}
+
+    def walk(identity: str) -> Iterator[str]:
+        for child in parts[identity].subtransforms:
+            yield from walk(child)
+        if _works(parts[identity]):
+            yield identity
+
+    ordered = [identity for root in proto.root_transform_ids for identity in walk(root)]
+    for identity in ordered:
+        names[identity] = parts[identity].unique_name
+        makers.update(dict.fromkeys(parts[identity].outputs.values(), identity))
+    for identity in ordered:
+        each = parts[identity]
+        reads = [names[makers[one]] for one in sorted(each.inputs.values()) if one in makers]
+        yield names[identity], _kind(each), tuple(dict.fromkeys(reads))
+
+
+def _works(transform: api.PTransform) -> bool:
+    """Whether it is more than a name for others, or for what it was given."""
+    return not transform.subtransforms and not set(transform.outputs.values()) <= set(transform.inputs.values())
+
+
+def _kind(transform: api.PTransform) -> str:
+    urn = transform.spec.urn
+    kind = _OF_ENGINES.get(urn) or _OF_WORKERS.get(urn, urn)
+    if urn == _PRIMITIVES.PAR_DO.urn:
+        payload = api.ParDoPayload.FromString(transform.spec.payload)
+        marks = [
+            *(["splittable"] if payload.restriction_coder_id else []),
+            *(["state"] if payload.state_specs else []),
+            *(["timers"] if payload.timer_family_specs else []),
+        ]
+        kind += f" ({', '.join(marks)})" if marks else ""
+    return kind
+
+
+def as_text(name: str, proto: api.Pipeline) -> str:
+    """A pipeline as a list for people: a stage a line, with the numbers of those that it reads."""
+    rows = list(stages(proto))
+    number = {stage: at for at, (stage, _, _) in enumerate(rows, 1)}
+    width = max(len(kind) for _, kind, _ in rows)
+    kind = "unbounded" if is_unbounded(proto) else "bounded"
+    elsewhere = foreign(proto)
+    workers = "only Python workers" if not elsewhere else "NOT ONLY PYTHON"
+    lines = [f"{name}: {kind}, {len(rows)} stages, {workers}"]
+    for stage, what, reads in rows:
+        read = f"  <- {', '.join(str(number[one]) for one in reads)}" if reads else ""
+        lines.append(f"{number[stage]:>3}  {what:<{width}}  {stage}{read}")
+    return "\n".join([*lines, *elsewhere])
+
+
+def as_dot(proto: api.Pipeline) -> str:
+    """A pipeline for Graphviz, its composites as clusters."""
+    from apache_beam.runners.render import PipelineRenderer, RenderOptions
+
+    return str(PipelineRenderer(proto, RenderOptions([])).to_dot())

@@ -1,0 +1,159 @@
+"""Metrics of the raw manifest: what they count, what outlives a replay and a checkpoint, and the bounds of labels."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from ciml.accounting import reconcile
+from ciml.digest import canonical_json
+from ciml.errors import EngineError, IntegrityError
+from ciml.id_index import IdTable
+from ciml.known_ids import TABLES
+from ciml.metrics import Board, registry_of, serve_metrics
+from ciml.part_files import PartFiles
+from ciml.raw_metrics import raw_families
+from ciml.raw_state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
+from ciml.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.storage import LocalStore
+from tests.scraping import Samples, collected, parsed, scrape
+
+
+def outcome(offset: int, source: str, kind: str, reason: str = "", **more: object) -> Outcome:
+    run_id = f"{source}~{offset}~1"
+    mention = Mention(run_id, str(offset), "job", outcome="success", source=source) if source else None
+    file = RawFile(f"runs/{offset}", f"digest-{offset}", 1, 1) if kind == "run" else None
+    trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else None
+    made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", mention, reason, trust=trust, file=file)  # type: ignore[arg-type]
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def state_of(*deliveries: Batch) -> RawState:
+    state = RawState()
+    for batch in deliveries:
+        delta = reconcile(state, [batch], 7_000_000)
+        assert delta is not None
+        state.apply(state.version + 1, {**delta, "version": state.version + 1})
+    return state
+
+
+def messages(*outcomes: Outcome) -> Batch:
+    offsets = [each.origin.offset for each in outcomes]
+    return Batch(OffsetRange("t", "T", 0, min(offsets), max(offsets) + 1), settled=list(outcomes))
+
+
+def shown(state: RawState) -> Samples:
+    board = Board()
+    board.put("raw", raw_families(state))
+    return collected(board)
+
+
+def mixed() -> RawState:
+    late = outcome(3, "b", "deferred", "log_not_found", not_before_us=90_000_000)
+    return state_of(
+        messages(
+            outcome(0, "a", "run"), outcome(1, "a", "run"), outcome(2, "b", "ignored", "cancelled"), late,
+            outcome(4, "a", "dead_letter", "corrupt_gzip", payload={}), outcome(5, "", "dead_letter", "tombstone"),
+            outcome(6, "b", "dead_letter", "corrupt_gzip", payload={}),
+        )
+    )  # fmt: skip
+
+
+def test_each_settled_one_is_counted_by_source_and_outcome() -> None:
+    found = shown(mixed())
+    assert found["ciml_events_total"] == {
+        ("run", "a"): 2, ("ignored", "b"): 1, ("dead_letter", "a"): 1, ("dead_letter", "b"): 1,
+        ("dead_letter", NO_SOURCE): 1,
+    }  # fmt: skip
+    assert found["ciml_runs_total"] == {("gated", "true"): 1, ("otherwise", "false"): 1}
+    assert found["ciml_ignored_total"] == {("cancelled",): 1}
+    assert (
+        found["ciml_dead_letter_total"] == found["ciml_dead_letters_open"] == {("corrupt_gzip",): 2, ("tombstone",): 1}
+    )
+    assert found["ciml_deferred_logs"] == {("log_not_found",): 1}
+    assert found["ciml_deferred_next_try_timestamp_seconds"] == {(): 90.0}
+    assert found["ciml_manifest_commit_timestamp_seconds"] == {("raw",): 7.0}
+    assert found["ciml_manifest_version"] == {("raw",): 1}
+
+
+def test_what_is_closed_stays_counted() -> None:
+    """A deferred log arrives, and a dead letter is replayed: totals only grow, what is open shrinks."""
+    state = mixed()
+    settled = [outcome(3, "b", "run", attempts=2), outcome(4, "a", "run", attempts=2)]
+    delta = reconcile(state, [Batch(None, settled=settled)], 8_000_000)
+    assert delta is not None
+    state.apply(2, {**delta, "version": 2})
+    found = shown(state)
+    assert found["ciml_events_total"][("run", "a")] == 3
+    assert found["ciml_events_total"][("run", "b")] == 1
+    assert found["ciml_events_total"][("dead_letter", "a")] == 1
+    assert found["ciml_dead_letter_total"] == {("corrupt_gzip",): 2, ("tombstone",): 1}
+    assert found["ciml_dead_letters_open"] == {("corrupt_gzip",): 1, ("tombstone",): 1}
+    assert "ciml_deferred_logs" not in found
+    assert "ciml_deferred_next_try_timestamp_seconds" not in found
+    # what is accounted for, and the letters that were closed
+    assert sum(found["ciml_events_total"].values()) == state.counts.total() + 1
+
+
+def test_sources_are_as_many_as_one_likes_and_series_are_not() -> None:
+    events = [outcome(number, f"s{number}", "ignored", "cancelled") for number in range(3 * MOST_SOURCES)]
+    state = state_of(*(messages(*events[at : at + 7]) for at in range(0, len(events), 7)))
+    again = state_of(*(messages(*events[at : at + 50]) for at in range(0, len(events), 50)))
+    found = shown(state)["ciml_events_total"]
+    assert found == shown(again)["ciml_events_total"]  # whatever the commits
+    assert found == {
+        **{("ignored", f"s{number}"): 1 for number in range(MOST_SOURCES)},
+        ("ignored", OTHER_SOURCES): 2 * MOST_SOURCES,
+    }
+
+
+def test_no_label_holds_a_run() -> None:
+    for samples in shown(mixed()).values():
+        for labels in samples:
+            assert not any("~" in value for value in labels)
+
+
+def test_a_checkpoint_keeps_the_totals(tmp_path: object) -> None:
+    state, files = mixed(), PartFiles(LocalStore(str(tmp_path)), "index")
+    tables = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
+    value = json.loads(canonical_json(state.snapshot()))
+    restored = RawState.restored_from(1, value, tables)
+    assert Counter(restored.recorded) == Counter(state.recorded)
+    before, after = shown(state), shown(restored)
+    assert after.pop("ciml_manifest_deltas_since_checkpoint") == {("raw",): 0}
+    assert before.pop("ciml_manifest_deltas_since_checkpoint") == {("raw",): 1}
+    assert after == before
+    del value["recorded"]
+    with pytest.raises(IntegrityError, match="of an older ciml"):
+        RawState.restored_from(1, value, tables)
+
+
+def test_the_endpoint_says_what_the_board_holds_and_nobody_else_has_its_port() -> None:
+    board = Board()
+    board.put("raw", raw_families(mixed()))
+    with serve_metrics(registry_of(board), 0) as url:
+        found = scrape(url)
+        assert found["ciml_runs_total"] == {("gated", "true"): 1, ("otherwise", "false"): 1}
+        assert found["ciml_build_info"].keys() == {("0.1.0",)}
+        assert found["process_resident_memory_bytes"][()] > 2**20
+        port = int(url.rpartition(":")[2].removesuffix("/metrics"))
+        with (
+            pytest.raises(
+                EngineError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another --metrics-port"
+            ),
+            serve_metrics(registry_of(board), port),
+        ):
+            pass
+    with socket.socket() as one, pytest.raises(OSError, match="refused"):
+        one.connect(("127.0.0.1", port))
+    with serve_metrics(registry_of(board), None) as none:
+        assert none == ""
+
+
+def test_a_parse_that_sees_a_series_twice_fails() -> None:
+    with pytest.raises(AssertionError):
+        parsed('# TYPE a counter\na_total{x="1"} 1\na_total{x="1"} 2\n')

@@ -1,0 +1,64 @@
+"""docs/metrics.md and the alert rules name the metrics that there are, with their types and labels."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import ciml
+import pipelines
+import serving
+import training
+import transforms
+from ciml.metrics import Metric
+
+ROOT = Path(__file__).parents[2]
+
+
+def declared() -> dict[str, Metric]:
+    """All metrics that any module declares, by name; no two have one name."""
+    found: dict[str, Metric] = {}
+    for package in (ciml, transforms, training, serving, pipelines):
+        for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if "Metric(" not in Path(package.__path__[0], f"{each.name.rpartition('.')[2]}.py").read_text():
+                continue
+            for value in vars(importlib.import_module(each.name)).values():
+                if isinstance(value, Metric):
+                    assert found.setdefault(value.name, value) == value
+    return found
+
+
+def documented(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """(type, labels) by name, of the table of all metrics."""
+    rows = re.findall(r"^\| `(ciml_\w+)` \| (\w+) \|[^|]*\|([^|]*)\|", text, re.M)
+    assert len(rows) == len({name for name, _, _ in rows})
+    return {name: (kind, tuple(filter(None, labels.strip().split(", ")))) for name, kind, labels in rows}
+
+
+def test_the_table_is_what_the_code_declares() -> None:
+    metrics = declared()
+    assert len(metrics) > 30
+    table = documented((ROOT / "docs" / "metrics.md").read_text())
+    assert table == {name: (one.type, one.labels) for name, one in metrics.items()}
+
+
+def test_names_are_prometheus_own() -> None:
+    for name, one in declared().items():
+        assert re.fullmatch(r"ciml(_[a-z]+)+", name)
+        assert name.endswith("_total") == (one.type == "counter"), name
+        assert (one.type in ("histogram", "summary")) <= name.endswith("_seconds"), name
+        assert not {"run", "run_id", "build_uuid", "job"} & set(one.labels), name
+        assert one.help.endswith("."), name
+
+
+def test_families_come_of_declarations_alone() -> None:
+    """A metric that is made another way would be in no table."""
+    makers = re.compile(r"\b(Counter|Gauge|Histogram|Summary|Info|Enum)(MetricFamily)?\(\s*[\"']")
+    wrong = []
+    for package in ("ciml", "transforms", "training", "serving", "pipelines", "cli"):
+        wrong += [str(path) for path in (ROOT / package).rglob("*.py") if makers.search(path.read_text())]
+    assert wrong == []
+    assert makers.search(inspect.cleandoc('Counter("x", "y")'))

@@ -1,0 +1,29 @@
+"""What the recorders write, as words: names of columns and months, the form of a number, a civil time. No Arrow."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+TIME_CELLS = frozenset({"time", "time-adv"})
+EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
+_MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
+MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
+
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+#: What a recorder's clock can say: a clock that was never set says 1970, and no other year is out of it.
+EARLIEST, LATEST = 946_684_800 * SECOND, 4_102_444_800 * SECOND  # 2000 to 2100
+#: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣).
+NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+
+def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
+    """A civil time as µs since 1970 without a zone; None where there is no such time. Second 60 is the next minute."""
+    try:
+        days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
+    except ValueError:
+        return None
+    if hour > 23 or minute > 59 or second > 60:
+        return None
+    return (days * 86400 + hour * 3600 + minute * 60 + second) * SECOND
