@@ -164,9 +164,10 @@ class ReadUnbounded(_Read):
                     observe(watermark, Look(asked, oldest), options.slack_s)
                 if found:
                     reader.idle = 0
-                    if time.monotonic() > until:
+                    at_end = options.pause_at_end and position >= reader.reaches() >= 0
+                    if at_end or time.monotonic() > until:
                         self._tell_backlog(element, reader.reaches() - position)
-                        put_off(tracker, 0)
+                        put_off(tracker, options.rest_s if at_end else 0)
                         return
                     continue
                 ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))

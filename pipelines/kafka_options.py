@@ -105,6 +105,9 @@ class ReadOptions:
       rest_s: the pause, in whole seconds, after a look that found nothing more; it doubles with each, up to ``idle_s``.
         Each pause adds some KiB to the state of a job on Flink, for good: see docs/kafka.md.
       idle_s: the longest pause: what a message may wait for that comes after a long silence.
+      pause_at_end: whether a look that has come to the partition's end, as the broker tells it, rests as one that found
+        nothing does, but never for longer than ``rest_s``. Where messages trickle in all the time, a partition then
+        does not wait for the whole slices of the others, and many small messages make one batch.
       stall_s: how long a bounded read waits for a broker that does not answer.
       slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
       find_s: how often new partitions are looked for, and whether the topic is still the same.
@@ -115,6 +118,7 @@ class ReadOptions:
     slice_s: float = 2.0
     rest_s: float = 2.0
     idle_s: float = 10.0
+    pause_at_end: bool = False
     stall_s: float = 60.0
     slack_s: float = 120.0
     find_s: float = 30.0

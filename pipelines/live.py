@@ -44,11 +44,11 @@ from transforms.live_parts import Part, join_parts, pack, part_of, unpack
 
 #: The namespace of the pipeline's counters.
 METRICS = "ciml.live"
-#: A slice ends a bundle, and what was read goes on only then: so long a sample waits, beside the pause after a look
-#: that found nothing. Both end by adding a name to the state of the source: docs/kafka.md.
-READ = ReadOptions(slice_s=1.0, rest_s=1.0, idle_s=4.0)
+#: What was read goes on when its bundle ends, so a look ends where the partition does, and the next comes a second
+#: later. Each adds a name to the state of the source, for good: docs/kafka.md.
+READ = ReadOptions(rest_s=1.0, idle_s=4.0, pause_at_end=True)
 
-_FOLD = 256  # elements of state that become one
+_FOLD = 64  # newer parts that become one older
 _MOST_KEPT = 5000  # runs that are kept in this process beside their state
 
 
@@ -201,8 +201,7 @@ _kept = KeptRuns()
 class KeepRun(beam.DoFn):
     """(run id, packed part) -> messages. Keeps a run's samples in its state until it ends or is given up."""
 
-    _old = BagStateSpec("old", BytesCoder())  # parts of `_FOLD` elements each
-    _new = BagStateSpec("new", BytesCoder())  # parts of one element each
+    _older = BagStateSpec("older", BytesCoder())
     _head = ReadModifyWriteStateSpec("head", BytesCoder())
     _wake = TimerSpec("wake", TimeDomain.REAL_TIME)
 
@@ -215,8 +214,7 @@ class KeepRun(beam.DoFn):
     def process(
         self,
         element: tuple[str, bytes],
-        old: Any = beam.DoFn.StateParam(_old),  # noqa: B008
-        new: Any = beam.DoFn.StateParam(_new),  # noqa: B008
+        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
         head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
         wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
     ) -> Iterator[ToSend]:
@@ -228,7 +226,7 @@ class KeepRun(beam.DoFn):
                     refused = Refused(LATE[state.standing], "it came after the run's samples were let go of")
                     yield self._teller.late(run_id, late, refused)
                 return
-            run = _kept.take(self._job, run_id, state.token) or self._again(run_id, old, new)
+            run = _kept.take(self._job, run_id, state.token) or self._again(state, older)
             try:
                 taken = run.add(part)
             except Refused as refused:
@@ -238,15 +236,13 @@ class KeepRun(beam.DoFn):
                 Metrics.counter(METRICS, "repeats").inc()
             else:
                 Metrics.counter(METRICS, "samples").inc(taken.size)
-                new.add(pack(taken))
-                state.parts += 1
-                if state.parts >= _FOLD:
-                    old.add(pack(join_parts([unpack(each) for each in new.read()])))
-                    new.clear()
-                    state.parts = 0
+                state.newer.append(pack(taken))
+                if len(state.newer) >= _FOLD:
+                    older.add(pack(join_parts([unpack(each) for each in state.newer])))
+                    state.newer = []
             yield from self._teller.due(run)
             if run.complete:
-                yield from self._close(run, "ended", state, old, new)
+                yield from self._close(run, "ended", state, older)
             state.is_heard(self._clock(), run.ended)
             if state.standing == "running":
                 _kept.put(self._job, state.token, run)
@@ -255,8 +251,7 @@ class KeepRun(beam.DoFn):
     @on_timer(_wake)
     def on_wake(
         self,
-        old: Any = beam.DoFn.StateParam(_old),  # noqa: B008
-        new: Any = beam.DoFn.StateParam(_new),  # noqa: B008
+        older: Any = beam.DoFn.StateParam(_older),  # noqa: B008
         head: Any = beam.DoFn.StateParam(_head),  # noqa: B008
         wake: Any = beam.DoFn.TimerParam(_wake),  # noqa: B008
     ) -> Iterator[ToSend]:
@@ -270,8 +265,8 @@ class KeepRun(beam.DoFn):
                 head.clear()
                 return
             if due is not None:
-                run = _kept.take(self._job, state.run_id, state.token) or self._again(state.run_id, old, new)
-                yield from self._close(run, "ended" if due == Wake.ENDED else "silent", state, old, new)
+                run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
+                yield from self._close(run, "ended" if due == Wake.ENDED else "silent", state, older)
             self._save(state, head, wake)
 
     def _load(self, run_id: str, head: Any) -> RunState:
@@ -289,18 +284,17 @@ class KeepRun(beam.DoFn):
             wake.set(Timestamp.of(at_s))
         head.write(state.to_bytes())
 
-    def _again(self, run_id: str, old: Any, new: Any) -> LiveRun:
-        parts = [unpack(each) for bag in (old, new) for each in bag.read()]
+    def _again(self, state: RunState, older: Any) -> LiveRun:
+        parts = [unpack(each) for each in (*older.read(), *state.newer)]
         if parts:
             Metrics.counter(METRICS, "runs_made_anew").inc()
-        return LiveRun.again(run_id, parts, self._config.datasets, self._config.policy)
+        return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
 
-    def _close(self, run: LiveRun, standing: Standing, state: RunState, old: Any, new: Any) -> Iterator[ToSend]:
+    def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any) -> Iterator[ToSend]:
         """Tells the last of a run, and lets go of its samples."""
         yield from self._teller.over(run, standing)
         Metrics.counter(METRICS, f"runs.{standing}").inc()
-        old.clear()
-        new.clear()
+        older.clear()
         state.is_over(standing, run.seen, self._clock())
 
 

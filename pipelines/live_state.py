@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import struct
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -15,6 +16,7 @@ from transforms.live import LivePolicy
 from transforms.live_messages import Standing
 from transforms.live_parts import Part, unseen
 
+_LENGTH = struct.Struct("<I")
 _MOST_RANGES = 1000  # that are remembered of a run that is over
 
 
@@ -34,14 +36,15 @@ class RunState:
       columns: which columns its samples have: the digest of their names.
       standing: whether it is running; else its samples are gone.
       token: what the samples are known by: another after each change.
-      parts: how many elements its newer samples are in.
+      newer: its newest samples, as packed parts: to read and to write them with the head is one question to the runner
+        each, and a question takes longer than anything that is done here.
     """
 
     def __init__(self, run_id: str, columns: str) -> None:
         self.run_id, self.columns = run_id, columns
         self.standing: Standing = "running"
         self.token = ""
-        self.parts = 0
+        self.newer: list[bytes] = []
         self._heard_s = self._ended_s = self._over_s = self._wake_s = 0.0
         self._seen: dict[str, list[list[int]]] = {}
 
@@ -54,7 +57,7 @@ class RunState:
 
     def is_over(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
         """The run's samples are let go of; which there were is remembered."""
-        self.standing, self._over_s, self.parts = standing, now_s, 0
+        self.standing, self._over_s, self.newer = standing, now_s, []
         ranges = {str(recorder): [list(each) for each in numbers] for recorder, numbers in seen.items()}
         self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
 
@@ -89,13 +92,19 @@ class RunState:
         return at_s
 
     def to_bytes(self) -> bytes:
-        """As state keeps it."""
-        return orjson.dumps(vars(self))
+        """As state keeps it: a line of JSON, then the newer samples, each after its length."""
+        fields = {name: value for name, value in vars(self).items() if name != "newer"}
+        sized = (part for data in self.newer for part in (_LENGTH.pack(len(data)), data))
+        return b"".join((orjson.dumps(fields), b"\n", *sized))
 
     @classmethod
     def of(cls, data: bytes) -> RunState:
         """The inverse of `to_bytes`."""
-        state = cls("", "")
-        fields: dict[str, Any] = orjson.loads(data)
+        state, at = cls("", ""), data.index(b"\n") + 1
+        fields: dict[str, Any] = orjson.loads(data[:at])
         vars(state).update(fields)
+        while at < len(data):
+            begin = at + _LENGTH.size
+            at = begin + _LENGTH.unpack_from(data, at)[0]
+            state.newer.append(data[begin:at])
         return state

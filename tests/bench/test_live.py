@@ -3,7 +3,8 @@ corpus through kills.
 
     python -m pytest tests/bench/test_live.py -m bench -s
 
-CIML_BENCH_S says how long each measurement is (60 s); an hour shows whether state and memory stay flat.
+CIML_BENCH_S says how long each measurement is (60 s); an hour shows whether state and memory stay flat. CIML_BENCH_JOBS
+are the numbers of jobs, CIML_BENCH_RUNS how many runs go through the kills (all).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(0)]
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("CIML_BENCH_S", "60"))
 JOBS = [int(jobs) for jobs in os.environ.get("CIML_BENCH_JOBS", "100,200,400").split(",")]
+RUNS = int(os.environ.get("CIML_BENCH_RUNS", "960"))
 PATIENCE_S = 600.0
 MIB = 1 << 20
 
@@ -141,15 +143,13 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     assert result["missing"] == 0
 
 
-def test_every_run_of_the_corpus_whatever_is_killed(
-    kafka: str, topic: Callable[..., str], cluster: Engines, record_property: Any
-) -> None:
-    """960 runs, shuffled within 30 s, one sample in a hundred late by minutes and one repeated; a worker and then the
-    TaskManager are killed. The messages are sent in ten parts, and each part once the one before is read."""
+def test_every_run_of_the_corpus_whatever_is_killed(kafka: str, topic: Callable[..., str], cluster: Engines) -> None:
+    """Shuffled within 30 s, one sample in a hundred late by minutes and one repeated; a worker and then the TaskManager
+    are killed. The messages are sent in ten parts, each once something of the one before was told."""
     config = make_config(kafka, topic, datasets(**USUAL), policy=LivePolicy(grace_s=600.0))
-    messages = replayed(960, seed=9)
+    messages = replayed(RUNS, seed=9)
     run_ids = list(dict.fromkeys(run_id for run_id, _ in messages))
-    assert len(run_ids) == 960
+    assert len(run_ids) == RUNS
     reads = plan_live(config, make_topics(config), None, bounded=False)
     options = flink_options(
         cluster.cluster["jobs"], "live", workers=cluster.cluster["workers"], changes={"checkpointing_interval": 2000}

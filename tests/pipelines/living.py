@@ -124,14 +124,19 @@ class Kept:
         windows[value["number"]] = value
 
     def over(self) -> dict[str, str]:
-        """How each run stands, of which every example says the same, and that it is over."""
+        """How each run stands that is over, for every data set, and all of whose windows were told for good.
+
+        Topics are read one after the other, so an example may be seen before the last of its windows.
+        """
         found: dict[str, set[str]] = {}
-        for (run_id, _), example in self.examples.items():
-            found.setdefault(run_id, set()).add(example["standing"])
+        for whose, example in self.examples.items():
+            windows = self.windows.get(whose, {})
+            whole = len(windows) >= example["n_windows"] and all(one["pane"] != "early" for one in windows.values())
+            found.setdefault(whose[0], set()).add(example["standing"] if whole else "running")
         return {run_id: words.pop() for run_id, words in found.items() if len(words) == 1 and "running" not in words}
 
     def ended(self) -> set[str]:
-        """The runs that have ended, for every data set."""
+        """The runs of `over` that have ended."""
         return {run_id for run_id, word in self.over().items() if word == "ended"}
 
     def close(self) -> None:

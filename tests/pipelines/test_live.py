@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -16,7 +17,7 @@ from pipelines.engines import FlinkJob, flink_options
 from pipelines.flink_jobs import list_flink_jobs
 from pipelines.kafka import ReadOptions
 from pipelines.kafka_client import KafkaOptions, close_readers, list_topic
-from pipelines.live import LiveConfig, build_live, reached
+from pipelines.live import LiveConfig, begin_anew, build_live, reached
 from pipelines.run_live import live_once, make_topics, plan_live
 from tests.pipelines.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
@@ -42,15 +43,20 @@ def kept(config: LiveConfig) -> Iterator[Kept]:
 
 
 class Clock:
-    """The time; told to, it fails once, as a worker does: its bundle is lost, and Flink goes back to a checkpoint."""
+    """The time; told to, it fails once, as a worker does: its bundle is lost, and Flink goes back to a checkpoint.
 
-    fail = False
+    Attributes:
+      fails: what is to be done before it fails, once each.
+      failures: how often it did.
+    """
+
+    fails: ClassVar[list[Callable[[], None]]] = []
     failures = 0
 
     @classmethod
     def now(cls) -> float:
-        if cls.fail:
-            cls.fail = False
+        if cls.fails:
+            cls.fails.pop()()
             cls.failures += 1
             raise RuntimeError("a worker that fails, once")
         return time.time()
@@ -68,23 +74,26 @@ def living(config: LiveConfig, endpoint: str) -> Iterator[FlinkJob]:
 
 
 def test_runs_on_flink_equal_the_batch_result(kafka: str, config: LiveConfig, kept: Kept, flink_jobs: str) -> None:
-    """Sixty runs, out of order, late and repeated, through a failure: Flink goes back to a checkpoint, and this
-    process, which has the runs as they were later, must not go on with them."""
+    """Sixty runs, out of order, late and repeated, through two failures: Flink goes back to a checkpoint, and this
+    process, which has the runs as they were later, must not go on with them; then it has lost them too."""
     messages = replayed(60, seed=2)
     run_ids = list(dict.fromkeys(run_id for run_id, _ in messages))
-    third = len(messages) // 3
+    parts = [messages[at : at + len(messages) // 4 + 1] for at in range(0, len(messages), len(messages) // 4 + 1)]
     with living(config, flink_jobs) as job:
-        send(kafka, config.topic, messages[:third], 2)
+        send(kafka, config.topic, parts[0], 2)
         wait_for(lambda: len(kept.look().windows) > 10, 120)
         inside = running_in_flink(flink_jobs, job)
         wait_for(lambda: flink_rest.last_checkpoint(inside) is not None)
-        send(kafka, config.topic, messages[third : 2 * third], 2)
+        send(kafka, config.topic, parts[1], 2)
         wait_for(lambda: reached(config.topic) == ends(config))
-        Clock.fail = True
-        send(kafka, config.topic, messages[2 * third :], 2)
+        for number, lose in enumerate([lambda: None, lambda: begin_anew(config.topic)], 1):
+            Clock.fails.append(lose)
+            send(kafka, config.topic, parts[1 + number], 2)
+            wait_for(lambda number=number: flink_rest.checkpoint_counts(inside).restored == number, 120)
+            done = flink_rest.checkpoint_counts(inside).completed
+            wait_for(lambda done=done: flink_rest.checkpoint_counts(inside).completed > done + 1, 120)
         wait_for(lambda: kept.look().ended() == set(run_ids), 120)
-        assert Clock.failures == 1
-        wait_for(lambda: flink_rest.checkpoint_counts(inside).restored == 1, 60)  # Flink tells it late
+    assert (len(parts), Clock.failures) == (4, 2)
     assert kept.repeats > 0
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 110
     assert kept.letters == []

@@ -12,7 +12,7 @@ from pipelines.live import KeptRuns, LiveConfig
 from pipelines.live_state import RunState, Wake
 from tests.transforms.samples import resolved
 from transforms.live import LiveDataset, LivePolicy, LiveRun
-from transforms.live_parts import Part
+from transforms.live_parts import Part, pack
 
 POLICY = LivePolicy(grace_s=10.0, silence_s=100.0, remember_s=1000.0)
 
@@ -77,6 +77,14 @@ def part(recorder: int, numbers: list[int]) -> Part:
         np.full(n, recorder), np.array(numbers, np.int64), np.zeros(n, np.int64), np.zeros(n, bool), np.zeros((n, 1)),
         np.ones(1, bool),
     )  # fmt: skip
+
+
+def test_newer_samples_are_kept_with_the_head() -> None:
+    state = RunState("zuul~1~1", "c")
+    state.newer = [pack(part(7, [0, 1])), b"", pack(part(8, [10]))]  # 10 is a line's end
+    assert again(state).newer == state.newer
+    state.is_over("ended", {}, 0.0)
+    assert again(state).newer == []
 
 
 def test_each_message_makes_another_token() -> None:
