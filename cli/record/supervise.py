@@ -16,6 +16,9 @@ from cli.record.witness import Witness
 _CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 #: Signals by which a terminal stops a process group.
 _TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: Signals that a terminal sends, and then always to its whole foreground group.
+_OF_TERMINAL = _TERMINAL_STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
+_SI_KERNEL = 0x80
 _KILL_AFTER_S = 10.0
 
 
@@ -53,24 +56,28 @@ def supervise(
       on_child: is told the pid of any other child that ended.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    cancelled = timed_out = False
+    cancelled = timed_out = stopped = False
     to_group: set[int] = set()  # what the group was sent, and this process has not taken yet
     stops: set[int] = set()  # by which a terminal has stopped the group since it last went on
     while True:
-        for pid, status in ended_children(os.WUNTRACED):
+        for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
+            is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
             if pid != command:
-                if not os.WIFSTOPPED(status):
+                if is_over:
                     on_child(pid)
-            elif os.WIFSTOPPED(status):
+            elif is_over:
+                return Ending(status, cancelled, timed_out)
+            else:
+                stopped = os.WIFSTOPPED(status)
                 to_group |= witness.seen() if witness else frozenset()
                 stops |= to_group & _TERMINAL_STOPS
-                # Only with the group: whoever stops the command alone lets it alone go on, too.
-                if stops:
-                    os.kill(os.getpid(), signal.SIGSTOP)
-                    to_group -= _TERMINAL_STOPS  # the signal that lets a process go on takes away those that stop it
-                    stops.clear()
-            else:
-                return Ending(status, cancelled, timed_out)
+        # Only with the group: whoever stops the command alone lets it alone go on, too. What is known first,
+        # that the command has stopped or what was sent to the group, is left to chance.
+        if stopped and stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            to_group -= _TERMINAL_STOPS  # the signal that lets a process go on takes away those that stop it
+            stops.clear()
+            stopped = False
         if deadline is None:
             info = signal.sigwaitinfo(EVERY_SIGNAL)
         else:
@@ -87,6 +94,8 @@ def supervise(
             continue
         cancelled |= number in _CANCEL and info.si_pid != command
         to_group |= witness.seen() if witness else frozenset()
+        if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
+            to_group.add(number)  # also where the witness was not there yet
         stops |= to_group & _TERMINAL_STOPS
         if number == signal.SIGCONT:
             stops.clear()
