@@ -158,6 +158,24 @@ def kafka_config_option(command: F) -> F:
     )(command)
 
 
+def kafka_properties_option(command: F) -> F:
+    """``-X``, as ``kafka_options``: a tuple of ``PROPERTY=VALUE``."""
+    return click.option(
+        "-X",
+        "kafka_options",
+        multiple=True,
+        metavar="PROPERTY=VALUE",
+        help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
+    )(command)
+
+
+def beam_option(command: F) -> F:
+    """``--beam-option``, as ``beam_options``: a tuple of ``--NAME=VALUE``."""
+    return click.option(
+        "--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam."
+    )(command)
+
+
 def engine_option(command: F) -> F:
     """``--engine``, as ``engine``: an `EngineChoice`; by default the Flink of `ciml up`, else micro-batches."""
     return click.option(

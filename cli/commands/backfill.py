@@ -10,7 +10,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.batch_options import logs_place, runner_option
-from cli.options import data_path_option, home_option, s3_place
+from cli.options import beam_option, data_path_option, home_option, s3_place
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _INTERRUPTED = 130
     metavar="FILE",
     help="TOML: the limits of logs, and further places that they may be in.",
 )
-@click.option("--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam.")
+@beam_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON for programs.")
 def command(
     listing: str,

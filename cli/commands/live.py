@@ -10,11 +10,13 @@ from cli.commands.ingest.options import Duration
 from cli.options import (
     MICRO_BATCHES,
     EngineChoice,
+    beam_option,
     data_path_option,
     engine_option,
     home_option,
     kafka_config_option,
     kafka_option,
+    kafka_properties_option,
 )
 from cli.signals import stop_on_signals
 
@@ -70,14 +72,8 @@ if TYPE_CHECKING:
               help="How long a run may say nothing before it is given up.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Read what the topic holds now, here and without Flink; tell it; end.")
 @click.option("--until-idle", type=Duration(), metavar="TIME", help="End when nothing new came for so long.")
-@click.option(
-    "-X",
-    "kafka_options",
-    multiple=True,
-    metavar="PROPERTY=VALUE",
-    help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
-)
-@click.option("--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam.")
+@kafka_properties_option
+@beam_option
 def command(
     data_path: str,
     kafka: str,

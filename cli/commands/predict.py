@@ -9,11 +9,13 @@ import click
 from cli.commands.ingest.options import Duration
 from cli.options import (
     EngineChoice,
+    beam_option,
     data_path_option,
     engine_option,
     home_option,
     kafka_config_option,
     kafka_option,
+    kafka_properties_option,
     metrics_options,
 )
 from cli.signals import stop_on_signals
@@ -61,14 +63,8 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 )
 @click.option("--once", is_flag=True, help="End when what the topic holds now is predicted.")
 @click.option("--until-idle", type=Duration(), metavar="TIME", help="End when nothing new came for so long.")
-@click.option(
-    "-X",
-    "kafka_options",
-    multiple=True,
-    metavar="PROPERTY=VALUE",
-    help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
-)
-@click.option("--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam.")
+@kafka_properties_option
+@beam_option
 @metrics_options
 def command(
     data_path: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands.ingest.options import Duration, pairs
-from cli.options import home_option, kafka_config_option, kafka_option, s3_place
+from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
 
 if TYPE_CHECKING:
     from cli.record.spool import Plan
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 @click.argument("argv", metavar="COMMAND…", nargs=-1, type=click.UNPROCESSED)
 @kafka_option(required=False)
 @kafka_config_option
-@click.option(
-    "-X",
-    "kafka_options",
-    multiple=True,
-    metavar="PROPERTY=VALUE",
-    help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
-)
+@kafka_properties_option
 @home_option
 @click.option(
     "--log-dir",

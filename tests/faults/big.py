@@ -88,8 +88,7 @@ def run(scene: Scene, seed: int, events: int, kills: int, data: str = "", rate: 
             story.verdict.measures["commit_s"] += took[-1:]
             _say(story, f"{kind} killed, next commit after {took[-1] if took else 0:.1f} s")
         story.fault_over()
-        story.settle()
-        _say(story, "settled")
+        _say(story, "settled" if story.settle() else "NOT settled")
         story.stop_ingest()
         verdict = story.finish()
         done = verdict.counts["kills"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import data_path_option, home_option, kafka_config_option, kafka_option
+from cli.options import data_path_option, home_option, kafka_config_option, kafka_option, kafka_properties_option
 
 
 @click.command("accept-loss", short_help="Go on without messages that a topic no longer holds.")
@@ -13,9 +13,7 @@ from cli.options import data_path_option, home_option, kafka_config_option, kafk
 @kafka_config_option
 @home_option
 @click.option("--topic", default="ci-events", show_default=True, help="Where the events were.")
-@click.option(
-    "-X", "kafka_options", multiple=True, metavar="PROPERTY=VALUE", help="A property of librdkafka; may be repeated."
-)
+@kafka_properties_option
 @click.option("--dry-run", is_flag=True, help="Only say what is lost.")
 def accept_loss(
     data_path: str,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.options import data_path_option, engine_option, home_option, kafka_config_option, kafka_option, metrics_options
+from cli.options import (
+    beam_option,
+    data_path_option,
+    engine_option,
+    home_option,
+    kafka_config_option,
+    kafka_option,
+    kafka_properties_option,
+    metrics_options,
+)
 
 if TYPE_CHECKING:
     from pipelines.ingest import IngestConfig
@@ -98,16 +107,8 @@ _SELECTION = [
     ),
 ]
 _ENGINES = [
-    click.option(
-        "-X",
-        "kafka_options",
-        multiple=True,
-        metavar="PROPERTY=VALUE",
-        help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
-    ),
-    click.option(
-        "--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam."
-    ),
+    kafka_properties_option,
+    beam_option,
 ]
 #: The options that are not `make_config`'s.
 APART = ("engine", "home", "beam_options", "metrics_port", "metrics_address")
