@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from ciml.errors import CimlError, EngineError
 from pipelines.flink_jobs import cancel_job, cancel_orphans
+from pipelines.flink_runner import SetOptionsRunner
 from transforms.beam import kept_error
 
 EngineName = Literal["flink", "micro-batches"]
@@ -78,7 +79,6 @@ def flink_options(
       extra: further options of Beam, as on a command line; they win.
     """
     flags = [
-        "--runner=PortableRunner",
         f"--job_endpoint={endpoint}",
         f"--job_name={name}-{secrets.token_hex(4)}",
         "--finish_bundle_before_checkpointing",
@@ -144,7 +144,7 @@ class FlinkJob:
         self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
         if options.view_as(PortableOptions).environment_type == "LOOPBACK":
             cancel_orphans(self._endpoint)  # of this program, killed earlier
-        pipeline = beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(runner=SetOptionsRunner(), options=options)
         build(pipeline)
         try:
             self._result = pipeline.run()

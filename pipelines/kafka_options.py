@@ -116,7 +116,7 @@ class ReadOptions:
 
     batch_messages: int = 500
     slice_s: float = 2.0
-    rest_s: float = 2.0
+    rest_s: float = 5.0
     idle_s: float = 10.0
     pause_at_end: bool = False
     stall_s: float = 60.0

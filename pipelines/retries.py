@@ -20,7 +20,7 @@ from pipelines.kafka_tracker import FOREVER, OffsetTracker, Restriction, is_drai
 from transforms.beam import keep_error
 
 # Each look adds some KiB to the state of a job on Flink, for good: without need there are few.
-_PAUSE_S = 1.0
+_PAUSE_S = 5.0
 _IDLE_S = 10.0
 _AGAIN_S = 300.0  # what was handed out and never committed (its worker died) is handed out again after this
 _MOST = 200

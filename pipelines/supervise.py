@@ -31,7 +31,8 @@ class Limits:
       pause_s, longest_pause_s: between a job that brought nothing and the next; it doubles each time.
       settled_s: a job that runs for so long with nothing to read counts as one that works.
       renew_s: a job is replaced after so long in any case: the state of a source in Python grows with every rest.
-      checkpoint_bytes: and when its checkpoint has grown to this,
+      checkpoint_bytes: and when its checkpoint has grown to this: about 500 rests, each of which makes the next
+        checkpoint slower,
       checkpoint_renew_s: but not sooner than this after its submission.
       stopping_s: how long an engine that does not answer is asked to stop the job.
       savepoint_s: how long a savepoint is tried for, before the job is cancelled without one.
@@ -45,7 +46,7 @@ class Limits:
     longest_pause_s: float = 120.0
     settled_s: float = 60.0
     renew_s: float = 6 * 3600.0
-    checkpoint_bytes: int = 64 * 2**20
+    checkpoint_bytes: int = 2 * 2**20
     checkpoint_renew_s: float = 900.0
     stopping_s: float = 20.0
     savepoint_s: float = 90.0
@@ -140,8 +141,9 @@ def decide(look: Look, limits: Limits) -> Action:
     age_s = look.now_s - look.submitted_s
     if age_s > limits.renew_s:
         return Action("replace", "running", f"renewed after {age_s / 3600:.1f} h")
-    if (look.checkpoint_bytes or 0) > limits.checkpoint_bytes and age_s > limits.checkpoint_renew_s:
-        return Action("replace", "running", f"renewed: its checkpoint has {(look.checkpoint_bytes or 0) >> 20} MiB")
+    checkpoint_bytes = look.checkpoint_bytes or 0
+    if checkpoint_bytes > limits.checkpoint_bytes and age_s > limits.checkpoint_renew_s:
+        return Action("replace", "running", f"renewed: its checkpoint has {checkpoint_bytes / 2**20:.1f} MiB")
     if look.job == "restarting":
         return Action("carry_on", _ailing(look), look.how or "its engine restarts it")
     if look.stuck_s is not None and look.now_s - look.stuck_s > limits.steady_s:

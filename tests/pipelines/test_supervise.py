@@ -58,9 +58,9 @@ def like(look: Look, **changes: Any) -> Look:
         ),
         # renewed
         (like(WELL, submitted_s=NOW - 6 * 3600 - 1), "replace", "running", "renewed after 6.0 h"),
-        (like(WELL, checkpoint_bytes=65 << 20), "replace", "running", "renewed: its checkpoint has 65 MiB"),
-        (like(WELL, checkpoint_bytes=63 << 20), "carry_on", "running", ""),
-        (like(WELL, checkpoint_bytes=65 << 20, submitted_s=NOW - 899), "carry_on", "running", ""),
+        (like(WELL, checkpoint_bytes=5 << 19), "replace", "running", "renewed: its checkpoint has 2.5 MiB"),
+        (like(WELL, checkpoint_bytes=3 << 19), "carry_on", "running", ""),
+        (like(WELL, checkpoint_bytes=5 << 19, submitted_s=NOW - 899), "carry_on", "running", ""),
         # away: waited for without end, whatever the job does
         (like(WELL, away="Kafka is away", behind=5, stuck_s=NOW - 9e4), "carry_on", "waiting", "Kafka is away"),
         (Look(NOW, job="over", away="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
