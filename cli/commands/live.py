@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.ingest.options import Duration
 from cli.options import (
     MICRO_BATCHES,
     EngineChoice,
@@ -19,6 +18,7 @@ from cli.options import (
     kafka_properties_option,
 )
 from cli.signals import stop_on_signals
+from cli.values import Duration
 
 if TYPE_CHECKING:
     from ciml.storage import Store
@@ -107,8 +107,8 @@ def command(
     """
     from ciml.errors import CimlError
     from ciml.storage import open_store
-    from cli.commands.ingest.options import pairs
     from cli.progress import Counts
+    from cli.values import pairs
     from pipelines.kafka_client import KafkaOptions
     from pipelines.live import LiveConfig
     from pipelines.run_live import live_on_flink, live_once

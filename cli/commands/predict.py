@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.ingest.options import Duration
 from cli.options import (
     EngineChoice,
     beam_option,
@@ -19,6 +18,7 @@ from cli.options import (
     metrics_options,
 )
 from cli.signals import stop_on_signals
+from cli.values import Duration
 
 if TYPE_CHECKING:
     from pipelines.watching import Until
@@ -96,8 +96,8 @@ def command(
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
     from ciml.storage import open_store
-    from cli.commands.ingest.options import pairs
     from cli.metrics import shown
+    from cli.values import pairs
     from pipelines.kafka_client import KafkaOptions
     from pipelines.metrics import PredictBoard
     from pipelines.predict import PredictConfig

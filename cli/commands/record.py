@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.commands.ingest.options import Duration, pairs
 from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
+from cli.values import Duration, pairs
 
 if TYPE_CHECKING:
     from cli.record.spool import Plan

@@ -123,7 +123,7 @@ class _Timings(Collector):
 def watched(options: Options) -> Any:
     """What is watched, without all that an ingest's own configuration loads."""
     from ciml.storage import open_store
-    from cli.commands.ingest.options import pairs
+    from cli.values import pairs
     from pipelines.kafka_client import KafkaOptions
     from pipelines.publish import render_letters, render_runs
     from pipelines.supervisor import Watched

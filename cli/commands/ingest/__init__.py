@@ -6,8 +6,9 @@ import click
 
 from cli.commands.ingest.control import resume, start, status, stop
 from cli.commands.ingest.loss import accept_loss
-from cli.commands.ingest.options import Duration, make_config, pairs
+from cli.commands.ingest.options import make_config
 from cli.commands.ingest.run import command as run
+from cli.values import Duration, pairs
 
 __all__ = ["Duration", "command", "make_config", "pairs"]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.commands.ingest.options import Duration, ingest_options
+from cli.commands.ingest.options import ingest_options
 from cli.options import EngineChoice, home_option
+from cli.values import Duration
 
 if TYPE_CHECKING:
     from cli.supervised.place import Place

@@ -35,7 +35,7 @@ def accept_loss(
       ciml ingest accept-loss --data-path data
     """
     from ciml.storage import open_store
-    from cli.commands.ingest.options import pairs
+    from cli.values import pairs
     from pipelines.kafka_client import KafkaOptions
     from pipelines.losses import accept_losses
 

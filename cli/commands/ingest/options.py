@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,27 +17,12 @@ from cli.options import (
     kafka_properties_option,
     metrics_options,
 )
+from cli.values import Duration, pairs
 
 if TYPE_CHECKING:
     from pipelines.ingest import IngestConfig
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Duration(click.ParamType):
-    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
-        if match is None:
-            self.fail(f"{value!r} is no time: want a number with ms, s, min, h or d", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
 
 
 _PLACES = [
@@ -180,14 +164,3 @@ def make_config(
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch,
     )
-
-
-def pairs(option: str, texts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """What options of the form NAME=VALUE say. A ``--source`` may hold further ``=`` in its name."""
-    found = []
-    for text in texts:
-        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
-        if not sign or not name:
-            raise click.UsageError(f"{option} {name or text}: want NAME=VALUE")
-        found.append((name, value))
-    return found

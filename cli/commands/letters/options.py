@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.commands.ingest.options import Duration
+from cli.values import Duration
 
 if TYPE_CHECKING:
     from ciml.dead_letters import Choice

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.ingest.options import pairs
 from cli.commands.letters.options import FILTERS, choice_of, choice_options
 from cli.options import data_path_option, home_option, s3_place
 from cli.signals import stop_on_signals
+from cli.values import pairs
 
 if TYPE_CHECKING:
     from ciml.dead_letters import Choice

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from cli.commands.ingest.options import Duration
 from cli.options import data_path_option, home_option
+from cli.values import Duration
 
 
 @click.command("verify", short_help="Check every number and digest of the raw store.")

@@ -1,0 +1,40 @@
+"""What options mean: times, and pairs of a name and a value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType):
+    """A time such as ``500ms``, ``10s``, ``5min`` or ``2h``, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
+        if match is None:
+            self.fail(f"{value!r} is no time: want a number with ms, s, min, h or d", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
+def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    """What options of the form NAME=VALUE say. A ``--source`` may hold further ``=`` in its name.
+
+    Raises:
+      click.UsageError: one line, for a text that is no pair.
+    """
+    found = []
+    for text in texts:
+        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
+        if not sign or not name:
+            raise click.UsageError(f"{option} {name or text}: want NAME=VALUE")
+        found.append((name, value))
+    return found
