@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from itertools import count
+
+import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from ciml.errors import CimlError
 from ciml.offsets import RangeSet
 from pipelines.kafka_client import KafkaOptions
-from pipelines.live import KeptRuns, LiveConfig
+from pipelines.live import KeepRun, KeptRuns, LiveConfig
 from pipelines.live_state import RunState, Wake
+from pipelines.send import ToSend
+from tests.pipelines import living
+from tests.transforms.live_scenes import Disorder
 from tests.transforms.samples import resolved
-from transforms.live import LiveDataset, LivePolicy, LiveRun
-from transforms.live_parts import Part, pack
+from transforms.live import LiveDataset, LivePolicy, LiveRun, columns_of
+from transforms.live_parts import Part, pack, part_of
 
 POLICY = LivePolicy(grace_s=10.0, silence_s=100.0, remember_s=1000.0)
 
@@ -116,3 +125,44 @@ def test_a_configuration_names_data_sets_once() -> None:
         LiveConfig(KafkaOptions("host:1"), (one, one))
     with pytest.raises(CimlError, match="name one"):
         LiveConfig(KafkaOptions("host:1"), ())
+
+
+TOLD: list[ToSend] = []  # not a local one, of which Beam would make a copy
+
+
+def tell(message: ToSend) -> None:
+    TOLD.append(message)
+
+
+def test_a_long_run_is_made_anew_from_its_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that loses what it keeps beside the state at each message; newer samples fold into older ones."""
+    datasets = living.datasets(**living.USUAL)
+    lengths: dict[str, int] = {}
+    messages = living.replayed(960, seed=1, disorder=Disorder())
+    for run_id, _ in messages:
+        lengths[run_id] = lengths.get(run_id, 0) + 1
+    run_id = max(lengths, key=lambda each: lengths[each])
+    assert lengths[run_id] > 3 * 64
+    ours = [(0, message) for whose, message in messages if whose == run_id]
+    parts = [pack(part_of([each], columns_of(datasets), 0)) for each in ours]
+    newer: list[int] = []
+    TOLD.clear()
+    save = RunState.to_bytes
+    monkeypatch.setattr(RunState, "to_bytes", lambda state: newer.append(len(state.newer)) or save(state))
+
+    monkeypatch.setattr(KeptRuns, "take", lambda *_: None)
+    days = count()  # the runner rings a timer at once, whatever its time
+    keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets), lambda: 100_000.0 * next(days))
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([(run_id, each) for each in parts], reshuffle=False)
+            | beam.ParDo(keep).with_output_types(ToSend)
+            | beam.Map(tell)
+        )
+    assert max(newer) < 64
+    kept = living.Kept(KafkaOptions("host:1"), LiveConfig(KafkaOptions("host:1"), datasets))
+    for topic, key, value in TOLD:
+        kept._take(topic, key, json.loads(value))
+    assert kept.ended() == {run_id}
+    assert living.assert_equals_batch(kept, [run_id], datasets) == 2
