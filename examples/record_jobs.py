@@ -4,12 +4,14 @@
     python examples/record_jobs.py --jobs 40 --log-dir logs
     ciml ingest --data-path data --allow-root logs --once
 
-Installs networkx, sympy and pytest into an environment of its own. What follows ``--`` goes to ``ciml record``.
+Installs networkx, sympy, hypothesis and pytest into an environment of its own. What follows ``--`` goes to
+``ciml record``.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ PARTS = (
     "networkx.classes", "networkx.generators", "networkx.algorithms.flow", "networkx.algorithms.centrality",
     "networkx.algorithms.isomorphism", "networkx.algorithms.shortest_paths", "networkx.algorithms.approximation",
     "sympy.ntheory", "sympy.sets", "sympy.logic", "sympy.combinatorics", "sympy.functions.combinatorial",
-    "sympy.matrices", "sympy.stats",
+    "sympy.geometry", "sympy.vector",
 )  # fmt: skip
 #: What befalls a job, in turn: most are sound. A broken patch is one line that the whole suite would not survive.
 FAULTS = ("none", "patch", "none", "starved", "none", "memory", "none", "patch", "starved")
@@ -37,7 +39,8 @@ def environment_of(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "networkx==3.*", "sympy==1.*", "pytest"], check=True)
+        suites = ("networkx==3.*", "sympy==1.*", "hypothesis", "pytest")
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *suites], check=True)
     return python
 
 
@@ -55,7 +58,9 @@ def neighbours(count: int) -> Iterator[None]:
 
 def command_of(python: Path, part: str, fault: str) -> list[str]:
     """The job: a part of a suite, with what befalls it."""
-    code = f"import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--pyargs', {part!r}]))"
+    # No settings of the folder that this is run in.
+    arguments = ["-q", "-c", os.devnull, "-p", "no:cacheprovider", "--pyargs", part]
+    code = f"import pytest, sys; sys.exit(pytest.main({arguments!r}))"
     if fault == "patch":
         code = f"{PATCHES[part.partition('.')[0]]}\n{code}"
     job = [str(python), "-c", code]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import count
 
 import apache_beam as beam
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.utils.timestamp import Timestamp
 
 from ciml.errors import CimlError
 from ciml.offsets import RangeSet
@@ -127,6 +129,63 @@ def test_a_configuration_names_data_sets_once() -> None:
         LiveConfig(KafkaOptions("host:1"), ())
 
 
+def longest(datasets: tuple[LiveDataset, ...]) -> tuple[str, list[bytes]]:
+    """The messages of the corpus' longest run, each as a packed part."""
+    messages = living.replayed(960, seed=1, disorder=Disorder())
+    run_id, count = Counter(run_id for run_id, _ in messages).most_common(1)[0]
+    assert count > 3 * 64
+    ours = [(0, message) for whose, message in messages if whose == run_id]
+    return run_id, [pack(part_of([each], columns_of(datasets), 0)) for each in ours]
+
+
+class Cell:
+    """State as a runner gives it, of one key; and a timer."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+        self.rings: list[float] = []
+
+    def add(self, data: bytes) -> None:
+        self.held.append(data)
+
+    def write(self, data: bytes) -> None:
+        self.held = [data]
+
+    def clear(self) -> None:
+        self.held = []
+
+    def set(self, at: Timestamp) -> None:
+        self.rings = [float(at)]
+
+
+class Bag(Cell):
+    def read(self) -> list[bytes]:
+        return self.held
+
+
+class One(Cell):
+    def read(self) -> bytes | None:
+        return self.held[0] if self.held else None
+
+
+def test_a_run_that_is_over_leaves_no_samples_in_its_state_and_once_forgotten_nothing() -> None:
+    datasets = living.datasets(**living.USUAL)
+    now = [1000.0]
+    keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets, policy=POLICY), lambda: now[0])
+    older, head, wake = Bag(), One(), Cell()
+    run_id, parts = longest(datasets)
+    for each in parts[:-1]:
+        list(keep.process((run_id, each), older, head, wake))
+    assert older.held
+    list(keep.process((run_id, parts[-1]), older, head, wake))
+    assert older.held == []
+    assert RunState.of(head.held[0]).newer == []
+    while wake.rings:
+        now[0] = wake.rings.pop()
+        assert list(keep.on_wake(older, head, wake)) == []
+    assert (now[0], head.held) == (1000.0 + POLICY.remember_s, [])
+
+
 TOLD: list[ToSend] = []  # not a local one, of which Beam would make a copy
 
 
@@ -137,14 +196,7 @@ def tell(message: ToSend) -> None:
 def test_a_long_run_is_made_anew_from_its_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that loses what it keeps beside the state at each message; newer samples fold into older ones."""
     datasets = living.datasets(**living.USUAL)
-    lengths: dict[str, int] = {}
-    messages = living.replayed(960, seed=1, disorder=Disorder())
-    for run_id, _ in messages:
-        lengths[run_id] = lengths.get(run_id, 0) + 1
-    run_id = max(lengths, key=lambda each: lengths[each])
-    assert lengths[run_id] > 3 * 64
-    ours = [(0, message) for whose, message in messages if whose == run_id]
-    parts = [pack(part_of([each], columns_of(datasets), 0)) for each in ours]
+    run_id, parts = longest(datasets)
     newer: list[int] = []
     TOLD.clear()
     save = RunState.to_bytes
