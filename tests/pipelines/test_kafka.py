@@ -8,11 +8,23 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.utils.timestamp import Duration
 
 from ciml.accounting import RawState
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.records import Batch, OffsetRange
-from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions, bases, plan
+from pipelines.kafka import (
+    FOREVER,
+    OffsetTracker,
+    PartitionRead,
+    ReadFromKafka,
+    ReadOptions,
+    ReadUnbounded,
+    Restriction,
+    bases,
+    plan,
+)
 from pipelines.kafka_client import KafkaOptions, Listing, borrow, close_readers, list_topic, make_topic
 from pipelines.kafka_plan import is_older
 from tests.pipelines.ingesting import need_real
@@ -308,3 +320,36 @@ def test_a_topic_made_anew_or_gone_stops_loudly(kafka: str, topic: MakeTopic) ->
 def test_a_broker_that_is_not_there_is_one_line() -> None:
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1 does not answer"):
         list_topic(KafkaOptions("127.0.0.1:1", timeout_s=0.5), "t")
+
+
+# --- how a slice ends
+
+
+class Slice:
+    """A restriction as Beam shows it to a DoFn. ``rests_s`` is what was asked for when it was put off."""
+
+    def __init__(self) -> None:
+        self._tracker = OffsetTracker(Restriction(0, FOREVER))
+        self.current_restriction, self.try_claim = self._tracker.current_restriction, self._tracker.try_claim
+        self.rests_s: float | None = None
+
+    def defer_remainder(self, pause: Duration = Duration(0)) -> None:  # noqa: B008
+        self.rests_s = float(pause)
+        self._tracker.try_split(0)
+
+
+@pytest.mark.engines
+def test_a_slice_that_pauses_at_the_end_reads_up_to_there_and_rests(kafka: str, topic: MakeTopic) -> None:
+    need_real(kafka)
+    name = topic()
+    produce(kafka, name, [b"v"] * 12)
+    options = ReadOptions(batch_messages=5, slice_s=60.0, rest_s=3.0, idle_s=60.0, pause_at_end=True)
+    read = PartitionRead(name, list_topic(KafkaOptions(kafka), name).topic_id, 0, 0, None)
+    found: list[Batch] = []
+    while not found:  # a reader that is new may find nothing at first
+        tracker = Slice()
+        reading = ReadUnbounded(KafkaOptions(kafka), options).process(read, tracker, ManualWatermarkEstimator(None))
+        found = [each.value for each in reading]
+    assert [message.offset for batch in found for message in batch.messages] == list(range(12))
+    assert len(found) >= 3
+    assert tracker.rests_s == pytest.approx(3.0, abs=0.5)
