@@ -65,7 +65,7 @@ def command_of(python: Path, part: str, fault: str) -> list[str]:
         code = f"{PATCHES[part.partition('.')[0]]}\n{code}"
     job = [str(python), "-c", code]
     if fault == "memory":  # KiB of address space: enough to begin, not to end
-        return ["sh", "-c", 'ulimit -v 60000; exec "$@"', "sh", *job]
+        return ["sh", "-c", 'ulimit -v 200000; exec "$@"', "sh", *job]
     return ["nice", "-n", "19", *job] if fault == "starved" else job
 
 

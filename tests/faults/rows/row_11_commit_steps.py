@@ -29,7 +29,7 @@ TRIALS = 20
 ENGINES = ("micro-batches",)
 
 #: How many points of a trial are died at: enough that twenty trials deal out all of them.
-_KILLS = 24
+_KILLS = 12
 
 
 @offline_trial
