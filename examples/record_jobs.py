@@ -66,7 +66,7 @@ def command_of(python: Path, part: str, fault: str) -> list[str]:
     job = [str(python), "-c", code]
     if fault == "memory":  # KiB of address space: enough to begin, not to end
         return ["sh", "-c", 'ulimit -v 200000; exec "$@"', "sh", *job]
-    return ["nice", "-n", "19", *job] if fault == "starved" else job
+    return ["nice", "-n", "5", *job] if fault == "starved" else job
 
 
 def main() -> None:
