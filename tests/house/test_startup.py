@@ -24,7 +24,8 @@ def loaded_by(code: str) -> set[str]:
         "ciml.accounting", "ciml.definitions", "ciml.events", "ciml.manifests", "ciml.samples", "ciml.storage",
         "ciml.telemetry",
         "transforms.decode", "transforms.downsample", "transforms.examples", "transforms.fetch", "transforms.parse",
-        "transforms.split", "transforms.store", "transforms.trust",
+        "transforms.drift_compare", "transforms.split", "transforms.statistics", "transforms.store", "transforms.trust",
+        "pipelines.validate", "cli.commands.validate",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

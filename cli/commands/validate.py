@@ -1,0 +1,177 @@
+"""``ciml validate``: whether a data set is still what it was."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from transforms.drift_report import Finding, Report
+
+#: Something moved. Nothing is wrong with what is stored; a script may want to know.
+MOVED = 5
+_KINDS = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
+_AGGREGATED = re.compile(r"(\w+)\((.+)\)")
+_SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
+
+
+@click.command("validate", short_help="Tell what moved in a data set: columns, units, distributions.")
+@click.argument("name")
+@click.option(
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many spans are the newest.  [default: 1; all with --model]",
+)
+@click.option("--against", metavar="NAME", help="Compare with another data set, not with the spans before.")
+@click.option("--model", metavar="MODEL", help="Compare with the runs that this model's champion learned from.")
+@click.option(
+    "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True,
+    help="From this on a distribution has moved; from 2.5 times this on, much.",
+)  # fmt: skip
+@click.option(
+    "--min-runs", type=click.IntRange(min=2), default=30, show_default=True,
+    help="With fewer runs on a side, nothing is said of a job or provider.",
+)  # fmt: skip
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(_KINDS),
+    help="Findings of this kind leave the exit code 0; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: findings, and what they follow from.")
+@data_path_option()
+@home_option
+def command(
+    name: str,
+    last: int | None,
+    against: str | None,
+    model: str | None,
+    psi: float,
+    min_runs: int,
+    allow: tuple[str, ...],
+    as_json: bool,
+    data_path: str,
+    **_: object,
+) -> int:
+    """Tell what moved in the newest spans of the data set NAME, and in which job and on which provider.
+
+    A column that came or went, another unit, a shifted distribution; and, told apart from these, another mix of jobs,
+    providers, flavours and classes. PSI says how much a distribution moved, KS whether that is more than chance.
+
+    \b
+    Example:
+      ciml validate cpu-load --data-path DATA
+      ciml validate cpu-load --last 5 --allow mix --json --data-path DATA
+      ciml validate cpu-load --against cpu-load-2025 --data-path DATA
+      ciml validate cpu-load --model cpu-load --data-path DATA
+
+    Exit codes: 0 nothing moved, or there are too few runs to say; 5 something did; 2 wrong use, or nothing to compare
+    with; 3 a store does not answer; 4 what is stored contradicts itself.
+    """  # fmt: skip
+    from ciml.storage import open_store
+    from cli.bars import bars
+    from pipelines.validate import validate_dataset
+    from transforms.drift import DriftPolicy
+
+    if against is not None and model is not None:
+        raise click.UsageError("--against and --model are two things to compare with: give one")
+    policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
+    with bars() as tell:
+        report = validate_dataset(
+            open_store(data_path),
+            name,
+            last=last,
+            against=against,
+            model=model,
+            policy=policy,
+            progress=lambda done, total: tell("spans", done, total),
+        )
+    if as_json:
+        import json
+
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(report)
+    return MOVED if any(finding.kind not in allow for finding in report.findings) else 0
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    before, after = report.before, report.after
+    runs = [f"{int(side.statistics.runs.sum()):,} runs" for side in (before, after)]
+    title = f"{before.name} ({runs[0]}) → {after.name} ({runs[1]})"
+    if report.findings:
+        table = Table(title=Text(title), title_justify="left")
+        for heading in ("what", "job", "provider", "runs", "from → to", "PSI", "KS", "verdict"):
+            words = heading in ("what", "job", "provider", "verdict")
+            table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        for findings in _together(report.findings):
+            table.add_row(*map(Text, _row(*findings)))
+        Console(highlight=False).print(table)
+    else:
+        click.echo(title)
+    for line in _notes(report):
+        click.echo(line)
+
+
+def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The findings; aggregations of one feature that moved in the same place stand together, the clearest first."""
+    rows: dict[object, list[Finding]] = {}
+    for number, finding in enumerate(findings):
+        aggregated = _AGGREGATED.fullmatch(finding.what) if finding.kind in ("unit", "shift") else None
+        place = (finding.kind, finding.build_name, finding.provider, finding.rest)
+        rows.setdefault((aggregated[2], *place) if aggregated else number, []).append(finding)
+    return [sorted(row, key=lambda finding: -(finding.ks or 0)) for row in rows.values()]
+
+
+def _row(finding: Finding, *others: Finding) -> list[str]:
+    place = "all others" if finding.rest else "all"
+    style = "{:.1%}" if finding.kind in _SHARES else "{:.3g}"
+    names = ", ".join(other.what.partition("(")[0] for other in others)
+    return [
+        finding.what,
+        place if finding.build_name is None else finding.build_name,
+        place if finding.provider is None else finding.provider,
+        f"{finding.runs_before:,} → {finding.runs_after:,}",
+        f"{style.format(finding.before)} → {style.format(finding.after)}",
+        "" if finding.psi is None else f"{finding.psi:.2f}",
+        "" if finding.ks is None else f"{finding.ks:.2f}",
+        finding.verdict + (f"; so did {names}" if names else ""),
+    ]
+
+
+def _features(names: Sequence[str]) -> str:
+    """Names of features, aggregations of one by its own name."""
+    found = (_AGGREGATED.fullmatch(name) for name in names)
+    return ", ".join(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
+
+
+def _notes(report: Report) -> list[str]:
+    lines = []
+    if not report.enough:
+        lines.append(f"too few runs to say: want {report.policy.min_runs} on both sides")
+    elif not report.measures:
+        lines.append("no feature is on both sides")
+    elif not report.findings:
+        lines.append(f"nothing moved, by {report.tests:,} tests")
+    if report.with_the_mix:
+        lines.append(f"moved with the mix alone: {_features(report.with_the_mix)}")
+    if report.untold:
+        lines.append(
+            f"moved, and too few runs are alike to tell whether with the mix alone: {_features(report.untold)}"
+        )
+    narrow = [one for one in report.few if one != (None, None) and None in one]
+    if report.enough and narrow:
+        lines.append(f"too few runs to say anything of {len(narrow)} jobs and providers by themselves")
+    if report.before.columns is None:
+        lines.append("the raw store is not in the data path: which columns the runs had is not known")
+    return lines
