@@ -12,7 +12,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
 
 def test_the_documents_experiment_names_every_key_and_is_one():
-    block = re.search(r'(?m)^    name = "deep"\n(    .*\n)+', TEXT)
+    block = re.search(r'(?m)^    name = "deep"\n((    .*)?\n)+', TEXT)
     assert block is not None
     value = tomllib.loads(re.sub(r"(?m)^    ", "", block[0]))
     assert set(value) == set(Experiment.model_fields)

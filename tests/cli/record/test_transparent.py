@@ -97,7 +97,9 @@ def test_descriptors_ignored_signals_and_the_mask_are_inherited(tmp_path: Path) 
     reading, writing = os.pipe()
     more: dict[str, Any] = {"preexec_fn": prepare, "pass_fds": (reading, writing), "env": environment()}
     bare = ended(look, tmp_path, **more)
-    ignored = int(re.findall(rb"SigIgn:\t([0-9a-f]{16})", bare[1])[0], 16)  # whoever runs the tests may ignore others too
+    ignored = int(
+        re.findall(rb"SigIgn:\t([0-9a-f]{16})", bare[1])[0], 16
+    )  # whoever runs the tests may ignore others too
     asked = {signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ}  # Python ignores the last two
     assert {number for number in asked if ignored >> (number - 1) & 1} == asked
     assert ended([*recorder(tmp_path / "spool", "-q"), *look], tmp_path, **more) == bare
