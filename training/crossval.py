@@ -16,7 +16,7 @@ from training.evaluate import CONFIDENCE
 from training.experiment import Experiment
 from training.material import Material, facts_of
 from training.normalise import Normalisation
-from training.scores import RESAMPLES, scores
+from training.scores import scores
 
 
 def cross_validate(
@@ -25,7 +25,6 @@ def cross_validate(
     *,
     folds: int = 5,
     hold_out: Sequence[str] = (),
-    resamples: int = RESAMPLES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains on all folds but one, again and again, and scores each on the one.
@@ -36,7 +35,6 @@ def cross_validate(
       folds: how many parts; at most as many as there are groups.
       hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; of several, a group is
         what has the same of all. A run without the fact is a group of its own. Without, each run stands for itself.
-      resamples: of the bootstrap of the pooled figures.
       progress: told of each fold.
 
     Returns:
@@ -79,7 +77,7 @@ def cross_validate(
             "accuracy": _mean([each["accuracy"]["value"] for each in told]),
             "f1": _mean([each["f1"] for each in told]),
         },
-        "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(places), resamples=resamples),
+        "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(places)),
     }
 
 

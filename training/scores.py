@@ -27,7 +27,7 @@ def scores(
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All that `training.evaluate.evaluate` tells, and further figures, each with ``value``, ``low`` and ``high``:
@@ -45,7 +45,7 @@ def scores(
       classes: names of the C classes.
       train_labels: int [m], of the runs that were trained on.
       slices: by name a value for each run.
-      resamples: of the bootstrap; 0 for no intervals, then ``low`` and ``high`` are None.
+      resamples: of the bootstrap, `RESAMPLES` by default; 0 for no intervals, then ``low`` and ``high`` are None.
       seed: of the bootstrap.
 
     Returns:
@@ -59,7 +59,7 @@ def scores(
     clean = np.where(answered[:, None], probabilities, 1 / len(classes)).astype(np.float64)
     clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     predicted = np.where(answered, clean.argmax(axis=1), -1)  # no answer is wrong, as in `evaluate`
-    figures = _with_intervals(clean, predicted, labels, resamples, seed)
+    figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
     told["brier"] = figures.get("brier", dict(_NOTHING))
     told["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
     for label, name in enumerate(classes):
@@ -99,10 +99,12 @@ def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarra
 def _with_intervals(
     probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
 ) -> dict[str, dict[str, float | None]]:
+    from sklearn import config_context
+
     whole = _figures(probabilities, predicted, labels)
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in whole}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore")  # a class that was not drawn, again and again
         for _ in range(resamples if whole else 0):
             rows = rng.integers(len(labels), size=len(labels))

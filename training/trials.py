@@ -30,6 +30,7 @@ from training.baselines import NUMBERS, number_of, predict_by, usual_number
 from training.estimators import Fitted, Progress, Rows, check_experiment, estimator_of, fit
 from training.experiment import Experiment
 from training.material import Material
+from training.normalise import Normalisation
 from training.refresh import refresh_key
 from training.scores import scores
 from training.train import trained_roles
@@ -126,6 +127,10 @@ class Trial:
             )
         return places
 
+    @cached_property
+    def _normalisation(self) -> Normalisation:
+        return self.material.normalisation()
+
     @property
     def watched(self) -> np.ndarray:
         """The dev runs, which are not trained on, by position."""
@@ -157,7 +162,7 @@ class Trial:
     def normal(self, places: np.ndarray, other: Material | None = None) -> Rows:
         """Some runs (of another data set), normalised by this trial's training split."""
         rows = (other or self.material).rows.take(places)
-        return Rows(self.material.normalisation().apply(rows.inputs), rows.n_windows, rows.labels)
+        return Rows(self._normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
 
     def run(self) -> tuple[dict[str, Any], bool]:
         """Trains, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.

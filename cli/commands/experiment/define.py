@@ -134,7 +134,7 @@ def define(name: str, data_path: str, **options: Any) -> None:
 @click.command("ciml-setup-experiment")
 @click.option("--experiment", "name", default="experiment", show_default=True, help="The experiment's name.")
 @hyper_parameters
-@click.option("--force/--no-force", default=False, hidden=True)
+@click.option("--force/--no-force", default=False, hidden=True, help="Of the talk; refused.")
 @data_path_option()
 @home_option
 @s3_options

@@ -54,7 +54,8 @@ def told_scores(what: str, found: Figures) -> list[str]:
         f"    macro F1 {_within(macro['f1'])}, ROC-AUC {_within(macro['roc_auc'])}, PR-AUC {_within(macro['pr_auc'])}",
         f"    Brier {_within(found['brier'])}, calibration error {_number(found['calibration']['ece'])}",
     ]
-    for name, one in found["classes"].items():
+    for name in found["confusion"]["classes"]:
+        one = found["classes"][name]
         lines.append(
             f"    {name}: {one['runs']} runs, precision {_value(one['precision'])}, recall {_value(one['recall'])}, "
             f"F1 {_within(one['f1'])}"

@@ -48,8 +48,8 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @learn_from_options
 @click.option("--tensorboard", metavar="FOLDER", type=click.Path(file_okay=False), help="Write TensorBoard's files.")
-@click.option("--gpu/--no-gpu", default=False, hidden=True)
-@click.option("--debug/--no-debug", default=None, hidden=True)
+@click.option("--gpu/--no-gpu", default=False, hidden=True, help="Of the talk; training is on the CPU.")
+@click.option("--debug/--no-debug", default=None, hidden=True, help="Of the talk; see CIML_DEBUG.")
 @click.option("--json", "as_json", is_flag=True, help="Print what is stored, as JSON for programs.")
 @data_path_option()
 @home_option
