@@ -56,7 +56,9 @@ def cross_validate(
         raise CimlError(f"cross-validation: {len(rows)} runs have too few {what} for {folds} folds")
     kind = StratifiedGroupKFold if hold_out else StratifiedKFold
     told, answers = [], np.zeros((len(rows), len(classes)))
-    divided = kind(parts, shuffle=True, random_state=experiment.seed).split(rows.inputs, rows.labels, groups)
+    divided = kind(parts, shuffle=True, random_state=experiment.seed).split(
+        rows.inputs, rows.labels, groups if hold_out else None
+    )
     for number, (learned, held) in enumerate(divided):
         answers[held] = _held_out(experiment, material, places, learned, held)
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)

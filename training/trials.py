@@ -27,7 +27,7 @@ from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import Store
 from training.baselines import NUMBERS, number_of, predict_by, usual_number
-from training.estimators import Fitted, Progress, Rows, check_experiment, estimator_of, fit
+from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit
 from training.experiment import Experiment
 from training.material import Material
 from training.normalise import Normalisation
@@ -140,11 +140,7 @@ class Trial:
     def fitted(self) -> Fitted:
         """The model; trained when it is first asked for. Nothing of it is stored: the same trial gives it again."""
         resolved = self.material.snapshot.resolved
-        if estimator_of(self.experiment).over_time and resolved.definition.aggregation_functions:
-            raise CimlError(
-                f"{self.experiment.estimator} looks along the time axis, and the data set "
-                f"{self.material.snapshot.dataset!r} holds aggregations in place of windows: take another estimator"
-            )
+        check_use(self.experiment, resolved)
         dev = None
         if self.experiment.early_stopping is not None:
             dev = self.normal(self.watched)

@@ -23,6 +23,7 @@ from training.evaluate import one_number_baseline
 from training.experiment import Experiment
 from training.material import Material, read_material
 from training.materialise import Materialised
+from training.refresh import refresh
 from training.snapshot import Snapshot
 from training.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
 from transforms.trust import TrustPolicy
@@ -148,9 +149,11 @@ def test_a_data_set_without_trusted_runs_is_told(data: LocalStore):
         trial(data, empty).run()
 
 
-def test_what_looks_along_the_time_axis_wants_windows(data: LocalStore, material: Material):
+def test_an_estimator_that_does_not_fit_is_told(data: LocalStore, material: Material):
     with pytest.raises(CimlError, match="cnn looks along the time axis, and the data set 'providers' holds aggreg"):
         trial(data, material, Experiment(name="cnn", estimator="cnn")).run()
+    with pytest.raises(CimlError, match="estimator 'random_forest' is no network: only those can be exported and se"):
+        refresh(data, "providers", FOREST, model="m")
 
 
 def other_set(data: LocalStore, **keys: Any) -> Material:

@@ -9,13 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from ciml.definitions import ResolvedDefinition
 from ciml.errors import CimlError
 from training.estimators import networks, scikit
 from training.estimators.base import Fitted, Progress, Rows
 from training.experiment import Experiment
 from training.runtime import keras
 
-__all__ = ["ESTIMATORS", "Estimator", "Fitted", "Progress", "Rows", "build_model", "check_experiment", "fit"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Fitted",
+    "Progress",
+    "Rows",
+    "build_model",
+    "check_experiment",
+    "check_use",
+    "fit",
+]
 
 _ALL = frozenset({"name", "estimator", "class_weights", "seed"})
 _LOOP = frozenset(
@@ -65,6 +76,27 @@ def estimator_of(experiment: Experiment) -> Estimator:
         known = ", ".join(sorted(ESTIMATORS))
         raise CimlError(f"estimator {experiment.estimator!r}: there is none of this name; known are {known}")
     return found
+
+
+def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bool = False) -> None:
+    """Finds what keeps an experiment from a data set.
+
+    Args:
+      experiment: what to train.
+      dataset: the data set's definition.
+      served: whether the model is to be exported, which networks alone can be.
+
+    Raises:
+      CimlError: one line that says what to do.
+    """
+    estimator, definition = estimator_of(experiment), dataset.definition
+    if served and not estimator.network:
+        raise CimlError(f"estimator {experiment.estimator!r} is no network: only those can be exported and served")
+    if estimator.over_time and definition.aggregation_functions:
+        raise CimlError(
+            f"{experiment.estimator} looks along the time axis, and the data set {definition.name!r} holds "
+            "aggregations in place of windows: take another estimator"
+        )
 
 
 def check_experiment(experiment: Experiment) -> None:

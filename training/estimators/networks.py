@@ -73,7 +73,7 @@ def _inputs(k: Any, windows: int, features: int) -> tuple[Any, Any]:
 
 def _own_windows(k: Any, n_windows: Any, windows: int) -> Any:
     """bool [batch, L]: which windows are the run's own, and no padding."""
-    return k.ops.arange(windows, dtype="int32") < k.ops.expand_dims(n_windows, -1)
+    return k.ops.greater(k.ops.expand_dims(n_windows, -1), k.ops.arange(windows, dtype="int32"))
 
 
 def _penalty(k: Any, experiment: Experiment) -> Any:
