@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
     "validate": ("cli.commands.validate:command", "Tell what moved in a data set."),
+    "experiment": ("cli.commands.experiment:command", "Define experiments, train them, read the results."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
@@ -152,10 +153,10 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def run_script(command: click.Command, prog_name: str) -> NoReturn:
+def run_script(command: click.Command, prog_name: str, args: list[str] | None = None) -> NoReturn:
     """Runs one command as a console script of its own, with the logging of ``ciml``."""
     configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
-    run(command, prog_name=prog_name)
+    run(command, args, prog_name=prog_name)
 
 
 def _is_there(target: str) -> bool:

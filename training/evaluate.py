@@ -139,7 +139,7 @@ def one_number_baseline(data: Store, snapshot: Snapshot) -> dict[str, Any] | Non
     train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
     if not train or not test:
         return None
-    totals = _first_memory(data, [*train, *test])
+    totals = first_memory(data, [run.run_id for run in (*train, *test)])
     usable = np.isfinite(totals)
     known = np.flatnonzero(usable[: len(train)])
     if not known.size:
@@ -159,14 +159,18 @@ def one_number_baseline(data: Store, snapshot: Snapshot) -> dict[str, Any] | Non
     return {"name": "memory of the first sample, nearest training run", **accuracy(right)}
 
 
-def _first_memory(data: Store, runs: Sequence[SnapshotRun]) -> np.ndarray:
-    """used + free + buff + cach of the first sample that has them, float64 [n]; NaN where a run has none."""
+def first_memory(data: Store, run_ids: Sequence[str]) -> np.ndarray:
+    """used + free + buff + cach of each run's first sample, float64 [n]; NaN where a run has none.
+
+    Raises:
+      IntegrityError: where the raw manifest lacks a run.
+    """
     from transforms.store import read_runs
 
-    files = raw_files(data, {run.run_id for run in runs})
+    files = raw_files(data, set(run_ids))
     columns = [f"memory usage:{name}" for name in MEMORY]
-    tables = read_runs(data.child("raw"), [files[run.run_id] for run in runs], columns=columns)
-    totals = np.full(len(runs), np.nan)
+    tables = read_runs(data.child("raw"), [files[run_id] for run_id in run_ids], columns=columns)
+    totals = np.full(len(run_ids), np.nan)
     for index, table in enumerate(tables):
         if table.num_rows == 0 or set(table.column_names) != set(columns):
             continue

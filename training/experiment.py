@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 
 from ciml.settings import Settings
 
-#: Names under which an estimator is known as well. TensorFlow no longer has the class that the last one names.
-ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn"}
+#: Names under which an estimator is known as well. TensorFlow no longer has the classes that these name.
+ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -21,12 +21,13 @@ class Experiment(Settings):
 
     Attributes:
       name: the experiment's name.
-      estimator: a name of `training.models.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
-      hidden_layers: units of each hidden layer. Two suffice for some hundred runs.
+      estimator: a name of `training.estimators.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
+      hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
       dropout: share of the units that are left out before each hidden layer but the first.
       l2: weight of the squared weights in the loss. Some hundred runs of a hundred numbers need a strong one.
       batch_norm: whether each hidden layer normalises what it takes in over the batch.
+      kernel_size: windows that a convolution sees at once.
       steps: at most so many batches; None for no limit.
       epochs: at most so many passes over the training runs. Training stops at whichever comes first.
       batch_size: runs a step.
@@ -37,6 +38,7 @@ class Experiment(Settings):
         the best one. None for not at all: then the runs that would be held out are trained on too.
       class_weights: ``balanced`` weighs a class by the inverse of its share, ``none`` does not.
       seed: of weights, order and dropout. The same seed and snapshot give the same model.
+      parameters: of an estimator of scikit-learn, by their names there.
     """
 
     what: ClassVar[str] = "experiment"
@@ -48,15 +50,17 @@ class Experiment(Settings):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     l2: float = Field(2e-3, ge=0.0)
     batch_norm: bool = False
+    kernel_size: int = Field(5, ge=1)
     steps: int | None = Field(None, ge=1)
     epochs: int = Field(150, ge=1)
     batch_size: int = Field(64, ge=1)
-    optimizer: Literal["adam", "adamw", "adagrad", "rmsprop", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "adagrad", "ftrl", "rmsprop", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0.0)
     schedule: Literal["constant", "cosine"] = "constant"
     early_stopping: int | None = Field(None, ge=1)
     class_weights: Literal["none", "balanced"] = "none"
     seed: int = Field(0, ge=0, lt=2**31)
+    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod

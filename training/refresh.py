@@ -21,6 +21,7 @@ from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.storage import LocalStore, Store
 from training.champion import Champion
+from training.estimators import check_use
 from training.experiment import Experiment
 from training.gate import GatePolicy, Verdict, judge
 from training.materialise import RECORDS_FOLDER, materialise
@@ -118,13 +119,14 @@ def refresh(
       tensorboard: where to write event files.
 
     Raises:
-      CimlError: when the data set does not exist or holds nothing to train on.
+      CimlError: when the data set does not exist or holds nothing to train on, or the experiment cannot be served.
       IntegrityError: when what is stored contradicts itself.
     """
     steps = _Steps(progress)
     trainer = data.child("trainer").child(model)
     with steps("snapshot"):
         snapshot = make_snapshot(data, dataset, policy or TrustPolicy.load(), exclusions)
+        check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot, experiment)
         if key == last:
             return Skipped("nothing new: the same runs and the same experiment as the last candidate", snapshot)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.learn_from import learn_from_options, read_exclusions
 from cli.options import data_path_option, home_option, metrics_options
 from cli.signals import stop_on_signals
 
@@ -31,18 +32,7 @@ REFUSED = 5
 @click.option(
     "--watch/--once", default=False, help="Go on whenever the data set grows, or end after one.  [default: once]"
 )
-@click.option(
-    "--trust-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML: which runs may be learned from.  [default: reviewed, gated or merged work]",
-)
-@click.option(
-    "--exclude",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Runs that must not be learned from: a run id a line, perhaps with a reason after a blank.",
-)
+@learn_from_options
 @click.option("--label", default="stable", show_default=True, help="What will name a pushed version.")
 @click.option("--min-test-runs", type=click.IntRange(1), help="The gate says no on fewer held-out runs.")
 @click.option("--tolerance", type=click.FloatRange(0), help="How much worse than the champion a candidate may be.")
@@ -110,7 +100,6 @@ def make_config(
 ) -> TrainConfig:
     """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
     from dataclasses import replace
-    from pathlib import Path
 
     from ciml.storage import open_store
     from pipelines.trainer import TrainConfig
@@ -119,11 +108,6 @@ def make_config(
     from training.gate import GatePolicy
     from transforms.trust import TrustPolicy
 
-    exclusions = {}
-    for line in Path(exclude).read_text(encoding="utf-8").splitlines() if exclude else ():
-        run_id, _, reason = line.strip().partition(" ")
-        if run_id and not run_id.startswith("#"):
-            exclusions[run_id] = reason.strip() or "excluded"
     gate = GatePolicy()
     if min_test_runs is not None:
         gate = replace(gate, min_test_runs=min_test_runs)
@@ -136,7 +120,7 @@ def make_config(
         load_experiment(experiment) if experiment else Experiment(),
         TrustPolicy.load(trust_policy),
         gate,
-        exclusions,
+        read_exclusions(exclude),
         label,
     )
 

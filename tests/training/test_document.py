@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+from training.estimators import ESTIMATORS
 from training.experiment import Experiment
 from training.gate import GatePolicy
 
@@ -12,7 +13,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 
 
 def test_the_documents_experiment_names_every_key_and_is_one():
-    block = re.search(r'(?m)^    name = "deep"\n(    .*\n)+', TEXT)
+    block = re.search(r'(?m)^    name = "deep"\n((    .*)?\n)+', TEXT)
     assert block is not None
     value = tomllib.loads(re.sub(r"(?m)^    ", "", block[0]))
     assert set(value) == set(Experiment.model_fields)
@@ -25,3 +26,8 @@ def test_the_documents_gate_is_the_default_one():
     assert {name: float(value) for name, value in rows.items()} == {
         field.name: float(getattr(defaults, field.name)) for field in fields(GatePolicy)
     }
+
+
+def test_the_document_of_experiments_names_every_estimator():
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == set(ESTIMATORS)

@@ -1,0 +1,57 @@
+"""The talk's training against Keras's own ``fit`` on numpy arrays, on the sample runs; printed. Run by `make bench`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from ciml.definitions import DatasetDefinition, resolve
+from ciml.telemetry import telemetry_columns
+from tests.bench.test_ratios import tell
+from tests.transforms.samples import corpus
+from training.estimators import Rows, build_model, fit
+from training.estimators.networks import optimizer_of
+from training.experiment import Experiment
+from training.normalise import Normalisation
+from transforms.examples import prepare_many
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+
+RUNS = 2_800
+EPOCHS = 500
+TALK = Experiment(
+    estimator="tf.estimator.DNNClassifier", hidden_layers="100/100/100/100/100", optimizer="adagrad",
+    learning_rate=0.05, l2=0.0, batch_size=128, epochs=EPOCHS,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("windows", [10, 92])
+def test_the_talks_training_against_fit_on_arrays(windows: int) -> None:
+    mentions, tables, _ = corpus()
+    definition = DatasetDefinition.from_json(
+        {"name": "bench", "features_regex": "(usr|1min)", "class_label": "provider", "sample_interval": "1s"}
+        | {"max_windows": windows}
+    )
+    resolved = resolve(definition, [telemetry_columns(table.column_names) for table in tables], mentions)
+    inputs, n_windows, _ = prepare_many(tables, resolved)
+    labels = np.array([resolved.classes.index(mention.provider) for mention in mentions])
+    all_rows = Rows(Normalisation.of(inputs).apply(inputs), n_windows, labels)
+    rows = all_rows.take(np.arange(RUNS) % len(labels))  # the runs there are, again and again: time alone counts here
+
+    model = build_model(TALK, *rows.inputs.shape[1:], len(resolved.classes))
+    steps = TALK.epochs * -(-RUNS // TALK.batch_size)
+    model.compile(optimizer=optimizer_of(TALK, steps), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    given = {"inputs": rows.inputs, "n_windows": rows.n_windows}
+    seconds: dict[str, list[float]] = {"ours": [], "fit": []}
+    for _ in range(2):
+        began = time.perf_counter()
+        ours = fit(TALK, rows, None, len(resolved.classes))
+        between = time.perf_counter()
+        model.fit(given, rows.labels, batch_size=TALK.batch_size, epochs=TALK.epochs, verbose=0)
+        seconds["ours"].append(between - began)
+        seconds["fit"].append(time.perf_counter() - between)
+    assert ours.to_json()["steps"] == steps
+    print(f"\nruns {RUNS}, epochs {TALK.epochs}, steps {steps}, seconds {seconds}")
+    tell(f"train 5 × 100 units on {windows} windows", min(seconds["ours"]), min(seconds["fit"]), "model.fit on arrays")

@@ -1,0 +1,88 @@
+"""One-number baselines: what a single number of a run can do, to hold a model against.
+
+A failure ends early and a timeout late; a machine's memory names the provider that rents it out. A model that is no
+better than that has learned nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ciml.errors import CimlError, IntegrityError
+from ciml.records import Mention
+from ciml.storage import Store
+from training.evaluate import first_memory
+
+#: The numbers that there are, and what each one is.
+NUMBERS = {
+    "duration": "seconds from a run's start to its end",
+    "memory": "used + free + buff + cach of a run's first sample",
+}
+_MIN_LEAF = 5  # runs: a tree with leaves of one run learns single runs by heart
+
+
+def usual_number(class_label: str) -> str | None:
+    """The number that gives away a label: duration a status, memory a provider; None where none is known to."""
+    return {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}.get(
+        class_label
+    )
+
+
+def number_of(data: Store, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
+    """A number of each run, float64 [n], NaN where a run has none.
+
+    Args:
+      data: the data path, whose raw store memory is read from.
+      name: one of `NUMBERS`.
+      mentions: n runs.
+
+    Returns:
+      None where no run has it: the data path has no raw store, or not these columns.
+    """
+    if name == "duration":
+        values = np.array([_duration_s(mention) for mention in mentions], np.float64)
+    elif name == "memory":
+        try:
+            values = first_memory(data, [mention.run_id for mention in mentions])
+        except IntegrityError:
+            return None  # the data set's runs are in the raw store of another data path
+    else:
+        raise CimlError(f"baseline {name!r}: there is none of this name; known are {', '.join(NUMBERS)}")
+    return values if np.isfinite(values).any() else None
+
+
+def _duration_s(mention: Mention) -> float:
+    if mention.start_us is None or mention.end_us is None:
+        return np.nan
+    return (mention.end_us - mention.start_us) / 1e6
+
+
+def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
+    """The probabilities that one number gives: memory by the nearest training run, duration by a small tree.
+
+    Args:
+      number: one of `NUMBERS`.
+      train: float64 [m], of the runs that were trained on.
+      labels: int64 [m].
+      asked: float64 [n].
+      classes: C.
+
+    Returns:
+      float64 [n, C]; NaN for a run without the number, which is no answer.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    answers = np.full((len(asked), classes), np.nan)
+    known, answerable = np.isfinite(train), np.isfinite(asked)
+    if not known.any() or not answerable.any():
+        return answers
+    nearest = number == "memory"
+    model = KNeighborsClassifier(1) if nearest else DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF, random_state=0)
+    model.fit(train[known][:, None], labels[known])
+    found = np.zeros((int(answerable.sum()), classes))
+    found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
+    answers[answerable] = found
+    return answers

@@ -1,0 +1,112 @@
+"""Keras networks, built from an experiment and the shape of an example.
+
+Each takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and gives probabilities
+float32 [batch, C]. Those that look along the time axis mask the padding, which ``n_windows`` tells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ciml.errors import CimlError
+from training.experiment import Experiment
+from training.runtime import keras
+
+
+def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
+    """Dense layers over the flattened inputs. Padding is seen as it is; ``n_windows`` is not."""
+    k = keras()
+    inputs, n_windows = _inputs(k, windows, features)
+    hidden = k.layers.Flatten()(inputs)
+    for number, units in enumerate(experiment.hidden_layers):
+        hidden = _between(k, experiment, number, hidden)
+        hidden = k.layers.Dense(units, activation=experiment.activation, kernel_regularizer=_penalty(k, experiment))(
+            hidden
+        )
+    return _model(k, experiment, inputs, n_windows, hidden, classes)
+
+
+def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
+    """1-D convolutions over time, a layer for each of ``hidden_layers``; then the mean and the maximum of each filter
+    over the run's own windows. After each layer the padding is zero again, so that its length does not show."""
+    k = keras()
+    inputs, n_windows = _inputs(k, windows, features)
+    own = k.ops.expand_dims(k.ops.cast(_own_windows(k, n_windows, windows), "float32"), -1)
+    hidden = inputs * own
+    for number, filters in enumerate(experiment.hidden_layers):
+        hidden = _between(k, experiment, number, hidden)
+        hidden = own * k.layers.Conv1D(
+            filters,
+            experiment.kernel_size,
+            padding="same",
+            activation=experiment.activation,
+            kernel_regularizer=_penalty(k, experiment),
+        )(hidden)
+    count = k.ops.maximum(k.ops.sum(own, axis=1), 1.0)
+    mean = k.ops.sum(hidden, axis=1) / count
+    highest = k.ops.max(hidden + (own - 1.0) * 1e9, axis=1) * k.ops.minimum(k.ops.sum(own, axis=1), 1.0)
+    return _model(k, experiment, inputs, n_windows, k.ops.concatenate([mean, highest], axis=-1), classes)
+
+
+def gru(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
+    """Recurrent layers over time, one for each of ``hidden_layers``; what the last one holds after the run's own
+    windows decides."""
+    if not experiment.hidden_layers:
+        raise CimlError("experiment: hidden_layers: gru needs one at least")
+    k = keras()
+    inputs, n_windows = _inputs(k, windows, features)
+    own = _own_windows(k, n_windows, windows)
+    hidden = inputs
+    for number, units in enumerate(experiment.hidden_layers):
+        if experiment.dropout and number:
+            hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
+        last = number == len(experiment.hidden_layers) - 1
+        hidden = k.layers.GRU(units, return_sequences=not last, kernel_regularizer=_penalty(k, experiment))(
+            hidden, mask=own
+        )
+    return _model(k, experiment, inputs, n_windows, hidden, classes)
+
+
+def _inputs(k: Any, windows: int, features: int) -> tuple[Any, Any]:
+    return k.Input((windows, features), name="inputs"), k.Input((), dtype="int32", name="n_windows")
+
+
+def _own_windows(k: Any, n_windows: Any, windows: int) -> Any:
+    """bool [batch, L]: which windows are the run's own, and no padding."""
+    return k.ops.greater(k.ops.expand_dims(n_windows, -1), k.ops.arange(windows, dtype="int32"))
+
+
+def _penalty(k: Any, experiment: Experiment) -> Any:
+    return k.regularizers.L2(experiment.l2) if experiment.l2 else None
+
+
+def _between(k: Any, experiment: Experiment, number: int, hidden: Any) -> Any:
+    """What stands before a hidden layer."""
+    if experiment.batch_norm:
+        hidden = k.layers.BatchNormalization(momentum=0.9)(hidden)
+    if experiment.dropout and number:
+        hidden = k.layers.Dropout(experiment.dropout, seed=experiment.seed + number)(hidden)
+    return hidden
+
+
+def _model(k: Any, experiment: Experiment, inputs: Any, n_windows: Any, hidden: Any, classes: int) -> Any:
+    penalty = _penalty(k, experiment)
+    outputs = k.layers.Dense(classes, activation="softmax", kernel_regularizer=penalty, name="probabilities")(hidden)
+    return k.Model({"inputs": inputs, "n_windows": n_windows}, outputs, name=experiment.estimator)
+
+
+def optimizer_of(experiment: Experiment, steps: int) -> Any:
+    """The experiment's optimizer, whose learning rate is laid out for ``steps`` batches."""
+    optimizers = keras().optimizers
+    rate: Any = experiment.learning_rate
+    if experiment.schedule == "cosine":
+        rate = optimizers.schedules.CosineDecay(experiment.learning_rate, max(steps, 1))
+    kinds = {
+        "adam": optimizers.Adam,
+        "adamw": optimizers.AdamW,
+        "adagrad": optimizers.Adagrad,
+        "ftrl": optimizers.Ftrl,
+        "rmsprop": optimizers.RMSprop,
+        "sgd": optimizers.SGD,
+    }
+    return kinds[experiment.optimizer](rate)

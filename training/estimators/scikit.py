@@ -1,0 +1,109 @@
+"""Estimators of scikit-learn, over the features unrolled column by column: usr0 … usrL-1, 1m0 … 1mL-1.
+
+A fitted one is not kept: scikit-learn's own formats run code when they are read, and experiment, snapshot and seed
+give the same one again. What is kept of it are its predictions and metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ciml.errors import CimlError
+from training.estimators.base import Rows
+from training.experiment import Experiment
+from training.runtime import THREADS
+
+_CALIBRATION_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class FittedScikit:
+    """A fitted estimator of scikit-learn, as `training.estimators.base.Fitted`."""
+
+    model: Any
+    classes: int
+    runs: int
+    seconds: float
+
+    def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
+        answers = np.zeros((len(inputs), self.classes))
+        if len(inputs):
+            answers[:, self.model.classes_] = self.model.predict_proba(_unrolled(inputs))
+        return answers
+
+    def to_json(self) -> dict[str, Any]:
+        return {"runs": self.runs}
+
+
+def fit_scikit(experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any) -> FittedScikit:
+    """Fits an estimator of this module.
+
+    Args:
+      experiment: its ``parameters`` are the estimator's own.
+      train: n rows, normalised.
+      dev: what early stopping looks at.
+      classes: C.
+      build: one of the functions below.
+
+    Raises:
+      CimlError: for a parameter that the estimator does not take, or too few runs of a class.
+    """
+    began = time.perf_counter()
+    counts = np.bincount(train.labels, minlength=classes)
+    if np.count_nonzero(counts) < 2:
+        raise CimlError(f"{experiment.estimator} needs training runs of two classes at least")
+    further: dict[str, Any] = {}
+    if dev is not None:
+        further = {"X_val": _unrolled(dev.inputs), "y_val": dev.labels}
+    try:
+        model = build(experiment, int(counts[counts > 0].min()))
+        model.fit(_unrolled(train.inputs), train.labels, **further)
+    except (TypeError, ValueError) as error:
+        raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
+    return FittedScikit(model, classes, len(train), time.perf_counter() - began)
+
+
+def svm(experiment: Experiment, smallest: int) -> Any:
+    """A linear support vector machine, as in the original; its margins become probabilities by Platt's sigmoid, fitted
+    on what was held out in folds."""
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.svm import LinearSVC
+
+    if smallest < 2:
+        raise CimlError("svm needs at least two training runs of each class, to say how sure it is")
+    machine = LinearSVC(**_options(experiment, {"max_iter": 10_000}))
+    folds = StratifiedKFold(min(_CALIBRATION_FOLDS, smallest), shuffle=True, random_state=experiment.seed)
+    return CalibratedClassifierCV(machine, cv=folds, ensemble=False)
+
+
+def random_forest(experiment: Experiment, smallest: int) -> Any:
+    """A random forest."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(n_jobs=THREADS, **_options(experiment, {"n_estimators": 300}))
+
+
+def hist_gradient_boosting(experiment: Experiment, smallest: int) -> Any:
+    """Gradient boosting over histograms. With early stopping, dev decides when it ends."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    patience = experiment.early_stopping
+    stopping: dict[str, Any] = {"early_stopping": patience is not None}
+    if patience is not None:
+        stopping["n_iter_no_change"] = patience
+    return HistGradientBoostingClassifier(**_options(experiment, stopping))
+
+
+def _options(experiment: Experiment, defaults: dict[str, Any]) -> dict[str, Any]:
+    weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
+    return {**defaults, **experiment.parameters, **weights, "random_state": experiment.seed}
+
+
+def _unrolled(inputs: np.ndarray) -> np.ndarray:
+    """[n, L, F] as [n, F * L]."""
+    return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)
