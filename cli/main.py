@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("cli.commands.runs:command", "Show, verify and compact the stored runs."),
     "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
+    "plot": ("cli.commands.plot:command", "Draw a data set."),
+    "cluster": ("cli.commands.cluster:command", "Find groups of runs in a data set."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
