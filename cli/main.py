@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
     "validate": ("cli.commands.validate:command", "Tell what moved in a data set."),
     "experiment": ("cli.commands.experiment:command", "Define experiments, train them, read the results."),
+    "plot": ("cli.commands.plot:command", "Draw a data set."),
+    "cluster": ("cli.commands.cluster:command", "Find groups of runs in a data set."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),

@@ -41,6 +41,13 @@ def cache_data() -> NoReturn:
     main(command)
 
 
+def plot_data() -> NoReturn:
+    """The console script ``ciml-plot-data``: ``ciml plot`` by its name in the talk."""
+    from cli.commands.plot import command
+
+    main(command)
+
+
 def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value and not ctx.resilient_parsing:

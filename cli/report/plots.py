@@ -22,7 +22,8 @@ KINDS = {
     "dead_letter": "#D55E00",
     "deferred": "#E69F00",
 }
-_STYLE: Any = {
+#: Of every plot: quiet axes, text that stays text.
+STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -61,7 +62,7 @@ def _svg(width: float, height: float, paint: Callable[[Axes], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.report.plots import draw
 from cli.report.result import DemoResult, VersionLine
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-def render(result: DemoResult) -> str:
-    """The page: styles, plots and figures inline, no script, no address outside."""
+
+def page_environment(**filters: Any) -> Environment:
+    """What pages are rendered with: all is escaped, an unknown name is an error, ``style`` is the style sheet."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", words=lambda text: text.replace("_", " "))
+    environment.filters.update(filters)
+    style = files("cli.report").joinpath("style.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
+    return environment
+
+
+def render(result: DemoResult) -> str:
+    """The page: styles, plots and figures inline, no script, no address outside."""
+    from markupsafe import Markup
+
+    environment = page_environment(
+        percent=lambda value: f"{100 * value:.1f} %", words=lambda text: text.replace("_", " ")
+    )
     template = environment.from_string(files("cli.report").joinpath("report.html").read_text(encoding="utf-8"))
     plots = {name: Markup(svg) for name, svg in draw(result).items()}  # noqa: S704 (drawn here, and escaped by matplotlib)
     return template.render(result=result, plots=plots, last=last_versions(result), **_totals(result))

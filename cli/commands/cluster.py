@@ -1,0 +1,143 @@
+"""``ciml cluster``: groups of runs that nobody named, beside what is known of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from cli.looking.options import dataset_argument, dataset_name, output_options, progress_bar
+from cli.options import data_path_option
+
+if TYPE_CHECKING:
+    from cli.looking.clusters import Clustering
+
+
+@click.command(
+    "cluster",
+    epilog="Example: ciml cluster cpu-load --only failed --against build_name --data-path DATA",
+    short_help="Find groups of runs in a data set.",
+)
+@dataset_argument
+@data_path_option()
+@click.option("--only", metavar="CLASS", help="Cluster the runs of this class alone, such as failed.  [default: all]")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    type=click.Choice(["train", "dev", "test"]),
+    help="Cluster the runs of this split; may be repeated.  [default: all]",
+)
+@click.option(
+    "--first",
+    type=click.IntRange(1),
+    metavar="WINDOWS",
+    help="Compare so many windows of each run that has them, so that no length and no padding takes part.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="LABEL",
+    help="Compare the clusters with this label or metadata, such as build_name or provider; may be repeated."
+    "  [default: the data set's label; with --only, build_name]",
+)
+@click.option("--k", type=click.IntRange(1, 100), help="How many clusters.  [default: by the best silhouette]")
+@click.option("--max-k", type=click.IntRange(2, 100), default=10, show_default=True, help="The most that are tried.")
+@click.option(
+    "--map",
+    "projection",
+    type=click.Choice(["pca", "tsne"]),
+    default="pca",
+    show_default=True,
+    help="How the runs come into the plane.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON, without the run of each cluster.")
+@output_options
+def command(
+    name: str | None,
+    dataset: str | None,
+    data_path: str,
+    only: str | None,
+    splits: tuple[str, ...],
+    first: int | None,
+    against: tuple[str, ...],
+    k: int | None,
+    max_k: int,
+    projection: Literal["pca", "tsne"],
+    as_json: bool,
+    output: str | None,
+    seed: int,
+) -> None:
+    """Cluster the normalised examples of the data set NAME by k-means, and compare the clusters with what is known.
+
+    Into --output (NAME-clusters by default) go clusters.json, which has the cluster of each run, the plots as PNG and
+    SVG, and index.html with all of them. The same data set, options and seed give the same clusters.
+    """
+    from ciml.digest import canonical_json
+    from ciml.storage import open_store
+    from cli.looking.cluster_page import cluster_page
+    from cli.looking.clusters import Wanted, cluster_dataset
+    from cli.looking.page import save
+    from transforms.split import SPLITS
+
+    chosen = dataset_name(name, dataset)
+    wanted = Wanted(
+        only=only,
+        splits=tuple(split for split in SPLITS if not splits or split in splits),
+        first=first,
+        against=against,
+        k=k,
+        most_k=max_k,
+        projection=projection,
+        seed=seed,
+    )
+    with progress_bar("clustering") as progress:
+        found = cluster_dataset(open_store(data_path), chosen, wanted, progress)
+    told = found.to_json()
+    folder = open_store(output or f"{chosen}-clusters")
+    page = save(folder, cluster_page(found), {"clusters.json": canonical_json(told) + b"\n"})
+    if as_json:
+        import json
+
+        click.echo(json.dumps({key: value for key, value in told.items() if key != "assignments"}, indent=2))
+        return
+    _show(found)
+    click.echo(page)
+
+
+def _show(found: Clustering) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cli.looking.drawing import shown
+
+    console = Console()
+    fact = next(iter(found.known))
+    tried = Table(title=f"{len(found.runs):,} runs; agreement with {shown(fact)}", title_justify="left")
+    for heading in ("k", "distance", "silh.", "length", "Rand", "chance", "NMI", "chance"):
+        tried.add_column(heading, justify="right")
+    for each in found.tried:
+        agreed = found.agreements[each.k][fact]
+        numbers: list[Any] = [each.distortion, each.silhouette, found.lengths[each.k]]
+        numbers += (
+            [agreed.rand, agreed.random_rand_95, agreed.mutual, agreed.random_mutual_95] if agreed else [None] * 4
+        )
+        mark = "*" if each.k == found.chosen.k else ""
+        tried.add_row(f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers))
+    console.print(tried)
+    for fact, table in found.tables().items():
+        shares = Table(title=f"clusters × {shown(fact)}: runs, pclass, pcluster", title_justify="left")
+        shares.add_column("cluster", justify="right")
+        for name in table.names[:6]:
+            shares.add_column(shown(name), justify="right")
+        for cluster, counts in enumerate(table.counts):
+            cells = [
+                f"{count:,}  {100 * of_class:.0f} %  {100 * of_cluster:.0f} %" if count else "–"
+                for count, of_class, of_cluster in zip(
+                    counts[:6], table.of_class[cluster], table.of_cluster[cluster], strict=False
+                )
+            ]
+            shares.add_row(f"{cluster}", *cells)
+        console.print(shares)
+        if len(table.names) > 6:
+            console.print(f"{len(table.names) - 6} more are on the page and in clusters.json", markup=False)

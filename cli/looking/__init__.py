@@ -1,0 +1,1 @@
+"""Looking at a data set: what is drawn, drawing it, and the page that holds the drawings."""

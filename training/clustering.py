@@ -1,0 +1,212 @@
+"""Groups of runs that nobody named: k-means over normalised examples, and how far they agree with what is known.
+
+All of it runs in one thread, so that the same seed gives the same result to the last bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+#: Runs that a silhouette is computed of: it takes all pairs.
+MOST_SILHOUETTE = 4000
+#: Random assignments that stand beside an agreement.
+TRIALS = 100
+
+Projection = Literal["pca", "tsne"]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Runs in k clusters.
+
+    Attributes:
+      k: how many.
+      of: int64 [n], the cluster of each run; 0 is the largest.
+      distance: float64 [n], Euclidean, to the centre of its cluster.
+      inertia: the sum of the squared distances, which k-means makes small.
+      silhouette: mean over runs, -1 to 1: how much nearer a run is to its own cluster than to the next. None for one
+        cluster.
+    """
+
+    k: int
+    of: np.ndarray
+    distance: np.ndarray
+    inertia: float
+    silhouette: float | None
+
+    @property
+    def distortion(self) -> float:
+        """The mean distance to the centre."""
+        return float(self.distance.mean())
+
+    def nearest(self, cluster: int, count: int) -> np.ndarray:
+        """int64 [at most count]: the runs nearest to the centre of a cluster, the nearest first."""
+        rows = np.flatnonzero(self.of == cluster)
+        return rows[np.argsort(self.distance[rows], kind="stable")][:count]
+
+
+def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
+    """K-means: the best of ten starts.
+
+    Args:
+      points: float32 [n, D], normalised and unrolled examples.
+      k: at least 1, at most the number of different points (`different`).
+      seed: of the starts, and of the runs that the silhouette is computed of.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        # of points that are hardly different; the clusters that it found are those that there are
+        warnings.filterwarnings("ignore", message="Number of distinct clusters")
+        fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
+        names, of, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        place = np.empty(len(names), np.int64)
+        place[order] = np.arange(len(names))
+        distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1).astype(np.float64)
+        silhouette = _silhouette(points, place[of], seed)
+    return Clusters(k, place[of], distance, float(fitted.inertia_), silhouette)
+
+
+def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
+    from sklearn.metrics import silhouette_score
+
+    if len(points) > MOST_SILHOUETTE:
+        rows = np.random.default_rng(seed).choice(len(points), MOST_SILHOUETTE, replace=False)
+        points, of = points[rows], of[rows]
+    clusters = len(np.unique(of))
+    return float(silhouette_score(points, of)) if 1 < clusters < len(points) else None
+
+
+def different(points: np.ndarray) -> int:
+    """How many different points there are: k-means finds no more clusters."""
+    return len({row.tobytes() for row in np.ascontiguousarray(points)})
+
+
+def elbow(found: Sequence[Clusters]) -> int:
+    """The k at which the distortion bends most: where it lies furthest below the line from the first k to the last."""
+    ks = np.array([each.k for each in found], np.float64)
+    values = np.array([each.distortion for each in found])
+    if len(found) < 3 or values[0] == values[-1]:
+        return found[0].k
+    chord = values[0] + (values[-1] - values[0]) * (ks - ks[0]) / (ks[-1] - ks[0])
+    return found[int(np.argmax(chord - values))].k
+
+
+def best_silhouette(found: Iterable[Clusters]) -> int | None:
+    """The k of the largest silhouette, the smallest of equals; None where there is none."""
+    scored = [(-each.silhouette, each.k) for each in found if each.silhouette is not None]
+    return min(scored)[1] if scored else None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far clusters agree with names that are known, beside assignments by chance to clusters of the same sizes.
+
+    Attributes:
+      rand: adjusted Rand index; 1 for the same partition, about 0 by chance.
+      mutual: normalised mutual information, 0 to 1; more clusters raise it also by chance.
+      random_rand, random_mutual: the means over the random assignments.
+      random_rand_95, random_mutual_95: 95 % of the random assignments are at or below.
+    """
+
+    rand: float
+    mutual: float
+    random_rand: float
+    random_rand_95: float
+    random_mutual: float
+    random_mutual_95: float
+
+
+def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TRIALS) -> Agreement | None:
+    """Compares clusters [n] with names [n]. None where there is one name or one cluster only: nothing to agree on."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    _, known = np.unique(names, return_inverse=True)
+    if known.max(initial=0) == 0 or len(np.unique(of)) == 1:
+        return None
+    random = np.random.default_rng(seed)
+    chance = [random.permutation(of) for _ in range(trials)]
+    rand = [adjusted_rand_score(known, each) for each in chance]
+    mutual = [normalized_mutual_info_score(known, each) for each in chance]
+    return Agreement(
+        rand=float(adjusted_rand_score(known, of)),
+        mutual=float(normalized_mutual_info_score(known, of)),
+        random_rand=float(np.mean(rand)),
+        random_rand_95=float(np.quantile(rand, 0.95)),
+        random_mutual=float(np.mean(mutual)),
+        random_mutual_95=float(np.quantile(mutual, 0.95)),
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Clusters × classes.
+
+    Attributes:
+      names: of the classes, the commonest first.
+      counts: int64 [k, classes].
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @property
+    def of_class(self) -> np.ndarray:
+        """float64 [k, classes], ``pclass``: the share of a class that falls in a cluster; columns add up to 1."""
+        share: np.ndarray = self.counts / self.counts.sum(axis=0, keepdims=True)
+        return share
+
+    @property
+    def of_cluster(self) -> np.ndarray:
+        """float64 [k, classes], ``pcluster``: the share of a cluster that is of a class; rows add up to 1."""
+        share: np.ndarray = self.counts / self.counts.sum(axis=1, keepdims=True)
+        return share
+
+
+def shares(of: np.ndarray, names: np.ndarray) -> Shares:
+    """Counts runs by cluster [n] and name [n]. Equally common names are in the order of the alphabet."""
+    known, inverse, totals = np.unique(names, return_inverse=True, return_counts=True)
+    order = np.argsort(-totals, kind="stable")
+    counts = np.zeros((int(of.max()) + 1, len(known)), np.int64)
+    np.add.at(counts, (of, inverse), 1)
+    return Shares(tuple(str(known[index]) for index in order), counts[:, order])
+
+
+def explained(of: np.ndarray, values: np.ndarray) -> float:
+    """The share of the variance of numbers [n], such as lengths, that clusters [n] explain: 1 if each has its own."""
+    numbers = values.astype(np.float64)
+    total = float(((numbers - numbers.mean()) ** 2).sum())
+    counts = np.bincount(of)
+    means = np.bincount(of, weights=numbers) / np.maximum(counts, 1)
+    between = float((counts * (means - numbers.mean()) ** 2).sum())
+    return between / total if total else 0.0
+
+
+def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Points [n, D] in the plane: float64 [n, 2], and for ``pca`` the share of the variance that each axis has.
+
+    ``tsne`` starts from the first two principal components and looks at the first fifty.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    most = min(*points.shape, 50)
+    with threadpool_limits(1):
+        fitted = PCA(most, random_state=seed)
+        with np.errstate(invalid="ignore", divide="ignore"):  # of points that are all the same
+            flat = fitted.fit_transform(points).astype(np.float64)
+        ratio = tuple(float(share) for share in np.nan_to_num(fitted.explained_variance_ratio_[:2]))
+        if how == "tsne" and len(points) > 3:
+            learnt = TSNE(2, init="pca", perplexity=min(30.0, (len(points) - 1) / 3), random_state=seed)
+            return learnt.fit_transform(flat).astype(np.float64), ()
+    plane = np.zeros((len(points), 2))
+    plane[:, : min(most, 2)] = flat[:, :2]
+    return plane, (*ratio, 0.0)[:2]
