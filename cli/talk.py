@@ -41,6 +41,20 @@ def cache_data() -> NoReturn:
     main(command)
 
 
+def setup_experiment() -> NoReturn:
+    """The console script ``ciml-setup-experiment``: ``ciml experiment define`` by its name in the talk."""
+    from cli.commands.experiment.define import setup
+
+    main(setup)
+
+
+def train_model() -> NoReturn:
+    """The console script ``ciml-train-model``: ``ciml experiment train`` by its name in the talk."""
+    from cli.commands.experiment.train import train
+
+    main(train)
+
+
 def plot_data() -> NoReturn:
     """The console script ``ciml-plot-data``: ``ciml plot`` by its name in the talk."""
     from cli.commands.plot import command

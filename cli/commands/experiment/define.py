@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -150,10 +150,3 @@ def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
         raise CimlError("--force: a stored experiment is never changed, for results name it; take another name")
     options.pop("home")
     _define(name, data_path, options)
-
-
-def setup_experiment() -> NoReturn:
-    """The console script ``ciml-setup-experiment``."""
-    from cli.talk import main
-
-    main(setup)
