@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.storage import LocalStore
+from cli.commands.experiment.train import train
 from cli.main import cli
+from cli.talk import undashed
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 from training import scores as scoring
 from training.trials import load_experiment
@@ -32,24 +35,26 @@ def run(*words: str, data: Path) -> Result:
 
 
 def test_the_lines_of_the_talk_work_as_pasted(data: Path):
-    lines = [
+    line = (
         "ciml-setup-experiment —experiment dnn-5x100 —estimator tf.estimator.DNNClassifier "
-        "—hidden-layers 100/100/100/100/100 —steps $(( 2000 / 128 * 5 )) —batch-size 128 —epochs 5 ",
-        "ciml-train-model —dataset providers —experiment dnn-5x100 ",
-    ]
-    for line in lines:
-        done = subprocess.run(
-            ["bash", "-ec", f"{SCRIPTS}/{line} —data-path {data}"], capture_output=True, text=True, timeout=280
-        )
-        assert done.returncode == 0, done.stderr
+        "—hidden-layers 100/100/100/100/100 —steps $(( 2000 / 128 * 5 )) —batch-size 128 —epochs 5 —data-path "
+    )
+    done = subprocess.run(["bash", "-ec", f"{SCRIPTS}/{line}{data}"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("dnn-5x100: dnn, stored in ")
     stored = load_experiment(LocalStore(data), "dnn-5x100")
     assert (stored.estimator, stored.hidden_layers) == ("dnn", (100,) * 5)
     assert (stored.steps, stored.epochs, stored.batch_size) == (75, 5, 128)
     assert (stored.optimizer, stored.learning_rate, stored.l2) == ("adagrad", 0.05, 0.0)
-    assert done.stdout.startswith("dnn-5x100 on providers: ")
-    assert " runs, 5 epochs, 5 steps" in done.stdout
-    assert "base rate" in done.stdout
-    assert "memory alone: accuracy" in done.stdout
+
+    helped = subprocess.run([SCRIPTS / "ciml-train-model", "—help"], capture_output=True, text=True, check=True)
+    assert "ciml-train-model --dataset cpu-load-1min-dataset --experiment dnn-5x100" in helped.stdout
+    words = undashed(shlex.split(f"—dataset providers —experiment dnn-5x100 —data-path {data}"))
+    trained = CliRunner().invoke(train, words)
+    assert trained.exit_code == 0, trained.output
+    assert trained.output.startswith("dnn-5x100 on providers: ")
+    assert " runs, 5 epochs, 5 steps" in trained.output
+    assert "base rate" in trained.output
+    assert "memory alone: accuracy" in trained.output
 
 
 def test_define_train_show_and_the_same_again(data: Path):
@@ -59,19 +64,19 @@ def test_define_train_show_and_the_same_again(data: Path):
     other = run(*define, "--seed", "1", data=data)
     assert (other.exit_code, "seed is 0, not 1; take another name" in other.output) == (2, True)
     shown = run("show", "forest", data=data).output
-    assert "parameters      {'n_estimators': 20, 'max_depth': None}" in shown
+    assert "parameters      {'max_depth': None, 'n_estimators': 20}" in shown
     assert "not trained yet" in shown
 
-    train = ["train", "--experiment", "forest", "--dataset", "providers"]
-    first, again = run(*train, data=data), run(*train, data=data)
+    words = ["train", "--experiment", "forest", "--dataset", "providers"]
+    first, again = run(*words, data=data), run(*words, data=data)
     assert first.exit_code == 0, first.output
     assert first.output.splitlines()[:-1] == again.output.splitlines()[:-1]
     assert "  stored in" in first.output.splitlines()[-1]
     assert "  as it is already in" in again.output.splitlines()[-1]
     (result,) = json.loads(run("show", "forest", "--json", data=data).output)["results"]
-    assert json.loads(run(*train, "--json", data=data).output) == result
+    assert json.loads(run(*words, "--json", data=data).output) == result
     assert run("show", data=data).output == "forest\n"
-    folds = run(*train, "--cross-validate", "3", "--hold-out", "job", data=data)
+    folds = run(*words, "--cross-validate", "3", "--hold-out", "job", data=data)
     assert folds.output.splitlines()[0] == "3 folds by job, test runs unread"
     assert "; held out " in folds.output
     assert "  mean    accuracy 0." in folds.output
