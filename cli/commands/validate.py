@@ -20,7 +20,7 @@ _AGGREGATED = re.compile(r"(\w+)\((.+)\)")
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
-@click.command("validate", short_help="Tell what moved in a data set: columns, units, distributions.")
+@click.command("validate", short_help="Tell what moved in a data set.")
 @click.argument("name")
 @click.option(
     "--last",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -22,10 +21,12 @@ def declared() -> dict[str, Metric]:
     """All metrics that any module declares, by name; no two have one name."""
     found: dict[str, Metric] = {}
     for package in (ciml, transforms, training, serving, pipelines):
-        for each in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if "Metric(" not in Path(package.__path__[0], f"{each.name.rpartition('.')[2]}.py").read_text():
+        folder = Path(package.__path__[0])
+        for path in folder.rglob("*.py"):
+            if "Metric(" not in path.read_text():
                 continue
-            for value in vars(importlib.import_module(each.name)).values():
+            module = ".".join((package.__name__, *path.relative_to(folder).with_suffix("").parts))
+            for value in vars(importlib.import_module(module)).values():
                 if isinstance(value, Metric):
                     assert found.setdefault(value.name, value) == value
     return found

@@ -2,7 +2,7 @@
 
 The networks here are small: a step takes less than what Python and tf.data need to bring it about. So data that fit
 into memory stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. Compiling by XLA was
-tried: it saves a tenth of each step and costs a second first, so it is not used.
+tried: it saves an eighth of each step and costs most of a second first, so it is not used.
 """
 
 from __future__ import annotations
