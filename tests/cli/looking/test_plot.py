@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -190,3 +192,10 @@ def test_a_data_set_without_examples_says_how_to_fill_it(tmp_path: Path):
     done = ciml("cpu", "--data-path", str(tmp_path))
     assert done.exit_code == 2
     assert done.stderr == "ciml: data set 'cpu' has no sealed span yet: ciml dataset update cpu --seal\n"
+
+
+def test_plot_data_takes_the_words_of_the_talk(tmp_path: Path):
+    pasted = ["—dataset", "nothing", "—data-path", str(tmp_path)]
+    done = subprocess.run([Path(sys.executable).parent / "ciml-plot-data", *pasted], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ciml: no data set 'nothing' in ")
