@@ -151,10 +151,10 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def run_script(command: click.Command, prog_name: str) -> NoReturn:
+def run_script(command: click.Command, prog_name: str, args: list[str] | None = None) -> NoReturn:
     """Runs one command as a console script of its own, with the logging of ``ciml``."""
     configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
-    run(command, prog_name=prog_name)
+    run(command, args, prog_name=prog_name)
 
 
 def _is_there(target: str) -> bool:

@@ -12,6 +12,7 @@ from ciml.errors import CimlError
 from cli.batch_options import logs_place, runner_option
 from cli.options import beam_option, data_path_option, home_option, s3_place
 from cli.signals import stop_on_signals
+from cli.talk import s3_options
 
 if TYPE_CHECKING:
     from ciml.listing_files import Listing
@@ -47,7 +48,12 @@ _INTERRUPTED = 130
     "event is then the same run.  [default: as --source]",
 )
 @click.option(
-    "--job", "jobs", multiple=True, metavar="GLOB", help="Take only these jobs; may be repeated.  [default: all]"
+    "--job",
+    "--build-name",
+    "jobs",
+    multiple=True,
+    metavar="GLOB",
+    help="Take only these jobs; may be repeated.  [default: all]",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Take at most so many lines.")
 @click.option("--dry-run", is_flag=True, help="Say what would be taken, and do nothing.")
@@ -70,6 +76,7 @@ _INTERRUPTED = 130
     help="TOML: the limits of logs, and further places that they may be in.",
 )
 @beam_option
+@s3_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON for programs.")
 def command(
     listing: str,

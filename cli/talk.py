@@ -1,0 +1,61 @@
+"""The console scripts by their names in the talk (``ciml-build-dataset``, …), which take what is pasted from slides."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from cli.main import run_script
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Slides and word processors make a dash of two hyphens, or of one.
+_DASHES = re.compile(r"[‒–—―−]+-*(?=[A-Za-z])")
+
+
+def undashed(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the dashes that were meant: ``--dataset`` for ``—dataset``, ``-h`` for ``–h``."""
+    out = []
+    for argument in arguments:
+        dashes = _DASHES.match(argument)
+        name = argument[dashes.end() :] if dashes else ""
+        out.append(argument if dashes is None else f"{'-' if len(name) == 1 else '--'}{name}")
+    return out
+
+
+def main(command: click.Command) -> NoReturn:
+    """Runs a command as a console script of its own, and exits with the codes of ``ciml``."""
+    run_script(command, Path(sys.argv[0]).name, undashed(sys.argv[1:]))
+
+
+def cache_data() -> NoReturn:
+    """The console script ``ciml-cache-data``: ``ciml backfill`` by its name in the talk."""
+    from cli.commands.backfill import command
+
+    main(command)
+
+
+def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value and not ctx.resilient_parsing:
+            os.environ[variable] = value
+
+    return callback
+
+
+def s3_options(command: F) -> F:
+    """``--s3-profile`` and ``--s3-url``, which stand for AWS_PROFILE and AWS_ENDPOINT_URL_S3; they pass no argument."""
+    for name, variable, metavar, text in (
+        ("--s3-url", "AWS_ENDPOINT_URL_S3", "URL", "The endpoint of S3."),
+        ("--s3-profile", "AWS_PROFILE", "NAME", "The profile of the AWS configuration that has the credentials."),
+    ):
+        command = click.option(
+            name, metavar=metavar, expose_value=False, is_eager=True, callback=_sets(variable), help=text
+        )(command)
+    return command
