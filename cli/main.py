@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("cli.commands.runs:command", "Show, verify and compact the stored runs."),
     "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
+    "build-dataset": ("cli.commands.build_dataset:command", "Build a data set from the stored runs."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),
