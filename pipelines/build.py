@@ -12,6 +12,9 @@ from ciml.manifests import ManifestLog, catch_up
 from ciml.storage import Store
 from pipelines.datasets import Progress, Update, check_same, create_dataset, fill, producer
 
+#: The definition as people write it, beside the examples. Its name keeps it out of the way of who reads the folder.
+DEFINITION = "_definition.toml"
+
 
 def build_dataset(
     source: Store,
@@ -42,7 +45,7 @@ def build_dataset(
         is a data set of that name with another definition.
     """
     raw, root, state = source.child("raw"), dataset_store(target, definition.name), DatasetState()
-    if next(iter(ManifestLog(raw).since(0)), None) is None:
+    if next(ManifestLog(raw).raw_since(0), None) is None:
         raise CimlError(f"no raw store at {raw.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA")
     catch_up(ManifestLog(root), state)
     pin = None
@@ -61,7 +64,8 @@ def build_dataset(
         check_same(state.definition, definition)
     produce = producer(runner, job_endpoint)
     update = fill(raw, root, state, produce, pin, create=create, seal=True, progress=progress, now_us=now_us)
-    root.replace("definition.toml", definition.to_toml().encode())
+    if update.sealed or not root.exists(DEFINITION):
+        root.replace(DEFINITION, definition.to_toml().encode())
     return update
 
 

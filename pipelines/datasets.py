@@ -201,7 +201,8 @@ def _resolve(
     if state.definition is None:
         raise CimlError("no such data set")
     voters = [run for run in runs if run.trust is not None and run.trust.trusted] or runs
-    columns = [telemetry_columns(names) for names in read_columns(raw, [run.file for run in voters])]
+    found = Counter(map(tuple, read_columns(raw, [run.file for run in voters])))
+    columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
     return resolve(state.definition, columns, (run.mention for run in (voters if pin is None else pin.voters())))
 
 

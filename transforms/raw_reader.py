@@ -114,6 +114,11 @@ class _Shelf:
 _shelf = _Shelf()
 
 
+def packs_of(store: Store, folder: str) -> FolderPacks:
+    """The packs of a folder as this process knows them, by a look at the manifest where it knows none."""
+    return _shelf.get(store, folder) or _shelf.load(store, folder)
+
+
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The telemetry of a raw object that is one. Raises `FileNotFoundError`, `IntegrityError`."""
     data = store.read(path)
@@ -130,13 +135,21 @@ def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None
     path = file if isinstance(file, str) else file.path
     table = _find(store, path, columns)
     if isinstance(file, RawFile):
-        _check_rows(store, file, table)
+        check_rows(store, file, table.num_rows)
     return table
 
 
-def _check_rows(store: Store, file: RawFile, table: pa.Table) -> None:
-    if table.num_rows != file.rows:
-        raise IntegrityError(f"{store.url(file.path)} has {table.num_rows} rows, and the manifest says {file.rows}")
+def check_rows(store: Store, file: RawFile, rows: int) -> None:
+    """Raises `IntegrityError` where a run has other rows than the manifest says."""
+    if rows != file.rows:
+        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}")
+
+
+def threads_for(store: Store, threads: int | None) -> int:
+    """How many threads read at once: see `read_runs`."""
+    if threads is not None:
+        return threads
+    return 1 if isinstance(store, LocalStore) else _THREADS
 
 
 def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
@@ -181,8 +194,7 @@ def read_runs(
       IntegrityError: a run is missing, broken or has other rows.
     """
     wanted = list(files)
-    if threads is None:
-        threads = 1 if isinstance(store, LocalStore) else _THREADS
+    threads = threads_for(store, threads)
     found: dict[int, pa.Table] = {}
     folders: dict[str, list[tuple[int, str]]] = {}
     for at, file in enumerate(wanted):
@@ -200,7 +212,7 @@ def read_runs(
         found[at] = table
     for at, file in enumerate(wanted):
         if isinstance(file, RawFile):
-            _check_rows(store, file, found[at])
+            check_rows(store, file, found[at].num_rows)
     return [found[at] for at in range(len(wanted))]
 
 
@@ -217,7 +229,7 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[list[str]]:
         place = split_path(file.path)
         if place is not None:
             if (packs := folders.get(place[0])) is None:
-                packs = folders[place[0]] = _shelf.get(store, place[0]) or _shelf.load(store, place[0])
+                packs = folders[place[0]] = packs_of(store, place[0])
             if (run := packs.find(place[1])) is not None:
                 found[at] = run[0].schema.names
                 continue

@@ -89,7 +89,7 @@ def command(
 ) -> None:
     """Build a data set from the stored runs.
 
-    The definition that the options say is written beside the data set, as definition.toml; --definition builds from
+    The definition that the options say is written beside the data set, as _definition.toml; --definition builds from
     it. The same line again changes nothing; one that was stopped goes on. A data set with --slicer keeps its runs and
     their outcomes for ever, whatever is stored later.
 
@@ -98,7 +98,7 @@ def command(
       ciml-build-dataset --dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000
         --sample-interval 10min --features-regex "(usr|1min)" --class-label status --tdt-split 7 0 3
         --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
-      ciml build-dataset --definition data/datasets/cpu/definition.toml --data-path data --target-data-path elsewhere
+      ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
     """
     from ciml.storage import open_store
     from pipelines.build import build_dataset, remove_dataset

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,6 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data")
     runs, tables, _ = corpus(60)
     raw = RawStore(open_store(path))
-    from dataclasses import replace
-
     raw.add([(replace(run, build_name="tempest-full"), table) for run, table in zip(runs, tables, strict=True)])
     return str(path)
 
@@ -74,7 +73,7 @@ def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_p
         "--data-path", data_path, "--target-data-path", one,
     )  # fmt: skip
     assert made.stdout.startswith("mine: 30 examples of 3 x 1, 30 of them new")
-    written = Path(one, "datasets/mine/definition.toml")
+    written = Path(one, "datasets/mine/_definition.toml")
     said = tomllib.loads(written.read_text())
     assert said["aggregation_functions"] == ["mean", "std", "max"]
     assert (said["sample_interval"], said["slicer"], said["raw_version"]) == ("5s", "10:40", 1)
@@ -82,7 +81,7 @@ def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_p
     assert again.stdout.replace(two, one) == made.stdout
     deltas = [json.loads(Path(each, "datasets/mine/_manifest/000000000002.json").read_text()) for each in (one, two)]
     assert deltas[0]["spans"] == deltas[1]["spans"]
-    assert written.read_bytes() == Path(two, "datasets/mine/definition.toml").read_bytes()
+    assert written.read_bytes() == Path(two, "datasets/mine/_definition.toml").read_bytes()
 
 
 def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data_path: str) -> None:

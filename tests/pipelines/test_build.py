@@ -79,7 +79,7 @@ def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corr
     assert (again.sealed, again.state.version) == ((), first.state.version)
     assert update_dataset(open_store(tmp_path / "first"), "cpu", seal=True).sealed == ()
 
-    kept = load_definition(tmp_path / "first/datasets/cpu/definition.toml")
+    kept = load_definition(tmp_path / "first/datasets/cpu/_definition.toml")
     assert kept == defined(slicer="-3:", raw_version=3)
     rebuilt = build_dataset(data, open_store(tmp_path / "second"), kept)
     assert files(open_store(tmp_path / "second")) == files(open_store(tmp_path / "first"))
