@@ -67,7 +67,7 @@ class Step:
 
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word for it.
-_Fix = tuple[str, str]
+Fix = tuple[str, str]
 
 
 class Plan:
@@ -90,10 +90,10 @@ class Plan:
         self._resolved = state.resolved
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # as corrected
-        self._late: dict[str, list[tuple[_Fix, bool]]] = {}  # corrections of runs that are sealed, and their trust
+        self._late: dict[str, list[tuple[Fix, bool]]] = {}  # corrections of runs that are sealed, and their trust
         self._planned: dict[int, SpanPlan] = {}  # the last version of spans that earlier steps seal
         self._sealed: dict[str, int] = {}  # the span of their runs
-        self._fixes: dict[str, _Fix] = {}  # what the next step applies
+        self._fixes: dict[str, Fix] = {}  # what the next step applies
         self.waiting = 0
         self.other_jobs: set[str] = set()
 
@@ -130,7 +130,7 @@ class Plan:
             run_id, fix = mention["run_id"], (mention.get("outcome", ""), mention.get("result", ""))
             trusted = record.get("trust", {}).get("trusted", True)
             if run := self._pending.get(run_id):
-                if _may_correct(trusted, run):
+                if may_correct(trusted, run):
                     self._pending[run_id] = run.corrected(fix)
                     self._fixes[run_id] = fix
             elif version >= self._corrections_to and self._span_of(run_id):
@@ -174,7 +174,7 @@ class Plan:
             version, runs = self._last_version(span)
             after = []
             for run in runs:
-                fixes = [fix for fix, trusted in late.get(run.run_id, ()) if _may_correct(trusted, run)]
+                fixes = [fix for fix, trusted in late.get(run.run_id, ()) if may_correct(trusted, run)]
                 new = run.corrected(fixes[-1]) if fixes else run
                 if self._label(new) == self._label(run):
                     new = run
@@ -201,6 +201,6 @@ class Plan:
         return max(versions), tuple(run.corrected(self._state.corrected.get(run.run_id)) for run in runs)
 
 
-def _may_correct(trusted: bool, run: SelectedRun) -> bool:
+def may_correct(trusted: bool, run: SelectedRun) -> bool:
     """What was trusted is not corrected by what is not."""
     return trusted or run.trust is None or not run.trust.trusted

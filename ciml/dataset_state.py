@@ -14,7 +14,7 @@ from typing import Any
 from ciml.definitions import DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifests import Delta, ManifestLog, catch_up
-from ciml.storage import Store
+from ciml.storage import Store, open_store
 
 #: A position in the raw manifest: (version, index within that version's runs).
 Position = tuple[int, int]
@@ -137,6 +137,7 @@ class DatasetState:
     Attributes:
       version: of the manifest; 0 for a data set that does not exist.
       definition: as it was created with.
+      source: the data path whose raw store it reads; None for its own.
       resolved: its columns and classes; None until the first span is sealed.
       cursor: the raw position at which reading goes on.
       corrections_to: corrections in raw versions below this one are taken into account.
@@ -148,6 +149,7 @@ class DatasetState:
     def __init__(self) -> None:
         self.version = 0
         self.definition: DatasetDefinition | None = None
+        self.source: str | None = None
         self.resolved: ResolvedDefinition | None = None
         self.cursor: Position = (1, 0)
         self.corrections_to = 1
@@ -178,6 +180,7 @@ class DatasetState:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")
         if version == 1:
             self.definition = DatasetDefinition.from_json(delta["definition"], "data set manifest: version 1")
+            self.source = delta.get("source")
         if "resolved" in delta:
             self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
         if "cursor" in delta:
@@ -206,6 +209,11 @@ def dataset_store(data: Store, name: str) -> Store:
     """The folder of a data set below the data path. Its name is checked, for it may come from a user."""
     DatasetDefinition.from_json({"name": name}, "data set")
     return data.child(f"datasets/{name}")
+
+
+def raw_store_of(data: Store, state: DatasetState) -> Store:
+    """The raw store that a data set below ``data`` reads."""
+    return (data if state.source is None else open_store(state.source)).child("raw")
 
 
 def dataset_state(data: Store, name: str) -> DatasetState:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ciml.errors import CimlError
 from ciml.globs import glob_pattern
@@ -44,6 +44,9 @@ METADATA_COLUMNS = (
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
+#: Keys that only some definitions have. Where they say nothing they are not written, as before there were such keys.
+_OPTIONAL_KEYS = ("slicer", "raw_version")
 
 
 def interval_us(text: str) -> int:
@@ -59,6 +62,23 @@ def interval_us(text: str) -> int:
     if value == 0:
         raise CimlError(f"interval {text!r}: must be longer than zero")
     return value
+
+
+def slice_of(text: str) -> slice:
+    """A slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
+
+    Raises:
+      CimlError: for any other form, and for a step of zero.
+    """
+    parts = [int(part) if part else None for part in text.replace(" ", "").split(":")] if _is_slice(text) else []
+    if not parts or (len(parts) == 3 and parts[2] == 0):
+        raise CimlError(f"slicer {text!r:.60}: want a slice such as :2000, 1000:2000 or -500:")
+    return slice(*parts)
+
+
+def _is_slice(text: str) -> bool:
+    plain = text.replace(" ", "")
+    return bool(plain) and _SLICER.fullmatch(plain) is not None
 
 
 class DatasetDefinition(Settings):
@@ -81,6 +101,9 @@ class DatasetDefinition(Settings):
       max_windows: L, the length that runs are cut or padded to; without, ceil(5500 s / r).
       count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
       span_runs: how many selected runs are sealed together.
+      slicer: takes these of the selected runs, ordered by (end time, run id), once and for all; none takes all that
+        there are, and that there will be.
+      raw_version: of the raw manifest that ``slicer`` looks at; what is stored later does not matter.
     """
 
     what: ClassVar[str] = "definition"
@@ -100,6 +123,13 @@ class DatasetDefinition(Settings):
     max_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
     count_first_sample: bool = True
     span_runs: int = Field(200, ge=1, le=100_000)
+    slicer: str | None = None
+    raw_version: int | None = Field(None, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
 
     @field_validator("name")
     @classmethod
@@ -125,6 +155,16 @@ class DatasetDefinition(Settings):
     def _check_interval(cls, text: str) -> str:
         try:
             interval_us(text)
+        except CimlError as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @field_validator("slicer")
+    @classmethod
+    def _check_slicer(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                slice_of(text)
         except CimlError as error:
             raise ValueError(str(error)) from None
         return text
@@ -156,6 +196,8 @@ class DatasetDefinition(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> DatasetDefinition:
+        if self.raw_version is not None and self.slicer is None:
+            raise ValueError("raw_version: has no meaning without slicer")
         if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
             raise ValueError("aggregation_functions: each only once")
         if self.aggregation_functions and self.max_windows is not None:

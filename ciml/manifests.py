@@ -16,10 +16,11 @@ removed once it has been in a segment for `GRACE_S`. From that follows what has 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
+
+import orjson
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
@@ -186,7 +187,7 @@ class ManifestLog:
     def parse(self, version: int, data: bytes) -> Delta:
         """A delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
         try:
-            delta = json.loads(data)
+            delta = orjson.loads(data)
         except ValueError:
             raise IntegrityError(f"{self.store.url(self.path(version))} is not JSON: restore it from a copy") from None
         if not isinstance(delta, dict) or delta.get("version") != version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -67,10 +68,23 @@ class Settings(BaseModel):
         """
         return cls.from_json({**read_toml(path), **overrides}, where=str(path))
 
+    def to_toml(self) -> str:
+        """The file that `load` reads the same from: a line a key, without those that say nothing."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_json().items() if value is not None)
+
     @cached_property
     def digest(self) -> str:
         """Hex sha256 of all that it says."""
         return sha256_json(self.to_json())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # TOML's basic strings are JSON's, but for surrogates that are escaped and a DEL that is not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _first_line(error: ValidationError) -> str:

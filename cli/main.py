@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experiment": ("cli.commands.experiment:command", "Define experiments, train them, read the results."),
     "plot": ("cli.commands.plot:command", "Draw a data set."),
     "cluster": ("cli.commands.cluster:command", "Find groups of runs in a data set."),
+    "build-dataset": ("cli.commands.build_dataset:command", "Build a data set from the stored runs."),
     "train": ("cli.commands.train:command", "Train, evaluate and push models."),
     "models": ("cli.commands.models:command", "Show and roll back models."),
     "serve": ("cli.commands.serve:command", "Serve the pushed models."),

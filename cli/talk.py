@@ -62,6 +62,13 @@ def plot_data() -> NoReturn:
     main(command)
 
 
+def build_dataset() -> NoReturn:
+    """The console script ``ciml-build-dataset``: ``ciml build-dataset``."""
+    from cli.commands.build_dataset import command
+
+    main(command)
+
+
 def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
     def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value and not ctx.resilient_parsing:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ciml.dataset_pin import Pin, PinnedPlan
 from ciml.dataset_plan import Plan, SelectedRun, SpanPlan, Step
 from ciml.dataset_state import (
     DatasetState,
@@ -20,6 +21,7 @@ from ciml.dataset_state import (
     dataset_names,
     dataset_state,
     dataset_store,
+    raw_store_of,
     span_folder,
 )
 from ciml.definitions import DatasetDefinition, ResolvedDefinition, resolve
@@ -27,8 +29,8 @@ from ciml.errors import CimlError
 from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
+from transforms.raw_reader import read_columns
 from transforms.spans import batches_of, examples_of, read_span, verify_span, write_span
-from transforms.store import read_runs
 
 __all__ = [
     "Update",
@@ -43,6 +45,7 @@ __all__ = [
 
 #: (runs made so far, runs to make) of the spans that are being sealed.
 Progress = Callable[[int, int], None]
+Produce = Callable[[Store, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +63,29 @@ class Update:
     waiting: int
 
 
-def create_dataset(data: Store, definition: DatasetDefinition, *, now_us: int | None = None) -> DatasetState:
+def create_dataset(
+    data: Store, definition: DatasetDefinition, *, source: Store | None = None, now_us: int | None = None
+) -> DatasetState:
     """Creates a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
 
+    Args:
+      data: the data path below which it is to be.
+      definition: what it is made of.
+      source: the data path that has the raw store; ``data`` by default.
+      now_us: the time of the commit; the present by default.
+
     Raises:
-      CimlError: when there is one of that name with another definition.
+      CimlError: when there is one of that name with another definition; or a slicer that nobody has resolved.
     """
+    if definition.slicer is not None and definition.raw_version is None:
+        raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml build-dataset finds")
+    told = {} if source is None or source == data else {"source": source.root}
     log, state = ManifestLog(dataset_store(data, definition.name)), DatasetState()
 
     def build() -> Delta | None:
         if state.definition is None:
-            return {"time_us": _now(now_us), "definition": definition.to_json()}
-        if state.definition != definition:
-            old, new = state.definition.to_json(), definition.to_json()
-            keys = ", ".join(key for key in new if new[key] != old[key])
-            raise CimlError(f"data set {definition.name!r} exists with another {keys}: choose another name")
+            return {"time_us": _now(now_us), "definition": definition.to_json(), **told}
+        check_same(state.definition, definition)
         return None
 
     commit(log, state, build)
@@ -105,16 +116,68 @@ def update_dataset(
     Raises:
       CimlError: when there is no such data set, or its first span does not resolve.
     """
-    root, raw = dataset_store(data, name), data.child("raw")
-    log, state = ManifestLog(root), dataset_state(data, name)
-    produce: Produce = _direct if runner is None else partial(_in_beam, runner=runner, job_endpoint=job_endpoint)
-    sealed: list[SpanVersion] = []
+    state = dataset_state(data, name)
+    raw = raw_store_of(data, state)
+    pin = None
+    if state.definition is not None and state.definition.slicer is not None:
+        pin = Pin(ManifestLog(raw), state.definition)
+    produce = producer(runner, job_endpoint)
+    return fill(raw, dataset_store(data, name), state, produce, pin, seal=seal, progress=progress, now_us=now_us)
+
+
+def producer(runner: str | None, job_endpoint: str = "") -> Produce:
+    """What makes the spans: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam."""
+    return _direct if runner is None else partial(_in_beam, runner=runner, job_endpoint=job_endpoint)
+
+
+def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
+    """Raises `CimlError`, which names what differs."""
+    if old != new:
+        before, after = old.to_json(), new.to_json()
+        keys = ", ".join(key for key in {**before, **after} if before.get(key) != after.get(key))
+        raise CimlError(f"data set {new.name!r} exists with another {keys}: choose another name")
+
+
+def fill(
+    raw: Store,
+    root: Store,
+    state: DatasetState,
+    produce: Produce,
+    pin: Pin | None,
+    *,
+    create: Callable[[], DatasetState] | None = None,
+    seal: bool,
+    progress: Progress | None,
+    now_us: int | None,
+) -> Update:
+    """Seals what there is to be sealed.
+
+    Args:
+      raw: the raw store.
+      root: the data set's folder.
+      state: of the data set; it is kept up to date.
+      produce: see `producer`.
+      pin: the runs of a definition that has a slicer.
+      create: called before the first commit of a data set that is not there yet, and whose ``state`` is a draft.
+      seal: whether the last span is closed with fewer runs than the definition wants.
+      progress: called as runs become examples.
+      now_us: the time of the commits; the present by default.
+    """
+    log, raw_log, sealed = ManifestLog(root), ManifestLog(raw), list[SpanVersion]()
     while True:
-        catch_up(log, state)
-        plan = Plan(state, ManifestLog(raw), partial(_resolve, state, raw))
+        if create is None:
+            catch_up(log, state)
+        plan: Plan | PinnedPlan
+        if pin is None:
+            plan = Plan(state, raw_log, partial(_resolve, state, raw))
+        else:
+            plan = PinnedPlan(state, pin, partial(_resolve, state, raw, pin=pin), raw_log)
         lost = False
         for step, spans in produce(raw, root, plan.steps(seal=seal), progress):
-            delta = _delta(step, spans, resolved_before=state.resolved is not None, now_us=_now(now_us))
+            if create is not None:
+                create()
+                state.version, create = 0, None
+            delta = _delta(step, spans, resolved_before=step.base > 1, now_us=_now(now_us))
             committed = commit(log, state, lambda step=step, delta=delta: delta if state.version == step.base else None)  # type: ignore[misc]
             _sweep(root, state, spans)
             if committed is None:
@@ -125,22 +188,22 @@ def update_dataset(
             break
     if seal and not state.spans:
         jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none at all"
-        wanted = ", ".join(state.definition.build_name) if state.definition else ""
+        name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
         raise CimlError(f"data set {name!r}: no stored run has a job that matches {wanted}; there are runs of {jobs}")
     return Update(state, tuple(sealed), plan.waiting)
 
 
-Produce = Callable[[Store, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
-
-
-def _resolve(state: DatasetState, raw: Store, runs: Sequence[SelectedRun]) -> ResolvedDefinition:
-    """Resolves by the first span's runs: those that were trusted when they came, if any were."""
+def _resolve(
+    state: DatasetState, raw: Store, runs: Sequence[SelectedRun], *, pin: Pin | None = None
+) -> ResolvedDefinition:
+    """Resolves by the first span's runs, and the classes by all that are pinned: those that were trusted when they
+    came, if any were."""
     if state.definition is None:
         raise CimlError("no such data set")
-    voters = [run for run in runs if run.trust is not None and run.trust.trusted] or list(runs)
-    tables = read_runs(raw, [run.file for run in voters])
-    columns = [telemetry_columns(table.column_names) for table in tables]
-    return resolve(state.definition, columns, [run.mention for run in voters])
+    voters = [run for run in runs if run.trust is not None and run.trust.trusted] or runs
+    found = Counter(map(tuple, read_columns(raw, [run.file for run in voters])))
+    columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
+    return resolve(state.definition, columns, (run.mention for run in (voters if pin is None else pin.voters())))
 
 
 def _direct(
@@ -224,12 +287,16 @@ def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) 
         wrong.extend(verify_span(root, span, resolved))
         if progress:
             progress(done, len(versions))
-    wanted = {
-        record["mention"]["run_id"]
-        for version, delta in ManifestLog(data.child("raw")).since(0)
-        for index, record in enumerate(delta["runs"])
-        if (version, index) < state.cursor and definition.selects(record["mention"]["build_name"])
-    }
+    raw = ManifestLog(raw_store_of(data, state))
+    if definition.slicer is not None:
+        wanted = set(Pin(raw, definition).run_ids[: len(state.spans) * definition.span_runs])
+    else:
+        wanted = {
+            record["mention"]["run_id"]
+            for version, delta in raw.since(0)
+            for index, record in enumerate(delta["runs"])
+            if (version, index) < state.cursor and definition.selects(record["mention"]["build_name"])
+        }
     have = [run_id for span in state.latest() for run_id in span.run_ids()]
     wrong.extend(f"the run {run_id} is in a data set twice" for run_id, times in Counter(have).items() if times > 1)
     wrong.extend(f"the run {run_id} is selected, and in no span" for run_id in sorted(wanted - set(have)))

@@ -105,6 +105,11 @@ def materialise(
     return done
 
 
+def is_materialised(folder: Path) -> bool:
+    """Whether a folder was written by `materialise`, to its end."""
+    return (folder / _MANIFEST).is_file()
+
+
 def shard_name(role: Role, first: int, rows: int) -> str:
     """The file of a batch's rows of one role: named by what it holds, so that a repeated bundle writes it again."""
     return f"{role}/{first:09d}-{rows}.tfrecord"

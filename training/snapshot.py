@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from ciml.dataset_state import DatasetState, ExampleFile, Position, SpanVersion, dataset_state
+from ciml.dataset_state import DatasetState, ExampleFile, Position, SpanVersion, dataset_state, raw_store_of
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
@@ -175,7 +175,8 @@ def make_snapshot(
       IntegrityError: when its manifest names a run that the raw manifest does not have there.
     """
     state = dataset_state(data, dataset_name)
-    return snapshot_of(dataset_name, state, _mentions(data, state.latest()), policy, exclusions or {})
+    mentions = _mentions(raw_store_of(data, state), state.latest())
+    return snapshot_of(dataset_name, state, mentions, policy, exclusions or {})
 
 
 def snapshot_of(
@@ -218,13 +219,13 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
-def _mentions(data: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
+def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
     """What the raw manifest says of the selected runs of spans, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
             wanted.setdefault(version, set()).add(index)
-    log = ManifestLog(data.child("raw"))
+    log = ManifestLog(raw)
     found: dict[str, Mention] = {}
     for version, indices in sorted(wanted.items()):
         try:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import Refused
+from transforms.plain_arrow import empty_table
 
 DAY_US = 86_400_000_000
 _TIME = pa.timestamp("us", tz="UTC")
@@ -61,9 +61,38 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
       The windows of all runs. A run is refused as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
       window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
     """
-    definition = resolved.definition
     refused: dict[int, Refused] = {}
     joined, runs = _join(tables, resolved, refused)
+    return _windows(joined, runs, len(tables), resolved, refused)
+
+
+def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefinition) -> Windows:
+    """As `downsample`, of runs that lie one after the other in one table.
+
+    Args:
+      joined: the telemetry of n runs, with the same columns.
+      rows: int64 [n], how many rows each has.
+      resolved: which columns, and how.
+    """
+    refused: dict[int, Refused] = {}
+    part = _needed(joined, resolved)
+    runs = np.repeat(np.arange(rows.size), rows)
+    if isinstance(part, Refused):
+        refused = dict.fromkeys(range(rows.size), part)
+        part, runs = empty_table(_schema(resolved)), runs[:0]
+    elif part.column(0).null_count:
+        timeless = np.zeros(rows.size, bool)
+        timeless[runs[_plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
+        refused = {int(run): _no_time() for run in np.flatnonzero(timeless)}
+        part, runs = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_())), runs[~timeless[runs]]
+    return _windows(part, runs, rows.size, resolved, refused)
+
+
+def _windows(
+    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, refused: dict[int, Refused]
+) -> Windows:
+    """The windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
+    definition = resolved.definition
     samples, origin = _samples(joined, runs, resolved)
     columns, run = _bins(samples, origin, definition.interval_us, definition.sample_statistic)
     if definition.aggregation_functions:
@@ -77,7 +106,7 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
             refused[index] = Refused("out_of_range", "a value is larger than float32 holds")
         whole = ~np.isin(run, run[~finite])
         values, run, position = values[whole], run[whole], position[whole]
-    n_windows = np.bincount(run, minlength=len(tables)).astype(np.int32)
+    n_windows = np.bincount(run, minlength=n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
         refused.setdefault(index, Refused("empty", "no window has a value in every selected column"))
     return Windows(values, run, position, n_windows, tuple(sorted(refused.items())))
@@ -87,32 +116,58 @@ def _join(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition, refused: dict[int, Refused]
 ) -> tuple[pa.Table, np.ndarray]:
     """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
-    names = ["time", *([] if resolved.definition.count_first_sample else ["boot"]), *resolved.columns]
-    schema = pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
     parts, index, rows = [], [], []
     for number, table in enumerate(tables):
-        try:
-            part = table.select(names)
-        except KeyError:
-            missing = next(name for name in names if name not in table.column_names)
-            refused[number] = Refused("missing_column", missing)
-            continue
-        if not part.schema.equals(schema):
-            part = part.cast(schema)
-        if part.column(0).null_count:
-            refused[number] = Refused("no_time", "a sample has no time")
+        part = _needed(table, resolved)
+        if not isinstance(part, Refused) and part.column(0).null_count:
+            part = _no_time()
+        if isinstance(part, Refused):
+            refused[number] = part
             continue
         parts.append(part)
         index.append(number)
         rows.append(part.num_rows)
-    joined = pa.concat_tables(parts) if parts else schema.empty_table()
+    joined = pa.concat_tables(parts) if parts else empty_table(_schema(resolved))
     return joined, np.repeat(np.array(index, np.int64), np.array(rows, np.int64))
+
+
+def _schema(resolved: ResolvedDefinition) -> pa.Schema:
+    names = ["time", *([] if resolved.definition.count_first_sample else ["boot"]), *resolved.columns]
+    return pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
+
+
+def _needed(table: pa.Table, resolved: ResolvedDefinition) -> pa.Table | Refused:
+    """What is needed of telemetry, in its right types."""
+    schema = _schema(resolved)
+    try:
+        part = table.select(schema.names)
+    except KeyError:
+        return Refused("missing_column", next(name for name in schema.names if name not in table.column_names))
+    return part if part.schema.equals(schema) else part.cast(schema)
+
+
+def _no_time() -> Refused:
+    return Refused("no_time", "a sample has no time")
+
+
+def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
+    """The windows of n runs from those of its parts, one at least: (int64 [m], which runs; their windows)."""
+    run = np.concatenate([at[windows.run] for at, windows in parts])
+    order = np.argsort(run, kind="stable")
+    n_windows = np.zeros(n, np.int32)
+    refused: list[tuple[int, Refused]] = []
+    for at, windows in parts:
+        n_windows[at] = windows.n_windows
+        refused.extend((int(at[place]), why) for place, why in windows.refused)
+    values = np.concatenate([windows.values for _, windows in parts])[order]
+    position = np.concatenate([windows.position for _, windows in parts])[order]
+    return Windows(values, run[order], position, n_windows, tuple(sorted(refused, key=lambda each: each[0])))
 
 
 def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
     """The samples that count, in order, and int64 [S] the midnight from which each one's run counts its windows."""
     time = _plain(joined.column(0).cast(pa.int64()))
-    columns = [_plain(pc.fill_null(joined.column(name), float("nan"))) for name in resolved.columns]
+    columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
     order: np.ndarray | None = None
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
         order = np.lexsort((time, run))  # stable, so a run that is in order already stays as it is
@@ -120,7 +175,7 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
     first = time[_starts(run)[1]]
     origin = first - first % DAY_US
     if not resolved.definition.count_first_sample:  # it is recorded all the same: the first day is that of all samples
-        counts = _plain(pc.fill_null(joined.column("boot"), False).cast(pa.uint8())) == 0
+        counts = _filled(joined.column("boot").cast(pa.uint8()), 0) == 0
         counts = counts if order is None else counts[order]
         run, time, origin = run[counts], time[counts], origin[counts]
         columns = [column[counts] for column in columns]
@@ -129,6 +184,16 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
 
 def _plain(column: pa.ChunkedArray) -> np.ndarray:
     return np.from_dlpack(column.combine_chunks())  # to_numpy() would import pandas
+
+
+def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
+    """As `_plain`, with a value for nulls. (Arrow's own fill_null would import pandas too.)"""
+    whole = column.combine_chunks()
+    if not whole.null_count:
+        return np.from_dlpack(whole)
+    valid = np.from_dlpack(whole.is_valid().cast(pa.uint8())) == 1
+    bare = pa.Array.from_buffers(whole.type, len(whole), [None, whole.buffers()[1]], offset=whole.offset)
+    return np.where(valid, np.from_dlpack(bare), null)
 
 
 def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

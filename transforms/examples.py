@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from ciml.digest import arrays_digest
 from ciml.errors import Refused
 from ciml.records import Mention
 from transforms.downsample import Windows, downsample
+from transforms.plain_arrow import numbers, text_maps, texts, times
 from transforms.split import split_of
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -75,6 +78,13 @@ def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved:
     Returns:
       The rows of all runs that have a label and at least one window, and the reasons of the others.
     """
+    return examples_from(runs, lambda taken: downsample([tables[index] for index in taken], resolved), resolved)
+
+
+def examples_from(
+    runs: Sequence[Mention], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
+) -> Examples:
+    """As `make_examples`, with the windows of the runs that have a label by a call with their positions."""
     reasons: dict[int, Excluded] = {}
     labels: dict[int, tuple[int, str]] = {}
     for index, run in enumerate(runs):
@@ -84,7 +94,7 @@ def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved:
         else:
             labels[index] = label
     taken = list(labels)
-    windows = downsample([tables[index] for index in taken], resolved)
+    windows = windows_of(taken)
     for place, refused in windows.refused:
         index = taken[place]
         reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
@@ -144,6 +154,30 @@ def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windo
     return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
 
 
+def _digests(
+    run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
+) -> Iterator[str]:
+    """`row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN. What all share is encoded once."""
+    F, _, L = unrolled.shape
+    width = 4 * L
+    if F == 0 or L == 0:
+        return
+    shape = f"<f4({L},)".encode()
+    heads = [
+        struct.pack("<q", len(name := feature.encode())) + name + struct.pack("<q", len(shape)) + shape
+        + struct.pack("<q", width)
+        for feature in features
+    ]  # fmt: skip
+    values = [memoryview(unrolled[feature].reshape(-1)).cast("B") for feature in range(F)]
+    end = struct.pack("<q", 8)
+    for row, (run_id, count) in enumerate(zip(run_ids, n_windows, strict=True)):
+        begin = row * width
+        parts: list[bytes | memoryview] = [struct.pack("<q", len(name := run_id.encode())), name]
+        for head, column in zip(heads, values, strict=True):
+            parts += (head, column[begin : begin + width])
+        yield hashlib.sha256(b"".join((*parts, end, struct.pack("<q", count)))).hexdigest()
+
+
 def _table(
     runs: Sequence[Mention],
     labels: Sequence[tuple[int, str]],
@@ -159,35 +193,22 @@ def _table(
     unrolled[:, place[windows.run], windows.position] = windows.values.T
     n_windows = windows.n_windows[kept]
     weights, salt = definition.tdt_split, definition.salt
-    columns: dict[str, Any] = {
-        "run_id": [run.run_id for run in runs],
-        "build_uuid": [run.build_uuid for run in runs],
-        "build_name": [run.build_name for run in runs],
-        "label": [label for label, _ in labels],
-        "label_name": [name for _, name in labels],
-        "split": [split_of(run.project, run.change, run.run_id, salt, weights) for run in runs],
-        "n_windows": _arrow(n_windows),
-        "digest": [
-            row_digest(run.run_id, unrolled[:, row], resolved.features, count)
-            for row, (run, count) in enumerate(zip(runs, n_windows.tolist(), strict=True))
-        ],
-        **{name: [getattr(run, name) or "" for run in runs] for name in _FACTS},
-        "start_time": [run.start_us for run in runs],
-        "end_time": [run.end_us for run in runs],
-        "labels": [sorted(run.labels.items()) for run in runs],
+    columns: dict[str, pa.Array] = {
+        "run_id": texts([run.run_id for run in runs]),
+        "build_uuid": texts([run.build_uuid for run in runs]),
+        "build_name": texts([run.build_name for run in runs]),
+        "label": numbers(np.array([label for label, _ in labels], np.int64)),
+        "label_name": texts([name for _, name in labels]),
+        "split": texts([split_of(run.project, run.change, run.run_id, salt, weights) for run in runs]),
+        "n_windows": numbers(n_windows),
+        "digest": texts(list(_digests([run.run_id for run in runs], unrolled, resolved.features, n_windows.tolist()))),
+        **{name: texts([getattr(run, name) or "" for run in runs]) for name in _FACTS},
+        "start_time": times([run.start_us for run in runs], _TIME),
+        "end_time": times([run.end_us for run in runs], _TIME),
+        "labels": text_maps([run.labels for run in runs]),
     }
     schema = schema_of(resolved)
-    arrays = []
-    for field in schema:
-        if (values := columns.get(field.name)) is None:
-            flat = _arrow(unrolled[resolved.features.index(field.name)].reshape(-1))
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-        else:
-            arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _arrow(values: np.ndarray) -> pa.Array:
-    """A contiguous array of numbers as Arrow, without a copy and without importing pandas."""
-    kind = {"f": pa.float32(), "i": pa.int32()}[values.dtype.kind]
-    return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(values)])
+    for feature, name in enumerate(resolved.features):
+        flat = numbers(unrolled[feature].reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)

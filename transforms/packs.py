@@ -13,6 +13,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from ciml.errors import IntegrityError
 from ciml.packs import PACKS, PackFile, run_of
 from ciml.storage import LocalStore, Store
 from ciml.telemetry import TIME
+from transforms.plain_arrow import empty_table
 
 _KEY = b"ciml.pack"
 _MAGIC = b"PAR1"
@@ -202,6 +204,40 @@ class OpenPack:
         except (pa.ArrowException, OSError) as error:
             raise IntegrityError(f"{store.url(self.file.path)} cannot be read as Parquet: {error!s:.200}") from None
         return found
+
+    def read_joined(
+        self, store: Store, numbers: Sequence[int], columns: Sequence[str]
+    ) -> tuple[list[int], pa.Table, list[int]]:
+        """Runs in one table, one after the other: their numbers in the table's order, the table, and their rows.
+
+        What a run's own table says of itself (its metadata) is not in there. Raises as `read` does.
+        """
+        ordered = sorted(numbers)
+        groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
+        names = [name for name in columns if name in self.schema.names]
+        table = empty_table(self.schema).select(names)
+        if groups:
+            source = self._fetch(store, groups, columns)
+            try:
+                parquet = pq.ParquetFile(
+                    source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+                )
+                table = parquet.read_row_groups(groups, columns=names, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise IntegrityError(f"{store.url(self.file.path)} cannot be read as Parquet: {error!s:.200}") from None
+        places = [self.places[number] for number in ordered]
+        rows = [place.rows for place in places]
+        if sum(rows) < table.num_rows:
+            begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
+            parts = []
+            for number, place in zip(ordered, places, strict=True):
+                if (group := self._group(number)) is not None:
+                    parts.append(table.slice(begins[group] + place.first - self._begin(group), place.rows))
+            table = pa.concat_tables(parts) if parts else table.slice(0, 0)
+        return ordered, table.select(names), rows
+
+    def _size(self, group: int) -> int:
+        return self._ends[group] - self._begin(group)
 
     def tables(
         self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None

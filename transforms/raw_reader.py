@@ -114,6 +114,11 @@ class _Shelf:
 _shelf = _Shelf()
 
 
+def packs_of(store: Store, folder: str) -> FolderPacks:
+    """The packs of a folder as this process knows them, by a look at the manifest where it knows none."""
+    return _shelf.get(store, folder) or _shelf.load(store, folder)
+
+
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The telemetry of a raw object that is one. Raises `FileNotFoundError`, `IntegrityError`."""
     data = store.read(path)
@@ -130,13 +135,21 @@ def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None
     path = file if isinstance(file, str) else file.path
     table = _find(store, path, columns)
     if isinstance(file, RawFile):
-        _check_rows(store, file, table)
+        check_rows(store, file, table.num_rows)
     return table
 
 
-def _check_rows(store: Store, file: RawFile, table: pa.Table) -> None:
-    if table.num_rows != file.rows:
-        raise IntegrityError(f"{store.url(file.path)} has {table.num_rows} rows, and the manifest says {file.rows}")
+def check_rows(store: Store, file: RawFile, rows: int) -> None:
+    """Raises `IntegrityError` where a run has other rows than the manifest says."""
+    if rows != file.rows:
+        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}")
+
+
+def threads_for(store: Store, threads: int | None) -> int:
+    """How many threads read at once: see `read_runs`."""
+    if threads is not None:
+        return threads
+    return 1 if isinstance(store, LocalStore) else _THREADS
 
 
 def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
@@ -181,8 +194,7 @@ def read_runs(
       IntegrityError: a run is missing, broken or has other rows.
     """
     wanted = list(files)
-    if threads is None:
-        threads = 1 if isinstance(store, LocalStore) else _THREADS
+    threads = threads_for(store, threads)
     found: dict[int, pa.Table] = {}
     folders: dict[str, list[tuple[int, str]]] = {}
     for at, file in enumerate(wanted):
@@ -200,8 +212,31 @@ def read_runs(
         found[at] = table
     for at, file in enumerate(wanted):
         if isinstance(file, RawFile):
-            _check_rows(store, file, found[at])
+            check_rows(store, file, found[at].num_rows)
     return [found[at] for at in range(len(wanted))]
+
+
+def read_columns(store: Store, files: Sequence[RawFile]) -> list[list[str]]:
+    """The names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
+
+    Raises:
+      IntegrityError: a run is missing or broken.
+    """
+    found: dict[int, list[str]] = {}
+    rest: list[int] = []
+    folders: dict[str, FolderPacks] = {}
+    for at, file in enumerate(files):
+        place = split_path(file.path)
+        if place is not None:
+            if (packs := folders.get(place[0])) is None:
+                packs = folders[place[0]] = packs_of(store, place[0])
+            if (run := packs.find(place[1])) is not None:
+                found[at] = run[0].schema.names
+                continue
+        rest.append(at)
+    for at, table in zip(rest, read_runs(store, [files[at] for at in rest]), strict=True):
+        found[at] = table.column_names
+    return [found[at] for at in range(len(files))]
 
 
 def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,14 +17,17 @@ from ciml.dataset_state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
+from ciml.records import Mention
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
-from transforms.examples import Examples, make_examples, mentions, row_digest, schema_of
+from transforms.downsample import Windows, downsample, downsample_joined, merge_windows
+from transforms.examples import Examples, examples_from, mentions, row_digest, schema_of
+from transforms.joined_reader import Joined, read_joined
+from transforms.plain_arrow import empty_table, numbers
 from transforms.split import SPLITS
-from transforms.store import read_runs
 
 _BATCH_BYTES = 64 << 20  # of examples that are made at a time
-_BATCH_RUNS = 500
+_BATCH_RUNS = 5000
 
 
 def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
@@ -34,8 +39,18 @@ def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPla
 
 def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
     """Reads the telemetry of runs, only what the definition needs of it, and makes their examples."""
-    tables = read_runs(raw, [run.file for run in plan.runs], columns=[*OWN_COLUMNS, *resolved.columns])
-    return make_examples([run.mention for run in plan.runs], tables, resolved)
+
+    def windows_of(taken: Sequence[int]) -> Windows:
+        files = [plan.runs[index].file for index in taken]
+        parts = []
+        for found in read_joined(raw, files, columns=[*OWN_COLUMNS, *resolved.columns]):
+            if isinstance(found, Joined):
+                parts.append((np.array(found.at), downsample_joined(found.table, np.array(found.rows), resolved)))
+            else:
+                parts.append((np.array([at for at, _ in found]), downsample([each for _, each in found], resolved)))
+        return merge_windows(parts, len(files)) if parts else downsample([], resolved)
+
+    return examples_from([run.mention for run in plan.runs], windows_of, resolved)
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
@@ -50,20 +65,22 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     Raises:
       IntegrityError: when examples and exclusions are not the selected runs.
     """
-    table = pa.concat_tables([schema_of(resolved).empty_table(), *(part.table for part in parts)])
+    table = pa.concat_tables([empty_table(schema_of(resolved)), *(part.table for part in parts)])
     excluded = tuple(each.to_json() for part in parts for each in part.excluded)
     names = ["run_id", "build_name", "split", "label", "label_name", "n_windows", "digest"]
-    runs = tuple(SpanRun(**row) for row in table.select(names).to_pylist())
+    columns = [table.column(name).to_pylist() for name in names]
+    runs = tuple(SpanRun(*row) for row in zip(*columns, strict=True))
     found = [run.run_id for run in runs] + [each["run_id"] for each in excluded]
     if sorted(found) != sorted(run.run_id for run in plan.runs):
         raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
     files: dict[str, tuple[ExampleFile, ...]] = {}
     splits = np.array([run.split for run in runs], dtype="U5")
+    facts = {run.run_id: run.mention for run in plan.runs}
     for split in SPLITS:
         rows = np.flatnonzero(splits == split)
         if rows.size:
-            part = table.take(pa.array(rows))
-            digest = rows_digest(part)
+            part = table.take(numbers(rows))
+            digest = _rows_digest([runs[row] for row in rows.tolist()], facts)
             path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
             root.create(path, _to_parquet(part))  # one that is there holds the same rows: its name says so
             files[split] = (ExampleFile(path, digest, part.num_rows),)
@@ -89,6 +106,16 @@ def rows_digest(table: pa.Table) -> str:
     names = ["split", "label", "label_name", "n_windows", "digest"]
     facts = [mention.to_json() for mention in mentions(table)]
     return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), facts, strict=True)])
+
+
+def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, Mention]) -> str:
+    """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
+    rows = []
+    for run in runs:
+        told = {**facts[run.run_id].to_json(), "phase": "finished"}
+        told.pop("log_url", None)
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, told])
+    return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def read_span(

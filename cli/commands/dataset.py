@@ -152,6 +152,45 @@ def verify(name: str, data_path: str) -> None:
     )
 
 
+@command.command("records", short_help="Write a data set's normalised examples as TFRecord.")
+@click.argument("name")
+@click.option("--to", "folder", required=True, metavar="FOLDER", help="A local folder, which is made anew.")
+@click.option(
+    "--trust-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML: which runs are trusted.  [default: reviewed, gated or merged work, and listings as backfill]",
+)
+@data_path_option()
+def records(name: str, folder: str, trust_policy: str | None, data_path: str) -> None:
+    """Write the trusted examples of the data set NAME as TFRecord, normalised by its training runs.
+
+    FOLDER/records/train, dev and test hold tf.Example; FOLDER/transform is what tf.Transform's TFTransformOutput reads.
+    Spans that were analysed before are not analysed again.
+
+    \b
+    Example:
+      ciml dataset records cpu-load --to cpu-load-records --data-path DATA
+    """
+    from pathlib import Path
+
+    from ciml.dataset_state import dataset_store
+    from ciml.errors import CimlError
+    from ciml.storage import open_store
+    from training.analysis_cache import AnalysisCache
+    from training.materialise import is_materialised, materialise
+    from training.snapshot import make_snapshot
+    from transforms.trust import TrustPolicy
+
+    to, data = Path(folder), open_store(data_path)
+    if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
+        raise CimlError(f"--to {folder}: holds something else; name a folder that is not there yet")
+    snapshot = make_snapshot(data, name, TrustPolicy.load(trust_policy))
+    made = materialise(data, snapshot, to, cache=AnalysisCache(dataset_store(data, name).child("_analyses")))
+    counts = ", ".join(f"{role} {count:,}" for role, count in made.counts.items())
+    click.echo(f"{name}: {counts}; {made.analysed} of {made.analysed + made.cached} spans analysed: {to}")
+
+
 def _summary(state: DatasetState) -> Iterator[tuple[str, str]]:
     definition, resolved = state.definition, state.resolved
     if definition is None:

@@ -5,8 +5,13 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from ciml.storage import open_store
+from tests.bench.many_runs import fill_store
+from tests.transforms.samples import corpus
 
 HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3")
 
@@ -25,11 +30,26 @@ def loaded_by(code: str) -> set[str]:
         "ciml.telemetry",
         "transforms.decode", "transforms.downsample", "transforms.examples", "transforms.fetch", "transforms.parse",
         "transforms.drift_compare", "transforms.split", "transforms.statistics", "transforms.store", "transforms.trust",
-        "pipelines.validate", "cli.commands.validate",
+        "pipelines.build", "pipelines.validate", "cli.commands.validate",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:
     assert loaded_by(f"import {module}") == set()
+
+
+def test_building_a_data_set_from_packs_stays_light(tmp_path: Path) -> None:
+    """pyarrow imports pandas as soon as it is asked for an array of Python's values."""
+    runs, tables, _ = corpus(20)
+    fill_store(open_store(tmp_path), zip(runs, tables, strict=True), per_folder=100)
+    code = f"""
+from ciml.definitions import DatasetDefinition
+from ciml.storage import open_store
+from pipelines.build import build_dataset
+data = open_store({str(tmp_path)!r})
+done = build_dataset(data, data, DatasetDefinition(name="x", slicer=":15", class_label="build_name", span_runs=10))
+assert len(done.sealed) == 2 and len(done.state.span_of) == 15
+"""
+    assert loaded_by(code) == set()
 
 
 def test_probe_sees_a_heavy_import() -> None:

@@ -1,0 +1,190 @@
+"""``ciml build-dataset``, which is ``ciml-build-dataset`` in the talk: a data set at one go, from its options."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError
+from cli.batch_options import runner_option
+from cli.options import data_path_option, home_option, s3_place
+from cli.talk import s3_options
+
+if TYPE_CHECKING:
+    from ciml.definitions import DatasetDefinition
+    from pipelines.datasets import Update
+
+#: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
+SPAN_RUNS = 5000
+
+
+def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+    return tuple(part for text in value for part in text.split(",") if part) or None
+
+
+@click.command("build-dataset", short_help="Build a data set from the stored runs.")
+@click.option("--dataset", metavar="NAME", help="The data set's name.  [default: the definition's]")
+@click.option(
+    "--definition",
+    "definition_file",
+    metavar="FILE",
+    callback=s3_place,
+    help="TOML, a file or s3://…: what to make. The other options win over its keys; docs/datasets.md names them.",
+)
+@click.option(
+    "--build-name",
+    multiple=True,
+    metavar="GLOB",
+    help="A job, a glob of jobs, or all; may be repeated.  [default: all]",
+)
+@click.option(
+    "--slicer",
+    metavar="SLICE",
+    help="Take only these of the runs, ordered by (end time, run id), such as :2000 or -500:, once and for all.  "
+    "[default: all, and those to come when the same line is said again]",
+)
+@click.option("--sample-interval", metavar="INTERVAL", help="Length of a window, such as 1s or 10min.  [default: 10s]")
+@click.option("--features-regex", metavar="REGEX", help="Columns, by their short names.  [default: all]")
+@click.option(
+    "--class-label",
+    metavar="NAME",
+    help="status, provider, provider-region, or any metadata of a run.  [default: status]",
+)
+@click.option(
+    "--tdt-split", nargs=3, type=int, metavar="TRAIN DEV TEST", help="Weights of the splits.  [default: 7 0 3]"
+)
+@click.option("--sample-statistic", metavar="NAME", help="mean, min, max, std or last of a window.  [default: mean]")
+@click.option(
+    "--aggregation-functions",
+    multiple=True,
+    callback=_listed,
+    metavar="NAMES",
+    help="In place of windows, these functions of a run's windows, such as mean,std; may be repeated.",
+)
+@click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
+@click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
+@data_path_option()
+@click.option(
+    "--target-data-path",
+    metavar="DATA",
+    callback=s3_place,
+    help="Where data sets are: a folder or an s3:// prefix.  [default: the data path, which has the raw store]",
+)
+@home_option
+@runner_option
+@s3_options
+def command(
+    dataset: str | None,
+    definition_file: str | None,
+    force: bool,
+    data_path: str,
+    target_data_path: str | None,
+    runner: tuple[str | None, str],
+    **options: Any,
+) -> None:
+    """Build a data set from the stored runs.
+
+    The definition that the options say is written beside the data set, as _definition.toml; --definition builds from
+    it. The same line again changes nothing; one that was stopped goes on. A data set with --slicer keeps its runs and
+    their outcomes for ever, whatever is stored later.
+
+    \b
+    Example:
+      ciml-build-dataset --dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000
+        --sample-interval 10min --features-regex "(usr|1min)" --class-label status --tdt-split 7 0 3
+        --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
+      ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
+    """
+    from ciml.storage import open_store
+    from pipelines.build import build_dataset, remove_dataset
+
+    options.pop("home")
+    source = open_store(data_path)
+    target = source if target_data_path is None else open_store(target_data_path)
+    definition = _definition(dataset, definition_file, options)
+    if force and _is_another(target, definition):
+        remove_dataset(target, definition.name)
+    with _progress() as progress:
+        update = build_dataset(source, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress)
+    for line in _summary(update, target.url(f"datasets/{definition.name}")):
+        click.echo(line)
+
+
+def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
+    """What the options say, over what the file says, over what is said nowhere."""
+    from ciml.definitions import DatasetDefinition
+    from ciml.settings import parse_toml, read_toml
+    from ciml.storage import open_store
+
+    said = {key: value for key, value in options.items() if value not in (None, ())}
+    if name is not None:
+        said["name"] = name
+    stands: dict[str, Any] = {}
+    if file is not None and file.startswith("s3://"):
+        folder, _, key = file.rpartition("/")
+        try:
+            stands = parse_toml(open_store(folder).read(key).decode(), file)
+        except FileNotFoundError:
+            raise CimlError(f"{file}: no such file") from None
+    elif file is not None:
+        stands = read_toml(file)
+    if "slicer" in said and said["slicer"] != stands.get("slicer"):
+        stands.pop("raw_version", None)
+    values = {"span_runs": SPAN_RUNS, **stands, **said}
+    if "name" not in values:
+        raise CimlError("which data set? Say --dataset NAME, or a --definition that has a name")
+    return DatasetDefinition.from_json(values, file or "data set")
+
+
+def _is_another(target: Any, definition: DatasetDefinition) -> bool:
+    from ciml.dataset_state import DatasetState, dataset_store
+    from ciml.manifests import ManifestLog, catch_up
+
+    state = DatasetState()
+    catch_up(ManifestLog(dataset_store(target, definition.name)), state)
+    if state.definition is None:
+        return False
+    there = state.definition
+    if definition.slicer is not None and definition.raw_version is None:
+        there = there.model_copy(update={"raw_version": None})
+    return there != definition
+
+
+def _summary(update: Update, where: str) -> Iterator[str]:
+    state = update.state
+    definition, resolved = state.definition, state.resolved
+    if definition is None or resolved is None:
+        return
+    counts, excluded = state.counts(), state.excluded()
+    made, total = sum(len(span.runs) for span in update.sealed), sum(counts.values())
+    new = "all were there" if not update.sealed else f"{made:,} of them new"
+    yield f"{definition.name}: {total:,} examples of {definition.windows} x {len(resolved.features)}, {new}: {where}"
+    yield f"  features  {', '.join(resolved.features)}"
+    splits = Counter[str]()
+    for (split, _), count in counts.items():
+        splits[split] += count
+    yield f"  splits    {', '.join(f'{split} {splits[split]:,}' for split in ('train', 'dev', 'test'))}"
+    for name in resolved.classes:
+        each = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
+        yield f"  class     {name}: {each}"
+    if excluded:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
+        yield f"  excluded  {sum(excluded.values()):,} runs: {reasons}"
+    if definition.slicer is not None:
+        yield f"  pinned    {definition.slicer} of the runs by version {definition.raw_version} of the raw store"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from cli.bars import bars
+
+    with bars() as tell:
+        yield lambda done, total: tell("making examples", done, total)

@@ -1,0 +1,79 @@
+"""Building a data set at one go: of all the runs that there are, or of those that a slicer cuts out of them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ciml.dataset_pin import Pin, pinned
+from ciml.dataset_state import DatasetState, dataset_store
+from ciml.definitions import DatasetDefinition
+from ciml.errors import CimlError
+from ciml.manifests import ManifestLog, catch_up
+from ciml.storage import Store
+from pipelines.datasets import Progress, Update, check_same, create_dataset, fill, producer
+
+#: The definition as people write it, beside the examples. Its name keeps it out of the way of who reads the folder.
+DEFINITION = "_definition.toml"
+
+
+def build_dataset(
+    source: Store,
+    target: Store,
+    definition: DatasetDefinition,
+    *,
+    runner: str | None = None,
+    job_endpoint: str = "",
+    progress: Progress | None = None,
+    now_us: int | None = None,
+) -> Update:
+    """Makes a data set of all the runs that there are, or goes on with one that was begun.
+
+    Nothing is created before it is known that the definition can be made: a mistake leaves nothing behind. A slicer is
+    resolved at the raw manifest's present end, unless the definition, or the data set of that name, says at which.
+
+    Args:
+      source: the data path that has the raw store.
+      target: the data path below which the data set is to be; may be the same.
+      definition: what to make.
+      runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
+      job_endpoint: of Beam's job server, for ``flink``.
+      progress: called as runs become examples.
+      now_us: the time of the commits; the present by default.
+
+    Raises:
+      CimlError: there is no such raw store; no run is selected; no column or fewer than two classes come out; or there
+        is a data set of that name with another definition.
+    """
+    raw, root, state = source.child("raw"), dataset_store(target, definition.name), DatasetState()
+    if next(ManifestLog(raw).raw_since(0), None) is None:
+        raise CimlError(f"no raw store at {raw.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA")
+    catch_up(ManifestLog(root), state)
+    pin = None
+    if definition.slicer is not None:
+        if definition.raw_version is None and state.definition is not None and state.definition.slicer is not None:
+            definition = definition.model_copy(update={"raw_version": state.definition.raw_version})
+        if state.definition is not None:
+            check_same(state.definition, definition)
+        pin = Pin(ManifestLog(raw), definition)
+        definition = pinned(definition, pin)
+    create = None
+    if state.definition is None:
+        state.definition, state.version = definition, 1  # as it will be once that is committed
+        create = partial(create_dataset, target, definition, source=source, now_us=now_us)
+    else:
+        check_same(state.definition, definition)
+    produce = producer(runner, job_endpoint)
+    update = fill(raw, root, state, produce, pin, create=create, seal=True, progress=progress, now_us=now_us)
+    if update.sealed or not root.exists(DEFINITION):
+        root.replace(DEFINITION, definition.to_toml().encode())
+    return update
+
+
+def remove_dataset(data: Store, name: str) -> None:
+    """Removes a data set and its examples. Killed half-way, it is a data set of fewer spans."""
+    root = dataset_store(data, name)
+    manifest = ManifestLog(root).folder
+    for path in sorted(root.list(manifest), reverse=True):
+        root.delete(path)
+    for path in root.list():
+        root.delete(path)

@@ -1,0 +1,131 @@
+"""Building a data set against pandas, whole processes, as ratios in one run.
+
+    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records]
+
+For each number of runs (the listing's own, again and again under new ids): `ciml build-dataset` of (usr, 1m) at 10 s
+from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. ``--records``
+adds tf.Transform's analysis and the normalised TFRecord files. A line has the medians: wall and CPU seconds, and peak
+memory. The CPU ratio is the one to look at on a machine where others work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from ciml.event_runs import mention_from_listing
+from ciml.storage import open_store
+from tests.bench.many_runs import fill_store, repeated
+from transforms.parse import Log, parse_logs
+
+OPPONENT = Path(__file__).with_name("by_pandas.py")
+AT_MOST = 10_000
+NAME = "bench"
+RECORDS = f"""
+import sys; from pathlib import Path; from ciml.storage import open_store
+from training.materialise import materialise; from training.snapshot import make_snapshot
+from transforms.trust import TrustPolicy
+data = open_store(sys.argv[1])
+done = materialise(data, make_snapshot(data, {NAME!r}, TrustPolicy.load(None)), Path(sys.argv[2]))
+assert sum(done.counts.values()) == int(sys.argv[3])
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took: wall and CPU seconds, and its peak memory in MiB."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+def run(*command: str | Path) -> Cost:
+    began = time.perf_counter()
+    with tempfile.TemporaryFile() as out:
+        child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        assert child.returncode == 0, out.read().decode()
+    return Cost(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def of_rounds(costs: list[Cost]) -> Cost:
+    return Cost(*(median(getattr(cost, name) for cost in costs) for name in ("wall_s", "cpu_s", "peak_mib")))
+
+
+def build(data: Path, target: Path, runs: int, *, records: bool) -> Cost:
+    """The examples of a store's runs; with ``records`` the normalised ones too."""
+    shutil.rmtree(target, ignore_errors=True)
+    line = (
+        "--dataset",
+        NAME,
+        "--features-regex",
+        "(usr|1min)",
+        "--class-label",
+        "provider",
+        "--sample-interval",
+        "10s",
+    )
+    places = ("--data-path", data, "--target-data-path", target)
+    done = run(sys.executable, "-m", "cli.main", "build-dataset", *line, *places)
+    if records:
+        more = run(sys.executable, "-c", RECORDS, target, target / "records", str(runs))
+        peak = max(done.peak_mib, more.peak_mib)
+        done = Cost(done.wall_s + more.wall_s, done.cpu_s + more.cpu_s, peak)
+    shutil.rmtree(target)
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("listing", type=Path)
+    parser.add_argument("logs", type=Path)
+    parser.add_argument("--runs", type=int, nargs="*")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", action="store_true")
+    given = parser.parse_args()
+    builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
+    mentions = [mention_from_listing(each, source="backfill") for each in builds]
+    logs = [Log((given.logs / each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
+            for each, mention in zip(builds, mentions, strict=True)]  # fmt: skip
+    real = list(zip(mentions, parse_logs(logs), strict=True))
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        per_run: Cost | None = None
+        for runs in given.runs or [len(builds)]:
+            fill_store(open_store(folder / "data"), repeated(real, runs), per_folder=2000)
+            ours = of_rounds(
+                [build(folder / "data", folder / "sets", runs, records=given.records) for _ in range(given.rounds)]
+            )
+            shutil.rmtree(folder / "data")
+            if runs <= AT_MOST or per_run is None:
+                measured = min(runs, AT_MOST)
+                listing = folder / "builds.jsonl"
+                listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
+                opponent = of_rounds(
+                    [run(sys.executable, OPPONENT, listing, given.logs, folder / "npz") for _ in range(given.rounds)]
+                )
+                per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
+            print(
+                f"{runs:,} runs: {ours.wall_s:.2f} s, {ours.cpu_s:.2f} s of CPU, {ours.peak_mib:.0f} MiB; pandas "
+                f"{per_run.wall_s * runs:.1f} s, {per_run.cpu_s * runs:.1f} s of CPU, {per_run.peak_mib:.0f} MiB: "
+                f"{per_run.wall_s * runs / ours.wall_s:.1f} times as fast, "
+                f"{per_run.cpu_s * runs / ours.cpu_s:.1f} by CPU",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Every example of a data set, as it lies in its files, against pandas' own computation from the logs.
+
+    python -m tests.bench.exact LISTING LOGS [--data-path DATA] [--normalised] [INTERVAL[:PATTERN] …]
+
+Builds the data sets by `ciml build-dataset`'s own function from a raw store that a backfill fills, and prints for each
+how many runs there were, the largest error relative to max(|x|, 1), and whether any run changed its split between a
+data set of the first half of the runs and that of all. Ends with 1 where an error is above 1e-6 (normalised: 1e-5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ciml.dataset_state import DatasetState, dataset_store
+from ciml.definitions import DatasetDefinition
+from ciml.listing_files import open_listing
+from ciml.storage import Store, open_store
+from cli.commands.backfill import make_config
+from pipelines.backfill import backfill
+from pipelines.build import build_dataset
+from pipelines.datasets import read_span
+from tests.transforms import direct
+from transforms.spans import inputs_of
+
+USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
+
+
+def built(data: Store, target: Store, name: str, interval: str, pattern: str, slicer: str | None) -> DatasetState:
+    """A data set of the provider, by `build_dataset`."""
+    definition = DatasetDefinition.from_json(
+        {
+            "name": name, "sample_interval": interval, "features_regex": pattern, "class_label": "provider",
+            "span_runs": 500, "slicer": slicer,
+        }
+    )  # fmt: skip
+    return build_dataset(data, target, definition).state
+
+
+def splits_of(state: DatasetState) -> dict[str, str]:
+    return {run.run_id: run.split for span in state.latest() for run in span.runs}
+
+
+def compare(target: Store, state: DatasetState, paths: dict[str, Path], interval: str) -> tuple[int, float]:
+    """How many examples there are, and the largest error."""
+    assert state.definition is not None
+    assert state.resolved is not None
+    resolved, root, worst, count = state.resolved, dataset_store(target, state.definition.name), 0.0, 0
+    for span in state.latest():
+        table = read_span(root, span)
+        inputs = inputs_of(table, resolved)
+        facts = zip(*(table.column(name).to_pylist() for name in ("build_uuid", "n_windows")), strict=True)
+        for row, (uuid, n_windows) in enumerate(facts):
+            frame = direct.read_log.__wrapped__(paths[uuid])
+            wanted, valid = direct.unrolled(direct.resampled(frame, interval), resolved.columns, resolved.windows)
+            assert n_windows == valid, f"{uuid}: {n_windows} windows, and pandas has {valid}"
+            assert not inputs[row, valid:].any(), f"{uuid}: padding"
+            error = np.abs(inputs[row, :valid] - wanted[:valid]) / np.maximum(np.abs(wanted[:valid]), 1)
+            worst = max(worst, float(error.max(initial=0.0)))
+            count += 1
+    return count, worst
+
+
+def compare_normalised(target: Store, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
+    """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
+    from tests.training.records import written
+    from training.materialise import materialise
+    from training.snapshot import ROLES, make_snapshot
+    from transforms.trust import TrustPolicy
+
+    snapshot = make_snapshot(target, name, TrustPolicy.load(None))
+    runs, resolved = list(snapshot.runs()), snapshot.resolved
+    examples = []
+    for run in runs:
+        frame = direct.read_log.__wrapped__(paths[run.run_id.split("~")[1]])
+        bins = direct.resampled(frame, interval)
+        examples.append(direct.unrolled(bins, resolved.columns, resolved.windows)[0])
+    whole = np.stack(examples)
+    train = whole[[run.split == "train" for run in runs]]
+    spread = train.max(axis=0) - train.min(axis=0)
+    spread[spread == 0] = 1
+    mean, worst, count = train.mean(axis=0), 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        made = materialise(target, snapshot, Path(folder, "records"))
+        for role in ROLES:
+            for ordinal, (inputs, *_) in written(made, role, snapshot).items():
+                direct_value = (whole[ordinal] - mean) / spread
+                error = np.abs(inputs - direct_value) / np.maximum(np.abs(direct_value), 1)
+                worst, count = max(worst, float(error.max())), count + 1
+    return count, worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("listing", type=Path)
+    parser.add_argument("logs", type=Path)
+    parser.add_argument("--normalised", action="store_true")
+    parser.add_argument("--data-path", help="a raw store that has the runs already")
+    parser.add_argument("sets", nargs="*", default=USUAL)
+    given = parser.parse_args()
+    builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
+    paths = {each["build_uuid"]: given.logs / each["log_path"] for each in builds}
+    good = True
+    with tempfile.TemporaryDirectory(prefix="exact-") as folder:
+        data = open_store(given.data_path or Path(folder, "data"))
+        if given.data_path is None:
+            backfill(make_config(data.root, str(given.logs)), open_listing(str(given.listing)))
+        for number, said in enumerate(given.sets):
+            interval, _, pattern = said.partition(":")
+            target = open_store(Path(folder, str(number)))
+            state = built(data, target, "all", interval, pattern or "(usr|1min)", None)
+            half = splits_of(built(data, target, "half", interval, pattern or "(usr|1min)", f":{len(builds) // 2}"))
+            moved = sum(splits_of(state)[run] != split for run, split in half.items())
+            count, worst = compare(target, state, paths, interval)
+            print(
+                f"{said}: {count:,} runs, error {worst:.2e}; {moved} of {len(half):,} changed their split", flush=True
+            )
+            good &= worst <= 1e-6 and moved == 0 and count == len(builds)
+            if given.normalised:
+                count, worst = compare_normalised(target, "all", paths, interval)
+                print(f"{said} normalised: {count:,} runs, error {worst:.2e}", flush=True)
+                good &= worst <= 1e-5 and count == len(builds)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A compacted raw store of as many runs as are wanted: real ones, again and again under new ids, a day later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+
+import pyarrow as pa
+
+from ciml.digest import telemetry_digest
+from ciml.manifests import ManifestLog
+from ciml.packs import pack_log, split_path
+from ciml.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.storage import Store
+from transforms.packs import PackWriter
+from transforms.store import run_path
+
+DAY_US = 86_400_000_000
+_COMMIT = 2000
+_TRUST = Trust(True, "listing", "0")
+
+
+def repeated(runs: Sequence[tuple[Mention, pa.Table]], number: int) -> Iterator[tuple[Mention, pa.Table]]:
+    """That many runs: the given ones, then the same under new ids, their times a day later, and so on."""
+    for copy in count():
+        for mention, table in runs:
+            if number == 0:
+                return
+            number -= 1
+            uuid = f"{mention.build_uuid}-{copy}" if copy else mention.build_uuid
+            later = {
+                "start_us": (mention.start_us or 0) + copy * DAY_US,
+                "end_us": (mention.end_us or 0) + copy * DAY_US,
+            }
+            yield replace(mention, run_id=f"backfill~{uuid}~1", build_uuid=uuid, **later), table
+
+
+def fill_store(data: Store, runs: Iterable[tuple[Mention, pa.Table]], *, per_folder: int) -> None:
+    """Writes packs and manifests, as a backfill and a compaction leave them, without an object a run before.
+
+    Args:
+      data: the data path.
+      runs: in an order in which those of a folder (job and day) are near each other.
+      per_folder: a folder's runs are packed when there are so many; a folder may have several packs.
+    """
+    raw, waiting, records = data.child("raw"), dict[str, PackWriter](), list[dict[str, object]]()
+    log, versions, packs = ManifestLog(raw), count(1), dict[str, int]()
+
+    def pack(folder: str) -> None:
+        file, content = waiting.pop(folder).finish()
+        raw.create(file.path, content)
+        packs[folder] = packs.get(folder, 0) + 1
+        delta = {"time_us": 0, "packs": [file.to_json()], "replaces": [], "alone": {}}
+        assert pack_log(raw, folder).try_append(packs[folder], delta)
+
+    def commit() -> None:
+        lists = ("repeats", "corrections", "ignored", "dead_letters", "deferred", "closes")
+        delta = {"time_us": 0, "runs": records[:], **{name: [] for name in lists}, "offsets": {}}
+        assert log.try_append(next(versions), delta)
+        records.clear()
+
+    for number, (mention, table) in enumerate(runs):
+        digest = telemetry_digest(mention.run_id, table)
+        path = run_path(mention, table, digest)
+        place = split_path(path)
+        assert place is not None
+        folder, name = place
+        if folder not in waiting:
+            waiting[folder] = PackWriter(folder, table.schema)
+        writer = waiting[folder]
+        writer.add(name, digest, table)
+        if len(writer.places) >= per_folder:
+            pack(folder)
+        file = RawFile(path, digest, table.num_rows, 0)
+        records.append(Outcome("run", Origin("many", 0, number), "", mention, trust=_TRUST, file=file).to_json())
+        if len(records) == _COMMIT:
+            commit()
+    for folder in list(waiting):
+        pack(folder)
+    if records:
+        commit()
