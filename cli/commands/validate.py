@@ -168,10 +168,10 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
     ]
 
 
-def _features(names: Sequence[str]) -> str:
+def _features(names: Sequence[str]) -> list[str]:
     """Names of features, aggregations of one by its own name."""
     found = (_AGGREGATED.fullmatch(name) for name in names)
-    return ", ".join(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
+    return list(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
 
 
 def _notes(report: Report) -> list[str]:
@@ -182,12 +182,11 @@ def _notes(report: Report) -> list[str]:
         lines.append("no feature is on both sides")
     elif not report.findings:
         lines.append(f"nothing moved, by {report.tests:,} tests")
-    if report.with_the_mix:
-        lines.append(f"moved with the mix alone: {_features(report.with_the_mix)}")
-    if report.untold:
-        lines.append(
-            f"moved, and too few runs are alike to tell whether with the mix alone: {_features(report.untold)}"
-        )
+    itself = set(_features([finding.what for finding in report.findings]))
+    if mixed := [name for name in _features(report.with_the_mix) if name not in itself]:
+        lines.append(f"moved with the mix alone: {', '.join(mixed)}")
+    if told := ", ".join(_features(report.untold)):
+        lines.append(f"moved, and too few runs are alike to tell whether with the mix alone: {told}")
     narrow = [one for one in report.few if one != (None, None) and None in one]
     if report.enough and narrow:
         lines.append(f"too few runs to say anything of {len(narrow)} jobs and providers by themselves")
