@@ -23,7 +23,7 @@ _WIDTH = 118  # of a table in a file or a pipe
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
-@click.command("validate", short_help="Tell what moved in a data set: columns, units, distributions.")
+@click.command("validate", short_help="Tell what moved in a data set.")
 @click.argument("name")
 @click.option(
     "--last",
