@@ -1,10 +1,11 @@
 """Drift: what moved between two sets of examples, where, and by how much.
 
 A *slice* is all runs, those of a job, of a provider, or of a job on a provider. Within a slice both sides are weighted
-alike, by cell (job, provider, flavour, class), so that another mix of runs moves nothing here: a cell of r runs before
-and c after weighs r·c / (r + c), the weight at which cells of any sizes tell most. What is compared is the rank of a
-run in its cell. So the two-sample tests stay what they are, with the sum H of these weights in place of n·m / (n + m).
-A cell that one side lacks says nothing.
+alike, by cell (job, provider, flavour, class), so that another mix of runs moves nothing here. What is compared is the
+rank of a run among the N = r + c runs of its cell, r before and c after. Where nothing moved, the distance of the two
+distributions of ranks has a variance that goes with N² / (r·c·(N - 1)); a cell weighs by its inverse, at which cells of
+any sizes together tell most. So the two-sample tests stay what they are, with the sum H of the weights as their size,
+which for one cell is about r·c / (r + c). A cell that one side lacks says nothing.
 
 PSI says how much a distribution moved, KS whether that is more than chance. Only what both say is told.
 """
@@ -67,7 +68,7 @@ class Measure(NamedTuple):
       psi: population stability index.
       ks: the largest distance of the two distributions, 0 to 1.
       p: of a distance as large as that without any drift; not corrected for the number of tests.
-      weight: H, the size of the comparison: n·m / (n + m) for one cell.
+      weight: H, the size of the comparison: about n·m / (n + m) for one cell.
       before, after: means of the runs' means, weighted alike.
     """
 
@@ -100,8 +101,9 @@ class Sides:
 
     @property
     def weights(self) -> np.ndarray:
-        """float64 [C]: r·c / (r + c), 0 for a cell that one side lacks."""
-        weights: np.ndarray = self.before * self.after / np.maximum(self.before + self.after, 1)
+        """float64 [C]: r·c·(N - 1) / N² for r runs before and c after, N together; 0 for a cell that one side lacks."""
+        both = np.maximum(self.before + self.after, 1)
+        weights: np.ndarray = self.before * self.after * (both - 1) / both**2
         return weights
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MOVED = 5
 _KINDS = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
 _AGGREGATED = re.compile(r"(\w+)\((.+)\)")
+_FEW_GROUPS = 3
+_WIDTH = 118  # of a table in a file or a pipe
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
@@ -116,7 +119,10 @@ def _print(report: Report) -> None:
             table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
         for findings in _together(report.findings):
             table.add_row(*map(Text, _row(*findings)))
-        Console(highlight=False).print(table)
+        console = Console(highlight=False)
+        if not console.is_terminal:  # nobody looks at its width
+            console.width = max(console.width, _WIDTH)
+        console.print(table)
     else:
         click.echo(title)
     for line in _notes(report):
@@ -124,19 +130,32 @@ def _print(report: Report) -> None:
 
 
 def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings; aggregations of one feature that moved in the same place stand together, the clearest first."""
+    """The findings; those that say one thing stand together, the clearest first.
+
+    That is: aggregations of one feature that moved in the same place; and more than a few groups that came or went.
+    """
+    often = Counter((finding.kind, finding.what) for finding in findings)
     rows: dict[object, list[Finding]] = {}
     for number, finding in enumerate(findings):
-        aggregated = _AGGREGATED.fullmatch(finding.what) if finding.kind in ("unit", "shift") else None
-        place = (finding.kind, finding.build_name, finding.provider, finding.rest)
-        rows.setdefault((aggregated[2], *place) if aggregated else number, []).append(finding)
-    return [sorted(row, key=lambda finding: -(finding.ks or 0)) for row in rows.values()]
+        key: object = number
+        if finding.kind in ("lost_group", "new_group") and often[finding.kind, finding.what] > _FEW_GROUPS:
+            key = finding.kind, finding.what
+        elif finding.kind in ("unit", "shift") and (aggregated := _AGGREGATED.fullmatch(finding.what)):
+            key = finding.kind, aggregated[2], finding.build_name, finding.provider, finding.rest
+        rows.setdefault(key, []).append(finding)
+    return [
+        sorted(row, key=lambda each: (-(each.ks or 0), -each.runs_before - each.runs_after)) for row in rows.values()
+    ]
 
 
 def _row(finding: Finding, *others: Finding) -> list[str]:
     place = "all others" if finding.rest else "all"
     style = "{:.1%}" if finding.kind in _SHARES else "{:.3g}"
-    names = ", ".join(other.what.partition("(")[0] for other in others)
+    more = ""
+    if others and finding.kind in ("lost_group", "new_group"):
+        more = f", and {len(others)} more"
+    elif others:
+        more = f"; so did {', '.join(other.what.partition('(')[0] for other in others)}"
     return [
         finding.what,
         place if finding.build_name is None else finding.build_name,
@@ -145,14 +164,14 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
         f"{style.format(finding.before)} → {style.format(finding.after)}",
         "" if finding.psi is None else f"{finding.psi:.2f}",
         "" if finding.ks is None else f"{finding.ks:.2f}",
-        finding.verdict + (f"; so did {names}" if names else ""),
+        finding.verdict + more,
     ]
 
 
-def _features(names: Sequence[str]) -> str:
+def _features(names: Sequence[str]) -> list[str]:
     """Names of features, aggregations of one by its own name."""
     found = (_AGGREGATED.fullmatch(name) for name in names)
-    return ", ".join(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
+    return list(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
 
 
 def _notes(report: Report) -> list[str]:
@@ -163,12 +182,11 @@ def _notes(report: Report) -> list[str]:
         lines.append("no feature is on both sides")
     elif not report.findings:
         lines.append(f"nothing moved, by {report.tests:,} tests")
-    if report.with_the_mix:
-        lines.append(f"moved with the mix alone: {_features(report.with_the_mix)}")
-    if report.untold:
-        lines.append(
-            f"moved, and too few runs are alike to tell whether with the mix alone: {_features(report.untold)}"
-        )
+    itself = set(_features([finding.what for finding in report.findings]))
+    if mixed := [name for name in _features(report.with_the_mix) if name not in itself]:
+        lines.append(f"moved with the mix alone: {', '.join(mixed)}")
+    if told := ", ".join(_features(report.untold)):
+        lines.append(f"moved, and too few runs are alike to tell whether with the mix alone: {told}")
     narrow = [one for one in report.few if one != (None, None) and None in one]
     if report.enough and narrow:
         lines.append(f"too few runs to say anything of {len(narrow)} jobs and providers by themselves")

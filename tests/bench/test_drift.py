@@ -1,0 +1,112 @@
+"""How often a comparison is wrong, and what it finds: on real runs, split at random, with and without a planted drift.
+
+python -m pytest tests/bench/test_drift.py -m bench -s
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.definitions import ResolvedDefinition
+from tests.transforms.samples import corpus, resolved
+from transforms.drift_compare import compare
+from transforms.drift_report import Report, Side
+from transforms.examples import make_examples
+from transforms.statistics import statistics
+
+pytestmark = pytest.mark.bench
+SPLITS, DRAWS = 40, 5
+COLUMNS = (
+    "total cpu usage:usr",
+    "total cpu usage:wai",
+    "memory usage:free",
+    "net/total:recv",
+    "dsk/total:writ",
+    "load avg:1m",
+)
+
+
+@lru_cache
+def examples() -> tuple[pa.Table, ResolvedDefinition]:
+    """All runs of the corpus, as means, stds and maxima of 1 s windows."""
+    runs, tables, _ = corpus()
+    functions = ("mean", "std", "max")
+    definition = resolved(COLUMNS, sample_interval="1s", aggregation_functions=functions)
+    return make_examples(runs, tables, definition).table, definition
+
+
+def split(rows: tuple[int, int], seed: int, plant: Callable[[pa.Table], pa.Table] | None = None) -> Report:
+    """A comparison of real runs drawn at random for each side: with replacement where there are not as many."""
+    table, definition = examples()
+    random = np.random.default_rng(seed)
+    if sum(rows) <= table.num_rows:
+        drawn = np.split(random.permutation(table.num_rows)[: sum(rows)], [rows[0]])
+    else:
+        drawn = [random.integers(0, table.num_rows, each) for each in rows]
+    before, after = (table.take(pa.array(each)) for each in drawn)
+    sides = [statistics(before, definition), statistics(plant(after) if plant else after, definition)]
+    return compare(*(Side("real", each) for each in sides))
+
+
+def scaled(name: str, factor: float, shift_std: float = 0.0, job: str | None = None) -> Callable[[pa.Table], pa.Table]:
+    """Multiplies a feature, or shifts it by so many stds (of its runs' means) of the job."""
+
+    def plant(table: pa.Table) -> pa.Table:
+        jobs = np.array(table.column("build_name").to_pylist())
+        chosen = np.ones(jobs.size, bool) if job is None else jobs == job
+        values = table.column(name).combine_chunks().flatten().to_numpy().reshape(jobs.size, -1).copy()
+        values[chosen] = values[chosen] * factor
+        values[chosen, 0] += shift_std * values[chosen, 0].std()
+        at = table.column_names.index(name)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=table.schema.field(name).type)
+        return table.set_column(at, table.schema.field(name), column)
+
+    return plant
+
+
+@pytest.mark.parametrize("rows", [(760, 200), (480, 480), (60, 40)])
+def test_false_alarms(rows: tuple[int, int]) -> None:
+    kinds: Counter[str] = Counter()
+    alarms = 0
+    for seed in range(SPLITS):
+        report = split(rows, seed)
+        alarms += bool(report.findings)
+        kinds.update(finding.kind for finding in report.findings)
+    print(
+        f"\n{rows}: {alarms} of {SPLITS} random splits told of something {dict(kinds)}; {report.tests} tests each",
+        flush=True,
+    )
+    assert alarms <= SPLITS / 20
+
+
+@pytest.mark.parametrize("rows", [(760, 200), (4800, 1000), (20_000, 4_000)])
+def test_planted(rows: tuple[int, int]) -> None:
+    job = "spark-bayes"
+    planted = {
+        "free × 1024": (scaled("free", 1024), ("mean(free)", None), "unit"),
+        "usr × 0.01": (scaled("usr", 0.01), ("mean(usr)", None), "unit"),
+        "writ × 8": (scaled("writ", 8), ("mean(writ)", None), "unit"),
+        f"usr + 1/2 std in {job}": (scaled("usr", 1, 0.5, job), ("mean(usr)", job), "shift"),
+        f"usr + 1 std in {job}": (scaled("usr", 1, 1.0, job), ("mean(usr)", job), "shift"),
+        f"1m + 1/2 std in {job}": (scaled("1m", 1, 0.5, job), ("mean(1m)", job), "shift"),
+    }
+    for name, (plant, (what, where), kind) in planted.items():
+        reports = [split(rows, seed, plant) for seed in range(DRAWS)]
+        found = [
+            [(each.kind) for each in report.findings if each.what == what and each.build_name == where]
+            for report in reports
+        ]
+        others = sum(any(each.what.partition("(")[2] != what.partition("(")[2] for each in r.findings) for r in reports)
+        print(
+            f"\n{rows} {name}: found there in {sum(map(bool, found))} of {DRAWS}, as {kind} in "
+            f"{sum(kind in each for each in found)}; something else told in {others}",
+            flush=True,
+        )
+        if rows[0] >= 20_000 or where is None:
+            assert sum(map(bool, found)) >= DRAWS - 1
