@@ -216,6 +216,11 @@ def raw_store_of(data: Store, state: DatasetState) -> Store:
     return (data if state.source is None else open_store(state.source)).child("raw")
 
 
+def raw_store_by_name(data: Store, name: str) -> Store:
+    """`raw_store_of` the data set of this name. Raises as `dataset_state`."""
+    return raw_store_of(data, dataset_state(data, name))
+
+
 def dataset_state(data: Store, name: str) -> DatasetState:
     """The present state of a data set.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from ciml.dataset_state import DatasetState, SpanVersion, dataset_state, dataset_store
+from ciml.dataset_state import DatasetState, SpanVersion, dataset_state, dataset_store, raw_store_by_name
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import CimlError
 from ciml.storage import Store
@@ -140,4 +140,4 @@ def _side(
     root = dataset_store(data, name)
     merged = merge(counted(kept_statistics(root, resolved, pieces)))
     excluded = Counter(each["reason"] for span in spans for each in span.excluded)
-    return Side(told, merged, kept_columns(data.child("raw"), root, spans), dict(sorted(excluded.items())))
+    return Side(told, merged, kept_columns(raw_store_by_name(data, name), root, spans), dict(sorted(excluded.items())))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ciml.dataset_state import raw_store_by_name
 from ciml.errors import IntegrityError
 from ciml.storage import Store
 from training.champion import Champion, right_answers
@@ -80,7 +81,9 @@ def _against(
 ) -> dict[str, Any]:
     """The champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
     try:
-        champion_right = right_answers(data, champion, snapshot.resolved, runs, test)
+        champion_right = right_answers(
+            raw_store_by_name(data, snapshot.dataset), champion, snapshot.resolved, runs, test
+        )
     except IntegrityError as error:
         _LOG.warning("the champion cannot be asked: %s", error)
         return {"champion": None, "comparison": None}

@@ -30,24 +30,24 @@ def usual_number(class_label: str) -> str | None:
     )
 
 
-def number_of(data: Store, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
+def number_of(raw: Store, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
     """A number of each run, float64 [n], NaN where a run has none.
 
     Args:
-      data: the data path, whose raw store memory is read from.
+      raw: the raw store that has the runs, which memory is read from.
       name: one of `NUMBERS`.
       mentions: n runs.
 
     Returns:
-      None where no run has it: the data path has no raw store, or not these columns.
+      None where no run has it: the raw store is not there, or has not these columns.
     """
     if name == "duration":
         values = np.array([_duration_s(mention) for mention in mentions], np.float64)
     elif name == "memory":
         try:
-            values = first_memory(data, [mention.run_id for mention in mentions])
+            values = first_memory(raw, [mention.run_id for mention in mentions])
         except IntegrityError:
-            return None  # the data set's runs are in the raw store of another data path
+            return None  # the raw store is not at hand: examples are all that an experiment needs
     else:
         raise CimlError(f"baseline {name!r}: there is none of this name; known are {', '.join(NUMBERS)}")
     return values if np.isfinite(values).any() else None

@@ -36,7 +36,7 @@ class Champion:
 
 
 def right_answers(
-    data: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
+    raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
 ) -> np.ndarray:
     """Whether the champion is right on each run, bool [n], by its own SavedModel and its own definition.
 
@@ -44,7 +44,7 @@ def right_answers(
     store by that definition, and is right when it names the right class. A run that it cannot be given is not answered.
 
     Args:
-      data: the data path.
+      raw: the raw store that has the runs.
       champion: whom to ask.
       resolved: the definition of ``examples``.
       runs: n runs.
@@ -61,7 +61,7 @@ def right_answers(
         if model.definition == resolved:
             answers, given = model.predict(examples.inputs, examples.n_windows), np.ones(len(runs), bool)
         else:
-            answers, given = _prepared(data, model, runs)
+            answers, given = _prepared(raw, model, runs)
     except tensorflow().errors.OpError as error:
         raise IntegrityError(f"{champion.folder} does not answer: {str(error).splitlines()[0]}") from None
     names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
@@ -70,17 +70,17 @@ def right_answers(
     return right
 
 
-def _prepared(data: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
+def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
     """Answers float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
     from ciml.telemetry import OWN_COLUMNS
     from transforms.examples import prepare_many
     from transforms.store import read_runs
 
-    files = raw_files(data, {run.run_id for run in runs})
+    files = raw_files(raw, {run.run_id for run in runs})
     answers, given = [], []
     for start in range(0, len(runs), _BATCH):
         some = [files[run.run_id] for run in runs[start : start + _BATCH]]
-        tables = read_runs(data.child("raw"), some, columns=[*OWN_COLUMNS, *model.definition.columns])
+        tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
         inputs, n_windows, refused = prepare_many(tables, model.definition)
         answers.append(model.predict(inputs, n_windows))
         usable = np.ones(len(some), bool)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ciml.dataset_state import raw_store_by_name
 from ciml.errors import IntegrityError
 from ciml.manifests import ManifestLog
 from ciml.records import RawFile
@@ -139,7 +140,7 @@ def one_number_baseline(data: Store, snapshot: Snapshot) -> dict[str, Any] | Non
     train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
     if not train or not test:
         return None
-    totals = first_memory(data, [run.run_id for run in (*train, *test)])
+    totals = first_memory(raw_store_by_name(data, snapshot.dataset), [run.run_id for run in (*train, *test)])
     usable = np.isfinite(totals)
     known = np.flatnonzero(usable[: len(train)])
     if not known.size:
@@ -159,7 +160,7 @@ def one_number_baseline(data: Store, snapshot: Snapshot) -> dict[str, Any] | Non
     return {"name": "memory of the first sample, nearest training run", **accuracy(right)}
 
 
-def first_memory(data: Store, run_ids: Sequence[str]) -> np.ndarray:
+def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
     """used + free + buff + cach of each run's first sample, float64 [n]; NaN where a run has none.
 
     Raises:
@@ -167,9 +168,9 @@ def first_memory(data: Store, run_ids: Sequence[str]) -> np.ndarray:
     """
     from transforms.store import read_runs
 
-    files = raw_files(data, set(run_ids))
+    files = raw_files(raw, set(run_ids))
     columns = [f"memory usage:{name}" for name in MEMORY]
-    tables = read_runs(data.child("raw"), [files[run_id] for run_id in run_ids], columns=columns)
+    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
     totals = np.full(len(run_ids), np.nan)
     for index, table in enumerate(tables):
         if table.num_rows == 0 or set(table.column_names) != set(columns):
@@ -180,10 +181,10 @@ def first_memory(data: Store, run_ids: Sequence[str]) -> np.ndarray:
     return totals
 
 
-def raw_files(data: Store, run_ids: set[str]) -> dict[str, RawFile]:
-    """The raw objects of runs, by run id. Raises `IntegrityError` where the raw manifest lacks one."""
+def raw_files(raw: Store, run_ids: set[str]) -> dict[str, RawFile]:
+    """The objects of runs in a raw store, by run id. Raises `IntegrityError` where the raw manifest lacks one."""
     found: dict[str, RawFile] = {}
-    for _, delta in ManifestLog(data.child("raw")).since(0):
+    for _, delta in ManifestLog(raw).since(0):
         for record in delta["runs"]:
             if record["mention"]["run_id"] in run_ids:
                 found[record["mention"]["run_id"]] = RawFile.from_json(record["file"])

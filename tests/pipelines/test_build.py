@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ciml.dataset_state import dataset_names
+from ciml.dataset_state import dataset_names, raw_store_by_name
 from ciml.definitions import DatasetDefinition, load_definition
 from ciml.errors import CimlError, IntegrityError
 from ciml.records import Mention
@@ -17,6 +17,7 @@ from pipelines.datasets import create_dataset, dataset_state, dataset_store, upd
 from tests.pipelines.dataset_scenes import ids, run_ids, telemetry
 from tests.pipelines.raw_store import UNTRUSTED, RawStore
 from tests.transforms.samples import mention
+from training.evaluate import raw_files
 from training.snapshot import make_snapshot
 from transforms.trust import TrustPolicy
 
@@ -100,6 +101,8 @@ def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: Store, tm
     assert update_dataset(target, "cpu").sealed == ()
     snapshot = make_snapshot(target, "cpu", TrustPolicy.load(None))
     assert [run.run_id for run in snapshot.runs()] == [f"zuul~{number}~1" for number in range(1, 6)]
+    taken = {run.run_id for run in snapshot.runs()}
+    assert raw_files(raw_store_by_name(target, "cpu"), taken).keys() == taken
 
 
 def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: Store, raw: RawStore) -> None:

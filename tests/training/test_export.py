@@ -62,7 +62,7 @@ def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, ma
 
     data, model = LocalStore(made), load_exported(folder)
     runs, test = read_snapshot_examples(data, snapshot, "test")
-    files = raw_files(data, {run.run_id for run in runs})
+    files = raw_files(data.child("raw"), {run.run_id for run in runs})
     tables = read_runs(data.child("raw"), [files[run.run_id] for run in runs])
     inputs, n_windows, refused = prepare_many(tables, model.definition)
 
