@@ -36,7 +36,7 @@ def built(data: Store, target: Store, name: str, interval: str, pattern: str, sl
     definition = DatasetDefinition.from_json(
         {
             "name": name, "sample_interval": interval, "features_regex": pattern, "class_label": "provider",
-            "span_runs": 500, "slicer": slicer,
+            "classes": ["alibaba", "aws", "huawei", "tencent"], "span_runs": 500, "slicer": slicer,
         }
     )  # fmt: skip
     return build_dataset(data, target, definition).state

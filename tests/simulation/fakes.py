@@ -6,6 +6,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -202,6 +203,14 @@ class InlinePool:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  # as a pool keeps it until its result is asked for
+            future.set_exception(error)
+        return future
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any]) -> Iterator[Any]:
         tasks = list(zip(*iterables, strict=False))
