@@ -137,7 +137,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
 
     mine = make_snapshot(data, "other", TrustPolicy.load())
     runs, test = read_snapshot_examples(data, mine, "test")
-    found = right_answers(data, Champion(done.folder, 1), mine.resolved, runs, test)
+    found = right_answers(data.child("raw"), Champion(done.folder, 1), mine.resolved, runs, test)
     theirs = {run.run_id: place for place, run in enumerate(done.snapshot.runs("test"))}
     _, their_test = read_snapshot_examples(data, done.snapshot, "test")
     right = (
