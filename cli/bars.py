@@ -1,4 +1,4 @@
-"""Bars for long work: one for each part of it."""
+"""Bars for long work: one for all of it, or one for each part."""
 
 from __future__ import annotations
 
@@ -31,3 +31,15 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield tell
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, told (done, total); nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

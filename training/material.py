@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ciml.dataset_state import dataset_state, dataset_store
+from ciml.dataset_state import dataset_state, dataset_store, raw_store_of
 from ciml.definitions import METADATA_COLUMNS
 from ciml.labels import label_of
 from ciml.records import Mention
@@ -37,6 +37,7 @@ class Material:
       rows: the same runs, not normalised.
       roles: of each run, str [n].
       in_train: bool [n], whether it is of the split ``train``: normalisation looks at these.
+      raw: the raw store that has the runs, if it is at hand.
     """
 
     snapshot: Snapshot
@@ -44,6 +45,7 @@ class Material:
     rows: Rows
     roles: np.ndarray
     in_train: np.ndarray
+    raw: Store
 
     def of(self, *roles: Role) -> np.ndarray:
         """Which runs have one of the roles, int64 [m], by position."""
@@ -85,6 +87,7 @@ def read_material(
         Rows(examples.inputs, examples.n_windows, examples.labels),
         np.array([run.role for run in runs], "U5"),
         np.array([run.split == "train" for run in runs], bool),
+        raw_store_of(data, state),
     )
 
 

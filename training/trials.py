@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from ciml.dataset_state import raw_store_by_name
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import Store
@@ -265,11 +264,10 @@ class Trial:
         asked, resolved = other or self.material, self.material.snapshot.resolved
         usual = usual_number(resolved.definition.class_label)
         learned = self.material.rows.labels[self.learned]
-        own_raw, its_raw = (raw_store_by_name(self.data, one.snapshot.dataset) for one in (self.material, asked))
         told: dict[str, Any] = {}
         for name in [usual] if usual else NUMBERS:
-            known = number_of(own_raw, name, [self.material.mentions[place] for place in self.learned])
-            values = number_of(its_raw, name, [asked.mentions[place] for place in places])
+            known = number_of(self.material.raw, name, [self.material.mentions[place] for place in self.learned])
+            values = number_of(asked.raw, name, [asked.mentions[place] for place in places])
             if known is None or values is None:
                 continue
             answers = predict_by(name, known, learned, values, len(resolved.classes))

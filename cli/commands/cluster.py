@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.looking.options import dataset_argument, dataset_name, output_options, progress_bar
+from cli.bars import progress_bar
+from cli.looking.options import dataset_argument, dataset_name, output_options
 from cli.options import data_path_option
 
 if TYPE_CHECKING:

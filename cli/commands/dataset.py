@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import IntegrityError
+from cli.bars import progress_bar
 from cli.batch_options import runner_option
 from cli.options import data_path_option
 
@@ -81,7 +81,7 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
     from ciml.storage import open_store
     from pipelines.datasets import update_dataset
 
-    with _progress("making examples") as progress:
+    with progress_bar("making examples") as progress:
         result = update_dataset(
             open_store(data_path), name, runner=runner[0], job_endpoint=runner[1], seal=seal, progress=progress
         )
@@ -140,7 +140,7 @@ def verify(name: str, data_path: str) -> None:
     from pipelines.datasets import verify_dataset
 
     data = open_store(data_path)
-    with _progress("reading spans") as progress:
+    with progress_bar("reading spans") as progress:
         wrong = verify_dataset(data, name, progress=progress)
     for line in wrong:
         click.echo(line)
@@ -254,17 +254,6 @@ def _print_spans(title: str, spans: tuple[SpanVersion, ...] | list[SpanVersion])
 def _runs(spans: tuple[SpanVersion, ...] | list[SpanVersion]) -> Iterator[Any]:
     for span in spans:
         yield from span.runs
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _json(value: Any) -> str:

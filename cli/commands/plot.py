@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cli.looking.options import dataset_argument, dataset_name, output_options, progress_bar
+from cli.bars import progress_bar
+from cli.looking.options import dataset_argument, dataset_name, output_options
 from cli.options import data_path_option
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ciml.dataset_state import DatasetState
 from ciml.definitions import DatasetDefinition
 from ciml.records import Mention
-from ciml.storage import Store
+from ciml.storage import LocalStore, Store
 from pipelines.datasets import (
     create_dataset,
 )
@@ -44,3 +44,24 @@ def run_ids(state: DatasetState) -> list[list[str]]:
 
 def ids(first: int, last: int) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class FailingStore(LocalStore):
+    """Fails at its nth write."""
+
+    def __init__(self, root: str, left: list[int]) -> None:
+        super().__init__(root)
+        self.left = left
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise Interrupted
+        return super().create(path, data)
+
+    def child(self, path: str) -> LocalStore:
+        return FailingStore(super().child(path).root, self.left)

@@ -11,10 +11,10 @@ from ciml.dataset_state import dataset_names, raw_store_by_name
 from ciml.definitions import DatasetDefinition, load_definition
 from ciml.errors import CimlError, IntegrityError
 from ciml.records import Mention
-from ciml.storage import LocalStore, Store, open_store
+from ciml.storage import Store, open_store
 from pipelines.build import build_dataset, remove_dataset
 from pipelines.datasets import create_dataset, dataset_state, dataset_store, update_dataset, verify_dataset
-from tests.pipelines.dataset_scenes import ids, run_ids, telemetry
+from tests.pipelines.dataset_scenes import FailingStore, Interrupted, ids, run_ids, telemetry
 from tests.pipelines.raw_store import UNTRUSTED, RawStore
 from tests.transforms.samples import mention
 from training.evaluate import raw_files
@@ -113,27 +113,6 @@ def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: Store, raw:
     raw.add([ended(2, 1)])
     assert run_ids(build_dataset(data, data, definition).state) == [["1", "3"], ["2"]]
     assert verify_dataset(data, "cpu") == []
-
-
-class Interrupted(Exception):
-    pass
-
-
-class FailingStore(LocalStore):
-    """Fails at its nth write."""
-
-    def __init__(self, root: str, left: list[int]) -> None:
-        super().__init__(root)
-        self.left = left
-
-    def create(self, path: str, data: bytes) -> bool:
-        self.left[0] -= 1
-        if self.left[0] < 0:
-            raise Interrupted
-        return super().create(path, data)
-
-    def child(self, path: str) -> LocalStore:
-        return FailingStore(super().child(path).root, self.left)
 
 
 def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path, data: Store, raw: RawStore) -> None:

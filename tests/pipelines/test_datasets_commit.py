@@ -28,31 +28,10 @@ from pipelines.datasets import (
     verify_dataset,
 )
 from tests.golden import make_logs
-from tests.pipelines.dataset_scenes import NOON, define, ids, run_ids, runs
+from tests.pipelines.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
 from tests.pipelines.raw_store import RawStore
 from tests.transforms.samples import corpus, mention
 from transforms.parse import Log, parse_logs
-
-
-class Interrupted(Exception):
-    pass
-
-
-class FailingStore(LocalStore):
-    """Fails at its nth write."""
-
-    def __init__(self, root: str, left: list[int]) -> None:
-        super().__init__(root)
-        self.left = left
-
-    def create(self, path: str, data: bytes) -> bool:
-        self.left[0] -= 1
-        if self.left[0] < 0:
-            raise Interrupted
-        return super().create(path, data)
-
-    def child(self, path: str) -> LocalStore:
-        return FailingStore(super().child(path).root, self.left)
 
 
 def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:

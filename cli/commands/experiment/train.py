@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
+from cli.bars import progress_bar
 from cli.commands.experiment.told import told_folds, told_on, told_result
 from cli.learn_from import learn_from_options, read_exclusions
 from cli.options import data_path_option, home_option
@@ -94,7 +93,7 @@ def train(
     what = load_experiment(data, experiment)
     material = read_material(data, dataset, policy, exclusions)
     materials = [read_material(data, name, policy, exclusions) for name in others]
-    with _progress(f"training {experiment}") as progress:
+    with progress_bar(f"training {experiment}") as progress:
         trial = Trial(data, what, material, Path(tensorboard) if tensorboard else None, progress)
         if folds is not None:
             found, new = trial.cross_validate(folds, hold_out, progress)
@@ -114,14 +113,3 @@ def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: 
     for line in lines:
         click.echo(line)
     click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
