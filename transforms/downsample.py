@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import Refused
-from transforms.plain_arrow import empty_table
+from transforms.plain_arrow import empty_table, plain
 
 DAY_US = 86_400_000_000
 _TIME = pa.timestamp("us", tz="UTC")
@@ -82,7 +82,7 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
         part, runs = empty_table(_schema(resolved)), runs[:0]
     elif part.column(0).null_count:
         timeless = np.zeros(rows.size, bool)
-        timeless[runs[_plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
+        timeless[runs[plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
         refused = {int(run): _no_time() for run in np.flatnonzero(timeless)}
         part, runs = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_())), runs[~timeless[runs]]
     return _windows(part, runs, rows.size, resolved, refused)
@@ -166,7 +166,7 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
 
 def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
     """The samples that count, in order, and int64 [S] the midnight from which each one's run counts its windows."""
-    time = _plain(joined.column(0).cast(pa.int64()))
+    time = plain(joined.column(0).cast(pa.int64()))
     columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
     order: np.ndarray | None = None
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
@@ -182,12 +182,8 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
     return _Samples(run, time, columns), origin
 
 
-def _plain(column: pa.ChunkedArray) -> np.ndarray:
-    return np.from_dlpack(column.combine_chunks())  # to_numpy() would import pandas
-
-
 def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
-    """As `_plain`, with a value for nulls. (Arrow's own fill_null would import pandas too.)"""
+    """As `plain`, with a value for nulls. (Arrow's own fill_null would import pandas too.)"""
     whole = column.combine_chunks()
     if not whole.null_count:
         return np.from_dlpack(whole)

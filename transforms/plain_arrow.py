@@ -1,4 +1,7 @@
-"""Arrow arrays of plain values. `pyarrow.array` would import pandas where it is installed: a third of a second."""
+"""Arrow arrays of plain values, and back.
+
+`pyarrow.array` and `to_numpy` would import pandas where it is installed: a third of a second.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ def numbers(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(_TYPES[values.dtype.str[1:]], values.size, [None, pa.py_buffer(values)])
 
 
+def plain(column: pa.ChunkedArray) -> np.ndarray:
+    """The inverse: a column of numbers, none of them null, as an array [n]; without a copy where it is in one piece."""
+    return np.from_dlpack(column.combine_chunks())
+
+
 def texts(values: Sequence[str]) -> pa.StringArray:
     """Texts, none of them null."""
     encoded = [value.encode() for value in values]
@@ -27,9 +35,9 @@ def texts(values: Sequence[str]) -> pa.StringArray:
 def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     """Whole numbers or nulls as a type of 64 bits, such as timestamps."""
     missing = [value is None for value in values]
-    plain = np.fromiter((value or 0 for value in values), np.int64, len(values))
+    filled = np.fromiter((value or 0 for value in values), np.int64, len(values))
     there = pa.py_buffer(np.packbits(~np.array(missing, bool), bitorder="little")) if any(missing) else None
-    return pa.Array.from_buffers(kind, plain.size, [there, pa.py_buffer(plain)])
+    return pa.Array.from_buffers(kind, filled.size, [there, pa.py_buffer(filled)])
 
 
 def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.definitions import ResolvedDefinition
+from transforms.plain_arrow import plain
 
 #: How many windows a run has: a series of its own, since a job that ends early or late moves it.
 WINDOWS = "n_windows"
@@ -138,13 +139,13 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
       resolved: their definition.
     """
     cells, cell = _cells(examples)
-    n_windows = _plain(examples.column("n_windows")).astype(np.int64)
+    n_windows = plain(examples.column("n_windows")).astype(np.int64)
     functions = resolved.definition.aggregation_functions
     own = np.arange(resolved.windows) < n_windows[:, None]
     ones = np.ones(examples.num_rows, np.int64)
     series: dict[str, Series] = {}
     for name in resolved.features:
-        values = _plain(pa.chunked_array([examples.column(name).combine_chunks().flatten()]))
+        values = plain(pa.chunked_array([examples.column(name).combine_chunks().flatten()]))
         values = values.reshape(-1, resolved.windows)
         if functions:
             for place, function in enumerate(functions):
@@ -163,11 +164,6 @@ def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
     cells = tuple(sorted(set(rows)))
     number = {cell: index for index, cell in enumerate(cells)}
     return cells, np.array([number[row] for row in rows], np.int64)
-
-
-def _plain(column: pa.ChunkedArray) -> np.ndarray:
-    whole = column.combine_chunks()
-    return np.from_dlpack(whole) if len(whole) else np.zeros(0, np.float32)  # to_numpy() would import pandas
 
 
 def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> Series:
