@@ -132,7 +132,7 @@ def test_from_sample_to_window(kafka: str, topic: Callable[..., str], flink_jobs
 
 
 def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[..., str], flink_jobs: str) -> None:
-    """Short jobs, so that many end: a look every hundredth of the time. The source's state grows until the job is renewed:
+    """Short jobs, so that many end: a look every hundredth of the time. The source's state grows until it is renewed,
     here every sixth of the time, so that peaks can be compared."""
     config = make_config(kafka, topic, farm_sets(), policy=LivePolicy(remember_s=min(SECONDS / 12, 86_400.0)))
     looks, stop = [], threading.Event()
