@@ -142,13 +142,14 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     try:
         warm = farm(config, 1, 5.0, "--patience", "300")
         assert json.loads(warm.communicate()[0])["missing"] == 0
+        flink = flink_process()
         child = farm(config, 100, SECONDS, "--length", "20", str(LONGEST_S), "--patience", "300")
         begun = time.monotonic()
         while child.poll() is None:
             time.sleep(SECONDS / 100)
             looks.append((
                 time.monotonic() - begun, checkpoint_bytes(flink_jobs) / MIB,
-                psutil.Process().memory_info().rss / MIB, flink_process().memory_info().rss / MIB,
+                psutil.Process().memory_info().rss / MIB, flink.memory_info().rss / MIB,
             ))  # fmt: skip
         result = json.loads(child.communicate()[0])
     finally:
