@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import IntegrityError
-from ciml.manifests import Delta, ManifestLog
+from ciml.manifests import Delta
 from ciml.records import Mention, OutcomeWord, RawFile, Trust
 
 
@@ -65,6 +65,19 @@ class Step:
     corrections: Mapping[str, tuple[str, str]]
 
 
+class RawLog(Protocol):
+    """What has the records of runs: a raw manifest, or what stands for one."""
+
+    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
+        """The deltas after a version, with theirs."""
+
+    def read(self, version: int) -> Delta:
+        """One delta; `FileNotFoundError` where there is none."""
+
+    def url(self) -> str:
+        """Where it is, for messages."""
+
+
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word for it.
 Fix = tuple[str, str]
@@ -83,7 +96,7 @@ class Plan:
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
-    def __init__(self, state: DatasetState, raw: ManifestLog, resolver: Resolver) -> None:
+    def __init__(self, state: DatasetState, raw: RawLog, resolver: Resolver) -> None:
         if state.definition is None:
             raise IntegrityError("a data set without a definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition

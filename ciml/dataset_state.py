@@ -138,6 +138,8 @@ class DatasetState:
       version: of the manifest; 0 for a data set that does not exist.
       definition: as it was created with.
       source: the data path whose raw store it reads; None for its own.
+      listing: where its runs are from that it made straight from logs: ``url``, ``digest``, ``logs``, ``source`` and
+        ``runs_of``; None for one that reads a raw store.
       resolved: its columns and classes; None until the first span is sealed.
       cursor: the raw position at which reading goes on.
       corrections_to: corrections in raw versions below this one are taken into account.
@@ -150,6 +152,7 @@ class DatasetState:
         self.version = 0
         self.definition: DatasetDefinition | None = None
         self.source: str | None = None
+        self.listing: Mapping[str, str] | None = None
         self.resolved: ResolvedDefinition | None = None
         self.cursor: Position = (1, 0)
         self.corrections_to = 1
@@ -180,7 +183,7 @@ class DatasetState:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")
         if version == 1:
             self.definition = DatasetDefinition.from_json(delta["definition"], "data set manifest: version 1")
-            self.source = delta.get("source")
+            self.source, self.listing = delta.get("source"), delta.get("listing")
         if "resolved" in delta:
             self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
         if "cursor" in delta:
@@ -212,7 +215,13 @@ def dataset_store(data: Store, name: str) -> Store:
 
 
 def raw_store_of(data: Store, state: DatasetState) -> Store:
-    """The raw store that a data set below ``data`` reads."""
+    """The raw store that a data set below ``data`` reads. Raises `CimlError` where it was made straight from logs."""
+    if state.listing is not None:
+        name = state.definition.name if state.definition is not None else ""
+        raise CimlError(
+            f"data set {name!r} was made straight from the logs of {state.listing['url']}: for this it has to be built "
+            "from a raw store (ciml-cache-data, then ciml-build-dataset)"
+        )
     return (data if state.source is None else open_store(state.source)).child("raw")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,14 +22,18 @@ OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", 
 Kind = Literal["run", "repeat", "correction", "ignored", "dead_letter", "deferred"]
 
 
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(spec.name for spec in dataclass_fields(kind))
+
+
 def _to_json(record: Any) -> dict[str, Any]:
     """A data class as JSON, without the fields that hold their default: manifests stay small."""
     out: dict[str, Any] = {}
-    for spec in dataclass_fields(record):
-        value = getattr(record, spec.name)
-        if value is None or value == "" or value == {} or value == ():
-            continue
-        out[spec.name] = value.to_json() if hasattr(value, "to_json") else value
+    for name in _names(record.__class__):
+        value = getattr(record, name)
+        if value or value == 0:  # neither None nor "", {}, ()
+            out[name] = value if type(value) is str or not hasattr(value, "to_json") else value.to_json()
     return out
 
 

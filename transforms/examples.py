@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ def _table(
         "split": texts([split_of(run.project, run.change, run.run_id, salt, weights) for run in runs]),
         "n_windows": numbers(n_windows),
         "digest": texts(list(_digests([run.run_id for run in runs], unrolled, resolved.features, n_windows.tolist()))),
-        **{name: texts([getattr(run, name) or "" for run in runs]) for name in _FACTS},
+        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in _FACTS},
         "start_time": times([run.start_us for run in runs], _TIME),
         "end_time": times([run.end_us for run in runs], _TIME),
         "labels": text_maps([run.labels for run in runs]),

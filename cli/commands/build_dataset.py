@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import runner_option
+from cli.batch_options import logs_place, runner_option
 from cli.options import data_path_option, home_option, s3_place
 from cli.talk import s3_options
 
 if TYPE_CHECKING:
     from ciml.definitions import DatasetDefinition
     from pipelines.datasets import Update
+    from pipelines.run_sources import ListedRuns
 
 #: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
 SPAN_RUNS = 5000
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
     return tuple(part for text in value for part in text.split(",") if part) or None
 
 
@@ -62,12 +63,24 @@ def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--aggregation-functions",
     multiple=True,
-    callback=_listed,
+    callback=_parts,
     metavar="NAMES",
     help="In place of windows, these functions of a run's windows, such as mean,std; may be repeated.",
 )
 @click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
 @click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
+@click.option(
+    "--listing",
+    metavar="LISTING",
+    callback=s3_place,
+    help="Straight from logs: the runs of this listing (as ciml backfill takes it), without a raw store. With --logs.",
+)
+@click.option(
+    "--logs",
+    metavar="ROOT",
+    callback=s3_place,
+    help="The folder or s3:// prefix below which the listing's log paths lie.",
+)
 @data_path_option()
 @click.option(
     "--target-data-path",
@@ -84,6 +97,8 @@ def command(
     force: bool,
     data_path: str,
     target_data_path: str | None,
+    listing: str | None,
+    logs: str | None,
     runner: tuple[str | None, str],
     **options: Any,
 ) -> None:
@@ -99,13 +114,20 @@ def command(
         --sample-interval 10min --features-regex "(usr|1min)" --class-label status --tdt-split 7 0 3
         --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
       ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
+      ciml build-dataset --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.storage import open_store
     from pipelines.build import build_dataset, remove_dataset
+    from pipelines.run_sources import ListedRuns
 
     options.pop("home")
-    source = open_store(data_path)
-    target = source if target_data_path is None else open_store(target_data_path)
+    if (listing is None) != (logs is None):
+        raise CimlError("--listing and --logs go together: the runs, and where their logs are")
+    if listing is not None and logs is not None and runner[0] is not None:
+        raise CimlError("--runner makes examples of stored runs: leave it out with --listing")
+    stored = open_store(data_path)
+    target = stored if target_data_path is None else open_store(target_data_path)
+    source = stored if listing is None or logs is None else _listed(listing, logs)
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
@@ -113,6 +135,22 @@ def command(
         update = build_dataset(source, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress)
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
+    if isinstance(source, ListedRuns) and (left_out := source.log.left_out):
+        told = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
+        click.echo(f"  no runs   {left_out.total():,} lines of the listing: {told}")
+
+
+def _listed(listing: str, logs: str) -> ListedRuns:
+    from ciml.listing import Reading
+    from ciml.listing_files import open_listing
+    from pipelines.run_sources import ListedRuns
+    from transforms.fetch_policy import FetchPolicy
+    from transforms.trust import TrustPolicy
+
+    place = logs_place(logs)
+    return ListedRuns(
+        open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,))
+    )
 
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
