@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from ciml.definitions import DatasetDefinition, ResolvedDefinition
@@ -64,7 +65,9 @@ class SpanRun:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
-        return cls(**value)
+        # What many runs share is held once.
+        shared = (intern(value["build_name"]), intern(value["split"]), value["label"], intern(value["label_name"]))
+        return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
 
 
 @dataclass(frozen=True, slots=True)

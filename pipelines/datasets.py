@@ -182,7 +182,7 @@ def fill(
             if committed is None:
                 lost = True  # to another updater: what it did not do is planned anew
                 break
-            sealed.extend(spans)
+            sealed.extend(state.spans[span.span][span.version] for span in spans)  # each is held once
         if not lost:
             break
     if seal and not state.spans:

@@ -155,13 +155,13 @@ def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windo
     return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
 
 
-def _digests(
+def row_digests(
     run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
 ) -> Iterator[str]:
     """`row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN. What all share is encoded once."""
     F, _, L = unrolled.shape
     width = 4 * L
-    if F == 0 or L == 0:
+    if not unrolled.size:
         return
     shape = f"<f4({L},)".encode()
     heads = [
@@ -192,17 +192,17 @@ def _table(
     place[kept] = np.arange(kept.size)
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
     unrolled[:, place[windows.run], windows.position] = windows.values.T
-    n_windows = windows.n_windows[kept]
+    n_windows, run_ids = windows.n_windows[kept], [run.run_id for run in runs]
     weights, salt = definition.tdt_split, definition.salt
     columns: dict[str, pa.Array] = {
-        "run_id": texts([run.run_id for run in runs]),
+        "run_id": texts(run_ids),
         "build_uuid": texts([run.build_uuid for run in runs]),
         "build_name": texts([run.build_name for run in runs]),
         "label": numbers(np.array([label for label, _ in labels], np.int64)),
         "label_name": texts([name for _, name in labels]),
         "split": texts([split_of(run.project, run.change, run.run_id, salt, weights) for run in runs]),
         "n_windows": numbers(n_windows),
-        "digest": texts(list(_digests([run.run_id for run in runs], unrolled, resolved.features, n_windows.tolist()))),
+        "digest": texts(list(row_digests(run_ids, unrolled, resolved.features, n_windows.tolist()))),
         **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in _FACTS},
         "start_time": times([run.start_us for run in runs], _TIME),
         "end_time": times([run.end_us for run in runs], _TIME),

@@ -24,8 +24,8 @@ from ciml.storage import LocalStore, Store
 from transforms.packs import OpenPack, open_pack
 
 _THREADS = 16
-#: Runs whose places in packs a process keeps in mind; about 500 bytes each.
-_KEPT_RUNS = 200_000
+#: Runs whose places in packs a process keeps in mind; about a kilobyte each.
+_KEPT_RUNS = 50_000
 
 T = TypeVar("T")
 U = TypeVar("U")
