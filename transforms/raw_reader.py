@@ -25,7 +25,7 @@ from transforms.packs import OpenPack, open_pack
 
 _THREADS = 16
 #: Runs whose places in packs a process keeps in mind; about a kilobyte each.
-_KEPT_RUNS = 50_000
+_KEPT_RUNS = 25_000
 
 T = TypeVar("T")
 U = TypeVar("U")
