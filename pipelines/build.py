@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ciml.dataset_pin import Pin, pinned
 from ciml.dataset_state import DatasetState, dataset_store
@@ -16,7 +16,10 @@ from ciml.errors import CimlError
 from ciml.manifests import ManifestLog, catch_up
 from ciml.storage import Store
 from pipelines.datasets import Progress, Update, check_same, create_dataset, fill, producer
-from pipelines.run_sources import ListedRuns, RunSource, StoredRuns
+from pipelines.run_sources import RunSource, StoredRuns
+
+if TYPE_CHECKING:
+    from pipelines.listed_runs import ListedRuns  # and all that reads logs
 
 #: The definition as people write it, beside the examples. Its name keeps it out of the way of who reads the folder.
 DEFINITION = "_definition.toml"
@@ -78,7 +81,7 @@ def build_dataset(
 
 def _runs(source: Store | ListedRuns, target: Store) -> tuple[RunSource, Mapping[str, Any]]:
     """The runs, and what a manifest is to say of where they are from."""
-    if isinstance(source, ListedRuns):
+    if not isinstance(source, Store):
         return source, {"listing": source.told}
     raw = StoredRuns(source.child("raw"))
     if next(raw.log.raw_since(0), None) is None:

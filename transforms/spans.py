@@ -73,17 +73,21 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     found = [run.run_id for run in runs] + [each["run_id"] for each in excluded]
     if sorted(found) != sorted(run.run_id for run in plan.runs):
         raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
-    files: dict[str, tuple[ExampleFile, ...]] = {}
     splits = np.array([run.split for run in runs], dtype="U5")
     facts = {run.run_id: run.mention for run in plan.runs}
-    for split in SPLITS:
+
+    def write(split: str) -> tuple[ExampleFile, ...]:
         rows = np.flatnonzero(splits == split)
-        if rows.size:
-            part = table.take(numbers(rows))
-            digest = _rows_digest([runs[row] for row in rows.tolist()], facts)
-            path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
-            root.create(path, _to_parquet(part))  # one that is there holds the same rows: its name says so
-            files[split] = (ExampleFile(path, digest, part.num_rows),)
+        if not rows.size:
+            return ()
+        part = table.take(numbers(rows))
+        digest = _rows_digest([runs[row] for row in rows.tolist()], facts)
+        path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
+        root.create(path, _to_parquet(part))  # one that is there holds the same rows: its name says so
+        return (ExampleFile(path, digest, part.num_rows),)
+
+    with ThreadPoolExecutor(len(SPLITS)) as pool:  # compressing and waiting for the disk leave the interpreter alone
+        files = {split: written for split, written in zip(SPLITS, pool.map(write, SPLITS), strict=True) if written}
     selected = tuple(run.position for run in plan.runs)
     return SpanVersion(plan.span, plan.version, selected, runs, excluded, files)
 

@@ -18,7 +18,7 @@ from cli.talk import s3_options
 if TYPE_CHECKING:
     from ciml.definitions import DatasetDefinition
     from pipelines.datasets import Update
-    from pipelines.run_sources import ListedRuns
+    from pipelines.listed_runs import ListedRuns
 
 #: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
 SPAN_RUNS = 5000
@@ -118,7 +118,6 @@ def command(
     """
     from ciml.storage import open_store
     from pipelines.build import build_dataset, remove_dataset
-    from pipelines.run_sources import ListedRuns
 
     options.pop("home")
     if (listing is None) != (logs is None):
@@ -127,15 +126,17 @@ def command(
         raise CimlError("--runner makes examples of stored runs: leave it out with --listing")
     stored = open_store(data_path)
     target = stored if target_data_path is None else open_store(target_data_path)
-    source = stored if listing is None or logs is None else _listed(listing, logs)
+    listed = None if listing is None or logs is None else _listed(listing, logs)
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
     with _progress() as progress:
-        update = build_dataset(source, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress)
+        update = build_dataset(
+            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
+        )
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
-    if isinstance(source, ListedRuns) and (left_out := source.log.left_out):
+    if listed is not None and (left_out := listed.log.left_out):
         told = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {told}")
 
@@ -143,7 +144,7 @@ def command(
 def _listed(listing: str, logs: str) -> ListedRuns:
     from ciml.listing import Reading
     from ciml.listing_files import open_listing
-    from pipelines.run_sources import ListedRuns
+    from pipelines.listed_runs import ListedRuns
     from transforms.fetch_policy import FetchPolicy
     from transforms.trust import TrustPolicy
 

@@ -123,7 +123,7 @@ def main() -> None:
             built(target, "--data-path", data)  # finds its modules compiled from now on
             for _ in range(given.rounds):
                 if straight:
-                    by_logs.append(built(target, "--listing", listing, "--logs", given.logs))
+                    by_logs.append(built(target, "--data-path", data, "--listing", listing, "--logs", given.logs))
                 done = built(target, "--data-path", data)
                 by_store.append(with_records(target, runs, done) if given.records else done)
                 if runs <= AT_MOST or per_run is None:

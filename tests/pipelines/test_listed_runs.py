@@ -15,11 +15,11 @@ from ciml.listing import Reading
 from ciml.listing_files import open_listing
 from ciml.storage import Store, open_store
 from cli.commands.backfill import make_config
-from pipelines import run_sources
+from pipelines import listed_runs
 from pipelines.backfill import backfill
 from pipelines.build import DEFINITION, build_dataset
 from pipelines.datasets import dataset_store, update_dataset, verify_dataset
-from pipelines.run_sources import ListedRuns
+from pipelines.listed_runs import ListedRuns
 from tests.pipelines.dataset_scenes import FailingStore, Interrupted
 from training.material import read_material
 from training.snapshot import make_snapshot
@@ -83,8 +83,8 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
     path = listing(tmp_path, lines(60))
     kept = open_store(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
-    monkeypatch.setattr(run_sources, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(run_sources, "_LOGS", 7)
+    monkeypatch.setattr(listed_runs, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(listed_runs, "_LOGS", 7)
     again = open_store(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)
@@ -140,8 +140,8 @@ def test_a_log_that_cannot_be_used_excludes_its_run(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in the place of a file cannot be had by root otherwise than by an error of the disk: so it is faked."""
-    real = run_sources.read_logs
-    monkeypatch.setattr(run_sources, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
+    real = listed_runs.read_logs
+    monkeypatch.setattr(listed_runs, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
     monkeypatch.setattr("transforms.fetch.os.read", _broken)
     with pytest.raises(EngineError, match="log_unavailable"):
         build_dataset(listed(listing(tmp_path, lines(5))), open_store(tmp_path / "sets"), defined())
