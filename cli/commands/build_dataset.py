@@ -17,8 +17,11 @@ from cli.talk import s3_options
 
 if TYPE_CHECKING:
     from ciml.definitions import DatasetDefinition
+    from ciml.storage import Store
     from pipelines.datasets import Update
 
+#: The folder of the plots in that of the data set: no reader of examples looks there, and it goes with them.
+PLOTS = "_plots"
 #: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
 SPAN_RUNS = 5000
 
@@ -68,6 +71,10 @@ def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 )
 @click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
 @click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
+@click.option(
+    "--visualize/--no-visualize",
+    help="Draw the data set, as ciml plot does, into _plots in its folder: there is a page, index.html.",
+)
 @data_path_option()
 @click.option(
     "--target-data-path",
@@ -82,6 +89,7 @@ def command(
     dataset: str | None,
     definition_file: str | None,
     force: bool,
+    visualize: bool,
     data_path: str,
     target_data_path: str | None,
     runner: tuple[str | None, str],
@@ -113,6 +121,16 @@ def command(
         update = build_dataset(source, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress)
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
+    if visualize:
+        click.echo(f"  plots     {_visualize(target, definition.name)}")
+
+
+def _visualize(target: Store, name: str) -> str:
+    from cli.bars import progress_bar
+    from cli.looking.dataset import plot_dataset
+
+    with progress_bar("reading examples") as progress:
+        return plot_dataset(target, name, target.url(f"datasets/{name}/{PLOTS}"), progress=progress)
 
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
