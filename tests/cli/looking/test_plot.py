@@ -35,14 +35,14 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def self_contained(page: str) -> Tags:
-    """Asserts that a page runs nothing and asks for nothing."""
+def self_contained(page: str, *links: str) -> Tags:
+    """Asserts that a page runs nothing and asks for nothing, and leads nowhere but to ``links``."""
     tags = Tags(page)
     assert not tags.tags & {"script", "img", "iframe", "object", "embed", "link", "base", "form"}
     for name, value in tags.attributes:
         assert not name.startswith("on"), (name, value)
         if name in ("src", "href", "xlink:href"):
-            assert value.startswith(("#", "data:image/png;base64,")), value[:80]
+            assert value in links or value.startswith(("#", "data:image/png;base64,")), value[:80]
     assert not re.search(r"url\((?!#)|@import", page)
     return tags
 
