@@ -149,7 +149,8 @@ def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
 def _against(told: Mapping[str, Any] | None) -> tuple[str, str]:
     if told is None or told["difference"] is None:
         return "–", "–"
-    return f"{told['difference']:+.3f}", "< 0.001" if told["mcnemar"] < 0.001 else f"{told['mcnemar']:.3f}"
+    difference = f"{told['difference']:+.3f}" if told["difference"] else "0.000"
+    return difference, "< 0.001" if told["mcnemar"] < 0.001 else f"{told['mcnemar']:.3f}"
 
 
 def _validated(trials: Sequence[Stored]) -> list[Section]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cli.looking.comparison import Standing
-from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, percent, shown, whole_numbers
+from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
 from cli.looking.result_plots import MOST_CURVES, bars_plot
 from cli.looking.results import Bar, curved, curves, first_by
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Classes that have a panel of their own.
@@ -53,7 +52,8 @@ def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
     def paint(figure: Figure) -> None:
         grid = figure.subplots(rows, min(len(errors), _COLUMNS), sharex=True, sharey=True, squeeze=False)
         numbers: dict[str, Any] = {}
-        for axes, (label, bars) in zip(grid.flat, errors.items(), strict=False):
+        titles = distinct(list(errors), 13)
+        for axes, title, bars in zip(grid.flat, titles, errors.values(), strict=False):
             for place, name in enumerate(names):
                 if name not in bars:
                     continue
@@ -65,37 +65,38 @@ def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
                 )
             for (number, share), dash in zip(next(iter(bars.values())).beside.items(), DASHES[1:], strict=False):
                 numbers[number] = axes.axvline(100 * share, color="#D55E00", linestyle=dash, linewidth=1.2)
-            axes.set_title(f"{shown(label, 18)} ({next(iter(bars.values())).runs:,})")
+            axes.set_title(f"{title} ({next(iter(bars.values())).runs:,})")
             axes.set_xlim(-2, 102)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.grid(False, axis="y")
-        grid[0, 0].set_yticks(np.arange(len(names)), [shown(name, 24) for name in names])
+        grid[0, 0].set_yticks(np.arange(len(names)), distinct(names, 24))
         _labels(grid, len(errors), "missed (%)")
         if numbers:
             figure.legend(
-                list(numbers.values()), [shown(name) for name in numbers], loc="outside lower left", fontsize=8.5
+                list(numbers.values()),
+                [shown(name) for name in numbers],
+                loc="outside lower left",
+                ncols=2,
+                fontsize=8.5,
             )
 
     caption = "Share of the runs of a class that were taken for another, with 95 % intervals (Wilson)."
     caption += _left(len(names), max(len(bars) for bars in errors.values()), len(errors), of)
-    return Plot("errors", _apart(errors), caption, (WIDE, 1.0 + rows * (0.75 + 0.24 * len(names))), paint)
+    return Plot("errors", _told_apart(errors, names), caption, (WIDE, 1.0 + rows * (0.75 + 0.24 * len(names))), paint)
 
 
-def _apart(errors: Mapping[str, Mapping[str, Bar]]) -> str:
-    """The class in which experiments differ most."""
-    spread = {
-        label: max(bar.value or 0.0 for bar in bars.values()) - min(bar.value or 0.0 for bar in bars.values())
-        for label, bars in errors.items()
-    }
-    label = max(spread, key=lambda each: spread[each])
-    bars = errors[label]
-    low, high = min(bars, key=lambda each: bars[each].value or 0.0), max(bars, key=lambda each: bars[each].value or 0.0)
-    if spread[label] == 0:
+def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -> str:
+    """The class in which these experiments differ most."""
+    ranges = {}
+    for label, bars in errors.items():
+        shares = sorted((bars[name].value or 0.0, name) for name in names if name in bars)
+        ranges[label] = shares[0], shares[-1]
+    label = max(ranges, key=lambda each: ranges[each][1][0] - ranges[each][0][0])
+    (least, low), (most, high) = ranges[label]
+    if least == most:
         return "Each class is missed equally often by all"
-    return (
-        f"They differ most in {shown(label)}: {shown(low)} misses {percent(bars[low].value or 0.0)} of its runs, "
-        f"{shown(high)} {percent(bars[high].value or 0.0)}"
-    )
+    low, high = distinct([low, high])
+    return f"They differ most in {shown(label)}: {low} misses {percent(least)} of its runs, {high} {percent(most)}"
 
 
 def curves_plot(standing: Sequence[Standing]) -> Plot:
@@ -111,21 +112,21 @@ def curves_plot(standing: Sequence[Standing]) -> Plot:
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(rows, min(len(classes), _COLUMNS), sharex=True, sharey=True, squeeze=False)
-        for axes, label in zip(grid.flat, classes, strict=False):
-            for name, color, dash in zip(names, COLORS, DASHES, strict=False):
+        for axes, label, title in zip(grid.flat, classes, distinct(classes, 16), strict=False):
+            for name, told, color, dash in zip(names, distinct(names), COLORS, DASHES, strict=False):
                 if (each := by_name[name].get(label)) is not None:
                     axes.plot(
                         each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.4,
-                        label=shown(name),
+                        label=told,
                     )  # fmt: skip
                     axes.axhline(each.share, color="#888888", linestyle=":", linewidth=1)
-            axes.set_title(f"{shown(label, 20)} ({by_name[names[0]][label].runs:,})")
+            axes.set_title(f"{title} ({by_name[names[0]][label].runs:,})")
             axes.set_xlim(-0.02, 1.02)
             axes.set_ylim(-0.02, 1.02)
         _labels(grid, len(classes), "recall", "precision")
-        _legend(figure, grid.flat[0])
+        legend(figure, grid.flat[0])
 
-    best = max(standing, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
+    best = max(drawn, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
     area, guess = (told["macro"]["pr_auc"]["value"] for told in (best.result["test"], best.guess))
     title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a guess has {guess:.2f}"
     caption = "Each class against all others. Dotted: what a guess has."
@@ -141,17 +142,17 @@ def learning_plot(learned: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]])
     def paint(figure: Figure) -> None:
         grid = figure.subplots(1, 2, squeeze=False)[0]
         for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
-            for name, color in zip(names, COLORS, strict=False):
+            for name, told, color in zip(names, distinct(names), COLORS, strict=False):
                 for split, values in learned[name].get(what, {}).items():
                     axes.plot(
                         np.arange(1, len(values) + 1), values, "-" if split == "train" else "--", color=color,
-                        linewidth=1.5, label=f"{shown(name)}, {split}",
+                        linewidth=1.5, label=told if split == "train" else None,
                     )  # fmt: skip
             axes.set_title(what)
             axes.set_xlabel("passes over the training runs")
             axes.set_ylim(*((0, 1.02) if what == "accuracy" else (0, None)))
             whole_numbers(axes.xaxis)
-        _legend(figure, grid[0])
+        legend(figure, grid[0])
 
     longest = max(names, key=lambda name: len(learned[name]["loss"]["train"]))
     title = f"Training losses; {shown(longest)} makes the most passes, {len(learned[longest]['loss']['train']):,}"
@@ -170,11 +171,6 @@ def _labels(grid: Any, panels: int, horizontal: str, vertical: str = "") -> None
         if place + columns >= panels:
             axes.set_xlabel(horizontal)
             axes.tick_params(labelbottom=True)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(4, max(1, len(labels))), fontsize=8.5)
 
 
 def _left(experiments: int, of: int, classes: int, of_classes: int) -> str:

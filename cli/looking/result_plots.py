@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, colors_of, legend, percent, shown, whole_numbers
+from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
 from cli.looking.results import (
     ALONE,
     MOST_BARS,
@@ -33,13 +33,14 @@ _NUMBERS = (("D", "#D55E00"), ("s", "#009E73"))
 def confusion_plot(confusion: Figures) -> Plot:
     """Counts and row shares: what the runs of a class were taken for."""
     names, counts = folded_confusion(confusion)
+    told = distinct(names, 20)
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
     most = int(wrong[row, column])
     title = (
-        f"Most often {shown(names[row])} is taken for {shown(names[column])}: {most:,} of {totals[row]:,} runs"
+        f"Most often {told[row]} is taken for {told[column]}: {most:,} of {totals[row]:,} runs"
         if most
         else "No run is taken for one of another class"
     )
@@ -51,18 +52,18 @@ def confusion_plot(confusion: Figures) -> Plot:
         small = len(names) > _MOST_SHARES
         for at in np.ndindex(counts.shape):
             if counts[at] or not small:
-                told = f"{counts[at]:,}" if small else f"{counts[at]:,}\n{100 * shares[at]:.0f} %"
+                cell = f"{counts[at]:,}" if small else f"{counts[at]:,}\n{100 * shares[at]:.0f} %"
                 color = "white" if shares[at] > 0.5 else "black"
-                axes.annotate(told, at[::-1], ha="center", va="center", color=color, fontsize=7 if small else 8)
+                axes.annotate(cell, at[::-1], ha="center", va="center", color=color, fontsize=7 if small else 8)
         places, long = np.arange(len(names)), len(names) > 4
         axes.set_xticks(
             places,
-            [shown(name, 20) for name in names],
+            told,
             rotation=40 if long else 0,
             ha="right" if long else "center",
             rotation_mode="anchor",
         )
-        axes.set_yticks(places, [f"{shown(name, 20)} ({total:,})" for name, total in zip(names, totals, strict=True)])
+        axes.set_yticks(places, [f"{name} ({total:,})" for name, total in zip(told, totals, strict=True)])
         axes.set_xlabel("the experiment's answer")
         axes.set_ylabel("class")
         axes.grid(False)
@@ -103,6 +104,7 @@ def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[t
     count = len(panels[0][1])
     panels = [(heading, bars[:MOST_BARS]) for heading, bars in panels]
     rows = panels[0][1]
+    names = distinct([bar.name for bar in rows], 34)
     if len(rows) < count:
         caption = f"{caption} The first {len(rows)} of {count} are drawn."
 
@@ -114,7 +116,10 @@ def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[t
             axes.set_xlabel(unit)
         grid[0].set_yticks(
             np.arange(len(rows)),
-            [f"{shown(bar.name, 34)}{f' ({bar.runs:,})' if bar.runs is not None else ''}" for bar in rows],
+            [
+                f"{name}{f' ({bar.runs:,})' if bar.runs is not None else ''}"
+                for name, bar in zip(names, rows, strict=True)
+            ],
         )
         legend(figure, max(grid, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
 
@@ -156,8 +161,9 @@ def curves_plot(found: Sequence[Curves], of: int) -> Plot:
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        for color, dash, each in zip(colors_of([one.name for one in found]), DASHES, found, strict=False):
-            label = f"{shown(each.name, 20)}: PR {each.pr_auc:.2f}, ROC {each.roc_auc:.2f}"
+        names = [one.name for one in found]
+        for color, dash, name, each in zip(colors_of(names), DASHES, distinct(names, 20), found, strict=False):
+            label = f"{name}: PR {each.pr_auc:.2f}, ROC {each.roc_auc:.2f}"
             left.plot(
                 each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.5,
                 label=label,

@@ -230,7 +230,7 @@ def test_the_comparison_tells_differences_and_what_cannot_be_compared():
     titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
     assert titles == {
         "tests-standing": "good has the highest accuracy: 90 %",
-        "tests-errors": "They differ most in a: good misses 0 % of its runs, gone 75 %",
+        "tests-errors": "They differ most in a: good misses 0 % of its runs, poor 75 %",
         "tests-curves": "good has the largest mean PR-AUC of the classes: 0.85; a guess has 0.50",
         "tests-learning": "Training losses; poor makes the most passes, 2",
         "tests-validated-1": "Held out by job, good has the highest mean accuracy: 75 %",
