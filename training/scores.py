@@ -55,10 +55,7 @@ def scores(
       ValueError: when shapes do not fit.
     """
     told = evaluate(probabilities, labels, classes, train_labels, slices)
-    answered = np.isfinite(probabilities).all(axis=1)
-    clean = np.where(answered[:, None], probabilities, 1 / len(classes)).astype(np.float64)
-    clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    predicted = np.where(answered, clean.argmax(axis=1), -1)  # no answer is wrong, as in `evaluate`
+    clean, predicted = answers(probabilities)
     figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
     told["brier"] = figures.get("brier", dict(_NOTHING))
     told["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
@@ -70,6 +67,21 @@ def scores(
         for value, one in told["slices"][name].items():
             one |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
     return told
+
+
+def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities as they are scored: a row that is not finite is no answer, which is wrong, as in `evaluate`.
+
+    Args:
+      probabilities: float [n, C].
+
+    Returns:
+      float64 [n, C], rows that add up to 1, all alike where there was no answer; int64 [n], the class, -1 for none.
+    """
+    answered = np.isfinite(probabilities).all(axis=1)
+    clean = np.where(answered[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
+    clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return clean, np.where(answered, clean.argmax(axis=1), -1)
 
 
 def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -17,9 +17,12 @@ from cli.talk import s3_options
 
 if TYPE_CHECKING:
     from ciml.definitions import DatasetDefinition
+    from ciml.storage import Store
     from pipelines.datasets import Update
     from pipelines.listed_runs import ListedRuns
 
+#: The folder of the plots in that of the data set: no reader of examples looks there, and it goes with them.
+PLOTS = "_plots"
 #: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
 SPAN_RUNS = 5000
 
@@ -81,6 +84,10 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=s3_place,
     help="The folder or s3:// prefix below which the listing's log paths lie.",
 )
+@click.option(
+    "--visualize/--no-visualize",
+    help="Draw the data set, as ciml plot does, into _plots in its folder: there is a page, index.html.",
+)
 @data_path_option()
 @click.option(
     "--target-data-path",
@@ -95,6 +102,7 @@ def command(
     dataset: str | None,
     definition_file: str | None,
     force: bool,
+    visualize: bool,
     data_path: str,
     target_data_path: str | None,
     listing: str | None,
@@ -139,6 +147,8 @@ def command(
     if listed is not None and (left_out := listed.log.left_out):
         told = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {told}")
+    if visualize:
+        click.echo(f"  plots     {_visualize(target, definition.name)}")
 
 
 def _listed(listing: str, logs: str) -> ListedRuns:
@@ -152,6 +162,14 @@ def _listed(listing: str, logs: str) -> ListedRuns:
     return ListedRuns(
         open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,))
     )
+
+
+def _visualize(target: Store, name: str) -> str:
+    from cli.bars import progress_bar
+    from cli.looking.dataset import plot_dataset
+
+    with progress_bar("reading examples") as progress:
+        return plot_dataset(target, name, target.url(f"datasets/{name}/{PLOTS}"), progress=progress)
 
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:

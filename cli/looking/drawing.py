@@ -35,7 +35,8 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), "
 _STYLE: Any = {**STYLE, "text.parse_math": False, "axes.titlesize": 9, "axes.titlelocation": "left"}
 #: Width of the plots of a page in inches.
 WIDE = 8.4
-_INCH_CHARACTERS = 12.5  # of a title
+_INCH_CHARACTERS = 11.2  # of a title
+_LEGEND_CHARACTERS = 13.5  # of the same inch
 _DOTS_AN_INCH = 150
 
 
@@ -96,6 +97,37 @@ def shown(name: str, most: int = 26) -> str:
     return plain if len(plain) <= most else f"{plain[: most - most // 2 - 1]}…{plain[-(most // 2) :]}"
 
 
+def distinct(names: Sequence[str], most: int = 26) -> list[str]:
+    """Names as `shown`, each another one: of those that would look the same, the part in which they differ is kept."""
+    told = [shown(name, most) for name in names]
+    alike: dict[str, list[int]] = {}
+    for place, text in enumerate(told):
+        alike.setdefault(text, []).append(place)
+    for places in alike.values():
+        if len(places) > 1:
+            for number, (place, text) in enumerate(
+                zip(places, _apart([names[at] for at in places], most), strict=True), 1
+            ):
+                told[place] = text if text not in told else f"{shown(text, most - 4)} #{number}"
+    return told
+
+
+def _apart(names: Sequence[str], most: int) -> list[str]:
+    """Of each name the part in which it differs from the others, with as much around it as fits."""
+    head = _alike(names)
+    tail = _alike([name[head:][::-1] for name in names])
+    longest = max(len(name) for name in names) - head - tail
+    around = max(0, (most - 2 - longest) // 2)
+    begin, end = max(0, head - around), max(0, tail - around)
+    return [shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", most) for name in names]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """How many letters all names begin with."""
+    ends = (place for place, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1)
+    return next(ends, min(map(len, names)))
+
+
 def colors_of(names: Sequence[str]) -> list[str]:
     """A colour for each of at most eight names."""
     taken = {_KNOWN[name] for name in names if name in _KNOWN}
@@ -108,9 +140,11 @@ def colors_of(names: Sequence[str]) -> list[str]:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """A legend of the lines and areas of ``axes``, below everything."""
+    """A legend of the lines and areas of ``axes``, below everything, in at most so many columns as have room."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(columns, max(1, len(labels))), fontsize=8.5)
+    longest = max(map(len, labels), default=0) + 6
+    columns = min(columns, max(1, len(labels)), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8.5)
 
 
 def units(axis: Any, unit: str) -> None:

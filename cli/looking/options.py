@@ -1,4 +1,4 @@
-"""What ``ciml plot`` and ``ciml cluster`` share on the command line."""
+"""What the commands that draw share on the command line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def dataset_name(name: str | None, dataset: str | None) -> str:
     return chosen
 
 
-def output_options(command: F) -> F:
-    """``--output`` as ``output`` (None without), ``--seed``, and the talk's S3 options."""
-    seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of chance.")
-    command = seed(s3_options(command))
+def output_option(command: F) -> F:
+    """``--output`` as ``output``, None without."""
     return click.option(
         "--output",
         "--data-plots-folder",
@@ -41,3 +39,9 @@ def output_options(command: F) -> F:
         callback=s3_place,
         help="A folder or an s3:// prefix for the files; those of the same names are written over.",
     )(command)
+
+
+def output_options(command: F) -> F:
+    """`output_option`, ``--seed``, and the talk's S3 options."""
+    seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of chance.")
+    return output_option(seed(s3_options(command)))

@@ -33,6 +33,7 @@ class Table:
       words: how many columns at the left are words; the others are numbers, set to the right.
       title: above it.
       best: (row, column) of the cells that are set off.
+      links: (row, column) of cells that lead to another page, each with its address relative to this one.
     """
 
     headings: tuple[str, ...]
@@ -40,6 +41,7 @@ class Table:
     words: int = 1
     title: str = ""
     best: frozenset[tuple[int, int]] = frozenset()
+    links: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

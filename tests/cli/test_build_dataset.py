@@ -8,6 +8,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -124,6 +125,34 @@ def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
     assert "go together" in build(*line, *logs[:2], exit_code=2).output
     assert "--runner makes examples of stored runs" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
     assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
+
+
+def drawn(root: str, folder: str) -> dict[str, bytes]:
+    """The files of a folder by name, by a store's own reading."""
+    store = open_store(root).child(folder)
+    return {path: store.read(path) for path in store.list()}
+
+
+@pytest.mark.engines
+def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_path: str, s3: Any) -> None:
+    from cli.looking.dataset import plot_dataset
+    from pipelines.datasets import verify_dataset
+
+    line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", data_path]
+    found = {}
+    for target in (str(tmp_path / "sets"), f"{s3.bucket()}/sets"):
+        told = build(*line, "--target-data-path", target).stdout
+        assert "plots" not in told
+        seen = build(*line, "--target-data-path", target, "--visualize").stdout.splitlines()
+        assert seen[-1] == f"  plots     {target}/datasets/x/_plots/index.html"
+        found[target] = drawn(target, "datasets/x/_plots")
+        assert verify_dataset(open_store(target), "x") == []
+    local, remote = found.values()
+    plot_dataset(open_store(tmp_path / "sets"), "x", tmp_path / "plots")
+    assert local == remote == drawn(str(tmp_path), "plots")
+    assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(local)
+    build(*line, "--slicer", ":20", "--force", "--target-data-path", str(tmp_path / "sets"))
+    assert drawn(str(tmp_path / "sets"), "datasets/x/_plots") == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.commands.experiment.define import define
+from cli.commands.experiment.report import report
 from cli.commands.experiment.show import show
 from cli.commands.experiment.train import train
 
@@ -20,11 +21,13 @@ def command() -> None:
       ciml experiment define dnn-5x100 --hidden-layers 100/100/100/100/100 --epochs 500 --data-path DATA
       ciml experiment train --experiment dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment show dnn-5x100 --data-path DATA
+      ciml experiment report dnn-5x100 --data-path DATA
     """
 
 
 command.add_command(define)
 command.add_command(train)
 command.add_command(show)
+command.add_command(report)
 
 __all__ = ["command"]

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.looking.dataset import dataset_page, plot_dataset
-from cli.looking.drawing import COLORS, colors_of, quantity, seconds, shown
+from cli.looking.drawing import COLORS, colors_of, distinct, quantity, seconds, shown
 from tests.cli.looking.scenes import hostile_data, runs
 
 
@@ -35,14 +35,14 @@ class Tags(HTMLParser):
         self.text += data
 
 
-def self_contained(page: str) -> Tags:
-    """Asserts that a page runs nothing and asks for nothing."""
+def self_contained(page: str, *links: str) -> Tags:
+    """Asserts that a page runs nothing and asks for nothing, and leads nowhere but to ``links``."""
     tags = Tags(page)
     assert not tags.tags & {"script", "img", "iframe", "object", "embed", "link", "base", "form"}
     for name, value in tags.attributes:
         assert not name.startswith("on"), (name, value)
         if name in ("src", "href", "xlink:href"):
-            assert value.startswith(("#", "data:image/png;base64,")), value[:80]
+            assert value in links or value.startswith(("#", "data:image/png;base64,")), value[:80]
     assert not re.search(r"url\((?!#)|@import", page)
     return tags
 
@@ -199,3 +199,16 @@ def test_plot_data_takes_the_words_of_the_talk(tmp_path: Path):
     done = subprocess.run([Path(sys.executable).parent / "ciml-plot-data", *pasted], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ciml: no data set 'nothing' in ")
+
+
+def test_names_that_would_look_the_same_are_told_apart():
+    jobs = [f"tempest-integrated-{number:02}-py3-with-a-long-name" for number in (3, 14)]
+    assert distinct([*jobs, "unit"], 20) == ["…egrated-03-py3-wit…", "…egrated-14-py3-wit…", "unit"]
+    assert distinct(["a" * 40 + "1", "a" * 40 + "2"], 10) == ["aaaa…aaaa1", "aaaa…aaaa2"]
+    ends = ["x" * 30 + middle + "y" * 30 for middle in ("0" * 40 + "1" + "0" * 40, "0" * 40 + "2" + "0" * 40)]
+    assert len(set(distinct(ends, 12))) == 2
+    assert distinct(["job\n1", "job\x001"], 26) == [
+        "job\N{REPLACEMENT CHARACTER}1 #1",
+        "job\N{REPLACEMENT CHARACTER}1 #2",
+    ]
+    assert distinct(["one", "two"]) == ["one", "two"]

@@ -1,0 +1,52 @@
+"""``ciml experiment report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from cli.bars import progress_bar
+from cli.looking.options import output_option
+from cli.options import data_path_option, home_option
+from cli.talk import s3_options
+
+
+@click.command("report", short_help="Draw the results of experiments, and compare them.")
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]…")
+@click.option(
+    "--dataset", "datasets", multiple=True, metavar="NAME", help="Results on this one; may be repeated.  [default: all]"
+)
+@data_path_option()
+@output_option
+@home_option
+@s3_options
+def report(
+    experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: str, output: str | None, **_: object
+) -> None:
+    """Write the results of each EXPERIMENT (all by default) as HTML pages: figures with their intervals beside the base
+    rate and one number, confusion, errors by class, curves, calibration, learning, jobs and providers, folds, and other
+    data sets.
+
+    A single result is index.html in --output (EXPERIMENT-report, DATASET-report or experiments-report by default). Of
+    several, index.html compares them, and DATASET/EXPERIMENT/index.html is the page of each. Every page needs nothing
+    but itself; its plots are beside it as PNG and SVG.
+
+    \b
+    Example:
+      ciml experiment report dnn-5x100 --dataset cpu-load --data-path DATA
+      ciml experiment report dnn-5x100 forest --dataset cpu-load --output s3://reports/cpu-load --data-path DATA
+    """
+    from ciml.storage import open_store
+    from cli.looking.report import report_experiments
+
+    folder = output or default_folder(experiments, datasets)
+    with progress_bar("drawing") as progress:
+        page = report_experiments(open_store(data_path), experiments, datasets, folder, progress=progress)
+    click.echo(page)
+
+
+def default_folder(experiments: Sequence[str], datasets: Sequence[str]) -> str:
+    """Where a report is written to when nobody says: below the present folder, by the one thing that was named."""
+    name = experiments[0] if len(experiments) == 1 else datasets[0] if len(datasets) == 1 else "experiments"
+    return f"{name}-report"
