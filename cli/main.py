@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -137,8 +138,9 @@ def configure_logging(verbose: int = 0, debug: bool = False) -> None:
 
 def _collect_less() -> None:
     """What is read of manifests are some hundred thousand objects that stay, and no cycles. At the usual threshold the
-    garbage collector takes a quarter of the time to look at them, again and again."""
+    garbage collector takes a quarter of the time to look at them, again and again; and then once more at the end."""
     gc.set_threshold(100_000, 20, 100)
+    atexit.register(gc.freeze)
 
 
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml") -> NoReturn:
