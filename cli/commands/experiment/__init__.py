@@ -6,6 +6,7 @@ import click
 
 from cli.commands.experiment.define import define
 from cli.commands.experiment.show import show
+from cli.commands.experiment.sweep import sweep
 from cli.commands.experiment.train import train
 
 
@@ -20,11 +21,13 @@ def command() -> None:
       ciml experiment define dnn-5x100 --hidden-layers 100/100/100/100/100 --epochs 500 --data-path DATA
       ciml experiment train --experiment dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment show dnn-5x100 --data-path DATA
+      ciml experiment sweep examples/sweep.toml --data-path DATA
     """
 
 
 command.add_command(define)
 command.add_command(train)
 command.add_command(show)
+command.add_command(sweep)
 
 __all__ = ["command"]
