@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 import orjson
 
-from ciml.dataset_plan import Fix, Resolver, SelectedRun, SpanPlan, Step, may_correct
+from ciml.dataset_plan import Fix, RawLog, Resolver, SelectedRun, SpanPlan, Step, may_correct
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import DatasetDefinition, slice_of
 from ciml.errors import CimlError, IntegrityError
-from ciml.manifests import ManifestLog
 
 
 class Pin:
@@ -27,7 +26,7 @@ class Pin:
       other_jobs: the jobs of runs that were not selected.
     """
 
-    def __init__(self, raw: ManifestLog, definition: DatasetDefinition) -> None:
+    def __init__(self, raw: RawLog, definition: DatasetDefinition) -> None:
         """Reads the raw manifest up to the version that the definition names, or to its end.
 
         Raises:
@@ -58,7 +57,7 @@ class Pin:
                 )
         if last is not None and self.version < last:
             raise CimlError(
-                f"raw_version {last}: the raw store {raw.store.url()} is at version {self.version}: is it another one?"
+                f"raw_version {last}: the raw store {raw.url()} is at version {self.version}: is it another one?"
             )
         found.sort(key=lambda each: each[:2])
         self.selected = len(found)
@@ -96,7 +95,7 @@ class PinnedPlan:
       raw: where the manifest is, for messages.
     """
 
-    def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: ManifestLog) -> None:
+    def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RawLog) -> None:
         if state.definition is None:
             raise IntegrityError("a data set without a definition")
         self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw
@@ -115,7 +114,7 @@ class PinnedPlan:
         for span, versions in self._state.spans.items():
             there = sorted(versions[1].run_ids())
             if there != sorted(pin.run_ids[(span - 1) * size : span * size]):
-                where = self._raw.store.url()
+                where = self._raw.url()
                 raise IntegrityError(f"data set {self._definition.name!r}: span {span} has other runs than {where}")
         resolved = self._state.resolved
         for number, start in enumerate(range(done * size, len(pin), size), done + 1):

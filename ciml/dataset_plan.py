@@ -6,14 +6,15 @@ the raw version in which a span ends is in its first version; a later one that c
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import IntegrityError
-from ciml.manifests import Delta, ManifestLog
+from ciml.manifests import Delta
 from ciml.records import Mention, OutcomeWord, RawFile, Trust
 
 
@@ -65,6 +66,19 @@ class Step:
     corrections: Mapping[str, tuple[str, str]]
 
 
+class RawLog(Protocol):
+    """What has the records of runs: a raw manifest, or what stands for one."""
+
+    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
+        """The deltas after a version, with theirs."""
+
+    def read(self, version: int) -> Delta:
+        """One delta; `FileNotFoundError` where there is none."""
+
+    def url(self) -> str:
+        """Where it is, for messages."""
+
+
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word for it.
 Fix = tuple[str, str]
@@ -83,7 +97,7 @@ class Plan:
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
-    def __init__(self, state: DatasetState, raw: ManifestLog, resolver: Resolver) -> None:
+    def __init__(self, state: DatasetState, raw: RawLog, resolver: Resolver) -> None:
         if state.definition is None:
             raise IntegrityError("a data set without a definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
@@ -91,7 +105,9 @@ class Plan:
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # as corrected
         self._late: dict[str, list[tuple[Fix, bool]]] = {}  # corrections of runs that are sealed, and their trust
-        self._planned: dict[int, SpanPlan] = {}  # the last version of spans that earlier steps seal
+        # Of spans that earlier steps seal: the last version, and where their runs are. The runs themselves are large.
+        self._planned: dict[int, tuple[int, tuple[Position, ...]]] = {}
+        self._fixed: dict[str, Fix] = {}  # what those steps apply
         self._sealed: dict[str, int] = {}  # the span of their runs
         self._fixes: dict[str, Fix] = {}  # what the next step applies
         self.waiting = 0
@@ -162,7 +178,9 @@ class Plan:
             corrections={run_id: self._fixes[run_id] for run_id in sorted(fixed)},
         )
         self._fixes = {run_id: fix for run_id, fix in self._fixes.items() if run_id not in fixed}
-        self._planned.update((plan.span, plan) for plan in spans)
+        for plan in spans:
+            self._planned[plan.span] = plan.version, tuple(run.position for run in plan.runs)
+        self._fixed.update(step.corrections)
         self._base, self._cursor, self._corrections_to = self._base + 1, cursor, corrections_to
         return step
 
@@ -192,13 +210,15 @@ class Plan:
 
     def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
         """The last version of a span, and its runs as they are in it."""
-        if plan := self._planned.get(span):
-            return plan.version, plan.runs
-        versions = self._state.spans[span]
-        positions = versions[1].selected
+        if planned := self._planned.get(span):
+            last, positions = planned
+        else:
+            versions = self._state.spans[span]
+            last, positions = max(versions), versions[1].selected
         records = {version: self._raw.read(version)["runs"] for version in sorted({place[0] for place in positions})}
         runs = (SelectedRun.from_record(place, records[place[0]][place[1]]) for place in positions)
-        return max(versions), tuple(run.corrected(self._state.corrected.get(run.run_id)) for run in runs)
+        fixes = ChainMap(self._fixed, self._state.corrected)
+        return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
 
 
 def may_correct(trusted: bool, run: SelectedRun) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from ciml.definitions import DatasetDefinition, ResolvedDefinition
@@ -64,7 +65,9 @@ class SpanRun:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
-        return cls(**value)
+        # What many runs share is held once.
+        shared = (intern(value["build_name"]), intern(value["split"]), value["label"], intern(value["label_name"]))
+        return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ class DatasetState:
       version: of the manifest; 0 for a data set that does not exist.
       definition: as it was created with.
       source: the data path whose raw store it reads; None for its own.
+      listing: where its runs are from that it made straight from logs: ``url``, ``digest``, ``logs``, ``source`` and
+        ``runs_of``; None for one that reads a raw store.
       resolved: its columns and classes; None until the first span is sealed.
       cursor: the raw position at which reading goes on.
       corrections_to: corrections in raw versions below this one are taken into account.
@@ -150,6 +155,7 @@ class DatasetState:
         self.version = 0
         self.definition: DatasetDefinition | None = None
         self.source: str | None = None
+        self.listing: Mapping[str, str] | None = None
         self.resolved: ResolvedDefinition | None = None
         self.cursor: Position = (1, 0)
         self.corrections_to = 1
@@ -180,7 +186,7 @@ class DatasetState:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")
         if version == 1:
             self.definition = DatasetDefinition.from_json(delta["definition"], "data set manifest: version 1")
-            self.source = delta.get("source")
+            self.source, self.listing = delta.get("source"), delta.get("listing")
         if "resolved" in delta:
             self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
         if "cursor" in delta:
@@ -212,7 +218,13 @@ def dataset_store(data: Store, name: str) -> Store:
 
 
 def raw_store_of(data: Store, state: DatasetState) -> Store:
-    """The raw store that a data set below ``data`` reads."""
+    """The raw store that a data set below ``data`` reads. Raises `CimlError` where it was made straight from logs."""
+    if state.listing is not None:
+        name = state.definition.name if state.definition is not None else ""
+        raise CimlError(
+            f"data set {name!r} was made straight from the logs of {state.listing['url']}: for this it has to be built "
+            "from a raw store (ciml-cache-data, then ciml-build-dataset)"
+        )
     return (data if state.source is None else open_store(state.source)).child("raw")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -233,9 +234,14 @@ def log_address(logs: str, path: str) -> str:
         return f"{root}/{path}"  # keys of S3 are not percent-encoded
     if "://" in root:
         return f"{root}/{quote(path)}"
+    return f"{_folder_address(logs)}/{quote(path)}"
+
+
+@lru_cache(maxsize=16)
+def _folder_address(folder: str) -> str:
     from pathlib import Path
 
-    return f"{Path(logs).absolute().as_uri().rstrip('/')}/{quote(path)}"
+    return Path(folder).absolute().as_uri().rstrip("/")
 
 
 def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:

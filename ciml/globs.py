@@ -12,6 +12,10 @@ from ciml.errors import CimlError
 
 @lru_cache(maxsize=256)
 def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
+    if not all(isinstance(glob, str) for glob in globs):
+        raise TypeError
+    if globs == ("all",):
+        globs = ("*",)
     return re.compile("|".join(fnmatch.translate(glob) for glob in globs) or r"(?!)")
 
 
@@ -24,6 +28,7 @@ def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
       CimlError: for a glob that is no text.
     """
     listed = tuple(globs)
-    if not all(isinstance(glob, str) for glob in listed):
-        raise CimlError(f"globs are texts: {listed!r:.120}")
-    return _compiled(("*",) if listed == ("all",) else listed)
+    try:
+        return _compiled(listed)
+    except TypeError:
+        raise CimlError(f"globs are texts: {listed!r:.120}") from None

@@ -83,6 +83,10 @@ class ManifestLog:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "archive": Archive(self.store, self.folder), "_known": None}
 
+    def url(self) -> str:
+        """Where its store is, for messages."""
+        return self.store.url()
+
     def path(self, version: int) -> str:
         """Where a delta is for as long as it is single."""
         return f"{self.folder}/{version:012d}.json"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
+from functools import cache, lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,15 +23,20 @@ OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", 
 Kind = Literal["run", "repeat", "correction", "ignored", "dead_letter", "deferred"]
 
 
+@cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
+    names = tuple(spec.name for spec in dataclass_fields(kind))
+    return names, attrgetter(*names)
+
+
 def _to_json(record: Any) -> dict[str, Any]:
-    """A data class as JSON, without the fields that hold their default: manifests stay small."""
-    out: dict[str, Any] = {}
-    for spec in dataclass_fields(record):
-        value = getattr(record, spec.name)
-        if value is None or value == "" or value == {} or value == ():
-            continue
-        out[spec.name] = value.to_json() if hasattr(value, "to_json") else value
-    return out
+    """A data class of several fields as JSON, without those that hold their default: manifests stay small."""
+    names, values = _fields(record.__class__)
+    return {
+        name: value.to_json() if isinstance(value, _RECORDS) else value
+        for name, value in zip(names, values(record), strict=True)
+        if value or value == 0  # neither None nor "", {}, ()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,13 @@ class Trust:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Trust:
-        return cls(**value)
+        return _trust(value["trusted"], value["rule"], value["policy"])
+
+
+@lru_cache(maxsize=256)
+def _trust(trusted: bool, rule: str, policy: str) -> Trust:
+    """What many runs share is made once."""
+    return Trust(trusted, rule, policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +180,10 @@ class Outcome:
             if name in parts:
                 parts[name] = kind.from_json(parts[name])
         return cls(**parts)
+
+
+#: What a record may hold that is a record itself.
+_RECORDS = (Origin, Mention, Trust, RawFile)
 
 
 class Message(NamedTuple):

@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+# Else pydantic looks through all that is installed for plugins, at every start, and runs what it finds.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ciml.digest import sha256_json

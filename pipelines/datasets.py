@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ from ciml.errors import CimlError
 from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
-from transforms.raw_reader import read_columns
-from transforms.spans import batches_of, examples_of, read_span, verify_span, write_span
+from pipelines.run_sources import RunSource, StoredRuns
+from transforms.spans import batches_of, read_span, verify_span, write_span
 
 __all__ = [
     "Update",
@@ -45,7 +45,7 @@ __all__ = [
 
 #: (runs made so far, runs to make) of the spans that are being sealed.
 Progress = Callable[[int, int], None]
-Produce = Callable[[Store, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
+Produce = Callable[[RunSource, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class Update:
 
 
 def create_dataset(
-    data: Store, definition: DatasetDefinition, *, source: Store | None = None, now_us: int | None = None
+    data: Store, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
 ) -> DatasetState:
     """Creates a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
 
     Args:
       data: the data path below which it is to be.
       definition: what it is made of.
-      source: the data path that has the raw store; ``data`` by default.
+      told: what the manifest is to say beside it: where the runs are, unless in the raw store of ``data``.
       now_us: the time of the commit; the present by default.
 
     Raises:
@@ -79,12 +79,11 @@ def create_dataset(
     """
     if definition.slicer is not None and definition.raw_version is None:
         raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml build-dataset finds")
-    told = {} if source is None or source == data else {"source": source.root}
     log, state = ManifestLog(dataset_store(data, definition.name)), DatasetState()
 
     def build() -> Delta | None:
         if state.definition is None:
-            return {"time_us": _now(now_us), "definition": definition.to_json(), **told}
+            return {"time_us": _now(now_us), "definition": definition.to_json(), **(told or {})}
         check_same(state.definition, definition)
         return None
 
@@ -121,8 +120,8 @@ def update_dataset(
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(ManifestLog(raw), state.definition)
-    produce = producer(runner, job_endpoint)
-    return fill(raw, dataset_store(data, name), state, produce, pin, seal=seal, progress=progress, now_us=now_us)
+    produce, root = producer(runner, job_endpoint), dataset_store(data, name)
+    return fill(StoredRuns(raw), root, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:
@@ -139,7 +138,7 @@ def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
 
 
 def fill(
-    raw: Store,
+    source: RunSource,
     root: Store,
     state: DatasetState,
     produce: Produce,
@@ -153,7 +152,7 @@ def fill(
     """Seals what there is to be sealed.
 
     Args:
-      raw: the raw store.
+      source: what has the runs.
       root: the data set's folder.
       state: of the data set; it is kept up to date.
       produce: see `producer`.
@@ -163,17 +162,17 @@ def fill(
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
     """
-    log, raw_log, sealed = ManifestLog(root), ManifestLog(raw), list[SpanVersion]()
+    log, sealed = ManifestLog(root), list[SpanVersion]()
     while True:
         if create is None:
             catch_up(log, state)
         plan: Plan | PinnedPlan
         if pin is None:
-            plan = Plan(state, raw_log, partial(_resolve, state, raw))
+            plan = Plan(state, source.log, partial(_resolve, state, source))
         else:
-            plan = PinnedPlan(state, pin, partial(_resolve, state, raw, pin=pin), raw_log)
+            plan = PinnedPlan(state, pin, partial(_resolve, state, source, pin=pin), source.log)
         lost = False
-        for step, spans in produce(raw, root, plan.steps(seal=seal), progress):
+        for step, spans in produce(source, root, plan.steps(seal=seal), progress):
             if create is not None:
                 create()
                 state.version, create = 0, None
@@ -183,7 +182,7 @@ def fill(
             if committed is None:
                 lost = True  # to another updater: what it did not do is planned anew
                 break
-            sealed.extend(spans)
+            sealed.extend(state.spans[span.span][span.version] for span in spans)  # each is held once
         if not lost:
             break
     if seal and not state.spans:
@@ -194,20 +193,20 @@ def fill(
 
 
 def _resolve(
-    state: DatasetState, raw: Store, runs: Sequence[SelectedRun], *, pin: Pin | None = None
+    state: DatasetState, source: RunSource, runs: Sequence[SelectedRun], *, pin: Pin | None = None
 ) -> ResolvedDefinition:
     """Resolves by the first span's runs, and the classes by all that are pinned: those that were trusted when they
     came, if any were."""
     if state.definition is None:
         raise CimlError("no such data set")
     voters = [run for run in runs if run.trust is not None and run.trust.trusted] or runs
-    found = Counter(map(tuple, read_columns(raw, [run.file for run in voters])))
+    found = Counter(source.columns(voters))
     columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
     return resolve(state.definition, columns, (run.mention for run in (voters if pin is None else pin.voters())))
 
 
 def _direct(
-    raw: Store, root: Store, steps: Iterator[Step], progress: Progress | None
+    source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
     """Makes the spans of one step after another in this process."""
     done = 0
@@ -217,7 +216,7 @@ def _direct(
         for plan in step.spans:
             parts = []
             for batch in batches_of(plan, step.resolved):
-                parts.append(examples_of(raw, batch, step.resolved))
+                parts.append(source.examples(batch, step.resolved))
                 done += len(batch.runs)
                 if progress:
                     progress(done, total)
@@ -226,10 +225,13 @@ def _direct(
 
 
 def _in_beam(
-    raw: Store, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
+    source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
     """Makes the spans of all steps in one Beam pipeline."""
     from pipelines.spans import make_spans
+
+    if not isinstance(source, StoredRuns):
+        raise CimlError("a runner makes examples of stored runs alone: leave it out, or fill a raw store first")
 
     planned = list(steps)
     if not planned:
@@ -238,7 +240,7 @@ def _in_beam(
     runs = sum(len(plan.runs) for plan in plans)
     if progress:
         progress(0, runs)
-    made = make_spans(raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
+    made = make_spans(source.raw, root, plans, planned[0].resolved, runner=runner, job_endpoint=job_endpoint)
     if progress:
         progress(runs, runs)
     for step in planned:
@@ -287,17 +289,20 @@ def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) 
         wrong.extend(verify_span(root, span, resolved))
         if progress:
             progress(done, len(versions))
-    raw = ManifestLog(raw_store_of(data, state))
-    if definition.slicer is not None:
-        wanted = set(Pin(raw, definition).run_ids[: len(state.spans) * definition.span_runs])
+    have = [run_id for span in state.latest() for run_id in span.run_ids()]
+    if state.listing is not None:
+        wanted = set(have)  # those of a listing, which may be anywhere
+    elif definition.slicer is not None:
+        wanted = set(
+            Pin(ManifestLog(raw_store_of(data, state)), definition).run_ids[: len(state.spans) * definition.span_runs]
+        )
     else:
         wanted = {
             record["mention"]["run_id"]
-            for version, delta in raw.since(0)
+            for version, delta in ManifestLog(raw_store_of(data, state)).since(0)
             for index, record in enumerate(delta["runs"])
             if (version, index) < state.cursor and definition.selects(record["mention"]["build_name"])
         }
-    have = [run_id for span in state.latest() for run_id in span.run_ids()]
     wrong.extend(f"the run {run_id} is in a data set twice" for run_id, times in Counter(have).items() if times > 1)
     wrong.extend(f"the run {run_id} is selected, and in no span" for run_id in sorted(wanted - set(have)))
     wrong.extend(f"the run {run_id} is in a span, and not selected" for run_id in sorted(set(have) - wanted))

@@ -85,6 +85,7 @@ def live_on_flink(
     until: Until = None,
     stop: threading.Event | None = None,
     report: Report | None = None,
+    renew_s: float = _RENEW_S,
     extra: tuple[str, ...] = (),
 ) -> None:
     """Tells windows and examples by one job on Flink, whose workers are threads of this process.
@@ -96,6 +97,7 @@ def live_on_flink(
       until: when to end.
       stop: ends it, when set.
       report: told twice a second.
+      renew_s: after so long a new job begins, which reads again what is not older than ``since_s``.
       extra: further options of Beam.
 
     Raises:
@@ -127,7 +129,7 @@ def live_on_flink(
 
     try:
         watch_job(
-            submit, look, until=until, stop=stop or threading.Event(), stall_s=_STALL_S, renew_s=_RENEW_S,
+            submit, look, until=until, stop=stop or threading.Event(), stall_s=_STALL_S, renew_s=renew_s,
             pause_s=_PAUSE_S,
         )  # fmt: skip
     finally:

@@ -30,11 +30,11 @@ def usual_number(class_label: str) -> str | None:
     )
 
 
-def number_of(raw: Store, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
+def number_of(raw: Store | None, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
     """A number of each run, float64 [n], NaN where a run has none.
 
     Args:
-      raw: the raw store that has the runs, which memory is read from.
+      raw: the raw store that has the runs, which memory is read from; None where there is none.
       name: one of `NUMBERS`.
       mentions: n runs.
 
@@ -44,6 +44,8 @@ def number_of(raw: Store, name: str, mentions: Sequence[Mention]) -> np.ndarray 
     if name == "duration":
         values = np.array([_duration_s(mention) for mention in mentions], np.float64)
     elif name == "memory":
+        if raw is None:
+            return None  # the data set was made straight from logs
         try:
             values = first_memory(raw, [mention.run_id for mention in mentions])
         except IntegrityError:

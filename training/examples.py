@@ -14,7 +14,7 @@ from ciml.definitions import ResolvedDefinition
 from ciml.errors import IntegrityError
 from ciml.storage import Store
 from training.snapshot import Role, Snapshot, SnapshotRun
-from transforms.examples import row_digest
+from transforms.examples import row_digests
 from transforms.spans import inputs_of, read_examples
 
 
@@ -96,15 +96,16 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
     labels = np.array(table.column("label").to_pylist(), np.int64)
     n_windows = np.array(table.column("n_windows").to_pylist(), np.int32)
     where = root.url(task.file.path)
-    for row, want in enumerate(wanted):
-        run_id = ids[rows[row]]
-        arrays = np.ascontiguousarray(inputs[row].T)
-        if row_digest(run_id, arrays, resolved.features, int(n_windows[row])) != want.digest:
-            raise IntegrityError(f"{where}: the example of {run_id} has another digest than the manifest says")
-        if labels[row] != want.label:
-            raise IntegrityError(f"{where}: the example of {run_id} has another label than the manifest says")
     if not np.isfinite(inputs).all():
         raise IntegrityError(f"{where} holds numbers that are not finite")
+    kept = [ids[row] for row in rows]
+    unrolled = np.ascontiguousarray(inputs.transpose(2, 0, 1))
+    digests = row_digests(kept, unrolled, resolved.features, n_windows.tolist())
+    for run_id, label, digest, want in zip(kept, labels.tolist(), digests, wanted, strict=True):
+        if digest != want.digest:
+            raise IntegrityError(f"{where}: the example of {run_id} has another digest than the manifest says")
+        if label != want.label:
+            raise IntegrityError(f"{where}: the example of {run_id} has another label than the manifest says")
     return Examples(np.array([each.ordinal for each in wanted], np.int64), inputs, n_windows, labels)
 
 

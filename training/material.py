@@ -45,7 +45,7 @@ class Material:
     rows: Rows
     roles: np.ndarray
     in_train: np.ndarray
-    raw: Store
+    raw: Store | None
 
     def of(self, *roles: Role) -> np.ndarray:
         """Which runs have one of the roles, int64 [m], by position."""
@@ -87,7 +87,7 @@ def read_material(
         Rows(examples.inputs, examples.n_windows, examples.labels),
         np.array([run.role for run in runs], "U5"),
         np.array([run.split == "train" for run in runs], bool),
-        raw_store_of(data, state),
+        raw_store_of(data, state) if state.listing is None else None,
     )
 
 

@@ -1,14 +1,16 @@
 """The batch pipeline of `training.materialise`: Parquet examples through tf.Transform to TFRecord.
 
 Examples travel as Arrow record batches, for rows as dicts cost tf.Transform a hundred times as much. Files are read by
-a DoFn: arrays within ``beam.Create`` would be encoded into the pipeline itself.
+a DoFn, and which of their rows are wanted stands beside the pipeline: what is within ``beam.Create`` is encoded into
+the pipeline itself, and compressed, again and again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.dataset_state import dataset_store  # noqa: E402
 from ciml.definitions import ResolvedDefinition  # noqa: E402
+from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage import Store  # noqa: E402
 from training.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
 from training.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
@@ -41,6 +44,8 @@ from transforms.beam import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
+_SNAPSHOT = "snapshot.json"
+_tasks: dict[str, list[FileTask]] = {}  # of the folders that this process materialises, or helps to
 _SCALARS = ("n_windows", "label", "ordinal")
 
 
@@ -56,10 +61,15 @@ def run_pipeline(
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
         fresh, known = build_materialise(pipeline, data, snapshot, folder, cache)
+        if runner is not None:  # whose workers may be other processes
+            (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
             pipeline.run().wait_until_finish()
         except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
             raise kept_error() or error from None
+        finally:
+            _tasks.pop(str(folder), None)
+            (folder / _SNAPSHOT).unlink(missing_ok=True)
     return fresh, known
 
 
@@ -82,17 +92,22 @@ def build_materialise(
     known = {span: found for span, key in keys.items() if cache is not None and (found := cache.read(key)) is not None}
     config = adapter_config(resolved)
     known = _sufficient(known, keys, config)
-    read = ReadRows(root, resolved)
-    tasks = file_tasks(snapshot)
+    read = ReadRows(root, resolved, str(folder))
+    tasks = _tasks[str(folder)] = file_tasks(snapshot)
     fresh = sorted(set(keys) - set(known))
+    # Each part is a branch of its own, which takes a third of a second to build and run: without a cache there is one.
+    wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
     analysed = {
-        span: _read(pipeline, f"span {span}", [t for t in tasks if t.span == span and t.split == "train"], read)
-        for span in fresh
-    }
-    others = [task for task in tasks if task.split != "train" or task.span in known]
+        part: _read(
+            pipeline, f"span {part}",
+            [at for at, task in enumerate(tasks) if task.span in spans and task.split == "train"], read,
+        )
+        for part, spans in wanted.items()
+    }  # fmt: skip
+    others = [at for at, task in enumerate(tasks) if task.split != "train" or task.span in known]
     parts = [*analysed.values(), *([_read(pipeline, "others", others, read)] if others else [])]
     transform_fn, caches = (
-        {_dataset_key(span): analysed.get(span) for span in keys},
+        {_dataset_key(part): analysed.get(part) for part in analysed.keys() | known.keys()},
         {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
@@ -143,15 +158,15 @@ def to_batch(examples: Examples) -> pa.RecordBatch:
 
 
 class ReadRows(beam.DoFn):
-    """`training.examples.read_rows`, as record batches whose size is bounded."""
+    """A place in `training.examples.file_tasks` to the rows of that file, as record batches whose size is bounded."""
 
-    def __init__(self, root: Store, resolved: ResolvedDefinition) -> None:
+    def __init__(self, root: Store, resolved: ResolvedDefinition, folder: str) -> None:
         super().__init__()
-        self._root, self._resolved = root, resolved
+        self._root, self._resolved, self._folder = root, resolved, folder
 
-    def process(self, task: FileTask) -> Iterator[pa.RecordBatch]:
+    def process(self, at: int) -> Iterator[pa.RecordBatch]:
         with keep_error():
-            examples = read_rows(self._root, task, self._resolved)
+            examples = read_rows(self._root, _tasks_of(self._folder)[at], self._resolved)
         values = self._resolved.windows * len(self._resolved.features)
         for batch in batches(examples, max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))):
             yield to_batch(batch)
@@ -187,20 +202,40 @@ class WriteRecords(beam.DoFn):
             handle, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".staged-")
             os.close(handle)
             with tf.io.TFRecordWriter(staged) as writer:
-                for row in rows.tolist():
-                    writer.write(_example(inputs[row], {name: int(columns[name][row]) for name in _SCALARS}))
+                for record in encode(inputs[rows], {name: columns[name][rows].tolist() for name in _SCALARS}):
+                    writer.write(record)
             os.replace(staged, path)
 
 
-def _example(inputs: np.ndarray, scalars: dict[str, int]) -> bytes:
-    example = tf.train.Example()
-    example.features.feature["inputs"].float_list.value.extend(inputs.tolist())
-    for name, value in scalars.items():
-        example.features.feature[name].int64_list.value.append(value)
-    return bytes(example.SerializeToString(deterministic=True))
+def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator[bytes]:
+    """Rows as serialised ``tf.Example``.
+
+    Two messages of Protocol Buffers, one after the other, are their merger. So the floats, which end the first and are
+    stored as they lie in memory, need no object each; what stands before them is the same in every row.
+
+    Args:
+      inputs: float32 [rows, values], one value at least.
+      scalars: an int64 of each row, by name.
+    """
+    begin = tf.train.Example()
+    begin.features.feature["inputs"].float_list.value.extend([0.0] * inputs.shape[1])
+    head = begin.SerializeToString()[: -4 * inputs.shape[1]]
+    floats = np.ascontiguousarray(inputs, "<f4")
+    for row, values in zip(floats, zip(*scalars.values(), strict=True), strict=True):
+        rest = tf.train.Example()
+        for name, value in zip(scalars, values, strict=True):
+            rest.features.feature[name].int64_list.value.append(value)
+        yield b"".join((head, row.tobytes(), rest.SerializeToString(deterministic=True)))
 
 
-def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[FileTask], read: ReadRows) -> beam.PCollection:
+def _tasks_of(folder: str) -> list[FileTask]:
+    """The files of the snapshot that is materialised in a folder, also in a process that did not begin it."""
+    if folder not in _tasks:
+        _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
+    return _tasks[folder]
+
+
+def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
     return (
         pipeline
         | f"files of {label}" >> beam.Create(list(tasks), reshuffle=False)

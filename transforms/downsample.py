@@ -166,7 +166,7 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
 
 def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
     """The samples that count, in order, and int64 [S] the midnight from which each one's run counts its windows."""
-    time = plain(joined.column(0).cast(pa.int64()))
+    time = plain(joined.column(0))
     columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
     order: np.ndarray | None = None
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():

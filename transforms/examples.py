@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ciml.errors import Refused
 from ciml.records import Mention
 from transforms.downsample import Windows, downsample
 from transforms.plain_arrow import numbers, text_maps, texts, times
-from transforms.split import split_of
+from transforms.split import SPLITS, split_of
 
 _TIME = pa.timestamp("us", tz="UTC")
 _FACTS = (
@@ -37,7 +38,8 @@ class Excluded(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """One row a run in ``table`` (`schema_of`), in the order of the runs; the others in ``excluded``."""
+    """One row a run in ``table`` (`schema_of`), split by split, each in the order of the runs; the others in
+    ``excluded``."""
 
     table: pa.Table
     excluded: tuple[Excluded, ...]
@@ -98,9 +100,17 @@ def examples_from(
     for place, refused in windows.refused:
         index = taken[place]
         reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
-    kept = np.flatnonzero(windows.n_windows)
-    rows = [taken[place] for place in kept.tolist()]
-    table = _table([runs[index] for index in rows], [labels[index] for index in rows], windows, kept, resolved)
+    weights, salt = resolved.definition.tdt_split, resolved.definition.salt
+    splits = {
+        place: split_of(run.project, run.change, run.run_id, salt, weights)
+        for place, run in ((place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows).tolist())
+    }
+    kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so files are slices
+    rows = [taken[place] for place in kept]
+    table = _table(
+        [runs[index] for index in rows], [labels[index] for index in rows], [splits[place] for place in kept],
+        windows, np.array(kept, np.int64), resolved,
+    )  # fmt: skip
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
 
 
@@ -154,13 +164,13 @@ def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windo
     return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
 
 
-def _digests(
+def row_digests(
     run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
 ) -> Iterator[str]:
     """`row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN. What all share is encoded once."""
     F, _, L = unrolled.shape
     width = 4 * L
-    if F == 0 or L == 0:
+    if not unrolled.size:
         return
     shape = f"<f4({L},)".encode()
     heads = [
@@ -181,28 +191,28 @@ def _digests(
 def _table(
     runs: Sequence[Mention],
     labels: Sequence[tuple[int, str]],
+    splits: Sequence[str],
     windows: Windows,
     kept: np.ndarray,
     resolved: ResolvedDefinition,
 ) -> pa.Table:
     """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
-    L, definition = resolved.windows, resolved.definition
+    L = resolved.windows
     place = np.zeros(windows.n_windows.size, np.int64)
     place[kept] = np.arange(kept.size)
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
     unrolled[:, place[windows.run], windows.position] = windows.values.T
-    n_windows = windows.n_windows[kept]
-    weights, salt = definition.tdt_split, definition.salt
+    n_windows, run_ids = windows.n_windows[kept], [run.run_id for run in runs]
     columns: dict[str, pa.Array] = {
-        "run_id": texts([run.run_id for run in runs]),
+        "run_id": texts(run_ids),
         "build_uuid": texts([run.build_uuid for run in runs]),
         "build_name": texts([run.build_name for run in runs]),
         "label": numbers(np.array([label for label, _ in labels], np.int64)),
         "label_name": texts([name for _, name in labels]),
-        "split": texts([split_of(run.project, run.change, run.run_id, salt, weights) for run in runs]),
+        "split": texts(splits),
         "n_windows": numbers(n_windows),
-        "digest": texts(list(_digests([run.run_id for run in runs], unrolled, resolved.features, n_windows.tolist()))),
-        **{name: texts([getattr(run, name) or "" for run in runs]) for name in _FACTS},
+        "digest": texts(list(row_digests(run_ids, unrolled, resolved.features, n_windows.tolist()))),
+        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in _FACTS},
         "start_time": times([run.start_us for run in runs], _TIME),
         "end_time": times([run.end_us for run in runs], _TIME),
         "labels": text_maps([run.labels for run in runs]),

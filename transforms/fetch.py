@@ -245,7 +245,7 @@ class Fetcher:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("address_not_allowed", "no regular file")
-            if os.path.realpath(f"/proc/self/fd/{handle}" if os.path.isdir("/proc/self/fd") else path) != real:
+            if _path_of(handle, path) != real:
                 raise Later("log_unavailable", "the path changed meanwhile")
             if status.st_size > self.policy.max_wire_bytes:
                 raise Refused("log_too_large", f"{status.st_size} bytes, at most {self.policy.max_wire_bytes}")
@@ -269,6 +269,14 @@ class Fetcher:
         if len(data) > limit:
             raise Refused("log_too_large", f"more than {limit} bytes")
         return gunzip([data], self.policy.max_bytes, grow)
+
+
+def _path_of(handle: int, path: str) -> str:
+    """Where an open file is, as the kernel has it; elsewhere than on Linux, where its path leads now."""
+    try:
+        return os.readlink(f"/proc/self/fd/{handle}")
+    except FileNotFoundError:
+        return os.path.realpath(path)
 
 
 def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:

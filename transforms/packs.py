@@ -154,6 +154,7 @@ class OpenPack:
       file: as the manifest describes it.
       places: of its runs, in their order.
       number: of each run in ``places``, by name.
+      names: of its columns, in order.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
@@ -186,6 +187,7 @@ class OpenPack:
         self.places = runs
         self.number = {place.name: number for number, place in enumerate(runs)}
         self.schema: pa.Schema = self.metadata.schema.to_arrow_schema().remove_metadata()
+        self.names: tuple[str, ...] = tuple(self.schema.names)
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)

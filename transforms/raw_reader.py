@@ -24,8 +24,8 @@ from ciml.storage import LocalStore, Store
 from transforms.packs import OpenPack, open_pack
 
 _THREADS = 16
-#: Runs whose places in packs a process keeps in mind; about 500 bytes each.
-_KEPT_RUNS = 200_000
+#: Runs whose places in packs a process keeps in mind; about a kilobyte each.
+_KEPT_RUNS = 25_000
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -216,13 +216,13 @@ def read_runs(
     return [found[at] for at in range(len(wanted))]
 
 
-def read_columns(store: Store, files: Sequence[RawFile]) -> list[list[str]]:
+def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
     """The names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
 
     Raises:
       IntegrityError: a run is missing or broken.
     """
-    found: dict[int, list[str]] = {}
+    found: dict[int, tuple[str, ...]] = {}
     rest: list[int] = []
     folders: dict[str, FolderPacks] = {}
     for at, file in enumerate(files):
@@ -231,11 +231,11 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[list[str]]:
             if (packs := folders.get(place[0])) is None:
                 packs = folders[place[0]] = packs_of(store, place[0])
             if (run := packs.find(place[1])) is not None:
-                found[at] = run[0].schema.names
+                found[at] = run[0].names
                 continue
         rest.append(at)
     for at, table in zip(rest, read_runs(store, [files[at] for at in rest]), strict=True):
-        found[at] = table.column_names
+        found[at] = tuple(table.column_names)
     return [found[at] for at in range(len(files))]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ciml.errors import EngineError
-from ciml.records import Batch, Origin, Outcome
+from ciml.records import Batch, Candidate, Origin, Outcome
 from ciml.storage import Store
 from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
@@ -15,7 +15,7 @@ from transforms.store import parse, store
 from transforms.trust import TrustPolicy, judge
 
 #: Reasons of a log that say nothing of the log itself.
-_PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
+PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
 _PAUSES_S = (0.5, 2.0)
 _ENOUGH = 10  # so many unreadable logs, and no other, are an outage
 
@@ -49,31 +49,50 @@ def settle(
     Raises:
       EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
     """
+    waiting = judge(Batch(None, candidates=[each for batch in batches for each in batch.candidates]), trust).candidates
+    done: list[Outcome] = []
+    for read in read_logs(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
+        done += store(read, raw).settled
+    return _shared_out(batches, done)
+
+
+def read_logs(
+    candidates: Sequence[Candidate],
+    policy: FetchPolicy,
+    *,
+    outages: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
+    now_us: int | None = None,
+) -> Iterator[Batch]:
+    """Fetches and parses the logs of candidates, in as many rounds as that takes. Arguments and errors: see `settle`.
+
+    Yields:
+      Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them.
+    """
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
-    waiting = judge(Batch(None, candidates=[each for batch in batches for each in batch.candidates]), trust).candidates
+    waiting = list(candidates)
     of = {(each.origin, each.mention.run_id): each for each in waiting}
-    done: list[Outcome] = []
+    lost: list[Outcome] = []
     pauses = iter(_PAUSES_S)
     answered = False
     while waiting:
         fetched = fetch(Batch(None, candidates=waiting), policy, moment)
-        answered = answered or bool(fetched.candidates) or any(each.reason not in _PASSING for each in fetched.settled)
-        passing = any(each.reason in _PASSING for each in fetched.settled)
+        answered = answered or bool(fetched.candidates) or any(each.reason not in PASSING for each in fetched.settled)
+        passing = any(each.reason in PASSING for each in fetched.settled)
         pause = next(pauses, None) if passing else None
         later: list[Outcome] = []
         settled: list[Outcome] = []
         for each in fetched.settled:
-            once_more = each.reason == "batch_full" or (pause is not None and each.reason in _PASSING)
+            once_more = each.reason == "batch_full" or (pause is not None and each.reason in PASSING)
             (later if once_more else settled).append(each)
-        done += store(parse(Batch(None, candidates=fetched.candidates)), raw).settled + settled
+        yield parse(Batch(None, candidates=fetched.candidates, settled=settled))
+        lost += [each for each in settled if each.reason in PASSING]
         if pause is not None:
             sleep(pause)
         waiting = [of[each.origin, each.run_id] for each in later]
-    lost = [each for each in done if each.reason in _PASSING]
     if outages and not answered and len(lost) >= _ENOUGH:
         raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")
-    return _shared_out(batches, done)
 
 
 def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:

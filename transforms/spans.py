@@ -23,7 +23,6 @@ from ciml.telemetry import OWN_COLUMNS
 from transforms.downsample import Windows, downsample, downsample_joined, merge_windows
 from transforms.examples import Examples, examples_from, mentions, row_digest, schema_of
 from transforms.joined_reader import Joined, read_joined
-from transforms.plain_arrow import empty_table, numbers
 from transforms.split import SPLITS
 
 _BATCH_BYTES = 64 << 20  # of examples that are made at a time
@@ -65,27 +64,48 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     Raises:
       IntegrityError: when examples and exclusions are not the selected runs.
     """
-    table = pa.concat_tables([empty_table(schema_of(resolved)), *(part.table for part in parts)])
     excluded = tuple(each.to_json() for part in parts for each in part.excluded)
+    by_split: dict[str, list[tuple[pa.Table, list[SpanRun]]]] = {split: [] for split in SPLITS}
+    for part in parts:
+        for split, table in _of_splits(part.table):
+            by_split[split].append((table, _span_runs(table)))
+    facts = {run.run_id: run.mention for run in plan.runs}
+    found = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
+    examples = sum(part.table.num_rows for part in parts)
+    if found.keys() | {each["run_id"] for each in excluded} != facts.keys() or examples + len(excluded) != len(facts):
+        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
+
+    def write(split: str) -> tuple[ExampleFile, ...]:
+        if not by_split[split]:
+            return ()
+        table = pa.concat_tables([piece for piece, _ in by_split[split]])
+        digest = _rows_digest([run for _, runs in by_split[split] for run in runs], facts)
+        path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
+        root.create(path, _to_parquet(table))  # one that is there holds the same rows: its name says so
+        return (ExampleFile(path, digest, table.num_rows),)
+
+    with ThreadPoolExecutor(len(SPLITS)) as pool:  # compressing and waiting for the disk leave the interpreter alone
+        files = {split: written for split, written in zip(SPLITS, pool.map(write, SPLITS), strict=True) if written}
+    selected = tuple(run.position for run in plan.runs)
+    in_order = tuple(found[run_id] for run_id in facts if run_id in found)
+    return SpanVersion(plan.span, plan.version, selected, in_order, excluded, files)
+
+
+def _of_splits(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each split that has any: they lie together."""
+    splits = table.column("split").to_pylist()
+    for split in SPLITS:
+        if count := splits.count(split):
+            first = splits.index(split)
+            if splits[first : first + count] != [split] * count:
+                raise IntegrityError("examples are not split by split")
+            yield split, table.slice(first, count)
+
+
+def _span_runs(table: pa.Table) -> list[SpanRun]:
     names = ["run_id", "build_name", "split", "label", "label_name", "n_windows", "digest"]
     columns = [table.column(name).to_pylist() for name in names]
-    runs = tuple(SpanRun(*row) for row in zip(*columns, strict=True))
-    found = [run.run_id for run in runs] + [each["run_id"] for each in excluded]
-    if sorted(found) != sorted(run.run_id for run in plan.runs):
-        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
-    files: dict[str, tuple[ExampleFile, ...]] = {}
-    splits = np.array([run.split for run in runs], dtype="U5")
-    facts = {run.run_id: run.mention for run in plan.runs}
-    for split in SPLITS:
-        rows = np.flatnonzero(splits == split)
-        if rows.size:
-            part = table.take(numbers(rows))
-            digest = _rows_digest([runs[row] for row in rows.tolist()], facts)
-            path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
-            root.create(path, _to_parquet(part))  # one that is there holds the same rows: its name says so
-            files[split] = (ExampleFile(path, digest, part.num_rows),)
-    selected = tuple(run.position for run in plan.runs)
-    return SpanVersion(plan.span, plan.version, selected, runs, excluded, files)
+    return [SpanRun(*row) for row in zip(*columns, strict=True)]
 
 
 def _to_parquet(table: pa.Table) -> bytes:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 SPLITS: Final = ("train", "dev", "test")
 _RANGE = 1 << 64
+
+
+@lru_cache(maxsize=16)
+def _key(salt: str) -> bytes:
+    return hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
 
 
 def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[int, int, int] = (7, 0, 3)) -> str:
@@ -23,8 +29,9 @@ def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[i
       ``train``, ``dev`` or ``test``.
     """
     subject = f"change\0{project}\0{change}" if change else f"run\0{run_id}"
-    key = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
-    digest = hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), key=key, digest_size=8, person=b"ciml split")
+    digest = hashlib.blake2b(
+        subject.encode("utf-8", "surrogatepass"), key=_key(salt), digest_size=8, person=b"ciml split"
+    )
     point = int.from_bytes(digest.digest(), "big") * sum(weights)  # whole numbers: no rounding at the borders
     reached = 0
     for name, weight in zip(SPLITS, weights, strict=True):

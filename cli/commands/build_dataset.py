@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import runner_option
+from cli.batch_options import logs_place, runner_option
 from cli.options import data_path_option, home_option, s3_place
 from cli.talk import s3_options
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ciml.definitions import DatasetDefinition
     from ciml.storage import Store
     from pipelines.datasets import Update
+    from pipelines.listed_runs import ListedRuns
 
 #: The folder of the plots in that of the data set: no reader of examples looks there, and it goes with them.
 PLOTS = "_plots"
@@ -26,7 +27,7 @@ PLOTS = "_plots"
 SPAN_RUNS = 5000
 
 
-def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
+def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
     return tuple(part for text in value for part in text.split(",") if part) or None
 
 
@@ -65,12 +66,24 @@ def _listed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--aggregation-functions",
     multiple=True,
-    callback=_listed,
+    callback=_parts,
     metavar="NAMES",
     help="In place of windows, these functions of a run's windows, such as mean,std; may be repeated.",
 )
 @click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
 @click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
+@click.option(
+    "--listing",
+    metavar="LISTING",
+    callback=s3_place,
+    help="Straight from logs: the runs of this listing (as ciml backfill takes it), without a raw store. With --logs.",
+)
+@click.option(
+    "--logs",
+    metavar="ROOT",
+    callback=s3_place,
+    help="The folder or s3:// prefix below which the listing's log paths lie.",
+)
 @click.option(
     "--visualize/--no-visualize",
     help="Draw the data set, as ciml plot does, into _plots in its folder: there is a page, index.html.",
@@ -92,6 +105,8 @@ def command(
     visualize: bool,
     data_path: str,
     target_data_path: str | None,
+    listing: str | None,
+    logs: str | None,
     runner: tuple[str | None, str],
     **options: Any,
 ) -> None:
@@ -107,22 +122,46 @@ def command(
         --sample-interval 10min --features-regex "(usr|1min)" --class-label status --tdt-split 7 0 3
         --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
       ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
+      ciml build-dataset --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.storage import open_store
     from pipelines.build import build_dataset, remove_dataset
 
     options.pop("home")
-    source = open_store(data_path)
-    target = source if target_data_path is None else open_store(target_data_path)
+    if (listing is None) != (logs is None):
+        raise CimlError("--listing and --logs go together: the runs, and where their logs are")
+    if listing is not None and logs is not None and runner[0] is not None:
+        raise CimlError("--runner makes examples of stored runs: leave it out with --listing")
+    stored = open_store(data_path)
+    target = stored if target_data_path is None else open_store(target_data_path)
+    listed = None if listing is None or logs is None else _listed(listing, logs)
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
     with _progress() as progress:
-        update = build_dataset(source, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress)
+        update = build_dataset(
+            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
+        )
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
+    if listed is not None and (left_out := listed.log.left_out):
+        told = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
+        click.echo(f"  no runs   {left_out.total():,} lines of the listing: {told}")
     if visualize:
         click.echo(f"  plots     {_visualize(target, definition.name)}")
+
+
+def _listed(listing: str, logs: str) -> ListedRuns:
+    from ciml.listing import Reading
+    from ciml.listing_files import open_listing
+    from pipelines.listed_runs import ListedRuns
+    from transforms.fetch_policy import FetchPolicy
+    from transforms.trust import TrustPolicy
+
+    place = logs_place(logs)
+    return ListedRuns(
+        open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,))
+    )
 
 
 def _visualize(target: Store, name: str) -> str:

@@ -3,9 +3,10 @@
     python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records]
 
 For each number of runs (the listing's own, again and again under new ids): `ciml build-dataset` of (usr, 1m) at 10 s
-from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. ``--records``
-adds tf.Transform's analysis and the normalised TFRecord files. A line has the medians: wall and CPU seconds, and peak
-memory. The CPU ratio is the one to look at on a machine where others work.
+from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. The first
+number is also built straight from the logs. ``--records`` adds tf.Transform's analysis and the normalised TFRecord
+files. A line has the medians: wall and CPU seconds, and peak memory. The CPU ratio is the one to look at on a machine
+where others work. Rounds of the one and the other take turns. All find their libraries compiled.
 """
 
 from __future__ import annotations
@@ -21,11 +22,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-
-from ciml.event_runs import mention_from_listing
-from ciml.storage import open_store
-from tests.bench.many_runs import fill_store, repeated
-from transforms.parse import Log, parse_logs
 
 OPPONENT = Path(__file__).with_name("by_pandas.py")
 AT_MOST = 10_000
@@ -65,10 +61,10 @@ def of_rounds(costs: list[Cost]) -> Cost:
     return Cost(*(median(getattr(cost, name) for cost in costs) for name in ("wall_s", "cpu_s", "peak_mib")))
 
 
-def build(data: Path, target: Path, runs: int, *, records: bool) -> Cost:
-    """The examples of a store's runs; with ``records`` the normalised ones too."""
+def built(target: Path, *more: str | Path) -> Cost:
+    """What `ciml build-dataset` takes."""
     shutil.rmtree(target, ignore_errors=True)
-    line = (
+    line = [
         "--dataset",
         NAME,
         "--features-regex",
@@ -77,15 +73,23 @@ def build(data: Path, target: Path, runs: int, *, records: bool) -> Cost:
         "provider",
         "--sample-interval",
         "10s",
+    ]
+    return run(sys.executable, "-m", "cli.main", "build-dataset", *line, *more, "--target-data-path", target)
+
+
+def with_records(target: Path, runs: int, done: Cost) -> Cost:
+    """What it takes together with the normalised records of the same runs."""
+    more = run(sys.executable, "-c", RECORDS, target, target / "records", str(runs))
+    return Cost(done.wall_s + more.wall_s, done.cpu_s + more.cpu_s, max(done.peak_mib, more.peak_mib))
+
+
+def told(what: str, runs: int, ours: Cost, per_run: Cost) -> str:
+    wall_s, cpu_s = per_run.wall_s * runs, per_run.cpu_s * runs
+    return (
+        f"{what}, {runs:,} runs: {ours.wall_s:.2f} s, {ours.cpu_s:.2f} s of CPU, {ours.peak_mib:.0f} MiB; pandas "
+        f"{wall_s:.1f} s, {cpu_s:.1f} s of CPU, {per_run.peak_mib:.0f} MiB: {wall_s / ours.wall_s:.1f} times as fast, "
+        f"{cpu_s / ours.cpu_s:.1f} by CPU"
     )
-    places = ("--data-path", data, "--target-data-path", target)
-    done = run(sys.executable, "-m", "cli.main", "build-dataset", *line, *places)
-    if records:
-        more = run(sys.executable, "-c", RECORDS, target, target / "records", str(runs))
-        peak = max(done.peak_mib, more.peak_mib)
-        done = Cost(done.wall_s + more.wall_s, done.cpu_s + more.cpu_s, peak)
-    shutil.rmtree(target)
-    return done
 
 
 def main() -> None:
@@ -96,35 +100,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", action="store_true")
     given = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
-    mentions = [mention_from_listing(each, source="backfill") for each in builds]
-    logs = [Log((given.logs / each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
-            for each, mention in zip(builds, mentions, strict=True)]  # fmt: skip
-    real = list(zip(mentions, parse_logs(logs), strict=True))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        per_run: Cost | None = None
+        data, target, per_run = folder / "data", folder / "sets", None
         for runs in given.runs or [len(builds)]:
-            fill_store(open_store(folder / "data"), repeated(real, runs), per_folder=2000)
-            ours = of_rounds(
-                [build(folder / "data", folder / "sets", runs, records=given.records) for _ in range(given.rounds)]
-            )
-            shutil.rmtree(folder / "data")
-            if runs <= AT_MOST or per_run is None:
-                measured = min(runs, AT_MOST)
-                listing = folder / "builds.jsonl"
-                listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
-                opponent = of_rounds(
-                    [run(sys.executable, OPPONENT, listing, given.logs, folder / "npz") for _ in range(given.rounds)]
-                )
+            # In a process of its own: what this one holds would count as its children's peak.
+            run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
+            by_store, by_logs, by_pandas, measured = [], [], [], min(runs, AT_MOST)
+            listing = folder / "builds.jsonl"
+            listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
+            straight = per_run is None and runs <= len(builds)
+            built(target, "--data-path", data)  # finds its modules compiled from now on
+            for _ in range(given.rounds):
+                if straight:
+                    by_logs.append(built(target, "--data-path", data, "--listing", listing, "--logs", given.logs))
+                done = built(target, "--data-path", data)
+                by_store.append(with_records(target, runs, done) if given.records else done)
+                if runs <= AT_MOST or per_run is None:
+                    by_pandas.append(run(sys.executable, OPPONENT, listing, given.logs, folder / "npz"))
+            shutil.rmtree(data)
+            shutil.rmtree(target)
+            if by_pandas:
+                opponent = of_rounds(by_pandas)
                 per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
-            print(
-                f"{runs:,} runs: {ours.wall_s:.2f} s, {ours.cpu_s:.2f} s of CPU, {ours.peak_mib:.0f} MiB; pandas "
-                f"{per_run.wall_s * runs:.1f} s, {per_run.cpu_s * runs:.1f} s of CPU, {per_run.peak_mib:.0f} MiB: "
-                f"{per_run.wall_s * runs / ours.wall_s:.1f} times as fast, "
-                f"{per_run.cpu_s * runs / ours.cpu_s:.1f} by CPU",
-                flush=True,
-            )
+            assert per_run is not None
+            if straight:
+                print(told("from logs", runs, of_rounds(by_logs), per_run), flush=True)
+            what = "from packs to records" if given.records else "from packs"
+            print(told(what, runs, of_rounds(by_store), per_run), flush=True)
 
 
 if __name__ == "__main__":

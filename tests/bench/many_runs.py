@@ -1,19 +1,27 @@
-"""A compacted raw store of as many runs as are wanted: real ones, again and again under new ids, a day later."""
+"""A compacted raw store of as many runs as are wanted: real ones, again and again under new ids, a day later.
+
+python -m tests.bench.many_runs LISTING LOGS DATA RUNS
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
+from ciml.event_runs import mention_from_listing
 from ciml.manifests import ManifestLog
 from ciml.packs import pack_log, split_path
 from ciml.records import Mention, Origin, Outcome, RawFile, Trust
-from ciml.storage import Store
+from ciml.storage import Store, open_store
 from transforms.packs import PackWriter
+from transforms.parse import Log, parse_logs
 from transforms.store import run_path
 
 DAY_US = 86_400_000_000
@@ -80,3 +88,18 @@ def fill_store(data: Store, runs: Iterable[tuple[Mention, pa.Table]], *, per_fol
         pack(folder)
     if records:
         commit()
+
+
+def main() -> None:
+    listing, logs, data, number = sys.argv[1:]
+    builds = [json.loads(line) for line in Path(listing).read_text().splitlines()]
+    mentions = [mention_from_listing(each, source="backfill") for each in builds]
+    texts = [Log(Path(logs, each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
+             for each, mention in zip(builds, mentions, strict=True)]  # fmt: skip
+    real = [(mention, table) for mention, table in zip(mentions, parse_logs(texts), strict=True)
+            if isinstance(table, pa.Table)]  # fmt: skip
+    fill_store(open_store(data), repeated(real, int(number)), per_folder=2000)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from cli.main import cli
 from tests.pipelines.raw_store import RawStore
 from tests.transforms.samples import corpus
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(sys.executable).parent / "ciml-build-dataset"
 #: As it stands in the talk, but for the two places.
 LINE = """--dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000 --sample-interval 10min
@@ -101,6 +102,29 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
     assert "data set 'x' exists with another slicer: choose another name" in told
     assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
+
+
+def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
+    corpus_logs = ROOT / "examples/corpus"
+    listed = (corpus_logs / "builds.jsonl").read_text().splitlines()[:40]
+    (tmp_path / "builds.jsonl").write_text("\n".join([*listed, listed[0], "{}"]))
+    line = [
+        "--dataset",
+        "x",
+        "--class-label",
+        "provider",
+        "--features-regex",
+        "usr",
+        "--data-path",
+        str(tmp_path / "x"),
+    ]
+    logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(corpus_logs)]
+    said = build(*line, *logs).stdout.splitlines()
+    assert said[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
+    assert said[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
+    assert "go together" in build(*line, *logs[:2], exit_code=2).output
+    assert "--runner makes examples of stored runs" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
+    assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
 
 
 def drawn(root: str, folder: str) -> dict[str, bytes]:

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ciml.dataset_state import dataset_state, dataset_store
+from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.storage import LocalStore
 from tests.training.records import written
-from training.examples import Examples, read_snapshot_examples
+from training.examples import Examples, file_tasks, read_snapshot_examples
 from training.materialise import Materialised, materialise
 from training.snapshot import ROLES, Snapshot, make_snapshot
 from transforms.spans import read_span
@@ -115,6 +116,22 @@ def test_an_example_that_a_file_lacks_ends_it(data: LocalStore, snapshot: Snapsh
         read_snapshot_examples(data, strange)
     with pytest.raises(IntegrityError, match="its files lack runs"):
         materialise(data, strange, tmp_path / "made")
+
+
+def test_another_process_finds_the_wanted_rows_in_a_file(
+    made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from training import materialise_beam as stages
+
+    data = LocalStore(made)
+    (tmp_path / "snapshot.json").write_bytes(canonical_json(snapshot.to_json()))
+    monkeypatch.setattr(stages, "_tasks", {})
+    read = stages.ReadRows(dataset_store(data, "providers"), snapshot.resolved, str(tmp_path))
+    tasks = file_tasks(snapshot)
+    found = [
+        ordinal for at in range(len(tasks)) for batch in read.process(at) for (ordinal,) in batch["ordinal"].to_pylist()
+    ]
+    assert sorted(found) == list(range(len(list(snapshot.runs()))))
 
 
 def test_an_error_within_the_pipeline_is_told_as_it_is(data: LocalStore, snapshot: Snapshot, tmp_path: Path):

@@ -127,12 +127,17 @@ def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]
         tables[0].column_names, class_label="provider", classes=["alibaba", "aws", "huawei", "tencent"], **keys
     )
     examples = make_examples(runs, tables, made)
-    assert examples.table.num_rows == len(runs)
-    learnt = inputs_of(examples.table, made)
+    splits = examples.table.column("split").to_pylist()
+    assert splits == sorted(splits, key=("train", "dev", "test").index)
+    assert len(set(splits)) == 2
+    place = {run_id: row for row, run_id in enumerate(examples.table.column("run_id").to_pylist())}
+    order = [place[run.run_id] for run in runs]
+    learnt = inputs_of(examples.table, made)[order]
     many, n_windows, refused = prepare_many(tables, made)
     assert refused == []
     assert learnt.tobytes() == many.tobytes()
-    assert examples.table.column("n_windows").to_pylist() == n_windows.tolist()
+    told = examples.table.column("n_windows").to_pylist()
+    assert [told[row] for row in order] == n_windows.tolist()
     for row in (0, 17, 49):
         one, count = prepare(tables[row], made)
         assert (one.shape, one.dtype, count) == ((made.L, len(made.features)), np.float32, n_windows[row])

@@ -55,7 +55,7 @@ def test_examples_from_packs_and_objects_are_those_from_tables(
     assert found.excluded == wanted.excluded
     assert found.table.num_rows + len(found.excluded) == len(chosen)
     assert found.table.num_rows > 0
-    assert read_columns(raw, files) == [each.column_names for each in tables]
+    assert read_columns(raw, files) == [tuple(each.column_names) for each in tables]
 
 
 def test_what_is_read_of_a_pack_is_what_is_asked_for_in_its_order(tmp_path: Path) -> None:
