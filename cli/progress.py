@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -30,7 +31,7 @@ class Counts:
     def __init__(self, what: str) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
         self._what = what
         self._status = self._console.status(f"{what}: starting") if self._console.is_terminal else None
         self._last = self._printed = ""
@@ -78,7 +79,7 @@ class Bar:
     def __init__(self, what: str, unit: str = "lines") -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
         self._what, self._unit = what, unit
         self._bar: Progress | None = None
         self._task: TaskID | None = None

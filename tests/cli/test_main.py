@@ -123,3 +123,15 @@ def test_version():
     done = ciml("--version")
     assert done.returncode == 0
     assert done.stdout == "ciml 0.1.0\n"
+
+
+@pytest.mark.parametrize("shown", ["progress_bar('x') as tell: tell(1, 2)", "bars() as tell: tell('x', 1, 2)"])
+def test_bars_are_for_terminals_alone_whatever_is_said_of_colours(shown: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"from cli.bars import bars, progress_bar\nwith {shown}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FORCE_COLOR": "1"},
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
