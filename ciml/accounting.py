@@ -18,7 +18,7 @@ from ciml.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLette
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
 from ciml.raw_state import LISTS, RawState, check_topic_id, open_raw, retry
-from ciml.records import Batch, Kind, OffsetRange, Origin, Outcome, RawFile
+from ciml.records import Batch, Kind, OffsetRange, Origin, Outcome
 
 __all__ = [
     "LISTS", "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
@@ -190,18 +190,20 @@ class _Draft:
 
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
     """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
-    other_log = _other(outcome.file, run)
-    plain = replace(outcome, detail="", file=other_log, payload=None, not_before_us=None)
     if repeated:
-        return replace(plain, kind="repeat", reason="event")
+        return replace(_plain(outcome, run), kind="repeat", reason="event")
     if run is None or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
-        keeps = outcome.kind in ("dead_letter", "deferred")
+        keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
         return outcome if keeps else replace(outcome, payload=None)
+    plain = _plain(outcome, run)
     word = outcome.mention.outcome if outcome.mention else None
     if word and word != run.outcome:
         return replace(plain, kind="correction", reason="outcome", detail=f"was {run.outcome}")
-    return replace(plain, kind="repeat", reason="other_log" if other_log else "run")
+    return replace(plain, kind="repeat", reason="other_log" if plain.file else "run")
 
 
-def _other(file: RawFile | None, run: KnownRun | None) -> RawFile | None:
-    return file if file is not None and run is not None and file.digest != run.digest else None
+def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
+    """Without what only a raw row or a dead letter has; with the file where it is another than the row's."""
+    file = outcome.file
+    other = file if file is not None and run is not None and file.digest != run.digest else None
+    return replace(outcome, detail="", file=other, payload=None, not_before_us=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,11 @@ from ciml.records import Batch, Candidate, OffsetRange, Origin, Outcome, RawFile
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from
 from transforms.fetch_policy import FetchPolicy
-from transforms.joined_reader import ahead
 from transforms.listed import decode_lines
 from transforms.settle import PASSING, read_logs
 from transforms.trust import TrustPolicy, judge
 
 _LOGS = 250  # that are read and parsed together
-_THREADS = 2  # parsing holds the interpreter half of the time
 _KEPT_BYTES = 256 << 20  # of telemetry that need not be read again once the columns are known
 #: A log that is read when the data set is made has no raw object.
 _NO_FILE = RawFile("", "", 0, 0)
@@ -52,16 +50,16 @@ class ListedRuns:
     def __init__(self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy) -> None:
         self.log = ListedLog(listing, reading, trust)
         self.told = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
-        # Opening a file of a folder is work that holds the interpreter; there are threads enough around it.
+        # Opening a file of a folder is work that holds the interpreter: threads only slow it down.
         self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
         self._kept: dict[str, pa.Table] = {}
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
         found, size = list[tuple[str, ...]](), 0
-        chunks = (runs[start : start + _LOGS] for start in range(0, len(runs), _LOGS))
-        for chunk, tables in ahead(lambda chunk: (chunk, self._tables(chunk)), chunks, _THREADS):
-            for run, table in zip(chunk, tables, strict=True):
+        for start in range(0, len(runs), _LOGS):
+            chunk = runs[start : start + _LOGS]
+            for run, table in zip(chunk, self._tables(chunk), strict=True):
                 if isinstance(table, Refused):
                     continue
                 found.append(tuple(table.column_names))
@@ -73,16 +71,15 @@ class ListedRuns:
         """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
 
         def windows_of(taken: Sequence[int]) -> Windows:
-            chunks = (np.array(taken[start : start + _LOGS]) for start in range(0, len(taken), _LOGS))
-            places = (np.arange(start, min(start + _LOGS, len(taken))) for start in range(0, len(taken), _LOGS))
-            work = partial(self._windows, part.runs, resolved=resolved)
-            parts = list(zip(places, ahead(work, chunks, _THREADS), strict=True))
+            parts = []
+            for start in range(0, len(taken), _LOGS):
+                chunk = [part.runs[at] for at in taken[start : start + _LOGS]]
+                parts.append((np.arange(start, start + len(chunk)), self._windows(chunk, resolved)))
             return merge_windows(parts, len(taken)) if parts else downsample([], resolved)
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
 
-    def _windows(self, runs: Sequence[SelectedRun], which: np.ndarray, resolved: ResolvedDefinition) -> Windows:
-        chunk = [runs[at] for at in which.tolist()]
+    def _windows(self, chunk: Sequence[SelectedRun], resolved: ResolvedDefinition) -> Windows:
         tables = [self._kept.pop(run.run_id, None) for run in chunk]
         missing = [at for at, table in enumerate(tables) if table is None]
         refused: list[tuple[int, Refused]] = []

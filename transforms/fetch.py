@@ -11,15 +11,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ciml.errors import EngineError, Refused
 from ciml.letters import payload_of
 from ciml.records import Batch, Candidate, Outcome
 from ciml.storage import S3Store
 from transforms.addresses import Address, parse_address
-from transforms.fetch_http import HttpLogs, Later, Resolve, system_resolve
+from transforms.fetch_later import Later
 from transforms.fetch_policy import FetchPolicy
 from transforms.gunzip import gunzip
+
+if TYPE_CHECKING:
+    from transforms.fetch_http import HttpLogs, Resolve
 
 __all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch"]
 
@@ -137,24 +141,38 @@ class Fetcher:
       resolve: from host and port to IP addresses; the system's resolver unless given.
     """
 
-    def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
+    def __init__(self, policy: FetchPolicy, resolve: Resolve | None = None) -> None:
         self.policy = policy
+        self._resolve = resolve
         self._stores: dict[str, S3Store] = {}
-        self._http = HttpLogs(
-            policy.rules,
-            connect_s=policy.connect_s,
-            read_s=policy.read_s,
-            total_s=policy.total_s,
-            max_wire_bytes=policy.max_wire_bytes,
-            max_bytes=policy.max_bytes,
-            ca_file=policy.ca_file,
-            resolve=resolve,
-            threads=policy.threads,
-        )
+        self._http: HttpLogs | None = None
+        self._lock = threading.Lock()
+        if policy.ca_file:
+            self._over_http()  # a file that is no good is told at once
+
+    def _over_http(self) -> HttpLogs:
+        with self._lock:
+            if self._http is None:
+                from transforms.fetch_http import HttpLogs, system_resolve  # and a client of HTTP, which few need
+
+                policy = self.policy
+                self._http = HttpLogs(
+                    policy.rules,
+                    connect_s=policy.connect_s,
+                    read_s=policy.read_s,
+                    total_s=policy.total_s,
+                    max_wire_bytes=policy.max_wire_bytes,
+                    max_bytes=policy.max_bytes,
+                    ca_file=policy.ca_file,
+                    resolve=self._resolve or system_resolve,
+                    threads=policy.threads,
+                )
+            return self._http
 
     def close(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
 
     def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
         """See `fetch`."""
@@ -227,7 +245,7 @@ class Fetcher:
             return self._read_file(address.path, grow)
         if address.scheme == "s3":
             return self._read_s3(address, grow)
-        return self._http.fetch(address, grow)
+        return self._over_http().fetch(address, grow)
 
     def _read_file(self, path: str, grow: Callable[[int], None] | None) -> bytes:
         try:

@@ -21,6 +21,7 @@ import tenacity
 from ciml.errors import CimlError, Refused
 from ciml.redact import redact_url
 from transforms.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
+from transforms.fetch_later import Later
 from transforms.gunzip import gunzip
 
 #: (host, port) -> IP addresses. Raises OSError where there are none.
@@ -29,16 +30,6 @@ Resolve = Callable[[str, int], list[str]]
 MAX_REDIRECTS = 5
 _DRAINED = 1 << 14  # of an answer that is no log, so that its connection can be used again
 _SLACK_S = 0.001
-
-
-class Later(Exception):
-    """A log that could not be had now, and perhaps later. ``hiccup``: worth one more try at once."""
-
-    def __init__(self, reason: str, detail: str, hiccup: bool = False) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.hiccup = hiccup
 
 
 def system_resolve(host: str, port: int) -> list[str]:

@@ -62,7 +62,7 @@ def read_joined(
             rest.append(at)
         else:
             folders.setdefault(place[0], []).append((at, place[1]))
-    for found, others in ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
+    for found, others in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
         yield from found
         rest += others
     for start in range(0, len(rest), _OBJECTS):
@@ -98,7 +98,7 @@ def _join_folder(
     return joined, rest
 
 
-def ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
     """``work`` of items, in their order; by threads a few ahead of whoever takes the results, for they are large."""
     if threads <= 1:
         yield from map(work, items)

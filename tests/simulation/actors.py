@@ -21,7 +21,7 @@ from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
 from transforms.decode import decode
 from transforms.fetch import Fetcher
-from transforms.fetch_http import Later
+from transforms.fetch_later import Later
 from transforms.fetch_policy import FetchPolicy
 from transforms.store import parse, store
 from transforms.trust import TrustPolicy, judge
