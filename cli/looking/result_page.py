@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cli.looking import result_plots as plots
@@ -261,30 +261,44 @@ def _elsewhere(trial: Stored) -> tuple[Section, ...]:
 
 
 def _folded(number: int, folds: Figures) -> tuple[Section, ...]:
-    bars, mean = fold_bars(folds), folds["mean"]
+    bars, mean, pooled = fold_bars(folds), folds["mean"], folds["pooled"]
+    grouped = any(fold["held_out"] for fold in folds["folds"])
     rows = [
         (
             f"{place}",
+            *([_listed(fold["held_out"])] if grouped else []),
             f"{fold['accuracy']['runs']:,}",
             figure(fold["accuracy"]["value"]),
             interval(fold["accuracy"]),
             figure(fold["base_rate"]["value"]),
             figure(fold["f1"]),
-            ", ".join(shown(name, 60) for name in fold["held_out"][:12]) + " …" * (len(fold["held_out"]) > 12),
+            "",
         )
         for place, fold in enumerate(folds["folds"], 1)
     ]
     rows.append(
         (
-            "mean", f"{folds['pooled']['runs']:,}", figure(mean["accuracy"]["value"]), interval(mean["accuracy"]),
-            figure(folds["pooled"]["base_rate"]["value"]),
-            f"{figure(mean['f1']['value'])} ({interval(mean['f1'])})", "",
+            "mean",
+            *([""] if grouped else []),
+            f"{pooled['runs']:,}",
+            figure(mean["accuracy"]["value"]),
+            interval(mean["accuracy"]),
+            figure(pooled["base_rate"]["value"]),
+            figure(mean["f1"]["value"]),
+            interval(mean["f1"]),
         )
-    )  # fmt: skip
-    table = Table(("fold", "runs", "accuracy", "95 %", "base rate", "macro F1", "held out"), tuple(rows))
-    title = f"Cross-validation: {len(folds['folds'])} folds by {shown(folds['by'])}"
+    )
+    held = (f"{shown(folds['by'])} held out",) if grouped else ()
+    headings = ("fold", *held, "runs", "accuracy", "95 %", "base rate", "macro F1", "95 %")
+    title = f"Cross-validation: {len(rows) - 1} folds by {shown(folds['by'])}"
     text = "The training runs divided; the test runs took no part. Choose between experiments by this."
+    table = Table(headings, tuple(rows), words=1 + grouped)
     return (Section(title, text, tables=(table,), plots=(plots.folds_plot(number, folds["by"], bars),)),)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    further = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name, 60) for name in names[:most]) + further
 
 
 def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
