@@ -5,18 +5,57 @@ It looks at the runs that are trained on alone: choosing an estimator by it leav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators import Progress, fit
+from training.estimators import Fitted, Progress, fit
 from training.evaluate import CONFIDENCE
 from training.experiment import Experiment
 from training.material import Material, facts_of
 from training.normalise import Normalisation
 from training.scores import scores
+
+#: Told an epoch, from 1, and how to have the probabilities of the held-out runs by the network as it is then.
+Look = Callable[[int, Callable[[], np.ndarray]], None]
+
+
+@dataclass(frozen=True)
+class Division:
+    """Runs, divided into those that are learned from and those that are held out, once or several times.
+
+    Attributes:
+      places: of the runs in the material, int64 [n].
+      parts: of each fold the runs that are learned from and those that are held out, int64, by position in ``places``.
+      groups: str [n], what each run has in common with those that are held out with it; None where it is on its own.
+      dev: the runs that early stopping looks at are those held out; else they are the dev runs among those learned.
+    """
+
+    places: np.ndarray
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    groups: np.ndarray | None = None
+    dev: bool = False
+
+
+def divide(material: Material, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> Division:
+    """Divides the train and dev runs; see `cross_validate`."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    places = material.of("train", "dev")
+    labels = material.rows.labels[places]
+    groups = _groups(material, places, hold_out) if hold_out else None
+    parts = folds if groups is None else min(folds, len(np.unique(groups)))
+    smallest = np.bincount(labels)
+    if parts < 2 or len(labels) < parts or (groups is None and smallest[smallest > 0].max() < parts):
+        what = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
+        raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
+    return Division(places, tuple(divided), groups)
 
 
 def cross_validate(
@@ -44,34 +83,22 @@ def cross_validate(
     Raises:
       CimlError: for too few runs or groups.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    places = material.of("train", "dev")
-    rows, classes = material.rows.take(places), material.snapshot.resolved.classes
-    groups = _groups(material, places, hold_out)
-    parts = min(folds, len(np.unique(groups))) if hold_out else folds
-    smallest = np.bincount(rows.labels)
-    if parts < 2 or len(rows) < parts or (not hold_out and smallest[smallest > 0].max() < parts):
-        what = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
-        raise CimlError(f"cross-validation: {len(rows)} runs have too few {what} for {folds} folds")
-    kind = StratifiedGroupKFold if hold_out else StratifiedKFold
+    division = divide(material, folds=folds, hold_out=hold_out, seed=experiment.seed)
+    rows, classes = material.rows.take(division.places), material.snapshot.resolved.classes
     told, answers = [], np.zeros((len(rows), len(classes)))
-    divided = kind(parts, shuffle=True, random_state=experiment.seed).split(
-        rows.inputs, rows.labels, groups if hold_out else None
-    )
-    for number, (learned, held) in enumerate(divided):
-        answers[held] = _held_out(experiment, material, places, learned, held)
+    for number, (learned, held) in enumerate(division.parts):
+        answers[held] = held_out(experiment, material, division, number)
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
         told.append(
             {
                 "accuracy": found["accuracy"],
                 "base_rate": found["base_rate"],
                 "f1": found["macro"]["f1"]["value"],
-                "held_out": sorted(set(groups[held].tolist())) if hold_out else [],
+                "held_out": [] if division.groups is None else sorted(set(division.groups[held].tolist())),
             }
         )
         if progress is not None:
-            progress(number + 1, parts)
+            progress(number + 1, len(division.parts))
     return {
         "by": "+".join(hold_out) or "run",
         "folds": told,
@@ -79,7 +106,7 @@ def cross_validate(
             "accuracy": _mean([each["accuracy"]["value"] for each in told]),
             "f1": _mean([each["f1"] for each in told]),
         },
-        "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(places)),
+        "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(division.places)),
     }
 
 
@@ -93,21 +120,38 @@ def _groups(material: Material, places: np.ndarray, hold_out: Sequence[str]) -> 
     return np.array([value or run.run_id for value, run in zip(together, runs, strict=True)])
 
 
-def _held_out(
-    experiment: Experiment, material: Material, places: np.ndarray, learned: np.ndarray, held: np.ndarray
+def held_out(
+    experiment: Experiment, material: Material, division: Division, number: int, look: Look | None = None
 ) -> np.ndarray:
-    """The probabilities of the runs ``held``, by a model of the runs ``learned``, normalised by these alone."""
-    rows = material.rows.take(places)
+    """The probabilities of the runs that a fold holds out, by a model of the others, normalised by these alone.
+
+    Args:
+      experiment: what to train.
+      material: the runs.
+      division: how they are divided.
+      number: of the fold.
+      look: called after each epoch of a network; what it raises ends the training.
+    """
+    rows, (learned, held) = material.rows.take(division.places), division.parts[number]
     normalisation = Normalisation.of(rows.inputs[learned])
     normal = type(rows)(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
-    dev = None
+    dev, asked = None, normal.take(held)
     if experiment.early_stopping is not None:
-        looked_at = material.roles[places][learned] == "dev"
-        if not looked_at.any():
+        looked_at = material.roles[division.places][learned] == "dev"
+        if division.dev:
+            dev = asked
+        elif looked_at.any():
+            dev, learned = normal.take(learned[looked_at]), learned[~looked_at]
+        else:
             raise CimlError("cross-validation: early stopping needs dev runs in each fold")
-        dev, learned = normal.take(learned[looked_at]), learned[~looked_at]
-    fitted = fit(experiment, normal.take(learned), dev, len(material.snapshot.resolved.classes))
-    return fitted.predict(normal.inputs[held], normal.n_windows[held])
+    classes = len(material.snapshot.resolved.classes)
+
+    def watch(epoch: int, model: Fitted) -> None:
+        if look is not None:
+            look(epoch, partial(model.predict, asked.inputs, asked.n_windows))
+
+    fitted = fit(experiment, normal.take(learned), dev, classes, watch=watch)
+    return fitted.predict(asked.inputs, asked.n_windows)
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ciml.errors import IntegrityError
 from ciml.storage import Store
-from training.trials import RESULT, experiment_store, read_result
+from training.trials import RESULT, experiment_store, read_stored
 
 _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 
@@ -125,7 +125,7 @@ def _trials(data: Store, experiment: str, datasets: Sequence[str]) -> Iterable[S
             files.setdefault((parts[1], parts[2]), []).append(parts[3])
     for (dataset, trial), names in files.items():
         folder = store.child(f"results/{dataset}/{trial}")
-        kept = {name: read_result(folder, name) for name in names if name.endswith(".json")}
+        kept = {name: read_stored(folder, name) for name in names if name.endswith(".json")}
         told = {name: value for name, value in sorted(kept.items()) if value is not None}
         elsewhere = tuple(value for name, value in told.items() if name.startswith("on-"))
         folds = tuple(value for name, value in told.items() if name.startswith("folds-"))

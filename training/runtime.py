@@ -13,6 +13,23 @@ from ciml.errors import CimlError
 #: TensorFlow takes every core it finds; a trainer shares its machine with the rest of the chain.
 THREADS = 2
 
+_threads = THREADS
+
+
+def threads() -> int:
+    """How many threads an estimator of this process may use."""
+    return _threads
+
+
+def use_threads(count: int) -> None:
+    """Sets `threads` for this process, before it trains anything: for one of many that train side by side."""
+    global _threads
+    _threads = count
+    import sklearn.ensemble  # noqa: F401  (the pools that are limited have to be loaded)
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(count)
+
 
 def tensorflow() -> Any:
     """The module ``tensorflow``. The first call in a process costs seconds; what is set up cannot be changed later."""
@@ -30,8 +47,8 @@ def tensorflow() -> Any:
         import tensorflow as tf
     if first:
         tf.get_logger().setLevel("ERROR")
-        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
-        tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+        tf.config.threading.set_inter_op_parallelism_threads(threads())
+        tf.config.threading.set_intra_op_parallelism_threads(threads())
     # The same seed has to give the same model: that is what a comparison of two experiments rests on.
     tf.config.experimental.enable_op_determinism()
     return tf

@@ -87,7 +87,7 @@ def results_of(data: Store, name: str) -> list[dict[str, Any]]:
     """All results of an experiment, by data set, those of a data set in no promised order."""
     store = experiment_store(data, name)
     paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
-    return [found for path in paths if (found := read_result(store, path)) is not None]
+    return [found for path in paths if (found := read_stored(store, path)) is not None]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Trial:
         Returns:
           The result, see docs/experiments.md, and whether it is new.
         """
-        if (stored := read_result(self.store, RESULT)) is not None:
+        if (stored := read_stored(self.store, RESULT)) is not None:
             return stored, False
         snapshot, watched, test = self.material.snapshot, self.watched, self.material.of("test")
         asked = np.concatenate([watched, test])
@@ -208,7 +208,7 @@ class Trial:
         own, its = self.material.snapshot.resolved, other.snapshot.resolved
         _check_alike(self.material, other)
         name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
-        if (stored := read_result(self.store, name)) is not None:
+        if (stored := read_stored(self.store, name)) is not None:
             return stored, False
         seen = {self.material.mentions[place].run_id for place in self.learned}
         test = other.of("test")
@@ -240,7 +240,7 @@ class Trial:
         from training.crossval import cross_validate
 
         name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
-        if (stored := read_result(self.store, name)) is not None:
+        if (stored := read_stored(self.store, name)) is not None:
             return stored, False
         found = cross_validate(self.experiment, self.material, folds=folds, hold_out=hold_out, progress=progress)
         return self._keep(name, found)
@@ -248,7 +248,7 @@ class Trial:
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Stores, exclusively. Where another was first, its result is the result."""
         new = self.store.create(name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
-        stored = read_result(self.store, name)
+        stored = read_stored(self.store, name)
         if stored is None:
             raise IntegrityError(f"{self.store.url(name)} was written, and is gone")
         return stored, new
@@ -304,8 +304,8 @@ def _shape(material: Material) -> dict[str, Any]:
     }
 
 
-def read_result(store: Store, name: str) -> dict[str, Any] | None:
-    """Something stored of a trial; None where there is nothing of this name. Raises `IntegrityError` for no JSON."""
+def read_stored(store: Store, name: str) -> dict[str, Any] | None:
+    """A JSON object of a store; None where there is none of this name. Raises `IntegrityError` for anything else."""
     try:
         value = json.loads(store.read(name))
     except FileNotFoundError:
@@ -313,7 +313,7 @@ def read_result(store: Store, name: str) -> dict[str, Any] | None:
     except ValueError:
         raise IntegrityError(f"{store.url(name)} is not JSON") from None
     if not isinstance(value, dict):
-        raise IntegrityError(f"{store.url(name)} is no result")
+        raise IntegrityError(f"{store.url(name)} is no object")
     return value
 
 

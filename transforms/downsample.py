@@ -75,7 +75,7 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
       resolved: which columns, and how.
     """
     refused: dict[int, Refused] = {}
-    part = _needed(joined, resolved)
+    part = _needed(joined, _schema(resolved))
     runs = np.repeat(np.arange(rows.size), rows)
     if isinstance(part, Refused):
         refused = dict.fromkeys(range(rows.size), part)
@@ -117,8 +117,9 @@ def _join(
 ) -> tuple[pa.Table, np.ndarray]:
     """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
     parts, index, rows = [], [], []
+    schema = _schema(resolved)
     for number, table in enumerate(tables):
-        part = _needed(table, resolved)
+        part = _needed(table, schema)
         if not isinstance(part, Refused) and part.column(0).null_count:
             part = _no_time()
         if isinstance(part, Refused):
@@ -127,7 +128,7 @@ def _join(
         parts.append(part)
         index.append(number)
         rows.append(part.num_rows)
-    joined = pa.concat_tables(parts) if parts else empty_table(_schema(resolved))
+    joined = pa.concat_tables(parts) if parts else empty_table(schema)
     return joined, np.repeat(np.array(index, np.int64), np.array(rows, np.int64))
 
 
@@ -136,9 +137,8 @@ def _schema(resolved: ResolvedDefinition) -> pa.Schema:
     return pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
 
 
-def _needed(table: pa.Table, resolved: ResolvedDefinition) -> pa.Table | Refused:
+def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | Refused:
     """What is needed of telemetry, in its right types."""
-    schema = _schema(resolved)
     try:
         part = table.select(schema.names)
     except KeyError:

@@ -230,11 +230,8 @@ class Fetcher:
         return self._http.fetch(address, grow)
 
     def _read_file(self, path: str, grow: Callable[[int], None] | None) -> bytes:
-        real = os.path.realpath(path)
-        if not real.startswith(self.policy.roots):
-            raise Refused("address_not_allowed", "the file is not below an allowed root")
         try:
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = _open_below(self.policy.roots, path)
         except (FileNotFoundError, NotADirectoryError):
             raise Later("log_not_found", "no such file") from None
         except OSError as error:
@@ -245,8 +242,6 @@ class Fetcher:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise Refused("address_not_allowed", "no regular file")
-            if _path_of(handle, path) != real:
-                raise Later("log_unavailable", "the path changed meanwhile")
             if status.st_size > self.policy.max_wire_bytes:
                 raise Refused("log_too_large", f"{status.st_size} bytes, at most {self.policy.max_wire_bytes}")
             return gunzip(iter(lambda: os.read(handle, _PIECE), b""), self.policy.max_bytes, grow)
@@ -271,12 +266,39 @@ class Fetcher:
         return gunzip([data], self.policy.max_bytes, grow)
 
 
-def _path_of(handle: int, path: str) -> str:
-    """Where an open file is, as the kernel has it; elsewhere than on Linux, where its path leads now."""
+def _open_below(roots: tuple[str, ...], path: str) -> int:
+    """Opens a file for reading, if that is what it is and it is below one of the roots, wherever links lead.
+
+    On Linux it is taken hold of first, which touches no device, and what the kernel says of it is then opened: what was
+    checked is what is read, whatever becomes of the path meanwhile.
+
+    Raises:
+      Refused: ``address_not_allowed``.
+      Later: ``log_unavailable``, where its path changed meanwhile.
+      OSError: it cannot be opened.
+    """
+    refused = Refused("address_not_allowed", "the file is not below an allowed root")
+    if not path.startswith(roots) and not os.path.realpath(path).startswith(roots):
+        raise refused  # before it is known whether there is such a file
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    if not hasattr(os, "O_PATH"):
+        real = os.path.realpath(path)
+        if not real.startswith(roots):
+            raise refused
+        handle = os.open(real, flags | os.O_NOFOLLOW)
+        if os.path.realpath(path) != real:
+            os.close(handle)
+            raise Later("log_unavailable", "the path changed meanwhile")
+        return handle
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return os.readlink(f"/proc/self/fd/{handle}")
-    except FileNotFoundError:
-        return os.path.realpath(path)
+        if not os.readlink(f"/proc/self/fd/{place}").startswith(roots):
+            raise refused
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise Refused("address_not_allowed", "no regular file")
+        return os.open(f"/proc/self/fd/{place}", flags)
+    finally:
+        os.close(place)
 
 
 def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:

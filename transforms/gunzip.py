@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable
+
+from zlib_ng import zlib_ng as zlib  # half the time of the standard library's
 
 from ciml.errors import Refused
 
@@ -71,7 +72,7 @@ class _Layer:
                 self._inflate = self._member()
             try:
                 out = self._inflate.decompress(data, _PIECE)
-            except zlib.error as error:
+            except zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is one
                 raise Refused("corrupt_gzip", str(error)) from None
             # Each layer is held to the limit: a large one may unpack to a small one, at any cost of time.
             self._count(out)

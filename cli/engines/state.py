@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -83,6 +82,8 @@ def read(home: Path) -> dict[str, EngineState]:
 
 def write(home: Path, states: Mapping[str, EngineState]) -> None:
     """Replaces the file whole: a reader sees the old content or the new."""
+    import tempfile  # only who starts engines writes
+
     content = {name: {k: v for k, v in asdict(state).items() if k != "name"} for name, state in sorted(states.items())}
     home.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=".engines-", dir=home)

@@ -1,6 +1,6 @@
 """Building a data set against pandas, whole processes, as ratios in one run.
 
-    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records]
+    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER]
 
 For each number of runs (the listing's own, again and again under new ids): `ciml build-dataset` of (usr, 1m) at 10 s
 from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. The first
@@ -99,15 +99,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", action="store_true")
+    parser.add_argument("--stores", type=Path, help="a folder that keeps the raw stores: they take minutes to fill")
     given = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        data, target, per_run = folder / "data", folder / "sets", None
+        target, per_run = folder / "sets", None
         for runs in given.runs or [len(builds)]:
-            # In a process of its own: what this one holds would count as its children's peak.
-            run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
+            data = (given.stores or folder) / f"data{runs}"
+            if not data.exists():  # in a process of its own: what this one holds would count as its children's peak
+                run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
             by_store, by_logs, by_pandas, measured = [], [], [], min(runs, AT_MOST)
             listing = folder / "builds.jsonl"
             listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
@@ -120,7 +122,6 @@ def main() -> None:
                 by_store.append(with_records(target, runs, done) if given.records else done)
                 if runs <= AT_MOST or per_run is None:
                     by_pandas.append(run(sys.executable, OPPONENT, listing, given.logs, folder / "npz"))
-            shutil.rmtree(data)
             shutil.rmtree(target)
             if by_pandas:
                 opponent = of_rounds(by_pandas)

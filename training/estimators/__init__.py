@@ -12,7 +12,7 @@ import numpy as np
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import CimlError
 from training.estimators import networks, scikit
-from training.estimators.base import Fitted, Progress, Rows
+from training.estimators.base import Fitted, Progress, Rows, Watch
 from training.experiment import Experiment
 from training.runtime import keras
 
@@ -22,6 +22,7 @@ __all__ = [
     "Fitted",
     "Progress",
     "Rows",
+    "Watch",
     "build_model",
     "check_experiment",
     "check_use",
@@ -127,6 +128,7 @@ def fit(
     *,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Fitted:
     """Fits the experiment's estimator. The same arguments give the same one.
 
@@ -137,6 +139,7 @@ def fit(
       classes: C.
       tensorboard: where a network writes TensorBoard's event files; None for nowhere.
       progress: told of each pass of a network.
+      watch: called after each pass of a network; what it raises ends the training.
 
     Raises:
       CimlError: when there is nothing to fit on, or the estimator cannot be fitted on it.
@@ -151,7 +154,7 @@ def fit(
     _, windows, features = train.inputs.shape
     model = build_model(experiment, windows, features, classes)
     batches = Resident(train, experiment.batch_size, experiment.seed)
-    return fit_network(experiment, model, batches, dev, tensorboard=tensorboard, progress=progress)
+    return fit_network(experiment, model, batches, dev, tensorboard=tensorboard, progress=progress, watch=watch)
 
 
 def build_model(experiment: Experiment, windows: int, features: int, classes: int) -> Any:

@@ -11,6 +11,9 @@ import numpy as np
 #: Told how many passes are done, of how many.
 Progress = Callable[[int, int], None]
 
+#: Told after each epoch, from 1, the network as it is then. What it raises ends the training.
+Watch = Callable[[int, "Fitted"], None]
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from training.estimators.base import Progress, Rows, class_weights
+from training.estimators.base import Progress, Rows, Watch, class_weights
 from training.estimators.networks import optimizer_of
 from training.experiment import Experiment
 from training.runtime import keras, tensorflow
@@ -161,6 +161,7 @@ def fit_network(
     *,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Trains a network, in place. The same arguments give the same weights.
 
@@ -171,6 +172,7 @@ def fit_network(
       dev: what early stopping looks at; None where the experiment has none.
       tensorboard: where to write event files.
       progress: told of each epoch.
+      watch: called after each epoch; what it raises ends the training.
     """
     began = time.perf_counter()
     count = int(batches.counts.sum())
@@ -200,6 +202,8 @@ def fit_network(
             tell(number, figures)
         if progress is not None:
             progress(number + 1, epochs)
+        if watch is not None:
+            watch(number + 1, Trained(model, history, number + 1, done, number + 1, count, time.perf_counter() - began))
         if look is None:
             best = number
         elif figures["val_loss"] < best_loss:

@@ -15,7 +15,7 @@ import numpy as np
 from ciml.errors import CimlError
 from training.estimators.base import Rows
 from training.experiment import Experiment
-from training.runtime import THREADS
+from training.runtime import threads
 
 _CALIBRATION_FOLDS = 5
 
@@ -85,7 +85,7 @@ def random_forest(experiment: Experiment, smallest: int) -> Any:
     """A random forest."""
     from sklearn.ensemble import RandomForestClassifier
 
-    return RandomForestClassifier(n_jobs=THREADS, **_options(experiment, {"n_estimators": 300}))
+    return RandomForestClassifier(n_jobs=threads(), **_options(experiment, {"n_estimators": 300}))
 
 
 def hist_gradient_boosting(experiment: Experiment, smallest: int) -> Any:

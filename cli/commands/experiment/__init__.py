@@ -7,6 +7,7 @@ import click
 from cli.commands.experiment.define import define
 from cli.commands.experiment.report import report
 from cli.commands.experiment.show import show
+from cli.commands.experiment.sweep import sweep
 from cli.commands.experiment.train import train
 
 
@@ -22,6 +23,7 @@ def command() -> None:
       ciml experiment train --experiment dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment show dnn-5x100 --data-path DATA
       ciml experiment report dnn-5x100 --data-path DATA
+      ciml experiment sweep examples/sweep.toml --data-path DATA
     """
 
 
@@ -29,5 +31,6 @@ command.add_command(define)
 command.add_command(train)
 command.add_command(show)
 command.add_command(report)
+command.add_command(sweep)
 
 __all__ = ["command"]

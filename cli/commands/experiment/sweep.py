@@ -1,0 +1,171 @@
+"""``ciml experiment sweep``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.bars import progress_bar
+from cli.learn_from import learn_from_options, read_exclusions
+from cli.options import data_path_option, home_option, s3_place
+from cli.talk import s3_options
+
+if TYPE_CHECKING:
+    from pipelines.run_sweep import Swept
+
+#: Rows of a table that is printed, unless all are asked for; the page and the CSV have them all.
+_MOST_ROWS = 20
+
+
+@click.command("sweep", short_help="Try features, resolution, topology and classes, and find the best.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Train so many trials at once, each in a process of one thread.  [default: one for each processor]",
+)
+@click.option(
+    "--best",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Tell how to define and test the N best trials of each question.",
+)
+@learn_from_options
+@click.option(
+    "--output",
+    metavar="FOLDER",
+    callback=s3_place,
+    help="A folder or an s3:// prefix for index.html, the plots and trials.csv.  [default: NAME-sweep]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every trial, as JSON for programs.")
+@data_path_option()
+@click.option(
+    "--target-data-path",
+    metavar="DATA",
+    callback=s3_place,
+    help="Where data sets and the sweep are: a folder or an s3:// prefix.  [default: the data path, which has the raw "
+    "store]",
+)
+@home_option
+@s3_options
+def sweep(
+    file: str,
+    jobs: int | None,
+    best: int,
+    trust_policy: str | None,
+    exclude: str | None,
+    output: str | None,
+    as_json: bool,
+    data_path: str,
+    target_data_path: str | None,
+    home: Path,
+) -> None:
+    """Build a data set and train a model for each combination that FILE describes, and compare them.
+
+    FILE is TOML: what all trials have in common, and lists or ranges of what varies; docs/sweeps.md names the keys.
+    Trials are scored on folds or on dev; the test runs are never read. Stop it at any time, by Ctrl-C or harder, and
+    say it again: it goes on with the trials that are not done, and comes to the same result.
+
+    \b
+    Example:
+      ciml experiment sweep examples/sweep.toml --data-path DATA
+      ciml experiment sweep talk.toml --jobs 8 --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
+    """
+    from ciml.digest import canonical_json
+    from ciml.storage import open_store
+    from cli.looking.page import save
+    from cli.looking.sweep_page import sweep_page
+    from cli.looking.sweep_views import csv_of
+    from pipelines.run_sweep import Place, run_sweep
+    from training.sweeps.definition import Sweep
+    from transforms.trust import TrustPolicy
+
+    what = Sweep.load(file)
+    source = open_store(data_path)
+    target = source if target_data_path is None else open_store(target_data_path)
+    place = Place(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
+    most = min(jobs or os.cpu_count() or 1, what.lag)
+    with progress_bar(f"sweep {what.name}") as bar:
+        swept = run_sweep(place, jobs=most, progress=lambda outcome, done, total: bar(done, total))
+    told = _json(swept)
+    page = save(open_store(output or f"{what.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
+    if as_json:
+        click.echo(canonical_json(told))
+        return
+    _show(swept)
+    _tell_best(swept, best, target_data_path or data_path)
+    click.echo(page)
+
+
+def _json(swept: Swept) -> dict[str, Any]:
+    from cli.looking.sweep_views import complete, question_name, questions
+
+    return {
+        "sweep": swept.sweep.to_json(),
+        "questions": [
+            {
+                "question": question,
+                "name": question_name(swept.sweep, question),
+                "parameters": dict(swept.sweep.questions[question]),
+                "baselines": dict(swept.baselines[question]),
+                "best": next((one.number for one in complete(swept, question)), None),
+            }
+            for question in questions(swept.sweep)
+        ],
+        "trials": [outcome.to_json() for outcome in swept.outcomes],
+        "trained": swept.trained,
+    }
+
+
+def _show(swept: Swept) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cli.looking.drawing import shown
+    from cli.looking.sweep_page import trials_table
+    from cli.looking.sweep_views import METRICS, question_name, questions, scored_on
+
+    console = Console()
+    for question in questions(swept.sweep):
+        made = trials_table(swept, question)
+        asked = shown(question_name(swept.sweep, question), 60)
+        title = _plain(f"{asked}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}")
+        table = Table(title=title, title_justify="left")
+        for place, heading in enumerate(made.headings):
+            justify: Any = "left" if 0 < place < made.words else "right"
+            table.add_column(_plain(heading), justify=justify, overflow="fold")
+        for row in made.rows[:_MOST_ROWS]:
+            table.add_row(*map(_plain, row))
+        console.print(table)
+        if len(made.rows) > _MOST_ROWS:
+            console.print(f"{len(made.rows) - _MOST_ROWS} more are on the page and in trials.csv", markup=False)
+
+
+def _tell_best(swept: Swept, best: int, data_path: str) -> None:
+    from cli.looking.sweep_views import complete, define_lines, question_name, questions
+
+    states = [outcome.state for outcome in swept.outcomes]
+    counts = ", ".join(
+        f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states
+    )
+    click.echo(f"{len(states)} trials: {counts}; {swept.trained} trained now")
+    chosen = [(question, one) for question in questions(swept.sweep) for one in complete(swept, question)[:best]]
+    if chosen:
+        click.echo("the test runs are unread; what you choose is tested once, by:")
+    for question, one in chosen:
+        click.echo(f"# trial {one.number}, {question_name(swept.sweep, question)}")
+        for line in define_lines(swept, one, data_path):
+            click.echo(line)
+
+
+def _plain(text: str) -> Any:
+    """A cell whose brackets are no markup."""
+    from rich.text import Text
+
+    return Text(text)

@@ -1,0 +1,284 @@
+"""What a sweep is: a file that says what all trials have in common, what varies, and what is asked of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ciml.definitions import DatasetDefinition
+from ciml.digest import canonical_json, sha256_json
+from ciml.errors import CimlError
+from ciml.settings import Settings
+from training.estimators import ESTIMATORS, check_experiment
+from training.experiment import ALIASES, Experiment
+from training.sweeps.axes import Axis, Part, Value, axes_of
+
+Metric = Literal["accuracy", "f1", "roc_auc", "pr_auc", "brier", "log_loss"]
+#: Metrics of which less is better.
+LOSSES = frozenset({"brier", "log_loss"})
+#: Runs of a span, as of ``ciml build-dataset``.
+_SPAN_RUNS = 5000
+_MOST_TRIALS = 10_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+#: Keys that the sweep gives itself.
+_OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
+
+
+class Vary(Settings):
+    """What varies: by key a list of values, a table of named values, or a range.
+
+    Attributes:
+      dataset: keys of a data set's definition.
+      experiment: keys of an experiment.
+    """
+
+    dataset: dict[str, Any] = Field(default_factory=dict)
+    experiment: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One point of a sweep's space.
+
+    Attributes:
+      parameters: by axis its value; axes that mean nothing to the estimator are left out.
+      definition: of the data set, under a name that follows from what it says.
+      experiment: what is trained on it.
+    """
+
+    parameters: Mapping[str, Value]
+    definition: DatasetDefinition
+    experiment: Experiment
+
+
+class Sweep(Settings):
+    """A sweep.
+
+    Attributes:
+      name: its name; a folder below ``sweeps`` has it.
+      dataset: what all data sets have in common: keys of a definition, but for its name.
+      experiment: what all experiments have in common: keys of an experiment, but for its name.
+      vary: what varies.
+      metric: what is compared: ``accuracy``, macro ``f1``, ``roc_auc`` or ``pr_auc``, of which more is better, or
+        ``brier`` or ``log_loss``, of which less is.
+      on: ``folds`` divides the train and dev runs again and again; ``dev`` scores on the dev runs. Never test.
+      folds: how many parts.
+      hold_out: facts of a run that two folds never share, such as ``flavour``.
+      trials: how many are sampled by optuna's TPE; None for every combination of the lists once.
+      seed: of the sampler, the grid's order and the folds.
+      pruner: what ends trials that are worse than earlier ones; ``none`` lets each come to its end.
+      startup_trials: of a question; so many come to their ends before ``median`` compares with them.
+      warmup: steps (folds, or epochs on dev) before which nothing is pruned.
+      report_epochs: on dev, a network is scored each so many epochs.
+      lag: a trial is proposed and pruned by what the trials at least so many before it came to. So at most so many
+        are on their way at once, and results do not depend on how many really are.
+    """
+
+    what: ClassVar[str] = "sweep"
+
+    name: str
+    dataset: dict[str, Any] = Field(default_factory=dict)
+    experiment: dict[str, Any] = Field(default_factory=dict)
+    vary: Vary
+    metric: Metric = "accuracy"
+    on: Literal["folds", "dev"] = "folds"
+    folds: int = Field(3, ge=2, le=100)
+    hold_out: tuple[str, ...] = ()
+    trials: int | None = Field(None, ge=1, le=_MOST_TRIALS)
+    seed: int = Field(0, ge=0, lt=2**31)
+    pruner: Literal["median", "hyperband", "successive_halving", "none"] = "median"
+    startup_trials: int = Field(5, ge=0)
+    warmup: int = Field(0, ge=0)
+    report_epochs: int = Field(10, ge=1)
+    lag: int = Field(4, ge=1, le=1000)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+        return name
+
+    @field_validator("hold_out", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Sweep:
+        if self.hold_out and self.on == "dev":
+            raise ValueError("hold_out: has no meaning on dev, whose runs are chosen by the data set's split")
+        for part, fixed, varied in self._parts():
+            for key in _OWN_KEYS[part]:
+                if key in fixed or key in varied:
+                    raise ValueError(f"{part}.{key}: the sweep gives it itself; leave it out")
+            if both := sorted(fixed.keys() & varied.keys() - {"parameters"}):
+                raise ValueError(f"{part}.{both[0]}: is fixed and varies too; leave one of them out")
+        axes = self.axes
+        if not axes:
+            raise ValueError("vary: names no key that varies")
+        if self.trials is None:
+            for axis in axes:
+                if not axis.values:
+                    raise ValueError(f"vary.{axis.part}.{axis.key}: a range has no end of values: say trials = N")
+            count = 1
+            for axis in axes:
+                count *= len(axis.names)
+            if count > _MOST_TRIALS:
+                raise ValueError(f"vary: {count:,} combinations; say trials = N, or list fewer values")
+        self._check_values()
+        return self
+
+    def _parts(self) -> tuple[tuple[Part, dict[str, Any], dict[str, Any]], ...]:
+        return ("dataset", self.dataset, self.vary.dataset), ("experiment", self.experiment, self.vary.experiment)
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """What varies, in the order of the file."""
+        return tuple(axis for part, _, varied in self._parts() for axis in axes_of(part, varied))
+
+    @cached_property
+    def questions(self) -> tuple[Mapping[str, Value], ...]:
+        """What is asked: the combinations of the axes that decide runs and classes. Trials are compared within one.
+        Their order does not depend on that of the file."""
+        axes = [axis for axis in self.axes if axis.question]
+        every = (
+            dict(zip((axis.key for axis in axes), names, strict=True))
+            for names in itertools.product(*(axis.names for axis in axes))
+        )
+        return tuple(sorted(every, key=canonical_json))
+
+    @property
+    def maximise(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric not in LOSSES
+
+    @property
+    def most_steps(self) -> int:
+        """The last step that any trial can report: of its folds, or of its epochs on dev."""
+        if self.on == "folds":
+            return self.folds
+        for axis in self.axes:
+            if axis.key == "epochs":
+                return int(max([*axis.values.values(), axis.high]))
+        return self._experiment({"experiment": self.experiment}).epochs
+
+    def axis(self, key: str) -> Axis:
+        """The axis of a key. Raises `CimlError` where it does not vary."""
+        for axis in self.axes:
+            if axis.key == key:
+                return axis
+        raise CimlError(f"{key!r:.60} does not vary in the sweep {self.name!r}")
+
+    def effective(self, parameters: Mapping[str, Value]) -> dict[str, Value]:
+        """The values of those axes that mean something to the estimator."""
+        keys = ESTIMATORS[self._estimator(parameters)].keys
+        return {
+            axis.key: parameters[axis.key]
+            for axis in self.axes
+            if axis.key in parameters and (axis.part == "dataset" or axis.key.partition(".")[0] in keys)
+        }
+
+    @cached_property
+    def grid(self) -> tuple[dict[str, Value], ...]:
+        """Every combination once, those that mean the same only once, in an order that follows from the seed."""
+        cells = itertools.product(*(axis.names for axis in self.axes))
+        every = [self.effective(dict(zip((axis.key for axis in self.axes), cell, strict=True))) for cell in cells]
+        unique = {sha256_json([self.seed, cell]): cell for cell in every}
+        return tuple(unique[digest] for digest in sorted(unique))
+
+    def question_of(self, parameters: Mapping[str, Value]) -> int:
+        """Which of the questions a combination answers."""
+        asked = {axis.key: parameters[axis.key] for axis in self.axes if axis.question}
+        return self.questions.index(asked)
+
+    def combine(self, parameters: Mapping[str, Value], raw_version: int | None = None) -> Combination:
+        """What is built and trained for the values of the axes.
+
+        Args:
+          parameters: by axis its value, as `effective` gives them.
+          raw_version: of the raw manifest that the data sets are pinned to.
+
+        Raises:
+          CimlError: the values do not go together.
+        """
+        keys = self._keys(parameters)
+        if "estimator" in self.vary.experiment:  # then what all have in common need not mean something to each
+            known = ESTIMATORS[self._estimator(parameters)].keys
+            keys["experiment"] = {key: value for key, value in keys["experiment"].items() if key in known}
+        return Combination(parameters, _definition(keys["dataset"], raw_version), self._experiment(keys))
+
+    def _keys(self, parameters: Mapping[str, Value]) -> dict[Part, dict[str, Any]]:
+        keys: dict[Part, dict[str, Any]] = {"dataset": dict(self.dataset), "experiment": dict(self.experiment)}
+        for key, value in parameters.items():
+            axis = self.axis(key)
+            head, _, parameter = key.partition(".")
+            if parameter:
+                keys[axis.part][head] = {**keys[axis.part].get(head, {}), parameter: axis.meant(value)}
+            else:
+                keys[axis.part][head] = axis.meant(value)
+        return keys
+
+    def _experiment(self, keys: Mapping[Part, dict[str, Any]]) -> Experiment:
+        return Experiment.from_json({**keys["experiment"], "name": self.name})
+
+    def _estimator(self, parameters: Mapping[str, Value]) -> str:
+        name: Any = self.experiment.get("estimator", "dnn")
+        if "estimator" in parameters:
+            name = self.axis("estimator").meant(parameters["estimator"])
+        found = ALIASES.get(name, name) if isinstance(name, str) else name
+        if found not in ESTIMATORS:
+            raise CimlError(f"estimator {name!r:.60}: there is none of this name; known are {', '.join(ESTIMATORS)}")
+        return found
+
+    def _check_values(self) -> None:
+        """Each value by itself, beside what all have in common. What does not go together becomes a failed trial."""
+        one_estimator = "estimator" not in self.vary.experiment
+        if one_estimator:
+            _said("", lambda: self.combine({}))
+        for axis in self.axes:
+            for value in axis.names or (axis.low, axis.high):
+                _said(f"vary.{axis.part}.{axis.key}: ", partial(self._check_value, axis, value, one_estimator))
+
+    def _check_value(self, axis: Axis, value: Value, one_estimator: bool) -> None:
+        keys = self._keys({axis.key: value})
+        if axis.part == "dataset":
+            _definition(keys["dataset"], None)
+            return
+        experiment = self._experiment(keys)
+        if axis.key == "estimator" or one_estimator:
+            self._estimator({axis.key: value})
+        if one_estimator:
+            check_experiment(experiment)
+
+
+def _said(place: str, check: Callable[[], Any]) -> None:
+    """Runs a check; its `CimlError` as a ValueError, which pydantic tells with the file."""
+    try:
+        check()
+    except CimlError as error:
+        raise ValueError(f"{place}{error}") from None
+
+
+def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefinition:
+    """A definition of these keys, pinned, whose name follows from what it says: so sweeps share data sets."""
+    values = {"span_runs": _SPAN_RUNS, "slicer": ":", **keys}
+    plain = DatasetDefinition.from_json({**values, "name": "sweep", "raw_version": raw_version}, "dataset")
+    name = f"sweep-{plain.sample_interval}-{plain.digest[:16]}"
+    return DatasetDefinition.from_json({**plain.to_json(), "name": name})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The keys in which two JSON objects differ, with dots."""
+    for key in {**old, **new}:
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from differences(one, other, f"{path}{key}.")
+        elif one != other:
+            yield f"{path}{key}"

@@ -1,0 +1,169 @@
+"""One trial of a sweep: an experiment trained on a data set, scored on held-out runs, and ended where it is hopeless.
+
+The test runs are never looked at: a sweep chooses, and what it has chosen is tested once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ciml.errors import CimlError
+from training.baselines import NUMBERS, number_of, predict_by, usual_number
+from training.crossval import Division, divide, held_out
+from training.estimators import check_experiment, check_use
+from training.experiment import Experiment
+from training.material import Material
+from training.scores import scores
+from training.sweeps.definition import Metric, Sweep
+
+#: Told a step, from 1, and the metric's value after it; True ends the trial, unless that was the last one.
+Report = Callable[[int, float], bool]
+
+
+class _Pruned(Exception):
+    """Ends a training from inside."""
+
+
+@dataclass
+class Scored:
+    """What a trial is worth.
+
+    Attributes:
+      pruned: whether it was ended.
+      value: the metric, of all held-out runs, or when it was ended.
+      low: of the 95 % interval; None where there is none.
+      high: the same.
+      steps: what was reported.
+      scores: ``accuracy``, ``f1`` and ``base_rate``; empty of a pruned one.
+      trained_on: runs, in the last part.
+      held_out: runs that were scored.
+    """
+
+    pruned: bool = False
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    scores: dict[str, float | None] = field(default_factory=dict)
+    trained_on: int = 0
+    held_out: int = 0
+
+
+def division_of(sweep: Sweep, material: Material) -> Division:
+    """How a sweep divides the runs of a data set: into folds, or into train and dev.
+
+    Raises:
+      CimlError: there are too few.
+    """
+    if sweep.on == "folds":
+        return divide(material, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
+    places = material.of("train", "dev")
+    dev = material.roles[places] == "dev"
+    if not dev.any() or dev.all():
+        raise CimlError(f"data set {material.snapshot.dataset!r} has no runs to train on, or none for dev")
+    return Division(places, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
+
+
+def score_trial(sweep: Sweep, experiment: Experiment, material: Material, report: Report) -> Scored:
+    """Trains and scores.
+
+    Args:
+      sweep: what is asked.
+      experiment: what to train.
+      material: what to train on; its test runs are not looked at.
+      report: told of each step.
+
+    Raises:
+      CimlError: it cannot be trained, or the metric cannot be said.
+    """
+    check_experiment(experiment)
+    check_use(experiment, material.snapshot.resolved)
+    division = division_of(sweep, material)
+    labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
+    answers, seen, out = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool), Scored()
+    last = len(division.parts) if sweep.on == "folds" else experiment.epochs
+
+    def tell(step: int, given: np.ndarray, of: np.ndarray) -> None:
+        out.value = _value(given, labels[of], classes, sweep.metric)
+        out.steps.append((step, out.value))
+        if report(step, out.value) and step < last:
+            raise _Pruned
+
+    for number, (learned, held) in enumerate(division.parts):
+        out.trained_on, look = len(learned), None
+        if sweep.on == "dev":
+
+            def look(epoch: int, ask: Callable[[], np.ndarray], held: np.ndarray = held) -> None:
+                if epoch % sweep.report_epochs == 0:
+                    tell(epoch, ask(), held)
+
+        try:
+            answers[held] = held_out(experiment, material, division, number, look)
+            seen[held] = True
+            if sweep.on == "folds":
+                tell(number + 1, answers[seen], seen)
+        except _Pruned:
+            out.pruned, out.held_out = True, int(np.count_nonzero(seen)) or len(held)
+            return out
+    train_labels = labels if sweep.on == "folds" else labels[division.parts[0][0]]
+    return _finished(out, answers[seen], labels[seen], classes, train_labels, sweep.metric)
+
+
+def one_number(sweep: Sweep, material: Material) -> dict[str, Any]:
+    """What one number of a run can do on the same divisions, by the number's name: the metric's ``value``, ``low`` and
+    ``high``; empty where the runs have no such number."""
+    division, told = division_of(sweep, material), {}
+    labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
+    usual = usual_number(material.snapshot.resolved.definition.class_label)
+    runs = [material.mentions[place] for place in division.places]
+    for name in [usual] if usual else NUMBERS:
+        values = number_of(material.raw, name, runs)
+        if values is None:
+            continue
+        answers, seen = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool)
+        for learned, held in division.parts:
+            answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(classes))
+            seen[held] = True
+        found = scores(answers[seen], labels[seen], classes, labels, resamples=_resamples(sweep.metric))
+        told[name] = {"what": NUMBERS[name], **_figure(found, sweep.metric)}
+    return told
+
+
+def _finished(
+    out: Scored, answers: np.ndarray, labels: np.ndarray, classes: Any, train_labels: np.ndarray, metric: Metric
+) -> Scored:
+    found = scores(answers, labels, classes, train_labels, resamples=_resamples(metric))
+    figure = _figure(found, metric)
+    if figure["value"] is None:
+        raise CimlError(f"{metric} cannot be said: the held-out runs are of one class")
+    out.value, out.low, out.high = figure["value"], figure["low"], figure["high"]
+    out.scores = {
+        "accuracy": found["accuracy"]["value"],
+        "f1": found["macro"]["f1"]["value"],
+        "base_rate": found["base_rate"]["value"],
+    }
+    out.held_out = found["runs"]
+    return out
+
+
+def _value(answers: np.ndarray, labels: np.ndarray, classes: Any, metric: Metric) -> float:
+    value = _figure(scores(answers, labels, classes, labels, resamples=0), metric)["value"]
+    if value is None:
+        raise CimlError(f"{metric} cannot be said: the held-out runs are of one class")
+    return float(value)
+
+
+def _resamples(metric: Metric) -> int | None:
+    """Accuracy has Wilson's interval, and needs no bootstrap."""
+    return 0 if metric in ("accuracy", "log_loss") else None
+
+
+def _figure(found: dict[str, Any], metric: Metric) -> dict[str, float | None]:
+    if metric == "log_loss":
+        return {"value": found["log_loss"], "low": None, "high": None}
+    one = found[metric] if metric in ("accuracy", "brier") else found["macro"][metric]
+    return {"value": one["value"], "low": one["low"], "high": one["high"]}
