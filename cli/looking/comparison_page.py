@@ -9,7 +9,7 @@ from typing import Any
 from cli.looking import comparison_plots as plots
 from cli.looking.comparison import Standing, Validated, errors_of, standings, validated
 from cli.looking.page import Page, Section, Table, Tile
-from cli.looking.result_page import figure, interval
+from cli.looking.result_tables import figure, interval
 from cli.looking.results import Bar, accuracy_bar, curved, f1_bar, history
 from training.results import Predictions, Stored
 

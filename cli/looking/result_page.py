@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli.looking import result_plots as plots
+from cli.looking import result_tables as tables
 from cli.looking.drawing import Plot, runs_of, shown
 from cli.looking.page import Page, Section, Table, Tile
+from cli.looking.result_tables import figure, interval
 from cli.looking.results import (
     Bar,
     Figures,
@@ -24,16 +26,11 @@ from cli.looking.results import (
 from training.estimators import ESTIMATORS
 from training.experiment import Experiment
 from training.results import Predictions, Stored
-from training.scores import BY_CLASS
-
-#: Rows of a table of jobs, groups or classes.
-MOST_ROWS = 100
-_CALLED = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 
 
 def result_page(trial: Stored, found: Predictions | None) -> Page:
     """All that is stored of a trial. ``found``: its predictions, None where they are not there any more."""
-    folds = [section for number, each in enumerate(trial.folds, 1) for section in _folded(number, each)]
+    folds = [_folded(number, each) for number, each in enumerate(trial.folds, 1)]
     title = f"{trial.experiment} on {trial.dataset}"
     result = trial.result
     if result is None:
@@ -54,9 +51,9 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
             "Figures",
             "Base rate: the same answer for all runs, the shares of the classes among the training runs. "
             + "".join(f"{name.capitalize()} alone: {each['what']}. " for name, each in baselines.items()),
-            tables=(metrics_table("on the test runs", test, guess, baselines), *_dev(result)),
+            tables=(tables.metrics_table("on the test runs", test, guess, baselines), *_dev(result)),
         ),
-        Section("Classes", tables=_classes(test, guess, baselines), plots=_class_plots(test, baselines)),
+        Section("Classes", tables=tables.class_tables(test, guess, baselines), plots=_class_plots(test, baselines)),
         _curves(found),
         Section("Can its probabilities be trusted?", plots=(plots.calibration_plot(test["calibration"]),)),
         *_learned(result),
@@ -66,16 +63,6 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
         _made(trial),
     ]
     return Page(title, lead, _tiles(result, guess), tuple(sections))
-
-
-def figure(value: float | None) -> str:
-    """Three digits, or a dash for what is not known."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def interval(told: Figures) -> str:
-    """``0.363 to 0.477``, or a dash."""
-    return "–" if told["low"] is None or told["value"] is None else f"{told['low']:.3f} to {told['high']:.3f}"
 
 
 def _what(told: Mapping[str, Any]) -> str:
@@ -106,83 +93,11 @@ def _tiles(result: Figures, guess: Figures) -> tuple[Tile, ...]:
     )
 
 
-def metrics_table(title: str, found: Figures, guess: Figures, baselines: Figures) -> Table:
-    """Each figure with its interval, beside that of a constant answer and of one number."""
-
-    def row(name: str, told: Figures, base: Any, *path: str) -> tuple[str, ...]:
-        return (
-            name,
-            figure(told["value"]),
-            interval(told),
-            figure(base),
-            *(_of(each, *path) for each in baselines.values()),
-        )
-
-    rows = [row("accuracy", found["accuracy"], guess["accuracy"]["value"], "accuracy")]
-    rows += [
-        row(f"macro {_CALLED[name]}", found["macro"][name], guess["macro"][name]["value"], "macro", name)
-        for name in BY_CLASS
-    ]
-    rows.append(row("Brier (less is better)", found["brier"], guess["brier"]["value"], "brier"))
-    none = ("–",) * len(baselines)
-    rows += [
-        ("log loss (less is better)", figure(found["log_loss"]), "–", figure(guess["log_loss"]), *none),
-        ("calibration error", figure(found["calibration"]["ece"]), "–", figure(guess["calibration"]["ece"]), *none),
-    ]
-    headings = ("figure", "value", "95 %", "base rate", *(f"{name} alone" for name in baselines))
-    return Table(headings, tuple(rows), title=title)
-
-
-def _of(told: Figures, *path: str) -> str:
-    for key in path:
-        told = told[key]
-    return figure(told["value"])
-
-
 def _dev(result: Figures) -> tuple[Table, ...]:
     if not result["dev"] or not result["dev"]["runs"]:
         return ()
     dev = result["dev"]
-    return (metrics_table(f"on {runs_of(dev['runs'])} of dev", dev, constant(result, dev), {}),)
-
-
-def _classes(test: Figures, guess: Figures, baselines: Figures) -> tuple[Table, Table]:
-    answered, told = [], []
-    ordered = sorted(test["classes"].items(), key=lambda item: (-item[1]["runs"], item[0]))
-    for name, one in ordered[:MOST_ROWS]:
-        answered.append(
-            (
-                shown(name, 80),
-                f"{one['runs']:,}",
-                *(figure(one[key]["value"]) for key in BY_CLASS[:3]),
-                interval(one["f1"]),
-                figure(guess["classes"][name]["f1"]["value"]),
-                *(_of(each["classes"][name], "f1") for each in baselines.values()),
-            )
-        )
-        told.append(
-            (
-                shown(name, 80),
-                figure(one["roc_auc"]["value"]),
-                interval(one["roc_auc"]),
-                figure(one["pr_auc"]["value"]),
-                interval(one["pr_auc"]),
-                figure(one["share"]),
-                *(_of(each["classes"][name], "pr_auc") for each in baselines.values()),
-            )
-        )
-    alone = [f"{name} alone" for name in baselines]
-    title = _first(len(answered), len(ordered), "classes")
-    return (
-        Table(
-            ("class", "runs", "precision", "recall", "F1", "95 %", "base rate", *alone), tuple(answered), title=title
-        ),
-        Table(("class", "ROC-AUC", "95 %", "PR-AUC", "95 %", "of a guess", *alone), tuple(told), title=title),
-    )
-
-
-def _first(drawn: int, of: int, what: str) -> str:
-    return f"the first {drawn} of {of} {what}" if drawn < of else ""
+    return (tables.metrics_table(f"on {runs_of(dev['runs'])} of dev", dev, constant(result, dev), {}),)
 
 
 def _class_plots(test: Figures, baselines: Figures) -> tuple[Plot, ...]:
@@ -209,20 +124,8 @@ def _learned(result: Figures) -> tuple[Section, ...]:
 
 def _sliced(number: int, fact: str, slices: Figures) -> Section:
     bars = slice_bars(slices)
-    rows = [
-        (
-            shown(bar.name, 80),
-            f"{bar.runs:,}",
-            figure(bar.value),
-            f"{figure(bar.low)} to {figure(bar.high)}",
-            figure(slices[bar.name]["majority"]),
-            figure(slices[bar.name].get("f1")),
-        )
-        for bar in bars[:MOST_ROWS]
-    ]
-    headings = (shown(fact), "runs", "accuracy", "95 %", "most frequent class", "macro F1")
-    table = Table(headings, tuple(rows), title=_first(len(rows), len(bars), f"by {shown(fact)}"))
-    return Section(f"By {shown(fact)}", tables=(table,), plots=(plots.slices_plot(number, fact, bars),))
+    drawn = plots.slices_plot(number, fact, bars)
+    return Section(f"By {shown(fact)}", tables=(tables.slices_table(fact, slices, bars),), plots=(drawn,))
 
 
 def _elsewhere(trial: Stored) -> tuple[Section, ...]:
@@ -236,55 +139,15 @@ def _elsewhere(trial: Stored) -> tuple[Section, ...]:
         guess = constant(result, each["test"])
         accuracies.append(accuracy_bar(name, each["test"], each["baselines"]))
         f1s.append(f1_bar(name, each["test"], each["baselines"], guess))
-    rows = []
-    for each in trial.elsewhere:
-        test, left = each["test"], each["left_out"]
-        numbers = [f"{name} {_of(one, 'accuracy')}" for name, one in each["baselines"].items()]
-        rows.append(
-            (
-                each["dataset"],
-                f"{test['runs']:,}",
-                figure(test["accuracy"]["value"]),
-                interval(test["accuracy"]),
-                figure(test["base_rate"]["value"]),
-                ", ".join(numbers) or "–",
-                figure(test["macro"]["f1"]["value"]),
-                f"{left['trained_on']:,} · {left['unknown_class']:,}",
-            )
-        )
-    headings = (
-        "data set", "runs", "accuracy", "95 %", "base rate", "one number alone", "macro F1",
-        "left out: trained on · of no known class",
-    )  # fmt: skip
     drawn = (plots.elsewhere_plot([("accuracy", accuracies), ("macro F1", f1s)]),) if known else ()
-    return (Section("On other data sets", tables=(Table(headings, tuple(rows)),), plots=drawn),)
+    return (Section("On other data sets", tables=(tables.elsewhere_table(trial.elsewhere),), plots=drawn),)
 
 
-def _folded(number: int, folds: Figures) -> tuple[Section, ...]:
-    bars, mean = fold_bars(folds), folds["mean"]
-    rows = [
-        (
-            f"{place}",
-            f"{fold['accuracy']['runs']:,}",
-            figure(fold["accuracy"]["value"]),
-            interval(fold["accuracy"]),
-            figure(fold["base_rate"]["value"]),
-            figure(fold["f1"]),
-            ", ".join(shown(name, 60) for name in fold["held_out"][:12]) + " …" * (len(fold["held_out"]) > 12),
-        )
-        for place, fold in enumerate(folds["folds"], 1)
-    ]
-    rows.append(
-        (
-            "mean", f"{folds['pooled']['runs']:,}", figure(mean["accuracy"]["value"]), interval(mean["accuracy"]),
-            figure(folds["pooled"]["base_rate"]["value"]),
-            f"{figure(mean['f1']['value'])} ({interval(mean['f1'])})", "",
-        )
-    )  # fmt: skip
-    table = Table(("fold", "runs", "accuracy", "95 %", "base rate", "macro F1", "held out"), tuple(rows))
+def _folded(number: int, folds: Figures) -> Section:
     title = f"Cross-validation: {len(folds['folds'])} folds by {shown(folds['by'])}"
     text = "The training runs divided; the test runs took no part. Choose between experiments by this."
-    return (Section(title, text, tables=(table,), plots=(plots.folds_plot(number, folds["by"], bars),)),)
+    drawn = plots.folds_plot(number, folds["by"], fold_bars(folds))
+    return Section(title, text, tables=(tables.folds_table(folds),), plots=(drawn,))
 
 
 def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
@@ -306,7 +169,7 @@ def _made(trial: Stored) -> Section:
         for key, value in experiment.items()
         if key != "name" and (known is None or key in known.keys)
     ]
-    names = list(snapshot["counts"]["train"])[:MOST_ROWS]
+    names = list(snapshot["counts"]["train"])[: tables.MOST_ROWS]
     runs = [(role, *(f"{snapshot['counts'][role][name]:,}" for name in names)) for role in ("train", "dev", "test")]
     trust = [(f"let in by {rule}", f"{count:,}") for rule, count in snapshot["rules"].items()]
     trust += [(f"left out: {reason}", f"{count:,}") for reason, count in snapshot["untrusted"].items()]
