@@ -62,10 +62,8 @@ def sweep_page(swept: Swept) -> Page:
             for question in order
         ),
     ]
-    lead = (
-        f"{metric} on {scored_on(sweep)}; the test runs were not read. The best of many trials is flattered: test the "
-        "one that is chosen, once."
-    )
+    lead = f"{metric[0].upper()}{metric[1:]} on {scored_on(sweep)}; the test runs were not read. "
+    lead += "The best of many trials is flattered: test the one that is chosen, once."
     return Page(f"Sweep {sweep.name}", lead, tiles, tuple(sections))
 
 
@@ -92,7 +90,7 @@ def _held(swept: Swept, question: int) -> str:
 
 def _how(swept: Swept) -> str:
     sweep = swept.sweep
-    chosen = "every combination once" if sweep.trials is None else f"{sweep.trials} trials, sampled by TPE"
+    chosen = "Every combination once" if sweep.trials is None else f"{sweep.trials} trials, sampled by TPE"
     pruned = "none are pruned" if sweep.pruner == "none" else f"pruned by {sweep.pruner.replace('_', ' ')}"
     asked = "Trials are compared and pruned within a question; those of different questions are not comparable."
     return f"{chosen}, {pruned}; seed {sweep.seed}. {asked if len(sweep.questions) > 1 else ''}"

@@ -8,15 +8,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import open_store
+from training.estimators import Rows, fit
+from training.experiment import Experiment
+from training.material import read_material
+from training.normalise import Normalisation
+from training.scores import scores
 from training.sweeps.axes import axes_of
 from training.sweeps.definition import Sweep
 from training.sweeps.outcome import Outcome
 from training.sweeps.store import begin_sweep, keep_outcome, read_outcome, sweep_store
 from training.sweeps.study import Judge, Past, propose
+from training.sweeps.trial import one_number, score_trial
+from transforms.trust import TrustPolicy
 
 MANY = list(range(101))  # of which 100 are the most that an axis may have
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
@@ -212,3 +220,33 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     store.replace("sweep.json", b"{}")
     with pytest.raises(IntegrityError, match="is no sweep"):
         begin_sweep(store, rates(), facts, lambda: 5)
+
+
+def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
+    material = read_material(open_store(made), "providers", TrustPolicy.load())
+    experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
+    one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
+    told: list[tuple[int, float]] = []
+    found = score_trial(one, experiment, material, lambda step, value: told.append((step, value)) or False)
+    assert [step for step, _ in told] == [2, 4]
+    assert found.steps == told
+    dev, train = material.of("dev"), material.of("train")
+    assert (found.pruned, found.trained_on, found.held_out) == (False, len(train), len(dev))
+    normalisation = Normalisation.of(material.rows.inputs[train])
+
+    def normal(places: np.ndarray) -> Rows:
+        rows = material.rows.take(places)
+        return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+
+    for epochs, value in [*told, (5, found.value)]:
+        asked = normal(dev)
+        model = fit(experiment.model_copy(update={"epochs": epochs}), normal(train), None, 4)
+        answers = model.predict(asked.inputs, asked.n_windows)
+        right = scores(answers, asked.labels, "abcd", asked.labels, resamples=0)["macro"]["f1"]["value"]
+        assert value == pytest.approx(right)
+    ended = score_trial(one, experiment, material, lambda step, value: step == 4)
+    assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, told[1][1], told, None)
+    last = score_trial(one, experiment.model_copy(update={"epochs": 4}), material, lambda step, value: step == 4)
+    assert (last.pruned, len(last.steps)) == (False, 2)
+    number = one_number(one, material)["memory"]
+    assert number["value"] > 0.9

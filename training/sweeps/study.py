@@ -1,7 +1,7 @@
 """Proposing and pruning by optuna, of what earlier trials came to. Nothing is kept: a study is made for each question.
 
-Optuna's own storages keep pickles or a database; a study that is refilled from the stored outcomes needs neither, goes
-on wherever they are, and gives the same answer to whoever asks again.
+Optuna's own storages are a database or a journal in a local file; a study that is refilled from the stored outcomes
+goes on wherever they are, and gives the same answer to whoever asks again.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ _MOST_ROWS = 20
     "--jobs",
     type=click.IntRange(1, 256),
     metavar="N",
-    help="Train so many trials at once, each in a process of one thread.  [default: one for each processor]",
+    help="Train so many trials at once, at most the file's lag, each in a process of one thread.  [default: one for"
+    " each processor]",
 )
 @click.option(
     "--best",
