@@ -98,7 +98,11 @@ def examples_from(
     for place, refused in windows.refused:
         index = taken[place]
         reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
-    kept = np.flatnonzero(windows.n_windows)
+    wanted = max(resolved.definition.min_windows or 1, 1)
+    for place in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
+        detail = f"{windows.n_windows[place]} of {wanted} windows"
+        reasons[taken[place]] = Excluded(runs[taken[place]].run_id, "too_short", detail)
+    kept = np.flatnonzero(windows.n_windows >= wanted)
     rows = [taken[place] for place in kept.tolist()]
     table = _table([runs[index] for index in rows], [labels[index] for index in rows], windows, kept, resolved)
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
@@ -187,10 +191,13 @@ def _table(
 ) -> pa.Table:
     """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
     L, definition = resolved.windows, resolved.definition
-    place = np.zeros(windows.n_windows.size, np.int64)
+    place = np.full(windows.n_windows.size, -1)
     place[kept] = np.arange(kept.size)
+    row, position, values = place[windows.run], windows.position, windows.values
+    if (left_out := row < 0).any():
+        row, position, values = row[~left_out], position[~left_out], values[~left_out]
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
-    unrolled[:, place[windows.run], windows.position] = windows.values.T
+    unrolled[:, row, position] = values.T
     n_windows = windows.n_windows[kept]
     weights, salt = definition.tdt_split, definition.salt
     columns: dict[str, pa.Array] = {
