@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators import Progress, fit
+from training.estimators import Progress, fit, inputs_for
 from training.evaluate import CONFIDENCE
 from training.experiment import Experiment
 from training.material import Material, facts_of
@@ -96,10 +96,9 @@ def _groups(material: Material, places: np.ndarray, hold_out: Sequence[str]) -> 
 def _held_out(
     experiment: Experiment, material: Material, places: np.ndarray, learned: np.ndarray, held: np.ndarray
 ) -> np.ndarray:
-    """The probabilities of the runs ``held``, by a model of the runs ``learned``, normalised by these alone."""
+    """The probabilities of the runs ``held``, by a model of the runs ``learned``, which alone it is normalised by."""
     rows = material.rows.take(places)
-    normalisation = Normalisation.of(rows.inputs[learned])
-    normal = type(rows)(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+    normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
     dev = None
     if experiment.early_stopping is not None:
         looked_at = material.roles[places][learned] == "dev"

@@ -165,7 +165,9 @@ def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> Non
 
 
 def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
-    short, long = (table([NOON + 10_000_000 * at for at in range(n)], usr=range(1, n + 1), load=[0.0] * n) for n in (2, 4))
+    short, long = (
+        table([NOON + 10_000_000 * at for at in range(n)], usr=range(1, n + 1), load=[0.0] * n) for n in (2, 4)
+    )
     made = resolved(max_windows=3, min_windows=3)
     table_, excluded = make_examples([mention(1), mention(2), mention(3)], [short, long, short], made)
 
