@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
+from training.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.estimators import Progress, fit, inputs_for
 from training.evaluate import CONFIDENCE
 from training.experiment import Experiment
@@ -39,7 +40,8 @@ def cross_validate(
 
     Returns:
       JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and the ``held_out`` groups of each), ``mean`` (of the folds,
-      with Student's 95 % interval), and ``pooled``: the `scores` of every run by the model that had not seen it.
+      with Student's 95 % interval), ``pooled``: the `scores` of every run by the model that had not seen it, and
+      ``baselines``: by each number that the data set is held against, ``mean`` and ``pooled`` over the same folds.
 
     Raises:
       CimlError: for too few runs or groups.
@@ -56,11 +58,16 @@ def cross_validate(
         raise CimlError(f"cross-validation: {len(rows)} runs have too few {what} for {folds} folds")
     kind = StratifiedGroupKFold if hold_out else StratifiedKFold
     told, answers = [], np.zeros((len(rows), len(classes)))
+    numbers, parted = _numbers(material, places), []
+    by_number = {name: np.full(answers.shape, np.nan) for name in numbers}
     divided = kind(parts, shuffle=True, random_state=experiment.seed).split(
         rows.inputs, rows.labels, groups if hold_out else None
     )
     for number, (learned, held) in enumerate(divided):
         answers[held] = _held_out(experiment, material, places, learned, held)
+        for name, values in numbers.items():
+            by_number[name][held] = predict_by(name, values[learned], rows.labels[learned], values[held], len(classes))
+        parted.append(held)
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
         told.append(
             {
@@ -80,6 +87,30 @@ def cross_validate(
             "f1": _mean([each["f1"] for each in told]),
         },
         "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(places)),
+        "baselines": {name: _baseline(name, found, parted, rows.labels, classes) for name, found in by_number.items()},
+    }
+
+
+def _numbers(material: Material, places: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers that the data set is held against, float64 [n] each; those that no run has are left out."""
+    runs = [material.mentions[place] for place in places]
+    found = {name: number_of(material.raw, name, runs) for name in numbers_for(material.snapshot.resolved.definition)}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _baseline(
+    name: str, answers: np.ndarray, parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """What one number does in the same folds."""
+    by_fold = [scores(answers[held], labels[held], classes, labels, resamples=0) for held in parts]
+    pooled = scores(answers, labels, classes, labels)
+    return {
+        "what": NUMBERS[name],
+        "mean": {
+            "accuracy": _mean([each["accuracy"]["value"] for each in by_fold]),
+            "f1": _mean([each["macro"]["f1"]["value"] for each in by_fold]),
+        },
+        "pooled": {key: pooled[key] for key in ("accuracy", "macro", "classes", "brier")},
     }
 
 

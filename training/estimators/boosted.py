@@ -7,8 +7,8 @@ different ways hold better on machines and jobs that were never seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from ciml.errors import CimlError
 from training.estimators.summaries import View, columns_of, summarise
 from training.experiment import Experiment
-from training.runtime import THREADS
 
 #: What an experiment's parameters are by default: how many members look at each view; the rest is scikit-learn's.
 DEFAULTS = {
@@ -61,7 +60,8 @@ class BoostedViews:
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
             return view, told, model.fit(values[:, told], labels)
 
-        self._fitted = _each(member, [(view, at) for view, count in self.members.items() for at in range(count)])
+        with _alone():
+            self._fitted = [member(view, at) for view, count in self.members.items() for at in range(count)]
         self.classes_ = np.unique(labels)
         return self
 
@@ -69,11 +69,9 @@ class BoostedViews:
         """The mean of the members' probabilities, float64 [n, C]."""
         views = self._views(runs)
 
-        def answer(view: View, told: np.ndarray, model: Any) -> np.ndarray:
-            answers: np.ndarray = model.predict_proba(views[view][:, told])
-            return answers
-
-        mean: np.ndarray = np.mean(_each(answer, self._fitted), axis=0)
+        with _alone():
+            answers = [model.predict_proba(views[view][:, told]) for view, told, model in self._fitted]
+        mean: np.ndarray = np.mean(answers, axis=0)
         return mean
 
     def _seen(self, view: View, number: int, columns: int) -> np.ndarray:
@@ -108,14 +106,11 @@ def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
     return BoostedViews(members, columns, {"early_stopping": False, **given, **weights}, experiment.seed)
 
 
-def _each(work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """One call for each, a thread each. Boosting's own threads wait for each other in a spin at every split, which
-    takes many times as long as one thread alone once the machine has other work to do."""
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One thread. Boosting's threads wait for each other in a spin at every split, which takes many times as long as
+    one alone once the machine has other work to do; and members side by side would share Python's warning filters."""
     from threadpoolctl import threadpool_limits
 
-    def alone(one: tuple[Any, ...]) -> Any:
-        with threadpool_limits(1, user_api="openmp"):  # it holds for this thread
-            return work(*one)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(alone, arguments))
+    with threadpool_limits(1, user_api="openmp"):
+        yield
