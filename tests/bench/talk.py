@@ -7,13 +7,13 @@ be stopped and said again. At the end come the tables of docs/experiments-result
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cli.main import cli
 
 NO_MEMORY = "^(?!(used|free|buff|cach|avai)$)"
 TALK = ("--estimator", "tf.estimator.DNNClassifier", "--batch-size", "128", "--epochs", "500", "--steps", "7500")
@@ -83,7 +83,7 @@ def providers() -> Plan:
 
 
 def status() -> Plan:
-    """Did the job pass? On whole runs, and on beginnings of equal length; five seeds, each with five folds of its own."""
+    """Did the job pass? On whole runs and on beginnings of equal length; five seeds, each with folds of its own."""
     common = ("--class-label", "status", "--tdt-split", "1", "0", "0", "--sample-interval", "1s")
     lengths = {"whole": ("--max-windows", "120")} | {
         f"first-{n}": ("--max-windows", str(n), "--min-windows", str(n)) for n in (5, 10, 15, 20)
@@ -172,9 +172,7 @@ def main(words: Sequence[str]) -> int:
     plan, data = plans[words[0]](), words[3]
     for line in lines(plan, *words[1:]):
         print("$", " ".join(line), flush=True)
-        done = subprocess.run([sys.executable, "-m", "cli.main", *line[1:]], env=os.environ, check=False)
-        if done.returncode:
-            return done.returncode
+        cli.main(line[1:], prog_name="ciml", standalone_mode=False)  # in this process: importing costs more than most
     print("\n".join(table(Path(data), plan)))
     return 0
 
