@@ -21,12 +21,14 @@ TALK = ("--estimator", "tf.estimator.DNNClassifier", "--batch-size", "128", "--e
 
 @dataclass(frozen=True)
 class Cell:
-    """A cross-validation: an experiment on a data set, by run or with groups held out."""
+    """A cross-validation: an experiment on a data set, by run or with groups held out; without folds, a training and
+    its test, and the same model on the test runs of others."""
 
     experiment: str
     dataset: str
-    folds: int
+    folds: int = 0
     hold_out: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def by(self) -> str:
@@ -99,6 +101,31 @@ def status() -> Plan:
     return Plan(datasets, experiments, (*by_run, *by_job, *(Cell("dnn-5x100", dataset, 5) for dataset in lengths)))
 
 
+def talk() -> Plan:
+    """The talk's own choices by its own network: features, resolution, topology, another job, merged classes."""
+    common = ("--class-label", "provider", "--sample-interval", "10s", "--max-windows", "30")
+    features = ("usr", "used", "1m", "usr|1m", "usr|used", "usr|used|1m")
+    datasets = {f"features-{each.replace('|', '-')}": (*common, "--features-regex", f"^({each})$") for each in features}
+    pair = ("--class-label", "provider", "--features-regex", "^(usr|1m)$")
+    datasets |= {
+        f"every-{interval}": (*pair, "--sample-interval", interval, "--max-windows", str(length))
+        for interval, length in (("1s", 300), ("5s", 60), ("30s", 10), ("1min", 5))
+    }
+    datasets |= {
+        f"job-{job}": (*common, "--features-regex", "^(usr|1m)$", "--build-name", job)
+        for job in ("spark-sort", "spark-terasort", "hadoop-sort")
+    }
+    flavours = (*common[2:], "--class-label", "flavour", "--features-regex", "^(usr|1m)$")
+    datasets["flavours"] = flavours
+    layers = {"3x10": "10/10/10", "3x100": "100/100/100", "5x100": "/".join(["100"] * 5), "3x500": "500/500/500"}
+    experiments = {f"dnn-{name}": (*TALK, "--hidden-layers", each) for name, each in layers.items()}
+    one, jobs = "dnn-5x100", ("job-spark-terasort", "job-hadoop-sort")
+    cells = [Cell(one, name) for name in datasets if name.startswith(("features", "every"))]
+    cells += [Cell(name, "features-usr-1m") for name in experiments if name != one]
+    cells += [Cell(one, "job-spark-sort", others=jobs), Cell(one, "flavours")]
+    return Plan(datasets, experiments, tuple(cells))
+
+
 def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]:
     """The command lines of a plan, in order."""
     yield ["ciml", "backfill", listing, "--logs", logs, "--data-path", data]
@@ -109,7 +136,9 @@ def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]
     for cell in plan.cells:
         yield [
             *("ciml", "experiment", "train", "--experiment", cell.experiment, "--dataset", cell.dataset),
-            *("--cross-validate", str(cell.folds), *(("--hold-out", cell.hold_out) if cell.hold_out else ())),
+            *(("--cross-validate", str(cell.folds)) if cell.folds else ()),
+            *(("--hold-out", cell.hold_out) if cell.hold_out else ()),
+            *(word for other in cell.others for word in ("--eval-dataset", other)),
             *("--data-path", data),
         ]
 
@@ -133,7 +162,7 @@ def table(data: Path, plan: Plan) -> list[str]:
     ]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in plan.cells:
-        if (result := stored(data, cell)) is not None:
+        if cell.folds and (result := stored(data, cell)) is not None:
             name = cell.experiment.rsplit("-", 1)[0] if cell.experiment[-2:-1] == "-" else cell.experiment
             groups.setdefault((cell.dataset, name, cell.by), []).append(result)
     for (dataset, name, by), results in groups.items():
@@ -148,7 +177,7 @@ def _accuracy(results: Sequence[dict[str, Any]]) -> str:
     """The mean over folds with Student's interval; of several seeds the mean over seeds, and the lowest and highest."""
     means = [result["mean"]["accuracy"] for result in results]
     if len(means) == 1:
-        return f"{means[0]['value']:.3f} ({means[0]['low']:.3f} to {means[0]['high']:.3f})"
+        return _figure(means[0])
     return _over([mean["value"] for mean in means])
 
 
@@ -156,7 +185,7 @@ def _f1(pooled: Sequence[dict[str, Any]]) -> str:
     """Macro F1 over the classes, of two classes that of the failed."""
     found = [each["classes"]["failed"]["f1"] if "failed" in each["classes"] else each["macro"]["f1"] for each in pooled]
     if len(found) == 1:
-        return f"{found[0]['value']:.3f} ({found[0]['low']:.3f} to {found[0]['high']:.3f})"
+        return _figure(found[0])
     return _over([each["value"] for each in found])
 
 
@@ -164,16 +193,39 @@ def _over(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def trials(data: Path, plan: Plan) -> list[str]:
+    """A line of a Markdown table for each training and each data set that it was tested on."""
+    out = [
+        "| learned on | experiment | tested on | runs | accuracy | base rate | macro F1 | one number: accuracy |",
+        "|---" * 8 + "|",
+    ]
+    for cell in plan.cells:
+        for path in sorted((data / "experiments" / cell.experiment / "results" / cell.dataset).glob("*/*.json")):
+            if cell.folds or path.name.startswith("folds"):
+                continue
+            result: dict[str, Any] = json.loads(path.read_bytes())
+            test, one = result["test"], [each["accuracy"] for each in result["baselines"].values()]
+            figures = (_figure(test["accuracy"]), f"{test['base_rate']['value']:.3f}", _figure(test["macro"]["f1"]))
+            number = ", ".join(_figure(each) for each in one)
+            where = (cell.dataset, cell.experiment, result["dataset"], str(test["runs"]))
+            out.append(f"| {' | '.join((*where, *figures, number))} |")
+    return out
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
 def main(words: Sequence[str]) -> int:
-    plans = {"providers": providers, "status": status}
+    plans = {"providers": providers, "status": status, "talk": talk}
     if len(words) != 4 or words[0] not in plans:
-        print("usage: python -m tests.bench.talk providers|status LISTING LOGS DATA", file=sys.stderr)
+        print("usage: python -m tests.bench.talk providers|status|talk LISTING LOGS DATA", file=sys.stderr)
         return 2
     plan, data = plans[words[0]](), words[3]
     for line in lines(plan, *words[1:]):
         print("$", " ".join(line), flush=True)
         cli.main(line[1:], prog_name="ciml", standalone_mode=False)  # in this process: importing costs more than most
-    print("\n".join(table(Path(data), plan)))
+    print("\n".join((table if any(cell.folds for cell in plan.cells) else trials)(Path(data), plan)))
     return 0
 
 
