@@ -46,7 +46,7 @@ _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
 #: Keys that only some definitions have. Where they say nothing they are not written, as before there were such keys.
-_OPTIONAL_KEYS = ("slicer", "raw_version")
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
 
 
 def interval_us(text: str) -> int:
@@ -99,7 +99,11 @@ class DatasetDefinition(Settings):
       sample_statistic: what stands for the samples of a window.
       aggregation_functions: where given, an example holds these functions of a run's windows in place of the windows.
       max_windows: L, the length that runs are cut or padded to; without, ceil(5500 s / r).
+      min_windows: leaves out a run that has fewer; with ``max_windows`` of the same number, examples are the beginnings
+        of equal length of the runs that last so long.
       count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
+      baseline: the single number of a run that experiments are held against, ``duration`` or ``memory``, or ``none``;
+        without, the one that is known to give the label away.
       span_runs: how many selected runs are sealed together.
       slicer: takes these of the selected runs, ordered by (end time, run id), once and for all; none takes all that
         there are, and that there will be.
@@ -121,8 +125,10 @@ class DatasetDefinition(Settings):
     sample_statistic: Statistic = "mean"
     aggregation_functions: tuple[Aggregation, ...] = ()
     max_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    min_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
     count_first_sample: bool = True
     span_runs: int = Field(200, ge=1, le=100_000)
+    baseline: Literal["duration", "memory", "none"] | None = None
     slicer: str | None = None
     raw_version: int | None = Field(None, ge=1)
 
@@ -202,6 +208,10 @@ class DatasetDefinition(Settings):
             raise ValueError("aggregation_functions: each only once")
         if self.aggregation_functions and self.max_windows is not None:
             raise ValueError("max_windows: has no meaning beside aggregation_functions, which are L")
+        if self.aggregation_functions and self.min_windows is not None:
+            raise ValueError("min_windows: has no meaning beside aggregation_functions, which look at all windows")
+        if self.min_windows is not None and self.min_windows > self.windows:
+            raise ValueError(f"min_windows: no run keeps more than {self.windows} windows: name max_windows too")
         if self.windows > MAX_WINDOWS:
             raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
         mapped = set(self.class_map.values()) - {""}

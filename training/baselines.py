@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ciml.definitions import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.records import Mention
 from ciml.storage import Store
@@ -23,11 +24,16 @@ NUMBERS = {
 _MIN_LEAF = 5  # runs: a tree with leaves of one run learns single runs by heart
 
 
-def usual_number(class_label: str) -> str | None:
-    """The number that gives away a label: duration a status, memory a provider; None where none is known to."""
-    return {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}.get(
-        class_label
-    )
+#: The number that gives away a label: a failure ends early and a timeout late, a provider rents out certain sizes.
+_USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
+
+
+def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
+    """The numbers that a data set's experiments are held against: its own one, the usual one for its label, or all."""
+    if definition.baseline is not None:
+        return () if definition.baseline == "none" else (definition.baseline,)
+    usual = _USUAL.get(definition.class_label)
+    return (usual,) if usual else tuple(NUMBERS)
 
 
 def number_of(raw: Store | None, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:

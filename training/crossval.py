@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.estimators import Fitted, Progress, fit
+from training.baselines import NUMBERS, number_of, numbers_for, predict_by
+from training.estimators import Fitted, Progress, fit, inputs_for
 from training.evaluate import CONFIDENCE
 from training.experiment import Experiment
 from training.material import Material, facts_of
@@ -78,16 +79,21 @@ def cross_validate(
 
     Returns:
       JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and the ``held_out`` groups of each), ``mean`` (of the folds,
-      with Student's 95 % interval), and ``pooled``: the `scores` of every run by the model that had not seen it.
+      with Student's 95 % interval), ``pooled``: the `scores` of every run by the model that had not seen it, and
+      ``baselines``: by each number that the data set is held against, ``mean`` and ``pooled`` over the same folds.
 
     Raises:
       CimlError: for too few runs or groups.
     """
     division = divide(material, folds=folds, hold_out=hold_out, seed=experiment.seed)
     rows, classes = material.rows.take(division.places), material.snapshot.resolved.classes
-    told, answers = [], np.zeros((len(rows), len(classes)))
+    told, answers, parts = [], np.zeros((len(rows), len(classes))), [held for _, held in division.parts]
+    numbers = numbers_of(material, division.places)
+    by_number = {name: np.full(answers.shape, np.nan) for name in numbers}
     for number, (learned, held) in enumerate(division.parts):
         answers[held] = held_out(experiment, material, division, number)
+        for name, values in numbers.items():
+            by_number[name][held] = predict_by(name, values[learned], rows.labels[learned], values[held], len(classes))
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
         told.append(
             {
@@ -107,6 +113,30 @@ def cross_validate(
             "f1": _mean([each["f1"] for each in told]),
         },
         "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(division.places)),
+        "baselines": {name: _baseline(name, found, parts, rows.labels, classes) for name, found in by_number.items()},
+    }
+
+
+def numbers_of(material: Material, places: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers that the data set is held against, float64 [n] each; those that no run has are left out."""
+    runs = [material.mentions[place] for place in places]
+    found = {name: number_of(material.raw, name, runs) for name in numbers_for(material.snapshot.resolved.definition)}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _baseline(
+    name: str, answers: np.ndarray, parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """What one number does in the same folds."""
+    by_fold = [scores(answers[held], labels[held], classes, labels, resamples=0) for held in parts]
+    pooled = scores(answers, labels, classes, labels)
+    return {
+        "what": NUMBERS[name],
+        "mean": {
+            "accuracy": _mean([each["accuracy"]["value"] for each in by_fold]),
+            "f1": _mean([each["macro"]["f1"]["value"] for each in by_fold]),
+        },
+        "pooled": {key: pooled[key] for key in ("accuracy", "macro", "classes", "brier")},
     }
 
 
@@ -133,8 +163,7 @@ def held_out(
       look: called after each epoch of a network; what it raises ends the training.
     """
     rows, (learned, held) = material.rows.take(division.places), division.parts[number]
-    normalisation = Normalisation.of(rows.inputs[learned])
-    normal = type(rows)(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+    normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
     dev, asked = None, normal.take(held)
     if experiment.early_stopping is not None:
         looked_at = material.roles[division.places][learned] == "dev"

@@ -26,8 +26,8 @@ import numpy as np
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import Store
-from training.baselines import NUMBERS, number_of, predict_by, usual_number
-from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit
+from training.baselines import NUMBERS, number_of, numbers_for, predict_by
+from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.experiment import Experiment
 from training.material import Material
 from training.normalise import Normalisation
@@ -156,9 +156,8 @@ class Trial:
         )
 
     def normal(self, places: np.ndarray, other: Material | None = None) -> Rows:
-        """Some runs (of another data set), normalised by this trial's training split."""
-        rows = (other or self.material).rows.take(places)
-        return Rows(self._normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+        """Some runs (of another data set), normalised by this trial's training split where the estimator takes that."""
+        return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
 
     def run(self) -> tuple[dict[str, Any], bool]:
         """Trains, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.
@@ -262,10 +261,9 @@ class Trial:
     ) -> dict[str, Any]:
         """What one number of a run can do on the same runs, by the number's name."""
         asked, resolved = other or self.material, self.material.snapshot.resolved
-        usual = usual_number(resolved.definition.class_label)
         learned = self.material.rows.labels[self.learned]
         told: dict[str, Any] = {}
-        for name in [usual] if usual else NUMBERS:
+        for name in numbers_for(resolved.definition):
             known = number_of(self.material.raw, name, [self.material.mentions[place] for place in self.learned])
             values = number_of(asked.raw, name, [asked.mentions[place] for place in places])
             if known is None or values is None:

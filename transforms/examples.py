@@ -100,10 +100,16 @@ def examples_from(
     for place, refused in windows.refused:
         index = taken[place]
         reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
+    wanted = max(resolved.definition.min_windows or 1, 1)
+    for place in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
+        detail = f"{windows.n_windows[place]} of {wanted} windows"
+        reasons[taken[place]] = Excluded(runs[taken[place]].run_id, "too_short", detail)
     weights, salt = resolved.definition.tdt_split, resolved.definition.salt
     splits = {
         place: split_of(run.project, run.change, run.run_id, salt, weights)
-        for place, run in ((place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows).tolist())
+        for place, run in (
+            (place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows >= wanted).tolist()
+        )
     }
     kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so files are slices
     rows = [taken[place] for place in kept]
@@ -198,10 +204,13 @@ def _table(
 ) -> pa.Table:
     """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
     L = resolved.windows
-    place = np.zeros(windows.n_windows.size, np.int64)
+    place = np.full(windows.n_windows.size, -1)
     place[kept] = np.arange(kept.size)
+    row, position, values = place[windows.run], windows.position, windows.values
+    if (left_out := row < 0).any():
+        row, position, values = row[~left_out], position[~left_out], values[~left_out]
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
-    unrolled[:, place[windows.run], windows.position] = windows.values.T
+    unrolled[:, row, position] = values.T
     n_windows, run_ids = windows.n_windows[kept], [run.run_id for run in runs]
     columns: dict[str, pa.Array] = {
         "run_id": texts(run_ids),

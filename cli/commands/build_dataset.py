@@ -71,6 +71,7 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="In place of windows, these functions of a run's windows, such as mean,std; may be repeated.",
 )
 @click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
+@click.option("--min-windows", type=int, metavar="N", help="Leave out runs that have fewer.  [default: 1]")
 @click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
 @click.option(
     "--listing",

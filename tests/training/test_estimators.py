@@ -102,7 +102,10 @@ def test_early_stopping_of_boosting_looks_at_dev(rows: Rows):
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ({"estimator": "forest"}, "estimator 'forest': there is none of this name; known are cnn, dnn, gru, hist_"),
+        (
+            {"estimator": "forest"},
+            "estimator 'forest': there is none of this name; known are boosted_summaries, cnn, dnn, gru, hist_",
+        ),
         ({"estimator": "svm", "hidden_layers": "5"}, "experiment: hidden_layers: means nothing to the estimator svm"),
         ({"estimator": "dnn", "parameters": {"C": 1}}, "experiment: parameters: means nothing to the estimator dnn"),
         ({"estimator": "svm", "parameters": {"c": 1}}, r"svm: .*unexpected keyword argument 'c'"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from ciml.definitions import DatasetDefinition
 from ciml.records import Mention
-from training.baselines import number_of, predict_by, usual_number
+from training.baselines import number_of, numbers_for, predict_by
 from training.evaluate import evaluate
 from training.scores import BY_CLASS, scores
 
@@ -86,7 +87,16 @@ def test_a_duration_gives_early_failures_and_late_timeouts_away():
     runs = [Mention("a", "a", start_us=1_000_000, end_us=3_500_000), Mention("b", "b", end_us=1)]
     np.testing.assert_array_equal(number_of(None, "duration", runs), [2.5, np.nan])  # type: ignore[arg-type]
     assert number_of(None, "duration", runs[1:]) is None  # type: ignore[arg-type]
-    assert (usual_number("status"), usual_number("provider"), usual_number("size")) == ("duration", "memory", None)
+
+
+def test_a_data_set_names_its_own_baseline_or_has_the_usual_one_for_its_label():
+    def named(class_label: str, **keys: str) -> tuple[str, ...]:
+        return numbers_for(DatasetDefinition.from_json({"name": "one", "class_label": class_label, **keys}))
+
+    assert (named("status"), named("provider"), named("size")) == (("duration",), ("memory",), ("duration", "memory"))
+    assert named("size", baseline="memory") == named("status", baseline="memory") == ("memory",)
+    assert named("status", baseline="none") == ()
+    assert "baseline" not in DatasetDefinition(name="one").to_json()
 
 
 def test_memory_names_the_nearest_run():

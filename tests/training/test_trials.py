@@ -19,7 +19,7 @@ from pipelines.datasets import create_dataset, update_dataset
 from tests.training.records import written
 from training import scores as scoring
 from training.crossval import cross_validate
-from training.evaluate import one_number_baseline
+from training.evaluate import first_memory, one_number_baseline
 from training.experiment import Experiment
 from training.material import Material, read_material
 from training.materialise import Materialised
@@ -194,6 +194,19 @@ def test_a_model_is_asked_about_another_job(data: LocalStore, material: Material
         one.run_on(coarser)
 
 
+def _nearest_memory(material: Material, places: np.ndarray, found: dict[str, Any]) -> float:
+    """How many runs have the provider of the run with the nearest memory among those of the other folds."""
+    runs = [material.mentions[place] for place in places]
+    memory = first_memory(material.raw, [run.run_id for run in runs])
+    flavours, labels = np.array([run.flavour for run in runs]), material.rows.labels[places]
+    right = 0
+    for fold in found["folds"]:
+        held = np.isin(flavours, fold["held_out"])
+        nearest = np.abs(memory[held][:, None] - memory[~held]).argmin(axis=1)
+        right += int((labels[~held][nearest] == labels[held]).sum())
+    return right / len(runs)
+
+
 def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalStore, material: Material):
     one = trial(data, material)
     found, new = one.cross_validate(4, ("flavour",))
@@ -209,6 +222,9 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalS
     assert found["mean"]["accuracy"]["low"] < np.mean(accuracies) < found["mean"]["accuracy"]["high"]
     right = sum(each["accuracy"]["right"] for each in found["folds"])
     assert found["pooled"]["accuracy"]["right"] == right
+    memory = found["baselines"]["memory"]
+    assert memory["pooled"]["accuracy"]["runs"] == places.size
+    assert memory["pooled"]["accuracy"]["value"] == pytest.approx(_nearest_memory(material, places, found))
 
     blind = replace(material, rows=replace(material.rows, inputs=material.rows.inputs.copy()))
     blind.rows.inputs[material.of("test")] = np.nan

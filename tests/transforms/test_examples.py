@@ -167,3 +167,18 @@ def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> Non
     same = digest(run, RUN)
     assert digest(replace(run, outcome="failure", project="nova"), RUN) == same
     assert len({same, digest(mention(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
+
+
+def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
+    short, long = (
+        table([NOON + 10_000_000 * at for at in range(n)], usr=range(1, n + 1), load=[0.0] * n) for n in (2, 4)
+    )
+    made = resolved(max_windows=3, min_windows=3)
+    table_, excluded = make_examples([mention(1), mention(2), mention(3)], [short, long, short], made)
+
+    assert excluded == (
+        Excluded("zuul~1~1", "too_short", "2 of 3 windows"),
+        Excluded("zuul~3~1", "too_short", "2 of 3 windows"),
+    )
+    assert table_.column("run_id").to_pylist() == ["zuul~2~1"]
+    np.testing.assert_array_equal(inputs_of(table_, made)[0, :, 0], [1, 2, 3])

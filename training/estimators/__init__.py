@@ -11,9 +11,10 @@ import numpy as np
 
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import CimlError
-from training.estimators import networks, scikit
+from training.estimators import boosted, networks, scikit
 from training.estimators.base import Fitted, Progress, Rows, Watch
 from training.experiment import Experiment
+from training.normalise import Normalisation
 from training.runtime import keras
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_experiment",
     "check_use",
     "fit",
+    "inputs_for",
 ]
 
 _ALL = frozenset({"name", "estimator", "class_weights", "seed"})
@@ -49,12 +51,14 @@ class Estimator:
       keys: the keys of an experiment that mean something to it.
       network: whether it is a Keras network: those can be served.
       over_time: whether it looks along the time axis, so that an example has to hold windows.
+      summarises: whether it sums the windows up itself: it is given what was recorded, not normalised.
     """
 
     build: Callable[..., Any]
     keys: frozenset[str]
     network: bool = False
     over_time: bool = False
+    summarises: bool = False
 
 
 #: The estimators by name.
@@ -67,6 +71,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "svm": Estimator(scikit.svm, _ALL | {"parameters"}),
     "random_forest": Estimator(scikit.random_forest, _ALL | {"parameters"}),
     "hist_gradient_boosting": Estimator(scikit.hist_gradient_boosting, _ALL | {"parameters", "early_stopping"}),
+    "boosted_summaries": Estimator(boosted.boosted_summaries, _ALL | {"parameters"}, over_time=True, summarises=True),
 }
 
 
@@ -77,6 +82,13 @@ def estimator_of(experiment: Experiment) -> Estimator:
         known = ", ".join(sorted(ESTIMATORS))
         raise CimlError(f"estimator {experiment.estimator!r}: there is none of this name; known are {known}")
     return found
+
+
+def inputs_for(experiment: Experiment, normalisation: Normalisation, rows: Rows) -> Rows:
+    """Rows as the experiment's estimator takes them: normalised, or as they were recorded."""
+    if estimator_of(experiment).summarises:
+        return rows
+    return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
 
 
 def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bool = False) -> None:
@@ -134,8 +146,8 @@ def fit(
 
     Args:
       experiment: what to fit.
-      train: what to fit on, normalised.
-      dev: what early stopping looks at, normalised; None without.
+      train: what to fit on, by `inputs_for`.
+      dev: what early stopping looks at, the same; None without.
       classes: C.
       tensorboard: where a network writes TensorBoard's event files; None for nowhere.
       progress: told of each pass of a network.
@@ -148,7 +160,8 @@ def fit(
     if len(train) == 0:
         raise CimlError("there is no run to train on")
     if not estimator.network:
-        return scikit.fit_scikit(experiment, train, dev, classes, estimator.build)
+        features = boosted.Windows if estimator.summarises else scikit.unrolled
+        return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
     from training.estimators.loop import Resident, fit_network
 
     _, windows, features = train.inputs.shape

@@ -41,7 +41,7 @@ class Fitted(Protocol):
     """A fitted estimator."""
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-        """Probabilities float [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
+        """Probabilities float [n, C] of inputs float32 [n, L, F], as they were for fitting, and n_windows int32 [n]."""
 
     def to_json(self) -> dict[str, Any]:
         """How it came to be: ``runs`` that were fitted on, and what else the estimator tells."""

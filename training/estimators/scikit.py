@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn, over the features unrolled column by column: usr0 … usrL-1, 1m0 … 1mL-1.
+"""Estimators of scikit-learn, over the features unrolled column by column (usr0 … usrL-1, 1m0 … 1mL-1) or summed up.
 
 A fitted one is not kept: scikit-learn's own formats run code when they are read, and experiment, snapshot and seed
 give the same one again. What is kept of it are its predictions and metrics.
@@ -7,6 +7,7 @@ give the same one again. What is kept of it are its predictions and metrics.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from training.estimators.base import Rows
 from training.experiment import Experiment
 from training.runtime import threads
 
+#: From inputs float32 [n, L, F] and n_windows int32 [n] to what an estimator is fitted on.
+Features = Callable[[np.ndarray, np.ndarray], Any]
+
 _CALIBRATION_FOLDS = 5
 
 
@@ -25,6 +29,7 @@ class FittedScikit:
     """A fitted estimator of scikit-learn, as `training.estimators.base.Fitted`."""
 
     model: Any
+    features: Features
     classes: int
     runs: int
     seconds: float
@@ -32,22 +37,25 @@ class FittedScikit:
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
         answers = np.zeros((len(inputs), self.classes))
         if len(inputs):
-            answers[:, self.model.classes_] = self.model.predict_proba(_unrolled(inputs))
+            answers[:, self.model.classes_] = self.model.predict_proba(self.features(inputs, n_windows))
         return answers
 
     def to_json(self) -> dict[str, Any]:
         return {"runs": self.runs}
 
 
-def fit_scikit(experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any) -> FittedScikit:
-    """Fits an estimator of this module.
+def fit_scikit(
+    experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any, features: Features
+) -> FittedScikit:
+    """Fits an estimator of this module, or of `training.estimators.boosted`.
 
     Args:
       experiment: its ``parameters`` are the estimator's own.
       train: n rows, normalised.
       dev: what early stopping looks at.
       classes: C.
-      build: one of the functions below.
+      build: one of the functions below, or one like them.
+      features: `unrolled`, or the builder's own.
 
     Raises:
       CimlError: for a parameter that the estimator does not take, or too few runs of a class.
@@ -58,13 +66,13 @@ def fit_scikit(experiment: Experiment, train: Rows, dev: Rows | None, classes: i
         raise CimlError(f"{experiment.estimator} needs training runs of two classes at least")
     further: dict[str, Any] = {}
     if dev is not None:
-        further = {"X_val": _unrolled(dev.inputs), "y_val": dev.labels}
+        further = {"X_val": features(dev.inputs, dev.n_windows), "y_val": dev.labels}
     try:
         model = build(experiment, int(counts[counts > 0].min()))
-        model.fit(_unrolled(train.inputs), train.labels, **further)
+        model.fit(features(train.inputs, train.n_windows), train.labels, **further)
     except (TypeError, ValueError) as error:
         raise CimlError(f"{experiment.estimator}: {' '.join(str(error).split())}") from None
-    return FittedScikit(model, classes, len(train), time.perf_counter() - began)
+    return FittedScikit(model, features, classes, len(train), time.perf_counter() - began)
 
 
 def svm(experiment: Experiment, smallest: int) -> Any:
@@ -104,6 +112,6 @@ def _options(experiment: Experiment, defaults: dict[str, Any]) -> dict[str, Any]
     return {**defaults, **experiment.parameters, **weights, "random_state": experiment.seed}
 
 
-def _unrolled(inputs: np.ndarray) -> np.ndarray:
+def unrolled(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
     """[n, L, F] as [n, F * L]."""
     return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)

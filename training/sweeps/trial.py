@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.baselines import NUMBERS, number_of, predict_by, usual_number
-from training.crossval import Division, divide, held_out
+from training.baselines import NUMBERS, predict_by
+from training.crossval import Division, divide, held_out, numbers_of
 from training.estimators import check_experiment, check_use
 from training.experiment import Experiment
 from training.material import Material
@@ -118,12 +118,7 @@ def one_number(sweep: Sweep, material: Material) -> dict[str, Any]:
     ``high``; empty where the runs have no such number."""
     division, told = division_of(sweep, material), {}
     labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
-    usual = usual_number(material.snapshot.resolved.definition.class_label)
-    runs = [material.mentions[place] for place in division.places]
-    for name in [usual] if usual else NUMBERS:
-        values = number_of(material.raw, name, runs)
-        if values is None:
-            continue
+    for name, values in numbers_of(material, division.places).items():
         answers, seen = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool)
         for learned, held in division.parts:
             answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(classes))

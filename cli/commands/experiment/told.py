@@ -33,7 +33,11 @@ def told_folds(result: Figures) -> list[str]:
         for number, fold in enumerate(result["folds"], 1)
     ]
     lines.append(f"  mean    accuracy {_within(mean['accuracy'])}; macro F1 {_within(mean['f1'])}")
-    return [*lines, *told_scores("pooled", result["pooled"])]
+    lines += told_scores("pooled", result["pooled"])
+    for name, found in result.get("baselines", {}).items():
+        by_folds, pooled = found["mean"]["accuracy"], found["pooled"]["macro"]["f1"]
+        lines.append(f"  {name} alone: mean accuracy {_within(by_folds)}; pooled macro F1 {_within(pooled)}")
+    return lines
 
 
 def told_training(training: Figures) -> str:

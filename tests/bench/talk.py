@@ -1,0 +1,233 @@
+"""The experiments of the talk on real runs: `python -m tests.bench.talk providers LISTING LOGS DATA`.
+
+Every line that it runs is printed, and is one of the program's own; what is stored already is not done again, so it may
+be stopped and said again. At the end come the tables of docs/experiments-results.md, made of the stored results alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cli.main import cli
+
+NO_MEMORY = "^(?!(used|free|buff|cach|avai)$)"
+TALK = ("--estimator", "tf.estimator.DNNClassifier", "--batch-size", "128", "--epochs", "500", "--steps", "7500")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cross-validation: an experiment on a data set, by run or with groups held out; without folds, a training and
+    its test, and the same model on the test runs of others."""
+
+    experiment: str
+    dataset: str
+    folds: int = 0
+    hold_out: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def by(self) -> str:
+        return self.hold_out or "run"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Data sets and experiments by name with their options, and the cells in the order of their tables."""
+
+    datasets: dict[str, tuple[str, ...]]
+    experiments: dict[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+
+
+def _divided(experiment: str, dataset: str) -> tuple[Cell, ...]:
+    return Cell(experiment, dataset, 3), Cell(experiment, dataset, 5, "flavour"), Cell(experiment, dataset, 3, "job")
+
+
+def providers() -> Plan:
+    """Which cloud ran the job? Three sets of columns, three ways to divide the runs."""
+    common = ("--class-label", "provider", "--tdt-split", "1", "0", "0")
+    second = (*common, "--sample-interval", "1s", "--max-windows", "300")
+    coarse = (*common, "--sample-interval", "10s", "--max-windows", "30")
+    boosted = ("--estimator", "boosted_summaries")
+    return Plan(
+        {
+            "usr-1m": (*second, "--features-regex", "^(usr|1m)$"),
+            "no-memory": (*second, "--features-regex", "^(?!(used|free|buff|cach)$)"),
+            "all-columns": (*second, "--features-regex", "."),
+            "usr-1m-10s": (*coarse, "--features-regex", "^(usr|1m)$"),
+            "no-memory-10s": (*coarse, "--features-regex", "^(?!(used|free|buff|cach)$)"),
+            "all-columns-10s": (*coarse, "--features-regex", "."),
+        },
+        {
+            "shapes": (*boosted, "-p", "levels=0", "-p", "shapes=4"),
+            "level-ratios": (
+                *(*boosted, "-p", "levels=2", "-p", "shapes=0"),
+                *("-p", "max_iter=70", "-p", "learning_rate=0.15"),
+            ),
+            "levels": (*boosted, "-p", "levels=6", "-p", "shapes=0", "-p", "columns=0.75"),
+            "dnn-5x100": (*TALK, "--hidden-layers", "100/100/100/100/100"),
+        },
+        (
+            *_divided("shapes", "usr-1m"),
+            *_divided("level-ratios", "no-memory"),
+            *_divided("level-ratios", "all-columns"),
+            *(Cell("levels", dataset, 3, "job") for dataset in ("no-memory", "all-columns")),
+            *_divided("dnn-5x100", "usr-1m-10s"),
+            *_divided("dnn-5x100", "no-memory-10s"),
+            *_divided("dnn-5x100", "all-columns-10s"),
+        ),
+    )
+
+
+def status() -> Plan:
+    """Did the job pass? On whole runs and on beginnings of equal length; five seeds, each with folds of its own."""
+    common = ("--class-label", "status", "--tdt-split", "1", "0", "0", "--sample-interval", "1s")
+    lengths = {"whole": ("--max-windows", "120")} | {
+        f"first-{n}": ("--max-windows", str(n), "--min-windows", str(n)) for n in (5, 10, 15, 20)
+    }
+    datasets = {name: (*common, *length) for name, length in lengths.items()}
+    datasets |= {
+        f"{name}-no-memory": (*options, "--features-regex", NO_MEMORY) for name, options in list(datasets.items())
+    }
+    experiments = {f"forest-{seed}": ("--estimator", "random_forest", "--seed", str(seed)) for seed in range(5)}
+    experiments["dnn-5x100"] = (*TALK, "--hidden-layers", "100/100/100/100/100")
+    by_run = tuple(Cell(f"forest-{seed}", dataset, 5) for dataset in datasets for seed in range(5))
+    by_job = tuple(Cell("forest-0", dataset, 4, "job") for dataset in datasets)
+    return Plan(datasets, experiments, (*by_run, *by_job, *(Cell("dnn-5x100", dataset, 5) for dataset in lengths)))
+
+
+def talk() -> Plan:
+    """The talk's own choices by its own network: features, resolution, topology, another job, merged classes."""
+    common = ("--class-label", "provider", "--sample-interval", "10s", "--max-windows", "30")
+    features = ("usr", "used", "1m", "usr|1m", "usr|used", "usr|used|1m")
+    datasets = {f"features-{each.replace('|', '-')}": (*common, "--features-regex", f"^({each})$") for each in features}
+    pair = ("--class-label", "provider", "--features-regex", "^(usr|1m)$")
+    datasets |= {
+        f"every-{interval}": (*pair, "--sample-interval", interval, "--max-windows", str(length))
+        for interval, length in (("1s", 300), ("5s", 60), ("30s", 10), ("1min", 5))
+    }
+    datasets |= {
+        f"job-{job}": (*common, "--features-regex", "^(usr|1m)$", "--build-name", job)
+        for job in ("spark-sort", "spark-terasort", "hadoop-sort")
+    }
+    flavours = (*common[2:], "--class-label", "flavour", "--features-regex", "^(usr|1m)$")
+    datasets["flavours"] = flavours
+    layers = {"3x10": "10/10/10", "3x100": "100/100/100", "5x100": "/".join(["100"] * 5), "3x500": "500/500/500"}
+    experiments = {f"dnn-{name}": (*TALK, "--hidden-layers", each) for name, each in layers.items()}
+    one, jobs = "dnn-5x100", ("job-spark-terasort", "job-hadoop-sort")
+    cells = [Cell(one, name) for name in datasets if name.startswith(("features", "every"))]
+    cells += [Cell(name, "features-usr-1m") for name in experiments if name != one]
+    cells += [Cell(one, "job-spark-sort", others=jobs), Cell(one, "flavours")]
+    return Plan(datasets, experiments, tuple(cells))
+
+
+def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]:
+    """The command lines of a plan, in order."""
+    yield ["ciml", "backfill", listing, "--logs", logs, "--data-path", data]
+    for name, options in plan.datasets.items():
+        yield ["ciml", "build-dataset", "--dataset", name, *options, "--data-path", data]
+    for name, options in plan.experiments.items():
+        yield ["ciml", "experiment", "define", name, *options, "--data-path", data]
+    for cell in plan.cells:
+        yield [
+            *("ciml", "experiment", "train", "--experiment", cell.experiment, "--dataset", cell.dataset),
+            *(("--cross-validate", str(cell.folds)) if cell.folds else ()),
+            *(("--hold-out", cell.hold_out) if cell.hold_out else ()),
+            *(word for other in cell.others for word in ("--eval-dataset", other)),
+            *("--data-path", data),
+        ]
+
+
+def stored(data: Path, cell: Cell) -> dict[str, Any] | None:
+    """The result of a cell, if there is one."""
+    found = (data / "experiments" / cell.experiment / "results" / cell.dataset).glob(
+        f"*/folds-{cell.by}-{cell.folds}.json"
+    )
+    for path in found:
+        result: dict[str, Any] = json.loads(path.read_bytes())
+        return result
+    return None
+
+
+def table(data: Path, plan: Plan) -> list[str]:
+    """A line of a Markdown table for each cell that has a result; the seeds of one experiment share a line."""
+    out = [
+        "| columns or length | experiment | divided by | accuracy | F1 | one number: accuracy | F1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for cell in plan.cells:
+        if cell.folds and (result := stored(data, cell)) is not None:
+            name = cell.experiment.rsplit("-", 1)[0] if cell.experiment[-2:-1] == "-" else cell.experiment
+            groups.setdefault((cell.dataset, name, cell.by), []).append(result)
+    for (dataset, name, by), results in groups.items():
+        one = [each for result in results for each in result.get("baselines", {}).values()]
+        figures = (_accuracy(results), _f1([each["pooled"] for each in results]))
+        baseline = (_accuracy(one), _f1([each["pooled"] for each in one])) if one else ("", "")
+        out.append(f"| {dataset} | {name} | {by} | {' | '.join((*figures, *baseline))} |")
+    return out
+
+
+def _accuracy(results: Sequence[dict[str, Any]]) -> str:
+    """The mean over folds with Student's interval; of several seeds the mean over seeds, and the lowest and highest."""
+    means = [result["mean"]["accuracy"] for result in results]
+    if len(means) == 1:
+        return _figure(means[0])
+    return _over([mean["value"] for mean in means])
+
+
+def _f1(pooled: Sequence[dict[str, Any]]) -> str:
+    """Macro F1 over the classes, of two classes that of the failed."""
+    found = [each["classes"]["failed"]["f1"] if "failed" in each["classes"] else each["macro"]["f1"] for each in pooled]
+    if len(found) == 1:
+        return _figure(found[0])
+    return _over([each["value"] for each in found])
+
+
+def _over(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def trials(data: Path, plan: Plan) -> list[str]:
+    """A line of a Markdown table for each training and each data set that it was tested on."""
+    out = [
+        "| learned on | experiment | tested on | runs | accuracy | base rate | macro F1 | one number: accuracy |",
+        "|---" * 8 + "|",
+    ]
+    for cell in plan.cells:
+        for path in sorted((data / "experiments" / cell.experiment / "results" / cell.dataset).glob("*/*.json")):
+            if cell.folds or path.name.startswith("folds"):
+                continue
+            result: dict[str, Any] = json.loads(path.read_bytes())
+            test, one = result["test"], [each["accuracy"] for each in result["baselines"].values()]
+            figures = (_figure(test["accuracy"]), f"{test['base_rate']['value']:.3f}", _figure(test["macro"]["f1"]))
+            number = ", ".join(_figure(each) for each in one)
+            where = (cell.dataset, cell.experiment, result["dataset"], str(test["runs"]))
+            out.append(f"| {' | '.join((*where, *figures, number))} |")
+    return out
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def main(words: Sequence[str]) -> int:
+    plans = {"providers": providers, "status": status, "talk": talk}
+    if len(words) != 4 or words[0] not in plans:
+        print("usage: python -m tests.bench.talk providers|status|talk LISTING LOGS DATA", file=sys.stderr)
+        return 2
+    plan, data = plans[words[0]](), words[3]
+    for line in lines(plan, *words[1:]):
+        print("$", " ".join(line), flush=True)
+        cli.main(line[1:], prog_name="ciml", standalone_mode=False)  # in this process: importing costs more than most
+    print("\n".join((table if any(cell.folds for cell in plan.cells) else trials)(Path(data), plan)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

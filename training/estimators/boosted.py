@@ -1,0 +1,116 @@
+"""Boosted summaries: gradient boosting over two views of a run's windows (`training.estimators.summaries`).
+
+The members are `HistGradientBoostingClassifier`s with seeds of their own, some over the levels and some over the
+shapes, each split of a tree looking at a share of the numbers; their probabilities are averaged. Members that err in
+different ways hold better on machines and jobs that were never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from ciml.errors import CimlError
+from training.estimators.summaries import View, columns_of, summarise
+from training.experiment import Experiment
+
+#: What an experiment's parameters are by default: how many members look at each view; the rest is scikit-learn's.
+DEFAULTS = {
+    "levels": 2, "shapes": 2, "columns": 1.0,
+    "max_iter": 100, "learning_rate": 0.1, "max_leaf_nodes": 15, "max_features": 0.3,
+}  # fmt: skip
+
+
+class Windows(NamedTuple):
+    """Runs as they were recorded: inputs float32 [n, L, F] and n_windows int32 [n]."""
+
+    inputs: np.ndarray
+    n_windows: np.ndarray
+
+
+class BoostedViews:
+    """An ensemble over views of runs, in scikit-learn's manner.
+
+    Attributes:
+      members: how many boosters there are over each view, by the view's name.
+      columns: the share of the columns that each member looks at, drawn anew for each.
+      parameters: of each `HistGradientBoostingClassifier`.
+      seed: each member has one of its own, which follows from this one.
+      classes_: int64 [C], those that were fitted on.
+    """
+
+    def __init__(self, members: dict[View, int], columns: float, parameters: dict[str, Any], seed: int):
+        self.members, self.columns, self.parameters, self.seed = members, columns, parameters, seed
+        self.classes_ = np.zeros(0, np.int64)
+        self._fitted: list[tuple[View, np.ndarray, Any]] = []
+
+    def fit(self, runs: Windows, labels: np.ndarray) -> BoostedViews:
+        """Fits all members; labels int64 [n]."""
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        views = self._views(runs)
+
+        def member(view: View, number: int) -> tuple[View, np.ndarray, Any]:
+            values = views[view]
+            seen = self._seen(view, number, runs.inputs.shape[2])
+            told = seen[~np.isnan(values[:, seen]).all(axis=0)]  # no run is long enough for the others
+            model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
+            return view, told, model.fit(values[:, told], labels)
+
+        with _alone():
+            self._fitted = [member(view, at) for view, count in self.members.items() for at in range(count)]
+        self.classes_ = np.unique(labels)
+        return self
+
+    def predict_proba(self, runs: Windows) -> np.ndarray:
+        """The mean of the members' probabilities, float64 [n, C]."""
+        views = self._views(runs)
+
+        with _alone():
+            answers = [model.predict_proba(views[view][:, told]) for view, told, model in self._fitted]
+        mean: np.ndarray = np.mean(answers, axis=0)
+        return mean
+
+    def _seen(self, view: View, number: int, columns: int) -> np.ndarray:
+        """Which numbers of a view a member looks at, int64 [numbers], by position."""
+        draw = np.random.default_rng([self.seed, number])
+        chosen = draw.choice(columns, max(1, round(self.columns * columns)), replace=False)
+        return np.flatnonzero(np.isin(columns_of(view, columns), chosen).all(axis=1))
+
+    def _views(self, runs: Windows) -> dict[View, np.ndarray]:
+        return {view: summarise(*runs, view) for view, count in self.members.items() if count}
+
+
+def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
+    """The ensemble of an experiment.
+
+    Raises:
+      CimlError: for numbers of members that make no ensemble.
+    """
+    given: dict[str, Any] = {**DEFAULTS, **experiment.parameters}
+    members: dict[View, Any] = {view: given.pop(view) for view in get_args(View)}
+    for view, count in members.items():
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100:
+            raise CimlError(f"experiment: parameters.{view}: {count!r} is no number of members: want 0 to 100")
+    if not any(members.values()):
+        raise CimlError("experiment: parameters: levels and shapes are both 0: that leaves no member")
+    columns = given.pop("columns")
+    if not isinstance(columns, int | float) or not 0 < columns <= 1:
+        raise CimlError(
+            f"experiment: parameters.columns: {columns!r} is no share of the columns: want more than 0, to 1"
+        )
+    weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
+    return BoostedViews(members, columns, {"early_stopping": False, **given, **weights}, experiment.seed)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One thread. Boosting's threads wait for each other in a spin at every split, which takes many times as long as
+    one alone once the machine has other work to do; and members side by side would share Python's warning filters."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="openmp"):
+        yield

@@ -1,0 +1,215 @@
+"""Summaries: what a run's windows look like, as numbers that do not depend on how long the run was.
+
+Trees over the unrolled example see window 17 of one run beside window 17 of another, although the two are at different
+work by then. Here each column is summed up over the run's own windows, whatever their number; padding is never seen.
+
+Two views are made of it, for members of an ensemble that err in different ways:
+
+- *levels*: where a column stays and how it moves (quantiles, mean, deviation, first and last, mean step), and the
+  ratios of columns to each other, which stay when the whole machine is larger or the whole job heavier;
+- *shapes*: levels without ratios, and the form of the curve: moments, autocorrelation, spectrum, quarters, the first
+  windows, the tasks behind a load average, and the clock ticks behind a percentage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+#: Share of a load average that is left after the 5 s between two of Linux's updates of the 1 min average.
+_DECAY = float(np.exp(-5 / 60))
+#: Clock ticks that machines of 2, 4 and 8 cores account for in a second: the full hundred a core, and a few less.
+_TICKS = (198, 199, 200, 201, 396, 397, 398, 399, 400, 401, 796, 797, 798, 799, 800, 801)
+_QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+_STEP_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_LAGS = (1, 2, 3, 5)
+_FIRST = 8  # windows that are told one by one
+_SPECTRUM = 64  # windows that the spectrum is of
+_BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 32))
+_SMALL = 1e-3  # what a ratio takes nothing for
+_ROUNDED = 0.005  # a percentage is recorded with two digits
+_CHUNK = 1 << 20  # values of a column that are looked at at once: what is made of them stays in the caches
+
+
+View = Literal["levels", "shapes"]
+#: Numbers of a single column in each view.
+_NUMBERS: dict[View, int] = {"levels": 19, "shapes": 77}
+
+
+def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
+    """A view of runs. What comes out for a run does not depend on the others, nor on the padding.
+
+    Args:
+      inputs: float32 [n, L, F], not normalised: ratios and ticks are those of the recorded numbers.
+      n_windows: int32 [n], at least 1 each.
+      view: of F columns, ``levels`` has 19 F + 3 F (F - 1) / 2 numbers and ``shapes`` 77 F.
+
+    Returns:
+      float32 [n, numbers]; NaN where a run is too short for a number.
+    """
+    size = max(1, _CHUNK // max(1, inputs.shape[1]))
+    begins = range(0, max(1, len(inputs)), size)
+    parts = [_summarise(inputs[at : at + size], n_windows[at : at + size], view) for at in begins]
+    return np.concatenate(parts)
+
+
+def columns_of(view: View, columns: int) -> np.ndarray:
+    """Which of F columns each number of a view is of, int64 [numbers, 2]; of one column, it is told twice."""
+    count = _NUMBERS[view]
+    own = [(column, column) for column in range(columns) for _ in range(count)]
+    ratios = [pair for pair in combinations(range(columns), 2) for _ in range(3)] if view == "levels" else []
+    return np.array([*own, *ratios], np.int64).reshape(-1, 2)
+
+
+def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
+    n, windows, _ = inputs.shape
+    own = np.arange(windows) < n_windows[:, None]
+    counts = np.maximum(n_windows, 1).astype(np.float64)
+    numbers: list[np.ndarray] = []
+    typical: list[np.ndarray] = []
+    with np.errstate(all="ignore"):
+        for values in inputs.transpose(2, 0, 1).astype(np.float64):
+            column = _Column(values, own, counts)
+            level = list(_levels(column))
+            numbers += level
+            typical.append(np.stack([column.mean, level[4], level[6]]))  # mean, median, 90th percentile
+            if view == "shapes":
+                numbers += [*_shapes(column), *_tasks(column), *_ticks(column)]
+        if view == "levels":
+            for one, other in combinations(typical, 2):
+                numbers += list(np.log((np.abs(one) + _SMALL) / (np.abs(other) + _SMALL)))
+    return _stored(numbers, n)
+
+
+def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
+    """The numbers of n runs beside each other, float32; what is not finite is not known."""
+    with np.errstate(over="ignore"):
+        stored = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
+    stored[~np.isfinite(stored)] = np.nan
+    return stored
+
+
+class _Column:
+    """A column of n runs, and what several summaries need of it.
+
+    Attributes:
+      values: float64 [n, L], zero in the padding.
+      own: bool [n, L], which windows are the run's own.
+      counts: float64 [n], how many are.
+      ordered: float64 [n, L], the run's own values ascending, then infinity.
+      steps: float64 [n, L - 1], from each window to the next, zero in the padding; stepped says where there is one.
+      centred: float64 [n, L], less the mean, zero in the padding.
+    """
+
+    def __init__(self, values: np.ndarray, own: np.ndarray, counts: np.ndarray):
+        self.values, self.own, self.counts = np.where(own, values, 0.0), own, counts
+        self.ordered = np.sort(np.where(own, values, np.inf), axis=1)
+        self.stepped = own[:, 1:]
+        self.steps = np.where(self.stepped, np.diff(self.values, axis=1), 0.0)
+        self.pairs = np.maximum(counts - 1, 1)
+        self.mean = self.values.sum(axis=1) / counts
+        self.centred = np.where(own, values - self.mean[:, None], 0.0)
+        self.deviation = np.sqrt((self.centred**2).sum(axis=1) / counts)
+
+    def share(self, which: np.ndarray) -> np.ndarray:
+        """The share of the run's own windows [n, L], or of its steps [n, L - 1], for which something is true."""
+        whole = which.shape[1] == self.own.shape[1]
+        among = self.own if whole else self.stepped
+        share: np.ndarray = (which & among).sum(axis=1) / (self.counts if whole else self.pairs)
+        return share
+
+
+def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> list[np.ndarray]:
+    """Quantiles by linear interpolation of rows [n, K] that ascend, of which the first ``counts`` [n] are values."""
+    if not ordered.shape[1]:
+        return [np.full(len(ordered), np.nan) for _ in at]
+    out = []
+    for share in at:
+        place = np.maximum(counts - 1, 0) * share
+        low = np.floor(place).astype(np.int64)
+        high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))
+        left, right = (np.take_along_axis(ordered, each[:, None], axis=1)[:, 0] for each in (low, high))
+        out.append(np.where(counts > 0, left + np.where(high > low, (right - left) * (place - low), 0.0), np.nan))
+    return out
+
+
+def _levels(column: _Column) -> Iterator[np.ndarray]:
+    """Nine quantiles; mean, deviation, first, last; mean and root mean square step; shares of zeros and of windows that
+    stay as they were; the smallest value above zero and the smallest step, which tell the resolution."""
+    yield from _quantiles(column.ordered, column.counts, _QUANTILES)
+    yield column.mean
+    yield column.deviation
+    yield column.values[:, 0]
+    yield np.take_along_axis(column.values, column.counts.astype(np.int64)[:, None] - 1, axis=1)[:, 0]
+    yield np.abs(column.steps).sum(axis=1) / column.pairs
+    yield np.sqrt((column.steps**2).sum(axis=1) / column.pairs)
+    yield column.share(column.values == 0)
+    yield column.share(column.steps == 0)
+    yield np.where(column.own & (column.values > 0), column.values, np.inf).min(axis=1)
+    yield np.where(np.abs(column.steps) > 1e-6, np.abs(column.steps), np.inf).min(axis=1, initial=np.inf)
+
+
+def _shapes(column: _Column) -> Iterator[np.ndarray]:
+    """Skewness and kurtosis; autocorrelations; how often it rises, crosses its mean, leaves it by two deviations; where
+    its maximum is; the mean of each quarter; bands of the spectrum; the first windows and steps."""
+    centred, counts = column.centred, column.counts
+    windows, deviation = centred.shape[1], np.maximum(column.deviation, 1e-9)
+    yield (centred**3).sum(axis=1) / counts / deviation**3
+    yield (centred**4).sum(axis=1) / counts / deviation**4
+    for lag in _LAGS:
+        product = (centred[:, lag:] * centred[:, :-lag]).sum(axis=1) if lag < windows else np.zeros(len(counts))
+        yield product / np.maximum(counts - lag, 1) / deviation**2
+    yield column.share(column.steps > 0)
+    yield column.share(centred[:, 1:] * centred[:, :-1] < 0)
+    yield column.share(np.abs(centred) > 2 * deviation[:, None])
+    yield np.where(column.own, column.values, -np.inf).argmax(axis=1) / counts
+    place = np.arange(windows)
+    for quarter in range(4):
+        begin = (counts * quarter // 4)[:, None]
+        inside = (place >= begin) & (place < np.maximum((counts * (quarter + 1) // 4)[:, None], begin + 1))
+        yield (column.values * inside).sum(axis=1) / inside.sum(axis=1)
+    power = np.abs(np.fft.rfft(centred[:, :_SPECTRUM], n=_SPECTRUM, axis=1))[:, 1:] ** 2
+    whole = np.maximum(power.sum(axis=1), 1e-12)
+    for low, high in _BANDS:
+        yield power[:, low:high].sum(axis=1) / whole
+    nothing = np.full(len(counts), np.nan)
+    for window in range(_FIRST):
+        yield np.where(counts > window, column.values[:, window], np.nan) if window < windows else nothing
+    for step in range(3):
+        there = step < windows - 1
+        yield np.where(column.stepped[:, step], column.steps[:, step], np.nan) if there else nothing
+
+
+def _tasks(column: _Column) -> Iterator[np.ndarray]:
+    """The running tasks behind a load average, wherever it is renewed: Linux keeps load = load · a + tasks · (1 - a),
+    every 5 s. Their quantiles, mean and deviation, the share of renewals, the first renewal and its tasks."""
+    renewed = column.stepped & (np.abs(column.steps) > 1e-4)
+    tasks = column.values[:, :-1] + column.steps / (1 - _DECAY)
+    counts = renewed.sum(axis=1).astype(np.float64)
+    yield from _quantiles(np.sort(np.where(renewed, tasks, np.inf), axis=1), counts, _STEP_QUANTILES)
+    mean = np.where(renewed, tasks, 0.0).sum(axis=1) / counts
+    yield mean
+    yield np.sqrt((np.where(renewed, tasks - mean[:, None], 0.0) ** 2).sum(axis=1) / counts)
+    yield column.share(renewed)
+    if not renewed.shape[1]:
+        yield from (np.full(len(counts), np.nan),) * 2
+        return
+    first = renewed.argmax(axis=1)
+    yield np.where(counts > 0, first, np.nan)
+    yield np.where(counts > 0, np.take_along_axis(tasks, first[:, None], axis=1)[:, 0], np.nan)
+
+
+def _ticks(column: _Column) -> Iterator[np.ndarray]:
+    """For each number of clock ticks a second, how many values of a percentage are a multiple of 100 / ticks, beyond
+    those that are so by chance. NaN for a column that is no percentage."""
+    looked_at = column.own & (column.values > 0.5)
+    counts = np.maximum(looked_at.sum(axis=1), 1)
+    percentage = column.values.max(axis=1) <= 100.0
+    for ticks in _TICKS:
+        number = column.values * (ticks / 100)
+        fits = np.abs(number - np.round(number)) * (100 / ticks) <= _ROUNDED * 1.001
+        share = (fits & looked_at).sum(axis=1) / counts - 2 * _ROUNDED * ticks / 100
+        yield np.where(percentage, share, np.nan)
