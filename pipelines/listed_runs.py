@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
+from zlib import crc32
 
 import numpy as np
-import pyarrow as pa
 
 from ciml.accounting import LISTS, RawState, reconcile
 from ciml.dataset_plan import SelectedRun, SpanPlan
 from ciml.definitions import ResolvedDefinition
-from ciml.errors import EngineError, Refused
+from ciml.errors import EngineError
 from ciml.listing import Reading
 from ciml.listing_files import Listing
 from ciml.manifests import Delta
-from ciml.records import Batch, Candidate, OffsetRange, Origin, Outcome, RawFile
+from ciml.records import Batch, OffsetRange, Outcome, RawFile
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from
 from transforms.fetch_policy import FetchPolicy
 from transforms.listed import decode_lines
-from transforms.settle import PASSING, read_logs
+from transforms.log_windows import KEPT_BYTES, LogOf, LogReader
 from transforms.trust import TrustPolicy, judge
 
 _LOGS = 250  # that are read and parsed together
-_KEPT_BYTES = 256 << 20  # of telemetry that need not be read again once the columns are known
 #: A log that is read when the data set is made has no raw object.
 _NO_FILE = RawFile("", "", 0, 0)
 
+T = TypeVar("T")
+
 
 class ListedRuns:
-    """The runs of a listing, whose logs are read when they are needed, and stored nowhere.
+    """The runs of a listing, whose logs are read when they are needed, and stored nowhere. To be used in a ``with``.
 
     A log that cannot be used excludes its run, with the reason that its dead letter would have.
 
@@ -41,76 +47,103 @@ class ListedRuns:
       reading: what its lines mean.
       trust: judges the runs: the columns and classes are those of trusted ones, where there are any.
       fetch: from where logs may be read, and the limits.
+      jobs: how many processes read logs; 1 for this one. More are forked when the ``with`` begins, where this one is
+        better without threads of its own.
 
     Attributes:
       log: its lines.
       told: what a data set's manifest says of it.
     """
 
-    def __init__(self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy) -> None:
+    def __init__(
+        self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy, *, jobs: int = 1
+    ) -> None:
         self.log = ListedLog(listing, reading, trust)
         self.told = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
         # Opening a file of a folder is work that holds the interpreter: threads only slow it down.
         self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
-        self._kept: dict[str, pa.Table] = {}
+        self._jobs = jobs
+
+    def __enter__(self) -> ListedRuns:
+        if self._jobs > 1:
+            for pool in self._pools:
+                pool.submit(len, ())  # else it forks when the first log comes
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in self.__dict__.pop("_pools", ()):
+            pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _reader(self) -> LogReader:
+        return LogReader(self._fetch)
+
+    @cached_property
+    def _pools(self) -> list[ProcessPoolExecutor]:
+        """A pool of one for each process: what it keeps of a log is asked of it alone."""
+        context, size = multiprocessing.get_context("fork"), KEPT_BYTES // self._jobs
+        return [
+            ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self._fetch, size))
+            for _ in range(self._jobs)
+        ]
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
-        found, size = list[tuple[str, ...]](), 0
-        for start in range(0, len(runs), _LOGS):
-            chunk = runs[start : start + _LOGS]
-            for run, table in zip(chunk, self._tables(chunk), strict=True):
-                if isinstance(table, Refused):
-                    continue
-                found.append(tuple(table.column_names))
-                if (size := size + 8 * table.num_rows * table.num_columns) <= _KEPT_BYTES:
-                    self._kept[run.run_id] = table
-        return found
+        return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
         """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
 
         def windows_of(taken: Sequence[int]) -> Windows:
-            parts = []
-            for start in range(0, len(taken), _LOGS):
-                chunk = [part.runs[at] for at in taken[start : start + _LOGS]]
-                parts.append((np.arange(start, start + len(chunk)), self._windows(chunk, resolved)))
+            work = partial(LogReader.windows, resolved=resolved)
+            parts = list(self._by_chunks([part.runs[at] for at in taken], work))
             return merge_windows(parts, len(taken)) if parts else downsample([], resolved)
 
         return examples_from([run.mention for run in part.runs], windows_of, resolved)
 
-    def _windows(self, chunk: Sequence[SelectedRun], resolved: ResolvedDefinition) -> Windows:
-        tables = [self._kept.pop(run.run_id, None) for run in chunk]
-        missing = [at for at, table in enumerate(tables) if table is None]
-        refused: list[tuple[int, Refused]] = []
-        for at, table in zip(missing, self._tables([chunk[at] for at in missing]), strict=True):
-            if isinstance(table, Refused):
-                refused.append((at, table))
-            else:
-                tables[at] = table
-        good = [at for at, table in enumerate(tables) if table is not None]
-        windows = downsample([table for table in tables if table is not None], resolved)
-        if not refused:
-            return windows
-        whole = merge_windows([(np.array(good, np.int64), windows)], len(chunk))
-        return Windows(
-            whole.values, whole.run, whole.position, whole.n_windows,
-            tuple(sorted((*whole.refused, *refused), key=lambda each: each[0])),
-        )  # fmt: skip
-
-    def _tables(self, runs: Sequence[SelectedRun]) -> list[pa.Table | Refused]:
-        found: dict[str, pa.Table | Refused] = {}
-        candidates = [
-            Candidate(Origin("", 0, at), "", run.mention, address=self.log.addresses.get(run.run_id, ""))
-            for at, run in enumerate(runs)
+    def _by_chunks(
+        self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], T]
+    ) -> Iterator[tuple[np.ndarray, T]]:
+        """(places int64 [m] in ``runs``, what ``work`` makes of their logs), chunk by chunk; a run's log is always
+        read by the same process."""
+        logs = [self._log_of(run) for run in runs]
+        reader = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
+        chunks = [
+            (number, places[start : start + _LOGS])
+            for number in range(self._jobs)
+            for places in [np.flatnonzero(reader == number)]
+            for start in range(0, places.size, _LOGS)
         ]
-        for batch in read_logs(candidates, self._fetch):
-            found.update((each.mention.run_id, each.telemetry) for each in batch.candidates)
-            for outcome in batch.settled:
-                if outcome.reason in PASSING:
-                    raise EngineError(f"{outcome.run_id}: its log cannot be read: {outcome.reason}, {outcome.detail}")
-                found[outcome.run_id] = Refused(outcome.reason, outcome.detail)
-        return [found[run.run_id] for run in runs]
+        if self._jobs == 1:
+            for _, places in chunks:
+                yield places, work(self._reader, [logs[at] for at in places.tolist()])
+            return
+        futures = [
+            self._pools[number].submit(_in_process, work, [logs[at] for at in places.tolist()])
+            for number, places in chunks
+        ]
+        for (_, places), future in zip(chunks, futures, strict=True):
+            try:
+                yield places, future.result()
+            except BrokenProcessPool:
+                raise EngineError("a process that reads logs was killed, perhaps for want of memory") from None
+
+    def _log_of(self, run: SelectedRun) -> LogOf:
+        mention = run.mention
+        address = self.log.addresses.get(mention.run_id) or mention.log_url
+        return LogOf(mention.run_id, address, mention.start_us, mention.end_us)
+
+
+_readers: list[LogReader] = []  # of a process that was forked: one
+
+
+def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever forked it ends it
+    _readers.append(LogReader(fetch, kept_bytes))
+
+
+def _in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]) -> T:
+    return work(_readers[0], logs)
 
 
 class ListedLog:

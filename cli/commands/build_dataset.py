@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,6 +89,12 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "--visualize/--no-visualize",
     help="Draw the data set, as ciml plot does, into _plots in its folder: there is a page, index.html.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Processes that read the logs of a listing.  [default: one a processor]",
+)
 @data_path_option()
 @click.option(
     "--target-data-path",
@@ -108,6 +114,7 @@ def command(
     target_data_path: str | None,
     listing: str | None,
     logs: str | None,
+    jobs: int | None,
     runner: tuple[str | None, str],
     **options: Any,
 ) -> None:
@@ -135,11 +142,11 @@ def command(
         raise CimlError("--runner makes examples of stored runs: leave it out with --listing")
     stored = open_store(data_path)
     target = stored if target_data_path is None else open_store(target_data_path)
-    listed = None if listing is None or logs is None else _listed(listing, logs)
+    listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
-    with _progress() as progress:
+    with listed or nullcontext(), _progress() as progress:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
         )
@@ -152,7 +159,9 @@ def command(
         click.echo(f"  plots     {_visualize(target, definition.name)}")
 
 
-def _listed(listing: str, logs: str) -> ListedRuns:
+def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
+    import os
+
     from ciml.listing import Reading
     from ciml.listing_files import open_listing
     from pipelines.listed_runs import ListedRuns
@@ -161,8 +170,9 @@ def _listed(listing: str, logs: str) -> ListedRuns:
 
     place = logs_place(logs)
     return ListedRuns(
-        open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,))
-    )
+        open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,)),
+        jobs=jobs or len(os.sched_getaffinity(0)),
+    )  # fmt: skip
 
 
 def _visualize(target: Store, name: str) -> str:

@@ -118,7 +118,7 @@ def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
         "--data-path",
         str(tmp_path / "x"),
     ]
-    logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(corpus_logs)]
+    logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(corpus_logs), "--jobs", "1"]
     said = build(*line, *logs).stdout.splitlines()
     assert said[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
     assert said[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"

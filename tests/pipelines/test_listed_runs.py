@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from pipelines.listed_runs import ListedRuns
 from tests.pipelines.dataset_scenes import FailingStore, Interrupted
 from training.material import read_material
 from training.snapshot import make_snapshot
+from transforms import log_windows
 from transforms.fetch_policy import FetchPolicy
 from transforms.trust import TrustPolicy
 
@@ -41,9 +45,9 @@ def listing(folder: Path, builds: list[dict[str, Any]]) -> Path:
     return path
 
 
-def listed(path: Path, logs: Path = CORPUS) -> ListedRuns:
+def listed(path: Path, logs: Path = CORPUS, jobs: int = 1) -> ListedRuns:
     fetch = FetchPolicy().allowing(roots=(str(logs),))
-    return ListedRuns(open_listing(str(path)), Reading(logs=str(logs)), TrustPolicy.load(None), fetch)
+    return ListedRuns(open_listing(str(path)), Reading(logs=str(logs)), TrustPolicy.load(None), fetch, jobs=jobs)
 
 
 def defined(**keys: Any) -> DatasetDefinition:
@@ -83,11 +87,30 @@ def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, mo
     path = listing(tmp_path, lines(60))
     kept = open_store(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
-    monkeypatch.setattr(listed_runs, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
     monkeypatch.setattr(listed_runs, "_LOGS", 7)
     again = open_store(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)
+
+
+def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
+    """In a program of its own: these have no threads."""
+    builds = lines(100)
+    builds[7]["log_path"] = "nowhere.gz"
+    path = listing(tmp_path, builds)
+    one = open_store(tmp_path / "one")
+    state = build_dataset(listed(path), one, defined()).state
+    assert state.excluded()["log_not_found"] == 1
+    line = ["--dataset", "cpu", "--class-label", "provider", "--features-regex", "(usr|1min)", "--jobs", "3"]
+    places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]
+    definition = tmp_path / "definition.toml"
+    definition.write_text("span_runs = 40\n")
+    command = [sys.executable, "-m", "cli.main", "build-dataset", *line, *places, "--definition", str(definition)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CORPUS.parents[1])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "log_not_found 1" in done.stdout
+    assert files(open_store(tmp_path / "three")) == files(one)
 
 
 def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
@@ -140,8 +163,8 @@ def test_a_log_that_cannot_be_used_excludes_its_run(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in the place of a file cannot be had by root otherwise than by an error of the disk: so it is faked."""
-    real = listed_runs.read_logs
-    monkeypatch.setattr(listed_runs, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
+    real = log_windows.read_logs
+    monkeypatch.setattr(log_windows, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
     monkeypatch.setattr("transforms.fetch.os.read", _broken)
     with pytest.raises(EngineError, match="log_unavailable"):
         build_dataset(listed(listing(tmp_path, lines(5))), open_store(tmp_path / "sets"), defined())
