@@ -157,8 +157,9 @@ def stored(data: Path, cell: Cell) -> dict[str, Any] | None:
 def table(data: Path, plan: Plan) -> list[str]:
     """A line of a Markdown table for each cell that has a result; the seeds of one experiment share a line."""
     out = [
-        "| columns or length | experiment | divided by | accuracy | F1 | one number: accuracy | F1 |",
-        "|---|---|---|---|---|---|---|",
+        "| columns or length | experiment | divided by | accuracy | precision | recall | F1 "
+        "| one number: accuracy | F1 |",
+        "|---" * 9 + "|",
     ]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in plan.cells:
@@ -167,8 +168,9 @@ def table(data: Path, plan: Plan) -> list[str]:
             groups.setdefault((cell.dataset, name, cell.by), []).append(result)
     for (dataset, name, by), results in groups.items():
         one = [each for result in results for each in result.get("baselines", {}).values()]
-        figures = (_accuracy(results), _f1([each["pooled"] for each in results]))
-        baseline = (_accuracy(one), _f1([each["pooled"] for each in one])) if one else ("", "")
+        pooled = [each["pooled"] for each in results]
+        figures = (_accuracy(results), *(_pooled(pooled, name) for name in ("precision", "recall", "f1")))
+        baseline = (_accuracy(one), _pooled([each["pooled"] for each in one], "f1")) if one else ("", "")
         out.append(f"| {dataset} | {name} | {by} | {' | '.join((*figures, *baseline))} |")
     return out
 
@@ -181,9 +183,9 @@ def _accuracy(results: Sequence[dict[str, Any]]) -> str:
     return _over([mean["value"] for mean in means])
 
 
-def _f1(pooled: Sequence[dict[str, Any]]) -> str:
-    """Macro F1 over the classes, of two classes that of the failed."""
-    found = [each["classes"]["failed"]["f1"] if "failed" in each["classes"] else each["macro"]["f1"] for each in pooled]
+def _pooled(pooled: Sequence[dict[str, Any]], name: str) -> str:
+    """A figure of the failed where there are any, else the mean over the classes."""
+    found = [(each["classes"]["failed"] if "failed" in each["classes"] else each["macro"])[name] for each in pooled]
     if len(found) == 1:
         return _figure(found[0])
     return _over([each["value"] for each in found])
