@@ -136,13 +136,6 @@ def configure_logging(verbose: int = 0, debug: bool = False) -> None:
             logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def _collect_less() -> None:
-    """What is read of manifests are some hundred thousand objects that stay, and no cycles. At the usual threshold the
-    garbage collector takes a quarter of the time to look at them, again and again; and then once more at the end."""
-    gc.set_threshold(100_000, 20, 100)
-    atexit.register(gc.freeze)
-
-
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml") -> NoReturn:
     """Runs a command as the program and exits: the end of ``ciml`` itself and of the console scripts.
 
@@ -150,7 +143,7 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
     return another.
     """
     debug = bool(os.environ.get("CIML_DEBUG"))
-    _collect_less()
+    atexit.register(gc.freeze)  # else the garbage collector looks at everything once more at the end
     try:
         with guarded(debug):
             code = command.main(args, prog_name=prog_name, standalone_mode=False)

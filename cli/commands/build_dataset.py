@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import logs_place, runner_option
+from cli.batch_options import collecting_rarely, logs_place, runner_option
 from cli.options import data_path_option, home_option, s3_place
 from cli.talk import s3_options
 
@@ -146,7 +146,7 @@ def command(
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
-    with listed or nullcontext(), _progress() as progress:
+    with collecting_rarely(), listed or nullcontext(), _progress() as progress:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
         )

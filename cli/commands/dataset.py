@@ -10,7 +10,7 @@ import click
 
 from ciml.errors import IntegrityError
 from cli.bars import progress_bar
-from cli.batch_options import runner_option
+from cli.batch_options import collecting_rarely, runner_option
 from cli.options import data_path_option
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
     from ciml.storage import open_store
     from pipelines.datasets import update_dataset
 
-    with progress_bar("making examples") as progress:
+    with collecting_rarely(), progress_bar("making examples") as progress:
         result = update_dataset(
             open_store(data_path), name, runner=runner[0], job_endpoint=runner[1], seal=seal, progress=progress
         )
@@ -185,8 +185,9 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     to, data = Path(folder), open_store(data_path)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
         raise CimlError(f"--to {folder}: holds something else; name a folder that is not there yet")
-    snapshot = make_snapshot(data, name, TrustPolicy.load(trust_policy))
-    made = materialise(data, snapshot, to, cache=AnalysisCache(dataset_store(data, name).child("_analyses")))
+    with collecting_rarely():
+        snapshot = make_snapshot(data, name, TrustPolicy.load(trust_policy))
+        made = materialise(data, snapshot, to, cache=AnalysisCache(dataset_store(data, name).child("_analyses")))
     counts = ", ".join(f"{role} {count:,}" for role, count in made.counts.items())
     click.echo(f"{name}: {counts}; {made.analysed} of {made.analysed + made.cached} spans analysed: {to}")
 
