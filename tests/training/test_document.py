@@ -30,4 +30,5 @@ def test_the_documents_gate_is_the_default_one():
 
 def test_the_document_of_experiments_names_every_estimator():
     text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
-    assert set(re.findall(r"(?m)^\| `(\w+)` \|", text)) == set(ESTIMATORS)
+    define = text.split("\n## Define\n")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", define)) == sorted(ESTIMATORS)

@@ -63,7 +63,9 @@ def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_see
 
 
 def test_an_unknown_estimator_names_the_known_ones():
-    with pytest.raises(CimlError, match="estimator 'forest': there is none of this name; known are cnn, dnn, gru, "):
+    with pytest.raises(
+        CimlError, match="estimator 'forest': there is none of this name; known are boosted_summaries, cnn, dnn, "
+    ):
         build_model(Experiment(estimator="forest"), 1, 1, 2)
     with pytest.raises(CimlError, match="estimator 'svm' is no network: only those can be exported and served"):
         build_model(Experiment(estimator="svm"), 1, 1, 2)
