@@ -45,11 +45,12 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a reason that says nothing of it.
         """
-        found = []
+        found, seen = [], dict[tuple[str, ...], tuple[str, ...]]()
         for log, table in zip(logs, self._tables(logs), strict=True):
             if isinstance(table, Refused):
                 continue
-            found.append(tuple(table.column_names))
+            names = tuple(table.column_names)
+            found.append(seen.setdefault(names, names))  # one for all: it may be on its way to another process
             size = 8 * table.num_rows * table.num_columns
             if size <= self._left:
                 self._kept[log.run_id] = table
