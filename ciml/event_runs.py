@@ -192,16 +192,17 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     address = text(line, "log_path", limit=MAX_URL) or text(line, "log_url", limit=MAX_URL)
     if logs and address:
         address = log_address(logs, address)
-    more = labels(line.get("labels"))
+    more, further = labels(line.get("labels")), dict[str, str]()
     for name, value in line.items():
         if name in _LISTING_TAKEN or value is None or type(value) in (list, dict):
             continue
         taken = label_text(value)
         if taken is None:
             raise Refused("bad_field", f"{name[:80]!r}: too long, not clean or no finite number")
-        more.update(labels({name: taken}))
-    if len(more) > MAX_LABELS:
-        raise Refused("bad_field", f"{len(more)} further fields, at most {MAX_LABELS}")
+        further[name] = taken
+    if (count := len(more.keys() | further.keys())) > MAX_LABELS:
+        raise Refused("bad_field", f"{count} further fields, at most {MAX_LABELS}")
+    more.update(labels(further))
     mention = Mention(
         run_id=identity.encode(),
         build_uuid=identity.native_id,

@@ -138,6 +138,8 @@ _readers: list[LogReader] = []  # of a process that was forked: one
 
 
 def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
+    import transforms.settle  # noqa: F401  # while whoever forked it decodes the listing
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever forked it ends it
     _readers.append(LogReader(fetch, kept_bytes))
 

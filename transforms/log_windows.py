@@ -13,7 +13,6 @@ from ciml.errors import EngineError, Refused
 from ciml.records import Candidate, Mention, Origin
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.fetch_policy import FetchPolicy
-from transforms.settle import PASSING, read_logs
 
 KEPT_BYTES = 256 << 20  # of telemetry that need not be read again once the columns are known
 
@@ -79,6 +78,8 @@ class LogReader:
         )  # fmt: skip
 
     def _tables(self, logs: Sequence[LogOf]) -> list[pa.Table | Refused]:
+        from transforms.settle import PASSING, read_logs  # the processes that read import it side by side
+
         found: dict[str, pa.Table | Refused] = {}
         candidates = [
             Candidate(

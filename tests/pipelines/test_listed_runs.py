@@ -26,7 +26,7 @@ from pipelines.listed_runs import ListedRuns
 from tests.pipelines.dataset_scenes import FailingStore, Interrupted
 from training.material import read_material
 from training.snapshot import make_snapshot
-from transforms import log_windows
+from transforms import settle
 from transforms.fetch_policy import FetchPolicy
 from transforms.trust import TrustPolicy
 
@@ -163,8 +163,8 @@ def test_a_log_that_cannot_be_used_excludes_its_run(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in the place of a file cannot be had by root otherwise than by an error of the disk: so it is faked."""
-    real = log_windows.read_logs
-    monkeypatch.setattr(log_windows, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
+    real = settle.read_logs
+    monkeypatch.setattr(settle, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
     monkeypatch.setattr("transforms.fetch.os.read", _broken)
     with pytest.raises(EngineError, match="log_unavailable"):
         build_dataset(listed(listing(tmp_path, lines(5))), open_store(tmp_path / "sets"), defined())
