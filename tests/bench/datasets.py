@@ -46,6 +46,7 @@ class Cost:
 
 
 def run(*command: str | Path) -> Cost:
+    os.sync()  # what the one before has left unwritten is not to be waited for by this one
     began = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
