@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
+
+
+def error_console() -> Console:
+    """Standard error, which is a terminal where it is one: FORCE_COLOR is for colours."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_terminal=sys.stderr.isatty())
 
 
 @contextmanager
@@ -18,12 +26,13 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
     Yields:
       What is to be called with (which part, so many done, of how many or None where that is not known).
     """
-    from rich.console import Console
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None  # and nothing is imported
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=error_console(), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int | None) -> None:
@@ -37,10 +46,11 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal, told (done, total); nothing elsewhere."""
-    from rich.console import Console
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     from rich.progress import Progress
 
-    console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=error_console(), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

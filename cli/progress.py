@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from cli.bars import error_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -29,9 +30,7 @@ class Counts:
     """On a terminal one line that changes; elsewhere a line every five seconds in which something changed."""
 
     def __init__(self, what: str) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
+        self._console = error_console()
         self._what = what
         self._status = self._console.status(f"{what}: starting") if self._console.is_terminal else None
         self._last = self._printed = ""
@@ -77,9 +76,7 @@ class Bar:
     """
 
     def __init__(self, what: str, unit: str = "lines") -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, force_terminal=sys.stderr.isatty())  # FORCE_COLOR is for colours
+        self._console = error_console()
         self._what, self._unit = what, unit
         self._bar: Progress | None = None
         self._task: TaskID | None = None

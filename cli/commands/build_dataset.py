@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_place, runner_option
+from cli.bars import bars, progress_bar
+from cli.batch_options import collecting_rarely, logs_place, processors, runner_option
 from cli.options import data_path_option, home_option, s3_place
 from cli.talk import s3_options
 
@@ -146,10 +146,11 @@ def command(
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
-    with collecting_rarely(), listed or nullcontext(), _progress() as progress:
+    with collecting_rarely(), listed or nullcontext(), bars() as tell:
         update = build_dataset(
-            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1], progress=progress
-        )
+            listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
+            progress=lambda done, total: tell("making examples", done, total),
+        )  # fmt: skip
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
     if listed is not None and (left_out := listed.log.left_out):
@@ -160,8 +161,6 @@ def command(
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
-    import os
-
     from ciml.listing import Reading
     from ciml.listing_files import open_listing
     from pipelines.listed_runs import ListedRuns
@@ -171,12 +170,11 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     place = logs_place(logs)
     return ListedRuns(
         open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,)),
-        jobs=jobs or len(os.sched_getaffinity(0)),
+        jobs=jobs or processors(),
     )  # fmt: skip
 
 
 def _visualize(target: Store, name: str) -> str:
-    from cli.bars import progress_bar
     from cli.looking.dataset import plot_dataset
 
     with progress_bar("reading examples") as progress:
@@ -245,14 +243,3 @@ def _summary(update: Update, where: str) -> Iterator[str]:
         yield f"  excluded  {sum(excluded.values()):,} runs: {reasons}"
     if definition.slicer is not None:
         yield f"  pinned    {definition.slicer} of the runs by version {definition.raw_version} of the raw store"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from cli.bars import bars
-
-    with bars() as tell:
-        yield lambda done, total: tell("making examples", done, total)

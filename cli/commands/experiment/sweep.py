@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.bars import progress_bar
+from cli.batch_options import processors
 from cli.learn_from import learn_from_options, read_exclusions
 from cli.options import data_path_option, home_option, s3_place
 from cli.talk import s3_options
@@ -91,7 +91,7 @@ def sweep(
     source = open_store(data_path)
     target = source if target_data_path is None else open_store(target_data_path)
     place = Place(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
-    most = min(jobs or os.cpu_count() or 1, what.lag)
+    most = min(jobs or processors(), what.lag)
     with progress_bar(f"sweep {what.name}") as bar:
         swept = run_sweep(place, jobs=most, progress=lambda outcome, done, total: bar(done, total))
     told = _json(swept)
