@@ -5,7 +5,7 @@ It looks at the runs that are trained on alone: choosing an estimator by it leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,12 +88,8 @@ def cross_validate(
     division = divide(material, folds=folds, hold_out=hold_out, seed=experiment.seed)
     rows, classes = material.rows.take(division.places), material.snapshot.resolved.classes
     told, answers, parts = [], np.zeros((len(rows), len(classes))), [held for _, held in division.parts]
-    numbers = numbers_of(material, division.places)
-    by_number = {name: np.full(answers.shape, np.nan) for name in numbers}
     for number, (learned, held) in enumerate(division.parts):
         answers[held] = held_out(experiment, material, division, number)
-        for name, values in numbers.items():
-            by_number[name][held] = predict_by(name, values[learned], rows.labels[learned], values[held], len(classes))
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
         told.append(
             {
@@ -113,15 +109,34 @@ def cross_validate(
             "f1": _mean([each["f1"] for each in told]),
         },
         "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(division.places)),
-        "baselines": {name: _baseline(name, found, parts, rows.labels, classes) for name, found in by_number.items()},
+        "baselines": {
+            name: _baseline(name, found, parts, rows.labels, classes)
+            for name, found in by_one_number(material, division)
+        },
     }
 
 
-def numbers_of(material: Material, places: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers that the data set is held against, float64 [n] each; those that no run has are left out."""
-    runs = [material.mentions[place] for place in places]
-    found = {name: number_of(material.raw, name, runs) for name in numbers_for(material.snapshot.resolved.definition)}
-    return {name: values for name, values in found.items() if values is not None}
+def by_one_number(material: Material, division: Division) -> Iterator[tuple[str, np.ndarray]]:
+    """The probabilities that single numbers give, in place of a model, for the runs that are held out.
+
+    Args:
+      material: the runs.
+      division: how they are divided.
+
+    Yields:
+      Each number that the data set is held against and that any run has: its name, and float64 [n, C], NaN for a run
+      without the number, and for one that is never held out.
+    """
+    labels, resolved = material.rows.labels[division.places], material.snapshot.resolved
+    runs = [material.mentions[place] for place in division.places]
+    for name in numbers_for(resolved.definition):
+        values = number_of(material.raw, name, runs)
+        if values is None:
+            continue
+        answers = np.full((len(labels), len(resolved.classes)), np.nan)
+        for learned, held in division.parts:
+            answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(resolved.classes))
+        yield name, answers
 
 
 def _baseline(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.baselines import NUMBERS, predict_by
-from training.crossval import Division, divide, held_out, numbers_of
+from training.baselines import NUMBERS
+from training.crossval import Division, by_one_number, divide, held_out
 from training.estimators import check_experiment, check_use
 from training.experiment import Experiment
 from training.material import Material
@@ -118,11 +118,8 @@ def one_number(sweep: Sweep, material: Material) -> dict[str, Any]:
     ``high``; empty where the runs have no such number."""
     division, told = division_of(sweep, material), {}
     labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
-    for name, values in numbers_of(material, division.places).items():
-        answers, seen = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool)
-        for learned, held in division.parts:
-            answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(classes))
-            seen[held] = True
+    seen = np.sort(np.concatenate([held for _, held in division.parts]))
+    for name, answers in by_one_number(material, division):
         found = scores(answers[seen], labels[seen], classes, labels, resamples=_resamples(sweep.metric))
         told[name] = {"what": NUMBERS[name], **_figure(found, sweep.metric)}
     return told
