@@ -21,7 +21,7 @@ from ciml.errors import CimlError
 from ciml.globs import glob_pattern
 from ciml.labels import STATUS_CLASSES, label_of
 from ciml.records import Mention
-from ciml.settings import Settings
+from ciml.settings import Name, Settings
 from ciml.telemetry import select_columns, short_names
 
 #: The longest run that is looked at unless a definition says otherwise, as in the original.
@@ -43,7 +43,6 @@ METADATA_COLUMNS = (
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
 #: Keys that only some definitions have. Where they say nothing they are not written, as before there were such keys.
 _OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
@@ -112,7 +111,7 @@ class DatasetDefinition(Settings):
 
     what: ClassVar[str] = "definition"
 
-    name: str
+    name: Name
     version: int = Field(1, ge=1)
     build_name: tuple[str, ...] = ("all",)
     sample_interval: str = "10s"
@@ -136,13 +135,6 @@ class DatasetDefinition(Settings):
     def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         value: dict[str, Any] = handler(self)
         return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
-        return name
 
     @field_validator("build_name", "classes", "aggregation_functions", mode="before")
     @classmethod

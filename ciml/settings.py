@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 # Else pydantic looks through all that is installed for plugins, at every start, and runs what it finds.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def check_name(name: str, *, most: int = 100) -> str:
+    """A name that is safe in a path, of ``most`` letters. Raises `ValueError`, as validators do."""
+    if len(name) > most or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+    return name
+
+
+#: A name that is safe in a path.
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ciml.settings import Settings
+from ciml.settings import Name, Settings
 
 #: Names under which an estimator is known as well. TensorFlow no longer has the classes that these name.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 class Experiment(Settings):
@@ -43,7 +40,7 @@ class Experiment(Settings):
 
     what: ClassVar[str] = "experiment"
 
-    name: str = "dnn"
+    name: Name = "dnn"
     estimator: str = "dnn"
     hidden_layers: tuple[int, ...] = (128, 64)
     activation: Literal["relu", "gelu", "tanh", "elu"] = "relu"
@@ -61,13 +58,6 @@ class Experiment(Settings):
     class_weights: Literal["none", "balanced"] = "none"
     seed: int = Field(0, ge=0, lt=2**31)
     parameters: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
-        return name
 
     @field_validator("estimator")
     @classmethod

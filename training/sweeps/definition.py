@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ciml.definitions import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
-from ciml.settings import Settings
+from ciml.settings import Settings, check_name
 from training.estimators import ESTIMATORS, check_experiment
 from training.experiment import ALIASES, Experiment
 from training.sweeps.axes import Axis, Part, Value, axes_of
@@ -25,7 +24,8 @@ LOSSES = frozenset({"brier", "log_loss"})
 #: Runs of a span, as of ``ciml build-dataset``.
 _SPAN_RUNS = 5000
 _MOST_TRIALS = 10_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+#: Shorter than other names: a trial becomes an experiment under it and the trial's number.
+_Name = Annotated[str, AfterValidator(partial(check_name, most=80))]
 #: Keys that the sweep gives itself.
 _OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
 
@@ -82,7 +82,7 @@ class Sweep(Settings):
 
     what: ClassVar[str] = "sweep"
 
-    name: str
+    name: _Name
     dataset: dict[str, Any] = Field(default_factory=dict)
     experiment: dict[str, Any] = Field(default_factory=dict)
     vary: Vary
@@ -97,13 +97,6 @@ class Sweep(Settings):
     warmup: int = Field(0, ge=0)
     report_epochs: int = Field(10, ge=1)
     lag: int = Field(4, ge=1, le=1000)
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
-        return name
 
     @field_validator("hold_out", mode="before")
     @classmethod
