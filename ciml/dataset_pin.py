@@ -144,4 +144,4 @@ def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
         if pin.selected:
             raise CimlError(f"slicer {slicer!r}: leaves none of the {pin.selected:,} runs of {wanted}")
         raise CimlError(f"no stored run has a job that matches {wanted}; there are runs of {', '.join(jobs) or 'none'}")
-    return definition.model_copy(update={"raw_version": pin.version})
+    return definition.replace(raw_version=pin.version)

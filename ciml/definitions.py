@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from msgspec import Meta, field
 
 from ciml.errors import CimlError
 from ciml.globs import glob_pattern
 from ciml.labels import STATUS_CLASSES, label_of
 from ciml.records import Mention
-from ciml.settings import Name, Settings
+from ciml.settings import Settings, check_name
 from ciml.telemetry import select_columns, short_names
 
 #: The longest run that is looked at unless a definition says otherwise, as in the original.
@@ -80,7 +80,7 @@ def _is_slice(text: str) -> bool:
     return bool(plain) and _SLICER.fullmatch(plain) is not None
 
 
-class DatasetDefinition(Settings):
+class DatasetDefinition(Settings, frozen=True, kw_only=True):
     """What a data set is made of.
 
     Attributes:
@@ -111,91 +111,64 @@ class DatasetDefinition(Settings):
 
     what: ClassVar[str] = "definition"
 
-    name: Name
-    version: int = Field(1, ge=1)
+    name: str
+    version: Annotated[int, Meta(ge=1)] = 1
     build_name: tuple[str, ...] = ("all",)
     sample_interval: str = "10s"
     features_regex: str = "."
     class_label: str = "status"
     classes: tuple[str, ...] | None = None
-    class_map: dict[str, str] = Field(default_factory=dict)
+    class_map: dict[str, str] = field(default_factory=dict)
     tdt_split: tuple[int, int, int] = (7, 0, 3)
-    salt: str = Field(DEFAULT_SALT, min_length=1)
+    salt: Annotated[str, Meta(min_length=1)] = DEFAULT_SALT
     sample_statistic: Statistic = "mean"
     aggregation_functions: tuple[Aggregation, ...] = ()
-    max_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
-    min_windows: int | None = Field(None, ge=1, le=MAX_WINDOWS)
+    max_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
+    min_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
     count_first_sample: bool = True
-    span_runs: int = Field(200, ge=1, le=100_000)
+    span_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
     baseline: Literal["duration", "memory", "none"] | None = None
     slicer: str | None = None
-    raw_version: int | None = Field(None, ge=1)
+    raw_version: Annotated[int, Meta(ge=1)] | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        value: dict[str, Any] = handler(self)
+    def to_json(self) -> dict[str, Any]:
+        value = super().to_json()
         return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
 
-    @field_validator("build_name", "classes", "aggregation_functions", mode="before")
     @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One name alone stands for a list of one."""
+        many = ("build_name", "classes", "aggregation_functions")
+        return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
-    @field_validator("build_name")
-    @classmethod
-    def _check_build_name(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or not all(names):
-            raise ValueError("names no job: give a job, a glob, several of them, or all")
-        return names
-
-    @field_validator("sample_interval")
-    @classmethod
-    def _check_interval(cls, text: str) -> str:
-        try:
-            interval_us(text)
-        except CimlError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    @field_validator("slicer")
-    @classmethod
-    def _check_slicer(cls, text: str | None) -> str | None:
-        try:
-            if text is not None:
-                slice_of(text)
-        except CimlError as error:
-            raise ValueError(str(error)) from None
-        return text
-
-    @field_validator("features_regex")
-    @classmethod
-    def _check_regex(cls, pattern: str) -> str:
-        try:
-            select_columns((), pattern)
-        except CimlError as error:
-            raise ValueError(str(error)) from None
-        return pattern
-
-    @field_validator("classes")
-    @classmethod
-    def _check_classes(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if classes is not None and (len(set(classes)) != len(classes) or not all(classes)):
-            raise ValueError("each class needs a name of its own")
-        if classes is not None and len(classes) < 2:
-            raise ValueError("one class teaches nothing: name at least two")
-        return classes
-
-    @field_validator("tdt_split")
-    @classmethod
-    def _check_weights(cls, weights: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(weights) < 0 or weights[0] == 0:
-            raise ValueError("want three weights of 0 or more for train, dev and test, and some for train")
-        return weights
-
-    @model_validator(mode="after")
-    def _check_together(self) -> DatasetDefinition:
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not self.build_name or not all(self.build_name):
+            raise ValueError("build_name: names no job: give a job, a glob, several of them, or all")
+        _checked("sample_interval", interval_us, self.sample_interval)
+        _checked("features_regex", select_columns, (), self.features_regex)
+        if self.slicer is not None:
+            _checked("slicer", slice_of, self.slicer)
+        self._check_classes()
+        if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
+            raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, and some for train")
+        self._check_windows()
         if self.raw_version is not None and self.slicer is None:
             raise ValueError("raw_version: has no meaning without slicer")
+
+    def _check_classes(self) -> None:
+        if self.classes is not None:
+            if len(set(self.classes)) != len(self.classes) or not all(self.classes):
+                raise ValueError("classes: each class needs a name of its own")
+            if len(self.classes) < 2:
+                raise ValueError("classes: one class teaches nothing: name at least two")
+        mapped = set(self.class_map.values()) - {""}
+        if self.classes is None and self.class_map and len(mapped) < 2:
+            raise ValueError("class_map: one class teaches nothing: map to at least two")
+        if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
+            raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
+
+    def _check_windows(self) -> None:
         if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
             raise ValueError("aggregation_functions: each only once")
         if self.aggregation_functions and self.max_windows is not None:
@@ -206,12 +179,6 @@ class DatasetDefinition(Settings):
             raise ValueError(f"min_windows: no run keeps more than {self.windows} windows: name max_windows too")
         if self.windows > MAX_WINDOWS:
             raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
-        mapped = set(self.class_map.values()) - {""}
-        if self.classes is None and self.class_map and len(mapped) < 2:
-            raise ValueError("class_map: one class teaches nothing: map to at least two")
-        if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
-            raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
-        return self
 
     @cached_property
     def interval_us(self) -> int:
@@ -230,7 +197,7 @@ class DatasetDefinition(Settings):
         return glob_pattern(self.build_name).fullmatch(build_name) is not None
 
 
-class ResolvedDefinition(Settings):
+class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     """A definition and what it resolved to: all that is needed to prepare a run.
 
     Attributes:
@@ -244,10 +211,13 @@ class ResolvedDefinition(Settings):
     what: ClassVar[str] = "resolved definition"
 
     definition: DatasetDefinition
-    columns: tuple[str, ...] = Field(min_length=1)
-    features: tuple[str, ...] = Field(min_length=1)
-    classes: tuple[str, ...] = Field(min_length=2)
-    windows: int = Field(ge=1, le=MAX_WINDOWS)
+    columns: Annotated[tuple[str, ...], Meta(min_length=1)]
+    features: Annotated[tuple[str, ...], Meta(min_length=1)]
+    classes: Annotated[tuple[str, ...], Meta(min_length=2)]
+    windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "definition": self.definition.to_json()}
 
     @property
     def L(self) -> int:  # noqa: N802 (the design's word)
@@ -262,6 +232,14 @@ class ResolvedDefinition(Settings):
             return self.classes.index(name), name
         except ValueError:
             return "unknown_class"
+
+
+def _checked(key: str, check: Callable[..., Any], *arguments: Any) -> None:
+    """Runs a check of a key; its `CimlError` as the ValueError of a ``__post_init__``."""
+    try:
+        check(*arguments)
+    except CimlError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:

@@ -1,4 +1,4 @@
-"""Files that people write: read from TOML, checked by pydantic, and wrong in one clear line."""
+"""Files that people write: read from TOML, checked by msgspec, and wrong in one clear line."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-# Else pydantic looks through all that is installed for plugins, at every start, and runs what it finds.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+import msgspec
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: How msgspec ends a message: ``$.hidden_layers[1]``.
+_PLACE = re.compile(r"(?P<message>.*) - at `(?P<key>key` in `)?\$(?P<place>[^`]*)`", re.DOTALL)
 
 
-def check_name(name: str, *, most: int = 100) -> str:
-    """A name that is safe in a path, of ``most`` letters. Raises `ValueError`, as validators do."""
+def check_name(name: str, *, most: int = 100) -> None:
+    """Raises `ValueError` where a name is not safe in a path, or longer than ``most`` letters."""
     if len(name) > most or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
-    return name
-
-
-#: A name that is safe in a path.
-Name = Annotated[str, AfterValidator(check_name)]
+        raise ValueError(f"name: {name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -55,26 +49,37 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise CimlError(f"{where} is not TOML: {error}") from None
 
 
-class Settings(BaseModel):
-    """A frozen set of keys. An unknown key is an error.
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """A frozen set of keys. An unknown key is an error, and no value is taken for one of another type.
+
+    What types cannot say, ``__post_init__`` checks, and raises `ValueError`.
 
     Attributes:
       what: what it is called in an error that no file is named in.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     what: ClassVar[str] = "settings"
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """All that it says, as JSON has it: lists, no tuples."""
+        return {key: _plain(value) for key, value in msgspec.to_builtins(self).items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str = "") -> Self:
         """What a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
         try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            raise CimlError(f"{where or cls.what}: {_first_line(error)}") from None
+            return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
+        except msgspec.ValidationError as error:
+            raise CimlError(f"{where or cls.what}: {_line(error, cls)}") from None
+
+    @classmethod
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A mapping with the short forms that people write spelt out."""
+        return value
+
+    def replace(self, **changes: Any) -> Self:
+        """The same but for these keys."""
+        return msgspec.structs.replace(self, **changes)
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
@@ -104,10 +109,32 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{place}: no such key"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _line(error: msgspec.ValidationError, kind: type) -> str:
+    """What is wrong, as people say it: ``hidden_layers.1: expected int, got str``."""
+    found = _PLACE.fullmatch(str(error))
+    message, place = (found["message"], found["place"]) if found else (str(error), "")
+    path = re.findall(r"[A-Za-z0-9_]+", place)
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
+        return f"{'.'.join([*path, match[1]])}: no such key"
+    if match := re.fullmatch(r"Object missing required field `(.*)`", message):
+        return f"{'.'.join([*path, match[1]])}: is not there"
+    if match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
+        message = f"{match[1]:.80} is none of {', '.join(_choices(kind, path))}"
+    elif error.__cause__ is None:
+        message = message.replace("`", "").replace("Expected ", "expected ", 1)
+    return f"{'.'.join(path)}: {message}" if path else message
+
+
+def _choices(kind: Any, path: list[str]) -> list[str]:
+    """The values that a key of a class takes."""
+    for part in path:
+        kind = get_type_hints(kind)[part] if isinstance(kind, type) and issubclass(kind, Settings) else kind
+    while kind is not None and get_origin(kind) is not Literal:
+        kind = next((each for each in get_args(kind) if get_args(each)), None)
+    return [str(value) for value in get_args(kind)]

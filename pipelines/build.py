@@ -60,7 +60,7 @@ def build_dataset(
     pin = None
     if definition.slicer is not None:
         if definition.raw_version is None and state.definition is not None and state.definition.slicer is not None:
-            definition = definition.model_copy(update={"raw_version": state.definition.raw_version})
+            definition = definition.replace(raw_version=state.definition.raw_version)
         if state.definition is not None:
             check_same(state.definition, definition)
         pin = Pin(runs.log, definition)

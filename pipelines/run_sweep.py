@@ -209,13 +209,13 @@ class _Trials:
         for earlier in self._known:
             if earlier.parameters == parameters:
                 same = {"number": number, "same_as": earlier.number, "seconds": 0.0}
-                return keep_outcome(self._store, earlier.model_copy(update=same))
+                return keep_outcome(self._store, earlier.replace(**same))
         try:
             combination = self._sweep.combine(parameters, self._raw_version)
         except CimlError as error:
-            return keep_outcome(self._store, known.model_copy(update={"reason": _line(error)}))
+            return keep_outcome(self._store, known.replace(reason=_line(error)))
         if reason := self._build(combination.definition):
-            return keep_outcome(self._store, known.model_copy(update={"reason": reason}))
+            return keep_outcome(self._store, known.replace(reason=reason))
         self.trained += 1
         return self._pool.submit(_trial, self._place, known, combination, tuple(past))
 
@@ -270,7 +270,7 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
     finally:
         if network:
             keras().utils.clear_session()  # else it keeps every network that there was
-    return keep_outcome(place.store, known.model_copy(update=told))
+    return keep_outcome(place.store, known.replace(**told))
 
 
 def _look_at_number(place: Place, question: int, name: str) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from msgspec import Meta, field
 
-from ciml.settings import Name, Settings
+from ciml.settings import Settings, check_name
 
 #: Names under which an estimator is known as well. TensorFlow no longer has the classes that these name.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
 
 
-class Experiment(Settings):
+class Experiment(Settings, frozen=True, kw_only=True):
     """An estimator and its hyper-parameters.
 
     Attributes:
@@ -40,44 +41,40 @@ class Experiment(Settings):
 
     what: ClassVar[str] = "experiment"
 
-    name: Name = "dnn"
+    name: str = "dnn"
     estimator: str = "dnn"
     hidden_layers: tuple[int, ...] = (128, 64)
     activation: Literal["relu", "gelu", "tanh", "elu"] = "relu"
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    l2: float = Field(2e-3, ge=0.0)
+    dropout: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    l2: Annotated[float, Meta(ge=0.0)] = 2e-3
     batch_norm: bool = False
-    kernel_size: int = Field(5, ge=1)
-    steps: int | None = Field(None, ge=1)
-    epochs: int = Field(150, ge=1)
-    batch_size: int = Field(64, ge=1)
+    kernel_size: Annotated[int, Meta(ge=1)] = 5
+    steps: Annotated[int, Meta(ge=1)] | None = None
+    epochs: Annotated[int, Meta(ge=1)] = 150
+    batch_size: Annotated[int, Meta(ge=1)] = 64
     optimizer: Literal["adam", "adamw", "adagrad", "ftrl", "rmsprop", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0.0)
+    learning_rate: Annotated[float, Meta(gt=0.0)] = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
-    early_stopping: int | None = Field(None, ge=1)
+    early_stopping: Annotated[int, Meta(ge=1)] | None = None
     class_weights: Literal["none", "balanced"] = "none"
-    seed: int = Field(0, ge=0, lt=2**31)
-    parameters: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    parameters: dict[str, bool | int | float | str | None] = field(default_factory=dict)
 
-    @field_validator("estimator")
     @classmethod
-    def _known_estimator(cls, name: str) -> str:
-        return ALIASES.get(name, name)
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Layers may be ``100/100/100``, as the original writes them, and an estimator may go by an alias."""
+        said = dict(value)
+        if isinstance(layers := said.get("hidden_layers"), str):
+            parts = [part for part in layers.split("/") if part]
+            said["hidden_layers"] = [int(part) if part.isdecimal() else part for part in parts]
+        if isinstance(estimator := said.get("estimator"), str):
+            said["estimator"] = ALIASES.get(estimator, estimator)
+        return said
 
-    @field_validator("hidden_layers", mode="before")
-    @classmethod
-    def _layers_of_text(cls, value: Any) -> Any:
-        """``100/100/100``, as the original writes it."""
-        if isinstance(value, str):
-            return tuple(part for part in value.split("/") if part)
-        return value
-
-    @field_validator("hidden_layers")
-    @classmethod
-    def _check_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if any(units < 1 for units in layers):
-            raise ValueError("each hidden layer needs at least one unit")
-        return layers
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if any(units < 1 for units in self.hidden_layers):
+            raise ValueError("hidden_layers: each hidden layer needs at least one unit")
 
 
 def load_experiment(path: str | Path, **overrides: Any) -> Experiment:

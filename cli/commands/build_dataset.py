@@ -217,7 +217,7 @@ def _is_another(target: Any, definition: DatasetDefinition) -> bool:
         return False
     there = state.definition
     if definition.slicer is not None and definition.raw_version is None:
-        there = there.model_copy(update={"raw_version": None})
+        there = there.replace(raw_version=None)
     return there != definition
 
 

@@ -20,6 +20,8 @@ def command(data_path: str, output: str | None) -> None:
     """Writes the HTML report of a finished ``ciml demo`` anew, from demo/result.json below DATA."""
     from pathlib import Path
 
+    import msgspec
+
     from ciml.errors import CimlError
     from ciml.storage import open_store
     from cli.report.render import render
@@ -27,10 +29,10 @@ def command(data_path: str, output: str | None) -> None:
 
     store = open_store(data_path)
     try:
-        result = DemoResult.model_validate_json(store.read("demo/result.json"))
+        result = msgspec.json.decode(store.read("demo/result.json"), type=DemoResult)
     except FileNotFoundError:
         raise CimlError(f"{data_path} holds no demo/result.json: run ciml demo --data-path {data_path} first") from None
-    except ValueError as error:
+    except msgspec.MsgspecError as error:
         raise CimlError(f"{data_path}: demo/result.json is no result of this version of the demo: {error}") from None
     page = render(result).encode()
     if output:

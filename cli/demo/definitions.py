@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ciml.definitions import DatasetDefinition
+from ciml.definitions import Aggregation, DatasetDefinition
 
 ALL = "provider-all"
 RELATIVE = "provider-relative"
 INTERVAL = "2s"
-_FUNCTIONS = ("mean", "std", "min", "max", "median")
+_FUNCTIONS: tuple[Aggregation, ...] = ("mean", "std", "min", "max", "median")
 #: Absolute memory: the sum of these names the machine's flavour, and each flavour belongs to one provider.
 MEMORY = ("used", "free", "buff", "cach")
 

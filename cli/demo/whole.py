@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from ciml.dataset_state import dataset_state
 from ciml.errors import CimlError
 from cli.demo import accounts as accounting
@@ -39,8 +41,8 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
         with steps.step("make the books") as step:
             result = balance(running, step.say)
         with steps.step("write the report"):
-            result = result.model_copy(update={"steps": steps.lines(), "took_s": steps.seconds()})
-            running.data.replace("demo/result.json", result.model_dump_json(indent=1).encode())
+            result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
+            running.data.replace("demo/result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
             running.data.replace("demo/report.html", render(result).encode())
         if not options.keep:
             with steps.step("shut down"):

@@ -252,5 +252,5 @@ def _cut(runs: Runs, first: int | None) -> Runs:
     if first > runs.resolved.windows:
         raise CimlError(f"--first {first}: the examples of this data set have {runs.resolved.windows} windows")
     scale = replace(runs.normalisation, mean=runs.normalisation.mean[:first], width=runs.normalisation.width[:first])
-    resolved = runs.resolved.model_copy(update={"windows": first})
+    resolved = runs.resolved.replace(windows=first)
     return replace(runs, inputs=runs.inputs[:, :first], normalisation=scale, resolved=resolved)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct, field
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Record(Struct, frozen=True, forbid_unknown_fields=True):
+    pass
 
 
-class AccountingLine(_Record):
+class AccountingLine(_Record, frozen=True, kw_only=True):
     """(event, run) of one class and reason: how many the producer's list expects, and how many the manifest counts."""
 
     kind: str
@@ -18,7 +18,7 @@ class AccountingLine(_Record):
     counted: int
 
 
-class SpoiltLine(_Record):
+class SpoiltLine(_Record, frozen=True, kw_only=True):
     """One way in which events were spoilt on purpose, and what became of them."""
 
     trick: str
@@ -26,7 +26,7 @@ class SpoiltLine(_Record):
     became: str
 
 
-class SpanLine(_Record):
+class SpanLine(_Record, frozen=True, kw_only=True):
     """One span version of a data set: rows by split and by class."""
 
     dataset: str
@@ -36,13 +36,13 @@ class SpanLine(_Record):
     classes: dict[str, int]
 
 
-class ExclusionLine(_Record):
+class ExclusionLine(_Record, frozen=True, kw_only=True):
     dataset: str
     reason: str
     runs: int
 
 
-class VersionLine(_Record):
+class VersionLine(_Record, frozen=True, kw_only=True):
     """One refresh of a model: its accuracy on runs that it did not learn from, beside what needs no network.
 
     ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class, ``one_number``
@@ -67,7 +67,7 @@ class VersionLine(_Record):
     took_s: float = 0.0
 
 
-class Confusion(_Record):
+class Confusion(_Record, frozen=True, kw_only=True):
     """``counts[i][j]``: held-out runs of class i that the model called class j."""
 
     model: str
@@ -76,7 +76,7 @@ class Confusion(_Record):
     counts: list[list[int]]
 
 
-class PredictionLine(_Record):
+class PredictionLine(_Record, frozen=True, kw_only=True):
     """The predictions of one model: how many by each version, and the time from reading a run to its probabilities."""
 
     model: str
@@ -87,7 +87,7 @@ class PredictionLine(_Record):
     latencies_ms: list[float]
 
 
-class Profile(_Record):
+class Profile(_Record, frozen=True, kw_only=True):
     """The mean of one telemetry column over the first windows of the runs of a provider."""
 
     provider: str
@@ -95,13 +95,13 @@ class Profile(_Record):
     means: list[float]
 
 
-class Check(_Record):
+class Check(_Record, frozen=True, kw_only=True):
     name: str
     passed: bool
     detail: str = ""
 
 
-class StepLine(_Record):
+class StepLine(_Record, frozen=True, kw_only=True):
     """One step: when it began, counted from the start of the whole run, and how long it took, in seconds."""
 
     name: str
@@ -109,7 +109,7 @@ class StepLine(_Record):
     took_s: float
 
 
-class DemoResult(_Record):
+class DemoResult(_Record, frozen=True, kw_only=True):
     """Everything that a run of the demo found."""
 
     started: str
@@ -117,19 +117,19 @@ class DemoResult(_Record):
     engines: dict[str, str]
     runs: int
     messages: int
-    accounting: list[AccountingLine] = []
-    spoilt: list[SpoiltLine] = []
-    spans: list[SpanLine] = []
-    exclusions: list[ExclusionLine] = []
-    versions: list[VersionLine] = []
-    confusions: list[Confusion] = []
-    predictions: list[PredictionLine] = []
+    accounting: list[AccountingLine] = field(default_factory=list)
+    spoilt: list[SpoiltLine] = field(default_factory=list)
+    spans: list[SpanLine] = field(default_factory=list)
+    exclusions: list[ExclusionLine] = field(default_factory=list)
+    versions: list[VersionLine] = field(default_factory=list)
+    confusions: list[Confusion] = field(default_factory=list)
+    predictions: list[PredictionLine] = field(default_factory=list)
     profile_column: str = "total cpu usage:usr"
     profile_interval_s: float = 10.0
-    profiles: list[Profile] = []
-    checks: list[Check] = []
-    steps: list[StepLine] = []
-    notes: list[str] = []
+    profiles: list[Profile] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    steps: list[StepLine] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:

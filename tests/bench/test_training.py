@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 RUNS = 2_800
 EPOCHS = 500
 TALK = Experiment(
-    estimator="tf.estimator.DNNClassifier", hidden_layers="100/100/100/100/100", optimizer="adagrad",
+    estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
     learning_rate=0.05, l2=0.0, batch_size=128, epochs=EPOCHS,
 )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from cli.report.result import (
     AccountingLine,
     Check,
@@ -100,4 +102,4 @@ def demo_result(**changes: object) -> DemoResult:
         ],
         "notes": [],
     }  # fmt: skip
-    return DemoResult.model_validate({**values, **changes})
+    return msgspec.convert({**values, **changes}, DemoResult)

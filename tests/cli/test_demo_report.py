@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -73,7 +74,7 @@ def test_the_last_version_is_the_pushed_one() -> None:
 
 def test_a_report_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "result.json").write_text(demo_result().model_dump_json())
+    (tmp_path / "demo" / "result.json").write_bytes(msgspec.json.encode(demo_result()))
     done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])
     assert (done.exit_code, done.output) == (0, f"{tmp_path}/demo/report.html\n")
     assert (tmp_path / "demo" / "report.html").read_text() == render(demo_result())

@@ -89,7 +89,7 @@ def test_define_train_show_and_the_same_again(data: Path):
         (["train", "--experiment", "x", "--dataset", "providers", "--hold-out", "job"], "--hold-out: say in how many"),
         (["train", "--experiment", "x", "--dataset", "providers", "--gpu"], "--gpu: training is on the CPU"),
         (["define", "a/b"], "experiment: name: 'a/b' is no name"),
-        (["define", "a", "--hidden-layers", "100/x"], "experiment: hidden_layers.1: Input should be a valid integer"),
+        (["define", "a", "--hidden-layers", "100/x"], "experiment: hidden_layers.1: expected int, got str"),
         (
             ["define", "a", "--estimator", "tree"],
             "estimator 'tree': there is none of this name; known are boosted_summaries",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.definitions import dumps
 from ciml.storage import Store, open_store
 from cli.main import cli
 from serving.push import NotBlessedError, push
@@ -23,7 +24,7 @@ def data(tmp_path: Path) -> Store:
         folder = tmp_path / f"candidate-{number}"
         (folder / "assets").mkdir(parents=True)
         (folder / "saved_model.pb").write_bytes(bytes([number]))
-        (folder / "assets" / "definition.json").write_text(DEFINITION.model_dump_json())
+        (folder / "assets" / "definition.json").write_bytes(dumps(DEFINITION))
         verdict = Verdict(number < 3, (f"accuracy 0.{number}",), {"accuracy": number / 10})
         try:
             push(data, "m", open_store(folder), verdict, check=False, facts={"dataset": "small"})

@@ -101,9 +101,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("models")
-    wider = DEFINITION.model_copy(
-        update={"windows": 7, "definition": DEFINITION.definition.model_copy(update={"max_windows": 7})}
-    )
+    wider = DEFINITION.replace(windows=7, definition=DEFINITION.definition.replace(max_windows=7))
     return [save_model(root / "a", 1), save_model(root / "b", 2), save_model(root / "c", 3, definition=wider)]
 
 
@@ -134,9 +132,7 @@ def test_predictions_equal_the_model_called_directly(world: World, folders: list
 
 
 def test_what_cannot_be_predicted_is_named_and_holds_up_nothing(world: World, folders: list[Path]) -> None:
-    other = DEFINITION.model_copy(
-        update={"definition": DEFINITION.definition.model_copy(update={"build_name": ("job*",)})}
-    )
+    other = DEFINITION.replace(definition=DEFINITION.definition.replace(build_name=("job*",)))
     world.push(save_model(Path(world.data.root) / "selective", 5, definition=other))
     fine = world.put("zuul~fine~1", telemetry(1))
     gone = world.put("zuul~gone~1", telemetry(2))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ciml.definitions import dumps
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage import open_store
 from serving.contract import check_candidate
@@ -145,8 +146,8 @@ def test_unsound_candidates_are_refused(tmp_path: Path, spoil: str, message: str
 
 def test_candidate_without_a_definition_or_with_another_is_refused(good: dict[int, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
-    other = DEFINITION.model_copy(update={"windows": L + 1})
-    (folder / "assets" / "definition.json").write_text(other.model_dump_json())
+    other = DEFINITION.replace(windows=L + 1)
+    (folder / "assets" / "definition.json").write_bytes(dumps(other))
     with pytest.raises(IntegrityError, match="its definition wants"):
         check_candidate(open_store(folder))
     (folder / "assets" / "definition.json").unlink()

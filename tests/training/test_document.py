@@ -16,7 +16,7 @@ def test_the_documents_experiment_names_every_key_and_is_one():
     block = re.search(r'(?m)^    name = "deep"\n((    .*)?\n)+', TEXT)
     assert block is not None
     value = tomllib.loads(re.sub(r"(?m)^    ", "", block[0]))
-    assert set(value) == set(Experiment.model_fields)
+    assert set(value) == set(Experiment.__struct_fields__)
     assert Experiment.from_json(value).hidden_layers == (100, 100, 100)
 
 

@@ -121,7 +121,7 @@ def test_a_wrong_experiment_is_told_before_there_are_data(keys: dict[str, Any], 
 
 
 def test_the_originals_svm_is_one_and_few_runs_are_told(rows: Rows):
-    assert Experiment(estimator="tf.contrib.learn.SVM").estimator == "svm"
+    assert Experiment.from_json({"estimator": "tf.contrib.learn.SVM"}).estimator == "svm"
     few = rows.take(np.array([0, 2, 4, 1]))
     with pytest.raises(CimlError, match="svm needs at least two training runs of each class"):
         fit(experiment("svm"), few, None, 2)

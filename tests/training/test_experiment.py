@@ -10,7 +10,7 @@ from training.experiment import Experiment, load_experiment
 
 
 def test_the_originals_estimator_and_layers_mean_the_same_network():
-    one = Experiment(estimator="tf.estimator.DNNClassifier", hidden_layers="100/100/100")
+    one = Experiment.from_json({"estimator": "tf.estimator.DNNClassifier", "hidden_layers": "100/100/100"})
 
     assert one.estimator == "dnn"
     assert one.hidden_layers == (100, 100, 100)
@@ -25,8 +25,8 @@ def test_the_originals_estimator_and_layers_mean_the_same_network():
         ({"hidden_layers": [10, 0]}, "experiment: hidden_layers: each hidden layer needs at least one unit"),
         ({"layers": [1]}, "experiment: layers: no such key"),
         ({"name": "../up"}, "experiment: name: '../up' is no name: want letters, digits, dashes, dots, underscores"),
-        ({"epochs": 0}, "experiment: epochs: Input should be greater than or equal to 1"),
-        ({"dropout": 1.0}, "experiment: dropout: Input should be less than 1"),
+        ({"epochs": 0}, "experiment: epochs: expected int >= 1"),
+        ({"dropout": 1.0}, "experiment: dropout: expected float < 1.0"),
     ],
 )
 def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: str):
@@ -57,7 +57,7 @@ def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_see
     ]  # fmt: skip
     assert model.output_shape == (None, 2)
     assert [weights.shape for weights in model.get_weights() if weights.ndim == 2] == [(12, 7), (7, 5), (5, 2)]
-    again, other = build_model(experiment, 3, 4, 2), build_model(experiment.model_copy(update={"seed": 1}), 3, 4, 2)
+    again, other = build_model(experiment, 3, 4, 2), build_model(experiment.replace(seed=1), 3, 4, 2)
     assert all((a == b).all() for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
     assert (model.get_weights()[4] != other.get_weights()[4]).any()
 

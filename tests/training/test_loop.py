@@ -17,13 +17,13 @@ from training.train import _rows, predict_in_memory, train
 
 #: The talk's network, for fewer epochs.
 TALK = Experiment(
-    estimator="tf.estimator.DNNClassifier", hidden_layers="100/100/100/100/100", optimizer="adagrad",
+    estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
     learning_rate=0.05, l2=0.0, batch_size=32, epochs=12,
 )  # fmt: skip
-RICH = TALK.model_copy(
-    update={"l2": 0.01, "optimizer": "adam", "learning_rate": 0.002, "schedule": "cosine", "batch_norm": True}
-    | {"class_weights": "balanced", "steps": 29}
-)
+RICH = TALK.replace(
+    l2=0.01, optimizer="adam", learning_rate=0.002, schedule="cosine", batch_norm=True, class_weights="balanced",
+    steps=29,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_each_epoch_has_an_order_of_its_own_and_a_seed_gives_it_again(rows: Rows
 
 
 def test_dropout_is_new_in_each_step_and_follows_from_the_seed(rows: Rows) -> None:
-    experiment = TALK.model_copy(update={"dropout": 0.5, "epochs": 3, "hidden_layers": (30, 30)})
+    experiment = TALK.replace(dropout=0.5, epochs=3, hidden_layers=(30, 30))
     one, again = (fit(experiment, rows, None, 4) for _ in range(2))
-    none = fit(experiment.model_copy(update={"dropout": 0.0}), rows, None, 4)
+    none = fit(experiment.replace(dropout=0.0), rows, None, 4)
     assert isinstance(one, Trained)
     assert isinstance(again, Trained)
     for left, right in zip(one.model.get_weights(), again.model.get_weights(), strict=True):
@@ -85,7 +85,7 @@ def test_dropout_is_new_in_each_step_and_follows_from_the_seed(rows: Rows) -> No
 
 def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Rows) -> None:
     tf = tensorflow()
-    experiment = TALK.model_copy(update={"steps": 4, "epochs": 9})
+    experiment = TALK.replace(steps=4, epochs=9)
     resident = Resident(rows, experiment.batch_size, experiment.seed)
     given = rows.take(resident.order(0))
     once = tf.data.Dataset.from_tensor_slices(({"inputs": given.inputs, "n_windows": given.n_windows}, given.labels))

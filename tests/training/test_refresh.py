@@ -74,7 +74,7 @@ def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[Lo
     assert again.snapshot.digest == done.snapshot.digest
     assert again.reason.startswith("nothing new")
     assert steps == ["snapshot"]
-    other = QUICK.model_copy(update={"seed": 5})
+    other = QUICK.replace(seed=5)
     assert refresh_key_of(done, other) != last
 
 
@@ -101,7 +101,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[LocalStore, Candidate,
 def test_a_candidate_that_learned_nothing_is_refused(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
-    poor = QUICK.model_copy(update={"steps": 1, "epochs": 1, "hidden_layers": ()})
+    poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())
     bad = refresh(data, "providers", poor, model="m3", champion=Champion(tmp_path / "champion", 1))
 
     assert isinstance(bad, Candidate)

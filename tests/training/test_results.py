@@ -36,7 +36,7 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Local
     material = read_material(data, "providers", TrustPolicy.load())
     trial(data, material).run()
     trial(data, material).cross_validate(3, ("flavour",))
-    trial(data, material, FOREST.model_copy(update={"name": "small"})).cross_validate(2, ())
+    trial(data, material, FOREST.replace(name="small")).cross_validate(2, ())
     return data, material
 
 
@@ -110,7 +110,7 @@ def test_of_trials_that_are_as_old_one_that_others_share_is_taken(data: LocalSto
 
 def test_only_the_named_data_sets_are_read(data: LocalStore):
     assert stored_trials(data, ["forest"], ["others"]) == []
-    create_experiment(data, FOREST.model_copy(update={"name": "idle"}))
+    create_experiment(data, FOREST.replace(name="idle"))
     assert stored_trials(data, ["idle"]) == []
 
 

@@ -113,8 +113,8 @@ def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None
         ({"vary": {"dataset": {"features_regex": ["a\nb"]}}}, "vary.dataset.features_regex: 'a\\nb' cannot be shown"),
         ({"vary": {"dataset": {"features_regex": ["x" * 200]}}}, "vary.dataset.features_regex: 'xxx"),
         ({"name": "../x"}, "name: '../x' is no name"),
-        ({"metric": "gain"}, "metric: Input should be 'accuracy', 'f1'"),
-        ({"on": "test"}, "on: Input should be 'folds' or 'dev'"),
+        ({"metric": "gain"}, "metric: 'gain' is none of accuracy, f1"),
+        ({"on": "test"}, "on: 'test' is none of folds, dev"),
         ({"on": "dev", "hold_out": "job"}, "hold_out: has no meaning on dev"),
         ({"experiment": {**FOREST, "epochs": 4}}, "vary.experiment.seed: experiment: epochs: means nothing to the"),
         ({"dataset": {"sample_interval": "1s"}, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "dataset.sample_"),
@@ -198,7 +198,7 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> 
         (5, "{", "is not JSON"),
         (6, "[]", "is no object"),
         (7, json.dumps(outcome(8).to_json()), "is of trial 8"),
-        (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: Input should be"),
+        (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is none of complete"),
     ]:
         store.create(f"trials/{number:06}.json", text.encode())
         with pytest.raises(IntegrityError, match=line):
@@ -240,13 +240,13 @@ def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made:
 
     for epochs, value in [*told, (5, found.value)]:
         asked = normal(dev)
-        model = fit(experiment.model_copy(update={"epochs": epochs}), normal(train), None, 4)
+        model = fit(experiment.replace(epochs=epochs), normal(train), None, 4)
         answers = model.predict(asked.inputs, asked.n_windows)
         right = scores(answers, asked.labels, "abcd", asked.labels, resamples=0)["macro"]["f1"]["value"]
         assert value == pytest.approx(right)
     ended = score_trial(one, experiment, material, lambda step, value: step == 4)
     assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, told[1][1], told, None)
-    last = score_trial(one, experiment.model_copy(update={"epochs": 4}), material, lambda step, value: step == 4)
+    last = score_trial(one, experiment.replace(epochs=4), material, lambda step, value: step == 4)
     assert (last.pruned, len(last.steps)) == (False, 2)
     number = one_number(one, material)["memory"]
     assert number["value"] > 0.9

@@ -21,7 +21,7 @@ def weights(trained: Trained) -> list[np.ndarray]:
 
 def test_two_trainings_with_one_seed_are_identical(materialised: Materialised, snapshot: Snapshot, trained: Trained):
     again = train(QUICK, materialised, snapshot.resolved, carved=True)
-    other = train(QUICK.model_copy(update={"seed": 1}), materialised, snapshot.resolved, carved=True)
+    other = train(QUICK.replace(seed=1), materialised, snapshot.resolved, carved=True)
 
     for one, two in zip(weights(trained), weights(again), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -47,7 +47,7 @@ def test_it_learns_and_says_what_it_did(materialised: Materialised, snapshot: Sn
 def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
     materialised: Materialised, snapshot: Snapshot, steps: int | None, epochs: int, want: tuple[int, int]
 ):
-    experiment = QUICK.model_copy(update={"steps": steps, "epochs": epochs, "hidden_layers": ()})
+    experiment = QUICK.replace(steps=steps, epochs=epochs, hidden_layers=())
     done = train(experiment, materialised, snapshot.resolved, carved=True)  # two batches an epoch
 
     assert (done.epochs, done.steps) == want
@@ -56,7 +56,7 @@ def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
 
 
 def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised: Materialised, snapshot: Snapshot):
-    experiment = QUICK.model_copy(update={"early_stopping": 3, "epochs": 200, "learning_rate": 0.03, "l2": 0.0})
+    experiment = QUICK.replace(early_stopping=3, epochs=200, learning_rate=0.03, l2=0.0)
     done = train(experiment, materialised, snapshot.resolved, carved=True)
     losses = done.history["val_loss"]
 
@@ -70,7 +70,7 @@ def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised
 
 
 def test_whose_runs_are_trained_on():
-    patient = QUICK.model_copy(update={"early_stopping": 3})
+    patient = QUICK.replace(early_stopping=3)
     assert trained_roles(QUICK, carved=True) == ("train", "dev")
     assert trained_roles(QUICK, carved=False) == ("train",)
     assert trained_roles(patient, carved=True) == ("train",)
@@ -99,7 +99,7 @@ def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, 
         train(QUICK, none, snapshot.resolved, carved=True)
     with pytest.raises(CimlError, match="early stopping needs dev runs"):
         train(
-            QUICK.model_copy(update={"early_stopping": 3}),
+            QUICK.replace(early_stopping=3),
             replace(materialised, counts={**materialised.counts, "dev": 0}),
             snapshot.resolved,
             carved=True,
@@ -107,9 +107,9 @@ def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, 
 
 
 def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snapshot: Snapshot, tmp_path: Path):
-    experiment = QUICK.model_copy(update={"class_weights": "balanced", "schedule": "cosine", "epochs": 5})
+    experiment = QUICK.replace(class_weights="balanced", schedule="cosine", epochs=5)
     done = train(experiment, materialised, snapshot.resolved, carved=True, tensorboard=tmp_path / "events")
-    plain = train(QUICK.model_copy(update={"epochs": 5}), materialised, snapshot.resolved, carved=True)
+    plain = train(QUICK.replace(epochs=5), materialised, snapshot.resolved, carved=True)
 
     assert float(done.model.optimizer.learning_rate) == pytest.approx(0.0, abs=1e-9)
     (file,) = (tmp_path / "events").iterdir()

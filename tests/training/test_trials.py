@@ -55,7 +55,7 @@ def test_an_experiment_is_stored_once(tmp_path: Path):
     assert create_experiment(data, SMALL) is False
     assert load_experiment(data, "small") == SMALL
     with pytest.raises(CimlError, match="'small' is there, and is another one: epochs is 20, not 21; take another"):
-        create_experiment(data, SMALL.model_copy(update={"epochs": 21}))
+        create_experiment(data, SMALL.replace(epochs=21))
     assert load_experiment(data, "small") == SMALL
     create_experiment(data, FOREST)
     assert experiment_names(data) == ["forest", "small"]
@@ -128,7 +128,7 @@ def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: Material
 
 
 def test_early_stopping_keeps_dev_apart(data: LocalStore, material: Material):
-    patient = SMALL.model_copy(update={"name": "patient", "early_stopping": 3})
+    patient = SMALL.replace(name="patient", early_stopping=3)
     result, _ = trial(data, material, patient).run()
     assert result["training"]["runs"] == material.of("train").size
     assert result["dev"]["runs"] == material.of("dev").size > 0
@@ -185,8 +185,8 @@ def test_a_model_is_asked_about_another_job(data: LocalStore, material: Material
         other,
         snapshot=replace(
             other.snapshot,
-            resolved=other.snapshot.resolved.model_copy(
-                update={"definition": other.snapshot.resolved.definition.model_copy(update={"sample_interval": "2s"})}
+            resolved=other.snapshot.resolved.replace(
+                definition=other.snapshot.resolved.definition.replace(sample_interval="2s")
             ),
         ),
     )

@@ -77,5 +77,5 @@ def resolved(columns: Sequence[str] = (USR, LOAD), **keys: Any) -> ResolvedDefin
     """A definition that resolved to these columns."""
     definition = DatasetDefinition.from_json({"name": "tests", **keys})
     if definition.classes is None and definition.class_label != "status":
-        definition = definition.model_copy(update={"classes": ("a", "b")})
+        definition = definition.replace(classes=("a", "b"))
     return resolve(definition, [columns], [])

@@ -130,7 +130,7 @@ def test_windows_of_a_joined_table_are_those_of_its_runs() -> None:
 def test_digests_of_many_rows_are_those_of_each() -> None:
     runs, tables, _ = corpus(5)
     named = [mention(at, build_name=run.build_name) for at, run in enumerate(runs)]
-    definition = resolved().definition.model_copy(update={"features_regex": "(usr|1min|wai)"})
+    definition = resolved().definition.replace(features_regex="(usr|1min|wai)")
     made = resolve(definition, [telemetry_columns(each.column_names) for each in tables], named)
     examples = make_examples(named, tables, made).table
     assert LOAD in made.columns

@@ -119,9 +119,9 @@ def check_experiment(experiment: Experiment) -> None:
       CimlError: for an unknown estimator, a key that means nothing to it, or a parameter that it does not take.
     """
     estimator = estimator_of(experiment)
-    for key, field in type(experiment).model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if key not in estimator.keys and getattr(experiment, key) != default:
+    usual = Experiment()
+    for key in Experiment.__struct_fields__:
+        if key not in estimator.keys and getattr(experiment, key) != getattr(usual, key):
             raise CimlError(f"experiment: {key}: means nothing to the estimator {experiment.estimator}; leave it out")
     for parameter, key in _OWN_KEYS.items():
         if parameter in experiment.parameters:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from msgspec import Meta, field
 
 from ciml.definitions import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
@@ -25,12 +25,12 @@ LOSSES = frozenset({"brier", "log_loss"})
 _SPAN_RUNS = 5000
 _MOST_TRIALS = 10_000
 #: Shorter than other names: a trial becomes an experiment under it and the trial's number.
-_Name = Annotated[str, AfterValidator(partial(check_name, most=80))]
+_MOST_LETTERS = 80
 #: Keys that the sweep gives itself.
 _OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
 
 
-class Vary(Settings):
+class Vary(Settings, frozen=True):
     """What varies: by key a list of values, a table of named values, or a range.
 
     Attributes:
@@ -38,8 +38,8 @@ class Vary(Settings):
       experiment: keys of an experiment.
     """
 
-    dataset: dict[str, Any] = Field(default_factory=dict)
-    experiment: dict[str, Any] = Field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Combination:
     experiment: Experiment
 
 
-class Sweep(Settings):
+class Sweep(Settings, frozen=True, kw_only=True):
     """A sweep.
 
     Attributes:
@@ -82,29 +82,29 @@ class Sweep(Settings):
 
     what: ClassVar[str] = "sweep"
 
-    name: _Name
-    dataset: dict[str, Any] = Field(default_factory=dict)
-    experiment: dict[str, Any] = Field(default_factory=dict)
+    name: str
+    dataset: dict[str, Any] = field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
     vary: Vary
     metric: Metric = "accuracy"
     on: Literal["folds", "dev"] = "folds"
-    folds: int = Field(3, ge=2, le=100)
+    folds: Annotated[int, Meta(ge=2, le=100)] = 3
     hold_out: tuple[str, ...] = ()
-    trials: int | None = Field(None, ge=1, le=_MOST_TRIALS)
-    seed: int = Field(0, ge=0, lt=2**31)
+    trials: Annotated[int, Meta(ge=1, le=_MOST_TRIALS)] | None = None
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     pruner: Literal["median", "hyperband", "successive_halving", "none"] = "median"
-    startup_trials: int = Field(5, ge=0)
-    warmup: int = Field(0, ge=0)
-    report_epochs: int = Field(10, ge=1)
-    lag: int = Field(4, ge=1, le=1000)
+    startup_trials: Annotated[int, Meta(ge=0)] = 5
+    warmup: Annotated[int, Meta(ge=0)] = 0
+    report_epochs: Annotated[int, Meta(ge=1)] = 10
+    lag: Annotated[int, Meta(ge=1, le=1000)] = 4
 
-    @field_validator("hold_out", mode="before")
     @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One fact alone stands for a list of one."""
+        return {**value, "hold_out": (value["hold_out"],)} if isinstance(value.get("hold_out"), str) else value
 
-    @model_validator(mode="after")
-    def _check_together(self) -> Sweep:
+    def __post_init__(self) -> None:
+        check_name(self.name, most=_MOST_LETTERS)
         if self.hold_out and self.on == "dev":
             raise ValueError("hold_out: has no meaning on dev, whose runs are chosen by the data set's split")
         for part, fixed, varied in self._parts():
@@ -126,7 +126,6 @@ class Sweep(Settings):
             if count > _MOST_TRIALS:
                 raise ValueError(f"vary: {count:,} combinations; say trials = N, or list fewer values")
         self._check_values()
-        return self
 
     def _parts(self) -> tuple[tuple[Part, dict[str, Any], dict[str, Any]], ...]:
         return ("dataset", self.dataset, self.vary.dataset), ("experiment", self.experiment, self.vary.experiment)
@@ -252,7 +251,7 @@ class Sweep(Settings):
 
 
 def _said(place: str, check: Callable[[], Any]) -> None:
-    """Runs a check; its `CimlError` as a ValueError, which pydantic tells with the file."""
+    """Runs a check; its `CimlError` as a ValueError, as a ``__post_init__`` raises it."""
     try:
         check()
     except CimlError as error:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from msgspec import Meta, field
 
 from ciml.settings import Settings
 
 State = Literal["complete", "pruned", "failed"]
 
 
-class Outcome(Settings):
+class Outcome(Settings, frozen=True, kw_only=True):
     """What a trial came to.
 
     Attributes:
@@ -39,8 +39,8 @@ class Outcome(Settings):
     what: ClassVar[str] = "outcome of a trial"
 
     format: Literal[1] = 1
-    number: int = Field(ge=0)
-    question: int = Field(ge=0)
+    number: Annotated[int, Meta(ge=0)]
+    question: Annotated[int, Meta(ge=0)]
     parameters: dict[str, str | int | float]
     state: State
     reason: str = ""
@@ -48,12 +48,12 @@ class Outcome(Settings):
     low: float | None = None
     high: float | None = None
     steps: tuple[tuple[int, float], ...] = ()
-    scores: dict[str, float | None] = Field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
     dataset: str = ""
-    experiment: dict[str, Any] = Field(default_factory=dict)
+    experiment: dict[str, Any] = field(default_factory=dict)
     snapshot: str = ""
     trained_on: int = 0
     held_out: int = 0
     same_as: int | None = None
     seconds: float = 0.0
-    attrs: dict[str, str | int | float | None] = Field(default_factory=dict)
+    attrs: dict[str, str | int | float | None] = field(default_factory=dict)

@@ -76,9 +76,7 @@ def test_the_features_that_tell_clusters_apart_come_first():
     scene = runs([[0, 0]] * 3 + [[1, 1]] * 3, [0] * 3 + [1] * 3)
     flat = np.ones((6, 2, 8), np.float32)
     flat[:, :, 5] = scene.inputs[:, :, 0]
-    resolved = scene.resolved.model_copy(
-        update={"features": tuple("abcdefgh"), "columns": tuple(f"x:{name}" for name in "abcdefgh")}
-    )
+    resolved = scene.resolved.replace(features=tuple("abcdefgh"), columns=tuple(f"x:{name}" for name in "abcdefgh"))
     wide = replace(scene, inputs=flat, resolved=resolved, normalisation=type(scene.normalisation).of(flat))
     found = cluster_runs(wide, Wanted(most_k=2))
     assert found.chosen.of.tolist() in ([0] * 3 + [1] * 3, [1] * 3 + [0] * 3)

@@ -197,14 +197,10 @@ def test_the_winner_is_defined_by_a_line_that_gives_the_same_experiment(
     from training.trials import load_experiment
 
     experiment = Experiment.from_json({**keys, "name": "tests"})
-    one = (
-        swept()
-        .outcomes[0]
-        .model_copy(update={"number": 7, "dataset": "sweep-1s-00", "experiment": experiment.to_json()})
-    )
+    one = swept().outcomes[0].replace(number=7, dataset="sweep-1s-00", experiment=experiment.to_json())
     define, train = define_lines(swept(), one, str(tmp_path))
     assert sorted(define.split()) == sorted(f"ciml experiment define tests-7 {line} --data-path {tmp_path}".split())
     assert train == f"ciml experiment train --experiment tests-7 --dataset sweep-1s-00 --data-path {tmp_path}"
     done = CliRunner().invoke(cli, define.split()[1:])
     assert done.exit_code == 0, done.output
-    assert load_experiment(open_store(tmp_path), "tests-7").model_copy(update={"name": "tests"}) == experiment
+    assert load_experiment(open_store(tmp_path), "tests-7").replace(name="tests") == experiment
