@@ -9,7 +9,6 @@ already is counted as a repeat.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -137,8 +136,7 @@ class _Draft:
         if before is not None:
             if outcome.kind == "deferred" and outcome.attempts <= before.attempts:
                 return  # a replay of an earlier try
-            outcome = replace(
-                outcome,
+            outcome = outcome.replace(
                 payload=outcome.payload or before.payload,
                 first_seen_us=outcome.first_seen_us or before.first_seen_us,
             )
@@ -191,19 +189,19 @@ class _Draft:
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
     """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
     if repeated:
-        return replace(_plain(outcome, run), kind="repeat", reason="event")
+        return _plain(outcome, run).replace(kind="repeat", reason="event")
     if run is None or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
         keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
-        return outcome if keeps else replace(outcome, payload=None)
+        return outcome if keeps else outcome.replace(payload=None)
     plain = _plain(outcome, run)
     word = outcome.mention.outcome if outcome.mention else None
     if word and word != run.outcome:
-        return replace(plain, kind="correction", reason="outcome", detail=f"was {run.outcome}")
-    return replace(plain, kind="repeat", reason="other_log" if plain.file else "run")
+        return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
+    return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
 
 
 def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
     """Without what only a raw row or a dead letter has; with the file where it is another than the row's."""
     file = outcome.file
     other = file if file is not None and run is not None and file.digest != run.digest else None
-    return replace(outcome, detail="", file=other, payload=None, not_before_us=None)
+    return outcome.replace(detail="", file=other, payload=None, not_before_us=None)

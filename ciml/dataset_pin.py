@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import orjson
+import msgspec
 
-from ciml.dataset_plan import Fix, RawLog, Resolver, SelectedRun, SpanPlan, Step, may_correct
+from ciml.dataset_plan import Fix, Resolver, SelectedRun, SpanPlan, Step, may_correct
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import DatasetDefinition, slice_of
 from ciml.errors import CimlError, IntegrityError
+from ciml.run_records import RunLog, RunRecord
 
 
 class Pin:
@@ -26,7 +27,7 @@ class Pin:
       other_jobs: the jobs of runs that were not selected.
     """
 
-    def __init__(self, raw: RawLog, definition: DatasetDefinition) -> None:
+    def __init__(self, raw: RunLog, definition: DatasetDefinition) -> None:
         """Reads the raw manifest up to the version that the definition names, or to its end.
 
         Raises:
@@ -37,24 +38,20 @@ class Pin:
         self._fixes: dict[str, list[tuple[Fix, bool]]] = {}
         # A run as it was recorded takes a third of what it takes as objects, and all are held until the last is cut.
         found: list[tuple[int, str, Position, bytes]] = []
-        last = definition.raw_version
+        last, encode = definition.raw_version, msgspec.json.Encoder().encode
         for version, delta in raw.since(0):
             if last is not None and version > last:
                 break
             self.version = version
-            for index, record in enumerate(delta["runs"]):
-                mention = record["mention"]
-                if definition.selects(job := mention["build_name"]):
-                    end = mention.get("end_us") or mention.get("start_us") or 0
-                    found.append((end, mention["run_id"], (version, index), orjson.dumps(record)))
+            for index, record in enumerate(delta.runs):
+                mention = record.mention
+                if definition.selects(job := mention.build_name):
+                    end = mention.end_us or mention.start_us or 0
+                    found.append((end, mention.run_id, (version, index), encode(record)))
                 else:
                     self.other_jobs.add(job)
-            for record in delta["corrections"]:
-                mention = record["mention"]
-                fix = (mention.get("outcome", ""), mention.get("result", ""))
-                self._fixes.setdefault(mention["run_id"], []).append(
-                    (fix, record.get("trust", {}).get("trusted", True))
-                )
+            for each in delta.corrections:
+                self._fixes.setdefault(each.mention.run_id, []).append((each.fix, each.trusted))
         if last is not None and self.version < last:
             raise CimlError(
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}: is it another one?"
@@ -70,8 +67,9 @@ class Pin:
 
     def runs(self, start: int = 0, stop: int | None = None) -> Iterator[SelectedRun]:
         """Some of the runs, in their order, with the outcomes that were known by `version`."""
+        decode = msgspec.json.Decoder(RunRecord).decode
         for position, record in self._records[start:stop]:
-            run = SelectedRun.from_record(position, orjson.loads(record))
+            run = SelectedRun.of(position, decode(record))
             yield run.corrected(self.fix(run))
 
     def voters(self) -> Iterator[SelectedRun]:
@@ -95,7 +93,7 @@ class PinnedPlan:
       raw: where the manifest is, for messages.
     """
 
-    def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RawLog) -> None:
+    def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RunLog) -> None:
         if state.definition is None:
             raise IntegrityError("a data set without a definition")
         self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw

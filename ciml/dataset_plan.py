@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import cast
 
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import IntegrityError
-from ciml.manifests import Delta
-from ciml.records import Mention, OutcomeWord, RawFile, Trust
+from ciml.records import Mention, OutcomeWord, RawFile, Record, Trust
+from ciml.run_records import RunDelta, RunLog, RunRecord
 
 
-@dataclass(frozen=True, slots=True)
-class SelectedRun:
+class SelectedRun(Record, frozen=True, gc=False):
     """A raw row that a data set takes, and where the raw manifest records it."""
 
     position: Position
@@ -32,17 +31,15 @@ class SelectedRun:
         return self.mention.run_id
 
     @classmethod
-    def from_record(cls, position: Position, record: Mapping[str, Any]) -> SelectedRun:
-        """From a record of the raw manifest's ``runs``."""
-        trust = Trust.from_json(record["trust"]) if "trust" in record else None
-        return cls(position, Mention.from_json(record["mention"]), RawFile.from_json(record["file"]), trust)
+    def of(cls, position: Position, record: RunRecord) -> SelectedRun:
+        return cls(position, record.mention, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
         """The same run with another outcome. All that trust is judged by stays."""
         if fix is None:
             return self
         outcome = cast("OutcomeWord | None", fix[0] or None)
-        return replace(self, mention=replace(self.mention, outcome=outcome, result=fix[1]))
+        return self.replace(mention=self.mention.replace(outcome=outcome, result=fix[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +63,6 @@ class Step:
     corrections: Mapping[str, tuple[str, str]]
 
 
-class RawLog(Protocol):
-    """What has the records of runs: a raw manifest, or what stands for one."""
-
-    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
-        """The deltas after a version, with theirs."""
-
-    def read(self, version: int) -> Delta:
-        """One delta; `FileNotFoundError` where there is none."""
-
-    def url(self) -> str:
-        """Where it is, for messages."""
-
-
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word for it.
 Fix = tuple[str, str]
@@ -97,7 +81,7 @@ class Plan:
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
-    def __init__(self, state: DatasetState, raw: RawLog, resolver: Resolver) -> None:
+    def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver) -> None:
         if state.definition is None:
             raise IntegrityError("a data set without a definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
@@ -121,13 +105,13 @@ class Plan:
         """
         end, _ = begin = self._cursor
         for version, delta in self._raw.since(end - 1):
-            for index, record in enumerate(delta["runs"]):
+            for index, record in enumerate(delta.runs):
                 if (version, index) < begin:
                     continue
-                if not self._definition.selects(job := record["mention"]["build_name"]):
+                if not self._definition.selects(job := record.mention.build_name):
                     self.other_jobs.add(job)
                     continue
-                run = SelectedRun.from_record((version, index), record)
+                run = SelectedRun.of((version, index), record)
                 self._pending[run.run_id] = run
                 if len(self._pending) == self._definition.span_runs:
                     yield self._seal((version, index + 1))
@@ -139,12 +123,10 @@ class Plan:
             yield self._step(self._cursor, end, again)
         self.waiting = len(self._pending)
 
-    def _collect(self, version: int, delta: Delta) -> None:
+    def _collect(self, version: int, delta: RunDelta) -> None:
         """Takes in the corrections of a raw version, after its runs."""
-        for record in delta["corrections"]:
-            mention = record["mention"]
-            run_id, fix = mention["run_id"], (mention.get("outcome", ""), mention.get("result", ""))
-            trusted = record.get("trust", {}).get("trusted", True)
+        for correction in delta.corrections:
+            run_id, fix, trusted = correction.mention.run_id, correction.fix, correction.trusted
             if run := self._pending.get(run_id):
                 if may_correct(trusted, run):
                     self._pending[run_id] = run.corrected(fix)
@@ -215,8 +197,8 @@ class Plan:
         else:
             versions = self._state.spans[span]
             last, positions = max(versions), versions[1].selected
-        records = {version: self._raw.read(version)["runs"] for version in sorted({place[0] for place in positions})}
-        runs = (SelectedRun.from_record(place, records[place[0]][place[1]]) for place in positions)
+        records = {version: self._raw.read(version).runs for version in sorted({place[0] for place in positions})}
+        runs = (SelectedRun.of(place, records[place[0]][place[1]]) for place in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
         return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
 

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
+import msgspec
+
 from ciml.definitions import DatasetDefinition, ResolvedDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifests import Delta, ManifestLog, catch_up
+from ciml.records import Record
 from ciml.storage import Store, open_store
 
 #: A position in the raw manifest: (version, index within that version's runs).
 Position = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleFile:
+class ExampleFile(Record, frozen=True, gc=False):
     """One Parquet file of examples, relative to the data set's folder.
 
     ``digest`` is that of its rows (`transforms.spans.rows_digest`), not of its bytes.
@@ -32,16 +34,12 @@ class ExampleFile:
     digest: str
     rows: int
 
-    def to_json(self) -> dict[str, Any]:
-        return {"path": self.path, "digest": self.digest, "rows": self.rows}
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ExampleFile:
         return cls(**value)
 
 
-@dataclass(frozen=True, slots=True)
-class SpanRun:
+class SpanRun(Record, frozen=True, gc=False):
     """An example of a span, as the manifest knows it."""
 
     run_id: str
@@ -51,17 +49,6 @@ class SpanRun:
     label_name: str
     n_windows: int
     digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run_id": self.run_id,
-            "build_name": self.build_name,
-            "split": self.split,
-            "label": self.label,
-            "label_name": self.label_name,
-            "n_windows": self.n_windows,
-            "digest": self.digest,
-        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
@@ -110,7 +97,7 @@ class SpanVersion:
             "span": self.span,
             "version": self.version,
             "selected": [list(position) for position in self.selected],
-            "runs": [run.to_json() for run in self.runs],
+            "runs": msgspec.to_builtins(list(self.runs)),
             "excluded": [dict(each) for each in self.excluded],
             "files": {split: [file.to_json() for file in files] for split, files in self.files.items()},
         }

@@ -127,10 +127,10 @@ class ManifestLog:
 
     def read(self, version: int) -> Delta:
         """Delta ``version``; `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
-        return self.parse(version, self._read(version))
+        return self.parse(version, self.read_raw(version))
 
-    def _read(self, version: int) -> bytes:
-        """Delta ``version`` as it was committed."""
+    def read_raw(self, version: int) -> bytes:
+        """As `read`, the delta as it was committed."""
         while True:
             known = self._fresh()
             if version <= known.archived:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from ciml.errors import IntegrityError
@@ -23,10 +24,17 @@ SWEPT = "swept"
 
 def split_path(path: str) -> tuple[str, str] | None:
     """(folder, file name) of a run's path; None for a path that is no run's, and so never in a pack."""
-    parts = path.split("/")
-    if len(parts) != 4 or parts[0] != RUNS or not parts[1].startswith("job=") or not parts[2].startswith("date="):
+    prefix, _, name = path.rpartition("/")
+    folder = _folder(prefix)
+    return None if folder is None else (folder, name)
+
+
+@lru_cache(maxsize=4096)
+def _folder(prefix: str) -> str | None:
+    parts = prefix.split("/")
+    if len(parts) != 3 or parts[0] != RUNS or not parts[1].startswith("job=") or not parts[2].startswith("date="):
         return None
-    return f"{parts[1]}/{parts[2]}", parts[3]
+    return f"{parts[1]}/{parts[2]}"
 
 
 def run_of(name: str) -> str:

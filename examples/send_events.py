@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from confluent_kafka import Producer
@@ -41,7 +40,7 @@ def main() -> None:
             build = json.loads(line)
             mention = mention_from_listing(build, source="example-ci", logs=options.listing.resolve().parent.as_uri())
             # What a gate says of itself; a listing's own word for trust is not an event's to use.
-            mention = replace(mention, event="gate", pipeline="gate")
+            mention = mention.replace(event="gate", pipeline="gate")
             value, headers = finished_event(mention, event_id=mention.build_uuid, time_us=mention.end_us)
             producer.produce(
                 options.topic, value, key=mention.run_id, headers=headers,

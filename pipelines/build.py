@@ -84,7 +84,7 @@ def _runs(source: Store | ListedRuns, target: Store) -> tuple[RunSource, Mapping
     if not isinstance(source, Store):
         return source, {"listing": source.told}
     raw = StoredRuns(source.child("raw"))
-    if next(raw.log.raw_since(0), None) is None:
+    if raw.is_empty():
         raise CimlError(
             f"no raw store at {raw.log.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA"
         )

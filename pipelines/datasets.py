@@ -119,7 +119,7 @@ def update_dataset(
     raw = raw_store_of(data, state)
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
-        pin = Pin(ManifestLog(raw), state.definition)
+        pin = Pin(StoredRuns(raw).log, state.definition)
     produce, root = producer(runner, job_endpoint), dataset_store(data, name)
     return fill(StoredRuns(raw), root, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
 
@@ -293,15 +293,14 @@ def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) 
     if state.listing is not None:
         wanted = set(have)  # those of a listing, which may be anywhere
     elif definition.slicer is not None:
-        wanted = set(
-            Pin(ManifestLog(raw_store_of(data, state)), definition).run_ids[: len(state.spans) * definition.span_runs]
-        )
+        pin = Pin(StoredRuns(raw_store_of(data, state)).log, definition)
+        wanted = set(pin.run_ids[: len(state.spans) * definition.span_runs])
     else:
         wanted = {
-            record["mention"]["run_id"]
-            for version, delta in ManifestLog(raw_store_of(data, state)).since(0)
-            for index, record in enumerate(delta["runs"])
-            if (version, index) < state.cursor and definition.selects(record["mention"]["build_name"])
+            record.mention.run_id
+            for version, delta in StoredRuns(raw_store_of(data, state)).log.since(0)
+            for index, record in enumerate(delta.runs)
+            if (version, index) < state.cursor and definition.selects(record.mention.build_name)
         }
     wrong.extend(f"the run {run_id} is in a data set twice" for run_id, times in Counter(have).items() if times > 1)
     wrong.extend(f"the run {run_id} is selected, and in no span" for run_id in sorted(wanted - set(have)))

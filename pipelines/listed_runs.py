@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 from zlib import crc32
 
+import msgspec
 import numpy as np
 
 from ciml.accounting import LISTS, RawState, reconcile
@@ -21,8 +22,8 @@ from ciml.definitions import ResolvedDefinition
 from ciml.errors import EngineError
 from ciml.listing import Reading
 from ciml.listing_files import Listing
-from ciml.manifests import Delta
 from ciml.records import Batch, OffsetRange, Outcome, RawFile
+from ciml.run_records import RunDelta
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from
 from transforms.fetch_policy import FetchPolicy
@@ -168,19 +169,19 @@ class ListedLog:
         """The listing, for messages."""
         return self._listing.url
 
-    def since(self, version: int) -> Iterator[tuple[int, Delta]]:
-        """As `ManifestLog.since`."""
+    def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
+        """As `ciml.run_records.RunLog.since`."""
         if version < self.version:
             yield self.version, self._delta
 
-    def read(self, version: int) -> Delta:
-        """As `ManifestLog.read`."""
+    def read(self, version: int) -> RunDelta:
+        """As `ciml.run_records.RunLog.read`."""
         if version != self.version:
             raise FileNotFoundError(version)
         return self._delta
 
     @cached_property
-    def _delta(self) -> Delta:
+    def _delta(self) -> RunDelta:
         listing = self._listing
         batches = (
             decode_lines(OffsetRange(listing.topic, "", 0, each.start, each.end), listing.read(each), self._reading)
@@ -188,11 +189,11 @@ class ListedLog:
         )
         delta = reconcile(RawState(), (self._settled(judge(batch, self._trust)) for batch in batches), 0)
         if delta is None:
-            return {name: [] for name in LISTS.values()}
+            return RunDelta()
         for kind, name in LISTS.items():
             if kind != "run":
                 self.left_out.update((kind, record.get("reason", "")) for record in delta[name])
-        return delta
+        return msgspec.convert(delta, RunDelta)
 
     def _settled(self, batch: Batch) -> Batch:
         runs = []

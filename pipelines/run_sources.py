@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from ciml.dataset_plan import RawLog, SelectedRun, SpanPlan
+from ciml.dataset_plan import SelectedRun, SpanPlan
 from ciml.definitions import ResolvedDefinition
 from ciml.manifests import ManifestLog
+from ciml.run_records import RunLog, StoredRunLog
 from ciml.storage import Store
 from transforms.examples import Examples
 from transforms.raw_reader import read_columns
@@ -20,7 +21,7 @@ class RunSource(Protocol):
     """What has runs, and their telemetry."""
 
     @property
-    def log(self) -> RawLog:
+    def log(self) -> RunLog:
         """The records of the runs."""
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
@@ -37,8 +38,12 @@ class StoredRuns:
     raw: Store
 
     @cached_property
-    def log(self) -> ManifestLog:
-        return ManifestLog(self.raw)
+    def log(self) -> RunLog:
+        return StoredRunLog(ManifestLog(self.raw))
+
+    def is_empty(self) -> bool:
+        """Whether the raw store has no manifest."""
+        return next(ManifestLog(self.raw).raw_since(0), None) is None
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         return read_columns(self.raw, [run.file for run in runs])

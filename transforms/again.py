@@ -98,7 +98,7 @@ def _checked(letter: Outcome, batch: Batch) -> Batch:
             reasons = [each for each in batch.settled if not each.run_id]
             if not reasons:
                 raise Refused("other_run", "its message names another run now")
-            settled = [replace(reasons[0], mention=letter.mention)]  # it cannot be decoded any more
+            settled = [reasons[0].replace(mention=letter.mention)]  # it cannot be decoded any more
     for candidate in candidates:
         if letter.run_id and _holds_secret(candidate):
             raise Refused("secret_not_held", "the log's address held a secret, which is not kept: send the event anew")

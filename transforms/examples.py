@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -185,13 +186,15 @@ def row_digests(
         for feature in features
     ]  # fmt: skip
     values = [memoryview(unrolled[feature].reshape(-1)).cast("B") for feature in range(F)]
-    end = struct.pack("<q", 8)
+    ends = {count: struct.pack("<qq", 8, count) for count in set(n_windows)}
+    # One list for all rows: the run's own parts are put between the heads.
+    parts: list[bytes | memoryview] = [b"", b"", *chain.from_iterable((head, b"") for head in heads), b""]
     for row, (run_id, count) in enumerate(zip(run_ids, n_windows, strict=True)):
         begin = row * width
-        parts: list[bytes | memoryview] = [struct.pack("<q", len(name := run_id.encode())), name]
-        for head, column in zip(heads, values, strict=True):
-            parts += (head, column[begin : begin + width])
-        yield hashlib.sha256(b"".join((*parts, end, struct.pack("<q", count)))).hexdigest()
+        parts[1] = name = run_id.encode()
+        parts[0], parts[-1] = struct.pack("<q", len(name)), ends[count]
+        parts[3:-1:2] = [column[begin : begin + width] for column in values]
+        yield hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _table(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -27,6 +28,7 @@ from transforms.split import SPLITS
 
 _BATCH_BYTES = 64 << 20  # of examples that are made at a time
 _BATCH_RUNS = 5000
+_GROUP_BYTES = 4 << 20  # of a row group, before compression: writing takes as much memory again
 
 
 def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
@@ -84,8 +86,8 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
         root.create(path, _to_parquet(table))  # one that is there holds the same rows: its name says so
         return (ExampleFile(path, digest, table.num_rows),)
 
-    with ThreadPoolExecutor(len(SPLITS)) as pool:  # compressing and waiting for the disk leave the interpreter alone
-        files = {split: written for split, written in zip(SPLITS, pool.map(write, SPLITS), strict=True) if written}
+    # One after the other: what writing needs of memory is then there once, and two threads write little sooner.
+    files = {split: written for split in SPLITS if (written := write(split))}
     selected = tuple(run.position for run in plan.runs)
     in_order = tuple(found[run_id] for run_id in facts if run_id in found)
     return SpanVersion(plan.span, plan.version, selected, in_order, excluded, files)
@@ -117,6 +119,7 @@ def _to_parquet(table: pa.Table) -> bytes:
         use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
         write_statistics=False,
         version="2.6",
+        row_group_size=max(1, _GROUP_BYTES * table.num_rows // table.nbytes),
     )
     return bytes(sink.getvalue())
 
@@ -131,8 +134,8 @@ def rows_digest(table: pa.Table) -> str:
 def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, Mention]) -> str:
     """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
     rows = []
-    for run in runs:
-        told = {**facts[run.run_id].to_json(), "phase": "finished"}
+    for run, told in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
+        told["phase"] = "finished"
         told.pop("log_url", None)
         rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, told])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()

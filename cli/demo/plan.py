@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ciml.events import STARTED, finished_event, run_event
@@ -123,7 +123,7 @@ class _Planner:
                 self._trick = ""
             elif index % UNTRUSTED_EVERY == 13:
                 self._trick = "untrusted pipeline"
-                self._send([replace(mention, pipeline="check")], rows=sample.rows, trusted=False)
+                self._send([mention.replace(pipeline="check")], rows=sample.rows, trusted=False)
                 self._trick = ""
             elif turn % 3 == 0 and place <= 2:  # the three runs of a change in one event
                 group.append(mention)
@@ -162,7 +162,7 @@ class _Planner:
     def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> Mention:
         path = path or sample.log_path
         self.plan.logs[path] = (sample, change)
-        return replace(sample.mention, log_url=f"{self._logs_url}/{path}")
+        return sample.mention.replace(log_url=f"{self._logs_url}/{path}")
 
     def _add(self, key: str, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]) -> None:
         self.plan.messages.append(
@@ -203,7 +203,7 @@ class _Planner:
         return event_id
 
     def _started(self, mention: Mention) -> None:
-        started = replace(mention, phase="started", outcome=None, result="", log_url="", end_us=None)
+        started = mention.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
         self._send([started], "ignored", "not_finished", event_type=STARTED)
 
     def _nothing(self, sample: Sample, value: bytes | None, headers: list[tuple[str, bytes]], reason: str) -> None:
@@ -220,7 +220,7 @@ class _Planner:
         self._nothing(sample, None, [("ce_specversion", b"1.0"), ("ce_id", b"gone")], "tombstone")
 
     def _log_missing(self, sample: Sample) -> None:
-        mention = replace(sample.mention, log_url=f"{self._logs_url}/missing/{sample.log_path}")
+        mention = sample.mention.replace(log_url=f"{self._logs_url}/missing/{sample.log_path}")
         self._send([mention], "dead_letter", "log_not_found", deferred=True)
 
     def _log_late(self, sample: Sample) -> None:
@@ -236,7 +236,7 @@ class _Planner:
         self._send([self._with_log(sample, f"spoilt/{sample.log_path}", cut_text)], rows=sample.rows - 1)
 
     def _address(self, sample: Sample, url: str) -> None:
-        self._send([replace(sample.mention, log_url=url)], "dead_letter", "address_not_allowed")
+        self._send([sample.mention.replace(log_url=url)], "dead_letter", "address_not_allowed")
 
     def _no_address(self, sample: Sample) -> None:
         self._send([sample.mention], "dead_letter", "missing_field")
@@ -258,13 +258,12 @@ class _Planner:
     def _correction(self, sample: Sample) -> None:
         mention = self._with_log(sample)
         self._send([mention], rows=sample.rows)
-        self._send([replace(mention, outcome="failure", result="FAILURE")], "correction", "outcome")
+        self._send([mention.replace(outcome="failure", result="FAILURE")], "correction", "outcome")
 
     def _cancelled(self, sample: Sample) -> None:
         # a run that never was, beside the sample itself
         native = f"{sample.mention.build_uuid}-cancelled"
-        mention = replace(
-            sample.mention,
+        mention = sample.mention.replace(
             run_id=RunId(SOURCE, native).encode(),
             build_uuid=native,
             outcome="cancellation",

@@ -8,7 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -175,8 +175,8 @@ class Delivery:
 
     def _finished_mention(self, end: End) -> Mention:
         mention = self._plan.mention
-        return replace(
-            mention, phase="finished", result=end.result, end_us=max(end.end_us, mention.start_us or 0),
+        return mention.replace(
+            phase="finished", result=end.result, end_us=max(end.end_us, mention.start_us or 0),
             log_url=self._log_at or "", labels={**mention.labels, **end.labels},
         )  # fmt: skip
 

@@ -92,7 +92,7 @@ class Recording:
         try:
             lock = _lock(folder)
             assert lock is not None, "nobody else knows it"
-            _write(folder / _RUN, asdict(plan))
+            _write(folder / _RUN, {**asdict(plan), "mention": plan.mention.to_json()})
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
             raise

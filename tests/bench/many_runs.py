@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def repeated(runs: Sequence[tuple[Mention, pa.Table]], number: int) -> Iterator[
                 "start_us": (mention.start_us or 0) + copy * DAY_US,
                 "end_us": (mention.end_us or 0) + copy * DAY_US,
             }
-            yield replace(mention, run_id=f"backfill~{uuid}~1", build_uuid=uuid, **later), table
+            yield mention.replace(run_id=f"backfill~{uuid}~1", build_uuid=uuid, **later), table
 
 
 def fill_store(data: Store, runs: Iterable[tuple[Mention, pa.Table]], *, per_folder: int) -> None:

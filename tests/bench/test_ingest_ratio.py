@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,8 +62,7 @@ def scene(kafka: str) -> Iterator[Scene]:
         build = builds[number % len(builds)]
         native = f"{build['build_uuid']}.{number // len(builds)}"
         url = f"http://127.0.0.1:{port}/{build['log_path']}"
-        mention = replace(
-            mention_from_listing(build, source="zuul"),
+        mention = mention_from_listing(build, source="zuul").replace(
             run_id=RunId("zuul", native).encode(), build_uuid=native, pipeline="gate", event="", log_url=url,
         )  # fmt: skip
         value, headers = finished_event(mention, event_id=native)

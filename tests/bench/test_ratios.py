@@ -7,7 +7,6 @@ import io
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -90,8 +89,8 @@ def test_logs_to_windows_against_pandas_run_by_run(logs: list[Log], builds: list
 def test_decoding_against_json_alone(builds: list[dict]) -> None:
     messages = []
     for number, build in enumerate(builds):
-        mention = replace(
-            mention_from_listing(build, source="bench"), event="gate", log_url="https://logs.example.org/x"
+        mention = mention_from_listing(build, source="bench").replace(
+            event="gate", log_url="https://logs.example.org/x"
         )
         value, headers = finished_event(mention, event_id=build["build_uuid"], time_us=mention.end_us)
         messages.append(Message(number, value, tuple(headers)))

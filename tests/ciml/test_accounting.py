@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -97,7 +96,7 @@ def test_a_run_is_a_raw_row_and_its_offsets_are_covered() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("together", [True, False])
 def test_what_comes_second(second: Outcome, kind: str, reason: str, digest: str | None, together: bool) -> None:
-    second = replace(second, payload={"value": "e30="})
+    second = second.replace(payload={"value": "e30="})
     state = RawState()
     batches = [batch(0, 1, outcome(0)), batch(1, 2, second)]
     deltas = [step(state, *reversed(batches))] if together else [step(state, one) for one in batches]

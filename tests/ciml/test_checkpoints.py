@@ -210,7 +210,7 @@ def _moved(batch: Batch, by: int) -> Batch:
     assert batch.covers is not None
     covers = replace(batch.covers, start=batch.covers.start + by, end=batch.covers.end + by)
     settled = [
-        replace(one, origin=replace(one.origin, offset=one.origin.offset + by), event_key=f"{one.event_key}+{by}")
+        one.replace(origin=one.origin.replace(offset=one.origin.offset + by), event_key=f"{one.event_key}+{by}")
         for one in batch.settled
     ]
     return Batch(covers, settled=settled)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -29,7 +28,7 @@ def outcome(offset: int, source: str, kind: str, reason: str = "", **more: objec
     file = RawFile(f"runs/{offset}", f"digest-{offset}", 1, 1) if kind == "run" else None
     trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else None
     made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", mention, reason, trust=trust, file=file)  # type: ignore[arg-type]
-    return replace(made, **more)  # type: ignore[arg-type]
+    return made.replace(**more)
 
 
 def state_of(*deliveries: Batch) -> RawState:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data")
     runs, tables, _ = corpus(60)
     raw = RawStore(open_store(path))
-    raw.add([(replace(run, build_name="tempest-full"), table) for run, table in zip(runs, tables, strict=True)])
+    raw.add([(run.replace(build_name="tempest-full"), table) for run, table in zip(runs, tables, strict=True)])
     return str(path)
 
 

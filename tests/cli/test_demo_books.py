@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,7 +95,7 @@ def test_a_raw_row_that_is_missing_twice_or_too_short(tmp_path: Path) -> None:
     assert not books.check_raw(LIST, runs[1:]).passed
     assert not books.check_raw(LIST, [*runs, runs[0]]).passed
     assert runs[0].file is not None
-    short = replace(runs[0], file=replace(runs[0].file, rows=2))
+    short = runs[0].replace(file=runs[0].file.replace(rows=2))
     assert books.check_raw(LIST, [short, *runs[1:]]).detail == "r0 has 2 samples, not 3"
 
 

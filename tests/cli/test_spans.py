@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def data(tmp_path: Path) -> Store:
     for name in ("cpu", "load"):
         define(data, name)
         update_dataset(data, name)
-    raw.add(corrections=[replace(runs(1, 1)[0][0], outcome="failure", result="FAILURE")])
+    raw.add(corrections=[runs(1, 1)[0][0].replace(outcome="failure", result="FAILURE")])
     update_dataset(data, "cpu")
     return data
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,14 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
 
     def untrusted(mention: Mention, path: Path) -> None:
         scenario.untrusted.add(mention.run_id)
-        ok(replace(mention, pipeline="check"))
+        ok(mention.replace(pipeline="check"))
 
     def other_log(mention: Mention, path: Path) -> None:
         ok(mention)
         text = gzip.decompress(path.read_bytes()).rstrip(b"\n")
         other = path.with_name(f"{path.name}.other")
         other.write_bytes(text[: text.rindex(b"\n") + 1])
-        say(replace(mention, log_url=other.as_uri()), "other", "repeat", "other_log")
+        say(mention.replace(log_url=other.as_uri()), "other", "repeat", "other_log")
 
     def missing(mention: Mention, path: Path, kind: str) -> None:
         if kind == "run":
@@ -133,16 +133,14 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
         lambda m, p: missing(m, p, "dead_letter"),
         untrusted,
         lambda m, p: say(
-            replace(ok(m), phase="started", outcome=None, result=""), "s", "ignored", "not_finished", STARTED
+            ok(m).replace(phase="started", outcome=None, result=""), "s", "ignored", "not_finished", STARTED
         ),
-        lambda m, p: say(
-            replace(m, log_url="http://169.254.169.254/x"), "e-meta", "dead_letter", "address_not_allowed"
-        ),
-        lambda m, p: say(replace(m, log_url="file:///etc/passwd"), "e-file", "dead_letter", "address_not_allowed"),
-        lambda m, p: say(replace(ok(m), outcome="failure", result="FAILURE"), "e-again", "correction", "outcome"),
+        lambda m, p: say(m.replace(log_url="http://169.254.169.254/x"), "e-meta", "dead_letter", "address_not_allowed"),
+        lambda m, p: say(m.replace(log_url="file:///etc/passwd"), "e-file", "dead_letter", "address_not_allowed"),
+        lambda m, p: say(ok(m).replace(outcome="failure", result="FAILURE"), "e-again", "correction", "outcome"),
         lambda m, p: say(ok(m), "e-other", "repeat", "run"),
         other_log,
-        lambda m, p: say(replace(m, outcome="cancellation", result="ABORTED"), "e-cancel", "ignored", "cancelled"),
+        lambda m, p: say(m.replace(outcome="cancellation", result="ABORTED"), "e-cancel", "ignored", "cancelled"),
         lambda m, p: missing(m, p, "run"),
         cut,
         lambda m, p: emit(None, [], m.run_id, ("",), "dead_letter", "tombstone"),
@@ -150,7 +148,7 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
     for number, (mention, source) in enumerate(mentions(first + runs)[first:], first):
         path = folder / f"{number}.csv.gz"
         shutil.copyfile(source, path)
-        mention = replace(mention, log_url=path.as_uri())
+        mention = mention.replace(log_url=path.as_uri())
         if number % 4 == 1:
             tricks[number // 4 % len(tricks)](mention, path)
         else:

@@ -99,7 +99,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path) -> I
         except Exception:  # noqa: BLE001  # the odd ones
             continue
         if mention.run_id in made.runs and mention.outcome == "success":
-            message, headers = finished_event(replace(mention, event="gate"))
+            message, headers = finished_event(mention.replace(event="gate"))
             producer.produce(events, message, headers=headers)
     assert producer.flush(30) == 0
     ours = IngestConfig(

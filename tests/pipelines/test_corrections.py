@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,8 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     ours = IngestConfig(
         data, KafkaOptions(kafka), name, "", fetch=FetchPolicy(file_roots=(str(CORPUS),))
     )  # fmt: skip
-    said = [replace(mention, log_url=path.as_uri()) for mention, path in mentions(RUNS)]
-    failed = [mention if number % 2 else replace(mention, outcome="failure") for number, mention in enumerate(said)]
+    said = [mention.replace(log_url=path.as_uri()) for mention, path in mentions(RUNS)]
+    failed = [mention if number % 2 else mention.replace(outcome="failure") for number, mention in enumerate(said)]
     definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
     create_dataset(data, DatasetDefinition.from_json(definition))
 

@@ -42,7 +42,7 @@ def send_more(scenario: Scenario, count: int = 6) -> None:
     for number, (mention, source) in list(enumerate(mentions(begin + count)))[begin:]:
         path = scenario.logs / f"{number}.csv.gz"
         shutil.copyfile(source, path)
-        value, headers = finished_event(replace(mention, log_url=path.as_uri()), event_id=f"e{number}")
+        value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id=f"e{number}")
 
         def done(error: object, message: object, run: str = mention.run_id) -> None:
             assert error is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,7 +98,7 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
     mention, source = mentions(1)[0]
     path = logs / "0.csv.gz"
     shutil.copyfile(source, path)
-    value, headers = finished_event(replace(mention, log_url=path.as_uri()), event_id="once")
+    value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id="once")
     ours = config(Scenario(kafka, name, logs), tmp_path / "data", "")
     producer = Producer({"bootstrap.servers": kafka})
     for _ in range(2):

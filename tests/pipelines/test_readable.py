@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readable")
     runs, tables, _ = corpus()
     data = open_store(folder / "DATA")
-    RawStore(data).add([(replace(run, event="listing"), tables[at]) for at, run in list(enumerate(runs))[::12]])
+    RawStore(data).add([(run.replace(event="listing"), tables[at]) for at, run in list(enumerate(runs))[::12]])
     definition = {"name": "cpu-load", "features_regex": "(usr|1min)", "class_label": "provider", "span_runs": 30}
     build_dataset(data, data, DatasetDefinition.from_json({**definition, "slicer": ":", "sample_interval": "10s"}))
     line = ["dataset", "records", "cpu-load", "--to", str(folder / "cpu-load-records"), "--data-path", data.root]

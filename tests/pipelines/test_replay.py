@@ -57,7 +57,7 @@ class Place:
         target = self.logs / f"{number}.gz"
         if log:
             shutil.copy(source, target)
-        return replace(mention, log_url=target.as_uri(), **changes)
+        return mention.replace(log_url=target.as_uri(), **changes)
 
     def log_arrives(self, number: int) -> None:
         shutil.copy(mentions(number + 1)[number][1], self.logs / f"{number}.gz")
@@ -191,11 +191,11 @@ def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
     broken = finished_event(gone, event_id="c")
     place.take(
         finished_event(gone, event_id="a"),
-        finished_event(replace(gone, outcome="failure", result="FAILURE"), event_id="b"),
+        finished_event(gone.replace(outcome="failure", result="FAILURE"), event_id="b"),
         (broken[0].replace(b'"success"', b'"so so"'), broken[1]),
     )
     place.log_arrives(0)
-    other = replace(gone, log_url=place.mention(1).log_url)
+    other = gone.replace(log_url=place.mention(1).log_url)
     place.take(finished_event(other, event_id="d"))
     assert place.counts == {("dead_letter", "log_not_found"): 2, ("dead_letter", "bad_field"): 1, ("run", ""): 1}
     found = replay(place.config())
@@ -221,7 +221,7 @@ def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypa
 def test_what_cannot_be_tried_says_why(place: Place) -> None:
     large = (b"x" * (MAX_MESSAGE_BYTES + 1), [])
     signed = place.mention(0)
-    secret = replace(signed, log_url="http://127.0.0.1:1/a?X-Amz-Signature=s3cr3t")
+    secret = signed.replace(log_url="http://127.0.0.1:1/a?X-Amz-Signature=s3cr3t")
     place.take(large, finished_event(secret), (None, []), (b"{", []))
     assert place.counts == {
         ("dead_letter", "too_large"): 1, ("dead_letter", "address_not_allowed"): 1, ("dead_letter", "tombstone"): 1,
@@ -359,7 +359,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     secret = "http://user:s3cr3t@127.0.0.1/x?token=s3cr3t"
     place.take(
         finished_event(place.mention(0, log=False)),
-        finished_event(replace(place.mention(1), log_url=secret)),
+        finished_event(place.mention(1).replace(log_url=secret)),
         (b'{"specversion":"1.0","id":"1","type":"x","source":"' + secret.encode() + b'"}', []),
         finished_event(place.mention(2)),
     )

@@ -111,7 +111,7 @@ class _Writer:
     def event(self, *runs: tuple[Mention, Address]) -> None:
         """An event that says of runs that they ended."""
         self.number += 1
-        mentions = [replace(mention, log_url=where.url(mention.build_uuid)) for mention, where in runs]
+        mentions = [mention.replace(log_url=where.url(mention.build_uuid)) for mention, where in runs]
         mode = self.random.choice(("structured", "binary", "bare"))
         value, headers = finished_event(*mentions, event_id=str(self.number), mode=mode)
         says = []
@@ -125,7 +125,7 @@ class _Writer:
     def other(self, mention: Mention, event_type: str) -> None:
         """An event that says that a run began, or waits."""
         self.number += 1
-        begun = replace(mention, outcome=None, result="", phase="started" if event_type == STARTED else "queued")
+        begun = mention.replace(outcome=None, result="", phase="started" if event_type == STARTED else "queued")
         value, headers = run_event(event_type, begun, event_id=str(self.number))
         said = replace(self._said(begun, "ignored", "not_finished", None), outcome="")
         self.send(value, headers, (said,))
@@ -189,9 +189,9 @@ def _trick(writer: _Writer, mention: Mention, where: Address, told: list[tuple[M
             writer.send(None if broken.reason == "tombstone" else b"{not json", [], (broken,))
             writer.event((mention, where))
         case 5:
-            writer.event((replace(mention, outcome="cancellation", result="ABORTED"), where))
+            writer.event((mention.replace(outcome="cancellation", result="ABORTED"), where))
         case 6:
-            writer.event((replace(mention, outcome="error", result="NODE_FAILURE"), where))
+            writer.event((mention.replace(outcome="error", result="NODE_FAILURE"), where))
         case _:
             writer.event((mention, where), *writer.random.sample(told, min(len(told), writer.random.randint(0, 3))))
 
@@ -204,8 +204,8 @@ def _later(writer: _Writer, mention: Mention, where: Address) -> None:
         case 1:
             writer.event((mention, Address((where.content + 1) % 12)))
         case 2:
-            writer.event((replace(mention, outcome="cancellation", result="ABORTED"), where))
+            writer.event((mention.replace(outcome="cancellation", result="ABORTED"), where))
         case _:
             outcome: OutcomeWord = writer.random.choice(("success", "failure", "timeout"))
             pipeline = writer.random.choice((mention.pipeline, mention.pipeline, "check"))
-            writer.event((replace(mention, outcome=outcome, result=_RESULTS[outcome], pipeline=pipeline), where))
+            writer.event((mention.replace(outcome=outcome, result=_RESULTS[outcome], pipeline=pipeline), where))

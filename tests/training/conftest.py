@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = []
     for number, index in enumerate(chosen):
         pipeline = "check" if number % 7 == 3 else "gate"
-        mention = replace(mentions[index], source="zuul", pipeline=pipeline, review="", change=f"change-{number // 2}")
+        mention = mentions[index].replace(source="zuul", pipeline=pipeline, review="", change=f"change-{number // 2}")
         runs.append((mention, tables[index]))
     raw = RawStore(data)
     for start in range(0, RUNS, 40):

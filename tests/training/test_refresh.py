@@ -152,7 +152,7 @@ def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: t
     data, done, _ = first
     mentions, tables, _ = corpus()
     more = [
-        (replace(mentions[index], source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
+        (mentions[index].replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
         for index in range(3, 123, 2)
     ]
     RawStore(data).add(more)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +130,7 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     before = make_snapshot(data, "status", OPEN)
     known = facts(data)
     run_id = before.spans[1].runs[3].run_id
-    corrected = replace(Mention.from_json(known[run_id]), outcome="failure", result="FAILURE")
+    corrected = Mention.from_json(known[run_id]).replace(outcome="failure", result="FAILURE")
     RawStore(data).add(corrections=[corrected])
     update_dataset(data, "status")
     after = make_snapshot(data, "status", OPEN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ciml.events import finished_event
@@ -18,7 +17,7 @@ MIB = 1 << 20
 
 
 def candidate(url: str, attempts: int = 1, number: int = 0, **more: Any) -> Candidate:
-    mention = replace(MENTION, log_url=url, run_id=f"zuul~{number}~1")
+    mention = MENTION.replace(log_url=url, run_id=f"zuul~{number}~1")
     message = Message(number, finished_event(mention)[0]) if attempts == 1 else None
     return Candidate(Origin("ci-events", 0, number), "zuul e", mention, message, TRUST, attempts, **more)
 

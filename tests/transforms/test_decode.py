@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ def batch(*values: tuple[bytes | None, list[tuple[str, bytes]]] | bytes | None) 
 
 
 def named(name: str, **changes: Any) -> Mention:
-    return replace(MENTION, run_id=f"zuul~{name}~1", build_uuid=name, **changes)
+    return MENTION.replace(run_id=f"zuul~{name}~1", build_uuid=name, **changes)
 
 
 def test_a_finished_run_is_a_candidate() -> None:
@@ -51,15 +50,15 @@ def test_a_finished_run_is_a_candidate() -> None:
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
-        (run_event(QUEUED, replace(MENTION, phase="queued", outcome=None)), "not_finished"),
-        (run_event(STARTED, replace(MENTION, phase="started", outcome=None)), "not_finished"),
-        (finished_event(replace(MENTION, outcome="cancellation", result="ABORTED")), "cancelled"),
-        (finished_event(replace(MENTION, outcome="cancellation", result="stale", log_url="")), "cancelled"),
-        (finished_event(replace(MENTION, outcome="skip", result="SKIPPED")), "skipped"),
-        (finished_event(replace(MENTION, outcome="error", result="NODE_FAILURE", log_url="")), "node_lost"),
-        (finished_event(replace(MENTION, outcome="error", result="CONFIG_ERROR")), "never_started"),
-        (finished_event(replace(MENTION, build_name="docs")), "job_not_selected"),
-        (finished_event(replace(MENTION, build_name="Tempest-full")), "job_not_selected"),
+        (run_event(QUEUED, MENTION.replace(phase="queued", outcome=None)), "not_finished"),
+        (run_event(STARTED, MENTION.replace(phase="started", outcome=None)), "not_finished"),
+        (finished_event(MENTION.replace(outcome="cancellation", result="ABORTED")), "cancelled"),
+        (finished_event(MENTION.replace(outcome="cancellation", result="stale", log_url="")), "cancelled"),
+        (finished_event(MENTION.replace(outcome="skip", result="SKIPPED")), "skipped"),
+        (finished_event(MENTION.replace(outcome="error", result="NODE_FAILURE", log_url="")), "node_lost"),
+        (finished_event(MENTION.replace(outcome="error", result="CONFIG_ERROR")), "never_started"),
+        (finished_event(MENTION.replace(build_name="docs")), "job_not_selected"),
+        (finished_event(MENTION.replace(build_name="Tempest-full")), "job_not_selected"),
     ],
 )
 def test_ignored(event: Any, reason: str) -> None:
@@ -73,7 +72,7 @@ def test_ignored(event: Any, reason: str) -> None:
 
 @pytest.mark.parametrize("result", ["FAILURE", "TIMED_OUT", "POST_FAILURE", "DISK_FULL"])
 def test_runs_that_did_not_pass_are_candidates(result: str) -> None:
-    (candidate,) = decode(batch(finished_event(replace(MENTION, outcome=None, result=result)))).candidates
+    (candidate,) = decode(batch(finished_event(MENTION.replace(outcome=None, result=result)))).candidates
     assert candidate.mention.result == result
 
 
@@ -97,7 +96,7 @@ def test_selection(selection: list[str], taken: list[str]) -> None:
 def test_dead_letters_can_be_tried_again() -> None:
     broken = b'{"specversion": "1.0", "id": "e"'
     out = decode(
-        batch(None, broken, (b"{}", [("ce_specversion", b"1.0")]), finished_event(replace(MENTION, log_url="")))
+        batch(None, broken, (b"{}", [("ce_specversion", b"1.0")]), finished_event(MENTION.replace(log_url="")))
     )
     assert out.candidates == []
     assert [(letter.kind, letter.reason, letter.detail, letter.origin.offset) for letter in out.settled] == [
@@ -144,7 +143,7 @@ def test_every_run_of_an_event_is_accounted_for_once() -> None:
 def test_a_signed_address_is_fetched_from_and_not_kept() -> None:
     url = "https://logs.example.org/a.gz?sig=s3cr3t"
     out = decode(
-        batch(finished_event(replace(MENTION, log_url=url)), finished_event(named("b", log_url=url), named("c")))
+        batch(finished_event(MENTION.replace(log_url=url)), finished_event(named("b", log_url=url), named("c")))
     )
     assert [candidate.address for candidate in out.candidates] == [url, url, ""]
     assert {candidate.mention.log_url for candidate in out.candidates} == {

@@ -273,10 +273,9 @@ def test_a_lost_column_and_a_new_one_are_told_where_they_are() -> None:
 
 
 def test_a_new_provider_is_told() -> None:
-    from dataclasses import replace
 
     def move(run: Any, table: pa.Table) -> tuple[Any, pa.Table]:
-        return replace(run, provider="ovh", flavour="b2-7"), table
+        return run.replace(provider="ovh", flavour="b2-7"), table
 
     report = real(only(move, provider="aws", build_name="spark-bayes"))
     assert ("new_group", "provider", None, "ovh") in told(report)

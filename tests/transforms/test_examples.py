@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -165,7 +163,7 @@ def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> Non
     run = mention(1)
     padded = table([NOON, NOON + 10_000_000, NOON + 20_000_000], usr=[1.0, 3.0, 0.0], load=[0.5, 0.25, 0.0])
     same = digest(run, RUN)
-    assert digest(replace(run, outcome="failure", project="nova"), RUN) == same
+    assert digest(run.replace(outcome="failure", project="nova"), RUN) == same
     assert len({same, digest(mention(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
 
 

@@ -280,7 +280,7 @@ def test_a_signed_address_is_used_and_not_kept(server: LogServer) -> None:
     shown = f"{server.url}/plain?sig=REDACTED"
     good = candidate(shown, address=f"{server.url}/plain?sig={secret}")
     gone = candidate(shown, number=1, address=f"{server.url}/missing?sig={secret}")
-    gone.message = Message(1, finished_event(replace(gone.mention, log_url=gone.address))[0])
+    gone.message = Message(1, finished_event(gone.mention.replace(log_url=gone.address))[0])
     taken = fetch(Batch(None, [], [good, gone]), allow(server), NOW)
     assert [item.log for item in taken.candidates] == [LOG]
     assert f"/plain?sig={secret}" in server.asked

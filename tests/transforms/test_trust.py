@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ MENTION = Mention("zuul~a~1", "a", "job", source="zuul", outcome="success")
 )
 def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
     policy = TrustPolicy.load()
-    trust = evaluate(policy, replace(MENTION, **facts))
+    trust = evaluate(policy, MENTION.replace(**facts))
     assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
     assert len(policy.digest) == 16
 
@@ -91,7 +90,7 @@ project = ["acme/*"]
     ],
 )
 def test_first_match_decides(facts: dict[str, Any], expected: tuple[bool, str]) -> None:
-    trust = evaluate(TrustPolicy.parse(POLICY), replace(MENTION, **facts))
+    trust = evaluate(TrustPolicy.parse(POLICY), MENTION.replace(**facts))
     assert (trust.trusted, trust.rule) == expected
 
 
@@ -142,7 +141,7 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
 
 def test_judge_fills_in_a_batch() -> None:
     candidates = [
-        Candidate(Origin("t", 0, i), "k", replace(MENTION, pipeline=name))
+        Candidate(Origin("t", 0, i), "k", MENTION.replace(pipeline=name))
         for i, name in enumerate(["gate", "check"] * 3)
     ]
     policy = TrustPolicy.load()
@@ -155,5 +154,5 @@ def test_judge_fills_in_a_batch() -> None:
 def test_what_is_remembered_stays_bounded() -> None:
     policy = TrustPolicy.load()
     for number in range(20_500):
-        assert not evaluate(policy, replace(MENTION, branch=str(number))).trusted
+        assert not evaluate(policy, MENTION.replace(branch=str(number))).trusted
     assert len(policy._decided) <= 10_000

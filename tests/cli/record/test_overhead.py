@@ -12,7 +12,7 @@ import pytest
 from tests.cli.record.recorded import environment, recorder
 
 #: What takes tens of milliseconds to import. Before the command starts none of it is; beside it only what is used.
-SLOW = ("numpy", "pyarrow", "confluent_kafka", "psutil", "rich", "msgspec", "boto3", "cli.engines.launcher")
+SLOW = ("numpy", "pyarrow", "confluent_kafka", "psutil", "rich", "pydantic", "boto3", "cli.engines.launcher")
 
 
 def loaded(code: str) -> list[str]:
