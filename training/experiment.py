@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -73,6 +74,10 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        named = ((f"parameters.{name}", value) for name, value in self.parameters.items())
+        for key, value in (("learning_rate", self.learning_rate), ("l2", self.l2), *named):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key}: want a finite number")
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
 

@@ -27,6 +27,8 @@ def test_the_originals_estimator_and_layers_mean_the_same_network():
         ({"name": "../up"}, "experiment: name: '../up' is no name: want letters, digits, dashes, dots, underscores"),
         ({"epochs": 0}, "experiment: epochs: expected int >= 1"),
         ({"dropout": 1.0}, "experiment: dropout: expected float < 1.0"),
+        ({"learning_rate": float("inf")}, "experiment: learning_rate: want a finite number"),
+        ({"parameters": {"C": float("nan")}}, "experiment: parameters.C: want a finite number"),
     ],
 )
 def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ciml.errors import CimlError
 from training.estimators import Rows, build_model, fit
 from training.estimators.base import class_weights
 from training.estimators.loop import Resident, Streamed, Trained, fit_network
@@ -111,3 +112,9 @@ def test_more_than_fits_into_memory_is_read_in_each_epoch(
     found = predict_in_memory(one.model, materialised, snapshot.resolved, "test")
     test = _rows(materialised, snapshot.resolved, "test")
     np.testing.assert_allclose(one.predict(test.inputs, test.n_windows), found, atol=1e-6)
+
+
+def test_weights_that_grow_without_bound_end_it(rows: Rows):
+    wild = TALK.replace(name="wild", optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(CimlError, match="experiment 'wild': the loss is no number any more after pass 1"):
+        fit(wild, rows, None, 4)

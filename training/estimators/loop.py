@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ciml.errors import CimlError
 from training.estimators.base import Progress, Rows, Watch, class_weights
 from training.estimators.networks import optimizer_of
 from training.experiment import Experiment
@@ -173,6 +174,9 @@ def fit_network(
       tensorboard: where to write event files.
       progress: told of each epoch.
       watch: called after each epoch; what it raises ends the training.
+
+    Raises:
+      CimlError: the weights grow without bound.
     """
     began = time.perf_counter()
     count = int(batches.counts.sum())
@@ -196,6 +200,11 @@ def fit_network(
         figures = {"accuracy": float(right) / seen, "loss": float(loss) / seen}
         if look is not None:
             figures |= look()
+        if not all(map(math.isfinite, figures.values())):
+            raise CimlError(
+                f"experiment {experiment.name!r}: the loss is no number any more after pass {number + 1}: take a "
+                f"smaller learning_rate than {experiment.learning_rate:g}"
+            )
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
         if tell is not None:
