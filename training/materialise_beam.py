@@ -104,15 +104,14 @@ def build_materialise(
         )
         for part, spans in wanted.items()
     }  # fmt: skip
-    others = [at for at, task in enumerate(tasks) if task.split != "train" or task.span in known]
-    parts = [*analysed.values(), *([_read(pipeline, "others", others, read)] if others else [])]
     transform_fn, caches = (
         {_dataset_key(part): analysed.get(part) for part in analysed.keys() | known.keys()},
         {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
-    rows = parts | "all rows" >> beam.Flatten()
+    # Read anew: rows that two stages share would all lie in memory, encoded, until the second begins.
+    rows = _read(pipeline, "all rows", range(len(tasks)), read)
     (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
         output_record_batches=True
     )
