@@ -176,9 +176,11 @@ def fit_network(
       watch: called after each epoch; what it raises ends the training.
 
     Raises:
-      CimlError: the weights grow without bound.
+      CimlError: the runs are of one class, or the weights grow without bound.
     """
     began = time.perf_counter()
+    if np.count_nonzero(batches.counts) < 2:
+        raise CimlError(f"{experiment.estimator} needs training runs of two classes at least")
     count = int(batches.counts.sum())
     per_epoch = math.ceil(count / batches.batch_size)
     steps = min(experiment.epochs * per_epoch, experiment.steps or experiment.epochs * per_epoch)
