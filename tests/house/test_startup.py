@@ -13,7 +13,7 @@ from ciml.storage import open_store
 from tests.bench.many_runs import fill_store
 from tests.transforms.samples import corpus
 
-HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3")
+HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3", "pydantic")
 
 
 def loaded_by(code: str) -> set[str]:
