@@ -199,9 +199,10 @@ def held_out(
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    """The mean of the folds. Student's interval takes them as independent, which they are not quite."""
+    """The mean of shares, one a fold. Student's interval takes them as independent, which they are not quite; it ends
+    at 0 and 1, as shares do."""
     from scipy.stats import sem, t
 
     mean, error = float(np.mean(values)), float(sem(values))
     half = error * float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    return {"value": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half)}
