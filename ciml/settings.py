@@ -18,7 +18,7 @@ from ciml.errors import CimlError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: How msgspec ends a message: ``$.hidden_layers[1]``.
-_PLACE = re.compile(r"(?P<message>.*) - at `(?P<key>key` in `)?\$(?P<place>[^`]*)`", re.DOTALL)
+_PLACE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<place>[^`]*)`", re.DOTALL)
 
 
 def check_name(name: str, *, most: int = 100) -> None:
@@ -121,10 +121,10 @@ def _line(error: msgspec.ValidationError, kind: type) -> str:
     message, place = (found["message"], found["place"]) if found else (str(error), "")
     path = re.findall(r"[A-Za-z0-9_]+", place)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        return f"{'.'.join([*path, match[1]])}: no such key"
-    if match := re.fullmatch(r"Object missing required field `(.*)`", message):
-        return f"{'.'.join([*path, match[1]])}: is not there"
-    if match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
+        path, message = [*path, " ".join(match[1].split())[:80]], "no such key"
+    elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
+        path, message = [*path, match[1]], "is not there"
+    elif match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
         message = f"{match[1]:.80} is none of {', '.join(_choices(kind, path))}"
     elif error.__cause__ is None:
         message = message.replace("`", "").replace("Expected ", "expected ", 1)

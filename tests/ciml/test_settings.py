@@ -1,0 +1,74 @@
+"""Files that people write: whatever is wrong in one is one line that names the key."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import pytest
+from msgspec import Meta, field
+
+from ciml.errors import CimlError
+from ciml.settings import Settings
+
+
+class Inner(Settings, frozen=True, kw_only=True):
+    color: Literal["red", "green"] = "red"
+    share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.color == "green" and self.share:
+            raise ValueError("share: has no meaning with green")
+
+
+class Outer(Settings, frozen=True, kw_only=True):
+    what = "paint"
+
+    number: int
+    inner: Inner = Inner()
+    tags: tuple[str, ...] = ()
+    kinds: tuple[Literal["a", "b"], ...] | None = None
+    more: dict[str, bool | int | float | str | None] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ({}, "paint: number: is not there"),
+        ({"number": "1"}, "paint: number: expected int, got str"),
+        ({"number": 1.0}, "paint: number: expected int, got float"),
+        ({"number": True}, "paint: number: expected int, got bool"),
+        ({"number": 1, "colour": "red"}, "paint: colour: no such key"),
+        ({"number": 1, "two\nlines" + "x" * 100: 1}, f"paint: two lines{'x' * 71}: no such key"),
+        ({"number": 1, "inner": {"colour": "red"}}, "paint: inner.colour: no such key"),
+        ({"number": 1, "inner": {"color": "blue\n" * 99}}, None),
+        ({"number": 1, "inner": {"color": "blue"}}, "paint: inner.color: 'blue' is none of red, green"),
+        ({"number": 1, "inner": {"share": 1.0}}, "paint: inner.share: expected float < 1.0"),
+        ({"number": 1, "inner": {"share": float("nan")}}, "paint: inner.share: expected float >= 0.0"),
+        ({"number": 1, "inner": {"color": "green", "share": 0.5}}, "paint: inner: share: has no meaning with green"),
+        ({"number": 1, "inner": 2}, "paint: inner: expected object, got int"),
+        ({"number": 1, "tags": ["a", 3]}, "paint: tags.1: expected str, got int"),
+        ({"number": 1, "kinds": ["a", "c"]}, "paint: kinds.1: 'c' is none of a, b"),
+        ({"number": 1, "more": {"x": [1]}}, "paint: more: expected bool | int | float | str | null, got array"),
+        ([], "paint: expected object, got array"),
+    ],
+)
+def test_what_is_wrong_is_one_line(value: Any, line: str | None) -> None:
+    with pytest.raises(CimlError) as caught:
+        Outer.from_json(value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert line is None or str(caught.value) == line
+
+
+def test_all_that_it_says_is_json_and_back() -> None:
+    one = Outer(number=1, inner=Inner(share=0.25), tags=("x",), more={"y": None, "z": 2.5})
+    value = one.to_json()
+    assert value == json.loads(json.dumps(value))
+    assert Outer.from_json(value) == one
+    assert Outer.from_json(value).digest == one.digest != one.replace(number=2).digest
+
+
+def test_what_is_replaced_is_checked_again() -> None:
+    with pytest.raises(ValueError, match="share: has no meaning with green"):
+        Inner(share=0.5).replace(color="green")
