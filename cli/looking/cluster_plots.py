@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cli.looking.clusters import Clustering
-from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, colors_of, legend, percent, shown, whole_numbers
+from cli.looking.drawing import COLORS, DASHES, WIDE, Plot, colors_of, distinct, legend, percent, shown, whole_numbers
 from cli.looking.views import Groups, grouped
 from training.clustering import Shares
 
@@ -75,7 +75,7 @@ def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plo
             axes.set_xticks(np.arange(len(counts)), [f"{each}" for each in range(len(counts))])
             axes.set_yticks(
                 np.arange(len(groups.names)),
-                [f"{shown(each, 22)} ({count:,})" for each, count in zip(groups.names, groups.counts, strict=True)],
+                [f"{each} ({count:,})" for each, count in zip(distinct(groups.names, 22), groups.counts, strict=True)],
                 fontsize=8,
             )
             axes.set_xlabel("cluster")
@@ -116,8 +116,8 @@ def map_plot(found: Clustering) -> Plot:
             )
             axes.set_title(heading)
             axes.set_xlabel(_axis(found, 0))
-            for color, group, count in zip(colors, groups.names, groups.counts, strict=False):
-                axes.scatter([], [], s=22, color=color, label=f"{shown(group, 20)} ({count:,})")
+            for color, group, count in zip(colors, distinct(groups.names, 20), groups.counts, strict=False):
+                axes.scatter([], [], s=22, color=color, label=f"{group} ({count:,})")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8)
         figure.axes[0].set_ylabel(_axis(found, 1))
 

@@ -173,7 +173,7 @@ def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
     middles = np.arange(len(names)) * width + width / 2
     for bound in range(1, len(names)):
         axes.axvline(bound * width - 0.5, color="#555555", linewidth=0.5)
-    axes.set_xticks(middles - 0.5, [shown(name, 16) for name in names], rotation=90 if len(names) > 8 else 0)
+    axes.set_xticks(middles - 0.5, distinct(names, 16), rotation=90 if len(names) > 8 else 0)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(names) * width - 0.5)
 

@@ -12,6 +12,7 @@ from cli.looking.drawing import (
     WIDE,
     Plot,
     colors_of,
+    distinct,
     feature_bounds,
     legend,
     quantity,
@@ -47,8 +48,8 @@ def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot
                 axes.fill_between(
                     course.times_s, course.low[group], course.high[group], color=color, alpha=0.18, linewidth=0
                 )
-            for group, color in enumerate(colors_of(groups.names)):
-                name = f"{shown(groups.names[group])} ({course.runs[group, 0]:,})"
+            for group, (color, told) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
+                name = f"{told} ({course.runs[group, 0]:,})"
                 axes.plot(
                     course.times_s, course.mean[group], color=color, linestyle=DASHES[group], label=name, linewidth=1.8
                 )
@@ -83,7 +84,7 @@ AGGREGATES_CAPTION = "Point: mean of the class. Bar: the middle half of its runs
 def _panels(figure: Figure, groups: Groups, course: Course, unit: str, rows: int) -> None:
     columns = -(-len(groups.names) // rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    colors = colors_of(groups.names)
+    colors, names = colors_of(groups.names), distinct(groups.names, 20)
     for place, axes in enumerate(grid.flat):
         if place >= len(groups.names):
             axes.set_visible(False)
@@ -94,7 +95,7 @@ def _panels(figure: Figure, groups: Groups, course: Course, unit: str, rows: int
         color = colors[place]
         axes.fill_between(course.times_s, course.low[place], course.high[place], color=color, alpha=0.2, linewidth=0)
         axes.plot(course.times_s, course.mean[place], color=color, linewidth=1.8)
-        axes.set_title(f"{shown(groups.names[place], 20)} ({course.runs[place, 0]:,})")
+        axes.set_title(f"{names[place]} ({course.runs[place, 0]:,})")
         _time_axes(axes, course, unit)
     figure.supxlabel("seconds from the first sample", fontsize=9)
     figure.supylabel(unit or "value", fontsize=9)
@@ -104,10 +105,10 @@ def _functions(figure: Figure, runs: Runs, groups: Groups, course: Course, unit:
     names = runs.resolved.definition.aggregation_functions
     axes = figure.add_subplot()
     step = 0.8 / len(groups.names)
-    for group, color in enumerate(colors_of(groups.names)):
+    for group, (color, told) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
         where = np.arange(len(names)) - 0.4 + step * (group + 0.5)
         around = np.nan_to_num([course.mean[group] - course.low[group], course.high[group] - course.mean[group]])
-        name = f"{shown(groups.names[group])} ({course.runs[group, 0]:,})"
+        name = f"{told} ({course.runs[group, 0]:,})"
         axes.errorbar(
             where, course.mean[group], yerr=np.maximum(around, 0), color=color, fmt="o", capsize=3, label=name
         )
@@ -203,9 +204,9 @@ def _class_ticks(axes: Any, names: Sequence[str], rows: np.ndarray) -> None:
     """Names in the middle of their rows; those that would overlap the one above are left out."""
     middles = np.cumsum(rows) - rows / 2 - 0.5
     ticks: list[tuple[float, str]] = []
-    for middle, name, count in zip(middles, names, rows, strict=True):
+    for middle, name, count in zip(middles, distinct(names, 20), rows, strict=True):
         if count and (not ticks or middle - ticks[-1][0] >= rows.sum() / 30):
-            ticks.append((float(middle), shown(name, 20)))
+            ticks.append((float(middle), name))
     axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
     axes.tick_params(axis="y", length=0)
 

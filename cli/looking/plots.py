@@ -11,6 +11,7 @@ from cli.looking.drawing import (
     WIDE,
     Plot,
     colors_of,
+    distinct,
     legend,
     percent,
     runs_of,
@@ -56,7 +57,7 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
         for place, total in zip(places, totals, strict=True):
             told = f"{total:,} ({percent(total / totals.sum())})"
             axes.annotate(told, (total, place), (5, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, [shown(name) for name in groups.names])
+        axes.set_yticks(places, distinct(groups.names))
         axes.set_xlim(0, totals.max() * 1.2)
         axes.set_xlabel("runs")
         whole_numbers(axes.xaxis)
@@ -81,9 +82,9 @@ def lengths_plot(runs: Runs, groups: Groups) -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for color, dash, name, share in zip(
-            colors_of(groups.names), DASHES, groups.names, 100 * found.share, strict=False
+            colors_of(groups.names), DASHES, distinct(groups.names), 100 * found.share, strict=False
         ):
-            axes.step(found.times_s, share, where="post", color=color, linestyle=dash, label=shown(name), linewidth=1.7)
+            axes.step(found.times_s, share, where="post", color=color, linestyle=dash, label=name, linewidth=1.7)
         axes.set_xlabel("seconds from the first sample")
         axes.set_ylabel("runs that still run (%)")
         axes.set_ylim(0, 102)
@@ -111,10 +112,10 @@ def calendar_plot(found: Calendar) -> Plot:
         axes = figure.add_subplot()
         places = np.arange(len(found.begins))
         base = np.zeros(len(places))
-        for color, name, counts in zip(colors, found.groups.names, found.counts, strict=False):
+        for color, name, counts in zip(colors, distinct(found.groups.names), found.counts, strict=False):
             axes.bar(
                 places, counts, min(0.8, 0.12 * len(places)), bottom=base, color=color,
-                label=f"{shown(name)} ({counts.sum():,})",
+                label=f"{name} ({counts.sum():,})",
             )  # fmt: skip
             base += counts
         axes.set_ylabel("runs")
@@ -146,8 +147,8 @@ def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
         axes.set_yticks(
             np.arange(len(names)),
             [
-                f"{shown(name, 30)} ({count:,}{f', {bad:,} no success' if bad else ''})"
-                for name, count, bad in zip(names, found.groups.counts, unsuccessful, strict=True)
+                f"{name} ({count:,}{f', {bad:,} no success' if bad else ''})"
+                for name, count, bad in zip(distinct(names, 30), found.groups.counts, unsuccessful, strict=True)
             ],
             fontsize=8,
         )
