@@ -31,6 +31,14 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return tuple(part for text in value for part in text.split(",") if part) or None
 
 
+def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
+    pairs = [text.rpartition("=") for text in value]
+    for text, (key, _, _) in zip(value, pairs, strict=True):
+        if not key:
+            raise CimlError(f"--class-map {text!r:.60}: want VALUE=CLASS")
+    return {key: name for key, _, name in pairs} or None
+
+
 @click.command("build-dataset", short_help="Build a data set from the stored runs.")
 @click.option("--dataset", metavar="NAME", help="The data set's name.  [default: the definition's]")
 @click.option(
@@ -58,6 +66,13 @@ def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "--class-label",
     metavar="NAME",
     help="status, provider, provider-region, or any metadata of a run.  [default: status]",
+)
+@click.option(
+    "--class-map",
+    multiple=True,
+    callback=_pairs,
+    metavar="VALUE=CLASS",
+    help="Runs with this label are of this class, such as a region of its provider; may be repeated.",
 )
 @click.option(
     "--tdt-split", nargs=3, type=int, metavar="TRAIN DEV TEST", help="Weights of the splits.  [default: 7 0 3]"

@@ -117,12 +117,14 @@ def talk() -> Plan:
     }
     flavours = (*common[2:], "--class-label", "flavour", "--features-regex", "^(usr|1m)$")
     datasets["flavours"] = flavours
+    others = (part for name in ("alibaba", "huawei", "tencent") for part in ("--class-map", f"{name}=other"))
+    datasets["aws-or-not"] = (*common, "--features-regex", "^(usr|1m)$", "--class-map", "aws=aws", *others)
     layers = {"3x10": "10/10/10", "3x100": "100/100/100", "5x100": "/".join(["100"] * 5), "3x500": "500/500/500"}
     experiments = {f"dnn-{name}": (*TALK, "--hidden-layers", each) for name, each in layers.items()}
     one, jobs = "dnn-5x100", ("job-spark-terasort", "job-hadoop-sort")
     cells = [Cell(one, name) for name in datasets if name.startswith(("features", "every"))]
     cells += [Cell(name, "features-usr-1m") for name in experiments if name != one]
-    cells += [Cell(one, "job-spark-sort", others=jobs), Cell(one, "flavours")]
+    cells += [Cell(one, "job-spark-sort", others=jobs), Cell(one, "flavours"), Cell(one, "aws-or-not")]
     return Plan(datasets, experiments, tuple(cells))
 
 

@@ -126,6 +126,17 @@ def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
     assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
 
 
+def test_classes_are_merged(tmp_path: Path) -> None:
+    corpus_logs = ROOT / "examples/corpus"
+    line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", str(tmp_path)]
+    logs = ["--listing", str(corpus_logs / "builds.jsonl"), "--logs", str(corpus_logs), "--slicer", ":40"]
+    others = [f"--class-map={name}=other" for name in ("alibaba", "huawei", "tencent")]
+    said = build(*line, *logs, "--class-map", "aws=aws", *others).stdout.splitlines()
+    assert [each.split()[1] for each in said if each.startswith("  class")] == ["aws:", "other:"]
+    written = (tmp_path / "datasets/x/_definition.toml").read_text()
+    assert 'class_map = {"aws" = "aws", "alibaba" = "other", "huawei" = "other", "tencent" = "other"}' in written
+
+
 def drawn(root: str, folder: str) -> dict[str, bytes]:
     """The files of a folder by name, by a store's own reading."""
     store = open_store(root).child(folder)
@@ -166,6 +177,8 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
         (["--dataset", "x", "--tdt-split", "0", "0", "3"], "tdt_split: want three weights"),
         (["--dataset", "x", "--aggregation-functions", "mean,nosuch"], "aggregation_functions"),
         (["--dataset", "x", "--definition", "nowhere.toml"], "nowhere.toml"),
+        (["--dataset", "x", "--class-map", "aws"], "'aws': want VALUE=CLASS"),
+        (["--dataset", "x", "--class-map", "aws=one"], "class_map: one class teaches nothing: map to at least two"),
         (["--dataset", "../x"], "name"),
         ([], "which data set?"),
     ],
