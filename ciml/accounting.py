@@ -16,11 +16,11 @@ from ciml.errors import IntegrityError
 from ciml.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLetter
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
-from ciml.raw_state import LISTS, RawState, check_topic_id, open_raw, retry
-from ciml.records import Batch, Kind, OffsetRange, Origin, Outcome
+from ciml.raw_state import RawState, check_topic_id, open_raw, retry
+from ciml.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome
 
 __all__ = [
-    "LISTS", "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
+    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
     "open_raw", "reconcile", "retry",
 ]  # fmt: skip
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from ciml.id_index import fingerprint
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
-from ciml.raw_state import LISTS, RawState
-from ciml.records import Kind
+from ciml.raw_state import RawState
+from ciml.records import LISTS, Kind
 
 _MANY = 100
 

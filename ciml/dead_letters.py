@@ -11,8 +11,8 @@ from ciml.errors import IntegrityError
 from ciml.globs import glob_pattern
 from ciml.known_ids import LetterKey
 from ciml.manifests import Delta, ManifestLog
-from ciml.raw_state import LISTS, RawState
-from ciml.records import Origin, Outcome
+from ciml.raw_state import RawState
+from ciml.records import LISTS, Origin, Outcome
 from ciml.redact import redact_bytes
 
 _ALL = ("*",)

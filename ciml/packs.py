@@ -14,7 +14,7 @@ from typing import Any
 
 from ciml.errors import IntegrityError
 from ciml.manifests import Delta, ManifestLog
-from ciml.raw_state import LISTS
+from ciml.records import LISTS, Record
 from ciml.storage import Store
 
 RUNS, PACKS = "runs", "packs"
@@ -51,8 +51,7 @@ def day_ends_s(folder: str) -> float:
         return float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class NamedRun:
+class NamedRun(Record, frozen=True, gc=False):
     """A raw object as a raw manifest names it: of a run, or the other log of a run that is told again."""
 
     folder: str

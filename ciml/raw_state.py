@@ -12,18 +12,8 @@ from ciml.id_index import IdTable, Rows
 from ciml.known_ids import TABLES, Index, KnownRun, LayeredIndex, LetterKey, MemoryIndex, OpenLetter
 from ciml.manifests import Delta, ManifestLog, catch_up
 from ciml.offsets import RangeSet
-from ciml.records import Candidate, Kind, Origin, Outcome
+from ciml.records import LISTS, Candidate, Kind, Origin, Outcome
 from ciml.storage import Store
-
-#: The list of a delta that holds the records of each kind.
-LISTS: Mapping[Kind, str] = {
-    "run": "runs",
-    "repeat": "repeats",
-    "correction": "corrections",
-    "ignored": "ignored",
-    "dead_letter": "dead_letters",
-    "deferred": "deferred",
-}
 
 #: So many sources are counted each by itself, the first that came: a source is what an event says it is.
 MOST_SOURCES = 50

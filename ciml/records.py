@@ -21,6 +21,15 @@ Phase = Literal["queued", "started", "finished"]
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: What became of one (event, run). ``deferred`` is the only one that is not final: its log is tried again later.
 Kind = Literal["run", "repeat", "correction", "ignored", "dead_letter", "deferred"]
+#: The list of a delta that holds the records of each kind.
+LISTS: Mapping[Kind, str] = {
+    "run": "runs",
+    "repeat": "repeats",
+    "correction": "corrections",
+    "ignored": "ignored",
+    "dead_letter": "dead_letters",
+    "deferred": "deferred",
+}
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ciml.errors import CimlError
@@ -106,7 +105,7 @@ class Store(ABC):
 
 def checked(path: str) -> str:
     """A path below a store's root in its plain form. Raises `CimlError` for one that leaves it."""
-    parts = PurePosixPath(path).parts
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts or path.startswith("/") or ".." in parts or "\x00" in path:
         raise CimlError(f"{path!r} is no path below a store's root")
     return "/".join(parts)

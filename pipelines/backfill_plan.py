@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ciml.accounting import LISTS
 from ciml.errors import CimlError, Refused
 from ciml.globs import glob_pattern
 from ciml.listing import ListedRun, Reading, decode_line
 from ciml.listing_files import Block, Listing
 from ciml.offsets import RangeSet
-from ciml.records import Batch, OffsetRange
+from ciml.records import LISTS, Batch, OffsetRange
 from ciml.storage import Store
 from pipelines.committer import Committer, committer
 from transforms.decode import ALL_JOBS

@@ -16,13 +16,13 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
-from ciml.accounting import LISTS, RawState, reconcile
+from ciml.accounting import RawState, reconcile
 from ciml.dataset_plan import SelectedRun, SpanPlan
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import EngineError
 from ciml.listing import Reading
 from ciml.listing_files import Listing
-from ciml.records import Batch, OffsetRange, Outcome, RawFile
+from ciml.records import LISTS, Batch, OffsetRange, Outcome, RawFile
 from ciml.run_records import RunDelta
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from

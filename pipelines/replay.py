@@ -16,8 +16,7 @@ from ciml.dead_letters import Choice, Letter, open_keys, open_letters
 from ciml.errors import Refused
 from ciml.known_ids import LetterKey
 from ciml.letters import whole_payload
-from ciml.raw_state import LISTS
-from ciml.records import Batch, Origin
+from ciml.records import LISTS, Batch, Origin
 from ciml.storage import Store
 from pipelines.committer import committer
 from transforms.again import read_again

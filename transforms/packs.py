@@ -12,16 +12,17 @@ import io
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import canonical_json, sha256_json, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.packs import PACKS, PackFile, run_of
+from ciml.records import Record
 from ciml.storage import LocalStore, Store
 from ciml.telemetry import TIME
 from transforms.plain_arrow import empty_table
@@ -43,8 +44,7 @@ def columns_digest(schema: pa.Schema) -> str:
     return sha256_json([[field.name, str(field.type), field.nullable] for field in schema])[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record, frozen=True, gc=False):
     """Where a run lies in a pack: ``rows`` rows from ``first`` on; and the metadata of its own table."""
 
     name: str
@@ -170,7 +170,7 @@ class OpenPack:
             raise IntegrityError(f"{file.path} does not describe itself as its manifest says")
         try:
             self.metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
-            described = json.loads(self.metadata.metadata[_KEY])
+            described = orjson.loads(self.metadata.metadata[_KEY])
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
                 for kind in described["metadata"]

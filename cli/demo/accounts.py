@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ciml.accounting import LISTS
 from ciml.manifests import ManifestLog
 from ciml.offsets import RangeSet
-from ciml.records import Origin, Outcome
+from ciml.records import LISTS, Origin, Outcome
 from ciml.storage import Store
 from cli.demo.produce import Produced
 from cli.report.result import AccountingLine, Check, SpoiltLine

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.accounting import LISTS, KnownRun, RawState, reconcile
+from ciml.accounting import KnownRun, RawState, reconcile
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.offsets import RangeSet
-from ciml.records import Batch, Mention, Message, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.records import LISTS, Batch, Mention, Message, OffsetRange, Origin, Outcome, RawFile, Trust
 from ciml.storage import LocalStore
 
 TOPIC = "ci-events"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ciml import id_index
-from ciml.accounting import LISTS, RawState
+from ciml.accounting import RawState
 from ciml.checkpoints import Checkpoint, Checkpoints
 from ciml.errors import EngineError, IntegrityError
 from ciml.manifests import GRACE_S, Delta, ManifestLog, catch_up
 from ciml.raw_state import RAW, open_raw
-from ciml.records import Batch
+from ciml.records import LISTS, Batch
 from ciml.segments import Segment
 from ciml.storage import LocalStore
 from ciml.verify_manifest import verify_manifest

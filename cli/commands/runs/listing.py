@@ -139,7 +139,7 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
 
 
 def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    from ciml.raw_state import LISTS
+    from ciml.records import LISTS
     from cli.bars import bars
 
     needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
