@@ -231,11 +231,14 @@ class OpenPack:
         rows = [place.rows for place in places]
         if sum(rows) < table.num_rows:
             begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
-            parts = []
+            parts: list[tuple[int, int]] = []  # (begin, end) of runs that lie together
             for number, place in zip(ordered, places, strict=True):
                 if (group := self._group(number)) is not None:
-                    parts.append(table.slice(begins[group] + place.first - self._begin(group), place.rows))
-            table = pa.concat_tables(parts) if parts else table.slice(0, 0)
+                    begin = begins[group] + place.first - self._begin(group)
+                    end = begin + place.rows
+                    parts.append((parts.pop()[0] if parts and parts[-1][1] == begin else begin, end))
+            slices = [table.slice(begin, end - begin) for begin, end in parts]
+            table = pa.concat_tables(slices) if slices else table.slice(0, 0)
         return ordered, table.select(names), rows
 
     def _size(self, group: int) -> int:
