@@ -31,7 +31,8 @@ Delta = dict[str, Any]
 
 #: How long a delta stays after it came into a segment, and a checkpoint after the next, seconds.
 GRACE_S = 24 * 3600.0
-_READ_AHEAD = 32
+#: Deltas that are read at once, and what they may take in memory as far as the last ones tell.
+_READ_AHEAD, _READ_AHEAD_BYTES = 32, 16 << 20
 
 
 class State(Protocol):
@@ -170,7 +171,8 @@ class ManifestLog:
                 yield version, data
             if len(found) < ahead and (version or self._is_empty()):
                 return
-            ahead = min(2 * ahead, _READ_AHEAD)
+            largest = max([1, *map(len, found)])
+            ahead = max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))
 
     def _is_empty(self) -> bool:
         """Whether a log whose first delta is not there has none. Else whoever writes to it began a second history."""
