@@ -169,7 +169,10 @@ class OpenPack:
         if _head(footer) != file.footer_digest:  # Parquet's reader may end the process over a broken one
             raise IntegrityError(f"{file.path} does not describe itself as its manifest says")
         try:
-            self.metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+            described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
+            self.metadata = described_by.metadata
+            # Not by `metadata.schema`: the two would hold each other, and all that is in a footer, until a collection.
+            self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
@@ -186,7 +189,6 @@ class OpenPack:
             )
         self.places = runs
         self.number = {place.name: number for number, place in enumerate(runs)}
-        self.schema: pa.Schema = self.metadata.schema.to_arrow_schema().remove_metadata()
         self.names: tuple[str, ...] = tuple(self.schema.names)
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
