@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import struct
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +178,31 @@ def test_a_few_runs_do_not_keep_the_others_in_memory(tmp_path: Path) -> None:
     opened = open_pack(raw, file)
     assert opened.read(raw, [7], None)[7].get_total_buffer_size() < 3000
     assert all(one.get_total_buffer_size() > 100_000 for one in opened.read(raw, range(300), None).values())
+
+
+def test_an_opened_pack_is_let_go_of_at_once(tmp_path: Path) -> None:
+    """What a build opens and puts away is megabytes a second; it looks for cycles once in a million objects."""
+    mentions, tables, _ = corpus(20)
+    runs = {run.run_id: one for run, one in zip(mentions, tables, strict=True)}
+    file, data = packed(runs)
+    raw = LocalStore(tmp_path)
+    raw.create(file.path, data)
+    gc.collect()
+    gc.disable()
+    try:
+        pack = open_pack(raw, file)
+        pack.read(raw, [3, 4], ["total cpu usage:usr"])
+        pack.read_joined(raw, [3, 4], ["total cpu usage:usr"])
+        known = weakref.ref(pack.schema), weakref.ref(pack)
+        del pack
+        assert [each() for each in known] == [None, None]
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [type(each).__name__ for each in gc.garbage if "arquet" in type(each).__module__] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_what_does_not_come_back_is_no_pack() -> None:
