@@ -33,6 +33,7 @@ class SelectedRun(Record, frozen=True, gc=False):
 
     @classmethod
     def of(cls, position: Position, record: RunRecord) -> SelectedRun:
+        """What the raw manifest records at a position."""
         return cls(position, record.mention, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:

@@ -36,6 +36,7 @@ class Correction(Record, frozen=True, gc=False):
 
     @property
     def trusted(self) -> bool:
+        """Whether it may correct what is trusted."""
         return self.trust is None or self.trust.trusted
 
 
