@@ -1,12 +1,15 @@
 """Building a data set against pandas, whole processes, as ratios in one run.
 
-    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER]
+    python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER] [--aligned]
 
 For each number of runs (the listing's own, again and again under new ids): `ciml build-dataset` of (usr, 1m) at 10 s
 from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. The first
 number is also built straight from the logs. ``--records`` adds tf.Transform's analysis and the normalised TFRecord
-files. A line has the medians: wall and CPU seconds, and peak memory. The CPU ratio is the one to look at on a machine
-where others work. Rounds of the one and the other take turns. All find their libraries compiled.
+files. ``--aligned`` makes spans of as many runs as the listing has, so that each is the same work: spans of the usual
+5,000 cut the copies at ever other places, a pack is then read for two spans, and that costs a tenth.
+
+A line has the medians: wall and CPU seconds, and peak memory. The CPU ratio is the one to look at on a machine where
+others work. All take turns, round by round. All find their libraries compiled.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -100,38 +104,44 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", action="store_true")
+    parser.add_argument("--aligned", action="store_true")
     parser.add_argument("--stores", type=Path, help="a folder that keeps the raw stores: they take minutes to fill")
     given = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     builds = [json.loads(line) for line in given.listing.read_text().splitlines()]
+    sizes = given.runs or [len(builds)]
+    by_store, by_logs, by_pandas = ({runs: list[Cost]() for runs in sizes} for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        target, per_run = folder / "sets", None
-        for runs in given.runs or [len(builds)]:
-            data = (given.stores or folder) / f"data{runs}"
+        target, listing, spans = folder / "sets", folder / "builds.jsonl", folder / "spans.toml"
+        spans.write_text(f"span_runs = {len(builds) if given.aligned else 5000}\n")
+        stores = {runs: (given.stores or folder) / f"data{runs}" for runs in sizes}
+        for runs, data in stores.items():
             if not data.exists():  # in a process of its own: what this one holds would count as its children's peak
                 run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
-            by_store, by_logs, by_pandas, measured = [], [], [], min(runs, AT_MOST)
-            listing = folder / "builds.jsonl"
-            listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
-            straight = per_run is None and runs <= len(builds)
-            built(target, "--data-path", data)  # finds its modules compiled from now on
-            for _ in range(given.rounds):
-                if straight:
-                    by_logs.append(built(target, "--data-path", data, "--listing", listing, "--logs", given.logs))
-                done = built(target, "--data-path", data)
-                by_store.append(with_records(target, runs, done) if given.records else done)
-                if runs <= AT_MOST or per_run is None:
-                    by_pandas.append(run(sys.executable, OPPONENT, listing, given.logs, folder / "npz"))
-            shutil.rmtree(target)
-            if by_pandas:
-                opponent = of_rounds(by_pandas)
-                per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
-            assert per_run is not None
-            if straight:
-                print(told("from logs", runs, of_rounds(by_logs), per_run), flush=True)
-            what = "from packs to records" if given.records else "from packs"
-            print(told(what, runs, of_rounds(by_store), per_run), flush=True)
+        built(target, "--definition", spans, "--data-path", stores[sizes[0]])  # finds its modules compiled from now on
+        for _ in range(given.rounds):  # all sizes in each: what the machine does meanwhile meets them alike
+            for runs, data in stores.items():
+                measured, line = min(runs, AT_MOST), ["--definition", spans, "--data-path", data]
+                listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
+                if runs == sizes[0] <= len(builds):
+                    by_logs[runs].append(built(target, *line, "--listing", listing, "--logs", given.logs))
+                done = built(target, *line)
+                by_store[runs].append(with_records(target, runs, done) if given.records else done)
+                if runs <= AT_MOST or runs == sizes[0]:
+                    by_pandas[runs].append(run(sys.executable, OPPONENT, listing, given.logs, folder / "npz"))
+    per_run = Cost(0.0, 0.0, 0.0)
+    for runs in sizes:
+        if by_pandas[runs]:
+            opponent, measured = of_rounds(by_pandas[runs]), min(runs, AT_MOST)
+            per_run = Cost(opponent.wall_s / measured, opponent.cpu_s / measured, opponent.peak_mib)
+        if by_logs[runs]:
+            print(told("from logs", runs, of_rounds(by_logs[runs]), per_run))
+        what = "from packs to records" if given.records else "from packs"
+        print(told(what, runs, of_rounds(by_store[runs]), per_run))
+    for few, many in pairwise(sizes):
+        more_s = of_rounds(by_store[many]).wall_s - of_rounds(by_store[few]).wall_s
+        print(f"of further runs, {few:,} to {many:,}: {(many - few) / more_s:,.0f} a second")
 
 
 if __name__ == "__main__":
