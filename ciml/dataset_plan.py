@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import cast
 
 from ciml.dataset_state import DatasetState, Position
@@ -106,12 +105,11 @@ class Plan:
           seal: whether the last span is closed with fewer runs than the definition wants.
         """
         end, _ = begin = self._cursor
-        selects = lru_cache(maxsize=1024)(self._definition.selects)  # there are few jobs, of many runs each
         for version, delta in self._raw.since(end - 1):
             for index, record in enumerate(delta.runs):
                 if (version, index) < begin:
                     continue
-                if not selects(job := record.mention.build_name):
+                if not self._definition.selects(job := record.mention.build_name):
                     self.other_jobs.add(job)
                     continue
                 run = SelectedRun.of((version, index), record)

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from ciml.errors import CimlError
 from ciml.globs import glob_pattern
 from ciml.labels import STATUS_CLASSES, label_of
 from ciml.records import Mention
-from ciml.settings import Settings, check_name
+from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 
 #: The longest run that is looked at unless a definition says otherwise, as in the original.
@@ -145,10 +145,10 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         check_name(self.name)
         if not self.build_name or not all(self.build_name):
             raise ValueError("build_name: names no job: give a job, a glob, several of them, or all")
-        _checked("sample_interval", interval_us, self.sample_interval)
-        _checked("features_regex", select_columns, (), self.features_regex)
+        checked("sample_interval: ", interval_us, self.sample_interval)
+        checked("features_regex: ", select_columns, (), self.features_regex)
         if self.slicer is not None:
-            _checked("slicer", slice_of, self.slicer)
+            checked("slicer: ", slice_of, self.slicer)
         self._check_classes()
         if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
             raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, and some for train")
@@ -194,7 +194,11 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     def selects(self, build_name: str) -> bool:
         """Whether the data set takes runs of this job."""
-        return glob_pattern(self.build_name).fullmatch(build_name) is not None
+        return self._matching(build_name) is not None
+
+    @cached_property
+    def _matching(self) -> Callable[[str], Any]:
+        return lru_cache(maxsize=1024)(glob_pattern(self.build_name).fullmatch)  # there are few jobs, of many runs each
 
 
 class ResolvedDefinition(Settings, frozen=True, kw_only=True):
@@ -232,14 +236,6 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
             return self.classes.index(name), name
         except ValueError:
             return "unknown_class"
-
-
-def _checked(key: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a check of a key; its `CimlError` as the ValueError of a ``__post_init__``."""
-    try:
-        check(*arguments)
-    except CimlError as error:
-        raise ValueError(f"{key}: {error}") from None
 
 
 def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:

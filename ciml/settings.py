@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -25,6 +25,14 @@ def check_name(name: str, *, most: int = 100) -> None:
     """Raises `ValueError` where a name is not safe in a path, or longer than ``most`` letters."""
     if len(name) > most or not _NAME.fullmatch(name):
         raise ValueError(f"name: {name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+
+
+def checked(place: str, check: Callable[..., Any], *arguments: Any) -> None:
+    """Runs a check; its `CimlError` as the ValueError of a ``__post_init__``, after ``place``, such as ``slicer: ``."""
+    try:
+        check(*arguments)
+    except CimlError as error:
+        raise ValueError(f"{place}{error}") from None
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -38,12 +38,16 @@ class StoredRuns:
     raw: Store
 
     @cached_property
+    def _manifest(self) -> ManifestLog:
+        return ManifestLog(self.raw)
+
+    @cached_property
     def log(self) -> RunLog:
-        return StoredRunLog(ManifestLog(self.raw))
+        return StoredRunLog(self._manifest)
 
     def is_empty(self) -> bool:
         """Whether the raw store has no manifest."""
-        return next(ManifestLog(self.raw).raw_since(0), None) is None
+        return next(self._manifest.raw_since(0), None) is None
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         return read_columns(self.raw, [run.file for run in runs])

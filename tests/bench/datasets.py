@@ -114,15 +114,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         target, listing, spans = folder / "sets", folder / "builds.jsonl", folder / "spans.toml"
-        spans.write_text(f"span_runs = {len(builds) if given.aligned else 5000}\n")
+        spans.write_text(f"span_runs = {len(builds)}\n")
+        aligned = ["--definition", spans] if given.aligned else []
         stores = {runs: (given.stores or folder) / f"data{runs}" for runs in sizes}
         for runs, data in stores.items():
             if not data.exists():  # in a process of its own: what this one holds would count as its children's peak
                 run(sys.executable, "-m", "tests.bench.many_runs", given.listing, given.logs, data, str(runs))
-        built(target, "--definition", spans, "--data-path", stores[sizes[0]])  # finds its modules compiled from now on
+        built(target, "--data-path", stores[sizes[0]])  # finds its modules compiled from now on
         for _ in range(given.rounds):  # all sizes in each: what the machine does meanwhile meets them alike
             for runs, data in stores.items():
-                measured, line = min(runs, AT_MOST), ["--definition", spans, "--data-path", data]
+                measured, line = min(runs, AT_MOST), [*aligned, "--data-path", data]
                 listing.write_text("".join(f"{json.dumps(builds[at % len(builds)])}\n" for at in range(measured)))
                 if runs == sizes[0] <= len(builds):
                     by_logs[runs].append(built(target, *line, "--listing", listing, "--logs", given.logs))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
@@ -13,7 +13,7 @@ from msgspec import Meta, field
 from ciml.definitions import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
-from ciml.settings import Settings, check_name
+from ciml.settings import Settings, check_name, checked
 from training.estimators import ESTIMATORS, check_experiment
 from training.experiment import ALIASES, Experiment
 from training.sweeps.axes import Axis, Part, Value, axes_of
@@ -233,10 +233,10 @@ class Sweep(Settings, frozen=True, kw_only=True):
         """Each value by itself, beside what all have in common. What does not go together becomes a failed trial."""
         one_estimator = "estimator" not in self.vary.experiment
         if one_estimator:
-            _said("", lambda: self.combine({}))
+            checked("", self.combine, {})
         for axis in self.axes:
             for value in axis.names or (axis.low, axis.high):
-                _said(f"vary.{axis.part}.{axis.key}: ", partial(self._check_value, axis, value, one_estimator))
+                checked(f"vary.{axis.part}.{axis.key}: ", self._check_value, axis, value, one_estimator)
 
     def _check_value(self, axis: Axis, value: Value, one_estimator: bool) -> None:
         keys = self._keys({axis.key: value})
@@ -248,14 +248,6 @@ class Sweep(Settings, frozen=True, kw_only=True):
             self._estimator({axis.key: value})
         if one_estimator:
             check_experiment(experiment)
-
-
-def _said(place: str, check: Callable[[], Any]) -> None:
-    """Runs a check; its `CimlError` as a ValueError, as a ``__post_init__`` raises it."""
-    try:
-        check()
-    except CimlError as error:
-        raise ValueError(f"{place}{error}") from None
 
 
 def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefinition:
