@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test lint type bench faults lock clean
+.PHONY: help install demo test lint type bench faults fuzz lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: install ## speed, as ratios in one run
 faults: install ## kill, cut and starve the ingest, and compare; docs/faults.md is the report
 	$(BIN)/python -m tests.faults --planted all
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+fuzz: install ## try many hostile inputs, keep what fails; FUZZ="-k event" selects, CIML_FUZZ_EXAMPLES=1000 bounds
+	CIML_FUZZ=fuzz $(BIN)/python -m pytest tests/fuzz --timeout 0 $(FUZZ)
 
 lock: ## resolve pyproject.toml anew into requirements.lock, and that of the worker image
 	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --generate-hashes --python-version 3.11 --no-annotate \

@@ -1,0 +1,1 @@
+"""Strategies that draw hostile input, a module an area."""
