@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import threading
 import time
 from collections import deque
@@ -18,6 +16,7 @@ from ciml.letters import payload_of
 from ciml.records import Batch, Candidate, Outcome
 from ciml.storage import S3Store
 from transforms.addresses import Address, parse_address
+from transforms.fetch_files import read_file
 from transforms.fetch_later import Later
 from transforms.fetch_policy import FetchPolicy
 from transforms.gunzip import gunzip
@@ -34,7 +33,6 @@ REFUSED = (
 #: Why a log is deferred; also a dead letter's reason when the last try failed so. ``batch_full`` is never one.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
 
-_PIECE = 1 << 20
 _SLOW_IN_A_ROW = 4  # timeouts of one host, none of its logs between, after which a batch asks it no more
 _SECOND_US = 1_000_000
 
@@ -242,31 +240,10 @@ class Fetcher:
           Later: with one of `DEFERRED`.
         """
         if address.scheme == "file":
-            return self._read_file(address.path, grow)
+            return read_file(self.policy, address.path, grow)
         if address.scheme == "s3":
             return self._read_s3(address, grow)
         return self._over_http().fetch(address, grow)
-
-    def _read_file(self, path: str, grow: Callable[[int], None] | None) -> bytes:
-        try:
-            handle = _open_below(self.policy.roots, path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Later("log_not_found", "no such file") from None
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise Refused("bad_address", f"{error.strerror}") from None
-            raise Later("log_unavailable", f"{error.strerror}") from None
-        try:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise Refused("address_not_allowed", "no regular file")
-            if status.st_size > self.policy.max_wire_bytes:
-                raise Refused("log_too_large", f"{status.st_size} bytes, at most {self.policy.max_wire_bytes}")
-            return gunzip(iter(lambda: os.read(handle, _PIECE), b""), self.policy.max_bytes, grow)
-        except OSError as error:
-            raise Later("log_unavailable", f"{error.strerror}") from None
-        finally:
-            os.close(handle)
 
     def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
@@ -282,41 +259,6 @@ class Fetcher:
         if len(data) > limit:
             raise Refused("log_too_large", f"more than {limit} bytes")
         return gunzip([data], self.policy.max_bytes, grow)
-
-
-def _open_below(roots: tuple[str, ...], path: str) -> int:
-    """Opens a file for reading, if that is what it is and it is below one of the roots, wherever links lead.
-
-    On Linux it is taken hold of first, which touches no device, and what the kernel says of it is then opened: what was
-    checked is what is read, whatever becomes of the path meanwhile.
-
-    Raises:
-      Refused: ``address_not_allowed``.
-      Later: ``log_unavailable``, where its path changed meanwhile.
-      OSError: it cannot be opened.
-    """
-    refused = Refused("address_not_allowed", "the file is not below an allowed root")
-    if not path.startswith(roots) and not os.path.realpath(path).startswith(roots):
-        raise refused  # before it is known whether there is such a file
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    if not hasattr(os, "O_PATH"):
-        real = os.path.realpath(path)
-        if not real.startswith(roots):
-            raise refused
-        handle = os.open(real, flags | os.O_NOFOLLOW)
-        if os.path.realpath(path) != real:
-            os.close(handle)
-            raise Later("log_unavailable", "the path changed meanwhile")
-        return handle
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        if not os.readlink(f"/proc/self/fd/{place}").startswith(roots):
-            raise refused
-        if not stat.S_ISREG(os.fstat(place).st_mode):
-            raise Refused("address_not_allowed", "no regular file")
-        return os.open(f"/proc/self/fd/{place}", flags)
-    finally:
-        os.close(place)
 
 
 def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:

@@ -23,7 +23,8 @@ class FetchPolicy:
         unless one is named; ``*.`` before a host takes every host below it. Names must lead to public addresses; an IP
         address stands for itself, private or not.
       private_hosts: the same, for names that may lead to private addresses (never to link-local or metadata ones).
-      file_roots: folders below which files may be read, after every symlink is followed.
+      file_roots: folders below which files may be read. Symlinks may lead from one place below them to another, and
+        nothing outside is looked at.
       s3_prefixes: ``s3://bucket/prefix`` below which objects may be read, with the credentials of the process.
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: how many logs are fetched at once. A thread mostly waits, so it is more than there are cores.
@@ -80,9 +81,12 @@ class FetchPolicy:
         )
 
     @cached_property
-    def roots(self) -> tuple[str, ...]:
-        """The file roots with their own symlinks followed, each with a final slash."""
-        return tuple(os.path.join(os.path.realpath(root), "") for root in self.file_roots)
+    def roots(self) -> tuple[tuple[str, str], ...]:
+        """(as it is named, with its own symlinks followed) of each file root, both absolute with a final slash."""
+        return tuple(
+            (os.path.join(os.path.abspath(root), ""), os.path.join(os.path.realpath(root), ""))
+            for root in self.file_roots
+        )
 
     @cached_property
     def prefixes(self) -> tuple[tuple[str, str], ...]:
