@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,12 @@ import pyarrow as pa
 from ciml.errors import Refused
 from ciml.telemetry import BOOT, TIME
 from transforms.gunzip import inflate
-from transforms.parse_clock import fixed_offset, may_change, to_utc
+from transforms.parse_clock import may_change, to_utc
 from transforms.parse_header import Columns, Segment, split_segments
 from transforms.parse_rows import Rows, read_rows, with_nans
 from transforms.parse_times import Bool, Int64, local_times, read_cells, read_epochs
-from transforms.parse_words import EARLIEST, LATEST, SECOND
+from transforms.parse_words import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
+from transforms.parse_zones import fixed_offset
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
 _MAX_CELLS = 1 << 25  # of one start of the recorder: 256 MiB as floats
@@ -95,6 +96,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
       corrupt_gzip.
     """
     limits = limits or ParseLimits()
+    logs = [_with_possible_times(log) for log in logs]
     results: list[pa.Table | Refused] = [Refused("not_telemetry")] * len(logs)
     batch: dict[int, list[_Part]] = {}
     size = 0
@@ -111,6 +113,12 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
             batch, size = {}, 0
     _parse_batch(logs, batch, results)
     return results
+
+
+def _with_possible_times(log: Log) -> Log:
+    """The log, where what its event says of its times is used only as far as a run can have such times."""
+    start, end = (us if us is not None and EARLIEST <= us < LATEST else None for us in (log.start_us, log.end_us))
+    return log if (start, end) == (log.start_us, log.end_us) else replace(log, start_us=start, end_us=end)
 
 
 def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | Refused]) -> None:
@@ -189,9 +197,11 @@ def _times(
     clock_only = cells.ok & ~cells.absolute & (cells.month == 0)
     for where in slices if clock_only.any() else ():
         if clock_only[where].any():  # their days are counted within one start of the recorder
-            local[where], found = local_times(cells[where], reference[where])
-            ok[where] = found & (reference[where] != _NO_TIME)
+            ok[where] = False
+            if reference[where.start] != _NO_TIME:
+                local[where], ok[where] = local_times(cells[where], reference[where])
 
+    ok &= (local >= FIRST_LOCAL) & (local < END_LOCAL)  # before a zone is applied: a row beyond costs only itself
     utc = np.where(cells.absolute, cells.instant, local)
     for part, where in zip(parts, slices, strict=True):
         log, segment = logs[part.log], part.segment

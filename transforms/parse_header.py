@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from ciml.errors import Refused
 from ciml.telemetry import unique_names
-from transforms.parse_words import EPOCH_CELLS, MONTHS, TIME_CELLS, epoch_us
+from transforms.parse_words import END_LOCAL, EPOCH_CELLS, FIRST_LOCAL, MONTHS, TIME_CELLS, epoch_us
 
 _MAX_HEADER_BYTES = 1 << 20  # how far into a file its first header may be
 _MAX_ROW_BYTES = 1 << 16
@@ -28,7 +28,7 @@ _HEADER = re.compile(
 )
 _PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
 _BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
-_CMDLINE = re.compile(rb'"Cmdline:","([^\n]*?)",*(?:"Date:"|\r?\n)')
+_CMDLINE, _DATE_CELL = b'"Cmdline:","', b'"Date:"'
 _DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
 
 #: Options of the recorders that take a value, so that the value is not taken for the delay.
@@ -63,8 +63,9 @@ class Segment:
       body: its sample rows; each ends in a line feed.
       torn: number of rows that were cut off at the end of the file (0 or 1).
       recorder: what its banner says, such as ``dool 1.3.8``; "" where it was left out.
-      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone.
-      near_us: the same, or the last date above it: near enough to tell the year by.
+      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None where it
+        is missing, no date, or not within the years that a sample may have.
+      near_us: what the ``Date`` cell says in whatever year, or the last one above it: near enough to tell the year by.
       zone: the zone as the ``Date`` cell names it; "" where it does not.
       cmdline: the recorder's command line, "" where it is not there.
     """
@@ -118,12 +119,13 @@ def split_segments(text: bytes) -> list[Segment]:
         preamble = text[preambles[index] : group_start]
         if banner := _BANNER.search(preamble):
             recorder = _text(banner.group(1))
-        if command := _CMDLINE.search(preamble):
-            cmdline = command.group(1)
+        cmdline = _cmdline(preamble) or cmdline
         date_us = None  # an older one says nothing of when this one was started
         if date := _DATE.search(preamble):
             date_us, zone = _date(date)
             near_us = near_us if date_us is None else date_us
+            if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
+                date_us = None  # it tells the year of rows, which are thereby out of range, and no zone
         last = index + 1 == len(found)
         end = len(text) if last else preambles[index + 1]
         body, torn = text[body_start:end], 0
@@ -146,6 +148,18 @@ def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
             break
         start = line
     return start
+
+
+def _cmdline(preamble: bytes) -> bytes:
+    """The cell behind ``Cmdline:``, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
+    begin = preamble.find(_CMDLINE)
+    if begin < 0:
+        return b""
+    begin += len(_CMDLINE)
+    end = preamble.find(b"\n", begin)
+    line = preamble[begin : end if end >= 0 else len(preamble)]
+    cell, _, _ = line.partition(_DATE_CELL)
+    return cell.rstrip(b"\r").rstrip(b",").removesuffix(b'"')
 
 
 def _date(match: re.Match[bytes]) -> tuple[int | None, str]:

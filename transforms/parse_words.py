@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
+from ciml import limits
+
 TIME_CELLS = frozenset({"time", "time-adv"})
 EPOCH_CELLS = frozenset({"epoch", "epoch-adv"})
 _MONTH_NAMES = b"jan feb mar apr may jun jul aug sep oct nov dec".split()
@@ -12,8 +14,9 @@ MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
-#: What a recorder's clock can say: a clock that was never set says 1970, and no other year is out of it.
-EARLIEST, LATEST = 946_684_800 * SECOND, 4_102_444_800 * SECOND  # 2000 to 2100
+EARLIEST, LATEST = limits.EARLIEST_US, limits.LATEST_US
+#: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
+FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
 #: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣).
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
