@@ -21,4 +21,14 @@ LATEST_US = 4_102_444_800_000_000
 
 # Model server: connections, requests, tensors.
 
+# Model server: what a model brings along. A version that exceeds one of these is not loaded.
+MAX_MODEL_FILES = 1000
+MAX_MODEL_BYTES = 2048 * MIB  # of all its files together
+MAX_GRAPH_BYTES = 256 * MIB  # of saved_model.pb
+MAX_MODEL_CALL_S = 30.0  # for one call of a model, and for restoring its variables, seconds; `load_model(call_s=)`
+MAX_WARMUP_BYTES = 64 * MIB  # of assets.extra/tf_serving_warmup_requests
+MAX_WARMUP_RECORDS = 1000  # as TensorFlow Serving
+MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
+MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
+
 # Recorder: the spool.

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError
+from ciml.limits import MAX_GRAPH_BYTES, MAX_MODEL_BYTES, MAX_MODEL_FILES, MAX_WARMUP_BYTES
 from ciml.storage import LocalStore, Store
 
 #: The file that makes a folder a model for whoever looks at it: written last, where there is no rename.
 LAST_FILE = "saved_model.pb"
+#: The requests that a version is warmed up with: TFRecords of PredictionLog.
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 #: What a SavedModel consists of. Anything else (a pickle, a Keras archive, a script) has no business in one.
 _ALLOWED = re.compile(
     r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
@@ -26,8 +29,8 @@ _ALLOWED = re.compile(
     r"|assets/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}"
     r"|assets\.extra/(tf_serving_warmup_requests|[A-Za-z0-9_][A-Za-z0-9_-]{0,100}\.json)"
 )
-_MAX_FILES = 1000
-_MAX_BYTES = 2 << 30
+#: What one file may take, where it is less than a whole model: bytes by path.
+_FILE_BYTES = {LAST_FILE: MAX_GRAPH_BYTES, WARMUP_FILE: MAX_WARMUP_BYTES}
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -64,10 +67,17 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
     for path in _local_paths(Path(folder.root)) if local else folder.list():
         if not _ALLOWED.fullmatch(path):
             raise IntegrityError(f"{folder.url(path)} does not belong into a model: move it away")
-        data = _read_regular(Path(folder.root, path)) if local else folder.read(path)
-        total, count = total + len(data), count + 1
-        if count > _MAX_FILES or total > _MAX_BYTES:
-            raise IntegrityError(f"{folder.root} holds more than {_MAX_FILES} files or {_MAX_BYTES >> 30} GiB")
+        count += 1
+        if count > MAX_MODEL_FILES:
+            raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
+        most = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
+        data = _read_regular(Path(folder.root, path), most + 1) if local else folder.read_head(path, most + 1)
+        if len(data) > most:
+            raise IntegrityError(
+                f"{folder.url(path)} is larger than {most} bytes"
+                + (f": a model has at most {MAX_MODEL_BYTES}" if path not in _FILE_BYTES else "")
+            )
+        total += len(data)
         yield path, data
     if not count:
         raise FileNotFoundError(f"no model at {folder.root}")
@@ -92,16 +102,14 @@ def _local_paths(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _read_regular(path: Path) -> bytes:
+def _read_regular(path: Path, most: int) -> bytes:
+    """At most the first ``most`` bytes of a regular file."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer. It has no effect on regular files.
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if not stat.S_ISREG(facts.st_mode):
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise IntegrityError(f"{path} is no regular file")
-        if facts.st_size > _MAX_BYTES:
-            raise IntegrityError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
-        return file.read()
+        return file.read(most)
 
 
 def file_digests(folder: Store) -> dict[str, str]:

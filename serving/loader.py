@@ -6,7 +6,6 @@ object graph of a SavedModel (which names Python classes) is never looked at.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import logging
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import IntegrityError
+from ciml.limits import MAX_MODEL_CALL_S
 from ciml.storage import Store
 from serving.errors import RequestError, invalid
-from serving.folders import LAST_FILE, copy_model
+from serving.folders import LAST_FILE, WARMUP_FILE, copy_model
 from serving.ops import check_ops
-from serving.tensors import from_proto
+from serving.warmup import warm_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_SIGNATURE = "serving_default"
-WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARMUP_RECORDS = 1000
-_MAX_GRAPH_BYTES = 256 << 20
 _LOG = logging.getLogger(__name__)
 
 #: Says whether the files that were copied (digests by path) are those of a version that may be served.
@@ -78,17 +75,29 @@ class Signature:
         """Whether the first dimension of every input is the number of rows."""
         return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
 
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises `RequestError`, INVALID_ARGUMENT, unless ``names`` are those of the inputs."""
+        sent = set(names)
+        extra, missing = sorted(sent - set(self.inputs)), sorted(set(self.inputs) - sent)
+        if extra or missing:
+            raise invalid(
+                f"input size does not match signature: {len(sent)}!={len(self.inputs)} "
+                f"len({{{','.join(sorted(sent))}}}) != len({{{','.join(sorted(self.inputs))}}}). "
+                f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
+            )
+
 
 class LoadedModel:
     """A version in memory. `predict` may be called from any thread until `close`."""
 
-    def __init__(self, session: Any, meta_graph: Any, source: str, max_rows: int) -> None:
+    def __init__(self, session: Any, meta_graph: Any, source: str, max_rows: int, call_s: float) -> None:
         self.source = source
         self.loaded_at = time.time()
         self.signature_defs: Mapping[str, Any] = {
             name: one for name, one in meta_graph.signature_def.items() if not name.startswith("__saved_model")
         }
         self._max_rows = max_rows
+        self._call_s = call_s
         self._session = session
         self._idle = threading.Condition()
         self._running = 0
@@ -131,19 +140,17 @@ class LoadedModel:
             values = dict(zip(signature.outputs, signature.run(*feeds), strict=True))
         except tf.errors.InvalidArgumentError as error:
             raise invalid(_one_line(error.message)) from None
+        except tf.errors.DeadlineExceededError:
+            raise RequestError(
+                "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {self._call_s:g} s for one call"
+            ) from None
         except tf.errors.OpError as error:
             code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
             raise RequestError(code, _one_line(error.message)) from None
         return {name: np.asarray(values[name]) for name in (output_filter or values)}
 
     def _feeds(self, signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        extra, missing = sorted(set(inputs) - set(signature.inputs)), sorted(set(signature.inputs) - set(inputs))
-        if extra or missing:
-            raise invalid(
-                f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
-                f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(sorted(signature.inputs))}}}). "
-                f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
-            )
+        signature.check_names(inputs)
         feeds = [spec.check(inputs[name]) for name, spec in signature.inputs.items()]
         if signature.batched and feeds:
             rows = {len(array) for array in feeds}
@@ -179,13 +186,16 @@ class LoadedModel:
         _trim()
 
 
-def load_model(folder: Store, verify: Verify | None = None, *, max_rows: int = 1024) -> LoadedModel:
+def load_model(
+    folder: Store, verify: Verify | None = None, *, max_rows: int = 1024, call_s: float = MAX_MODEL_CALL_S
+) -> LoadedModel:
     """Loads the version in ``folder`` and warms it up.
 
     Args:
       folder: ``<base_path>/<version>``, local or on S3.
       verify: raises where the copied files are not those of a version that may be served.
       max_rows: the largest batch of one request.
+      call_s: how long one call may take, seconds; restoring the variables is one.
 
     Raises:
       FileNotFoundError: where there is nothing.
@@ -202,12 +212,16 @@ def load_model(folder: Store, verify: Verify | None = None, *, max_rows: int = 1
         if verify is not None:
             verify(digests)
         meta_graph = _checked_meta_graph(folder.root, copy / LAST_FILE)
-        session = tf.compat.v1.Session(graph=tf.Graph())
+        config = tf.compat.v1.ConfigProto(operation_timeout_in_ms=int(call_s * 1000))
+        session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             with session.graph.as_default():
                 tf.compat.v1.saved_model.loader.load(session, ["serve"], str(copy))
-            model = LoadedModel(session, meta_graph, folder.root, max_rows)
-            _warm_up(model, copy / WARMUP_FILE)
+            model = LoadedModel(session, meta_graph, folder.root, max_rows, call_s)
+            try:
+                warm_up(model, copy / WARMUP_FILE)
+            except IntegrityError as error:
+                raise IntegrityError(f"{folder.root}: {error}") from None
         except BaseException:
             session.close()
             raise
@@ -222,12 +236,9 @@ def _checked_meta_graph(where: str, file: Path) -> Any:
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
-    data = file.read_bytes()
-    if len(data) > _MAX_GRAPH_BYTES:
-        raise IntegrityError(f"{where}: a graph of {len(data) >> 20} MiB; at most {_MAX_GRAPH_BYTES >> 20}")
     saved_model = saved_model_pb2.SavedModel()
     try:
-        saved_model.ParseFromString(data)
+        saved_model.ParseFromString(file.read_bytes())
     except DecodeError:
         raise IntegrityError(f"{where}/{LAST_FILE} is corrupt") from None
     graphs = [one for one in saved_model.meta_graphs if "serve" in one.meta_info_def.tags]
@@ -256,37 +267,6 @@ def _signature(session: Any, name: str, definition: Any) -> Signature:
     inputs, outputs = specs(definition.inputs), specs(definition.outputs)
     run = session.make_callable([one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()])
     return Signature(name, inputs, outputs, run)
-
-
-def _warm_up(model: LoadedModel, file: Path) -> None:
-    """Runs the requests that a model brings along, or, without any, zeros through every numeric signature."""
-    import tensorflow as tf
-
-    if not file.exists():
-        for signature in model.signatures.values():
-            known = [one.shape is not None and -1 not in one.shape[1:] for one in signature.inputs.values()]
-            if all(known) and all(one.dtype != "string" for one in signature.inputs.values()):
-                zeros = {
-                    name: np.zeros([max(size, 1) for size in one.shape or ()], one.dtype)
-                    for name, one in signature.inputs.items()
-                }
-                with contextlib.suppress(RequestError):  # a model may well refuse zeros; it was its turn to compile
-                    model.predict(signature.name, zeros)
-        return
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    for number, record in enumerate(tf.compat.v1.io.tf_record_iterator(str(file))):
-        if number >= MAX_WARMUP_RECORDS:
-            raise IntegrityError(f"{model.source}: more than {MAX_WARMUP_RECORDS} warm-up requests")
-        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
-        inputs = {name: from_proto(name, proto) for name, proto in request.inputs.items()}
-        try:
-            outputs = model.predict(request.model_spec.signature_name, inputs)
-        except RequestError as error:
-            raise IntegrityError(f"{model.source}: warm-up request {number}: {error}") from None
-        for name, array in outputs.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise IntegrityError(f"{model.source}: warm-up request {number}: {name} is not finite")
 
 
 def _one_line(text: str | None) -> str:

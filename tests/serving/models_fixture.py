@@ -47,6 +47,16 @@ def save_model(
             out = tf.nn.softmax(logits)
             if spoil == "nan":
                 out = out / 0.0 * 0.0
+            if spoil == "hang":  # for inputs beyond a million
+                turns = tf.while_loop(
+                    lambda turn: tf.logical_and(tf.reduce_max(inputs) > 1e6, turn < 10**15),
+                    lambda turn: turn + 1,
+                    [tf.constant(0, tf.int64)],
+                )
+                out = out + 0.0 * tf.cast(turns[0], tf.float32)
+            if spoil == "strict":  # fails for inputs beyond a million
+                with tf.control_dependencies([tf.debugging.assert_less(tf.reduce_max(inputs), 1e6)]):
+                    out = tf.identity(out)
             if spoil == "logits":
                 out = logits * 1.0
             if spoil == "read":

@@ -126,7 +126,10 @@ def test_versions_are_real_folders_with_whole_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("records", "shape", "message"),
-    [(1001, (1, L, 3), "more than 1000 warm-up requests"), (1, (1, L, 2), "warm-up request 0: input 'inputs'")],
+    [
+        (1001, (1, L, 3), "tf_serving_warmup_requests: more than 1000 records"),
+        (1, (1, L, 2), "warm-up request 0: input 'inputs'"),
+    ],
 )
 def test_warmup_that_fails_fails_the_load(tmp_path: Path, records: int, shape: tuple[int, ...], message: str) -> None:
     folder = save_model(tmp_path / "m")

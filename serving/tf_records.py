@@ -1,0 +1,62 @@
+"""TFRecord framing, read with bounds: a length is believed only after its checksum and what is left of the file.
+
+TensorFlow's own reader allocates what the length says, and ends the process when that fails.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+
+from ciml.errors import IntegrityError
+
+_HEAD = struct.Struct("<QI")  # the length of the data, and its checksum
+_FOOT = struct.Struct("<I")  # the data's checksum
+_MASK = 0xA282EAD8
+
+
+def masked_crc(data: bytes) -> int:
+    """The masked CRC32C that a TFRecord file holds of its lengths and of its data."""
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+    """A record as it stands in a TFRecord file."""
+    length = struct.pack("<Q", len(record))
+    return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
+
+
+def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
+    """Iterates over the records of a TFRecord file (uncompressed).
+
+    Args:
+      data: the whole file.
+      max_records: the most records that the file may hold.
+      max_record_bytes: the largest record, bytes.
+
+    Raises:
+      IntegrityError: naming the first record that is cut short, does not match its checksum, or exceeds a limit.
+    """
+    at = number = 0
+    while at < len(data):
+        if number >= max_records:
+            raise IntegrityError(f"more than {max_records} records")
+        if at + _HEAD.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        length, length_crc = _HEAD.unpack_from(data, at)
+        if masked_crc(data[at : at + 8]) != length_crc:
+            raise IntegrityError(f"record {number}: its length does not match its checksum")
+        if length > max_record_bytes:
+            raise IntegrityError(f"record {number} has {length} bytes; at most {max_record_bytes}")
+        at += _HEAD.size
+        end = at + length
+        if end + _FOOT.size > len(data):
+            raise IntegrityError(f"record {number} is cut short")
+        record = data[at:end]
+        if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
+            raise IntegrityError(f"record {number} does not match its checksum")
+        yield record
+        at, number = end + _FOOT.size, number + 1
