@@ -63,9 +63,9 @@ def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
 
     Whole and fractional seconds, or whole milliseconds: what is too large for one is the other.
     """
-    ok = np.isfinite(seconds)
+    ok = np.abs(seconds) < LATEST  # no time in any unit, and far from an overflow; not NaN
     value = np.where(ok, seconds, 0.0)
-    scaled = np.where(np.abs(value) >= _MILLISECONDS_FROM, value * 1e3, value * 1e6)
+    scaled = value * np.where(np.abs(value) >= _MILLISECONDS_FROM, 1e3, 1e6)
     ok &= (scaled >= EARLIEST) & (scaled < LATEST)
     return np.rint(np.where(ok, scaled, 0.0)).astype(np.int64), ok
 
