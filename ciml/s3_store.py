@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,18 @@ from ciml.store import PIECE, Entry, Store, checked
 
 _S3_ATTEMPTS = 5
 _S3_AT_ONCE = 16
+
+
+#: Metadata of a created object: which call of `create` it is from.
+_WRITE = "ciml-write"
+
+
+class _Exists(Exception):
+    """There is such an object already; ``retried`` when the request was sent more than once."""
+
+    def __init__(self, key: str, retried: bool) -> None:
+        super().__init__(key)
+        self.retried = retried
 
 
 class _Conflict(Exception):
@@ -69,7 +82,8 @@ class S3Store(Store):
             if code in ("NoSuchKey", "404", "NotFound"):
                 raise FileNotFoundError(f"{self.root}: no object {arguments.get('Key', '')}") from None
             if code in ("PreconditionFailed", "412"):
-                raise FileExistsError(arguments.get("Key", "")) from None
+                retries = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+                raise _Exists(arguments.get("Key", ""), retries > 0) from None
             if code in ("ConditionalRequestConflict", "OperationAborted", "409"):
                 raise _Conflict(arguments.get("Key", "")) from None
             raise EngineError(f"{self.root}: {verb} answered {code}") from error
@@ -77,18 +91,24 @@ class S3Store(Store):
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
 
     def create(self, path: str, data: bytes) -> bool:
-        key = self._key(path)
+        key, write = self._key(path), secrets.token_hex(16)
         for attempt in range(1, _S3_ATTEMPTS + 1):
             try:
-                self._call("put_object", Key=key, Body=data, IfNoneMatch="*")
+                self._call("put_object", Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITE: write})
                 return True
-            except FileExistsError:
-                # A retried PUT whose first answer was lost finds its own object: that one was created by this call,
-                # or by another with the same bytes, which for content-named objects is the same thing.
-                return False
+            except _Exists as error:
+                # A retried PUT whose first answer was lost finds its own object.
+                return (attempt > 1 or error.retried) and self._is_of(key, write)
             except _Conflict:  # another PUT of this key is under way, and nobody knows yet whether it will be
                 time.sleep(0.1 * attempt)
         raise EngineError(f"{self.root}: put_object of {path} conflicts with another all the time")
+
+    def _is_of(self, key: str, write: str) -> bool:
+        """Whether the object was created by that call of `create`."""
+        try:
+            return bool(self._call("head_object", Key=key)["Metadata"].get(_WRITE) == write)
+        except FileNotFoundError:
+            return False  # removed since: what it was does not matter any more
 
     def replace(self, path: str, data: bytes) -> None:
         self._call("put_object", Key=self._key(path), Body=data)

@@ -113,11 +113,13 @@ def _known_version(state: RegistryState, candidate_id: str) -> int | None:
 def _take_number(registry: Registry, candidate_id: str) -> int:
     """Takes the next version number: above all that were ever taken, and above whatever lies there."""
     taken: list[int] = []
+    pusher = secrets.token_hex(8)
 
     def build(state: RegistryState) -> Delta:
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
         taken[:] = [number]
-        return {"kind": "staged", "candidate": candidate_id, "model_version": number}
+        # With the pusher's own mark: two that take a number at once must not take each other's delta for their own.
+        return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
     registry.commit(build)
     return taken[0]
@@ -130,7 +132,8 @@ def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
     target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if local else str(number))
     files = dict(read_files(_store(candidate.folder)))
     for path in sorted(files, key=lambda one: (one == LAST_FILE, one)):
-        if not target.create(path, files[path]):
+        # Read back where something is there already: a writer that was answered twice finds what it wrote itself.
+        if not target.create(path, files[path]) and target.read(path) != files[path]:
             raise IntegrityError(f"{target.url(path)} exists already: another wrote into {base.root}")
     return target
 
