@@ -21,6 +21,19 @@ LATEST_US = 4_102_444_800_000_000
 
 # Model server: connections, requests, tensors.
 
+#: Bytes of one request. 16 MiB is a batch of 500 runs of 550 windows and 14 features. `ServerOptions.max_bytes`.
+MAX_REQUEST_BYTES = 16 * MIB
+#: Rows of one request. `ServerOptions.max_rows`.
+MAX_REQUEST_ROWS = 1024
+#: Bytes of all inputs of a request, unpacked: a tensor of some bytes may declare that its value repeats without end.
+MAX_TENSOR_BYTES = 64 * MIB
+#: Dimensions of a tensor: numpy has no more.
+MAX_TENSOR_RANK = 32
+#: Commas of a JSON body: two bytes of it become up to 32 of memory.
+MAX_JSON_VALUES = 4 * MIB  # 4,194,304
+#: Opening brackets and braces of a JSON body: three bytes of it become up to 230 of memory.
+MAX_JSON_CONTAINERS = MIB // 2  # 524,288
+
 # Model server: what a model brings along. A version that exceeds one of these is not loaded.
 MAX_MODEL_FILES = 1000
 MAX_MODEL_BYTES = 2048 * MIB  # of all its files together

@@ -17,23 +17,29 @@ HTTP_STATUS = {
     "UNAVAILABLE": 503,
 }
 
+_MESSAGE_CHARS = 1000
+
 
 class RequestError(Exception):
-    """A request that cannot be answered. ``code`` is the name of a gRPC status."""
+    """A request that cannot be answered: ``code`` is the name of a gRPC status, ``http_status`` its counterpart."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
+        # gRPC sends it in a header, and the header has a limit; a part of it may be what the client sent.
+        message = message if len(message) <= _MESSAGE_CHARS else message[:_MESSAGE_CHARS] + "…"
         super().__init__(message)
         self.code = code
         self.message = message
-
-    @property
-    def http_status(self) -> int:
-        return HTTP_STATUS.get(self.code, 500)
+        self.http_status = http_status or HTTP_STATUS.get(code, 500)
 
 
 def invalid(message: str) -> RequestError:
     """The request is wrong, and stays so when it is tried again."""
     return RequestError("INVALID_ARGUMENT", message)
+
+
+def too_large(message: str) -> RequestError:
+    """The request is larger than a limit, which the message names."""
+    return RequestError("INVALID_ARGUMENT", message, http_status=413)
 
 
 def not_found(message: str) -> RequestError:

@@ -23,7 +23,7 @@ from serving.errors import RequestError, invalid
 from serving.loader import DEFAULT_SIGNATURE
 from serving.manager import ModelManager, VersionStatus
 from serving.metrics import Metrics
-from serving.tensors import from_proto, to_proto
+from serving.tensors import to_proto
 
 _LOG = logging.getLogger(__name__)
 _CODES = {code.name: code for code in grpc.StatusCode}
@@ -92,8 +92,8 @@ class PredictionService(_Answers, prediction_service_pb2_grpc.PredictionServiceS
         name, version, label = spec_of(request.model_spec)
         response = predict_pb2.PredictResponse()
         with self._manager.lease(name, version, label) as (number, model):
-            inputs = {key: from_proto(key, proto) for key, proto in request.inputs.items()}
-            outputs = model.predict(request.model_spec.signature_name, inputs, request.output_filter)
+            signature = request.model_spec.signature_name
+            outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
         response.model_spec.name = name
         response.model_spec.version.value = number
         response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import IntegrityError
-from ciml.limits import MAX_MODEL_CALL_S
+from ciml.limits import MAX_MODEL_CALL_S, MAX_REQUEST_ROWS
 from ciml.storage import Store
 from serving.errors import RequestError, invalid
 from serving.folders import LAST_FILE, WARMUP_FILE, copy_model
 from serving.ops import check_ops
+from serving.tensors import declared, from_protos
 from serving.warmup import warm_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_SIGNATURE = "serving_default"
+_NAMES_SHOWN = 10
 _LOG = logging.getLogger(__name__)
 
 #: Says whether the files that were copied (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]
+#: The type and the shape of an input, as a request declares them.
+Declared = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,16 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...] | None
 
-    def check(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array as it is fed. Raises `RequestError` when its type or shape is not this one."""
-        found = "string" if array.dtype.kind in "OSU" else array.dtype.name
-        if found != self.dtype:
-            raise invalid(f"input {self.name!r}: expects {self.dtype} but {found} is provided")
+    def check(self, dtype: str, shape: Sequence[int]) -> None:
+        """Raises `RequestError` when a tensor of this type and shape is no such input."""
+        if dtype != self.dtype:
+            raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
         fits = self.shape is None or (
-            array.ndim == len(self.shape)
-            and all(want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True))
+            len(shape) == len(self.shape)
+            and all(want in (-1, have) for want, have in zip(self.shape, shape, strict=True))
         )
         if not fits:
-            raise invalid(f"input {self.name!r}: has shape {list(array.shape)}, expects {list(self.shape or ())}")
-        return array
+            raise invalid(f"input {self.name!r}: has shape {list(shape)}, expects {list(self.shape or ())}")
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,28 @@ class Signature:
         """Whether the first dimension of every input is the number of rows."""
         return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
 
-    def check_names(self, names: Iterable[str]) -> None:
-        """Raises `RequestError`, INVALID_ARGUMENT, unless ``names`` are those of the inputs."""
-        sent = set(names)
-        extra, missing = sorted(sent - set(self.inputs)), sorted(set(self.inputs) - sent)
+    def check_names(self, sent: Collection[str]) -> None:
+        """Raises `RequestError` unless ``sent`` are the names of the inputs."""
+        extra, missing = sorted(set(sent) - set(self.inputs)), sorted(set(self.inputs) - set(sent))
         if extra or missing:
             raise invalid(
-                f"input size does not match signature: {len(sent)}!={len(self.inputs)} "
-                f"len({{{','.join(sorted(sent))}}}) != len({{{','.join(sorted(self.inputs))}}}). "
-                f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
+                f"input size does not match signature: {len(sent)}!={len(self.inputs)}. Expected: "
+                f"{{{','.join(sorted(self.inputs))}}}. Missing but required: {{{','.join(missing)}}}. "
+                f"Sent extra: {{{','.join(extra[:_NAMES_SHOWN])}}}."
             )
+
+    def check(self, declared: Mapping[str, Declared], max_rows: int) -> None:
+        """Raises `RequestError` unless inputs of these types and shapes may be fed."""
+        self.check_names(declared)
+        for name, spec in self.inputs.items():
+            spec.check(*declared[name])
+        if self.batched and self.inputs:
+            rows = {declared[name][1][0] for name in self.inputs}
+            if len(rows) > 1:
+                shapes = ", ".join(f"{name} {list(declared[name][1])}" for name in self.inputs)
+                raise invalid(f"the inputs have different numbers of rows: {shapes}")
+            if max(rows) > max_rows:
+                raise invalid(f"a batch of {max(rows)} rows; at most {max_rows} (MAX_REQUEST_ROWS)")
 
 
 class LoadedModel:
@@ -127,7 +141,7 @@ class LoadedModel:
         import tensorflow as tf
 
         signature = self.signature(signature_name)
-        feeds = self._feeds(signature, inputs)
+        signature.check({name: _declared(array) for name, array in inputs.items()}, self._max_rows)
         for name in output_filter:
             if name not in signature.outputs:
                 known = ",".join(sorted(signature.outputs))
@@ -136,6 +150,7 @@ class LoadedModel:
                 )
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
+        feeds = [inputs[name] for name in signature.inputs]
         try:
             values = dict(zip(signature.outputs, signature.run(*feeds), strict=True))
         except tf.errors.InvalidArgumentError as error:
@@ -149,17 +164,16 @@ class LoadedModel:
             raise RequestError(code, _one_line(error.message)) from None
         return {name: np.asarray(values[name]) for name in (output_filter or values)}
 
-    def _feeds(self, signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        signature.check_names(inputs)
-        feeds = [spec.check(inputs[name]) for name, spec in signature.inputs.items()]
-        if signature.batched and feeds:
-            rows = {len(array) for array in feeds}
-            if len(rows) > 1:
-                shapes = ", ".join(f"{name} {list(inputs[name].shape)}" for name in signature.inputs)
-                raise invalid(f"the inputs have different numbers of rows: {shapes}")
-            if max(rows) > self._max_rows:
-                raise invalid(f"a batch of {max(rows)} rows; at most {self._max_rows}")
-        return feeds
+    def unpack(self, signature_name: str, protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """The arrays that TensorProtos hold, once their names, types, shapes and sizes have been found right.
+
+        Raises:
+          RequestError: as `predict` does.
+        """
+        signature = self.signature(signature_name)
+        signature.check_names(protos)
+        signature.check({name: declared(name, proto) for name, proto in protos.items()}, self._max_rows)
+        return from_protos(protos)
 
     def acquire(self) -> bool:
         """Keeps the model from being closed until `release`. False where it is closed already."""
@@ -187,7 +201,7 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Store, verify: Verify | None = None, *, max_rows: int = 1024, call_s: float = MAX_MODEL_CALL_S
+    folder: Store, verify: Verify | None = None, *, max_rows: int = MAX_REQUEST_ROWS, call_s: float = MAX_MODEL_CALL_S
 ) -> LoadedModel:
     """Loads the version in ``folder`` and warms it up.
 
@@ -267,6 +281,10 @@ def _signature(session: Any, name: str, definition: Any) -> Signature:
     inputs, outputs = specs(definition.inputs), specs(definition.outputs)
     run = session.make_callable([one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()])
     return Signature(name, inputs, outputs, run)
+
+
+def _declared(array: NDArray[Any]) -> Declared:
+    return ("string" if array.dtype.kind in "OSU" else array.dtype.name), array.shape
 
 
 def _one_line(text: str | None) -> str:

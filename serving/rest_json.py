@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import itertools
 import json
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from serving.errors import invalid
+from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
+from serving.errors import invalid, too_large
 from serving.loader import Signature, TensorSpec
-from serving.tensors import MAX_ELEMENTS, plain
+from serving.tensors import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Format = Literal["instances", "inputs"]
-_KINDS = {"f": "iuf", "i": "iu", "u": "iu", "b": "b"}
+#: The Python types of JSON that an input takes, by the kind of its numpy dtype.
+_LEAVES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 
 
 def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
     """(the JSON object, its format, the signature's name or "") of a predict request. Raises `RequestError`."""
+    _check_size(body)
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -44,6 +46,17 @@ def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
     if "inputs" in value:
         return value, "inputs", signature
     raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def _check_size(body: bytes) -> None:
+    # A value of two bytes becomes an object of up to 32, a list or an object of three one of up to 230. Signs inside
+    # of strings are counted as well: numbers and base64 have none.
+    for what, found, most, limit in (
+        ("values", body.count(b","), MAX_JSON_VALUES, "MAX_JSON_VALUES"),
+        ("lists and objects", body.count(b"[") + body.count(b"{"), MAX_JSON_CONTAINERS, "MAX_JSON_CONTAINERS"),
+    ):
+        if found > most:
+            raise too_large(f"a body of {found} {what}; at most {most} ({limit})")
 
 
 def read_inputs(value: Mapping[str, Any], form: Format, signature: Signature) -> dict[str, NDArray[Any]]:
@@ -107,53 +120,59 @@ def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
     first = value
     while isinstance(first, list):
         shape.append(len(first))
+        if len(shape) > MAX_TENSOR_RANK:
+            raise invalid(f"input {spec.name!r}: more than {MAX_TENSOR_RANK} dimensions (MAX_TENSOR_RANK)")
         if not first:
             break
         first = first[0]
-    if math.prod(shape) > MAX_ELEMENTS or len(shape) > 32:
-        raise invalid(f"input {spec.name!r}: {math.prod(shape)} elements; at most {MAX_ELEMENTS}")
+    leaves = _leaves(value, shape, spec.name)
     if spec.dtype == "string":
-        return _strings(value, shape, spec.name)
+        return _strings(leaves, shape, spec.name)
     try:
-        array = np.array(value)
-    except (ValueError, OverflowError, TypeError):
-        raise invalid(f"input {spec.name!r}: Encountered list at unexpected size or level") from None
-    target = np.dtype(spec.dtype)
-    if array.size and array.dtype.kind not in _KINDS.get(target.kind, ""):
+        target = np.dtype(spec.dtype)
+    except TypeError:
+        raise invalid(f"input {spec.name!r}: {spec.dtype} cannot be sent as JSON") from None
+    # Before numpy looks at them: among strings it would make every element as wide as the longest.
+    if not set(map(type, leaves)) <= _LEAVES.get(target.kind, set()):
         raise invalid(f"input {spec.name!r}: JSON Value is not of expected type: {spec.dtype}")
-    # numpy turns a list that mixes true with numbers into numbers; a look at the leaves costs more than it finds
+    try:
+        array = np.array(leaves, target if target.kind in "iub" else np.float64)
+    except OverflowError:
+        raise invalid(f"input {spec.name!r}: a JSON value is out of the range of {spec.dtype}") from None
     with np.errstate(over="ignore"):
         cast = array.astype(target)
-    if target.kind in "iu" and array.size and not np.array_equal(cast, array):
-        raise invalid(f"input {spec.name!r}: a JSON value is out of the range of {spec.dtype}")
     if target.kind == "f" and not np.array_equal(np.isinf(cast), np.isinf(array)):
         raise invalid(f"input {spec.name!r}: Cannot convert JSON value to {spec.dtype} without loss of precision.")
-    return cast
+    return cast.reshape(shape)
 
 
-def _strings(value: Any, shape: list[int], name: str) -> NDArray[Any]:
-    leaves: list[bytes] = []
+def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
+    """The leaves of nested lists in row-major order. Raises `RequestError` unless the lists have this shape."""
+    level = [value]
+    for size in shape:
+        if not all(type(one) is list and len(one) == size for one in level):
+            raise invalid(f"input {name!r}: Encountered list at unexpected size or level: want a dense tensor")
+        level = list(itertools.chain.from_iterable(level))
+    if list in set(map(type, level)):
+        raise invalid(f"input {name!r}: Encountered list at unexpected size or level: want a dense tensor")
+    return level
 
-    def take(item: Any, level: int) -> None:
-        if level < len(shape):
-            if not isinstance(item, list) or len(item) != shape[level]:
-                raise invalid(f"input {name!r}: Encountered list at unexpected size or level: want a dense tensor")
-            for one in item:
-                take(one, level + 1)
-        elif isinstance(item, str):
-            leaves.append(item.encode("utf-8", "surrogatepass"))
-        elif _is_base64(item):
-            try:
-                leaves.append(base64.b64decode(item["b64"], validate=True))
-            except (binascii.Error, ValueError):
-                raise invalid("Unable to base64 decode") from None
-        else:
-            raise invalid(f"input {name!r}: JSON Value is not of expected type: string")
 
-    take(value, 0)
-    array = np.empty(len(leaves), dtype=object)
-    array[:] = leaves
+def _strings(leaves: list[Any], shape: list[int], name: str) -> NDArray[Any]:
+    array = np.empty(len(leaves), dtype=object)  # of pointers: a long string costs the short ones nothing
+    array[:] = [_bytes(one, name) for one in leaves]
     return array.reshape(shape)
+
+
+def _bytes(leaf: Any, name: str) -> bytes:
+    if isinstance(leaf, str):
+        return leaf.encode("utf-8", "surrogatepass")
+    if not _is_base64(leaf):
+        raise invalid(f"input {name!r}: JSON Value is not of expected type: string")
+    try:
+        return base64.b64decode(leaf["b64"], validate=True)
+    except ValueError:
+        raise invalid("Unable to base64 decode") from None
 
 
 def write_outputs(outputs: Mapping[str, NDArray[Any]], form: Format) -> bytes:

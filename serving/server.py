@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
+from ciml.limits import MAX_REQUEST_BYTES, MAX_REQUEST_ROWS
 from ciml.metrics import serve_metrics
 from ciml.storage import open_store
 from serving.config import CONFIG_NAME, ModelEntry, parse_config
@@ -55,8 +56,8 @@ class ServerOptions:
     grpc_port: int = 8500
     rest_port: int = 8501
     poll_s: float = 0.5
-    max_bytes: int = 16 << 20
-    max_rows: int = 1024
+    max_bytes: int = MAX_REQUEST_BYTES
+    max_rows: int = MAX_REQUEST_ROWS
     threads: int = 8
     allow_reload: bool = False
     metrics_port: int | None = None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.errors import invalid
+from ciml.limits import MAX_TENSOR_BYTES, MAX_TENSOR_RANK
+from serving.errors import invalid, too_large
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A tensor of a request holds no more elements: 64 MiB of float32.
-MAX_ELEMENTS = 16 << 20
-
+_BLOCK = 1 << 16
 # Where TensorFlow Serving puts the values of an output: clients read these fields.
 _FIELDS = {
     "float32": "float_val",
@@ -30,24 +30,64 @@ _FIELDS = {
 }
 
 
-def from_proto(name: str, proto: Any) -> NDArray[Any]:
-    """The array that a TensorProto holds; strings as an object array of bytes.
+def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
+    """(type, shape) that a TensorProto declares, without unpacking it.
 
     Raises:
-      RequestError: INVALID_ARGUMENT when it is malformed or too large.
+      RequestError: INVALID_ARGUMENT when one of them is unknown.
     """
     import tensorflow as tf
 
-    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    rank = len(proto.tensor_shape.dim)
+    if rank > MAX_TENSOR_RANK:
+        raise invalid(f"input {name!r}: {rank} dimensions; at most {MAX_TENSOR_RANK} (MAX_TENSOR_RANK)")
+    sizes = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"input {name!r}: its shape is not fully known: {sizes}")
-    # A TensorProto may hold one value and say that it stands for any number of them: look before unpacking it.
-    if math.prod(sizes) > MAX_ELEMENTS:
-        raise invalid(f"input {name!r}: {math.prod(sizes)} elements; at most {MAX_ELEMENTS}")
+        raise invalid(f"input {name!r}: its shape is not fully known: {list(sizes)}")
+    try:
+        return tf.as_dtype(proto.dtype).name, sizes
+    except TypeError:
+        raise invalid(f"input {name!r}: unknown type {proto.dtype}") from None
+
+
+def declared_bytes(name: str, proto: Any) -> int:
+    """The bytes that a TensorProto takes once it is unpacked, without unpacking it. Raises as `declared` does.
+
+    A TensorProto may hold one value and declare that it stands for any number of them.
+    """
+    import tensorflow as tf
+
+    dtype, sizes = declared(name, proto)
+    try:
+        each: int = np.dtype(tf.as_dtype(dtype).as_numpy_dtype).itemsize
+    except TypeError:
+        raise invalid(f"input {name!r}: {dtype} has no values") from None
+    elements = math.prod(sizes)
+    strings: Sequence[bytes] = proto.string_val
+    repeated = max(elements - len(strings), 0) * len(strings[-1]) if len(strings) else 0
+    return elements * each + sum(map(len, strings)) + repeated
+
+
+def from_protos(protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The arrays that TensorProtos hold, by name; strings as object arrays of bytes.
+
+    Raises:
+      RequestError: INVALID_ARGUMENT when one is malformed, or all together are too large.
+    """
+    size = sum(declared_bytes(name, proto) for name, proto in protos.items())
+    if size > MAX_TENSOR_BYTES:
+        names = ",".join(protos)
+        raise too_large(f"inputs {names}: {size} bytes unpacked; at most {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
+    return {name: _unpacked(name, proto) for name, proto in protos.items()}
+
+
+def _unpacked(name: str, proto: Any) -> NDArray[Any]:
+    import tensorflow as tf
+
     try:
         array: NDArray[Any] = tf.make_ndarray(proto)
-    except (ValueError, TypeError) as error:
-        raise invalid(f"input {name!r}: malformed TensorProto: {error}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise invalid(f"input {name!r}: malformed TensorProto: {str(error)[:200]}") from None
     return array
 
 
@@ -71,5 +111,9 @@ def to_proto(array: NDArray[Any], proto: Any) -> None:
 def plain(array: NDArray[Any]) -> Any:
     """An array as nested lists for JSON. float32 becomes the shortest decimal that reads back as the same float32."""
     if array.dtype == np.float32:
-        return array.astype("U32").astype(np.float64).tolist()
+        numbers = np.empty(array.size)
+        flat = array.ravel()
+        for at in range(0, array.size, _BLOCK):  # as text a number takes 128 bytes
+            numbers[at : at + _BLOCK] = flat[at : at + _BLOCK].astype("U32").astype(np.float64)
+        return numbers.reshape(array.shape).tolist()
     return array.tolist()

@@ -6,6 +6,7 @@ a client's request; the first one that fails, fails the load.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import IntegrityError
-from ciml.limits import MAX_WARMUP_RECORD_BYTES, MAX_WARMUP_RECORDS, MAX_WARMUP_S
+from ciml.limits import MAX_TENSOR_BYTES, MAX_WARMUP_RECORD_BYTES, MAX_WARMUP_RECORDS, MAX_WARMUP_S
 from serving.errors import RequestError
 from serving.folders import WARMUP_FILE
-from serving.tensors import MAX_ELEMENTS, from_proto
 from serving.tf_records import read_records
 
 if TYPE_CHECKING:
@@ -72,16 +72,11 @@ def _run_record(model: LoadedModel, record: bytes) -> None:
     if kind != "predict_log":
         raise IntegrityError(f"is a {kind or 'log without a type'}; only predict_log")
     request = log.predict_log.request
-    outputs = model.predict(request.model_spec.signature_name, _inputs(model, request), request.output_filter)
+    signature = request.model_spec.signature_name
+    outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise IntegrityError(f"{name} is not finite")
-
-
-def _inputs(model: LoadedModel, request: Any) -> dict[str, NDArray[Any]]:
-    # Names first: an input that the signature does not have must not be unpacked.
-    model.signature(request.model_spec.signature_name).check_names(request.inputs)
-    return {name: from_proto(name, proto) for name, proto in request.inputs.items()}
 
 
 def _run_zeros(model: LoadedModel) -> None:
@@ -104,6 +99,7 @@ def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
         if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":
             return None
         shapes[name] = [max(size, 1) for size in spec.shape]
-    if sum(int(np.prod(shape, dtype=object)) for shape in shapes.values()) > MAX_ELEMENTS:
+    sizes = [math.prod(shape) * np.dtype(signature.inputs[name].dtype).itemsize for name, shape in shapes.items()]
+    if sum(sizes) > MAX_TENSOR_BYTES:
         return None
     return {name: np.zeros(shape, signature.inputs[name].dtype) for name, shape in shapes.items()}

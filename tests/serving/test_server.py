@@ -161,6 +161,9 @@ def test_grpc_tensor_bomb_is_refused(channel: grpc.Channel) -> None:
     bomb.tensor_content = b""
     bomb.float_val.append(1.0)
     bomb.tensor_shape.dim[0].size = 1 << 40
+    request.inputs["n_windows"].tensor_content = b""
+    request.inputs["n_windows"].int_val.append(1)
+    request.inputs["n_windows"].tensor_shape.dim[0].size = 1 << 40
     with pytest.raises(grpc.RpcError) as error:
         stub(channel).Predict(request, timeout=20)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,73 @@
+"""A model server in a process of its own, whose memory and file descriptors can be measured and limited."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A running server: its ports and its process."""
+
+    grpc_port: int
+    rest_port: int
+    pid: int
+
+    def rss(self) -> int:
+        """Resident bytes now."""
+        return self._status("VmRSS")
+
+    def peak_rss(self) -> int:
+        """The most resident bytes since `reset_peak`."""
+        return self._status("VmHWM")
+
+    def reset_peak(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status(self, field: str) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) << 10
+        raise AssertionError(f"no {field} of process {self.pid}")
+
+
+@contextmanager
+def server_process(config: str, log: Path, *arguments: str, files: int | None = None) -> Iterator[ServerProcess]:
+    """Runs ``python -m serving.server`` on ports that the system chooses.
+
+    Args:
+      config: the ModelServerConfig.
+      log: the file for its standard error.
+      arguments: more of the command line.
+      files: the most file descriptors that it may open; None leaves the limit as it is.
+    """
+    command = [sys.executable, "-m", "serving.server", "--config", config, "--grpc-port", "0", "--rest-port", "0"]
+
+    def limit() -> None:
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with log.open("wb") as err:
+        process = subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=err, text=True, preexec_fn=limit
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, log.read_text()[-2000:]
+            ready = json.loads(line)
+            yield ServerProcess(ready["grpc"], ready["rest"], process.pid)
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+            if process.stdout is not None:
+                process.stdout.close()
