@@ -45,3 +45,10 @@ MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
 MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
 
 # Recorder: the spool.
+
+# Dead letters of unexpected exceptions: what is kept of the exception.
+
+#: Characters of its message, after secrets are replaced: one line of a terminal or two.
+MAX_ERROR_CHARACTERS = 300
+#: Bytes of its innermost frames; some fifteen frames, which name the stage and the place.
+MAX_TRACEBACK_BYTES = 1 << 10

@@ -20,6 +20,7 @@ from pipelines.committer import Committer, committer
 from transforms.decode import ALL_JOBS
 from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import attempt
 from transforms.listed import decode_lines
 from transforms.trust import TrustPolicy
 
@@ -186,10 +187,8 @@ def plan(config: BackfillConfig, listing: Listing, following: Following, stop: t
 
 def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
     """What a line says; None where it says nothing of any run."""
-    try:
-        return decode_line(data, reading)
-    except Refused:
-        return None
+    run = attempt("decode", decode_line, data, reading)
+    return None if isinstance(run, Refused) else run
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:

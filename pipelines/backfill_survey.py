@@ -10,8 +10,9 @@ from typing import Any
 from ciml.listing_files import Listing
 from ciml.records import OffsetRange, Outcome
 from pipelines.backfill_plan import BackfillConfig, Following, plan, size_of
+from transforms.guard import guarded_candidates
 from transforms.listed import decode_lines
-from transforms.trust import evaluate
+from transforms.trust import judge
 
 _FAULTS = 10
 
@@ -63,14 +64,16 @@ def survey(config: BackfillConfig, listing: Listing) -> Survey:
         taken += size_of(work)
         runs: dict[int, str] = {}
         for start, end in work.parts:
-            batch = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
+            decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
+            batch = guarded_candidates("trust", lambda part: judge(part, config.trust), decoded)
             found.blank += end - start - len(batch.candidates) - len(batch.settled)
             for outcome in batch.settled:
                 _count(found, outcome)
             for candidate in batch.candidates:
-                mention, trust = candidate.mention, evaluate(config.trust, candidate.mention)
+                mention, trust = candidate.mention, candidate.trust
                 found.take[mention.build_name, mention.result] += 1
-                found.trust[trust.trusted, trust.rule] += 1
+                if trust is not None:
+                    found.trust[trust.trusted, trust.rule] += 1
                 runs[candidate.origin.offset] = mention.run_id
         found.known += len(following.known(runs))
     found.others = found.lines - found.settled - taken

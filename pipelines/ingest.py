@@ -30,6 +30,7 @@ from pipelines.retries import ReadDue
 from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
 from transforms.decode import ALL_JOBS
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import guarded_candidates
 from transforms.timings_beam import COMMIT
 from transforms.trust import TrustPolicy
 
@@ -151,7 +152,8 @@ class SettleKnown(beam.DoFn):
     def process(self, batch: Batch) -> Iterator[Batch]:
         if batch.candidates:
             with keep_error(), committer(self._raw).state() as state:
-                batch = settle_known(batch, state.index)
+                index = state.index
+                batch = guarded_candidates("known", lambda part: settle_known(part, index), batch)
         yield batch
 
 

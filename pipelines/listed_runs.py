@@ -27,6 +27,7 @@ from ciml.run_records import RunDelta
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import guarded_candidates
 from transforms.listed import decode_lines
 from transforms.log_windows import KEPT_BYTES, LogOf, LogReader
 from transforms.trust import TrustPolicy, judge
@@ -187,7 +188,7 @@ class ListedLog:
             decode_lines(OffsetRange(listing.topic, "", 0, each.start, each.end), listing.read(each), self._reading)
             for each in listing.blocks
         )
-        delta = reconcile(RawState(), (self._settled(judge(batch, self._trust)) for batch in batches), 0)
+        delta = reconcile(RawState(), map(self._settled, batches), 0)
         if delta is None:
             return RunDelta()
         for kind, name in LISTS.items():
@@ -195,8 +196,8 @@ class ListedLog:
                 self.left_out.update((kind, record.get("reason", "")) for record in delta[name])
         return msgspec.convert(delta, RunDelta)
 
-    def _settled(self, batch: Batch) -> Batch:
-        runs = []
+    def _settled(self, decoded: Batch) -> Batch:
+        runs, batch = [], guarded_candidates("trust", lambda part: judge(part, self._trust), decoded)
         for each in batch.candidates:
             runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
             if each.address:

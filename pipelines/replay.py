@@ -22,6 +22,7 @@ from pipelines.committer import committer
 from transforms.again import read_again
 from transforms.decode import ALL_JOBS
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import attempt
 from transforms.settle import settle
 from transforms.trust import TrustPolicy
 
@@ -139,7 +140,10 @@ def _replay(config: ReplayConfig, letters: list[Letter], found: Replayed) -> Non
 def _read(config: ReplayConfig, letter: Letter) -> Batch:
     payload = letter.outcome.payload
     whole = whole_payload(config.raw, payload) if payload else None
-    return read_again(letter.outcome, whole, config.selection, dict(config.names), config.logs)
+    batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
+    if isinstance(batch, Refused):
+        raise batch
+    return batch
 
 
 def _stays(found: Replayed, reason: str, detail: str) -> None:

@@ -15,6 +15,7 @@ from ciml.records import Batch, Candidate, Message, OffsetRange, Outcome
 from ciml.redact import REDACTED
 from ciml.runs import RunId
 from transforms.decode import ALL_JOBS, decode
+from transforms.guard import guarded_messages
 from transforms.listed import decode_lines
 
 #: Why a letter cannot be tried again, whatever is allowed: a closed set.
@@ -69,14 +70,18 @@ def _read_line(letter: Outcome, message: Message, logs: str) -> Batch:
 
 def _read_message(letter: Outcome, message: Message, selection: Sequence[str], names: dict[str, str]) -> Batch:
     covers = _place_of(letter)
-    batch = decode(Batch(covers, [message]), selection, names)
+    batch = _decoded(covers, message, selection, names)
     if letter.run_id and letter.run_id not in _runs(batch):
         try:  # its source had another name when it came
             names[decode_message(message).source] = RunId.decode(letter.run_id).source
         except Refused:
             return batch
-        batch = decode(Batch(covers, [message]), selection, names)
+        batch = _decoded(covers, message, selection, names)
     return batch
+
+
+def _decoded(covers: OffsetRange, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
+    return guarded_messages("decode", lambda part: decode(part, selection, names), Batch(covers, [message]))
 
 
 def _place_of(letter: Outcome) -> OffsetRange:

@@ -17,8 +17,12 @@ from transforms import store as storing
 from transforms.decode import ALL_JOBS, decode
 from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import guarded_candidates, guarded_messages
 from transforms.timings_beam import FETCH
 from transforms.trust import TrustPolicy, judge
+
+#: How a stage's batch is taken apart where it fails: `transforms.guard`.
+Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
 
 _MOST_KEPT = 100
 _kept: list[CimlError] = []
@@ -68,20 +72,20 @@ beam.coders.registry.register_coder(Batch, BatchCoder)
 
 
 class _Call(beam.DoFn):
-    def __init__(self, function: Callable[..., Batch], *arguments: Any) -> None:
-        self._function, self._arguments = function, arguments
+    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
+        self._guard, self._stage, self._function, self._arguments = guard, stage, function, arguments
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         with keep_error():
-            yield self._function(batch, *self._arguments)
+            yield self._guard(self._stage, lambda part: self._function(part, *self._arguments), batch)
 
 
 class _Stage(beam.PTransform):
-    """One function over each batch."""
+    """One function over each batch, of which an input that it fails for takes no other with it."""
 
-    def __init__(self, function: Callable[..., Batch], *arguments: Any) -> None:
+    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
         super().__init__()
-        self._call = _Call(function, *arguments)
+        self._call = _Call(guard, stage, function, *arguments)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
         return batches | beam.ParDo(self._call).with_output_types(Batch)
@@ -91,14 +95,14 @@ class Decode(_Stage):
     """`transforms.decode.decode`."""
 
     def __init__(self, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> None:
-        super().__init__(decode, tuple(selection), names)
+        super().__init__(guarded_messages, "decode", decode, tuple(selection), names)
 
 
 class Judge(_Stage):
     """`transforms.trust.judge`."""
 
     def __init__(self, policy: TrustPolicy) -> None:
-        super().__init__(judge, policy)
+        super().__init__(guarded_candidates, "trust", judge, policy)
 
 
 class _Fetch(beam.DoFn):
@@ -128,11 +132,11 @@ class Parse(_Stage):
     """`transforms.store.parse`."""
 
     def __init__(self) -> None:
-        super().__init__(storing.parse)
+        super().__init__(guarded_candidates, "parse", storing.parse)
 
 
 class Store(_Stage):
     """`transforms.store.store`."""
 
     def __init__(self, raw: ObjectStore) -> None:
-        super().__init__(storing.store, raw)
+        super().__init__(guarded_candidates, "store", storing.store, raw)

@@ -19,6 +19,7 @@ from transforms.addresses import Address, parse_address
 from transforms.fetch_files import read_file
 from transforms.fetch_later import Later
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import attempt, dead_letter
 from transforms.gunzip import gunzip
 
 if TYPE_CHECKING:
@@ -189,18 +190,19 @@ class Fetcher:
                 candidate.log = job.data
                 fetched.append(candidate)
             else:
-                settled.append(_settle(candidate, job.failure, self.policy, now_us))
+                outcome = attempt("fetch", _settle, candidate, job.failure, self.policy, now_us)
+                settled.append(dead_letter(candidate, outcome) if isinstance(outcome, Refused) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
     def _run(self, jobs: list[_Job]) -> None:
         budget = _Budget(self.policy.max_batch_bytes)
         ready = []
         for job in jobs:
-            try:
-                job.address = parse_address(job.text)
-            except Refused as refused:
-                job.failure = refused
+            address = attempt("fetch", parse_address, job.text)
+            if isinstance(address, Refused):
+                job.failure = address
             else:
+                job.address = address
                 ready.append(job)
         if not ready:
             return
@@ -225,12 +227,20 @@ class Fetcher:
 
         began = time.monotonic()
         try:
-            job.data = self.read(job.address or parse_address(job.text), grow)
-        except (Refused, Later) as failure:
-            job.failure = failure
-            budget.grow(-taken)
+            read = attempt("fetch", self._read_or_fail, job.address or parse_address(job.text), grow)
+            if isinstance(read, bytes):
+                job.data = read
+            else:
+                job.failure = read
+                budget.grow(-taken)
         finally:
             job.seconds = time.monotonic() - began
+
+    def _read_or_fail(self, address: Address, grow: Callable[[int], None]) -> bytes | Refused | Later:
+        try:
+            return self.read(address, grow)
+        except (Refused, Later) as failure:
+            return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
         """The log at an address, unpacked.

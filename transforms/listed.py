@@ -8,6 +8,7 @@ from ciml.errors import Refused
 from ciml.listing import Line, Reading, decode_line, too_long
 from ciml.records import Batch, Candidate, OffsetRange, Origin, Outcome
 from transforms.decode import dead_letter, why_ignored
+from transforms.guard import bisect, unread_letter
 
 
 def decode_lines(
@@ -23,7 +24,20 @@ def decode_lines(
 
     Returns:
       A batch of candidates; what is ignored, known or a dead letter is settled, as `transforms.decode.decode` does it.
+      A line that cannot be decoded for an unexpected reason costs itself alone (`transforms.guard`).
     """
+    done = Batch(covers)
+    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known)):
+        if isinstance(made, Batch):
+            done.candidates += made.candidates
+            done.settled += made.settled
+        elif covers.start <= some[0].number < covers.end:
+            origin = Origin(covers.topic, covers.partition, some[0].number)
+            done.settled.append(unread_letter(origin, some[0].message(reading), made))
+    return done
+
+
+def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int]) -> Batch:
     candidates: list[Candidate] = []
     settled: list[Outcome] = []
     for line in lines:

@@ -11,6 +11,7 @@ from ciml.records import Batch, Candidate, Origin, Outcome
 from ciml.storage import Store
 from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
+from transforms.guard import guarded_candidates
 from transforms.store import parse, store
 from transforms.trust import TrustPolicy, judge
 
@@ -49,10 +50,11 @@ def settle(
     Raises:
       EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
     """
-    waiting = judge(Batch(None, candidates=[each for batch in batches for each in batch.candidates]), trust).candidates
-    done: list[Outcome] = []
-    for read in read_logs(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
-        done += store(read, raw).settled
+    waiting = Batch(None, candidates=[each for batch in batches for each in batch.candidates])
+    judged = guarded_candidates("trust", lambda part: judge(part, trust), waiting)
+    done = judged.settled
+    for read in read_logs(judged.candidates, policy, outages=outages, sleep=sleep, now_us=now_us):
+        done += guarded_candidates("store", lambda part: store(part, raw), read).settled
     return _shared_out(batches, done)
 
 
@@ -86,7 +88,7 @@ def read_logs(
         for each in fetched.settled:
             once_more = each.reason == "batch_full" or (pause is not None and each.reason in PASSING)
             (later if once_more else settled).append(each)
-        yield parse(Batch(None, candidates=fetched.candidates, settled=settled))
+        yield guarded_candidates("parse", parse, Batch(None, candidates=fetched.candidates, settled=settled))
         lost += [each for each in settled if each.reason in PASSING]
         if pause is not None:
             sleep(pause)
