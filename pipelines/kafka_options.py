@@ -16,6 +16,10 @@ OWN = (
     "enable.auto.offset.store", "enable.partition.eof", "isolation.level", "transactional.id",
 )  # fmt: skip
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
+#: Properties whose value, or whose file's content, only those who may use the broker have; `_SECRET` hides more.
+_CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.config)$")
+_CREDENTIAL_FILE = re.compile(r"(key\.location|keystore\.location|key\.file|keytab|assertion\.file)$")
+_MAX_CREDENTIAL_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
@@ -80,6 +84,20 @@ class KafkaOptions:
             if _SECRET.search(name) and isinstance(value, str) and value:
                 text = text.replace(value, "***")
         return text
+
+    def credentials(self) -> dict[str, bytes]:
+        """What only those who may use the broker know, by property: passwords, and the content of key files."""
+        found: dict[str, bytes] = {}
+        for name, value in self.extra.items():
+            if _CREDENTIAL.search(name):
+                found[name] = str(value).encode()
+            elif _CREDENTIAL_FILE.search(name):
+                try:
+                    with open(str(value), "rb") as file:
+                        found[name] = file.read(_MAX_CREDENTIAL_BYTES)
+                except OSError:
+                    found[name] = b""
+        return found
 
     @classmethod
     def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:

@@ -105,8 +105,8 @@ def command(
       ciml record --send
     """
     from cli.record.say import be_quiet
-    from cli.record.spool import default_spool
-    from cli.record.worker import Settings
+    from cli.record.settings import Settings
+    from cli.record.spool import Places, default_spool
     from pipelines.kafka_options import KafkaOptions
 
     if bool(argv) == send:
@@ -121,7 +121,7 @@ def command(
     if send:
         from cli.record.send import send_leftovers
 
-        send_leftovers(settings)
+        send_leftovers(settings, Places(samples_topic, topic, _absolute(log_dir), log_url or ""))
         return
     from cli.record.run import record
 

@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ciml.errors import CimlError, Refused
 from ciml.event_runs import log_address
+from ciml.fields import MAX_LABELS
 from ciml.records import Mention
 from ciml.runs import RunId, path_safe
 from cli.record.kafka import Sender
@@ -22,6 +24,7 @@ from cli.record.tail import Mark, Piece, Tail
 
 _IN_FLIGHT = 32  # messages of a recording that are on their way; the rest stays in the log
 _AGAIN_S = 5.0
+_READ = 1 << 20
 
 
 @dataclass(slots=True)
@@ -39,19 +42,25 @@ class Delivery:
       recording: what is sent.
       sender: to its broker, or None where it has none.
       end: how it ended, where that is known. `finish` says it later.
+      announce: whether the run's start is sent too. It is left out where the start's event would differ from the one
+        that may have arrived already.
 
     Attributes:
       failure: why it does not get on, in one line; "" while it does.
     """
 
-    def __init__(self, recording: Recording, sender: Sender | None, end: End | None = None) -> None:
+    def __init__(
+        self, recording: Recording, sender: Sender | None, end: End | None = None, *, announce: bool = True
+    ) -> None:
         self.failure = ""
         self._recording, self._sender, self._end = recording, sender, end
         self._plan = recording.plan
         self._key = self._plan.mention.run_id.encode()
-        self._tail = Tail(recording.log, recording.starts())
+        self._tail = Tail(recording.read_log, recording.starts())
         self._sent: deque[_Sent] = deque()
         self._states: dict[str, bool | None] = {}  # of single messages: None while on the way, whether they arrived
+        if not announce:
+            self._states["started"] = True
         self._log_at: str | None = None
         self._not_before = 0.0
 
@@ -75,7 +84,7 @@ class Delivery:
         try:
             return self._step()
         except Refused as refused:
-            raise CimlError(f"{self._recording.folder}: {refused}") from None
+            raise CimlError(f"{self._recording.folder.path}: {refused}") from None
         except CimlError as error:
             self._wait(str(error))
         except OSError as error:
@@ -175,9 +184,10 @@ class Delivery:
 
     def _finished_mention(self, end: End) -> Mention:
         mention = self._plan.mention
+        labels = {**end.labels, **mention.labels, **end.labels}  # those of the end first: an event holds so many
         return mention.replace(
             phase="finished", result=end.result, end_us=max(end.end_us, mention.start_us or 0),
-            log_url=self._log_at or "", labels={**mention.labels, **end.labels},
+            log_url=self._log_at or "", labels=dict(islice(labels.items(), MAX_LABELS)),
         )  # fmt: skip
 
     def _put_log(self) -> bool:
@@ -234,10 +244,10 @@ def _compressed(recording: Recording) -> bytes:
     """The log in gzip, the same bytes each time."""
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:
-        if recording.log.exists():
-            with recording.log.open("rb") as log:
-                while piece := log.read(1 << 20):
-                    file.write(piece)
+        offset = 0
+        while piece := recording.read_log(offset, _READ):
+            file.write(piece)
+            offset += len(piece)
     return out.getvalue()
 
 

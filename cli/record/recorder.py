@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from ciml.limits import MAX_RECORDER_LOG_BYTES
 from cli.record import proc
 from cli.record.command import EVERY_SIGNAL
 from cli.record.say import say
@@ -18,8 +19,6 @@ from cli.record.say import say
 _PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
 _PR_SET_PDEATHSIG = 1
 _SILENT_S = 5.0
-#: Of a log, after which nothing more is recorded: `transforms.parse` and `transforms.fetch` take no larger ones.
-MAX_BYTES = 60 << 20
 
 
 def find_dool() -> str | None:
@@ -81,7 +80,7 @@ class Recorder:
         if self._full:
             return
         size = self._log.stat().st_size if self._log.exists() else 0
-        if size > MAX_BYTES:
+        if size > MAX_RECORDER_LOG_BYTES:
             self._full = True
             say(f"the log has {size >> 20} MiB, and none that is larger can be read: the rest is not recorded")
             self.end()

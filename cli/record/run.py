@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ciml.errors import CimlError
 from cli.record import command
 from cli.record.say import say
-from cli.record.spool import End, Plan, Recording, check_owner
+from cli.record.settings import Settings
+from cli.record.spool import End, Plan, Recording
 from cli.record.supervise import Ending, ended_children, supervise
 from cli.record.witness import Witness
-from cli.record.worker import Settings, fork_worker, kept
+from cli.record.worker import fork_worker, keep
 
 _RESTARTS = 3
 _LIVED_S = 60.0  # a worker that lived so long counts as none of them
@@ -60,8 +62,9 @@ class _Beside:
         self._restarts = 0
         self._started_at = 0.0
         try:
-            check_owner(settings.spool)
             self._recording = Recording.create(settings.spool, plan)
+        except CimlError as error:
+            say(f"nothing is recorded: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is, the command is to run
             say(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
 
@@ -99,7 +102,7 @@ class _Beside:
         except OSError as error:
             say(f"how the command ended cannot be noted: {error.strerror}")
         if self._worker is None:
-            say(f"nothing is sent: {kept(self._recording)}")
+            say(f"nothing is sent: {keep(self._recording, self._settings)}")
             return
         pid, pipe = self._worker
         os.close(pipe)
@@ -110,9 +113,7 @@ class _Beside:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                say(
-                    f"not all is sent: kept in {self._recording.folder}, for the next ciml record or ciml record --send"
-                )
+                say(f"not all is sent: {keep(self._recording, self._settings)}")
                 return
 
 

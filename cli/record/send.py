@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from ciml.errors import CimlError, EngineError
-from cli.record.delivery import Delivery
+from cli.record.folder import open_private
 from cli.record.kafka import Sender
+from cli.record.leftovers import FACTS, by_command, deliver, is_unsealed
 from cli.record.say import say
-from cli.record.spool import Recording, check_owner, leftovers
-from cli.record.worker import Settings, end_of
+from cli.record.settings import Settings
+from cli.record.spool import Places, Recording, waiting
 
 
-def send_leftovers(settings: Settings) -> None:
-    """Sends every recording of the spool that nobody is recording.
+def send_leftovers(settings: Settings, places: Places) -> None:
+    """Sends every recording of the spool that no process is recording.
+
+    Args:
+      settings: the spool, the broker and the time to wait.
+      places: where the command line sends recordings whose own word on that does not count.
 
     Raises:
+      CimlError: the spool is no private folder of this user.
       EngineError: some could not be sent.
     """
-    check_owner(settings.spool)
+    try:
+        spool = open_private(settings.spool)
+    except FileNotFoundError:
+        say("0 recordings are sent")
+        return
+    except OSError as error:
+        raise CimlError(f"{settings.spool}: cannot be read ({error.strerror})") from None
     sender = Sender(settings.kafka) if settings.kafka else None
     failed = sent = 0
-    for folder in leftovers(settings.spool):
+    names, more = waiting(spool)
+    for name in names:
         try:
-            recording = Recording.take(folder)
+            recording = Recording.take(spool, name)
         except CimlError as error:
             failed += 1
             say(str(error))
@@ -32,9 +44,7 @@ def send_leftovers(settings: Settings) -> None:
         if recording is None:
             continue
         run_id = recording.plan.mention.run_id
-        if settings.kafka is not None:
-            recording.plan = replace(recording.plan, kafka=settings.kafka.bootstrap)
-        why = _send(recording, sender, settings.flush_s)
+        why = _send(recording, sender, settings, places)
         if why:
             failed += 1
             recording.release()
@@ -42,29 +52,31 @@ def send_leftovers(settings: Settings) -> None:
         else:
             sent += 1
             recording.remove()
-            say(f"{run_id} is sent")
+            lost = f", without {', '.join(FACTS)}: it was not sealed" if is_unsealed(recording.plan) else ""
+            say(f"{run_id} is sent{lost}")
+    if more:
+        say(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
     if failed:
         raise EngineError(f"{failed} recordings are not sent, and stay in {settings.spool}; {sent} are")
     say(f"{sent} recordings are sent")
 
 
-def _send(recording: Recording, sender: Sender | None, patience_s: float) -> str:
+def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:
     """Sends one, as long as it gets on. Returns why it could not be sent, or ""."""
-    if recording.plan.kafka and sender is None:
-        return f"its broker was {recording.plan.kafka}: name one by --kafka"
-    if not recording.plan.leads_somewhere:
-        return "neither --kafka nor the --log-dir that it was recorded with says where to"
-    delivery = Delivery(recording, sender if recording.plan.kafka else None, end_of(recording))
-    deadline = time.monotonic() + patience_s
     progress = -1
     try:
+        recording.plan = by_command(recording, settings, places)
+        delivery = deliver(recording, sender if recording.plan.kafka else None)
+        deadline = time.monotonic() + settings.flush_s
         while not delivery.step():
             if sender is not None:
                 sender.poll(0.05)
             if (now := delivery.progress) != progress:
-                progress, deadline = now, time.monotonic() + patience_s
+                progress, deadline = now, time.monotonic() + settings.flush_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
                 return delivery.failure or (sender.refused if sender else "") or "the broker does not answer"
     except CimlError as error:
         return str(error)
+    except OSError as error:
+        return f"{recording.folder.path}: {error.strerror or error}"
     return ""

@@ -6,11 +6,9 @@ Only for what dool and `cli.record.proc` write here: an epoch column, and neithe
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from cli.record.spool import Start
 from transforms.parse_header import read_columns
@@ -63,7 +61,7 @@ class Tail:
     """Reads a log from its beginning on, a piece at a time.
 
     Args:
-      log: its path; it may not be there yet.
+      log: reads at most so many bytes (second) from an offset on (first); b"" where there are none yet.
       starts: those that are known; `add_start` adds a later one.
 
     Attributes:
@@ -71,7 +69,7 @@ class Tail:
       first_us: the time of the log's first sample, epoch microseconds, once it was read.
     """
 
-    def __init__(self, log: Path, starts: Sequence[Start]) -> None:
+    def __init__(self, log: Callable[[int, int], bytes], starts: Sequence[Start]) -> None:
         self._log = log
         self._starts = list(starts)
         self.mark = Mark()
@@ -97,11 +95,7 @@ class Tail:
         most = _PIECE
         if mark.start + 1 < len(self._starts):
             most = min(most, self._starts[mark.start + 1].offset - mark.offset)
-        try:
-            with self._log.open("rb") as file:
-                data = os.pread(file.fileno(), most, mark.offset)
-        except FileNotFoundError:
-            return b""
+        data = self._log(mark.offset, most)
         whole = data.rfind(b"\n") + 1
         if not whole and len(data) == most:
             return data  # what was cut before a start, or no line of ours

@@ -75,7 +75,7 @@ def test_what_is_left_when_all_is_killed_comes_in_with_the_next(tmp_path: Path) 
     done = record(tmp_path / "spool", "--send", command=[])
     assert done.returncode == 0, done.stderr
     line = listed(tmp_path)
-    assert (line["result"], line["labels"]) == ("ABORTED", {"recorder": "killed"})
+    assert (line["result"], line["labels"]) == ("ABORTED", {"recorder": "killed", "recording": "unsealed"})
     assert table_of(tmp_path, line).num_rows == kept
     assert list((tmp_path / "spool").iterdir()) == []
 
