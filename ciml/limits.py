@@ -16,6 +16,26 @@ MIB = 1 << 20
 # before a zone or a calendar is applied, which know the years 1 to 9999 only.
 EARLIEST_US = 946_684_800_000_000
 LATEST_US = 4_102_444_800_000_000
+# Columns of one log, of all starts of its recorder together. dool writes some 1,500 of a machine with 128 cores.
+MAX_LOG_COLUMNS = 4096
+# Starts of the recorder in one log, and different headers among them: each of these is read by a call of its own.
+MAX_LOG_STARTS = 1000
+MAX_LOG_HEADERS = 100
+# Cells (rows times the columns of all starts) of one log: 128 MiB as floats. A day at 1 s fits up to 194 columns.
+MAX_LOG_CELLS = 1 << 24
+# Cells that a row counts as at least, for what its time takes: a million rows at most, twelve days at 1 s.
+MIN_ROW_CELLS = 16
+# Cells for each byte of a log with several starts: what each has in the columns of the others are nulls, and free to
+# ask for. A log with one start has less than one for each byte.
+CELLS_PER_LOG_BYTE = 4
+# Bytes of a row of samples, of a header's row, and characters of the name of a group or a column.
+MAX_LOG_ROW_BYTES = 256 << 10
+MAX_HEADER_ROW_BYTES = 64 << 10
+MAX_COLUMN_NAME = 128
+# Bytes of a log within which its first header has to end.
+MAX_HEADER_OFFSET = MIB
+# Bytes of text that are parsed at a time. Larger gains nothing, and parsing takes up to ten times its text.
+PARSE_BATCH_BYTES = 16 * MIB
 
 # Batches: what the logs of one batch may take together.
 

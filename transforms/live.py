@@ -18,6 +18,7 @@ import pyarrow as pa
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import sha256_json
 from ciml.errors import Refused
+from ciml.limits import MAX_LOG_STARTS
 from ciml.offsets import RangeSet
 from ciml.samples import telemetry_table
 from transforms.downsample import DAY_US, as_stored, reduce_windows
@@ -25,7 +26,6 @@ from transforms.examples import prepare_many, row_digest
 from transforms.live_parts import NEVER_US, Part, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
-_MOST_STARTS = 1000  # as of a log
 _NONE = np.zeros(0, np.int64)
 _EVER = 1 << 62
 
@@ -189,8 +189,8 @@ class LiveRun:
         if self.size + new.size > self.policy.most_samples:
             raise Refused("run_too_long", f"more than {self.policy.most_samples} samples")
         starts = {*self.seen, *self.ends, *np.unique(part.recorder).tolist(), *(recorder for recorder, _ in ends)}
-        if len(starts) > _MOST_STARTS:
-            raise Refused("too_many_restarts", f"the recorder was started more than {_MOST_STARTS} times")
+        if len(starts) > MAX_LOG_STARTS:
+            raise Refused("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
         if not new.size and not ends:
             return None
         taken = part.take(new, ends)

@@ -16,18 +16,18 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.errors import Refused
+from ciml.limits import PARSE_BATCH_BYTES
 from ciml.telemetry import BOOT, TIME
 from transforms.gunzip import inflate
 from transforms.parse_clock import may_change, to_utc
 from transforms.parse_header import Columns, Segment, split_segments
 from transforms.parse_rows import Rows, read_rows, with_nans
+from transforms.parse_starts import bits_of, check_size, join_starts
 from transforms.parse_times import Bool, Int64, local_times, read_cells, read_epochs
 from transforms.parse_words import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
 from transforms.parse_zones import fixed_offset
 
 _TIME_TYPE = pa.timestamp("us", tz="UTC")
-_MAX_CELLS = 1 << 25  # of one start of the recorder: 256 MiB as floats
-_MIN_CELLS = 16  # of memory that a row takes for its time; so there are at most two million rows, 24 days at 1 s
 _NO_TIME = np.iinfo(np.int64).min
 
 
@@ -58,7 +58,7 @@ class ParseLimits:
     """
 
     max_bytes: int = 64 << 20
-    batch_bytes: int = 16 << 20
+    batch_bytes: int = PARSE_BATCH_BYTES
 
 
 @dataclass(slots=True)
@@ -125,8 +125,10 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
     groups: dict[Columns, list[_Part]] = defaultdict(list)
     refused: dict[int, Refused] = {}
     for index, parts in batch.items():
-        if any(_is_too_large(part.segment) for part in parts):
-            refused[index] = Refused("log_too_large", f"more than {_MAX_CELLS} cells")
+        try:
+            check_size([part.segment for part in parts])
+        except Refused as refusal:
+            refused[index] = refusal
             continue
         for part in parts:
             groups[part.segment.columns].append(part)
@@ -137,11 +139,6 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
             results[index] = refused[index] if index in refused else _assemble(parts)
         except Refused as refusal:
             results[index] = refusal
-
-
-def _is_too_large(segment: Segment) -> bool:
-    cells = max(len(segment.columns.names), _MIN_CELLS)
-    return len(segment.body) * cells > _MAX_CELLS and segment.body.count(b"\n") * cells > _MAX_CELLS
 
 
 def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refused: dict[int, Refused]) -> None:
@@ -171,8 +168,7 @@ def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refu
 
 
 def _to_arrow(values: Bool) -> pa.Array:
-    bits = np.packbits(values, bitorder="little")
-    return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits_of(values)])
 
 
 def _times(
@@ -265,7 +261,7 @@ def _assemble(parts: list[_Part]) -> pa.Table:
         raise Refused("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
     if nulls >= sum(table.num_rows * (table.num_columns - 2) for table in tables):
         raise Refused("empty_telemetry", "no cell of any sample is a finite number")
-    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default").combine_chunks()
+    table = tables[0] if len(tables) == 1 else join_starts(tables)
     recorder = next((part.segment.recorder for part in parts if part.segment.recorder), "")
     return table.replace_schema_metadata(
         {

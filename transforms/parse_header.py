@@ -13,13 +13,10 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ciml.errors import Refused
+from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_STARTS
 from ciml.telemetry import unique_names
 from transforms.parse_words import END_LOCAL, EPOCH_CELLS, FIRST_LOCAL, MONTHS, TIME_CELLS, epoch_us
 
-_MAX_HEADER_BYTES = 1 << 20  # how far into a file its first header may be
-_MAX_ROW_BYTES = 1 << 16
-_MAX_NAME = 128
-_MAX_SEGMENTS = 1000
 _MAX_PREAMBLE_LINES = 12
 
 # Possessive quantifiers: linear in time, and nothing is kept to backtrack to, on any input.
@@ -68,6 +65,7 @@ class Segment:
       near_us: what the ``Date`` cell says in whatever year, or the last one above it: near enough to tell the year by.
       zone: the zone as the ``Date`` cell names it; "" where it does not.
       cmdline: the recorder's command line, "" where it is not there.
+      size: bytes of its header and its samples.
     """
 
     columns: Columns
@@ -78,6 +76,7 @@ class Segment:
     near_us: int | None
     zone: str
     cmdline: bytes
+    size: int
 
     @property
     def interval_s(self) -> float:
@@ -95,7 +94,7 @@ def split_segments(text: bytes) -> list[Segment]:
         text = text[3:]
     if not text.strip(b"\x00 \r\n\t"):
         raise Refused("empty_telemetry", "the log is empty")
-    head = b"\n" + text[:_MAX_HEADER_BYTES]
+    head = b"\n" + text[:MAX_HEADER_OFFSET]
     first = _HEADER.search(head)
     if first is None:
         raise Refused("not_telemetry", "no group row and column row of dstat, dool or pcp-dstat")
@@ -105,8 +104,8 @@ def split_segments(text: bytes) -> list[Segment]:
     if position >= 0:
         for match in _HEADER.finditer(text, position):
             found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
-            if len(found) > _MAX_SEGMENTS:
-                raise Refused("too_many_restarts", f"the recorder was started more than {_MAX_SEGMENTS} times")
+            if len(found) > MAX_LOG_STARTS:
+                raise Refused("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
 
     preambles = [0] + [
         _preamble_start(text, body_start, group_start)
@@ -134,7 +133,7 @@ def split_segments(text: bytes) -> list[Segment]:
             torn = int(bool(body[cut:].strip()))
             body = body[:cut]
         columns = read_columns(group_row.rstrip(b"\r"), column_row.rstrip(b"\r"))
-        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline))
+        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline, end - preambles[index]))
     return segments
 
 
@@ -184,7 +183,7 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
     Raises:
       Refused: ``log_too_wide`` for rows or names beyond any recorder's.
     """
-    if max(len(group_row), len(column_row)) > _MAX_ROW_BYTES:
+    if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
         raise Refused("log_too_wide", f"a header row of {max(len(group_row), len(column_row))} bytes")
     groups, columns = _cells(group_row), _cells(column_row)
     if columns[-1] == "":
@@ -194,7 +193,7 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
     for index, name in enumerate(columns):
         if index < len(groups) and groups[index]:
             group = groups[index]
-        if len(name) > _MAX_NAME or len(group) > _MAX_NAME:
+        if len(name) > MAX_COLUMN_NAME or len(group) > MAX_COLUMN_NAME:
             raise Refused("log_too_wide", f"a column's name of {max(len(name), len(group))} characters")
         if name in TIME_CELLS:
             time = index if time is None else time

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ciml.limits import MAX_LOG_ROW_BYTES
 from transforms.parse_header import Columns
 
-MAX_ROW_BYTES = 1 << 18
 _BLOCK = 1 << 22
 _BLANK, _LINE_FEED, _QUOTE, _COMMA = 32, 10, 34, 44
 
@@ -29,7 +29,7 @@ class Repaired:
 def repair(body: bytes, columns: Columns) -> Repaired:
     """Makes a body regular, block by block, so that memory stays bounded.
 
-    - Carriage returns end rows, blank lines are no rows, lines beyond `MAX_ROW_BYTES` are dropped.
+    - Carriage returns end rows, blank lines are no rows, lines beyond `MAX_LOG_ROW_BYTES` are dropped.
     - A quoted cell loses its quotes and its commas.
     - A surplus last cell that is quoted or empty (pcp-dstat's ``"missed 3 ticks"``, a comma at the end) is cut off.
     - Other surplus cells are commas within the unquoted words of ``--top-*`` columns, where the log has any: the cells
@@ -93,7 +93,7 @@ class _Lines:
 
     def sample(self, limit: int = 32) -> list[list[bytes]]:
         """The cells of the first regular lines."""
-        rows = np.flatnonzero((self.surplus == 0) & (self.ends - self.starts <= MAX_ROW_BYTES))[:limit].tolist()
+        rows = np.flatnonzero((self.surplus == 0) & (self.ends - self.starts <= MAX_LOG_ROW_BYTES))[:limit].tolist()
         return [bytes(self.buffer[self.starts[row] : self.ends[row]]).split(b",") for row in rows]
 
     def regularise(self, words: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
@@ -117,7 +117,7 @@ class _Lines:
             for step in range(words[1] - words[0]):  # the region holds more commas than that
                 self.buffer[begin + step] = _COMMA
             self._count()
-        regular: npt.NDArray[np.bool_] = (self.surplus == 0) & (self.ends - self.starts <= MAX_ROW_BYTES)
+        regular: npt.NDArray[np.bool_] = (self.surplus == 0) & (self.ends - self.starts <= MAX_LOG_ROW_BYTES)
         return regular
 
     def _fill(self, begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> None:

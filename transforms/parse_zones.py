@@ -72,14 +72,6 @@ class Clock:
         index = np.searchsorted(np.asarray(self.since[1:], np.int64), utc, side="right")
         return np.asarray(self.offsets, np.int64)[index]
 
-    def instants(self, local: int) -> list[int]:
-        """The instants at which this clock showed a time: none, one, or two."""
-        return [
-            local - offset
-            for offset in sorted(set(self.offsets), reverse=True)
-            if self.offsets[bisect_right(self.since, local - offset, 1) - 1] == offset
-        ]
-
 
 def clocks(
     first: int, last: int, date_us: int | None, zone: str, hint: str | None
@@ -115,16 +107,24 @@ def clocks(
 
 def numbered_clocks(name: str, anchor: int, first: int, last: int) -> Iterator[tuple[Clock, int]]:
     """The clocks of places that write their zone as ``name`` at the time ``anchor``, and that instant, µs UTC."""
+    years = range(_year(anchor - 2 * DAY), _year(anchor + 2 * DAY) + 1)
     for place in _NUMBERED:
+        if not any(name in {called for _, _, called in _changes(place, year) or ()} for year in years):
+            continue  # nearly all of them
         for instant in _instants(place, anchor, name):
             if (clock := _history(place, first, last)) is not None:
                 yield clock, instant
 
 
 def _instants(place: str, local: int, name: str) -> list[int]:
-    """The instants at which a place's clock showed a time and its zone was called ``name``."""
-    clock = _history(place, local, local)
-    return [] if clock is None else [each for each in clock.instants(local) if _abbreviation(place, each) == name]
+    """The instants, none to two, at which a place's clock showed a time and its zone was called ``name``."""
+    pieces = _pieces(place, local - 2 * DAY, local + 2 * DAY) or []
+    since = [instant for instant, _, _ in pieces]
+    found = (
+        (local - offset, pieces[bisect_right(since, local - offset, 1) - 1])
+        for offset in sorted({offset for _, offset, _ in pieces}, reverse=True)
+    )
+    return [instant for instant, (_, offset, called) in found if (instant + offset, called) == (local, name)]
 
 
 def _places(name: str, hint: str | None) -> list[str]:
@@ -142,35 +142,32 @@ def _zone(place: str) -> ZoneInfo | None:
         return None  # no such zone, or a machine without the tz database
 
 
-def _moment(zone: ZoneInfo, us: int) -> dt.datetime:
-    """An instant, µs UTC, that the parser has found to be within or near `EARLIEST` to `LATEST`."""
-    return dt.datetime.fromtimestamp(us // SECOND, zone)
-
-
-def _offset_us(zone: ZoneInfo, us: int) -> int:
-    offset = _moment(zone, us).utcoffset()
-    return int(offset.total_seconds()) * SECOND if offset is not None else 0
-
-
-def _abbreviation(place: str, us: int) -> str:
-    return _moment(ZoneInfo(place), us).tzname() or ""
-
-
 def _history(place: str, first: int, last: int) -> Clock | None:
     """A zone's offsets while its clock shows ``first`` to ``last``, µs, and some days around. None: unknown zone."""
-    begin, end = first - 2 * DAY, last + 2 * DAY
-    since, offsets = [begin], [0]
+    pieces = _pieces(place, first - 2 * DAY, last + 2 * DAY)
+    if pieces is None:
+        return None
+    changed = [at for at, (_, offset, _) in enumerate(pieces) if not at or offset != pieces[at - 1][1]]
+    return Clock(place, tuple(pieces[at][0] for at in changed), tuple(pieces[at][1] for at in changed))
+
+
+#: From an instant on, µs UTC: the offset of a zone, µs, and what it is called.
+_Piece = tuple[int, int, str]
+
+
+def _pieces(place: str, begin: int, end: int) -> list[_Piece] | None:
+    """A zone's history from one instant, µs UTC, to another, without what is before and after it."""
+    pieces: list[_Piece] = []
     for year in range(_year(begin), _year(end) + 1):
         changes = _changes(place, year)
         if changes is None:
             return None
-        for instant, offset in changes:
+        for instant, offset, called in changes:
             if instant <= begin:
-                offsets[0] = offset
-            elif instant < end and offset != offsets[-1]:
-                since.append(instant)
-                offsets.append(offset)
-    return Clock(place, tuple(since), tuple(offsets))
+                pieces = [(begin, offset, called)]
+            elif instant < end and (offset, called) != pieces[-1][1:]:
+                pieces.append((instant, offset, called))
+    return pieces
 
 
 def _year(us: int) -> int:
@@ -178,23 +175,29 @@ def _year(us: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _changes(place: str, year: int) -> tuple[tuple[int, int], ...] | None:
-    """From which instants on, µs UTC, a zone has which offsets, µs, in a year of UTC. None: unknown zone."""
+def _changes(place: str, year: int) -> tuple[_Piece, ...] | None:
+    """The history of a zone in a year of UTC, one within or next to those of `EARLIEST` to `LATEST`."""
     zone = _zone(place)
     if zone is None:
         return None
     begin, end = (epoch_us(each, 1, 1) or 0 for each in (year, year + 1))
-    found = [(begin, _offset_us(zone, begin))]
+    found = [_piece(zone, begin)]
     for low in range(begin, end, _STEP):
         high = min(low + _STEP, end)
-        if _offset_us(zone, high) == found[-1][1]:
+        if _piece(zone, high)[1:] == found[-1][1:]:
             continue
         before, change = low, high
         while change - before > SECOND:
             middle = (before + change) // 2 // SECOND * SECOND
-            if _offset_us(zone, middle) == found[-1][1]:
+            if _piece(zone, middle)[1:] == found[-1][1:]:
                 before = middle
             else:
                 change = middle
-        found.append((change, _offset_us(zone, change)))
+        found.append(_piece(zone, change))
     return tuple(found)
+
+
+def _piece(zone: ZoneInfo, us: int) -> _Piece:
+    moment = dt.datetime.fromtimestamp(us // SECOND, zone)
+    offset = moment.utcoffset() or dt.timedelta()
+    return us, int(offset.total_seconds()) * SECOND, moment.tzname() or ""

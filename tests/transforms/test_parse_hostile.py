@@ -182,7 +182,7 @@ def test_a_log_cannot_push_its_rows_into_another() -> None:
         ("a million rows of nothing", b"x\n" * 1_000_000),
         ("a million quotes that open", b'"\n' * 1_000_000),
         ("a million words beside a number", b'"a",1\n' * 1_000_000),
-        ("a million returns", b"\r" * 3_000_000),
+        ("a million returns", b"\r" * 1_000_000),
         ("a number of 5 MB in its place", b"24-11 12:00:00,1,2," + b"9" * 5_000_000),
         ("nul bytes", b"\x00" * 5_000_000),
         ("almost a header", (b'"a","b",' * 1000 + b"x\n") * 500),
@@ -222,7 +222,8 @@ def test_more_cells_than_fit_are_refused() -> None:
     columns = b'"time"' + b"".join(b',"c%d"' % index for index in range(2000))
     text = HEAD.split(b"\n")[0] + b"\n" + groups + b"\n" + columns + b"\n" + (b"," * 2000 + b"\n") * 20_000
     narrow = HEAD + b"1\n" * 2_200_000
-    for log in (text, narrow):
+    returns = HEAD + b"24-11 12:00:00,1,2,3\r" * 1_100_000 + b"\n"
+    for log in (text, narrow, returns):
         assert contents(parse_logs([Log(log)])[0])[0] == "log_too_large"  # type: ignore[index]
 
 
