@@ -23,7 +23,7 @@ from ciml.offsets import RangeSet
 from ciml.samples import telemetry_table
 from transforms.downsample import DAY_US, as_stored, reduce_windows
 from transforms.examples import prepare_many, row_digest
-from transforms.live_parts import NEVER_US, Part, join_parts, unseen
+from transforms.live_parts import NEVER_US, Part, by_start, join_parts, unseen
 
 PaneKind = Literal["early", "final", "late"]
 _NONE = np.zeros(0, np.int64)
@@ -197,9 +197,9 @@ class LiveRun:
         self.ends.update(ends)
         self._present |= taken.present
         self._first_us = min(self._first_us, taken.first_us)
-        for recorder in np.unique(taken.recorder).tolist():
+        for recorder, rows in by_start(taken):
             seen = self.seen.setdefault(recorder, RangeSet())
-            numbers = np.sort(taken.sequence[taken.recorder == recorder])
+            numbers = taken.sequence[rows]
             for group in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
                 seen.add(int(group[0]), int(group[-1]) + 1)
         if taken.size:

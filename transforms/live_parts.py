@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)  # a hostile message has a quarter of a megabyte of names
 def _places(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Where in ``columns``, and where in ``theirs``, each column is that both have: int64 [m] each."""
     place = {name: index for index, name in enumerate(theirs)}
@@ -128,13 +129,28 @@ def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
       Their positions: int64 [m], ascending.
     """
     found = []
-    for recorder in np.unique(part.recorder).tolist():
-        rows = np.flatnonzero(part.recorder == recorder)
-        numbers, first = np.unique(part.sequence[rows], return_index=True)
+    for recorder, rows in by_start(part):
+        numbers = part.sequence[rows]
         gaps = seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
         bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: within a gap at odd places
-        found.append(rows[first[np.searchsorted(bounds, numbers, side="right") % 2 == 1]])
+        found.append(rows[np.searchsorted(bounds, numbers, side="right") % 2 == 1])
     return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    """Each start of the recorder, with the positions int64 [m] of its samples by number; of equal ones the first.
+
+    One sort for all: a hostile part has as many starts as samples.
+    """
+    order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
+    recorder, sequence = part.recorder[order], part.sequence[order]
+    another = np.ones(order.size, bool)
+    another[1:] = (np.diff(recorder) != 0) | (np.diff(sequence) != 0)
+    order = order[another]
+    recorder = part.recorder[order]
+    edges = [0, *(np.flatnonzero(np.diff(recorder)) + 1).tolist(), order.size]
+    for begin, end in pairwise(edges if order.size else ()):
+        yield int(recorder[begin]), order[begin:end]
 
 
 def pack(part: Part) -> bytes:

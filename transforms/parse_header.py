@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ciml.errors import Refused
-from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_STARTS
+from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_COLUMNS, MAX_LOG_STARTS
 from ciml.telemetry import unique_names
 from transforms.parse_words import END_LOCAL, EPOCH_CELLS, FIRST_LOCAL, MONTHS, TIME_CELLS, epoch_us
 
@@ -188,6 +188,8 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
     groups, columns = _cells(group_row), _cells(column_row)
     if columns[-1] == "":
         columns.pop()  # a comma at the end
+    if len(columns) > MAX_LOG_COLUMNS + 2:  # the time's own cells
+        raise Refused("log_too_wide", f"a header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
     time = epoch = None
     group, full, text = "", [], []
     for index, name in enumerate(columns):
