@@ -39,3 +39,11 @@ class Refused(Exception):
 
     def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
         return Refused, (self.reason, self.detail)
+
+
+def let_go(error: Exception) -> None:
+    """Drops what an exception that is kept holds: the frames that raised it, and with them the input's buffers.
+
+    A frame that stores the exception which it caught is a cycle, and stays until the collector happens to look.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None

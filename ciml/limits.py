@@ -37,7 +37,20 @@ MAX_HEADER_OFFSET = MIB
 # Bytes of text that are parsed at a time. Larger gains nothing, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
 
+# Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
+MAX_WIRE_BYTES = 16 * MIB
+# Bytes of a log unpacked. A day at 1 s of 60 columns is 25 MB, and parsing takes some 13 times its text.
+# Policy key max_bytes.
+MAX_LOG_BYTES = 32 * MIB
+
 # Batches: what the logs of one batch may take together.
+
+# Bytes of unpacked logs that one batch holds at once: one of the largest. Policy key max_batch_bytes.
+MAX_BATCH_BYTES = 32 * MIB
+# Bytes of unpacked logs after which no further log is fetched until these are parsed and stored.
+PART_BYTES = 16 * MIB
+# Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
+SMALL_PART_BYTES = 4 * MIB
 
 # Model server: connections, requests, tensors.
 

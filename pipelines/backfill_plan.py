@@ -18,7 +18,7 @@ from ciml.records import LISTS, Batch, OffsetRange
 from ciml.storage import Store
 from pipelines.committer import Committer, committer
 from transforms.decode import ALL_JOBS
-from transforms.fetch import fetch
+from transforms.fetch import fetch_in_parts
 from transforms.fetch_policy import FetchPolicy
 from transforms.guard import attempt
 from transforms.listed import decode_lines
@@ -203,9 +203,12 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
     candidates = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).candidates
     selected = glob_pattern(config.selection).fullmatch
     probes = [each for each in candidates if selected(each.mention.build_name)][:_PROBES]
-    found = fetch(Batch(None, candidates=probes), config.fetch, 0)
-    reasons = {each.reason for each in found.settled}
-    if len(probes) >= _ENOUGH and not found.candidates and reasons <= {"log_not_found", "address_not_allowed"}:
+    reasons: set[str] = set()
+    for part in fetch_in_parts(Batch(None, candidates=probes), config.fetch, 0):
+        if part.candidates:
+            return
+        reasons |= {each.reason for each in part.settled}
+    if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:
         first = probes[0].mention.log_url
         raise CimlError(
             f"none of the first {len(probes)} logs is there (the first is {first}): is --logs right? "

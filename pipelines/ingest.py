@@ -27,7 +27,7 @@ from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions, check_still_that_topic
 from pipelines.publish import Projections, projection, render_letters, render_runs
 from pipelines.retries import ReadDue
-from transforms.beam import Decode, Fetch, Judge, Parse, Store, keep_error
+from transforms.beam import Decode, Judge, TakeLogs, keep_error
 from transforms.decode import ALL_JOBS
 from transforms.fetch_policy import FetchPolicy
 from transforms.guard import guarded_candidates
@@ -165,7 +165,7 @@ class _Settle(beam.PTransform):
         self._config = config
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[tuple[str, bytes]]:
-        stored = batches | Fetch(self._config.fetch) | Parse() | Store(self._config.raw)
+        stored = batches | TakeLogs(self._config.fetch, self._config.raw)
         return stored | "Seal" >> beam.Map(_sealed).with_output_types(tuple[str, bytes])
 
 

@@ -13,11 +13,10 @@ import apache_beam as beam
 from ciml.errors import CimlError, EngineError
 from ciml.records import Batch
 from ciml.storage import Store as ObjectStore
-from transforms import store as storing
 from transforms.decode import ALL_JOBS, decode
-from transforms.fetch import fetch
 from transforms.fetch_policy import FetchPolicy
 from transforms.guard import guarded_candidates, guarded_messages
+from transforms.settle import take_logs
 from transforms.timings_beam import FETCH
 from transforms.trust import TrustPolicy, judge
 
@@ -105,38 +104,29 @@ class Judge(_Stage):
         super().__init__(guarded_candidates, "trust", judge, policy)
 
 
-class _Fetch(beam.DoFn):
-    def __init__(self, policy: FetchPolicy, clock: Callable[[], float]) -> None:
-        self._policy, self._clock = policy, clock
+class _Take(beam.DoFn):
+    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> None:
+        self._policy, self._raw, self._clock = policy, raw, clock
 
     def process(self, batch: Batch) -> Iterator[Batch]:
         seconds: list[float] = []
-        with keep_error():
-            fetched = fetch(batch, self._policy, int(self._clock() * 1e6), seconds)
-        FETCH.observe(seconds)
-        yield fetched
+        try:
+            with keep_error():
+                taken = take_logs(batch, self._policy, self._raw, int(self._clock() * 1e6), seconds)
+        finally:
+            FETCH.observe(seconds)
+        yield taken
 
 
-class Fetch(beam.PTransform):
-    """`transforms.fetch.fetch`, at the time when the batch comes."""
+class TakeLogs(beam.PTransform):
+    """`transforms.settle.take_logs`, at the time when the batch comes.
 
-    def __init__(self, policy: FetchPolicy, clock: Callable[[], float] = time.time) -> None:
+    Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
+    """
+
+    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
-        self._fetch = _Fetch(policy, clock)
+        self._take = _Take(policy, raw, clock)
 
     def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
-        return batches | beam.ParDo(self._fetch).with_output_types(Batch)
-
-
-class Parse(_Stage):
-    """`transforms.store.parse`."""
-
-    def __init__(self) -> None:
-        super().__init__(guarded_candidates, "parse", storing.parse)
-
-
-class Store(_Stage):
-    """`transforms.store.store`."""
-
-    def __init__(self, raw: ObjectStore) -> None:
-        super().__init__(guarded_candidates, "store", storing.store, raw)
+        return batches | beam.ParDo(self._take).with_output_types(Batch)

@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ciml.errors import EngineError, Refused
+from ciml.errors import EngineError, Refused, let_go
 from ciml.letters import payload_of
+from ciml.limits import PART_BYTES
 from ciml.records import Batch, Candidate, Outcome
 from ciml.storage import S3Store
 from transforms.addresses import Address, parse_address
@@ -25,7 +26,7 @@ from transforms.gunzip import gunzip
 if TYPE_CHECKING:
     from transforms.fetch_http import HttpLogs, Resolve
 
-__all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch"]
+__all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
 
 #: Why a log makes a run a dead letter at once: a closed set.
 REFUSED = (
@@ -36,6 +37,7 @@ DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", 
 
 _SLOW_IN_A_ROW = 4  # timeouts of one host, none of its logs between, after which a batch asks it no more
 _SECOND_US = 1_000_000
+_TOO_LARGE = "the logs of the batch are too large together"
 
 
 @dataclass(slots=True)
@@ -48,6 +50,8 @@ class _Job:
     data: bytes | None = None
     failure: Refused | Later | None = None
     seconds: float | None = None  # None where nothing was asked for
+    held: int = 0  # bytes of the budget
+    dropped: bool = False  # whether it gave them back for others
 
 
 @dataclass(slots=True)
@@ -60,7 +64,8 @@ class _Host:
 class _Schedule:
     """Gives jobs to threads: hosts take turns, none has all threads where there are others, a slow one is dropped."""
 
-    def __init__(self, jobs: list[_Job], threads: int, batch_s: float) -> None:
+    def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
+        self._budget = budget
         self._hosts: dict[str, _Host] = {}
         for job in jobs:
             place = job.address.place if job.address else ""
@@ -82,9 +87,10 @@ class _Schedule:
     def _take(self) -> _Job | None:
         with self._changed:
             while self._turns:
-                if time.monotonic() > self._end:
+                over = time.monotonic() > self._end
+                if over or self._budget.is_full:
                     for host in self._hosts.values():
-                        self._drop(host, "batch_full", "the batch's time was over")
+                        self._drop(host, "batch_full", "the batch's time was over" if over else _TOO_LARGE)
                     return None
                 for _ in range(len(self._turns)):
                     place = self._turns.popleft()
@@ -119,17 +125,37 @@ class _Schedule:
 
 
 class _Budget:
-    """The bytes that the logs of a batch may have together."""
+    """The bytes that logs may have together.
 
-    def __init__(self, size: int) -> None:
-        self._left = size
+    Args:
+      size: at most so many. A log that would exceed it gives back all that it has, so the last one left fits.
+      enough: where so many are reached, or one log was too many, no further log is begun.
+    """
+
+    def __init__(self, size: int, enough: int) -> None:
+        self._size, self._enough = size, enough
+        self._held = 0
+        self.is_full = False
         self._lock = threading.Lock()
 
-    def grow(self, size: int) -> None:
+    def release(self, job: _Job) -> None:
+        """Gives back all bytes of a job."""
         with self._lock:
-            self._left -= size
-            if size > 0 and self._left < 0:
-                raise Later("batch_full", "the logs of the batch are too large together")
+            self._held -= job.held
+            job.held, job.dropped = 0, True
+
+    def grow(self, job: _Job, size: int) -> None:
+        """Takes bytes for a job, or gives them back where the size is negative."""
+        with self._lock:
+            if job.dropped:
+                return
+            self.is_full |= self._held + size >= min(self._enough, self._size)
+            if self._held + size > self._size:
+                self._held -= job.held
+                job.held, job.dropped = 0, True
+                raise Later("batch_full", _TOO_LARGE)
+            self._held += size
+            job.held += size
 
 
 class Fetcher:
@@ -175,11 +201,17 @@ class Fetcher:
 
     def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
         """See `fetch`."""
+        return self.fetch_part(batch, now_us, seconds, self.policy.threads, self.policy.batch_s, 1 << 62)
+
+    def fetch_part(
+        self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
+    ) -> Batch:
+        """As `fetch`, with so many threads, for so long; no log is begun once the others have ``enough`` bytes."""
         jobs: dict[str, _Job] = {}
         for candidate in batch.candidates:
             text = candidate.address or candidate.mention.log_url
             jobs.setdefault(text, _Job(text, [])).candidates.append(candidate)
-        self._run(list(jobs.values()))
+        self._run(list(jobs.values()), threads, batch_s, enough)
         if seconds is not None:
             seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
@@ -194,8 +226,8 @@ class Fetcher:
                 settled.append(dead_letter(candidate, outcome) if isinstance(outcome, Refused) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
-    def _run(self, jobs: list[_Job]) -> None:
-        budget = _Budget(self.policy.max_batch_bytes)
+    def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
+        budget = _Budget(self.policy.max_batch_bytes, enough)
         ready = []
         for job in jobs:
             address = attempt("fetch", parse_address, job.text)
@@ -206,8 +238,8 @@ class Fetcher:
                 ready.append(job)
         if not ready:
             return
-        threads = min(self.policy.threads, len(ready))
-        schedule = _Schedule(ready, self.policy.threads, self.policy.batch_s)
+        schedule = _Schedule(ready, threads, batch_s, budget)
+        threads = min(threads, len(ready))
 
         def work() -> None:
             for job in schedule:
@@ -218,21 +250,17 @@ class Fetcher:
                 thread.result()
 
     def _fetch_one(self, job: _Job, budget: _Budget) -> None:
-        taken = 0
-
-        def grow(size: int) -> None:
-            nonlocal taken
-            taken += size
-            budget.grow(size)
-
         began = time.monotonic()
         try:
-            read = attempt("fetch", self._read_or_fail, job.address or parse_address(job.text), grow)
+            read = attempt(
+                "fetch", self._read_or_fail, job.address or parse_address(job.text), lambda size: budget.grow(job, size)
+            )
             if isinstance(read, bytes):
                 job.data = read
             else:
+                let_go(read)
                 job.failure = read
-                budget.grow(-taken)
+                budget.release(job)
         finally:
             job.seconds = time.monotonic() - began
 
@@ -314,9 +342,57 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] |
       ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REFUSED`, or of `DEFERRED` where
       ``delays_s`` is spent. The order of the batch is kept.
     """
+    return _fetcher(policy).fetch(batch, now_us, seconds)
+
+
+def fetch_in_parts(
+    batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
+) -> Iterator[Batch]:
+    """As `fetch`, a part of the batch after the other, so that memory is bounded however many logs there are.
+
+    A part ends when its logs have some MiB together (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. What does
+    not fit waits for the next part; it is only deferred as ``batch_full`` when ``batch_s`` is over.
+
+    Yields:
+      Batches without ``covers`` and messages. Each candidate is in one of them, as a copy or settled. Nothing but the
+      caller holds its log.
+    """
+    fetcher, end = _fetcher(policy), time.monotonic() + policy.batch_s
+    waiting, threads = batch.candidates, policy.threads
+    while waiting:
+        copies = Batch(None, candidates=[replace(each) for each in waiting])
+        part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
+        del copies
+        full = {(each.origin, each.run_id) for each in part.settled if each.reason == "batch_full"}
+        if full and time.monotonic() < end:
+            part.settled = [each for each in part.settled if each.reason != "batch_full"]
+            waiting = [each for each in waiting if (each.origin, each.mention.run_id) in full]
+            # Where logs are so large that few fit, fetching many at once is work thrown away.
+            threads = min(policy.threads, max(1, len(part.candidates)) * 2)
+        else:
+            waiting = []
+        yield from _split(part)
+
+
+def _split(part: Batch) -> Iterator[Batch]:
+    """The same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
+    rest, settled = part.candidates[::-1], part.settled
+    part.candidates = []
+    while rest or settled:
+        group = [rest.pop()] if rest else []
+        size = sum(len(each.log or b"") for each in group)
+        while rest and size + len(rest[-1].log or b"") <= PART_BYTES:
+            size += len(rest[-1].log or b"")
+            group.append(rest.pop())
+        yield Batch(None, candidates=group, settled=settled)
+        settled = []
+        del group
+
+
+def _fetcher(policy: FetchPolicy) -> Fetcher:
     key = (os.getpid(), policy)  # connections do not survive a fork
     with _fetchers_lock:
         fetcher = _fetchers.get(key)
         if fetcher is None:
             fetcher = _fetchers[key] = Fetcher(policy)
-    return fetcher.fetch(batch, now_us, seconds)
+        return fetcher

@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from ciml.errors import CimlError
+from ciml.limits import MAX_BATCH_BYTES, MAX_LOG_BYTES, MAX_WIRE_BYTES
 from ciml.settings import read_toml
 from transforms.addresses import HostRule, host_rule
-
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,9 @@ class FetchPolicy:
       ca_file: certificates (PEM) of a private authority, trusted beside the usual ones.
       threads: how many logs are fetched at once. A thread mostly waits, so it is more than there are cores.
       max_wire_bytes: how many bytes of a log may be transferred. Two hours of dstat are 0.2 MB in gzip.
-      max_bytes: how many bytes a log may have unpacked. Two hours of dstat, one sample a second, are 1 MB.
-      max_batch_bytes: how many bytes the logs of one batch may have together; what is beyond is fetched later.
+      max_bytes: how many bytes a log may have unpacked. A day of dstat, one sample a second of 60 columns, is 25 MB.
+      max_batch_bytes: how many bytes of unpacked logs a batch holds at once; what is beyond waits until these are
+        parsed and stored. Memory follows from it: see docs/limits.md.
       connect_s: time limit of a connection, and of resolving a name, s.
       read_s: of the wait for the next bytes, s.
       total_s: of one log, s: a dripping one ends here.
@@ -45,9 +45,9 @@ class FetchPolicy:
     s3_prefixes: tuple[str, ...] = ()
     ca_file: str = ""
     threads: int = 16
-    max_wire_bytes: int = 16 * _MIB
-    max_bytes: int = 64 * _MIB
-    max_batch_bytes: int = 512 * _MIB
+    max_wire_bytes: int = MAX_WIRE_BYTES
+    max_bytes: int = MAX_LOG_BYTES
+    max_batch_bytes: int = MAX_BATCH_BYTES
     connect_s: float = 5.0
     read_s: float = 10.0
     total_s: float = 30.0

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, Refused, let_go
 from ciml.letters import payload_of
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 from ciml.records import Batch, Candidate, Message, Origin, Outcome
@@ -204,6 +204,7 @@ def refusal(stage: str, error: Exception) -> Refused:
       Exception: the error, where it is not the input's fault.
     """
     if isinstance(error, Refused):
+        let_go(error)
         return error
     if not is_input_fault(error):
         raise error

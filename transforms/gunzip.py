@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from io import BytesIO
 
 from zlib_ng import zlib_ng as zlib  # half the time of the standard library's
 
@@ -97,23 +98,29 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
     Args:
       chunks: bytes in their order, of any sizes.
       limit: how many bytes the result, and what is unpacked on the way to it, may have.
-      grow: told of each number of bytes that the result grows by; what it raises ends the work.
+      grow: called with each number of bytes that the result grows by, and with all of them, negative, where the work
+        fails. What it raises ends the work.
 
     Raises:
       Refused: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
     """
-    whole = bytearray()
+    whole = BytesIO()  # which gives its bytes out without a copy
 
     def sink(data: bytes) -> None:
         if grow is not None:
             grow(len(data))
-        whole.extend(data)
+        whole.write(data)
 
     layer = _Layer(limit, MAX_LAYERS, sink)
-    for chunk in chunks:
-        layer.feed(chunk)
-    layer.close()
-    return bytes(whole)
+    try:
+        for chunk in chunks:
+            layer.feed(chunk)
+        layer.close()
+    except BaseException:
+        if grow is not None:
+            grow(-whole.tell())
+        raise
+    return whole.getvalue()
 
 
 def inflate(data: bytes, limit: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,17 +44,19 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a reason that says nothing of it.
         """
-        found, seen = [], dict[tuple[str, ...], tuple[str, ...]]()
-        for log, table in zip(logs, self._tables(logs), strict=True):
-            if isinstance(table, Refused):
-                continue
-            names = tuple(table.column_names)
-            found.append(seen.setdefault(names, names))  # one for all: it may be on its way to another process
-            size = 8 * table.num_rows * table.num_columns
-            if size <= self._left:
-                self._kept[log.run_id] = table
+        found: dict[int, tuple[str, ...]] = {}
+        seen: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for part in self._parts(logs, range(len(logs))):
+            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
+            for at, table in tables.items():
+                names = tuple(table.column_names)
+                found[at] = seen.setdefault(names, names)  # one for all: it may be on its way to another process
+            size = sum(8 * table.num_rows * table.num_columns for table in tables.values())
+            if size <= self._left:  # all or none: tables of a part share their buffers
+                self._kept.update((logs[at].run_id, table) for at, table in tables.items())
                 self._left -= size
-        return found
+            del part, tables
+        return [found[at] for at in sorted(found)]
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
         """The windows of the runs; a log that cannot be used is refused as its dead letter would be.
@@ -62,37 +64,46 @@ class LogReader:
         Raises:
           EngineError: a log cannot be read for a reason that says nothing of it.
         """
-        tables: list[pa.Table | Refused | None] = [self._kept.pop(log.run_id, None) for log in logs]
-        missing = [at for at, table in enumerate(tables) if table is None]
-        for at, table in zip(missing, self._tables([logs[at] for at in missing]), strict=True):
-            tables[at] = table
-        good = [at for at, table in enumerate(tables) if isinstance(table, pa.Table)]
-        windows = downsample([tables[at] for at in good], resolved)
-        if len(good) == len(logs):
-            return windows
-        whole = merge_windows([(np.array(good, np.int64), windows)], len(logs))
-        refused = [(at, table) for at, table in enumerate(tables) if isinstance(table, Refused)]
+        kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
+        parts = [_windows_of(kept, resolved)] if kept or not logs else []
+        refused: list[tuple[int, Refused]] = []
+        for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
+            refused += [(at, table) for at, table in part.items() if isinstance(table, Refused)]
+            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
+            if tables or not parts:
+                parts.append(_windows_of(tables, resolved))
+            del part, tables
+        whole = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
             whole.values, whole.run, whole.position, whole.n_windows,
             tuple(sorted((*whole.refused, *refused), key=lambda each: each[0])),
         )  # fmt: skip
 
-    def _tables(self, logs: Sequence[LogOf]) -> list[pa.Table | Refused]:
+    def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | Refused]]:
+        """What became of the logs at some places, by place, part by part."""
         from transforms.settle import PASSING, read_logs  # the processes that read import it side by side
 
-        found: dict[str, pa.Table | Refused] = {}
         candidates = [
             Candidate(
                 Origin("", 0, at),
                 "",
                 Mention(log.run_id, "", log_url=log.address, start_us=log.start_us, end_us=log.end_us),
             )
-            for at, log in enumerate(logs)
+            for at in wanted
+            for log in [logs[at]]
         ]
         for batch in read_logs(candidates, self._fetch):
-            found.update((each.mention.run_id, each.telemetry) for each in batch.candidates)
+            found: dict[int, pa.Table | Refused] = {each.origin.offset: each.telemetry for each in batch.candidates}
             for outcome in batch.settled:
                 if outcome.reason in PASSING:
                     raise EngineError(f"{outcome.run_id}: its log cannot be read: {outcome.reason}, {outcome.detail}")
-                found[outcome.run_id] = Refused(outcome.reason, outcome.detail)
-        return [found[log.run_id] for log in logs]
+                found[outcome.origin.offset] = Refused(outcome.reason, outcome.detail)
+            del batch
+            yield found
+            del found
+
+
+def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
+    """(their places int64 [m], their windows)."""
+    places = sorted(tables)
+    return np.array(places, np.int64), downsample([tables[at] for at in places], resolved)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from ciml.errors import EngineError
+from ciml.limits import SMALL_PART_BYTES
 from ciml.records import Batch, Candidate, Origin, Outcome
 from ciml.storage import Store
-from transforms.fetch import fetch
+from transforms.fetch import fetch_in_parts
 from transforms.fetch_policy import FetchPolicy
 from transforms.guard import guarded_candidates
 from transforms.store import parse, store
@@ -18,6 +21,7 @@ from transforms.trust import TrustPolicy, judge
 #: Reasons of a log that say nothing of the log itself.
 PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
 _PAUSES_S = (0.5, 2.0)
+_one_at_a_time = threading.Lock()  # of the parts whose parsing takes much memory, those of all threads of a process
 _ENOUGH = 10  # so many unreadable logs, and no other, are an outage
 
 
@@ -53,12 +57,56 @@ def settle(
     waiting = Batch(None, candidates=[each for batch in batches for each in batch.candidates])
     judged = guarded_candidates("trust", lambda part: judge(part, trust), waiting)
     done = judged.settled
-    for read in read_logs(judged.candidates, policy, outages=outages, sleep=sleep, now_us=now_us):
-        done += guarded_candidates("store", lambda part: store(part, raw), read).settled
+    for part in _fetched(judged.candidates, policy, outages=outages, sleep=sleep, now_us=now_us):
+        done += _stored(part, raw)
+        del part
     return _shared_out(batches, done)
 
 
+def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
+    """Fetches, parses and stores the logs of a batch, part by part, so that memory is bounded however many there are.
+
+    Args:
+      batch: its candidates are judged.
+      policy: from where logs may be fetched, and when again.
+      raw: the raw store.
+      now_us: the present, epoch microseconds.
+      seconds: see `transforms.fetch.fetch`.
+
+    Returns:
+      The batch, settled.
+
+    Raises:
+      EngineError: the raw store does not answer.
+    """
+    settled = list(batch.settled)
+    for part in fetch_in_parts(batch, policy, now_us, seconds):
+        settled += _stored(part, raw)
+        del part
+    return Batch(batch.covers, batch.messages, settled=settled)
+
+
+def _stored(part: Batch, raw: Store) -> list[Outcome]:
+    size = sum(len(each.log or b"") for each in part.candidates)
+    with _one_at_a_time if size > SMALL_PART_BYTES else nullcontext():
+        parsed = guarded_candidates("parse", parse, part)
+        return guarded_candidates("store", lambda some: store(some, raw), parsed).settled
+
+
 def read_logs(
+    candidates: Sequence[Candidate], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
+) -> Iterator[Batch]:
+    """Fetches and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
+
+    Yields:
+      Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them, as a copy.
+    """
+    for part in _fetched(candidates, policy, sleep=sleep):
+        yield guarded_candidates("parse", parse, part)
+        del part
+
+
+def _fetched(
     candidates: Sequence[Candidate],
     policy: FetchPolicy,
     *,
@@ -66,32 +114,30 @@ def read_logs(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> Iterator[Batch]:
-    """Fetches and parses the logs of candidates, in as many rounds as that takes. Arguments and errors: see `settle`.
-
-    Yields:
-      Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them.
-    """
+    """The parts of `fetch_in_parts`, in as many rounds as what may pass takes. Arguments and errors: see `settle`."""
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
     waiting = list(candidates)
     of = {(each.origin, each.mention.run_id): each for each in waiting}
     lost: list[Outcome] = []
-    pauses = iter(_PAUSES_S)
+    pauses = list(_PAUSES_S)
     answered = False
     while waiting:
-        fetched = fetch(Batch(None, candidates=waiting), policy, moment)
-        answered = answered or bool(fetched.candidates) or any(each.reason not in PASSING for each in fetched.settled)
-        passing = any(each.reason in PASSING for each in fetched.settled)
-        pause = next(pauses, None) if passing else None
         later: list[Outcome] = []
-        settled: list[Outcome] = []
-        for each in fetched.settled:
-            once_more = each.reason == "batch_full" or (pause is not None and each.reason in PASSING)
-            (later if once_more else settled).append(each)
-        yield guarded_candidates("parse", parse, Batch(None, candidates=fetched.candidates, settled=settled))
-        lost += [each for each in settled if each.reason in PASSING]
-        if pause is not None:
-            sleep(pause)
+        passing = False
+        for part in fetch_in_parts(Batch(None, candidates=waiting), policy, moment):
+            settled: list[Outcome] = []
+            for each in part.settled:
+                once_more = each.reason == "batch_full" or (pauses and each.reason in PASSING)
+                (later if once_more else settled).append(each)
+            answered = answered or bool(part.candidates) or any(each.reason not in PASSING for each in part.settled)
+            passing = passing or any(each.reason in PASSING for each in part.settled)
+            lost += [each for each in settled if each.reason in PASSING]
+            part.settled = settled
+            yield part
+            del part
+        if passing and pauses:
+            sleep(pauses.pop(0))
         waiting = [of[each.origin, each.run_id] for each in later]
     if outages and not answered and len(lost) >= _ENOUGH:
         raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")

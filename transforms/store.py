@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
-from ciml.errors import IntegrityError, Refused
+from ciml.errors import IntegrityError, Refused, let_go
 from ciml.letters import payload_of
 from ciml.records import Batch, Candidate, Mention, Outcome, RawFile
 from ciml.runs import path_safe
@@ -45,6 +45,7 @@ def parse(batch: Batch) -> Batch:
     for candidate, result in zip(batch.candidates, parse_logs(logs), strict=True):
         candidate.log = None
         if isinstance(result, Refused):
+            let_go(result)
             settled.append(_dead_letter(candidate, result))
         else:
             candidate.telemetry = result

@@ -37,8 +37,7 @@ from pipelines.run_ingest import ingest_micro_batches
 from tests.pipelines.backfilling import listed
 from tests.pipelines.ingesting import MakeTopic, account
 from tests.pipelines.scenario import CORPUS, mentions
-from transforms.beam import Decode, Fetch, Judge, Parse
-from transforms.beam import Store as StoreStage
+from transforms.beam import Decode, Judge, TakeLogs
 from transforms.fetch_policy import FetchPolicy
 from transforms.parse import Log, parse_logs
 from transforms.trust import TrustPolicy
@@ -139,7 +138,7 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
     def build(pipeline: beam.Pipeline) -> None:
         events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
         judged = events | Decode() | Judge(TrustPolicy.load())
-        stored = judged | Fetch(policy) | Parse() | StoreStage(LocalStore(str(tmp_path / "raw")))
+        stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
         _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
 
     run_here(build)
