@@ -30,7 +30,7 @@ from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
 from pipelines.run_sources import RunSource, StoredRuns
-from transforms.spans import batches_of, read_span, verify_span, write_span
+from transforms.spans import batches_of, guarded_examples, read_span, verify_span, write_span
 
 __all__ = [
     "Update",
@@ -216,7 +216,7 @@ def _direct(
         for plan in step.spans:
             parts = []
             for batch in batches_of(plan, step.resolved):
-                parts.append(source.examples(batch, step.resolved))
+                parts.append(guarded_examples(batch, partial(source.examples, resolved=step.resolved), step.resolved))
                 done += len(batch.runs)
                 if progress:
                     progress(done, total)

@@ -24,13 +24,14 @@ from apache_beam.utils.timestamp import Timestamp
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, IntegrityError, Refused
-from ciml.records import Batch, Origin
+from ciml.records import Batch, Message, Origin
 from ciml.samples import End, Samples, decode
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions
 from pipelines.live_state import RunState, Wake
 from pipelines.send import Send, ToSend
 from transforms.beam import keep_error
+from transforms.guard import INTERNAL, attempt, bisect
 from transforms.live import LiveDataset, LivePolicy, LiveRun, columns_of
 from transforms.live_messages import (
     LATE,
@@ -40,7 +41,7 @@ from transforms.live_messages import (
     pane_message,
     refused_message,
 )
-from transforms.live_parts import Part, join_parts, pack, part_of, unpack
+from transforms.live_parts import NO_SAMPLES, Part, join_parts, pack, part_of, unpack
 
 #: The namespace of the pipeline's counters.
 METRICS = "ciml.live"
@@ -130,18 +131,26 @@ class DecodeSamples(beam.DoFn):
         topic, partition = self._config.topic, batch.covers.partition if batch.covers else -1
         runs: dict[str, list[tuple[int, Samples | End]]] = {}
         for message in batch.messages:
-            try:
-                decoded = decode(message.value)
-            except Refused as refused:
-                Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
-                letter = refused_message(Origin(topic, partition, message.offset), message, refused)
-                yield beam.pvalue.TaggedOutput(self.LETTERS, (self._config.letters_topic, message.key or b"", letter))
-                continue
-            runs.setdefault(decoded.run_id, []).append((message.offset, decoded))
+            decoded = attempt("samples", decode, message.value)
+            if isinstance(decoded, Refused):
+                yield self._refused(partition, message, decoded)
+            else:
+                runs.setdefault(decoded.run_id, []).append((message.offset, decoded))
+        came = {message.offset: message for message in batch.messages}
         for run_id, messages in runs.items():
-            yield run_id, pack(part_of(messages, self._columns, partition))
+            for some, packed in bisect("samples", messages, lambda some: pack(part_of(some, self._columns, partition))):
+                if isinstance(packed, Refused):
+                    yield self._refused(partition, came[some[0][0]], packed)
+                else:
+                    yield run_id, packed
         if batch.covers is not None:
             note(topic, partition, batch.covers.end)
+
+    def _refused(self, partition: int, message: Message, refused: Refused) -> Any:
+        """A message's dead letter, for the output `LETTERS`."""
+        Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
+        letter = refused_message(Origin(self._config.topic, partition, message.offset), message, refused)
+        return beam.pvalue.TaggedOutput(self.LETTERS, (self._config.letters_topic, message.key or b"", letter))
 
 
 _reached: dict[tuple[str, int], int] = {}
@@ -221,32 +230,43 @@ class KeepRun(beam.DoFn):
         run_id, data = element
         with keep_error():
             part, state = unpack(data), self._load(run_id, head)
+            if state.standing == "failed":  # it was reported then
+                Metrics.counter(METRICS, f"late.{INTERNAL}").inc(max(part.size, 1))
+                return
             if state.standing != "running":
                 if late := state.unseen(part):
                     refused = Refused(LATE[state.standing], "it came after the run's samples were let go of")
                     yield self._teller.late(run_id, late, refused)
                 return
-            run = _kept.take(self._job, run_id, state.token) or self._again(state, older)
-            try:
-                taken = run.add(part)
-            except Refused as refused:
-                taken = None
-                yield self._teller.late(run_id, part, refused)
-            if taken is None:
-                Metrics.counter(METRICS, "repeats").inc()
-            else:
-                Metrics.counter(METRICS, "samples").inc(taken.size)
-                state.newer.append(pack(taken))
-                if len(state.newer) >= _FOLD:
-                    older.add(pack(join_parts([unpack(each) for each in state.newer])))
-                    state.newer = []
-            yield from self._teller.due(run)
-            if run.complete:
-                yield from self._close(run, "ended", state, older)
-            state.is_heard(self._clock(), run.ended)
-            if state.standing == "running":
-                _kept.put(self._job, state.token, run)
+            now_s = self._clock()
+            told = attempt("live", self._take, part, state, older, now_s)
+            yield from self._give_up(part, told, state, older, now_s) if isinstance(told, Refused) else told
             self._save(state, head, wake)
+
+    def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Takes in a part of a run that is running; returns what is to be told."""
+        told: list[ToSend] = []
+        run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
+        try:
+            taken = run.add(part)
+        except Refused as refused:
+            taken = None
+            told.append(self._teller.late(state.run_id, part, refused))
+        if taken is None:
+            Metrics.counter(METRICS, "repeats").inc()
+        else:
+            Metrics.counter(METRICS, "samples").inc(taken.size)
+            state.newer.append(pack(taken))
+            if len(state.newer) >= _FOLD:
+                older.add(pack(join_parts([unpack(each) for each in state.newer])))
+                state.newer = []
+        told += self._teller.due(run)
+        if run.complete:
+            told += self._close(run, "ended", state, older, now_s)
+        state.is_heard(now_s, run.ended)
+        if state.standing == "running":
+            _kept.put(self._job, state.token, run)
+        return told
 
     @on_timer(_wake)
     def on_wake(
@@ -260,14 +280,22 @@ class KeepRun(beam.DoFn):
                 return
             state = RunState.of(data)
             state.woken()
-            due = state.due(self._clock(), self._config.policy)
+            now_s = self._clock()
+            due = state.due(now_s, self._config.policy)
             if due == Wake.FORGET:
                 head.clear()
                 return
             if due is not None:
-                run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
-                yield from self._close(run, "ended" if due == Wake.ENDED else "silent", state, older)
+                told = attempt("live", self._close_due, due, state, older, now_s)
+                if isinstance(told, Refused):
+                    last = [unpack(each) for each in (*older.read(), *state.newer)][-1:]
+                    told = self._give_up(last[0] if last else NO_SAMPLES, told, state, older, now_s)
+                yield from told
             self._save(state, head, wake)
+
+    def _close_due(self, due: Wake, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
+        return self._close(run, "ended" if due == Wake.ENDED else "silent", state, older, now_s)
 
     def _load(self, run_id: str, head: Any) -> RunState:
         data = head.read()
@@ -290,12 +318,20 @@ class KeepRun(beam.DoFn):
             Metrics.counter(METRICS, "runs_made_anew").inc()
         return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
 
-    def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any) -> Iterator[ToSend]:
-        """Tells the last of a run, and lets go of its samples."""
-        yield from self._teller.over(run, standing)
+    def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Lets go of a run's samples; returns the last that is to be told of it."""
+        told = list(self._teller.over(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
         older.clear()
-        state.is_over(standing, run.seen, self._clock())
+        state.is_over(standing, run.seen, now_s)
+        return told
+
+    def _give_up(self, part: Part, refused: Refused, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+        """Lets go of a run whose windows raise an exception; returns its one dead letter, which names the last."""
+        Metrics.counter(METRICS, "runs.failed").inc()
+        older.clear()
+        state.is_over("failed", {}, now_s)
+        return [self._teller.late(state.run_id, part, refused)]
 
 
 class TellRun(beam.DoFn):
@@ -307,17 +343,19 @@ class TellRun(beam.DoFn):
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[ToSend]:
         run_id, packed = element
         with keep_error():
-            run = LiveRun(run_id, self._config.datasets, self._config.policy)
             parts = sorted((unpack(data) for data in packed), key=lambda part: (part.partition, part.first))
-            for part in parts:
-                try:
-                    run.add(part)
-                except Refused as refused:
-                    yield self._teller.late(run_id, part, refused)
-            if run.complete:
-                yield from self._teller.over(run, "ended")
-            else:
-                yield from self._teller.due(run)
+            told = attempt("live", self._tell, run_id, parts)
+            yield from [self._teller.late(run_id, parts[-1], told)] if isinstance(told, Refused) else told
+
+    def _tell(self, run_id: str, parts: Sequence[Part]) -> list[ToSend]:
+        told: list[ToSend] = []
+        run = LiveRun(run_id, self._config.datasets, self._config.policy)
+        for part in parts:
+            try:
+                run.add(part)
+            except Refused as refused:
+                told.append(self._teller.late(run_id, part, refused))
+        return told + list(self._teller.over(run, "ended") if run.complete else self._teller.due(run))
 
 
 def build_live(

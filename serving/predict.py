@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import CimlError, EngineError, IntegrityError, Refused
+from ciml.limits import MAX_TRACEBACK_BYTES
 from ciml.records import Batch, Message
 from ciml.storage import Store
 from ciml.telemetry import BOOT, TIME
@@ -20,6 +21,7 @@ from serving.contract import DEFINITION, read_definition
 from serving.predictions import Predicted, prediction_id
 from serving.registry import STABLE, Registry
 from transforms.examples import prepare_many
+from transforms.guard import attempt, bisect
 from transforms.store import read_run, read_runs
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 #: A call takes no more than this: the server's own limit is 16 MiB.
 _MAX_CALL_BYTES = 8 << 20
 _RELOADS = 10
+_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # of why there is no prediction: also with a traceback
 _FIELDS = ("run_id", "build_name", "path", "digest")
 
 
@@ -101,14 +104,15 @@ class Predictor:
         result = Predicted(batch.covers)
         runs = []
         for message in batch.messages:
-            try:
-                runs.append(_announced(message))
-            except Refused as refused:
-                result.unpredictable.append(_unpredictable(message.offset, "", refused.reason, refused.detail))
+            run = attempt("announcement", _announced, message)
+            if isinstance(run, Refused):
+                result.unpredictable.append(_unpredictable(message.offset, "", run.reason, run.detail))
+            else:
+                runs.append(run)
         for _ in range(_RELOADS if runs else 0):
             version = self.client.served_version(self._policy.label)
             try:
-                predictions, unpredictable = self._predict(runs, version)
+                predictions, unpredictable = self._predict_guarded(runs, version)
             except NotServedError:
                 continue  # it was replaced since: its successor may prepare runs in another way
             result.predictions += predictions
@@ -118,8 +122,22 @@ class Predictor:
             raise EngineError(f"model {self._policy.model}: versions change faster than they answer")
         return result
 
-    def _predict(self, runs: list[_Run], version: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        definition = self.definition(version)
+    def _predict_guarded(self, runs: list[_Run], version: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """`_predict`, where a run that it fails for costs itself alone (`transforms.guard`)."""
+        definition = self.definition(version)  # no run's fault, if it fails
+        predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
+        for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
+            if isinstance(made, Refused):
+                run, model = some[0], self._policy.model
+                unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
+            else:
+                predictions += made[0]
+                unpredictable += made[1]
+        return predictions, unpredictable
+
+    def _predict(
+        self, runs: Sequence[_Run], version: int, definition: ResolvedDefinition
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         unpredictable: list[dict[str, Any]] = []
 
         def refuse(run: _Run, reason: str, detail: str = "") -> None:
@@ -236,7 +254,7 @@ def _unpredictable(
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"offset": offset, "run_id": run_id, "reason": reason}
     if detail:
-        record["detail"] = detail[:300]
+        record["detail"] = detail[:_DETAIL_CHARACTERS]
     if model:
         record |= {"model": model, "version": version}
     return record

@@ -13,7 +13,7 @@ from ciml.digest import canonical_json
 from ciml.storage import Store
 from transforms.beam import keep_error
 from transforms.examples import Examples, Excluded
-from transforms.spans import examples_of, write_span
+from transforms.spans import examples_of, guarded_examples, write_span
 
 #: A part of a span on its way through a pipeline: (which span and version, (which part, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
@@ -66,7 +66,7 @@ def _key(plan: SpanPlan) -> str:
 def _make(part: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) -> _Part:
     number, plan = part
     with keep_error():
-        examples = examples_of(raw, plan, resolved)
+        examples = guarded_examples(plan, lambda some: examples_of(raw, some, resolved), resolved)
     sink = pa.BufferOutputStream()
     # mostly padding: compressed, it is a small part of its size in memory
     options = pa.ipc.IpcWriteOptions(compression="zstd")

@@ -17,8 +17,9 @@ from ciml.records import Message, Origin
 from transforms.live import LiveExample, Pane
 from transforms.live_parts import Part
 
-#: How a run stands: it is running; it ended, and all of its samples are there or were waited for; or it fell silent.
-Standing = Literal["running", "ended", "silent"]
+#: How a run stands: it is running; it ended, and all of its samples are there or were waited for; it fell silent; or
+#: its windows raised an unexpected exception, and it was given up.
+Standing = Literal["running", "ended", "silent", "failed"]
 
 MAX_EXAMPLE_BYTES = 4 << 20
 #: Why a message of `samples`, or what it says, is a dead letter: `ciml.samples.REASONS`, those of

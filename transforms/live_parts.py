@@ -58,6 +58,11 @@ class Part:
         return replace(self, recorder=recorder, sequence=sequence, time_us=time_us, boot=boot, values=values, ends=ends)
 
 
+_NONE = np.zeros(0, np.int64)
+#: No sample of any run.
+NO_SAMPLES = Part(_NONE, _NONE, _NONE, np.zeros(0, bool), np.zeros((0, 0)), np.zeros(0, bool))
+
+
 def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, ...], partition: int = -1) -> Part:
     """The messages of one run, with their offsets, in the order of the topic, as one part with the given columns."""
     samples = [message for _, message in messages if isinstance(message, Samples)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,12 +18,13 @@ from ciml.dataset_plan import SpanPlan
 from ciml.dataset_state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import sha256_json
-from ciml.errors import IntegrityError
+from ciml.errors import IntegrityError, Refused
 from ciml.records import Mention
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
 from transforms.downsample import Windows, downsample, downsample_joined, merge_windows
-from transforms.examples import Examples, examples_from, mentions, row_digest, schema_of
+from transforms.examples import Examples, Excluded, examples_from, mentions, row_digest, schema_of
+from transforms.guard import bisect
 from transforms.joined_reader import Joined, read_joined
 from transforms.split import SPLITS
 
@@ -52,6 +54,31 @@ def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Exa
         return merge_windows(parts, len(files)) if parts else downsample([], resolved)
 
     return examples_from([run.mention for run in plan.runs], windows_of, resolved)
+
+
+def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:
+    """The examples of a plan's runs, where a run that ``make`` fails for costs itself alone (`transforms.guard`).
+
+    Args:
+      plan: the runs.
+      make: their examples; what it makes of a run does not depend on the others.
+      resolved: the definition.
+
+    Returns:
+      As ``make`` does; a run that it raises an unexpected exception for is excluded as ``internal_error``.
+    """
+    parts: list[Examples] = []
+    for runs, made in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
+        if isinstance(made, Refused):
+            excluded = Excluded(runs[0].run_id, made.reason, made.detail)
+            made = Examples(schema_of(resolved).empty_table(), (excluded,))
+        parts.append(made)
+    if len(parts) == 1:
+        return parts[0]
+    table = pa.concat_tables([part.table for part in parts])
+    splits = table.column("split").to_pylist()
+    in_order = [row for split in SPLITS for row, each in enumerate(splits) if each == split]
+    return Examples(table.take(pa.array(in_order, pa.int64())), tuple(each for part in parts for each in part.excluded))
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:

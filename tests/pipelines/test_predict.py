@@ -26,6 +26,7 @@ from pipelines.kafka_client import KafkaOptions, Reader, list_topic
 from pipelines.metrics import PredictBoard
 from pipelines.predict import PredictConfig
 from pipelines.run_predict import predict_micro_batches, predict_on_flink
+from serving import predict as predict_runs
 from serving.client import ClientPolicy
 from serving.predict import Predictor, PredictPolicy
 from serving.prediction_metrics import prediction_families
@@ -108,6 +109,47 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def batch(values: list[bytes | None], start: int = 0) -> Batch:
     messages = [Message(start + at, value, timestamp_ms=1_000_000) for at, value in enumerate(values)]
     return Batch(OffsetRange("runs", "T", 0, start, start + len(values)), messages=messages)
+
+
+@pytest.mark.parametrize("stage", ["announcement", "predict"])
+def test_a_poisoned_announcement_costs_itself_alone(
+    world: World, folders: list[Path], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = world.push(folders[0])
+    announced = [world.put(f"zuul~{number}~1", telemetry(number, 30 + number)) for number in range(7)]
+    if stage == "predict":  # for all runs of the batch at once, as it has this one
+        inner = predict_runs.prepare_many
+
+        def fails(tables: list[pa.Table], definition: Any) -> Any:
+            if any(table.num_rows == 34 for table in tables):
+                raise ZeroDivisionError(stage)
+            return inner(tables, definition)
+
+        monkeypatch.setattr(predict_runs, "prepare_many", fails)
+    else:
+        loads = json.loads
+        monkeypatch.setattr(predict_runs.json, "loads", lambda value: 1 // (b"zuul~4~1" not in value) and loads(value))
+    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(announced, start=100))
+    monkeypatch.undo()
+    assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(7) if number != 4]
+    for one in done.predictions:
+        expected = world.expected(folders[0], one["run_id"])
+        np.testing.assert_allclose(list(one["probabilities"].values()), expected, atol=1e-5)
+    (record,) = done.unpredictable
+    assert (record["offset"], record["reason"]) == (104, "internal_error")
+    assert record["detail"].startswith(f"{stage}: ZeroDivisionError: ")
+    assert "test_predict.py:" in record["detail"].rpartition(" > ")[2]
+    assert len(record["detail"]) < 1500
+    if stage == "predict":
+        assert (record["run_id"], record["model"], record["version"]) == ("zuul~4~1", "m", version)
+    state = PredictionState()
+    delta = reconcile(state, [done], 5)
+    assert delta is not None
+    assert delta["offsets"]["runs"]["partitions"] == {"0": [[100, 107]]}
+    state.apply(1, delta)
+    board = Board()
+    board.looked(prediction_families(state))
+    assert collected(board)["ciml_unpredictable_total"] == {("internal_error",): 1}
 
 
 def test_predictions_equal_the_model_called_directly(world: World, folders: list[Path]) -> None:
