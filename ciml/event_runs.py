@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ciml.errors import Refused
-from ciml.fields import MAX_LABELS, iso_time, label_text, labels, needed_text, text, time_us
+from ciml.fields import iso_time, label_text, labels, needed_text, text, time_us
+from ciml.limits import MAX_ID_CHARACTERS, MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 from ciml.outcomes import OUTCOMES, normal_word, outcome_of
 from ciml.records import Mention, OutcomeWord, Phase
 from ciml.redact import redact_url
@@ -17,10 +18,6 @@ from ciml.runs import RunId, path_safe
 
 #: The `Mention.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
 LISTING = "listing"
-
-MAX_ID = 512
-MAX_URL = 4096
-MAX_JOB_PATH = 200  # the job is a folder of the raw store, percent-encoded; 255 bytes less "job=" and some room
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
@@ -62,7 +59,7 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
     Raises:
       Refused: ``missing_field`` or ``bad_run_id``.
     """
-    native = text(run, name, where, MAX_ID, "bad_run_id")
+    native = text(run, name, where, MAX_ID_CHARACTERS, "bad_run_id")
     if not native:
         raise Refused("missing_field", f"{where}{name}")
     attempt = run.get("attempt")
@@ -103,7 +100,7 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     event = text(run, "event", where)
     if event == LISTING:
         raise Refused("bad_field", f"{where}event: only a listing is a {LISTING}")
-    address = text(run, "log_url", where, MAX_URL)
+    address = text(run, "log_url", where, MAX_URL_CHARACTERS)
     mention = Mention(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
@@ -189,7 +186,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     result = text(line, "result")
     outcome = _outcome(line, result, "")
     texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
-    address = text(line, "log_path", limit=MAX_URL) or text(line, "log_url", limit=MAX_URL)
+    address = text(line, "log_path", limit=MAX_URL_CHARACTERS) or text(line, "log_url", limit=MAX_URL_CHARACTERS)
     if logs and address:
         address = log_address(logs, address)
     more, further = labels(line.get("labels")), dict[str, str]()
@@ -255,7 +252,7 @@ def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
 
 def _check_job(job: str, where: str) -> None:
     # Percent-encoding makes at most three characters of an ASCII one, so only long or foreign names need the count.
-    if (len(job) * 3 > MAX_JOB_PATH or not job.isascii()) and len(path_safe(job)) > MAX_JOB_PATH:
+    if (len(job) * 3 > MAX_JOB_PATH_CHARACTERS or not job.isascii()) and len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         raise Refused("bad_field", f"{where}: longer than a path allows")
 
 

@@ -20,8 +20,10 @@ from ciml.event_runs import (
     run_of_mention,
     source_slug,
 )
-from ciml.fields import iso_time, kind_of, needed_text, parse_json, time_us
-from ciml.letters import MAX_MESSAGE_BYTES, message_bytes
+from ciml.fields import iso_time, kind_of, needed_text, time_us
+from ciml.json_input import parse_json
+from ciml.letters import UNREADABLE_HEADERS, excess
+from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 from ciml.records import Mention, Message, Phase
 from ciml.redact import redact_url
 from ciml.runs import RunId
@@ -37,11 +39,10 @@ REASONS = frozenset({
     "too_large", "too_many_runs",
 })  # fmt: skip
 
-MAX_RUNS = 1000
 _STRUCTURED = (("content-type", b"application/cloudevents+json"),)
 
 __all__ = [
-    "FINISHED", "LISTING", "MAX_RUNS", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
+    "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
     "finished_event", "log_address", "mention_from_listing", "run_event", "source_slug",
 ]  # fmt: skip
 
@@ -96,12 +97,13 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     """
     if not message.value:
         raise Refused("tombstone", "no data")
-    size = message_bytes(message)
-    if size > MAX_MESSAGE_BYTES:
-        raise Refused("too_large", f"{size} bytes, at most {MAX_MESSAGE_BYTES}")
+    if fault := excess(message):
+        raise Refused("too_large", fault)
+    if message.headers == UNREADABLE_HEADERS:
+        raise Refused("not_an_event", "a header's name is not UTF-8")
     attributes, data = _open(message.value, message.headers)
-    ce_source = needed_text(attributes, "source", limit=512)
-    ce_id = needed_text(attributes, "id", limit=512)
+    ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
+    ce_id = needed_text(attributes, "id", limit=MAX_ID_CHARACTERS)
     ce_type = needed_text(attributes, "type", limit=256)
     phase = PHASES.get(ce_type)
     if phase is None:
@@ -139,8 +141,8 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
     if type(listed) is not list or not listed:
         kind = "an empty one" if listed == [] else kind_of(listed)
         raise Refused("bad_field", f"runs: want a list of runs, not {kind}")
-    if len(listed) > MAX_RUNS:
-        raise Refused("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_RUNS}")
+    if len(listed) > MAX_EVENT_RUNS:
+        raise Refused("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
     mentions: list[Mention] = []
     refusals: list[_Refusal] = []
     addresses: dict[str, str] = {}

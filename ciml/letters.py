@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
+from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
 from ciml.records import Message
 from ciml.redact import redact_bytes
 
@@ -20,29 +21,36 @@ if TYPE_CHECKING:
 LETTERS = "letters"
 #: A payload whose JSON is larger than this is kept beside the manifest: deltas are read often, letters are not.
 INLINE_BYTES = 16 << 10
-#: A message above this is refused, and its dead letter names size and digest alone: the broker holds the bytes.
-MAX_MESSAGE_BYTES = 1 << 20
+#: The headers of a message that has a name which is not UTF-8: then none of them can be had.
+UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "set-cookie", "x-hub-signature", "x-gitlab-token")
 
 
 def message_bytes(message: Message) -> int:
-    """The size of value and headers, bytes."""
-    size = len(message.value or b"")
+    """The size of value, key and headers, bytes."""
+    size = len(message.value or b"") + len(message.key or b"")
     for name, value in message.headers:
         size += len(name) + len(value or b"")
     return size
+
+
+def excess(message: Message) -> str:
+    """What of a message is above `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" where nothing is."""
+    if len(message.headers) > MAX_MESSAGE_HEADERS:
+        return f"more than {MAX_MESSAGE_HEADERS} headers"
+    size = message_bytes(message)
+    return f"{size} bytes, at most {MAX_MESSAGE_BYTES}" if size > MAX_MESSAGE_BYTES else ""
 
 
 def payload_of(message: Message) -> dict[str, Any]:
     """The message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
 
     Secrets of addresses within it are replaced, headers that carry credentials left out. Where the message is larger
-    than `MAX_MESSAGE_BYTES` there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
+    than a limit (`excess`) there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
     """
-    size = message_bytes(message)
-    if size > MAX_MESSAGE_BYTES:
+    if excess(message):
         digest = hashlib.sha256(message.value or b"").hexdigest()
-        return {"size": size, "sha256": digest, "timestamp_ms": message.timestamp_ms}
+        return {"size": message_bytes(message), "sha256": digest, "timestamp_ms": message.timestamp_ms}
     payload: dict[str, Any] = {
         "value": _encode(message.value),
         "headers": [

@@ -9,11 +9,28 @@ from __future__ import annotations
 MIB = 1 << 20
 
 # Messages of a topic: events, samples, announcements.
+MAX_MESSAGE_BYTES = 1 * MIB  # of value, key and headers together; the broker still holds what a dead letter does not
+MAX_MESSAGE_HEADERS = 256  # ciml reads six; an empty header takes two bytes of a message and a hundred in Python
+MAX_JSON_DEPTH = 32  # ciml's own formats nest four deep
+MAX_JSON_DIGITS = 1000  # of a whole number: `int` takes quadratic time; the longest float has 309
+MAX_EVENT_RUNS = 1000
+MAX_TEXT_CHARACTERS = 1024
+MAX_ID_CHARACTERS = 512  # of a run's and of an event's
+MAX_URL_CHARACTERS = 4096  # signed addresses are long
+MAX_JOB_PATH_CHARACTERS = 200  # percent-encoded: a folder's name has at most 255 bytes, less "job=" and some room
+MAX_LABELS = 64
+MAX_LABEL_NAME_CHARACTERS = 128
+MAX_SAMPLES_BYTES = MIB // 4  # of one message
+MAX_SAMPLES_COLUMNS = 1024
+MAX_COLUMN_NAME_CHARACTERS = 300  # a group and a name of 128 each, and the suffix of a repeated one
+MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days of one a second
+MAX_LISTING_LINE_BYTES = MAX_MESSAGE_BYTES - (16 << 10)  # with its headers it fits the payload of a dead letter
+MAX_LISTING_BYTES = 32 << 30  # unpacked, some 80 million lines: a small gzip file may claim to hold anything
 
 # Logs: bytes, columns, rows, restarts, time.
 
-# Instants that a sample may have, µs UTC: 2000 to 2099. A clock that was never set says 1970. Checked as whole numbers
-# before a zone or a calendar is applied, which know the years 1 to 9999 only.
+# Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set says 1970.
+# Checked as whole numbers before a zone or a calendar is applied, which know the years 1 to 9999 only.
 EARLIEST_US = 946_684_800_000_000
 LATEST_US = 4_102_444_800_000_000
 # Columns of one log, of all starts of its recorder together. dool writes some 1,500 of a machine with 128 cores.

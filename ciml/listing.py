@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from ciml.errors import CimlError, Refused
 from ciml.event_runs import listed_run, run_identity, source_slug
-from ciml.fields import kind_of, parse_json
-from ciml.letters import MAX_MESSAGE_BYTES, message_of
+from ciml.fields import kind_of
+from ciml.json_input import parse_json
+from ciml.letters import message_of
+from ciml.limits import MAX_LISTING_LINE_BYTES
 from ciml.records import Mention, Message, Origin, Outcome
 
 TOPIC = "listing:"
-#: A longer line is refused, and not held; with its headers a shorter one fits the payload of a dead letter.
-MAX_LINE_BYTES = MAX_MESSAGE_BYTES - 16_384
 _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
 
 
@@ -98,9 +98,9 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
 
 
 def too_long(origin: Origin, line: Line) -> Outcome:
-    """The dead letter of a line that is longer than `MAX_LINE_BYTES`: it names size and digest alone."""
+    """The dead letter of a line that is longer than `MAX_LISTING_LINE_BYTES`: it names size and digest alone."""
     payload = {"size": line.size, "sha256": line.sha256, "timestamp_ms": 0}
-    detail = f"{line.size} bytes, at most {MAX_LINE_BYTES}"
+    detail = f"{line.size} bytes, at most {MAX_LISTING_LINE_BYTES}"
     return Outcome("dead_letter", origin, reason="too_large", detail=detail, payload=payload)
 
 

@@ -18,11 +18,10 @@ from io import RawIOBase
 from typing import IO, Any, NamedTuple
 
 from ciml.errors import CimlError, EngineError
-from ciml.listing import MAX_LINE_BYTES, TOPIC, Line
+from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
+from ciml.listing import TOPIC, Line
 from ciml.storage import open_store
 
-#: What a listing may have unpacked: some 80 million lines. A small gzip file may claim to hold anything.
-MAX_BYTES = 32 << 30
 BLOCK_LINES = 500
 _BLOCK_BYTES = 4 << 20
 _PIECE = 1 << 20
@@ -104,7 +103,7 @@ class _Scan:
             part = piece[at : end or len(piece)]
             at += len(part)
             self._begun += len(part)
-            if self._long is None and self._begun - bool(end) > MAX_LINE_BYTES:
+            if self._long is None and self._begun - bool(end) > MAX_LISTING_LINE_BYTES:
                 self._begin_long()
             self._size += len(part)
             if self._long is None:
@@ -156,7 +155,7 @@ def open_listing(url: str) -> Listing:
     A plain local file is read where it is; any other is unpacked into an unnamed temporary file first.
 
     Raises:
-      CimlError: there is none, it is no file, its gzip is broken, or it is larger than `MAX_BYTES`.
+      CimlError: there is none, it is no file, its gzip is broken, or it is larger than `MAX_LISTING_BYTES`.
       EngineError: the storage does not answer.
     """
     folder, _, name = url.rstrip("/").rpartition("/")
@@ -183,8 +182,8 @@ def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
     try:
         while piece := source.read(_PIECE):
             size += len(piece)
-            if size > MAX_BYTES:
-                raise CimlError(f"{url} has more than {MAX_BYTES >> 30} GiB: cut it into several")
+            if size > MAX_LISTING_BYTES:
+                raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB: cut it into several")
             whole.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         whole.close()

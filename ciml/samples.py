@@ -15,6 +15,15 @@ import orjson
 
 from ciml.errors import Refused
 from ciml.fields import is_clean, kind_of
+from ciml.json_input import parse_numbers
+from ciml.limits import (
+    EARLIEST_US,
+    LATEST_US,
+    MAX_COLUMN_NAME_CHARACTERS,
+    MAX_RECORDER_SAMPLES,
+    MAX_SAMPLES_BYTES,
+    MAX_SAMPLES_COLUMNS,
+)
 from ciml.runs import RunId
 from ciml.telemetry import BOOT, OWN_COLUMNS, TIME
 
@@ -25,13 +34,6 @@ if TYPE_CHECKING:
 REASONS = frozenset({
     "tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id",
 })  # fmt: skip
-
-MAX_MESSAGE_BYTES = 256 << 10
-MAX_COLUMNS = 1024
-MAX_NAME = 300  # a group and a name of 128 characters each, and what tells repeated ones apart
-MAX_SEQUENCE = 10_000_000  # samples of one start of a recorder: 115 days of one a second
-_EARLIEST_US = 946_684_800_000_000  # 2000-01-01
-_LATEST_US = 4_102_444_800_000_000  # 2100-01-01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +91,8 @@ def encode(message: Samples | End) -> bytes:
             "columns": message.columns, "samples": list(rows),
         }  # fmt: skip
     value = orjson.dumps(fields)  # which writes NaN as null
-    if len(value) > MAX_MESSAGE_BYTES:
-        raise Refused("too_large", f"{len(value)} bytes, at most {MAX_MESSAGE_BYTES}")
+    if len(value) > MAX_SAMPLES_BYTES:
+        raise Refused("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value
 
 
@@ -102,12 +104,7 @@ def decode(value: bytes | None) -> Samples | End:
     """
     if not value:
         raise Refused("tombstone", "no data")
-    if len(value) > MAX_MESSAGE_BYTES:
-        raise Refused("too_large", f"{len(value)} bytes, at most {MAX_MESSAGE_BYTES}")
-    try:
-        fields = orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise Refused("broken_json", f"{error!s:.160}") from None
+    fields = parse_numbers(value, MAX_SAMPLES_BYTES)
     if type(fields) is not dict:
         raise Refused("not_samples", f"want an object, not {kind_of(fields)}")
     run_id = _needed(fields, "run_id")
@@ -207,18 +204,19 @@ def _check(message: Samples) -> None:
     _check_identity(message.run_id, message.recorder_us)
     _check_time("first_us", message.first_us)
     columns, n = message.columns, message.sequence.size
-    if not 1 <= len(columns) <= MAX_COLUMNS:
-        raise Refused("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_COLUMNS}")
+    if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
+        raise Refused("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
     for name in columns:
-        if type(name) is not str or not 0 < len(name) <= MAX_NAME or not is_clean(name) or name in OWN_COLUMNS:
+        sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
+        if not sound or name in OWN_COLUMNS:
             raise Refused("bad_field", f"columns: {name!r:.80} is no column's name")
     if len(set(columns)) < len(columns):
         raise Refused("bad_field", "columns: a name stands twice")
     if not n or message.values.shape != (n, len(columns)) or not n == message.time_us.size == message.boot.size:
         raise Refused("bad_field", "samples: want a number, a time, a mark and a value of each column for each")
-    if message.sequence.min() < 0 or message.sequence.max() >= MAX_SEQUENCE:
-        raise Refused("bad_field", f"samples: want sequence numbers from 0 to below {MAX_SEQUENCE}")
-    if message.time_us.min() < _EARLIEST_US or message.time_us.max() >= _LATEST_US:
+    if message.sequence.min() < 0 or message.sequence.max() >= MAX_RECORDER_SAMPLES:
+        raise Refused("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
+    if message.time_us.min() < EARLIEST_US or message.time_us.max() >= LATEST_US:
         raise Refused("bad_time", "samples: want epoch microseconds of 2000 to 2099")
     if np.isinf(message.values).any():
         raise Refused("bad_field", "samples: a value without end")
@@ -226,8 +224,8 @@ def _check(message: Samples) -> None:
 
 def _check_end(message: End) -> None:
     _check_identity(message.run_id, message.recorder_us)
-    if type(message.samples) is not int or not 0 <= message.samples <= MAX_SEQUENCE:
-        raise Refused("bad_field", f"samples: want how many were sent, 0 to {MAX_SEQUENCE}")
+    if type(message.samples) is not int or not 0 <= message.samples <= MAX_RECORDER_SAMPLES:
+        raise Refused("bad_field", f"samples: want how many were sent, 0 to {MAX_RECORDER_SAMPLES}")
 
 
 def _check_identity(run_id: str, recorder_us: Any) -> None:
@@ -236,5 +234,5 @@ def _check_identity(run_id: str, recorder_us: Any) -> None:
 
 
 def _check_time(name: str, value: Any) -> None:
-    if type(value) is not int or not _EARLIEST_US <= value < _LATEST_US:
+    if type(value) is not int or not EARLIEST_US <= value < LATEST_US:
         raise Refused("bad_time", f"{name}: want epoch microseconds of 2000 to 2099")

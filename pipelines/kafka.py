@@ -158,7 +158,8 @@ class ReadUnbounded(_Read):
                         return
                     end = min(reader.position, tracker.current_restriction().stop)
                     batch = self._batch(element, covered, position, end, found)
-                    oldest = min(map(_stamp, found)) / 1000 if found else None
+                    # A message without a usable time says nothing of the others.
+                    oldest = min((stamp / 1000 for stamp in map(_stamp, found) if stamp), default=None)
                     yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
                     position = end
                     observe(watermark, Look(asked, oldest), options.slack_s)

@@ -13,10 +13,10 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.records import Message
 from pipelines.kafka_broker import check_topic
 from pipelines.kafka_connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
+from pipelines.kafka_message import message_of_record
 from pipelines.kafka_options import KafkaOptions
 
 _KEEP_IDLE_S = 120.0
-_new = tuple.__new__
 
 
 class Reader:
@@ -66,10 +66,7 @@ class Reader:
                 offset = each.offset()
                 if offset < position:
                     continue  # what was on its way before a seek
-                headers, stamp = each.headers(), each.timestamp()[1]
-                pairs = tuple(headers) if headers else ()
-                # One for each event that ever comes: by the shortest way.
-                messages.append(_new(Message, (offset, each.value(), pairs, each.key(), stamp if stamp > 0 else 0)))
+                messages.append(message_of_record(each))
                 position = offset + 1
             elif fault.code() == KafkaError._PARTITION_EOF:
                 position = max(position, each.offset())

@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ciml.event_runs import MAX_JOB_PATH
-from ciml.fields import MAX_TEXT, is_clean
+from ciml.fields import is_clean
+from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 from ciml.runs import path_safe
 
 #: Facts of an event that ``CIML_…`` variables and ``--label`` may give.
@@ -142,7 +142,7 @@ _SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _
 
 def _short_job(job: str) -> str:
     """As much of a job's name as a path allows."""
-    while len(path_safe(job)) > MAX_JOB_PATH:
+    while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         job = job[:-1]
     return job
 
@@ -153,7 +153,7 @@ def _short_id(native: str) -> str:
 
 
 def _clean(value: str) -> str:
-    return "".join(letter for letter in value if is_clean(letter))[:MAX_TEXT].strip()
+    return "".join(letter for letter in value if is_clean(letter))[:MAX_TEXT_CHARACTERS].strip()
 
 
 def _attempt(value: str) -> int:

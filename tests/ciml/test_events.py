@@ -14,7 +14,6 @@ from ciml.errors import CimlError, IntegrityError, Refused
 from ciml.events import (
     FINISHED,
     LISTING,
-    MAX_RUNS,
     QUEUED,
     REASONS,
     STARTED,
@@ -24,8 +23,8 @@ from ciml.events import (
     run_event,
     source_slug,
 )
-from ciml.fields import MAX_DEPTH
-from ciml.letters import MAX_MESSAGE_BYTES, message_of, payload_of
+from ciml.letters import message_of, payload_of
+from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
 from ciml.outcomes import outcome_of
 from ciml.records import Mention, Message
 
@@ -158,7 +157,7 @@ def test_tombstone(value: bytes | None, headers: Any) -> None:
         (b'{"a":' + b"9" * 5000 + b"}", "digit"),
         (b"[" * 100_000, "nested deeper"),
         (b'{"a":' * 60_000 + b"1" + b"}" * 60_000, "nested deeper"),
-        (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "nested deeper"),
+        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "nested deeper"),
         (b'"' + "\u0000".encode() + b'"', "control character"),
     ],
 )
@@ -303,8 +302,8 @@ def test_several_runs_in_one_event() -> None:
     assert refusal(bare({"runs": [RUN, RUN]})).detail == "runs[1].id: the same run stands twice in the event"
     assert decode_message(bare({"runs": [RUN]})) == decode_message(bare(RUN))._replace(runs={MENTION.run_id: RUN})
     short = {"job": "j", "result": "SUCCESS", "end_time": 1795521600}
-    most = [{**short, "id": str(i)} for i in range(MAX_RUNS)]
-    assert len(decode_message(bare({"runs": most})).mentions) == MAX_RUNS
+    most = [{**short, "id": str(i)} for i in range(MAX_EVENT_RUNS)]
+    assert len(decode_message(bare({"runs": most})).mentions) == MAX_EVENT_RUNS
     assert refusal(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
     attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).mentions
     assert [mention.run_id for mention in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]

@@ -17,9 +17,9 @@ from ciml import listing_files
 from ciml.errors import CimlError, EngineError, Refused
 from ciml.event_runs import mention_from_listing
 from ciml.events import REASONS
-from ciml.letters import MAX_MESSAGE_BYTES, message_bytes, payload_of
+from ciml.letters import message_bytes, payload_of
+from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
 from ciml.listing import (
-    MAX_LINE_BYTES,
     Line,
     Reading,
     decode_line,
@@ -158,7 +158,7 @@ def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
     message = Line(7, encoded()).message(READING)
     payload = json.loads(json.dumps(payload_of(message)))
     assert reading_of(payload) == READING
-    longest = Line(0, b"x" * MAX_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
+    longest = Line(0, b"x" * MAX_LISTING_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
     assert message_bytes(longest) < MAX_MESSAGE_BYTES
     letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
     assert (letter.kind, letter.reason, letter.payload) == (
@@ -177,7 +177,7 @@ def test_names_of_sources(name: str) -> None:
 
 
 #: Limits that a few bytes reach.
-SMALL = {"BLOCK_LINES": 3, "_BLOCK_BYTES": 20, "_PIECE": 7, "MAX_LINE_BYTES": 12}
+SMALL = {"BLOCK_LINES": 3, "_BLOCK_BYTES": 20, "_PIECE": 7, "MAX_LISTING_LINE_BYTES": 12}
 line_bytes = (
     st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"")).filter(lambda data: data[:2] != b"\x1f\x8b")
 )
@@ -267,7 +267,7 @@ def test_what_is_no_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(CimlError, match="only local paths and s3:// are stores"):
         open_listing("ftp://host/builds.jsonl")
     assert (open_listing(f"{tmp_path}/empty").lines, open_listing(f"{tmp_path}/empty").blocks) == (0, [])
-    monkeypatch.setattr(listing_files, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(listing_files, "MAX_LISTING_BYTES", 50_000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
     with pytest.raises(CimlError, match="cut it into several"):
         open_listing(f"{tmp_path}/bomb.gz")

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import Refused
+from ciml.limits import MAX_RECORDER_SAMPLES, MAX_SAMPLES_BYTES
 from ciml.samples import (
-    MAX_MESSAGE_BYTES,
-    MAX_SEQUENCE,
     REASONS,
     End,
     Samples,
@@ -76,7 +75,7 @@ def test_what_is_encoded_is_decoded() -> None:
 
 @given(
     st.lists(st.lists(st.floats(allow_infinity=False, width=64), min_size=2, max_size=2), min_size=1, max_size=9),
-    st.integers(0, MAX_SEQUENCE - 10),
+    st.integers(0, MAX_RECORDER_SAMPLES - 10),
     st.integers(946_684_800_000_000, 4_102_444_799_000_000),
 )
 def test_every_value_survives(values: list[list[float]], first: int, time_us: int) -> None:
@@ -131,7 +130,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a short sample": (row(0, START_US, False), "bad_field"),
     "a sequence that is true": (row(True, START_US, False, [1, 2]), "bad_field"),
     "a sequence below 0": (row(-1, START_US, False, [1, 2]), "bad_field"),
-    "a sequence without end": (row(MAX_SEQUENCE, START_US, False, [1, 2]), "bad_field"),
+    "a sequence without end": (row(MAX_RECORDER_SAMPLES, START_US, False, [1, 2]), "bad_field"),
     "a sequence of 2 ** 63": (row(1 << 63, START_US, False, [1, 2]), "bad_field"),
     "a sequence of 2 ** 70": (row(1 << 70, START_US, False, [1, 2]), "bad_field"),
     "a time of 1999": (row(0, 946_684_799_999_999, False, [1, 2]), "bad_time"),
@@ -164,7 +163,7 @@ def test_hostile_messages_are_refused(case: str) -> None:
     ("value", "reason"),
     [
         (None, "tombstone"), (b"", "tombstone"), (b"{", "broken_json"), (b"\xff", "broken_json"),
-        (b"NaN", "broken_json"), (b"[" * 100_000, "broken_json"), (b" " * (MAX_MESSAGE_BYTES + 1), "too_large"),
+        (b"NaN", "broken_json"), (b"[" * 100_000, "broken_json"), (b" " * (MAX_SAMPLES_BYTES + 1), "too_large"),
         (encode(ONE).replace(b"12.5", b"1e400"), "broken_json"),
         (encode(ONE).replace(b"12.5", b"NaN"), "broken_json"),
         (encode(ONE).replace(b"zuul", b"\\ud800"), "broken_json"),
@@ -199,7 +198,7 @@ def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
         (replace(ONE, columns=(USR,)), "bad_field"),
         (replace(ONE, values=np.full((2, 2), np.inf)), "bad_field"),
         (replace(ONE, time_us=ONE.time_us // 1000), "bad_time"),
-        (End(RUN, START_US, MAX_SEQUENCE + 1), "bad_field"),
+        (End(RUN, START_US, MAX_RECORDER_SAMPLES + 1), "bad_field"),
         (samples(*((n, START_US + n, False, [0.1, 0.2]) for n in range(10_000))), "too_large"),
     ],
 )

@@ -21,7 +21,7 @@ from ciml import events
 from ciml.audit import Audit
 from ciml.dead_letters import Choice, all_letters
 from ciml.events import finished_event, run_event
-from ciml.letters import MAX_MESSAGE_BYTES
+from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.listing_files import open_listing
 from ciml.records import Batch, Mention, Message, OffsetRange
 from ciml.storage import Store, open_store
