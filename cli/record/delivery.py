@@ -15,7 +15,7 @@ from typing import Any
 
 from ciml.errors import CimlError, Refused
 from ciml.event_runs import log_address
-from ciml.fields import MAX_LABELS
+from ciml.limits import MAX_LABELS
 from ciml.records import Mention
 from ciml.runs import RunId, path_safe
 from cli.record.kafka import Sender

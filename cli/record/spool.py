@@ -24,7 +24,8 @@ import msgspec
 
 from ciml.errors import CimlError, Refused
 from ciml.event_runs import mention_of_run, run_of_mention
-from ciml.fields import is_clean, labels, parse_json
+from ciml.fields import is_clean, labels
+from ciml.json_input import parse_json
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from ciml.records import Mention
 from ciml.runs import RunId
