@@ -203,7 +203,7 @@ def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = (),
             said = " ".join(str(line) for line in answer.json().get("errors", []))
         except ValueError:
             said = answer.text
-        thrown = re.findall(r"[\w.$]*?(\w+(?:Exception|Error): [^\n]+)", said)
+        thrown = re.findall(r"\b(\w+(?:Exception|Error): [^\n]+)", said)
         line = thrown[-1] if thrown else said.strip().splitlines()[0] if said.strip() else ""
         raise EngineError(f"Flink refuses {method} {url}: {answer.status_code} {line[:300]}")
     return answer.json() if answer.content else {}

@@ -17,8 +17,9 @@ DAY = 24 * HOUR
 EARLIEST, LATEST = limits.EARLIEST_US, limits.LATEST_US
 #: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
 FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
-#: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣).
-NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+#: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣). Digits
+#: can be read in one way only, so that nothing is tried again.
+NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +85,8 @@ class Plot:
             figure.set_layout_engine("none")  # it is laid out
             figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         text = svg.getvalue()
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+        head, _, rest = text[text.index("<svg") :].partition("<metadata>")
+        text = head + rest.partition("</metadata>")[2]
         return text, png.getvalue()
 
 

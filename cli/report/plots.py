@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +69,8 @@ def _svg(width: float, height: float, paint: Callable[[Axes], None]) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, _, rest = text.partition("<metadata>")
+    return head + rest.partition("</metadata>")[2]
 
 
 def accounting(lines: Sequence[AccountingLine]) -> str:
