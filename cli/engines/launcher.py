@@ -25,6 +25,7 @@ from cli.engines.state import EngineState
 _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer())
 ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
 LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
+_PORT_S = 5.0  # how long a dead engine's port is waited for
 _ATTEMPTS = 3  # with other ports, where the system chose them and another process was faster
 
 
@@ -147,7 +148,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     with state.exclusive(place):
         known = state.read(place)
         running = {name: one for name, one in known.items() if alive(one)}
-        book = _Book(place, running)
+        book = _Book(place, known)  # those that died keep their entry: it says which ports clients know
         engines = Engines(place, running)
         starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
         if chosen.tied and starting:
@@ -164,7 +165,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
         for one in starting:
             engines.started[one.name] = one.seconds
             engines.notes += one.notes
-        engines.states = dict(book.states)
+        engines.states = {name: one for name, one in book.states.items() if alive(one)}
     return engines
 
 
@@ -211,11 +212,12 @@ class _Book:
 
 
 class _Start:
-    """The start of one engine, in a thread of its own."""
+    """The start of one engine, in a thread of its own. After a crash it takes the ports that it had before."""
 
     def __init__(self, engine: Engine, home: Path, settings: Settings, book: _Book) -> None:
         self._engine, self._home, self._settings, self._book = engine, home, settings, book
         self.name = engine.name
+        self._before = book.states.get(engine.name)
         self.seconds = 0.0
         self.notes: list[str] = []
 
@@ -235,24 +237,41 @@ class _Start:
         one = self._book.states.get(self.name)
         if one is not None:
             self._engine.end(self._home, one)
-            self._book.put(self.name, None)
+            self._book.put(self.name, self._before)
 
     def _start(self) -> None:
         fixed = {use: port for use, port in self._settings.ports.items() if use in self._engine.uses}
         for use, port in fixed.items():
             if not processes.bindable(port):
                 raise EngineError(f"port {port}, given for {use}, is in use by another program")
+        known = self._before.ports if self._before is not None else {}
+        kept = {use: port for use, port in known.items() if use not in fixed and processes.comes_free(port, _PORT_S)}
         for attempt in range(_ATTEMPTS):
-            free = iter(processes.free_ports(len(self._engine.uses)))
-            ports = {use: fixed.get(use) or next(free) for use in self._engine.uses}
+            free = iter(processes.lasting_ports(len(self._engine.uses)))
+            ports = {use: fixed.get(use) or kept.get(use) or next(free) for use in self._engine.uses}
             launch = self._engine.prepare(self._home, ports, self._settings)
             try:
                 self._await(launch)
+                self._note_other_port(fixed)
                 return
             except _PortTaken as error:
                 self.undo()
+                kept = {}
                 if attempt + 1 == _ATTEMPTS:
                     raise EngineError(str(error)) from None
+
+    def _note_other_port(self, fixed: Mapping[str, int]) -> None:
+        before, now = self._before, self._book.states[self.name]
+        if before is None or before.light or now.light:
+            return
+        for use in before.ports.keys() & now.ports.keys() - fixed.keys():
+            was, at = before.ports[use], now.ports[use]
+            if was != at and str(was) in before.address:  # an address that clients have
+                self.notes.append(
+                    f"{self.name}: port {was}, where it listened before, is in use by another program; it listens at "
+                    f"{now.address} now: give clients this address, or free the port and run: ciml down {self.name}; "
+                    f"ciml up {self.name} --port {use}={was}"
+                )
 
     def _await(self, launch: Launch) -> None:
         log = self._home / "logs" / f"{self.name}.log"

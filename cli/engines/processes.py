@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ciml.errors import EngineError
 # A process's start time is computed from the boot time, which a clock correction shifts a little. A pid cannot
 # come round again within this time.
 _SAME_START_S = 1.0
+_FIRST_LASTING_PORT = 18_000
 _children: dict[int, subprocess.Popen] = {}
 
 
@@ -30,6 +32,29 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def lasting_ports(count: int) -> list[int]:
+    """``count`` different ports that are free, and stay free while their server is away.
+
+    They are below those that the system gives to connections: a client that tries again and again to reach a server
+    that died could be given the server's own port.
+    """
+    numbers = range(_FIRST_LASTING_PORT, _first_of_connections())
+    found: list[int] = []
+    for number in random.sample(numbers, len(numbers)):
+        if len(found) == count:
+            return found
+        if bindable(number):
+            found.append(number)
+    return free_ports(count)
+
+
+def _first_of_connections() -> int:
+    try:
+        return max(_FIRST_LASTING_PORT, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return _FIRST_LASTING_PORT
+
+
 def bindable(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen there now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
@@ -38,6 +63,16 @@ def bindable(port: int, host: str = "127.0.0.1") -> bool:
             one.bind((host, port))
         except OSError:
             return False
+    return True
+
+
+def comes_free(port: int, patience_s: float) -> bool:
+    """Whether a server could listen there within so long: the system may still be ending a dead server's threads."""
+    deadline = time.monotonic() + patience_s
+    while not bindable(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 

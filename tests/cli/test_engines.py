@@ -188,9 +188,68 @@ def test_a_chosen_port_that_another_took_meanwhile_is_chosen_again(home: Path, m
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         given = iter([[holder.getsockname()[1]], processes.free_ports(1)])
-        monkeypatch.setattr(processes, "free_ports", lambda count: next(given))
+        monkeypatch.setattr(processes, "lasting_ports", lambda count: next(given))
         with engines.start(["s3"], home) as running:
             assert running.s3 != f"http://127.0.0.1:{holder.getsockname()[1]}"
+
+
+def kill(one: engines.EngineState) -> None:
+    """Kills an engine as a crash does. The system may still be ending its threads."""
+    assert one.pid is not None
+    os.kill(one.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while processes.find(one.pid, one.started):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_broker_that_crashed_comes_back_where_its_clients_look_for_it(home: Path):
+    from confluent_kafka import Producer
+
+    ciml("up", "kafka", home=home)
+    first = engines.read(home)["kafka"]
+    engines.create_topics(first.address, {"kept": 1})
+    failures: list[object] = []
+    client = Producer({"bootstrap.servers": first.address, "reconnect.backoff.max.ms": 200, "log_level": 0})
+    client.produce("kept", b"before", on_delivery=lambda error, _: failures.append(error))
+    assert client.flush(20) == 0
+    kill(first)
+    client.produce("kept", b"after", on_delivery=lambda error, _: failures.append(error))
+    with pytest.raises(EngineError, match="kafka is not ready"):  # a start that fails forgets no port
+        engines.start(["kafka"], home, engines.Settings(timeout_s=0.0))
+    ciml("up", "logs", "--logs-root", str(home), home=home)  # nor does the start of another engine
+    assert ciml("up", "kafka", home=home).stderr == ""
+    again = engines.read(home)["kafka"]
+    assert (again.address, again.ports) == (first.address, first.ports)
+    assert again.pid != first.pid
+    assert client.flush(30) == 0
+    assert failures == [None, None]
+
+
+def test_a_broker_whose_port_was_taken_says_where_it_is_and_what_to_do(home: Path):
+    ciml("up", "kafka", home=home)
+    first = engines.read(home)["kafka"]
+    kill(first)
+    assert processes.comes_free(first.ports["kafka"], 20)
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", first.ports["kafka"]))
+        holder.listen()
+        told = ciml("up", "kafka", home=home).stderr
+    now = engines.read(home)["kafka"]
+    port = first.ports["kafka"]
+    assert now.address != first.address
+    assert told == (
+        f"kafka: port {port}, where it listened before, is in use by another program; it listens at {now.address} now: "
+        f"give clients this address, or free the port and run: ciml down kafka; ciml up kafka --port kafka={port}\n"
+    )
+
+
+def test_ports_are_none_that_connections_are_given():
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = processes.lasting_ports(5)
+    assert len(set(ports)) == 5
+    assert all(port < first for port in ports) or first <= 18_000  # where the system gives nearly all to connections
 
 
 def test_an_unknown_engine_is_one_line(home: Path):
