@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 from ciml.accounting import reconcile
 from ciml.checkpoints import Limits
 from ciml.digest import canonical_json
-from ciml.errors import IntegrityError
+from ciml.errors import IntegrityError, Refused
 from ciml.keeper import Keeper
 from ciml.letters import put_aside
 from ciml.manifests import Delta, ManifestLog
 from ciml.raw_state import RAW, RawState
 from ciml.records import Batch, OffsetRange, Outcome
 from ciml.storage import Store
+from transforms.guard import attempt, bisect
 
 
 class Committer(Keeper[RawState]):
@@ -76,6 +77,19 @@ def seal(batch: Batch) -> bytes:
     covers = batch.covers
     place = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
     return canonical_json({"covers": place, "settled": [outcome.to_json() for outcome in batch.settled]})
+
+
+def seal_guarded(batch: Batch) -> bytes:
+    """`seal`, where an outcome that cannot be written as JSON costs itself alone: a dead letter of its origin."""
+    sealed = attempt("seal", seal, batch)
+    if not isinstance(sealed, Refused):
+        return sealed
+    settled: list[Outcome] = []
+    for some, made in bisect("seal", batch.settled, lambda some: seal(Batch(batch.covers, settled=list(some)))):
+        if isinstance(made, Refused):  # nothing of it but its place is known to be sound
+            some = [Outcome("dead_letter", some[0].origin, reason=made.reason, detail=made.detail)]
+        settled += some
+    return seal(Batch(batch.covers, settled=settled))
 
 
 def unseal(data: bytes) -> Batch:

@@ -22,7 +22,7 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml.accounting import Index
 from ciml.records import Batch, Candidate, Outcome
 from ciml.storage import Store as ObjectStore
-from pipelines.committer import committer, seal, unseal
+from pipelines.committer import committer, seal_guarded, unseal
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions, check_still_that_topic
 from pipelines.publish import Projections, projection, render_letters, render_runs
@@ -171,7 +171,7 @@ class _Settle(beam.PTransform):
 
 def _sealed(batch: Batch) -> tuple[str, bytes]:
     with keep_error():
-        return _KEY, seal(batch)
+        return _KEY, seal_guarded(batch)
 
 
 class Gather(beam.DoFn):

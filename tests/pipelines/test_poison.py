@@ -28,7 +28,7 @@ from ciml.raw_metrics import raw_families
 from ciml.records import Batch, Mention, Message, OffsetRange, Outcome
 from ciml.storage import LocalStore, Store, open_store
 from pipelines.backfill import backfill
-from pipelines.committer import seal, unseal
+from pipelines.committer import seal, seal_guarded, unseal
 from pipelines.engines import run_here
 from pipelines.ingest import IngestConfig
 from pipelines.kafka_client import KafkaOptions
@@ -38,6 +38,7 @@ from tests.pipelines.backfilling import listed
 from tests.pipelines.ingesting import MakeTopic, account
 from tests.pipelines.scenario import CORPUS, mentions
 from transforms.beam import Decode, Judge, TakeLogs
+from transforms.decode import decode
 from transforms.fetch_policy import FetchPolicy
 from transforms.parse import Log, parse_logs
 from transforms.trust import TrustPolicy
@@ -149,6 +150,18 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
     check_letter(letter, stage)
     assert letter.origin.offset == 2
     assert len(batch.settled) == len(found)
+
+
+def test_an_outcome_that_is_no_text_costs_itself() -> None:
+    found = [Message(0, b"{}"), Message(1, b"{}", (("lone \ud800", b""),)), Message(2, b"{}")]
+    covers = OffsetRange("events", "id", 0, 0, 3)
+    batch = unseal(seal_guarded(decode(Batch(covers, found))))
+    assert batch.covers == covers
+    assert [(each.kind, each.origin.offset, each.payload is None) for each in batch.settled] == [
+        ("dead_letter", 0, False), ("dead_letter", 1, True), ("dead_letter", 2, False),
+    ]  # fmt: skip
+    assert batch.settled[1].reason == "internal_error"
+    assert batch.settled[1].detail.startswith("seal: UnicodeEncodeError: ")
 
 
 def letters(data: Store) -> list[Outcome]:
