@@ -68,6 +68,11 @@ MAX_BATCH_BYTES = 32 * MIB
 PART_BYTES = 16 * MIB
 # Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
 SMALL_PART_BYTES = 4 * MIB
+# Resident memory of a process that settles the worst logs which all these limits permit, its libraries included. It was
+# seen to take 1,000 MiB. What runs such a process has so much for each: deploy/kubernetes/flink.yaml.
+SETTLE_PEAK_BYTES = 1280 * MIB
+# Resident memory of a worker that waits in advance, and of the pool that starts workers.
+IDLE_WORKER_BYTES = 512 * MIB
 
 # Model server: connections, requests, tensors.
 

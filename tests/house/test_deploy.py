@@ -22,6 +22,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from ciml import limits
 from cli.engines import cluster_config
 from cli.engines.flink import JOB_SERVER_MAIN, OPENED
 from cli.main import COMMANDS, cli
@@ -275,6 +276,16 @@ def test_nothing_runs_as_root_or_without_bounds() -> None:
             if container["name"] != "flink-main-container":  # whose resources the operator writes
                 assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), name
                 assert "memory" in container["resources"]["limits"], name
+
+
+def test_workers_have_the_memory_that_the_worst_permitted_logs_take() -> None:
+    flink = resource("FlinkDeployment", "ciml-flink")["spec"]
+    slots = int(flink["flinkConfiguration"]["taskmanager.numberOfTaskSlots"])
+    (workers,) = [each for _, each in containers() if each["name"] == "workers"]
+    size = re.fullmatch(r"(\d+)Gi", workers["resources"]["limits"]["memory"])
+    assert size
+    assert int(size[1]) << 30 >= slots * limits.SETTLE_PEAK_BYTES + limits.IDLE_WORKER_BYTES
+    assert f"1–{size[1]} GiB" in (ROOT / "docs" / "deploy.md").read_text()
 
 
 def test_alerts_are_of_metrics_that_there_are() -> None:
