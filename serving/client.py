@@ -26,8 +26,19 @@ _PASSING = frozenset(
 )
 
 
+#: The server answers, and cannot answer this request: the same request again fails again.
+_FAILED = frozenset({
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED,
+})  # fmt: skip
+
+
 class NotServedError(EngineError):
     """The server has no such model, version or label (now)."""
+
+
+class FailedCallError(EngineError):
+    """The model fails for these runs, or takes too long for them. It may answer others."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,13 @@ class ClientPolicy:
 
     Attributes:
       timeout_s: for one call. A batch of 256 runs takes milliseconds; this is for a server that loads or swaps.
+      slow_tries: how often a prediction that takes longer than ``timeout_s`` is tried.
       budget_s: for all tries of a call together, while the server is away.
       first_wait_s, most_wait_s: between tries; doubles from the one to the other, with jitter.
     """
 
     timeout_s: float = 10.0
+    slow_tries: int = 2
     budget_s: float = 120.0
     first_wait_s: float = 0.1
     most_wait_s: float = 5.0
@@ -98,6 +111,7 @@ class ModelClient:
         *,
         version: int | None = None,
         label: str = STABLE,
+        timeout_s: float | None = None,
     ) -> Prediction:
         """Asks for the probabilities of runs.
 
@@ -105,16 +119,19 @@ class ModelClient:
           inputs: float32 [rows, L, features], not normalised.
           n_windows: int32 [rows].
           version: the one to ask; without, the one that ``label`` names.
+          timeout_s: for one call that is tried once where it is too slow; by default as the policy has it.
 
         Raises:
           NotServedError: when the server has no such model, version or label.
+          FailedCallError: when the model answers with an error, or not in time.
           EngineError: when it does not answer within the budget, or answers with an error.
         """
         request = wire.PredictRequest()
         self._spec(request, version, label)
         wire.put_array(request, "inputs", inputs)
         wire.put_array(request, "n_windows", n_windows)
-        response, seconds = self._retried(lambda: self._predict(request, timeout=self._policy.timeout_s))
+        seconds_each, tries = (timeout_s, 1) if timeout_s else (self._policy.timeout_s, self._policy.slow_tries)
+        response, seconds = self._retried(lambda: self._predict(request, timeout=seconds_each), tries)
         try:
             probabilities = wire.get_floats(response, "probabilities")
         except (KeyError, ValueError) as error:
@@ -173,12 +190,19 @@ class ModelClient:
         else:
             request.model_spec.version_label = label
 
-    def _retried(self, call: Callable[[], Any]) -> tuple[Any, float]:
-        policy = self._policy
+    def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
+        """The answer and the time that it took. ``slow_tries`` bounds the tries that end by their deadline."""
+        policy, slow = self._policy, 0
+
+        def passes(error: BaseException) -> bool:
+            nonlocal slow
+            if not isinstance(error, grpc.RpcError) or error.code() not in _PASSING:
+                return False
+            slow += error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            return slow_tries is None or slow < slow_tries
+
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: isinstance(error, grpc.RpcError) and error.code() in _PASSING
-            ),
+            retry=tenacity.retry_if_exception(passes),
             stop=tenacity.stop_after_delay(policy.budget_s),
             wait=tenacity.wait_exponential_jitter(policy.first_wait_s, policy.most_wait_s, jitter=policy.first_wait_s),
             reraise=True,
@@ -194,7 +218,8 @@ class ModelClient:
             code, said = error.code(), error.details() or ""
             if code is grpc.StatusCode.NOT_FOUND or "Unrecognized servable version label" in said:
                 raise NotServedError(f"{self.address}: {said}") from None
-            raise EngineError(f"model server {self.address}: {code.name}: {said}") from None
+            kind = FailedCallError if code in _FAILED else EngineError
+            raise kind(f"model server {self.address}: {code.name}: {said}") from None
         return answer
 
     def close(self) -> None:

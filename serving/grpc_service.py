@@ -86,14 +86,15 @@ class PredictionService(_Answers, prediction_service_pb2_grpc.PredictionServiceS
         self._manager = manager
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's own name
-        return self._answer(context, request.model_spec.name, "grpc_predict", lambda: self._predict(request))
+        return self._answer(context, request.model_spec.name, "grpc_predict", lambda: self._predict(request, context))
 
-    def _predict(self, request: Any) -> Any:
+    def _predict(self, request: Any, context: Any) -> Any:
         name, version, label = spec_of(request.model_spec)
         response = predict_pb2.PredictResponse()
         with self._manager.lease(name, version, label) as (number, model):
             signature = request.model_spec.signature_name
-            outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
+            inputs = model.unpack(signature, request.inputs)
+            outputs = model.predict(signature, inputs, request.output_filter, context.time_remaining())
         response.model_spec.name = name
         response.model_spec.version.value = number
         response.model_spec.signature_name = request.model_spec.signature_name or DEFAULT_SIGNATURE

@@ -126,7 +126,11 @@ class LoadedModel:
         return found
 
     def predict(
-        self, signature_name: str, inputs: Mapping[str, NDArray[Any]], output_filter: Sequence[str] = ()
+        self,
+        signature_name: str,
+        inputs: Mapping[str, NDArray[Any]],
+        output_filter: Sequence[str] = (),
+        timeout_s: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Runs a signature.
 
@@ -134,9 +138,11 @@ class LoadedModel:
           signature_name: "" for ``serving_default``.
           inputs: an array for each input of the signature.
           output_filter: the outputs that are wanted, in their order; all of them without.
+          timeout_s: how long the client waits, seconds; the model's own limit is not exceeded.
 
         Raises:
-          RequestError: INVALID_ARGUMENT when the inputs do not fit, FAILED_PRECONDITION without such a signature.
+          RequestError: INVALID_ARGUMENT when the inputs do not fit, FAILED_PRECONDITION without such a signature,
+            DEADLINE_EXCEEDED when it takes too long.
         """
         import tensorflow as tf
 
@@ -151,13 +157,16 @@ class LoadedModel:
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
         feeds = [inputs[name] for name in signature.inputs]
+        # A call that the client no longer waits for must not take the threads of those that come after it.
+        limit_s = self._call_s if timeout_s is None else min(self._call_s, timeout_s)
+        options = tf.compat.v1.RunOptions(timeout_in_ms=max(int(limit_s * 1000), 1))
         try:
-            values = dict(zip(signature.outputs, signature.run(*feeds), strict=True))
+            values = dict(zip(signature.outputs, signature.run(*feeds, options=options), strict=True))
         except tf.errors.InvalidArgumentError as error:
             raise invalid(_one_line(error.message)) from None
         except tf.errors.DeadlineExceededError:
             raise RequestError(
-                "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {self._call_s:g} s for one call"
+                "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {limit_s:.3g} s for one call"
             ) from None
         except tf.errors.OpError as error:
             code = "RESOURCE_EXHAUSTED" if isinstance(error, tf.errors.ResourceExhaustedError) else "INTERNAL"
@@ -279,7 +288,9 @@ def _signature(session: Any, name: str, definition: Any) -> Signature:
         return found
 
     inputs, outputs = specs(definition.inputs), specs(definition.outputs)
-    run = session.make_callable([one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()])
+    run = session.make_callable(
+        [one.tensor for one in outputs.values()], [one.tensor for one in inputs.values()], accept_options=True
+    )
     return Signature(name, inputs, outputs, run)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.errors import CimlError, EngineError, IntegrityError, Refused
+from ciml.errors import EngineError, IntegrityError, Refused
 from ciml.limits import MAX_TRACEBACK_BYTES
-from ciml.records import Batch, Message
+from ciml.records import Batch
 from ciml.storage import Store
 from ciml.telemetry import BOOT, TIME
-from serving.client import ClientPolicy, ModelClient, NotServedError
+from serving.announcements import Announcement, read_announcement
+from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
 from serving.contract import DEFINITION, read_definition
 from serving.predictions import Predicted, prediction_id
 from serving.registry import STABLE, Registry
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 _MAX_CALL_BYTES = 8 << 20
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # of why there is no prediction: also with a traceback
-_FIELDS = ("run_id", "build_name", "path", "digest")
+#: For a call that finds out for which runs of a failed call a model fails. `serving.contract` asks for a second a run.
+_HALF_TIMEOUT_S = 2.0
+#: The reason of a run for which the model answers with an error, with no number, or not in time.
+MODEL_ERROR = "model_error"
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,6 @@ class PredictPolicy:
     label: str = STABLE
     rows: int = 256
     client: ClientPolicy = field(default_factory=ClientPolicy)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """An announcement: a run whose raw object is ``path`` below the raw store."""
-
-    offset: int
-    timestamp_ms: int
-    run_id: str
-    build_name: str
-    path: str
 
 
 class Predictor:
@@ -95,20 +87,24 @@ class Predictor:
     def predict(self, batch: Batch) -> Predicted:
         """Predicts for the announcements of a batch, all by one version.
 
+        An announcement that cannot be predicted costs only itself, whether it, its run or what the model makes of its
+        run is wrong.
+
         Raises:
           NotServedError: when no version is served under the policy's label.
-          EngineError: when the server or the store does not answer within the client's budget.
+          EngineError: when the server or the store does not answer within the client's budget, or the model answers
+            nothing at all.
         """
         if batch.covers is None:
             raise IntegrityError("announcements without the range that they come from")
         result = Predicted(batch.covers)
         runs = []
         for message in batch.messages:
-            run = attempt("announcement", _announced, message)
-            if isinstance(run, Refused):
-                result.unpredictable.append(_unpredictable(message.offset, "", run.reason, run.detail))
+            read = attempt("announcement", read_announcement, message)
+            if isinstance(read, Refused):
+                result.unpredictable.append(_unpredictable(message.offset, "", read.reason, read.detail))
             else:
-                runs.append(run)
+                runs.append(read)
         for _ in range(_RELOADS if runs else 0):
             version = self.client.served_version(self._policy.label)
             try:
@@ -122,7 +118,9 @@ class Predictor:
             raise EngineError(f"model {self._policy.model}: versions change faster than they answer")
         return result
 
-    def _predict_guarded(self, runs: list[_Run], version: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _predict_guarded(
+        self, runs: list[Announcement], version: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """`_predict`, where a run that it fails for costs itself alone (`transforms.guard`)."""
         definition = self.definition(version)  # no run's fault, if it fails
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
@@ -136,11 +134,11 @@ class Predictor:
         return predictions, unpredictable
 
     def _predict(
-        self, runs: Sequence[_Run], version: int, definition: ResolvedDefinition
+        self, runs: Sequence[Announcement], version: int, definition: ResolvedDefinition
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         unpredictable: list[dict[str, Any]] = []
 
-        def refuse(run: _Run, reason: str, detail: str = "") -> None:
+        def refuse(run: Announcement, reason: str, detail: str = "") -> None:
             unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
 
         selected = []
@@ -163,8 +161,11 @@ class Predictor:
                 rows.append(row)
         prepare_ms = (time.perf_counter() - began) * 1e3
         predictions = []
-        for part in self._parts(rows, inputs):
-            answer = self.client.predict(inputs[part], n_windows[part].astype(np.int32, copy=False), version=version)
+        for part, answer in self._answers(self._parts(rows, inputs), inputs, n_windows, version):
+            if isinstance(answer, FailedCallError):
+                for row in part:
+                    refuse(kept[row], MODEL_ERROR, str(answer))
+                continue
             if answer.probabilities.shape[1:] != (len(definition.classes),):
                 raise IntegrityError(
                     f"model {self._policy.model}, version {version}: answers of shape {answer.probabilities.shape[1:]} "
@@ -172,6 +173,9 @@ class Predictor:
                 )
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
+                if not np.isfinite(probabilities).all():
+                    refuse(kept[row], MODEL_ERROR, "the model answers with numbers that are not finite")
+                    continue
                 predictions.append(
                     self._record(kept[row], answer.version, definition, probabilities)
                     | {
@@ -185,8 +189,40 @@ class Predictor:
                 )
         return predictions, unpredictable
 
+    def _answers(
+        self, parts: list[list[int]], inputs: np.ndarray, n_windows: np.ndarray, version: int
+    ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
+        """Queries the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
+
+        These calls have a shorter timeout, and a time after which a part is no further divided: a model that hangs for
+        many runs would hold up the others for hours.
+
+        Raises:
+          FailedCallError: when the model also fails for zeros, which every pushed model answers.
+        """
+        counts = n_windows.astype(np.int32, copy=False)
+        until = 0.0
+        pending = [(part, False) for part in reversed(parts)]
+        while pending:
+            part, halved = pending.pop()
+            try:
+                answer = self.client.predict(
+                    inputs[part], counts[part], version=version, timeout_s=_HALF_TIMEOUT_S if halved else None
+                )
+            except FailedCallError as error:
+                if not until:
+                    self.client.predict(np.zeros_like(inputs[:1]), np.ones(1, np.int32), version=version)
+                    until = time.monotonic() + self._policy.client.budget_s
+                if len(part) == 1 or time.monotonic() > until:
+                    yield part, error
+                else:
+                    half = len(part) // 2
+                    pending += [(part[half:], True), (part[:half], True)]
+            else:
+                yield part, answer
+
     def _record(
-        self, run: _Run, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
+        self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
     ) -> dict[str, Any]:
         # The shortest decimals that read back as the same float32: a tenth of the bytes of the exact ones.
         values = [float(str(value)) for value in probabilities]
@@ -203,8 +239,11 @@ class Predictor:
         }
 
     def _read(
-        self, runs: list[_Run], definition: ResolvedDefinition, refuse: Callable[[_Run, str, str], None]
-    ) -> tuple[list[_Run], list[pa.Table]]:
+        self,
+        runs: Sequence[Announcement],
+        definition: ResolvedDefinition,
+        refuse: Callable[[Announcement, str, str], None],
+    ) -> tuple[Sequence[Announcement], list[pa.Table]]:
         columns = [TIME, BOOT, *definition.columns]
         try:
             return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
@@ -228,33 +267,12 @@ class Predictor:
         self.client.close()
 
 
-def _announced(message: Message) -> _Run:
-    try:
-        value = json.loads(message.value or b"")
-        texts = [value[name] for name in _FIELDS]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused("bad_announcement", f"{type(error).__name__}: {error}") from None
-    if not all(isinstance(text, str) and text for text in texts):
-        raise Refused("bad_announcement", f"want texts in {', '.join(_FIELDS)}")
-    run_id, build_name, path, _ = texts
-    try:
-        _below(path)
-    except CimlError as error:
-        raise Refused("bad_announcement", str(error)) from None
-    return _Run(message.offset, message.timestamp_ms, run_id, build_name, path)
-
-
-def _below(path: str) -> None:
-    if path.startswith("/") or ".." in path.split("/") or "\x00" in path:
-        raise CimlError(f"{path!r:.200} is no path below the raw store")
-
-
 def _unpredictable(
     offset: int, run_id: str, reason: str, detail: str = "", model: str = "", version: int = 0
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"offset": offset, "run_id": run_id, "reason": reason}
     if detail:
-        record["detail"] = detail[:_DETAIL_CHARACTERS]
+        record["detail"] = detail[:_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
     if model:
         record |= {"model": model, "version": version}
     return record

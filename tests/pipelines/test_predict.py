@@ -6,8 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from ciml.errors import EngineError, IntegrityError
 from ciml.id_index import IdTable
 from ciml.metrics import Board
 from ciml.part_files import PartFiles
-from ciml.records import Batch, Message, OffsetRange
-from ciml.storage import Store, open_store
+from ciml.records import Message, OffsetRange
+from ciml.storage import open_store
 from pipelines import predict as predict_module
 from pipelines.kafka_client import KafkaOptions, Reader, list_topic
 from pipelines.metrics import PredictBoard
@@ -39,76 +38,9 @@ from serving.predictions import (
     read_predictions,
     reconcile,
 )
-from serving.push import push
-from serving.registry import Verdict
-from serving.server import ModelServer, ServerOptions
+from tests.pipelines.predicting import World, batch, telemetry
 from tests.scraping import collected
-from tests.serving.models_fixture import DEFINITION, direct, save_model
-from transforms.examples import prepare
-from transforms.store import write_run
-
-BLESSED = Verdict(True)
-START = datetime(2026, 3, 4, 23, 59, 30, tzinfo=UTC)
-
-
-def telemetry(seed: int, rows: int = 60, columns: tuple[str, ...] = DEFINITION.columns) -> pa.Table:
-    random = np.random.default_rng(seed)
-    return pa.table(
-        {
-            "time": pa.array([START + timedelta(seconds=row) for row in range(rows)], pa.timestamp("us", "UTC")),
-            "boot": pa.array([row == 0 for row in range(rows)]),
-            "other": pa.array([0.5] * rows),
-            **{name: pa.array(random.gamma(2.0, 20.0, rows)) for name in columns},
-        }
-    )
-
-
-class World:
-    """A data root with raw runs, and a model server beside it."""
-
-    def __init__(self, data: Store, server: ModelServer) -> None:
-        self.data, self.server = data, server
-        self.tables: dict[str, pa.Table] = {}
-
-    def put(self, run_id: str, table: pa.Table, job: str = "job") -> bytes:
-        """Stores a run; returns its announcement."""
-        path = f"runs/job={job}/date=2026-03-04/{run_id}.parquet"
-        self.data.child("raw").replace(path, write_run(table))
-        self.tables[run_id] = table
-        return json.dumps({"run_id": run_id, "build_name": job, "path": path, "digest": "0", "raw_version": 1}).encode()
-
-    def push(self, folder: Path) -> int:
-        version = push(self.data, "m", open_store(folder), BLESSED, check=False).version
-        self.server.poll()
-        return version
-
-    def expected(self, folder: Path, run_id: str, definition: Any = DEFINITION) -> np.ndarray:
-        inputs, n_windows = prepare(self.tables[run_id], definition)
-        return direct(folder, inputs[None], np.array([n_windows], "i4"))[0]
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server.grpc_port}"
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    data = open_store(tmp_path / "data")
-    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
-    with ModelServer(options) as server:
-        yield World(data, server)
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("models")
-    wider = DEFINITION.replace(windows=7, definition=DEFINITION.definition.replace(max_windows=7))
-    return [save_model(root / "a", 1), save_model(root / "b", 2), save_model(root / "c", 3, definition=wider)]
-
-
-def batch(values: list[bytes | None], start: int = 0) -> Batch:
-    messages = [Message(start + at, value, timestamp_ms=1_000_000) for at, value in enumerate(values)]
-    return Batch(OffsetRange("runs", "T", 0, start, start + len(values)), messages=messages)
+from tests.serving.models_fixture import DEFINITION, save_model
 
 
 @pytest.mark.parametrize("stage", ["announcement", "predict"])
@@ -127,8 +59,14 @@ def test_a_poisoned_announcement_costs_itself_alone(
 
         monkeypatch.setattr(predict_runs, "prepare_many", fails)
     else:
-        loads = json.loads
-        monkeypatch.setattr(predict_runs.json, "loads", lambda value: 1 // (b"zuul~4~1" not in value) and loads(value))
+        read = predict_runs.read_announcement
+
+        def fails_too(message: Message) -> Any:
+            if b"zuul~4~1" in (message.value or b""):
+                raise ZeroDivisionError(stage)
+            return read(message)
+
+        monkeypatch.setattr(predict_runs, "read_announcement", fails_too)
     done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(announced, start=100))
     monkeypatch.undo()
     assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(7) if number != 4]
