@@ -11,20 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ciml.errors import EngineError, Refused, let_go
+from ciml.errors import Refused, let_go
 from ciml.letters import payload_of
 from ciml.limits import PART_BYTES
 from ciml.records import Batch, Candidate, Outcome
-from ciml.storage import S3Store
 from transforms.addresses import Address, parse_address
 from transforms.fetch_files import read_file
 from transforms.fetch_later import Later
 from transforms.fetch_policy import FetchPolicy
 from transforms.guard import attempt, dead_letter
-from transforms.gunzip import gunzip
 
 if TYPE_CHECKING:
     from transforms.fetch_http import HttpLogs, Resolve
+    from transforms.fetch_s3 import S3Logs
 
 __all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
 
@@ -169,7 +168,7 @@ class Fetcher:
     def __init__(self, policy: FetchPolicy, resolve: Resolve | None = None) -> None:
         self.policy = policy
         self._resolve = resolve
-        self._stores: dict[str, S3Store] = {}
+        self._s3: S3Logs | None = None
         self._http: HttpLogs | None = None
         self._lock = threading.Lock()
         if policy.ca_file:
@@ -194,10 +193,28 @@ class Fetcher:
                 )
             return self._http
 
+    def _over_s3(self) -> S3Logs:
+        with self._lock:
+            if self._s3 is None:
+                from transforms.fetch_s3 import S3Logs
+
+                policy = self.policy
+                self._s3 = S3Logs(
+                    connect_s=policy.connect_s,
+                    read_s=policy.read_s,
+                    total_s=policy.total_s,
+                    max_wire_bytes=policy.max_wire_bytes,
+                    max_bytes=policy.max_bytes,
+                    threads=policy.threads,
+                )
+            return self._s3
+
     def close(self) -> None:
         """Closes the connections."""
         if self._http is not None:
             self._http.close()
+        if self._s3 is not None:
+            self._s3.close()
 
     def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
         """See `fetch`."""
@@ -286,17 +303,7 @@ class Fetcher:
     def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
             raise Refused("address_not_allowed", "the object is not below an allowed prefix")
-        limit = self.policy.max_wire_bytes
-        store = self._stores.setdefault(address.host, S3Store(f"s3://{address.host}"))
-        try:
-            data = store.read_head(address.path, limit + 1)
-        except FileNotFoundError:
-            raise Later("log_not_found", "no such object") from None
-        except EngineError as error:
-            raise Later("log_unavailable", f"{error!s:.200}") from None
-        if len(data) > limit:
-            raise Refused("log_too_large", f"more than {limit} bytes")
-        return gunzip([data], self.policy.max_bytes, grow)
+        return self._over_s3().fetch(address, grow)
 
 
 def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:
