@@ -48,8 +48,13 @@ class Examples(NamedTuple):
 
 def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
     """The schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
+    return example_schema(resolved.features, resolved.windows)
+
+
+def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
+    """As `schema_of`, by the names of the features and L."""
     text = pa.string()
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), resolved.windows)
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), windows)
     fields = [
         *((name, text) for name in ("run_id", "build_uuid", "build_name")),
         ("label", pa.int64()),
@@ -65,7 +70,7 @@ def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
             *(pa.field(name, kind, nullable=False) for name, kind in fields),
             *(pa.field(name, kind) for name, kind in optional),
             pa.field("labels", pa.map_(text, text), nullable=False),
-            *(pa.field(name, vector, nullable=False) for name in resolved.features),
+            *(pa.field(name, vector, nullable=False) for name in features),
         ]
     )
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -23,11 +24,13 @@ from ciml.digest import canonical_json, sha256_json, telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.packs import PACKS, PackFile, run_of
 from ciml.records import Record
+from ciml.seal import damaged, unreadable
 from ciml.storage import LocalStore, Store
 from ciml.telemetry import TIME
 from transforms.plain_arrow import empty_table
 
 _KEY = b"ciml.pack"
+_CHECKSUMS = b"ciml.crc32"
 _MAGIC = b"PAR1"
 #: A row group ends with the run that brings it to this size: what is read for one run, and held while writing.
 GROUP_ROWS = 32_768
@@ -54,6 +57,46 @@ class Place(Record, frozen=True, gc=False):
     metadata: Metadata
 
 
+class _Chunk(NamedTuple):
+    """Where a column of a row group lies in a pack, bytes ``start`` to ``end``; its number among all of the pack."""
+
+    start: int
+    end: int
+    number: int
+
+
+def _chunks(metadata: pq.FileMetaData, groups: Iterable[int], columns: Iterable[int]) -> Iterator[_Chunk]:
+    for group in groups:
+        described = metadata.row_group(group)
+        for column in columns:
+            chunk = described.column(column)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            yield _Chunk(start, start + chunk.total_compressed_size, group * metadata.num_columns + column)
+
+
+def _checksums(metadata: pq.FileMetaData, data: bytes) -> list[int]:
+    """The CRC-32 of each column chunk, row group after row group."""
+    view = memoryview(data)
+    chunks = _chunks(metadata, range(metadata.num_row_groups), range(metadata.num_columns))
+    return [zlib.crc32(view[chunk.start : chunk.end]) for chunk in chunks]
+
+
+def _encode(checksums: Sequence[int]) -> bytes:
+    return _CHECKSUMS + b"=" + b"".join(b"%08x" % checksum for checksum in checksums)
+
+
+def _decode(value: bytes) -> list[int]:
+    digits = value[len(_CHECKSUMS) + 1 :]
+    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+
+
+def _with_checksums(data: bytes) -> bytes:
+    """A pack with the checksums of its column chunks where it has noughts: they are known when it is written."""
+    checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
+    at = data.rindex(_CHECKSUMS + b"=")
+    return data[:at] + checksums + data[at + len(checksums) :]
+
+
 class PackWriter:
     """A pack in the making, held in memory: its compressed bytes, and a row group of plain ones."""
 
@@ -66,6 +109,7 @@ class PackWriter:
         self._sink = io.BytesIO()
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
+        self._groups = 0
         # Telemetry repeats itself from run to run, which zstd sees and a dictionary hides. Nobody reads a pack by its
         # statistics, and the schema is not kept a second time in Arrow's own form.
         self._writer = pq.ParquetWriter(
@@ -101,6 +145,7 @@ class PackWriter:
     def _flush(self) -> None:
         if self._waiting_rows:
             self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._waiting_rows)
+            self._groups += 1
         self._waiting, self._waiting_rows = [], 0
 
     def finish(self) -> tuple[PackFile, bytes]:
@@ -110,9 +155,10 @@ class PackWriter:
           IntegrityError: where one was not: the file is of no use.
         """
         self._flush()
-        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.places)})
+        noughts = _encode([0] * self._groups * len(self._schema))  # the last entry: see `_with_checksums`
+        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.places), _CHECKSUMS: noughts})
         self._writer.close()
-        data = self._sink.getvalue()
+        data = _with_checksums(self._sink.getvalue())
         footer = int.from_bytes(data[-8:-4], "little") + 8
         path = f"{PACKS}/{self.folder}/{_head(data)}.parquet"
         pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.places), self.columns)
@@ -167,13 +213,14 @@ class OpenPack:
         """
         self.file = file
         if _head(footer) != file.footer_digest:  # Parquet's reader may end the process over a broken one
-            raise IntegrityError(f"{file.path} does not describe itself as its manifest says")
+            raise IntegrityError(f"{file.path} does not describe itself as its manifest says: restore it from a copy")
         try:
             described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
             self.metadata = described_by.metadata
             # Not by `metadata.schema`: the two would hold each other, and all that is in a footer, until a collection.
             self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
+            self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
             kinds: list[Metadata] = [
                 None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
                 for kind in described["metadata"]
@@ -187,6 +234,8 @@ class OpenPack:
             raise IntegrityError(
                 f"{file.path} has {self.metadata.num_rows} rows of {len(runs)} runs, not those of its manifest"
             )
+        if self._checksums and len(self._checksums) != self.metadata.num_row_groups * self.metadata.num_columns:
+            raise IntegrityError(f"{file.path} has not a checksum for each of its column chunks")
         self.places = runs
         self.number = {place.name: number for number, place in enumerate(runs)}
         self.names: tuple[str, ...] = tuple(self.schema.names)
@@ -206,7 +255,7 @@ class OpenPack:
         try:
             found = {self.number[place.name]: table for place, table in self.tables(source, numbers, columns)}
         except (pa.ArrowException, OSError) as error:
-            raise IntegrityError(f"{store.url(self.file.path)} cannot be read as Parquet: {error!s:.200}") from None
+            raise unreadable(store.url(self.file.path), error) from None
         return found
 
     def read_joined(
@@ -228,7 +277,7 @@ class OpenPack:
                 )
                 table = parquet.read_row_groups(groups, columns=names, use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                raise IntegrityError(f"{store.url(self.file.path)} cannot be read as Parquet: {error!s:.200}") from None
+                raise unreadable(store.url(self.file.path), error) from None
         places = [self.places[number] for number in ordered]
         rows = [place.rows for place in places]
         if sum(rows) < table.num_rows:
@@ -280,28 +329,42 @@ class OpenPack:
         return self._ends[group - 1] if group else 0
 
     def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
-        """A file to read row groups from, with only as much of the pack as that takes."""
-        gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
-        parts: list[list[int]] = []
-        for start, end in sorted(self._chunks(groups, columns)):
-            if parts and start <= parts[-1][1] + gap:
-                parts[-1][1] = max(end, parts[-1][1])
-            else:
-                parts.append([start, end])
-        path = self.file.path
-        return pa.PythonFile(
-            _Parts(self.file.size, [(start, store.read_range(path, start, end - start)) for start, end in parts]), "r"
-        )
+        """A file to read row groups from, with only as much of the pack as that takes.
 
-    def _chunks(self, groups: Sequence[int], columns: Sequence[str] | None) -> Iterator[tuple[int, int]]:
+        Parquet's page checksums do not cover the pages' headers: each column chunk is compared as a whole.
+        """
+        gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
+        path, checksums = self.file.path, self._known_checksums(store)
+        ranges: list[list[_Chunk]] = []
+        for chunk in sorted(self._wanted(groups, columns)):
+            if ranges and chunk.start <= ranges[-1][-1].end + gap:
+                ranges[-1].append(chunk)
+            else:
+                ranges.append([chunk])
+        parts: list[tuple[int, bytes]] = []
+        for near in ranges:
+            begin = near[0].start
+            data = store.read_range(path, begin, near[-1].end - begin)
+            view = memoryview(data)
+            if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in near):
+                raise damaged(store.url(path))
+            parts.append((begin, data))
+        return pa.PythonFile(_Parts(self.file.size, parts), "r")
+
+    def _known_checksums(self, store: Store) -> Sequence[int]:
+        """Those that the pack describes itself with. For one of an older version, those of its bytes, once they have
+        proved to be those of its name."""
+        if not self._checksums:
+            data = store.read(self.file.path)
+            if not _is_proved(self.file, data):
+                raise damaged(store.url(self.file.path))
+            self._checksums = _checksums(self.metadata, data)
+        return self._checksums
+
+    def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
         names = self.schema.names
         wanted = range(len(names)) if columns is None else [at for at, name in enumerate(names) if name in columns]
-        for group in groups:
-            described = self.metadata.row_group(group)
-            for at in wanted:
-                chunk = described.column(at)
-                start = chunk.dictionary_page_offset or chunk.data_page_offset
-                yield start, start + chunk.total_compressed_size
+        return _chunks(self.metadata, groups, wanted)
 
 
 class _Parts(io.RawIOBase):
@@ -345,6 +408,8 @@ def prove_pack(store: Store, file: PackFile) -> str:
         data = store.read(file.path)
     except FileNotFoundError:
         return f"{store.url(file.path)} is named by its manifest, and is not there"
-    if len(data) != file.size or _head(data) != file.path[-40:-8]:
-        return f"{store.url(file.path)} has other bytes than its name says"
-    return ""
+    return "" if _is_proved(file, data) else f"{store.url(file.path)} has other bytes than its name says"
+
+
+def _is_proved(file: PackFile, data: bytes) -> bool:
+    return len(data) == file.size and _head(data) == file.path[-40:-8]

@@ -6,6 +6,7 @@ says so, before it leaves the old one: so whoever does not find it looks at the 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +21,15 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.packs import SWEPT, PackFile, PackState, pack_state, split_path
 from ciml.records import RawFile
+from ciml.seal import SEAL, damaged, is_sealed, unreadable
 from ciml.storage import LocalStore, Store
 from transforms.packs import OpenPack, open_pack
 
 _THREADS = 16
 #: Runs whose places in packs a process keeps in mind; about a kilobyte each.
 _KEPT_RUNS = 25_000
+_NAME = re.compile(r"(?P<run_id>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
+_TIMES = pa.timestamp("us", tz="UTC")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -120,14 +124,44 @@ def packs_of(store: Store, folder: str) -> FolderPacks:
 
 
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The telemetry of a raw object that is one. Raises `FileNotFoundError`, `IntegrityError`."""
-    data = store.read(path)
+    """The telemetry of a raw object that is one.
+
+    A sealed object is checked before it is parsed. One of an older version is read whole, and the digest of its
+    telemetry compared with the digest in its name, however few columns are asked for.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+      IntegrityError: it is not as it was written.
+    """
+    data, url = store.read(path), store.url(path)
+    wanted = None if columns is None else list(columns)
+    old = not is_sealed(data, path, url)
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise IntegrityError(f"{store.url(path)} cannot be read as Parquet: {error!s:.200}") from None
-    return table.replace_schema_metadata(parquet.metadata.metadata)
+        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
+        table = parquet.read(columns=None if old else wanted, use_threads=False)
+        if old:
+            _check_telemetry(table, path, url)
+            if wanted is not None:
+                table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise unreadable(url, error) from None
+    facts = parquet.metadata.metadata or {}
+    return table.replace_schema_metadata({key: value for key, value in facts.items() if key != SEAL} or None)
+
+
+def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
+    """Compares telemetry with the digest in its object's name. Every name that `run_path` makes has one."""
+    if (named := _NAME.fullmatch(path.rpartition("/")[2])) is None:
+        return
+    # The digest does not cover the unit of times.
+    if any(pa.types.is_timestamp(kind) and kind != _TIMES for kind in table.schema.types):
+        raise damaged(url)
+    try:
+        found = telemetry_digest(named["run_id"], table)
+    except TypeError:  # columns of another type
+        raise damaged(url) from None
+    if found[:16] != named["digest"]:
+        raise IntegrityError(f"{url} has the digest {found}, and its name another: restore it from a copy")
 
 
 def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -175,6 +209,10 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     for last in (f"{SWEPT}/{path}", path):  # named long after it was written, and on its way back
         with suppress(FileNotFoundError):
             return read_object(store, last, columns)
+    if packs.broken:
+        raise IntegrityError(
+            f"{store.url(path)} is not there, and a pack that may hold it is broken: {packs.broken[0]}"
+        )
     raise missing
 
 

@@ -20,10 +20,20 @@ from ciml.definitions import ResolvedDefinition
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, Refused
 from ciml.records import Mention
+from ciml.seal import damaged, is_sealed, seal, unreadable, unsealed
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
 from transforms.downsample import Windows, downsample, downsample_joined, merge_windows
-from transforms.examples import Examples, Excluded, examples_from, mentions, row_digest, schema_of
+from transforms.examples import (
+    Examples,
+    Excluded,
+    example_schema,
+    examples_from,
+    mentions,
+    row_digest,
+    row_digests,
+    schema_of,
+)
 from transforms.guard import bisect
 from transforms.joined_reader import Joined, read_joined
 from transforms.split import SPLITS
@@ -110,7 +120,7 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
         table = pa.concat_tables([piece for piece, _ in by_split[split]])
         digest = _rows_digest([run for _, runs in by_split[split] for run in runs], facts)
         path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
-        root.create(path, _to_parquet(table))  # one that is there holds the same rows: its name says so
+        root.create(path, write_examples(table, path))  # one that is there holds the same rows: its name says so
         return (ExampleFile(path, digest, table.num_rows),)
 
     # One after the other: what writing needs of memory is then there once, and two threads write little sooner.
@@ -137,18 +147,21 @@ def _span_runs(table: pa.Table) -> list[SpanRun]:
     return [SpanRun(*row) for row in zip(*columns, strict=True)]
 
 
-def _to_parquet(table: pa.Table) -> bytes:
+def write_examples(table: pa.Table, path: str) -> bytes:
+    """Examples as a Parquet file with a seal (`ciml.seal`), to be stored under a path."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression="zstd",
         use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
         write_statistics=False,
+        write_page_checksum=True,
         version="2.6",
-        row_group_size=max(1, _GROUP_BYTES * table.num_rows // table.nbytes),
-    )
-    return bytes(sink.getvalue())
+    ) as writer:
+        writer.write_table(table, row_group_size=max(1, _GROUP_BYTES * table.num_rows // table.nbytes))
+        writer.add_key_value_metadata(unsealed(path))
+    return seal(bytes(sink.getvalue()))
 
 
 def rows_digest(table: pa.Table) -> str:
@@ -191,16 +204,51 @@ def read_span(
 
 
 def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one file. Raises `IntegrityError` where it is missing, broken, or has other rows."""
+    """The rows of one file.
+
+    A sealed file is checked before it is parsed. One of an older version is read whole, and compared with its digest.
+
+    Raises:
+      IntegrityError: it is missing, is not as it was written, or has other rows than the manifest says.
+    """
+    url = root.url(file.path)
+    wanted = None if columns is None else list(columns)
     try:
-        table = pq.read_table(pa.BufferReader(root.read(file.path)), columns=None if columns is None else list(columns))
+        data = root.read(file.path)
+        old = not is_sealed(data, file.path, url)
+        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = source.read(columns=None if old else wanted).replace_schema_metadata(None)
     except FileNotFoundError:
-        raise IntegrityError(f"{root.url(file.path)} is named by the manifest, and is not there") from None
-    except pa.ArrowException as error:
-        raise IntegrityError(f"{root.url(file.path)} cannot be read as Parquet: {error!s:.200}") from None
+        raise IntegrityError(f"{url} is named by the manifest, and is not there") from None
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise unreadable(url, error) from None
     if table.num_rows != file.rows:
-        raise IntegrityError(f"{root.url(file.path)} has {table.num_rows} rows, and the manifest says {file.rows}")
-    return table
+        raise IntegrityError(f"{url} has {table.num_rows} rows, and the manifest says {file.rows}")
+    if old and not _is_whole(table, file.digest):
+        raise damaged(url)
+    for name in wanted or ():
+        if name not in table.column_names:
+            raise IntegrityError(f"{url} has no column {name!r}")
+    return table if wanted is None else table.select(wanted)
+
+
+def _is_whole(table: pa.Table, digest: str) -> bool:
+    """Whether examples have the digest that the manifest says, and each row's arrays the digest in the row."""
+    schema = table.schema
+    features = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    expected = example_schema(features, schema.field(features[0]).type.list_size) if features else None
+    if schema != expected:
+        return False
+    if any(table.column(field.name).null_count for field in schema if not field.nullable):
+        return False
+    try:
+        if rows_digest(table) != digest:
+            return False
+        unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
+    except (pa.ArrowException, ValueError):  # a text that is no UTF-8, a time out of range, a null in a list
+        return False
+    run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
+    return bool(list(row_digests(run_ids, unrolled, features, n_windows)) == digests)
 
 
 def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:

@@ -18,6 +18,7 @@ from ciml.errors import IntegrityError, Refused, let_go
 from ciml.letters import payload_of
 from ciml.records import Batch, Candidate, Mention, Outcome, RawFile
 from ciml.runs import path_safe
+from ciml.seal import seal, unsealed
 from ciml.storage import Store
 from ciml.telemetry import TIME
 from transforms.parse import Log, parse_logs
@@ -93,9 +94,10 @@ def _encode(candidate: Candidate) -> tuple[RawFile, bytes]:
     mention, table = candidate.mention, candidate.telemetry
     if table is None:
         raise IntegrityError(f"{candidate.origin} {mention.run_id}: to be stored before it was parsed")
-    data = write_run(table)
     digest = telemetry_digest(mention.run_id, table)
-    return RawFile(run_path(mention, table, digest), digest, table.num_rows, len(data)), data
+    path = run_path(mention, table, digest)
+    data = write_run(table, path)
+    return RawFile(path, digest, table.num_rows, len(data)), data
 
 
 def run_path(mention: Mention, table: pa.Table, digest: str) -> str:
@@ -114,8 +116,13 @@ def _segment(job: str) -> str:
     return f"{safe[:_MAX_SEGMENT]}~{hashlib.sha256(safe.encode()).hexdigest()[:16]}"
 
 
-def write_run(table: pa.Table) -> bytes:
-    """A run's telemetry as Parquet. The same table gives the same bytes, as long as the library is the same.
+def write_run(table: pa.Table, path: str = "") -> bytes:
+    """A run's telemetry as Parquet. The same table and path give the same bytes, as long as the library is the same.
+
+    Args:
+      table: the telemetry.
+      path: where it will be stored. Without one the file has no seal (`ciml.seal`): it is read as those of older
+        versions are, at the cost of a digest of all its columns.
 
     A run is read whole and mostly has few samples, so what describes a file is a large part of it. One row group, no
     statistics, no dictionaries, and the schema not a second time in Arrow's own form: 40 % less to store. Below some
@@ -131,9 +138,12 @@ def write_run(table: pa.Table) -> bytes:
         column_encoding={TIME: "DELTA_BINARY_PACKED"},
         write_statistics=False,
         store_schema=False,
+        write_page_checksum=True,
         version="2.6",
     ) as writer:
         writer.write_table(table.replace_schema_metadata(None), row_group_size=max(table.num_rows, 1))
-        if table.schema.metadata:
-            writer.add_key_value_metadata(dict(sorted(table.schema.metadata.items())))
-    return bytes(sink.getvalue())
+        facts = dict(sorted((table.schema.metadata or {}).items())) | (unsealed(path) if path else {})
+        if facts:
+            writer.add_key_value_metadata(facts)
+    data = bytes(sink.getvalue())
+    return seal(data) if path else data

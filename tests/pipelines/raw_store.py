@@ -22,8 +22,9 @@ class RawStore:
     def __init__(self, data: Store) -> None:
         self.store = data.child("raw")
         self.log = ManifestLog(self.store)
-        self._version = sum(1 for _ in self.log.since(0))
-        self._offset = 0
+        deltas = [delta for _, delta in self.log.since(0)]
+        self._version = len(deltas)
+        self._offset = deltas[-1]["offsets"]["ci-events"]["partitions"]["0"][-1][1] - 1 if deltas else 0
 
     def add(
         self,
