@@ -176,7 +176,9 @@ def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None
 def check_rows(store: Store, file: RawFile, rows: int) -> None:
     """Raises `IntegrityError` where a run has other rows than the manifest says."""
     if rows != file.rows:
-        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}")
+        raise IntegrityError(
+            f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}: restore it from a copy"
+        )
 
 
 def threads_for(store: Store, threads: int | None) -> int:

@@ -223,7 +223,9 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
         raise unreadable(url, error) from None
     if table.num_rows != file.rows:
-        raise IntegrityError(f"{url} has {table.num_rows} rows, and the manifest says {file.rows}")
+        raise IntegrityError(
+            f"{url} has {table.num_rows} rows, and the manifest says {file.rows}: restore it from a copy"
+        )
     if old and not _is_whole(table, file.digest):
         raise damaged(url)
     for name in wanted or ():

@@ -249,7 +249,7 @@ def _other_values() -> None:
     def make(write_run: Any) -> Any:
         count = 0
 
-        def write(table: Any) -> bytes:
+        def write(table: Any, path: str) -> bytes:
             nonlocal count
             count += 1
             if count % 20 == 10:
@@ -257,7 +257,7 @@ def _other_values() -> None:
 
                 name = table.column_names[2]
                 table = table.set_column(2, name, pc.add(table.column(name), 1e-9))
-            return bytes(write_run(table))
+            return bytes(write_run(table, path))
 
         return write
 

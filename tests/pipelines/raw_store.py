@@ -55,7 +55,8 @@ class RawStore:
     def write(self, mention: Mention, table: pa.Table) -> RawFile:
         """The raw object of a run, which no manifest names."""
         digest = telemetry_digest(mention.run_id, table)
-        data, path = write_run(table), run_path(mention, table, digest)
+        path = run_path(mention, table, digest)
+        data = write_run(table, path)
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
 

@@ -1,7 +1,7 @@
 """Stored objects of each kind and format, one of which can be altered, and what reading gives.
 
-``tests/golden/stored`` is a data path that an older version wrote, before files had seals and packs had checksums: three
-runs in a pack, three runs as objects, and a data set of them. `make` writes the same as it is written now.
+``tests/golden/stored`` is a data path that an older version wrote, before files had seals and packs had checksums:
+three runs in a pack, three runs as objects, and a data set of them. `make` writes the same as it is written now.
 """
 
 from __future__ import annotations

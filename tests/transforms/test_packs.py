@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import shutil
 import struct
 import weakref
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.packs import NamedRun, PackFile, PackState, day_ends_s, named_runs, pack_log, run_of, split_path
+from ciml.packs import NamedRun, PackFile, PackState, day_ends_s, named_runs, pack_log, pack_state, run_of, split_path
 from ciml.records import RawFile
 from ciml.storage import LocalStore
 from tests.transforms.samples import corpus
+from tests.transforms.stored import OLD, runs_of
 from transforms.packs import GROUP_ROWS, OpenPack, PackWriter, columns_digest, open_pack, prove_pack
 from transforms.raw_reader import read_object
 from transforms.store import read_run, read_runs, verify_run, write_run
@@ -240,6 +242,32 @@ def test_no_flipped_byte_goes_unseen_or_brings_anything_down(tmp_path: Path) -> 
             continue
         assert all(same(found[number], one) for number, one in enumerate(runs.values()))
     assert told > 0.95 * len(data) / 5  # the rest are the file's first bytes and the heads of pages
+
+
+def test_pages_in_the_place_of_others_are_an_error(tmp_path: Path) -> None:
+    """Each is whole, header and checksum, so Parquet's reader has nothing to say."""
+    run = {"zuul~1~1": table([0.1, 0.7, 0.3], other=[0.2, 0.9, 0.4])}
+    file, data = packed(run)
+    chunks = [pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(at) for at in (2, 3)]
+    (start, size), (other, same_size) = ((chunk.data_page_offset, chunk.total_compressed_size) for chunk in chunks)
+    assert (start + size, size) == (other, same_size)
+    raw = LocalStore(tmp_path)
+    raw.create(file.path, data[:start] + data[other : other + size] + data[start:other] + data[other + size :])
+    for read in (lambda pack: pack.read(raw, [0], None), lambda pack: pack.read_joined(raw, [0], ["other"])):
+        with pytest.raises(IntegrityError, match="is not as it was written: restore it from a copy"):
+            read(open_pack(raw, file))
+
+
+def test_a_pack_of_an_older_version_is_read_whole_once(tmp_path: Path) -> None:
+    shutil.copytree(OLD / "raw", tmp_path / "raw")
+    raw = Watched(tmp_path / "raw")
+    (run, *_) = runs_of(raw)
+    files = [RawFile(run.path, run.digest, run.rows, 0)]
+    for columns in (None, ["time"]):
+        assert read_runs(raw, files, columns=columns)[0].num_rows == run.rows
+    (file,) = pack_state(raw, run.folder).packs.values()
+    ranges = [size for path, size in raw.read_from if path == file.path]
+    assert ranges.count(file.size) == 1
 
 
 def test_a_pack_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
