@@ -20,20 +20,11 @@ from ciml.definitions import ResolvedDefinition
 from ciml.digest import sha256_json
 from ciml.errors import IntegrityError, Refused
 from ciml.records import Mention
-from ciml.seal import damaged, is_sealed, seal, unreadable, unsealed
+from ciml.seal import is_sealed, seal, unreadable, unsealed
 from ciml.storage import Store
 from ciml.telemetry import OWN_COLUMNS
 from transforms.downsample import Windows, downsample, downsample_joined, merge_windows
-from transforms.examples import (
-    Examples,
-    Excluded,
-    example_schema,
-    examples_from,
-    mentions,
-    row_digest,
-    row_digests,
-    schema_of,
-)
+from transforms.examples import Examples, Excluded, example_schema, examples_from, mentions, row_digests, schema_of
 from transforms.guard import bisect
 from transforms.joined_reader import Joined, read_joined
 from transforms.split import SPLITS
@@ -211,13 +202,25 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
     Raises:
       IntegrityError: it is missing, is not as it was written, or has other rows than the manifest says.
     """
+    table, is_old = _read(root, file, columns)
     url = root.url(file.path)
-    wanted = None if columns is None else list(columns)
+    if is_old and (faults := _faults(table, file.digest)):
+        raise IntegrityError(f"{url}: {faults[0]}: restore it from a copy")
+    for name in columns or ():
+        if name not in table.column_names:
+            raise IntegrityError(f"{url} has no column {name!r}")
+    return table if columns is None else table.select(list(columns))
+
+
+def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> tuple[pa.Table, bool]:
+    """The rows of a file, and whether it is of an older version: then these have all columns and are unchecked."""
+    url = root.url(file.path)
     try:
         data = root.read(file.path)
-        old = not is_sealed(data, file.path, url)
+        is_old = not is_sealed(data, file.path, url)
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = source.read(columns=None if old else wanted).replace_schema_metadata(None)
+        wanted = None if columns is None or is_old else list(columns)
+        table = source.read(columns=wanted).replace_schema_metadata(None)
     except FileNotFoundError:
         raise IntegrityError(f"{url} is named by the manifest, and is not there") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
@@ -226,31 +229,31 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
         raise IntegrityError(
             f"{url} has {table.num_rows} rows, and the manifest says {file.rows}: restore it from a copy"
         )
-    if old and not _is_whole(table, file.digest):
-        raise damaged(url)
-    for name in wanted or ():
-        if name not in table.column_names:
-            raise IntegrityError(f"{url} has no column {name!r}")
-    return table if wanted is None else table.select(wanted)
+    return table, is_old
 
 
-def _is_whole(table: pa.Table, digest: str) -> bool:
-    """Whether examples have the digest that the manifest says, and each row's arrays the digest in the row."""
+def _faults(table: pa.Table, digest: str) -> list[str]:
+    """What differs between examples and the digest that the manifest says, or between arrays and their row's digest."""
     schema = table.schema
     features = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     expected = example_schema(features, schema.field(features[0]).type.list_size) if features else None
     if schema != expected:
-        return False
+        return ["other columns than examples have"]
     if any(table.column(field.name).null_count for field in schema if not field.nullable):
-        return False
+        return ["values are missing"]
     try:
         if rows_digest(table) != digest:
-            return False
+            return ["other rows than the manifest says"]
         unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
-    except (pa.ArrowException, ValueError):  # a text that is no UTF-8, a time out of range, a null in a list
-        return False
-    run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
-    return bool(list(row_digests(run_ids, unrolled, features, n_windows)) == digests)
+        run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
+        found = list(row_digests(run_ids, unrolled, features, n_windows))
+    except (pa.ArrowException, ValueError) as error:  # a text that is no UTF-8, a time out of range, a null in a list
+        return [f"values that no example has: {error!s:.100}"]
+    return [
+        f"the arrays of {run_id} have another digest than the manifest says"
+        for run_id, has, named in zip(run_ids, found, digests, strict=True)
+        if has != named
+    ]
 
 
 def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
@@ -273,21 +276,18 @@ def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) ->
     for split, files in span.files.items():
         for file in files:
             try:
-                table = read_examples(root, file)
+                table, _ = _read(root, file)
             except IntegrityError as error:
                 wrong.append(str(error))
                 continue
             if not table.schema.equals(schema_of(resolved)):
                 wrong.append(f"{root.url(file.path)} has other columns than the definition resolved to")
                 continue
-            if rows_digest(table) != file.digest:
-                wrong.append(f"{root.url(file.path)} has other rows than its digest says")
-            arrays = inputs_of(table, resolved)
-            for row, each in enumerate(table.select(["run_id", "n_windows", "digest"]).to_pylist()):
-                features = np.ascontiguousarray(arrays[row].T)
-                if row_digest(each["run_id"], features, resolved.features, each["n_windows"]) != each["digest"]:
-                    wrong.append(f"{root.url(file.path)}: the arrays of {each['run_id']} have another digest")
-                found.append({**each, "split": split})
+            faults = _faults(table, file.digest)
+            wrong += [f"{root.url(file.path)}: {fault}" for fault in faults]
+            if not faults:
+                rows = table.select(["run_id", "n_windows", "digest"]).to_pylist()
+                found += [{**each, "split": split} for each in rows]
     named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
     if not wrong and named != {(each["run_id"], each["split"], each["n_windows"], each["digest"]) for each in found}:
         wrong.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")

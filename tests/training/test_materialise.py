@@ -17,7 +17,7 @@ from tests.training.records import written
 from training.examples import Examples, file_tasks, read_snapshot_examples
 from training.materialise import Materialised, materialise
 from training.snapshot import ROLES, Snapshot, make_snapshot
-from transforms.spans import read_span
+from transforms.spans import read_span, write_examples
 from transforms.trust import TrustPolicy
 
 
@@ -102,7 +102,8 @@ def test_examples_that_are_not_the_manifests_end_it(data: LocalStore, snapshot: 
         name, other, what = ("usr", "sys", "digest") if damage == "altered values" else ("label", "n_windows", "label")
         at = table.column_names.index(name)
         values = table.column(other).cast(table.schema.field(name).type)
-        pq.write_table(table.set_column(at, table.schema.field(name), values), path)
+        altered = table.set_column(at, table.schema.field(name), values)
+        path.write_bytes(write_examples(altered, path.name))
         line = f"has another {what} than the manifest says"
     with pytest.raises(IntegrityError, match=line):
         read_snapshot_examples(data, snapshot)
