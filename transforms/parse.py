@@ -117,8 +117,11 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
 
 def _with_possible_times(log: Log) -> Log:
     """The log, where what its event says of its times is used only as far as a run can have such times."""
-    start, end = (us if us is not None and EARLIEST <= us < LATEST else None for us in (log.start_us, log.end_us))
-    return log if (start, end) == (log.start_us, log.end_us) else replace(log, start_us=start, end_us=end)
+    start, end = log.start_us, log.end_us
+    if (start is None or EARLIEST <= start < LATEST) and (end is None or EARLIEST <= end < LATEST):
+        return log
+    start, end = (us if us is not None and EARLIEST <= us < LATEST else None for us in (start, end))
+    return replace(log, start_us=start, end_us=end)
 
 
 def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | Refused]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow as pa
 from ciml.errors import Refused
 from ciml.limits import CELLS_PER_LOG_BYTE, MAX_LOG_CELLS, MAX_LOG_COLUMNS, MAX_LOG_HEADERS, MIN_ROW_CELLS
 from ciml.telemetry import OWN_COLUMNS, telemetry_columns
-from transforms.parse_header import Segment
+from transforms.parse_header import Columns, Segment
 from transforms.parse_rows import with_nans
 from transforms.parse_times import Bool
 
@@ -26,23 +26,32 @@ def check_size(segments: Sequence[Segment]) -> None:
         together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in the
         columns of the others: a kilobyte of headers could demand any number of them.
     """
-    headers = len({segment.columns for segment in segments})
-    if headers > MAX_LOG_HEADERS:
-        raise Refused("too_many_restarts", f"{headers} different headers, at most {MAX_LOG_HEADERS}")
-    columns = {name for segment in segments for name in segment.columns.names if name}
-    if len(columns) > MAX_LOG_COLUMNS:
-        raise Refused("log_too_wide", f"{len(columns)} columns, at most {MAX_LOG_COLUMNS}")
-    rows = sum(_lines(segment.body) for segment in segments)
-    cells = rows * max(len(columns), MIN_ROW_CELLS)
-    if cells > MAX_LOG_CELLS:
-        raise Refused("log_too_large", f"{cells} cells of {rows} rows, at most {MAX_LOG_CELLS}")
+    headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
+    if len(headers) > MAX_LOG_HEADERS:
+        raise Refused("too_many_restarts", f"{len(headers)} different headers, at most {MAX_LOG_HEADERS}")
+    columns = _columns(headers)
+    if columns > MAX_LOG_COLUMNS:
+        raise Refused("log_too_wide", f"{columns} columns, at most {MAX_LOG_COLUMNS}")
+    wide = max(columns, MIN_ROW_CELLS)
     size = sum(segment.size for segment in segments)
-    if len(segments) > 1 and rows * len(columns) > size * CELLS_PER_LOG_BYTE:
+    if len(segments) == 1 and size * wide <= MAX_LOG_CELLS:
+        return  # nearly all logs; a row has a byte at least
+    rows = sum(_lines(segment.body) for segment in segments)
+    if rows * wide > MAX_LOG_CELLS:
+        raise Refused("log_too_large", f"{rows * wide} cells of {rows} rows, at most {MAX_LOG_CELLS}")
+    if len(segments) > 1 and rows * columns > size * CELLS_PER_LOG_BYTE:
         raise Refused(
             "log_too_large",
-            f"{len(segments)} starts with other columns each: {rows * len(columns)} cells for {size} bytes, "
+            f"{len(segments)} starts with other columns each: {rows * columns} cells for {size} bytes, "
             f"at most {CELLS_PER_LOG_BYTE} for each",
         )
+
+
+def _columns(headers: Collection[Columns]) -> int:
+    """How many columns the headers name together, without those of the time."""
+    if len(headers) == 1:
+        return sum(len(each.names) - each.names.count("") for each in headers)
+    return len({name for each in headers for name in each.names if name})
 
 
 def _lines(body: bytes) -> int:

@@ -13,37 +13,38 @@ from collections.abc import Callable
 
 #: Two groups, the time and three columns: the header of most kinds.
 _GROUPS, _NAMES = '"system","load avg",,', '"time","1m","5m","15m"'
-_DATES = (
+DATES = (
     "31 Dec 9999 23:59:59", "01 Jan 0001 00:00:00", "01 Jan 0000 00:00:00", "01 Jan 1970 00:00:00",
     "31 Dec 1999 23:59:59", "01 Jan 2000 00:00:00", "31 Dec 2099 23:59:59", "01 Jan 2100 00:00:00",
     "19 Jan 2038 03:14:08", "29 Feb 2023 00:00:00", "31 Feb 2026 00:00:00", "29 Feb 2100 12:00:00",
     "24 Nov 2026 24:00:00", "24 Nov 2026 23:59:60", "24 Nov 2026 99:99:99", "00 Foo 2026 00:00:00",
     "24 Nov 9990 00:00:00", "24 Nov 2026 12:00:00",
 )  # fmt: skip
-_ZONES = (
+ZONES = (
     "", "UTC", "CET", "CEST", "IST", "CST", "-03", "+0530", "+14:00", "-14", "+99", "+0060", "-1500", "JST", "XYZ",
     "Europe/Berlin", "Europe/", "America/Nuuk", "../../etc/passwd", "/etc/localtime", "posix/Europe/Berlin", "a/" * 19,
     "\u202eTEC", "Z", "Etc/GMT+12", "%Z", "+٠٣", "tzdata.zi/x",
 )  # fmt: skip
-_TIMES = (
+TIMES = (
     "24-11 12:00:00", "Nov-24 12:00:00", "29-02 00:00:00", "31-04 00:00:00", "00-00 00:00:00", "24-11 23:59:60",
     "24-11 24:00:00", "9999-12-31 23:59:59", "0001-01-01 00:00:00", "0000-00-00 00:00:00", "2026-11-24T12:00:00Z",
     "2026-11-24T12:00:00+14:00", "9999-12-31T23:59:59-1400", "0001-01-01T00:00:00+14", "1999-12-31 23:59:59",
     "2100-01-01 00:00:00", "12:00:00", "23:59:59.999999999", "00:00:00", "9999999999", "0000000000", "9999999999999",
     "1795528584", "1795528584.123456789", "-1", "", "nan", "24-11 12:00:00.", "24-11 12:00:00.0000000001",
 )  # fmt: skip
-_CELLS = (
+CELLS = (
     "0", "1.5", "-3", "", " ", "nan", "-inf", "1e400", "-1e400", "1e-400", "1e308", "1_000", "0x10", "12k", "+3", "--5",
     "1.2.3", "9" * 400, "0." + "0" * 400 + "1", "Infinity", "NULL", "٣", "\x00", "\x1b[2J", "é", '"', '"a,b"', '""',
     "\ufeff1", "1 2", "1;2", "{}", "\x0b", "\u2028",
 )  # fmt: skip
-_EPOCHS = (
+EPOCHS = (
     "0", "-1", "1e18", "-1e18", "1e308", "nan", "inf", "9223372036854775807", "-9223372036854775808", "1795528584",
     "1795528584123", "99999999999", "100000000000", "4102444800", "946684799.999999", "1e11", "1e-300",
 )  # fmt: skip
 
 
-def _log(date: str, *rows: str, groups: str = _GROUPS, names: str = _NAMES, cmdline: str = "dstat -tl") -> bytes:
+def log(date: str, *rows: str, groups: str = _GROUPS, names: str = _NAMES, cmdline: str = "dstat -tl") -> bytes:
+    """A log with one header and these rows."""
     head = f'"Dstat 0.7.4 CSV output"\n"Cmdline:","{cmdline}",,,,"Date:","{date}"\n{groups}\n{names}\n'
     return (head + "".join(f"{row}\n" for row in rows)).encode("utf-8", "surrogatepass")
 
@@ -58,21 +59,21 @@ def _rows(chance: random.Random, most: int = 40) -> list[str]:
 
 def good_log(chance: random.Random, most: int = 40) -> bytes:
     """A log that nothing is wrong with, of at most so many rows."""
-    return _log("24 Nov 2026 12:00:00 UTC", *_rows(chance, most))
+    return log("24 Nov 2026 12:00:00 UTC", *_rows(chance, most))
 
 
 def _odd_date(chance: random.Random) -> bytes:
-    return _log(f"{chance.choice(_DATES)} {chance.choice(_ZONES)}", *_rows(chance))
+    return log(f"{chance.choice(DATES)} {chance.choice(ZONES)}", *_rows(chance))
 
 
 def _date_far_from_rows(chance: random.Random) -> bytes:
-    date = f"{chance.randint(1, 28):02d} Nov {chance.randint(0, 9999):04d} 12:00:00 {chance.choice(_ZONES)}"
-    return _log(date, *(f"2026-11-24 12:00:{at:02d},1,2,3" for at in range(chance.randint(1, 60))))
+    date = f"{chance.randint(1, 28):02d} Nov {chance.randint(0, 9999):04d} 12:00:00 {chance.choice(ZONES)}"
+    return log(date, *(f"2026-11-24 12:00:{at:02d},1,2,3" for at in range(chance.randint(1, 60))))
 
 
 def _odd_times(chance: random.Random) -> bytes:
-    date = f"24 Nov 2026 12:00:00 {chance.choice(_ZONES)}"
-    return _log(date, *(f"{chance.choice(_TIMES)},{at},2,3" for at in range(chance.randint(1, 40))))
+    date = f"24 Nov 2026 12:00:00 {chance.choice(ZONES)}"
+    return log(date, *(f"{chance.choice(TIMES)},{at},2,3" for at in range(chance.randint(1, 40))))
 
 
 def _times_out_of_order(chance: random.Random) -> bytes:
@@ -83,18 +84,18 @@ def _times_out_of_order(chance: random.Random) -> bytes:
         form.format(day=chance.randint(1, 31), month=chance.randint(1, 12), hour=chance.randint(0, 23)) + ",1,2,3"
         for _ in range(chance.randint(1, 400))
     )
-    return _log(f"24 Nov 2026 12:00:00 {chance.choice(_ZONES)}", *rows)
+    return log(f"24 Nov 2026 12:00:00 {chance.choice(ZONES)}", *rows)
 
 
 def _odd_epochs(chance: random.Random) -> bytes:
-    rows = (f"{chance.choice(_EPOCHS)},{chance.choice(_CELLS)}" for _ in range(chance.randint(1, 40)))
-    return _log(f"{chance.choice(_DATES)} UTC", *rows, groups='"epoch","x"', names='"epoch","y"')
+    rows = (f"{chance.choice(EPOCHS)},{chance.choice(CELLS)}" for _ in range(chance.randint(1, 40)))
+    return log(f"{chance.choice(DATES)} UTC", *rows, groups='"epoch","x"', names='"epoch","y"')
 
 
 def _no_time(chance: random.Random) -> bytes:
     delay = chance.choice(("0", "999999", "0.000001", "999999.999999", "1e9", "-1", "٣", "1" * 300, "-C", "--output"))
-    return _log(
-        f"{chance.choice(_DATES)} {chance.choice(_ZONES)}", *("1,2,3" for _ in range(chance.randint(1, 300))),
+    return log(
+        f"{chance.choice(DATES)} {chance.choice(ZONES)}", *("1,2,3" for _ in range(chance.randint(1, 300))),
         groups='"load avg",,', names='"1m","5m","15m"', cmdline=f"dstat -l {delay}",
     )  # fmt: skip
 
@@ -103,13 +104,13 @@ def _command_lines(chance: random.Random) -> bytes:
     piece = chance.choice(
         ('"Cmdline:","', '",', '"Date:"', '","Date:","', '"Cmdline:","x",,,"Date', '"' * 3, " -C", ",,,")
     )
-    return _log("24 Nov 2026 12:00:00 UTC", *_rows(chance), cmdline=piece * chance.randint(1, 8000))
+    return log("24 Nov 2026 12:00:00 UTC", *_rows(chance), cmdline=piece * chance.randint(1, 8000))
 
 
 def _restarts_with_new_columns(chance: random.Random) -> bytes:
     starts, wide = chance.randint(2, 120), chance.randint(1, 40)
     parts = [
-        _log(
+        log(
             "24 Nov 2026 12:00:00 UTC", *(["24-11 12:00:00," + ",".join("1" * wide)] * chance.randint(1, 20)),
             groups='"system","g"' + "," * (wide - 1), names='"time",' + ",".join(f'"c{at}.{n}"' for n in range(wide)),
         )
@@ -134,7 +135,7 @@ def _wide(chance: random.Random) -> bytes:
     columns = chance.choice((500, 1024, 4000, 5000, 12_000))
     names = '"time",' + ",".join(f'"{at}"' for at in range(columns))
     row = "24-11 12:00:00," + ",".join("1" * columns)
-    return gzip.compress(_log("24 Nov 2026 12:00:00 UTC", row, row, groups='"system","g"', names=names), 1, mtime=0)
+    return gzip.compress(log("24 Nov 2026 12:00:00 UTC", row, row, groups='"system","g"', names=names), 1, mtime=0)
 
 
 def _wide_and_long(chance: random.Random) -> bytes:
@@ -142,13 +143,13 @@ def _wide_and_long(chance: random.Random) -> bytes:
     columns = chance.choice((100, 1000, 4000))
     names = '"time",' + ",".join(f'"{at}"' for at in range(columns))
     rows = [b"24-11 12:00:00,1" + b"," * (columns - 1) + b"\n"] * (chance.choice((100_000, 1_000_000)) // columns)
-    head = _log("24 Nov 2026 12:00:00 UTC", groups='"system","g"', names=names)
+    head = log("24 Nov 2026 12:00:00 UTC", groups='"system","g"', names=names)
     return gzip.compress(head + b"".join(rows), 1, mtime=0)
 
 
 def _long_names(chance: random.Random) -> bytes:
     name = chance.choice("aé\u202e#:") * chance.choice((100, 128, 129, 5000, 70_000))
-    return _log(
+    return log(
         "24 Nov 2026 12:00:00 UTC", *_rows(chance), groups=f'"system","{name}",,', names=f'"time","{name}","b","c"'
     )
 
@@ -175,13 +176,13 @@ def _odd_names(chance: random.Random) -> bytes:
     names = ",".join(f'"{chance.choice(odd)}"' for _ in range(chance.randint(1, 40)))
     groups = ",".join(f'"{chance.choice(odd)}"' for _ in range(chance.randint(1, 40)))
     row = "24-11 12:00:00," + ",".join("1" * (names.count('","') + 1))
-    return _log("24 Nov 2026 12:00:00 UTC", row, row, groups='"system",' + groups, names='"time",' + names)
+    return log("24 Nov 2026 12:00:00 UTC", row, row, groups='"system",' + groups, names='"time",' + names)
 
 
 def _repeated_names(chance: random.Random) -> bytes:
     columns = chance.randint(2, 3000)
     names = ",".join(chance.choice(('"a"', '"a#2"', '"a#3"', f'"a#{at}"')) for at in range(columns))
-    return _log(
+    return log(
         "24 Nov 2026 12:00:00 UTC", "24-11 12:00:00" + ",1" * columns, groups='"system","g"', names='"time",' + names
     )
 
@@ -204,18 +205,18 @@ def _many_short_lines(chance: random.Random) -> bytes:
 
 def _odd_cells(chance: random.Random) -> bytes:
     rows = (
-        chance.choice(_TIMES[:1] * 5 + _TIMES)
+        chance.choice(TIMES[:1] * 5 + TIMES)
         + ","
-        + ",".join(chance.choice(_CELLS) for _ in range(chance.choice((3, 3, 3, 2, 4, 60))))
+        + ",".join(chance.choice(CELLS) for _ in range(chance.choice((3, 3, 3, 2, 4, 60))))
         for _ in range(chance.randint(1, 60))
     )
-    return _log("24 Nov 2026 12:00:00 UTC", *rows)
+    return log("24 Nov 2026 12:00:00 UTC", *rows)
 
 
 def _words_with_commas(chance: random.Random) -> bytes:
     words = ("a, b, c", '"a,b"', '"a', 'a"', ",,,,,,", "java -cp x,y:1,2", "")
     rows = (f"24-11 12:00:00,{chance.choice(words)},{chance.choice(words)},3" for _ in range(chance.randint(1, 60)))
-    return _log(
+    return log(
         "24 Nov 2026 12:00:00 UTC",
         *rows,
         groups='"system","most expensive",,',
@@ -224,7 +225,7 @@ def _words_with_commas(chance: random.Random) -> bytes:
 
 
 def _no_rows(chance: random.Random) -> bytes:
-    return _log("24 Nov 2026 12:00:00 UTC") + chance.choice(
+    return log("24 Nov 2026 12:00:00 UTC") + chance.choice(
         (b"", b"\n", b"x", b"nan,nan,nan,nan\n", b"24-11 12:00:00,,,\n")
     )
 

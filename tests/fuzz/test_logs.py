@@ -1,0 +1,129 @@
+"""Whatever a log holds, it is telemetry or refused with a reason, in any company, within its limits."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pyarrow as pa
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ciml.errors import Refused
+from ciml.limits import CELLS_PER_LOG_BYTE, EARLIEST_US, LATEST_US, MAX_LOG_CELLS, MAX_LOG_COLUMNS
+from ciml.telemetry import short_names, validate
+from tests.fuzz.frame import fuzz
+from tests.fuzz.strategies.hostile_logs import log
+from tests.fuzz.strategies.logs import GOLDEN, built, headers, logs, moments, times
+from transforms.gunzip import inflate
+from transforms.parse import Log, ParseLimits, parse_logs
+from transforms.parse_header import split_segments
+from transforms.parse_times import local_times, read_cells
+from transforms.parse_words import END_LOCAL, FIRST_LOCAL
+
+REASONS = {
+    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",
+    "too_many_restarts",
+}  # fmt: skip
+LIMITS = ParseLimits(max_bytes=2 << 20)
+
+
+def check(data: bytes, result: pa.Table | Refused) -> None:
+    """What holds for every result."""
+    if isinstance(result, Refused):
+        assert result.reason in REASONS, result
+        assert len(result.detail) < 1000
+        return
+    names = result.column_names
+    assert names[:2] == ["time", "boot"]
+    assert len(set(names)) == len(names) <= MAX_LOG_COLUMNS + 2
+    assert result.schema.field("time").type == pa.timestamp("us", tz="UTC")
+    assert all(column.type == pa.float64() for column in result.columns[2:])
+    assert result.num_rows > 0
+    assert {len(column) for column in result.columns} == {result.num_rows}
+    assert result.column("time").null_count == result.column("boot").null_count == 0
+    assert all(EARLIEST_US <= us < LATEST_US for us in result.column("time").cast(pa.int64()).to_pylist())
+    starts = int(result.schema.metadata[b"starts"])
+    assert result.column("boot").to_pylist().count(True) <= starts
+    cells = result.num_rows * (len(names) - 2)
+    size = len(inflate(data, LIMITS.max_bytes))
+    assert cells <= min(MAX_LOG_CELLS, size * (1 if starts == 1 else CELLS_PER_LOG_BYTE))
+    if cells <= 20_000:
+        values = [value for column in result.columns[2:] for value in column.to_pylist() if value is not None]
+        assert values
+        assert all(math.isfinite(value) for value in values)
+    # What reads tables has to take any.
+    validate(result)
+    assert set(short_names(names)) == set(names[2:])
+
+
+def contents(result: pa.Table | Refused) -> object:
+    if isinstance(result, Refused):
+        return result.reason, result.detail
+    return result.schema.metadata, {name: result.column(name).to_pylist() for name in result.column_names}
+
+
+@fuzz
+@given(logs, moments, moments)
+@example(log("31 Dec 9999 23:59:59 CET", "31-12 23:59:59,1,2,3"), None, None)
+@example(log("01 Jan 0001 00:00:00 -03", "01-01 00:00:00,1,2,3"), None, None)
+@example(log("24 Nov 2026 12:00:00 CET", "9999-12-31 23:59:59,1,2,3", "2026-11-24 12:00:00,1,2,3"), None, None)
+@example(log("24 Nov 2026 12:00:00 UTC", "24-11 12:00:00,nan,1,inf", "24-11 12:00:01,1e400,2,3"), None, None)
+def test_a_log_is_telemetry_or_refused(data: bytes, start_us: int | None, end_us: int | None) -> None:
+    check(data, parse_logs([Log(data, start_us, end_us)], LIMITS)[0])
+
+
+@fuzz
+@given(built(), moments, moments, st.sampled_from([None, "UTC", "CET", "-03", "Europe/Berlin", "Mars/Phobos", "../x"]))
+def test_a_near_valid_log_is_telemetry_or_refused(
+    data: bytes, start_us: int | None, end_us: int | None, zone: str | None
+) -> None:
+    check(data, parse_logs([Log(data, start_us, end_us, zone)], LIMITS)[0])
+
+
+@fuzz
+@given(st.lists(logs, max_size=3), st.sampled_from(GOLDEN))
+def test_a_good_log_reads_the_same_beside_any(others: list[bytes], good: bytes) -> None:
+    (alone,) = parse_logs([Log(good)])
+    results = parse_logs([*map(Log, others), Log(good), *map(Log, others)], LIMITS)
+    assert contents(results[len(others)]) == contents(alone)
+    for data, before, after in zip(others, results, results[len(others) + 1 :], strict=False):
+        check(data, before)
+        check(data, after)
+
+
+@fuzz
+@given(headers(), st.binary(max_size=60))
+def test_the_starts_of_a_log_are_its_text_in_order(header: tuple[str, int], rest: bytes) -> None:
+    text = header[0].encode("utf-8", "surrogatepass") + rest + b"\n" + header[0].encode("utf-8", "surrogatepass") + rest
+    try:
+        segments = split_segments(text)
+    except Refused as refused:
+        check(text, refused)
+        return
+    assert sum(segment.size for segment in segments) <= len(text)
+    places, at = [], 0
+    for segment in segments:
+        at = text.index(segment.body, at)
+        places.append((at, at + len(segment.body)))
+        at += len(segment.body)
+        assert segment.date_us is None or FIRST_LOCAL <= segment.date_us < END_LOCAL
+        assert segment.interval_s > 0
+        assert b"\n" not in segment.cmdline
+    assert all(one[1] <= other[0] for one, other in pairwise(places))
+
+
+@fuzz
+@given(
+    st.lists(st.one_of(times.map(str.encode), times.map(str.encode), st.binary(max_size=42)), max_size=8),
+    st.integers(FIRST_LOCAL, END_LOCAL - 1),
+)
+def test_a_time_cell_is_a_time_or_is_none(cells: list[bytes], reference_us: int) -> None:
+    read = read_cells(pa.array(cells, pa.binary()))
+    times, found = local_times(read, reference_us)
+    for index in range(len(cells)):
+        if read.ok[index] and read.absolute[index]:
+            assert EARLIEST_US <= read.instant[index] < LATEST_US
+        elif found[index]:
+            assert abs(int(times[index])) < 1 << 62
+            assert 0 <= int(times[index]) - int(times[index]) // 86_400_000_000 * 86_400_000_000 < 86_400_000_000
