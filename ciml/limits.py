@@ -100,8 +100,8 @@ MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
 MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
 
 # Recorder: the spool.
-MAX_RECORDER_LOG_BYTES = 60 * MIB  # of a log, after which nothing more is recorded: ingest takes no larger ones
-MAX_RECORDING_LOG_BYTES = 64 * MIB  # of a log that is read again: as much, and what came in the last second
+MAX_RECORDER_LOG_BYTES = 31 * MIB  # of a log, after which nothing more is recorded: MAX_LOG_BYTES less a second
+MAX_RECORDING_LOG_BYTES = 64 * MIB  # of a log that is read again: earlier recorders went on up to 60 MiB
 MAX_RECORDING_FILE_BYTES = MIB  # of each other file of a recording: no event may be larger than what they become
 MAX_RECORDING_STARTS = 1000  # of a recorder in one recording: each is a message
 MAX_SPOOL_BYTES = 1024 * MIB  # of all recordings that wait; the oldest are given up

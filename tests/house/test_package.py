@@ -69,6 +69,20 @@ def test_sdist_holds_the_packages_and_no_tests(installed: tuple[Path, Path]) -> 
     _, sdist = installed
     with tarfile.open(sdist) as archive:
         tops = {name.split("/")[1] for name in archive.getnames() if name.count("/") >= 2}
+        files = {name.partition("/")[2] for name in archive.getnames()}
     assert {"ciml", "transforms", "training", "serving", "pipelines", "cli"} <= tops
+    assert {"LICENSE", "SECURITY.md", "README.md"} <= files
     assert "tests" not in tops
     assert "examples" not in tops
+
+
+def test_the_package_names_its_licence(installed: tuple[Path, Path]) -> None:
+    python, _ = installed
+    code = "import importlib.metadata as m; d = m.distribution('ciml'); print(d.metadata['License-Expression']); " + (
+        "print(next(each for each in d.files if each.name == 'LICENSE').read_text())"
+    )
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=python.parent, check=True)
+    said = done.stdout
+    assert said == "Apache-2.0\n" + (ROOT / "LICENSE").read_text() + "\n"
+    assert "Apache License" in said
+    assert "Version 2.0, January 2004" in said

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ciml.limits import MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES
+from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
 from cli.record.folder import open_private
 from cli.record.leftovers import FACTS
 from cli.record.seal import is_sealed, seal, secrets_of
@@ -22,6 +22,7 @@ from cli.record.spool import Recording
 from pipelines.kafka_options import KafkaOptions
 from tests.cli.record.planted import GATE, T0_US, TELEMETRY, mention, plant
 from tests.cli.record.recorded import record
+from transforms.fetch_policy import FetchPolicy
 from transforms.trust import FACTS as FACTS_OF_TRUST
 
 NOBODY = 65534
@@ -413,6 +414,10 @@ def test_a_full_spool_gives_up_its_oldest_recordings(tmp_path: Path, logs: Path)
     assert "the spool is full: the oldest recording is given up, run zuul~planted~1" in done.stderr
     gone = {folder.name for folder in (huge, *folders) if not folder.exists()}
     assert gone == {folder.name for folder in folders[:2]}
+
+
+def test_ingest_takes_whatever_a_recorder_records() -> None:
+    assert FetchPolicy().max_bytes >= MAX_RECORDER_LOG_BYTES + MIB
 
 
 def test_a_recording_that_vanishes_is_none(tmp_path: Path) -> None:
