@@ -13,7 +13,7 @@ from ciml.known_ids import LetterKey
 from ciml.manifests import Delta, ManifestLog
 from ciml.raw_state import RawState
 from ciml.records import LISTS, Origin, Outcome
-from ciml.redact import redact_bytes
+from ciml.redact import redact_text
 
 _ALL = ("*",)
 
@@ -162,7 +162,7 @@ def described(record: dict[str, Any]) -> dict[str, Any]:
         "run_id": mention.get("run_id", ""),
         "build_name": mention.get("build_name", ""),
         "reason": record["reason"],
-        "detail": redact_bytes(record.get("detail", "").encode("utf-8", "replace")).decode("utf-8", "replace"),
+        "detail": redact_text(record.get("detail", "")),
     }
     for name in ("event_key", "first_seen_us"):
         if name in record:

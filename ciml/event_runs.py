@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ciml.errors import Refused
-from ciml.fields import iso_time, label_text, labels, needed_text, text, time_us
-from ciml.limits import MAX_ID_CHARACTERS, MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
+from ciml.fields import identifier, iso_time, label_text, labels, needed_text, text, time_us
+from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 from ciml.outcomes import OUTCOMES, normal_word, outcome_of
 from ciml.records import Mention, OutcomeWord, Phase
-from ciml.redact import redact_url
+from ciml.redact import redact_url, shown
 from ciml.runs import RunId, path_safe
 
 #: The `Mention.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
@@ -47,7 +47,7 @@ def source_slug(source: str, names: Mapping[str, str] | None = None) -> str:
     if not _SLUG.fullmatch(source):
         slug = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-")
     if not slug:
-        raise Refused("bad_field", f"source: {source!r:.80} holds no letter or digit")
+        raise Refused("bad_field", f"source: {shown(source)} holds no letter or digit")
     if names and slug in names.values():
         raise Refused("bad_field", f"source: {slug} is the name of another source")
     return slug
@@ -59,7 +59,7 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
     Raises:
       Refused: ``missing_field`` or ``bad_run_id``.
     """
-    native = text(run, name, where, MAX_ID_CHARACTERS, "bad_run_id")
+    native = identifier(run, name, where, "bad_run_id")
     if not native:
         raise Refused("missing_field", f"{where}{name}")
     attempt = run.get("attempt")
@@ -100,7 +100,7 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     event = text(run, "event", where)
     if event == LISTING:
         raise Refused("bad_field", f"{where}event: only a listing is a {LISTING}")
-    address = text(run, "log_url", where, MAX_URL_CHARACTERS)
+    address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
     mention = Mention(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
@@ -186,7 +186,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     result = text(line, "result")
     outcome = _outcome(line, result, "")
     texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
-    address = text(line, "log_path", limit=MAX_URL_CHARACTERS) or text(line, "log_url", limit=MAX_URL_CHARACTERS)
+    address = _address(line, "log_path") or _address(line, "log_url")
     if logs and address:
         address = log_address(logs, address)
     more, further = labels(line.get("labels")), dict[str, str]()
@@ -195,7 +195,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
             continue
         taken = label_text(value)
         if taken is None:
-            raise Refused("bad_field", f"{name[:80]!r}: too long, not clean or no finite number")
+            raise Refused("bad_field", f"{shown(name)}: too long, not clean or no finite number")
         further[name] = taken
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise Refused("bad_field", f"{count} further fields, at most {MAX_LABELS}")
@@ -215,6 +215,10 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
         **texts,
     )
     return mention, address
+
+
+def _address(line: Mapping[str, Any], name: str) -> str:
+    return text(line, name, limit=MAX_URL_CHARACTERS, secrets=True)
 
 
 def log_address(logs: str, path: str) -> str:

@@ -20,12 +20,12 @@ from ciml.event_runs import (
     run_of_mention,
     source_slug,
 )
-from ciml.fields import iso_time, kind_of, needed_text, time_us
+from ciml.fields import identifier, iso_time, kind_of, needed_text, time_us
 from ciml.json_input import parse_json
 from ciml.letters import UNREADABLE_HEADERS, excess
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 from ciml.records import Mention, Message, Phase
-from ciml.redact import redact_url
+from ciml.redact import redact_url, shown
 from ciml.runs import RunId
 
 FINISHED = "dev.ciml.run.finished.v1"
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Event(NamedTuple):
-    """A decoded message. No field holds a secret, but for ``addresses``, which is never stored.
+    """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
 
     Attributes:
       key: ``source id``: the same event has the same key, in whatever message it comes.
@@ -71,6 +71,10 @@ class Event(NamedTuple):
     refusals: tuple[tuple[Mention, Refused], ...]
     addresses: Mapping[str, str]
     runs: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        """Without what may hold secrets."""
+        return f"Event({self.key!r}, {self.type!r}, {self.mentions!r}, {self.refusals!r})"
 
     def message_for(self, run_id: str, message: Message) -> Message:
         """The message that says of one run what ``message`` says of it: itself where there is no other run.
@@ -103,11 +107,13 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         raise Refused("not_an_event", "a header's name is not UTF-8")
     attributes, data = _open(message.value, message.headers)
     ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
-    ce_id = needed_text(attributes, "id", limit=MAX_ID_CHARACTERS)
+    ce_id = identifier(attributes, "id")
+    if not ce_id:
+        raise Refused("missing_field", "id")
     ce_type = needed_text(attributes, "type", limit=256)
     phase = PHASES.get(ce_type)
     if phase is None:
-        raise Refused("unknown_type", f"type: {ce_type!r:.80}")
+        raise Refused("unknown_type", f"type: {shown(ce_type)}")
     ce_source = redact_url(ce_source)
     if not ce_source or " " in ce_source:
         raise Refused("bad_field", "source: want a URI reference")
@@ -175,12 +181,12 @@ def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[
         if content is None or not (name == "content-type" or name.startswith("ce_")):
             continue
         if name in found:
-            raise Refused("not_an_event", f"the header {name!r:.80} stands twice")
+            raise Refused("not_an_event", f"the header {shown(name)} stands twice")
         found[name] = content
     media = found.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media.startswith("application/cloudevents"):
         if media not in ("application/cloudevents", "application/cloudevents+json"):
-            raise Refused("not_an_event", f"content-type: {media!r:.80} is not one CloudEvent in JSON")
+            raise Refused("not_an_event", f"content-type: {shown(media)} is not one CloudEvent in JSON")
     elif found:
         return _open_binary(value, found, media)
     envelope = parse_json(value)
@@ -195,7 +201,7 @@ def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[
 
 def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tuple[Mapping[str, Any], Any]:
     if media not in ("", "application/json", "text/json"):
-        raise Refused("not_an_event", f"content-type: {media!r:.80} is not JSON")
+        raise Refused("not_an_event", f"content-type: {shown(media)} is not JSON")
     try:
         attributes = {name[3:]: content.decode() for name, content in headers.items()}
     except UnicodeDecodeError:

@@ -9,23 +9,42 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ciml.errors import Refused
-from ciml.limits import EARLIEST_US, LATEST_US, MAX_LABEL_NAME_CHARACTERS, MAX_LABELS, MAX_TEXT_CHARACTERS
-from ciml.redact import redact_url
+from ciml.limits import (
+    EARLIEST_US,
+    LATEST_US,
+    MAX_ID_CHARACTERS,
+    MAX_LABEL_NAME_CHARACTERS,
+    MAX_LABELS,
+    MAX_TEXT_CHARACTERS,
+)
+from ciml.redact import REDACTED, hides, redact_text, redact_url, shown
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
+# Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_BESIDE_SECRETS = frozenset("=:@%\\&")
 
 
 def is_clean(text: str) -> bool:
-    """Whether a text holds no control character, lone surrogate or line separator."""
+    """Whether a text holds visible characters and spaces alone.
+
+    It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no character
+    of private use or without a meaning.
+    """
     return text.isprintable() or not any(unicodedata.category(letter) in _UNSAFE for letter in text)
 
 
 def text(
-    fields: Mapping[str, Any], name: str, where: str = "", limit: int = MAX_TEXT_CHARACTERS, reason: str = "bad_field"
+    fields: Mapping[str, Any],
+    name: str,
+    where: str = "",
+    limit: int = MAX_TEXT_CHARACTERS,
+    reason: str = "bad_field",
+    secrets: bool = False,
 ) -> str:
     """A text field; absent and null are "". A whole number is taken as its digits: change and build numbers come so.
+    Secrets in it are replaced, unless ``secrets`` are wanted.
 
     Raises:
       Refused: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
@@ -35,13 +54,26 @@ def text(
         return ""
     if type(value) is str:
         if len(value) <= limit and (value.isprintable() or is_clean(value)):
-            return value
+            return value if secrets or _holds_none(value) else redact_text(value)
         if len(value) > limit:
             raise Refused(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
-        raise Refused(reason, f"{where}{name}: holds a control character or a lone surrogate")
+        raise Refused(reason, f"{where}{name}: holds a character that cannot be shown")
     if type(value) is int and abs(value) < 1 << 63:
         return str(value)
     raise Refused(reason, f"{where}{name}: want a text, not {kind_of(value)}")
+
+
+def _holds_none(text: str) -> bool:
+    """Whether a text can hold no secret: short, as most fields are, and without what stands beside one."""
+    return len(text) < 20 and _BESIDE_SECRETS.isdisjoint(text)
+
+
+def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
+    """An identifier: as `text`, but refused where it holds a secret. Without the secret it could be another's."""
+    value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
+    if REDACTED in value or redact_text(value) != value:
+        raise Refused(reason, f"{where}{name}: holds a user name, a password or a token")
+    return "" if value.isspace() else value
 
 
 def needed_text(fields: Mapping[str, Any], name: str, where: str = "", limit: int = MAX_TEXT_CHARACTERS) -> str:
@@ -66,9 +98,9 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise Refused("bad_time", f"{where}{name}: {value!r:.80} is not ISO 8601") from None
+            raise Refused("bad_time", f"{where}{name}: {shown(value)} is not ISO 8601") from None
         if moment.tzinfo is None:
-            raise Refused("bad_time", f"{where}{name}: {value!r:.80} has no zone")
+            raise Refused("bad_time", f"{where}{name}: {shown(value)} has no zone")
         micros = (moment - _EPOCH) // _MICROSECOND
     elif type(value) is int or type(value) is float:
         if not EARLIEST_US <= value * 1_000_000 < LATEST_US:
@@ -77,7 +109,7 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
     else:
         raise Refused("bad_time", f"{where}{name}: want ISO 8601 or epoch seconds, not {kind_of(value)}")
     if not EARLIEST_US <= micros < LATEST_US:
-        raise Refused("bad_time", f"{where}{name}: {value!r:.80} is not within 2000 to 2099")
+        raise Refused("bad_time", f"{where}{name}: {shown(str(value))} is not within 2000 to 2099")
     return micros
 
 
@@ -91,7 +123,7 @@ def label_text(value: Any) -> str | None:
     if type(value) is str:
         if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
             return None
-        return redact_url(value) if "//" in value else value
+        return redact_url(value) if "//" in value else redact_text(value)
     if type(value) is bool:
         return "true" if value else "false"
     if type(value) is int and abs(value) < 1 << 63:
@@ -114,9 +146,10 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
     taken: dict[str, str] = {}
     for name, item in value.items():
         if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
-            raise Refused("bad_field", f"{where}labels: the name {name!r:.80} is empty, too long or not clean")
-        if type(item) is str and len(item) <= MAX_TEXT_CHARACTERS and item.isprintable() and "//" not in item:
-            taken[name] = item  # nearly all of them
+            raise Refused("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
+        name = redact_text(name)
+        if type(item) in (str, int, float) and item and hides(name, item):
+            taken[name] = REDACTED
             continue
         if item is None:
             continue

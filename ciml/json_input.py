@@ -11,6 +11,7 @@ import orjson
 
 from ciml.errors import Refused
 from ciml.limits import MAX_JSON_DEPTH, MAX_JSON_DIGITS, MAX_MESSAGE_BYTES
+from ciml.redact import shown
 
 
 class _NotJson(ValueError):
@@ -23,7 +24,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = set[str]()
         for name, _ in pairs:
             if name in seen:
-                raise _NotJson(f"the key {name!r:.80} stands twice")
+                raise _NotJson(f"the key {shown(name)} stands twice")
             seen.add(name)
     return made
 

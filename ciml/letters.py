@@ -12,7 +12,7 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
 from ciml.records import Message
-from ciml.redact import redact_bytes
+from ciml.redact_payload import redact_bytes, redact_header
 
 if TYPE_CHECKING:
     from ciml.storage import Store
@@ -23,7 +23,8 @@ LETTERS = "letters"
 INLINE_BYTES = 16 << 10
 #: The headers of a message that has a name which is not UTF-8: then none of them can be had.
 UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
-_SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "set-cookie", "x-hub-signature", "x-gitlab-token")
+#: What begins the names of the headers that ciml reads; no other header is kept in a dead letter.
+_READ_HEADERS = ("content-type", "ce_", "listing-")
 
 
 def message_bytes(message: Message) -> int:
@@ -45,7 +46,7 @@ def excess(message: Message) -> str:
 def payload_of(message: Message) -> dict[str, Any]:
     """The message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
 
-    Secrets of addresses within it are replaced, headers that carry credentials left out. Where the message is larger
+    Secrets within it are replaced, headers that ciml does not read are left out. Where the message is larger
     than a limit (`excess`) there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
     """
     if excess(message):
@@ -54,7 +55,9 @@ def payload_of(message: Message) -> dict[str, Any]:
     payload: dict[str, Any] = {
         "value": _encode(message.value),
         "headers": [
-            [name, _encode(value)] for name, value in message.headers if not name.lower().startswith(_SECRET_HEADERS)
+            [shown, value if value is None else base64.b64encode(value).decode()]
+            for shown, value in map(_kept_header, message.headers)
+            if shown
         ],
         "timestamp_ms": message.timestamp_ms,
     }
@@ -119,6 +122,12 @@ def message_of(payload: Mapping[str, Any], offset: int) -> Message:
         _decode(payload.get("key")),
         payload.get("timestamp_ms", 0),
     )
+
+
+def _kept_header(header: tuple[str, bytes | None]) -> tuple[str, bytes | None]:
+    if header == UNREADABLE_HEADERS[0]:
+        return header
+    return redact_header(*header) if header[0].lower().startswith(_READ_HEADERS) else ("", None)
 
 
 def _encode(data: bytes | None) -> str | None:

@@ -1,22 +1,57 @@
-"""Addresses and payloads without what gives access: user names, passwords, tokens and signatures."""
+"""Addresses, texts and payloads without what gives access: user names, passwords, tokens and signatures.
+
+Secrets are found by the names that stand before them, in plain text and under percent-, JSON- and HTML-encoding, by the
+place of user names in addresses, and by the shapes of well-known tokens. All of it takes linear time.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote
 
 REDACTED = "REDACTED"
-_NAMES = (
-    r"(?:x-(?:amz|goog|oss|obs|cos)-(?:signature|credential|security-token)|"
-    r"awsaccesskeyid|googleaccessid|ossaccesskeyid|"
-    r"(?:temp_url_)?sig(?:nature)?|(?:[a-z0-9]+[_-])*(?:token|secret|password|passwd|pwd|apikey|auth|credentials?)|"
-    r"(?:[a-z0-9]+[_-])*(?:api|access|private|sas)[_-]?key(?:[_-]?id)?|key|code|jwt|session(?:id)?)"
+#: How often a text may be encoded upon itself; one that is encoded more often is replaced as a whole.
+_MAX_ENCODINGS = 8
+_MAX_NAME = 512
+
+_LAST = r"token|secret|password|passwd|passphrase|apikey|credential|signature"
+_KEY_LAST = r"(?:access|private|secret|api)[^a-z0-9]?key(?:[^a-z0-9]?id)?|access[^a-z0-9]?id"
+_WORD = rf"{_LAST}|passwrd|pwd|authorization|cookie|jwt|bearer|auth|sig"
+_KEY = (
+    r"(?:api|access|private|secret|sas|ssh|signing|encryption|account|shared|deploy|master|storage|auth|session)"
+    r"[^a-z0-9]?key(?:[^a-z0-9]?id)?"
 )
-_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
-_USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*@")
-_PAIR_IN_BYTES = re.compile(rb"([?&;#]|\\u0026|%26)([A-Za-z0-9_.%-]{1,64})=([^&;#\"'\s\\<>]*)")
-_USERINFO_IN_BYTES = re.compile(rb"(\\?/\\?/)[^/?#\"'\s\\<>@]*@")
-_AUTHORIZATION_IN_BYTES = re.compile(rb"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_SECRET_NAME = re.compile(rf"(?:(?<![a-z0-9])(?:{_WORD}|{_KEY})|(?:{_LAST}|{_KEY_LAST}))s?\d{{0,3}}(?![a-z0-9])")
+_QUERY_NAME = re.compile(r"key|code|sid|session(?:[_-]?id)?")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+_WORTH_A_LOOK = re.compile(
+    r"[=:@%\\&\0]|bearer|basic|gh[pousr]_|github_pat_|glpat-|AKIA|xox|eyJ|-----BEGIN", re.IGNORECASE
+)
+_USERINFO = re.compile(
+    r"//(?:[^/?#\s:@\"'<>\[]*+:(?!\d{1,5}(?:[/?#]|$))\S*+|[^/?#\s\"'<>@]*+)$"  # a port is no password
+)
+_NAME = r"A-Za-z0-9_.\-%\[\]"
+_PAIR = re.compile(rf"(?<![{_NAME}])([{_NAME}]++)([\"'\\]{{0,4}}\s{{0,8}}[=:]\s{{0,8}}\\{{0,3}}([\"'])?)")
+_VALUES = {
+    '"': re.compile(r'(?:[^"\\]|\\.)*+', re.DOTALL),
+    "'": re.compile(r"(?:[^'\\]|\\.)*+", re.DOTALL),
+    "=": re.compile(r"[\[{].*+|[^&\s\"<>]*+", re.DOTALL),
+    ":": re.compile(r"[\[{].*+|[^\r\n\"]*+", re.DOTALL),
+}
+_SCHEME = re.compile(r"\b(bearer|basic)\s{1,8}[A-Za-z0-9._~+/=-]{8,}+", re.IGNORECASE)
+_SHAPE = re.compile(
+    r"gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_\w{20,}+|glpat-[\w-]{16,}+|\bAKIA[0-9A-Z]{16}\b|xox[abeoprs]-[\w-]{10,}+|"
+    r"\beyJ[\w-]{8,}+\.eyJ[\w-]{8,}+(?:\.[\w-]*+)?|-----BEGIN [A-Z ]{0,40}PRIVATE KEY.*+",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
+_ENTITY = re.compile(r"&(?:#[xX]([0-9A-Fa-f]{1,6})|#([0-9]{1,7})|(amp|quot|apos|equals|commat|sol|colon|percnt|num));?")
+_ENTITIES = {
+    "amp": "&", "quot": '"', "apos": "'", "equals": "=", "commat": "@", "sol": "/", "colon": ":", "percnt": "%",
+    "num": "#",
+}  # fmt: skip
 
 
 def redact_url(url: str) -> str:
@@ -25,33 +60,129 @@ def redact_url(url: str) -> str:
     The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
     """
     if "@" in url:
-        url = _USERINFO.sub(r"\1//", url)
+        url = _without_userinfo(url)
     if "#" in url:
         url = url.partition("#")[0]
-    if "?" not in url:
-        return url
-    base, _, query = url.partition("?")
-    return f"{base}?{'&'.join(_redact_pair(pair) for pair in re.split('[&;]', query))}"
+    return redact_text(url)
 
 
-def _redact_pair(pair: str) -> str:
-    name, equals, _ = pair.partition("=")
-    return f"{name}={REDACTED}" if equals and _SECRET_NAME.fullmatch(unquote(name)) else pair
+def redact_text(text: str) -> str:
+    """A text with the secrets in it replaced by ``REDACTED``, and user names and passwords left out of its addresses.
 
-
-def redact_bytes(data: bytes) -> bytes:
-    """A payload, whole or broken, with the secrets of the addresses in it replaced by ``REDACTED``.
-
-    Works on bytes, because a payload that is kept is often one that could not be decoded.
+    A text without secrets comes back unchanged. One whose secrets are encoded comes back decoded.
     """
-    if b"@" in data:
-        data = _USERINFO_IN_BYTES.sub(rb"\1", data)
-    if b"=" in data:
-        data = _PAIR_IN_BYTES.sub(_redact_match, data)
-    return _AUTHORIZATION_IN_BYTES.sub(rb"\1 " + REDACTED.encode(), data)
+    if not _WORTH_A_LOOK.search(text):
+        return text
+    shown = hidden = _redact_plain(text)
+    for _ in range(_MAX_ENCODINGS):
+        plain = decoded(hidden)
+        if plain == hidden:
+            return shown
+        hidden = _redact_plain(plain)
+        if hidden != plain:
+            shown = hidden
+    return REDACTED
 
 
-def _redact_match(match: re.Match[bytes]) -> bytes:
-    if _SECRET_NAME.fullmatch(unquote(match[2].decode())):
-        return match[1] + match[2] + b"=" + REDACTED.encode()
-    return match[0]
+def shown(text: str, most: int = 80) -> str:
+    """A text as a message may quote it: without secrets, in quotation marks, its first ``most`` characters."""
+    return f"{redact_text(text)!r:.{most}}"
+
+
+@lru_cache(maxsize=4096)
+def is_secret_name(name: str, in_query: bool = False) -> bool:
+    """Whether a name (of a field, a header, a parameter) says that its value is secret.
+
+    Args:
+      name: in any spelling: ``apiKey``, ``X-Api-Key``, ``user[password]``.
+      in_query: whether it is a parameter of an address, where ``key`` and ``code`` are secret too.
+    """
+    if "%" in name:
+        name = unquote(name)
+    name = _HUMP.sub("_", name).lower()
+    return _SECRET_NAME.search(name) is not None or (in_query and _QUERY_NAME.fullmatch(name) is not None)
+
+
+def hides(name: str, value: object) -> bool:
+    """Whether a field's value is secret by its name. Truth values and numbers of things (``max_tokens``) are not."""
+    if type(value) is bool or (type(value) in (int, float) and name[-1:] in "sS"):
+        return False
+    return is_secret_name(name)
+
+
+def _redact_plain(text: str) -> str:
+    if "@" in text:
+        text = _without_userinfo(text)
+    text = _SCHEME.sub(rf"\1 {REDACTED}", text)
+    if "=" in text or ":" in text:
+        text = _without_values(text)
+    return _SHAPE.sub(REDACTED, text)
+
+
+def _without_userinfo(text: str) -> str:
+    """The text without what stands between ``//`` and ``@`` in its addresses, even where a password holds either."""
+    *parts, last = text.split("@")
+    out: list[str] = []
+    before = ""  # the slashes of an address whose user name was just left out
+    for part in parts:
+        part = before + part
+        tail = len(part) if part[-1:].isspace() else len(part) - len((part.rsplit(None, 1) or [""])[-1])
+        if found := _USERINFO.search(part, tail):
+            out.append(part[: found.start()])
+            before = "//"
+        else:
+            out += (part, "@")
+            before = ""
+    return "".join((*out, before, last))
+
+
+def _without_values(text: str) -> str:
+    """The text with the values of secret names replaced: ``name=value``, ``name: value``, ``"name": "value"``."""
+    out: list[str] = []
+    at = copied = 0
+    while pair := _PAIR.search(text, at):
+        at = pair.end()
+        name, separator, quote = pair.groups()
+        if _names_a_secret(name, separator, text[max(pair.start() - 1, 0) : pair.start()], text[at : at + 2]):
+            value = _VALUES[quote or ("=" if "=" in separator else ":")].match(text, at)
+            end = value.end() if value else at
+            if text[at:end].strip():
+                out += (text[copied:at], REDACTED)
+                copied = at = end
+    return "".join((*out, text[copied:])) if out else text
+
+
+def _names_a_secret(name: str, separator: str, before: str, after: str) -> bool:
+    if separator == ":" and (before in ("/", "@") or after == "//"):
+        return False  # a host and its port, a scheme
+    if len(name) > _MAX_NAME or name.endswith("data_base64"):
+        return True  # what cannot be looked into
+    return is_secret_name(name, before in ("?", "&", ";", "#"))
+
+
+def decoded(text: str) -> str:
+    """The text with one layer of each encoding removed."""
+    if "\0" in text:
+        text = text.replace("\0", "")  # as UTF-16 has them
+    if "\\" in text:
+        text = _ESCAPE.sub(_unescaped, text)
+    if "%" in text:
+        text = unquote(text)
+    if "&" in text:
+        text = _ENTITY.sub(_unescaped_entity, text)
+    return text
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1] or match[2]
+    return _letter(int(code, 16)) if code else match[3]
+
+
+def _unescaped_entity(match: re.Match[str]) -> str:
+    if match[3]:
+        return _ENTITIES[match[3]]
+    return _letter(int(match[1], 16) if match[1] else int(match[2]))
+
+
+def _letter(code: int) -> str:
+    return chr(code) if code < 0xD800 or 0xE000 <= code <= 0x10FFFF else "\N{REPLACEMENT CHARACTER}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from ciml.errors import Refused
+from ciml.redact import shown
 
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -32,13 +33,13 @@ class RunId:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
-            raise Refused("bad_run_id", f"source {self.source!r:.80}: want lower case letters, digits and dashes")
+            raise Refused("bad_run_id", f"source {shown(str(self.source))}: want lower case letters, digits and dashes")
         if not isinstance(self.native_id, str) or not self.native_id:
             raise Refused("bad_run_id", "the native id is empty")
         if not isinstance(self.attempt, int) or isinstance(self.attempt, bool) or self.attempt < 1:
             raise Refused("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
         if len(self.encode()) > _MAX_ENCODED:
-            raise Refused("bad_run_id", f"native id {self.native_id[:40]!r}… is longer than a path allows")
+            raise Refused("bad_run_id", f"native id {shown(self.native_id, 40)}… is longer than a path allows")
 
     def encode(self) -> str:
         """The one text form, ``source~native~attempt``: no slash, no leading dot, percent-encoded where needed."""
@@ -49,13 +50,13 @@ class RunId:
         """The inverse of `encode`. Raises `Refused` (``bad_run_id``) for anything that `encode` does not produce."""
         parts = text.split("~")
         if len(parts) != 3 or not re.fullmatch(r"[1-9][0-9]{0,8}", parts[2]):
-            raise Refused("bad_run_id", f"{text[:80]!r}: want source~native~attempt")
+            raise Refused("bad_run_id", f"{shown(text)}: want source~native~attempt")
         try:
             run = cls(parts[0], unquote(parts[1], errors="strict"), int(parts[2]))
         except UnicodeDecodeError:
-            raise Refused("bad_run_id", f"{text[:80]!r}: not UTF-8 under its percent signs") from None
+            raise Refused("bad_run_id", f"{shown(text)}: not UTF-8 under its percent signs") from None
         if run.encode() != text:
-            raise Refused("bad_run_id", f"{text[:80]!r}: not in canonical form")
+            raise Refused("bad_run_id", f"{shown(text)}: not in canonical form")
         return run
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from ciml.limits import (
     MAX_SAMPLES_BYTES,
     MAX_SAMPLES_COLUMNS,
 )
+from ciml.redact import shown
 from ciml.runs import RunId
 from ciml.telemetry import BOOT, OWN_COLUMNS, TIME
 
@@ -209,7 +210,9 @@ def _check(message: Samples) -> None:
     for name in columns:
         sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
         if not sound or name in OWN_COLUMNS:
-            raise Refused("bad_field", f"columns: {name!r:.80} is no column's name")
+            raise Refused(
+                "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is no column's name"
+            )
     if len(set(columns)) < len(columns):
         raise Refused("bad_field", "columns: a name stands twice")
     if not n or message.values.shape != (n, len(columns)) or not n == message.time_us.size == message.boot.size:

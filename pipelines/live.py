@@ -25,6 +25,7 @@ from apache_beam.utils.timestamp import Timestamp
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, IntegrityError, Refused
 from ciml.records import Batch, Message, Origin
+from ciml.redact_payload import redact_bytes
 from ciml.samples import End, Samples, decode
 from pipelines.kafka import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.kafka_client import KafkaOptions
@@ -150,7 +151,9 @@ class DecodeSamples(beam.DoFn):
         """A message's dead letter, for the output `LETTERS`."""
         Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
         letter = refused_message(Origin(self._config.topic, partition, message.offset), message, refused)
-        return beam.pvalue.TaggedOutput(self.LETTERS, (self._config.letters_topic, message.key or b"", letter))
+        return beam.pvalue.TaggedOutput(
+            self.LETTERS, (self._config.letters_topic, redact_bytes(message.key or b""), letter)
+        )
 
 
 _reached: dict[tuple[str, int], int] = {}

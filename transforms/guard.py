@@ -25,7 +25,7 @@ from ciml.errors import CimlError, Refused, let_go
 from ciml.letters import payload_of
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 from ciml.records import Batch, Candidate, Message, Origin, Outcome
-from ciml.redact import redact_bytes
+from ciml.redact_payload import redact_bytes
 
 #: The reason of an input that a stage raised an unexpected exception for.
 INTERNAL = "internal_error"

@@ -209,7 +209,7 @@ def test_size_limit() -> None:
         ({"type": 3.5}, "bad_field", "type: want a text, not a number"),
         ({"id": ...}, "missing_field", "id"),
         ({"id": "  "}, "missing_field", "id"),
-        ({"id": "a\nb"}, "bad_field", "id: holds a control character or a lone surrogate"),
+        ({"id": "a\nb"}, "bad_field", "id: holds a character that cannot be shown"),
         ({"id": "x" * 513}, "bad_field", "id: 513 characters, at most 512"),
         ({"source": None}, "missing_field", "source"),
         ({"source": ["zuul"]}, "bad_field", "source: want a text, not a list"),
@@ -233,8 +233,8 @@ def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> Non
         ({"id": None}, "missing_field", "id"),
         ({"id": ""}, "missing_field", "id"),
         ({"id": {"a": 1}}, "bad_run_id", "id: want a text, not an object"),
-        ({"id": "a\x00b"}, "bad_run_id", "id: holds a control character or a lone surrogate"),
-        ({"id": "\ud800"}, "bad_run_id", "id: holds a control character or a lone surrogate"),
+        ({"id": "a\x00b"}, "bad_run_id", "id: holds a character that cannot be shown"),
+        ({"id": "\ud800"}, "bad_run_id", "id: holds a character that cannot be shown"),
         ({"id": True}, "bad_run_id", "id: want a text, not true or false"),
         ({"attempt": "2"}, "bad_run_id", "attempt: want a whole number from 1"),
         ({"attempt": 0}, "bad_run_id", "attempt: want a whole number from 1"),
@@ -242,8 +242,17 @@ def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> Non
         ({"attempt": 10**30}, "bad_run_id", "attempt: want a whole number from 1"),
         ({"job": None}, "missing_field", "job"),
         ({"job": " "}, "missing_field", "job"),
-        ({"job": "a\u2028b"}, "bad_field", "job: holds a control character or a lone surrogate"),
-        ({"job": "a\x1b[31mb"}, "bad_field", "job: holds a control character or a lone surrogate"),
+        ({"job": "a\u2028b"}, "bad_field", "job: holds a character that cannot be shown"),
+        ({"job": "a\u202eb"}, "bad_field", "job: holds a character that cannot be shown"),  # right to left
+        ({"job": "a\u200db"}, "bad_field", "job: holds a character that cannot be shown"),  # joins two
+        ({"branch": "a\u00adb" + "c" * 30}, "bad_field", "branch: holds a character that cannot be shown"),
+        ({"project": "\ufeffp"}, "bad_field", "project: holds a character that cannot be shown"),
+        ({"project": "\ue000"}, "bad_field", "project: holds a character that cannot be shown"),  # private use
+        ({"project": "\U000e0041"}, "bad_field", "project: holds a character that cannot be shown"),  # a tag
+        ({"project": "\u0378"}, "bad_field", "project: holds a character that cannot be shown"),  # unassigned
+        ({"labels": {"a\u2066": 1}}, "bad_field", "labels: the name 'a\\u2066' is empty, too long or not clean"),
+        ({"labels": {"a": "\u202e"}}, "bad_field", "labels.a: want a short text or a number, not such a text"),
+        ({"job": "a\x1b[31mb"}, "bad_field", "job: holds a character that cannot be shown"),
         ({"job": "j" * 201}, "bad_field", "job: longer than a path allows"),
         ({"job": "é" * 40}, "bad_field", "job: longer than a path allows"),
         ({"job": 10**20}, "bad_field", "job: want a text, not a huge number"),
@@ -453,7 +462,7 @@ def test_no_secret_is_kept(url: str, shown: str) -> None:
 
 
 def test_payloads_hold_what_is_needed_to_try_again() -> None:
-    message = Message(5, b"\xff{broken", (("a", None), ("b", b"\x00")), b"key", 1795521600123)
+    message = Message(5, b"\xff{broken", (("ce_a", None), ("listing-b", b"\x00")), b"key", 1795521600123)
     payload = json.loads(json.dumps(payload_of(message)))
     assert message_of(payload, 5) == message
     assert message_of(payload_of(Message(5, None)), 5) == Message(5, None)
