@@ -51,6 +51,8 @@ MAX_HEADER_ROW_BYTES = 64 << 10
 MAX_COLUMN_NAME = 128
 # Bytes of a log within which its first header has to end.
 MAX_HEADER_OFFSET = MIB
+# Bytes of one log's text that the parser takes, whatever a fetch policy permits.
+MAX_PARSED_BYTES = 64 * MIB
 # Bytes of text that are parsed at a time. Larger gains nothing, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
 

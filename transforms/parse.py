@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.errors import Refused
-from ciml.limits import PARSE_BATCH_BYTES
+from ciml.limits import MAX_PARSED_BYTES, PARSE_BATCH_BYTES
 from ciml.telemetry import BOOT, TIME
 from transforms.gunzip import inflate
 from transforms.parse_clock import may_change, to_utc
@@ -53,11 +53,11 @@ class ParseLimits:
     """Bounds on memory, whatever comes.
 
     Attributes:
-      max_bytes: of one log's text; a day at 1 s of the usual 30 columns is about 20 MB.
+      max_bytes: of one log's text; a day at 1 s of 30 columns is about 18 MB, of 60 columns 36 MB.
       batch_bytes: of text that is parsed at a time; larger gains nothing. Parsing takes up to ten times its text.
     """
 
-    max_bytes: int = 64 << 20
+    max_bytes: int = MAX_PARSED_BYTES
     batch_bytes: int = PARSE_BATCH_BYTES
 
 

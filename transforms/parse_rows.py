@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from ciml.errors import Refused
 from transforms.parse_header import Columns
 from transforms.parse_repair import Repaired, repair
 from transforms.parse_words import NUMBER
@@ -66,17 +65,12 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
         return _interleave(parts, len(bodies))
     repaired = [repair(body, columns) for body in bodies]
     table = _read([each.body for each in repaired], [each.rows for each in repaired], columns, as_numbers=False)
+    if table is None and len(bodies) > 1:  # one of them is to blame: each is read alone
+        return _interleave([([index], read_rows([body], columns)) for index, body in enumerate(bodies)], len(bodies))
     if table is None:
-        # Something that the reader has its own view of, such as a byte order mark: that body has no rows.
-        repaired = [
-            each
-            if _read([each.body], [each.rows], columns, as_numbers=False) is not None
-            else Repaired(b"", 0, each.dropped + each.rows, False)
-            for each in repaired
-        ]
-        table = _read([each.body for each in repaired], [each.rows for each in repaired], columns, as_numbers=False)
-    if table is None:
-        raise Refused("not_telemetry", "the rows do not hold the cells that the header names")
+        # Something that the reader has its own view of, such as a byte order mark: the body has no rows.
+        repaired = [Repaired(b"", 0, each.dropped + each.rows, False) for each in repaired]
+        table = pa.table({str(index): pa.nulls(0, pa.binary()) for index in range(cells)})
     counts = [each.rows for each in repaired]
     return _rows(table, columns, counts, [each.dropped for each in repaired], [each.first_kept for each in repaired])
 
