@@ -113,8 +113,6 @@ class Leftovers:
         self._waiting: list[str] = []
         self._current: tuple[Recording, Delivery] | None = None
         self._reported = 0
-        if not settings.bring:
-            return
         try:
             self._spool = open_private(settings.spool)
             names, more = waiting(self._spool)

@@ -16,10 +16,8 @@ class Settings:
       spool: where recordings are.
       kafka: how to reach the broker; None for none.
       flush_s: how long to send after the command's end, s.
-      bring: whether to send recordings that earlier ones left behind.
     """
 
     spool: Path
     kafka: KafkaOptions | None = None
     flush_s: float = 5.0
-    bring: bool = True
