@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ciml.errors import IntegrityError
+from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.storage import Store, open_store
 from serving.config import ModelEntry
 from serving.errors import invalid, not_found
@@ -48,6 +48,8 @@ class _Model:
     labels: dict[str, int] = field(default_factory=dict)
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
     retries: dict[int, tuple[float, float]] = field(default_factory=dict)  # version: (not before, next delay)
+    fault: str = ""  # why its folder cannot be looked at
+    retry: tuple[float, float] = (0.0, _RETRY_S[0])  # when that is tried again, as in ``retries``
 
 
 class ModelManager:
@@ -73,8 +75,6 @@ class ModelManager:
         self._models: dict[str, _Model] = {}
         self._wanted: tuple[ModelEntry, ...] = ()
         self._step_lock = threading.Lock()
-
-    # ---- what requests ask ----
 
     def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
         """The version that answers: the named one, the labelled one, or the highest that is available.
@@ -116,7 +116,8 @@ class ModelManager:
                 raise invalid(f"Unrecognized servable version label: {label}")
             version = model.labels[label]
         if model is None or not model.statuses:
-            raise not_found(f"Could not find any versions of model {name}")
+            why = f": {model.fault}" if model is not None and model.fault else ""
+            raise not_found(f"Could not find any versions of model {name}{why}")
         if version is None:
             return [one for _, one in sorted(model.statuses.items(), reverse=True)]
         if version not in model.statuses:
@@ -143,14 +144,13 @@ class ModelManager:
         models = self._models
         return all(entry.name in models and models[entry.name].loaded for entry in self._wanted)
 
-    # ---- what changes it ----
-
     def apply(self, entries: Iterable[ModelEntry]) -> None:
         """Says what is wanted from now on. What failed before is tried at once."""
         with self._step_lock:
             self._wanted = tuple(entries)
             for model in self._models.values():
                 model.retries.clear()
+                model.retry = (0.0, _RETRY_S[0])
 
     def step(self) -> None:
         """Goes as far as it can towards what is wanted. One caller at a time; requests go on meanwhile."""
@@ -189,8 +189,15 @@ class ModelManager:
     def _step_model(self, name: str, entry: ModelEntry) -> None:
         known = self._models.get(name)
         model = self._publish(name, replace(known, entry=entry) if known else _Model(entry))
-        base = open_store(entry.base_path)
-        wanted = self._wanted_versions(entry, base)
+        if self._clock() < model.retry[0]:
+            return
+        try:
+            base = open_store(entry.base_path)
+            wanted = self._wanted_versions(entry, base)
+        except (CimlError, OSError, ValueError) as error:  # ValueError: a path that no file can have
+            self._postpone(name, model, error)
+            return
+        model.fault, model.retry = "", (0.0, _RETRY_S[0])
         # The highest first: it is most likely the one that a label wants.
         for version in sorted(wanted, reverse=True):
             held = model.loaded.get(version)
@@ -208,6 +215,17 @@ class ModelManager:
                 held.close()
         _move_labels(model)
         self._unload(name, model, wanted)
+
+    def _postpone(self, name: str, model: _Model, error: Exception) -> None:
+        """A model whose folder cannot be looked at: what is loaded goes on serving, and so do the other models."""
+        fault, code = str(error), "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
+        if fault != model.fault:
+            _LOG.error("model %s: %s", name, fault)
+        delay = model.retry[1]
+        model.fault, model.retry = fault, (self._clock() + delay, min(delay * 2, _RETRY_S[1]))
+        for version in set(model.entry.versions) - set(model.loaded):
+            model.statuses[version] = VersionStatus(version, "END", code, fault)
+        self._publish(name, model)
 
     def _wanted_versions(self, entry: ModelEntry, base: Store) -> set[int]:
         if entry.policy == "specific":

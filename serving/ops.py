@@ -84,8 +84,21 @@ class _Graph:
     """Nodes by name, and functions by name, of a GraphDef."""
 
     def __init__(self, graph_def: Any) -> None:
-        self._nodes: Mapping[str, Any] = {node.name: node for node in graph_def.node}
-        self._functions: Mapping[str, Any] = {one.signature.name: one.node_def for one in graph_def.library.function}
+        self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
+        library = graph_def.library.function
+        self._functions: Mapping[str, Any] = _by_name(
+            "function", ((one.signature.name, one.node_def) for one in library)
+        )
+        for name in self._functions:
+            if is_operation(name):
+                raise IntegrityError(f"function {name} has the name of an operation")
+        # Functions that say that they implement the same thing: TensorFlow may run any of them for another.
+        self._alike: dict[str, str] = {}
+        self._implementations: dict[str, set[str]] = {}
+        for one in library:
+            if what := one.attr["api_implements"].s.decode(errors="replace") if "api_implements" in one.attr else "":
+                self._alike[one.signature.name] = what
+                self._implementations.setdefault(what, set()).add(one.signature.name)
 
     def all_ops(self) -> set[str]:
         nodes = [*self._nodes.values(), *(node for body in self._functions.values() for node in body)]
@@ -118,9 +131,28 @@ class _Graph:
                 called.add(node.op)
             else:
                 ops.add(node.op)
+            for name in list(called):
+                called |= self._implementations.get(self._alike.get(name, ""), set())
             for name in called & set(self._functions) - functions:
                 functions.add(name)
                 pending += self._functions[name]
+
+
+def is_operation(name: str) -> bool:
+    """Whether TensorFlow has an operation of that name. A function of the same name would hide it, or be hidden."""
+    from tensorflow.python.framework import op_def_registry
+
+    return name in COMPUTING | _RESTORING | _SAVING or op_def_registry.get(name) is not None
+
+
+def _by_name(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a mapping. Which of two of the same name TensorFlow takes must not matter: none is accepted."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise IntegrityError(f"two {what}s are named {name[:100]!r}")
+        found[name] = value
+    return found
 
 
 def _node_name(tensor: str) -> str:

@@ -310,3 +310,43 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(
     other = subprocess.run([*command[:3], "--config", "x.config"], capture_output=True, text=True)
     assert other.returncode == 2
     assert "where is its registry?" in other.stderr
+
+
+def test_bad_folder_of_one_model_leaves_the_others_alone(
+    good: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "m"
+    shutil.copytree(good[1], base / "1")
+    bad = {"b": "gs://x", "c": "s3://", "d": f"{tmp_path}/{'x' * 300}", "e": f"{tmp_path}/a\0b"}
+    now = [0.0]
+    manager = ModelManager(clock=lambda: now[0])
+    manager.apply(
+        [
+            ModelEntry("a", str(base), "latest"),
+            *(ModelEntry(name, path, "latest") for name, path in bad.items()),
+            ModelEntry("f", "gs://x", "specific", (4, 7)),
+            ModelEntry("z", str(base), "latest"),
+        ]
+    )
+    for _ in range(3):
+        manager.step()
+    assert {name: list(manager.available(name)) for name in manager.names()} == {
+        "a": [1], "b": [], "c": [], "d": [], "e": [], "f": [], "z": [1],
+    }  # fmt: skip
+    assert not manager.ready
+    with pytest.raises(RequestError, match=r"Could not find any versions of model b: .*gs://x"):
+        manager.status("b")
+    assert [(one.version, one.state, one.code) for one in manager.status("f")] == [
+        (7, "END", "INVALID_ARGUMENT"),
+        (4, "END", "INVALID_ARGUMENT"),
+    ]
+    assert "gs://x" in manager.status("f")[0].message
+    # What is wrong is reported once.
+    assert [record.message for record in caplog.records].count(f"model b: {manager.status('f')[0].message}") == 1
+
+    # A folder that comes to be right is served; one that comes to be wrong leaves what is loaded.
+    manager.apply([ModelEntry("a", "gs://x", "latest"), ModelEntry("b", str(base), "latest")])
+    manager.step()
+    assert {name: list(manager.available(name)) for name in manager.names()} == {"a": [1], "b": [1]}
+    assert manager.find("a")[0] == 1
+    manager.close()
