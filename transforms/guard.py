@@ -15,7 +15,6 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -112,16 +111,19 @@ def guarded_candidates(stage: str, function: Callable[[Batch], Batch], batch: Ba
 
     Args:
       stage: the stage's name.
-      function: returns its batch with fewer candidates and more settled, both in their order. It may change candidates.
-      batch: whose candidates are left alone where the function fails.
+      function: returns its batch with fewer candidates and more settled, both in their order. It may change what stages
+        fill in of a candidate.
+      batch: with candidates, outcomes, or both.
     """
-    before = [copy(each) for each in batch.candidates]  # a stage that fails may have changed some
-    items: list[Candidate | Outcome] = [*batch.settled, *before]
+    items: list[Candidate | Outcome] = [*batch.settled, *batch.candidates]
+    before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.candidates}
 
     def work(some: Sequence[Candidate | Outcome]) -> Batch:
         if len(some) == len(items):
             return function(batch)
-        candidates = [copy(each) for each in some if isinstance(each, Candidate)]
+        candidates = [each for each in some if isinstance(each, Candidate)]
+        for each in candidates:  # a stage that failed may have changed it
+            each.trust, each.log, each.telemetry = before[id(each)]
         return function(Batch(batch.covers, [], candidates, [each for each in some if isinstance(each, Outcome)]))
 
     return _together(Batch(batch.covers, batch.messages), bisect(stage, items, work), dead_letter)

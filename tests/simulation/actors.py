@@ -40,7 +40,7 @@ class LogHost(Fetcher):
         self.policy = FetchPolicy(hosts=("logs.example.org",))
         self._process = process
 
-    def _run(self, jobs: Iterable[Any]) -> None:
+    def _run(self, jobs: Iterable[Any], *limits: object) -> None:
         process, world = self._process, self._process.world
         for job in jobs:
             world.scheduler.step()
