@@ -1,4 +1,5 @@
-"""Accounting of the raw store: each (event, run) is exactly one of raw row, repeat, correction, ignored, dead letter.
+"""Accounting of the raw store: each (event, run) is exactly one of raw row, reclaim, repeat, correction, ignored, dead
+letter.
 
 `reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and it is
 what `ciml.manifests.commit` calls again whenever another writer came first. So a batch that is delivered twice, a
@@ -17,7 +18,7 @@ from ciml.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLette
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
 from ciml.raw_state import RawState, check_topic_id, open_raw, retry
-from ciml.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome
+from ciml.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, lists_of
 
 __all__ = [
     "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
@@ -142,7 +143,7 @@ class _Draft:
             )
         elif key not in self._state.dead_letters:
             return  # settled by another
-        elif outcome.kind in ("dead_letter", "deferred") and self._run(outcome.run_id) is None:
+        elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
             return  # no better than before; of a run that has its raw row by now it is a repeat
         self._tried.add(key)
         if self._settle(outcome, again=True) != "deferred":
@@ -156,10 +157,10 @@ class _Draft:
         if outcome.event_key:
             self._events.add(event)
         word = (outcome.mention.outcome or "") if outcome.mention else ""
-        if outcome.kind == "run":
+        if outcome.kind in ("run", "reclaim"):
             if outcome.file is None or not run_id:
                 raise IntegrityError(f"{outcome.origin} {run_id}: a run without its raw object")
-            self._runs[run_id] = KnownRun(word, outcome.file.digest)
+            self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
         self._lists[outcome.kind].append(outcome)
@@ -180,7 +181,7 @@ class _Draft:
         return {
             "time_us": time_us,
             "offsets": offsets,
-            **{name: [outcome.to_json() for outcome in self._lists[kind]] for kind, name in LISTS.items()},
+            **lists_of(self._lists),
             "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
             **({"closed_letters": letters} if letters else {}),
         }
@@ -190,14 +191,26 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
     """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
     if repeated:
         return _plain(outcome, run).replace(kind="repeat", reason="event")
-    if run is None or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
+    if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
+        if run is not None and outcome.kind == "run":
+            outcome = outcome.replace(kind="reclaim")
         keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
         return outcome if keeps else outcome.replace(payload=None)
     plain = _plain(outcome, run)
     word = outcome.mention.outcome if outcome.mention else None
-    if word and word != run.outcome:
-        return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
-    return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
+    if not word or word == run.outcome:
+        return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
+    if run.trusted and not outcome.trust.trusted:
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"the run is {run.outcome}, and trusted")
+    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
+
+
+def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
+    """Whether an outcome is the first of its trust that names its run.
+
+    What an untrusted event said of a run does not bind a trusted one: that brings its own row, or waits for its log.
+    """
+    return run is None or (outcome.trust.trusted and not run.trusted)
 
 
 def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:

@@ -12,7 +12,7 @@ from ciml.id_index import fingerprint
 from ciml.manifests import Delta
 from ciml.offsets import RangeSet
 from ciml.raw_state import RawState
-from ciml.records import LISTS, Kind
+from ciml.records import Kind, records_of
 
 _MANY = 100
 
@@ -56,9 +56,8 @@ class Audit:
                 self.counts[before] -= 1
         seen: set[bytes] = set()
         offsets: dict[tuple[str, int], list[int]] = {}
-        for kind, name in LISTS.items():
-            for record in delta[name]:
-                self._record(version, kind, record, fresh, settled, seen, offsets)
+        for kind, record in records_of(delta):
+            self._record(version, kind, record, fresh, settled, seen, offsets)
         for place, numbers in offsets.items():
             told = self._told.setdefault(place, RangeSet())
             for start, end in _ranges(sorted(set(numbers))):

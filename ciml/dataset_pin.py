@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ciml.dataset_plan import Fix, Resolver, SelectedRun, SpanPlan, Step, may_correct
+from ciml.dataset_plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_change
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import DatasetDefinition, slice_of
 from ciml.errors import CimlError, IntegrityError
 from ciml.run_records import RunLog, RunRecord
+
+#: A selected row: when its run ended, the run's id, where the row is recorded, and the record as JSON.
+_Found = tuple[int, str, Position, bytes]
 
 
 class Pin:
@@ -35,27 +38,36 @@ class Pin:
         """
         self.version = 0
         self.other_jobs: set[str] = set()
-        self._fixes: dict[str, list[tuple[Fix, bool]]] = {}
+        self._corrections: dict[str, list[Change]] = {}
         # A run as it was recorded takes a third of what it takes as objects, and all are held until the last is cut.
-        found: list[tuple[int, str, Position, bytes]] = []
+        found: list[_Found] = []
+        reclaimed: dict[str, _Found | None] = {}
         last, encode = definition.raw_version, msgspec.json.Encoder().encode
         for version, delta in raw.since(0):
             if last is not None and version > last:
                 break
             self.version = version
-            for index, record in enumerate(delta.runs):
-                mention = record.mention
+            for index, record in enumerate(delta.rows):
+                mention, row = record.mention, None
                 if definition.selects(job := mention.build_name):
-                    end = mention.end_us or mention.start_us or 0
-                    found.append((end, mention.run_id, (version, index), encode(record)))
+                    row = (mention.end_us or mention.start_us or 0, mention.run_id, (version, index), encode(record))
                 else:
                     self.other_jobs.add(job)
+                if index >= len(delta.runs):
+                    reclaimed[mention.run_id] = row
+                elif row is not None:
+                    found.append(row)
+            for reclaim in delta.reclaims:
+                self._corrections.pop(reclaim.mention.run_id, None)  # they were of the row that it takes the place of
             for each in delta.corrections:
-                self._fixes.setdefault(each.mention.run_id, []).append((each.fix, each.trusted))
+                self._corrections.setdefault(each.mention.run_id, []).append((each.fix, each.trust))
         if last is not None and self.version < last:
             raise CimlError(
                 f"raw_version {last}: the raw store {raw.url()} is at version {self.version}: is it another one?"
             )
+        if reclaimed:
+            found = [row for row in found if row[1] not in reclaimed]
+            found += [row for row in reclaimed.values() if row is not None]
         found.sort(key=lambda each: each[:2])
         self.selected = len(found)
         cut = found[slice_of(definition.slicer or ":")]
@@ -74,13 +86,16 @@ class Pin:
 
     def voters(self) -> Iterator[SelectedRun]:
         """The runs that were trusted when they came, or all where none was: whose classes count."""
-        some = any(run.trust is not None and run.trust.trusted for run in self.runs())
-        yield from (run for run in self.runs() if not some or (run.trust is not None and run.trust.trusted))
+        some = any(run.trust.trusted for run in self.runs())
+        yield from (run for run in self.runs() if not some or run.trust.trusted)
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """The last correction of a run that counts; None for a run without."""
-        fixes = [fix for fix, trusted in self._fixes.get(run.run_id, ()) if may_correct(trusted, run)]
-        return fixes[-1] if fixes else None
+        last = None
+        for correction in self._corrections.get(run.run_id, ()):
+            run, fix = apply_change(run, correction)
+            last = fix or last
+        return last
 
 
 class PinnedPlan:

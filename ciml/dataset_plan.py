@@ -1,7 +1,8 @@
 """What a data set seals next: decided by manifests alone, so that whoever computes it comes to the same.
 
 Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
-the raw version in which a span ends is in its first version; a later one that changes a label makes a new version.
+the raw version in which a span ends is in its first version; a later one that changes a label makes a new version. So
+does a reclaim, whose row takes the place of the run's earlier one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import cast
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import ResolvedDefinition
 from ciml.errors import IntegrityError
-from ciml.records import Mention, OutcomeWord, RawFile, Record, Trust
+from ciml.records import UNJUDGED, Mention, OutcomeWord, RawFile, Record, Trust
 from ciml.run_records import RunDelta, RunLog, RunRecord
 
 
@@ -24,7 +25,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     position: Position
     mention: Mention
     file: RawFile
-    trust: Trust | None = None
+    trust: Trust = UNJUDGED
 
     @property
     def run_id(self) -> str:
@@ -67,6 +68,8 @@ class Step:
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
 #: An outcome, and the producer's own word for it.
 Fix = tuple[str, str]
+#: What the raw manifest says of a run after its first row: a correction with its trust, or the row of a reclaim.
+Change = tuple[Fix, Trust] | SelectedRun
 
 
 class Plan:
@@ -89,7 +92,7 @@ class Plan:
         self._resolved = state.resolved
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
         self._pending: dict[str, SelectedRun] = {}  # as corrected
-        self._late: dict[str, list[tuple[Fix, bool]]] = {}  # corrections of runs that are sealed, and their trust
+        self._late: dict[str, list[Change]] = {}  # of runs that are sealed
         # Of spans that earlier steps seal: the last version, and where their runs are. The runs themselves are large.
         self._planned: dict[int, tuple[int, tuple[Position, ...]]] = {}
         self._fixed: dict[str, Fix] = {}  # what those steps apply
@@ -106,13 +109,15 @@ class Plan:
         """
         end, _ = begin = self._cursor
         for version, delta in self._raw.since(end - 1):
-            for index, record in enumerate(delta.runs):
+            for index, record in enumerate(delta.rows):
                 if (version, index) < begin:
                     continue
+                run = SelectedRun.of((version, index), record)
+                if index >= len(delta.runs) and (run.run_id in self._pending or self._span_of(run.run_id)):
+                    continue  # a reclaim of a run that is selected already
                 if not self._definition.selects(job := record.mention.build_name):
                     self.other_jobs.add(job)
                     continue
-                run = SelectedRun.of((version, index), record)
                 self._pending[run.run_id] = run
                 if len(self._pending) == self._definition.span_runs:
                     yield self._seal((version, index + 1))
@@ -125,15 +130,15 @@ class Plan:
         self.waiting = len(self._pending)
 
     def _collect(self, version: int, delta: RunDelta) -> None:
-        """Takes in the corrections of a raw version, after its runs."""
-        for correction in delta.corrections:
-            run_id, fix, trusted = correction.mention.run_id, correction.fix, correction.trusted
+        """Takes in the reclaims and the corrections of a raw version, after its runs."""
+        for run_id, change in changes_of(version, delta):
             if run := self._pending.get(run_id):
-                if may_correct(trusted, run):
-                    self._pending[run_id] = run.corrected(fix)
+                changed, fix = apply_change(run, change)
+                self._pending[run_id] = changed
+                if fix is not None:
                     self._fixes[run_id] = fix
             elif version >= self._corrections_to and self._span_of(run_id):
-                self._late.setdefault(run_id, []).append((fix, trusted))
+                self._late.setdefault(run_id, []).append(change)
 
     def _span_of(self, run_id: str) -> int | None:
         return self._sealed.get(run_id) or self._state.span_of.get(run_id)
@@ -168,19 +173,21 @@ class Plan:
         return step
 
     def _new_versions(self) -> list[SpanPlan]:
-        """New versions of the spans in which a late correction changes a label. Forgets the late corrections."""
+        """New versions of the spans in which a late change changes a label or a row. Forgets the late changes."""
         late, self._late = self._late, {}
         out = []
         for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
             version, runs = self._last_version(span)
             after = []
             for run in runs:
-                fixes = [fix for fix, trusted in late.get(run.run_id, ()) if may_correct(trusted, run)]
-                new = run.corrected(fixes[-1]) if fixes else run
-                if self._label(new) == self._label(run):
+                new, last = run, None
+                for change in late.get(run.run_id, ()):
+                    new, fix = apply_change(new, change)
+                    last = fix or last
+                if new.position == run.position and self._label(new) == self._label(run):
                     new = run
-                else:
-                    self._fixes[run.run_id] = fixes[-1]
+                elif last is not None:
+                    self._fixes[run.run_id] = last
                 after.append(new)
             if any(new is not old for new, old in zip(after, runs, strict=True)):
                 out.append(SpanPlan(span, version + 1, tuple(after)))
@@ -197,13 +204,30 @@ class Plan:
             last, positions = planned
         else:
             versions = self._state.spans[span]
-            last, positions = max(versions), versions[1].selected
-        records = {version: self._raw.read(version).runs for version in sorted({place[0] for place in positions})}
+            last = max(versions)
+            positions = versions[last].selected
+        records = {version: self._raw.read(version).rows for version in sorted({place[0] for place in positions})}
         runs = (SelectedRun.of(place, records[place[0]][place[1]]) for place in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
         return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
 
 
-def may_correct(trusted: bool, run: SelectedRun) -> bool:
-    """What was trusted is not corrected by what is not."""
-    return trusted or run.trust is None or not run.trust.trusted
+def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
+    """What a delta changes of runs that were recorded before, by run id, in the order in which it applies."""
+    for index, record in enumerate(delta.reclaims, len(delta.runs)):
+        yield record.mention.run_id, SelectedRun.of((version, index), record)
+    for correction in delta.corrections:
+        yield correction.mention.run_id, (correction.fix, correction.trust)
+
+
+def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | None]:
+    """A run after a change, and the outcome that it has by that; None where the change does not count.
+
+    A correction counts where it is at least as trusted as the run, a reclaim where it was recorded after the row.
+    """
+    if isinstance(change, SelectedRun):
+        if change.position <= run.position:
+            return run, None
+        return change, (change.mention.outcome or "", change.mention.result)
+    fix, trust = change
+    return (run.corrected(fix), fix) if trust.trusted or not run.trust.trusted else (run, None)

@@ -12,7 +12,7 @@ from ciml.globs import glob_pattern
 from ciml.known_ids import LetterKey
 from ciml.manifests import Delta, ManifestLog
 from ciml.raw_state import RawState
-from ciml.records import LISTS, Origin, Outcome
+from ciml.records import Origin, Outcome, records_of
 from ciml.redact import redact_text
 
 _ALL = ("*",)
@@ -138,8 +138,7 @@ def _what_became(delta: Delta, key: LetterKey) -> tuple[str, ...]:
     origin, run_id = key
     return tuple(
         f"{kind} {record.get('reason', '')}".rstrip()
-        for kind, name in LISTS.items()
-        for record in delta[name]
+        for kind, record in records_of(delta)
         if record["origin"] == origin.to_json() and run_id in ("", record.get("mention", {}).get("run_id", ""))
     )
 

@@ -228,7 +228,12 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
         return self.windows
 
     def label_of(self, mention: Mention) -> tuple[int, str] | str:
-        """(label, class) of a run, or the reason for which it has none: ``no_label`` or ``unknown_class``."""
+        """(label, class) of a run, or the reason for which it is no example.
+
+        That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
+        """
+        if not self.definition.selects(mention.build_name):
+            return "other_job"
         name = label_of(mention, self.definition.class_label, self.definition.class_map)
         if name is None:
             return "no_label"

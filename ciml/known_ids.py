@@ -21,10 +21,17 @@ LetterKey = tuple[Origin, str]
 
 
 class KnownRun(NamedTuple):
-    """A run that has its raw row: the outcome that counts now, and the digest of the telemetry that was first."""
+    """A run that has its raw row.
+
+    Attributes:
+      outcome: the one that counts now.
+      digest: of the telemetry of the row that counts: the first, or the reclaim's.
+      trusted: whether the event that the row came from was trusted.
+    """
 
     outcome: str
     digest: str
+    trusted: bool
 
 
 class OpenLetter(NamedTuple):
@@ -114,7 +121,8 @@ def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     return closed
 
 
-#: The tables of a `LayeredIndex`. An outcome is its place in `_OUTCOMES`; a closed letter has the version 0.
+#: The tables of a `LayeredIndex`. An outcome is its place in `_OUTCOMES`, with `_UNTRUSTED` for a run that is not
+#: trusted; a closed letter has the version 0.
 TABLES: Mapping[str, TableKind] = {
     "events": TableKind(),
     "runs": TableKind({"outcome": "uint8", "digest": "binary"}),
@@ -130,6 +138,7 @@ TABLES: Mapping[str, TableKind] = {
         gone=_are_closed,
     ),
 }
+_UNTRUSTED = 0x80  # older versions did not say: such a run counts as trusted, which no untrusted event may correct
 _OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
@@ -217,7 +226,7 @@ class LayeredIndex:
             "runs": TABLES["runs"].rows(
                 [fingerprint(run_id) for run_id in runs],
                 {
-                    "outcome": [_outcome_number(run.outcome) for run in runs.values()],
+                    "outcome": [_outcome_number(run) for run in runs.values()],
                     "digest": [_pack(run.digest) for run in runs.values()],
                 },
             ),
@@ -245,14 +254,17 @@ def _open_letter(value: Mapping[str, Any] | None) -> OpenLetter | None:
 
 
 def _known_run(value: Mapping[str, Any] | None) -> KnownRun | None:
-    return None if value is None else KnownRun(_OUTCOMES[value["outcome"]], _unpack(value["digest"]))
+    if value is None:
+        return None
+    outcome: int = value["outcome"]
+    return KnownRun(_OUTCOMES[outcome & ~_UNTRUSTED], _unpack(value["digest"]), not outcome & _UNTRUSTED)
 
 
-def _outcome_number(word: str) -> int:
+def _outcome_number(run: KnownRun) -> int:
     try:
-        return _OUTCOMES.index(word)
+        return _OUTCOMES.index(run.outcome) | (0 if run.trusted else _UNTRUSTED)
     except ValueError:
-        raise IntegrityError(f"raw manifest: {word!r} is no outcome") from None
+        raise IntegrityError(f"raw manifest: {run.outcome!r} is no outcome") from None
 
 
 def _pack(digest: str) -> bytes:

@@ -12,7 +12,7 @@ from ciml.id_index import IdTable, Rows
 from ciml.known_ids import TABLES, Index, KnownRun, LayeredIndex, LetterKey, MemoryIndex, OpenLetter
 from ciml.manifests import Delta, ManifestLog, catch_up
 from ciml.offsets import RangeSet
-from ciml.records import LISTS, Candidate, Kind, Origin, Outcome
+from ciml.records import LISTS, Candidate, Kind, Origin, Outcome, records_of, rows_of
 from ciml.storage import Store
 
 #: So many sources are counted each by itself, the first that came: a source is what an event says it is.
@@ -30,7 +30,7 @@ class RawState:
       deferred: open deferred outcomes by (origin, run id): logs that were not there yet.
       dead_letters: open dead letters by (origin, run id), which are looked up and listed where they are stored.
       counts: how many (event, run) there are by (kind, reason). The sum is the number of all that were ever covered.
-      trust: raw rows by (trusted, rule), as decided at ingestion.
+      trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
       recorded: how many (event, run) ever became what, by (source, kind). Nothing is taken from it when a dead letter
         is closed. A deferred one is not in it: it comes when it is settled.
       closed: closed dead letters by reason.
@@ -96,7 +96,7 @@ class RawState:
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
         closes: list[LetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
         self.index.prefetch(
-            runs=[record["mention"]["run_id"] for name in ("runs", "corrections") for record in delta[name]],
+            runs=[record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])],
             letters=[key for key in closes if key not in self.deferred],
         )
         self.torn = True
@@ -110,10 +110,9 @@ class RawState:
                     covered.add(start, end)
         for key in closes:
             self._close(key)
-        for kind, name in LISTS.items():
-            for record in delta[name]:
-                self._apply_record(version, kind, record)
-            self.records += len(delta[name])
+        for kind, record in records_of(delta):
+            self._apply_record(version, kind, record)
+            self.records += 1
         self.torn = False
         self.version = version
         self.time_us = delta["time_us"]
@@ -124,17 +123,20 @@ class RawState:
         reason: str = record.get("reason", "")
         if record.get("event_key"):
             self.index.add_event(record["event_key"], run_id)
-        if kind == "run":
-            if self.index.run(run_id) is not None:
-                raise IntegrityError(f"raw manifest: version {version} holds the run {run_id} again")
-            self.index.put_run(run_id, KnownRun(mention.get("outcome", ""), record["file"]["digest"]))
-            trust = record.get("trust", {})
-            self.trust[trust.get("trusted", False), trust.get("rule", "")] += 1
+        trust = record.get("trust", {})
+        trusted: bool = trust.get("trusted", False)
+        if kind in ("run", "reclaim"):
+            if (self.index.run(run_id) is not None) != (kind == "reclaim"):
+                what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
+                raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
+            self.index.put_run(run_id, KnownRun(mention.get("outcome", ""), record["file"]["digest"], trusted))
+            self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
             known = self.index.run(run_id)
             if known is None:
                 raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
-            self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
+            if trusted or not known.trusted:  # older versions recorded what untrusted events said of trusted runs, too
+                self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
         elif kind in ("deferred", "dead_letter"):
             key = (Origin.from_json(record["origin"]), run_id)
             if kind == "deferred":

@@ -6,7 +6,7 @@ microseconds in UTC (int), so that they compare, sort and encode in one way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -20,16 +20,40 @@ Phase = Literal["queued", "started", "finished"]
 #: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
 #: What became of one (event, run). ``deferred`` is the only one that is not final: its log is tried again later.
-Kind = Literal["run", "repeat", "correction", "ignored", "dead_letter", "deferred"]
+#: ``reclaim`` is the raw row that a trusted event gives to a run whose row came from an untrusted one.
+Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred"]
 #: The list of a delta that holds the records of each kind.
 LISTS: Mapping[Kind, str] = {
     "run": "runs",
+    "reclaim": "reclaims",
     "repeat": "repeats",
     "correction": "corrections",
     "ignored": "ignored",
     "dead_letter": "dead_letters",
     "deferred": "deferred",
 }
+
+
+#: The lists of `LISTS` that a delta leaves out where they are empty: deltas of older versions do not have them.
+_LEFT_OUT = frozenset({"reclaims"})
+
+
+def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
+    """The records of a delta of the raw manifest with their kinds, in the order in which they apply."""
+    for kind, name in LISTS.items():
+        for record in delta.get(name, ()) if name in _LEFT_OUT else delta[name]:
+            yield kind, record
+
+
+def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
+    return [*delta["runs"], *delta.get("reclaims", ())]
+
+
+def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
+    """The lists of a delta that holds these records, as JSON."""
+    lists = {name: [record.to_json() for record in records.get(kind, ())] for kind, name in LISTS.items()}
+    return {name: found for name, found in lists.items() if found or name not in _LEFT_OUT}
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +140,10 @@ def _trust(trusted: bool, rule: str, policy: str) -> Trust:
     return Trust(trusted, rule, policy)
 
 
+#: The trust of what no policy has judged: none. Where it is stored it is left out.
+UNJUDGED = Trust(False, "not judged", "")
+
+
 class RawFile(Record, frozen=True, gc=False):
     """The raw object of a run, relative to the raw store's root.
 
@@ -148,7 +176,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     mention: Mention | None = None
     reason: str = ""
     detail: str = ""
-    trust: Trust | None = None
+    trust: Trust = UNJUDGED
     file: RawFile | None = None
     payload: Mapping[str, Any] | None = None
     attempts: int = 1
@@ -213,7 +241,7 @@ class Candidate:
     event_key: str
     mention: Mention
     message: Message | None = None  # for the payload of a dead letter; None in a retry or a backfill
-    trust: Trust | None = None
+    trust: Trust = UNJUDGED
     attempts: int = 1
     first_seen_us: int | None = None
     address: str = ""

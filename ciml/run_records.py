@@ -5,47 +5,60 @@ A delta is decoded straight into records. By way of dicts it takes four times as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from ciml.errors import IntegrityError
 from ciml.manifests import ManifestLog
-from ciml.records import Mention, RawFile, Record, Trust
+from ciml.records import UNJUDGED, Mention, RawFile, Record, Trust
+
+#: Decides on the trust of a run by its facts: `transforms.trust.evaluate` with a policy.
+Judge = Callable[[Mention], Trust]
 
 
 class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
-    """A raw row: one of a delta's ``runs``."""
+    """A raw row: one of a delta's ``runs`` or ``reclaims``."""
 
     mention: Mention
     file: RawFile
-    trust: Trust | None = None
+    trust: Trust = UNJUDGED
 
 
 class Correction(Record, frozen=True, gc=False):
     """One of a delta's ``corrections``: what an event said of a run that was stored before."""
 
     mention: Mention
-    trust: Trust | None = None
+    trust: Trust = UNJUDGED
 
     @property
     def fix(self) -> tuple[str, str]:
         """The outcome, and the producer's own word for it."""
         return self.mention.outcome or "", self.mention.result
 
-    @property
-    def trusted(self) -> bool:
-        """Whether it may correct what is trusted."""
-        return self.trust is None or self.trust.trusted
+
+_Judged = TypeVar("_Judged", RunRecord, Correction)
 
 
 class RunDelta(Record, frozen=True, gc=False):
-    """What a delta of a raw manifest says of runs."""
+    """What a delta of a raw manifest says of runs.
+
+    Attributes:
+      runs: the rows of runs that had none.
+      reclaims: the rows of runs whose earlier row came from an untrusted event, and is not read any more.
+      corrections: further outcomes of runs. They apply after all rows of the delta.
+    """
 
     runs: tuple[RunRecord, ...] = ()
+    reclaims: tuple[RunRecord, ...] = ()
     corrections: tuple[Correction, ...] = ()
     version: int = 0
+
+    @property
+    def rows(self) -> tuple[RunRecord, ...]:
+        """All rows, as `ciml.records.rows_of` has them: a row's index in a position counts here."""
+        return self.runs + self.reclaims if self.reclaims else self.runs
 
 
 class RunLog(Protocol):
@@ -62,10 +75,17 @@ class RunLog(Protocol):
 
 
 class StoredRunLog:
-    """A raw manifest. Raises `IntegrityError` for a delta that is broken."""
+    """A raw manifest. Raises `IntegrityError` for a delta that is broken.
 
-    def __init__(self, log: ManifestLog) -> None:
+    Args:
+      log: the manifest.
+      judge: decides on stored records without a trust decision, by their facts: older versions judged only events whose
+        log they fetched.
+    """
+
+    def __init__(self, log: ManifestLog, judge: Judge) -> None:
         self._log = log
+        self._judge = judge
         self._decoder = msgspec.json.Decoder(RunDelta)
 
     def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
@@ -86,4 +106,16 @@ class StoredRunLog:
             raise IntegrityError(f"{where} is no delta of a raw manifest: restore it from a copy ({error})") from None
         if delta.version != version:
             raise IntegrityError(f"{where} does not hold version {version}")
-        return delta
+        return delta.replace(
+            runs=self._judged(delta.runs),
+            reclaims=self._judged(delta.reclaims),
+            corrections=self._judged(delta.corrections),
+        )
+
+    def _judged(self, records: tuple[_Judged, ...]) -> tuple[_Judged, ...]:
+        if all(record.trust is not UNJUDGED for record in records):
+            return records
+        return tuple(
+            record.replace(trust=self._judge(record.mention)) if record.trust is UNJUDGED else record
+            for record in records
+        )

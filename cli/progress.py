@@ -18,6 +18,7 @@ _EVERY_S = 5.0
 
 WORDS = {
     "run": "runs",
+    "reclaim": "reclaimed runs",
     "repeat": "repeats",
     "correction": "corrections",
     "ignored": "ignored",

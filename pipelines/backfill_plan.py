@@ -14,7 +14,7 @@ from ciml.globs import glob_pattern
 from ciml.listing import ListedRun, Reading, decode_line
 from ciml.listing_files import Block, Listing
 from ciml.offsets import RangeSet
-from ciml.records import LISTS, Batch, OffsetRange
+from ciml.records import LISTS, Batch, OffsetRange, records_of
 from ciml.storage import Store
 from pipelines.committer import Committer, committer
 from transforms.decode import ALL_JOBS
@@ -134,10 +134,9 @@ class Following:
         """Takes in what was committed, tells it, and lets the manifest be looked after."""
         for version, delta in self.committing.log.since(self._version):
             self._version = version
-            for kind, name in LISTS.items():
-                for record in delta[name]:
-                    if record["origin"][0] == self._topic:
-                        self.tally.counts[kind, record.get("reason", "")] += 1
+            for kind, record in records_of(delta):
+                if record["origin"][0] == self._topic:
+                    self.tally.counts[kind, record.get("reason", "")] += 1
         with self.committing.state() as state:
             self.tally.settled = state.covered(self._topic, 0).count()
         self.committing.maintain()
@@ -145,9 +144,10 @@ class Following:
         self.tell()
 
     def known(self, runs: Mapping[int, str]) -> frozenset[int]:
-        """The keys of those runs that have their raw row."""
+        """The keys of those runs that have a trusted raw row. What a listing says of others may reclaim them."""
         with self.committing.state() as state:
-            return frozenset(number for number, run_id in runs.items() if state.index.run(run_id) is not None)
+            found = {number: state.index.run(run_id) for number, run_id in runs.items()}
+            return frozenset(number for number, run in found.items() if run is not None and run.trusted)
 
     def tell(self) -> None:
         """Tells how far it is, unless it did so a moment ago."""

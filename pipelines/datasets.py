@@ -199,7 +199,7 @@ def _resolve(
     came, if any were."""
     if state.definition is None:
         raise CimlError("no such data set")
-    voters = [run for run in runs if run.trust is not None and run.trust.trusted] or runs
+    voters = [run for run in runs if run.trust.trusted] or runs
     found = Counter(source.columns(voters))
     columns = [names for each, runs in found.items() for names in [telemetry_columns(each)] * runs]
     return resolve(state.definition, columns, (run.mention for run in (voters if pin is None else pin.voters())))
@@ -299,7 +299,7 @@ def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) 
         wanted = {
             record.mention.run_id
             for version, delta in StoredRuns(raw_store_of(data, state)).log.since(0)
-            for index, record in enumerate(delta.runs)
+            for index, record in enumerate(delta.rows)
             if (version, index) < state.cursor and definition.selects(record.mention.build_name)
         }
     wrong.extend(f"the run {run_id} is in a data set twice" for run_id, times in Counter(have).items() if times > 1)

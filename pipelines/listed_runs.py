@@ -22,7 +22,7 @@ from ciml.definitions import ResolvedDefinition
 from ciml.errors import EngineError
 from ciml.listing import Reading
 from ciml.listing_files import Listing
-from ciml.records import LISTS, Batch, OffsetRange, Outcome, RawFile
+from ciml.records import Batch, OffsetRange, Outcome, RawFile, records_of
 from ciml.run_records import RunDelta
 from transforms.downsample import Windows, downsample, merge_windows
 from transforms.examples import Examples, examples_from
@@ -191,9 +191,7 @@ class ListedLog:
         delta = reconcile(RawState(), map(self._settled, batches), 0)
         if delta is None:
             return RunDelta()
-        for kind, name in LISTS.items():
-            if kind != "run":
-                self.left_out.update((kind, record.get("reason", "")) for record in delta[name])
+        self.left_out.update((kind, record.get("reason", "")) for kind, record in records_of(delta) if kind != "run")
         return msgspec.convert(delta, RunDelta)
 
     def _settled(self, decoded: Batch) -> Batch:

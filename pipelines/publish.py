@@ -17,7 +17,7 @@ from ciml.dead_letters import described
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifests import Delta, ManifestLog
-from ciml.records import Message
+from ciml.records import Message, rows_of
 from pipelines.kafka_client import KafkaOptions, Reader, as_engine_error, is_mock, list_topic, make_topic
 
 #: The header that names the delta, and the one that names the manifest (the digest of its first delta).
@@ -204,8 +204,8 @@ class Projection:
 
 
 def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """The announcements of a raw delta: a reference to each new run, not the run itself."""
-    for record in delta["runs"]:
+    """The announcements of a raw delta: a reference to each new row, not the row itself. A reclaim is a new row."""
+    for record in rows_of(delta):
         mention, file = record["mention"], record["file"]
         value = {
             "run_id": mention["run_id"],

@@ -16,7 +16,7 @@ from ciml.dead_letters import Choice, Letter, open_keys, open_letters
 from ciml.errors import Refused
 from ciml.known_ids import LetterKey
 from ciml.letters import whole_payload
-from ciml.records import LISTS, Batch, Origin
+from ciml.records import Batch, Origin, records_of
 from ciml.storage import Store
 from pipelines.committer import committer
 from transforms.again import read_again
@@ -157,11 +157,10 @@ def _closed_by(config: ReplayConfig, version: int | None, found: Replayed, keys:
         return set()
     delta = committer(config.raw).log.read(version)
     closed = {(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]} & keys
-    for kind, name in LISTS.items():
-        for record in delta[name]:
-            origin, run_id = Origin.from_json(record["origin"]), record.get("mention", {}).get("run_id", "")
-            if (origin, run_id) in closed or (origin, "") in closed:
-                found.became[kind, record.get("reason", "")] += 1
+    for kind, record in records_of(delta):
+        origin, run_id = Origin.from_json(record["origin"]), record.get("mention", {}).get("run_id", "")
+        if (origin, run_id) in closed or (origin, "") in closed:
+            found.became[kind, record.get("reason", "")] += 1
     return closed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 from ciml.dataset_plan import SelectedRun, SpanPlan
@@ -15,6 +15,7 @@ from ciml.storage import Store
 from transforms.examples import Examples
 from transforms.raw_reader import read_columns
 from transforms.spans import examples_of
+from transforms.trust import TrustPolicy, evaluate
 
 
 class RunSource(Protocol):
@@ -43,7 +44,7 @@ class StoredRuns:
 
     @cached_property
     def log(self) -> RunLog:
-        return StoredRunLog(self._manifest)
+        return StoredRunLog(self._manifest, partial(evaluate, TrustPolicy.load()))
 
     def is_empty(self) -> bool:
         """Whether the raw store has no manifest."""

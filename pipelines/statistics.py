@@ -19,7 +19,7 @@ from ciml.dataset_state import ExampleFile, SpanVersion
 from ciml.definitions import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.manifests import ManifestLog
-from ciml.records import Mention, RawFile
+from ciml.records import Mention, RawFile, rows_of
 from ciml.storage import Store
 from ciml.telemetry import telemetry_columns
 from transforms.drift_counts import Columns, add_columns, columns_from_json, columns_to_json
@@ -117,8 +117,8 @@ def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Colum
 
 
 def _columns_path(span: SpanVersion) -> str:
-    """All versions of a span have the same runs."""
-    key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids())})
+    """All versions of a span have the same runs, and the same rows of them but for reclaims."""
+    key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
     return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
 
 
@@ -132,7 +132,7 @@ class _Raw:
 
     def _records(self, version: int) -> Any:
         if self._last[0] != version:
-            self._last = version, self._log.read(version)["runs"]
+            self._last = version, rows_of(self._log.read(version))
         return self._last[1]
 
     def columns(self, span: SpanVersion) -> Columns | None:

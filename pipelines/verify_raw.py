@@ -19,7 +19,7 @@ from ciml.errors import IntegrityError
 from ciml.manifests import ManifestLog
 from ciml.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
 from ciml.raw_state import RawState, open_raw
-from ciml.records import RawFile
+from ciml.records import RawFile, rows_of
 from ciml.storage import Store
 from ciml.verify_manifest import verify_manifest
 from transforms.packs import OpenPack, open_pack, prove_pack
@@ -116,11 +116,12 @@ def _audit(
     log, state = open_raw(raw)
     audit, names, chosen = Audit(), _Names(), list[NamedRun]()
     number, choose = 0, random.Random(seed)  # noqa: S311
+    superseded: dict[str, str] = {}
     for version, delta in log.since(0):
         if version > state.version:
             break
         audit.add(version, delta)
-        _compare_runs(state, delta, found)
+        _compare_runs(state, delta, superseded, found)
         for run in named_runs(delta):
             names.add(run)
             number += 1
@@ -129,6 +130,8 @@ def _audit(
             elif sample and (at := choose.randrange(number)) < sample:
                 chosen[at] = run
         tell("the accounting", version, state.version)
+    for run_id, digest in superseded.items():
+        found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {state.index.run(run_id)}")
     audit.compare(state)
     for finding in audit.findings:
         found.find(finding)
@@ -143,13 +146,18 @@ def _audit(
     return names, chosen
 
 
-def _compare_runs(state: RawState, delta: dict[str, Any], found: Verification) -> None:
-    runs = [(record["mention"]["run_id"], record["file"]["digest"]) for record in delta["runs"]]
-    state.index.prefetch(runs=[run_id for run_id, _ in runs])
-    for run_id, digest in runs:
+def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
+    """Compares rows with the index. A row with another digest has to be followed by a reclaim: see ``superseded``."""
+    rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
+    state.index.prefetch(runs=[run_id for run_id, _ in rows])
+    for run_id, digest in rows:
         known = state.index.run(run_id)
-        if known is None or known.digest != digest:
-            found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {known}")
+        if known is None:
+            found.find(f"the run {run_id} is recorded with the digest {digest}, and the index does not have it")
+        elif known.digest != digest:
+            superseded[run_id] = digest
+        else:
+            superseded.pop(run_id, None)
 
 
 class _Names:

@@ -12,7 +12,7 @@ import numpy as np
 from ciml.dataset_state import raw_store_by_name
 from ciml.errors import IntegrityError
 from ciml.manifests import ManifestLog
-from ciml.records import RawFile
+from ciml.records import RawFile, rows_of
 from ciml.storage import Store
 from training.snapshot import Snapshot, SnapshotRun
 
@@ -185,7 +185,7 @@ def raw_files(raw: Store, run_ids: set[str]) -> dict[str, RawFile]:
     """The objects of runs in a raw store, by run id. Raises `IntegrityError` where the raw manifest lacks one."""
     found: dict[str, RawFile] = {}
     for _, delta in ManifestLog(raw).since(0):
-        for record in delta["runs"]:
+        for record in rows_of(delta):  # the last row of a run is the one that is read
             if record["mention"]["run_id"] in run_ids:
                 found[record["mention"]["run_id"]] = RawFile.from_json(record["file"])
     if missing := run_ids - set(found):

@@ -19,7 +19,7 @@ from ciml.definitions import ResolvedDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifests import ManifestLog
-from ciml.records import Mention
+from ciml.records import Mention, rows_of
 from ciml.storage import Store
 from transforms.split import split_of
 from transforms.trust import TrustPolicy, evaluate
@@ -229,7 +229,7 @@ def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
     found: dict[str, Mention] = {}
     for version, indices in sorted(wanted.items()):
         try:
-            runs = log.read(version)["runs"]
+            runs = rows_of(log.read(version))
         except FileNotFoundError:
             raise IntegrityError(
                 f"{log.store.url(log.path(version))} is gone, and a data set was made from it"

@@ -54,13 +54,13 @@ def settle(
     Raises:
       EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
     """
-    waiting = Batch(None, candidates=[each for batch in batches for each in batch.candidates])
-    judged = guarded_candidates("trust", lambda part: judge(part, trust), waiting)
-    done = judged.settled
-    for part in _fetched(judged.candidates, policy, outages=outages, sleep=sleep, now_us=now_us):
+    judged = [guarded_candidates("trust", lambda part: judge(part, trust), batch) for batch in batches]
+    waiting = [each for batch in judged for each in batch.candidates]
+    done: list[Outcome] = []
+    for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
         done += _stored(part, raw)
         del part
-    return _shared_out(batches, done)
+    return _shared_out(judged, done)
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:

@@ -146,7 +146,21 @@ def _evaluate(policy: TrustPolicy, facts: tuple[str, ...]) -> Trust:
 
 
 def judge(batch: Batch, policy: TrustPolicy) -> Batch:
-    """Sets the trust of each candidate of a batch; the batch itself is returned."""
+    """Judges all that a batch says of runs: its candidates, and what is settled without a log.
+
+    Whatever is settled may change a run that is stored: its outcome, or whether it is waited for.
+
+    Args:
+      batch: not changed, but for its candidates, whose trust is set.
+      policy: decides.
+
+    Returns:
+      The batch with its settled outcomes judged. One without a run has no facts, and stays as it is.
+    """
     for candidate in batch.candidates:
         candidate.trust = evaluate(policy, candidate.mention)
-    return batch
+    settled = [
+        outcome if outcome.mention is None else outcome.replace(trust=evaluate(policy, outcome.mention))
+        for outcome in batch.settled
+    ]
+    return Batch(batch.covers, batch.messages, batch.candidates, settled)

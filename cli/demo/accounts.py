@@ -9,14 +9,14 @@ from typing import Any
 
 from ciml.manifests import ManifestLog
 from ciml.offsets import RangeSet
-from ciml.records import LISTS, Origin, Outcome
+from ciml.records import Origin, Outcome, records_of
 from ciml.storage import Store
 from cli.demo.produce import Produced
 from cli.report.result import AccountingLine, Check, SpoiltLine
 
 Place = tuple[str, int, int, str]
 #: The order in which classes are shown.
-KINDS = ("run", "repeat", "correction", "ignored", "dead_letter", "deferred")
+KINDS = ("run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred")
 
 
 @dataclass(slots=True)
@@ -47,14 +47,13 @@ class Accounts:
                     self.covered.setdefault((topic, int(partition)), RangeSet()).add(start, end)
         for origin, run_id in delta["closes"]:
             self.final.pop(_place(Origin.from_json(origin), run_id), None)
-        for name in LISTS.values():
-            for record in delta[name]:
-                outcome = Outcome.from_json(record)
-                place = _place(outcome.origin, outcome.run_id)
-                if outcome.kind == "deferred":
-                    self.waited.add(place)
-                    self.final[place] = [one for one in self.final[place] if one.kind != "deferred"]
-                self.final[place].append(outcome)
+        for _, record in records_of(delta):
+            outcome = Outcome.from_json(record)
+            place = _place(outcome.origin, outcome.run_id)
+            if outcome.kind == "deferred":
+                self.waited.add(place)
+                self.final[place] = [one for one in self.final[place] if one.kind != "deferred"]
+            self.final[place].append(outcome)
 
     def runs(self) -> list[Outcome]:
         """The raw rows, in the manifest's order."""
@@ -95,7 +94,7 @@ def spoilt_lines(produced: Iterable[Produced], accounts: Accounts) -> list[Spoil
             messages[line.trick].add((line.topic, line.partition, line.offset, ""))
             for one in accounts.final.get(line.place, ()):
                 words = one.kind + (f": {one.reason}" if one.reason else "")
-                if one.kind == "run" and one.trust is not None and not one.trust.trusted:
+                if one.kind == "run" and not one.trust.trusted:
                     words += ", untrusted"
                 if one.kind == "run" and line.place in accounts.waited:
                     words += ", after waiting"
@@ -150,7 +149,7 @@ def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
         f"{line.run_id} was judged {one.trust}"
         for line in produced
         for one in accounts.final.get(line.place, ())
-        if one.kind == "run" and (one.trust is None or one.trust.trusted != line.trusted)
+        if one.kind == "run" and one.trust.trusted != line.trusted
     ]
     untrusted = sum(line.trusted is False for line in produced)
     return made_check("runs of the pipeline check are untrusted, all others trusted", wrong, f"{untrusted} untrusted")

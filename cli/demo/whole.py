@@ -95,7 +95,7 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
     say("predictions")
     predictions = Predictions(demo.data)
     predictions.catch_up()
-    trusted = {one.run_id: one.trust is not None and one.trust.trusted for one in runs}
+    trusted = {one.run_id: one.trust.trusted for one in runs}
     pushed = [line.version for line in versions if line.model == ALL and line.verdict == "pushed"]
     checks.append(check_predictions(trusted, predictions.records, pushed))
     checks += [

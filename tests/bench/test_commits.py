@@ -133,7 +133,7 @@ def test_computing_a_delta_with_a_million_ids_known_against_ten_thousand(kind: s
         else:
             state = RawState()
             for one in range(runs):
-                state.index.put_run(f"known {one}", KnownRun("success", "d"))
+                state.index.put_run(f"known {one}", KnownRun("success", "d", True))
                 for event in range(3):
                     state.index.add_event(f"known {one} {event}", f"known {one}")
             states.append(state)

@@ -113,7 +113,7 @@ def _outcome(rng: random.Random, partition: int, offset: int) -> Outcome:
     mention = Mention(run_id=run, build_uuid=run, build_name="job", outcome=word)
     digest = rng.choice([f"{rng.getrandbits(256):064x}", f"{run}d"])
     file = RawFile(f"runs/{run}.{digest}", digest, 3, 99) if kind == "run" else None
-    trust = Trust(rng.random() < 0.5, "gated", "p") if kind == "run" else None
+    trust = Trust(rng.random() < 0.5, "gated", "p")
     return Outcome(kind, origin, key, mention, "" if kind == "run" else "why", trust=trust, file=file)  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.manifests import Delta, ManifestLog, catch_up, commit
 from ciml.offsets import RangeSet
-from ciml.records import LISTS, Batch, Mention, Message, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.records import LISTS, UNJUDGED, Batch, Mention, Message, OffsetRange, Origin, Outcome, RawFile, Trust
 from ciml.storage import LocalStore
 
 TOPIC = "ci-events"
@@ -34,10 +34,11 @@ def outcome(
     digest: str = "d1",
     reason: str = "",
     partition: int = 0,
+    trusted: bool = True,
     **more: object,
 ) -> Outcome:
     file = RawFile(f"runs/{run}.{digest}", digest, 3, 99) if kind == "run" else None
-    trust = Trust(True, "gated", "p") if kind == "run" else None
+    trust = (Trust(True, "gated", "p") if trusted else Trust(False, "no rule", "p")) if run else UNJUDGED
     return Outcome(  # type: ignore[arg-type]
         kind=kind, origin=Origin(TOPIC, partition, offset), event_key=event and f"zuul {event}",
         mention=mention(run, word) if run else None, reason=reason, file=file, trust=trust, **more,
@@ -69,7 +70,7 @@ def test_a_run_is_a_raw_row_and_its_offsets_are_covered() -> None:
     assert state.counts == {("run", ""): 1}
     assert state.trust == {(True, "gated"): 1}
     assert list(state.covered(TOPIC, 0)) == [(0, 5)]
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1")
+    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_corrections_are_compared_with_the_outcome_that_counts_now() -> None:
     assert delta is not None
     assert [record["detail"] for record in delta["corrections"]] == ["was success", "was failure"]
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1, ("correction", "outcome"): 2}
-    assert state.index.run("zuul~a~1") == KnownRun("success", "d1")
+    assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
 
 
 def test_the_last_word_on_a_run_is_the_one_sent_last_whatever_the_order_of_the_stages() -> None:
@@ -122,7 +123,7 @@ def test_the_last_word_on_a_run_is_the_one_sent_last_whatever_the_order_of_the_s
     cancelled = outcome(2, "ignored", event="e3", word="cancellation", reason="cancelled")
     step(state, batch(1, 3, cancelled, outcome(1, event="e2", word="failure")))
     assert state.counts == Counter({("run", ""): 1, ("correction", "outcome"): 2})
-    assert state.index.run("zuul~a~1") == KnownRun("cancellation", "d1")
+    assert state.index.run("zuul~a~1") == KnownRun("cancellation", "d1", True)
 
 
 def test_an_event_that_names_many_runs_counts_each_and_one_named_twice_once() -> None:
@@ -147,7 +148,7 @@ def test_what_is_covered_is_dropped() -> None:
     assert delta is not None
     assert delta["offsets"][TOPIC]["partitions"] == {"0": [[4, 6]]}
     assert [record["origin"][2] for record in delta["runs"]] == [4, 5]
-    assert state.totals() == {"run": 6, "repeat": 0, "correction": 0, "ignored": 0, "dead_letter": 0, "deferred": 0}
+    assert state.totals() == dict.fromkeys(LISTS, 0) | {"run": 6}
 
 
 def test_an_empty_range_is_covered_too() -> None:

@@ -21,7 +21,11 @@ _OUTCOMES = ["", "success", "failure", "error", "timeout", "cancellation", "skip
 _DIGESTS = st.one_of(st.binary(max_size=33).map(bytes.hex), st.text(max_size=5), st.sampled_from(["AB", "ab cd", "a"]))
 _STEPS = st.one_of(
     st.tuples(st.just("event"), st.sampled_from(_NAMES), st.sampled_from(_NAMES)),
-    st.tuples(st.just("run"), st.sampled_from(_NAMES), st.builds(KnownRun, st.sampled_from(_OUTCOMES), _DIGESTS)),
+    st.tuples(
+        st.just("run"),
+        st.sampled_from(_NAMES),
+        st.builds(KnownRun, st.sampled_from(_OUTCOMES), _DIGESTS, st.booleans()),
+    ),
     st.tuples(
         st.just("letter"),
         st.sampled_from(_KEYS),
@@ -81,6 +85,6 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
 def test_an_outcome_that_is_none_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
     index = LayeredIndex({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
-    index.put_run("r", KnownRun("exploded", "d"))
+    index.put_run("r", KnownRun("exploded", "d", True))
     with pytest.raises(IntegrityError, match="'exploded' is no outcome"):
         index.recent()

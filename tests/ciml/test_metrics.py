@@ -17,7 +17,7 @@ from ciml.metrics import Board, registry_of, serve_metrics
 from ciml.part_files import PartFiles
 from ciml.raw_metrics import raw_families
 from ciml.raw_state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
-from ciml.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.records import UNJUDGED, Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
 from ciml.storage import LocalStore
 from tests.scraping import Samples, collected, parsed, scrape
 
@@ -26,7 +26,7 @@ def outcome(offset: int, source: str, kind: str, reason: str = "", **more: objec
     run_id = f"{source}~{offset}~1"
     mention = Mention(run_id, str(offset), "job", outcome="success", source=source) if source else None
     file = RawFile(f"runs/{offset}", f"digest-{offset}", 1, 1) if kind == "run" else None
-    trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else None
+    trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else UNJUDGED
     made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", mention, reason, trust=trust, file=file)  # type: ignore[arg-type]
     return made.replace(**more)
 

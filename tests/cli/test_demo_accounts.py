@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ciml.manifests import Delta, ManifestLog
-from ciml.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.records import UNJUDGED, Mention, Origin, Outcome, RawFile, Trust
 from ciml.storage import LocalStore
 from cli.demo import accounts as checks
 from cli.demo.accounts import Accounts
@@ -37,8 +37,8 @@ def outcome(
         line.event_key,
         Mention(line.run_id, line.run_id, "job") if line.run_id else None,
         line.reason if reason is None else reason,
-        trust=Trust(line.trusted is True if trusted is None else trusted, "gated", "p") if kind == "run" else None,
-        file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else None,
+        trust=Trust(line.trusted is True if trusted is None else trusted, "gated", "p") if kind == "run" else UNJUDGED,
+        file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else UNJUDGED,
     )
     return one.to_json()
 

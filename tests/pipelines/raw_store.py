@@ -31,7 +31,8 @@ class RawStore:
         runs: Sequence[tuple[Mention, pa.Table]] = (),
         corrections: Sequence[Mention] = (),
         others: Sequence[tuple[Mention, pa.Table]] = (),
-        trust: Trust | None = TRUSTED,
+        trust: Trust = TRUSTED,
+        reclaims: Sequence[tuple[Mention, pa.Table]] = (),
     ) -> int:
         """One delta with these runs, corrections, and known runs with another log. Returns its version."""
         first = self._offset + 1
@@ -47,6 +48,9 @@ class RawStore:
             "deferred": [],
             "closes": [],
         }
+        if reclaims:
+            rows = (self._run(mention, table, TRUSTED) for mention, table in reclaims)
+            delta["reclaims"] = [row.replace(kind="reclaim").to_json() for row in rows]
         delta["offsets"] = {"ci-events": {"id": "", "partitions": {"0": [[first, self._offset + 1]]}}}
         self._version += 1
         assert self.log.try_append(self._version, delta)
@@ -60,10 +64,10 @@ class RawStore:
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
 
-    def _run(self, mention: Mention, table: pa.Table, trust: Trust | None) -> Outcome:
+    def _run(self, mention: Mention, table: pa.Table, trust: Trust) -> Outcome:
         return self._outcome("run", mention, trust, self.write(mention, table))
 
-    def _outcome(self, kind: Any, mention: Mention, trust: Trust | None, file: RawFile | None = None) -> Outcome:
+    def _outcome(self, kind: Any, mention: Mention, trust: Trust, file: RawFile | None = None) -> Outcome:
         self._offset += 1
         origin = Origin("ci-events", 0, self._offset)
         return Outcome(kind, origin, f"zuul {self._offset}", mention, trust=trust, file=file)

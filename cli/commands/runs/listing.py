@@ -71,12 +71,16 @@ def list_runs(
 
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
     """All runs up to the state, the last committed first, as JSON. Reads as much of the manifest as is asked for."""
+    from ciml.records import rows_of
+
     for version in range(state.version, 0, -1):
-        records = log.read(version)["runs"]
+        records = rows_of(log.read(version))
         state.index.prefetch(runs=[record["mention"]["run_id"] for record in records])
         for record in reversed(records):
             mention, trust, file = record["mention"], record.get("trust", {}), record["file"]
             known = state.index.run(mention["run_id"])
+            if known and known.digest != file["digest"]:
+                continue  # reclaimed: a later row counts
             yield {
                 "run_id": mention["run_id"],
                 "build_name": mention["build_name"],
@@ -127,7 +131,7 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
         raise CimlError(f"{raw.url()} knows no run {run_id!r}: ciml runs list shows those that it has")
     known = state.index.run(run_id)
     told: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
-    stored = next((record for _, kind, record in records if kind == "run"), None)
+    stored = next((record for _, kind, record in reversed(records) if kind in ("run", "reclaim")), None)
     if stored is not None:
         told |= _place(raw, run_id, stored["file"])
     told["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
@@ -139,7 +143,7 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
 
 
 def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    from ciml.records import LISTS
+    from ciml.records import records_of
     from cli.bars import bars
 
     needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
@@ -151,10 +155,9 @@ def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, s
             if needle not in data:
                 continue
             delta = log.parse(version, data)
-            for kind, name in LISTS.items():
-                for record in delta[name]:
-                    if record.get("mention", {}).get("run_id") == run_id:
-                        yield version, kind, record
+            for kind, record in records_of(delta):
+                if record.get("mention", {}).get("run_id") == run_id:
+                    yield version, kind, record
 
 
 def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
     """What is wrong with the runs that the manifest names up to ``version``, a line each."""
-    from ciml.records import RawFile
+    from ciml.records import RawFile, rows_of
     from cli.bars import bars
     from transforms.raw_reader import verify_runs
 
@@ -86,7 +86,7 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
         for number, delta in log.since(0):
             if number > version:
                 return
-            for record in delta["runs"]:
+            for record in rows_of(delta):
                 yield record["mention"]["run_id"], RawFile.from_json(record["file"])
 
     faults: list[str] = []
