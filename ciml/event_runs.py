@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from ciml.errors import Refused
+from ciml.errors import CimlError, Refused
 from ciml.fields import identifier, iso_time, label_text, labels, needed_text, text, time_us
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 from ciml.outcomes import OUTCOMES, normal_word, outcome_of
@@ -29,28 +29,57 @@ _LISTING_TAKEN = {
 }  # fmt: skip
 
 
-def source_slug(source: str, names: Mapping[str, str] | None = None) -> str:
-    """The run ids' source for a CloudEvent source: in lower case, with a dash for what is no letter or digit.
+#: In a mapping of source names: any CloudEvent source that has no name of its own there.
+ANY_SOURCE = "*"
 
-    ``zuul`` and ``//zuul/`` are ``zuul``; ``https://zuul.example.org/t/main`` is ``zuul-example-org-t-main``.
+
+def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
+    """The run ids' source for a CloudEvent source: the name that is configured for it, or the source itself.
+
+    Only a source that is a name already stands for itself, so that two sources never become one.
 
     Args:
       source: the CloudEvent's source.
-      names: CloudEvent source -> the name to use instead. No other source gets such a name.
+      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others, whose own words do not count then.
 
     Raises:
-      Refused: ``bad_field``, where no letter or digit is left or the name is another source's.
+      Refused: ``bad_field``, where it has no name, or its own is given to another source.
     """
-    if names and source in names:
-        return names[source]
-    slug = source
+    names = names or {}
+    named = names.get(source) or names.get(ANY_SOURCE)
+    if named:
+        return named
     if not _SLUG.fullmatch(source):
-        slug = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-")
-    if not slug:
-        raise Refused("bad_field", f"source: {shown(source)} holds no letter or digit")
-    if names and slug in names.values():
-        raise Refused("bad_field", f"source: {slug} is the name of another source")
-    return slug
+        proposal = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
+        said = shown(source)
+        raise Refused("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
+    if source in names.values():
+        raise Refused("bad_field", f"source: {source} is the name of another source")
+    return source
+
+
+def check_source_name(name: str) -> str:
+    """The name, if it is one that a source can have.
+
+    Raises:
+      CimlError: it is not.
+    """
+    if not _SLUG.fullmatch(name):
+        raise CimlError(f"{name!r:.80} is no name of a source: want lower case letters, digits and dashes")
+    return name
+
+
+def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Pairs of a CloudEvent source (or `ANY_SOURCE`) and its name, checked.
+
+    Raises:
+      CimlError: a name that no source can have, or two names for one source.
+    """
+    found: dict[str, str] = {}
+    for source, name in pairs:
+        if found.setdefault(source, check_source_name(name)) != name:
+            raise CimlError(f"--source: {source!r:.80} has two names, {found[source]} and {name}")
+    return tuple(found.items())
 
 
 def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:

@@ -18,7 +18,7 @@ from ciml.event_runs import (
     mention_of_run,
     run_identity,
     run_of_mention,
-    source_slug,
+    source_name,
 )
 from ciml.fields import identifier, iso_time, kind_of, needed_text, time_us
 from ciml.json_input import parse_json
@@ -43,7 +43,7 @@ _STRUCTURED = (("content-type", b"application/cloudevents+json"),)
 
 __all__ = [
     "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
-    "finished_event", "log_address", "mention_from_listing", "run_event", "source_slug",
+    "finished_event", "log_address", "mention_from_listing", "run_event", "source_name",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
 
     Args:
       message: as read.
-      names: CloudEvent source -> the run ids' source, for sources whose slug (`source_slug`) is not wanted.
+      names: CloudEvent source -> the run ids' source, as `ciml.event_runs.source_name` takes them.
 
     Raises:
       Refused: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
@@ -118,7 +118,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     if not ce_source or " " in ce_source:
         raise Refused("bad_field", "source: want a URI reference")
     when_us = time_us(attributes, "time")
-    source = source_slug(ce_source, names)
+    source = source_name(ce_source, names)
     if data is None:
         raise Refused("missing_field", "data")
     if type(data) is not dict:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ciml.errors import CimlError, Refused
-from ciml.event_runs import listed_run, run_identity, source_slug
+from ciml.errors import Refused
+from ciml.event_runs import check_source_name, listed_run, run_identity
 from ciml.fields import kind_of
 from ciml.json_input import parse_json
 from ciml.letters import message_of
@@ -37,14 +37,8 @@ class Reading:
     logs: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("source", "runs_of"):
-            value = getattr(self, name)
-            try:
-                sound = source_slug(value) == value
-            except Refused:
-                sound = False
-            if not sound:
-                raise CimlError(f"{value!r:.80} is no name of a source: want lower case letters, digits and dashes")
+        for name in (self.source, self.runs_of):
+            check_source_name(name)
 
     def headers(self) -> tuple[tuple[str, bytes], ...]:
         """As a message has them."""

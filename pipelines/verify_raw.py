@@ -131,7 +131,8 @@ def _audit(
                 chosen[at] = run
         tell("the accounting", version, state.version)
     for run_id, digest in superseded.items():
-        found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {state.index.run(run_id)}")
+        known = state.index.run(run_id)
+        found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {known}")
     audit.compare(state)
     for finding in audit.findings:
         found.find(finding)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ciml.errors import CimlError, IntegrityError, Refused
-from ciml.events import decode_message
+from ciml.event_runs import ANY_SOURCE
 from ciml.letters import message_of
 from ciml.listing import Line, Reading, is_listing
 from ciml.raw_state import retry
@@ -55,7 +55,7 @@ def read_again(
         raise Refused("not_held", "the payload is broken") from None
     if is_listing(letter.origin.topic):
         return _checked(letter, _read_line(letter, message, logs))
-    return _checked(letter, _read_message(letter, message, selection, dict(names or {})))
+    return _checked(letter, _read_message(letter, message, selection, names or {}))
 
 
 def _read_line(letter: Outcome, message: Message, logs: str) -> Batch:
@@ -68,15 +68,12 @@ def _read_line(letter: Outcome, message: Message, logs: str) -> Batch:
     return decode_lines(_place_of(letter), [Line(letter.origin.offset, message.value or b"")], reading)
 
 
-def _read_message(letter: Outcome, message: Message, selection: Sequence[str], names: dict[str, str]) -> Batch:
+def _read_message(letter: Outcome, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
     covers = _place_of(letter)
     batch = _decoded(covers, message, selection, names)
     if letter.run_id and letter.run_id not in _runs(batch):
-        try:  # its source had another name when it came
-            names[decode_message(message).source] = RunId.decode(letter.run_id).source
-        except Refused:
-            return batch
-        batch = _decoded(covers, message, selection, names)
+        known = RunId.decode(letter.run_id).source  # the name that its source had when it came
+        batch = _decoded(covers, message, selection, {ANY_SOURCE: known})
     return batch
 
 

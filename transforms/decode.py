@@ -23,7 +23,7 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
     Args:
       batch: with ``covers``, which names the topic and partition of its messages.
       selection: globs of the jobs to take; ``all`` and ``*`` take every job.
-      names: CloudEvent source -> the run ids' source (`ciml.events.source_slug`).
+      names: CloudEvent source -> the run ids' source (`ciml.event_runs.source_name`).
 
     Returns:
       A batch without messages: finished runs of selected jobs as candidates; the others settled, ``ignored`` with a

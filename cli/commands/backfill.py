@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.errors import CimlError
 from cli.batch_options import logs_place, runner_option
 from cli.options import beam_option, data_path_option, home_option, s3_place
 from cli.signals import stop_on_signals
@@ -43,7 +42,7 @@ _INTERRUPTED = 130
 )
 @click.option(
     "--runs-of",
-    metavar="NAME|EVENT-SOURCE",
+    metavar="NAME",
     help="The CI system whose runs these are, as ciml ingest names it (--source there): a run that also comes as an "
     "event is then the same run.  [default: as --source]",
 )
@@ -149,8 +148,6 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, a name of no source, no folder of logs, a scheme that no store has.
     """
-    from ciml.errors import Refused
-    from ciml.event_runs import source_slug
     from ciml.listing import Reading
     from ciml.storage import open_store
     from pipelines.backfill_plan import BackfillConfig
@@ -159,16 +156,12 @@ def make_config(
     from transforms.trust import TrustPolicy
 
     logs = logs_place(logs)
-    try:
-        system = source_slug(runs_of or source)
-    except Refused as refused:
-        raise CimlError(f"--runs-of: {refused.detail}") from None
     # Several blocks of lines are under way at once, so each has a share of the memory that ingest gives to one batch.
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
     fetch = fetch.allowing(roots=(logs,))
     return BackfillConfig(
         open_store(data_path),
-        Reading(source, system, logs),
+        Reading(source, runs_of or source, logs),
         selection=jobs or ALL_JOBS,
         limit=limit,
         skip_known=skip_known,

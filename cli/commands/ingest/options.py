@@ -52,7 +52,7 @@ _SELECTION = [
         "sources",
         multiple=True,
         metavar="EVENT-SOURCE=NAME",
-        help="How the run ids of an event source begin; may be repeated.",
+        help="Name of an event source in run ids and policies; '*' for all others. May be repeated.",
     ),
     click.option(
         "--allow-host",
@@ -143,6 +143,7 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
     """
+    from ciml.event_runs import source_names
     from ciml.storage import open_store
     from pipelines.ingest import IngestConfig
     from pipelines.kafka_client import KafkaOptions
@@ -160,7 +161,7 @@ def make_config(
         runs_topic=runs_topic,
         dead_letters_topic=dead_letters_topic,
         selection=tuple(jobs) or ALL_JOBS,
-        names=tuple(pairs("--source", sources)),
+        names=source_names(pairs("--source", sources)),
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch,
     )

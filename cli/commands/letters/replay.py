@@ -41,7 +41,7 @@ _REMEDIES = {
     "sources",
     multiple=True,
     metavar="EVENT-SOURCE=NAME",
-    help="How the run ids of an event source begin: as ciml ingest has it; may be repeated.",
+    help="Name of an event source, as ciml ingest has it. May be repeated.",
 )
 @click.option(
     "--select",
@@ -108,6 +108,7 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, no folder of logs, a scheme that no store has.
     """
+    from ciml.event_runs import source_names
     from ciml.storage import open_store
     from cli.batch_options import logs_place
     from pipelines.replay import ReplayConfig
@@ -123,7 +124,7 @@ def make_config(
         choice,
         limit=limit,
         selection=selection or ALL_JOBS,
-        names=tuple(pairs("--source", sources)),
+        names=source_names(pairs("--source", sources)),
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch,
         logs=place,
