@@ -161,7 +161,7 @@ def test_what_the_options_mean(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "logs")
     config = make_config(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul")
     assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
-    with pytest.raises(CimlError, match="'https://zuul.example.org' is no name of a source"):
+    with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is no name of a source"):
         make_config("d", "s3://b/x", runs_of="https://zuul.example.org")
     assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
     assert make_config("d", "s3://b/x").fetch.s3_prefixes == ("s3://b/x",)
