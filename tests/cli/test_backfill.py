@@ -36,7 +36,7 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     packed = tmp_path / "builds.jsonl.gz"
     packed.write_bytes(gzip.compress(made.path.read_bytes()))
     words = ["backfill", str(packed), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
-    words += ["--runs-of", "//Zuul/"]
+    words += ["--runs-of", "zuul"]
     dry = ciml(*words, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "75 lines" in dry.stdout
@@ -84,7 +84,7 @@ def test_results_for_programs(tmp_path: Path) -> None:
         ("builds.jsonl", "builds.jsonl", [], "builds.jsonl: want a folder that is there"),
         ("builds.jsonl", "https://h/x", [], "https://h/x: want a folder that is there, or an s3:// prefix"),
         ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is no name of a source"),
-        ("builds.jsonl", "logs", ["--runs-of", "//"], "--runs-of: "),
+        ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is no name of a source"),
         ("builds.jsonl", "logs", [], "none of the first 12 logs is there"),
         ("builds.jsonl", "logs", ["--runner", "spark"], "is neither fnapi, flink"),
     ],

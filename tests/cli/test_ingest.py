@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.errors import CimlError
+from ciml.records import LISTS
 from ciml.storage import open_store
 from cli.commands.ingest import Duration, make_config
 from cli.commands.ingest import command as ingest
@@ -97,7 +98,7 @@ def test_runs_shows_the_accounting(tmp_path: Path) -> None:
     done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--json", "--last", "1"], standalone_mode=False)
     said = json.loads(done.output)
     assert (said["version"], said["runs"]) == (2, 2)
-    assert said["totals"] == {"run": 2, "repeat": 1, "correction": 0, "ignored": 0, "dead_letter": 0, "deferred": 0}
+    assert said["totals"] == dict.fromkeys(LISTS, 0) | {"run": 2, "repeat": 1}
     assert said["reasons"] == {"repeat": {"run": 1}, "run": {"": 2}}
     assert said["covered"] == {"t[0]": [[0, 3]]}
     assert [run["version"] for run in said["latest"]] == [2]
