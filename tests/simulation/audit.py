@@ -8,7 +8,7 @@ from typing import Any, cast
 from ciml.dataset_state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
 from ciml.digest import sha256_json
 from ciml.manifests import ManifestLog
-from ciml.records import Mention, OutcomeWord, RawFile
+from ciml.records import Mention, OutcomeWord, RawFile, rows_of
 from pipelines.datasets import update_dataset
 from tests.simulation.scenes import telemetry
 from tests.simulation.scheduler import Violation
@@ -37,10 +37,13 @@ class Poller:
         """Reads what is new, and some (or all) of what is old."""
         rng = self.process.world.random
         fresh = self._read("", self.raw, whole or rng.random() < 0.3)
-        new = [record for delta in fresh for record in delta["runs"]]
+        new = [record for delta in fresh for record in rows_of(delta)]
         files = {record["mention"]["run_id"]: RawFile.from_json(record["file"]) for record in new}
-        for run_id, file in files.items():
-            if self.runs.setdefault(run_id, file) != file:
+        for record in new:
+            run_id, file = record["mention"]["run_id"], RawFile.from_json(record["file"])
+            if record["kind"] == "reclaim":
+                self.runs[run_id] = file
+            elif self.runs.setdefault(run_id, file) != file:
                 raise Violation(f"the row of {run_id} is another now")
         old = list(self.runs) if whole else rng.sample(list(self.runs), min(2, len(self.runs)))
         for run_id in dict.fromkeys([*files, *old]):
@@ -140,7 +143,7 @@ def _check_dataset(world: World, process: Process, state: DatasetState) -> None:
     for run_id in selected:
         row = world.reckoning.rows[run_id]
         change = run_id.split("~")[1].removeprefix("r")
-        outcome = cast("OutcomeWord", row.label_outcome)
+        outcome = cast("OutcomeWord", row.outcome)
         mention = Mention(run_id, run_id, row.said.job, outcome=outcome, project="p", change=change)
         made = make_examples([mention], [telemetry(row.content)], resolved)
         if made.excluded:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from ciml import accounting, keeper, known_ids, manifests
 from ciml.digest import canonical_json
 from ciml.offsets import RangeSet
-from ciml.records import Outcome
+from ciml.records import Outcome, Trust
 from ciml.storage import Store
 from pipelines import committer, datasets
 from tests.simulation.fakes import Disk
@@ -155,9 +155,21 @@ def files_after_the_commit() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def any_event_corrects() -> Iterator[None]:
+    """What an untrusted event says of a run counts as if a trusted one had said it."""
+    real, trusted = accounting._classify, Trust(True, "planted", "")
+
+    def classify(outcome: Outcome, run: Any, *, repeated: bool) -> Outcome:
+        return real(outcome.replace(trust=trusted), run, repeated=repeated).replace(trust=outcome.trust)
+
+    with patch.object(accounting, "_classify", classify):
+        yield
+
+
 DEFECTS: tuple[Defect, ...] = (
     no_deduplication, overwritten_commit, covered_again, no_rebase, unguarded_append, torn_create, retry_settled_twice,
-    closed_unopened, files_after_the_commit,
+    closed_unopened, files_after_the_commit, any_event_corrects,
 )  # fmt: skip
 #: Those that take many commits, checkpoints and removals to show.
 RARE = (unguarded_append,)

@@ -20,7 +20,7 @@ Place = tuple[str, int, int]
 Key = tuple[int, int, str]
 
 _LISTS = {
-    "runs": "run", "repeats": "repeat", "corrections": "correction", "ignored": "ignored",
+    "runs": "run", "reclaims": "reclaim", "repeats": "repeat", "corrections": "correction", "ignored": "ignored",
     "dead_letters": "dead_letter", "deferred": "deferred",
 }  # fmt: skip
 _FINAL = {"cancelled", "skipped", "node_lost", "never_started"}
@@ -33,8 +33,7 @@ class Row:
     said: Said
     digest: str
     path: str
-    outcome: str
-    label_outcome: str  # the last that a data set may believe
+    outcome: str  # the last that counts
 
     @property
     def content(self) -> int:
@@ -78,7 +77,7 @@ class Reckoning:
         self.version = version
         fresh, begun = self._cover(delta)
         closes = Counter((origin[1], origin[2], run_id) for origin, run_id in delta["closes"])
-        records = [(kind, record) for name, kind in _LISTS.items() for record in delta[name]]
+        records = [(kind, record) for name, kind in _LISTS.items() for record in delta.get(name, ())]
         again, first = [], []
         for kind, record in records:
             key = self._key(record)
@@ -154,7 +153,12 @@ class Reckoning:
             return {("dead_letter", said.reason)}
         if said.verdict == "ignored" and (row is None or said.reason not in _FINAL):
             return {("ignored", said.reason)}
-        if row is not None:
+        reclaims = row is not None and said.trusted and not row.said.trusted
+        if reclaims and said.verdict == "ignored":
+            return {("ignored", said.reason)}
+        if row is not None and not reclaims:
+            if said.outcome != row.outcome and row.said.trusted and not said.trusted:
+                return {("ignored", "less_trusted")}
             if said.outcome != row.outcome:
                 return {("correction", "outcome")}
             other = said.address is not None and said.address.content != row.content
@@ -162,14 +166,15 @@ class Reckoning:
         address = said.address
         if address is None:
             raise Violation(f"{said} was finished without a log")
+        row_kind = ("reclaim" if reclaims else "run", "")
         waits = {("deferred", "log_not_found"), ("deferred", "log_unavailable"), ("dead_letter", "log_not_found")}
         if address.content < 0:
             return {("dead_letter", "corrupt_gzip"), ("deferred", "log_unavailable")}
         if address.from_us == NEVER:
             return waits
         if address.from_us == 0:
-            return {("run", ""), ("deferred", "log_unavailable")}
-        return (waits - {("dead_letter", "log_not_found")}) | {("run", "")}
+            return {row_kind, ("deferred", "log_unavailable")}
+        return (waits - {("dead_letter", "log_not_found")}) | {row_kind}
 
     def _take(
         self,
@@ -184,21 +189,20 @@ class Reckoning:
         self.settled[key] += 1
         if kind in ("deferred", "dead_letter"):
             self.open[key] = kind
-        elif kind == "run":
-            self._run(key, record, said)
+        elif kind in ("run", "reclaim"):
+            self._row(key, kind, record, said)
         elif kind == "correction":
             row = self.rows[said.run_id]
             row.outcome = said.outcome
-            if said.trusted or not row.said.trusted:
-                row.label_outcome = said.outcome
+            self._need(said.trusted == row.said.trusted, f"{key}: corrects a run of another trust")
 
-    def _run(self, key: Key, record: Mapping[str, Any], said: Said) -> None:
-        self._need(said.run_id not in self.rows, f"{key}: the run {said.run_id} has a second row")
+    def _row(self, key: Key, kind: str, record: Mapping[str, Any], said: Said) -> None:
+        self._need((said.run_id in self.rows) == (kind == "reclaim"), f"{key}: the run {said.run_id} has a second row")
         content = said.address.content if said.address else -1
         want = (digest(said.run_id, content), said.outcome, said.trusted)
         found = (record["file"]["digest"], record["mention"]["outcome"], record["trust"]["trusted"])
         self._need(found == want, f"{key}: its row has {found}, want {want}")
-        self.rows[said.run_id] = Row(said, want[0], record["file"]["path"], said.outcome, said.outcome)
+        self.rows[said.run_id] = Row(said, want[0], record["file"]["path"], said.outcome)
 
     def finish(self, *, ends: Mapping[int, int]) -> None:
         """After all is over: nothing is missing, and what is accepted is what had a log.

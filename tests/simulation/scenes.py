@@ -204,8 +204,9 @@ def _later(writer: _Writer, mention: Mention, where: Address) -> None:
         case 1:
             writer.event((mention, Address((where.content + 1) % 12)))
         case 2:
-            writer.event((mention.replace(outcome="cancellation", result="ABORTED"), where))
+            pipeline = writer.random.choice((mention.pipeline, "check"))
+            writer.event((mention.replace(outcome="cancellation", result="ABORTED", pipeline=pipeline), where))
         case _:
             outcome: OutcomeWord = writer.random.choice(("success", "failure", "timeout"))
-            pipeline = writer.random.choice((mention.pipeline, mention.pipeline, "check"))
+            pipeline = writer.random.choice((mention.pipeline, mention.pipeline, "check", "gate"))
             writer.event((mention.replace(outcome=outcome, result=_RESULTS[outcome], pipeline=pipeline), where))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ciml.checkpoints import Limits
 from ciml.errors import EngineError, IntegrityError
-from ciml.records import OffsetRange
+from ciml.records import OffsetRange, rows_of
 from tests.simulation.broker import Broker, Client
 from tests.simulation.chaos import Chaos
 from tests.simulation.fakes import Disk, SimStore
@@ -192,7 +192,7 @@ class World:
                     self.astray[self.scheduler.current.name if self.scheduler.current else ""] = int(match[2])
                     return
                 self.reckoning.add(int(match[2]), delta)
-                named = [f"raw/{each['file']['path']}" for each in delta["runs"]]
+                named = [f"raw/{each['file']['path']}" for each in rows_of(delta)]
             else:
                 files = [file for span in delta.get("spans", ()) for part in span["files"].values() for file in part]
                 named = [f"{match[1]}/{file['path']}" for file in files]
