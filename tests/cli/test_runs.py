@@ -23,7 +23,8 @@ def ciml(data: Path, *arguments: str) -> Result:
 def stored(tmp_path: Path) -> RawStore:
     raw = RawStore(open_store(tmp_path))
     raw.add([run(1), run(2, outcome="failure")])
-    raw.add([run(3, 1, build_name="tempest-full")], corrections=[run(1, outcome="timeout")[0]], trust=UNTRUSTED)
+    raw.add([run(3, 1, build_name="tempest-full")], trust=UNTRUSTED)
+    raw.add(corrections=[run(1, outcome="timeout")[0]])
     return raw
 
 
