@@ -38,7 +38,7 @@ def outcome(
         Mention(line.run_id, line.run_id, "job") if line.run_id else None,
         line.reason if reason is None else reason,
         trust=Trust(line.trusted is True if trusted is None else trusted, "gated", "p") if kind == "run" else UNJUDGED,
-        file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else UNJUDGED,
+        file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else None,
     )
     return one.to_json()
 

@@ -60,7 +60,7 @@ def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
     told: dict[str, Any] = json.loads(ciml(tmp_path, "show", "zuul~1~1", "--json").output)
     assert (told["outcome"], told["pack"], told["rows"], told["fault"]) == ("timeout", None, 4, "")
     assert told["columns"] == ["time", "boot", "total cpu usage:usr", "load avg:1m"]
-    assert [(each["version"], each["kind"]) for each in told["records"]] == [(1, "run"), (2, "correction")]
+    assert [(each["version"], each["kind"]) for each in told["records"]] == [(1, "run"), (3, "correction")]
     ciml(tmp_path, "compact")
     text = ciml(tmp_path, "show", "zuul~1~1").output
     assert f"pack       packs/{FIRST}/" in text
@@ -80,7 +80,7 @@ def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
     verified = ciml(tmp_path, "verify", "--grace", "0s")
     assert verified.return_value == 0
     assert verified.output.splitlines()[-1] == (
-        "4 records of 3 runs in 2 versions; 2 runs in 1 packs and 1 objects read: all as committed."
+        "4 records of 3 runs in 3 versions; 2 runs in 1 packs and 1 objects read: all as committed."
     )
     told = json.loads(ciml(tmp_path, "verify", "--json", "--sample", "2").output)
     assert (told["number"], told["read"], told["runs"]) == (0, 2, 3)
