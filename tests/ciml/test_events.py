@@ -213,7 +213,7 @@ def test_size_limit() -> None:
         ({"source": None}, "missing_field", "source"),
         ({"source": ["zuul"]}, "bad_field", "source: want a text, not a list"),
         ({"source": "a b"}, "bad_field", "source: want a URI reference"),
-        ({"source": "://"}, "bad_field", "source: '://' has no name; give it one: --source ://=NAME"),
+        ({"source": "://"}, "bad_field", "source: '://' has no name; give it one: --source '://'=NAME"),
         ({"time": "yesterday"}, "bad_time", "time: 'yesterday' is not ISO 8601"),
         ({"data": ...}, "missing_field", "data"),
         ({"data": None}, "missing_field", "data"),

@@ -33,7 +33,7 @@ def test_no_two_sources_become_one(source: str, proposal: str) -> None:
     with pytest.raises(Refused) as caught:
         decode_message(bare(RUN, source=source))
     assert caught.value.reason == "bad_field"
-    assert caught.value.detail == f"source: {source!r} has no name; give it one: --source {source}={proposal}"
+    assert caught.value.detail == f"source: {source!r:.80} has no name; give it one: --source {source!r:.80}={proposal}"
     assert decode_message(bare(RUN, source=source), {source: "ci"}).mentions[0].source == "ci"
 
 
