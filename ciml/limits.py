@@ -91,6 +91,35 @@ MAX_JSON_VALUES = 4 * MIB  # 4,194,304
 #: Opening brackets and braces of a JSON body: three bytes of it become up to 230 of memory.
 MAX_JSON_CONTAINERS = MIB // 2  # 524,288
 
+#: Inputs of a gRPC request, and outputs that it asks for. Signatures have a few.
+MAX_REQUEST_INPUTS = 64
+#: REST's open connections. With gRPC's and the spare ones they fit into 1,024 file descriptors, the usual limit of a
+#: process: without any, neither API accepts. `ServerOptions.rest_connections`.
+MAX_REST_CONNECTIONS = 512
+#: gRPC's open connections. `ServerOptions.grpc_connections`.
+MAX_GRPC_CONNECTIONS = 256
+#: File descriptors for models, the configuration, metrics, and connections that are being closed.
+SPARE_FILES = 256
+#: Seconds for the header of a request, for a handshake, and for reading an answer. `ServerOptions.header_s`.
+MAX_HEADER_S = 10.0
+#: Bytes of the header of a REST request.
+MAX_HEADER_BYTES = 16 * 1024
+#: Seconds for the rest of a request. 16 MiB take 20 s at 7 Mbit/s. `ServerOptions.body_s`.
+MAX_BODY_S = 20.0
+#: gRPC's half-sent messages: gRPC buffers each up to the largest request. The oldest is refused for a new one.
+MAX_READING_REQUESTS = 16
+#: Calls at once on one gRPC connection.
+MAX_STREAMS = 100
+#: Bytes of the requests that are read or wait, of each API, beyond the first SMALL_REQUEST_BYTES of each.
+MAX_HELD_BYTES = 64 * MIB
+SMALL_REQUEST_BYTES = 64 * 1024
+#: Requests beyond this size are worked on one at a time: one of 16 MiB takes 20 times that while it is parsed.
+LARGE_REQUEST_BYTES = MIB
+#: Requests that wait for a thread or are worked on.
+MAX_WAITING_REQUESTS = 1024
+#: Resident memory of the model server with one model of ciml's size, whatever clients send. The pod's limit.
+MAX_MODEL_SERVER_RSS = 2048 * MIB
+
 # Model server: what a model brings along. A version that exceeds one of these is not loaded.
 MAX_MODEL_FILES = 1000
 MAX_MODEL_BYTES = 2048 * MIB  # of all its files together

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,6 +17,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from serving.errors import RequestError, invalid
 from serving.grpc_service import fill_metadata, fill_status
+from serving.intake import Intake, Workers
 from serving.manager import ModelManager
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.rest_json import parse_body, read_inputs, write_outputs
@@ -30,13 +30,14 @@ _STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
 _INDENT = 1
 
 
-def rest_app(manager: ModelManager, metrics: Metrics, *, max_bytes: int) -> Starlette:
+def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:
     """The ASGI application.
 
     Args:
-      max_bytes: the largest body of a request.
+      intake: reads the bodies.
+      workers: answers the requests.
     """
-    api = _Api(manager, metrics, max_bytes)
+    api = _Api(manager, metrics, intake, workers)
     return Starlette(
         routes=[
             Route("/v1/{path:path}", _guarded(api.handle), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
@@ -51,8 +52,8 @@ def _json(body: bytes | str, status: int = 200) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-def _error(message: str, status: int) -> Response:
-    return _json(json.dumps({"error": message}), status)
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
 
 
 def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -71,28 +72,26 @@ def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
 
 
 class _Api:
-    def __init__(self, manager: ModelManager, metrics: Metrics, max_bytes: int) -> None:
-        self._manager, self._metrics, self._max_bytes = manager, metrics, max_bytes
+    def __init__(self, manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> None:
+        self._manager, self._metrics, self._intake, self._workers = manager, metrics, intake, workers
 
     async def handle(self, request: Request) -> Response:
         path = request.url.path
-        if request.method == "POST" and (match := _PREDICT.fullmatch(path)):
-            body = await self._body(request)
-            return await run_in_threadpool(self._predict, match, body)
-        if request.method == "GET" and (match := _STATUS.fullmatch(path)):
-            if match["metadata"]:
-                return await run_in_threadpool(self._metadata, match)
-            return self._status(match)
+        match = _PREDICT.fullmatch(path) if request.method == "POST" else None
+        if match is not None:
+            with self._intake.hold() as held:
+                try:
+                    body = await self._intake.read(held, request.stream())
+                except RequestError as error:
+                    # The rest of the body may still come: it must not be read as the next request.
+                    return _error(error.message, error.http_status, {"connection": "close"})
+                return await self._workers.run(len(body), lambda: self._predict(match, body))
+        found = _STATUS.fullmatch(path) if request.method == "GET" else None
+        if found is not None:
+            if found["metadata"]:
+                return await self._workers.run(0, lambda: self._metadata(found))
+            return self._status(found)
         raise invalid(f"Malformed request: {request.method} {path[:200]}")
-
-    async def _body(self, request: Request) -> bytes:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._max_bytes:
-                raise invalid(f"the request is larger than {self._max_bytes} bytes")
-            parts.append(part)
-        return b"".join(parts)
 
     def _predict(self, match: re.Match[str], body: bytes) -> Response:
         name, version, label = _spec(match)

@@ -6,27 +6,41 @@ python -m serving.server --config DATA/models/models.config --grpc-port 8500 --r
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
-from ciml.limits import MAX_REQUEST_BYTES, MAX_REQUEST_ROWS
+from ciml.limits import (
+    MAX_BODY_S,
+    MAX_GRPC_CONNECTIONS,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_S,
+    MAX_READING_REQUESTS,
+    MAX_REQUEST_BYTES,
+    MAX_REQUEST_ROWS,
+    MAX_REST_CONNECTIONS,
+    SPARE_FILES,
+)
 from ciml.metrics import serve_metrics
 from ciml.storage import open_store
 from serving.config import CONFIG_NAME, ModelEntry, parse_config
 
 _LOG = logging.getLogger(__name__)
+_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it can be counted
+_BACKLOG = 1024
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,10 @@ class ServerOptions:
       max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
       max_rows: the largest batch.
       threads: requests that are worked on at once. A call takes a fraction of a millisecond: a few suffice.
+      rest_connections, grpc_connections: open at once. They and SPARE_FILES must fit into the process's limit of open
+        files.
+      header_s: the time for the header of a request, for a handshake, and for reading an answer.
+      body_s: the time for the rest of a request.
       metrics_port, metrics_address: where metrics are shown too, apart from requests; None for nowhere else than
         under REST's ``/monitoring/prometheus/metrics``.
       allow_reload: whether HandleReloadConfigRequest is answered: it lets any client choose what is served.
@@ -59,6 +77,10 @@ class ServerOptions:
     max_bytes: int = MAX_REQUEST_BYTES
     max_rows: int = MAX_REQUEST_ROWS
     threads: int = 8
+    rest_connections: int = MAX_REST_CONNECTIONS
+    grpc_connections: int = MAX_GRPC_CONNECTIONS
+    header_s: float = MAX_HEADER_S
+    body_s: float = MAX_BODY_S
     allow_reload: bool = False
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
@@ -92,16 +114,13 @@ class ModelServer:
     def start(self) -> None:
         """Imports TensorFlow, loads what the configuration names, then listens. Raises `CimlError` where it cannot."""
         root = self.options.registry_root()
+        _check_open_files(self.options)
         listener = _listener(self.options.host, self.options.rest_port)  # before the seconds that the imports take
         self.rest_port = listener.getsockname()[1]
-        import uvicorn
-
-        from serving.grpc_service import serve_grpc
         from serving.loader import load_model
         from serving.manager import ModelManager
         from serving.metrics import Metrics
         from serving.registry import RegistryVerifier
-        from serving.rest import rest_app
 
         options, metrics = self.options, Metrics()
         self.metrics = metrics
@@ -116,21 +135,69 @@ class ModelServer:
         # every request waits for it.
         gc.collect()
         gc.freeze()
-        app = rest_app(self.manager, metrics, max_bytes=options.max_bytes)
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
-        self._rest = uvicorn.Server(config)
-        self._run("rest", lambda: self._rest.run(sockets=[listener]))
-        self._grpc, self.grpc_port = serve_grpc(
+        started: Future[int] = Future()
+        self._run("serve", lambda: asyncio.run(self._serve(listener, started)))
+        self.grpc_port = started.result()
+        self._run("poll", self._poll_forever)
+
+    async def _serve(self, listener: socket.socket, started: Future[int]) -> None:
+        try:
+            await self._start_serving(listener)
+        except BaseException as error:  # noqa: BLE001 - `start`, in another thread, raises it
+            started.set_exception(error)
+            return
+        started.set_result(self.grpc_port)
+        await self._stopping.wait()
+        self._rest.should_exit = True
+        await asyncio.gather(self._rest_done, self._grpc.stop(grace=5))
+        self._workers.close()
+
+    async def _start_serving(self, listener: socket.socket) -> None:
+        import uvicorn
+
+        from serving.connections import Connections
+        from serving.grpc_service import serve_grpc
+        from serving.intake import Intake, Workers
+        from serving.rest import rest_app
+
+        options = self.options
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._workers = workers = Workers(options.threads)
+        intakes = [
+            Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=most)
+            for most in (options.rest_connections, MAX_READING_REQUESTS)
+        ]
+        self._grpc, self.grpc_port = await serve_grpc(
             self.manager,
-            metrics,
+            self.metrics,
             f"{options.host}:{options.grpc_port}",
             reload=self._reload if options.allow_reload else None,
+            intake=intakes[1],
+            workers=workers,
+            connections=options.grpc_connections,
             max_bytes=options.max_bytes,
-            threads=options.threads,
+            header_s=options.header_s,
         )
-        self._run("poll", self._poll_forever)
-        while not self._rest.started and self._threads[0].is_alive():
-            time.sleep(0.01)
+        connections = Connections(options.rest_connections, options.header_s, options.body_s)
+        self._rest = uvicorn.Server(
+            uvicorn.Config(
+                rest_app(self.manager, self.metrics, intakes[0], workers),
+                http=connections.protocol(),
+                ws="none",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                backlog=_ACCEPTED_AT_ONCE,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._rest_done = asyncio.create_task(self._rest.serve(sockets=[listener]))
+        while not self._rest.started:
+            if self._rest_done.done():
+                self._rest_done.result()
+            await asyncio.sleep(0.01)
+        listener.listen(_BACKLOG)  # uvicorn's backlog is both: accepted in one turn of the loop, and waiting for that
 
     def _run(self, name: str, work: Any) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -174,8 +241,7 @@ class ModelServer:
     def stop(self) -> None:
         """Answers what is being asked, then ends."""
         self._stop.set()
-        self._rest.should_exit = True
-        self._grpc.stop(grace=5).wait()
+        self._loop.call_soon_threadsafe(self._stopping.set)
         for thread in self._threads:
             thread.join(timeout=10)
         self.manager.close()
@@ -186,6 +252,17 @@ class ModelServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _check_open_files(options: ServerOptions) -> None:
+    # Without file descriptors neither API accepts a connection: better not to start.
+    needed = options.rest_connections + options.grpc_connections + SPARE_FILES
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        raise CimlError(
+            f"{options.rest_connections} REST and {options.grpc_connections} gRPC connections need {needed} files; "
+            f"the limit is {allowed}: raise it (ulimit -n {needed}), or lower --rest-connections, --grpc-connections"
+        )
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -231,6 +308,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--grpc-port", type=int, default=8500, help="0: the system chooses")
     parser.add_argument("--rest-port", type=int, default=8501, help="0: the system chooses")
     parser.add_argument("--poll-seconds", type=float, default=0.5)
+    parser.add_argument("--rest-connections", type=int, default=MAX_REST_CONNECTIONS)
+    parser.add_argument("--grpc-connections", type=int, default=MAX_GRPC_CONNECTIONS)
+    parser.add_argument("--header-seconds", type=float, default=MAX_HEADER_S)
+    parser.add_argument("--body-seconds", type=float, default=MAX_BODY_S)
     parser.add_argument("--allow-reload", action="store_true", help="answer HandleReloadConfigRequest")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -242,6 +323,10 @@ def main(arguments: list[str] | None = None) -> None:
         grpc_port=chosen.grpc_port,
         rest_port=chosen.rest_port,
         poll_s=chosen.poll_seconds,
+        rest_connections=chosen.rest_connections,
+        grpc_connections=chosen.grpc_connections,
+        header_s=chosen.header_seconds,
+        body_s=chosen.body_seconds,
         allow_reload=chosen.allow_reload,
     )
     try:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK = 1 << 16
+#: A dimension takes at most 14 bytes, without a name.
+MAX_SHAPE_BYTES = 64 * MAX_TENSOR_RANK
 # Where TensorFlow Serving puts the values of an output: clients read these fields.
 _FIELDS = {
     "float32": "float_val",

@@ -48,6 +48,10 @@ _MESSAGES = {
     "Status": [("error_code", 1, "int32"), ("error_message", 2, "string")],
     "VersionStatus": [("version", 1, "int64"), ("state", 2, "int32"), ("status", 3, "Status")],
     "StatusResponse": [("model_version_status", 1, "*VersionStatus")],
+    # For the server: as above, with what is inside as bytes, to be counted before it is parsed.
+    "RequestHead": [("model_spec", 1, "bytes"), ("inputs", 2, "*bytes"), ("output_filter", 3, "*bytes")],
+    "RequestInput": [("key", 1, "string"), ("value", 2, "bytes")],
+    "TensorHead": [("tensor_shape", 2, "bytes"), ("resource_handle_val", 14, "*bytes"), ("variant_val", 15, "*bytes")],
 }  # fmt: skip
 
 
@@ -75,6 +79,9 @@ PredictRequest = _CLASSES["PredictRequest"]
 PredictResponse = _CLASSES["PredictResponse"]
 StatusRequest = _CLASSES["StatusRequest"]
 StatusResponse = _CLASSES["StatusResponse"]
+RequestHead = _CLASSES["RequestHead"]
+RequestInput = _CLASSES["RequestInput"]
+TensorHead = _CLASSES["TensorHead"]
 
 
 def put_array(request: Any, name: str, array: NDArray[Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
 from cli.options import data_path_option, home_option, metrics_options
 
 
@@ -27,6 +28,10 @@ from cli.options import data_path_option, home_option, metrics_options
 @click.option("--grpc-port", default=8500, show_default=True, help="0: the system chooses.")
 @click.option("--rest-port", default=8501, show_default=True, help="0: the system chooses.")
 @click.option("--poll-seconds", default=0.5, show_default=True, help="How often the configuration is looked at.")
+@click.option("--rest-connections", default=MAX_REST_CONNECTIONS, show_default=True, help="Open REST connections.")
+@click.option("--grpc-connections", default=MAX_GRPC_CONNECTIONS, show_default=True, help="Open gRPC connections.")
+@click.option("--header-seconds", default=MAX_HEADER_S, show_default=True, help="Time for a request's header.")
+@click.option("--body-seconds", default=MAX_BODY_S, show_default=True, help="Time for the rest of a request.")
 @click.option("--allow-reload", is_flag=True, help="Answer HandleReloadConfigRequest: any client may then change it.")
 @metrics_options
 def command(
@@ -38,6 +43,10 @@ def command(
     grpc_port: int,
     rest_port: int,
     poll_seconds: float,
+    rest_connections: int,
+    grpc_connections: int,
+    header_seconds: float,
+    body_seconds: float,
     allow_reload: bool,
     metrics_port: int | None,
     metrics_address: str,
@@ -74,6 +83,10 @@ def command(
             grpc_port=grpc_port,
             rest_port=rest_port,
             poll_s=poll_seconds,
+            rest_connections=rest_connections,
+            grpc_connections=grpc_connections,
+            header_s=header_seconds,
+            body_s=body_seconds,
             allow_reload=allow_reload,
             metrics_port=metrics_port,
             metrics_address=metrics_address,

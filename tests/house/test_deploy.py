@@ -23,6 +23,7 @@ import yaml
 from filelock import FileLock
 
 from ciml import limits
+from ciml.limits import MAX_MODEL_SERVER_RSS
 from cli.engines import cluster_config
 from cli.engines.flink import JOB_SERVER_MAIN, OPENED
 from cli.main import COMMANDS, cli
@@ -286,6 +287,11 @@ def test_workers_have_the_memory_that_the_worst_permitted_logs_take() -> None:
     assert size
     assert int(size[1]) << 30 >= slots * limits.SETTLE_PEAK_BYTES + limits.IDLE_WORKER_BYTES
     assert f"1–{size[1]} GiB" in (ROOT / "docs" / "deploy.md").read_text()
+
+
+def test_the_pod_of_the_model_server_has_the_memory_that_it_may_take() -> None:
+    (container,) = resource("Deployment", "ciml-models")["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["memory"] == f"{MAX_MODEL_SERVER_RSS >> 30}Gi"
 
 
 def test_alerts_are_of_metrics_that_there_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import httpx
 import numpy as np
 import pytest
 
+from ciml import limits
 from ciml.storage import open_store
 from serving.push import push
 from serving.registry import Verdict
 from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
 #: What one request may add to the server's memory. The larger of the attacks added 3,300 MiB.
 MOST = 256 * MIB
 
@@ -172,6 +175,54 @@ def test_rest_json_is_counted_before_it_is_parsed(
     assert server.peak_rss() - before < MOST
     assert answer.status_code == 413
     assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x12\x00" * 8_000_000, "8000000 inputs; at most 64 (MAX_REQUEST_INPUTS)"),
+        (b"\x1a\x00" * 8_000_000, "8000000 output filters; at most 64 (MAX_REQUEST_INPUTS)"),
+        (b"\x12\x01\xff", "is no RequestInput"),
+        (b"\xff", "the request is no RequestHead"),
+        (b"\x1a\x01\xff", "an output filter is not UTF-8"),
+    ],
+    ids=["inputs", "filters", "a broken input", "broken", "a broken filter"],
+)
+def test_grpc_requests_are_counted_before_they_are_parsed(server: ServerProcess, data: bytes, message: str) -> None:
+    server.reset_peak()
+    before = server.rss()
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
+        assert message in refused(lambda sent: channel.unary_unary(PREDICT)(sent, timeout=120), data)
+    assert server.peak_rss() - before < 400 * MIB
+
+
+def test_memory_stays_below_the_limit_with_the_largest_requests_at_once(server: ServerProcess) -> None:
+    numbers = b"[" + b"1.5," * 4_100_000 + b"1.5]"
+    bodies = [b'{"instances":' + numbers + b"}", b'{"instances":[' + b'{"":0},' * 500_000 + b"1]}"]
+    message = b"\x12\x00" * 8_000_000
+
+    def post(number: int) -> int:
+        url = f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict"
+        return httpx.post(url, content=bodies[number % 2], trust_env=False, timeout=120).status_code
+
+    def call(number: int) -> str:
+        with (
+            grpc.insecure_channel(
+                f"127.0.0.1:{server.grpc_port}",
+                [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
+            ) as channel,
+            pytest.raises(grpc.RpcError) as error,
+        ):
+            channel.unary_unary(PREDICT)(message, timeout=120)
+        return str(error.value.code().name)
+
+    server.reset_peak()
+    with ThreadPoolExecutor(16) as pool:
+        posts, calls = pool.map(post, range(8)), pool.map(call, range(8))
+        assert set(posts) <= {400, 503}
+        assert set(calls) <= {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+    assert server.peak_rss() < limits.MAX_MODEL_SERVER_RSS
 
 
 def test_rest_bools_are_no_numbers(rest: httpx.Client) -> None:

@@ -294,7 +294,7 @@ def row(**changes: Any) -> dict[str, Any]:
         ("m/labels/x:predict", {"instances": [row()]}, 400, "Unrecognized servable version label: x"),
         ("m:classify", {"examples": []}, 501, "classify is not implemented"),
         ("m:explain", {}, 400, "Malformed request: POST /v1/models/m:explain"),
-        ("m:predict", " " * (1 << 21), 400, "larger than 1048576 bytes"),
+        ("m:predict", " " * (1 << 21), 413, "larger than 1048576 bytes"),
     ],
 )  # fmt: skip
 def test_rest_errors(rest: httpx.Client, path: str, body: Any, status: int, message: str) -> None:

@@ -1,0 +1,141 @@
+"""REST's connections: how many, and how long one may take for a header, for a whole request, and to read an answer.
+
+uvicorn limits neither the connections (its ``limit_concurrency`` refuses requests, and every open connection counts)
+nor the time for a header. A connection is a file descriptor: when the process has no more, gRPC cannot accept either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ciml.limits import MAX_MODEL_CALL_S
+
+_PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
+
+
+class Connections:
+    """The open connections, and which of them wait for a whole request. Of one event loop.
+
+    Args:
+      most: connections at once. One more, and the address with the most connections loses the one that has waited
+        longest for a whole request; so those who open many cost themselves.
+      header_s: the time for the header of a request, and for reading an answer.
+      body_s: the time for its body.
+    """
+
+    def __init__(self, most: int, header_s: float, body_s: float) -> None:
+        self.most, self.header_s = most, header_s
+        self.request_s = body_s + MAX_MODEL_CALL_S + header_s
+        self._open: Counter[str] = Counter()
+        self._waiting: dict[str, dict[Connection, None]] = {}
+
+    def opened(self, one: Connection) -> None:
+        self._open[one.address] += 1
+        self.waits(one)
+        if self._open.total() > self.most:
+            address = max(self._waiting, key=lambda each: self._open[each])
+            oldest = next(iter(self._waiting[address]))
+            oldest.refuse(503, f"more than {self.most} connections (MAX_REST_CONNECTIONS)")
+
+    def waits(self, one: Connection) -> None:
+        """It has no whole request from now on."""
+        self.works(one)
+        self._waiting.setdefault(one.address, {})[one] = None
+
+    def works(self, one: Connection) -> None:
+        """Its request is whole, or it is closed."""
+        waiting = self._waiting.get(one.address, {})
+        waiting.pop(one, None)
+        if not waiting:
+            self._waiting.pop(one.address, None)
+
+    def closed(self, one: Connection) -> None:
+        self.works(one)
+        self._open[one.address] -= 1
+        if not self._open[one.address]:
+            del self._open[one.address]
+
+    def protocol(self) -> type[asyncio.Protocol]:
+        """The protocol class for uvicorn."""
+        return type("LimitedConnection", (Connection,), {"table": self})
+
+
+class Connection(H11Protocol):
+    """One connection of uvicorn's, with a time limit in each state."""
+
+    table: Connections
+    address = ""
+    _timer: asyncio.TimerHandle | None = None
+    _counted = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        self._counted = True
+        self._arm(self.table.header_s)
+        self.table.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._close_count()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not self._counted:
+            return
+        if cycle is not before and not self.flow.write_paused:
+            self._arm(self.table.request_s)
+        if not cycle.more_body:
+            self.table.works(self)
+
+    def on_response_complete(self) -> None:
+        if self._counted:
+            self.table.waits(self)
+        self._arm(self.table.header_s)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._arm(self.table.header_s)  # the client has as long to read, before more of the answer is made
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._arm(self.table.request_s)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answers with an error where no answer has begun, and closes."""
+        self._close_count()
+        cycle: Any = self.cycle
+        begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        if begun or self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()  # `close` would wait for a client that does not read
+            return
+        body = json.dumps({"error": message})
+        self.transport.write(
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode()
+        )
+        self.transport.close()
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self._late, seconds)
+
+    def _late(self, seconds: float) -> None:
+        self.refuse(408, f"no whole request within {seconds:g} s (MAX_HEADER_S)")
+
+    def _close_count(self) -> None:
+        # At once when it is refused: the transport itself is closed in the next turn of the loop.
+        if self._counted:
+            self._counted = False
+            self.table.closed(self)

@@ -1,0 +1,247 @@
+"""A model server under slow clients, attacks on its memory and good traffic: python -m tests.serving.siege
+
+Slow clients hold connections: silent ones, half a header, half a body, and half a message over gRPC. One that is
+closed comes back. The good requests come from an address of their own, on new connections over REST and on one
+channel over gRPC. All on 127.0.0.0/8, and bounded in count and time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from tests.serving.models_fixture import runs, save_model
+from tests.serving.process import MIB, ServerProcess, server_process
+
+_AWAY_S = 2.0  # until a slow client that was closed comes back
+_GOOD_TIMEOUT_S = 15.0
+_HOST = "127.0.0.1"
+_SLOW_HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+_POST = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
+_SLOW = (b"", b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nX-Slow: ", _POST, _POST)
+
+
+@dataclass
+class Siege:
+    """What happened.
+
+    Attributes:
+      good: good requests that were answered rightly.
+      failures: what was wrong with the others.
+      closed: what slow clients and attackers were answered, by its first 60 characters.
+      held: the most slow connections that were open at once, as the clients see it.
+      rss: the server's peak, bytes.
+    """
+
+    good: int = 0
+    failures: list[str] = field(default_factory=list)
+    closed: Counter[str] = field(default_factory=Counter)
+    held: int = 0
+    rss: int = 0
+    open: int = 0
+
+
+async def _forever(work: Callable[[], Awaitable[None]], every_s: float) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(every_s * random.uniform(0.5, 1.5))  # else they all come back at the same moment
+
+
+async def _slow(siege: Siege, port: int, start: bytes, source: str) -> None:
+    try:
+        reader, writer = await asyncio.open_connection(_HOST, port, local_addr=(source, 0))
+    except OSError as error:
+        siege.closed[type(error).__name__] += 1
+        return
+    siege.open += 1
+    siege.held = max(siege.held, siege.open)
+    try:
+        writer.write(start)
+        answer = await reader.read()
+        first = answer.partition(b"\r\n")[0]
+        siege.closed[first.decode()[:60] if first.startswith(b"HTTP") else "closed"] += 1
+    except OSError as error:
+        siege.closed[type(error).__name__] += 1
+    finally:
+        siege.open -= 1
+        writer.close()
+
+
+async def _half_message(siege: Siege, predict: Any) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(3600)
+        yield b""
+
+    try:
+        await predict(nothing())
+    except grpc.aio.AioRpcError as error:
+        siege.closed[f"{error.code().name}: {error.details()}"[:60]] += 1
+
+
+async def _post(port: int, body: bytes) -> tuple[str, bytes]:
+    reader, writer = await asyncio.open_connection(_HOST, port)
+    try:
+        writer.write(
+            b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+        return head.partition(b"\r\n")[0].decode(), answer
+    finally:
+        writer.close()
+
+
+def _attacks() -> tuple[bytes, bytes]:
+    from tensorflow_serving.apis import predict_pb2
+
+    body = {"signature_name": "several", "inputs": {"x": ["a"] * 8_000 + ["b" * 100_000], "s": ["a"]}}
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    for number in range(40):
+        tensor = request.inputs[f"x{number}"]
+        tensor.dtype = 1
+        tensor.float_val.append(1.0)
+        tensor.tensor_shape.dim.add().size = 16 * MIB
+    return json.dumps(body).encode(), request.SerializeToString()
+
+
+def _good() -> tuple[bytes, bytes]:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    inputs, n_windows = runs(2)
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
+    request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(n_windows))
+    body = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
+    return json.dumps(body).encode(), request.SerializeToString()
+
+
+def _answer(data: bytes) -> Any:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    return tf.make_ndarray(predict_pb2.PredictResponse.FromString(data).outputs["probabilities"])
+
+
+async def besiege(server: ServerProcess, *, slow: int, seconds: float, rate: float) -> Siege:
+    """Runs a siege of ``slow`` connections and ``rate`` good requests a second."""
+    siege = Siege()
+    good, bad = _good(), _attacks()
+    options = [("grpc.enable_http_proxy", 0)]
+    address = f"{_HOST}:{server.grpc_port}"
+    async with (
+        grpc.aio.insecure_channel(address, options) as channel,
+        grpc.aio.insecure_channel(address, [*options, ("grpc.use_local_subchannel_pool", 1)]) as hostile,
+    ):
+        predict = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        attack = hostile.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        half = hostile.stream_unary("/tensorflow.serving.PredictionService/Predict")
+        expected = _answer(await predict(good[1], timeout=_GOOD_TIMEOUT_S))
+        server.reset_peak()
+
+        async def one(number: int) -> None:
+            try:
+                async with asyncio.timeout(_GOOD_TIMEOUT_S):
+                    if number % 2:
+                        found = _answer(await predict(good[1]))
+                    else:
+                        status, answer = await _post(server.rest_port, good[0])
+                        if " 200 " not in status:
+                            siege.failures.append(f"REST {status} {answer[:200]!r}")
+                            return
+                        found = np.array(json.loads(answer)["outputs"], "f4")
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+                siege.good += 1
+            except (OSError, TimeoutError, AssertionError, ValueError, grpc.aio.AioRpcError) as error:
+                siege.failures.append(f"{'gRPC' if number % 2 else 'REST'} {type(error).__name__} {error}"[:300])
+
+        async def attacks() -> None:
+            try:
+                status, _ = await _post(server.rest_port, bad[0])
+            except OSError as error:
+                status = type(error).__name__
+            siege.closed[f"attack: {status}"] += 1
+            try:
+                await attack(bad[1], timeout=_GOOD_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                siege.closed[f"attack: {error.code().name}"] += 1
+
+        background = [asyncio.create_task(_forever(attacks, 0.5))]
+        for number in range(slow):
+            kind = number % 10
+            if kind == 9:
+                work = partial(_half_message, siege, half)
+            elif kind == 8:
+                work = partial(_slow, siege, server.grpc_port, b"", _HOST)
+            else:
+                work = partial(_slow, siege, server.rest_port, _SLOW[number % 4], _SLOW_HOSTS[number % 3])
+            background.append(asyncio.create_task(_forever(work, _AWAY_S)))
+        await asyncio.sleep(1.0)  # the slow ones come first
+        asked = [
+            asyncio.create_task(_later(number / rate, partial(one, number))) for number in range(int(seconds * rate))
+        ]
+        await asyncio.gather(*asked)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+    siege.rss = server.peak_rss()
+    return siege
+
+
+async def _later(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.sleep(seconds)
+    await work()
+
+
+def main() -> int:
+    """Runs a siege; the exit code is 1 where a good request failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=50.0)
+    parser.add_argument("--files", type=int, default=1024, help="open files that the server may have")
+    chosen = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, chosen.slow * 2 + 500), most))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        config = write_config(root, save_model(root / "models" / "1"))
+        with server_process(config, root / "log", "--unverified", files=chosen.files) as server:
+            siege = asyncio.run(besiege(server, slow=chosen.slow, seconds=chosen.seconds, rate=chosen.rate))
+            still = server.rss()
+    print(f"{siege.good} good requests answered, {len(siege.failures)} failed {siege.failures[:5]}")
+    print(
+        f"peak {siege.rss / MIB:.0f} MiB, at the end {still / MIB:.0f} MiB; at most {siege.held} slow connections held"
+    )
+    for answer, count in siege.closed.most_common():
+        print(f"{count:>8,}  {answer}")
+    return 1 if siege.failures else 0
+
+
+def write_config(root: Path, model: Path) -> str:
+    """Writes a configuration that serves ``model`` (``…/<version>``) as m; returns its path."""
+    config = root / "models.config"
+    config.write_text(
+        f'model_config_list {{ config {{ name: "m" base_path: "{model.parent}" model_platform: "tensorflow" }} }}'
+    )
+    return str(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
