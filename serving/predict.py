@@ -34,7 +34,7 @@ _MAX_CALL_BYTES = 8 << 20
 _RELOADS = 10
 _DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # of why there is no prediction: also with a traceback
 #: For a call that finds out for which runs of a failed call a model fails. `serving.contract` asks for a second a run.
-_HALF_TIMEOUT_S = 2.0
+_DIVIDED_TIMEOUT_S = 2.0
 #: The reason of a run for which the model answers with an error, with no number, or not in time.
 MODEL_ERROR = "model_error"
 
@@ -194,30 +194,30 @@ class Predictor:
     ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
         """Queries the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
 
-        These calls have a shorter timeout, and a time after which a part is no further divided: a model that hangs for
-        many runs would hold up the others for hours.
+        After the first failure calls have a shorter timeout, and after half of the client's budget no part is divided
+        any further: a model that hangs for many runs would hold up the others for hours. All of it takes less time
+        than the watchdog allows a batch.
 
         Raises:
           FailedCallError: when the model also fails for zeros, which every pushed model answers.
         """
         counts = n_windows.astype(np.int32, copy=False)
         until = 0.0
-        pending = [(part, False) for part in reversed(parts)]
+        pending = parts[::-1]
         while pending:
-            part, halved = pending.pop()
+            part = pending.pop()
+            timeout_s = _DIVIDED_TIMEOUT_S if until else None
             try:
-                answer = self.client.predict(
-                    inputs[part], counts[part], version=version, timeout_s=_HALF_TIMEOUT_S if halved else None
-                )
+                answer = self.client.predict(inputs[part], counts[part], version=version, timeout_s=timeout_s)
             except FailedCallError as error:
                 if not until:
                     self.client.predict(np.zeros_like(inputs[:1]), np.ones(1, np.int32), version=version)
-                    until = time.monotonic() + self._policy.client.budget_s
+                    until = time.monotonic() + self._policy.client.budget_s / 2
                 if len(part) == 1 or time.monotonic() > until:
                     yield part, error
                 else:
                     half = len(part) // 2
-                    pending += [(part[half:], True), (part[:half], True)]
+                    pending += [part[half:], part[:half]]
             else:
                 yield part, answer
 
