@@ -32,6 +32,7 @@ _WORTH_A_LOOK = re.compile(
 _USERINFO = re.compile(
     r"//(?:[^/?#\s:@\"'<>\[]*+:(?!\d{1,5}(?:[/?#]|$))\S*+|[^/?#\s\"'<>@]*+)$"  # a port is no password
 )
+_CUT_USERINFO = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))[^\s/]\S*+$")
 _NAME = r"A-Za-z0-9_.\-%\[\]"
 _PAIR = re.compile(rf"(?<![{_NAME}])([{_NAME}]++)([\"'\\]{{0,4}}\s{{0,8}}[=:]\s{{0,8}}\\{{0,3}}([\"'])?)")
 _VALUES = {
@@ -59,7 +60,7 @@ def redact_url(url: str) -> str:
 
     The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
     """
-    if "@" in url:
+    if "//" in url:
         url = _without_userinfo(url)
     if "#" in url:
         url = url.partition("#")[0]
@@ -111,7 +112,7 @@ def hides(name: str, value: object) -> bool:
 
 
 def _redact_plain(text: str) -> str:
-    if "@" in text:
+    if "//" in text:
         text = _without_userinfo(text)
     text = _SCHEME.sub(rf"\1 {REDACTED}", text)
     if "=" in text or ":" in text:
@@ -126,14 +127,21 @@ def _without_userinfo(text: str) -> str:
     before = ""  # the slashes of an address whose user name was just left out
     for part in parts:
         part = before + part
-        tail = len(part) if part[-1:].isspace() else len(part) - len((part.rsplit(None, 1) or [""])[-1])
-        if found := _USERINFO.search(part, tail):
+        if found := _USERINFO.search(part, _last_word(part)):
             out.append(part[: found.start()])
             before = "//"
         else:
             out += (part, "@")
             before = ""
-    return "".join((*out, before, last))
+    last = before + last
+    found = _CUT_USERINFO.search(last, _last_word(last))
+    out.append(f"{last[: found.start()]}//{REDACTED}" if found else last)
+    return "".join(out)
+
+
+def _last_word(text: str) -> int:
+    """Where what follows the last space of a text begins."""
+    return len(text) if text[-1:].isspace() else len(text) - len((text.rsplit(None, 1) or [""])[-1])
 
 
 def _without_values(text: str) -> str:
