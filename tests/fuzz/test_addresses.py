@@ -114,7 +114,9 @@ def test_no_form_of_an_inner_address_is_connected_to(seed: int) -> None:
         port = inner.getsockname()[1]
         host = forms(chance.choice(("127.0.0.1", "::1")), chance)
         url = f"http://{host}:{port}/a"
-        fetcher = Fetcher(FetchPolicy(hosts=(f"http://*.example.org:{port}",), connect_s=0.5), lambda *_: ["127.0.0.1"])
+        fetcher = Fetcher(
+            FetchPolicy(hosts=(f"http://*.example.org:{port}",), connect_s=0.5, read_s=0.5), lambda *_: ["127.0.0.1"]
+        )
         urls = [url, f"http://name.example.org:{port}/"]
         found = [_read(fetcher, each) for each in urls]
         fetcher.close()
