@@ -56,6 +56,12 @@ MAX_PARSED_BYTES = 64 * MIB
 # Bytes of text that are parsed at a time. Larger gains nothing, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
 
+# Gzip within gzip: a file, sent with a content encoding of gzip; nothing honest has more. And members of one layer,
+# each of which costs some 10 µs however little it holds.
+MAX_GZIP_LAYERS = 2
+MAX_GZIP_MEMBERS = 10_000
+# Redirects on the way to a log.
+MAX_REDIRECTS = 5
 # Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
 # Bytes of a log unpacked. A day at 1 s of 60 columns is 25 MB, and parsing takes some 13 times its text.

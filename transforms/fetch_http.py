@@ -19,6 +19,7 @@ import httpcore
 import tenacity
 
 from ciml.errors import CimlError, Refused
+from ciml.limits import MAX_REDIRECTS
 from ciml.redact import redact_url
 from transforms.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
 from transforms.fetch_later import Later
@@ -27,7 +28,6 @@ from transforms.gunzip import gunzip
 #: (host, port) -> IP addresses. Raises OSError where there are none.
 Resolve = Callable[[str, int], list[str]]
 
-MAX_REDIRECTS = 5
 _DRAINED = 1 << 14  # of an answer that is no log, so that its connection can be used again
 _SLACK_S = 0.001
 

@@ -8,13 +8,11 @@ from io import BytesIO
 from zlib_ng import zlib_ng as zlib  # half the time of the standard library's
 
 from ciml.errors import Refused
+from ciml.limits import MAX_GZIP_LAYERS, MAX_GZIP_MEMBERS
 
-#: A log file that is gzip, sent with a content encoding of gzip; nothing honest has more.
-MAX_LAYERS = 2
 _PIECE = 1 << 18
 #: zlib copies what follows a member, so that what it is given at once has to be small; and each costs some 10 µs.
 _SLICE = 1 << 16
-_MAX_MEMBERS = 10_000
 _MAGIC = b"\x1f\x8b"
 
 
@@ -56,7 +54,7 @@ class _Layer:
         if not data.startswith(_MAGIC):
             return
         if not self._layers_left:
-            raise Refused("corrupt_gzip", f"gzip within gzip, more than {MAX_LAYERS} deep")
+            raise Refused("corrupt_gzip", f"gzip within gzip, more than {MAX_GZIP_LAYERS} deep")
         self._inflate = self._member()
         self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
 
@@ -82,8 +80,8 @@ class _Layer:
 
     def _member(self) -> zlib._Decompress:
         self._members += 1
-        if self._members > _MAX_MEMBERS:
-            raise Refused("corrupt_gzip", f"more than {_MAX_MEMBERS} members")
+        if self._members > MAX_GZIP_MEMBERS:
+            raise Refused("corrupt_gzip", f"more than {MAX_GZIP_MEMBERS} members")
         return zlib.decompressobj(wbits=31)
 
     def _count(self, data: bytes) -> None:
@@ -111,7 +109,7 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
             grow(len(data))
         whole.write(data)
 
-    layer = _Layer(limit, MAX_LAYERS, sink)
+    layer = _Layer(limit, MAX_GZIP_LAYERS, sink)
     try:
         for chunk in chunks:
             layer.feed(chunk)
