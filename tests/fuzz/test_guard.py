@@ -97,7 +97,7 @@ def test_messages_are_each_settled_once_and_can_be_written(
     inputs: list[tuple[bytes, str, bool]], error: Exception
 ) -> None:
     covers = OffsetRange("t", "", 0, 0, 100)
-    messages = [Message(number, value, ((name, value),)) for number, (value, name, _) in enumerate(inputs)]
+    messages = [Message(number, value, ((f"ce_{name}", value),)) for number, (value, name, _) in enumerate(inputs)]
 
     def stage(batch: Batch) -> Batch:
         for message in batch.messages:

@@ -153,7 +153,7 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
 
 
 def test_an_outcome_that_is_no_text_costs_itself() -> None:
-    found = [Message(0, b"{}"), Message(1, b"{}", (("lone \ud800", b""),)), Message(2, b"{}")]
+    found = [Message(0, b"{}"), Message(1, b"{}", (("ce_\ud800", b""),)), Message(2, b"{}")]
     covers = OffsetRange("events", "id", 0, 0, 3)
     batch = unseal(seal_guarded(decode(Batch(covers, found))))
     assert batch.covers == covers

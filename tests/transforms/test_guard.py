@@ -218,13 +218,13 @@ def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself(
         return Batch(batch.covers, [], list(batch.candidates), [*batch.settled, *done])
 
     batch = guarded_messages(
-        "decode", stage, Batch(COVERS, [Message(10 + n, f"v{n}".encode(), (("h", b"x"),)) for n in range(4)])
+        "decode", stage, Batch(COVERS, [Message(10 + n, f"v{n}".encode(), (("content-type", b"x"),)) for n in range(4)])
     )
     assert [(each.kind, each.origin.offset) for each in batch.settled] == [
         ("ignored", 10), ("ignored", 11), ("dead_letter", 12), ("ignored", 13),
     ]  # fmt: skip
     assert (batch.covers, batch.messages) == (COVERS, [])
-    assert batch.settled[2].payload == {"value": "djI=", "headers": [["h", "eA=="]], "timestamp_ms": 0}
+    assert batch.settled[2].payload == {"value": "djI=", "headers": [["content-type", "eA=="]], "timestamp_ms": 0}
 
 
 def test_a_payload_that_cannot_be_made_is_size_and_digest(monkeypatch: pytest.MonkeyPatch) -> None:
