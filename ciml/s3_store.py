@@ -33,6 +33,10 @@ class _Conflict(Exception):
     """S3 cannot say yet whether there is such an object."""
 
 
+class _BeyondEnd(Exception):
+    """The object ends before the range begins."""
+
+
 #: What in the environment makes another client.
 _S3_SETTINGS = (
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE",
@@ -86,6 +90,8 @@ class S3Store(Store):
                 raise _Exists(arguments.get("Key", ""), retries > 0) from None
             if code in ("ConditionalRequestConflict", "OperationAborted", "409"):
                 raise _Conflict(arguments.get("Key", "")) from None
+            if code in ("InvalidRange", "416"):
+                raise _BeyondEnd(arguments.get("Key", "")) from None
             raise EngineError(f"{self.root}: {verb} answered {code}") from error
         except BotoCoreError as error:
             raise EngineError(f"{self.root}: {verb} failed: {error}") from error
@@ -132,7 +138,10 @@ class S3Store(Store):
         return self._get(path, size)
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        return self._get(path, None, Range=f"bytes={start}-{start + size - 1}")
+        try:
+            return self._get(path, None, Range=f"bytes={start}-{start + size - 1}")
+        except _BeyondEnd:  # an object that was cut is damaged; the store is not
+            return b""
 
     def _get(self, path: str, size: int | None, **arguments: Any) -> bytes:
         from botocore.exceptions import BotoCoreError

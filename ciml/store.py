@@ -56,7 +56,7 @@ class Store(ABC):
         return self.read(path)[:size]
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        """At most ``size`` bytes (at least one) from ``start`` on, which lies within the object. Raises as `read`."""
+        """At most ``size`` bytes (at least one) from ``start`` on; fewer where the object ends. Raises as `read`."""
         return self.read(path)[start : start + size]
 
     def pieces(self, path: str) -> Iterator[bytes]:

@@ -44,6 +44,7 @@ def test_replace_is_not_exclusive(store: Store) -> None:
 def test_a_part_of_an_object(store: Store) -> None:
     store.create("a/b", b"0123456789")
     assert [store.read_range("a/b", *part) for part in ((0, 4), (4, 1), (6, 100))] == [b"0123", b"4", b"6789"]
+    assert [store.read_range("a/b", *part) for part in ((10, 4), (99, 1))] == [b"", b""]  # it was cut meanwhile
     with pytest.raises(FileNotFoundError):
         store.read_range("a/c", 0, 4)
 
