@@ -213,6 +213,7 @@ def render_runs(delta: Delta) -> Iterable[Announcement]:
             "path": file["path"],
             "digest": file["digest"],
             "raw_version": delta["version"],
+            **({"reclaim": True} if record["kind"] == "reclaim" else {}),
         }
         yield mention["run_id"].encode(), canonical_json(value), ()
 

@@ -26,6 +26,7 @@ class Announcement:
       run_id: the encoded run id.
       build_name: the job.
       path: the raw object's path; its name is made of run id and digest.
+      reclaim: the digest of its row where the row is that of a reclaim; "" for the first row of a run.
     """
 
     offset: int
@@ -33,6 +34,7 @@ class Announcement:
     run_id: str
     build_name: str
     path: str
+    reclaim: str = ""
 
 
 def read_announcement(message: Message) -> Announcement:
@@ -58,7 +60,8 @@ def _read(message: Message) -> Announcement:
     folder, _, name = path.rpartition("/")
     if not _FOLDER.fullmatch(folder) or name != f"{run_id}.{digest[:16]}.parquet":
         raise Refused("bad_announcement", f"path {path!r:.200}: want that of run {run_id} with its digest")
-    return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path)
+    reclaim = digest if value.get("reclaim") is True else ""
+    return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim)
 
 
 def _text(value: dict[str, object], name: str) -> str:

@@ -227,7 +227,7 @@ class Predictor:
         # The shortest decimals that read back as the same float32: a tenth of the bytes of the exact ones.
         values = [float(str(value)) for value in probabilities]
         return {
-            "id": prediction_id(run.run_id, self._policy.model, version),
+            "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
             "offset": run.offset,
             "run_id": run.run_id,
             "build_name": run.build_name,

@@ -25,9 +25,15 @@ FOLDER = "predictions"
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
-def prediction_id(run_id: str, model: str, version: int) -> str:
-    """The same for the same run, model and version, wherever and however often it is made."""
-    return sha256_json([run_id, model, version])[:32]
+def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
+    """The same for the same row, model and version, wherever and however often it is made.
+
+    Args:
+      run_id: the encoded run id.
+      model: the model's name; ``version`` the one that answered.
+      reclaim: the digest of the row where it is a reclaim's: that is predicted again, whatever the first row said.
+    """
+    return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
 
 
 def predictions_log(data: Store) -> ManifestLog:

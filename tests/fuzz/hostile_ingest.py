@@ -3,9 +3,10 @@
     python -m tests.fuzz.hostile_ingest    # 10,000 logs, 10,000 events, 2,000 good runs
     python -m tests.fuzz.hostile_ingest --engine flink --logs 250 --events 250 --good 100
 
-A real broker and ``ciml ingest --once`` in a process of its own. Each good run has to be a raw row with the digest of the
-direct computation; each hostile log a row as the direct computation makes it, or a dead letter with the reason for which
-that rejects it; each hostile event has its offset covered and a record of its own. It exits with 1 where this is not so.
+A real broker, and ``ciml ingest --once`` in a process of its own. Each good run has to be a raw row with the digest of
+the direct computation. Each hostile log has to be a row as the direct computation makes it, or a dead letter with the
+reason for which that rejects it. Each hostile event has its offset covered and a record. It exits with 1 where this is
+not so.
 """
 
 from __future__ import annotations

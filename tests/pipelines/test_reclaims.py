@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.definitions import DatasetDefinition
-from ciml.records import Mention
+from ciml.records import Mention, Message
 from ciml.storage import Store, open_store
 from pipelines.datasets import create_dataset, dataset_state, dataset_store, read_span, update_dataset, verify_dataset
+from pipelines.publish import render_runs
 from pipelines.verify_raw import verify_raw
+from serving.announcements import read_announcement
+from serving.predictions import prediction_id
 from tests.pipelines.dataset_scenes import define, run_ids, runs, telemetry
 from tests.pipelines.raw_store import TRUSTED, UNTRUSTED, RawStore
 from tests.transforms.samples import mention
@@ -165,6 +168,21 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
     update_dataset(data, "pinned")
     assert stored(data, "pinned").equals(direct(data, rows, "pinned"))
     assert verify_dataset(data, "pinned") == []
+
+
+def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None:
+    raw.add([claim(1)], trust=UNTRUSTED)
+    raw.add(runs(2, 2), reclaims=[reclaim(1)])
+    told = [
+        read_announcement(Message(0, value, (), key))
+        for _, delta in raw.log.since(0)
+        for key, value, _ in render_runs(delta)
+    ]
+    assert [each.run_id.split("~")[1] for each in told] == ["1", "2", "1"]
+    assert [each.reclaim[:16] for each in told] == ["", "", told[2].path.split(".")[-2]]
+    ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in told]
+    assert len(set(ids)) == 3
+    assert ids[0] == prediction_id(told[0].run_id, "m", 1)
 
 
 def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: Store, raw: RawStore) -> None:
