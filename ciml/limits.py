@@ -114,8 +114,8 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_S = 20.0
 #: gRPC's half-sent messages: gRPC buffers each up to the largest request. The oldest is refused for a new one.
 MAX_READING_REQUESTS = 16
-#: Calls at once on one gRPC connection.
-MAX_STREAMS = 100
+#: Calls at once on one gRPC connection. gRPC resets further ones instead of letting them wait.
+MAX_STREAMS = 1000
 #: Bytes of the requests that are read or wait, of each API, beyond the first SMALL_REQUEST_BYTES of each.
 MAX_HELD_BYTES = 64 * MIB
 SMALL_REQUEST_BYTES = 64 * 1024

@@ -14,6 +14,7 @@ import random
 import resource
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Siege:
       closed: what slow clients and attackers were answered, by its first 60 characters.
       held: the most slow connections that were open at once, as the clients see it.
       rss: the server's peak, bytes.
+      open: slow connections that are open now.
+      seconds: what each good answer took.
     """
 
     good: int = 0
@@ -53,6 +56,7 @@ class Siege:
     held: int = 0
     rss: int = 0
     open: int = 0
+    seconds: list[float] = field(default_factory=list)
 
 
 async def _forever(work: Callable[[], Awaitable[None]], every_s: float) -> None:
@@ -156,6 +160,7 @@ async def besiege(server: ServerProcess, *, slow: int, seconds: float, rate: flo
         server.reset_peak()
 
         async def one(number: int) -> None:
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(_GOOD_TIMEOUT_S):
                     if number % 2:
@@ -168,6 +173,7 @@ async def besiege(server: ServerProcess, *, slow: int, seconds: float, rate: flo
                         found = np.array(json.loads(answer)["outputs"], "f4")
                 np.testing.assert_allclose(found, expected, atol=1e-6)
                 siege.good += 1
+                siege.seconds.append(time.monotonic() - began)
             except (OSError, TimeoutError, AssertionError, ValueError, grpc.aio.AioRpcError) as error:
                 siege.failures.append(f"{'gRPC' if number % 2 else 'REST'} {type(error).__name__} {error}"[:300])
 
@@ -226,6 +232,7 @@ def main() -> int:
             siege = asyncio.run(besiege(server, slow=chosen.slow, seconds=chosen.seconds, rate=chosen.rate))
             still = server.rss()
     print(f"{siege.good} good requests answered, {len(siege.failures)} failed {siege.failures[:5]}")
+    print(f"answers took {np.quantile(siege.seconds, (0.5, 0.99, 1.0)).round(3)} s (median, 99 %, longest)")
     print(
         f"peak {siege.rss / MIB:.0f} MiB, at the end {still / MIB:.0f} MiB; at most {siege.held} slow connections held"
     )
