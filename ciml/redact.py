@@ -29,10 +29,9 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _WORTH_A_LOOK = re.compile(
     r"[=:@%\\&\0]|bearer|basic|gh[pousr]_|github_pat_|glpat-|AKIA|xox|eyJ|-----BEGIN", re.IGNORECASE
 )
-_USERINFO = re.compile(
-    r"//(?:[^/?#\s:@\"'<>\[]*+:(?!\d{1,5}(?:[/?#]|$))\S*+|[^/?#\s\"'<>@]*+)$"  # a port is no password
-)
-_CUT_USERINFO = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))[^\s/]\S*+$")
+# A user name and the begin of a password: what follows the colon is no port.
+_PASSWORD = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
+_USER = re.compile(r"[^/?#\s\"'<>@]*+")
 _NAME = r"A-Za-z0-9_.\-%\[\]"
 _PAIR = re.compile(rf"(?<![{_NAME}])([{_NAME}]++)([\"'\\]{{0,4}}\s{{0,8}}[=:]\s{{0,8}}\\{{0,3}}([\"'])?)")
 _VALUES = {
@@ -127,16 +126,28 @@ def _without_userinfo(text: str) -> str:
     before = ""  # the slashes of an address whose user name was just left out
     for part in parts:
         part = before + part
-        if found := _USERINFO.search(part, _last_word(part)):
-            out.append(part[: found.start()])
+        start = _userinfo(part)
+        if start >= 0:
+            out.append(part[:start])
             before = "//"
         else:
             out += (part, "@")
             before = ""
     last = before + last
-    found = _CUT_USERINFO.search(last, _last_word(last))
-    out.append(f"{last[: found.start()]}//{REDACTED}" if found else last)
+    cut = _PASSWORD.search(last, _last_word(last))  # as in a payload that ends within an address
+    out.append(
+        f"{last[: cut.start()]}//{REDACTED}" if cut and last[cut.end() : cut.end() + 1] not in ("", "/") else last
+    )
     return "".join(out)
+
+
+def _userinfo(before_at: str) -> int:
+    """Where the ``//`` of an address is whose user name and password end before an ``@``; -1 where there is none."""
+    word = _last_word(before_at)
+    if found := _PASSWORD.search(before_at, word):
+        return found.start()
+    start = before_at.rfind("//", word)
+    return start if start >= 0 and _USER.fullmatch(before_at, start + 2) else -1
 
 
 def _last_word(text: str) -> int:

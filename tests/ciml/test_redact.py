@@ -178,6 +178,7 @@ def test_no_secret_is_in_a_mention_or_a_detail(name: str) -> None:
         "s3://bucket/job=auth-test/tokenizer=bpe/a b.gz",
         "https://h/%D0%BF%20x/a%3Fb",
         "file:///srv/logs/me@host/1.gz",
+        "file://c:/logs/1.gz",
         "http://[::1]:80/x@y",
         "git@github.com:owner/name",
         "100% of a = b, 12:30; mailto:me@example.org",
