@@ -29,7 +29,7 @@ def words(name: str) -> set[str]:
 def test_events() -> None:
     text = code("formats/events.md", "json")
     (mention,) = decode_message(Message(0, text.encode())).mentions
-    assert mention.run_id == "zuul-example-org-t-main~5e70d239-95b5-466e-9798-41053314c81b~1"
+    assert mention.run_id == "zuul~5e70d239-95b5-466e-9798-41053314c81b~1"
     assert (mention.outcome, mention.result) == ("timeout", "TIMED_OUT")
     assert mention.labels == {"node": "n7", "nodes": "2", "voting": "true"}
     told = words("formats/events.md")
