@@ -17,13 +17,12 @@ from ciml.limits import (
     MAX_LABELS,
     MAX_TEXT_CHARACTERS,
 )
-from ciml.redact import REDACTED, hides, redact_text, redact_url, shown
+from ciml.redact import REDACTED, hides, may_hold_secret, redact_text, redact_url, shown
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_BESIDE_SECRETS = frozenset("=:@%\\&")
 
 
 def is_clean(text: str) -> bool:
@@ -54,7 +53,7 @@ def text(
         return ""
     if type(value) is str:
         if len(value) <= limit and (value.isprintable() or is_clean(value)):
-            return value if secrets or _holds_none(value) else redact_text(value)
+            return redact_text(value) if not secrets and may_hold_secret(value) else value
         if len(value) > limit:
             raise Refused(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
         raise Refused(reason, f"{where}{name}: holds a character that cannot be shown")
@@ -63,15 +62,10 @@ def text(
     raise Refused(reason, f"{where}{name}: want a text, not {kind_of(value)}")
 
 
-def _holds_none(text: str) -> bool:
-    """Whether a text can hold no secret: short, as most fields are, and without what stands beside one."""
-    return len(text) < 20 and _BESIDE_SECRETS.isdisjoint(text)
-
-
 def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
     """An identifier: as `text`, but refused where it holds a secret. Without the secret it could be another's."""
     value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
-    if REDACTED in value or redact_text(value) != value:
+    if may_hold_secret(value) and (REDACTED in value or redact_text(value) != value):
         raise Refused(reason, f"{where}{name}: holds a user name, a password or a token")
     return "" if value.isspace() else value
 
@@ -147,9 +141,13 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
     for name, item in value.items():
         if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
             raise Refused("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
-        name = redact_text(name)
+        if may_hold_secret(name):
+            name = redact_text(name)
         if type(item) in (str, int, float) and item and hides(name, item):
             taken[name] = REDACTED
+            continue
+        if type(item) is str and len(item) <= MAX_TEXT_CHARACTERS and item.isprintable() and not may_hold_secret(item):
+            taken[name] = item  # nearly all of them
             continue
         if item is None:
             continue
