@@ -164,6 +164,9 @@ class LoadedModel:
             values = dict(zip(signature.outputs, signature.run(*feeds, options=options), strict=True))
         except tf.errors.InvalidArgumentError as error:
             raise invalid(_one_line(error.message)) from None
+        except UnicodeDecodeError:
+            # TensorFlow quotes the input in its error, and then cannot decode the error.
+            raise invalid(f"signature {signature.name!r} rejects the inputs, which are not UTF-8") from None
         except tf.errors.DeadlineExceededError:
             raise RequestError(
                 "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {limit_s:.3g} s for one call"

@@ -135,6 +135,12 @@ def test_grpc_types_and_shapes_are_checked_by_what_is_declared(
     assert message in refused(predict, request)
 
 
+def test_grpc_an_error_that_quotes_bytes_is_the_input_s_fault(predict: Any) -> None:
+    request = request_of("examples")
+    repeated(request.inputs["examples"], 7, [1], string_val=b"\x80")
+    assert "signature 'examples' rejects the inputs, which are not UTF-8" in refused(predict, request)
+
+
 def test_grpc_one_repeated_value_is_a_tensor(predict: Any) -> None:
     request = request_of()
     repeated(request.inputs["inputs"], 1, [2, L, F], float_val=1.0)
