@@ -27,10 +27,8 @@ _QUERY_NAME = re.compile(r"key|code|sid|session(?:[_-]?id)?")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 # What secrets stand beside, or begin with: nearly no text has any of it, and decoding an event looks at all of them.
-#: Finds nothing in a text that holds no secret for certain.
-may_hold_secret = re.compile(
-    r"[=:@%\\&\0]|gh[pousr]_|github_pat_|glpat-|AKIA|xox[a-z]-|eyJ|-----BEGIN|[Bb](?:[Ee][Aa]|[Aa][Ss])"
-).search
+_BESIDE = re.compile(r"[=:@%\\&\0]")
+_BEGIN = re.compile(r"[gAxe\-Bb](?:h[pousr]_|ithub_pat_|lpat-|KIA|ox[a-z]-|yJ|----BEGIN|[Ee][Aa]|[Aa][Ss])")
 # A user name and the begin of a password: what follows the colon is no port.
 _PASSWORD = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
 _USER = re.compile(r"[^/?#\s\"'<>@]*+")
@@ -56,11 +54,19 @@ _ENTITIES = {
 }  # fmt: skip
 
 
+def may_hold_secret(text: str) -> bool:
+    """Whether a text has anything that a secret stands beside or begins with; where not, it holds none for certain."""
+    return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
+
+
 def redact_url(url: str) -> str:
     """An address as it may be stored and shown: no userinfo, no fragment, secret query values replaced.
 
     The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
     """
+    _, scheme, rest = url.partition("://")
+    if scheme and "#" not in rest and not may_hold_secret(rest):
+        return url
     if "//" in url:
         url = _without_userinfo(url)
     if "#" in url:
