@@ -63,7 +63,7 @@ def digits(columns: int) -> bytes:
     while True:
         row = b"%d,%s\n" % (START + len(out), b",".join(b"%.15f" % chance.random() for _ in range(columns)))
         made += len(row)
-        if made > 34 << 20:  # more than that is beyond MAX_WIRE_BYTES in gzip
+        if made > 34_000_000:  # more than that is beyond MAX_WIRE_BYTES in gzip
             return b"".join(out)
         out.append(row)
 
