@@ -150,8 +150,9 @@ class Leftovers:
     def _send(self, recording: Recording, delivery: Delivery) -> None:
         try:
             if delivery.step():
-                recording.remove()
                 self._current = None
+                if kept := recording.remove():
+                    self._report(f"{recording.plan.mention.run_id} is sent, but {kept}")
                 return
             failure = delivery.failure
         except CimlError as error:
@@ -189,8 +190,7 @@ def trim(spool: Folder, names: list[str]) -> list[str]:
             recording = Recording.take(spool, name)
         except CimlError:
             continue
-        if recording is not None:
-            recording.remove()
+        if recording is not None and not recording.remove():
             stay.remove(name)
             total -= sizes[name]
             say(f"the spool is full: the oldest recording is given up, run {recording.plan.mention.run_id}")

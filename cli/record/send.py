@@ -22,7 +22,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
 
     Raises:
       CimlError: the spool is no private folder of this user.
-      EngineError: some could not be sent.
+      EngineError: some could not be sent, or not be removed.
     """
     try:
         spool = open_private(settings.spool)
@@ -32,7 +32,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
     except OSError as error:
         raise CimlError(f"{settings.spool}: cannot be read ({error.strerror})") from None
     sender = Sender(settings.kafka) if settings.kafka else None
-    failed = sent = 0
+    failed = sent = kept = 0
     names, more = waiting(spool)
     for name in names:
         try:
@@ -51,13 +51,16 @@ def send_leftovers(settings: Settings, places: Places) -> None:
             say(f"{run_id} is not sent: {why}")
         else:
             sent += 1
-            recording.remove()
+            stays = recording.remove()
+            kept += bool(stays)
             lost = f", without {', '.join(FACTS)}: it was not sealed" if is_unsealed(recording.plan) else ""
-            say(f"{run_id} is sent{lost}")
+            say(f"{run_id} is sent{lost}" + (f", but {stays}" if stays else ""))
     if more:
         say(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
     if failed:
         raise EngineError(f"{failed} recordings are not sent, and stay in {settings.spool}; {sent} are")
+    if kept:
+        raise EngineError(f"{sent} recordings are sent, but {kept} of them cannot be removed from {settings.spool}")
     say(f"{sent} recordings are sent")
 
 

@@ -16,7 +16,9 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -229,10 +231,11 @@ class Recording:
         facts = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)
         return facts.st_mtime_ns // 1000
 
-    def remove(self) -> None:
-        """Removes it: all of it has arrived."""
-        _remove(self.folder)
+    def remove(self) -> str:
+        """Removes it, for all of it has arrived, and lets go of it. Returns what kept it from that, or ""."""
+        kept = _remove(self.folder)
         os.close(self.lock)
+        return kept
 
     def release(self) -> None:
         """Lets another process have it."""
@@ -293,9 +296,11 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
         if young:
             return None
         raise CimlError(f"{folder.path}: not a recording: it has no {RUN}")
-    log = folder.stat(LOG)
-    if log is not None and log.st_size > MAX_RECORDING_LOG_BYTES:
-        raise CimlError(f"{folder.path / LOG} is larger than {MAX_RECORDING_LOG_BYTES} bytes")
+    for name in names:  # also those that are not read: a folder of that name could not be removed
+        facts = folder.stat(name)
+        most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
+        if facts is not None and facts.st_size > most:
+            raise CimlError(f"{folder.path / name} is larger than {most} bytes")
     plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
     mention = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
     if mention.start_us is None or not 0 <= mention.start_us < 1 << 53:
@@ -307,14 +312,23 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
     return replace(plan, mention=checked)
 
 
-def _remove(folder: Folder) -> None:
-    """Removes a recording's folder and the files that it may hold; nothing else is ever removed from the spool."""
-    for name in _FILES:
-        with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=folder.descriptor)
-    with contextlib.suppress(OSError):
-        folder.path.rmdir()
+def _remove(folder: Folder) -> str:
+    """Removes a recording's folder and the files that it may hold; nothing else is ever removed from the spool.
+
+    Returns:
+      A line that says why the folder is still there, or "".
+    """
+    steps: list[Callable[[], None]] = [partial(os.unlink, name, dir_fd=folder.descriptor) for name in _FILES]
+    failed: list[OSError] = []
+    for remove in (*steps, folder.path.rmdir):
+        try:
+            remove()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed.append(error)
     folder.close()
+    return f"{folder.path} cannot be removed ({failed[0].strerror})" if failed else ""
 
 
 def _lock(folder: Folder) -> int | None:

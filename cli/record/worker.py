@@ -87,7 +87,8 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
         else:
             time.sleep(0.05)
     if arrived:
-        recording.remove()
+        if kept := recording.remove():
+            say(f"all is sent, but {kept}")
         return 0
     why = broken or delivery.failure or (sender.refused if sender else "") or "there was no time"
     say(f"not all is sent ({why}): {keep(recording, settings)}")
