@@ -7,6 +7,7 @@ the cells by a strict numeric grammar: all of it by columns, never by rows.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,9 +121,12 @@ def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, a
     types = {name: pa.binary() if index in words else pa.float64() for index, name in enumerate(names)}
     if sum(counts) == 0:
         return pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
+    text = b"".join(bodies)
+    if text.startswith(BOM_UTF8):  # the reader takes one away there, and leaves those of the other bodies
+        text = BOM_UTF8 + text
     try:
         table = pacsv.read_csv(
-            pa.BufferReader(b"".join(bodies)),
+            pa.BufferReader(text),
             read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=1 << 20),
             parse_options=pacsv.ParseOptions(quote_char=False, newlines_in_values=False),
             convert_options=pacsv.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=False),

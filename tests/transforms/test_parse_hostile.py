@@ -141,6 +141,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(st.lists(damaged(), max_size=5))
 @example([HEAD + ROW + b"\xef\xbb\xbf\n", HEAD + ROW])
 @example([HEAD + b"\xef\xbb\xbf" + ROW, HEAD + ROW])
+@example([HEAD + ROW, HEAD + b"\xef\xbb\xbf" + ROW])
 def test_a_log_is_read_alike_in_any_company(logs: list[bytes]) -> None:
     together = parse_logs([Log(data) for data in logs])
     for data, result in zip(logs, together, strict=True):
