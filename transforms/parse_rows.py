@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from ciml.limits import MAX_LOG_ROW_BYTES
 from transforms.parse_header import Columns
 from transforms.parse_repair import Repaired, repair
 from transforms.parse_words import NUMBER
@@ -50,7 +51,7 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
     """Reads the bodies of segments that have the same columns. Each body ends in a line feed, or is empty."""
     cells = len(columns.names)
     counts = [body.count(b"\n") for body in bodies]
-    plain = not any(b'"' in body or b"\r" in body for body in bodies)
+    plain = not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies)
     table = _read(bodies, counts, columns, as_numbers=True) if plain else None
     if table is not None:
         return _rows(table, columns, counts, [0] * len(bodies), [True] * len(bodies))
@@ -78,10 +79,21 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
 
 def _is_regular(body: bytes, rows: int, cells: int) -> bool:
     """Whether a body is likely to be read in the fast way; cheap, and mistakes cost only time."""
-    if b",-," in body or b",-\n" in body:
-        return False  # a word for "nothing"
+    if b",-," in body or b",-\n" in body or _has_long_row(body):
+        return False  # a word for "nothing", or what only `repair` takes out
     rest = body.translate(None, _NUMERIC_BYTES)
     return len(rest) == rows * (cells - 1) and rest.count(b",") == len(rest)
+
+
+def _has_long_row(body: bytes) -> bool:
+    """Whether a body has a row beyond `MAX_LOG_ROW_BYTES`."""
+    at = 0
+    while len(body) - at > MAX_LOG_ROW_BYTES:
+        end = body.rfind(b"\n", at, at + MAX_LOG_ROW_BYTES + 1)
+        if end < 0:
+            return True
+        at = end + 1
+    return False
 
 
 def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:

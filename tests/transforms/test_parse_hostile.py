@@ -142,6 +142,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example([HEAD + ROW + b"\xef\xbb\xbf\n", HEAD + ROW])
 @example([HEAD + b"\xef\xbb\xbf" + ROW, HEAD + ROW])
 @example([HEAD + ROW, HEAD + b"\xef\xbb\xbf" + ROW])
+@example([HEAD + ROW + b" " * 300_000 + ROW, HEAD + ROW + b"2,3,0.05,24-11 12:18:55\n"])
 def test_a_log_is_read_alike_in_any_company(logs: list[bytes]) -> None:
     together = parse_logs([Log(data) for data in logs])
     for data, result in zip(logs, together, strict=True):
