@@ -28,6 +28,7 @@ from pipelines.backfill_survey import survey
 from pipelines.ingest import IngestConfig
 from pipelines.kafka_client import KafkaOptions
 from pipelines.run_ingest import ingest_micro_batches
+from pipelines.verify_raw import verify_raw
 from tests.pipelines.backfilling import Listed, config, corpus_lines, listed, rows_of
 from tests.pipelines.ingesting import MakeTopic, account, raw_rows
 from transforms.fetch_policy import FetchPolicy
@@ -86,7 +87,7 @@ def test_beam_and_events_give_the_same_rows(
     assert {run_id: file.digest for run_id, file in raw_rows(account(streamed.data)[1]).items()} == direct
 
 
-def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path) -> IngestConfig:
+def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipeline: str = "gate") -> IngestConfig:
     """Sends the good lines of a listing as events of the CI system zuul, and ingests them."""
     from confluent_kafka import Producer
 
@@ -99,7 +100,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path) -> I
         except Exception:  # noqa: BLE001  # the odd ones
             continue
         if mention.run_id in made.runs and mention.outcome == "success":
-            message, headers = finished_event(mention.replace(event="gate"))
+            message, headers = finished_event(mention.replace(event="gate", pipeline=pipeline))
             producer.produce(events, message, headers=headers)
     assert producer.flush(30) == 0
     ours = IngestConfig(
@@ -126,6 +127,17 @@ def test_a_run_that_comes_by_both_ways_is_one_row(kafka: str, topic: MakeTopic, 
     state, deltas = account(ours.data)
     assert raw_rows(deltas) == rows
     assert state.index.run(f"zuul~{lines[3]['build_uuid']}~1").outcome == "timeout"  # type: ignore[union-attr]
+
+
+@pytest.mark.engines
+def test_a_trusted_listing_reclaims_the_runs_of_untrusted_events(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=6, tricks=False)
+    ours = stream(made, kafka, topic, tmp_path / "data", pipeline="check")
+    assert run(made, tmp_path / "data", changes={"skip_known": True}).counts == {("reclaim", ""): 6}
+    state, deltas = account(ours.data)
+    assert state.trust == {(False, "no rule"): 6, (True, "listing"): 6}
+    assert {row["mention"]["run_id"] for delta in deltas for row in delta.get("reclaims", ())} == made.runs
+    assert verify_raw(ours.raw).findings == []
 
 
 def test_known_runs_need_no_log(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_commit_that_fails_half_way_is_made_up_for(tmp_path: Path) -> None:
 
 
 def letter(offset: int, size: int) -> Outcome:
-    message = Message(offset, b"x" * size, (("h", b"v"),), timestamp_ms=7)
+    message = Message(offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7)
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
 
 
@@ -144,7 +144,7 @@ def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -
     assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in payloads[2:]})
     for offset, (size, payload) in enumerate(zip(sizes, payloads, strict=True)):
         assert message_of(whole_payload(raw, payload), offset) == Message(
-            offset, b"x" * size, (("h", b"v"),), timestamp_ms=7
+            offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7
         )
     with pytest.raises(IntegrityError, match="whole_payload"):
         message_of(payloads[3], 3)
