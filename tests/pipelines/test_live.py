@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,7 +17,7 @@ from pipelines.engines import FlinkJob, flink_options
 from pipelines.flink_jobs import list_flink_jobs
 from pipelines.kafka import ReadOptions
 from pipelines.kafka_client import KafkaOptions, close_readers, list_topic
-from pipelines.live import LiveConfig, begin_anew, build_live, reached
+from pipelines.live import KeepRun, LiveConfig, begin_anew, build_live, reached
 from pipelines.run_live import live_once, make_topics, plan_live
 from tests.pipelines.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
@@ -42,11 +42,12 @@ def kept(config: LiveConfig) -> Iterator[Kept]:
     kept.close()
 
 
-class Clock:
-    """The time; told to, it fails once, as a worker does: its bundle is lost, and Flink goes back to a checkpoint.
+class Worker:
+    """Fails once for each of ``fails``, when it stores a run's state and has sent its windows: the bundle is lost,
+    and Flink goes back to a checkpoint.
 
     Attributes:
-      fails: what is to be done before it fails, once each.
+      fails: what is to be done before it fails.
       failures: how often it did.
     """
 
@@ -54,18 +55,29 @@ class Clock:
     failures = 0
 
     @classmethod
-    def now(cls) -> float:
+    def fail(cls) -> None:
         if cls.fails:
             cls.fails.pop()()
             cls.failures += 1
             raise RuntimeError("a worker that fails, once")
-        return time.time()
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> type[Worker]:
+    save = KeepRun._save
+
+    def failing(self: KeepRun, *arguments: Any) -> None:
+        Worker.fail()
+        save(self, *arguments)
+
+    monkeypatch.setattr(KeepRun, "_save", failing)
+    return Worker
 
 
 @contextmanager
 def living(config: LiveConfig, endpoint: str) -> Iterator[FlinkJob]:
     reads = plan_live(config, make_topics(config), None, bounded=False)
-    job = FlinkJob(lambda p: build_live(p, config, reads, Clock.now), flink_options(endpoint, "live"))
+    job = FlinkJob(lambda p: build_live(p, config, reads, time.time), flink_options(endpoint, "live"))
     try:
         yield job
     finally:
@@ -73,7 +85,9 @@ def living(config: LiveConfig, endpoint: str) -> Iterator[FlinkJob]:
         close_readers()
 
 
-def test_runs_on_flink_equal_the_batch_result(kafka: str, config: LiveConfig, kept: Kept, flink_jobs: str) -> None:
+def test_runs_on_flink_equal_the_batch_result(
+    kafka: str, config: LiveConfig, kept: Kept, flink_jobs: str, worker: type[Worker]
+) -> None:
     """Sixty runs, out of order, late and repeated, through two failures: Flink goes back to a checkpoint, and this
     process, which has the runs as they were later, must not go on with them; then it has lost them too."""
     messages = replayed(60, seed=2)
@@ -87,13 +101,13 @@ def test_runs_on_flink_equal_the_batch_result(kafka: str, config: LiveConfig, ke
         send(kafka, config.topic, parts[1], 2)
         wait_for(lambda: reached(config.topic) == ends(config))
         for number, lose in enumerate([lambda: None, lambda: begin_anew(config.topic)], 1):
-            Clock.fails.append(lose)
+            worker.fails.append(lose)
             send(kafka, config.topic, parts[1 + number], 2)
             wait_for(lambda number=number: flink_rest.checkpoint_counts(inside).restored == number, 120)
             done = flink_rest.checkpoint_counts(inside).completed
             wait_for(lambda done=done: flink_rest.checkpoint_counts(inside).completed > done + 1, 120)
         wait_for(lambda: kept.look().ended() == set(run_ids), 120)
-    assert (len(parts), Clock.failures) == (4, 2)
+    assert (len(parts), worker.failures) == (4, 2)
     assert kept.repeats > 0
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 110
     assert kept.letters == []
