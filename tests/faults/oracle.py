@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 LISTS = {
-    "runs": "run", "repeats": "repeat", "corrections": "correction", "ignored": "ignored",
+    "runs": "run", "reclaims": "reclaim", "repeats": "repeat", "corrections": "correction", "ignored": "ignored",
     "dead_letters": "dead_letter", "deferred": "deferred",
 }  # fmt: skip
 
@@ -174,7 +174,7 @@ class Ledger:
             self._deferred.discard(key)
             self.entries[key] = [one for one in self.entries[key] if one.kind not in ("deferred", "dead_letter")]
         for name, kind in LISTS.items():
-            for record in delta[name]:
+            for record in delta.get(name, ()):
                 self._record(version, kind, record)
 
     def _record(self, version: int, kind: str, record: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ from cli import engines
 from pipelines.kafka_client import KafkaOptions, list_topic
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log
+from tests.memory import peak_bytes
 from tests.pipelines.scenario import CORPUS, mentions
 from tests.raw_producer import RawProducer
 from transforms.gunzip import gunzip
@@ -171,20 +172,23 @@ def judge(data: Store, topic: str, sent: Sent) -> Found:
     return found
 
 
-def ingest(home: Path, data: Path, folder: Path, broker: str, topic: str, engine: str) -> tuple[float, int, str]:
-    """Runs ``ciml ingest --once``. Returns (seconds, peak resident memory of its largest process in bytes, output)."""
+def ingest(home: Path, data: Path, folder: Path, broker: str, topic: str, engine: str) -> tuple[float, int]:
+    """Runs ``ciml ingest --once``. Returns (seconds, peak resident memory in bytes)."""
     options = ["--data-path", str(data), "--kafka", broker, "--topic", topic, "--once", "--engine", engine]
     options += ["--allow-root", str(folder), "--allow-root", str(CORPUS), "--home", str(home)]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "ingest", *options],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    output = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise click.ClickException(f"ciml ingest ended with {os.waitstatus_to_exitcode(status)}:\n{output[-3000:]}")
-    return time.monotonic() - began, usage.ru_maxrss * 1024, output
+    log = folder.with_name("ingest.log")
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "ingest", *options], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+        )
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, peak_bytes(process.pid))
+        time.sleep(0.05)
+    if process.returncode:
+        raise click.ClickException(f"ciml ingest ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+    return time.monotonic() - began, peak
 
 
 def play(
@@ -215,7 +219,7 @@ def play(
                 raise click.ClickException(f"the broker has {there} of {sent.messages} messages")
             data = Path(place) / "data"
             name = f"flink:{flink}" if engine == "flink" else engine
-            seconds, peak, _ = ingest(home, data, folder, broker, topic, name)
+            seconds, peak = ingest(home, data, folder, broker, topic, name)
             found = judge(open_store(data), topic, sent)
             if engine != "flink":
                 found.expect(peak < SETTLE_PEAK_BYTES, f"peak memory {peak:,} bytes, at most {SETTLE_PEAK_BYTES:,}")

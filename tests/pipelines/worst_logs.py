@@ -11,7 +11,6 @@ import gzip
 import json
 import os
 import random
-import resource
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from ciml.listing_files import Listing, open_listing
 from ciml.records import Batch
 from cli.commands.backfill import make_config
 from pipelines.backfill_plan import BackfillConfig
+from tests.memory import peak_bytes
 
 START = 1795521600
 _SMALL = 6  # repeats of a log of some MiB, which several threads may parse at once
@@ -162,4 +162,4 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     make(place)
     reasons = {"micro-batches": micro_batches, "backfill": backfill}[sys.argv[2]](place)
-    print(json.dumps({"reasons": reasons, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}))
+    print(json.dumps({"reasons": reasons, "peak": peak_bytes()}))

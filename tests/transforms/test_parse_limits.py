@@ -163,11 +163,11 @@ SHAPES: dict[str, Callable[[], bytes]] = {
 def test_no_log_takes_more_memory_than_a_worker_has() -> None:
     """In a process of its own, whose peak is that of the worst log so far and of what it was made from."""
     code = (
-        "import resource\n"
+        "from tests.memory import peak_bytes\n"
         "from tests.transforms.test_parse_limits import SHAPES, Log, parse_logs\n"
         "for shape, make in SHAPES.items():\n"
         "    parse_logs([Log(make())])\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, shape, flush=True)\n"
+        "    print(peak_bytes() >> 20, shape, flush=True)\n"
     )
     lines = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
     assert len(lines) == len(SHAPES)
