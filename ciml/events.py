@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
@@ -88,6 +89,9 @@ class Event(NamedTuple):
         return Message(message.offset, value, _STRUCTURED, message.key, message.timestamp_ms)
 
 
+_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few
+
+
 def decode_message(message: Message, names: Mapping[str, str] | None = None) -> Event:
     """The event that a Kafka message holds: structured, binary or bare JSON.
 
@@ -114,7 +118,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     phase = PHASES.get(ce_type)
     if phase is None:
         raise Refused("unknown_type", f"type: {shown(ce_type)}")
-    ce_source = redact_url(ce_source)
+    ce_source = _plain_source(ce_source)
     if not ce_source or " " in ce_source:
         raise Refused("bad_field", "source: want a URI reference")
     when_us = time_us(attributes, "time")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from ciml.errors import Refused
@@ -17,12 +19,32 @@ from ciml.limits import (
     MAX_LABELS,
     MAX_TEXT_CHARACTERS,
 )
-from ciml.redact import REDACTED, hides, may_hold_secret, redact_text, redact_url, shown
+from ciml.redact import REDACTED, hides, is_secret_name, redact_text, redact_url, shown
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+#: Digits of numbers and UUIDs: no secret has such a form alone, or stands in it.
+_PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
+#: Texts of events are mostly short names that come again and again: what is kept of them is looked up.
+_SHORT = 64
+
+
+@lru_cache(maxsize=8192)
+def _kept(text: str) -> str | None:
+    """A text without the secrets in it; None where it is not clean."""
+    return redact_text(text) if is_clean(text) else None
+
+
+@lru_cache(maxsize=1024)
+def _label_name(name: str) -> tuple[str, bool] | None:
+    """A label's name without secrets, and whether its values may be secret; None for one that no label has."""
+    if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
+        return None
+    return redact_text(name), is_secret_name(name)
 
 
 def is_clean(text: str) -> bool:
@@ -52,8 +74,10 @@ def text(
     if value is None:
         return ""
     if type(value) is str:
-        if len(value) <= limit and (value.isprintable() or is_clean(value)):
-            return redact_text(value) if not secrets and may_hold_secret(value) else value
+        if len(value) <= _SHORT and not secrets and (kept := _kept(value)) is not None:
+            return kept
+        if len(value) <= limit and is_clean(value):
+            return value if secrets else redact_text(value)
         if len(value) > limit:
             raise Refused(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
         raise Refused(reason, f"{where}{name}: holds a character that cannot be shown")
@@ -64,6 +88,9 @@ def text(
 
 def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
     """An identifier: as `text`, but refused where it holds a secret. Without the secret it could be another's."""
+    value = fields.get(name)
+    if type(value) is str and _PLAIN_ID.fullmatch(value):
+        return value
     value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
     if REDACTED in value or redact_text(value) != value:
         raise Refused(reason, f"{where}{name}: holds a user name, a password or a token")
@@ -125,6 +152,9 @@ def label_text(value: Any) -> str | None:
     return repr(value) if type(value) is float and math.isfinite(value) else None
 
 
+_short_label = lru_cache(maxsize=8192)(label_text)
+
+
 def labels(value: Any, where: str = "") -> dict[str, str]:
     """The labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
 
@@ -139,15 +169,15 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
         raise Refused("bad_field", f"{where}labels: {len(value)} of them, at most {MAX_LABELS}")
     taken: dict[str, str] = {}
     for name, item in value.items():
-        if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
+        named = _label_name(name)
+        if named is None:
             raise Refused("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
-        if may_hold_secret(name):
-            name = redact_text(name)
-        if type(item) in (str, int, float) and item and hides(name, item):
+        name, secret = named
+        if secret and type(item) in (str, int, float) and item and hides(name, item):
             taken[name] = REDACTED
             continue
-        if type(item) is str and len(item) <= MAX_TEXT_CHARACTERS and item.isprintable() and not may_hold_secret(item):
-            taken[name] = item  # nearly all of them
+        if type(item) is str and len(item) <= _SHORT and (kept := _short_label(item)) is not None:
+            taken[name] = kept  # nearly all of them
             continue
         if item is None:
             continue

@@ -56,16 +56,7 @@ _ENTITIES = {
 
 def may_hold_secret(text: str) -> bool:
     """Whether a text has anything that a secret stands beside or begins with; where not, it holds none for certain."""
-    return _short_may(text) if len(text) <= _SHORT else _may(text)
-
-
-def _may(text: str) -> bool:
     return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
-
-
-#: Most texts of events are names that come again and again: a look into a table takes a fifth of the time.
-_SHORT = 64
-_short_may = lru_cache(maxsize=4096)(_may)
 
 
 def redact_url(url: str) -> str:
