@@ -10,6 +10,8 @@ from typing import Any
 from ciml.redact import REDACTED, decoded, hides, is_secret_name, redact_text
 
 _QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
+#: Fields that name an event or a run. Without its secret such a name could be another's, so nothing of it is kept.
+_IDS = ("id", "build_uuid")
 _VALUES = ("value", "values", "default")  # of what an object's "name" or "key" names
 
 
@@ -40,7 +42,7 @@ def _names_a_secret(text: str) -> bool:
 
 def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
     """A header's name and value, without secrets."""
-    if value and is_secret_name(name):
+    if value and (is_secret_name(name) or (name == "ce_id" and redact_bytes(value) != value)):
         value = REDACTED.encode()
     return redact_text(name), value if value is None else redact_bytes(value)
 
@@ -79,4 +81,6 @@ def _redact_field(key: str, item: Any, secret: bool, named: bool) -> Any:
         shown = redact_bytes(data)
         if shown != data:
             return base64.b64encode(shown).decode()
+    if key in _IDS and type(item) is str and redact_text(item) != item:
+        return REDACTED
     return _redact_json(item, secret or hides(key, item) or (named and key in _VALUES))

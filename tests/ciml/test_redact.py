@@ -15,7 +15,8 @@ from ciml.errors import Refused
 from ciml.events import FINISHED, Event, decode_message
 from ciml.letters import message_of, payload_of
 from ciml.records import Message
-from ciml.redact import is_secret_name, redact_text, redact_url
+from ciml.redact import REDACTED, is_secret_name, redact_text, redact_url
+from ciml.redact_payload import redact_bytes, redact_header
 from tests.growth import assert_linear
 
 S = "hUnter2zq"  # the secret
@@ -247,3 +248,13 @@ def test_redaction_is_linear(shape: str) -> None:
         assert_linear(lambda n: SHAPES[shape](n).encode(), redact, 1000)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("address", ["https://user:c4n4ry/c4n4ry@h/a", "https://h/a?token=c4n4ry"])
+def test_of_a_name_that_holds_a_secret_nothing_is_kept(address: str) -> None:
+    """Without the secret it could be the name of another run, and a replay would take it for that."""
+    for key in ("id", "build_uuid"):
+        kept = json.loads(redact_bytes(json.dumps({"data": {key: address, "job": "j"}}).encode()))
+        assert kept == {"data": {key: REDACTED, "job": "j"}}
+    assert redact_header("ce_id", address.encode()) == ("ce_id", REDACTED.encode())
+    assert redact_header("ce_id", b"e1") == ("ce_id", b"e1")

@@ -26,10 +26,19 @@ def directly(data: bytes) -> bytes | None:
         if not data.startswith(MAGIC):
             return data
         try:
+            _check_headers(data)
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error):
             return None
     return None if data.startswith(MAGIC) else data
+
+
+def _check_headers(data: bytes) -> None:
+    """Raises `zlib.error` for a member whose header has another checksum than it says, which gzip does not look at."""
+    while data.startswith(MAGIC):
+        member = zlib.decompressobj(31)
+        member.decompress(data)
+        data = member.unused_data.lstrip(bytes(1))
 
 
 def _unpacked(data: bytes, size: int, limit: int, grow: Callable[[int], None] | None = None) -> bytes | Refused:
