@@ -29,8 +29,9 @@ _READ_HEADERS = ("content-type", "ce_", "listing-")
 
 def message_bytes(message: Message) -> int:
     """The size of value, key and headers, bytes."""
-    size = len(message.value or b"") + len(message.key or b"")
-    for name, value in message.headers:
+    _, sent, headers, key, _ = message
+    size = len(sent or b"") + len(key or b"")
+    for name, value in headers:
         size += len(name) + len(value or b"")
     return size
 

@@ -65,7 +65,7 @@ def redact_url(url: str) -> str:
     The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
     """
     _, scheme, rest = url.partition("://")
-    if scheme and "#" not in rest and not may_hold_secret(rest):
+    if scheme and "#" not in rest and not _BESIDE.search(rest) and not _BEGIN.search(rest):
         return url
     if "//" in url:
         url = _without_userinfo(url)
