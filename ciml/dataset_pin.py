@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ciml.dataset_plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_change
+from ciml.dataset_plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes
 from ciml.dataset_state import DatasetState, Position
 from ciml.definitions import DatasetDefinition, slice_of
 from ciml.errors import CimlError, IntegrityError
@@ -91,11 +91,7 @@ class Pin:
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """The last correction of a run that counts; None for a run without."""
-        last = None
-        for correction in self._corrections.get(run.run_id, ()):
-            run, fix = apply_change(run, correction)
-            last = fix or last
-        return last
+        return apply_changes(run, self._corrections.get(run.run_id, ()))[1]
 
 
 class PinnedPlan:

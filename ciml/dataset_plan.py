@@ -8,7 +8,7 @@ does a reclaim, whose row takes the place of the run's earlier one.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -112,13 +112,13 @@ class Plan:
             for index, record in enumerate(delta.rows):
                 if (version, index) < begin:
                     continue
-                run = SelectedRun.of((version, index), record)
-                if index >= len(delta.runs) and (run.run_id in self._pending or self._span_of(run.run_id)):
+                run_id = record.mention.run_id
+                if index >= len(delta.runs) and (run_id in self._pending or self._span_of(run_id)):
                     continue  # a reclaim of a run that is selected already
                 if not self._definition.selects(job := record.mention.build_name):
                     self.other_jobs.add(job)
                     continue
-                self._pending[run.run_id] = run
+                self._pending[run_id] = SelectedRun.of((version, index), record)
                 if len(self._pending) == self._definition.span_runs:
                     yield self._seal((version, index + 1))
             self._collect(version, delta)
@@ -180,10 +180,7 @@ class Plan:
             version, runs = self._last_version(span)
             after = []
             for run in runs:
-                new, last = run, None
-                for change in late.get(run.run_id, ()):
-                    new, fix = apply_change(new, change)
-                    last = fix or last
+                new, last = apply_changes(run, late.get(run.run_id, ()))
                 if new.position == run.position and self._label(new) == self._label(run):
                     new = run
                 elif last is not None:
@@ -218,6 +215,15 @@ def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
         yield record.mention.run_id, SelectedRun.of((version, index), record)
     for correction in delta.corrections:
         yield correction.mention.run_id, (correction.fix, correction.trust)
+
+
+def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[SelectedRun, Fix | None]:
+    """A run after changes in their order, and the outcome that it has by them; None where none of them counts."""
+    last = None
+    for change in changes:
+        run, fix = apply_change(run, change)
+        last = fix or last
+    return run, last
 
 
 def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | None]:
