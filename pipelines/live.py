@@ -62,9 +62,9 @@ class LiveConfig:
       kafka: how to reach the broker.
       datasets: whose windows and examples are wanted.
       topic: where samples come from.
-      windows_topic, examples_topic: where windows and examples are told; "" for nowhere.
-      letters_topic: where samples that could not be used are told.
-      policy: when windows and examples are told, and for how long a run is kept.
+      windows_topic, examples_topic: where windows and examples are published; "" for nowhere.
+      letters_topic: where samples that could not be used are published.
+      policy: when windows and examples are published, and for how long a run is kept.
       read: how partitions are read.
     """
 
@@ -98,7 +98,7 @@ class Teller:
             yield from self._examples(run, "running")
 
     def over(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
-        """The last that is told of a run."""
+        """The last that is published of a run."""
         yield from self._panes(run, over=True)
         yield from self._examples(run, standing)
 
@@ -242,19 +242,19 @@ class KeepRun(beam.DoFn):
                     yield self._teller.late(run_id, late, refused)
                 return
             now_s = self._clock()
-            told = attempt("live", self._take, part, state, older, now_s)
-            yield from self._give_up(part, told, state, older, now_s) if isinstance(told, Refused) else told
+            outgoing = attempt("live", self._take, part, state, older, now_s)
+            yield from self._give_up(part, outgoing, state, older, now_s) if isinstance(outgoing, Refused) else outgoing
             self._save(state, head, wake)
 
     def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        """Takes in a part of a run that is running; returns what is to be told."""
-        told: list[ToSend] = []
+        """Takes in a part of a run that is running; returns what to publish."""
+        outgoing: list[ToSend] = []
         run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
         try:
             taken = run.add(part)
         except Refused as refused:
             taken = None
-            told.append(self._teller.late(state.run_id, part, refused))
+            outgoing.append(self._teller.late(state.run_id, part, refused))
         if taken is None:
             Metrics.counter(METRICS, "repeats").inc()
         else:
@@ -263,13 +263,13 @@ class KeepRun(beam.DoFn):
             if len(state.newer) >= _FOLD:
                 older.add(pack(join_parts([unpack(each) for each in state.newer])))
                 state.newer = []
-        told += self._teller.due(run)
+        outgoing += self._teller.due(run)
         if run.complete:
-            told += self._close(run, "ended", state, older, now_s)
+            outgoing += self._close(run, "ended", state, older, now_s)
         state.is_heard(now_s, run.ended)
         if state.standing == "running":
             _kept.put(self._job, state.token, run)
-        return told
+        return outgoing
 
     @on_timer(_wake)
     def on_wake(
@@ -289,11 +289,11 @@ class KeepRun(beam.DoFn):
                 head.clear()
                 return
             if due is not None:
-                told = attempt("live", self._close_due, due, state, older, now_s)
-                if isinstance(told, Refused):
+                outgoing = attempt("live", self._close_due, due, state, older, now_s)
+                if isinstance(outgoing, Refused):
                     last = [unpack(each) for each in (*older.read(), *state.newer)][-1:]
-                    told = self._give_up(last[0] if last else NO_SAMPLES, told, state, older, now_s)
-                yield from told
+                    outgoing = self._give_up(last[0] if last else NO_SAMPLES, outgoing, state, older, now_s)
+                yield from outgoing
             self._save(state, head, wake)
 
     def _close_due(self, due: Wake, state: RunState, older: Any, now_s: float) -> list[ToSend]:
@@ -322,12 +322,12 @@ class KeepRun(beam.DoFn):
         return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
 
     def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        """Lets go of a run's samples; returns the last that is to be told of it."""
-        told = list(self._teller.over(run, standing))
+        """Lets go of a run's samples; returns the last messages to publish."""
+        outgoing = list(self._teller.over(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
         older.clear()
         state.is_over(standing, run.seen, now_s)
-        return told
+        return outgoing
 
     def _give_up(self, part: Part, refused: Refused, state: RunState, older: Any, now_s: float) -> list[ToSend]:
         """Lets go of a run whose windows raise an exception; returns its one dead letter, which names the last."""
@@ -338,7 +338,7 @@ class KeepRun(beam.DoFn):
 
 
 class TellRun(beam.DoFn):
-    """(run id, all its packed parts) -> messages: what `KeepRun` would have told of it by now, each but once."""
+    """(run id, all its packed parts) -> messages: what `KeepRun` would have published of it by now, each but once."""
 
     def __init__(self, config: LiveConfig) -> None:
         self._config, self._teller = config, Teller(config)
@@ -347,18 +347,18 @@ class TellRun(beam.DoFn):
         run_id, packed = element
         with keep_error():
             parts = sorted((unpack(data) for data in packed), key=lambda part: (part.partition, part.first))
-            told = attempt("live", self._tell, run_id, parts)
-            yield from [self._teller.late(run_id, parts[-1], told)] if isinstance(told, Refused) else told
+            outgoing = attempt("live", self._tell, run_id, parts)
+            yield from [self._teller.late(run_id, parts[-1], outgoing)] if isinstance(outgoing, Refused) else outgoing
 
     def _tell(self, run_id: str, parts: Sequence[Part]) -> list[ToSend]:
-        told: list[ToSend] = []
+        outgoing: list[ToSend] = []
         run = LiveRun(run_id, self._config.datasets, self._config.policy)
         for part in parts:
             try:
                 run.add(part)
             except Refused as refused:
-                told.append(self._teller.late(run_id, part, refused))
-        return told + list(self._teller.over(run, "ended") if run.complete else self._teller.due(run))
+                outgoing.append(self._teller.late(run_id, part, refused))
+        return outgoing + list(self._teller.over(run, "ended") if run.complete else self._teller.due(run))
 
 
 def build_live(
@@ -380,8 +380,8 @@ def build_live(
         | "Decode" >> decode_samples.with_outputs(DecodeSamples.LETTERS, main="parts")
     )
     if bounded:
-        told = decoded.parts | beam.GroupByKey() | "Tell" >> beam.ParDo(TellRun(config)).with_output_types(ToSend)
+        outgoing = decoded.parts | beam.GroupByKey() | "Tell" >> beam.ParDo(TellRun(config)).with_output_types(ToSend)
     else:
-        told = decoded.parts | "Keep" >> beam.ParDo(KeepRun(config, clock)).with_output_types(ToSend)
-    told | "Send" >> beam.ParDo(Send(config.kafka))
+        outgoing = decoded.parts | "Keep" >> beam.ParDo(KeepRun(config, clock)).with_output_types(ToSend)
+    outgoing | "Send" >> beam.ParDo(Send(config.kafka))
     decoded[DecodeSamples.LETTERS] | "SendLetters" >> beam.ParDo(Send(config.kafka))
