@@ -49,6 +49,8 @@ def _constant(text: str) -> float:
 _decode: Callable[[str], Any] = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_constant
 ).decode
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19  # whole numbers that may be beyond 64 bits, which orjson makes floats of
 
 
 def parse_json(data: bytes) -> Any:
@@ -58,8 +60,34 @@ def parse_json(data: bytes) -> Any:
       Refused: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
     """
     _check_size(data, MAX_MESSAGE_BYTES)
+    value = _quickly(data)
+    if value is None:
+        value = _strictly(data)
+    # Most messages have too few brackets to be too deep; the walk is for the others.
+    if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def _quickly(data: bytes) -> Any:
+    """What orjson makes of it, in half the time, where that is certain to be what `_strictly` makes; otherwise None.
+
+    orjson keeps the last of two values of one key. The other's colon is then missing from what it writes again, and no
+    colon is written in another way where there is no backslash.
+    """
+    if b"\\" in data or _LONG in data.translate(_DIGITS):
+        return None
     try:
-        value = _decode(data.decode())
+        value = orjson.loads(data)
+        again = orjson.dumps(value)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return None
+    return value if again.count(b":") == data.count(b":") else None
+
+
+def _strictly(data: bytes) -> Any:
+    try:
+        return _decode(data.decode())
     except RecursionError:
         raise Refused("broken_json", f"nested deeper than {MAX_JSON_DEPTH}") from None
     except UnicodeDecodeError as error:
@@ -68,10 +96,6 @@ def parse_json(data: bytes) -> Any:
         raise Refused("broken_json", f"{error.msg} at character {error.pos}") from None
     except _NotJson as error:
         raise Refused("broken_json", str(error)) from None
-    # Most messages have too few brackets to be too deep; the walk is for the others.
-    if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
-        _check_depth(value)
-    return value
 
 
 def parse_numbers(data: bytes, most_bytes: int) -> Any:
