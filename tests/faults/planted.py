@@ -81,6 +81,8 @@ def _stock_sink() -> None:
     from ciml.digest import telemetry_digest
     from ciml.records import Batch, Outcome, RawFile
     from pipelines import ingest
+    from transforms.fetch import fetch_in_parts
+    from transforms.store import parse
 
     class Sink(fileio.FileSink):
         def open(self, handle: Any) -> None:
@@ -97,12 +99,21 @@ def _stock_sink() -> None:
             if self._writer is not None:
                 self._writer.close()
 
-    class Store(beam.PTransform):
-        def __init__(self, raw: Any) -> None:
+    class TakeLogs(beam.PTransform):
+        def __init__(self, policy: Any, raw: Any) -> None:
             super().__init__()
-            self._raw = raw
+            self._policy, self._raw = policy, raw
 
-        def expand(self, batches: Any) -> Any:
+        def expand(self, judged: Any) -> Any:
+            policy = self._policy
+
+            def read(batch: Any) -> Batch:
+                parts = [parse(part) for part in fetch_in_parts(batch, policy, int(time.time() * 1e6))]
+                candidates = [each for part in parts for each in part.candidates]
+                return Batch(
+                    batch.covers, [], candidates, batch.settled + [one for part in parts for one in part.settled]
+                )
+
             def name(candidate: Any) -> str:
                 return f"job={candidate.mention.build_name}.parquet"
 
@@ -122,6 +133,7 @@ def _stock_sink() -> None:
                     )  # fmt: skip
                 return Batch(batch.covers, [], [], batch.settled + done)
 
+            batches = judged | beam.Map(read).with_output_types(Batch)
             _ = (
                 batches
                 | beam.FlatMap(rows)
@@ -135,7 +147,7 @@ def _stock_sink() -> None:
             )
             return batches | beam.Map(settle).with_output_types(Batch)
 
-    _patch(ingest, "Store", lambda _: Store)
+    _patch(ingest, "TakeLogs", lambda _: TakeLogs)
 
 
 @_defect("no-deduplication")
@@ -154,18 +166,18 @@ def _offsets_first() -> None:
     """What is covered is committed, and then the data; the process dies between the two, once."""
     from pipelines.committer import Committer
 
-    def make(commit: Any) -> Any:
-        def two_steps(self: Any, batches: Any) -> int | None:
-            whole, mark = list(batches), Path(self.log.store.root, "died-once")
+    def make(append: Any) -> Any:
+        def two_steps(self: Any, build: Any) -> int | None:
+            mark = Path(self.log.store.root, "died-once")
             with self.state() as state:
-                delta = self._build(state, whole)
+                delta = build(state)
                 if delta is None:
                     return None
                 nothing: dict[str, list[Any]] = {name: [] for name, value in delta.items() if isinstance(value, list)}
                 if delta["offsets"]:
                     version = state.version + 1
                     if not self.log.try_append(version, {**delta, **nothing}):
-                        return int(commit(self, whole) or 0)
+                        return int(append(self, build) or 0)
                     state.apply(version, {**delta, **nothing, "version": version})
                 if version > 1 and not mark.exists() and any(delta[name] for name in nothing):
                     mark.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +190,7 @@ def _offsets_first() -> None:
 
         return two_steps
 
-    _patch(Committer, "commit", make)
+    _patch(Committer, "append", make)
 
 
 @_defect("overwriting-create")
@@ -266,12 +278,21 @@ def _other_values() -> None:
 
 @_defect("hangs-after-outage")
 def _hangs_after_outage() -> None:
-    from pipelines import watching
+    """A question to the broker that is answered late, or not at all, is never over."""
+    from pipelines import kafka_broker
 
-    def hang(self: Any, error: Exception) -> None:
-        time.sleep(600)
+    def make(topic_of: Any) -> Any:
+        def hang(*arguments: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return topic_of(*arguments)
+            finally:
+                if time.monotonic() - began > 3:
+                    time.sleep(600)
 
-    _patch(watching.Outage, "goes_on", lambda _: hang)
+        return hang
+
+    _patch(kafka_broker, "topic_of", make)
 
 
 @_defect("skips-what-is-gone")

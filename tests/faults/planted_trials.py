@@ -15,11 +15,15 @@ from tests.faults.stage import Stage, stage
 
 @dataclass(frozen=True)
 class Hunt:
-    """Where a defect is to be found: a row's trial and the beginning of the lines that tell of it."""
+    """Where a defect is to be found: a row's trial and the beginning of the lines that tell of it.
+
+    What is a race's doing has three tries.
+    """
 
     row: int
     seed: int
     finds: tuple[str, ...]
+    tries: int = 1
 
 
 HUNTS = {
@@ -31,7 +35,7 @@ HUNTS = {
     "named-too-early": Hunt(9, 1, ("I3",)),
     "leak": Hunt(9, 1, ("I6",)),
     "offsets-first": Hunt(1, 1, ("gap",)),
-    "overwriting-create": Hunt(1, 3, ("I4", "I2")),
+    "overwriting-create": Hunt(1, 3, ("I4", "I2"), tries=3),
     "hangs-after-outage": Hunt(6, 4, ("I7",)),
     "skips-what-is-gone": Hunt(8, 1, ("alarm",)),
     "drops-late-events": Hunt(10, 1, ("gap",)),
@@ -44,8 +48,15 @@ HUNTS = {
 def found(name: str, place: Stage, scale: float = 1.0) -> tuple[bool, list[str], float]:
     """Plays a defect's trial: (whether it was found for the right reason, all that was found, seconds)."""
     hunt = HUNTS[name]
-    verdict, seconds = play(hunt.row, hunt.seed, "micro-batches", place, planted=name, scale=scale)
-    return any(line.split(":")[0] in hunt.finds for line in verdict.failures), verdict.failures, seconds
+    lines, seconds = [], 0.0
+    for seed in range(
+        hunt.seed, hunt.seed + 4 * hunt.tries, 4
+    ):  # each fourth trial of a row has the same kind of fault
+        verdict, took = play(hunt.row, seed, "micro-batches", place, planted=name, scale=scale)
+        lines, seconds = verdict.failures, seconds + took
+        if any(line.split(":")[0] in hunt.finds for line in lines):
+            return True, lines, seconds
+    return False, lines, seconds
 
 
 def hunt(name: str, jobs: int) -> int:

@@ -69,7 +69,7 @@ def traps() -> dict[str, bytes]:
 
 
 def trial(seed: int, scene: Scene) -> Verdict:
-    story = Story(scene, seed, options=("--fetch-policy", _policy(scene)))
+    story = Story(scene, seed)
     planner, wanted = story.planner, {}
     start, end = make_logs.instant("2026-11-24T13:50:00Z"), make_logs.instant("2026-11-24T15:00:00Z")
     for make in make_logs.SMALL:
@@ -103,9 +103,3 @@ def trial(seed: int, scene: Scene) -> Verdict:
         verdict.count("by atheris", 2000)
         hunter.kill()
     return verdict
-
-
-def _policy(scene: Scene) -> str:
-    policy = scene.folder / "fetch.toml"
-    policy.write_text("max_bytes = 67108864\n")
-    return str(policy)
