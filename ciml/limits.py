@@ -1,6 +1,6 @@
 """Limits on input: every bound that is checked before memory or time is spent, in one place.
 
-docs/limits.md lists them with the reason for each; tests/house/test_limits.py compares the two. A limit that an
+docs/limits.md lists them with the reason for each; tests/project/test_limits.py compares the two. A limit that an
 operator may change is the default of an option or of a policy's key, which its comment names.
 """
 

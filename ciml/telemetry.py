@@ -1,7 +1,7 @@
 """The columns of telemetry: their names, how a definition selects them, and what is odd about a table.
 
 A telemetry table has a column ``time`` (timestamp[us, UTC]), a column ``boot`` (bool) and one float64 column for each
-column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from `transforms.parse.parse_logs`.
+column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from `transforms.parse.logs.parse_logs`.
 """
 
 from __future__ import annotations

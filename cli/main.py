@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("cli.commands.record:command", "Run a command and record it."),
     "ingest": ("cli.commands.ingest:command", "Turn CI events into raw runs."),
     "backfill": ("cli.commands.backfill:command", "Bring historical logs into the raw store."),
-    "letters": ("cli.commands.letters:command", "Show dead letters, and try them again."),
+    "letters": ("cli.commands.dead_letters:command", "Show dead letters, and try them again."),
     "runs": ("cli.commands.runs:command", "Show, verify and compact the stored runs."),
     "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
     "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from ciml.errors import CimlError
-from cli.engines import state
+from engines import state
 
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
@@ -48,7 +48,7 @@ def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
     known = state.read(ctx.meta.get("ciml.home") or state.default_home())
     if not known:
         return {}
-    from cli.engines import processes
+    from engines import processes
 
     return {n: one for n, one in known.items() if one.pid is None or processes.find(one.pid, one.started) is not None}
 
@@ -69,7 +69,7 @@ def use_local_s3(one: state.EngineState | None) -> bool:
     configured = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
     if one is None or any(os.environ.get(name) for name in configured):
         return False
-    from cli.engines.http import s3_environment
+    from engines.http import s3_environment
 
     os.environ.update(s3_environment(one.address))
     click.echo(f"S3 is the local endpoint {one.address}", err=True)
@@ -108,7 +108,7 @@ def home_option(command: F) -> F:
 
 
 def data_path_option(required: bool = True) -> Callable[[F], F]:
-    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open_store`."""
+    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open.open_store`."""
     return click.option(
         "--data-path",
         metavar="DATA",

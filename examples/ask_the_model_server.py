@@ -22,10 +22,10 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import Refused
-from transforms.examples import prepare
-from transforms.parse import Log, parse_logs
+from transforms.examples.prepare import prepare
+from transforms.parse.logs import Log, parse_logs
 
 
 def served_version(channel: grpc.Channel, model: str) -> int:

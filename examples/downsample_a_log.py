@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ciml.definitions import DatasetDefinition, resolve
+from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.errors import Refused
-from ciml.records import Mention
+from ciml.events.records import Mention
 from ciml.telemetry import telemetry_columns
-from transforms.downsample import downsample
-from transforms.parse import Log, parse_logs
+from transforms.examples.downsample import downsample
+from transforms.parse.logs import Log, parse_logs
 
 HERE = Path(__file__).resolve().parent
 

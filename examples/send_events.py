@@ -16,8 +16,8 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from ciml.events import finished_event, mention_from_listing
-from cli import engines
+import engines
+from ciml.events.cloudevents import finished_event, mention_from_listing
 
 HERE = Path(__file__).resolve().parent
 

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import apache_beam as beam
 
-from ciml.dataset_plan import SelectedRun, SpanPlan
-from ciml.dataset_state import ExampleFile
-from ciml.definitions import DatasetDefinition, ResolvedDefinition
-from ciml.listing import Reading
-from ciml.listing_files import Block
-from ciml.records import Candidate, Mention, Origin, RawFile, Trust
-from ciml.storage import LocalStore
-from pipelines.kafka import PartitionRead
-from pipelines.kafka_client import KafkaOptions
-from transforms.fetch_policy import FetchPolicy
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.datasets.state import ExampleFile
+from ciml.events.listing import Reading
+from ciml.events.listing_files import Block
+from ciml.events.records import Candidate, Mention, Origin, RawFile, Trust
+from ciml.storage.open import LocalStore
+from pipelines.kafka.client import KafkaOptions
+from pipelines.kafka.source import PartitionRead
+from transforms.fetch.policy import FetchPolicy
 
 _DATA = LocalStore("data")
 _KAFKA = KafkaOptions("kafka:9092")
@@ -41,22 +41,22 @@ _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _MENTION, RawFile("runs/1", "0", 60,
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[Candidate, ...] = ()) -> None:
-    from pipelines.ingest import IngestConfig, build_ingest
+    from pipelines.ingest.pipeline import IngestConfig, build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
     build_ingest(pipeline, IngestConfig(_DATA, _KAFKA, fetch=fetch), reads, due)
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
-    from pipelines.predict import PredictConfig, build_predict
-    from serving.predict import PredictPolicy
+    from pipelines.predict.pipeline import PredictConfig, build_predict
+    from serving.predict.predictor import PredictPolicy
 
     build_predict(pipeline, PredictConfig(_DATA, _KAFKA, "models:8500", PredictPolicy("example")), _RUNS)
 
 
 def _backfill(pipeline: beam.Pipeline) -> None:
-    from pipelines.backfill_beam import build_backfill
-    from pipelines.backfill_plan import BackfillConfig, Work
+    from pipelines.backfill.beam import build_backfill
+    from pipelines.backfill.plan import BackfillConfig, Work
 
     reading = Reading(source="backfill", logs="/logs")
     works = [Work(Block(0, 1000, 0, 100_000, b""), ((0, 1000),))]
@@ -64,7 +64,7 @@ def _backfill(pipeline: beam.Pipeline) -> None:
 
 
 def _dataset(pipeline: beam.Pipeline) -> None:
-    from pipelines.spans import build_spans
+    from pipelines.datasets.spans_beam import build_spans
 
     build_spans(pipeline, _DATA.child("raw"), _DATA.child("datasets/example"), [_PLAN], _RESOLVED, "results")
 
@@ -75,8 +75,8 @@ def _materialise(pipeline: beam.Pipeline) -> None:
     tensorflow()  # it has to be set up before tf.Transform imports it
     import tensorflow_transform.beam as tft_beam
 
-    from training.materialise_beam import build_materialise
-    from training.snapshot import Snapshot, SnapshotRun, SnapshotSpan
+    from training.data.materialise_beam import build_materialise
+    from training.data.snapshot import Snapshot, SnapshotRun, SnapshotSpan
 
     runs = tuple(SnapshotRun(f"zuul~{at}~1", "train", "train", at % 2, "gated", "job", "0") for at in range(4))
     files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}

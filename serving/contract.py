@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage import Store
-from serving.errors import RequestError
-from serving.loader import DEFAULT_SIGNATURE, LoadedModel, load_model
+from ciml.storage.open import Store
+from serving.server.errors import RequestError
+from serving.server.loader import DEFAULT_SIGNATURE, LoadedModel, load_model
 
 if TYPE_CHECKING:
-    from ciml.definitions import ResolvedDefinition
+    from ciml.datasets.definition import ResolvedDefinition
 
 DEFINITION = "definition.json"
 EXAMPLES = "examples"
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-4
 
 def read_definition(data: bytes, where: str) -> ResolvedDefinition:
     """The data set definition that a model carries. Raises `IntegrityError` where it is none."""
-    from ciml.definitions import ResolvedDefinition
+    from ciml.datasets.definition import ResolvedDefinition
 
     try:
         return ResolvedDefinition.from_json(json.loads(data))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.manifests import Delta
-from ciml.storage import LocalStore, Store
-from serving.config import CONFIG_NAME, render_config
-from serving.folders import LAST_FILE, check_digests, file_digests, list_versions, read_files
+from ciml.manifest.log import Delta
+from ciml.storage.open import LocalStore, Store
+from serving.model_config import CONFIG_NAME, render_config
+from serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
 from serving.registry import STABLE, Candidate, Registry, RegistryState, Verdict, registered_models
 
 _LOG = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
 
 
 def _store(root: str) -> Store:
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
 
     return open_store(root)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.manifests import Delta, ManifestLog, catch_up, commit
-from ciml.storage import Store, open_store
-from serving.config import ModelEntry, check_model_name
-from serving.folders import check_digests, file_digests, model_digest
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.storage.open import Store, open_store
+from serving.model_config import ModelEntry, check_model_name
+from serving.model_files import check_digests, file_digests, model_digest
 
 STABLE = "stable"
 CANARY = "canary"
@@ -28,7 +28,7 @@ class Candidate:
 
     Attributes:
       id: the first 16 letters of ``digest``.
-      digest: of all files (`serving.folders.model_digest`).
+      digest: of all files (`serving.model_files.model_digest`).
       files: hex sha256 by relative path.
       folder: where it was when it was recorded.
       facts: what it was made of: data set, experiment, snapshot, …
@@ -191,7 +191,7 @@ class Registry:
         return self._state
 
     def commit(self, build: Callable[[RegistryState], Delta | None]) -> int | None:
-        """Appends what ``build`` makes of the present state; see `ciml.manifests.commit`."""
+        """Appends what ``build`` makes of the present state; see `ciml.manifest.log.commit`."""
 
         def stamped() -> Delta | None:
             delta = build(self._state)

@@ -14,7 +14,7 @@ _numbers = itertools.count(1)
 
 
 def _engine(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from cli import engines
+    import engines
 
     home = tmp_path_factory.mktemp(f"engine-{name}")
     with engines.start([name], home=home, settings=engines.Settings(tied=True)) as running:
@@ -43,7 +43,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def flink_jobs(flink: str) -> Iterator[str]:
     """As ``flink``, and cancels whatever the test left running there."""
-    from cli import engines
+    import engines
 
     yield flink
     engines.cancel_all_jobs(flink)
@@ -67,7 +67,7 @@ class S3Endpoint:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
     """An S3 endpoint over HTTP; ``s3.bucket()`` makes a fresh bucket."""
-    from cli import engines
+    import engines
 
     for running in _engine("s3", tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
@@ -81,8 +81,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Endpoint]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Endpoint) -> Iterator[Any]:
     """A standalone Flink cluster (one TaskManager, two slots) whose checkpoints and savepoints are on S3."""
-    from cli import engines
-    from cli.engines.jars import NoJava
+    import engines
+    from engines.jars import NoJava
 
     settings = engines.Settings(tied=True, state=f"{s3.bucket()}/flink")
     try:
@@ -98,7 +98,7 @@ def topic(kafka: str) -> Callable[..., str]:
     """A factory of fresh topics: ``topic(partitions=1, name="events")`` returns the name it was given, made unique."""
 
     def make(partitions: int = 1, name: str = "topic") -> str:
-        from cli import engines
+        import engines
 
         unique = f"{name}-{os.getpid()}-{next(_numbers)}"
         engines.create_topics(kafka, {unique: partitions})

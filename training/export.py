@@ -1,7 +1,7 @@
 """Exporting: a trained model, with tf.Transform's normalisation inside, becomes a SavedModel for TensorFlow Serving.
 
 What is exported is the very graph that tf.Transform wrote when the training data was normalised, so training and
-serving cannot differ. The model takes runs as `transforms.examples.prepare` makes them.
+serving cannot differ. The model takes runs as `transforms.examples.prepare.prepare` makes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.definitions import ResolvedDefinition, dumps
+from ciml.datasets.definition import ResolvedDefinition, dumps
 from ciml.errors import CimlError, IntegrityError
 from training.runtime import tensorflow
 
@@ -38,7 +38,7 @@ def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, fol
 
     Args:
       model: a Keras model over normalised inputs.
-      transform_folder: what `training.materialise` wrote.
+      transform_folder: what `training.data.materialise` wrote.
       resolved: goes along as ``assets/definition.json``.
       folder: where to write; must not exist.
       name: the model's name, for the requests that warm it up.

@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
-from ciml.storage import LocalStore, Store
-from training.champion import Champion
+from ciml.storage.open import LocalStore, Store
+from training.data.materialise import RECORDS_FOLDER, materialise
+from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
+from training.evaluation.champion import Champion
+from training.evaluation.gate import GatePolicy, Verdict, judge
 from training.experiment import Experiment
-from training.gate import GatePolicy, Verdict, judge
-from training.materialise import RECORDS_FOLDER, materialise
-from training.snapshot import Snapshot, make_snapshot, write_snapshot
-from transforms.trust import TrustPolicy
+from transforms.ingest.trust import TrustPolicy
 
 _KEPT = 5  # candidates whose files stay on disk: the last one may still be on its way to being pushed
 
@@ -155,9 +155,9 @@ def _make(
     tensorboard: Path | None,
 ) -> Candidate:
     with steps("import"):
-        import training.materialise_beam  # noqa: F401  (so that its seconds are told apart)
-        from training.analysis_cache import AnalysisCache
-        from training.assess import assess
+        import training.data.materialise_beam  # noqa: F401  (so that its seconds are told apart)
+        from training.data.analysis_cache import AnalysisCache
+        from training.evaluation.candidate import assess
         from training.export import export, load_exported
         from training.train import train
     resolved = snapshot.resolved

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
+from training.data.materialise import Materialised
+from training.data.snapshot import Role
 from training.estimators import Rows, build_model
 from training.estimators.loop import Batches, Resident, Streamed, Trained, fit_network
 from training.experiment import Experiment
-from training.materialise import Materialised
 from training.runtime import tensorflow
-from training.snapshot import Role
 
 #: Inputs up to this size are kept in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30

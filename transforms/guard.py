@@ -21,10 +21,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ciml.errors import CimlError, Refused, let_go
-from ciml.letters import payload_of
+from ciml.events.payload_redaction import redact_bytes
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, Candidate, Message, Origin, Outcome
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
-from ciml.records import Batch, Candidate, Message, Origin, Outcome
-from ciml.redact_payload import redact_bytes
 
 #: The reason of an input that a stage raised an unexpected exception for.
 INTERNAL = "internal_error"
@@ -186,7 +186,7 @@ def unread_letter(origin: Origin, message: Message, refused: Refused) -> Outcome
 
 
 def kept_payload(message: Message) -> dict[str, Any]:
-    """`ciml.letters.payload_of`; of a message that it fails for, size and digest alone, as of one that is too large."""
+    """`ciml.events.payloads.payload_of`. If that fails: size and digest alone, as for a message that is too large."""
     made = attempt("payload", payload_of, message)
     if not isinstance(made, Refused):
         return made

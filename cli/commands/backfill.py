@@ -11,12 +11,12 @@ import click
 from cli.batch_options import logs_place, runner_option
 from cli.options import beam_option, data_path_option, home_option, s3_place
 from cli.signals import stop_on_signals
-from cli.talk import s3_options
+from cli.talk_scripts import s3_options
 
 if TYPE_CHECKING:
-    from ciml.listing_files import Listing
-    from pipelines.backfill_plan import BackfillConfig, Tally
-    from pipelines.backfill_survey import Survey
+    from ciml.events.listing_files import Listing
+    from pipelines.backfill.dry_run import Survey
+    from pipelines.backfill.plan import BackfillConfig, Tally
 
 _INTERRUPTED = 130
 
@@ -100,10 +100,10 @@ def command(
     Exit codes: 0 every line that was to be taken is settled, 130 stopped before, 2 wrong use, or no such listing or
     logs, 3 a store or Flink does not answer, 4 what is stored contradicts itself.
     """  # fmt: skip
-    from ciml.listing_files import open_listing
-    from cli.progress import Bar
-    from pipelines.backfill import backfill
-    from pipelines.backfill_survey import survey
+    from ciml.events.listing_files import open_listing
+    from cli.progress_counts import Bar
+    from pipelines.backfill.backfill import backfill
+    from pipelines.backfill.dry_run import survey
 
     options.pop("home")
     config = make_config(**options)
@@ -148,12 +148,12 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, a name of no source, no folder of logs, a scheme that no store has.
     """
-    from ciml.listing import Reading
-    from ciml.storage import open_store
-    from pipelines.backfill_plan import BackfillConfig
-    from transforms.decode import ALL_JOBS
-    from transforms.fetch_policy import FetchPolicy
-    from transforms.trust import TrustPolicy
+    from ciml.events.listing import Reading
+    from ciml.storage.open import open_store
+    from pipelines.backfill.plan import BackfillConfig
+    from transforms.fetch.policy import FetchPolicy
+    from transforms.ingest.decode import ALL_JOBS
+    from transforms.ingest.trust import TrustPolicy
 
     logs = logs_place(logs)
     # Several blocks of lines are under way at once, so each has a share of the memory that ingest gives to one batch.
@@ -173,7 +173,7 @@ def make_config(
 
 def summary(listing: Listing, tally: Tally, seconds: float, letters: str = "") -> str:
     """What was done, in a few lines."""
-    from cli.progress import WORDS
+    from cli.progress_counts import WORDS
 
     name, totals = Path(listing.url).name, tally.totals()
     new = tally.settled - tally.before

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.bars import bars, progress_bar
 from cli.batch_options import collecting_rarely, logs_place, processors, runner_option
 from cli.options import data_path_option, home_option, s3_place
-from cli.talk import s3_options
+from cli.progress_bar import bars, progress_bar
+from cli.talk_scripts import s3_options
 
 if TYPE_CHECKING:
-    from ciml.definitions import DatasetDefinition
-    from ciml.storage import Store
-    from pipelines.datasets import Update
-    from pipelines.listed_runs import ListedRuns
+    from ciml.datasets.definition import DatasetDefinition
+    from ciml.storage.open import Store
+    from pipelines.datasets.listed_runs import ListedRuns
+    from pipelines.datasets.update import Update
 
 #: The folder of the plots in that of the data set: no reader of examples looks there, and it goes with them.
 PLOTS = "_plots"
@@ -147,8 +147,8 @@ def command(
       ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
       ciml build-dataset --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
-    from ciml.storage import open_store
-    from pipelines.build import build_dataset, remove_dataset
+    from ciml.storage.open import open_store
+    from pipelines.datasets.build import build_dataset, remove_dataset
 
     options.pop("home")
     if (listing is None) != (logs is None):
@@ -176,11 +176,11 @@ def command(
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
-    from ciml.listing import Reading
-    from ciml.listing_files import open_listing
-    from pipelines.listed_runs import ListedRuns
-    from transforms.fetch_policy import FetchPolicy
-    from transforms.trust import TrustPolicy
+    from ciml.events.listing import Reading
+    from ciml.events.listing_files import open_listing
+    from pipelines.datasets.listed_runs import ListedRuns
+    from transforms.fetch.policy import FetchPolicy
+    from transforms.ingest.trust import TrustPolicy
 
     place = logs_place(logs)
     return ListedRuns(
@@ -190,7 +190,7 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
 
 
 def _visualize(target: Store, name: str) -> str:
-    from cli.looking.dataset import plot_dataset
+    from reports.dataset.render import plot_dataset
 
     with progress_bar("reading examples") as progress:
         return plot_dataset(target, name, target.url(f"datasets/{name}/{PLOTS}"), progress=progress)
@@ -198,9 +198,9 @@ def _visualize(target: Store, name: str) -> str:
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
     """What the options say, over what the file says, over what is said nowhere."""
-    from ciml.definitions import DatasetDefinition
+    from ciml.datasets.definition import DatasetDefinition
     from ciml.settings import parse_toml, read_toml
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
 
     said = {key: value for key, value in options.items() if value not in (None, ())}
     if name is not None:
@@ -223,8 +223,8 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
 
 
 def _is_another(target: Any, definition: DatasetDefinition) -> bool:
-    from ciml.dataset_state import DatasetState, dataset_store
-    from ciml.manifests import ManifestLog, catch_up
+    from ciml.datasets.state import DatasetState, dataset_store
+    from ciml.manifest.log import ManifestLog, catch_up
 
     state = DatasetState()
     catch_up(ManifestLog(dataset_store(target, definition.name)), state)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.bars import progress_bar
-from cli.looking.options import dataset_argument, dataset_name, output_options
 from cli.options import data_path_option
+from cli.plot_options import dataset_argument, dataset_name, output_options
+from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from cli.looking.clusters import Clustering
+    from reports.clusters.cluster import Clustering
 
 
 @click.command(
@@ -75,11 +75,11 @@ def command(
     SVG, and index.html with all of them. The same data set, options and seed give the same clusters.
     """
     from ciml.digest import canonical_json
-    from ciml.storage import open_store
-    from cli.looking.cluster_page import cluster_page
-    from cli.looking.clusters import Wanted, cluster_dataset
-    from cli.looking.page import save
-    from transforms.split import SPLITS
+    from ciml.storage.open import open_store
+    from reports.clusters.cluster import Wanted, cluster_dataset
+    from reports.clusters.page import cluster_page
+    from reports.page import save
+    from transforms.examples.split import SPLITS
 
     chosen = dataset_name(name, dataset)
     wanted = Wanted(
@@ -110,7 +110,7 @@ def _show(found: Clustering) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cli.looking.drawing import shown
+    from reports.drawing import shown
 
     console = Console()
     fact = next(iter(found.known))

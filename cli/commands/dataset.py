@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import IntegrityError
-from cli.bars import progress_bar
 from cli.batch_options import collecting_rarely, runner_option
 from cli.options import data_path_option
+from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from ciml.dataset_state import DatasetState, SpanVersion
+    from ciml.datasets.state import DatasetState, SpanVersion
 
 
 @click.group("dataset", short_help="Define, build and update data sets.")
@@ -51,9 +51,9 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     Example:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
     """
-    from ciml.definitions import load_definition
-    from ciml.storage import open_store
-    from pipelines.datasets import create_dataset
+    from ciml.datasets.definition import load_definition
+    from ciml.storage.open import open_store
+    from pipelines.datasets.update import create_dataset
 
     definition = load_definition(definition_file, name=name)
     create_dataset(open_store(data_path), definition)
@@ -78,8 +78,8 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
       ciml dataset update cpu-load --data-path DATA
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
-    from ciml.storage import open_store
-    from pipelines.datasets import update_dataset
+    from ciml.storage.open import open_store
+    from pipelines.datasets.update import update_dataset
 
     with collecting_rarely(), progress_bar("making examples") as progress:
         result = update_dataset(
@@ -107,8 +107,8 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml dataset show cpu-load --data-path DATA
       ciml dataset show --data-path DATA
     """
-    from ciml.dataset_state import dataset_names, dataset_state
-    from ciml.storage import open_store
+    from ciml.datasets.state import dataset_names, dataset_state
+    from ciml.storage.open import open_store
 
     data = open_store(data_path)
     if name is None:
@@ -135,9 +135,9 @@ def verify(name: str, data_path: str) -> None:
     Example:
       ciml dataset verify cpu-load --data-path DATA
     """
-    from ciml.dataset_state import dataset_state
-    from ciml.storage import open_store
-    from pipelines.datasets import verify_dataset
+    from ciml.datasets.state import dataset_state
+    from ciml.storage.open import open_store
+    from pipelines.datasets.update import verify_dataset
 
     data = open_store(data_path)
     with progress_bar("reading spans") as progress:
@@ -174,13 +174,13 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     """
     from pathlib import Path
 
-    from ciml.dataset_state import dataset_store
+    from ciml.datasets.state import dataset_store
     from ciml.errors import CimlError
-    from ciml.storage import open_store
-    from training.analysis_cache import AnalysisCache
-    from training.materialise import is_materialised, materialise
-    from training.snapshot import make_snapshot
-    from transforms.trust import TrustPolicy
+    from ciml.storage.open import open_store
+    from training.data.analysis_cache import AnalysisCache
+    from training.data.materialise import is_materialised, materialise
+    from training.data.snapshot import make_snapshot
+    from transforms.ingest.trust import TrustPolicy
 
     to, data = Path(folder), open_store(data_path)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):

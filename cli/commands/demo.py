@@ -67,8 +67,8 @@ def command(
 
     from rich.console import Console
 
+    from cli.demo.demo import demo
     from cli.demo.run import Options
-    from cli.demo.whole import demo
 
     place = data_path.absolute()
     options = Options(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+import engines
 from ciml.errors import CimlError
-from cli import engines
 from cli.options import home_option
 
 

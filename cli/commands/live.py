@@ -17,12 +17,12 @@ from cli.options import (
     kafka_option,
     kafka_properties_option,
 )
+from cli.param_types import Duration
 from cli.signals import stop_on_signals
-from cli.values import Duration
 
 if TYPE_CHECKING:
-    from ciml.storage import Store
-    from transforms.live import LiveDataset
+    from ciml.storage.open import Store
+    from transforms.live.windows import LiveDataset
 
 
 @click.command("live", short_help="Tell the windows of runs that are running.")
@@ -106,13 +106,13 @@ def command(
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
     from ciml.errors import CimlError
-    from ciml.storage import open_store
-    from cli.progress import Counts
-    from cli.values import pairs
-    from pipelines.kafka_client import KafkaOptions
-    from pipelines.live import LiveConfig
-    from pipelines.run_live import live_on_flink, live_once
-    from transforms.live import LivePolicy
+    from ciml.storage.open import open_store
+    from cli.param_types import pairs
+    from cli.progress_counts import Counts
+    from pipelines.kafka.client import KafkaOptions
+    from pipelines.live.pipeline import LiveConfig
+    from services.live import live_on_flink, live_once
+    from transforms.live.windows import LivePolicy
 
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")
@@ -148,9 +148,9 @@ def command(
 
 
 def _dataset(data: Store, name: str) -> LiveDataset:
-    from ciml.dataset_state import dataset_state
+    from ciml.datasets.state import dataset_state
     from ciml.errors import CimlError
-    from transforms.live import LiveDataset
+    from transforms.live.windows import LiveDataset
 
     resolved = dataset_state(data, name).resolved
     if resolved is None:

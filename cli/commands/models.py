@@ -98,7 +98,7 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str, 
       ciml models rollback provider --data-path data
       ciml models rollback provider --version 3 --data-path data
     """
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
     from serving.push import rollback
 
     done = rollback(open_store(data_path), model, version, label=label)
@@ -116,7 +116,7 @@ def verify_models(model: str | None, data_path: str, **_: Any) -> int:
     Example:
       ciml models verify --data-path data
     """
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
     from serving.push import verify_versions
 
     faults = 0
@@ -151,7 +151,7 @@ def reconcile_models(model: str | None, data_path: str, **_: Any) -> None:
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
     from ciml.errors import CimlError
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
     from serving.registry import Registry, registered_models
 
     data = open_store(data_path)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.bars import progress_bar
-from cli.looking.options import dataset_argument, dataset_name, output_options
 from cli.options import data_path_option
+from cli.plot_options import dataset_argument, dataset_name, output_options
+from cli.progress_bar import progress_bar
 
 
 @click.command(
@@ -31,8 +31,8 @@ def command(
     Each plot is a PNG and an SVG in --output (NAME-plots by default); index.html holds all of them and needs nothing
     else. The same data set and seed give the same plots.
     """
-    from ciml.storage import open_store
-    from cli.looking.dataset import plot_dataset
+    from ciml.storage.open import open_store
+    from reports.dataset.render import plot_dataset
 
     chosen = dataset_name(name, dataset)
     with progress_bar("reading examples") as progress:

@@ -17,19 +17,19 @@ from cli.options import (
     kafka_properties_option,
     metrics_options,
 )
+from cli.param_types import Duration
 from cli.signals import stop_on_signals
-from cli.values import Duration
 
 if TYPE_CHECKING:
-    from pipelines.watching import Until
-    from serving.predictions import PredictionState
+    from services.progress import Until
+    from serving.predict.log import PredictionState
 
 
 def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value or ctx.resilient_parsing:
         return value
     from ciml.errors import CimlError
-    from cli.engines import state
+    from engines import state
 
     one = state.read(ctx.meta.get("ciml.home") or state.default_home()).get("models")
     if one is None:
@@ -95,15 +95,15 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
     from cli.metrics import shown
-    from cli.values import pairs
-    from pipelines.kafka_client import KafkaOptions
-    from pipelines.metrics import PredictBoard
-    from pipelines.predict import PredictConfig
-    from pipelines.run_predict import predict_micro_batches, predict_on_flink
-    from serving.predict import PredictPolicy
-    from transforms.timings_beam import COMMIT
+    from cli.param_types import pairs
+    from pipelines.kafka.client import KafkaOptions
+    from pipelines.predict.pipeline import PredictConfig
+    from services.metrics import PredictBoard
+    from services.predict import predict_micro_batches, predict_on_flink
+    from serving.predict.predictor import PredictPolicy
+    from transforms.ingest.timings_beam import COMMIT
 
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")

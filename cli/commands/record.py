@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
-from cli.values import Duration, pairs
+from cli.param_types import Duration, pairs
 
 if TYPE_CHECKING:
-    from cli.record.spool import Plan
+    from recorder.spool import Plan
 
 
 @click.command("record", short_help="Run a command and record it.", context_settings={"allow_interspersed_args": False})
@@ -104,10 +104,10 @@ def command(
       ciml record --log-dir logs --job unit -- pytest -x
       ciml record --send
     """
-    from cli.record.say import be_quiet
-    from cli.record.settings import Settings
-    from cli.record.spool import Places, default_spool
-    from pipelines.kafka_options import KafkaOptions
+    from ciml.kafka.options import KafkaOptions
+    from recorder.console import be_quiet
+    from recorder.settings import Settings
+    from recorder.spool import Places, default_spool
 
     if bool(argv) == send:
         raise click.UsageError("want a command, such as: ciml record -- make test" if not send else
@@ -119,11 +119,11 @@ def command(
     if quiet:
         be_quiet()
     if send:
-        from cli.record.send import send_leftovers
+        from recorder.flush_spool import send_leftovers
 
         send_leftovers(settings, Places(samples_topic, topic, _absolute(log_dir), log_url or ""))
         return
-    from cli.record.run import record
+    from recorder.record import record
 
     plan = make_plan(
         dict(pairs("--label", labels)), job=job, run_id=run_id, source=source, command=argv[0], kafka=kafka or "",
@@ -153,9 +153,9 @@ def make_plan(
     import time
 
     from ciml.errors import CimlError, Refused
-    from ciml.event_runs import mention_of_run, run_identity
-    from cli.record.environment import FACTS, known_run
-    from cli.record.spool import Plan
+    from ciml.events.mentions import mention_of_run, run_identity
+    from recorder.ci_environment import FACTS, known_run
+    from recorder.spool import Plan
 
     known = known_run(os.environ)
     run = {

@@ -23,9 +23,9 @@ def command(data_path: str, output: str | None) -> None:
     import msgspec
 
     from ciml.errors import CimlError
-    from ciml.storage import open_store
-    from cli.report.render import render
-    from cli.report.result import DemoResult
+    from ciml.storage.open import open_store
+    from cli.demo.report import render
+    from cli.demo.result import DemoResult
 
     store = open_store(data_path)
     try:

@@ -65,9 +65,9 @@ def command(
     """
     import logging
 
-    from ciml.storage import open_store
-    from serving.config import CONFIG_NAME
-    from serving.server import ServerOptions, run
+    from ciml.storage.open import open_store
+    from serving.model_config import CONFIG_NAME
+    from serving.server.server import ServerOptions, run
 
     if config is None:
         if data_path is None:

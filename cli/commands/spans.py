@@ -12,8 +12,8 @@ from ciml.errors import CimlError
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
-    from ciml.dataset_state import SpanVersion
-    from ciml.storage import Store
+    from ciml.datasets.state import SpanVersion
+    from ciml.storage.open import Store
 
 _SPLITS = ("train", "dev", "test")
 
@@ -45,8 +45,8 @@ def list_spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool
       ciml spans list cpu-load --files --data-path data
       ciml spans list --latest --json --data-path data
     """
-    from ciml.dataset_state import dataset_state
-    from ciml.storage import open_store
+    from ciml.datasets.state import dataset_state
+    from ciml.storage.open import open_store
 
     data = open_store(data_path)
     for name in _chosen(data, names):
@@ -85,11 +85,11 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
       ciml spans verify --data-path data
       ciml spans verify cpu-load --json --data-path data
     """
-    from ciml.dataset_state import dataset_state
+    from ciml.datasets.state import dataset_state
     from ciml.errors import IntegrityError
-    from ciml.storage import open_store
-    from cli.bars import bars
-    from pipelines.datasets import verify_dataset
+    from ciml.storage.open import open_store
+    from cli.progress_bar import bars
+    from pipelines.datasets.update import verify_dataset
 
     data = open_store(data_path)
     said: dict[str, dict[str, Any]] = {}
@@ -121,7 +121,7 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
 
 
 def _chosen(data: Store, names: tuple[str, ...]) -> list[str]:
-    from ciml.dataset_state import dataset_names
+    from ciml.datasets.state import dataset_names
 
     there = dataset_names(data)
     for name in names:

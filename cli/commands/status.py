@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from cli import engines
-from cli.engines import processes
-from cli.engines.cluster import part_rows
-from cli.engines.launcher import alive, healthy
+import engines
 from cli.options import home_option
+from engines import processes
+from engines.flink.cluster import part_rows
+from engines.launcher import alive, healthy
 
 
 def _look(home: Path, one: engines.EngineState) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.learn_from import learn_from_options, read_exclusions
 from cli.options import data_path_option, home_option, metrics_options
 from cli.signals import stop_on_signals
+from cli.trust_options import learn_from_options, read_exclusions
 
 if TYPE_CHECKING:
-    from pipelines.trainer import TrainConfig, TrainResult
+    from pipelines.training.trainer import TrainConfig, TrainResult
 
 #: The gate said no. Nothing is wrong; a script may want to know.
 REFUSED = 5
@@ -60,9 +60,9 @@ def command(
       ciml train --dataset provider --model provider --watch --data-path data
     """
     from cli.metrics import shown
-    from pipelines.trainer import run_once
-    from pipelines.trainer import watch as watch_data
-    from pipelines.trainer_metrics import TrainBoard
+    from pipelines.training.metrics import TrainBoard
+    from pipelines.training.trainer import run_once
+    from pipelines.training.trainer import watch as watch_data
 
     options.pop("home")
     config = make_config(data_path, dataset, model, experiment, **options)
@@ -101,12 +101,12 @@ def make_config(
     """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
     from dataclasses import replace
 
-    from ciml.storage import open_store
-    from pipelines.trainer import TrainConfig
-    from serving.config import check_model_name
+    from ciml.storage.open import open_store
+    from pipelines.training.trainer import TrainConfig
+    from serving.model_config import check_model_name
+    from training.evaluation.gate import GatePolicy
     from training.experiment import Experiment, load_experiment
-    from training.gate import GatePolicy
-    from transforms.trust import TrustPolicy
+    from transforms.ingest.trust import TrustPolicy
 
     gate = GatePolicy()
     if min_test_runs is not None:

@@ -12,7 +12,7 @@ import click
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
-    from transforms.drift_report import Finding, Report
+    from transforms.drift.report import Finding, Report
 
 #: Something moved. Nothing is wrong with what is stored; a script may want to know.
 MOVED = 5
@@ -77,10 +77,10 @@ def command(
     Exit codes: 0 nothing moved, or there are too few runs to say; 5 something did; 2 wrong use, or nothing to compare
     with; 3 a store does not answer; 4 what is stored contradicts itself.
     """  # fmt: skip
-    from ciml.storage import open_store
-    from cli.bars import bars
-    from pipelines.validate import validate_dataset
-    from transforms.drift import DriftPolicy
+    from ciml.storage.open import open_store
+    from cli.progress_bar import bars
+    from pipelines.datasets.validate import validate_dataset
+    from transforms.drift.detect import DriftPolicy
 
     if against is not None and model is not None:
         raise click.UsageError("--against and --model are two things to compare with: give one")

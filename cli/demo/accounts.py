@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ciml.manifests import ManifestLog
-from ciml.offsets import RangeSet
-from ciml.records import Origin, Outcome, records_of
-from ciml.storage import Store
+from ciml.events.records import Origin, Outcome, records_of
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.offsets import RangeSet
+from ciml.storage.open import Store
 from cli.demo.produce import Produced
-from cli.report.result import AccountingLine, Check, SpoiltLine
+from cli.demo.result import AccountingLine, Check, SpoiltLine
 
 Place = tuple[str, int, int, str]
 #: The order in which classes are shown.

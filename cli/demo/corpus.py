@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ciml.errors import CimlError
-from ciml.records import Mention
-from ciml.runs import RunId
+from ciml.events.records import Mention
+from ciml.events.run_id import RunId
 
 #: The CI system that the demo plays.
 SOURCE = "zuul-demo"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciml.definitions import Aggregation, DatasetDefinition
+from ciml.datasets.definition import Aggregation, DatasetDefinition
 
 ALL = "provider-all"
 RELATIVE = "provider-relative"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cli.report.result import Check
+from cli.demo.result import Check
 
 DAY_S = 86_400
 #: Largest difference relative to max(|x|, 1) that counts as equal: examples are stored as float32.
@@ -87,7 +87,7 @@ def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str
     Args:
       examples: run id -> its row: ``n_windows`` and each feature's list.
       texts: run id -> the text of its log.
-      resolved: the data set's `ciml.definitions.ResolvedDefinition`.
+      resolved: the data set's `ciml.datasets.definition.ResolvedDefinition`.
     """
     definition = resolved.definition
     worst, wrong = 0.0, []

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ciml.events import STARTED, finished_event, run_event
-from ciml.records import Kind, Mention
-from ciml.runs import RunId
+from ciml.events.cloudevents import STARTED, finished_event, run_event
+from ciml.events.records import Kind, Mention
+from ciml.events.run_id import RunId
 from cli.demo.corpus import SOURCE, Sample
 
 Mode = Literal["structured", "binary", "bare"]

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ciml.storage import Store
+from ciml.storage.open import Store
 from cli.demo.accounts import made_check
-from cli.report.result import Check, PredictionLine
-from serving.predictions import predictions_log
+from cli.demo.result import Check, PredictionLine
+from serving.predict.log import predictions_log
 
 
 class Predictions:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
-from ciml.records import Kind
+from ciml.events.records import Kind
 from cli.demo.plan import Plan, Planned
 
 

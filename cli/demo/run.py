@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import engines
 from ciml.errors import CimlError, EngineError
-from ciml.storage import LocalStore, Store, open_store
-from cli import engines
+from ciml.storage.open import LocalStore, Store, open_store
 from cli.demo.accounts import Accounts
-from cli.demo.children import Child, Children, wait_for
 from cli.demo.corpus import corpus_folder, read_corpus
 from cli.demo.definitions import ALL, RELATIVE, definitions
 from cli.demo.plan import WAVES, Plan, make_plan
 from cli.demo.predictions import Predictions
+from cli.demo.processes import Child, Children, wait_for
 from cli.demo.produce import LogRoot, Sender, dump
 from cli.demo.steps import Steps
 from cli.demo.trainer import Trainer
-from cli.engines import processes
+from engines import processes
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
@@ -145,7 +145,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
         demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), trainer, began)
         engines.create_topics(running.kafka, {EVENTS: PARTITIONS, RUNS: 1, PREDICTIONS: 1})
         for definition in definitions(options.span_runs):
-            from pipelines.datasets import create_dataset
+            from pipelines.datasets.update import create_dataset
 
             create_dataset(data, definition)
         yield demo
@@ -245,7 +245,7 @@ def settle(demo: Demo) -> None:
 
 def update(demo: Demo, *, seal: bool) -> None:
     """Seals the spans that are full, in both data sets; with ``seal`` also the last one."""
-    from pipelines.datasets import update_dataset
+    from pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
         for name in (ALL, RELATIVE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.report.result import DemoResult
+from cli.demo.result import DemoResult
 
 
 def show(result: DemoResult, console: Any) -> None:

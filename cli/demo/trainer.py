@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from ciml.storage import Store
-from cli.engines import processes
+from ciml.storage.open import Store
+from engines import processes
 
 _ENTRY = "cli.demo.trainer"
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ciml.storage import Store, open_store
+from ciml.storage.open import Store, open_store
 
 Say = Callable[[str], None]
 
@@ -16,9 +16,9 @@ def warm_up() -> None:
     from training.runtime import tensorflow
 
     tensorflow()  # set up before anything else imports it
-    import pipelines.trainer  # noqa: F401
+    import pipelines.training.trainer  # noqa: F401
+    import training.data.materialise_beam
     import training.export
-    import training.materialise_beam
     import training.train  # noqa: F401
 
 
@@ -34,7 +34,7 @@ def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
 
 def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
     """Refreshes a model from the data set of the same name, once, as ``ciml train`` does."""
-    from pipelines.trainer import TrainConfig, run_once
+    from pipelines.training.trainer import TrainConfig, run_once
 
     began = time.perf_counter()
     done = run_once(TrainConfig(data, model, model), progress=say)
@@ -60,9 +60,9 @@ def _probabilities(data: Store, model: str) -> dict[str, Any]:
     import json
 
     from serving.registry import Registry
-    from training.examples import read_snapshot_examples
+    from training.data.examples import read_snapshot_examples
+    from training.data.snapshot import read_snapshot
     from training.export import load_exported
-    from training.snapshot import read_snapshot
 
     state = Registry(data, model).state
     if state.champion is None:

@@ -31,9 +31,9 @@ OPPONENT = Path(__file__).with_name("by_pandas.py")
 AT_MOST = 10_000
 NAME = "bench"
 RECORDS = f"""
-import sys; from pathlib import Path; from ciml.storage import open_store
-from training.materialise import materialise; from training.snapshot import make_snapshot
-from transforms.trust import TrustPolicy
+import sys; from pathlib import Path; from ciml.storage.open import open_store
+from training.data.materialise import materialise; from training.data.snapshot import make_snapshot
+from transforms.ingest.trust import TrustPolicy
 data = open_store(sys.argv[1])
 done = materialise(data, make_snapshot(data, {NAME!r}, TrustPolicy.load(None)), Path(sys.argv[2]))
 assert sum(done.counts.values()) == int(sys.argv[3])

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ciml.dataset_state import DatasetState, dataset_store
-from ciml.definitions import DatasetDefinition
-from ciml.listing_files import open_listing
-from ciml.storage import Store, open_store
+from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.state import DatasetState, dataset_store
+from ciml.events.listing_files import open_listing
+from ciml.storage.open import Store, open_store
 from cli.commands.backfill import make_config
-from pipelines.backfill import backfill
-from pipelines.build import build_dataset
-from pipelines.datasets import read_span
+from pipelines.backfill.backfill import backfill
+from pipelines.datasets.build import build_dataset
+from pipelines.datasets.update import read_span
 from tests.transforms import direct
-from transforms.spans import inputs_of
+from transforms.examples.spans import inputs_of
 
 USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
 
@@ -69,9 +69,9 @@ def compare(target: Store, state: DatasetState, paths: dict[str, Path], interval
 def compare_normalised(target: Store, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
     """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
     from tests.training.records import written
-    from training.materialise import materialise
-    from training.snapshot import ROLES, make_snapshot
-    from transforms.trust import TrustPolicy
+    from training.data.materialise import materialise
+    from training.data.snapshot import ROLES, make_snapshot
+    from transforms.ingest.trust import TrustPolicy
 
     snapshot = make_snapshot(target, name, TrustPolicy.load(None))
     runs, resolved = list(snapshot.runs()), snapshot.resolved

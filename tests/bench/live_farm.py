@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from ciml.fields import iso_time
-from ciml.samples import End, Samples, encode
+from ciml.events.fields import iso_time
+from ciml.events.samples import End, Samples, encode
 
 COLUMNS = (
     "total cpu usage:usr",

@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.event_runs import mention_from_listing
-from ciml.manifests import ManifestLog
-from ciml.packs import pack_log, split_path
-from ciml.records import Mention, Origin, Outcome, RawFile, Trust
-from ciml.storage import Store, open_store
-from transforms.packs import PackWriter
-from transforms.parse import Log, parse_logs
-from transforms.store import run_path
+from ciml.events.mentions import mention_from_listing
+from ciml.events.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.manifest.log import ManifestLog
+from ciml.raw.packs import pack_log, split_path
+from ciml.storage.open import Store, open_store
+from transforms.parse.logs import Log, parse_logs
+from transforms.raw.packs import PackWriter
+from transforms.raw.write import run_path
 
 DAY_US = 86_400_000_000
 _COMMIT = 2000

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.looking.drawing import COLORS, Plot
+from reports.drawing import COLORS, Plot
 from tests.bench.talk import Cell, providers, status, stored, talk
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from statistics import median
 
 import pytest
 
-from ciml.listing_files import open_listing
-from ciml.records import OffsetRange
-from ciml.storage import open_store
-from pipelines.backfill import backfill
-from pipelines.backfill_plan import BackfillConfig
-from tests.pipelines.backfilling import config, listed
-from transforms.fetch import fetch
-from transforms.listed import decode_lines
-from transforms.store import parse, store
-from transforms.trust import judge
+from ciml.events.listing_files import open_listing
+from ciml.events.records import OffsetRange
+from ciml.storage.open import open_store
+from pipelines.backfill.backfill import backfill
+from pipelines.backfill.plan import BackfillConfig
+from tests.pipelines.backfill.backfilling import config, listed
+from transforms.fetch.fetch import fetch
+from transforms.ingest.decode_listing import decode_lines
+from transforms.ingest.trust import judge
+from transforms.raw.write import parse, store
 
 pytestmark = pytest.mark.bench
 

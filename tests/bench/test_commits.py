@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ciml.accounting import reconcile
-from ciml.checkpoints import Checkpoint, Checkpoints
-from ciml.id_index import IdTable, Rows, Run
-from ciml.known_ids import TABLES, KnownRun
-from ciml.manifests import ManifestLog
-from ciml.part_files import PartFiles
-from ciml.raw_state import RAW, RawState
-from ciml.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
-from ciml.segments import Segment
-from ciml.storage import LocalStore, Store, open_store
-from pipelines.committer import Committer
+from ciml.events.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.manifest.checkpoints import Checkpoint, Checkpoints
+from ciml.manifest.id_index import IdTable, Rows, Run
+from ciml.manifest.index_files import PartFiles
+from ciml.manifest.log import ManifestLog
+from ciml.manifest.segments import Segment
+from ciml.raw.accounting import reconcile
+from ciml.raw.known_ids import TABLES, KnownRun
+from ciml.raw.state import RAW, RawState
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.ingest.committer import Committer
 
 pytestmark = pytest.mark.bench
 
@@ -156,8 +156,8 @@ def test_computing_a_delta_with_a_million_ids_known_against_ten_thousand(kind: s
 _START = """
 import re, sys, time
 from pathlib import Path
-from ciml.storage import LocalStore
-from pipelines.committer import Committer
+from ciml.storage.open import LocalStore
+from pipelines.ingest.committer import Committer
 from tests.bench.test_commits import batch
 def memory():
     status = Path("/proc/self/status").read_text()

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from tests.transforms.samples import corpus, resolved
-from transforms.drift_compare import compare
-from transforms.drift_report import Report, Side
-from transforms.examples import make_examples
-from transforms.statistics import statistics
+from transforms.drift.compare import compare
+from transforms.drift.report import Report, Side
+from transforms.drift.statistics import statistics
+from transforms.examples.prepare import make_examples
 
 pytestmark = pytest.mark.bench
 SPLITS, DRAWS = 40, 5

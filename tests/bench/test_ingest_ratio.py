@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from ciml.event_runs import mention_from_listing
-from ciml.events import finished_event
-from ciml.records import Batch, Message, OffsetRange
-from ciml.runs import RunId
-from ciml.storage import open_store
-from transforms.decode import decode
-from transforms.fetch import Fetcher
-from transforms.fetch_policy import FetchPolicy
-from transforms.store import parse, store
-from transforms.trust import TrustPolicy, judge
+from ciml.events.cloudevents import finished_event
+from ciml.events.mentions import mention_from_listing
+from ciml.events.records import Batch, Message, OffsetRange
+from ciml.events.run_id import RunId
+from ciml.storage.open import open_store
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import decode
+from transforms.ingest.trust import TrustPolicy, judge
+from transforms.raw.write import parse, store
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
 
@@ -47,11 +47,11 @@ class Scene:
 def scene(kafka: str) -> Iterator[Scene]:
     from confluent_kafka import Producer
 
-    from cli.engines.processes import free_ports
-    from pipelines.kafka_client import KafkaOptions, admin, make_topic
+    from engines.processes import free_ports
+    from pipelines.kafka.client import KafkaOptions, admin, make_topic
 
     port = free_ports(1)[0]
-    command = [sys.executable, "-m", "cli.engines.log_server", str(CORPUS), str(port)]
+    command = [sys.executable, "-m", "engines.log_server", str(CORPUS), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -94,8 +94,8 @@ def direct(scene: Scene, folder: Path) -> float:
 
 
 def config(scene: Scene, folder: Path) -> Any:
-    from pipelines.ingest import IngestConfig
-    from pipelines.kafka_client import KafkaOptions
+    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.kafka.client import KafkaOptions
 
     # Runs are not announced here: the loop announces nothing either.
     return IngestConfig(open_store(str(folder)), KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)
@@ -103,7 +103,7 @@ def config(scene: Scene, folder: Path) -> Any:
 
 def micro_batches(scene: Scene, folder: Path) -> float:
     """All of it, commits and the start of each pipeline included; seconds."""
-    from pipelines.run_ingest import ingest_micro_batches
+    from services.ingest import ingest_micro_batches
 
     ours = config(scene, folder)
     began = time.perf_counter()
@@ -115,7 +115,7 @@ def micro_batches(scene: Scene, folder: Path) -> float:
 
 def commits(ours: Any) -> list[tuple[float, int]]:
     """(when, how many runs) of each commit; all runs are there, once."""
-    from ciml.manifests import ManifestLog
+    from ciml.manifest.log import ManifestLog
 
     found = [(delta["time_us"] / 1e6, len(delta["runs"])) for _, delta in ManifestLog(ours.raw).since(0)]
     assert sum(count for _, count in found) == EVENTS
@@ -124,7 +124,7 @@ def commits(ours: Any) -> list[tuple[float, int]]:
 
 def on_flink(scene: Scene, folder: Path, endpoint: str) -> tuple[float, float]:
     """(seconds an event needs between the first commit and the last, times all events; seconds of all of it)."""
-    from pipelines.run_ingest import ingest_on_flink
+    from services.ingest import ingest_on_flink
 
     ours = config(scene, folder)
     began = time.time()

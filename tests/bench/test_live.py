@@ -25,20 +25,20 @@ from typing import Any
 import psutil
 import pytest
 
-from ciml.definitions import DatasetDefinition, resolve
+from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.errors import EngineError
-from cli.engines import Engines, cluster_parts
-from pipelines import flink_rest
-from pipelines.engines import FlinkJob, flink_options
-from pipelines.flink_jobs import list_flink_jobs
-from pipelines.flink_rest import RestJob
-from pipelines.kafka_client import KafkaOptions, close_readers
-from pipelines.live import LiveConfig, build_live
-from pipelines.run_live import FLINK, live_on_flink, make_topics, plan_live
+from engines import Engines, cluster_parts
+from pipelines.flink import rest as flink_rest
+from pipelines.flink.jobs import list_flink_jobs
+from pipelines.flink.rest import RestJob
+from pipelines.flink.submit import FlinkJob, flink_options
+from pipelines.kafka.client import KafkaOptions, close_readers
+from pipelines.live.pipeline import LiveConfig, build_live
+from services.live import FLINK, live_on_flink, make_topics, plan_live
 from tests.bench.live_farm import COLUMNS
-from tests.pipelines.ingesting import wait_for
-from tests.pipelines.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
-from transforms.live import LiveDataset, LivePolicy
+from tests.pipelines.ingest.ingesting import wait_for
+from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
+from transforms.live.windows import LiveDataset, LivePolicy
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(0)]
 

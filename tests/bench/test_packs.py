@@ -15,15 +15,15 @@ import pyarrow as pa
 import pytest
 
 from ciml.digest import telemetry_digest
-from ciml.manifests import ManifestLog
-from ciml.packs import pack_state, split_path
-from ciml.records import Mention, Origin, Outcome, RawFile
-from ciml.storage import LocalStore, Store, open_store
-from pipelines.compact import compact
-from pipelines.verify_raw import Verification, verify_raw
+from ciml.events.records import Mention, Origin, Outcome, RawFile
+from ciml.manifest.log import ManifestLog
+from ciml.raw.packs import pack_state, split_path
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.raw_store.compact import compact
+from pipelines.raw_store.verify import Verification, verify_raw
 from tests.transforms.samples import corpus
-from transforms import raw_reader
-from transforms.store import read_run, read_runs, run_path, write_run
+from transforms.raw import reader as raw_reader
+from transforms.raw.write import read_run, read_runs, run_path, write_run
 
 pytestmark = pytest.mark.bench
 

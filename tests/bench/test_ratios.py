@@ -13,13 +13,13 @@ from statistics import median
 import pandas as pd
 import pytest
 
-from ciml.definitions import DatasetDefinition, resolve
-from ciml.event_runs import mention_from_listing
-from ciml.events import decode_message, finished_event
-from ciml.records import Message
+from ciml.datasets.definition import DatasetDefinition, resolve
+from ciml.events.cloudevents import decode_message, finished_event
+from ciml.events.mentions import mention_from_listing
+from ciml.events.records import Message
 from ciml.telemetry import telemetry_columns
-from transforms.downsample import downsample
-from transforms.parse import Log, parse_logs
+from transforms.examples.downsample import downsample
+from transforms.parse.logs import Log, parse_logs
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 pytestmark = pytest.mark.bench

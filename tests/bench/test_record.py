@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from examples.record_jobs import command_of, environment_of
-from tests.cli.record.recorded import environment, recorder
+from tests.recorder.recorded import environment, recorder
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(0)]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ciml.accounting import RawState
-from ciml.records import Batch
+from ciml.events.records import Batch
+from ciml.raw.accounting import RawState
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines]
 
@@ -58,7 +58,7 @@ def messages(kafka: str) -> Iterator[tuple[str, str]]:
     """(broker, topic) with the messages in one partition."""
     from confluent_kafka import Producer
 
-    from pipelines.kafka_client import KafkaOptions, admin, make_topic
+    from pipelines.kafka.client import KafkaOptions, admin, make_topic
 
     topic = f"bench-{time.time_ns()}"
     make_topic(KafkaOptions(kafka), topic)
@@ -100,9 +100,9 @@ def micro_batches(broker: str, topic: str) -> float:
     """One bounded pipeline; s from its first batch to its end."""
     import apache_beam as beam
 
-    from pipelines.engines import run_here
-    from pipelines.kafka import ReadFromKafka, plan
-    from pipelines.kafka_client import KafkaOptions, close_readers, list_topic
+    from pipelines.flink.submit import run_here
+    from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
+    from pipelines.kafka.source import ReadFromKafka, plan
 
     options = KafkaOptions(broker)
     decoded.clear()
@@ -149,9 +149,9 @@ def flink_seconds(broker: str, topic: str, endpoint: str) -> tuple[float, float]
     """(s from the first batch to the last, s from the submission to the first batch)."""
     import apache_beam as beam
 
-    from pipelines.engines import FlinkJob, flink_options
-    from pipelines.kafka import ReadFromKafka, plan
-    from pipelines.kafka_client import KafkaOptions, close_readers, list_topic
+    from pipelines.flink.submit import FlinkJob, flink_options
+    from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
+    from pipelines.kafka.source import ReadFromKafka, plan
 
     options = KafkaOptions(broker)
     decoded.clear()

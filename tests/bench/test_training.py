@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from ciml.definitions import DatasetDefinition, resolve
+from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.telemetry import telemetry_columns
 from tests.bench.test_ratios import tell
 from tests.transforms.samples import corpus
@@ -15,7 +15,7 @@ from training.estimators import Rows, build_model, fit
 from training.estimators.networks import optimizer_of
 from training.experiment import Experiment
 from training.normalise import Normalisation
-from transforms.examples import prepare_many
+from transforms.examples.prepare import prepare_many
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 

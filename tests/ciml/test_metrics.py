@@ -8,17 +8,17 @@ from collections import Counter
 
 import pytest
 
-from ciml.accounting import reconcile
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
-from ciml.id_index import IdTable
-from ciml.known_ids import TABLES
+from ciml.events.records import UNJUDGED, Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.manifest.id_index import IdTable
+from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board, registry_of, serve_metrics
-from ciml.part_files import PartFiles
-from ciml.raw_metrics import raw_families
-from ciml.raw_state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
-from ciml.records import UNJUDGED, Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
-from ciml.storage import LocalStore
+from ciml.raw.accounting import reconcile
+from ciml.raw.known_ids import TABLES
+from ciml.raw.metrics import raw_families
+from ciml.raw.state import MOST_SOURCES, NO_SOURCE, OTHER_SOURCES, RawState
+from ciml.storage.open import LocalStore
 from tests.scraping import Samples, collected, parsed, scrape
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ciml.storage import open_store
+from ciml.storage.open import open_store
 from cli.commands.ingest import command
-from pipelines.kafka_client import KafkaOptions
-from tests.pipelines.ingesting import MakeTopic, need_real
-from tests.pipelines.kafka_topics import covered, delete_records, send_starts
+from pipelines.kafka.client import KafkaOptions
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real
+from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts
 
 
 @pytest.mark.engines

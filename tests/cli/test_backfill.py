@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.storage import open_store
+from ciml.storage.open import open_store
 from cli.commands.backfill import make_config, summary
-from pipelines.backfill_plan import Tally
-from tests.house.test_startup import loaded_by
-from tests.pipelines.backfilling import listed, rows_of
-from tests.pipelines.ingesting import account, raw_rows
+from pipelines.backfill.plan import Tally
+from tests.pipelines.backfill.backfilling import listed, rows_of
+from tests.pipelines.ingest.ingesting import account, raw_rows
+from tests.project.test_startup import loaded_by
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.dataset_state import dataset_state
-from ciml.storage import open_store
+from ciml.datasets.state import dataset_state
+from ciml.storage.open import open_store
 from cli.main import cli
-from tests.pipelines.raw_store import RawStore
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
 
 ROOT = Path(__file__).parents[2]
@@ -145,8 +145,8 @@ def drawn(root: str, folder: str) -> dict[str, bytes]:
 
 @pytest.mark.engines
 def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_path: str, s3: Any) -> None:
-    from cli.looking.dataset import plot_dataset
-    from pipelines.datasets import verify_dataset
+    from pipelines.datasets.update import verify_dataset
+    from reports.dataset.render import plot_dataset
 
     line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", data_path]
     found = {}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.definitions import DatasetDefinition
-from ciml.storage import open_store
+from ciml.datasets.definition import DatasetDefinition
+from ciml.storage.open import open_store
 from cli.main import cli
-from tests.pipelines.raw_store import RawStore
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import mention, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "datasets.md"

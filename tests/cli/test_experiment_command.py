@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage import LocalStore
+from ciml.storage.open import LocalStore
 from cli.commands.experiment.train import train
 from cli.main import cli
-from cli.talk import undashed
+from cli.talk_scripts import undashed
 from tests.training.conftest import made  # noqa: F401  (a fixture)
-from training import scores as scoring
-from training.trials import load_experiment
+from training.evaluation import scores as scoring
+from training.experiments.trials import load_experiment
 
 SCRIPTS = Path(sys.executable).parent
 

@@ -17,14 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.errors import CimlError
-from ciml.records import LISTS
-from ciml.storage import open_store
+from ciml.events.records import LISTS
+from ciml.storage.open import open_store
 from cli.commands.ingest import Duration, make_config
 from cli.commands.ingest import command as ingest
 from cli.commands.runs import command as runs
-from pipelines.committer import Committer
-from tests.pipelines.ingesting import one_batch
-from tests.pipelines.scenario import send
+from pipelines.ingest.committer import Committer
+from tests.pipelines.ingest.ingesting import one_batch
+from tests.pipelines.ingest.scenario import send
 
 ROOT = Path(__file__).parents[2]
 

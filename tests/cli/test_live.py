@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.dataset_state import dataset_state
-from ciml.storage import Store, open_store
+from ciml.datasets.state import dataset_state
+from ciml.storage.open import Store, open_store
 from cli.main import cli
-from pipelines.datasets import update_dataset
-from pipelines.kafka_client import KafkaOptions
-from pipelines.live import LiveConfig
-from tests.pipelines.dataset_scenes import define, runs
-from tests.pipelines.ingesting import MakeTopic, need_real
-from tests.pipelines.living import Kept, send
-from tests.pipelines.raw_store import RawStore
-from tests.transforms.live_scenes import arrivals, recorded
-from transforms.examples import make_examples
-from transforms.live import LiveDataset
+from pipelines.datasets.update import update_dataset
+from pipelines.kafka.client import KafkaOptions
+from pipelines.live.pipeline import LiveConfig
+from tests.pipelines.datasets.dataset_scenes import define, runs
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real
+from tests.pipelines.live.living import Kept, send
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.live.live_scenes import arrivals, recorded
+from transforms.examples.prepare import make_examples
+from transforms.live.windows import LiveDataset
 
 
 def ciml(*arguments: str, exit_code: int = 0) -> Result:

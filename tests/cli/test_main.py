@@ -40,7 +40,7 @@ def test_help_is_quick_and_imports_no_command():
         "import sys; from click.testing import CliRunner; from cli.main import cli;"
         "CliRunner().invoke(cli, ['--help']);"
         "print(sorted(set(sys.modules) & {'apache_beam', 'tensorflow', 'confluent_kafka', 'rich', 'psutil', 'boto3',"
-        " 'pyarrow', 'numpy', 'cli.engines', 'cli.commands.up'}))"
+        " 'pyarrow', 'numpy', 'engines', 'cli.commands.up'}))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
@@ -128,7 +128,7 @@ def test_version():
 @pytest.mark.parametrize("shown", ["progress_bar('x') as tell: tell(1, 2)", "bars() as tell: tell('x', 1, 2)"])
 def test_bars_are_for_terminals_alone_whatever_is_said_of_colours(shown: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from cli.bars import bars, progress_bar\nwith {shown}"],
+        [sys.executable, "-c", f"from cli.progress_bar import bars, progress_bar\nwith {shown}"],
         capture_output=True,
         text=True,
         env={**os.environ, "FORCE_COLOR": "1"},

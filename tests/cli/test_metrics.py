@@ -18,11 +18,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ciml.metrics import serve_metrics
-from pipelines.flink_jobs import list_flink_jobs
-from tests.cli.supervising import ingest
-from tests.pipelines.ingesting import wait_for
-from tests.pipelines.scenario import Scenario, send
+from pipelines.flink.jobs import list_flink_jobs
+from tests.pipelines.ingest.ingesting import wait_for
+from tests.pipelines.ingest.scenario import Scenario, send
 from tests.scraping import Samples, scrape
+from tests.services.supervising import ingest
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.definitions import dumps
-from ciml.storage import Store, open_store
+from ciml.datasets.definition import dumps
+from ciml.storage.open import Store, open_store
 from cli.main import cli
 from serving.push import NotBlessedError, push
 from serving.registry import Registry, Verdict

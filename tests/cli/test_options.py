@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.errors import CimlError
-from cli.engines import EngineState, state
-from cli.engines.kafka import MOCK
 from cli.options import EngineChoice, data_path_option, engine_option, home_option, kafka_option
+from engines import EngineState, state
+from engines.kafka import MOCK
 
 
 @pytest.fixture(autouse=True)

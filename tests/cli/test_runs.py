@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage import open_store
+from ciml.storage.open import open_store
 from cli.commands.runs import command
-from tests.pipelines.compacting import FIRST, run
-from tests.pipelines.raw_store import UNTRUSTED, RawStore
+from tests.pipelines.raw_store.compacting import FIRST, run
+from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 
 
 def ciml(data: Path, *arguments: str) -> Result:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.dataset_state import dataset_state
-from ciml.storage import Store, open_store
+from ciml.datasets.state import dataset_state
+from ciml.storage.open import Store, open_store
 from cli.commands.spans import command
-from pipelines.datasets import update_dataset
-from tests.pipelines.dataset_scenes import define, runs
-from tests.pipelines.raw_store import RawStore
+from pipelines.datasets.update import update_dataset
+from tests.pipelines.datasets.dataset_scenes import define, runs
+from tests.pipelines.raw_store.scenes import RawStore
 
 
 def ciml(data: Path, *arguments: str) -> Result:

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from cli.commands.train import REFUSED, make_config, told
 from cli.main import cli
-from pipelines import trainer
-from pipelines.trainer import TrainConfig, TrainResult
+from pipelines.training import trainer
+from pipelines.training.trainer import TrainConfig, TrainResult
 
 EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},

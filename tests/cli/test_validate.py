@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage import open_store
+from ciml.storage.open import open_store
 from cli.commands import validate
 from cli.main import cli
-from tests.pipelines.test_validate import SPAN, fill, some_runs
-from transforms.drift_report import KINDS
+from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
+from transforms.drift.report import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs" / "drift.md"
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from ciml.definitions import DatasetDefinition
-from ciml.events import FINISHED, decode_message
-from ciml.storage import open_store
+from ciml.datasets.definition import DatasetDefinition
+from ciml.events.cloudevents import FINISHED, decode_message
+from ciml.storage.open import open_store
 from ciml.telemetry import telemetry_columns
 from cli.demo.corpus import Sample, read_corpus
-from pipelines.datasets import create_dataset, update_dataset
-from tests.cli.record.test_delivery import consume
-from tests.pipelines.raw_store import RawStore
-from transforms.parse import Log, parse_logs
+from pipelines.datasets.update import create_dataset, update_dataset
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.recorder.test_delivery import consume
+from transforms.parse.logs import Log, parse_logs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -32,7 +32,7 @@ RUN_BY = {
     "downsample_a_log.py": "here",
     "read_a_data_set.py": "here",
     "record_jobs.py": "here",
-    "send_events.py": "tests/house/test_readme.py, as the README says it",
+    "send_events.py": "tests/project/test_readme.py, as the README says it",
 }
 
 
@@ -129,12 +129,12 @@ def test_jobs_are_recorded(kafka: str, topic: Any, tmp_path: Path) -> None:
 def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_path: Path) -> None:
     import numpy as np
 
-    from ciml.definitions import resolve
+    from ciml.datasets.definition import resolve
     from serving.push import push
     from serving.registry import Verdict
-    from serving.server import ModelServer, ServerOptions
+    from serving.server.server import ModelServer, ServerOptions
     from tests.serving.models_fixture import direct, save_model
-    from transforms.examples import prepare
+    from transforms.examples.prepare import prepare
 
     tables = [table_of(sample) for sample in samples[:20]]
     definition = resolve(

@@ -9,9 +9,9 @@ import signal
 import time
 from pathlib import Path
 
-from cli.engines.base import Settings
-from cli.engines.kafka import Kafka
-from cli.engines.processes import bindable
+from engines.base import Settings
+from engines.kafka import Kafka
+from engines.processes import bindable
 from tests.faults.children import Program
 
 

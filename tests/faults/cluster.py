@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import psutil
 
-from cli import engines
-from cli.engines.cluster import cluster_parts
-from cli.supervised.place import Place
-from pipelines import flink_rest
+import engines
+from engines.flink.cluster import cluster_parts
+from pipelines.flink import rest as flink_rest
+from services.files import Place
 from tests.faults.children import Child
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
-from ciml.storage import open_store
+from ciml.storage.open import open_store
 from tests.faults.direct import table_of
 from tests.faults.judge import MOST
 from tests.faults.oracle import Objects
 from tests.faults.plan import Claim
-from transforms.examples import prepare_many, row_digest
+from transforms.examples.prepare import prepare_many, row_digest
 
 #: name: (jobs, definition). Two that share runs, so that one run is an example of both.
 DEFINITIONS = {
@@ -39,8 +39,8 @@ _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
 
 def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> list[str]:
     """Creates the data sets of these names and seals everything that the raw manifest has."""
-    from ciml.definitions import load_definition
-    from pipelines.datasets import create_dataset, update_dataset
+    from ciml.datasets.definition import load_definition
+    from pipelines.datasets.update import create_dataset, update_dataset
 
     try:
         for name, (_, text) in DEFINITIONS.items():

@@ -11,7 +11,7 @@ from ciml.digest import telemetry_digest
 from ciml.errors import Refused
 from tests.faults.oracle import Row
 from tests.faults.plan import Claim
-from transforms.parse import Log, parse_logs
+from transforms.parse.logs import Log, parse_logs
 
 _Key = tuple[str, int | None, int | None]
 _known: dict[_Key, pa.Table] = {}

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ciml.dataset_state import dataset_names, dataset_state, dataset_store
+from ciml.datasets.state import dataset_names, dataset_state, dataset_store
 from ciml.errors import CimlError
-from ciml.raw_state import open_raw
-from ciml.records import RawFile
-from ciml.storage import open_store
+from ciml.events.records import RawFile
+from ciml.raw.state import open_raw
+from ciml.storage.open import open_store
 from tests.faults import datasets
 from tests.faults.judge import Delivery, accepted, judge
 from tests.faults.offline import DATASETS, TOPIC
 from tests.faults.oracle import Ledger, Objects, open_objects
-from transforms.raw_reader import read_run
-from transforms.spans import verify_span
+from transforms.examples.spans import verify_span
+from transforms.raw.reader import read_run
 
 
 class Packed(Objects):

@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from ciml.records import Batch, Candidate, Mention, Origin
-from transforms import fetch_http
-from transforms.fetch import FetchPolicy, fetch_in_parts
+from ciml.events.records import Batch, Candidate, Mention, Origin
+from transforms.fetch import http as fetch_http
+from transforms.fetch.fetch import FetchPolicy, fetch_in_parts
 
 LOG = b"a log\n" * 100
 PUBLIC = ("93.184.216.34", "2606:2800:220:1::10")

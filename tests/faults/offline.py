@@ -21,15 +21,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ciml.checkpoints import Limits
 from ciml.errors import CimlError, EngineError
-from ciml.manifests import ManifestLog
-from ciml.records import Batch, Message, OffsetRange
-from ciml.storage import Store, open_store
-from pipelines.committer import Committer
-from pipelines.compact import compact
-from pipelines.kafka_broker import Listing
-from pipelines.kafka_plan import PartitionRead, is_older, plan
+from ciml.events.records import Batch, Message, OffsetRange
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import Store, open_store
+from pipelines.ingest.committer import Committer
+from pipelines.kafka.broker import Listing
+from pipelines.kafka.plan import PartitionRead, is_older, plan
+from pipelines.raw_store.compact import compact
 from tests.faults import datasets
 from tests.faults.children import Child
 from tests.faults.judge import Delivery
@@ -37,10 +37,10 @@ from tests.faults.plan import Mix, Send
 from tests.faults.points import Points, Stop
 from tests.faults.scene import Scene
 from tests.faults.verdict import Verdict
-from transforms.decode import decode
-from transforms.fetch_policy import FetchPolicy
-from transforms.settle import settle
-from transforms.trust import TrustPolicy
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import decode
+from transforms.ingest.run_stages import settle
+from transforms.ingest.trust import TrustPolicy
 
 TOPIC, TOPIC_ID = "events", "offline"
 #: How long what is replaced is kept here. Half of it has to be longer than a listing takes on a busy machine.

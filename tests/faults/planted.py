@@ -34,7 +34,7 @@ CYCLE = "CIML_FAULTS_CYCLE"
 def plant(name: str) -> None:
     """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
     if most := int(os.environ.get(CYCLE, "0")):
-        from pipelines.ingest import IngestConfig
+        from pipelines.ingest.pipeline import IngestConfig
 
         def make(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})
@@ -52,7 +52,7 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
 def _twice_is_fine() -> None:
     """The state takes a run a second time: it would refuse to start again on what the defect wrote."""
     from ciml.errors import IntegrityError
-    from ciml.raw_state import RawState
+    from ciml.raw.state import RawState
 
     def make(apply_record: Any) -> Any:
         def apply(self: Any, version: int, kind: str, record: dict[str, Any]) -> None:
@@ -79,10 +79,10 @@ def _stock_sink() -> None:
     from apache_beam.io import fileio
 
     from ciml.digest import telemetry_digest
-    from ciml.records import Batch, Outcome, RawFile
-    from pipelines import ingest
-    from transforms.fetch import fetch_in_parts
-    from transforms.store import parse
+    from ciml.events.records import Batch, Outcome, RawFile
+    from pipelines.ingest import pipeline as ingest
+    from transforms.fetch.fetch import fetch_in_parts
+    from transforms.raw.write import parse
 
     class Sink(fileio.FileSink):
         def open(self, handle: Any) -> None:
@@ -152,7 +152,7 @@ def _stock_sink() -> None:
 
 @_defect("no-deduplication")
 def _no_deduplication() -> None:
-    from ciml import accounting
+    from ciml.raw import accounting
 
     def as_it_comes(outcome: Any, run: Any, *, repeated: bool) -> Any:
         return outcome
@@ -164,7 +164,7 @@ def _no_deduplication() -> None:
 @_defect("offsets-first")
 def _offsets_first() -> None:
     """What is covered is committed, and then the data; the process dies between the two, once."""
-    from pipelines.committer import Committer
+    from pipelines.ingest.committer import Committer
 
     def make(append: Any) -> Any:
         def two_steps(self: Any, build: Any) -> int | None:
@@ -196,7 +196,7 @@ def _offsets_first() -> None:
 @_defect("overwriting-create")
 def _overwriting_create() -> None:
     """A create that looks first and writes then, as on an S3 without conditions."""
-    from ciml.storage import LocalStore
+    from ciml.storage.open import LocalStore
 
     def create(self: Any, path: str, data: bytes) -> bool:
         if self.exists(path):
@@ -211,7 +211,7 @@ def _overwriting_create() -> None:
 
 
 def _in_delta(change: Callable[[dict[str, Any]], None]) -> None:
-    from pipelines import committer
+    from pipelines.ingest import committer
 
     def make(reconcile: Any) -> Any:
         def changed(*arguments: Any) -> Any:
@@ -239,7 +239,7 @@ def _dropped_repeat() -> None:
 @_defect("named-too-early")
 def _named_too_early() -> None:
     """The manifest names objects that are written a little later."""
-    from ciml.storage import LocalStore
+    from ciml.storage.open import LocalStore
 
     def make(create: Any) -> Any:
         def later(self: Any, path: str, data: bytes) -> bool:
@@ -256,7 +256,7 @@ def _named_too_early() -> None:
 @_defect("other-values")
 def _other_values() -> None:
     """One value of each twentieth object is not what was measured."""
-    from transforms import store
+    from transforms.raw import write as store
 
     def make(write_run: Any) -> Any:
         count = 0
@@ -279,7 +279,7 @@ def _other_values() -> None:
 @_defect("hangs-after-outage")
 def _hangs_after_outage() -> None:
     """A question to the broker that is answered late, or not at all, is never over."""
-    from pipelines import kafka_broker
+    from pipelines.kafka import broker as kafka_broker
 
     def make(topic_of: Any) -> Any:
         def hang(*arguments: Any) -> Any:
@@ -298,9 +298,9 @@ def _hangs_after_outage() -> None:
 @_defect("skips-what-is-gone")
 def _skips_what_is_gone() -> None:
     """As ``auto.offset.reset=earliest`` would: what retention took is passed over."""
-    from ciml.offsets import RangeSet
-    from ciml.raw_state import RawState
-    from pipelines import run_ingest
+    from ciml.manifest.offsets import RangeSet
+    from ciml.raw.state import RawState
+    from services import ingest as run_ingest
 
     def make(plan: Any) -> Any:
         def forgiving(state: Any, listing: Any, **options: Any) -> Any:
@@ -335,7 +335,7 @@ def _leak() -> None:
 @_defect("drops-late-events")
 def _drops_late_events() -> None:
     """As Beam's default ``allowed_lateness=0``: what is an hour late is gone without a word."""
-    from transforms import beam
+    from transforms.ingest import beam
 
     def make(decode: Any) -> Any:
         def timely(batch: Any, *arguments: Any) -> Any:
@@ -351,7 +351,7 @@ def _drops_late_events() -> None:
 @_defect("no-limits")
 def _no_limits() -> None:
     """Logs are unpacked however large they are."""
-    from transforms import fetch_http
+    from transforms.fetch import http as fetch_http
 
     def make(init: Any) -> Any:
         def unlimited(self: Any, *arguments: Any, **options: Any) -> None:
@@ -365,7 +365,7 @@ def _no_limits() -> None:
 @_defect("stores-infinity")
 def _stores_infinity() -> None:
     """What is no number becomes infinite, not null."""
-    from transforms import store
+    from transforms.raw import write as store
 
     def make(parse_logs: Any) -> Any:
         def parsed(logs: Any, *arguments: Any) -> Any:
@@ -388,7 +388,7 @@ def _stores_infinity() -> None:
 @_defect("this-year")
 def _this_year() -> None:
     """The event's times do not settle the year."""
-    from transforms import store
+    from transforms.raw import write as store
 
     def make(log: Any) -> Any:
         return lambda data, start_us=None, end_us=None: log(data, None, None)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ciml.errors import Refused
-from ciml.storage import open_store
-from pipelines.committer import Committer
+from ciml.storage.open import open_store
+from pipelines.ingest.committer import Committer
 from tests.faults.judge import Delivery, accepted, judge
 from tests.faults.oracle import Ledger, open_objects
 from tests.faults.plan import Mix, Planner, Send
 from tests.faults.poller import Poller
-from transforms.decode import decode
-from transforms.fetch_policy import FetchPolicy
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import decode
 
 TOPIC = "events"
 
@@ -25,9 +25,9 @@ TOPIC = "events"
 @pytest.fixture
 def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
     """A raw store that ciml's own functions made of a mixed plan, in two commits, and what was sent."""
-    from ciml.records import Batch, Message, OffsetRange
-    from transforms.fetch import fetch
-    from transforms.store import parse, store
+    from ciml.events.records import Batch, Message, OffsetRange
+    from transforms.fetch.fetch import fetch
+    from transforms.raw.write import parse, store
 
     planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
     for send in planner.mixed(40, Mix(bad=0.3)).sends:

@@ -11,7 +11,7 @@ from tests.faults.planted import DEFECTS
 from tests.faults.planted_trials import HUNTS, found
 from tests.faults.playing import play
 from tests.faults.stage import Stage
-from tests.pipelines.ingesting import need_real
+from tests.pipelines.ingest.ingesting import need_real
 
 SCALE = 0.25
 

@@ -28,24 +28,24 @@ from typing import Any
 import click
 import pyarrow as pa
 
+import engines
 from ciml.digest import telemetry_digest
 from ciml.errors import Refused
-from ciml.events import finished_event
+from ciml.events.cloudevents import finished_event
+from ciml.events.records import Mention, records_of
+from ciml.events.run_id import RunId
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
-from ciml.manifests import ManifestLog
-from ciml.raw_state import open_raw
-from ciml.records import Mention, records_of
-from ciml.runs import RunId
-from ciml.storage import Store, open_store
-from cli import engines
-from pipelines.kafka_client import KafkaOptions, list_topic
+from ciml.manifest.log import ManifestLog
+from ciml.raw.state import open_raw
+from ciml.storage.open import Store, open_store
+from pipelines.kafka.client import KafkaOptions, list_topic
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log
 from tests.memory import peak_bytes
-from tests.pipelines.scenario import CORPUS, mentions
+from tests.pipelines.ingest.scenario import CORPUS, mentions
 from tests.raw_producer import RawProducer
-from transforms.gunzip import gunzip
-from transforms.parse import Log, parse_logs
+from transforms.fetch.gunzip import gunzip
+from transforms.parse.logs import Log, parse_logs
 
 ROOT = Path(__file__).parents[2]
 _START_US = 1_795_521_600_000_000  # 2026-11-24 12:00 UTC, where many hostile logs are

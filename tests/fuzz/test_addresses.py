@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ciml.errors import Refused
 from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
-from transforms.addresses import PORTS, Address, check_ips, is_public, parse_address
-from transforms.fetch import Fetcher, FetchPolicy
-from transforms.fetch_later import Later
+from transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
+from transforms.fetch.errors import Later
+from transforms.fetch.fetch import Fetcher, FetchPolicy
 
 _hosts = st.one_of(
     st.ip_addresses().map(lambda ip: f"[{ip}]" if ip.version == 6 else str(ip)),

@@ -10,11 +10,11 @@ from hypothesis import example, given
 
 from ciml.digest import canonical_json
 from ciml.errors import Refused
-from ciml.records import Message
-from ciml.runs import RunId
-from ciml.storage import LocalStore
-from serving.announcements import read_announcement
-from serving.predict import _unpredictable
+from ciml.events.records import Message
+from ciml.events.run_id import RunId
+from ciml.storage.open import LocalStore
+from serving.predict.announcements import read_announcement
+from serving.predict.predictor import _unpredictable
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.announcements import GOOD, messages
 from transforms.guard import attempt

@@ -15,7 +15,7 @@ from ciml.limits import MAX_GZIP_LAYERS
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.archives import MAGIC, archives
 from tests.growth import assert_linear
-from transforms.gunzip import gunzip
+from transforms.fetch.gunzip import gunzip
 
 LIMIT = 30_000
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from hypothesis import given
 
-from ciml import events as decoder
-from ciml import samples
 from ciml.digest import canonical_json
 from ciml.errors import Refused
-from ciml.events import Event, decode_message
-from ciml.fields import is_clean
-from ciml.letters import message_of, payload_of
-from ciml.listing import Reading, decode_line
-from ciml.records import Mention, Message
-from ciml.runs import RunId
+from ciml.events import cloudevents as decoder
+from ciml.events import samples
+from ciml.events.cloudevents import Event, decode_message
+from ciml.events.fields import is_clean
+from ciml.events.listing import Reading, decode_line
+from ciml.events.payloads import message_of, payload_of
+from ciml.events.records import Mention, Message
+from ciml.events.run_id import RunId
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.events import events, lines
 from tests.fuzz.strategies.events import samples as samples_values

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciml.errors import Refused
+from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
-from ciml.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
-from pipelines.committer import seal_guarded, unseal
+from pipelines.ingest.committer import seal_guarded, unseal
 from tests.fuzz.frame import fuzz
 from transforms.guard import INTERNAL, attempt, guarded_candidates, guarded_messages, is_input_fault
 

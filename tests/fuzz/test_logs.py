@@ -9,17 +9,17 @@ import pyarrow as pa
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ciml.dstat.header import split_segments
+from ciml.dstat.vocabulary import END_LOCAL, FIRST_LOCAL
 from ciml.errors import Refused
 from ciml.limits import CELLS_PER_LOG_BYTE, EARLIEST_US, LATEST_US, MAX_LOG_CELLS, MAX_LOG_COLUMNS
 from ciml.telemetry import short_names, validate
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.hostile_logs import log
 from tests.fuzz.strategies.logs import GOLDEN, built, headers, logs, moments, times
-from transforms.gunzip import inflate
-from transforms.parse import Log, ParseLimits, parse_logs
-from transforms.parse_header import split_segments
-from transforms.parse_times import local_times, read_cells
-from transforms.parse_words import END_LOCAL, FIRST_LOCAL
+from transforms.fetch.gunzip import inflate
+from transforms.parse.logs import Log, ParseLimits, parse_logs
+from transforms.parse.times import local_times, read_cells
 
 REASONS = {
     "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",

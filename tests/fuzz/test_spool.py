@@ -12,19 +12,19 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml import samples
 from ciml.errors import EngineError, Refused
-from ciml.events import decode_message
-from ciml.records import Mention, Message
-from cli.record.kafka import Sender
-from cli.record.leftovers import FACTS, UNSEALED, Leftovers
-from cli.record.send import send_leftovers
-from cli.record.settings import Settings
-from cli.record.spool import Places, Plan, Recording
-from pipelines.kafka_options import KafkaOptions
-from tests.cli.record.planted import T0_US, TELEMETRY, mention
+from ciml.events import samples
+from ciml.events.cloudevents import decode_message
+from ciml.events.records import Mention, Message
+from ciml.kafka.options import KafkaOptions
+from recorder.flush_spool import send_leftovers
+from recorder.leftovers import FACTS, UNSEALED, Leftovers
+from recorder.producer import Sender
+from recorder.settings import Settings
+from recorder.spool import Places, Plan, Recording
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools
+from tests.recorder.planted import T0_US, TELEMETRY, mention
 
 BROKER = "127.0.0.1:9"
 #: ``LOGS`` stands for the folder of the logs.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.stored import altered
-from tests.transforms.stored import FORMATS, KINDS, Stored, make
+from tests.transforms.raw.stored import FORMATS, KINDS, Stored, make
 
 _MOST_KIB = 1 << 20
 

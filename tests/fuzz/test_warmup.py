@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
-from ciml.storage import open_store
-from serving.loader import LoadedModel, load_model
-from serving.tf_records import frame, masked_crc, read_records
-from serving.warmup import warm_up
+from ciml.storage.open import open_store
+from serving.server.loader import LoadedModel, load_model
+from serving.server.tf_records import frame, masked_crc, read_records
+from serving.server.warmup import warm_up
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed
 from tests.serving.models_fixture import F, L, save_model

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ciml.storage import Store, open_store
-from serving.server import ModelServer, ServerOptions
-from tests.pipelines.predicting import World
-from tests.pipelines.raw_store import RawStore
+from ciml.storage.open import Store, open_store
+from serving.server.server import ModelServer, ServerOptions
+from tests.pipelines.predict.predicting import World
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.serving.models_fixture import DEFINITION, save_model
 
 

@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ciml.dataset_state import dataset_state, dataset_store
+from ciml.datasets.state import dataset_state, dataset_store
 from ciml.errors import IntegrityError
-from ciml.packs import pack_state
-from ciml.seal import SEAL, is_sealed
-from ciml.storage import Store, open_store
-from pipelines.datasets import update_dataset
-from pipelines.verify_raw import verify_raw
-from tests.pipelines.compacting import FAR, all_there, objects, squeeze
-from tests.pipelines.raw_store import RawStore
+from ciml.raw.packs import pack_state
+from ciml.raw.seal import SEAL, is_sealed
+from ciml.storage.open import Store, open_store
+from pipelines.datasets.update import update_dataset
+from pipelines.raw_store.verify import verify_raw
+from tests.pipelines.raw_store.compacting import FAR, all_there, objects, squeeze
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.raw.stored import DATASET, OLD, example_files, runs_of
 from tests.transforms.samples import LOAD, USR, mention, table
-from tests.transforms.stored import DATASET, OLD, example_files, runs_of
-from transforms.spans import read_span, verify_span
-from transforms.store import read_run, run_path, write_run
+from transforms.examples.spans import read_span, verify_span
+from transforms.raw.write import read_run, run_path, write_run
 
 START_US = 1_600_000_000_000_000
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ciml.dataset_state import dataset_state, dataset_store
-from ciml.definitions import DatasetDefinition
-from ciml.storage import open_store
+from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.state import dataset_state, dataset_store
+from ciml.storage.open import open_store
 from cli.main import cli
-from pipelines.build import build_dataset
-from pipelines.datasets import read_span
-from tests.pipelines.raw_store import RawStore
+from pipelines.datasets.build import build_dataset
+from pipelines.datasets.update import read_span
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
 
 LINES = re.findall(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.definitions import DatasetDefinition, ResolvedDefinition, dumps
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, dumps
 
 L, F, C = 5, 3, 4
 DEFINITION = ResolvedDefinition(

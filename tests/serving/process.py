@@ -42,7 +42,7 @@ class ServerProcess:
 
 @contextmanager
 def server_process(config: str, log: Path, *arguments: str, files: int | None = None) -> Iterator[ServerProcess]:
-    """Runs ``python -m serving.server`` on ports that the system chooses.
+    """Runs ``python -m serving.server.server`` on ports that the system chooses.
 
     Args:
       config: the ModelServerConfig.
@@ -50,7 +50,17 @@ def server_process(config: str, log: Path, *arguments: str, files: int | None = 
       arguments: more of the command line.
       files: the most file descriptors that it may open; None leaves the limit as it is.
     """
-    command = [sys.executable, "-m", "serving.server", "--config", config, "--grpc-port", "0", "--rest-port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "serving.server.server",
+        "--config",
+        config,
+        "--grpc-port",
+        "0",
+        "--rest-port",
+        "0",
+    ]
 
     def limit() -> None:
         if files is not None:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from ciml.errors import EngineError
-from ciml.storage import Store, open_store
+from ciml.storage.open import Store, open_store
 from serving import wire
 from serving.client import ClientPolicy, ModelClient, NotServedError
 from serving.push import push
 from serving.registry import Verdict
-from serving.server import ModelServer, ServerOptions
+from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs
 
 IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait_s=0.1)
@@ -79,9 +79,8 @@ def test_same_bytes_as_the_stock_messages() -> None:
 
 
 def test_client_imports_neither_tensorflow_nor_beam() -> None:
-    code = (
-        "import serving.client, serving.predict, sys; print({'tensorflow', 'apache_beam', 'pandas'} & set(sys.modules))"
-    )
+    heavy = "{'tensorflow', 'apache_beam', 'pandas'}"
+    code = f"import serving.client, serving.predict.predictor, sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -20,15 +20,15 @@ import numpy as np
 import psutil
 import pytest
 
-from ciml.storage import Store, open_store
+from ciml.storage.open import Store, open_store
 from serving import push as push_module
 from serving.client import ClientPolicy, ModelClient
-from serving.config import ModelEntry, render_config
-from serving.errors import RequestError
-from serving.manager import ModelManager
+from serving.model_config import ModelEntry, render_config
 from serving.push import push, rollback
 from serving.registry import Registry, Verdict
-from serving.server import ModelServer, ServerOptions
+from serving.server.errors import RequestError
+from serving.server.manager import ModelManager
+from serving.server.server import ModelServer, ServerOptions
 from tests.serving.models_fixture import direct, runs, save_model
 
 BLESSED = Verdict(True)
@@ -291,7 +291,7 @@ def test_server_as_a_process_comes_back_with_the_blessed_version(
     data: Store, good: dict[int, Path], tmp_path: Path
 ) -> None:
     push(data, "m", open_store(good[1]), BLESSED, check=False)
-    command = [sys.executable, "-m", "serving.server", "--config", data.url("models/models.config")]
+    command = [sys.executable, "-m", "serving.server.server", "--config", data.url("models/models.config")]
     command += ["--grpc-port", "0", "--rest-port", "0"]
     for ending in (signal.SIGKILL, signal.SIGTERM):
         with open(tmp_path / "log", "ab") as log:

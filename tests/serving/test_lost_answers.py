@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ciml.manifests import ManifestLog, commit
-from ciml.storage import Store, open_store
+from ciml.manifest.log import ManifestLog, commit
+from ciml.storage.open import Store, open_store
 from serving import push as module
 from serving.push import push, verify_versions
 from serving.registry import Registry, Verdict

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage import Store, open_store
+from ciml.storage.open import Store, open_store
 from serving import push as push_module
-from serving.config import parse_config
+from serving.model_config import parse_config
 from serving.push import (
     NotBlessedError,
     Pushed,

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ciml.definitions import DatasetDefinition
+from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, EngineError, Refused
-from ciml.records import Batch
-from pipelines.committer import Committer, seal, unseal
-from pipelines.compact import compact
-from pipelines.datasets import create_dataset, update_dataset
-from pipelines.ingest import in_batches
-from pipelines.kafka import PartitionRead, bases, plan
-from pipelines.kafka_plan import is_older
+from ciml.events.records import Batch
+from pipelines.datasets.update import create_dataset, update_dataset
+from pipelines.ingest.committer import Committer, seal, unseal
+from pipelines.ingest.pipeline import in_batches
+from pipelines.kafka.plan import is_older
+from pipelines.kafka.source import PartitionRead, bases, plan
+from pipelines.raw_store.compact import compact
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, Letter, log
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
-from transforms.decode import decode
-from transforms.fetch import Fetcher
-from transforms.fetch_later import Later
-from transforms.fetch_policy import FetchPolicy
-from transforms.store import parse, store
-from transforms.trust import TrustPolicy, judge
+from transforms.fetch.errors import Later
+from transforms.fetch.fetch import Fetcher
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import decode
+from transforms.ingest.trust import TrustPolicy, judge
+from transforms.raw.write import parse, store
 
 POLICY = TrustPolicy.load()
 DATASETS = (
@@ -102,7 +102,7 @@ class Stages:
 
 
 def micro_batches(process: Process) -> None:
-    """Ingest by micro-batches, as `pipelines.run_ingest.ingest_micro_batches` does it."""
+    """Ingest by micro-batches, as `services.ingest.ingest_micro_batches` does it."""
     stages, rng = Stages(process), process.world.random
 
     def work() -> bool:

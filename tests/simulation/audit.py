@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, cast
 
-from ciml.dataset_state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
+from ciml.datasets.state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
 from ciml.digest import sha256_json
-from ciml.manifests import ManifestLog
-from ciml.records import Mention, OutcomeWord, RawFile, rows_of
-from pipelines.datasets import update_dataset
+from ciml.events.records import Mention, OutcomeWord, RawFile, rows_of
+from ciml.manifest.log import ManifestLog
+from pipelines.datasets.update import update_dataset
 from tests.simulation.scenes import telemetry
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import INGEST, Process, World
-from transforms.examples import make_examples
-from transforms.spans import verify_span
-from transforms.store import verify_run
+from transforms.examples.prepare import make_examples
+from transforms.examples.spans import verify_span
+from transforms.raw.write import verify_run
 
 
 class Poller:

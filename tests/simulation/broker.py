@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ciml.accounting import check_topic_id
 from ciml.errors import EngineError, IntegrityError
-from ciml.records import Message
-from pipelines.kafka_client import KafkaOptions, Listing
-from pipelines.kafka_ends import Ends
+from ciml.events.records import Message
+from ciml.raw.accounting import check_topic_id
+from pipelines.kafka.client import KafkaOptions, Listing
+from pipelines.kafka.end_offsets import Ends
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Scheduler
 
@@ -69,7 +69,7 @@ class Client:
         self.broker, self.chaos = broker, chaos
 
     def list_topic(self) -> Listing:
-        """As `pipelines.kafka_client.list_topic`: its parts are asked for one after the other."""
+        """As `pipelines.kafka.client.list_topic`: its parts are asked for one after the other."""
         self.call("describe")
         broker = self.broker
         topic_id, count = broker.topic_id, len(broker.partitions)
@@ -95,11 +95,11 @@ class Client:
 
     @contextmanager
     def borrow(self, options: KafkaOptions, topic: str, partition: int) -> Iterator[FakeReader]:
-        """As `pipelines.kafka_client.borrow`."""
+        """As `pipelines.kafka.client.borrow`."""
         yield FakeReader(self, partition)
 
     def end_of(self, options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
-        """As `pipelines.kafka_ends.end_of`."""
+        """As `pipelines.kafka.end_offsets.end_of`."""
         asked_s = self.broker.scheduler.now_us / 1e6
         try:
             self.call(f"end of {partition}")
@@ -108,14 +108,14 @@ class Client:
         return Ends(asked_s, self.broker.partitions[partition].end)
 
     def check_topic(self, options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
-        """As `pipelines.kafka_broker.check_topic`."""
+        """As `pipelines.kafka.broker.check_topic`."""
         self.call("describe")
         check_topic_id(topic, topic_id, self.broker.topic_id)
         return list(range(len(self.broker.partitions)))
 
 
 class FakeReader:
-    """As `pipelines.kafka_client.Reader`: lost connections show as reads that find nothing."""
+    """As `pipelines.kafka.client.Reader`: lost connections show as reads that find nothing."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client, self._number = client, partition

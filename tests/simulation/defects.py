@@ -8,12 +8,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from ciml import accounting, keeper, known_ids, manifests
 from ciml.digest import canonical_json
-from ciml.offsets import RangeSet
-from ciml.records import Outcome, Trust
-from ciml.storage import Store
-from pipelines import committer, datasets
+from ciml.events.records import Outcome, Trust
+from ciml.manifest import log as manifests
+from ciml.manifest import replica as keeper
+from ciml.manifest.offsets import RangeSet
+from ciml.raw import accounting, known_ids
+from ciml.storage.open import Store
+from pipelines.datasets import update as datasets
+from pipelines.ingest import committer
 from tests.simulation.fakes import Disk
 from tests.simulation.run import Result, simulate
 from tests.simulation.world import World

@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from ciml import checkpoints
-from ciml.checkpoints import Limits
 from ciml.errors import EngineError
-from ciml.manifests import ManifestLog
-from ciml.storage import Entry, Store
-from pipelines.committer import Committer
+from ciml.manifest import checkpoints
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import Entry, Store
+from pipelines.ingest.committer import Committer
 from tests.simulation.chaos import Chaos
 from tests.simulation.scheduler import Actor, Scheduler, Violation
-from transforms import raw_reader
+from transforms.raw import reader as raw_reader
 
 _DELTA = re.compile(r"(?:.*/)?_manifest/[0-9]{12}\.json")
 _PAGE = 5

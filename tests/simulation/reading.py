@@ -8,12 +8,12 @@ from typing import Any
 
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
-from ciml.records import Batch
-from pipelines import kafka
-from pipelines.kafka import FOREVER, FindPartitions, OffsetTracker, PartitionRead, ReadOptions, Restriction
-from pipelines.kafka_client import KafkaOptions, admin, borrow, check_topic
-from pipelines.kafka_connect import make_client
-from pipelines.kafka_ends import end_of
+from ciml.events.records import Batch
+from ciml.kafka.connect import make_client
+from pipelines.kafka import source as kafka
+from pipelines.kafka.client import KafkaOptions, admin, borrow, check_topic
+from pipelines.kafka.end_offsets import end_of
+from pipelines.kafka.source import FOREVER, FindPartitions, OffsetTracker, PartitionRead, ReadOptions, Restriction
 from tests.simulation.broker import TOPIC
 from tests.simulation.fakes import standing_in
 from tests.simulation.scheduler import Violation

@@ -17,8 +17,8 @@ from tests.simulation.fakes import replaced
 from tests.simulation.reading import reading_by
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import Process, World
-from transforms import store as storing
-from transforms.parse import Log, parse_logs
+from transforms.parse.logs import Log, parse_logs
+from transforms.raw import write as storing
 
 
 @dataclass(frozen=True)

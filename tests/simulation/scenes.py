@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from ciml.digest import telemetry_digest
 from ciml.errors import Refused
-from ciml.events import QUEUED, STARTED, finished_event, run_event
-from ciml.records import Mention, Message, OutcomeWord
-from ciml.runs import RunId
+from ciml.events.cloudevents import QUEUED, STARTED, finished_event, run_event
+from ciml.events.records import Mention, Message, OutcomeWord
+from ciml.events.run_id import RunId
 from tests.golden import make_logs
-from transforms.parse import Log, parse_logs
+from transforms.parse.logs import Log, parse_logs
 
 NEVER = 1 << 62
 _START = make_logs.instant("2026-11-24T12:00:00Z")

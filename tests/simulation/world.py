@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ciml.checkpoints import Limits
 from ciml.errors import EngineError, IntegrityError
-from ciml.records import OffsetRange, rows_of
+from ciml.events.records import OffsetRange, rows_of
+from ciml.manifest.checkpoints import Limits
 from tests.simulation.broker import Broker, Client
 from tests.simulation.chaos import Chaos
 from tests.simulation.fakes import Disk, SimStore

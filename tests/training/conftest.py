@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from ciml.definitions import DatasetDefinition
-from ciml.storage import LocalStore
-from pipelines.datasets import create_dataset, update_dataset
-from tests.pipelines.raw_store import RawStore
+from ciml.datasets.definition import DatasetDefinition
+from ciml.storage.open import LocalStore
+from pipelines.datasets.update import create_dataset, update_dataset
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
+from training.data.materialise import Materialised, materialise
+from training.data.snapshot import Snapshot, make_snapshot
 from training.experiment import Experiment
-from training.materialise import Materialised, materialise
-from training.snapshot import Snapshot, make_snapshot
 from training.train import Trained, train
-from transforms.trust import TrustPolicy
+from transforms.ingest.trust import TrustPolicy
 
 RUNS = 160
 

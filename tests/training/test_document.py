@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from training.estimators import ESTIMATORS
+from training.evaluation.gate import GatePolicy
 from training.experiment import Experiment
-from training.gate import GatePolicy
 
 TEXT = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import prediction_log_pb2
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
-from ciml.storage import LocalStore
+from ciml.storage.open import LocalStore
 from serving.contract import check_candidate
-from serving.loader import load_model
-from tests.training.test_materialise import directly, of_split
-from training.examples import read_snapshot_examples
+from serving.server.loader import load_model
+from tests.training.data.test_materialise import directly, of_split
+from training.data.examples import read_snapshot_examples
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot
 from training.export import export, load_exported
-from training.materialise import Materialised
 from training.runtime import tensorflow
-from training.snapshot import Snapshot
 from training.train import Trained, predict_in_memory
-from transforms.examples import prepare_many
-from transforms.store import read_runs
+from transforms.examples.prepare import prepare_many
+from transforms.raw.write import read_runs
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_exported_normalisation_is_that_of_the_training_data(
 
 
 def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, made: Path, snapshot: Snapshot):
-    from training.evaluate import raw_files
+    from training.evaluation.metrics import raw_files
 
     data, model = LocalStore(made), load_exported(folder)
     runs, test = read_snapshot_examples(data, snapshot, "test")

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from ciml.definitions import DatasetDefinition
+from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
-from ciml.storage import LocalStore
-from pipelines.datasets import create_dataset, update_dataset
-from tests.pipelines.raw_store import RawStore
+from ciml.storage.open import LocalStore
+from pipelines.datasets.update import create_dataset, update_dataset
+from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
 from tests.transforms.samples import corpus
-from training.champion import Champion, right_answers
-from training.examples import read_snapshot_examples
+from training.data.examples import read_snapshot_examples
+from training.data.snapshot import read_snapshot
+from training.evaluation.champion import Champion, right_answers
+from training.evaluation.gate import GatePolicy
 from training.export import load_exported
-from training.gate import GatePolicy
 from training.refresh import Candidate, Skipped, refresh
-from training.snapshot import read_snapshot
-from transforms.trust import TrustPolicy
+from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
         ),
     )  # fmt: skip
     update_dataset(data, "other", seal=True)
-    from training.snapshot import make_snapshot
+    from training.data.snapshot import make_snapshot
 
     mine = make_snapshot(data, "other", TrustPolicy.load())
     runs, test = read_snapshot_examples(data, mine, "test")

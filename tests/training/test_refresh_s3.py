@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from ciml.storage import LocalStore, open_store
+from ciml.storage.open import LocalStore, open_store
 from tests.training.conftest import QUICK
+from training.data.snapshot import Snapshot, read_snapshot
 from training.export import load_exported
 from training.refresh import Candidate, refresh
-from training.snapshot import Snapshot, read_snapshot
 
 pytestmark = pytest.mark.engines
 

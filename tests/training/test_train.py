@@ -9,9 +9,9 @@ import pytest
 from ciml.errors import CimlError
 from tests.training.conftest import QUICK
 from tests.training.records import written
-from training.materialise import Materialised
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot
 from training.runtime import tensorflow
-from training.snapshot import Snapshot
 from training.train import Trained, predict_in_memory, records, train, trained_roles
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ciml.definitions import DatasetDefinition, ResolvedDefinition, resolve
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.errors import Refused
-from ciml.records import Mention
-from transforms.parse import Log, parse_logs
+from ciml.events.records import Mention
+from transforms.parse.logs import Log, parse_logs
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 USR, LOAD = "total cpu usage:usr", "load avg:1m"

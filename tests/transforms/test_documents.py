@@ -6,12 +6,12 @@ import json
 import re
 from pathlib import Path
 
-from ciml.events import PHASES, REASONS, decode_message
-from ciml.outcomes import _WORDS, NEVER_RAN, OUTCOMES
-from ciml.records import Mention, Message
-from transforms.decode import IGNORED
-from transforms.fetch import DEFERRED, REFUSED, FetchPolicy
-from transforms.trust import FACTS, NO_RULE, TrustPolicy, evaluate
+from ciml.events.cloudevents import PHASES, REASONS, decode_message
+from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
+from ciml.events.records import Mention, Message
+from transforms.fetch.fetch import DEFERRED, REFUSED, FetchPolicy
+from transforms.ingest.decode import IGNORED
+from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from confluent_kafka import KafkaException
 
 from ciml.errors import CimlError, EngineError, IntegrityError, Refused
-from ciml.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
 from transforms import guard
 from transforms.guard import INTERNAL, attempt, bisect, guarded_candidates, guarded_messages
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ciml.definitions import ResolvedDefinition
+from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
 from training.estimators import boosted, networks, scikit
 from training.estimators.base import Fitted, Progress, Rows, Watch

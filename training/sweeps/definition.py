@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from ciml.definitions import DatasetDefinition
+from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError
 from ciml.settings import Settings, check_name, checked

@@ -12,10 +12,10 @@ from typing import Any
 
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage import Store
+from ciml.storage.open import Store
+from training.experiments.trials import read_stored
 from training.sweeps.definition import Sweep, differences
 from training.sweeps.outcome import Outcome
-from training.trials import read_stored
 
 _FORMAT = 1
 

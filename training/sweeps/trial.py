@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.baselines import NUMBERS
-from training.crossval import Division, by_one_number, divide, held_out
+from training.data.in_memory import Material
 from training.estimators import check_experiment, check_use
+from training.evaluation.baselines import NUMBERS
+from training.evaluation.cross_validation import Division, by_one_number, divide, held_out
+from training.evaluation.scores import scores
 from training.experiment import Experiment
-from training.material import Material
-from training.scores import scores
 from training.sweeps.definition import Metric, Sweep
 
 #: Told a step, from 1, and the metric's value after it; True ends the trial, unless that was the last one.

@@ -10,7 +10,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.options import data_path_option, home_option
-from cli.talk import s3_options
+from cli.talk_scripts import s3_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,9 +94,9 @@ hyper_parameters = _of(
 
 
 def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
-    from ciml.storage import open_store
+    from ciml.storage.open import open_store
     from training.experiment import Experiment
-    from training.trials import create_experiment, experiment_store
+    from training.experiments.trials import create_experiment, experiment_store
 
     given = {key: value for key, value in options.items() if value is not None}
     if "optimizer" in given:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import click
 
-from cli.bars import progress_bar
-from cli.looking.options import output_option
 from cli.options import data_path_option, home_option
-from cli.talk import s3_options
+from cli.plot_options import output_option
+from cli.progress_bar import progress_bar
+from cli.talk_scripts import s3_options
 
 
 @click.command("report", short_help="Draw the results of experiments, and compare them.")
@@ -37,8 +37,8 @@ def report(
       ciml experiment report dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment report dnn-5x100 forest --dataset cpu-load --output s3://reports/cpu-load --data-path DATA
     """
-    from ciml.storage import open_store
-    from cli.looking.report import report_experiments
+    from ciml.storage.open import open_store
+    from reports.experiments.render import report_experiments
 
     folder = output or default_folder(experiments, datasets)
     with progress_bar("drawing") as progress:

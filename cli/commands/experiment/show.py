@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from cli.commands.experiment.told import told_result
+from cli.commands.experiment.text import told_result
 from cli.options import data_path_option, home_option
-from cli.talk import s3_options
+from cli.talk_scripts import s3_options
 
 
 @click.command("show", short_help="Show an experiment and its results, or the names of all.")
@@ -26,8 +26,8 @@ def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
       ciml experiment show wide --data-path DATA
       ciml experiment show --data-path DATA
     """
-    from ciml.storage import open_store
-    from training.trials import experiment_names, load_experiment, results_of
+    from ciml.storage.open import open_store
+    from training.experiments.trials import experiment_names, load_experiment, results_of
 
     data = open_store(data_path)
     if name is None:

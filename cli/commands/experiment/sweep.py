@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.bars import progress_bar
 from cli.batch_options import processors
-from cli.learn_from import learn_from_options, read_exclusions
 from cli.options import data_path_option, home_option, s3_place
-from cli.talk import s3_options
+from cli.progress_bar import progress_bar
+from cli.talk_scripts import s3_options
+from cli.trust_options import learn_from_options, read_exclusions
 
 if TYPE_CHECKING:
-    from pipelines.run_sweep import Swept
+    from pipelines.training.hyperparameter_sweep import Swept
 
 #: Rows of a table that is printed, unless all are asked for; the page and the CSV have them all.
 _MOST_ROWS = 20
@@ -79,13 +79,13 @@ def sweep(
       ciml experiment sweep talk.toml --jobs 8 --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
     """
     from ciml.digest import canonical_json
-    from ciml.storage import open_store
-    from cli.looking.page import save
-    from cli.looking.sweep_page import sweep_page
-    from cli.looking.sweep_views import csv_of
-    from pipelines.run_sweep import Place, run_sweep
+    from ciml.storage.open import open_store
+    from pipelines.training.hyperparameter_sweep import Place, run_sweep
+    from reports.page import save
+    from reports.sweeps.page import sweep_page
+    from reports.sweeps.views import csv_of
     from training.sweeps.definition import Sweep
-    from transforms.trust import TrustPolicy
+    from transforms.ingest.trust import TrustPolicy
 
     what = Sweep.load(file)
     source = open_store(data_path)
@@ -105,7 +105,7 @@ def sweep(
 
 
 def _json(swept: Swept) -> dict[str, Any]:
-    from cli.looking.sweep_views import complete, question_name, questions
+    from reports.sweeps.views import complete, question_name, questions
 
     return {
         "sweep": swept.sweep.to_json(),
@@ -128,9 +128,9 @@ def _show(swept: Swept) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cli.looking.drawing import shown
-    from cli.looking.sweep_page import trials_table
-    from cli.looking.sweep_views import METRICS, question_name, questions, scored_on
+    from reports.drawing import shown
+    from reports.sweeps.page import trials_table
+    from reports.sweeps.views import METRICS, question_name, questions, scored_on
 
     console = Console()
     for question in questions(swept.sweep):
@@ -149,7 +149,7 @@ def _show(swept: Swept) -> None:
 
 
 def _tell_best(swept: Swept, best: int, data_path: str) -> None:
-    from cli.looking.sweep_views import complete, define_lines, question_name, questions
+    from reports.sweeps.views import complete, define_lines, question_name, questions
 
     states = [outcome.state for outcome in swept.outcomes]
     counts = ", ".join(

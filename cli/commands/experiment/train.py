@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.bars import progress_bar
-from cli.commands.experiment.told import told_folds, told_on, told_result
-from cli.learn_from import learn_from_options, read_exclusions
+from cli.commands.experiment.text import told_folds, told_on, told_result
 from cli.options import data_path_option, home_option
-from cli.talk import s3_options
+from cli.progress_bar import progress_bar
+from cli.talk_scripts import s3_options
+from cli.trust_options import learn_from_options, read_exclusions
 
 if TYPE_CHECKING:
-    from training.trials import Trial
+    from training.experiments.trials import Trial
 
 
 def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -84,10 +84,10 @@ def train(
         raise CimlError("--hold-out: say in how many parts (--cross-validate FOLDS)")
     if folds is not None and others:
         raise CimlError("--eval-dataset: has no meaning beside --cross-validate, which trains many models")
-    from ciml.storage import open_store
-    from training.material import read_material
-    from training.trials import Trial, load_experiment
-    from transforms.trust import TrustPolicy
+    from ciml.storage.open import open_store
+    from training.data.in_memory import read_material
+    from training.experiments.trials import Trial, load_experiment
+    from transforms.ingest.trust import TrustPolicy
 
     data, policy, exclusions = open_store(data_path), TrustPolicy.load(trust_policy), read_exclusions(exclude)
     what = load_experiment(data, experiment)

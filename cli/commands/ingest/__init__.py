@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
+from cli.commands.ingest.accept_loss import accept_loss
 from cli.commands.ingest.control import resume, start, status, stop
-from cli.commands.ingest.loss import accept_loss
 from cli.commands.ingest.options import make_config
 from cli.commands.ingest.run import command as run
-from cli.values import Duration, pairs
+from cli.param_types import Duration, pairs
 
 __all__ = ["Duration", "command", "make_config", "pairs"]
 

@@ -10,10 +10,10 @@ import click
 from ciml.errors import CimlError
 from cli.commands.ingest.options import ingest_options
 from cli.options import EngineChoice, home_option
-from cli.values import Duration
+from cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from cli.supervised.place import Place
+    from services.files import Place
 
 _NAME = click.option("--name", help="Which ingest.  [default: the only one]")
 _WAIT = click.option(
@@ -65,9 +65,9 @@ def start(
       ciml ingest start --data-path data --allow-host logs.example.org
       ciml ingest start --data-path s3://ci/data --allow-root s3://ci/logs --parallelism 2 --name nightly
     """
-    from cli.engines import processes
-    from cli.supervised import starting
-    from cli.supervised.place import Options, Place, located
+    from engines import processes
+    from services import control as starting
+    from services.files import Options, Place, located
 
     ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
     named = bool(flink_rest or workers or engine.named)
@@ -104,7 +104,7 @@ def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path)
       ciml ingest resume
       ciml ingest resume --name nightly --parallelism 2
     """
-    from cli.supervised import starting
+    from services import control as starting
 
     starting.resume(choose(home, name), parallelism, wait_s, click.echo)
 
@@ -126,7 +126,7 @@ def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
       ciml ingest stop
       ciml ingest stop --savepoint
     """
-    from cli.supervised import starting
+    from services import control as starting
 
     starting.stop(choose(home, name), wait_s, click.echo, savepoint=savepoint)
 
@@ -148,8 +148,8 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     """
     import json
 
-    from cli.supervised.place import Place
-    from cli.supervised.show import exit_code, gather, show
+    from services.files import Place
+    from services.status import exit_code, gather, show
 
     places = [choose(home, name)] if name else Place.all(home)
     if not places:
@@ -170,7 +170,7 @@ def choose(home: Path, name: str | None) -> Place:
     Raises:
       CimlError: there is none, or more than one and no name.
     """
-    from cli.supervised.place import Place
+    from services.files import Place
 
     if name:
         place = Place(home, name)

@@ -17,10 +17,10 @@ from cli.options import (
     kafka_properties_option,
     metrics_options,
 )
-from cli.values import Duration, pairs
+from cli.param_types import Duration, pairs
 
 if TYPE_CHECKING:
-    from pipelines.ingest import IngestConfig
+    from pipelines.ingest.pipeline import IngestConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,13 +143,13 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
     """
-    from ciml.event_runs import source_names
-    from ciml.storage import open_store
-    from pipelines.ingest import IngestConfig
-    from pipelines.kafka_client import KafkaOptions
-    from transforms.decode import ALL_JOBS
-    from transforms.fetch_policy import FetchPolicy
-    from transforms.trust import TrustPolicy
+    from ciml.events.mentions import source_names
+    from ciml.storage.open import open_store
+    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.kafka.client import KafkaOptions
+    from transforms.fetch.policy import FetchPolicy
+    from transforms.ingest.decode import ALL_JOBS
+    from transforms.ingest.trust import TrustPolicy
 
     fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
         hosts=hosts, roots=roots

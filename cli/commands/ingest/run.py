@@ -11,7 +11,7 @@ from cli.options import EngineChoice
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from pipelines.watching import Until
+    from services.progress import Until
 
 
 @click.command("run", short_help="Ingest in the foreground (the default).")
@@ -29,10 +29,10 @@ def command(
 ) -> None:
     """Turn CI events into raw runs, in the foreground."""
     from cli.metrics import shown
-    from cli.progress import Counts
-    from pipelines.metrics import IngestBoard
-    from pipelines.run_ingest import ingest_micro_batches, ingest_on_flink
-    from transforms.timings_beam import COMMIT, FETCH
+    from cli.progress_counts import Counts
+    from services.ingest import ingest_micro_batches, ingest_on_flink
+    from services.metrics import IngestBoard
+    from transforms.ingest.timings_beam import COMMIT, FETCH
 
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")

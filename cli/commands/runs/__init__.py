@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from cli.commands.runs.care import compact, verify
 from cli.commands.runs.listing import list_runs, show
+from cli.commands.runs.maintain import compact, verify
 from cli.commands.runs.summary import summary
-from cli.groups import DefaultGroup
+from cli.default_group import DefaultGroup
 
 __all__ = ["command"]
 

@@ -12,9 +12,9 @@ from ciml.errors import CimlError
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
-    from ciml.manifests import ManifestLog
-    from ciml.raw_state import RawState
-    from ciml.storage import Store
+    from ciml.manifest.log import ManifestLog
+    from ciml.raw.state import RawState
+    from ciml.storage.open import Store
 
 
 @click.command("list", short_help="List runs, the latest first.")
@@ -46,9 +46,9 @@ def list_runs(
     """
     from itertools import islice
 
-    from ciml.globs import glob_pattern
-    from ciml.raw_state import open_raw
-    from ciml.storage import open_store
+    from ciml.events.globs import glob_pattern
+    from ciml.raw.state import open_raw
+    from ciml.storage.open import open_store
 
     log, state = open_raw(open_store(data_path).child("raw"))
     wanted = glob_pattern(jobs or ("all",)).fullmatch
@@ -71,7 +71,7 @@ def list_runs(
 
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
     """All runs up to the state, the last committed first, as JSON. Reads as much of the manifest as is asked for."""
-    from ciml.records import rows_of
+    from ciml.events.records import rows_of
 
     for version in range(state.version, 0, -1):
         records = rows_of(log.read(version))
@@ -121,8 +121,8 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
-    from ciml.raw_state import open_raw
-    from ciml.storage import open_store
+    from ciml.raw.state import open_raw
+    from ciml.storage.open import open_store
 
     raw = open_store(data_path).child("raw")
     log, state = open_raw(raw)
@@ -143,8 +143,8 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
 
 
 def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    from ciml.records import records_of
-    from cli.bars import bars
+    from ciml.events.records import records_of
+    from cli.progress_bar import bars
 
     needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
     with bars() as tell:
@@ -163,9 +163,9 @@ def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, s
 def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     """Where a run lies now, and how it is."""
     from ciml.errors import IntegrityError
-    from ciml.packs import split_path
-    from ciml.records import RawFile
-    from transforms.raw_reader import load_packs, read_run, verify_run
+    from ciml.events.records import RawFile
+    from ciml.raw.packs import split_path
+    from transforms.raw.reader import load_packs, read_run, verify_run
 
     named = RawFile.from_json(file)
     place = split_path(named.path)
@@ -185,7 +185,7 @@ def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(told: dict[str, Any]) -> None:
-    from cli.progress import WORDS
+    from cli.progress_counts import WORDS
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
         if told.get(key) is not None:

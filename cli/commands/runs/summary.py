@@ -12,9 +12,9 @@ from cli.commands.runs.listing import latest_runs, print_runs
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
-    from ciml.accounting import RawState
-    from ciml.manifests import ManifestLog
-    from ciml.storage import Store
+    from ciml.manifest.log import ManifestLog
+    from ciml.raw.accounting import RawState
+    from ciml.storage.open import Store
 
 
 @click.command("summary", short_help="The accounting and the latest runs; what ciml runs alone means.")
@@ -38,8 +38,8 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool,
     """
     from itertools import islice
 
-    from ciml.raw_state import open_raw
-    from ciml.storage import open_store
+    from ciml.raw.state import open_raw
+    from ciml.storage.open import open_store
 
     raw = open_store(data_path).child("raw")
     log, state = open_raw(raw)
@@ -78,9 +78,9 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
     """What is wrong with the runs that the manifest names up to ``version``, a line each."""
-    from ciml.records import RawFile, rows_of
-    from cli.bars import bars
-    from transforms.raw_reader import verify_runs
+    from ciml.events.records import RawFile, rows_of
+    from cli.progress_bar import bars
+    from transforms.raw.reader import verify_runs
 
     def named() -> Iterator[tuple[str, RawFile]]:
         for number, delta in log.since(0):
@@ -103,7 +103,7 @@ def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cli.progress import WORDS
+    from cli.progress_counts import WORDS
 
     console = Console(highlight=False)
     if not state.version:

@@ -7,9 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ciml.letters import UNREADABLE_HEADERS
+from ciml.events.payloads import UNREADABLE_HEADERS
+from ciml.events.records import Message
 from ciml.limits import MAX_MESSAGE_HEADERS
-from ciml.records import Message
 from tests.fuzz.strategies.hostile_events import CANARY, TEXTS, URLS, VALUES, binary, envelope, hostile_event, run
 
 

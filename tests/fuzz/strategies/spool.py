@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.cli.record.planted import T0_US, TELEMETRY, mention
+from tests.recorder.planted import T0_US, TELEMETRY, mention
 
 #: In a file outside of the spool that no recording may bring in.
 MARK = b"1795600001.5,77777,77777,77777\n"

@@ -1,0 +1,310 @@
+"""What a data set is: its definition, and what the definition resolves to, once.
+
+A definition is a small TOML file. It resolves at the sealing of the data set's first span to an ordered list of
+columns and of classes; from then on a run with a missing column or an unknown class is excluded with its reason, and
+nothing that arrives later changes the shape of an example. A model carries the resolved definition in its assets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, field
+
+from ciml.datasets.labels import STATUS_CLASSES, label_of
+from ciml.errors import CimlError
+from ciml.events.globs import glob_pattern
+from ciml.events.records import Mention
+from ciml.settings import Settings, check_name, checked
+from ciml.telemetry import select_columns, short_names
+
+#: The longest run that is looked at unless a definition says otherwise, as in the original.
+NORMAL_LENGTH_S = 5500
+#: More windows than this are refused: an example of 14 columns would take 5.6 MB.
+MAX_WINDOWS = 100_000
+#: One salt for all data sets, so that a run is in the same split of each.
+DEFAULT_SALT = "ciml"
+
+Statistic = Literal["mean", "min", "max", "std", "last"]
+Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
+
+#: Columns of an example that are no features. A feature of such a name goes by its full name instead.
+METADATA_COLUMNS = (
+    "run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest",
+    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
+    "outcome", "result", "start_time", "end_time", "labels",
+)  # fmt: skip
+
+_UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
+_INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
+_SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
+#: Keys that only some definitions have. Where they say nothing they are not written, as before there were such keys.
+_OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
+
+
+def interval_us(text: str) -> int:
+    """An interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
+
+    Raises:
+      CimlError: for any other form, and for zero.
+    """
+    match = _INTERVAL.fullmatch(text) if text.isascii() else None
+    if match is None:
+        raise CimlError(f"interval {text!r}: want a whole number and ms, s, min or h, such as 10s or 1min")
+    value = int(match[1] or 1) * _UNITS_US[match[2]]
+    if value == 0:
+        raise CimlError(f"interval {text!r}: must be longer than zero")
+    return value
+
+
+def slice_of(text: str) -> slice:
+    """A slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
+
+    Raises:
+      CimlError: for any other form, and for a step of zero.
+    """
+    parts = [int(part) if part else None for part in text.replace(" ", "").split(":")] if _is_slice(text) else []
+    if not parts or (len(parts) == 3 and parts[2] == 0):
+        raise CimlError(f"slicer {text!r:.60}: want a slice such as :2000, 1000:2000 or -500:")
+    return slice(*parts)
+
+
+def _is_slice(text: str) -> bool:
+    plain = text.replace(" ", "")
+    return bool(plain) and _SLICER.fullmatch(plain) is not None
+
+
+class DatasetDefinition(Settings, frozen=True, kw_only=True):
+    """What a data set is made of.
+
+    Attributes:
+      name: the data set's name; a folder has it.
+      version: counts what people changed in it.
+      build_name: jobs, or globs of jobs; ``all`` means every job.
+      sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
+      features_regex: searched for in the short names of columns, or in full names where it holds a colon.
+      class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
+      classes: the classes in their order; without, those of the first span, sorted.
+      class_map: from a value of the label to a class; where it is given without ``classes``, it names them all.
+        A value that maps to nothing (``""``) is no label.
+      tdt_split: weights of train, dev and test.
+      salt: key of the split. Data sets that share it share the split.
+      sample_statistic: what stands for the samples of a window.
+      aggregation_functions: where given, an example holds these functions of a run's windows in place of the windows.
+      max_windows: L, the length that runs are cut or padded to; without, ceil(5500 s / r).
+      min_windows: leaves out a run that has fewer; with ``max_windows`` of the same number, examples are the beginnings
+        of equal length of the runs that last so long.
+      count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
+      baseline: the single number of a run that experiments are held against, ``duration`` or ``memory``, or ``none``;
+        without, the one that is known to give the label away.
+      span_runs: how many selected runs are sealed together.
+      slicer: takes these of the selected runs, ordered by (end time, run id), once and for all; none takes all that
+        there are, and that there will be.
+      raw_version: of the raw manifest that ``slicer`` looks at; what is stored later does not matter.
+    """
+
+    what: ClassVar[str] = "definition"
+
+    name: str
+    version: Annotated[int, Meta(ge=1)] = 1
+    build_name: tuple[str, ...] = ("all",)
+    sample_interval: str = "10s"
+    features_regex: str = "."
+    class_label: str = "status"
+    classes: tuple[str, ...] | None = None
+    class_map: dict[str, str] = field(default_factory=dict)
+    tdt_split: tuple[int, int, int] = (7, 0, 3)
+    salt: Annotated[str, Meta(min_length=1)] = DEFAULT_SALT
+    sample_statistic: Statistic = "mean"
+    aggregation_functions: tuple[Aggregation, ...] = ()
+    max_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
+    min_windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)] | None = None
+    count_first_sample: bool = True
+    span_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    baseline: Literal["duration", "memory", "none"] | None = None
+    slicer: str | None = None
+    raw_version: Annotated[int, Meta(ge=1)] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        value = super().to_json()
+        return {key: each for key, each in value.items() if each is not None or key not in _OPTIONAL_KEYS}
+
+    @classmethod
+    def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One name alone stands for a list of one."""
+        many = ("build_name", "classes", "aggregation_functions")
+        return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not self.build_name or not all(self.build_name):
+            raise ValueError("build_name: names no job: give a job, a glob, several of them, or all")
+        checked("sample_interval: ", interval_us, self.sample_interval)
+        checked("features_regex: ", select_columns, (), self.features_regex)
+        if self.slicer is not None:
+            checked("slicer: ", slice_of, self.slicer)
+        self._check_classes()
+        if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
+            raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, and some for train")
+        self._check_windows()
+        if self.raw_version is not None and self.slicer is None:
+            raise ValueError("raw_version: has no meaning without slicer")
+
+    def _check_classes(self) -> None:
+        if self.classes is not None:
+            if len(set(self.classes)) != len(self.classes) or not all(self.classes):
+                raise ValueError("classes: each class needs a name of its own")
+            if len(self.classes) < 2:
+                raise ValueError("classes: one class teaches nothing: name at least two")
+        mapped = set(self.class_map.values()) - {""}
+        if self.classes is None and self.class_map and len(mapped) < 2:
+            raise ValueError("class_map: one class teaches nothing: map to at least two")
+        if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
+            raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
+
+    def _check_windows(self) -> None:
+        if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
+            raise ValueError("aggregation_functions: each only once")
+        if self.aggregation_functions and self.max_windows is not None:
+            raise ValueError("max_windows: has no meaning beside aggregation_functions, which are L")
+        if self.aggregation_functions and self.min_windows is not None:
+            raise ValueError("min_windows: has no meaning beside aggregation_functions, which look at all windows")
+        if self.min_windows is not None and self.min_windows > self.windows:
+            raise ValueError(f"min_windows: no run keeps more than {self.windows} windows: name max_windows too")
+        if self.windows > MAX_WINDOWS:
+            raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
+
+    @cached_property
+    def interval_us(self) -> int:
+        """Length of a window in microseconds."""
+        return interval_us(self.sample_interval)
+
+    @property
+    def windows(self) -> int:
+        """L: how many windows, or functions, each feature of an example has."""
+        if self.aggregation_functions:
+            return len(self.aggregation_functions)
+        return self.max_windows or -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
+
+    def selects(self, build_name: str) -> bool:
+        """Whether the data set takes runs of this job."""
+        return self._matching(build_name) is not None
+
+    @cached_property
+    def _matching(self) -> Callable[[str], Any]:
+        return lru_cache(maxsize=1024)(glob_pattern(self.build_name).fullmatch)  # there are few jobs, of many runs each
+
+
+class ResolvedDefinition(Settings, frozen=True, kw_only=True):
+    """A definition and what it resolved to: all that is needed to prepare a run.
+
+    Attributes:
+      definition: as people wrote it.
+      columns: full names of the columns, in order (``load avg:1m``).
+      features: their names in examples, in the same order (``1m``).
+      classes: names of the classes; a label is a position in here.
+      windows: L.
+    """
+
+    what: ClassVar[str] = "resolved definition"
+
+    definition: DatasetDefinition
+    columns: Annotated[tuple[str, ...], Meta(min_length=1)]
+    features: Annotated[tuple[str, ...], Meta(min_length=1)]
+    classes: Annotated[tuple[str, ...], Meta(min_length=2)]
+    windows: Annotated[int, Meta(ge=1, le=MAX_WINDOWS)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "definition": self.definition.to_json()}
+
+    @property
+    def L(self) -> int:  # noqa: N802 (the design's word)
+        return self.windows
+
+    def label_of(self, mention: Mention) -> tuple[int, str] | str:
+        """(label, class) of a run, or the reason for which it is no example.
+
+        That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
+        """
+        if not self.definition.selects(mention.build_name):
+            return "other_job"
+        name = label_of(mention, self.definition.class_label, self.definition.class_map)
+        if name is None:
+            return "no_label"
+        try:
+            return self.classes.index(name), name
+        except ValueError:
+            return "unknown_class"
+
+
+def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
+    """A definition from a TOML file, with keys that take precedence over the file's.
+
+    Raises:
+      CimlError: one line that names the file and the key.
+    """
+    return DatasetDefinition.load(path, **overrides)
+
+
+def resolve(
+    definition: DatasetDefinition, columns: Iterable[Sequence[str]], mentions: Iterable[Mention]
+) -> ResolvedDefinition:
+    """Resolves a definition against the runs of its first span.
+
+    The columns are those that the pattern selects in most runs (the earliest of equals), so that one odd recorder does
+    not decide; the classes are the definition's own, or the sorted ones of these runs.
+
+    Args:
+      definition: what to resolve.
+      columns: of each run the full names of its telemetry columns, in log order.
+      mentions: what is known of each run.
+
+    Raises:
+      CimlError: where no column or fewer than two classes come out.
+    """
+    found = Counter(tuple(names) for names in columns)
+    selected: Counter[tuple[str, ...]] = Counter()
+    for names, runs in found.items():
+        selected[select_columns(names, definition.features_regex)] += runs
+    del selected[()]
+    if not selected:
+        seen = ", ".join(list(short_names(next(iter(found), ())).values())[:40])
+        raise CimlError(f"features_regex {definition.features_regex!r} selects none of the columns {seen or '(none)'}")
+    best = max(selected.values())
+    chosen = next(names for names, runs in selected.items() if runs == best)
+    whole = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
+    short = short_names(whole)
+    features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
+    return ResolvedDefinition(
+        definition=definition,
+        columns=chosen,
+        features=features,
+        classes=definition.classes or _classes(definition, mentions),
+        windows=definition.windows,
+    )
+
+
+def _classes(definition: DatasetDefinition, mentions: Iterable[Mention]) -> tuple[str, ...]:
+    if definition.class_map:
+        return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
+    if definition.class_label == "status":
+        return STATUS_CLASSES
+    names = {label_of(mention, definition.class_label, {}) for mention in mentions} - {None}
+    if len(names) < 2:
+        found = f"only the class {names.pop()!r}" if names else "no class at all"
+        raise CimlError(
+            f"class_label {definition.class_label!r}: the first span's runs have {found}; name the classes in the "
+            "definition, or raise span_runs"
+        )
+    return tuple(sorted(name for name in names if name is not None))
+
+
+def dumps(resolved: ResolvedDefinition) -> bytes:
+    """The file ``definition.json`` that a model carries in its assets."""
+    return json.dumps(resolved.to_json(), indent=2, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,43 @@
+"""What a run's class is, by what is known of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ciml.events.records import Mention
+
+#: Label 0 and label 1 of ``status``.
+STATUS_CLASSES = ("passed", "failed")
+#: A timeout is a failure. All other outcomes say nothing about the code or the machine, and are no labels.
+_STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
+#: Words of the original for what is called otherwise here.
+_ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
+#: Facts that may be labels by their own name; any other name is looked up in the run's further metadata.
+_FACTS = frozenset(
+    {"build_name", "outcome", "result", "source", "event", "pipeline", "project", "branch", "change", "review"}
+    | {"provider", "region", "flavour"}
+)
+
+
+def label_of(mention: Mention, class_label: str, class_map: Mapping[str, str]) -> str | None:
+    """The class of a run, or None where it has none.
+
+    Args:
+      mention: what is known of the run.
+      class_label: ``status``; ``provider`` (its regions merged) or ``provider-region``; or any metadata's name.
+      class_map: from a value to its class; a value that is not in it is its own class.
+    """
+    value = _value(
+        mention, _ALIASES.get(class_label, class_label) if class_label not in mention.labels else class_label
+    )
+    return class_map.get(value, value) or None if value else None
+
+
+def _value(mention: Mention, name: str) -> str | None:
+    if name == "status":
+        return _STATUS.get(mention.outcome or "")
+    if name == "provider-region":
+        return "-".join(part for part in (mention.provider, mention.region) if part)
+    if name in _FACTS and (fact := getattr(mention, name)):
+        return str(fact)
+    return mention.labels.get(name)

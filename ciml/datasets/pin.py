@@ -1,0 +1,156 @@
+"""What a definition with a slicer holds: runs that are found once, in the raw manifest as it was at one version.
+
+The selected runs are ordered by (end time, run id), whatever their order in the manifest, and the slicer cuts the list.
+Definition and raw version name the same runs for ever, with the outcomes that were known by then. So the data set
+can be made again, to the byte, from the same raw store wherever it lies and whatever has come to it since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from ciml.datasets.definition import DatasetDefinition, slice_of
+from ciml.datasets.plan import Change, Fix, Resolver, SelectedRun, SpanPlan, Step, apply_changes
+from ciml.datasets.state import DatasetState, Position
+from ciml.errors import CimlError, IntegrityError
+from ciml.raw.run_log import RunLog, RunRecord
+
+#: A selected row: when its run ended, the run's id, where the row is recorded, and the record as JSON.
+_Found = tuple[int, str, Position, bytes]
+
+
+class Pin:
+    """The runs of a definition that has a slicer.
+
+    Attributes:
+      version: of the raw manifest that was looked at.
+      selected: how many runs there were to cut.
+      other_jobs: the jobs of runs that were not selected.
+    """
+
+    def __init__(self, raw: RunLog, definition: DatasetDefinition) -> None:
+        """Reads the raw manifest up to the version that the definition names, or to its end.
+
+        Raises:
+          CimlError: the manifest does not reach that version.
+        """
+        self.version = 0
+        self.other_jobs: set[str] = set()
+        self._corrections: dict[str, list[Change]] = {}
+        # A run as it was recorded takes a third of what it takes as objects, and all are held until the last is cut.
+        found: list[_Found] = []
+        reclaimed: dict[str, _Found | None] = {}
+        last, encode = definition.raw_version, msgspec.json.Encoder().encode
+        for version, delta in raw.since(0):
+            if last is not None and version > last:
+                break
+            self.version = version
+            for index, record in enumerate(delta.rows):
+                mention, row = record.mention, None
+                if definition.selects(job := mention.build_name):
+                    row = (mention.end_us or mention.start_us or 0, mention.run_id, (version, index), encode(record))
+                else:
+                    self.other_jobs.add(job)
+                if index >= len(delta.runs):
+                    reclaimed[mention.run_id] = row
+                elif row is not None:
+                    found.append(row)
+            for reclaim in delta.reclaims:
+                self._corrections.pop(reclaim.mention.run_id, None)  # they were of the row that it takes the place of
+            for each in delta.corrections:
+                self._corrections.setdefault(each.mention.run_id, []).append((each.fix, each.trust))
+        if last is not None and self.version < last:
+            raise CimlError(
+                f"raw_version {last}: the raw store {raw.url()} is at version {self.version}: is it another one?"
+            )
+        if reclaimed:
+            found = [row for row in found if row[1] not in reclaimed]
+            found += [row for row in reclaimed.values() if row is not None]
+        found.sort(key=lambda each: each[:2])
+        self.selected = len(found)
+        cut = found[slice_of(definition.slicer or ":")]
+        self.run_ids = [run_id for _, run_id, _, _ in cut]
+        self._records = [(position, record) for _, _, position, record in cut]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def runs(self, start: int = 0, stop: int | None = None) -> Iterator[SelectedRun]:
+        """Some of the runs, in their order, with the outcomes that were known by `version`."""
+        decode = msgspec.json.Decoder(RunRecord).decode
+        for position, record in self._records[start:stop]:
+            run = SelectedRun.of(position, decode(record))
+            yield run.corrected(self.fix(run))
+
+    def voters(self) -> Iterator[SelectedRun]:
+        """The runs that were trusted when they came, or all where none was: whose classes count."""
+        some = any(run.trust.trusted for run in self.runs())
+        yield from (run for run in self.runs() if not some or run.trust.trusted)
+
+    def fix(self, run: SelectedRun) -> Fix | None:
+        """The last correction of a run that counts; None for a run without."""
+        return apply_changes(run, self._corrections.get(run.run_id, ()))[1]
+
+
+class PinnedPlan:
+    """As `ciml.datasets.plan.Plan`, for a definition that has a slicer. Its last span may have fewer runs.
+
+    Args:
+      state: of the data set; not changed.
+      pin: its runs.
+      resolver: called with runs that decide, when nothing has resolved the definition yet.
+      raw: where the manifest is, for messages.
+    """
+
+    def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RunLog) -> None:
+        if state.definition is None:
+            raise IntegrityError("a data set without a definition")
+        self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw
+        self._definition = state.definition
+        self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
+        self.waiting = 0
+        self.other_jobs = pin.other_jobs
+
+    def steps(self, *, seal: bool = True) -> Iterator[Step]:
+        """The steps that are not done yet, one a span.
+
+        Raises:
+          IntegrityError: what is sealed holds other runs than the raw manifest has.
+        """
+        pin, size, done = self._pin, self._definition.span_runs, len(self._state.spans)
+        for span, versions in self._state.spans.items():
+            there = sorted(versions[1].run_ids())
+            if there != sorted(pin.run_ids[(span - 1) * size : span * size]):
+                where = self._raw.url()
+                raise IntegrityError(f"data set {self._definition.name!r}: span {span} has other runs than {where}")
+        resolved = self._state.resolved
+        for number, start in enumerate(range(done * size, len(pin), size), done + 1):
+            runs = tuple(pin.runs(start, start + size))
+            if resolved is None:
+                resolved = self._resolver(runs)
+            ended = start + size >= len(pin)
+            yield Step(
+                base=self._base + number - done - 1,
+                resolved=resolved,
+                cursor=(pin.version + 1, 0) if ended else self._cursor,
+                corrections_to=pin.version + 1 if ended else self._corrections_to,
+                spans=(SpanPlan(number, 1, runs),),
+                corrections={run.run_id: fix for run in runs if (fix := pin.fix(run)) is not None},
+            )
+
+
+def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
+    """The definition with the raw version that it was cut at.
+
+    Raises:
+      CimlError: nothing is left.
+    """
+    if not len(pin):
+        wanted, slicer = ", ".join(definition.build_name), definition.slicer
+        jobs = sorted(pin.other_jobs)[:20]
+        if pin.selected:
+            raise CimlError(f"slicer {slicer!r}: leaves none of the {pin.selected:,} runs of {wanted}")
+        raise CimlError(f"no stored run has a job that matches {wanted}; there are runs of {', '.join(jobs) or 'none'}")
+    return definition.replace(raw_version=pin.version)

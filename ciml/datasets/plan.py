@@ -1,0 +1,239 @@
+"""What a data set seals next: decided by manifests alone, so that whoever computes it comes to the same.
+
+Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
+the raw version in which a span ends is in its first version; a later one that changes a label makes a new version. So
+does a reclaim, whose row takes the place of the run's earlier one.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.state import DatasetState, Position
+from ciml.errors import IntegrityError
+from ciml.events.records import UNJUDGED, Mention, OutcomeWord, RawFile, Record, Trust
+from ciml.raw.run_log import RunDelta, RunLog, RunRecord
+
+
+class SelectedRun(Record, frozen=True, gc=False):
+    """A raw row that a data set takes, and where the raw manifest records it."""
+
+    position: Position
+    mention: Mention
+    file: RawFile
+    trust: Trust = UNJUDGED
+
+    @property
+    def run_id(self) -> str:
+        return self.mention.run_id
+
+    @classmethod
+    def of(cls, position: Position, record: RunRecord) -> SelectedRun:
+        """What the raw manifest records at a position."""
+        return cls(position, record.mention, record.file, record.trust)
+
+    def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
+        """The same run with another outcome. All that trust is judged by stays."""
+        if fix is None:
+            return self
+        outcome = cast("OutcomeWord | None", fix[0] or None)
+        return self.replace(mention=self.mention.replace(outcome=outcome, result=fix[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPlan:
+    """A span's version that is to be made of these runs."""
+
+    span: int
+    version: int
+    runs: tuple[SelectedRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one delta of a data set is to hold; it follows the delta ``base``."""
+
+    base: int
+    resolved: ResolvedDefinition
+    cursor: Position
+    corrections_to: int
+    spans: tuple[SpanPlan, ...]
+    corrections: Mapping[str, tuple[str, str]]
+
+
+Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
+#: An outcome, and the producer's own word for it.
+Fix = tuple[str, str]
+#: What the raw manifest says of a run after its first row: a correction with its trust, or the row of a reclaim.
+Change = tuple[Fix, Trust] | SelectedRun
+
+
+class Plan:
+    """Reads the raw manifest on from a data set's cursor.
+
+    Args:
+      state: of the data set; not changed.
+      raw: the raw manifest.
+      resolver: called with the runs of the first span, when nothing has resolved the definition yet.
+
+    Attributes:
+      waiting: after `steps`, how many selected runs no step seals.
+      other_jobs: after `steps`, the jobs of the runs that were not selected.
+    """
+
+    def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver) -> None:
+        if state.definition is None:
+            raise IntegrityError("a data set without a definition")
+        self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
+        self._resolved = state.resolved
+        self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
+        self._pending: dict[str, SelectedRun] = {}  # as corrected
+        self._late: dict[str, list[Change]] = {}  # of runs that are sealed
+        # Of spans that earlier steps seal: the last version, and where their runs are. The runs themselves are large.
+        self._planned: dict[int, tuple[int, tuple[Position, ...]]] = {}
+        self._fixed: dict[str, Fix] = {}  # what those steps apply
+        self._sealed: dict[str, int] = {}  # the span of their runs
+        self._fixes: dict[str, Fix] = {}  # what the next step applies
+        self.waiting = 0
+        self.other_jobs: set[str] = set()
+
+    def steps(self, *, seal: bool = False) -> Iterator[Step]:
+        """The steps that the present raw manifest calls for, in order. Each assumes that those before are committed.
+
+        Args:
+          seal: whether the last span is closed with fewer runs than the definition wants.
+        """
+        end, _ = begin = self._cursor
+        for version, delta in self._raw.since(end - 1):
+            for index, record in enumerate(delta.rows):
+                if (version, index) < begin:
+                    continue
+                run_id = record.mention.run_id
+                if index >= len(delta.runs) and (run_id in self._pending or self._span_of(run_id)):
+                    continue  # a reclaim of a run that is selected already
+                if not self._definition.selects(job := record.mention.build_name):
+                    self.other_jobs.add(job)
+                    continue
+                self._pending[run_id] = SelectedRun.of((version, index), record)
+                if len(self._pending) == self._definition.span_runs:
+                    yield self._seal((version, index + 1))
+            self._collect(version, delta)
+            end = version + 1
+        if seal and self._pending:
+            yield self._seal((end, 0))
+        elif again := self._new_versions():
+            yield self._step(self._cursor, end, again)
+        self.waiting = len(self._pending)
+
+    def _collect(self, version: int, delta: RunDelta) -> None:
+        """Takes in the reclaims and the corrections of a raw version, after its runs."""
+        for run_id, change in changes_of(version, delta):
+            if run := self._pending.get(run_id):
+                changed, fix = apply_change(run, change)
+                self._pending[run_id] = changed
+                if fix is not None:
+                    self._fixes[run_id] = fix
+            elif version >= self._corrections_to and self._span_of(run_id):
+                self._late.setdefault(run_id, []).append(change)
+
+    def _span_of(self, run_id: str) -> int | None:
+        return self._sealed.get(run_id) or self._state.span_of.get(run_id)
+
+    def _seal(self, cursor: Position) -> Step:
+        runs = tuple(self._pending.values())
+        self._pending.clear()
+        if self._resolved is None:
+            self._resolved = self._resolver(runs)
+        again = self._new_versions()
+        number = len(self._state.spans.keys() | self._planned.keys()) + 1
+        self._sealed.update((run.run_id, number) for run in runs)
+        return self._step(cursor, max(self._corrections_to, cursor[0]), [*again, SpanPlan(number, 1, runs)])
+
+    def _step(self, cursor: Position, corrections_to: int, spans: list[SpanPlan]) -> Step:
+        if self._resolved is None:
+            raise IntegrityError("a data set has spans, and was never resolved")
+        fixed = {run.run_id for plan in spans for run in plan.runs} & self._fixes.keys()
+        step = Step(
+            base=self._base,
+            resolved=self._resolved,
+            cursor=cursor,
+            corrections_to=corrections_to,
+            spans=tuple(spans),
+            corrections={run_id: self._fixes[run_id] for run_id in sorted(fixed)},
+        )
+        self._fixes = {run_id: fix for run_id, fix in self._fixes.items() if run_id not in fixed}
+        for plan in spans:
+            self._planned[plan.span] = plan.version, tuple(run.position for run in plan.runs)
+        self._fixed.update(step.corrections)
+        self._base, self._cursor, self._corrections_to = self._base + 1, cursor, corrections_to
+        return step
+
+    def _new_versions(self) -> list[SpanPlan]:
+        """New versions of the spans in which a late change changes a label or a row. Forgets the late changes."""
+        late, self._late = self._late, {}
+        out = []
+        for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
+            version, runs = self._last_version(span)
+            after = []
+            for run in runs:
+                new, last = apply_changes(run, late.get(run.run_id, ()))
+                if new.position == run.position and self._label(new) == self._label(run):
+                    new = run
+                elif last is not None:
+                    self._fixes[run.run_id] = last
+                after.append(new)
+            if any(new is not old for new, old in zip(after, runs, strict=True)):
+                out.append(SpanPlan(span, version + 1, tuple(after)))
+        return out
+
+    def _label(self, run: SelectedRun) -> tuple[int, str] | str:
+        if self._resolved is None:
+            raise IntegrityError("a data set has spans, and was never resolved")
+        return self._resolved.label_of(run.mention)
+
+    def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
+        """The last version of a span, and its runs as they are in it."""
+        if planned := self._planned.get(span):
+            last, positions = planned
+        else:
+            versions = self._state.spans[span]
+            last = max(versions)
+            positions = versions[last].selected
+        records = {version: self._raw.read(version).rows for version in sorted({place[0] for place in positions})}
+        runs = (SelectedRun.of(place, records[place[0]][place[1]]) for place in positions)
+        fixes = ChainMap(self._fixed, self._state.corrected)
+        return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
+
+
+def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
+    """What a delta changes of runs that were recorded before, by run id, in the order in which it applies."""
+    for index, record in enumerate(delta.reclaims, len(delta.runs)):
+        yield record.mention.run_id, SelectedRun.of((version, index), record)
+    for correction in delta.corrections:
+        yield correction.mention.run_id, (correction.fix, correction.trust)
+
+
+def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[SelectedRun, Fix | None]:
+    """A run after changes in their order, and the outcome that it has by them; None where none of them counts."""
+    last = None
+    for change in changes:
+        run, fix = apply_change(run, change)
+        last = fix or last
+    return run, last
+
+
+def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | None]:
+    """A run after a change, and the outcome that it has by that; None where the change does not count.
+
+    A correction counts where it is at least as trusted as the run, a reclaim where it was recorded after the row.
+    """
+    if isinstance(change, SelectedRun):
+        if change.position <= run.position:
+            return run, None
+        return change, (change.mention.outcome or "", change.mention.result)
+    fix, trust = change
+    return (run.corrected(fix), fix) if trust.trusted or not run.trust.trusted else (run, None)

@@ -1,0 +1,241 @@
+"""What the deltas of a data set's manifest add up to: its definition, its sealed spans, and how far it has read.
+
+A data set reads the runs of the raw manifest in the order of their records. Its cursor is a position in there, [raw
+version, index of the run within that delta]: all runs before it are sealed in a span or were not selected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from sys import intern
+from typing import Any
+
+import msgspec
+
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import Record
+from ciml.manifest.log import Delta, ManifestLog, catch_up
+from ciml.storage.open import Store, open_store
+
+#: A position in the raw manifest: (version, index within that version's runs).
+Position = tuple[int, int]
+
+
+class ExampleFile(Record, frozen=True, gc=False):
+    """One Parquet file of examples, relative to the data set's folder.
+
+    ``digest`` is that of its rows (`transforms.examples.spans.rows_digest`), not of its bytes.
+    """
+
+    path: str
+    digest: str
+    rows: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ExampleFile:
+        return cls(**value)
+
+
+class SpanRun(Record, frozen=True, gc=False):
+    """An example of a span, as the manifest knows it."""
+
+    run_id: str
+    build_name: str
+    split: str
+    label: int
+    label_name: str
+    n_windows: int
+    digest: str
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
+        # What many runs share is held once.
+        shared = (intern(value["build_name"]), intern(value["split"]), value["label"], intern(value["label_name"]))
+        return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
+
+
+@dataclass(frozen=True, slots=True)
+class SpanVersion:
+    """A sealed span: examples that became known together. A later version has the same runs with corrected labels.
+
+    Attributes:
+      span: counts from 1.
+      version: counts from 1 within the span.
+      selected: where the raw manifest records each selected run, in order.
+      runs: the examples, in the same order.
+      excluded: the selected runs that are no examples: ``run_id``, ``reason`` and perhaps ``detail``.
+      files: the files of each split that has rows.
+    """
+
+    span: int
+    version: int
+    selected: tuple[Position, ...]
+    runs: tuple[SpanRun, ...]
+    excluded: tuple[Mapping[str, str], ...]
+    files: Mapping[str, tuple[ExampleFile, ...]]
+
+    @property
+    def folder(self) -> str:
+        """Where its files are, relative to the data set's folder."""
+        return span_folder(self.span, self.version)
+
+    @property
+    def paths(self) -> set[str]:
+        """The paths of all its files."""
+        return {file.path for files in self.files.values() for file in files}
+
+    def run_ids(self) -> Iterator[str]:
+        """The ids of all selected runs, examples first."""
+        yield from (run.run_id for run in self.runs)
+        yield from (each["run_id"] for each in self.excluded)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "span": self.span,
+            "version": self.version,
+            "selected": [list(position) for position in self.selected],
+            "runs": msgspec.to_builtins(list(self.runs)),
+            "excluded": [dict(each) for each in self.excluded],
+            "files": {split: [file.to_json() for file in files] for split, files in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SpanVersion:
+        return cls(
+            span=value["span"],
+            version=value["version"],
+            selected=tuple((version, index) for version, index in value["selected"]),
+            runs=tuple(SpanRun.from_json(run) for run in value["runs"]),
+            excluded=tuple(value["excluded"]),
+            files={
+                split: tuple(ExampleFile.from_json(file) for file in files) for split, files in value["files"].items()
+            },
+        )
+
+
+def span_folder(span: int, version: int) -> str:
+    """The folder of a span's version: ``span-1/version-1``."""
+    return f"span-{span}/version-{version}"
+
+
+class DatasetState:
+    """The state of a data set after the last delta applied.
+
+    Attributes:
+      version: of the manifest; 0 for a data set that does not exist.
+      definition: as it was created with.
+      source: the data path whose raw store it reads; None for its own.
+      listing: where its runs are from that it made straight from logs: ``url``, ``digest``, ``logs``, ``source`` and
+        ``runs_of``; None for one that reads a raw store.
+      resolved: its columns and classes; None until the first span is sealed.
+      cursor: the raw position at which reading goes on.
+      corrections_to: corrections in raw versions below this one are taken into account.
+      spans: all versions of each span, by span and version.
+      corrected: the outcome and the producer's word of runs whose raw row has others.
+      span_of: the span of each selected run.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.definition: DatasetDefinition | None = None
+        self.source: str | None = None
+        self.listing: Mapping[str, str] | None = None
+        self.resolved: ResolvedDefinition | None = None
+        self.cursor: Position = (1, 0)
+        self.corrections_to = 1
+        self.spans: dict[int, dict[int, SpanVersion]] = {}
+        self.corrected: dict[str, tuple[str, str]] = {}
+        self.span_of: dict[str, int] = {}
+        self.time_us = 0
+
+    def latest(self) -> list[SpanVersion]:
+        """The last version of each span, in order."""
+        return [versions[max(versions)] for _, versions in sorted(self.spans.items())]
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """How many examples there are by (split, class), in the last version of each span."""
+        return Counter((run.split, run.label_name) for span in self.latest() for run in span.runs)
+
+    def excluded(self) -> Counter[str]:
+        """How many selected runs are no examples, by reason, in the last version of each span."""
+        return Counter(each["reason"] for span in self.latest() for each in span.excluded)
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Takes in the delta that follows.
+
+        Raises:
+          IntegrityError: when it does not follow, or contradicts what came before.
+        """
+        if version != self.version + 1:
+            raise IntegrityError(f"data set manifest: version {version} after {self.version}")
+        if version == 1:
+            self.definition = DatasetDefinition.from_json(delta["definition"], "data set manifest: version 1")
+            self.source, self.listing = delta.get("source"), delta.get("listing")
+        if "resolved" in delta:
+            self.resolved = ResolvedDefinition.from_json(delta["resolved"], f"data set manifest: version {version}")
+        if "cursor" in delta:
+            cursor: Position = (delta["cursor"][0], delta["cursor"][1])
+            if cursor < self.cursor:
+                raise IntegrityError(f"data set manifest: version {version} goes back from {self.cursor} to {cursor}")
+            self.cursor, self.corrections_to = cursor, delta["corrections_to"]
+        for each in delta.get("spans", ()):
+            self._apply_span(version, SpanVersion.from_json(each))
+        for each in delta.get("corrections", ()):
+            self.corrected[each["run_id"]] = (each["outcome"], each["result"])
+        self.version = version
+        self.time_us = delta["time_us"]
+
+    def _apply_span(self, version: int, span: SpanVersion) -> None:
+        versions = self.spans.setdefault(span.span, {})
+        if span.version != len(versions) + 1 or (span.version == 1 and span.span != len(self.spans)):
+            raise IntegrityError(f"data set manifest: version {version} holds {span.folder} out of order")
+        for run_id in span.run_ids():
+            if self.span_of.setdefault(run_id, span.span) != span.span:
+                raise IntegrityError(f"data set manifest: version {version} holds the run {run_id} again")
+        versions[span.version] = span
+
+
+def dataset_store(data: Store, name: str) -> Store:
+    """The folder of a data set below the data path. Its name is checked, for it may come from a user."""
+    DatasetDefinition.from_json({"name": name}, "data set")
+    return data.child(f"datasets/{name}")
+
+
+def raw_store_of(data: Store, state: DatasetState) -> Store:
+    """The raw store that a data set below ``data`` reads. Raises `CimlError` where it was made straight from logs."""
+    if state.listing is not None:
+        name = state.definition.name if state.definition is not None else ""
+        raise CimlError(
+            f"data set {name!r} was made straight from the logs of {state.listing['url']}: for this it has to be built "
+            "from a raw store (ciml-cache-data, then ciml-build-dataset)"
+        )
+    return (data if state.source is None else open_store(state.source)).child("raw")
+
+
+def raw_store_by_name(data: Store, name: str) -> Store:
+    """`raw_store_of` the data set of this name. Raises as `dataset_state`."""
+    return raw_store_of(data, dataset_state(data, name))
+
+
+def dataset_state(data: Store, name: str) -> DatasetState:
+    """The present state of a data set.
+
+    Raises:
+      CimlError: when there is none of this name.
+    """
+    state = DatasetState()
+    catch_up(ManifestLog(dataset_store(data, name)), state)
+    if state.definition is None:
+        raise CimlError(f"no data set {name!r} in {data.url('datasets')}: create it with ciml dataset create")
+    return state
+
+
+def dataset_names(data: Store) -> list[str]:
+    """The names of all data sets."""
+    first = f"/{ManifestLog(data).path(1)}"
+    return [
+        path.removeprefix("datasets/").removesuffix(first) for path in data.list("datasets") if path.endswith(first)
+    ]

@@ -1,0 +1,234 @@
+"""The headers of a dstat, dool or pcp-dstat log, and the samples between them.
+
+A header is a group row and a column row, both all quoted; it is found by that, never by a count of lines. What stands
+before them (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) may be there or not. A recorder that was started
+again appends another header, perhaps with other columns: each start is one `Segment`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from ciml.dstat.vocabulary import END_LOCAL, EPOCH_CELLS, FIRST_LOCAL, MONTHS, TIME_CELLS, epoch_us
+from ciml.errors import Refused
+from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_COLUMNS, MAX_LOG_STARTS
+from ciml.telemetry import unique_names
+
+_MAX_PREAMBLE_LINES = 12
+
+# Possessive quantifiers: linear in time, and nothing is kept to backtrack to, on any input.
+_HEADER = re.compile(
+    rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
+)
+_PREAMBLE = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"|\s*$')
+_BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
+_CMDLINE, _DATE_CELL = b'"Cmdline:","', b'"Date:"'
+_DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
+
+#: Options of the recorders that take a value, so that the value is not taken for the delay.
+_WITH_VALUE = frozenset(
+    {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
+    | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a group row and a column row say.
+
+    Attributes:
+      names: the full name of each cell, ``group:name``, in the order of the log; "" for the cells of the time.
+      time, epoch: index of the cell that holds the time of day, or the seconds since 1970; None where there is none.
+      text: indices of the cells that hold words by their name (``--top-cpu`` and its like).
+    """
+
+    names: tuple[str, ...]
+    time: int | None
+    epoch: int | None
+    text: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The samples of one start of the recorder.
+
+    Attributes:
+      columns: what its cells mean.
+      body: its sample rows; each ends in a line feed.
+      torn: number of rows that were cut off at the end of the file (0 or 1).
+      recorder: what its banner says, such as ``dool 1.3.8``; "" where it was left out.
+      date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None where it
+        is missing, no date, or not within the years that a sample may have.
+      near_us: what the ``Date`` cell says in whatever year, or the last one above it: near enough to tell the year by.
+      zone: the zone as the ``Date`` cell names it; "" where it does not.
+      cmdline: the recorder's command line, "" where it is not there.
+      size: bytes of its header and its samples.
+    """
+
+    columns: Columns
+    body: bytes
+    torn: int
+    recorder: str
+    date_us: int | None
+    near_us: int | None
+    zone: str
+    cmdline: bytes
+    size: int
+
+    @property
+    def interval_s(self) -> float:
+        """The delay on the command line in seconds; the recorders' default is 1."""
+        return interval_of(self.cmdline)
+
+
+def split_segments(text: bytes) -> list[Segment]:
+    """The starts of the recorder in a log, in its order.
+
+    Raises:
+      Refused: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
+    """
+    if text.startswith(b"\xef\xbb\xbf"):
+        text = text[3:]
+    if not text.strip(b"\x00 \r\n\t"):
+        raise Refused("empty_telemetry", "the log is empty")
+    head = b"\n" + text[:MAX_HEADER_OFFSET]
+    first = _HEADER.search(head)
+    if first is None:
+        raise Refused("not_telemetry", "no group row and column row of dstat, dool or pcp-dstat")
+    # Positions in ``head`` are one more than in ``text``.
+    found = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
+    position = text.find(b'\n"', first.end() - 2)
+    if position >= 0:
+        for match in _HEADER.finditer(text, position):
+            found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
+            if len(found) > MAX_LOG_STARTS:
+                raise Refused("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
+
+    preambles = [0] + [
+        _preamble_start(text, body_start, group_start)
+        for (_, body_start, _, _), (group_start, _, _, _) in pairwise(found)
+    ]
+    segments: list[Segment] = []
+    near_us: int | None = None
+    recorder, zone, cmdline = "", "", b""
+    for index, (group_start, body_start, group_row, column_row) in enumerate(found):
+        preamble = text[preambles[index] : group_start]
+        if banner := _BANNER.search(preamble):
+            recorder = _text(banner.group(1))
+        cmdline = _cmdline(preamble) or cmdline
+        date_us = None  # an older one says nothing of when this one was started
+        if date := _DATE.search(preamble):
+            date_us, zone = _date(date)
+            near_us = near_us if date_us is None else date_us
+            if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
+                date_us = None  # it tells the year of rows, which are thereby out of range, and no zone
+        last = index + 1 == len(found)
+        end = len(text) if last else preambles[index + 1]
+        body, torn = text[body_start:end], 0
+        if not body.endswith(b"\n"):
+            cut = body.rfind(b"\n") + 1
+            torn = int(bool(body[cut:].strip()))
+            body = body[:cut]
+        columns = read_columns(group_row.rstrip(b"\r"), column_row.rstrip(b"\r"))
+        segments.append(Segment(columns, body, torn, recorder, date_us, near_us, zone, cmdline, end - preambles[index]))
+    return segments
+
+
+def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
+    """Where the lines that belong to a header begin, above its group row."""
+    start = group_start
+    for _ in range(_MAX_PREAMBLE_LINES):
+        line = text.rfind(b"\n", earliest, start - 1) + 1 if start > earliest else 0
+        line = max(line, earliest)
+        if line >= start or not _PREAMBLE.match(text, line, start):
+            break
+        start = line
+    return start
+
+
+def _cmdline(preamble: bytes) -> bytes:
+    """The cell behind ``Cmdline:``, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
+    begin = preamble.find(_CMDLINE)
+    if begin < 0:
+        return b""
+    begin += len(_CMDLINE)
+    end = preamble.find(b"\n", begin)
+    line = preamble[begin : end if end >= 0 else len(preamble)]
+    cell, _, _ = line.partition(_DATE_CELL)
+    return cell.rstrip(b"\r").rstrip(b",").removesuffix(b'"')
+
+
+def _date(match: re.Match[bytes]) -> tuple[int | None, str]:
+    day, month, year, hour, minute, second, zone = match.groups()
+    number = MONTHS.get(month.lower(), 0)
+    date_us = epoch_us(int(year), number, int(day), int(hour), int(minute), int(second))
+    return date_us, _text(zone or b"")
+
+
+def _text(value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = value.decode("latin-1")
+    return re.sub(r"[\x00-\x1f\x7f]+", " ", text).strip()
+
+
+@lru_cache(maxsize=64)
+def read_columns(group_row: bytes, column_row: bytes) -> Columns:
+    """What the two rows of a header name. Rows are quoted; a group's name stands at its first column.
+
+    Raises:
+      Refused: ``log_too_wide`` for rows or names beyond any recorder's.
+    """
+    if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
+        raise Refused("log_too_wide", f"a header row of {max(len(group_row), len(column_row))} bytes")
+    groups, columns = _cells(group_row), _cells(column_row)
+    if columns[-1] == "":
+        columns.pop()  # a comma at the end
+    if len(columns) > MAX_LOG_COLUMNS + 2:  # the time's own cells
+        raise Refused("log_too_wide", f"a header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
+    time = epoch = None
+    group, full, text = "", [], []
+    for index, name in enumerate(columns):
+        if index < len(groups) and groups[index]:
+            group = groups[index]
+        if len(name) > MAX_COLUMN_NAME or len(group) > MAX_COLUMN_NAME:
+            raise Refused("log_too_wide", f"a column's name of {max(len(name), len(group))} characters")
+        if name in TIME_CELLS:
+            time = index if time is None else time
+            full.append("")
+        elif name in EPOCH_CELLS:
+            epoch = index if epoch is None else epoch
+            full.append("")
+        else:
+            # With several instances the recorders repeat the group in the column: net/lo:recv.
+            full.append(name if name.startswith(f"{group}:") else f"{group}:{name}")
+            if _holds_words(group, name):
+                text.append(index)
+    return Columns(unique_names(full), time, epoch, tuple(text))
+
+
+def _cells(row: bytes) -> list[str]:
+    # The row matched _HEADER: no quote is within a cell, but a comma may be.
+    return [_text(cell.strip(b'"')) for cell in re.findall(rb'"[^"]*"|(?<=,)(?=,|$)', row)]
+
+
+def _holds_words(group: str, name: str) -> bool:
+    return "process" in f"{group} {name}" or group.startswith(("most ", "highest ", "top-", "out of memory"))
+
+
+def interval_of(cmdline: bytes) -> float:
+    """Seconds between samples by a recorder's command line: its first operand that is a number, else 1."""
+    words = _text(cmdline).split()
+    skip = True  # the program's own name
+    for word in words:
+        if skip:
+            skip = False
+        elif word in _WITH_VALUE:
+            skip = True
+        elif re.fullmatch(r"\d{1,6}(\.\d{1,6})?", word, re.ASCII) and float(word) > 0:
+            return float(word)
+    return 1.0

@@ -1,0 +1,272 @@
+"""What CI says of runs: CloudEvents on Kafka, decoded into typed mentions or refused with a reason; and their writing.
+
+docs/formats/events.md has the format. Everything in a message is hostile until it has passed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError, Refused
+from ciml.events.fields import identifier, iso_time, kind_of, needed_text, time_us
+from ciml.events.json_input import parse_json
+from ciml.events.mentions import (
+    LISTING,
+    log_address,
+    mention_from_listing,
+    mention_of_run,
+    run_identity,
+    run_of_mention,
+    source_name,
+)
+from ciml.events.payloads import UNREADABLE_HEADERS, excess
+from ciml.events.records import Mention, Message, Phase
+from ciml.events.redaction import redact_url, shown
+from ciml.events.run_id import RunId
+from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
+
+FINISHED = "dev.ciml.run.finished.v1"
+STARTED = "dev.ciml.run.started.v1"
+QUEUED = "dev.ciml.run.queued.v1"
+PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "queued"}
+
+#: Why `decode_message` refuses: a closed set.
+REASONS = frozenset({
+    "broken_json", "not_an_event", "tombstone", "unknown_type", "missing_field", "bad_field", "bad_time", "bad_run_id",
+    "too_large", "too_many_runs",
+})  # fmt: skip
+
+_STRUCTURED = (("content-type", b"application/cloudevents+json"),)
+
+__all__ = [
+    "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
+    "finished_event", "log_address", "mention_from_listing", "run_event", "source_name",
+]  # fmt: skip
+
+
+class Event(NamedTuple):
+    """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
+
+    Attributes:
+      key: ``source id``: the same event has the same key, in whatever message it comes.
+      source: the CloudEvent's source, without userinfo or tokens.
+      id: the CloudEvent's id, unique within the source.
+      type: one of `PHASES`.
+      time_us: the CloudEvent's own time, epoch microseconds, or None.
+      mentions: the runs, in the event's order; no run id stands twice.
+      refusals: runs that have an id but some field that cannot be used; their mention holds the identity alone.
+      addresses: run id -> the log's full address, where it differs from the mention's `log_url`, which has no secrets.
+      runs: run id -> the run's own JSON, where the event names several: what a dead letter needs of it.
+    """
+
+    key: str
+    source: str
+    id: str
+    type: str
+    time_us: int | None
+    mentions: tuple[Mention, ...]
+    refusals: tuple[tuple[Mention, Refused], ...]
+    addresses: Mapping[str, str]
+    runs: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        """Without what may hold secrets."""
+        return f"Event({self.key!r}, {self.type!r}, {self.mentions!r}, {self.refusals!r})"
+
+    def message_for(self, run_id: str, message: Message) -> Message:
+        """The message that says of one run what ``message`` says of it: itself where there is no other run.
+
+        So the dead letters of an event with a thousand runs hold it once, not a thousand times.
+        """
+        if run_id not in self.runs:
+            return message
+        envelope = _envelope(self.id, self.source, self.type, self.time_us)
+        value = json.dumps({**envelope, "data": self.runs[run_id]}).encode()
+        return Message(message.offset, value, _STRUCTURED, message.key, message.timestamp_ms)
+
+
+_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few
+
+
+def decode_message(message: Message, names: Mapping[str, str] | None = None) -> Event:
+    """The event that a Kafka message holds: structured, binary or bare JSON.
+
+    Args:
+      message: as read.
+      names: CloudEvent source -> the run ids' source, as `ciml.events.mentions.source_name` takes them.
+
+    Raises:
+      Refused: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
+        `Event.refusals` instead, so that it is known whose it is and the event's other runs are not lost.
+    """
+    if not message.value:
+        raise Refused("tombstone", "no data")
+    if fault := excess(message):
+        raise Refused("too_large", fault)
+    if message.headers == UNREADABLE_HEADERS:
+        raise Refused("not_an_event", "a header's name is not UTF-8")
+    attributes, data = _open(message.value, message.headers)
+    ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
+    ce_id = identifier(attributes, "id")
+    if not ce_id:
+        raise Refused("missing_field", "id")
+    ce_type = needed_text(attributes, "type", limit=256)
+    phase = PHASES.get(ce_type)
+    if phase is None:
+        raise Refused("unknown_type", f"type: {shown(ce_type)}")
+    ce_source = _plain_source(ce_source)
+    if not ce_source or " " in ce_source:
+        raise Refused("bad_field", "source: want a URI reference")
+    when_us = time_us(attributes, "time")
+    source = source_name(ce_source, names)
+    if data is None:
+        raise Refused("missing_field", "data")
+    if type(data) is not dict:
+        raise Refused("bad_field", f"data: want an object, not {kind_of(data)}")
+    key = f"{ce_source} {ce_id}"
+    if "runs" in data:
+        return Event(key, ce_source, ce_id, ce_type, when_us, *_many(data["runs"], phase, source))
+    identity = run_identity(data, source)
+    try:
+        mention, address = mention_of_run(data, identity, phase)
+    except Refused as refused:
+        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, refused),), {}, {})
+    addresses = {mention.run_id: address} if address != mention.log_url else {}
+    return Event(key, ce_source, ce_id, ce_type, when_us, (mention,), (), addresses, {})
+
+
+_Refusal = tuple[Mention, Refused]
+_Many = tuple[tuple[Mention, ...], tuple[_Refusal, ...], dict[str, str], dict[str, Mapping[str, Any]]]
+
+
+def _nothing_but(identity: RunId, phase: Phase, refused: Refused) -> _Refusal:
+    return Mention(identity.encode(), identity.native_id, "", phase, source=identity.source), refused
+
+
+def _many(listed: Any, phase: Phase, source: str) -> _Many:
+    if type(listed) is not list or not listed:
+        kind = "an empty one" if listed == [] else kind_of(listed)
+        raise Refused("bad_field", f"runs: want a list of runs, not {kind}")
+    if len(listed) > MAX_EVENT_RUNS:
+        raise Refused("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
+    mentions: list[Mention] = []
+    refusals: list[_Refusal] = []
+    addresses: dict[str, str] = {}
+    runs: dict[str, Mapping[str, Any]] = {}
+    for index, run in enumerate(listed):
+        where = f"runs[{index}]."
+        if type(run) is not dict:
+            raise Refused("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
+        identity = run_identity(run, source, where)  # a run without one can't be accounted for: so not the event either
+        run_id = identity.encode()
+        if run_id in runs:
+            raise Refused("bad_field", f"{where}id: the same run stands twice in the event")
+        runs[run_id] = run
+        try:
+            mention, address = mention_of_run(run, identity, phase, where)
+        except Refused as refused:
+            refusals.append(_nothing_but(identity, phase, refused))
+            continue
+        mentions.append(mention)
+        if address != mention.log_url:
+            addresses[run_id] = address
+    return tuple(mentions), tuple(refusals), addresses, runs
+
+
+def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[Mapping[str, Any], Any]:
+    """(the CloudEvent's attributes, its data) of a message in any of the three modes."""
+    found: dict[str, bytes] = {}
+    for name, content in headers:
+        name = name.lower()
+        if content is None or not (name == "content-type" or name.startswith("ce_")):
+            continue
+        if name in found:
+            raise Refused("not_an_event", f"the header {shown(name)} stands twice")
+        found[name] = content
+    media = found.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if media.startswith("application/cloudevents"):
+        if media not in ("application/cloudevents", "application/cloudevents+json"):
+            raise Refused("not_an_event", f"content-type: {shown(media)} is not one CloudEvent in JSON")
+    elif found:
+        return _open_binary(value, found, media)
+    envelope = parse_json(value)
+    if type(envelope) is not dict:
+        raise Refused("not_an_event", f"want an object, not {kind_of(envelope)}")
+    if envelope.get("specversion") != "1.0":
+        raise Refused("not_an_event", "specversion: want 1.0")
+    if "data_base64" in envelope:
+        raise Refused("bad_field", "data_base64: want data as JSON")
+    return envelope, envelope.get("data")
+
+
+def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tuple[Mapping[str, Any], Any]:
+    if media not in ("", "application/json", "text/json"):
+        raise Refused("not_an_event", f"content-type: {shown(media)} is not JSON")
+    try:
+        attributes = {name[3:]: content.decode() for name, content in headers.items()}
+    except UnicodeDecodeError:
+        raise Refused("bad_field", "a ce_ header is not UTF-8") from None
+    if attributes.get("specversion") != "1.0":
+        raise Refused("not_an_event", "ce_specversion: want 1.0")
+    return attributes, parse_json(value)
+
+
+def finished_event(
+    *mentions: Mention,
+    event_id: str | None = None,
+    time_us: int | None = None,
+    mode: Literal["structured", "binary", "bare"] = "structured",
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """A message, as (value, headers), that says that runs have finished. See `run_event`."""
+    return run_event(FINISHED, *mentions, event_id=event_id, time_us=time_us, mode=mode)
+
+
+def run_event(
+    event_type: str,
+    *mentions: Mention,
+    event_id: str | None = None,
+    time_us: int | None = None,
+    mode: Literal["structured", "binary", "bare"] = "structured",
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """A Kafka message that says of runs what their mentions say.
+
+    Args:
+      event_type: `FINISHED`, `STARTED` or `QUEUED`.
+      mentions: one run or several, all of one `source`, which becomes the CloudEvent's.
+      event_id: the CloudEvent's id; the default follows from type and data, so the same event sent again is the same.
+      time_us: the CloudEvent's time, epoch microseconds; by default the last time that the mentions name.
+      mode: how the CloudEvent is laid out.
+
+    Returns:
+      (value, headers), for a producer.
+
+    Raises:
+      CimlError: for no mention, or mentions of several sources.
+    """
+    sources = {mention.source for mention in mentions}
+    if len(sources) != 1 or event_type not in PHASES:
+        raise CimlError("an event needs a type of ciml.events.cloudevents and one run at least, all of one source")
+    runs = [run_of_mention(mention) for mention in mentions]
+    data: dict[str, Any] = runs[0] if len(runs) == 1 else {"runs": runs}
+    if time_us is None:
+        times = [moment for mention in mentions for moment in (mention.start_us, mention.end_us) if moment is not None]
+        time_us = max(times, default=None)
+    envelope = _envelope(event_id or sha256_json([event_type, data])[:32], sources.pop(), event_type, time_us)
+    if mode == "binary":
+        del envelope["datacontenttype"]
+        headers = [("content-type", b"application/json")]
+        headers += [(f"ce_{name}", value.encode()) for name, value in envelope.items()]
+        return json.dumps(data).encode(), headers
+    return json.dumps({**envelope, "data": data}).encode(), list(_STRUCTURED) if mode == "structured" else []
+
+
+def _envelope(event_id: str, source: str, event_type: str, when_us: int | None) -> dict[str, str]:
+    envelope = {"specversion": "1.0", "id": event_id, "source": source, "type": event_type}
+    envelope["datacontenttype"] = "application/json"
+    if when_us is not None:
+        envelope["time"] = iso_time(when_us)
+    return envelope

@@ -1,0 +1,200 @@
+"""Fields of hostile JSON, each taken in its one right form or refused. Hand-written, because decode is a hot path."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from ciml.errors import Refused
+from ciml.events.redaction import REDACTED, hides, is_secret_name, redact_text, redact_url, shown
+from ciml.limits import (
+    EARLIEST_US,
+    LATEST_US,
+    MAX_ID_CHARACTERS,
+    MAX_LABEL_NAME_CHARACTERS,
+    MAX_LABELS,
+    MAX_TEXT_CHARACTERS,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+#: Digits of numbers and UUIDs: no secret has such a form alone, or stands in it.
+_PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
+#: Texts of events are mostly short names that come again and again: what is kept of them is looked up.
+_SHORT = 64
+
+
+@lru_cache(maxsize=8192)
+def _kept(text: str) -> str | None:
+    """A text without the secrets in it; None where it is not clean."""
+    return redact_text(text) if is_clean(text) else None
+
+
+@lru_cache(maxsize=1024)
+def _label_name(name: str) -> tuple[str, bool] | None:
+    """A label's name without secrets, and whether its values may be secret; None for one that no label has."""
+    if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
+        return None
+    return redact_text(name), is_secret_name(name)
+
+
+def is_clean(text: str) -> bool:
+    """Whether a text holds visible characters and spaces alone.
+
+    It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no character
+    of private use or without a meaning.
+    """
+    return text.isprintable() or not any(unicodedata.category(letter) in _UNSAFE for letter in text)
+
+
+def text(
+    fields: Mapping[str, Any],
+    name: str,
+    where: str = "",
+    limit: int = MAX_TEXT_CHARACTERS,
+    reason: str = "bad_field",
+    secrets: bool = False,
+) -> str:
+    """A text field; absent and null are "". A whole number is taken as its digits: change and build numbers come so.
+    Secrets in it are replaced, unless ``secrets`` are wanted.
+
+    Raises:
+      Refused: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
+    """
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if type(value) is str:
+        if len(value) <= _SHORT and not secrets and (kept := _kept(value)) is not None:
+            return kept
+        if len(value) <= limit and is_clean(value):
+            return value if secrets else redact_text(value)
+        if len(value) > limit:
+            raise Refused(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
+        raise Refused(reason, f"{where}{name}: holds a character that cannot be shown")
+    if type(value) is int and abs(value) < 1 << 63:
+        return str(value)
+    raise Refused(reason, f"{where}{name}: want a text, not {kind_of(value)}")
+
+
+def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
+    """An identifier: as `text`, but refused where it holds a secret. Without the secret it could be another's."""
+    value = fields.get(name)
+    if type(value) is str and _PLAIN_ID.fullmatch(value):
+        return value
+    value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
+    if REDACTED in value or redact_text(value) != value:
+        raise Refused(reason, f"{where}{name}: holds a user name, a password or a token")
+    return "" if value.isspace() else value
+
+
+def needed_text(fields: Mapping[str, Any], name: str, where: str = "", limit: int = MAX_TEXT_CHARACTERS) -> str:
+    """Like `text`, but refused as ``missing_field`` where it is absent or empty."""
+    value = text(fields, name, where, limit)
+    if not value or value.isspace():
+        raise Refused("missing_field", f"{where}{name}")
+    return value
+
+
+def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None:
+    """A time as epoch microseconds: ISO 8601 with a zone, or epoch seconds as a number; absent and null are None.
+
+    Raises:
+      Refused: ``bad_time``, for a time without a zone, one before 2000 or after 2099 (as milliseconds would be), or
+        anything else.
+    """
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is str:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise Refused("bad_time", f"{where}{name}: {shown(value)} is not ISO 8601") from None
+        if moment.tzinfo is None:
+            raise Refused("bad_time", f"{where}{name}: {shown(value)} has no zone")
+        micros = (moment - _EPOCH) // _MICROSECOND
+    elif type(value) is int or type(value) is float:
+        if not EARLIEST_US <= value * 1_000_000 < LATEST_US:
+            raise Refused("bad_time", f"{where}{name}: {value!r:.80} is not epoch seconds of 2000 to 2099")
+        micros = round(value * 1_000_000)
+    else:
+        raise Refused("bad_time", f"{where}{name}: want ISO 8601 or epoch seconds, not {kind_of(value)}")
+    if not EARLIEST_US <= micros < LATEST_US:
+        raise Refused("bad_time", f"{where}{name}: {shown(str(value))} is not within 2000 to 2099")
+    return micros
+
+
+def iso_time(micros: int) -> str:
+    """Epoch microseconds as ISO 8601 in UTC, as short as is exact."""
+    return (_EPOCH + timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
+
+
+def label_text(value: Any) -> str | None:
+    """A scalar as a label's text (true, false and numbers as in JSON), or None for anything else."""
+    if type(value) is str:
+        if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
+            return None
+        return redact_url(value) if "//" in value else redact_text(value)
+    if type(value) is bool:
+        return "true" if value else "false"
+    if type(value) is int and abs(value) < 1 << 63:
+        return str(value)
+    return repr(value) if type(value) is float and math.isfinite(value) else None
+
+
+_short_label = lru_cache(maxsize=8192)(label_text)
+
+
+def labels(value: Any, where: str = "") -> dict[str, str]:
+    """The labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
+
+    Raises:
+      Refused: ``bad_field``.
+    """
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise Refused("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
+    if len(value) > MAX_LABELS:
+        raise Refused("bad_field", f"{where}labels: {len(value)} of them, at most {MAX_LABELS}")
+    taken: dict[str, str] = {}
+    for name, item in value.items():
+        named = _label_name(name)
+        if named is None:
+            raise Refused("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
+        name, secret = named
+        if secret and type(item) in (str, int, float) and item and hides(name, item):
+            taken[name] = REDACTED
+            continue
+        if type(item) is str and len(item) <= _SHORT and (kept := _short_label(item)) is not None:
+            taken[name] = kept  # nearly all of them
+            continue
+        if item is None:
+            continue
+        taken_text = label_text(item)
+        if taken_text is None:
+            raise Refused("bad_field", f"{where}labels.{name}: want a short text or a number, not {kind_of(item)}")
+        taken[name] = taken_text
+    return taken
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value, for messages; never the value itself, which may be huge or secret."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number" if abs(value) < 1 << 63 else "a huge number"
+    names = {float: "a number", str: "such a text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

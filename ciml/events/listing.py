@@ -1,0 +1,108 @@
+"""Lines of listings of historical runs, and what they say.
+
+A line is an input like any message: it may be hostile, and it has an origin (topic ``listing:<digest>``, partition 0,
+its number from 0). `ciml.events.listing_files` reads the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ciml.errors import Refused
+from ciml.events.fields import kind_of
+from ciml.events.json_input import parse_json
+from ciml.events.mentions import check_source_name, listed_run, run_identity
+from ciml.events.payloads import message_of
+from ciml.events.records import Mention, Message, Origin, Outcome
+from ciml.limits import MAX_LISTING_LINE_BYTES
+
+TOPIC = "listing:"
+_HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "listing-logs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the lines of a listing mean; kept with each dead letter, since without it a line cannot be tried again.
+
+    Attributes:
+      source: the name that the trust policy knows the listing by.
+      runs_of: how the run ids begin: the name that the runs' own events have, or another.
+      logs: the folder (a full path) or ``s3://`` prefix below which every ``log_path`` lies.
+    """
+
+    source: str = "backfill"
+    runs_of: str = "backfill"
+    logs: str = ""
+
+    def __post_init__(self) -> None:
+        for name in (self.source, self.runs_of):
+            check_source_name(name)
+
+    def headers(self) -> tuple[tuple[str, bytes], ...]:
+        """As a message has them."""
+        return tuple((header, str(getattr(self, name)).encode()) for name, header in _HEADERS.items())
+
+    @classmethod
+    def of(cls, headers: Iterable[tuple[str, bytes | None]]) -> Reading:
+        """The inverse of `headers`."""
+        found = {name: (value or b"").decode() for name, value in headers}
+        return cls(**{name: found[header] for name, header in _HEADERS.items() if header in found})
+
+
+class Line(NamedTuple):
+    """A line: its number from 0, and its bytes; or, where it is too long to be held, its size and its hex sha256."""
+
+    number: int
+    data: bytes
+    size: int = 0
+    sha256: str = ""
+
+    def message(self, reading: Reading) -> Message:
+        """The line as a message, whose payload is all that is needed to try again."""
+        return Message(self.number, self.data, reading.headers())
+
+
+class ListedRun(NamedTuple):
+    """What a line says: its run, where the log is, and why it cannot be used, if so (then all but the id is empty)."""
+
+    mention: Mention
+    address: str
+    fault: Refused | None
+
+
+def decode_line(data: bytes, reading: Reading) -> ListedRun:
+    """The run that a line names.
+
+    Raises:
+      Refused: with one of `ciml.events.cloudevents.REASONS`, where it is not even known which run it is.
+    """
+    line = parse_json(data)
+    if type(line) is not dict:
+        raise Refused("bad_field", f"the line: want an object, not {kind_of(line)}")
+    identity = run_identity(line, reading.runs_of, name="build_uuid")
+    try:
+        mention, address = listed_run(line, identity, reading.source, reading.logs)
+        if not address:
+            raise Refused("missing_field", "log_path")
+    except Refused as refused:
+        return ListedRun(Mention(identity.encode(), identity.native_id, source=reading.source), "", refused)
+    return ListedRun(mention, address, None)
+
+
+def too_long(origin: Origin, line: Line) -> Outcome:
+    """The dead letter of a line that is longer than `MAX_LISTING_LINE_BYTES`: it names size and digest alone."""
+    payload = {"size": line.size, "sha256": line.sha256, "timestamp_ms": 0}
+    detail = f"{line.size} bytes, at most {MAX_LISTING_LINE_BYTES}"
+    return Outcome("dead_letter", origin, reason="too_large", detail=detail, payload=payload)
+
+
+def is_listing(topic: str) -> bool:
+    """Whether an origin's topic is a listing. No topic of Kafka can have such a name."""
+    return topic.startswith(TOPIC)
+
+
+def reading_of(payload: Mapping[str, Any]) -> Reading:
+    """How the line of a dead letter was read."""
+    return Reading.of(message_of(payload, 0).headers)

@@ -1,0 +1,240 @@
+"""Files of listings: JSON lines, plain or gzip, in a folder or on S3, read in blocks of whole lines.
+
+Whatever they hold, memory is bounded: a block has few lines, and a line that is too long is never held. The whole is
+passed through once, to know its digest and where its lines are; the lines are read again, block by block, when they are
+taken.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from io import RawIOBase
+from typing import IO, Any, NamedTuple
+
+from ciml.errors import CimlError, EngineError
+from ciml.events.listing import TOPIC, Line
+from ciml.limits import MAX_LISTING_BYTES, MAX_LISTING_LINE_BYTES
+from ciml.storage.open import open_store
+
+BLOCK_LINES = 500
+_BLOCK_BYTES = 4 << 20
+_PIECE = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class Block(NamedTuple):
+    """Whole lines [start, end) at bytes [at, at + size), and their digest. A line that is too long is alone."""
+
+    start: int
+    end: int
+    at: int
+    size: int
+    digest: bytes
+    too_long: str = ""  # its sha256
+
+
+class Listing:
+    """An open listing. Make it with `open_listing`; reading blocks is safe from threads.
+
+    Attributes:
+      url: what was opened.
+      digest: hex sha256 of all its bytes, unpacked.
+      lines: how many there are, empty ones included.
+      blocks: in order; together they are all lines.
+    """
+
+    def __init__(self, url: str, file: IO[bytes]) -> None:
+        self.url = url
+        self._file = file
+        scan = _Scan()
+        while piece := file.read(_PIECE):
+            scan.feed(piece)
+        self.blocks: Sequence[Block] = scan.close()
+        self.digest = scan.digest.hexdigest()
+        self.lines = self.blocks[-1].end if self.blocks else 0
+
+    @property
+    def topic(self) -> str:
+        """The topic of its lines' origins: it follows from what the listing holds, not from its name."""
+        return TOPIC + self.digest[:32]
+
+    def read(self, block: Block) -> list[Line]:
+        """The lines of a block, without their ends; blank ones are left out.
+
+        Raises:
+          CimlError: where the file has been changed since it was opened.
+        """
+        if block.too_long:
+            return [Line(block.start, b"", block.size, block.too_long)]
+        data = os.pread(self._file.fileno(), block.size, block.at)
+        if _block_digest(data) != block.digest:
+            raise CimlError(f"{self.url} was changed while it was read: say the command again")
+        if not block.at:
+            data = data.removeprefix(_BOM)
+        found = enumerate(data.split(b"\n"), block.start)
+        return [Line(number, line) for number, line in found if line and not line.isspace()]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Scan:
+    """Where the lines are, found piece by piece."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._blocks: list[Block] = []
+        self._parts: list[bytes] = []  # of the block that is being filled
+        self._line = self._first = self._at = self._size = 0
+        self._begun = 0  # bytes of the last line so far
+        self._long: Any = None  # the hash of a line that is too long
+
+    def feed(self, piece: bytes) -> None:
+        self.digest.update(piece)
+        at = 0
+        while at < len(piece):
+            end = piece.find(b"\n", at) + 1
+            part = piece[at : end or len(piece)]
+            at += len(part)
+            self._begun += len(part)
+            if self._long is None and self._begun - bool(end) > MAX_LISTING_LINE_BYTES:
+                self._begin_long()
+            self._size += len(part)
+            if self._long is None:
+                self._parts.append(part)
+            else:
+                self._long.update(part[:-1] if end else part)
+            if end:
+                self._end_line()
+
+    def close(self) -> list[Block]:
+        if self._begun:
+            self._end_line()
+        self._end_block()
+        return self._blocks
+
+    def _begin_long(self) -> None:
+        """What came of the line so far gets a block of its own."""
+        held: list[bytes] = []
+        while self._parts and not self._parts[-1].endswith(b"\n"):
+            held.append(self._parts.pop())
+        size = sum(map(len, held))
+        self._size -= size
+        self._end_block()
+        self._size = size
+        self._long = hashlib.sha256(b"".join(reversed(held)))
+
+    def _end_line(self) -> None:
+        self._line += 1
+        self._begun = 0
+        if self._long is not None or self._line - self._first >= BLOCK_LINES or self._size >= _BLOCK_BYTES:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        if self._size:
+            data = b"".join(self._parts)
+            long = self._long.hexdigest() if self._long is not None else ""
+            self._blocks.append(Block(self._first, self._line, self._at, self._size, _block_digest(data), long))
+        self._at += self._size
+        self._first, self._size, self._parts, self._long = self._line, 0, [], None
+
+
+def _block_digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def open_listing(url: str) -> Listing:
+    """Opens a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
+
+    A plain local file is read where it is; any other is unpacked into an unnamed temporary file first.
+
+    Raises:
+      CimlError: there is none, it is no file, its gzip is broken, or it is larger than `MAX_LISTING_BYTES`.
+      EngineError: the storage does not answer.
+    """
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if not name or url.endswith("/"):
+        raise CimlError(f"{url}: want a file of JSON lines")
+    local = "://" not in url
+    if local and os.path.exists(url) and not os.path.isfile(url):
+        raise CimlError(f"{url} is no regular file: want a file of JSON lines")
+    store = open_store(folder or ("/" if url.startswith("/") else "."))
+    try:
+        packed = next(store.pieces(name), b"").startswith(b"\x1f\x8b")
+        if local and not packed:
+            return Listing(url, open(url, "rb", buffering=0))
+        return Listing(url, _spool(url, store.pieces(name), packed))
+    except FileNotFoundError:
+        raise CimlError(f"{url}: no such listing") from None
+
+
+def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
+    """A temporary file without a name that holds the listing, unpacked."""
+    source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
+    whole = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
+    size = 0
+    try:
+        while piece := source.read(_PIECE):
+            size += len(piece)
+            if size > MAX_LISTING_BYTES:
+                raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB: cut it into several")
+            whole.write(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        whole.close()
+        raise CimlError(f"{url} is gzip, and broken: {error}") from None
+    except OSError as error:
+        whole.close()
+        raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
+    except BaseException:
+        whole.close()
+        raise
+    whole.seek(0)
+    return whole
+
+
+class _Pieces(RawIOBase):
+    """Pieces of bytes as a file that can only be read on."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            try:
+                self._rest = next(self._pieces)
+            except StopIteration:
+                return 0
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+_open: dict[tuple[int, str, str], Listing] = {}
+_open_lock = threading.Lock()
+
+
+def shared_listing(url: str, digest: str) -> Listing:
+    """The process's own copy of a listing, opened once: for workers.
+
+    Raises:
+      CimlError: it is not the one with that digest (any more). Further as `open_listing`.
+    """
+    key = (os.getpid(), url, digest)
+    with _open_lock:
+        if key not in _open:
+            listing = open_listing(url)
+            if listing.digest != digest:
+                listing.close()
+                raise CimlError(f"{url} was changed while it was read: say the command again")
+            _open[key] = listing
+        return _open[key]

@@ -1,0 +1,304 @@
+"""One run as an event or a listing tells it, and as a `Mention`: every field checked, or refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+from ciml.errors import CimlError, Refused
+from ciml.events.fields import identifier, iso_time, label_text, labels, needed_text, text, time_us
+from ciml.events.outcomes import OUTCOMES, normal_word, outcome_of
+from ciml.events.records import Mention, OutcomeWord, Phase
+from ciml.events.redaction import redact_url, shown
+from ciml.events.run_id import RunId, path_safe
+from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
+
+#: The `Mention.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
+LISTING = "listing"
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_NO_LETTERS = re.compile(r"[^a-z0-9]+")
+_TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
+_LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
+_LISTING_TAKEN = {
+    "build_uuid", "build_name", "attempt", "outcome", "result", "start_time", "end_time", "log_path", "log_url",
+    "labels", *_TEXTS, *_LISTING_NAMES.values(),
+}  # fmt: skip
+
+
+#: In a mapping of source names: any CloudEvent source that has no name of its own there.
+ANY_SOURCE = "*"
+
+
+def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
+    """The run ids' source for a CloudEvent source: the name that is configured for it, or the source itself.
+
+    Only a source that is a name already stands for itself, so that two sources never become one.
+
+    Args:
+      source: the CloudEvent's source.
+      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others, whose own words do not count then.
+
+    Raises:
+      Refused: ``bad_field``, where it has no name, or its own is given to another source.
+    """
+    names = names or {}
+    named = names.get(source) or names.get(ANY_SOURCE)
+    if named:
+        return named
+    if not _SLUG.fullmatch(source):
+        proposal = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
+        said = shown(source)
+        raise Refused("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
+    if source in names.values():
+        raise Refused("bad_field", f"source: {source} is the name of another source")
+    return source
+
+
+def check_source_name(name: str) -> str:
+    """The name, if it is one that a source can have.
+
+    Raises:
+      CimlError: it is not.
+    """
+    if not _SLUG.fullmatch(name):
+        raise CimlError(f"{name!r:.80} is no name of a source: want lower case letters, digits and dashes")
+    return name
+
+
+def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Pairs of a CloudEvent source (or `ANY_SOURCE`) and its name, checked.
+
+    Raises:
+      CimlError: a name that no source can have, or two names for one source.
+    """
+    found: dict[str, str] = {}
+    for source, name in pairs:
+        if found.setdefault(source, check_source_name(name)) != name:
+            raise CimlError(f"--source: {source!r:.80} has two names, {found[source]} and {name}")
+    return tuple(found.items())
+
+
+def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:
+    """The identity of a run: its ``id`` and ``attempt`` (1 where it has none) at the source.
+
+    Raises:
+      Refused: ``missing_field`` or ``bad_run_id``.
+    """
+    native = identifier(run, name, where, "bad_run_id")
+    if not native:
+        raise Refused("missing_field", f"{where}{name}")
+    attempt = run.get("attempt")
+    if attempt is None:
+        attempt = 1
+    elif type(attempt) is not int or not 1 <= attempt < 1_000_000_000:
+        raise Refused("bad_run_id", f"{where}attempt: want a whole number from 1")
+    try:
+        return RunId(source, native, attempt)
+    except Refused as refused:
+        raise Refused("bad_run_id", f"{where}{name}: {refused.detail}") from None
+
+
+def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[Mention, str]:
+    """What a run object of an event says.
+
+    Args:
+      run: the object; fields that the format does not name are passed over, so a producer may add some.
+      identity: from `run_identity`.
+      phase: from the event's type. Only a finished run needs an outcome and a time.
+      where: goes before a field's name in a refusal's detail.
+
+    Returns:
+      (the mention, the log's full address): the mention's own `log_url` holds no secret and is what may be stored.
+
+    Raises:
+      Refused: ``missing_field``, ``bad_field`` or ``bad_time``.
+    """
+    job = needed_text(run, "job", where)
+    _check_job(job, f"{where}job")
+    start_us, end_us = _times(run, where)
+    result = text(run, "result", where)
+    outcome: OutcomeWord | None = None
+    if phase == "finished":
+        outcome = _outcome(run, result, where)
+        if start_us is None and end_us is None:
+            raise Refused("missing_field", f"{where}start_time")
+    event = text(run, "event", where)
+    if event == LISTING:
+        raise Refused("bad_field", f"{where}event: only a listing is a {LISTING}")
+    address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
+    mention = Mention(
+        run_id=identity.encode(),
+        build_uuid=identity.native_id,
+        build_name=job,
+        phase=phase,
+        outcome=outcome,
+        result=result,
+        source=identity.source,
+        event=event,
+        pipeline=text(run, "pipeline", where),
+        project=text(run, "project", where),
+        branch=text(run, "branch", where),
+        change=text(run, "change", where),
+        patchset=text(run, "patchset", where),
+        review=text(run, "review", where),
+        provider=text(run, "provider", where),
+        region=text(run, "region", where),
+        flavour=text(run, "flavour", where),
+        log_url=redact_url(address),
+        start_us=start_us,
+        end_us=end_us,
+        labels=labels(run.get("labels"), where),
+    )
+    return mention, address
+
+
+def run_of_mention(mention: Mention) -> dict[str, Any]:
+    """The run object that `mention_of_run` reads back as ``mention``."""
+    identity = RunId.decode(mention.run_id)
+    run: dict[str, Any] = {"id": identity.native_id}
+    if identity.attempt > 1:
+        run["attempt"] = identity.attempt
+    run["job"] = mention.build_name
+    if mention.outcome:
+        run["outcome"] = mention.outcome
+    if mention.start_us is not None:
+        run["start_time"] = iso_time(mention.start_us)
+    if mention.end_us is not None:
+        run["end_time"] = iso_time(mention.end_us)
+    if mention.event and mention.event != LISTING:
+        run["event"] = mention.event
+    for name in ("result", *_TEXTS, "log_url"):
+        if value := getattr(mention, name):
+            run[name] = value
+    if mention.labels:
+        run["labels"] = dict(mention.labels)
+    return run
+
+
+def mention_from_listing(
+    line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
+) -> Mention:
+    """The run that a line of a listing names.
+
+    Args:
+      line: the JSON object: ``build_uuid``, ``build_name``, ``result`` (or ``outcome``), ``start_time``, ``end_time``
+        (one at least), ``log_path``; optional ``attempt``, ``node_provider``, ``node_region``, ``node_flavor``, and the
+        names that events use. Any other text, number, true or false becomes a label; lists and objects are passed over.
+      source: the name of the listing's source, which the trust policy knows.
+      logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves it as it is.
+      runs_of: how the run ids begin, where it is not with ``source``: the name that the runs' own events have.
+
+    Returns:
+      A finished mention whose `event` is ``listing``.
+
+    Raises:
+      Refused: as events are, with the listing's names of the fields.
+    """
+    return listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)[0]
+
+
+def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[Mention, str]:
+    """What `mention_from_listing` says of a run whose identity is known, and the log's full address.
+
+    Raises:
+      Refused: ``missing_field``, ``bad_field`` or ``bad_time``.
+    """
+    job = needed_text(line, "build_name")
+    _check_job(job, "build_name")
+    start_us, end_us = _times(line, "")
+    if start_us is None and end_us is None:
+        raise Refused("missing_field", "start_time")
+    result = text(line, "result")
+    outcome = _outcome(line, result, "")
+    texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
+    address = _address(line, "log_path") or _address(line, "log_url")
+    if logs and address:
+        address = log_address(logs, address)
+    more, further = labels(line.get("labels")), dict[str, str]()
+    for name, value in line.items():
+        if name in _LISTING_TAKEN or value is None or type(value) in (list, dict):
+            continue
+        taken = label_text(value)
+        if taken is None:
+            raise Refused("bad_field", f"{shown(name)}: too long, not clean or no finite number")
+        further[name] = taken
+    if (count := len(more.keys() | further.keys())) > MAX_LABELS:
+        raise Refused("bad_field", f"{count} further fields, at most {MAX_LABELS}")
+    more.update(labels(further))
+    mention = Mention(
+        run_id=identity.encode(),
+        build_uuid=identity.native_id,
+        build_name=job,
+        outcome=outcome,
+        result=result,
+        source=source,
+        event=LISTING,
+        log_url=redact_url(address),
+        start_us=start_us,
+        end_us=end_us,
+        labels=more,
+        **texts,
+    )
+    return mention, address
+
+
+def _address(line: Mapping[str, Any], name: str) -> str:
+    return text(line, name, limit=MAX_URL_CHARACTERS, secrets=True)
+
+
+def log_address(logs: str, path: str) -> str:
+    """The address of the log at ``path`` below ``logs`` (a folder or an address). A full address stays as it is.
+
+    Raises:
+      Refused: ``bad_field``, for a path that is absolute or leads upwards.
+    """
+    if "://" in path:
+        return path
+    if path.startswith("/") or ".." in path.split("/"):
+        raise Refused("bad_field", "log_path: want a path below the folder of logs")
+    root = logs.rstrip("/")
+    if root.startswith("s3://"):
+        return f"{root}/{path}"  # keys of S3 are not percent-encoded
+    if "://" in root:
+        return f"{root}/{quote(path)}"
+    return f"{_folder_address(logs)}/{quote(path)}"
+
+
+@lru_cache(maxsize=16)
+def _folder_address(folder: str) -> str:
+    from pathlib import Path
+
+    return Path(folder).absolute().as_uri().rstrip("/")
+
+
+def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
+    start_us = time_us(run, "start_time", where)
+    end_us = time_us(run, "end_time", where)
+    if start_us is not None and end_us is not None and end_us < start_us:
+        raise Refused("bad_time", f"{where}end_time: before start_time")
+    return start_us, end_us
+
+
+def _check_job(job: str, where: str) -> None:
+    # Percent-encoding makes at most three characters of an ASCII one, so only long or foreign names need the count.
+    if (len(job) * 3 > MAX_JOB_PATH_CHARACTERS or not job.isascii()) and len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
+        raise Refused("bad_field", f"{where}: longer than a path allows")
+
+
+def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
+    """``outcome``, else what the producer's own word means. A word that means none is refused: it is never guessed."""
+    said = text(run, "outcome", where)
+    if said in OUTCOMES:
+        return said  # type: ignore[return-value]
+    if said:
+        raise Refused("bad_field", f"{where}outcome: {said!r:.80} is none of {', '.join(sorted(OUTCOMES))}")
+    if not result:
+        raise Refused("missing_field", f"{where}result")
+    outcome = outcome_of(result)
+    if outcome is None:
+        raise Refused("bad_field", f"{where}result: {normal_word(result)!r:.80} is no known word; say the outcome too")
+    return outcome

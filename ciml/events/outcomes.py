@@ -1,0 +1,63 @@
+"""One vocabulary for how a run ended; every producer's own words are mapped to it here."""
+
+from __future__ import annotations
+
+from ciml.events.records import OutcomeWord
+
+OUTCOMES: frozenset[str] = frozenset({"success", "failure", "error", "timeout", "cancellation", "skip"})
+
+#: Words of Zuul, GitHub, GitLab, Tekton, CDEvents and listings, in upper case with underscores.
+_WORDS: dict[str, OutcomeWord] = {
+    "SUCCESS": "success",
+    "SUCCESSFUL": "success",
+    "SUCCEEDED": "success",
+    "PASSED": "success",
+    "FAILURE": "failure",
+    "FAILED": "failure",
+    "TIMED_OUT": "timeout",
+    "TIMEOUT": "timeout",
+    # The system's doing, not the change's: Zuul's further results, GitHub's startup_failure.
+    "ERROR": "error",
+    "POST_FAILURE": "error",
+    "RETRY": "error",
+    "RETRY_LIMIT": "error",
+    "NODE_FAILURE": "error",
+    "DISK_FULL": "error",
+    "MERGE_CONFLICT": "error",
+    "MERGER_FAILURE": "error",
+    "CONFIG_ERROR": "error",
+    "STARTUP_FAILURE": "error",
+    "ABORTED": "cancellation",
+    "CANCEL": "cancellation",
+    "CANCELED": "cancellation",
+    "CANCELLED": "cancellation",
+    "CANCELLATION": "cancellation",
+    "DEQUEUED": "cancellation",
+    "STALE": "cancellation",
+    "SKIP": "skip",
+    "SKIPPED": "skip",
+    "NEUTRAL": "skip",
+    "ACTION_REQUIRED": "skip",
+}
+
+#: Results of runs that never began, so that there is no telemetry to wait for: why they are ignored.
+NEVER_RAN: dict[str, str] = {
+    "NODE_FAILURE": "node_lost",
+    "MERGE_CONFLICT": "never_started",
+    "MERGER_FAILURE": "never_started",
+    "CONFIG_ERROR": "never_started",
+    "STARTUP_FAILURE": "never_started",
+}
+
+
+def outcome_of(word: str) -> OutcomeWord | None:
+    """The outcome that a producer's word means, or None for an unknown word (such as a job's own message).
+
+    Upper and lower case, blanks and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
+    """
+    return _WORDS.get(word) or _WORDS.get(normal_word(word))
+
+
+def normal_word(word: str) -> str:
+    """A producer's word in the form of this module's tables."""
+    return word.strip().upper().replace(" ", "_").replace("-", "_")

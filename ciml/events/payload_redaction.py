@@ -1,0 +1,86 @@
+"""Payloads as they may be kept: a message's bytes without the secrets in them, and without needless headers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
+
+_QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
+#: Fields that name an event or a run. Without its secret such a name could be another's, so nothing of it is kept.
+_IDS = ("id", "build_uuid")
+_VALUES = ("value", "values", "default")  # of what an object's "name" or "key" names
+
+
+def redact_bytes(data: bytes) -> bytes:
+    """A payload, whole or broken, with the secrets in it replaced by ``REDACTED``.
+
+    JSON is redacted by its decoded keys and texts and encoded again; anything else as text. A payload without secrets
+    comes back unchanged.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        value = _decode(text)
+        shown = _redact_json(value)
+        if shown == value:
+            return data
+        return json.dumps(shown).encode()
+    except (ValueError, RecursionError):  # no JSON, a key that stands twice, too deep
+        plain = redact_text(text)
+        if _names_a_secret(plain) or _names_a_secret(decoded(plain)):
+            return REDACTED.encode()
+        return data if plain == text else plain.encode("utf-8", "surrogateescape")
+
+
+def _names_a_secret(text: str) -> bool:
+    """Whether a quoted secret name is a value in broken JSON, as in ``"name": "DB_PASSWORD"``; its value is unknown."""
+    return any(is_secret_name(quoted[1]) for quoted in _QUOTED.finditer(text))
+
+
+def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
+    """A header's name and value, without secrets."""
+    if value and (is_secret_name(name) or (name == "ce_id" and redact_bytes(value) != value)):
+        value = REDACTED.encode()
+    return redact_text(name), value if value is None else redact_bytes(value)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice")
+    return made
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
+
+
+def _redact_json(value: Any, secret: bool = False) -> Any:
+    """A decoded value. Of what is ``secret`` all texts and numbers are replaced."""
+    if type(value) is str:
+        return REDACTED if secret and value else redact_text(value)
+    if type(value) is dict:
+        name = value.get("name") or value.get("key")
+        named = secret or (type(name) is str and is_secret_name(name))
+        return {redact_text(key): _redact_field(key, item, secret, named) for key, item in value.items()}
+    if type(value) is list:
+        # The value of an option is the argument after it: ["--token", "…"].
+        flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
+        return [_redact_json(item, secret or flag) for item, flag in zip(value, flags, strict=False)]
+    return REDACTED if secret and type(value) in (int, float) else value
+
+
+def _redact_field(key: str, item: Any, secret: bool, named: bool) -> Any:
+    if key == "data_base64" and type(item) is str:
+        try:
+            data = base64.b64decode(item)
+        except ValueError:
+            return REDACTED
+        shown = redact_bytes(data)
+        if shown != data:
+            return base64.b64encode(shown).decode()
+    if key in _IDS and type(item) is str and redact_text(item) != item:
+        return REDACTED
+    return _redact_json(item, secret or hides(key, item) or (named and key in _VALUES))

@@ -1,0 +1,139 @@
+"""The payload of a dead letter: a message, kept so that it can be tried again, without its secrets."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ciml.digest import canonical_json
+from ciml.errors import IntegrityError
+from ciml.events.payload_redaction import redact_bytes, redact_header
+from ciml.events.records import Message
+from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
+
+if TYPE_CHECKING:
+    from ciml.storage.open import Store
+
+#: The folder of a raw store with the payloads that are too large for a manifest, each named by its digest.
+LETTERS = "letters"
+#: A payload whose JSON is larger than this is kept beside the manifest: deltas are read often, letters are not.
+INLINE_BYTES = 16 << 10
+#: The headers of a message that has a name which is not UTF-8: then none of them can be had.
+UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
+#: What begins the names of the headers that ciml reads; no other header is kept in a dead letter.
+_READ_HEADERS = ("content-type", "ce_", "listing-")
+
+
+def message_bytes(message: Message) -> int:
+    """The size of value, key and headers, bytes."""
+    _, sent, headers, key, _ = message
+    size = len(sent or b"") + len(key or b"")
+    for name, value in headers:
+        size += len(name) + len(value or b"")
+    return size
+
+
+def excess(message: Message) -> str:
+    """What of a message is above `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" where nothing is."""
+    if len(message.headers) > MAX_MESSAGE_HEADERS:
+        return f"more than {MAX_MESSAGE_HEADERS} headers"
+    size = message_bytes(message)
+    return f"{size} bytes, at most {MAX_MESSAGE_BYTES}" if size > MAX_MESSAGE_BYTES else ""
+
+
+def payload_of(message: Message) -> dict[str, Any]:
+    """The message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
+
+    Secrets within it are replaced, headers that ciml does not read are left out. Where the message is larger
+    than a limit (`excess`) there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
+    """
+    if excess(message):
+        digest = hashlib.sha256(message.value or b"").hexdigest()
+        return {"size": message_bytes(message), "sha256": digest, "timestamp_ms": message.timestamp_ms}
+    payload: dict[str, Any] = {
+        "value": _encode(message.value),
+        "headers": [
+            [shown, value if value is None else base64.b64encode(value).decode()]
+            for shown, value in map(_kept_header, message.headers)
+            if shown
+        ],
+        "timestamp_ms": message.timestamp_ms,
+    }
+    if message.key is not None:
+        payload["key"] = _encode(message.key)
+    return payload
+
+
+def put_aside(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
+    """The delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
+
+    Each becomes an object of the raw store, named by its content, before the delta that names it is committed.
+    """
+    return {**delta, **{name: [_put_aside(raw, record) for record in delta[name]] for name in _WITH_PAYLOADS}}
+
+
+_WITH_PAYLOADS = ("dead_letters", "deferred")
+
+
+def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
+    payload = record.get("payload")
+    if not payload or len(data := canonical_json(payload)) <= INLINE_BYTES:
+        return record
+    path = f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json"
+    raw.create(path, data)
+    aside = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
+    return {**record, "payload": aside}
+
+
+def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A payload as `payload_of` made it, fetched where `put_aside` has put it.
+
+    Raises:
+      IntegrityError: it is gone, or not what its name says.
+    """
+    if not (path := payload.get("object")):
+        return payload
+    try:
+        data = raw.read(path)
+    except FileNotFoundError:
+        raise IntegrityError(f"{raw.url(path)} is gone, and a dead letter names it: restore it from a copy") from None
+    if path != f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json":
+        raise IntegrityError(f"{raw.url(path)} is not as it was written: restore it from a copy")
+    whole: dict[str, Any] = json.loads(data)
+    return whole
+
+
+def message_of(payload: Mapping[str, Any], offset: int) -> Message:
+    """The message that `payload_of` kept. A payload that was put aside is to be fetched first: `whole_payload`.
+
+    Raises:
+      IntegrityError: where the payload does not hold the message's bytes.
+    """
+    if "object" in payload:
+        raise IntegrityError("the dead letter's message is beside the manifest: fetch it with whole_payload")
+    if "value" not in payload:
+        raise IntegrityError("the dead letter does not hold its message: read it again at its topic and offset")
+    return Message(
+        offset,
+        _decode(payload["value"]),
+        tuple((name, _decode(value)) for name, value in payload.get("headers", ())),
+        _decode(payload.get("key")),
+        payload.get("timestamp_ms", 0),
+    )
+
+
+def _kept_header(header: tuple[str, bytes | None]) -> tuple[str, bytes | None]:
+    if header == UNREADABLE_HEADERS[0]:
+        return header
+    return redact_header(*header) if header[0].lower().startswith(_READ_HEADERS) else ("", None)
+
+
+def _encode(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(redact_bytes(data)).decode()
+
+
+def _decode(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text, validate=True)

@@ -1,0 +1,71 @@
+"""The identity of a run: source / native id / attempt, encoded once and safe in a path."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from ciml.errors import Refused
+from ciml.events.redaction import shown
+
+_SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_MAX_ENCODED = 180  # leaves room for a digest and a suffix within the 255 bytes of a file name
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class RunId:
+    """One execution of a CI job. A rerun of the same change is another run.
+
+    Attributes:
+      source: the system that ran it, such as ``zuul`` or ``backfill``: lower case letters, digits and dashes.
+      native_id: the id that the source gave it, any non-empty text.
+      attempt: counts from 1.
+
+    Raises:
+      Refused: ``bad_run_id`` when a part is empty, malformed or too long for a path.
+    """
+
+    source: str
+    native_id: str
+    attempt: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
+            raise Refused("bad_run_id", f"source {shown(str(self.source))}: want lower case letters, digits and dashes")
+        if not isinstance(self.native_id, str) or not self.native_id:
+            raise Refused("bad_run_id", "the native id is empty")
+        if not isinstance(self.attempt, int) or isinstance(self.attempt, bool) or self.attempt < 1:
+            raise Refused("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
+        if len(self.encode()) > _MAX_ENCODED:
+            raise Refused("bad_run_id", f"native id {shown(self.native_id, 40)}… is longer than a path allows")
+
+    def encode(self) -> str:
+        """The one text form, ``source~native~attempt``: no slash, no leading dot, percent-encoded where needed."""
+        return f"{self.source}~{path_safe(self.native_id)}~{self.attempt}"
+
+    @classmethod
+    def decode(cls, text: str) -> RunId:
+        """The inverse of `encode`. Raises `Refused` (``bad_run_id``) for anything that `encode` does not produce."""
+        parts = text.split("~")
+        if len(parts) != 3 or not re.fullmatch(r"[1-9][0-9]{0,8}", parts[2]):
+            raise Refused("bad_run_id", f"{shown(text)}: want source~native~attempt")
+        try:
+            run = cls(parts[0], unquote(parts[1], errors="strict"), int(parts[2]))
+        except UnicodeDecodeError:
+            raise Refused("bad_run_id", f"{shown(text)}: not UTF-8 under its percent signs") from None
+        if run.encode() != text:
+            raise Refused("bad_run_id", f"{shown(text)}: not in canonical form")
+        return run
+
+    def __str__(self) -> str:
+        return self.encode()
+
+
+def path_safe(text: str) -> str:
+    """Any text as one path segment, reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty of letters."""
+    if _PLAIN.fullmatch(text):
+        return text  # nearly all of them, and three times as fast
+    quoted = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

@@ -1,0 +1,241 @@
+"""Live samples: what a recorder says of a run while it runs, as messages; encoded, decoded, and as a telemetry table.
+
+docs/formats/samples.md has the format. Everything in a message is hostile until it has passed `decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from ciml.errors import Refused
+from ciml.events.fields import is_clean, kind_of
+from ciml.events.json_input import parse_numbers
+from ciml.events.redaction import shown
+from ciml.events.run_id import RunId
+from ciml.limits import (
+    EARLIEST_US,
+    LATEST_US,
+    MAX_COLUMN_NAME_CHARACTERS,
+    MAX_RECORDER_SAMPLES,
+    MAX_SAMPLES_BYTES,
+    MAX_SAMPLES_COLUMNS,
+)
+from ciml.telemetry import BOOT, OWN_COLUMNS, TIME
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Why `decode` refuses: a closed set.
+REASONS = frozenset({
+    "tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Samples of one start of a run's recorder. (run id, recorder_us, sequence) is a sample's identity.
+
+    Attributes:
+      run_id: the encoded run id.
+      recorder_us: when this start of the recorder began, epoch microseconds: a restarted recorder has another.
+      first_us: the time of the run's first sample that the recorder knows of, epoch microseconds.
+      columns: the full names of the F columns, ``group:name``.
+      sequence: int64 [n], from 0 for each start of the recorder.
+      time_us: int64 [n], each sample's own time, epoch microseconds.
+      boot: bool [n], true for the first sample after a start, the averages since boot.
+      values: float64 [n, F]; NaN is no value.
+    """
+
+    run_id: str
+    recorder_us: int
+    first_us: int
+    columns: tuple[str, ...]
+    sequence: np.ndarray
+    time_us: np.ndarray
+    boot: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run ended, and this start of its recorder sent so many ``samples``, numbered from 0."""
+
+    run_id: str
+    recorder_us: int
+    samples: int
+
+
+def encode(message: Samples | End) -> bytes:
+    """A message's JSON.
+
+    Raises:
+      Refused: what `decode` would refuse.
+    """
+    fields: dict[str, Any]
+    if isinstance(message, End):
+        _check_end(message)
+        fields = {"run_id": message.run_id, "recorder_us": message.recorder_us, "end": True, "samples": message.samples}
+    else:
+        _check(message)
+        rows = zip(
+            message.sequence.tolist(), message.time_us.tolist(), message.boot.tolist(), message.values.tolist(),
+            strict=True,
+        )  # fmt: skip
+        fields = {
+            "run_id": message.run_id, "recorder_us": message.recorder_us, "first_us": message.first_us,
+            "columns": message.columns, "samples": list(rows),
+        }  # fmt: skip
+    value = orjson.dumps(fields)  # which writes NaN as null
+    if len(value) > MAX_SAMPLES_BYTES:
+        raise Refused("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
+    return value
+
+
+def decode(value: bytes | None) -> Samples | End:
+    """The message that a Kafka value holds. Fields that are not known are passed over.
+
+    Raises:
+      Refused: with one of `REASONS`.
+    """
+    if not value:
+        raise Refused("tombstone", "no data")
+    fields = parse_numbers(value, MAX_SAMPLES_BYTES)
+    if type(fields) is not dict:
+        raise Refused("not_samples", f"want an object, not {kind_of(fields)}")
+    run_id = _needed(fields, "run_id")
+    if type(run_id) is not str:
+        raise Refused("bad_run_id", f"run_id: want a text, not {kind_of(run_id)}")
+    if fields.get("end") is not None:
+        if fields["end"] is not True:
+            raise Refused("bad_field", "end: want true, or nothing")
+        end = End(run_id, _needed(fields, "recorder_us"), _needed(fields, "samples"))
+        _check_end(end)
+        return end
+    columns = _needed(fields, "columns")
+    if type(columns) is not list:
+        raise Refused("bad_field", f"columns: want a list, not {kind_of(columns)}")
+    sequence, times, boot, values = _rows(_needed(fields, "samples"), len(columns))
+    message = Samples(
+        run_id, _needed(fields, "recorder_us"), _needed(fields, "first_us"), tuple(columns), sequence, times, boot,
+        values,
+    )  # fmt: skip
+    _check(message)
+    return message
+
+
+def to_table(parts: Sequence[Samples]) -> pa.Table:
+    """The samples of one run as a stored telemetry table: each once, in the order in which they were recorded.
+
+    Args:
+      parts: at least one, in any order. Of a sample that is there more than once, the first counts.
+
+    Returns:
+      ``time`` timestamp[us, UTC], ``boot`` bool, and a float64 column for each column of any part, those of earlier
+      starts first; null where a sample has no value. Sorted by (recorder_us, sequence).
+    """
+    parts = sorted(parts, key=lambda part: part.recorder_us)
+    names = tuple(dict.fromkeys(chain.from_iterable(part.columns for part in parts)))
+    place = {name: index for index, name in enumerate(names)}
+    sizes = [part.sequence.size for part in parts]
+    values = np.full((sum(sizes), len(names)), np.nan)
+    begin = 0
+    for part, size in zip(parts, sizes, strict=True):
+        values[begin : begin + size, [place[name] for name in part.columns]] = part.values
+        begin += size
+    recorder = np.repeat(np.array([part.recorder_us for part in parts], np.int64), sizes)
+    sequence, time_us, boot = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("sequence", "time_us", "boot")
+    )
+    order = np.lexsort((sequence, recorder))  # stable: of equal ones the first stays the first
+    new = np.ones(order.size, bool)
+    new[1:] = (np.diff(sequence[order]) != 0) | (np.diff(recorder[order]) != 0)
+    order = order[new]
+    return telemetry_table(names, time_us[order], boot[order], values[order])
+
+
+def telemetry_table(names: Sequence[str], time_us: np.ndarray, boot: np.ndarray, values: np.ndarray) -> pa.Table:
+    """A telemetry table of time_us int64 [n], boot bool [n] and values float64 [n, F], whose NaN become null."""
+    import pyarrow as pa
+
+    columns = [
+        pa.array(time_us, pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+        pa.array(boot, pa.bool_()),
+        *(pa.array(np.ascontiguousarray(column), pa.float64(), from_pandas=True) for column in values.T),
+    ]
+    return pa.Table.from_arrays(columns, names=[TIME, BOOT, *names])
+
+
+def _needed(fields: Mapping[str, Any], name: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        raise Refused("missing_field", name)
+    return value
+
+
+def _rows(rows: Any, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The samples' numbers, times, marks and values [n, width], each of the one right type."""
+    if type(rows) is not list or not rows:
+        raise Refused("bad_field", "samples: want a list of at least one")
+    if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
+        raise Refused("bad_field", "samples: want [sequence, time_us, boot, values] for each")
+    sequence, times, boot, values = zip(*rows, strict=True)
+    if set(map(type, sequence)) != {int} or set(map(type, times)) != {int} or set(map(type, boot)) != {bool}:
+        raise Refused("bad_field", "samples: want a whole number, a whole number and true or false before the values")
+    if set(map(type, values)) != {list} or set(map(len, values)) != {width}:
+        raise Refused("bad_field", f"samples: want a list of {width} values for each, one a column")
+    kinds = set(map(type, chain.from_iterable(values)))
+    if not kinds <= {float, int, type(None)}:
+        raise Refused("bad_field", "samples: a value is neither a number nor null")
+    try:
+        return (
+            np.array(sequence, np.int64), np.array(times, np.int64), np.array(boot, bool),
+            np.array(values, np.float64).reshape(len(rows), width),  # null becomes NaN
+        )  # fmt: skip
+    except OverflowError:
+        raise Refused("bad_field", "samples: a whole number beyond 64 bits") from None
+
+
+def _check(message: Samples) -> None:
+    _check_identity(message.run_id, message.recorder_us)
+    _check_time("first_us", message.first_us)
+    columns, n = message.columns, message.sequence.size
+    if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
+        raise Refused("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
+    for name in columns:
+        sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
+        if not sound or name in OWN_COLUMNS:
+            raise Refused(
+                "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is no column's name"
+            )
+    if len(set(columns)) < len(columns):
+        raise Refused("bad_field", "columns: a name stands twice")
+    if not n or message.values.shape != (n, len(columns)) or not n == message.time_us.size == message.boot.size:
+        raise Refused("bad_field", "samples: want a number, a time, a mark and a value of each column for each")
+    if message.sequence.min() < 0 or message.sequence.max() >= MAX_RECORDER_SAMPLES:
+        raise Refused("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
+    if message.time_us.min() < EARLIEST_US or message.time_us.max() >= LATEST_US:
+        raise Refused("bad_time", "samples: want epoch microseconds of 2000 to 2099")
+    if np.isinf(message.values).any():
+        raise Refused("bad_field", "samples: a value without end")
+
+
+def _check_end(message: End) -> None:
+    _check_identity(message.run_id, message.recorder_us)
+    if type(message.samples) is not int or not 0 <= message.samples <= MAX_RECORDER_SAMPLES:
+        raise Refused("bad_field", f"samples: want how many were sent, 0 to {MAX_RECORDER_SAMPLES}")
+
+
+def _check_identity(run_id: str, recorder_us: Any) -> None:
+    RunId.decode(run_id)
+    _check_time("recorder_us", recorder_us)
+
+
+def _check_time(name: str, value: Any) -> None:
+    if type(value) is not int or not EARLIEST_US <= value < LATEST_US:
+        raise Refused("bad_time", f"{name}: want epoch microseconds of 2000 to 2099")

@@ -1,0 +1,325 @@
+"""Checkpoints: what a manifest adds up to at a version, so that nobody has to read it from the start.
+
+Anyone may make one, any number at a time, between commits: `Checkpoints.maintain`. Where it stands follows from the
+deltas since the last one, and so does what is in it. It is written in this order, each object exclusively:
+
+1. the segment: the deltas since the last checkpoint, verbatim, in one file;
+2. the parts of the id index, named by their content;
+3. the checkpoint itself. Only from here on does any of it exist.
+
+Whoever dies in between leaves objects that the next finds there, and goes on. After `ciml.manifest.log.GRACE_S`, what a
+checkpoint replaced is removed: the single deltas in ascending order, older checkpoints, parts that none names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from ciml.digest import canonical_json, sha256_json
+from ciml.errors import IntegrityError
+from ciml.manifest.id_index import IdTable, Rows, Run, TableKind
+from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.manifest.log import ManifestLog, State
+from ciml.manifest.segments import Segment
+from ciml.storage.open import Entry
+
+_FORMAT = 1
+_SWEEP_S = 3600.0
+_ATTEMPTS = 5
+_STEP_RECORDS = 2000
+
+
+class Restorable(State, Protocol):
+    """A state that checkpoints can be made of.
+
+    Attributes:
+      restored: the version of the checkpoint that it was restored from, 0 without one.
+      records: how many records came since then.
+      torn: whether `apply` was broken off, so that this is no state any more.
+    """
+
+    restored: int
+    records: int
+    torn: bool
+
+    def snapshot(self) -> dict[str, Any]:
+        """All but its ids, as JSON. The same deltas give the same."""
+
+    def recent(self) -> dict[str, Rows]:
+        """The ids that came since ``restored``, a table each."""
+
+
+S = TypeVar("S", bound=Restorable)
+
+
+@dataclass(frozen=True)
+class Checkpointed(Generic[S]):
+    """How checkpoints of a kind of state are made.
+
+    Attributes:
+      tables: its tables of ids.
+      restore: the state from a version, what `Restorable.snapshot` gave, and the tables. Version 0 with an empty
+        mapping is the state before all deltas.
+    """
+
+    tables: Mapping[str, TableKind]
+    restore: Callable[[int, Mapping[str, Any], Mapping[str, IdTable]], S]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a checkpoint is due: at the first delta with which those since the last one are so many, have so many
+    records, or so many bytes. The same for all that use a log."""
+
+    deltas: int = 1000
+    records: int = 50_000
+    size: int = 32 << 20
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint as it is stored.
+
+    Attributes:
+      version: of the last delta that it holds.
+      first: of the first delta in its segment.
+      segment: the digest of its segment, and so of all deltas up to ``version``.
+      state: see `Restorable.snapshot`.
+      tables: the sorted runs of each table.
+    """
+
+    version: int
+    first: int
+    segment: str
+    state: dict[str, Any]
+    tables: dict[str, tuple[Run, ...]]
+
+    def encode(self) -> bytes:
+        content = {
+            **self._asdict(),
+            "format": _FORMAT,
+            "tables": {name: [run.to_json() for run in runs] for name, runs in self.tables.items()},
+        }
+        return canonical_json({**content, "sha256": sha256_json(content)})
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Checkpoint:
+        """The inverse of `encode`. Raises `IntegrityError`, which names ``where``, for anything else."""
+        try:
+            content = json.loads(data)
+            whole = content.pop("sha256") == sha256_json(content)
+            known = content.pop("format") == _FORMAT
+            content["tables"] = {
+                name: tuple(Run.from_json(run) for run in runs) for name, runs in content["tables"].items()
+            }
+            checkpoint = cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{where} is no checkpoint: see docs/manifests.md ({error})") from None
+        if not whole or not known:
+            raise IntegrityError(f"{where} is not as it was written, or of a newer ciml: see docs/manifests.md")
+        return checkpoint
+
+    def paths(self) -> set[str]:
+        """The paths of all parts that it names."""
+        return {part.path for runs in self.tables.values() for run in runs for part in run.parts}
+
+
+class Checkpoints(Generic[S]):
+    """The checkpoints of a log. Its only effects are those of the log's store and the log's clock.
+
+    Args:
+      log: the log.
+      kind: what its deltas add up to.
+      limits: when a checkpoint is due.
+      cache: where parts from S3 are kept; see `PartFiles`.
+    """
+
+    def __init__(
+        self, log: ManifestLog, kind: Checkpointed[S], limits: Limits | None = None, cache: Path | None = None
+    ) -> None:
+        self.log, self.kind, self.limits = log, kind, limits or Limits()
+        self.files = PartFiles(log.store, f"{log.folder}/index", cache)
+        self._work: Generator[None, None, None] | None = None
+        self._swept_s: float | None = None
+
+    def read(self, version: int) -> Checkpoint:
+        """The checkpoint of a version.
+
+        Raises:
+          FileNotFoundError: there is none (any more).
+          IntegrityError: it is not as it was written.
+        """
+        path = self.log.checkpoint_path(version)
+        checkpoint = Checkpoint.decode(self.log.store.read(path), self.log.store.url(path))
+        if checkpoint.version != version:
+            raise IntegrityError(f"{self.log.store.url(path)} is that of version {checkpoint.version}")
+        return checkpoint
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint there is now."""
+        for _ in range(_ATTEMPTS):
+            if not (version := self.log.look_again()):
+                return None
+            try:
+                return self.read(version)
+            except FileNotFoundError:  # removed since: then there are newer ones
+                continue
+        raise IntegrityError(f"{self.log.store.url(self.log.checkpoint_path(version))} comes and goes")
+
+    def restore(self, checkpoint: Checkpoint | None) -> S:
+        """The state at a checkpoint, or before all deltas."""
+        if checkpoint is None:
+            return self.kind.restore(0, {}, self.tables(None))
+        return self.kind.restore(checkpoint.version, checkpoint.state, self.tables(checkpoint))
+
+    def tables(self, checkpoint: Checkpoint | None) -> dict[str, IdTable]:
+        """The tables of a checkpoint; empty ones without one."""
+        runs = checkpoint.tables if checkpoint else {}
+        return {name: IdTable(kind, runs.get(name, ()), self.files) for name, kind in self.kind.tables.items()}
+
+    def open(self) -> S:
+        """The state at the newest checkpoint. `ciml.manifest.log.catch_up` applies the deltas since then."""
+        checkpoint = self.newest()
+        if checkpoint is not None:
+            self.files.let_go(checkpoint.paths())
+        return self.restore(checkpoint)
+
+    def is_due(self, state: S) -> bool:
+        """Whether enough came since the checkpoint that a state was restored from."""
+        return state.version - state.restored >= self.limits.deltas or state.records >= self.limits.records
+
+    def maintain(self, *, due: bool = True, budget_s: float = 1.0) -> bool:
+        """Makes the checkpoints that are due, and removes once an hour what is not needed any more.
+
+        Args:
+          due: whether a checkpoint may be due. With False, and within the hour, it does nothing at all.
+          budget_s: after so many seconds it comes back, and the next call goes on. A step is at most a part of the
+            index (a second), or as much as the storage takes.
+
+        Returns:
+          Whether there is more to do now.
+
+        Raises:
+          EngineError: the store does not answer. The next call starts anew.
+          IntegrityError: what is stored contradicts itself.
+        """
+        started = self.log.clock()
+        if self._work is None:
+            sweeps = self._swept_s is None or not 0 <= started - self._swept_s < _SWEEP_S
+            if not due and not sweeps:
+                return False
+            self._work = self._steps(sweeps)
+        work, self._work = self._work, None  # what fails is not gone on with
+        for _ in work:
+            if not 0 <= self.log.clock() - started < budget_s:
+                self._work = work
+                return True
+        return False
+
+    def _steps(self, sweeps: bool) -> Generator[None, None, None]:
+        more = True
+        while more:
+            base = self.newest()
+            try:
+                more = yield from self._make(base)
+            except PartGone:
+                if self.log.look_again() <= (base.version if base else 0):
+                    raise  # it was not replaced, it was lost
+        if sweeps:
+            now_s = self.log.clock()
+            yield from self._prune()
+            self._swept_s = now_s
+
+    def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
+        """Makes the checkpoint after ``base``; False where none is due."""
+        log = self.log
+        state, lines, size, done = self.restore(base), [], 0, 0
+        for version, data in log.raw_since(state.version):
+            state.apply(version, log.parse(version, data))
+            lines.append(data.replace(b"\n", b" "))
+            size += len(data)
+            if len(lines) >= self.limits.deltas or state.records >= self.limits.records or size >= self.limits.size:
+                break
+            if state.records + 20 * len(lines) > done + _STEP_RECORDS:
+                done = state.records + 20 * len(lines)
+                yield
+        else:
+            return False
+        yield
+        segment = Segment(state.restored + 1, state.version, base.segment if base else "", tuple(lines))
+        if log.checkpoints(state.restored) or not self._put(segment):
+            return True  # another was first
+        yield
+        tables: dict[str, tuple[Run, ...]] = {}
+        recent = state.recent()
+        for name, table in self.tables(base).items():
+            grown = table.with_rows(recent[name])
+            yield
+            tables[name] = (yield from grown.merged()).runs
+        checkpoint = Checkpoint(segment.last, segment.first, segment.digest, state.snapshot(), tables)
+        log.store.create(log.checkpoint_path(checkpoint.version), checkpoint.encode())
+        return True
+
+    def _put(self, segment: Segment) -> bool:
+        """Writes a segment; False where it is another's by now."""
+        log = self.log
+        path = log.archive.path(segment.last)
+        if log.store.create(path, segment.encode()):
+            return True
+        if Segment.decode(log.store.read(path), log.store.url(path)) == segment:
+            return True
+        if log.checkpoints(segment.last - 1):
+            return False
+        raise IntegrityError(f"{log.store.url(path)} does not hold what the deltas say: see docs/manifests.md")
+
+    def _prune(self) -> Generator[None, None, None]:
+        """Removes what has been replaced for longer than the grace."""
+        log, store = self.log, self.log.store
+        deltas = _numbered(log.folder, self._single_deltas())
+        checkpoints = _numbered(f"{log.folder}/checkpoints", store.entries(f"{log.folder}/checkpoints"))
+        if not checkpoints:
+            return
+        yield
+        # A clock here that is ahead must not remove anything too early: the store's newest time counts as well.
+        now_s = min(log.clock(), max(each.modified_s for each in (*deltas.values(), *checkpoints.values())))
+        before_s = now_s - log.grace_s
+        old = [each.path for each in store.entries(f"{log.folder}/index") if each.modified_s <= before_s]
+        passed = [version for version, each in sorted(checkpoints.items()) if each.modified_s <= before_s]
+        kept = {*checkpoints, *log.checkpoints(max(checkpoints))} - {*passed[:-1]}
+        named: set[str] = set()
+        for version in sorted(kept):
+            try:
+                named |= self.read(version).paths()
+            except FileNotFoundError:
+                return  # another does the same; the next time then
+            yield
+        removed = [each.path for version, each in sorted(deltas.items()) if passed and version <= passed[-1]]
+        removed += [checkpoints[version].path for version in passed[:-1]]
+        removed += [path for path in old if path not in named]
+        for path in removed:
+            store.delete(path)
+            yield
+        store.sweep(log.folder, before_s)
+
+    def _single_deltas(self) -> list[Entry]:
+        found: list[Entry] = []
+        pattern = re.compile(re.escape(self.log.folder) + r"/[0-9]{12}\.json")
+        for entry in self.log.store.entries(self.log.folder):
+            if pattern.fullmatch(entry.path):
+                found.append(entry)
+            elif found or entry.path > f"{self.log.folder}/a":
+                break  # stores list a folder's own objects first; what is missed here is found the next time
+        return found
+
+
+def _numbered(folder: str, entries: Iterable[Entry]) -> dict[int, Entry]:
+    found: dict[int, Entry] = {}
+    for entry in entries:
+        name = entry.path.removeprefix(f"{folder}/").removesuffix(".json")
+        if name.isdigit():
+            found[int(name)] = entry
+    return found

@@ -1,0 +1,291 @@
+"""A sorted index of ids on disk: what a manifest has to know for good, and need not hold in memory.
+
+An id is a fingerprint of 128 bits, and has values where its table has columns. A table is a list of sorted runs, the
+oldest first; of an id that is in several, the newest counts. A run is a list of parts: Arrow files of at most about a
+million rows, each with a range of fingerprints, which are mapped into memory (`ciml.manifest.index_files`). Eight runs
+of a level become one of the next, so there are few of them, and each id is written as often as there are levels.
+
+Fingerprints are spread evenly, so runs are cut and merged by equal ranges, one of which is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+#: How many runs of a level become one of the next.
+TIER = 8
+#: Rows that a part is meant to have; it has a few more or less.
+PART_ROWS = 900_000
+_SPAN = 1 << 64
+
+
+def fingerprint(*texts: str) -> bytes:
+    """128 bits that stand for the texts: with 10^9 ids the chance that any two meet is below 10^-20."""
+    joined = b"\0".join(text.encode("utf-8", "surrogatepass") for text in texts)
+    return hashlib.blake2b(joined, digest_size=16).digest()
+
+
+class Rows:
+    """Ids and their values, sorted by id, none twice.
+
+    Attributes:
+      high: the first 64 bits of each id, shape (n,), uint64.
+      low: the others, the same shape.
+      values: the columns of the table, each of n values.
+    """
+
+    __slots__ = ("__weakref__", "high", "low", "values")
+
+    def __init__(self, high: np.ndarray, low: np.ndarray, values: dict[str, pa.Array]) -> None:
+        self.high, self.low, self.values = high, low, values
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def row(self, at: int) -> dict[str, Any]:
+        """The values of one row."""
+        return {name: column[at].as_py() for name, column in self.values.items()}
+
+    def slice(self, start: int, end: int) -> Rows:
+        """Rows [start, end); shares their memory."""
+        values = {name: column.slice(start, end - start) for name, column in self.values.items()}
+        return Rows(self.high[start:end], self.low[start:end], values)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of rows: its path in the store, the sha256 and size of its bytes, and its first and last 64 bits."""
+
+    path: str
+    sha256: str
+    size: int
+    rows: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Parts that follow each other, no id twice, and how often their rows were merged."""
+
+    level: int
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last 64 bits of each part."""
+        import numpy as np
+
+        firsts, lasts = ([getattr(part, name) for part in self.parts] for name in ("first", "last"))
+        return np.array(firsts, np.uint64), np.array(lasts, np.uint64)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"level": self.level, "parts": [asdict(part) for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Run:
+        return cls(value["level"], tuple(Part(**part) for part in value["parts"]))
+
+
+class Files(Protocol):
+    """Where parts are. See `ciml.manifest.index_files.PartFiles`."""
+
+    def write(self, rows: Rows) -> Part:
+        """Writes rows as a part; the same rows are the same part."""
+
+    def open(self, part: Part) -> Rows:
+        """The rows of a part."""
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """What the rows of a table hold beside their id.
+
+    Attributes:
+      columns: name and Arrow type, by the alias that `pyarrow.type_for_alias` takes.
+      gone: for tables whose ids can be taken out: marks, among the values of rows, those that stand for that.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    gone: Callable[[dict[str, pa.Array]], np.ndarray] | None = None
+
+    def rows(self, ids: Sequence[bytes], values: dict[str, Sequence[Any]]) -> Rows:
+        """Rows from ids, none twice, in any order, and a list for each column."""
+        import numpy as np
+        import pyarrow as pa
+
+        high, low = _words(ids)
+        order = np.lexsort((low, high))
+        columns = {
+            name: pa.array(values[name], pa.type_for_alias(alias)).take(pa.array(order))
+            for name, alias in self.columns.items()
+        }
+        return Rows(high[order], low[order], columns)
+
+
+def _words(ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    words = np.frombuffer(b"".join(ids), ">u8").reshape(-1, 2).astype(np.uint64)
+    return words[:, 0].copy(), words[:, 1].copy()
+
+
+class IdTable:
+    """A table as of one checkpoint. It never changes; `with_rows` and `merged` give others.
+
+    Args:
+      kind: what it holds.
+      runs: the oldest first.
+      files: where the parts are, which are opened when they are needed.
+    """
+
+    def __init__(self, kind: TableKind, runs: Sequence[Run], files: Files) -> None:
+        self.kind, self.runs, self.files = kind, tuple(runs), files
+
+    def contains(self, ids: Sequence[bytes]) -> list[bool]:
+        """Whether each of the ids is there."""
+        found = [False] * len(ids)
+        for _, asked, _ in self._find(ids):
+            for index in asked.tolist():
+                found[index] = True
+        return found
+
+    def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
+        """The values of each of the ids, None where it is not there."""
+        found: list[dict[str, Any] | None] = [None] * len(ids)
+        for rows, asked, places in self._find(ids):
+            for index, place in zip(asked.tolist(), places.tolist(), strict=True):
+                found[index] = rows.row(place)
+        return found
+
+    def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
+        """(rows, which of ``ids`` are in them and in none newer, where)."""
+        import numpy as np
+
+        if not ids:
+            return
+        high, low = _words(ids)
+        asked = np.argsort(high, kind="stable")  # sorted questions touch few pages, and each once
+        for run in reversed(self.runs):
+            found: list[np.ndarray] = []
+            keys = high[asked]
+            firsts, lasts = run.bounds
+            starts, ends = np.searchsorted(keys, firsts), np.searchsorted(keys, lasts, side="right")
+            for part, start, end in zip(run.parts, starts.tolist(), ends.tolist(), strict=True):
+                if start == end:
+                    continue
+                rows, mine = self.files.open(part), asked[start:end]
+                # Most questions are about what is new, so most parts have nothing: that has to be told at once.
+                places = np.searchsorted(rows.high, keys[start:end])  # inside, for none is beyond the part's last
+                if not (rows.high[places] == keys[start:end]).any():
+                    continue
+                hit, places = _places(rows, high[mine], low[mine], places)
+                if hit.any():
+                    yield rows, mine[hit], places[hit]
+                    found.append(mine[hit])
+            if found:
+                asked = asked[~np.isin(asked, np.concatenate(found))]
+                if not len(asked):
+                    return
+
+    def scan(self) -> Iterator[Rows]:
+        """All rows, each id once, without those that are gone; one range of ids at a time."""
+        for rows in _merge(self.kind, self.runs, self.files, drop=True):
+            if len(rows):
+                yield rows
+
+    def with_rows(self, rows: Rows) -> IdTable:
+        """The table with newer rows, which become a run of level 0."""
+        if not len(rows):
+            return self
+        return IdTable(self.kind, [*self.runs, Run(0, (self.files.write(rows),))], self.files)
+
+    def merged(self) -> Generator[None, None, IdTable]:
+        """The table with as few runs as there are to be, in steps: one part is written in each."""
+        runs = list(self.runs)
+        while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
+            old, runs = runs[-TIER:], runs[:-TIER]
+            parts: list[Part] = []
+            for rows in _merge(self.kind, old, self.files, drop=not runs):
+                if len(rows):
+                    parts.append(self.files.write(rows))
+                yield
+            if parts:
+                runs.append(Run(old[0].level + 1, tuple(parts)))
+        return IdTable(self.kind, runs, self.files)
+
+
+def _places(rows: Rows, high: np.ndarray, low: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the questions are among the rows, and where, given where their first halves would be."""
+    import numpy as np
+
+    hit = np.zeros(len(high), bool)
+    while True:  # once, but for two ids with the same first half
+        inside = places < len(rows)
+        at = np.where(inside, places, 0)
+        same = inside & (rows.high[at] == high)
+        hit |= same & (rows.low[at] == low)
+        if not (again := same & ~hit).any():
+            return hit, places
+        places = places + again
+
+
+def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) -> Iterator[Rows]:
+    """The rows of runs, the newest of each id, by equal ranges of ids.
+
+    Args:
+      drop: whether nothing older is elsewhere, so that rows that are gone need not be kept.
+    """
+    import numpy as np
+
+    pieces = max(1, -(-sum(run.rows for run in runs) // PART_ROWS))
+    for piece in range(pieces):
+        first, last = piece * _SPAN // pieces, (piece + 1) * _SPAN // pieces - 1
+        found: list[Rows] = []
+        for run in runs:
+            for part in run.parts:
+                if part.last < first or part.first > last:
+                    continue
+                rows = files.open(part)
+                start = int(np.searchsorted(rows.high, np.uint64(first)))
+                end = int(np.searchsorted(rows.high, np.uint64(last), side="right"))
+                found.append(rows.slice(start, end))
+        yield _newest(kind, found, drop=drop)
+
+
+def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
+    """Rows of several, the oldest first, as one."""
+    import numpy as np
+    import pyarrow as pa
+
+    rows = [each for each in found if len(each)]
+    if not rows:
+        return kind.rows([], {name: [] for name in kind.columns})
+    high = np.concatenate([each.high for each in rows])
+    low = np.concatenate([each.low for each in rows])
+    values = {name: pa.concat_arrays([each.values[name] for each in rows]) for name in kind.columns}
+    order = np.argsort(high, kind="stable")  # of sorted pieces, it merges them; the older stays before the newer
+    high, low = high[order], low[order]
+    same = high[1:] == high[:-1]
+    if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: as good as never
+        again = np.lexsort((low, high))
+        order, high, low = order[again], high[again], low[again]
+        same = high[1:] == high[:-1]
+    keep = np.append(~(same & (low[1:] == low[:-1])), True)
+    if drop and kind.gone is not None:
+        taken = {name: column.take(pa.array(order)) for name, column in values.items()}
+        keep &= ~kind.gone(taken)
+    order = order[keep]
+    return Rows(high[keep], low[keep], {name: column.take(pa.array(order)) for name, column in values.items()})

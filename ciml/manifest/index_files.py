@@ -1,0 +1,165 @@
+"""The parts of an id index as Arrow files: named by content, mapped where they are files, checked when fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Container
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.manifest.id_index import Part, Rows
+from ciml.storage.open import LocalStore, S3Store, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class PartGone(EngineError):
+    """A part is not there any more: a newer checkpoint names others instead, or it was lost."""
+
+
+class PartFiles:
+    """Parts below ``folder`` of a store. Each is opened once, and stays so until it is let go.
+
+    A local part is mapped where it is. One on S3 is fetched once into a cache folder that only its owner may enter, and
+    mapped there. Of any other store the bytes are held.
+
+    Args:
+      store: where the parts are.
+      folder: their folder there.
+      cache: the cache folder for S3; by default one for the store below the user's own.
+    """
+
+    def __init__(self, store: Store, folder: str, cache: Path | None = None) -> None:
+        self._store, self._folder, self._cache = store, folder, cache
+        self._open: dict[str, Rows] = {}
+
+    def write(self, rows: Rows) -> Part:
+        """Writes rows as a part; the same rows are the same part."""
+        data = _encode(rows)
+        digest = hashlib.sha256(data).hexdigest()
+        path = f"{self._folder}/{digest[:32]}.arrow"
+        self._store.create(path, data)
+        return Part(path, digest, len(data), len(rows), int(rows.high[0]), int(rows.high[-1]))
+
+    def open(self, part: Part) -> Rows:
+        """The rows of a part.
+
+        Raises:
+          PartGone: there is no such part (any more).
+          IntegrityError: it is not the one that was written.
+        """
+        if (known := self._open.get(part.path)) is not None:
+            return known
+        try:
+            rows = _decode(self._source(part), self._store.url(part.path))
+        except FileNotFoundError:
+            raise PartGone(f"{self._store.url(part.path)} is gone: see docs/manifests.md") from None
+        if len(rows) != part.rows:
+            raise IntegrityError(f"{self._store.url(part.path)} has {len(rows)} rows, not {part.rows}")
+        self._open[part.path] = rows
+        return rows
+
+    def let_go(self, kept: Container[str]) -> None:
+        """Closes all parts but those at the paths ``kept``, and removes them from the cache."""
+        for path in [path for path in self._open if path not in kept]:
+            self._open.pop(path, None)
+        if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
+            for file in cache.glob("*.arrow"):
+                if f"{self._folder}/{file.name}" not in kept:
+                    file.unlink(missing_ok=True)  # who has it mapped keeps it
+
+    def check(self, part: Part) -> str | None:
+        """What is wrong with the bytes of a part in the store; None where nothing is."""
+        try:
+            data = self._store.read(part.path)
+        except FileNotFoundError:
+            return f"{self._store.url(part.path)} is gone"
+        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+            return f"{self._store.url(part.path)} is not as it was written"
+        return None
+
+    def _source(self, part: Part) -> pa.NativeFile:
+        import pyarrow as pa
+
+        if isinstance(self._store, LocalStore):
+            return _mapped(Path(self._store.url(part.path)), part)
+        if isinstance(self._store, S3Store):
+            file = self._cache_folder() / part.path.rsplit("/", 1)[1]
+            try:
+                return _mapped(file, part)
+            except (FileNotFoundError, IntegrityError):
+                self._fetch(part, file)
+            return _mapped(file, part)
+        return pa.BufferReader(self._bytes(part))
+
+    def _bytes(self, part: Part) -> bytes:
+        data = self._store.read(part.path)
+        if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise IntegrityError(f"{self._store.url(part.path)} is not as it was written: see docs/manifests.md")
+        return data
+
+    def _fetch(self, part: Part, file: Path) -> None:
+        data = self._bytes(part)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.chmod(file.parent, 0o700)
+            handle, staged = tempfile.mkstemp(dir=file.parent)
+            try:
+                with os.fdopen(handle, "wb") as out:
+                    out.write(data)
+                os.replace(staged, file)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(staged)
+                raise
+        except OSError as error:
+            raise EngineError(f"cannot keep {file}: {error.strerror or error}") from error
+
+    def _cache_folder(self) -> Path:
+        if self._cache is None:
+            from platformdirs import user_cache_path
+
+            name = hashlib.sha256(f"{self._store.root}/{self._folder}".encode()).hexdigest()[:16]
+            self._cache = user_cache_path("ciml") / "index" / name
+        return self._cache
+
+
+def _mapped(file: Path, part: Part) -> pa.NativeFile:
+    import pyarrow as pa
+
+    if file.stat().st_size != part.size:
+        raise IntegrityError(f"{file} is not as it was written: see docs/manifests.md")
+    try:
+        return pa.memory_map(str(file))
+    except OSError as error:
+        raise EngineError(f"cannot read {file}: {error}") from error
+
+
+def _encode(rows: Rows) -> bytes:
+    import pyarrow as pa
+
+    columns = {"high": pa.array(rows.high), "low": pa.array(rows.low), **rows.values}
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_file(out, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(out.getvalue().to_pybytes())
+
+
+def _decode(source: pa.NativeFile, where: str) -> Rows:
+    import numpy as np
+    import pyarrow as pa
+
+    try:
+        with source, pa.ipc.open_file(source) as reader:
+            batch = reader.get_batch(0)
+        names = batch.schema.names
+        high, low = (np.frombuffer(batch.column(name).buffers()[1], np.uint64, len(batch)) for name in names[:2])
+    except (pa.ArrowException, ValueError, IndexError) as error:
+        raise IntegrityError(f"{where} is no part of an index: {error}") from None
+    return Rows(high, low, {name: batch.column(name) for name in names[2:]})

@@ -1,0 +1,146 @@
+"""Segments: deltas of a manifest in one compressed file, verbatim, for good. What is in one need not stay single.
+
+A segment is a header line, a line for each delta, and a footer line with the digest of all before it. The header holds
+the digest of the segment before, so that the newest digest stands for the whole history. Where a segment is follows
+from its last version; a folder holds those of a million versions, so that one short listing finds any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ciml.digest import canonical_json
+from ciml.errors import IntegrityError
+from ciml.storage.open import Store
+
+_A_FOLDER = 1_000_000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Deltas ``first`` to ``last`` as they were committed.
+
+    Attributes:
+      previous: the digest of the segment before; "" for the first.
+      lines: the deltas, JSON without line breaks.
+    """
+
+    first: int
+    last: int
+    previous: str
+    lines: tuple[bytes, ...]
+
+    def _content(self) -> bytes:
+        header = canonical_json({"first": self.first, "last": self.last, "previous": self.previous})
+        return b"\n".join((header, *self.lines, b""))
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of header and deltas."""
+        return hashlib.sha256(self._content()).hexdigest()
+
+    def line(self, version: int) -> bytes:
+        """The delta of a version from ``first`` to ``last``."""
+        return self.lines[version - self.first]
+
+    def encode(self) -> bytes:
+        """The file: zstd of header, deltas and footer."""
+        import pyarrow as pa
+
+        content = self._content()
+        footer = canonical_json({"sha256": hashlib.sha256(content).hexdigest()})
+        out = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(out, "zstd") as packed:
+            packed.write(content + footer + b"\n")
+        return bytes(out.getvalue().to_pybytes())
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Segment:
+        """The inverse of `encode`.
+
+        Raises:
+          IntegrityError: the file is not as it was written; the message names ``where``.
+        """
+        import pyarrow as pa
+
+        try:
+            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as packed:
+                content = packed.read()
+            body, _, footer = content.rstrip(b"\n").rpartition(b"\n")
+            body += b"\n"
+            header, *lines = body.split(b"\n")[:-1]
+            facts: dict[str, Any] = {**json.loads(header), **json.loads(footer)}
+            segment = cls(facts["first"], facts["last"], facts["previous"], tuple(lines))
+            whole = facts["sha256"] == hashlib.sha256(body).hexdigest()
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise IntegrityError(f"{where} is no segment of a manifest: restore it from a copy ({error})") from None
+        if not whole or len(lines) != segment.last - segment.first + 1:
+            raise IntegrityError(f"{where} is not as it was written: restore it from a copy")
+        return segment
+
+
+class Archive:
+    """The segments below ``folder`` of a store. What it remembers it could read again at any time."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = f"{folder}/segments"
+        self._listed: dict[int, tuple[int, list[int]]] = {}  # a folder's lasts, and up to which version they are all
+        self._newest: Segment | None = None
+
+    def path(self, last: int) -> str:
+        """Where the segment is that ends with version ``last``."""
+        return f"{self._folder}/{last // _A_FOLDER:06d}/{last:012d}.jsonl.zst"
+
+    def lasts(self, after: int = 0) -> list[int]:
+        """The last versions of all segments beyond version ``after``, in order."""
+        paths = self._store.list(self._folder, after=self.path(after) if after else "")
+        return [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in paths]
+
+    def read(self, last: int) -> Segment:
+        """The segment that ends with ``last``. Raises `FileNotFoundError` where there is none."""
+        newest = self._newest
+        if newest is not None and newest.last == last:
+            return newest
+        path = self.path(last)
+        segment = Segment.decode(self._store.read(path), self._store.url(path))
+        if segment.last != last:
+            raise IntegrityError(f"{self._store.url(path)} holds the versions up to {segment.last}")
+        self._newest = segment
+        return segment
+
+    def find(self, version: int, until: int) -> Segment:
+        """The segment that holds ``version``, known to be in one. ``until`` is a version that ends a segment.
+
+        Raises:
+          IntegrityError: it is gone.
+        """
+        newest = self._newest
+        if newest is not None and newest.first <= version <= newest.last:
+            return newest
+        for number in range(version // _A_FOLDER, until // _A_FOLDER + 1):
+            lasts = self._lasts(number, until)
+            for last in lasts[bisect_left(lasts, version) :]:
+                if (segment := self.read(last)).first <= version:
+                    return segment
+        raise IntegrityError(
+            f"{self._store.url(self._folder)}: the segment with version {version} is gone: restore it from a copy"
+        )
+
+    def _lasts(self, number: int, until: int) -> Sequence[int]:
+        known, lasts = self._listed.get(number, (-1, []))
+        if known < until:
+            found = self._store.list(f"{self._folder}/{number:06d}")
+            lasts = [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in found]
+            self._listed[number] = (until, lasts)
+        return lasts
+
+    def since(self, version: int, until: int) -> Iterator[tuple[int, bytes]]:
+        """(version, delta) of all after ``version`` up to ``until``, which ends a segment."""
+        for number in range(version + 1, until + 1):
+            yield number, self.find(number, until).line(number)

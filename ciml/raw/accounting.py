@@ -1,0 +1,220 @@
+"""Accounting of the raw store: each (event, run) is exactly one of raw row, reclaim, repeat, correction, ignored, dead
+letter.
+
+`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and it is
+what `ciml.manifest.log.commit` calls again whenever another writer came first. So a batch that is delivered twice, a
+worker that wakes up late and a second committer change nothing: what is covered already is dropped, and what is known
+already is counted as a repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from ciml.errors import IntegrityError
+from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, lists_of
+from ciml.manifest.log import Delta
+from ciml.manifest.offsets import RangeSet
+from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLetter
+from ciml.raw.state import RawState, check_topic_id, open_raw, retry
+
+__all__ = [
+    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
+    "open_raw", "reconcile", "retry",
+]  # fmt: skip
+
+#: Reasons of ignored outcomes that say how a run ended. For a run that is stored they are corrections.
+_FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
+
+
+def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta | None:
+    """The delta that ``batches`` add to ``state``, or None where they add nothing.
+
+    Args:
+      state: not changed. It has to be the state after the last delta (`ciml.manifest.log.commit` sees to it).
+      batches: whole ones, in any order: with nothing but ``settled``. One without ``covers`` holds retries, whose
+        outcomes settle what is open under their origin and run id; anything else of it is dropped. Where a message is
+        open that could not be decoded, all outcomes of its origin together replace it: the batch has to hold them all.
+      time_us: the time of the commit.
+
+    Raises:
+      IntegrityError: for a batch that is not whole, outcomes outside of its range, or a topic made anew.
+    """
+    ordered = sorted(batches, key=_order)
+    settled = [outcome for batch in ordered for outcome in batch.settled]
+    state.index.prefetch(
+        events=[(outcome.event_key, outcome.run_id) for outcome in settled if outcome.event_key],
+        runs=[outcome.run_id for outcome in settled if outcome.run_id],
+        letters=[
+            (outcome.origin, run_id)
+            for batch in ordered
+            if not batch.covers
+            for outcome in batch.settled
+            for run_id in (outcome.run_id, "")
+        ],
+    )
+    draft = _Draft(state)
+    for batch in ordered:
+        if batch.messages or batch.candidates:
+            raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
+        settled = sorted(batch.settled, key=_place)
+        if batch.covers is None:
+            for _, said in groupby(settled, key=_place):
+                draft.settle_again(list(said))
+        else:
+            draft.settle_range(batch.covers, settled)
+    return draft.delta(time_us)
+
+
+def _order(batch: Batch) -> tuple[bool, str, int, int]:
+    # retries first: their events came before everything that is read now
+    covers = batch.covers
+    return (True, covers.topic, covers.partition, covers.start) if covers else (False, "", 0, 0)
+
+
+def _place(outcome: Outcome) -> tuple[str, int, int]:
+    # Stages settle what they refuse before what they pass on; the last word on a run is the one that was sent last.
+    origin = outcome.origin
+    return origin.topic, origin.partition, origin.offset
+
+
+class _Draft:
+    """A delta in the making, laid over the state that it follows."""
+
+    def __init__(self, state: RawState) -> None:
+        self._state = state
+        self._offsets: dict[str, dict[int, RangeSet]] = {}
+        self._topic_ids: dict[str, str] = {}
+        self._events: set[tuple[str, str]] = set()
+        self._runs: dict[str, KnownRun] = {}
+        self._closes: dict[tuple[Origin, str], None] = {}
+        self._tried: set[tuple[Origin, str]] = set()
+        self._lists: dict[Kind, list[Outcome]] = {kind: [] for kind in LISTS}
+
+    def settle_range(self, covers: OffsetRange, settled: list[Outcome]) -> None:
+        known = self._topic_ids.get(covers.topic) or self._state.topic_ids.get(covers.topic, "")
+        check_topic_id(covers.topic, known, covers.topic_id)
+        self._topic_ids[covers.topic] = known or covers.topic_id
+        mine = self._offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
+        fresh = RangeSet()
+        for start, end in self._state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
+            for part in mine.missing(start, end):
+                fresh.add(*part)
+        seen: set[tuple[Origin, str]] = set()
+        for outcome in settled:
+            origin, key = outcome.origin, (outcome.origin, outcome.run_id)
+            inside = covers.start <= origin.offset < covers.end
+            if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
+                raise IntegrityError(f"{origin} is not in the range that its batch covers: {covers}")
+            if origin.offset in fresh and key not in seen:  # an event that names a run twice has named it
+                seen.add(key)
+                self._settle(outcome)
+        for start, end in fresh:
+            mine.add(start, end)
+
+    def settle_again(self, outcomes: list[Outcome]) -> None:
+        """Settles what retries of one origin came to."""
+        origin, unread = outcomes[0].origin, (outcomes[0].origin, "")
+        if unread in self._tried:
+            return
+        if unread not in self._state.dead_letters:
+            for outcome in outcomes:
+                self.settle_retry(outcome)
+        elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, and says this of these runs
+            self._tried.add(unread)
+            self._closes[unread] = None
+            for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
+                self._tried.add((origin, outcome.run_id))
+                self._settle(outcome)
+
+    def settle_retry(self, outcome: Outcome) -> None:
+        key = (outcome.origin, outcome.run_id)
+        if key in self._tried:
+            return
+        before = self._state.deferred.get(key)
+        if before is not None:
+            if outcome.kind == "deferred" and outcome.attempts <= before.attempts:
+                return  # a replay of an earlier try
+            outcome = outcome.replace(
+                payload=outcome.payload or before.payload,
+                first_seen_us=outcome.first_seen_us or before.first_seen_us,
+            )
+        elif key not in self._state.dead_letters:
+            return  # settled by another
+        elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
+            return  # no better than before; of a run that has its raw row by now it is a repeat
+        self._tried.add(key)
+        if self._settle(outcome, again=True) != "deferred":
+            self._closes[key] = None
+
+    def _settle(self, outcome: Outcome, *, again: bool = False) -> Kind:
+        run_id, event = outcome.run_id, (outcome.event_key, outcome.run_id)
+        seen = bool(outcome.event_key) and (event in self._events or self._state.index.has_event(*event))
+        run = self._run(run_id)
+        outcome = _classify(outcome, run, repeated=seen and not again)
+        if outcome.event_key:
+            self._events.add(event)
+        word = (outcome.mention.outcome or "") if outcome.mention else ""
+        if outcome.kind in ("run", "reclaim"):
+            if outcome.file is None or not run_id:
+                raise IntegrityError(f"{outcome.origin} {run_id}: a run without its raw object")
+            self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted)
+        elif outcome.kind == "correction" and run is not None:
+            self._runs[run_id] = run._replace(outcome=word)
+        self._lists[outcome.kind].append(outcome)
+        return outcome.kind
+
+    def _run(self, run_id: str) -> KnownRun | None:
+        return (self._runs.get(run_id) or self._state.index.run(run_id)) if run_id else None
+
+    def delta(self, time_us: int) -> Delta | None:
+        offsets: dict[str, Any] = {}
+        for topic, partitions in self._offsets.items():
+            parts = {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges}
+            if parts:
+                offsets[topic] = {"id": self._topic_ids[topic], "partitions": parts}
+        if not offsets and not any(self._lists.values()):
+            return None
+        letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
+        return {
+            "time_us": time_us,
+            "offsets": offsets,
+            **lists_of(self._lists),
+            "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
+            **({"closed_letters": letters} if letters else {}),
+        }
+
+
+def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
+    """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
+    if repeated:
+        return _plain(outcome, run).replace(kind="repeat", reason="event")
+    if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
+        if run is not None and outcome.kind == "run":
+            outcome = outcome.replace(kind="reclaim")
+        keeps = outcome.payload is None or outcome.kind in ("dead_letter", "deferred")
+        return outcome if keeps else outcome.replace(payload=None)
+    plain = _plain(outcome, run)
+    word = outcome.mention.outcome if outcome.mention else None
+    if not word or word == run.outcome:
+        return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
+    if run.trusted and not outcome.trust.trusted:
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"the run is {run.outcome}, and trusted")
+    return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
+
+
+def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
+    """Whether an outcome is the first of its trust that names its run.
+
+    What an untrusted event said of a run does not bind a trusted one: that brings its own row, or waits for its log.
+    """
+    return run is None or (outcome.trust.trusted and not run.trusted)
+
+
+def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
+    """Without what only a raw row or a dead letter has; with the file where it is another than the row's."""
+    file = outcome.file
+    other = file if file is not None and run is not None and file.digest != run.digest else None
+    return outcome.replace(detail="", file=other, payload=None, not_before_us=None)

@@ -1,0 +1,153 @@
+"""An audit of a raw manifest: each (event, run) is accounted for once, counted by other means than those that commit.
+
+It goes through the deltas one by one and keeps only ranges of offsets, and 16 bytes for each open letter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ciml.events.records import Kind, records_of
+from ciml.manifest.id_index import fingerprint
+from ciml.manifest.log import Delta
+from ciml.manifest.offsets import RangeSet
+from ciml.raw.state import RawState
+
+_MANY = 100
+
+
+class Audit:
+    """What deltas add up to, and what is wrong with them.
+
+    Attributes:
+      version: of the last delta that was told.
+      records: how many records there were.
+      findings: what does not add up, a line each; after so many only their number grows.
+      number: of findings.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.records = 0
+        self.runs = 0
+        self.findings: list[str] = []
+        self.number = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+        self._told: dict[tuple[str, int], RangeSet] = {}
+        self._open: dict[bytes, tuple[Kind, str]] = {}
+
+    def _find(self, text: str) -> None:
+        self.number += 1
+        if len(self.findings) < _MANY:
+            self.findings.append(text)
+
+    def add(self, version: int, delta: Delta) -> None:
+        """Takes in the next delta."""
+        self.version = version
+        fresh = self._cover(version, delta)
+        settled = {_key(origin, run_id) for origin, run_id in delta["closes"]}
+        for key in settled:
+            before = self._open.pop(key, None)
+            if before is None:
+                self._find(f"version {version} closes what was not open")
+            else:
+                self.counts[before] -= 1
+        seen: set[bytes] = set()
+        offsets: dict[tuple[str, int], list[int]] = {}
+        for kind, record in records_of(delta):
+            self._record(version, kind, record, fresh, settled, seen, offsets)
+        for place, numbers in offsets.items():
+            told = self._told.setdefault(place, RangeSet())
+            for start, end in _ranges(sorted(set(numbers))):
+                told.add(start, end)
+
+    def _cover(self, version: int, delta: Delta) -> dict[tuple[str, int], RangeSet]:
+        fresh: dict[tuple[str, int], RangeSet] = {}
+        for topic, entry in delta["offsets"].items():
+            for partition, ranges in entry["partitions"].items():
+                place = (topic, int(partition))
+                covered = self._covered.setdefault(place, RangeSet())
+                mine = fresh.setdefault(place, RangeSet())
+                for start, end in ranges:
+                    if covered.missing(start, end) != [(start, end)]:
+                        self._find(f"version {version} covers {topic}[{partition}] {start} to {end} again")
+                    covered.add(start, end)
+                    mine.add(start, end)
+        return fresh
+
+    def _record(
+        self,
+        version: int,
+        kind: Kind,
+        record: Delta,
+        fresh: dict[tuple[str, int], RangeSet],
+        settled: set[bytes],
+        seen: set[bytes],
+        offsets: dict[tuple[str, int], list[int]],
+    ) -> None:
+        topic, partition, offset = record["origin"]
+        run_id = record.get("mention", {}).get("run_id", "")
+        place, key, reason = (topic, partition), _key(record["origin"], run_id), record.get("reason", "")
+        what = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
+        self.records += 1
+        if key in seen:
+            self._find(f"{what} is settled twice")
+        seen.add(key)
+        offsets.setdefault(place, []).append(offset)
+        if key in self._open:  # tried again, and still not there
+            if kind != "deferred":
+                self._find(f"{what} is settled, and was open and is not closed")
+            self.counts[self._open.pop(key)] -= 1
+        elif key not in settled and offset not in fresh.get(place, ()) and not self._is_decoded(record, settled):
+            self._find(f"{what} is settled, and is in no range that this version covers")
+        if kind in ("deferred", "dead_letter"):
+            self._open[key] = (kind, reason)
+        elif kind == "run":
+            self.runs += 1
+        self.counts[kind, reason] += 1
+
+    @staticmethod
+    def _is_decoded(record: Delta, settled: set[bytes]) -> bool:
+        """Whether a record is what a message says that could not be decoded before, and is closed by it."""
+        return _key(record["origin"], "") in settled
+
+    def compare(self, state: RawState) -> None:
+        """Finds what the state says otherwise. It is that of the version that was told last."""
+        counts = Counter({key: number for key, number in self.counts.items() if number})
+        for key in sorted(set(counts) | set(state.counts)):
+            if counts[key] != state.counts[key]:
+                self._find(
+                    f"{' '.join(key).rstrip()}: {counts[key]} are recorded, and the state has {state.counts[key]}"
+                )
+        if self.runs != state.index.run_count():
+            self._find(f"{self.runs} runs are recorded, and the index has {state.index.run_count()}")
+        covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
+        for place in sorted(set(covered) | set(self._covered)):
+            if covered.get(place, RangeSet()) != self._covered.get(place, RangeSet()):
+                self._find(f"{place[0]}[{place[1]}]: the state covers other offsets than the versions do")
+        total = sum(counts.values())
+        if total != sum(state.totals().values()):
+            self._find(f"{total} (event, run) are accounted for, and the totals say {sum(state.totals().values())}")
+
+    def offsets(self) -> Iterator[tuple[str, int, int, int]]:
+        """(topic, partition, offsets covered, how many of them have a record), in order.
+
+        One without a record held no message (it was removed, or is a transaction's mark), or one that names no run.
+        """
+        for topic, partition in sorted(self._covered):
+            told = self._told.get((topic, partition), RangeSet()).count()
+            yield topic, partition, self._covered[topic, partition].count(), told
+
+
+def _key(origin: Iterable[object], run_id: str) -> bytes:
+    return fingerprint("\0".join(map(str, origin)), run_id)
+
+
+def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
+            yield numbers[start], numbers[at - 1] + 1
+            start = at

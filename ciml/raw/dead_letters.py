@@ -1,0 +1,171 @@
+"""Dead letters as the raw manifest holds them: found, chosen, and told open or closed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ciml.errors import IntegrityError
+from ciml.events.globs import glob_pattern
+from ciml.events.records import Origin, Outcome, records_of
+from ciml.events.redaction import redact_text
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.raw.known_ids import LetterKey
+from ciml.raw.state import RawState
+
+_ALL = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter.
+
+    Attributes:
+      outcome: as it was recorded: origin, event, run (if it could be decoded), reason, detail, payload.
+      version: of the delta that holds it.
+      time_us: when that was committed.
+      closed: the version that closed it; 0 while it is open.
+      became: what its event became then, each as ``kind`` or ``kind reason``.
+    """
+
+    outcome: Outcome
+    version: int
+    time_us: int
+    closed: int = 0
+    became: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> LetterKey:
+        return self.outcome.origin, self.outcome.run_id
+
+    @property
+    def job(self) -> str:
+        """The job, or "" where that is not known."""
+        return self.outcome.mention.build_name if self.outcome.mention else ""
+
+    def to_json(self, now_us: int) -> dict[str, Any]:
+        """What is said of it, without its payload and without secrets."""
+        value = {
+            **described(self.outcome.to_json()),
+            "version": self.version,
+            "time_us": self.time_us,
+            "age_s": (now_us - self.time_us) // 1_000_000,
+            "open": not self.closed,
+        }
+        return {**value, "closed": self.closed, "became": list(self.became)} if self.closed else value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which letters are meant: those that satisfy all of it.
+
+    Attributes:
+      reasons, jobs, topics, runs: globs, of which one has to match. The job and the run id of a message that could not
+        be decoded are "".
+      since_us, until_us: when it was committed, epoch microseconds; None for any time.
+    """
+
+    reasons: tuple[str, ...] = _ALL
+    jobs: tuple[str, ...] = _ALL
+    topics: tuple[str, ...] = _ALL
+    runs: tuple[str, ...] = _ALL
+    since_us: int | None = None
+    until_us: int | None = None
+
+    def may_take(self, key: LetterKey, reason: str) -> bool:
+        """Whether it may be one of them, as far as the index knows it."""
+        return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether it is one of them."""
+        return (
+            self.may_take(letter.key, letter.outcome.reason)
+            and _matches(self.jobs, letter.job)
+            and (self.since_us is None or letter.time_us >= self.since_us)
+            and (self.until_us is None or letter.time_us < self.until_us)
+        )
+
+
+def _matches(globs: tuple[str, ...], text: str) -> bool:
+    return globs == _ALL or glob_pattern(globs).fullmatch(text) is not None
+
+
+def open_letters(log: ManifestLog, keys: Iterable[tuple[LetterKey, int]], choice: Choice) -> Iterator[Letter]:
+    """The open letters of a choice, the oldest first. Only deltas that hold one are read.
+
+    Args:
+      log: the raw manifest.
+      keys: of `open_keys`; what is closed meanwhile is still given.
+      choice: which are meant.
+    """
+    wanted: dict[int, set[LetterKey]] = defaultdict(set)
+    for key, version in keys:
+        wanted[version].add(key)
+    for version in sorted(wanted):
+        mine = wanted.pop(version)
+        for letter in _letters_of(version, log.read(version)):
+            if letter.key in mine:
+                mine.remove(letter.key)
+                if choice.takes(letter):
+                    yield letter
+        if mine:
+            raise IntegrityError(f"raw manifest: version {version} does not hold the dead letter of {min(mine)[0]}")
+
+
+def open_keys(state: RawState, choice: Choice) -> list[tuple[LetterKey, int]]:
+    """(key, version) of the open letters that may be of a choice. The state must not change meanwhile."""
+    return [(key, letter.version) for key, letter in state.dead_letters.items() if choice.may_take(key, letter.reason)]
+
+
+def all_letters(log: ManifestLog, choice: Choice) -> Iterator[Letter]:
+    """The letters of a choice, open or closed, the oldest first. Every delta is read."""
+    found: dict[LetterKey, Letter] = {}
+    past: list[Letter] = []
+    for version, delta in log.since(0):
+        for origin, run_id in delta["closes"]:
+            key = (Origin.from_json(origin), run_id)
+            if key in found:
+                past.append(replace(found.pop(key), closed=version, became=_what_became(delta, key)))
+        for letter in _letters_of(version, delta):
+            if choice.takes(letter):
+                found[letter.key] = letter
+    yield from sorted([*past, *found.values()], key=lambda letter: (letter.version, _place(letter.key)))
+
+
+def _what_became(delta: Delta, key: LetterKey) -> tuple[str, ...]:
+    origin, run_id = key
+    return tuple(
+        f"{kind} {record.get('reason', '')}".rstrip()
+        for kind, record in records_of(delta)
+        if record["origin"] == origin.to_json() and run_id in ("", record.get("mention", {}).get("run_id", ""))
+    )
+
+
+def _letters_of(version: int, delta: Delta) -> Iterator[Letter]:
+    for record in delta["dead_letters"]:
+        yield Letter(Outcome.from_json(record), version, delta["time_us"])
+
+
+def _place(key: LetterKey) -> tuple[str, int, int, str]:
+    origin, run_id = key
+    return origin.topic, origin.partition, origin.offset, run_id
+
+
+def described(record: dict[str, Any]) -> dict[str, Any]:
+    """A letter's record as it may be shown and sent: no payload, and no secrets of addresses in what was quoted."""
+    mention = record.get("mention", {})
+    value = {
+        "origin": record["origin"],
+        "run_id": mention.get("run_id", ""),
+        "build_name": mention.get("build_name", ""),
+        "reason": record["reason"],
+        "detail": redact_text(record.get("detail", "")),
+    }
+    for name in ("event_key", "first_seen_us"):
+        if name in record:
+            value[name] = record[name]
+    if mention.get("log_url"):
+        value["log_url"] = mention["log_url"]
+    return value

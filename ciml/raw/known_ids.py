@@ -1,0 +1,280 @@
+"""The ids that a raw manifest knows: events, runs and open dead letters, in memory or over a sorted index on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ciml.errors import IntegrityError
+from ciml.events.records import Origin
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_set import IdSet
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+#: (event key, run id). The run id is empty where the event was seen and not understood.
+Event = tuple[str, str]
+#: Where a dead letter comes from, and the run that it is of ("" where it could not be decoded).
+LetterKey = tuple[Origin, str]
+
+
+class KnownRun(NamedTuple):
+    """A run that has its raw row.
+
+    Attributes:
+      outcome: the one that counts now.
+      digest: of the telemetry of the row that counts: the first, or the reclaim's.
+      trusted: whether the event that the row came from was trusted.
+    """
+
+    outcome: str
+    digest: str
+    trusted: bool
+
+
+class OpenLetter(NamedTuple):
+    """A dead letter that no later delta has closed: where it is recorded, and why it is one."""
+
+    version: int
+    reason: str
+
+
+class Index(Protocol):
+    """The ids that were ever seen. The one thing here that grows with every event, so it can be replaced."""
+
+    def prefetch(
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+    ) -> None:
+        """Says what will be asked for next, so that it can be looked up at once. Nothing depends on it but speed, and
+        that no question about what was named here can fail until the next call."""
+
+    def has_event(self, event_key: str, run_id: str) -> bool:
+        """Whether this event was seen to name this run (or, with an empty run id, was seen and not understood)."""
+
+    def add_event(self, event_key: str, run_id: str) -> None: ...
+
+    def run(self, run_id: str) -> KnownRun | None: ...
+
+    def put_run(self, run_id: str, run: KnownRun) -> None: ...
+
+    def run_count(self) -> int: ...
+
+    def letter(self, key: LetterKey) -> OpenLetter | None: ...
+
+    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
+        """Opens a dead letter, or closes it (None)."""
+
+    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+        """All open dead letters. The index must not change meanwhile."""
+
+
+class MemoryIndex:
+    """All ids in memory: about 150 bytes a (event, run), 300 more a run."""
+
+    def __init__(self) -> None:
+        self._events = IdSet()
+        self._runs: dict[str, KnownRun] = {}
+        self._letters: dict[LetterKey, OpenLetter | None] = {}
+
+    def prefetch(
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+    ) -> None:
+        """Nothing to do."""
+
+    def has_event(self, event_key: str, run_id: str) -> bool:
+        return fingerprint(event_key, run_id) in self._events
+
+    def add_event(self, event_key: str, run_id: str) -> None:
+        self._events.add(fingerprint(event_key, run_id))
+
+    def run(self, run_id: str) -> KnownRun | None:
+        return self._runs.get(run_id)
+
+    def put_run(self, run_id: str, run: KnownRun) -> None:
+        self._runs[run_id] = run
+
+    def run_count(self) -> int:
+        return len(self._runs)
+
+    def letter(self, key: LetterKey) -> OpenLetter | None:
+        return self._letters.get(key)
+
+    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
+        if letter is None:
+            self._letters.pop(key, None)
+        else:
+            self._letters[key] = letter
+
+    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+        for key, letter in self._letters.items():
+            if letter is not None:
+                yield key, letter
+
+
+def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
+    import numpy as np
+
+    versions: np.ndarray = np.from_dlpack(values["version"])
+    closed: np.ndarray = versions == 0
+    return closed
+
+
+#: The tables of a `LayeredIndex`. An outcome is its place in `_OUTCOMES`, with `_UNTRUSTED` for a run that is not
+#: trusted; a closed letter has the version 0.
+TABLES: Mapping[str, TableKind] = {
+    "events": TableKind(),
+    "runs": TableKind({"outcome": "uint8", "digest": "binary"}),
+    "letters": TableKind(
+        {
+            "version": "int64",
+            "reason": "string",
+            "topic": "string",
+            "partition": "int32",
+            "offset": "int64",
+            "run_id": "string",
+        },
+        gone=_are_closed,
+    ),
+}
+_UNTRUSTED = 0x80  # older versions did not say: such a run counts as trusted, which no untrusted event may correct
+_OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
+
+
+class LayeredIndex:
+    """What came since a checkpoint in memory, over the tables of that checkpoint.
+
+    Args:
+      tables: those of `TABLES`, as of the checkpoint.
+      runs: how many runs they hold.
+    """
+
+    def __init__(self, tables: Mapping[str, IdTable], runs: int) -> None:
+        self._tables = tables
+        self._run_count = runs
+        self._events = IdSet(tables["events"])
+        self._runs: dict[str, KnownRun] = {}
+        self._letters: dict[LetterKey, OpenLetter | None] = {}
+        self._found_runs: dict[str, KnownRun | None] = {}  # what was looked up last; tables never change
+        self._found_letters: dict[LetterKey, OpenLetter | None] = {}
+
+    def prefetch(
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+    ) -> None:
+        self._events.prefetch(fingerprint(*event) for event in events)
+        wanted, before = set(runs) - self._runs.keys(), self._found_runs
+        found = self._look_up_runs([run_id for run_id in wanted if run_id not in before])
+        self._found_runs = {run_id: before[run_id] for run_id in wanted if run_id in before} | found
+        self._found_letters = self._look_up_letters(set(letters) - self._letters.keys())
+
+    def _look_up_runs(self, run_ids: Collection[str]) -> dict[str, KnownRun | None]:
+        values = self._tables["runs"].get([fingerprint(run_id) for run_id in run_ids])
+        return {run_id: _known_run(value) for run_id, value in zip(run_ids, values, strict=True)}
+
+    def _look_up_letters(self, keys: Collection[LetterKey]) -> dict[LetterKey, OpenLetter | None]:
+        values = self._tables["letters"].get([_letter_id(key) for key in keys])
+        return {key: _open_letter(value) for key, value in zip(keys, values, strict=True)}
+
+    def has_event(self, event_key: str, run_id: str) -> bool:
+        return fingerprint(event_key, run_id) in self._events
+
+    def add_event(self, event_key: str, run_id: str) -> None:
+        self._events.add(fingerprint(event_key, run_id))
+
+    def run(self, run_id: str) -> KnownRun | None:
+        if (known := self._runs.get(run_id)) is not None:
+            return known
+        if run_id not in self._found_runs:
+            self._found_runs.update(self._look_up_runs([run_id]))
+        return self._found_runs[run_id]
+
+    def put_run(self, run_id: str, run: KnownRun) -> None:
+        if self.run(run_id) is None:
+            self._run_count += 1
+        self._runs[run_id] = run
+
+    def run_count(self) -> int:
+        return self._run_count
+
+    def letter(self, key: LetterKey) -> OpenLetter | None:
+        if key in self._letters:
+            return self._letters[key]
+        if key not in self._found_letters:
+            self._found_letters.update(self._look_up_letters([key]))
+        return self._found_letters[key]
+
+    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
+        self._letters[key] = letter
+
+    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+        for rows in self._tables["letters"].scan():
+            for at in range(len(rows)):
+                value = rows.row(at)
+                key = (Origin(value["topic"], value["partition"], value["offset"]), value["run_id"])
+                if key not in self._letters:
+                    yield key, OpenLetter(value["version"], value["reason"])
+        for key, letter in self._letters.items():
+            if letter is not None:
+                yield key, letter
+
+    def recent(self) -> dict[str, Rows]:
+        """What came since the checkpoint, as rows for its tables."""
+        runs, letters = self._runs, self._letters
+        return {
+            "events": self._events.recent(),
+            "runs": TABLES["runs"].rows(
+                [fingerprint(run_id) for run_id in runs],
+                {
+                    "outcome": [_outcome_number(run) for run in runs.values()],
+                    "digest": [_pack(run.digest) for run in runs.values()],
+                },
+            ),
+            "letters": TABLES["letters"].rows(
+                [_letter_id(key) for key in letters],
+                {
+                    "version": [letter.version if letter else 0 for letter in letters.values()],
+                    "reason": [letter.reason if letter else "" for letter in letters.values()],
+                    "topic": [origin.topic for origin, _ in letters],
+                    "partition": [origin.partition for origin, _ in letters],
+                    "offset": [origin.offset for origin, _ in letters],
+                    "run_id": [run_id for _, run_id in letters],
+                },
+            ),
+        }
+
+
+def _letter_id(key: LetterKey) -> bytes:
+    origin, run_id = key
+    return fingerprint(origin.topic, str(origin.partition), str(origin.offset), run_id)
+
+
+def _open_letter(value: Mapping[str, Any] | None) -> OpenLetter | None:
+    return OpenLetter(value["version"], value["reason"]) if value is not None and value["version"] else None
+
+
+def _known_run(value: Mapping[str, Any] | None) -> KnownRun | None:
+    if value is None:
+        return None
+    outcome: int = value["outcome"]
+    return KnownRun(_OUTCOMES[outcome & ~_UNTRUSTED], _unpack(value["digest"]), not outcome & _UNTRUSTED)
+
+
+def _outcome_number(run: KnownRun) -> int:
+    try:
+        return _OUTCOMES.index(run.outcome) | (0 if run.trusted else _UNTRUSTED)
+    except ValueError:
+        raise IntegrityError(f"raw manifest: {run.outcome!r} is no outcome") from None
+
+
+def _pack(digest: str) -> bytes:
+    """A digest in half the bytes where it is one in hex; what it is stands before it."""
+    try:
+        data = bytes.fromhex(digest)
+    except ValueError:
+        data = b""
+    return b"\0" + data if data.hex() == digest else b"\1" + digest.encode("utf-8", "surrogatepass")
+
+
+def _unpack(data: bytes) -> str:
+    return data[1:].decode("utf-8", "surrogatepass") if data[0] else data[1:].hex()

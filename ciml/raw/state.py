@@ -1,0 +1,306 @@
+"""What the deltas of the raw manifest add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import ItemsView, Iterator, Mapping
+from typing import Any
+
+from ciml.errors import IntegrityError
+from ciml.events.records import LISTS, Candidate, Kind, Origin, Outcome, records_of, rows_of
+from ciml.manifest.checkpoints import Checkpointed, Checkpoints
+from ciml.manifest.id_index import IdTable, Rows
+from ciml.manifest.log import Delta, ManifestLog, catch_up
+from ciml.manifest.offsets import RangeSet
+from ciml.raw.known_ids import TABLES, Index, KnownRun, LayeredIndex, LetterKey, MemoryIndex, OpenLetter
+from ciml.storage.open import Store
+
+#: So many sources are counted each by itself, the first that came: a source is what an event says it is.
+MOST_SOURCES = 50
+#: What the others are counted as, and what names no run. No source has such a name.
+OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
+
+
+class RawState:
+    """What the deltas of the raw manifest add up to.
+
+    Attributes:
+      version: that of the last delta applied, 0 at first.
+      topic_ids: the broker's UUID of each topic as it was first seen ("" where the broker has none).
+      deferred: open deferred outcomes by (origin, run id): logs that were not there yet.
+      dead_letters: open dead letters by (origin, run id), which are looked up and listed where they are stored.
+      counts: how many (event, run) there are by (kind, reason). The sum is the number of all that were ever covered.
+      trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
+      recorded: how many (event, run) ever became what, by (source, kind). Nothing is taken from it when a dead letter
+        is closed. A deferred one is not in it: it comes when it is settled.
+      closed: closed dead letters by reason.
+      time_us: when the last delta was committed.
+      restored: the version of the checkpoint that it was restored from, 0 without one.
+      records: how many records came since then.
+      torn: whether `apply` was broken off, so that this is no state any more.
+    """
+
+    def __init__(self, index: Index | None = None) -> None:
+        self.version = 0
+        self.index: Index = index if index is not None else MemoryIndex()
+        self.topic_ids: dict[str, str] = {}
+        self.deferred: dict[tuple[Origin, str], Outcome] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.trust: Counter[tuple[bool, str]] = Counter()
+        self.recorded: Counter[tuple[str, str]] = Counter()
+        self.closed: Counter[str] = Counter()
+        self.time_us = 0
+        self.restored = 0
+        self.records = 0
+        self.torn = False
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+        self._sources: set[str] = set()
+
+    @property
+    def dead_letters(self) -> Mapping[LetterKey, OpenLetter]:
+        return _Letters(self)
+
+    def covered(self, topic: str, partition: int) -> RangeSet:
+        """The offsets of a partition that are settled. Not to be changed by the caller."""
+        return self._covered.get((topic, partition), _NOTHING)
+
+    def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
+        """(topic, partition, covered offsets) of all that was ever read, in order."""
+        for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
+            yield topic, partition, ranges
+
+    def due(self, now_us: int) -> list[Candidate]:
+        """The deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
+        due = [outcome for outcome in self.deferred.values() if (outcome.not_before_us or 0) <= now_us]
+        due.sort(key=lambda outcome: (outcome.not_before_us or 0, str(outcome.origin), outcome.run_id))
+        return [retry(outcome) for outcome in due]
+
+    def next_due_us(self) -> int | None:
+        """When the next deferred run is due; None without one."""
+        return min((outcome.not_before_us or 0 for outcome in self.deferred.values()), default=None)
+
+    def totals(self) -> dict[str, int]:
+        """How many (event, run) there are of each kind, zeros included."""
+        totals = dict.fromkeys(LISTS, 0)
+        for (kind, _), count in self.counts.items():
+            totals[kind] += count  # type: ignore[index]
+        return {str(kind): count for kind, count in totals.items()}
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Takes in the delta that follows.
+
+        Raises:
+          IntegrityError: when it does not follow, or contradicts what came before (a run twice, a topic made anew).
+        """
+        if version != self.version + 1:
+            raise IntegrityError(f"raw manifest: version {version} after {self.version}")
+        closes: list[LetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
+        self.index.prefetch(
+            runs=[record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])],
+            letters=[key for key in closes if key not in self.deferred],
+        )
+        self.torn = True
+        for topic, entry in delta["offsets"].items():
+            known = self.topic_ids.get(topic, "")
+            check_topic_id(topic, known, entry["id"])
+            self.topic_ids[topic] = known or entry["id"]
+            for partition, ranges in entry["partitions"].items():
+                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
+                for start, end in ranges:
+                    covered.add(start, end)
+        for key in closes:
+            self._close(key)
+        for kind, record in records_of(delta):
+            self._apply_record(version, kind, record)
+            self.records += 1
+        self.torn = False
+        self.version = version
+        self.time_us = delta["time_us"]
+
+    def _apply_record(self, version: int, kind: Kind, record: dict[str, Any]) -> None:
+        mention = record.get("mention", {})
+        run_id: str = mention.get("run_id", "")
+        reason: str = record.get("reason", "")
+        if record.get("event_key"):
+            self.index.add_event(record["event_key"], run_id)
+        trust = record.get("trust", {})
+        trusted: bool = trust.get("trusted", False)
+        if kind in ("run", "reclaim"):
+            if (self.index.run(run_id) is not None) != (kind == "reclaim"):
+                what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
+                raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
+            self.index.put_run(run_id, KnownRun(mention.get("outcome", ""), record["file"]["digest"], trusted))
+            self.trust[trusted, trust.get("rule", "")] += 1
+        elif kind == "correction":
+            known = self.index.run(run_id)
+            if known is None:
+                raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
+            if trusted or not known.trusted:  # older versions recorded what untrusted events said of trusted runs, too
+                self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
+        elif kind in ("deferred", "dead_letter"):
+            key = (Origin.from_json(record["origin"]), run_id)
+            if kind == "deferred":
+                if key in self.deferred:  # tried again, and still not there: it stays one
+                    self._close(key)
+                self.deferred[key] = Outcome.from_json(record)
+            else:
+                self.index.put_letter(key, OpenLetter(version, reason))
+        self.counts[kind, reason] += 1
+        if kind != "deferred":
+            self.recorded[self._source(run_id), kind] += 1
+
+    def _source(self, run_id: str) -> str:
+        source = run_id.partition("~")[0]
+        if source in self._sources:
+            return source
+        if not source:
+            return NO_SOURCE
+        if len(self._sources) >= MOST_SOURCES:
+            return OTHER_SOURCES
+        self._sources.add(source)
+        return source
+
+    def _close(self, key: tuple[Origin, str]) -> None:
+        kind: Kind
+        if key in self.deferred:
+            kind, reason = "deferred", self.deferred.pop(key).reason
+        elif (letter := self.index.letter(key)) is not None:
+            kind, reason = "dead_letter", letter.reason
+            self.index.put_letter(key, None)
+            self.closed[reason] += 1
+        else:
+            raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed, and was not open")
+        self.counts[kind, reason] -= 1
+        if not self.counts[kind, reason]:
+            del self.counts[kind, reason]
+
+    def snapshot(self) -> dict[str, Any]:
+        """What it adds up to, as JSON, without what the index holds."""
+        return {
+            "time_us": self.time_us,
+            "topic_ids": dict(sorted(self.topic_ids.items())),
+            "covered": [
+                [topic, number, [list(part) for part in ranges]] for topic, number, ranges in self.partitions()
+            ],
+            "counts": [[kind, reason, number] for (kind, reason), number in sorted(self.counts.items())],
+            "trust": [[trusted, rule, number] for (trusted, rule), number in sorted(self.trust.items())],
+            "recorded": [[source, kind, number] for (source, kind), number in sorted(self.recorded.items())],
+            "closed": dict(sorted(self.closed.items())),
+            "deferred": [
+                outcome.to_json()
+                for _, outcome in sorted(self.deferred.items(), key=lambda item: (str(item[0][0]), item[0][1]))
+            ],
+            "runs": self.index.run_count(),
+        }
+
+    @classmethod
+    def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> RawState:
+        """The state at a checkpoint.
+
+        Args:
+          version: that of the checkpoint; 0 for the state before all deltas.
+          value: what `snapshot` gave there; empty for version 0.
+          tables: the ids until there.
+
+        Raises:
+          IntegrityError: for a checkpoint of a ciml that did not count what this one counts.
+        """
+        if value and "recorded" not in value:
+            raise IntegrityError(
+                f"raw manifest: the checkpoint of version {version} is of an older ciml: remove the folders "
+                "checkpoints and index, and they are made anew (docs/manifests.md)"
+            )
+        state = cls(LayeredIndex(tables, value.get("runs", 0)))
+        state.version = state.restored = version
+        state.time_us = value.get("time_us", 0)
+        state.topic_ids = dict(value.get("topic_ids", {}))
+        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.counts = Counter({(kind, reason): number for kind, reason, number in value.get("counts", ())})
+        state.trust = Counter({(trusted, rule): number for trusted, rule, number in value.get("trust", ())})
+        state.recorded = Counter({(source, kind): number for source, kind, number in value.get("recorded", ())})
+        state.closed = Counter(value.get("closed", {}))
+        state._sources = {source for source, _ in state.recorded} - {OTHER_SOURCES, NO_SOURCE}
+        for record in value.get("deferred", ()):
+            outcome = Outcome.from_json(record)
+            state.deferred[outcome.origin, outcome.run_id] = outcome
+        return state
+
+    def recent(self) -> dict[str, Rows]:
+        """The ids since the checkpoint that it was restored from, for the tables of the next.
+
+        Raises:
+          TypeError: its index is not one over tables.
+        """
+        if not isinstance(self.index, LayeredIndex):
+            raise TypeError("only a state that was restored from tables has rows for them")
+        return self.index.recent()
+
+
+class _Letters(Mapping[LetterKey, OpenLetter]):
+    """The open dead letters of a state."""
+
+    def __init__(self, state: RawState) -> None:
+        self._state = state
+
+    def __getitem__(self, key: LetterKey) -> OpenLetter:
+        if (letter := self._state.index.letter(key)) is None:
+            raise KeyError(key)
+        return letter
+
+    def __iter__(self) -> Iterator[LetterKey]:
+        for key, _ in self._state.index.letters():
+            yield key
+
+    def __len__(self) -> int:
+        return sum(number for (kind, _), number in self._state.counts.items() if kind == "dead_letter")
+
+    def items(self) -> ItemsView[LetterKey, OpenLetter]:
+        return _LetterItems(self)
+
+    def pairs(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+        """All of them, one by one, without a look-up for each."""
+        return self._state.index.letters()
+
+
+class _LetterItems(ItemsView[LetterKey, OpenLetter]):
+    _mapping: _Letters
+
+    def __iter__(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+        return self._mapping.pairs()
+
+
+_NOTHING = RangeSet()
+
+#: How checkpoints of a raw manifest are made.
+RAW = Checkpointed(TABLES, RawState.restored_from)
+
+
+def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
+    """The raw manifest of a raw store and its present state, from the newest checkpoint on."""
+    log = ManifestLog(raw)
+    state = Checkpoints(log, RAW).open()
+    catch_up(log, state)
+    return log, state
+
+
+def check_topic_id(topic: str, known: str, found: str) -> None:
+    """Raises `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
+    if known and found and known != found:
+        raise IntegrityError(
+            f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says "
+            f"{found}; read it under another name, or start with another --data-path"
+        )
+
+
+def retry(outcome: Outcome) -> Candidate:
+    """The candidate that tries a deferred outcome again."""
+    if outcome.mention is None:
+        raise IntegrityError(f"{outcome.origin}: deferred without a run")
+    return Candidate(
+        origin=outcome.origin,
+        event_key=outcome.event_key,
+        mention=outcome.mention,
+        trust=outcome.trust,
+        attempts=outcome.attempts + 1,
+        first_seen_us=outcome.first_seen_us,
+    )

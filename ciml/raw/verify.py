@@ -1,0 +1,202 @@
+"""Verifies a raw manifest: everything in it is compared with what the deltas say, computed anew, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ciml.errors import IntegrityError
+from ciml.manifest.checkpoints import Checkpoint, Checkpoints
+from ciml.manifest.id_index import IdTable
+from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.manifest.log import ManifestLog
+from ciml.raw.known_ids import TABLES
+from ciml.raw.state import RAW, RawState
+from ciml.storage.open import LocalStore, Store
+
+_FLUSH_RECORDS = 50_000
+
+
+def verify_manifest(raw: Store, progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
+    """What is wrong with a raw manifest, a line each; nothing when all adds up.
+
+    Versions follow each other without a gap; segments are as they were written, each names the one before, and they say
+    what single deltas say that are still there; each checkpoint is the sum of all deltas up to it, and its index holds
+    their ids and no others. Needs as much space in the folder for temporary files as the index has.
+
+    Args:
+      raw: the raw store. It may be written to meanwhile; what comes after the start is left out.
+      progress: told (deltas done, deltas in all).
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    log = ManifestLog(raw)
+    name = re.compile(re.escape(log.folder) + r"/([0-9]{12})\.json")
+    singles = {int(match[1]) for entry in raw.entries(log.folder) if (match := name.fullmatch(entry.path))}
+    archive = yield from _verify_segments(log, singles)
+    yield from _verify_deltas(log, archive, singles)
+    if not archive.broken:
+        yield from _verify_checkpoints(log, archive, progress)
+
+
+@dataclass
+class _Archive:
+    """What the segments were seen to be.
+
+    Attributes:
+      last: the last version in one.
+      end: the last version of all.
+      digests: of each segment, by its last version.
+      broken: whether the deltas cannot be read from the first to the last.
+    """
+
+    last: int = 0
+    end: int = 0
+    digests: dict[int, str] = field(default_factory=dict)
+    broken: bool = False
+
+
+def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[str, None, _Archive]:
+    found = _Archive()
+    previous = ""
+    for last in log.archive.lasts():
+        where = log.store.url(log.archive.path(last))
+        try:
+            segment = log.archive.read(last)
+        except (FileNotFoundError, IntegrityError) as error:
+            yield str(error)
+            found.broken = True
+            return found
+        if segment.first > found.last + 1:
+            yield f"{where} begins with version {segment.first}, and those from {found.last + 1} are in none"
+            found.broken = True
+            return found
+        if segment.first != found.last + 1 or segment.previous != previous:
+            yield f"{where} does not follow from the segment before"
+        for version in range(segment.first, segment.last + 1):
+            try:
+                line = log.parse(version, segment.line(version))
+            except IntegrityError as error:
+                yield f"{where}: {error}"
+                found.broken = True
+                continue
+            if version in singles and (single := _single(log, version)) is not None and single != line:
+                yield f"{log.store.url(log.path(version))} is not what its segment says"
+        found.last, previous = segment.last, segment.digest
+        found.digests[last] = previous
+    return found
+
+
+def _single(log: ManifestLog, version: int) -> object:
+    try:
+        return log.parse(version, log.store.read(log.path(version)))
+    except FileNotFoundError:
+        return None
+    except IntegrityError as error:
+        return error
+
+
+def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]) -> Iterator[str]:
+    archive.end = archive.last
+    for version in sorted(version for version in singles if version > archive.last):
+        if version != archive.end + 1:
+            yield f"{log.store.url(log.path(version))} is there, and version {archive.end + 1} is not"
+            return
+        if isinstance(found := _single(log, version), IntegrityError):
+            yield str(found)
+            archive.broken = True
+            return
+        archive.end = version
+
+
+def _verify_checkpoints(
+    log: ManifestLog, archive: _Archive, progress: Callable[[int, int], None] | None
+) -> Iterator[str]:
+    checkpoints = Checkpoints(log, RAW)
+    wanted: dict[int, Checkpoint] = {}
+    for version in log.checkpoints():
+        try:
+            wanted[version] = checkpoints.read(version)
+        except FileNotFoundError:
+            continue  # removed since, as it has to be
+        except IntegrityError as error:
+            yield str(error)
+    for version, checkpoint in wanted.items():
+        if version > archive.end or archive.digests.get(version) != checkpoint.segment:
+            yield f"{log.store.url(log.checkpoint_path(version))} was made from other deltas"
+    with tempfile.TemporaryDirectory(prefix="ciml-verify-") as folder:
+        replay = _Replay(PartFiles(LocalStore(folder), "index"))
+        for version, data in log.raw_since(0):
+            if version > archive.end:
+                break
+            try:
+                replay.state.apply(version, log.parse(version, data))
+            except IntegrityError as error:
+                yield str(error)
+                return
+            if version in wanted:
+                replay.flush()
+                where = log.store.url(log.checkpoint_path(version))
+                for fault in _compare(wanted[version], checkpoints, replay):
+                    yield f"{where}: {fault}"
+            elif replay.state.records >= _FLUSH_RECORDS:
+                replay.flush()
+            if progress is not None:
+                progress(version, archive.end)
+
+
+class _Replay:
+    """The sum of deltas, whose ids are kept in tables of its own."""
+
+    def __init__(self, files: PartFiles) -> None:
+        self._files = files
+        self.tables: dict[str, IdTable] = {name: IdTable(kind, (), files) for name, kind in TABLES.items()}
+        self.state = RawState.restored_from(0, {}, self.tables)
+
+    def flush(self) -> None:
+        """Moves the ids from memory to the tables."""
+        recent = self.state.recent()
+        for name, table in self.tables.items():
+            steps = table.with_rows(recent[name]).merged()
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    self.tables[name] = end.value
+                    break
+        self.state = RawState.restored_from(self.state.version, self.state.snapshot(), self.tables)
+
+
+def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay: _Replay) -> Iterator[str]:
+    told = replay.state.snapshot()
+    for name in sorted(told.keys() | checkpoint.state.keys()):
+        if told.get(name) != checkpoint.state.get(name):
+            yield f"{name} is not what the deltas add up to"
+    faults = [
+        checkpoints.files.check(part) for runs in checkpoint.tables.values() for run in runs for part in run.parts
+    ]
+    yield from (fault for fault in faults if fault)
+    tables = checkpoints.tables(checkpoint)
+    for name, table in replay.tables.items():
+        try:
+            same = _digest(tables[name]) == _digest(table)
+        except (PartGone, IntegrityError):
+            continue  # told above
+        if not same:
+            yield f"the index of {name} is not that of the deltas"
+
+
+def _digest(table: IdTable) -> Mapping[str, str]:
+    """A digest of each column over all rows, in the order of the ids."""
+    digests = {name: hashlib.sha256() for name in ("high", "low", *table.kind.columns)}
+    for rows in table.scan():
+        digests["high"].update(rows.high.tobytes())
+        digests["low"].update(rows.low.tobytes())
+        for name, column in rows.values.items():
+            for value in column.to_pylist():
+                digests[name].update(repr(value).encode() + b"\n")
+    return {name: digest.hexdigest() for name, digest in digests.items()}

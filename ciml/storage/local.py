@@ -1,0 +1,205 @@
+"""Objects in a folder, synced to the disk, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ciml.errors import EngineError
+from ciml.storage.base import PIECE, Entry, Store, checked
+
+
+class LocalStore(Store):
+    """A folder. ``create`` is a temporary file and a hard link, so it survives kills and races; files are synced."""
+
+    _STAGING = ".staging-"
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+
+    def _path(self, path: str) -> Path:
+        return Path(self._at(path))
+
+    def _at(self, path: str) -> str:
+        """As `_path`, for what is done thousands of times."""
+        return f"{self.root}/{checked(path)}"
+
+    def _stage(self, target: Path, data: bytes) -> str:
+        _make_folder(target.parent)
+        handle, staged = tempfile.mkstemp(prefix=self._STAGING, dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.chmod(staged, 0o644)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(staged)
+            raise
+        return staged
+
+    def _put(self, target: Path, data: bytes, *, exclusive: bool) -> bool:
+        staged = self._stage(target, data)
+        try:
+            (os.link if exclusive else os.replace)(staged, target)
+            written = True
+        except FileExistsError:
+            written = False
+        finally:
+            with suppress(OSError):  # a file that stays is swept; what was written is written
+                os.unlink(staged)
+        _sync_folder(target.parent)  # also for another's object: it may be named by what is written next
+        return written
+
+    def _write(self, path: str, data: bytes, *, exclusive: bool) -> bool:
+        target = self._path(path)
+        for attempt in range(1, _FOLDER_ATTEMPTS + 1):
+            try:
+                if exclusive and target.exists():
+                    _sync_folder(target.parent)
+                    return False
+                return self._put(target, data, exclusive=exclusive)
+            except FileNotFoundError as error:  # its folder was empty, and was swept within these lines
+                if attempt == _FOLDER_ATTEMPTS:
+                    raise _failed("write", target, error) from error
+            except OSError as error:
+                raise _failed("write", target, error) from error
+        raise AssertionError("unreachable")
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._write(path, data, exclusive=True)
+
+    def replace(self, path: str, data: bytes) -> None:
+        self._write(path, data, exclusive=False)
+
+    def read(self, path: str) -> bytes:
+        try:
+            with open(self._at(path), "rb") as source:
+                return source.read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed("read", self._path(path), error) from error
+
+    def read_range(self, path: str, start: int, size: int) -> bytes:
+        try:
+            with open(self._at(path), "rb") as source:
+                source.seek(start)
+                return source.read(size)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed("read", self._path(path), error) from error
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._path(path).open("rb") as file:
+                while piece := file.read(PIECE):
+                    yield piece
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed("read", self._path(path), error) from error
+
+    def exists(self, path: str) -> bool:
+        return self._path(path).is_file()
+
+    def _walk(self, prefix: str, after: str = "") -> Iterator[tuple[str, list[str]]]:
+        """(folder, names of files) below ``prefix``, the staged ones too; without folders that are before ``after``."""
+
+        def broken(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # a listing that leaves something out is no listing
+                raise _failed("list", error.filename or top, error) from error
+
+        top = self._at(prefix) if prefix else self.root
+        for folder, folders, names in os.walk(top, onerror=broken):
+            folders.sort()
+            if after:
+                below = "" if folder == self.root else f"{os.path.relpath(folder, self.root)}/"
+                folders[:] = [name for name in folders if f"{below}{name}/" >= after[: len(below) + len(name) + 1]]
+            yield folder, sorted(names)
+
+    def list(self, prefix: str = "", after: str = "") -> list[str]:
+        found = [
+            os.path.relpath(os.path.join(folder, name), self.root)
+            for folder, names in self._walk(prefix, after)
+            for name in names
+            if not name.startswith(self._STAGING)
+        ]
+        return sorted(path for path in found if path > after)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for folder, names in self._walk(prefix):
+            for name in names:
+                if name.startswith(self._STAGING):
+                    continue
+                path = os.path.join(folder, name)
+                try:
+                    found = os.stat(path)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise _failed("list", path, error) from error
+                yield Entry(os.path.relpath(path, self.root), found.st_size, found.st_mtime)
+
+    def delete(self, path: str) -> None:
+        try:
+            self._path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise _failed("delete", self._path(path), error) from error
+
+    def sweep(self, prefix: str, before_s: float) -> int:
+        removed = 0
+        top = self._path(prefix)
+        for folder, names in self._walk(prefix):
+            for name in names:
+                if name.startswith(self._STAGING):
+                    removed += _remove_old(os.path.join(folder, name), before_s)
+            with suppress(OSError):  # rmdir takes none that has anything in it
+                if not names and Path(folder) != top and os.stat(folder).st_mtime < before_s:
+                    os.rmdir(folder)
+        return removed
+
+    def child(self, path: str) -> LocalStore:
+        return LocalStore(self._at(path))
+
+
+_FOLDER_ATTEMPTS = 5
+
+
+def _failed(verb: str, path: str | os.PathLike[str], error: OSError) -> EngineError:
+    return EngineError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}")
+
+
+def _remove_old(path: str, before_s: float) -> bool:
+    try:
+        if os.stat(path).st_mtime >= before_s:
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _failed("delete", path, error) from error
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, each of them on the disk before the next."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+        _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

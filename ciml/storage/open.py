@@ -1,0 +1,28 @@
+"""Objects in a folder or an S3 bucket behind one small interface, whose ``create`` is the atomic commit."""
+
+from __future__ import annotations
+
+import os
+
+from ciml.errors import CimlError
+from ciml.storage.base import Entry, Store
+from ciml.storage.local import LocalStore
+from ciml.storage.s3 import S3Store
+
+__all__ = ["Entry", "LocalStore", "S3Store", "Store", "open_store"]
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store at a local folder or an ``s3://bucket/prefix``.
+
+    S3 takes its endpoint and credentials from the environment, as boto3 does (``AWS_ENDPOINT_URL_S3``, …).
+
+    Raises:
+      CimlError: for any other scheme.
+    """
+    text = os.fspath(url)
+    if text.startswith("s3://"):
+        return S3Store(text)
+    if "://" in text:
+        raise CimlError(f"{text}: only local paths and s3:// are stores")
+    return LocalStore(text)

@@ -1,0 +1,89 @@
+"""Results of experiments as lines for people. Every figure stands beside the base rate and the one-number baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+def told_result(result: Figures) -> list[str]:
+    """A result of `training.experiments.trials.Trial.run`."""
+    lines = [f"{result['experiment']['name']} on {result['dataset']}: {told_training(result['training'])}"]
+    if result["dev"]:
+        lines += told_scores("dev", result["dev"])
+    return [*lines, *told_scores("test", result["test"]), *told_baselines(result["baselines"])]
+
+
+def told_on(result: Figures) -> list[str]:
+    """A result of `training.experiments.trials.Trial.run_on`."""
+    left = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
+    lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(left) if left else ''}"]
+    return [*lines, *told_scores("test", result["test"]), *told_baselines(result["baselines"])]
+
+
+def told_folds(result: Figures) -> list[str]:
+    """A result of `training.evaluation.cross_validation.cross_validate`."""
+    mean = result["mean"]
+    lines = [f"{len(result['folds'])} folds by {result['by']}, test runs unread"]
+    lines += [
+        f"  fold {number}  accuracy {_value(fold['accuracy'])}, base rate {_value(fold['base_rate'])}"
+        + (f"; held out {', '.join(fold['held_out'][:5])}{' …' * (len(fold['held_out']) > 5)}" * bool(fold["held_out"]))
+        for number, fold in enumerate(result["folds"], 1)
+    ]
+    lines.append(f"  mean    accuracy {_within(mean['accuracy'])}; macro F1 {_within(mean['f1'])}")
+    lines += told_scores("pooled", result["pooled"])
+    for name, found in result.get("baselines", {}).items():
+        by_folds, pooled = found["mean"]["accuracy"], found["pooled"]["macro"]["f1"]
+        lines.append(f"  {name} alone: mean accuracy {_within(by_folds)}; pooled macro F1 {_within(pooled)}")
+    return lines
+
+
+def told_training(training: Figures) -> str:
+    """How a model came to be."""
+    if "epochs" not in training:
+        return f"{training['runs']} runs"
+    best = f", the best of them {training['best_epoch']}" if training["best_epoch"] != training["epochs"] else ""
+    return f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps{best}"
+
+
+def told_scores(what: str, found: Figures) -> list[str]:
+    """The figures of some runs."""
+    accuracy, base, macro = found["accuracy"], found["base_rate"], found["macro"]
+    if not found["runs"]:
+        return [f"  {what}: no runs"]
+    lines = [
+        f"  {what}: {found['runs']} runs: accuracy {_within(accuracy)}, base rate {_value(base)} ({base['class']})",
+        f"    macro F1 {_within(macro['f1'])}, ROC-AUC {_within(macro['roc_auc'])}, PR-AUC {_within(macro['pr_auc'])}",
+        f"    Brier {_within(found['brier'])}, calibration error {_number(found['calibration']['ece'])}",
+    ]
+    for name in found["confusion"]["classes"]:
+        one = found["classes"][name]
+        lines.append(
+            f"    {name}: {one['runs']} runs, precision {_value(one['precision'])}, recall {_value(one['recall'])}, "
+            f"F1 {_within(one['f1'])}"
+        )
+    return lines
+
+
+def told_baselines(baselines: Figures) -> list[str]:
+    """What one number does on the test runs."""
+    return [
+        f"  {name} alone: accuracy {_within(found['accuracy'])}, macro F1 {_within(found['macro']['f1'])}"
+        for name, found in baselines.items()
+    ] or ["  no one-number baseline: the runs have no such number here"]
+
+
+def _within(figure: Figures) -> str:
+    if figure["value"] is None or figure["low"] is None:
+        return _value(figure)
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _value(figure: Figures) -> str:
+    return _number(figure["value"])
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"

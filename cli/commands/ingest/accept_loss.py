@@ -1,0 +1,50 @@
+"""``ciml ingest accept-loss``: going on after a topic's retention was faster than ingest."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import data_path_option, home_option, kafka_config_option, kafka_option, kafka_properties_option
+
+
+@click.command("accept-loss", short_help="Go on without messages that a topic no longer holds.")
+@data_path_option()
+@kafka_option()
+@kafka_config_option
+@home_option
+@click.option("--topic", default="ci-events", show_default=True, help="Where the events were.")
+@kafka_properties_option
+@click.option("--dry-run", is_flag=True, help="Only say what is lost.")
+def accept_loss(
+    data_path: str,
+    kafka: str,
+    kafka_config: str | None,
+    kafka_options: tuple[str, ...],
+    topic: str,
+    dry_run: bool,
+    **_: object,
+) -> None:
+    """Record as settled what a topic lost before it was read, so that ingest can go on.
+
+    An ingest stops when the broker's retention has deleted messages that it never read: it skips nothing by itself.
+    When they cannot be had any more, this says so in the manifest, as ranges of offsets without any event.
+
+    \b
+    Example:
+      ciml ingest accept-loss --data-path data --dry-run
+      ciml ingest accept-loss --data-path data
+    """
+    from ciml.storage.open import open_store
+    from cli.param_types import pairs
+    from pipelines.ingest.accept_loss import accept_losses
+    from pipelines.kafka.client import KafkaOptions
+
+    options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
+    lost = accept_losses(open_store(data_path).child("raw"), options, topic, dry_run=dry_run)
+    said = "lost" if dry_run else "accepted as lost"
+    for each in lost:
+        click.echo(
+            f"{each.topic}[{each.partition}]: {each.end - each.start} offsets, {each.start} to {each.end}: {said}"
+        )
+    if not lost:
+        click.echo(f"{topic}: nothing is lost")

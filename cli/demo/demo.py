@@ -1,0 +1,339 @@
+"""From the options to the result: the run, the books, the table and the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from ciml.datasets.state import dataset_state
+from ciml.errors import CimlError
+from cli.demo import accounts as accounting
+from cli.demo import checks as books
+from cli.demo.definitions import ALL, RELATIVE
+from cli.demo.direct import check_examples
+from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
+from cli.demo.result import Check, Confusion, DemoResult, VersionLine
+from cli.demo.run import PREDICTIONS, REFRESHES, RUNS, Demo, Options, prepared, run
+from cli.demo.steps import Steps
+
+#: The least accuracy of the model that sees all columns. The other's is whatever it is.
+WANTED_ACCURACY = 0.75
+
+
+def demo(options: Options, progress: Any, out: Any) -> DemoResult:
+    """Runs the demo and reports on it.
+
+    Args:
+      options: how.
+      progress: a `rich.console.Console` for the steps.
+      out: one for the tables.
+
+    Raises:
+      CimlError: when something keeps the chain from coming to its end; then there are no books.
+    """
+    from cli.demo.report import render
+    from cli.demo.table import show
+
+    with Steps(progress) as steps, prepared(options, steps) as running:
+        run(running)
+        with steps.step("make the books") as step:
+            result = balance(running, step.say)
+        with steps.step("write the report"):
+            result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
+            running.data.replace("demo/result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
+            running.data.replace("demo/report.html", render(result).encode())
+        if not options.keep:
+            with steps.step("shut down"):
+                running.trainer.close()
+                running.engines.stop()
+    show(result, out)
+    out.print()
+    out.print(f"Report: {options.data}/demo/report.html", soft_wrap=True, highlight=False, markup=False)
+    if options.keep:
+        _print_kept(running, out)
+    wrong = sum(not check.passed for check in result.checks)
+    color, said = (
+        ("bold green", "Every number adds up.")
+        if result.passed
+        else ("bold red", f"{wrong} check{'' if wrong == 1 else 's'} failed.")
+    )
+    out.print(f"[{color}]{said}[/] {steps.seconds():.0f} s in all.", highlight=False)
+    return result
+
+
+def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
+    """Counts everything anew from what is stored, and makes the checks."""
+    produced, accounts = demo.sender.produced, demo.accounts
+    runs = accounts.runs()
+    checks = [
+        accounting.check_accounting(produced, accounts),
+        accounting.check_offsets(produced, accounts),
+        accounting.check_waited(produced, accounts),
+        accounting.check_trust(produced, accounts),
+        books.check_raw(produced, runs),
+    ]
+    say("raw objects")
+    tables, check = books.read_raw(demo.raw, runs, accounts.paths())
+    checks.append(check)
+    say("data sets")
+    states = [dataset_state(demo.data, name) for name in (ALL, RELATIVE)]
+    for state in states:
+        checks.append(books.check_dataset(state, [one.run_id for one in runs]))
+        checks.append(_examples(demo, state, runs))
+    say("models")
+    checks.append(books.check_snapshots(_snapshots(demo), produced))
+    versions = [
+        version_line(told) for told in sorted(demo.refreshes, key=lambda told: str(told["model"])) if "metrics" in told
+    ]
+    checks += [
+        check_refreshes(demo.refreshes),
+        check_accuracy(versions, WANTED_ACCURACY if demo.options.runs is None else None),
+        *_served(demo, tables),
+    ]
+    say("predictions")
+    predictions = Predictions(demo.data)
+    predictions.catch_up()
+    trusted = {one.run_id: one.trust.trusted for one in runs}
+    pushed = [line.version for line in versions if line.model == ALL and line.verdict == "pushed"]
+    checks.append(check_predictions(trusted, predictions.records, pushed))
+    checks += [
+        check_topic(RUNS, _keys(demo, RUNS), list(trusted)),
+        check_topic(PREDICTIONS, _ids(demo), [one["id"] for one in predictions.records]),
+    ]
+    spans, exclusions = books.span_lines(states)
+    providers = {one.run_id: one.mention.provider for one in runs if one.mention is not None}
+    untrusted = {run_id for run_id, good in trusted.items() if not good}
+    return DemoResult(
+        started=demo.started.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        took_s=demo.steps.seconds(),
+        engines=_engines(demo),
+        runs=len(demo.plan.samples),
+        messages=len(demo.plan.messages),
+        accounting=accounting.accounting_lines(produced, accounts),
+        spoilt=accounting.spoilt_lines(produced, accounts),
+        spans=spans,
+        exclusions=exclusions,
+        versions=versions,
+        confusions=_confusions(demo.refreshes),
+        predictions=prediction_lines(predictions.records, untrusted, _first_push_us(demo)),
+        profile_column=books.PROFILE_COLUMN,
+        profile_interval_s=books.PROFILE_INTERVAL_S,
+        profiles=books.profiles(tables, providers),
+        checks=checks,
+        notes=demo.engines.notes,
+    )
+
+
+def version_line(told: dict[str, Any]) -> VersionLine:
+    """A refresh as the table has it."""
+    metrics = told["metrics"]
+    evaluation, baseline = metrics["evaluation"], metrics["baselines"].get("memory")
+    champion = metrics.get("champion")
+    return VersionLine(
+        model=told["model"],
+        version=told["version"] or 0,
+        verdict="pushed" if told["version"] else "kept",
+        why="" if told["version"] else "; ".join(told["reasons"]),
+        accuracy=evaluation["accuracy"]["value"],
+        low=evaluation["accuracy"]["low"],
+        high=evaluation["accuracy"]["high"],
+        tested=evaluation["runs"],
+        trained=evaluation["trained_on"],
+        base_rate=evaluation["base_rate"]["value"],
+        one_number=baseline["value"] if baseline else None,
+        one_number_low=baseline["low"] if baseline else None,
+        one_number_high=baseline["high"] if baseline else None,
+        champion=champion["accuracy"]["value"] if champion else None,
+        took_s=told["took_s"],
+    )
+
+
+def check_refreshes(refreshes: list[dict[str, Any]]) -> Check:
+    """Each model was refreshed as often as planned, twice at least, and each refresh ended in a push or a reason."""
+    found = Counter(told["model"] for told in refreshes if "metrics" in told)
+    wrong = [
+        f"{model} was refreshed {found[model]} times, not {len(waves)}"
+        for model, waves in REFRESHES.items()
+        if found[model] != len(waves)
+    ]
+    wrong += [f"{told['model']}: {told['skipped']}" for told in refreshes if "skipped" in told]
+    wrong += [
+        f"{told['model']}: neither pushed nor refused"
+        for told in refreshes
+        if "metrics" in told and not told["version"] and not told["reasons"]
+    ]
+    pushed = sum(bool(told.get("version")) for told in refreshes)
+    return accounting.made_check(
+        "every refresh ended in a push or a reason", wrong, f"{found.total()} refreshes, {pushed} pushed"
+    )
+
+
+def check_accuracy(versions: list[VersionLine], wanted: float | None = WANTED_ACCURACY) -> Check:
+    """The last pushed model that sees all columns is as good as it has to be.
+
+    Args:
+      versions: all refreshes, in order.
+      wanted: the least accuracy; None, for a part of the runs, wants no more than to be above the base rate for sure.
+    """
+    mine = [line for line in versions if line.model == ALL and line.verdict == "pushed"]
+    name = f"the accuracy of {ALL} is " + (f"at least {100 * wanted:.0f} %" if wanted else "above the base rate")
+    if not mine:
+        return Check(name=name, passed=False, detail="no version was pushed")
+    last = mine[-1]
+    good = last.accuracy >= wanted if wanted else last.low > last.base_rate
+    detail = f"v{last.version}: {100 * last.accuracy:.1f} %, {100 * last.low:.1f}–{100 * last.high:.1f}"
+    return Check(name=name, passed=good, detail=detail)
+
+
+def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
+    """The examples of a data set against the direct computation."""
+    from pipelines.datasets.update import dataset_store, read_span
+
+    name = state.definition.name
+    texts = {
+        one.run_id: demo.logs.read_text(one.mention.log_url, demo.engines.logs).decode()
+        for one in runs
+        if one.mention is not None
+    }
+    rows: dict[str, Any] = {}
+    for span in state.latest():
+        table = read_span(dataset_store(demo.data, name), span)
+        for row in table.select(["run_id", "n_windows", *state.resolved.features]).to_pylist():
+            rows[row["run_id"]] = row
+    return check_examples(rows, texts, state.resolved)
+
+
+def _snapshots(demo: Demo) -> dict[str, Any]:
+    from training.data.snapshot import read_snapshot
+
+    return {
+        f"snapshot {told['snapshot'][:8]} of {told['model']}": read_snapshot(
+            demo.data.child("trainer").child(told["model"]), told["snapshot"]
+        )
+        for told in demo.refreshes
+        if "snapshot" in told
+    }
+
+
+def _served(demo: Demo, tables: dict[str, Any]) -> list[Check]:
+    """What the server says of itself, and its answers to raw runs beside the trainer's."""
+    import json
+
+    import httpx
+    import numpy as np
+
+    from serving.client import ModelClient
+    from serving.contract import DEFINITION, read_definition
+    from serving.registry import Registry
+    from transforms.examples.prepare import prepare_many
+
+    served: dict[str, dict[str, int | None]] = {}
+    stable: dict[str, int | None] = {}
+    apart: dict[str, tuple[int, float]] = {}
+    for model in REFRESHES:
+        registry = Registry(demo.data, model)
+        champion = stable[model] = registry.state.champion
+        if champion is None:
+            continue
+        with ModelClient(demo.engines.models["grpc"], model) as client:
+            client.wait_until_served(champion)
+            rest = httpx.get(f"{demo.engines.models['rest']}/v1/models/{model}/labels/stable", trust_env=False).json()
+            states = rest.get("model_version_status", [])
+            available = [int(one["version"]) for one in states if one["state"] == "AVAILABLE"]
+            served[model] = {"gRPC": client.served_version(), "REST": available[0] if available else None}
+            told = demo.trainer.probabilities(model)
+            definition = read_definition(registry.read_asset(champion, DEFINITION), DEFINITION)
+            inputs, n_windows, _ = prepare_many([tables[run_id] for run_id in told["runs"]], definition)
+            answer = client.predict(inputs, n_windows, version=champion).probabilities
+            over_rest = httpx.post(
+                f"{demo.engines.models['rest']}/v1/models/{model}:predict",
+                content=json.dumps({"inputs": {"inputs": inputs[:8].tolist(), "n_windows": n_windows[:8].tolist()}}),
+                trust_env=False,
+            ).json()
+            rest_answer = np.array(over_rest.get("outputs", np.nan), np.float64)
+            wanted = np.array(told["probabilities"], np.float64)
+            worst = max(
+                float(np.abs(answer - wanted).max(initial=0.0)),
+                float(np.abs(rest_answer - wanted[:8]).max(initial=0.0)),
+                float(told["disagreement"]),
+            )
+            apart[model] = (len(told["runs"]), worst)
+    return [books.check_served(served, stable), books.check_probabilities(apart)]
+
+
+def _confusions(refreshes: list[dict[str, Any]]) -> list[Confusion]:
+    """Of each model's last pushed version."""
+    last: dict[str, Confusion] = {}
+    for told in refreshes:
+        if told.get("version"):
+            found = told["metrics"]["evaluation"]["confusion"]
+            last[told["model"]] = Confusion(
+                model=told["model"],
+                version=told["version"],
+                classes=found["classes"],
+                counts=found["rows_are_labels"],
+            )
+    return list(last.values())
+
+
+def _first_push_us(demo: Demo) -> int:
+    from serving.registry import Registry
+
+    return min((one.time_us for one in Registry(demo.data, ALL).state.versions.values()), default=0)
+
+
+def _engines(demo: Demo) -> dict[str, str]:
+    states = demo.engines.states
+    told = {"events": states["kafka"].what, "ingest": "bounded micro-batches"}
+    if demo.on_flink:
+        told["ingest"] = states["flink"].what
+    return {**told, "models": states["models"].what}
+
+
+def _keys(demo: Demo, topic: str) -> list[str]:
+    """The keys of a topic's messages."""
+    return [(message.key or b"").decode() for message in _messages(demo, topic)]
+
+
+def _ids(demo: Demo) -> list[str]:
+    """The ids of a topic's CloudEvents."""
+    return [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
+
+
+def _messages(demo: Demo, topic: str) -> list[Any]:
+    """All messages of a topic, as a reader of committed ones sees them."""
+    from pipelines.kafka.client import KafkaOptions, Reader, list_topic
+
+    kafka = KafkaOptions(demo.engines.kafka)
+    found: list[Any] = []
+    for partition, (first, end) in list_topic(kafka, topic).bounds.items():
+        reader = Reader(kafka, topic, partition)
+        try:
+            reader.seek(first)
+            idle = 0
+            while reader.position < end:
+                before = reader.position
+                found += reader.read(5000, 1.0)
+                idle = 0 if reader.position > before else idle + 1
+                if idle > 10:
+                    raise CimlError(f"{topic}[{partition}] {reader.position}: no answer to reads")
+        finally:
+            reader.close()
+    return found
+
+
+def _print_kept(demo: Demo, out: Any) -> None:
+    """Where everything is that goes on, and how it is ended."""
+    lines = {
+        "Kafka": demo.engines.kafka,
+        "logs": demo.engines.logs,
+        "models (gRPC)": demo.engines.models["grpc"],
+        "models (REST)": f"{demo.engines.models['rest']}/v1/models/{ALL}",
+        **{f"ciml {child.name}": f"pid {child.pid}, {child.log}" for child in demo.kept},
+    }
+    for name, value in lines.items():
+        out.print(f"{name:<15} {value}", soft_wrap=True, highlight=False, markup=False)
+    pids = " ".join(str(child.pid) for child in demo.kept)
+    out.print(f"End it:         kill {pids}; ciml down --home {demo.options.home}", soft_wrap=True, highlight=False)

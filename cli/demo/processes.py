@@ -1,0 +1,80 @@
+"""The ciml commands that the demo runs beside itself, as a user would; each with its log, ended by pid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ciml.errors import EngineError
+from engines import processes
+
+
+@dataclass
+class Child:
+    """A command that runs: ``ciml <arguments>``."""
+
+    name: str
+    arguments: tuple[str, ...]
+    pid: int
+    started: float
+    log: Path
+
+    def check(self) -> None:
+        """Raises `EngineError` where it has ended by itself."""
+        if processes.find(self.pid, self.started) is None:
+            raise EngineError(f"ciml {self.name} ended: {processes.last_lines(self.log)} (log: {self.log})")
+
+
+@dataclass
+class Children:
+    """All of them. As a context manager, ends those that still run."""
+
+    logs: Path
+    cwd: Path
+    running: dict[str, Child] = field(default_factory=dict)
+
+    def start(self, name: str, *arguments: str) -> Child:
+        """Starts ``ciml <arguments>``, its output in ``<logs>/<name>.log``."""
+        log = self.logs / f"{name}.log"
+        command = processes.python_command("cli.main", *arguments)
+        environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+        pid, started = processes.spawn(command, log, environment, self.cwd)
+        child = self.running[name] = Child(name, arguments, pid, started, log)
+        return child
+
+    def check(self) -> None:
+        """Raises `EngineError` where one of them has ended by itself."""
+        for child in self.running.values():
+            child.check()
+
+    def end(self, name: str, grace_s: float = 30.0) -> None:
+        """Asks a command to end, and waits until it has."""
+        child = self.running.pop(name, None)
+        if child is not None:
+            processes.end(child.pid, child.started, grace_s)
+
+    def end_all(self, grace_s: float = 30.0) -> None:
+        for name in list(self.running):
+            self.end(name, grace_s)
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end_all(grace_s=5.0)
+
+
+def wait_for(ready: Callable[[], bool], what: str, children: Children, timeout_s: float, every_s: float = 0.2) -> None:
+    """Polls ``ready`` until it is so.
+
+    Raises:
+      EngineError: after ``timeout_s``, or when a command that runs beside has ended.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        children.check()
+        if time.monotonic() > deadline:
+            raise EngineError(f"{what}: not within {timeout_s:g} s; logs are in {children.logs}")
+        time.sleep(every_s)

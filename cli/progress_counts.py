@@ -1,0 +1,124 @@
+"""What long work shows: how many (event, run) there are of each kind, and how much is still to be done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cli.progress_bar import error_console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from ciml.raw.accounting import RawState
+
+_EVERY_S = 5.0
+
+WORDS = {
+    "run": "runs",
+    "reclaim": "reclaimed runs",
+    "repeat": "repeats",
+    "correction": "corrections",
+    "ignored": "ignored",
+    "dead_letter": "dead letters",
+    "deferred": "waiting for a log",
+}
+
+
+class Counts:
+    """On a terminal one line that changes; elsewhere a line every five seconds in which something changed."""
+
+    def __init__(self, what: str) -> None:
+        self._console = error_console()
+        self._what = what
+        self._status = self._console.status(f"{what}: starting") if self._console.is_terminal else None
+        self._last = self._printed = ""
+        self._said = 0.0
+
+    def __enter__(self) -> Counts:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._status is not None:
+            self._status.stop()
+        if self._last and self._last != self._printed:
+            self._console.print(self._last, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, state: RawState, lag: int) -> None:
+        """Shows the counts of a state, and the lag in offsets."""
+        totals = state.totals()
+        parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
+        self.say(f"{', '.join(parts)}; {lag:,} messages to go")
+
+    def say(self, words: str) -> None:
+        """Shows words after what it is about."""
+        line = f"{self._what}: {words}"
+        if line == self._last:
+            return
+        self._last = line
+        if self._status is not None:
+            from rich.markup import escape
+
+            self._status.update(escape(line))
+        elif time.monotonic() - self._said > _EVERY_S:
+            self._said, self._printed = time.monotonic(), line
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """On a terminal a bar with rate and remaining time; elsewhere a line every five seconds in which it moved.
+
+    Attributes:
+      seconds: how long it has been there.
+    """
+
+    def __init__(self, what: str, unit: str = "lines") -> None:
+        self._console = error_console()
+        self._what, self._unit = what, unit
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._begun = self._said = time.monotonic()
+        self._done = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def __enter__(self) -> Bar:
+        if self._console.is_terminal:
+            from rich.markup import escape
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn(escape(self._what)),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[said]}", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None, said="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, total: int, totals: Mapping[str, int]) -> None:
+        """Shows how much is done of how much, and the counts by kind."""
+        rate = done / self.seconds if self.seconds > 0 else 0.0
+        counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind]]
+        if self._bar is not None and self._task is not None:
+            said = ", ".join([f"{rate:,.0f}/s", *counts])
+            self._bar.update(self._task, completed=done, total=total, said=said)
+        elif done != self._done and time.monotonic() - self._said > _EVERY_S:
+            self._said, self._done = time.monotonic(), done
+            left = f", {(total - done) / rate:,.0f} s to go" if rate else ""
+            line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {', '.join(counts)}"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,68 @@
+"""Local engines: a Kafka broker, Flink, an S3 endpoint, a log server and the model server.
+
+`start` starts a choice of them and returns `Engines`, which is a context manager::
+
+    with engines.start(["kafka", "flink"], home=folder) as running:
+        running.kafka  # "127.0.0.1:41571"
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.base import Settings
+    from engines.flink.cluster import cluster_parts
+    from engines.http import s3_environment
+    from engines.kafka import create_topics, is_mock
+    from engines.launcher import ENGINES, Engines, start, stop
+    from engines.state import EngineState, default_home, read
+    from pipelines.flink.jobs import Job, cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
+
+#: Where each name is. They are imported when they are asked for: most commands only look for a running broker.
+_HOMES = {
+    "Settings": "engines.base",
+    "cluster_parts": "engines.flink.cluster",
+    "s3_environment": "engines.http",
+    "create_topics": "engines.kafka",
+    "is_mock": "engines.kafka",
+    "ENGINES": "engines.launcher",
+    "Engines": "engines.launcher",
+    "start": "engines.launcher",
+    "stop": "engines.launcher",
+    "EngineState": "engines.state",
+    "default_home": "engines.state",
+    "read": "engines.state",
+    "Job": "pipelines.flink.jobs",
+    "cancel_all_jobs": "pipelines.flink.jobs",
+    "cancel_job": "pipelines.flink.jobs",
+    "cancel_orphans": "pipelines.flink.jobs",
+    "list_jobs": "pipelines.flink.jobs",
+}
+
+__all__ = [
+    "ENGINES",
+    "EngineState",
+    "Engines",
+    "Job",
+    "Settings",
+    "cancel_all_jobs",
+    "cancel_job",
+    "cancel_orphans",
+    "cluster_parts",
+    "create_topics",
+    "default_home",
+    "is_mock",
+    "list_jobs",
+    "read",
+    "s3_environment",
+    "start",
+    "stop",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

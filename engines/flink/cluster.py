@@ -1,0 +1,146 @@
+"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and what keeps them running."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from ciml.errors import CimlError, EngineError
+from engines import processes
+from engines.base import Engine, Launch, Settings
+from engines.flink import parts
+from engines.flink.cluster_config import Addresses, make_parts, state_root
+from engines.flink.parts import MARK, Health, Part, PartState
+from engines.jars import NoJava
+from engines.processes import python_command, python_environment
+from engines.state import REAL, EngineState
+
+_GRACE_S = 8.0
+
+
+class Cluster(Engine):
+    """The keeper is its process; the keeper's processes are in ``<home>/cluster/parts.json``."""
+
+    name = "cluster"
+    uses = (
+        "cluster-jobs",
+        "cluster-rest",
+        "cluster-rpc",
+        "cluster-blob",
+        "cluster-workers",
+    )
+
+    def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
+        if settings.state and not settings.state.startswith("s3://"):
+            raise CimlError(f"the state of a cluster is in its home folder or on s3://, not at {settings.state}")
+        if settings.state:
+            _expect_bucket(settings.state)
+        folder = home / "cluster"
+        chosen = dict(ports)
+        if parts.marked(home):  # its keeper was killed: the parts that live keep their ports
+            chosen = dict(parts.read_plan(folder)[1].get("ports", ports))
+        for part in ("checkpoints", "savepoints"):
+            (home / "flink" / part).mkdir(parents=True, exist_ok=True)
+        try:
+            planned = make_parts(home, chosen, settings)
+        except NoJava as error:
+            raise NoJava(f"a Flink cluster needs Java: {error}; without it: --engine micro-batches") from error
+        kept_at = settings.state or str(home / "flink")
+        parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": Addresses.of(chosen).rest})
+        at = Addresses.of(chosen)
+        state = EngineState(
+            name=self.name,
+            kind=REAL,
+            what=f"Flink 1.19, standalone: {settings.task_managers} × {settings.slots} slots",
+            address=at.jobs,
+            ports=chosen,
+            urls={**asdict(at), "state": state_root(home, settings)},
+            memory_mb=sum(one.memory_mb or 0 for one in planned),
+        )
+        command = python_command("engines.flink.cluster_watchdog", str(home), str(folder))
+        return Launch(state, command, {**python_environment(), MARK: str(home), "PYTHONUNBUFFERED": "1"})
+
+    def ready(self, home: Path, state: EngineState) -> EngineState | None:
+        known = parts.read_states(home / "cluster")
+        planned, _ = parts.read_plan(home / "cluster")
+        for part in planned:  # the last question first: a TaskManager that is known says so of its JobManager too
+            one = known.get(part.name)
+            if one is None or health(part, one) != "ok":
+                return None
+        return state
+
+    def missing(self, home: Path, state: EngineState) -> str:
+        known = parts.read_states(home / "cluster")
+        unwell = {
+            part.name: part.log
+            for part in parts.read_plan(home / "cluster")[0]
+            if health(part, known.get(part.name, PartState(part.name))) != "ok"
+        }
+        return ", ".join(f"{name} ({log})" for name, log in unwell.items())
+
+    def end(self, home: Path, state: EngineState) -> bool:
+        """Ends the keeper first, which would start the rest again, then all that carries the cluster's mark."""
+        keeper = processes.find(state.pid, state.started)
+        if keeper is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                keeper.kill()
+        deadline = time.monotonic() + _GRACE_S
+        found = ran = parts.marked(home)
+        for one in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        while found:
+            if time.monotonic() > deadline + _GRACE_S:
+                raise EngineError(f"of the cluster in {home} these do not end: {[one.pid for one in found]}")
+            if time.monotonic() > deadline:
+                for one in found:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+            time.sleep(0.05)
+            found = parts.marked(home)
+        parts.states_file(home / "cluster").unlink(missing_ok=True)
+        return bool(ran) or keeper is not None
+
+
+def _expect_bucket(state: str) -> None:
+    """A bucket that is not there, or not ours, would show only as checkpoints that fail."""
+    from ciml.storage.open import open_store
+
+    next(iter(open_store(state).entries("")), None)
+
+
+def health(part: Part, state: PartState) -> Health:
+    """Asks a part how it is."""
+    if processes.find(state.pid, state.started) is None:
+        return "dead"
+    if parts.asks(part.check) == "yes":
+        return "ok"
+    return "no answer" if state.answered else "starting"
+
+
+def cluster_parts(home: Path) -> dict[str, PartState]:
+    """The parts of the cluster of ``home`` by name, as the keeper last wrote them down: pids, restarts, reasons."""
+    return parts.read_states(home / "cluster")
+
+
+def part_rows(home: Path) -> dict[str, dict[str, object]]:
+    """For `ciml status`: each part of the cluster of ``home`` with its process, memory and health."""
+    known = parts.read_states(home / "cluster")
+    rows: dict[str, dict[str, object]] = {}
+    for part in parts.read_plan(home / "cluster")[0]:
+        one = known.get(part.name, PartState(part.name))
+        rows[part.name] = {
+            **asdict(one),
+            "what": part.what,
+            "address": part.address,
+            "log": part.log,
+            "memory_mb": part.memory_mb,
+            "memory_used_mb": processes.memory_mb(one.pid, one.started),
+            "health": health(part, one),
+        }
+    return rows

@@ -1,0 +1,179 @@
+"""Keeps the parts of a cluster running: ``python -m engines.flink.cluster_watchdog HOME FOLDER``.
+
+It starts what does not run, and starts again what died or does not answer. It holds nothing that is not in FOLDER's
+``plan.json`` and ``parts.json``: killed, it is started again and goes on with the parts that live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from ciml.errors import CimlError, EngineError
+from engines import processes
+from engines.flink.parts import MARK, Part, PartState, asks, marked, read_plan, read_states, write_states
+from engines.flink.prune_checkpoints import sweep_checkpoints
+
+_TICK_S = 0.2
+_ASK_S = 2.0
+_YOUNG_S = 60.0  # a process that never answered yet has so long, beside its patience
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_STEADY_S = 120.0  # a process that lived so long starts again without a pause
+_SWEEP_S = 3600.0
+_KEEP_CHECKPOINTS_S = 7 * 86400.0  # of jobs that Flink does not know any more
+_LOG_BYTES = 32 << 20
+
+
+class Keeper:
+    """The parts of one home."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        self._home, self._folder = home, folder
+        parts, self._settings = read_plan(folder)
+        known = read_states(folder)
+        self._kept = [_Kept(part, known.get(part.name, PartState(part.name)), home) for part in parts]
+        self._end_strays()
+
+    def _end_strays(self) -> None:
+        """Ends what a killed keeper had started and not written down. Workers belong to their pools, and end there."""
+        mine = {os.getpid(), *(one.state.pid for one in self._kept)}
+        for process in marked(self._home):
+            with contextlib.suppress(psutil.Error):
+                if mine.isdisjoint(one.pid for one in (process, *process.parents())):
+                    process.kill()
+
+    def run(self) -> None:
+        """Keeps them for ever."""
+        last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
+        with ThreadPoolExecutor(max_workers=len(self._kept) + 1) as pool:
+            while True:
+                changed = [self._steady(one.look) for one in self._kept]
+                now = time.monotonic()
+                if now - last_asked >= _ASK_S:
+                    last_asked = now
+                    changed += [self._steady(partial(one.ask, pool)) for one in self._kept]
+                if now > next_sweep and "state" in self._settings:
+                    next_sweep = now + _SWEEP_S
+                    pool.submit(self._sweep)
+                if any(changed):
+                    write_states(self._folder, [one.state for one in self._kept])
+                time.sleep(_TICK_S)
+
+    def _sweep(self) -> None:
+        try:
+            before_s = time.time() - _KEEP_CHECKPOINTS_S
+            for job in sweep_checkpoints(self._settings["state"], self._settings["rest"], before_s):
+                _say(f"removed the old checkpoints of {job}")
+        except CimlError as error:
+            _say(f"old checkpoints stay for now: {error}")
+
+    @staticmethod
+    def _steady(step: Callable[[], bool]) -> bool:
+        """A step that fails (no memory for a process, one that does not end) is tried again with the next round."""
+        try:
+            return step()
+        except (EngineError, OSError) as error:
+            _say(f"{error}; trying again")
+            time.sleep(1)
+            return True
+
+
+class _Kept:
+    """One part, and what the keeper knows of it."""
+
+    def __init__(self, part: Part, state: PartState, home: Path) -> None:
+        self.part, self.state, self._home = part, state, home
+        self._pause_s = _FIRST_PAUSE_S
+        self._start_at = self._born = self._answered = time.monotonic()
+        self._asking: Future[str] | None = None
+        if processes.find(state.pid, state.started) is None:
+            self.state = replace(state, pid=None, started=None, answered=False)
+
+    def look(self) -> bool:
+        """Starts it where it is not running; returns whether anything changed."""
+        if self.state.pid is None:
+            if time.monotonic() < self._start_at:
+                return False
+            self._start()
+            return True
+        if processes.find(self.state.pid, self.state.started) is not None:
+            return False
+        if self.state.restarts == 0 and not self.state.answered and processes.says_port_taken(Path(self.part.log)):
+            raise SystemExit(f"{self.part.name}: address already in use: {processes.last_lines(Path(self.part.log))}")
+        self._gone("it died")
+        return True
+
+    def ask(self, pool: ThreadPoolExecutor) -> bool:
+        """Looks at the last question's answer and puts the next one; returns whether anything changed."""
+        if self.state.pid is None:
+            self._asking = None
+            return False
+        changed, now = False, time.monotonic()
+        if self._asking is not None and self._asking.done():
+            answer = self._asking.result()
+            self._asking = None
+            if answer == "yes" and not self.state.answered:
+                self.state, changed = replace(self.state, answered=True), True
+            if answer != "no":
+                self._answered = now
+        if self._asking is None:
+            self._asking = pool.submit(asks, self.part.check)
+        patience = self.part.patience_s + (0.0 if self.state.answered else _YOUNG_S)
+        if now - self._answered > patience:
+            processes.end(self.state.pid, self.state.started, grace_s=2.0)
+            self._gone(f"no answer for {patience:.0f} s")
+            return True
+        return changed
+
+    def _gone(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - self._born > _STEADY_S:
+            self._pause_s = _FIRST_PAUSE_S
+        self._start_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        _say(f"{self.part.name} (pid {self.state.pid}): {reason}; again in {self._start_at - now:.1f} s")
+        self.state = PartState(self.part.name, restarts=self.state.restarts + 1, reason=reason)
+        self._asking = None
+
+    def _start(self) -> None:
+        scratch, log = Path(self.part.scratch), Path(self.part.log)
+        shutil.rmtree(scratch, ignore_errors=True)  # each start of Flink leaves 30 MB there when it is killed
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_size > _LOG_BYTES:
+                os.replace(log, f"{log}.1")
+        environment = {**self.part.environment, MARK: str(self._home)}
+        pid, started = processes.spawn(self.part.command, log, environment, scratch)
+        self.state = replace(self.state, pid=pid, started=started, answered=False)
+        self._born = self._answered = time.monotonic()
+        _say(f"{self.part.name}: started, pid {pid}")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
+
+
+def main(arguments: Iterable[str]) -> None:
+    """Keeps, until it is killed; where another keeper is at work, ends at once."""
+    from filelock import FileLock, Timeout
+
+    home, folder = (Path(each) for each in arguments)
+    try:
+        with FileLock(folder / "keeper.lock", timeout=2):
+            Keeper(home, folder).run()
+    except Timeout:
+        raise SystemExit(f"another keeper is at work in {folder}") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,174 @@
+"""The parts of an engine that is several processes: how each is started, how one asks it, and what runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from ciml.errors import EngineError
+
+#: In the environment of each part and of all that it starts, so that none is ever lost: the home it belongs to.
+MARK = "CIML_CLUSTER_HOME"
+
+Health = Literal["ok", "starting", "no answer", "dead"]
+Answer = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How one process is started and asked.
+
+    Attributes:
+      name: such as ``taskmanager-1``.
+      what: one phrase for people.
+      command: the command line.
+      check: what to ask, and where: ``["http", URL]``, ``["jobs", HOST:PORT]``, ``["pool", SOCKET]`` (an abstract
+        one), or ``["taskmanager", REST-URL, ID]``, which asks the JobManager for it.
+      address: where it answers, for people.
+      scratch: a folder that is emptied before each start; also its working folder.
+      log: the file its output goes to.
+      environment: what it is given beside the keeper's own.
+      patience_s: for so long it may leave questions open before it is ended and started again.
+      memory_mb: the cap it was given; None where it has none.
+    """
+
+    name: str
+    what: str
+    command: list[str]
+    check: list[str]
+    address: str
+    scratch: str
+    log: str
+    environment: dict[str, str] = field(default_factory=dict)
+    patience_s: float = 30.0
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class PartState:
+    """What became of a part.
+
+    Attributes:
+      name: of the part.
+      pid: its process; None while the keeper pauses before the next start.
+      started: that process's start time, seconds since the epoch.
+      restarts: how often the keeper started it again.
+      reason: why it was last started again; "" at first.
+      answered: whether this process has answered once.
+    """
+
+    name: str
+    pid: int | None = None
+    started: float | None = None
+    restarts: int = 0
+    reason: str = ""
+    answered: bool = False
+
+
+def plan_file(folder: Path) -> Path:
+    return folder / "plan.json"
+
+
+def states_file(folder: Path) -> Path:
+    return folder / "parts.json"
+
+
+def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
+    """Writes down what the keeper is to keep, and the settings that it was made from."""
+    _replace(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]})
+
+
+def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
+    """The parts and the settings; nothing of both where there is no plan."""
+    content = _read(plan_file(folder))
+    return [Part(**each) for each in content.get("parts", [])], dict(content.get("settings", {}))
+
+
+def write_states(folder: Path, states: Iterable[PartState]) -> None:
+    _replace(states_file(folder), {one.name: asdict(one) for one in states})
+
+
+def read_states(folder: Path) -> dict[str, PartState]:
+    return {name: PartState(**fields) for name, fields in _read(states_file(folder)).items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{path} cannot be understood ({error}): ciml down, and remove it") from error
+
+
+def _replace(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "w") as out:
+        json.dump(content, out, indent=2)
+    os.replace(staged, path)
+
+
+def marked(home: Path) -> list[psutil.Process]:
+    """Every process of this user that belongs to the cluster of ``home``, be it recorded or not."""
+    wanted, me, found = str(home), os.getuid(), []
+    for one in psutil.process_iter():
+        try:
+            if one.uids().real == me and one.status() != psutil.STATUS_ZOMBIE and one.environ().get(MARK) == wanted:
+                found.append(one)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def asks(check: list[str]) -> Answer:
+    """Puts a part's question, for two seconds at most."""
+    kind, *where = check
+    if kind == "http":
+        from engines.base import http_answers
+
+        return "yes" if http_answers(where[0]) else "no"
+    if kind == "jobs":
+        from engines.flink.job_server import job_service_answers
+
+        return "yes" if job_service_answers(where[0]) else "no"
+    if kind == "pool":
+        return "yes" if _pool_answers(where[0]) else "no"
+    return _known_taskmanager(*where)
+
+
+def pool_socket(home: Path, name: str) -> str:
+    """The abstract socket at which a worker pool is asked how it is (a path would soon be too long)."""
+    import hashlib
+
+    return f"ciml-{hashlib.sha256(str(home).encode()).hexdigest()[:16]}-{name}"
+
+
+def _pool_answers(name: str) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            one.settimeout(2.0)
+            one.connect(f"\0{name}")
+            return one.recv(16) == b"ok"
+    except OSError:
+        return False
+
+
+def _known_taskmanager(rest: str, name: str) -> Answer:
+    """Whether the JobManager knows a TaskManager; "unknown" where the JobManager itself does not answer."""
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{rest}/taskmanagers", timeout=2) as answer:  # noqa: S310 (our own loopback)
+            known = {each["id"] for each in json.load(answer)["taskmanagers"]}
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+    return "yes" if name in known else "no"

@@ -1,0 +1,47 @@
+"""Removes what is left of checkpoints. Flink keeps those of a job that failed, was cancelled, or lost its JobManager:
+one may begin from them again. Nobody else would ever remove them."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+from ciml.errors import EngineError
+from ciml.storage.open import open_store
+
+
+def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
+    """Removes the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
+
+    Savepoints are left alone: whoever asked for one may want it.
+
+    Args:
+      state: a folder or an ``s3://`` prefix; the checkpoints are in its ``checkpoints/JOB``.
+      rest: the URL of Flink's REST API.
+      before_s: epoch seconds.
+
+    Returns:
+      The ids of the jobs whose checkpoints are gone.
+
+    Raises:
+      EngineError: Flink or the storage does not answer. What was removed until then is gone.
+    """
+    try:
+        with urllib.request.urlopen(f"{rest}/jobs", timeout=10) as answer:  # noqa: S310 (our own loopback)
+            known = {job["id"] for job in json.load(answer)["jobs"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"Flink at {rest} does not say which jobs it knows: {error}") from error
+    top = open_store(state)
+    store = top.child("checkpoints")
+    paths: dict[str, list[str]] = {}
+    youngest: dict[str, float] = {}
+    for entry in store.entries():
+        job = entry.path.partition("/")[0]
+        paths.setdefault(job, []).append(entry.path)
+        youngest[job] = max(youngest.get(job, 0.0), entry.modified_s)
+    old = sorted(job for job, last_s in youngest.items() if job not in known and last_s < before_s)
+    for job in old:
+        for path in paths[job]:
+            store.delete(path)
+    top.sweep("checkpoints", before_s)
+    return old

@@ -1,0 +1,190 @@
+"""Starts Python workers for Flink: ``python -m engines.flink.worker_pool PORT SOCKET``.
+
+Beam's own ``worker_pool_main`` listens on all interfaces, where whoever asks has a process started; takes the first
+``python`` in PATH; gives workers a pipe that nobody reads; and leaves them behind when it, or the TaskManager that they
+work for, is killed. This one is small (it does not import Beam), and has a worker ready that has imported all it needs.
+
+Several pools share one port: the system deals connections out among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+_TICK_S = 0.25
+_GRACE_S = 5.0
+_LONELY_S = 10.0  # a worker whose job cannot be reached for so long is ended
+_LOOK_S = 2.0
+_SPARE_AFTER_S = 5.0  # a new spare waits until the last worker has its start behind it
+_SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
+
+
+def _message(name: str, **fields: tuple[int, str]) -> Any:
+    """A class for those fields of a message of Beam's protocol that matter here."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="pool", syntax="proto3")
+    message = file.message_type.add(name=name)
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for field, (number, kind) in fields.items():
+        one = message.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL)
+        one.type = kinds.TYPE_STRING if kind == "string" else kinds.TYPE_BYTES
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"pool.{name}"))
+
+
+_Request = _message("Request", worker_id=(1, "string"), control_endpoint=(2, "bytes"))
+_Endpoint = _message("Endpoint", url=(1, "string"))
+
+
+class Pool:
+    """The workers of this process. `serve` starts and ends them in its own thread.
+
+    A worker asks the kernel to be killed with its parent, and for the kernel that is the *thread* which started it.
+    """
+
+    def __init__(self) -> None:
+        self._asked: queue.Queue[tuple[str, str, str]] = queue.Queue()
+        self._workers: dict[str, _Worker] = {}
+        self._spare: subprocess.Popen[bytes] | None = None
+        self._spare_at = 0.0
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Beam's service, as gRPC takes it."""
+
+        def start(data: bytes, context: Any) -> bytes:
+            request = _Request.FromString(data)
+            self._asked.put(("start", request.worker_id, _Endpoint.FromString(request.control_endpoint).url))
+            return b""
+
+        def stop(data: bytes, context: Any) -> bytes:
+            self._asked.put(("stop", _Request.FromString(data).worker_id, ""))
+            return b""
+
+        methods = {"StartWorker": start, "StopWorker": stop}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+        return grpc.method_handlers_generic_handler(_SERVICE, handlers)
+
+    def serve(self) -> None:
+        """Does what is asked, and looks after the workers, for ever."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                what, worker_id, control = self._asked.get(timeout=_TICK_S)
+                if what == "start":
+                    self._workers[f"{worker_id} of {control}"] = _Worker(self._take(), control, worker_id)
+                else:
+                    self._end(worker_id)
+            self._workers = {name: one for name, one in self._workers.items() if one.look()}
+            if self._spare is not None and self._spare.poll() is not None:
+                self._spare, self._spare_at = None, time.monotonic() + _SPARE_AFTER_S
+            if self._spare is None and time.monotonic() > self._spare_at:
+                self._spare = _spawn()
+
+    def _take(self) -> subprocess.Popen[bytes]:
+        spare, self._spare = self._spare, None
+        self._spare_at = time.monotonic() + _SPARE_AFTER_S
+        return spare if spare is not None and spare.poll() is None else _spawn()
+
+    def _end(self, worker_id: str) -> None:
+        # Ids are a count within a job and a TaskManager: two jobs have a worker of the same one. The worker whose job
+        # closed its stream ends by itself; one that does not is found by its silent control address.
+        alike = [one for one in self._workers.values() if one.id == worker_id]
+        if len(alike) == 1:
+            alike[0].end()
+
+
+class _Worker:
+    def __init__(self, process: subprocess.Popen[bytes], control: str, worker_id: str) -> None:
+        self.id = worker_id
+        self._process, self._control = process, control
+        self._reached = self._looked = time.monotonic()
+        self._end_at: float | None = None
+        with contextlib.suppress(OSError):  # it died this moment: Flink misses it, and asks for another
+            assert process.stdin is not None
+            process.stdin.write(f"{control} {worker_id}\n".encode())
+            process.stdin.flush()
+        _say(f"worker {worker_id} of {control}: pid {process.pid}")
+
+    def end(self) -> None:
+        if self._end_at is None:
+            self._process.terminate()
+            self._end_at = time.monotonic() + _GRACE_S
+
+    def look(self) -> bool:
+        """Whether it still runs; ends it when its time is over or its job has gone."""
+        code = self._process.poll()
+        if code is not None:
+            _say(f"worker {self.id} of {self._control}: ended ({code})")
+            return False
+        now = time.monotonic()
+        if self._end_at is not None:
+            if now > self._end_at:
+                self._process.kill()
+        elif now - self._looked > _LOOK_S:
+            self._looked = now
+            if _listens(self._control):
+                self._reached = now
+            elif now - self._reached > _LONELY_S:
+                _say(f"worker {self.id}: nobody is at {self._control} any more")
+                self.end()
+        return True
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "engines.flink.worker", str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=1):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _answer_health(name: str) -> None:
+    """Says ok to whoever connects to an abstract socket: the keeper, which cannot choose among pools on one port."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(f"\0{name}")
+    server.listen()
+
+    def run() -> None:
+        while True:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"ok")
+
+    threading.Thread(target=run, name="health", daemon=True).start()
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
+
+
+def main(port: int, name: str) -> None:
+    """Serves until it is killed."""
+    options = [("grpc.so_reuseport", 1), ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0)]
+    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options)
+    pool = Pool()
+    server.add_generic_rpc_handlers((pool.handler(),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    _answer_health(name)
+    pool.serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,103 @@
+"""Java, and the jars of the engines: fetched once by Maven from the project's own poms, then kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from ciml.errors import EngineError
+
+# Beam's job server uploads its whole class path with every job (160 jars, 13 s), but for what lies below a folder of
+# this name. A cluster has the same jars on its own class path.
+_UNSTAGED = Path("gradle", "wrapper")
+_OLDEST_JAVA = 17  # Kafka 4's broker needs it
+
+
+class NoJava(EngineError):
+    """This machine cannot run the Java engines; the message is one line that says what is missing."""
+
+
+def find_java() -> str:
+    """The path of a Java that the engines run on: ``$JAVA_HOME``'s, else the first in PATH.
+
+    Raises:
+      NoJava: when there is none, it is too old, or ``CIML_NO_JAVA`` is set.
+    """
+    if os.environ.get("CIML_NO_JAVA", "") not in ("", "0"):
+        raise NoJava("CIML_NO_JAVA is set")
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
+    if java is None:
+        raise NoJava(f"no Java under JAVA_HOME ({home})" if home else "no Java in PATH")
+    try:
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoJava(f"{java} does not run: {error}") from error
+    said = re.search(r'version "(\d+)', answer)
+    if said is None or int(said[1]) < _OLDEST_JAVA:
+        raise NoJava(f"{java} is version {said[1] if said else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
+    return java
+
+
+def pom(name: str) -> bytes:
+    """The Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data."""
+    return resources.files("engines").joinpath(f"{name}.pom.xml").read_bytes()
+
+
+def jar_folder(name: str) -> Path:
+    """Where an engine's jars are kept: named by the pom's SHA-256, so that a changed pom has a folder of its own."""
+    from platformdirs import user_cache_path
+
+    cache = os.environ.get("CIML_CACHE")
+    top = Path(cache) if cache else user_cache_path("ciml")
+    place = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
+    return place / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
+
+
+def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
+    """The Java class path of an engine, its jars fetched by Maven where they are not kept yet.
+
+    Args:
+      name: of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
+      notify: is told once, in one phrase, when a fetch begins.
+
+    Raises:
+      NoJava: when the jars are not there and Maven is missing or fails.
+    """
+    folder = jar_folder(name)
+    if not folder.is_dir():
+        _fetch(name, folder, notify)
+    # Named one by one: the order of a wildcard is the file system's, and decides which of two equal classes is loaded.
+    return os.pathsep.join(sorted(str(jar) for jar in folder.glob("*.jar")))
+
+
+def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
+    from filelock import FileLock
+
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise NoJava(f"the jars of {name} are not in {folder.parent} and there is no Maven (mvn) to fetch them")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():  # another process fetched them meanwhile
+            return
+        notify(f"fetching the jars of {name} by Maven (once)")
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as work:
+            source = Path(work, "pom.xml")
+            source.write_bytes(pom(name))
+            command = [maven, "-q", "-B", "-f", str(source), "dependency:copy-dependencies"]
+            command += ["-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            jars = Path(work, "jars")
+            if done.returncode != 0 or not any(jars.glob("*.jar")):
+                errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+                said = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {done.returncode}"
+                raise NoJava(f"Maven could not fetch the jars of {name}: {said}")
+            os.rename(jars, folder)

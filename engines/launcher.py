@@ -1,0 +1,311 @@
+"""Starts engines together, waits until each is ready, and ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from ciml.errors import CimlError, EngineError
+from engines import processes, state
+from engines.base import Engine, Launch, Settings
+from engines.flink.cluster import Cluster
+from engines.flink.job_server import Flink, MicroBatches
+from engines.http import S3, LogServer, ModelServer
+from engines.jars import NoJava
+from engines.kafka import Kafka, MockKafka
+from engines.state import EngineState
+
+_ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer())
+ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
+LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
+_PORT_S = 5.0  # how long a dead engine's port is waited for
+_ATTEMPTS = 3  # with other ports, where the system chose them and another process was faster
+
+
+def engine_of(one: EngineState) -> Engine:
+    """The engine that a state is of."""
+    return (LIGHT_ENGINES if one.light else ENGINES)[one.name]
+
+
+def alive(one: EngineState) -> bool:
+    """Whether the engine's process still runs; an engine without a process always does."""
+    return one.pid is None or processes.find(one.pid, one.started) is not None
+
+
+def healthy(home: Path, one: EngineState) -> bool:
+    """Whether the engine runs and answers."""
+    return alive(one) and engine_of(one).ready(home, one) is not None
+
+
+@dataclass
+class Engines:
+    """Engines that run. As a context manager, ends on leaving those that it started itself.
+
+    Attributes:
+      home: the folder of their files.
+      states: all that run in ``home``, by name.
+      started: the names of those that this call started, with the seconds until each was ready.
+      notes: what there is to say, one line each; why a light engine took over, for example.
+      leash: the pid and start time of the process that ends them when this one is killed (`Settings.tied`).
+    """
+
+    home: Path
+    states: dict[str, EngineState]
+    started: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    leash: tuple[int, float] | None = field(default=None, repr=False)
+
+    def _get(self, name: str) -> EngineState:
+        if name not in self.states:
+            raise EngineError(f"{name} does not run in {self.home}; start it: ciml up {name}")
+        return self.states[name]
+
+    @property
+    def kafka(self) -> str:
+        """The broker's ``host:port``."""
+        return self._get("kafka").address
+
+    @property
+    def flink(self) -> str:
+        """The job server's ``host:port``.
+
+        Raises:
+          EngineError: where bounded micro-batches have taken over.
+        """
+        one = self._get("flink")
+        if one.light:
+            raise EngineError(f"there is no Flink here ({one.what}); use --engine micro-batches")
+        return one.address
+
+    @property
+    def cluster(self) -> dict[str, str]:
+        """The cluster's addresses: ``jobs`` (``host:port`` of Beam's job server), ``rest`` (a URL), ``workers``."""
+        return dict(self._get("cluster").urls)
+
+    @property
+    def s3(self) -> str:
+        """The S3 endpoint's URL."""
+        return self._get("s3").address
+
+    @property
+    def logs(self) -> str:
+        """The log server's URL."""
+        return self._get("logs").address
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model server's addresses: ``grpc`` (``host:port``) and ``rest`` (a URL)."""
+        return dict(self._get("models").urls)
+
+    @property
+    def light(self) -> bool:
+        """Whether any of them is a stand-in."""
+        return any(one.light for one in self.states.values())
+
+    def stop(self, names: Iterable[str] | None = None) -> list[str]:
+        """Ends engines, by default those that this object started; returns the names of those that ran."""
+        ended = stop(self.started if names is None else names, self.home)
+        self.states = {name: one for name, one in self.states.items() if name not in ended}
+        return ended
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+        if self.leash is not None:
+            processes.end(*self.leash)
+
+
+def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
+    """Starts engines together and waits until each answers. Those that run in ``home`` already are left as they are.
+
+    Args:
+      names: of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
+      home: the folder of their files; by default ``$CIML_HOME`` or ``.ciml``.
+      settings: ports, memory, folders.
+
+    Returns:
+      All engines that run in ``home`` now.
+
+    Raises:
+      CimlError: for an unknown name or a missing setting.
+      EngineError: when one does not start; those that this call started are ended first.
+    """
+    wanted = list(dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in ENGINES]
+    if unknown:
+        raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    place = Path(home).absolute() if home is not None else state.default_home()
+    chosen = settings or Settings()
+    with state.exclusive(place):
+        known = state.read(place)
+        running = {name: one for name, one in known.items() if alive(one)}
+        book = _Book(place, known)  # those that died keep their entry: it says which ports clients know
+        engines = Engines(place, running)
+        starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
+        if chosen.tied and starting:
+            engines.leash = _leash(place, [one.name for one in starting])
+        with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
+            results = [pool.submit(one.run) for one in starting]
+            failures = [error for error in (result.exception() for result in results) if error is not None]
+        if failures:
+            for one in starting:
+                one.undo()
+            if engines.leash is not None:
+                processes.end(*engines.leash)
+            raise failures[0]
+        for one in starting:
+            engines.started[one.name] = one.seconds
+            engines.notes += one.notes
+        engines.states = {name: one for name, one in book.states.items() if alive(one)}
+    return engines
+
+
+def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> list[str]:
+    """Ends engines of ``home``, all by default, and forgets them.
+
+    Returns:
+      The names of those that ran.
+
+    Raises:
+      EngineError: when one does not end.
+    """
+    place = Path(home).absolute() if home is not None else state.default_home()
+    with state.exclusive(place):
+        known = state.read(place)
+        chosen = [name for name in known if names is None or name in set(names)]
+        with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
+            results = {name: pool.submit(engine_of(known[name]).end, place, known[name]) for name in chosen}
+        gone = {name for name, result in results.items() if result.exception() is None}
+        state.write(place, {name: one for name, one in known.items() if name not in gone})
+        for result in results.values():
+            result.result()
+        return [name for name in chosen if results[name].result() or known[name].pid is None]
+
+
+def _leash(home: Path, names: list[str]) -> tuple[int, float]:
+    me = os.getpid()
+    command = processes.python_command(
+        "engines.stop_with_parent", str(me), repr(processes.start_time(me)), str(home), *names
+    )
+    return processes.spawn(command, home / "logs" / "leash.log", processes.python_environment(), home)
+
+
+class _Book:
+    """The states of a home while several threads add to them."""
+
+    def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
+        self._home, self._lock, self.states = home, threading.Lock(), dict(states)
+
+    def put(self, name: str, one: EngineState | None) -> None:
+        with self._lock:
+            self.states.pop(name, None)
+            if one is not None:
+                self.states[name] = one
+            state.write(self._home, self.states)
+
+
+class _Start:
+    """The start of one engine, in a thread of its own. After a crash it takes the ports that it had before."""
+
+    def __init__(self, engine: Engine, home: Path, settings: Settings, book: _Book) -> None:
+        self._engine, self._home, self._settings, self._book = engine, home, settings, book
+        self.name = engine.name
+        self._before = book.states.get(engine.name)
+        self.seconds = 0.0
+        self.notes: list[str] = []
+
+    def run(self) -> None:
+        began = time.monotonic()
+        try:
+            self._start()
+        except NoJava as error:
+            if self.name not in LIGHT_ENGINES:
+                raise
+            self._engine = LIGHT_ENGINES[self.name]
+            self._start()
+            self.notes.append(f"{error}: {self._book.states[self.name].what} takes over for {self.name}")
+        self.seconds = time.monotonic() - began
+
+    def undo(self) -> None:
+        one = self._book.states.get(self.name)
+        if one is not None:
+            self._engine.end(self._home, one)
+            self._book.put(self.name, self._before)
+
+    def _start(self) -> None:
+        fixed = {use: port for use, port in self._settings.ports.items() if use in self._engine.uses}
+        for use, port in fixed.items():
+            if not processes.bindable(port):
+                raise EngineError(f"port {port}, given for {use}, is in use by another program")
+        known = self._before.ports if self._before is not None else {}
+        kept = {use: port for use, port in known.items() if use not in fixed and processes.comes_free(port, _PORT_S)}
+        for attempt in range(_ATTEMPTS):
+            free = iter(processes.lasting_ports(len(self._engine.uses)))
+            ports = {use: fixed.get(use) or kept.get(use) or next(free) for use in self._engine.uses}
+            launch = self._engine.prepare(self._home, ports, self._settings)
+            try:
+                self._await(launch)
+                self._note_other_port(fixed)
+                return
+            except _PortTaken as error:
+                self.undo()
+                kept = {}
+                if attempt + 1 == _ATTEMPTS:
+                    raise EngineError(str(error)) from None
+
+    def _note_other_port(self, fixed: Mapping[str, int]) -> None:
+        before, now = self._before, self._book.states[self.name]
+        if before is None or before.light or now.light:
+            return
+        for use in before.ports.keys() & now.ports.keys() - fixed.keys():
+            was, at = before.ports[use], now.ports[use]
+            if was != at and str(was) in before.address:  # an address that clients have
+                self.notes.append(
+                    f"{self.name}: port {was}, where it listened before, is in use by another program; it listens at "
+                    f"{now.address} now: give clients this address, or free the port and run: ciml down {self.name}; "
+                    f"ciml up {self.name} --port {use}={was}"
+                )
+
+    def _await(self, launch: Launch) -> None:
+        log = self._home / "logs" / f"{self.name}.log"
+        if launch.command is None:
+            self._book.put(self.name, launch.state)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(log, log.with_suffix(".log.1"))  # the last run's log is kept, older ones are not
+        pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
+        one = launch.state.at(pid=pid, started=started, log=str(log))
+        self._book.put(self.name, one)  # before it is ready: whatever happens now, `ciml down` finds it
+        deadline = time.monotonic() + self._settings.timeout_s
+        while True:
+            if processes.find(pid, started) is None:
+                self.undo()  # a cluster's keeper may have left parts of it
+                if processes.says_port_taken(log):
+                    raise _PortTaken(f"{self.name}: a port of {one.ports} is taken; see {log}")
+                raise EngineError(f"{self.name} ended while it started: {processes.last_lines(log)} (log: {log})")
+            answered = self._engine.ready(self._home, one)
+            # A foreign server may answer on the port while this one dies of it.
+            if answered is not None and processes.find(pid, started) is not None:
+                self._book.put(self.name, answered)
+                return
+            if time.monotonic() > deadline:
+                missing = self._engine.missing(self._home, one)
+                self.undo()
+                raise EngineError(
+                    f"{self.name} is not ready after {self._settings.timeout_s:g} s"
+                    + (f": {missing}" if missing else f" (log: {log})")
+                )
+            time.sleep(0.05)
+
+
+class _PortTaken(EngineError):
+    pass

@@ -1,0 +1,40 @@
+"""A small, threaded HTTP server of one folder: ``python -m engines.log_server FOLDER PORT``."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept: a fetcher asks for thousands of small files
+    # Head and body leave in one segment; without this each answer waits for the acknowledgement of its own head.
+    wbufsize = 1 << 16
+    disable_nagle_algorithm = True
+    timeout = 60
+    server_version = "ciml-logs"
+
+    def list_directory(self, path: object) -> BytesIO | None:
+        self.send_error(HTTPStatus.NOT_FOUND, "No such log")
+        return None
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Says nothing of requests: the log would grow with every one."""
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+
+def main(folder: str, port: int) -> None:
+    """Serves until a signal ends it."""
+    with _Server(("127.0.0.1", port), partial(_Handler, directory=folder)) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,216 @@
+"""What a backfill is to do: its configuration, the lines that are not settled, and how far it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ciml.errors import CimlError, Refused
+from ciml.events.globs import glob_pattern
+from ciml.events.listing import ListedRun, Reading, decode_line
+from ciml.events.listing_files import Block, Listing
+from ciml.events.records import LISTS, Batch, OffsetRange, records_of
+from ciml.manifest.offsets import RangeSet
+from ciml.storage.open import Store
+from pipelines.ingest.committer import Committer, committer
+from transforms.fetch.fetch import fetch_in_parts
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import attempt
+from transforms.ingest.decode import ALL_JOBS
+from transforms.ingest.decode_listing import decode_lines
+from transforms.ingest.trust import TrustPolicy
+
+_PROBES = 20
+_ENOUGH = 10
+
+
+@dataclass(frozen=True)
+class BackfillConfig:
+    """What a backfill takes, and how.
+
+    Attributes:
+      data: the data root; the raw store is its folder ``raw``.
+      reading: what the lines mean.
+      selection: globs of the jobs to take. Lines of other jobs stay as they are, for another time.
+      limit: take at most so many lines, the first that are not settled; None for all.
+      skip_known: read no log of a run that has its raw row: its line is a repeat, or a correction, unseen.
+      take_missing: go on even where no log seems to be there.
+      trust: the policy that judges runs.
+      fetch: from where logs may be fetched, and the limits.
+      commit_lines: how many lines are committed together.
+      commit_s: what is settled waits no longer for others, s.
+    """
+
+    data: Store
+    reading: Reading
+    selection: tuple[str, ...] = ALL_JOBS
+    limit: int | None = None
+    skip_known: bool = False
+    take_missing: bool = False
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    commit_lines: int = 2000
+    commit_s: float = 10.0
+
+    @property
+    def raw(self) -> Store:
+        return self.data.child("raw")
+
+
+class Work(NamedTuple):
+    """Of a block, the ranges of lines that are to be taken, and the lines whose runs are known."""
+
+    block: Block
+    parts: tuple[tuple[int, int], ...]
+    known: frozenset[int] = frozenset()
+
+
+@dataclass
+class Tally:
+    """How far a backfill is.
+
+    Attributes:
+      lines: of the listing.
+      before: how many of them were settled when it began.
+      passed: how many of the others it has looked at; those of other jobs count.
+      settled: how many are settled now.
+      counts: what became of those that were settled meanwhile, by (kind, reason).
+      whole: whether it came to its end; False while it runs, and where it was told to stop.
+    """
+
+    lines: int
+    before: int
+    passed: int = 0
+    settled: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    whole: bool = False
+
+    def totals(self) -> dict[str, int]:
+        """How many there are of each kind, zeros included."""
+        totals = dict.fromkeys((str(kind) for kind in LISTS), 0)
+        for (kind, _), count in self.counts.items():
+            totals[kind] += count
+        return totals
+
+    def to_json(self) -> dict[str, Any]:
+        reasons: dict[str, dict[str, int]] = {}
+        for (kind, reason), count in sorted(self.counts.items()):
+            reasons.setdefault(kind, {})[reason] = count
+        return {
+            "lines": self.lines,
+            "settled_before": self.before,
+            "settled": self.settled,
+            "whole": self.whole,
+            "totals": self.totals(),
+            "reasons": reasons,
+        }
+
+
+Report = Callable[[Tally], None]
+
+
+def size_of(work: Work) -> int:
+    """How many lines it takes."""
+    return sum(end - start for start, end in work.parts)
+
+
+class Following:
+    """Follows the manifest, and knows what became of a listing's lines since it was made."""
+
+    def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
+        self.committing: Committer = committer(raw)
+        self._topic, self._report = listing.topic, report
+        self._told = 0.0
+        with self.committing.state() as state:
+            self._version = state.version
+            self.covered = RangeSet(state.covered(self._topic, 0))
+        self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
+
+    def look(self) -> None:
+        """Takes in what was committed, tells it, and lets the manifest be looked after."""
+        for version, delta in self.committing.log.since(self._version):
+            self._version = version
+            for kind, record in records_of(delta):
+                if record["origin"][0] == self._topic:
+                    self.tally.counts[kind, record.get("reason", "")] += 1
+        with self.committing.state() as state:
+            self.tally.settled = state.covered(self._topic, 0).count()
+        self.committing.maintain()
+        self._told = 0.0
+        self.tell()
+
+    def known(self, runs: Mapping[int, str]) -> frozenset[int]:
+        """The keys of those runs that have a trusted raw row. What a listing says of others may reclaim them."""
+        with self.committing.state() as state:
+            found = {number: state.index.run(run_id) for number, run_id in runs.items()}
+            return frozenset(number for number, run in found.items() if run is not None and run.trusted)
+
+    def tell(self) -> None:
+        """Tells how far it is, unless it did so a moment ago."""
+        now = time.monotonic()
+        if self._report is not None and now - self._told > 0.2:
+            self._told = now
+            self._report(self.tally)
+
+
+def plan(config: BackfillConfig, listing: Listing, following: Following, stop: threading.Event) -> Iterator[Work]:
+    """What is to be done, block by block, until ``stop`` is set."""
+    selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
+    selected = glob_pattern(config.selection).fullmatch
+    left = config.limit
+    for block in listing.blocks:
+        if stop.is_set() or left == 0:
+            return
+        parts = tuple(following.covered.missing(block.start, block.end))
+        if parts and selective:
+            missing, wanted, runs = RangeSet(parts), RangeSet(), {}
+            for line in listing.read(block):
+                if line.number not in missing or left == 0:
+                    continue
+                run = _run_of(line.data, config.reading)
+                if run is not None and run.fault is None and not selected(run.mention.build_name):
+                    continue
+                left = left - 1 if left is not None else None
+                wanted.add(line.number, line.number + 1)
+                if run is not None:
+                    runs[line.number] = run.mention.run_id
+            following.tally.passed += missing.count() - wanted.count()
+            if wanted:
+                yield Work(block, tuple(wanted), following.known(runs) if config.skip_known else frozenset())
+        elif parts:
+            yield Work(block, parts)
+
+
+def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
+    """What a line says; None where it says nothing of any run."""
+    run = attempt("decode", decode_line, data, reading)
+    return None if isinstance(run, Refused) else run
+
+
+def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
+    """Looks for the logs of the first lines, before any line of the listing is settled.
+
+    Raises:
+      CimlError: where there are ten at least, and not one log is there.
+    """
+    if tally.settled or config.take_missing or not listing.blocks:
+        return
+    covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
+    candidates = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).candidates
+    selected = glob_pattern(config.selection).fullmatch
+    probes = [each for each in candidates if selected(each.mention.build_name)][:_PROBES]
+    reasons: set[str] = set()
+    for part in fetch_in_parts(Batch(None, candidates=probes), config.fetch, 0):
+        if part.candidates:
+            return
+        reasons |= {each.reason for each in part.settled}
+    if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:
+        first = probes[0].mention.log_url
+        raise CimlError(
+            f"none of the first {len(probes)} logs is there (the first is {first}): is --logs right? "
+            "--take-missing makes dead letters of such lines all the same"
+        )

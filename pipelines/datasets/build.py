@@ -1,0 +1,110 @@
+"""Building a data set at one go: of all the runs that there are, or of those that a slicer cuts out of them.
+
+The runs are those of a raw store, or those of a listing, whose logs are then read on the way and stored nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.pin import Pin, pinned
+from ciml.datasets.state import DatasetState, dataset_store
+from ciml.errors import CimlError
+from ciml.manifest.log import ManifestLog, catch_up
+from ciml.storage.open import Store
+from pipelines.datasets.run_source import RunSource, StoredRuns
+from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, producer
+
+if TYPE_CHECKING:
+    from pipelines.datasets.listed_runs import ListedRuns  # and all that reads logs
+
+#: The definition as people write it, beside the examples. Its name keeps it out of the way of who reads the folder.
+DEFINITION = "_definition.toml"
+
+
+def build_dataset(
+    source: Store | ListedRuns,
+    target: Store,
+    definition: DatasetDefinition,
+    *,
+    runner: str | None = None,
+    job_endpoint: str = "",
+    progress: Progress | None = None,
+    now_us: int | None = None,
+) -> Update:
+    """Makes a data set of all the runs that there are, or goes on with one that was begun.
+
+    Nothing is created before it is known that the definition can be made: a mistake leaves nothing behind. A slicer is
+    resolved at the raw manifest's present end, unless the definition, or the data set of that name, says at which.
+
+    Args:
+      source: the data path that has the raw store; or the runs of a listing.
+      target: the data path below which the data set is to be; may be the same.
+      definition: what to make.
+      runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam, on stored runs alone.
+      job_endpoint: of Beam's job server, for ``flink``.
+      progress: called as runs become examples.
+      now_us: the time of the commits; the present by default.
+
+    Raises:
+      CimlError: there is no such raw store; no run is selected; no column or fewer than two classes come out; or there
+        is a data set of that name with another definition, or of another listing.
+      EngineError: a store does not answer.
+    """
+    root, state = dataset_store(target, definition.name), DatasetState()
+    runs, told = _runs(source, target)
+    catch_up(ManifestLog(root), state)
+    pin = None
+    if definition.slicer is not None:
+        if definition.raw_version is None and state.definition is not None and state.definition.slicer is not None:
+            definition = definition.replace(raw_version=state.definition.raw_version)
+        if state.definition is not None:
+            check_same(state.definition, definition)
+        pin = Pin(runs.log, definition)
+        definition = pinned(definition, pin)
+    create = None
+    if state.definition is None:
+        state.definition, state.version = definition, 1  # as it will be once that is committed
+        create = partial(create_dataset, target, definition, told=told, now_us=now_us)
+    else:
+        check_same(state.definition, definition)
+        _check_place(state, told)
+    produce = producer(runner, job_endpoint)
+    update = fill(runs, root, state, produce, pin, create=create, seal=True, progress=progress, now_us=now_us)
+    if update.sealed or not root.exists(DEFINITION):
+        root.replace(DEFINITION, definition.to_toml().encode())
+    return update
+
+
+def _runs(source: Store | ListedRuns, target: Store) -> tuple[RunSource, Mapping[str, Any]]:
+    """The runs, and what a manifest is to say of where they are from."""
+    if not isinstance(source, Store):
+        return source, {"listing": source.told}
+    raw = StoredRuns(source.child("raw"))
+    if raw.is_empty():
+        raise CimlError(
+            f"no raw store at {raw.log.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA"
+        )
+    return raw, {} if source == target else {"source": source.root}
+
+
+def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
+    """What a listing holds counts, and not where it lies."""
+    before, now = state.listing, told.get("listing")
+    if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
+        name = state.definition.name if state.definition is not None else ""
+        made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
+        raise CimlError(f"data set {name!r} exists, and was made {made}: choose another name, or say --force")
+
+
+def remove_dataset(data: Store, name: str) -> None:
+    """Removes a data set and its examples. Killed half-way, it is a data set of fewer spans."""
+    root = dataset_store(data, name)
+    manifest = ManifestLog(root).folder
+    for path in sorted(root.list(manifest), reverse=True):
+        root.delete(path)
+    for path in root.list():
+        root.delete(path)

@@ -1,0 +1,203 @@
+"""The runs of a listing as a data set's source, straight from their logs: see `pipelines.datasets.run_source`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from typing import TypeVar
+from zlib import crc32
+
+import msgspec
+import numpy as np
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.errors import EngineError
+from ciml.events.listing import Reading
+from ciml.events.listing_files import Listing
+from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, records_of
+from ciml.raw.accounting import RawState, reconcile
+from ciml.raw.run_log import RunDelta
+from transforms.examples.downsample import Windows, downsample, merge_windows
+from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
+from transforms.examples.prepare import Examples, examples_from
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import guarded_candidates
+from transforms.ingest.decode_listing import decode_lines
+from transforms.ingest.trust import TrustPolicy, judge
+
+_LOGS = 250  # that are read and parsed together
+#: A log that is read when the data set is made has no raw object.
+_NO_FILE = RawFile("", "", 0, 0)
+
+T = TypeVar("T")
+
+
+class ListedRuns:
+    """The runs of a listing, whose logs are read when they are needed, and stored nowhere. To be used in a ``with``.
+
+    A log that cannot be used excludes its run, with the reason that its dead letter would have.
+
+    Args:
+      listing: an open one.
+      reading: what its lines mean.
+      trust: judges the runs: the columns and classes are those of trusted ones, where there are any.
+      fetch: from where logs may be read, and the limits.
+      jobs: how many processes read logs; 1 for this one. More are forked when the ``with`` begins, where this one is
+        better without threads of its own.
+
+    Attributes:
+      log: its lines.
+      told: what a data set's manifest says of it.
+    """
+
+    def __init__(
+        self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy, *, jobs: int = 1
+    ) -> None:
+        self.log = ListedLog(listing, reading, trust)
+        self.told = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
+        # Opening a file of a folder is work that holds the interpreter: threads only slow it down.
+        self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
+        self._jobs = jobs
+
+    def __enter__(self) -> ListedRuns:
+        if self._jobs > 1:
+            for pool in self._pools:
+                pool.submit(len, ())  # else it forks when the first log comes
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in self.__dict__.pop("_pools", ()):
+            pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _reader(self) -> LogReader:
+        return LogReader(self._fetch)
+
+    @cached_property
+    def _pools(self) -> list[ProcessPoolExecutor]:
+        """A pool of one for each process: what it keeps of a log is asked of it alone."""
+        context, size = multiprocessing.get_context("fork"), KEPT_BYTES // self._jobs
+        return [
+            ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self._fetch, size))
+            for _ in range(self._jobs)
+        ]
+
+    def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
+        """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
+        return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
+
+    def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+        """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
+
+        def windows_of(taken: Sequence[int]) -> Windows:
+            work = partial(LogReader.windows, resolved=resolved)
+            parts = list(self._by_chunks([part.runs[at] for at in taken], work))
+            return merge_windows(parts, len(taken)) if parts else downsample([], resolved)
+
+        return examples_from([run.mention for run in part.runs], windows_of, resolved)
+
+    def _by_chunks(
+        self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], T]
+    ) -> Iterator[tuple[np.ndarray, T]]:
+        """(places int64 [m] in ``runs``, what ``work`` makes of their logs), chunk by chunk; a run's log is always
+        read by the same process."""
+        logs = [self._log_of(run) for run in runs]
+        reader = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
+        chunks = [
+            (number, places[start : start + _LOGS])
+            for number in range(self._jobs)
+            for places in [np.flatnonzero(reader == number)]
+            for start in range(0, places.size, _LOGS)
+        ]
+        if self._jobs == 1:
+            for _, places in chunks:
+                yield places, work(self._reader, [logs[at] for at in places.tolist()])
+            return
+        futures = [
+            self._pools[number].submit(_in_process, work, [logs[at] for at in places.tolist()])
+            for number, places in chunks
+        ]
+        for (_, places), future in zip(chunks, futures, strict=True):
+            try:
+                yield places, future.result()
+            except BrokenProcessPool:
+                raise EngineError("a process that reads logs was killed, perhaps for want of memory") from None
+
+    def _log_of(self, run: SelectedRun) -> LogOf:
+        mention = run.mention
+        address = self.log.addresses.get(mention.run_id) or mention.log_url
+        return LogOf(mention.run_id, address, mention.start_us, mention.end_us)
+
+
+_readers: list[LogReader] = []  # of a process that was forked: one
+
+
+def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
+    import transforms.ingest.run_stages  # noqa: F401  # while whoever forked it decodes the listing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever forked it ends it
+    _readers.append(LogReader(fetch, kept_bytes))
+
+
+def _in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[LogOf]) -> T:
+    return work(_readers[0], logs)
+
+
+class ListedLog:
+    """A listing as the raw manifest of one version that a backfill of it would make, were every log in order.
+
+    Attributes:
+      version: of that manifest.
+      addresses: where the logs of runs are, by run id, where their mention does not say so.
+      left_out: how many lines are no run, by what they are and why.
+    """
+
+    version = 1
+
+    def __init__(self, listing: Listing, reading: Reading, trust: TrustPolicy) -> None:
+        self._listing, self._reading, self._trust = listing, reading, trust
+        self.addresses: dict[str, str] = {}
+        self.left_out = Counter[tuple[str, str]]()
+
+    def url(self) -> str:
+        """The listing, for messages."""
+        return self._listing.url
+
+    def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
+        """As `ciml.raw.run_log.RunLog.since`."""
+        if version < self.version:
+            yield self.version, self._delta
+
+    def read(self, version: int) -> RunDelta:
+        """As `ciml.raw.run_log.RunLog.read`."""
+        if version != self.version:
+            raise FileNotFoundError(version)
+        return self._delta
+
+    @cached_property
+    def _delta(self) -> RunDelta:
+        listing = self._listing
+        batches = (
+            decode_lines(OffsetRange(listing.topic, "", 0, each.start, each.end), listing.read(each), self._reading)
+            for each in listing.blocks
+        )
+        delta = reconcile(RawState(), map(self._settled, batches), 0)
+        if delta is None:
+            return RunDelta()
+        self.left_out.update((kind, record.get("reason", "")) for kind, record in records_of(delta) if kind != "run")
+        return msgspec.convert(delta, RunDelta)
+
+    def _settled(self, decoded: Batch) -> Batch:
+        runs, batch = [], guarded_candidates("trust", lambda part: judge(part, self._trust), decoded)
+        for each in batch.candidates:
+            runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
+            if each.address:
+                self.addresses.setdefault(each.mention.run_id, each.address)
+        return Batch(batch.covers, settled=[*batch.settled, *runs])

@@ -1,0 +1,57 @@
+"""Sources of a data set's runs: a raw store, or a listing and its logs (`pipelines.datasets.listed_runs`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Protocol
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.plan import SelectedRun, SpanPlan
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import RunLog, StoredRunLog
+from ciml.storage.open import Store
+from transforms.examples.prepare import Examples
+from transforms.examples.spans import examples_of
+from transforms.ingest.trust import TrustPolicy, evaluate
+from transforms.raw.reader import read_columns
+
+
+class RunSource(Protocol):
+    """What has runs, and their telemetry."""
+
+    @property
+    def log(self) -> RunLog:
+        """The records of the runs."""
+
+    def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
+        """The names of the columns of each run that has telemetry, in log order."""
+
+    def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+        """The examples of some runs of a span."""
+
+
+@dataclass(frozen=True)
+class StoredRuns:
+    """The runs of a raw store. Raises `IntegrityError` where it has not what its manifest says."""
+
+    raw: Store
+
+    @cached_property
+    def _manifest(self) -> ManifestLog:
+        return ManifestLog(self.raw)
+
+    @cached_property
+    def log(self) -> RunLog:
+        return StoredRunLog(self._manifest, partial(evaluate, TrustPolicy.load()))
+
+    def is_empty(self) -> bool:
+        """Whether the raw store has no manifest."""
+        return next(self._manifest.raw_since(0), None) is None
+
+    def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
+        return read_columns(self.raw, [run.file for run in runs])
+
+    def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+        return examples_of(self.raw, part, resolved)

@@ -1,0 +1,103 @@
+"""Making the spans of a data set in one batch pipeline: examples by `MakeExamples`, files by `WriteSpans`."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from functools import partial
+
+import apache_beam as beam
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.plan import SpanPlan
+from ciml.datasets.state import SpanVersion
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.storage.open import Store
+from pipelines.flink.submit import Build, FlinkJob, flink_options, run_here
+from transforms.examples.beam import MakeExamples, WriteSpans, result_path
+from transforms.examples.spans import batches_of
+
+_POLL_S = 0.2
+
+
+def make_spans(
+    raw: Store,
+    root: Store,
+    plans: Sequence[SpanPlan],
+    resolved: ResolvedDefinition,
+    *,
+    runner: str,
+    job_endpoint: str = "",
+) -> dict[tuple[int, int], SpanVersion]:
+    """Makes and writes spans in one batch pipeline.
+
+    Args:
+      raw: the raw store.
+      root: the data set's folder.
+      plans: the spans.
+      resolved: the definition.
+      runner: ``fnapi`` (in this process) or ``flink``.
+      job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
+
+    Returns:
+      What the manifest is to hold, by (span, version).
+
+    Raises:
+      CimlError: for another runner, or flink without an endpoint; or what a stage raised.
+      EngineError: when the pipeline does not end well.
+    """
+    results = f"results/{uuid.uuid4().hex}"  # of this call alone: another updater may do the same at this time
+    build = partial(build_spans, raw=raw, root=root, plans=plans, resolved=resolved, results=results)
+    made: dict[tuple[int, int], SpanVersion] = {}
+    try:
+        _run(build, runner, job_endpoint)
+        for plan in plans:
+            try:
+                value = json.loads(root.read(result_path(results, plan.span, plan.version)))
+            except FileNotFoundError:
+                raise IntegrityError(f"the pipeline that makes spans left out span {plan.span}") from None
+            made[plan.span, plan.version] = SpanVersion.from_json(value)
+    finally:
+        for plan in plans:
+            root.delete(result_path(results, plan.span, plan.version))
+    return made
+
+
+def build_spans(
+    pipeline: beam.Pipeline,
+    raw: Store,
+    root: Store,
+    plans: Sequence[SpanPlan],
+    resolved: ResolvedDefinition,
+    results: str,
+) -> beam.PCollection[str]:
+    """Wires the making of spans: bounded. ``results`` is a folder of ``root``; returns the paths written there."""
+    parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
+    return (
+        pipeline
+        | "parts" >> beam.Create(parts)
+        | "MakeExamples" >> MakeExamples(raw, resolved)
+        | "WriteSpans" >> WriteSpans(root, plans, resolved, results)
+    )
+
+
+def _run(build: Build, runner: str, job_endpoint: str) -> None:
+    if runner == "fnapi":
+        run_here(build)
+    elif runner == "flink":
+        if not job_endpoint:
+            raise CimlError("runner flink: want the job server's host:port; ciml up flink starts one")
+        job = FlinkJob(build, flink_options(job_endpoint, "ciml-dataset", streaming=False))
+        try:
+            while not job.over:
+                job.check()
+                time.sleep(_POLL_S)
+        finally:
+            job.cancel()
+        job.check()
+        if job.state != "DONE":
+            raise EngineError(f"the pipeline that makes spans ended as {job.state}")
+    else:
+        raise CimlError(f"runner {runner!r}: want fnapi or flink, or none")

@@ -1,0 +1,184 @@
+"""The statistics of a data set's spans, computed once and kept beside them, in ``datasets/NAME/statistics``.
+
+They are a cache: a file is named by what it was computed from, so it is right or is not looked at, and all of them may
+be removed. A later version of a span has other examples, and the same runs with the same columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.state import ExampleFile, SpanVersion
+from ciml.digest import canonical_json, sha256_json
+from ciml.events.records import Mention, RawFile, rows_of
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import Store
+from ciml.telemetry import telemetry_columns
+from transforms.drift.counts import Columns, add_columns, columns_from_json, columns_to_json
+from transforms.drift.statistics import Statistics, columns_needed, merge, statistics
+from transforms.examples.prepare import schema_of
+from transforms.examples.spans import read_examples
+from transforms.raw.write import read_runs
+
+FOLDER = "statistics"
+_FORMAT = 1
+_AHEAD = 16  # spans whose statistics are read at once
+_RUNS = 500  # raw runs whose columns are looked at together
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The examples of one span that count: all of a version, or the runs of a snapshot."""
+
+    span: int
+    version: int
+    files: Mapping[str, Sequence[ExampleFile]]
+    runs: tuple[str, ...] | None = None
+
+
+def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[Piece]) -> Iterator[Statistics]:
+    """The statistics of each piece of a data set, from the cache, or computed and kept.
+
+    Args:
+      root: the data set's folder.
+      resolved: its definition.
+      pieces: what of it.
+
+    Raises:
+      IntegrityError: when a file of examples is missing or broken.
+    """
+    for part in _parts(pieces, _AHEAD):
+        paths = [_statistics_path(resolved, piece) for piece in part]
+        found = _read_all(root, paths, Statistics.from_json)
+        for piece, path, known in zip(part, paths, found, strict=True):
+            if known is None:
+                content = merge(_compute(root, resolved, piece)).to_json()
+                _keep(root, path, content)
+                known = Statistics.from_json(content)
+            yield known
+
+
+def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
+    key = {
+        "format": _FORMAT,
+        "files": {split: [file.to_json() for file in files] for split, files in sorted(piece.files.items())},
+        "features": [resolved.windows, list(resolved.features), list(resolved.definition.aggregation_functions)],
+        "runs": None if piece.runs is None else sorted(piece.runs),
+    }
+    return f"{FOLDER}/span-{piece.span}/version-{piece.version}-{sha256_json(key)[:16]}.json"
+
+
+def _compute(root: Store, resolved: ResolvedDefinition, piece: Piece) -> Iterator[Statistics]:
+    """The statistics of each file; those of nothing first, since a span may have no example."""
+    names = ["run_id", *columns_needed(resolved)]
+    yield statistics(schema_of(resolved).empty_table(), resolved)
+    for files in piece.files.values():
+        for file in files:
+            table = read_examples(root, file, names)
+            if piece.runs is not None:
+                table = table.filter(_is_in(table, piece.runs))
+            yield statistics(table, resolved)
+
+
+def _is_in(table: pa.Table, runs: Sequence[str]) -> pa.ChunkedArray:
+    import pyarrow.compute as pc
+
+    return pc.is_in(table.column("run_id"), pa.array(runs, pa.string()))
+
+
+def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Columns | None:
+    """Which columns the selected runs of spans were recorded with; None where the raw store does not know them.
+
+    Raises:
+      IntegrityError: when a raw object is missing or broken.
+    """
+    find = _Raw(raw)
+    total: Columns = {}
+    for part in _parts(spans, _AHEAD):
+        paths = [_columns_path(span) for span in part]
+        for span, path, known in zip(part, paths, _read_all(root, paths, columns_from_json), strict=True):
+            if known is None:
+                known = find.columns(span)
+                if known is None:
+                    return None
+                _keep(root, path, columns_to_json(known))
+            total = add_columns([total, known])
+    return total
+
+
+def _columns_path(span: SpanVersion) -> str:
+    """All versions of a span have the same runs, and the same rows of them but for reclaims."""
+    key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
+    return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
+
+
+class _Raw:
+    """Looks up the raw records of spans; the manifest's version that was read last is kept."""
+
+    def __init__(self, raw: Store) -> None:
+        self._raw = raw
+        self._log = ManifestLog(raw)
+        self._last: tuple[int, Any] = (0, None)
+
+    def _records(self, version: int) -> Any:
+        if self._last[0] != version:
+            self._last = version, rows_of(self._log.read(version))
+        return self._last[1]
+
+    def columns(self, span: SpanVersion) -> Columns | None:
+        """The columns of a span's selected runs; None where the raw manifest does not have them."""
+        wanted = set(span.run_ids())
+        found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+        for positions in _parts(span.selected, _RUNS):
+            mentions, files = [], []
+            for version, index in positions:
+                try:
+                    record = self._records(version)[index]
+                except (FileNotFoundError, IndexError):
+                    return None
+                mentions.append(Mention.from_json(record["mention"]))
+                files.append(RawFile.from_json(record["file"]))
+            if not wanted.issuperset(mention.run_id for mention in mentions):
+                return None  # another raw store than the one that it was made from
+            for mention, table in zip(mentions, read_runs(self._raw, files), strict=True):
+                layout = telemetry_columns(table.column_names)
+                found[mention.build_name, mention.provider or "", layout] += 1
+        return dict(found)
+
+
+def _read_all(root: Store, paths: Sequence[str], parse: Callable[[Mapping[str, Any]], T]) -> list[T | None]:
+    with ThreadPoolExecutor(max(1, len(paths))) as pool:
+        return list(pool.map(partial(_read, root, parse), paths))
+
+
+def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T | None:
+    """What is kept at a path; None where there is nothing, or nothing that can be used."""
+    import orjson
+
+    try:
+        return parse(orjson.loads(root.read(path)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _keep(root: Store, path: str, content: Mapping[str, Any]) -> None:
+    data = canonical_json(content)
+    if not root.create(path, data):  # another wrote it meanwhile; or it is broken, and this mends it
+        root.replace(path, data)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,143 @@
+"""Validation of data sets: the newest spans against those before, another data set, or what a model learned from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.state import DatasetState, SpanVersion, dataset_state, dataset_store, raw_store_by_name
+from ciml.errors import CimlError
+from ciml.storage.open import Store
+from pipelines.datasets.statistics import Piece, kept_columns, kept_statistics
+from training.data.snapshot import Snapshot, read_snapshot
+from transforms.drift.compare import compare
+from transforms.drift.detect import DriftPolicy
+from transforms.drift.report import Report, Side
+from transforms.drift.statistics import Statistics, merge
+
+#: (spans looked at so far, spans to look at).
+Progress = Callable[[int, int], None]
+
+
+def validate_dataset(
+    data: Store,
+    name: str,
+    *,
+    last: int | None = None,
+    against: str | None = None,
+    model: str | None = None,
+    policy: DriftPolicy | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compares the newest spans of a data set with those before, another data set, or the runs a model learned from.
+
+    Args:
+      data: the data path.
+      name: of the data set.
+      last: how many spans are the newest: 1 by default; with ``model``, all that it was not trained on.
+      against: another data set, of which all spans are compared with.
+      model: a model, with whose champion's snapshot is compared.
+      policy: when something has moved.
+      progress: called as spans are looked at.
+
+    Raises:
+      CimlError: when there is no such data set or model, or nothing to compare with.
+      IntegrityError: when what is stored contradicts itself.
+    """
+    state = dataset_state(data, name)
+    spans = state.latest()
+    resolved = _resolved(name, state)
+    if model is not None:
+        snapshot = champions_snapshot(data, model)
+        if snapshot.dataset != name:
+            raise CimlError(
+                f"model {model!r} was trained on {snapshot.dataset!r}: say ciml validate {snapshot.dataset}"
+            )
+        known = {span.span for span in snapshot.spans}
+        newest = [span for span in spans if span.span > max(known, default=0)][-(last or len(spans)) :]
+        if not newest:
+            raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
+        pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
+        older = [span for span in spans if span.span in known]
+        source, told = (name, snapshot.resolved), f"what {model} was trained on"
+    elif against is not None:
+        other = dataset_state(data, against)
+        newest, older = spans[-(last or 1) :], other.latest()
+        pieces = [_piece(span) for span in older]
+        source, told = (against, _resolved(against, other)), against
+        _check_alike(name, resolved, *source)
+    else:
+        last = last or 1
+        newest, older = spans[-last:], spans[:-last]
+        if not older:
+            raise CimlError(
+                f"data set {name!r}: {_count(spans)}, and nothing is left to compare the last {last} with; update it, "
+                "or name another with --against"
+            )
+        pieces = [_piece(span) for span in older]
+        source, told = (name, resolved), f"{name}, {_spans(older)}"
+    total = len(pieces) + len(newest)
+    before = _side(data, *source, told, pieces, older, progress, 0, total)
+    now = f"{name}, {_spans(newest)}"
+    after = _side(data, name, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
+    if before.columns is None or after.columns is None:
+        before, after = replace(before, columns=None), replace(after, columns=None)
+    return compare(before, after, policy)
+
+
+def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
+    if state.resolved is None or not state.spans:
+        raise CimlError(f"data set {name!r} has no sealed span yet: update it when more runs are stored")
+    return state.resolved
+
+
+def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
+    """Raises `CimlError` where the features of two data sets mean different things."""
+    for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
+        mine, its = getattr(one.definition, key), getattr(other.definition, key)
+        if mine != its:
+            raise CimlError(f"{name!r} and {against!r} cannot be compared: {key} is {mine!r} and {its!r}")
+
+
+def _spans(spans: Sequence[SpanVersion]) -> str:
+    first, last = spans[0].span, spans[-1].span
+    return f"span {first}" if first == last else f"spans {first} to {last}"
+
+
+def _count(spans: Sequence[SpanVersion]) -> str:
+    return "1 span" if len(spans) == 1 else f"{len(spans)} spans"
+
+
+def _piece(span: SpanVersion) -> Piece:
+    return Piece(span.span, span.version, span.files)
+
+
+def champions_snapshot(data: Store, model: str) -> Snapshot:
+    """What the model that is served now was trained on. Raises `CimlError` where no version of it is."""
+    from serving.registry import Registry
+
+    state = Registry(data, model).state
+    if state.champion is None:
+        raise CimlError(f"model {model!r} has no champion in {data.url()}: train and push one, or leave out --model")
+    candidate = state.candidates[state.versions[state.champion].candidate]
+    if not (digest := candidate.facts.get("snapshot")):
+        raise CimlError(f"model {model!r}: its champion does not say what it was trained on")
+    return read_snapshot(data.child("trainer").child(model), digest)
+
+
+def _side(
+    data: Store, name: str, resolved: ResolvedDefinition, told: str, pieces: Sequence[Piece],
+    spans: Sequence[SpanVersion], progress: Progress | None, done: int, total: int,
+) -> Side:  # fmt: skip
+    def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
+        for number, each in enumerate(found, done + 1):
+            yield each
+            if progress:
+                progress(number, total)
+
+    root = dataset_store(data, name)
+    merged = merge(counted(kept_statistics(root, resolved, pieces)))
+    excluded = Counter(each["reason"] for span in spans for each in span.excluded)
+    return Side(told, merged, kept_columns(raw_store_by_name(data, name), root, spans), dict(sorted(excluded.items())))

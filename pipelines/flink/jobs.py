@@ -1,0 +1,223 @@
+"""The jobs of Beam's job server and of the Flink inside it: what there is, and how to be rid of it.
+
+Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job;
+the embedded Flink, which nobody told, goes on reading and writing. So a job is cancelled on both sides: by the job
+API, and by the REST API of the Flink that runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ciml.errors import EngineError
+from pipelines.flink import rest as flink_rest
+from pipelines.flink.rest import RestJob
+
+_OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
+_TIMEOUT_S = 5.0
+# Between the job server's RUNNING and the first answer of the job's REST API.
+_START_UP_S = 15.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that the job server knows.
+
+    Attributes:
+      id: as the job API takes it.
+      name: as its submitter named it. Give each job a name of its own: Flink knows it by nothing else.
+      state: Beam's word: ``RUNNING``, ``DONE``, ``CANCELLED``, ``FAILED``, …
+    """
+
+    id: str
+    name: str
+    state: str
+
+    @property
+    def over(self) -> bool:
+        """Whether it will never run again, by Beam's account."""
+        return self.state in _OVER
+
+
+def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
+    """The jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
+
+    Raises:
+      EngineError: when it does not answer.
+    """
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    with _job_service(endpoint) as service:
+        answer = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=timeout_s)
+        return [Job(job.job_id, job.job_name, _word(job.state)) for job in answer.job_info]
+
+
+def list_flink_jobs(endpoint: str) -> list[RestJob]:
+    """The jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
+    found: list[RestJob] = []
+    for address in _rest_addresses(endpoint):
+        with contextlib.suppress(EngineError, ValueError):
+            found += flink_rest.overview(address, timeout_s=_TIMEOUT_S)
+    return found
+
+
+def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
+    """Cancels a job on both sides and waits until it is over there. One that is over already is left as it is.
+
+    Args:
+      endpoint: the job server's ``host:port``; on this machine, to reach the Flink inside.
+      job_id: as `list_jobs` and Beam's `PortableRunner` give it.
+      timeout_s: how long all of it may take.
+
+    Returns:
+      The job as it ended: ``CANCELLED``, or how it ended before the request came.
+
+    Raises:
+      EngineError: when the job server does not answer or does not know the job, or it is not over in time.
+    """
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    deadline = time.monotonic() + timeout_s
+    known = [job for job in list_jobs(endpoint) if job.id == job_id]
+    if not known:
+        raise EngineError(f"the job server at {endpoint} knows no job {job_id}")
+    job = known[0]
+    # A job that Beam calls cancelled may run in Flink all the same; one that is done or failed ended there first.
+    if job.state in ("DONE", "FAILED"):
+        return job
+    at_work = _at_work(endpoint, job.name)
+    if not job.over:
+        young = time.monotonic() + _START_UP_S
+        while not at_work and time.monotonic() < min(young, deadline) and not job.over:
+            time.sleep(0.1)  # not in Flink yet: a cancel that comes now would be overtaken by the submission
+            at_work = _at_work(endpoint, job.name)
+            job = next(one for one in list_jobs(endpoint) if one.id == job_id)
+    with _job_service(endpoint) as service:
+        while True:
+            if not job.over:
+                service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
+            at_work = _at_work(endpoint, job.name)
+            for one in at_work:
+                with contextlib.suppress(EngineError):  # gone meanwhile: it is looked at again
+                    flink_rest.cancel(one, timeout_s=_TIMEOUT_S)
+            request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
+            job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
+            if job.over and not at_work:
+                return job
+            if time.monotonic() > deadline:
+                inside = ", ".join(one.state for one in at_work) or "over"
+                raise EngineError(f"job {job_id} is {job.state} (in Flink: {inside}) {timeout_s:g} s after its cancel")
+            time.sleep(0.1)
+
+
+def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
+    """Cancels every job that is not over on both sides, whatever Beam says of it; returns those, as they ended."""
+    inside = {one.name for one in list_flink_jobs(endpoint) if not one.over}
+    jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
+    return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
+
+
+def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
+    """Cancels the jobs whose workers were threads of a process that is gone (LOOPBACK); returns those, as they ended.
+
+    Flink would try to restart such a job for ever, with a port, threads and network memory of its own each.
+    """
+    return [
+        cancel_job(endpoint, job.id, timeout_s)
+        for job in list_jobs(endpoint)
+        if not job.over and any(not _listens(worker) for worker in _loopback_workers(endpoint, job.id))
+    ]
+
+
+def forget_job(endpoint: str, job_id: str) -> None:
+    """Has the job server wait no more for a job that is over in Flink; it does not see a cancel that it did not make.
+
+    Needs no Beam. A job that is over by Beam's account too, or a job server that does not answer, is left alone.
+    """
+    import grpc
+
+    data = job_id.encode()
+    with grpc.insecure_channel(endpoint) as channel, contextlib.suppress(grpc.RpcError):
+        cancel = channel.unary_unary("/org.apache.beam.model.job_management.v1.JobService/Cancel", None, None)
+        size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
+        cancel(b"\n" + size + data, timeout=5)  # a CancelJobRequest: the id is its field 1
+
+
+def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
+    """The ports of this machine at which a job expects its workers."""
+    from apache_beam.portability.api import beam_job_api_pb2, beam_runner_api_pb2
+
+    with _job_service(endpoint) as service:
+        request = beam_job_api_pb2.GetJobPipelineRequest(job_id=job_id)
+        environments = service.GetPipeline(request, timeout=10).pipeline.components.environments.values()
+    ports = []
+    for one in environments:
+        if one.urn == "beam:env:external:v1":
+            host, _, port = beam_runner_api_pb2.ExternalPayload.FromString(one.payload).endpoint.url.rpartition(":")
+            if host in ("localhost", "127.0.0.1", "[::1]"):
+                ports.append(int(port))
+    return ports
+
+
+def _listens(port: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in psutil.net_connections("tcp"))
+
+
+def _at_work(endpoint: str, name: str) -> list[RestJob]:
+    return [one for one in list_flink_jobs(endpoint) if one.name == name and not one.over]
+
+
+def _rest_addresses(endpoint: str) -> list[str]:
+    """Where the Flinks of a job server answer: each job has one, on a port of the range in the configuration.
+
+    Only ports that the job server's own process listens on count: the range may hold another program's.
+    """
+    port = int(endpoint.rpartition(":")[2])
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr]
+    owner = next((one.pid for one in listening if one.laddr.port == port and one.pid), None)
+    if owner is None:
+        return []
+    try:
+        command = psutil.Process(owner).cmdline()
+    except psutil.Error:
+        return []
+    given = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
+    master = given.get("--flink-master", "[auto]")
+    if not master.startswith("["):
+        return [f"http://{master}"]  # a cluster of its own, with one REST API for all jobs
+    try:
+        lines = Path(given["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
+        first, _, last = next(
+            line.split(":")[1].strip() for line in lines if line.startswith("rest.bind-port:")
+        ).partition("-")
+    except (KeyError, OSError, StopIteration):
+        return []
+    span = range(int(first), int(last or first) + 1)
+    ports = {one.laddr.port for one in listening if one.pid == owner and one.laddr.port in span}
+    return [f"http://127.0.0.1:{one}" for one in sorted(ports)]
+
+
+@contextmanager
+def _job_service(endpoint: str) -> Iterator[Any]:
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            yield beam_job_api_pb2_grpc.JobServiceStub(channel)
+        except grpc.RpcError as error:
+            raise EngineError(f"Flink's job server at {endpoint}: {error.code().name}: {error.details()}") from error
+
+
+def _word(state: int) -> str:
+    from apache_beam.portability.api import beam_job_api_pb2
+
+    return str(beam_job_api_pb2.JobState.Enum.Name(state))

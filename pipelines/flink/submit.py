@@ -1,0 +1,177 @@
+"""Where a pipeline runs: bounded and in this process, again and again; or on Flink, with this process's workers."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+from ciml.errors import CimlError, EngineError
+from pipelines.flink.jobs import cancel_job, cancel_orphans
+from pipelines.flink.runner import SetOptionsRunner
+from transforms.ingest.beam import kept_error
+
+EngineName = Literal["flink", "micro-batches"]
+ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
+Build = Callable[[beam.Pipeline], object]
+
+#: With a checkpoint every 3 s and bundles of half a second: without the bundles' limits nothing flows, and without
+#: the last one a source sometimes never starts.
+_FLINK: Mapping[str, Any] = {
+    "parallelism": 1,
+    "checkpointing_interval": 3000,
+    "max_bundle_size": 1000,
+    "max_bundle_time_mills": 500,
+}
+_TALKATIVE = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.worker.sdk_worker",
+)
+_OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
+
+
+def run_here(build: Build) -> None:
+    """Runs a bounded pipeline in this process, to its end.
+
+    Raises:
+      CimlError: what a stage raised, as it was raised.
+    """
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # named: the default runner may be another
+
+    kept_error(clear=True)
+    _keep_workers_quiet()
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    build(pipeline)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+        raise kept_error() or error from None
+
+
+def flink_options(
+    endpoint: str,
+    name: str,
+    *,
+    workers: str | None = None,
+    savepoint: str | None = None,
+    streaming: bool = True,
+    changes: Mapping[str, Any] | None = None,
+    extra: Sequence[str] = (),
+) -> PipelineOptions:
+    """The options of a job on Flink.
+
+    Args:
+      endpoint: ``host:port`` of Beam's job server.
+      name: the job's name, which is made unique: Flink tells jobs apart by nothing else.
+      workers: ``host:port`` of a pool of Python workers (EXTERNAL); None for threads of this process (LOOPBACK), with
+        which the job ends.
+      savepoint: the URL of a savepoint or a retained checkpoint that the job begins from.
+      streaming: whether it is unbounded.
+      changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``, or
+        any other option of Beam's Flink runner; docs/cluster.md has those that were tried.
+      extra: further options of Beam, as on a command line; they win.
+    """
+    flags = [
+        f"--job_endpoint={endpoint}",
+        f"--job_name={name}-{secrets.token_hex(4)}",
+        "--finish_bundle_before_checkpointing",
+    ]
+    flags += [f"--environment_type={'EXTERNAL' if workers else 'LOOPBACK'}"]
+    if workers:
+        # The second switches chaining *off* (its default is true, and Beam makes a switch of it). Chains depend on the
+        # parallelism, the names of operators on the chains, and a savepoint finds its operators by their names.
+        flags += [f"--environment_config={workers}", "--operator_chaining"]
+    flags += [f"--{key}={value}" for key, value in {**_FLINK, **(changes or {})}.items()]
+    flags += [f"--savepoint_path={savepoint}"] * bool(savepoint)
+    if streaming:
+        flags.append("--streaming")
+    return PipelineOptions([*flags, *extra])
+
+
+def _keep_workers_quiet() -> None:
+    """Beam's workers log and print the traceback of each failure. One that is raised here as well is told once."""
+    from apache_beam.runners.worker import sdk_worker
+
+    def say(*words: object, **options: Any) -> None:
+        if kept_error() is None and "Channel closed prematurely" not in str(words[:1]):
+            print(*words, **options)
+
+    sdk_worker.print = say
+    for name in _TALKATIVE:
+        logger = logging.getLogger(name)
+        if _not_told_elsewhere not in logger.filters:
+            logger.addFilter(_not_told_elsewhere)
+
+
+def _not_told_elsewhere(record: logging.LogRecord) -> bool:
+    return kept_error() is None
+
+
+def _expect_closed_streams() -> None:
+    """The worker threads of this process lose their streams when their job is cancelled: from now on, no news."""
+    import grpc
+
+    logging.getLogger("apache_beam.runners.worker").setLevel(logging.CRITICAL)
+    before = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        error = raised.exc_value
+        if not (isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.CANCELLED):
+            before(raised)
+
+    threading.excepthook = hook
+
+
+class FlinkJob:
+    """A job that was submitted.
+
+    With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it needs this process no more,
+    and `pipelines.flink.rest.find` finds it again by its name.
+    """
+
+    def __init__(self, build: Build, options: PipelineOptions) -> None:
+        kept_error(clear=True)
+        _keep_workers_quiet()
+        # Beam warns of options that only the job server knows, and once a second of nothing.
+        logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+        self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
+        if options.view_as(PortableOptions).environment_type == "LOOPBACK":
+            cancel_orphans(self._endpoint)  # of this program, killed earlier
+        pipeline = beam.Pipeline(runner=SetOptionsRunner(), options=options)
+        build(pipeline)
+        try:
+            self._result = pipeline.run()
+        except Exception as error:  # gRPC's, Beam's own, or a refused option
+            raise EngineError(f"Flink did not take the job: {str(error).strip().splitlines()[-1]:.300}") from error
+
+        self.name = str(options.get_all_options().get("job_name"))
+        self.id = str(self._result._job_id)
+
+    @property
+    def state(self) -> str:
+        """Beam's word: ``RUNNING``, ``DONE``, ``FAILED``, …"""
+        return str(self._result.state)
+
+    @property
+    def over(self) -> bool:
+        return self.state in _OVER
+
+    def check(self) -> None:
+        """Raises what a stage raised and no further try mends, or `EngineError` where the job has failed."""
+        error = kept_error()
+        if isinstance(error, CimlError) and not isinstance(error, EngineError):
+            raise error
+        if self.state == "FAILED":
+            raise error or EngineError("the Flink job failed; see the job server's log (ciml status names it)")
+
+    def cancel(self) -> None:
+        """Cancels the job, if it runs, and waits until it is over in Flink too (Beam's own cancel does not)."""
+        _expect_closed_streams()
+        cancel_job(self._endpoint, self.id)

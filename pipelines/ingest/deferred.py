@@ -1,0 +1,99 @@
+"""The second source of an unbounded ingest: deferred logs whose time has come, as the manifest has them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from ciml.events.records import Batch, Candidate
+from ciml.storage.open import Store
+from pipelines.ingest.committer import committer
+from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
+from transforms.ingest.beam import keep_error
+
+# Each look adds some KiB to the state of a job on Flink, for good: without need there are few.
+_PAUSE_S = 5.0
+_IDLE_S = 10.0
+_AGAIN_S = 300.0  # what was handed out and never committed (its worker died) is handed out again after this
+_MOST = 200
+
+
+class HandedOut:
+    """Which tries are under way in this process, so that a slow one is not made twice. A second would do no harm."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[Any, ...], float] = {}
+        self._lock = threading.Lock()
+
+    def fresh(self, due: list[Candidate], now_s: float) -> list[Candidate]:
+        """Those of ``due`` that are not under way, which from now on are."""
+        with self._lock:
+            self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}
+            found = []
+            for candidate in due:
+                key = (candidate.origin, candidate.mention.run_id, candidate.attempts)
+                if key not in self._since:
+                    self._since[key] = now_s
+                    found.append(candidate)
+            return found
+
+
+_handed_out: dict[str, HandedOut] = {}
+_WATERMARK = ManualWatermarkEstimator.default_provider()
+
+
+class _Ticks(RestrictionProvider):
+    def initial_restriction(self, element: Store) -> Restriction:
+        return Restriction(0, FOREVER)
+
+    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
+        return OffsetTracker(restriction)
+
+    def restriction_size(self, element: Store, restriction: Restriction) -> int:
+        return 1
+
+
+class _LookForDue(beam.DoFn):
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: Store,
+        tracker: Any = beam.DoFn.RestrictionParam(_Ticks()),  # noqa: B008
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(_WATERMARK),  # noqa: B008
+    ) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
+        tick = tracker.current_restriction().start
+        if not tracker.try_claim((tick, tick + 1)):
+            return
+        now_s = time.time()
+        with keep_error(), committer(element).state() as state:
+            due, next_us = state.due(int(now_s * 1e6)), state.next_due_us()
+        for at in range(0, len(fresh := _handed_out.setdefault(element.root, HandedOut()).fresh(due, now_s)), _MOST):
+            yield TimestampedValue(Batch(None, candidates=fresh[at : at + _MOST]), Timestamp.of(now_s))
+        watermark.set_watermark(Timestamp.of(now_s))
+        wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
+        put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))
+
+
+class ReadDue(beam.PTransform):
+    """Batches of deferred runs of a raw store, each when it is due, for ever."""
+
+    def __init__(self, raw: Store) -> None:
+        super().__init__()
+        self._raw = raw
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
+        return (
+            begin
+            | beam.Create([self._raw], reshuffle=False)
+            | "Look" >> beam.ParDo(_LookForDue()).with_output_types(Batch)
+        )

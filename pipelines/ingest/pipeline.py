@@ -1,0 +1,271 @@
+"""Ingest: CI events from Kafka to the raw store, its manifest and the topic `runs`.
+
+events ─► decode ─► judge ─► known events ─┐
+                                           ├─► fetch ─► parse ─► store ─► commit ─► publish
+                deferred logs that are due ┘
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
+
+from ciml.events.records import Batch, Candidate, Outcome
+from ciml.raw.accounting import Index
+from ciml.storage.open import Store as ObjectStore
+from pipelines.ingest.committer import committer, seal_guarded, unseal
+from pipelines.ingest.deferred import ReadDue
+from pipelines.kafka.client import KafkaOptions, check_still_that_topic
+from pipelines.kafka.publish import Projections, projection, render_letters, render_runs
+from pipelines.kafka.source import PartitionRead, ReadFromKafka, ReadOptions
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import guarded_candidates
+from transforms.ingest.beam import Decode, Judge, TakeLogs, keep_error
+from transforms.ingest.decode import ALL_JOBS
+from transforms.ingest.timings_beam import COMMIT
+from transforms.ingest.trust import TrustPolicy
+
+_KEY = "raw"  # one key: one committer at a time, in the usual course
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """What an ingest is made of.
+
+    Attributes:
+      data: the data root; the raw store is its folder ``raw``.
+      kafka: how to reach the broker.
+      topic: where events come from.
+      runs_topic: where committed runs are announced; "" for nowhere.
+      dead_letters_topic: where dead letters are told, open and closed; "" for nowhere.
+      selection: globs of the jobs to take.
+      names: (CloudEvent source, the run ids' source) pairs.
+      trust: the policy that judges runs.
+      fetch: from where logs may be fetched, and when again.
+      read: how partitions are read.
+      cycle_messages: the most messages of a partition that one micro-batch takes: what a kill costs at most.
+      commit_s: the longest that a settled batch waits for others before it is committed, on Flink.
+      commit_batches: how many do not wait any longer.
+    """
+
+    data: ObjectStore
+    kafka: KafkaOptions
+    topic: str = "ci-events"
+    runs_topic: str = "runs"
+    selection: tuple[str, ...] = ALL_JOBS
+    names: tuple[tuple[str, str], ...] = ()
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    cycle_messages: int = 2000
+    commit_s: float = 2.0
+    commit_batches: int = 20
+    dead_letters_topic: str = ""
+
+    @property
+    def raw(self) -> ObjectStore:
+        return self.data.child("raw")
+
+    def projection(self) -> Projections | None:
+        """What announces runs and dead letters, in this process."""
+        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_letters))
+        log = committer(self.raw).log
+        found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]
+        return Projections(found) if found else None
+
+
+def build_ingest(
+    pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[Candidate] = ()
+) -> beam.PCollection[int]:
+    """Wires an ingest: bounded where the ``reads`` are, else for ever.
+
+    Args:
+      pipeline: to build in.
+      config: what to use.
+      reads: of `pipelines.kafka.source.plan`; may be empty where something is ``due``.
+      due: deferred runs to be tried again (bounded; for ever, they are looked for in the manifest).
+
+    Returns:
+      The versions that were committed.
+    """
+    bounded = all(read.end is not None for read in reads)
+    settled = []
+    if reads:
+        events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
+        candidates = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
+        unknown = candidates | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
+        settled.append(unknown | "NewLogs" >> _Settle(config))
+    if not bounded:
+        settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
+    elif due:
+        settled.append(pipeline | "Due" >> _create(in_batches(due)) | "DueLogs" >> _Settle(config))
+    together = settled[0] if len(settled) == 1 else settled | beam.Flatten()
+    gathered = together | (
+        beam.GroupByKey() if bounded else "Gather" >> beam.ParDo(Gather(config.commit_s, config.commit_batches))
+    )
+    return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
+
+
+def in_batches(candidates: Sequence[Candidate], most: int = 200) -> list[Batch]:
+    """Candidates that are tried again, as batches that cover no offsets."""
+    return [Batch(None, candidates=list(candidates[at : at + most])) for at in range(0, len(candidates), most)]
+
+
+def _create(batches: list[Batch]) -> beam.PTransform:
+    return beam.Create(batches, reshuffle=False).with_output_types(Batch)
+
+
+def settle_known(batch: Batch, index: Index) -> Batch:
+    """Settles the candidates whose event is known to have named their run: as repeats, whose log nobody needs again.
+
+    It only saves work: the commit classifies everything by the state that it follows. The same run in *another* event
+    stays a candidate, since other bytes of its log have to be noticed.
+
+    Args:
+      batch: of candidates that come for the first time; those of deferred logs are known, and wanted.
+      index: of what is committed.
+    """
+    kept, settled = [], list(batch.settled)
+    for each in batch.candidates:
+        if each.event_key and index.has_event(each.event_key, each.mention.run_id):
+            settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
+        else:
+            kept.append(each)
+    return Batch(batch.covers, batch.messages, kept, settled)
+
+
+class SettleKnown(beam.DoFn):
+    """`settle_known`, by what is committed when the batch comes."""
+
+    def __init__(self, raw: ObjectStore) -> None:
+        self._raw = raw
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        if batch.candidates:
+            with keep_error(), committer(self._raw).state() as state:
+                index = state.index
+                batch = guarded_candidates("known", lambda part: settle_known(part, index), batch)
+        yield batch
+
+
+class _Settle(beam.PTransform):
+    """Candidates to sealed batches: fetch, parse, store."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[tuple[str, bytes]]:
+        stored = batches | TakeLogs(self._config.fetch, self._config.raw)
+        return stored | "Seal" >> beam.Map(_sealed).with_output_types(tuple[str, bytes])
+
+
+def _sealed(batch: Batch) -> tuple[str, bytes]:
+    with keep_error():
+        return _KEY, seal_guarded(batch)
+
+
+class Gather(beam.DoFn):
+    """Keeps sealed batches until there are enough, or the first has waited long enough by the clock.
+
+    No watermark comes into it, so nothing is ever late; but for the last one, that of a job which is drained: Flink
+    ends no stage that waits for its clock, and does not let the clock ring any more either.
+    """
+
+    _waiting = BagStateSpec("waiting", BytesCoder())
+    _count = CombiningValueStateSpec("count", sum)
+    _time = TimerSpec("time", TimeDomain.REAL_TIME)
+    _end = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(self, most_s: float, most: int) -> None:
+        self._most_s, self._most = most_s, most
+
+    def process(
+        self,
+        element: tuple[str, bytes],
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+        end: Any = beam.DoFn.TimerParam(_end),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        waiting.add(element[1])
+        count.add(1)
+        number = count.read()
+        if number == 1:
+            timer.set(Timestamp.of(time.time() + self._most_s))
+            end.set(GlobalWindow().max_timestamp())
+        if number >= self._most:
+            yield from self._flush(waiting, count)
+
+    @on_timer(_time)
+    def on_time(
+        self,
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        yield from self._flush(waiting, count)
+
+    @on_timer(_end)
+    def on_end(
+        self,
+        waiting: Any = beam.DoFn.StateParam(_waiting),  # noqa: B008
+        count: Any = beam.DoFn.StateParam(_count),  # noqa: B008
+        timer: Any = beam.DoFn.TimerParam(_time),  # noqa: B008
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        timer.clear()
+        yield from self._flush(waiting, count)
+
+    @staticmethod
+    def _flush(waiting: Any, count: Any) -> Iterator[tuple[str, list[bytes]]]:
+        found = list(waiting.read())
+        waiting.clear()
+        count.clear()
+        if found:
+            yield _KEY, found
+
+
+class CommitRaw(beam.DoFn):
+    """(key, sealed batches) -> the version after which they are settled, whoever committed them.
+
+    A consumer does not notice when a topic is deleted and made anew, and goes on in the new one at the offset where it
+    was in the old one. So that the topic is still the one that the batches name is asked after they were read, and
+    before they are committed.
+    """
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
+        with keep_error():
+            committing, batches = committer(self._config.raw), [unseal(data) for data in element[1]]
+            for topic, topic_id in sorted({(b.covers.topic, b.covers.topic_id) for b in batches if b.covers}):
+                check_still_that_topic(self._config.kafka, topic, topic_id)
+            with COMMIT.timed("raw"):
+                version = committing.commit(batches)
+            if version is None:  # a bundle that is tried again; what it committed may not have been announced
+                with committing.state() as state:
+                    version = state.version
+            yield version
+
+
+class Publish(beam.DoFn):
+    """Announces what is committed and was not announced. The version that comes in is only the occasion."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+
+    def process(self, version: int) -> Iterator[int]:
+        with keep_error():
+            announcer = self._config.projection()
+            if announcer is not None:
+                announcer.announce()
+        yield version

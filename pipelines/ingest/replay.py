@@ -1,0 +1,200 @@
+"""Replay: open dead letters are tried again, and those that come to something are closed by the commit that says so.
+
+What fails again stays as it is. So a replay may be killed, said again, or said twice at once: a letter is closed by the
+first that commits, and what the others found of it is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ciml.errors import Refused
+from ciml.events.payloads import whole_payload
+from ciml.events.records import Batch, Origin, records_of
+from ciml.raw.dead_letters import Choice, Letter, open_keys, open_letters
+from ciml.raw.known_ids import LetterKey
+from ciml.storage.open import Store
+from pipelines.ingest.committer import committer
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import attempt
+from transforms.ingest.decode import ALL_JOBS
+from transforms.ingest.decode_dead_letter import read_again
+from transforms.ingest.run_stages import settle
+from transforms.ingest.trust import TrustPolicy
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Which letters are tried again, and by what.
+
+    Attributes:
+      data: the data root.
+      choice: which of the open letters.
+      limit: at most so many, the oldest first; None for all.
+      selection: globs of the jobs to take, as ingest has them.
+      names: (CloudEvent source, the run ids' source) pairs, as ingest has them.
+      trust: the policy that judges runs.
+      fetch: from where logs may be fetched.
+      logs: where the logs of listings are now; "" for where they were.
+      together: how many letters are committed together.
+    """
+
+    data: Store
+    choice: Choice = field(default_factory=Choice)
+    limit: int | None = None
+    selection: tuple[str, ...] = ALL_JOBS
+    names: tuple[tuple[str, str], ...] = ()
+    trust: TrustPolicy = field(default_factory=TrustPolicy.load)
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    logs: str = ""
+    together: int = 200
+
+    @property
+    def raw(self) -> Store:
+        return self.data.child("raw")
+
+
+@dataclass
+class Replayed:
+    """What a replay came to.
+
+    Attributes:
+      letters: how many it may be at most.
+      tried: how many of them were tried so far.
+      closed: how many it closed.
+      became: what these became, by (kind, reason). A message that could not be decoded may become many.
+      still: those that stay open, by the reason why they failed this time.
+      details: one example of each such reason.
+      elsewhere: how many were closed meanwhile by another.
+      whole: whether it came to its end.
+    """
+
+    letters: int = 0
+    tried: int = 0
+    closed: int = 0
+    became: Counter[tuple[str, str]] = field(default_factory=Counter)
+    still: Counter[str] = field(default_factory=Counter)
+    details: dict[str, str] = field(default_factory=dict)
+    elsewhere: int = 0
+    whole: bool = False
+
+
+def replay(
+    config: ReplayConfig,
+    *,
+    stop: threading.Event | None = None,
+    report: Callable[[Replayed], None] | None = None,
+) -> Replayed:
+    """Tries open dead letters again.
+
+    Args:
+      config: which, and by what.
+      stop: ends it, when set, after what is under way is committed.
+      report: told how far it is, after each commit.
+
+    Raises:
+      EngineError: a store does not answer. What was committed stays.
+      IntegrityError: see `ciml.raw.accounting.reconcile`.
+    """
+    stop = stop or threading.Event()
+    committing = committer(config.raw)
+    with committing.state() as state:
+        keys = sorted(open_keys(state, config.choice), key=lambda entry: entry[1])
+    found = Replayed(letters=min(len(keys), config.limit or len(keys)))
+    letters = islice(open_letters(committing.log, keys, config.choice), config.limit)
+    while not stop.is_set() and (some := list(islice(letters, config.together))):
+        _replay(config, some, found)
+        committing.maintain()
+        if report is not None:
+            report(found)
+    found.whole = not stop.is_set()
+    return found
+
+
+def _replay(config: ReplayConfig, letters: list[Letter], found: Replayed) -> None:
+    read: list[tuple[Letter, Batch]] = []
+    for letter in letters:
+        try:
+            read.append((letter, _read(config, letter)))
+        except Refused as refused:
+            _stays(found, refused.reason, refused.detail)
+    settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
+    version = committer(config.raw).commit(settled)
+    closed = _closed_by(config, version, found, {letter.key for letter, _ in read})
+    with committer(config.raw).state() as state:
+        for (letter, _), batch in zip(read, settled, strict=True):
+            if letter.key in closed:
+                found.closed += 1
+            elif letter.key not in state.dead_letters:
+                found.elsewhere += 1
+            else:
+                why = next((each for each in batch.settled if each.kind == "dead_letter"), None)
+                _stays(found, why.reason if why else "unknown", why.detail if why else "")
+    found.tried += len(letters)
+
+
+def _read(config: ReplayConfig, letter: Letter) -> Batch:
+    payload = letter.outcome.payload
+    whole = whole_payload(config.raw, payload) if payload else None
+    batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
+    if isinstance(batch, Refused):
+        raise batch
+    return batch
+
+
+def _stays(found: Replayed, reason: str, detail: str) -> None:
+    found.still[reason] += 1
+    found.details.setdefault(reason, detail)
+
+
+def _closed_by(config: ReplayConfig, version: int | None, found: Replayed, keys: set[LetterKey]) -> set[LetterKey]:
+    """Those of ``keys`` that a version closed; what they became is counted."""
+    if version is None:
+        return set()
+    delta = committer(config.raw).log.read(version)
+    closed = {(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]} & keys
+    for kind, record in records_of(delta):
+        origin, run_id = Origin.from_json(record["origin"]), record.get("mention", {}).get("run_id", "")
+        if (origin, run_id) in closed or (origin, "") in closed:
+            found.became[kind, record.get("reason", "")] += 1
+    return closed
+
+
+@dataclass
+class Preview:
+    """What a replay would try.
+
+    Attributes:
+      letters: how many.
+      reasons: by reason.
+      untried: those that cannot be tried, by why.
+    """
+
+    letters: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    untried: Counter[str] = field(default_factory=Counter)
+
+
+def preview(config: ReplayConfig) -> Preview:
+    """Looks at the letters of a choice without fetching or committing anything."""
+    found = Preview()
+    for letter in islice(chosen(config.raw, config.choice), config.limit):
+        found.letters += 1
+        found.reasons[letter.outcome.reason] += 1
+        try:
+            _read(config, letter)
+        except Refused as refused:
+            found.untried[refused.reason] += 1
+    return found
+
+
+def chosen(raw: Store, choice: Choice) -> Iterator[Letter]:
+    """The open letters of a choice, the oldest first."""
+    committing = committer(raw)
+    with committing.state() as state:
+        keys = open_keys(state, choice)
+    yield from open_letters(committing.log, keys, choice)

@@ -1,0 +1,221 @@
+"""Questions to a Kafka broker: what a topic is, where it begins and ends, and whether it is still the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import NewTopic, OffsetSpec
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_refused
+from ciml.kafka.options import KafkaOptions
+from ciml.raw.accounting import check_topic_id
+
+_GONE_S = 10.0
+_ANSWER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A topic as the broker tells it: its UUID ("" where it has none) and [first, end) of each partition."""
+
+    topic: str
+    topic_id: str
+    bounds: Mapping[int, tuple[int, int]]
+
+
+_mocks: dict[KafkaOptions, bool] = {}
+_lock = threading.Lock()
+
+
+def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
+    """(the topic's UUID or "", its partitions), as the broker says now.
+
+    Raises:
+      NoTopicError: it has no such topic.
+      EngineError: it does not answer.
+    """
+    client = admin(options)
+    try:
+        if is_mock(options):
+            return "", sorted(client.list_topics(topic, timeout=options.timeout_s).topics[topic].partitions)
+        asked = client.describe_topics(TopicCollection([topic]), request_timeout=options.timeout_s)
+        described = asked[topic].result()
+    except KafkaException as error:
+        raise as_engine_error(options, topic, error) from None
+    return _uuid(described.topic_id), sorted(part.id for part in described.partitions)
+
+
+def offsets_of(
+    options: KafkaOptions,
+    topic: str,
+    partitions: Iterable[int],
+    spec: OffsetSpec,
+    *,
+    committed: bool = True,
+    timeout_s: float | None = None,
+) -> dict[int, int]:
+    """The offset that ``spec`` means in each partition; of committed messages only, or of all.
+
+    A partition without a leader, as one that was just made, is waited for.
+
+    Raises:
+      EngineError: the broker does not answer, or a partition is not there.
+    """
+    asked = {TopicPartition(topic, number): spec for number in partitions}
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    most_s = timeout_s or options.timeout_s
+    until = time.monotonic() + most_s
+    while True:
+        try:
+            futures = admin(options).list_offsets(asked, isolation_level=level, request_timeout=most_s)
+            return {part.partition: future.result().offset for part, future in futures.items()}
+        except KafkaException as error:
+            if error.args[0].code() not in SOON or time.monotonic() > until:
+                raise as_engine_error(options, topic, error) from None
+            topic_of(options, topic)  # raises where there is no such topic any more
+            time.sleep(0.1)
+
+
+def list_topic(options: KafkaOptions, topic: str) -> Listing:
+    """Asks the broker for a topic's id and the bounds of its partitions, of committed messages only.
+
+    Raises:
+      EngineError: the broker does not answer, has no such topic (`NoTopicError`), or lists no partitions of it.
+    """
+    topic_id, found = topic_of(options, topic)
+    if not found:
+        raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of the topic {topic}")
+    first, end = (offsets_of(options, topic, found, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+    return Listing(topic, topic_id, {number: (first[number], end[number]) for number in found})
+
+
+def list_again(options: KafkaOptions, before: Listing) -> Listing:
+    """As `list_topic`, of a topic that was listed before and so cannot be missing.
+
+    Raises:
+      IntegrityError: the topic was deleted, or made anew.
+      EngineError: the broker does not answer.
+    """
+    try:
+        listing = list_topic(options, before.topic)
+    except NoTopicError:
+        check_topic(options, before.topic, before.topic_id)
+        listing = list_topic(options, before.topic)
+    check_topic_id(before.topic, before.topic_id, listing.topic_id)
+    return listing
+
+
+def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
+    """Makes sure that a topic is still the one that was read. Returns its partitions.
+
+    A topic that the broker does not know counts as gone only when that lasts: a broker that starts may not know yet.
+
+    Raises:
+      IntegrityError: the topic was deleted, or made anew.
+      EngineError: the broker does not answer.
+    """
+    since = time.monotonic()
+    while True:
+        try:
+            found, partitions = topic_of(options, topic)
+        except NoTopicError:
+            if time.monotonic() - since > _GONE_S:
+                raise IntegrityError(
+                    f"the topic {topic} was deleted while it was read: what of it was not committed is gone. What was "
+                    "committed stays; read another topic by --topic, or a topic of this name into another --data-path"
+                ) from None
+            time.sleep(1)
+            continue
+        check_topic_id(topic, topic_id, found)
+        return partitions
+
+
+def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> None:
+    """Makes sure that what was read under a topic's id is of that topic, and not of one that has taken its name.
+
+    A topic that is gone is none that has taken the name. A broker that does not answer is waited for, for a minute.
+
+    Raises:
+      IntegrityError: the topic was made anew.
+      EngineError: the broker does not answer.
+    """
+    if not topic_id:
+        return
+    for attempt in Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, EngineError) and not isinstance(error, NoTopicError)),
+        stop=stop_after_delay(_ANSWER_S),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                found, _ = topic_of(options, topic)
+            except NoTopicError:
+                return
+            check_topic_id(topic, topic_id, found)
+
+
+def is_mock(options: KafkaOptions) -> bool:
+    """Whether the broker is librdkafka's own stand-in: no controller, no topic ids, four partitions to each topic, and
+    transactions whose aborted messages are read like others."""
+    with _lock:
+        known = _mocks.get(options)
+    if known is None:
+        known = _cluster_id(options).startswith("mockCluster")
+        with _lock:
+            _mocks[options] = known
+    return known
+
+
+def _cluster_id(options: KafkaOptions) -> str:
+    """The first question to a broker. One that does not let us in is not asked until the time is over."""
+    client, wait_s, left_s = admin(options), 1.0, options.timeout_s
+    while True:
+        try:
+            return str(client.list_topics(timeout=min(wait_s, left_s)).cluster_id)
+        except KafkaException:
+            left_s -= wait_s
+            if left_s <= 0 or is_refused(options):
+                raise
+            wait_s *= 2
+
+
+def _uuid(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return "" if set(text) <= {"A", "="} else text  # all zeros: a broker without topic ids
+
+
+def make_topic(
+    options: KafkaOptions,
+    topic: str,
+    partitions: int = 1,
+    config: Mapping[str, str] | None = None,
+) -> None:
+    """Creates a topic and waits until its offsets can be asked for; one that exists is left as it is."""
+    try:
+        if is_mock(options):
+            admin(options).list_topics(topic, timeout=options.timeout_s)  # which makes it
+            return
+        futures = admin(options).create_topics(
+            [NewTopic(topic, partitions, 1, config=dict(config or {}))], request_timeout=options.timeout_s
+        )
+        futures[topic].result()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise as_engine_error(options, topic, error) from None
+    # A broker answers for the creation before each of its parts knows the topic and its leaders.
+    for attempt in Retrying(
+        retry=retry_if_exception_type(EngineError),
+        stop=stop_after_delay(options.timeout_s),
+        wait=wait_fixed(0.05),
+        reraise=True,
+    ):
+        with attempt:
+            list_topic(options, topic)

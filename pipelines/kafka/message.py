@@ -1,0 +1,46 @@
+"""A message of Kafka as ciml takes it in, whatever a client has put into it."""
+
+from __future__ import annotations
+
+from operator import methodcaller
+from typing import TYPE_CHECKING
+
+from ciml.events.payloads import UNREADABLE_HEADERS
+from ciml.events.records import Message
+from ciml.limits import LATEST_US, MAX_MESSAGE_HEADERS
+
+if TYPE_CHECKING:
+    import confluent_kafka
+
+_LATEST_MS = LATEST_US // 1000
+_new = tuple.__new__
+# Where a name is not UTF-8, confluent-kafka returns headers with a NULL in them and sets an exception as well. Python
+# checks for that in this call, but not in a plain ``record.headers()`` that its interpreter has specialised: there the
+# exception appears later, elsewhere. It may be called once for a record: the second time there is no exception.
+_headers_of = methodcaller("headers")
+
+
+def message_of_record(record: confluent_kafka.Message) -> Message:
+    """Converts what a consumer has read, which holds no error.
+
+    Args:
+      record: a record of a topic.
+
+    Returns:
+      The message. Its headers are `UNREADABLE_HEADERS` where a name is not UTF-8. Of too many headers there are
+      `MAX_MESSAGE_HEADERS` and one more, so that the decoder rejects the message. ``timestamp_ms`` is 0 where the
+      record has none, or one that is negative or not before `LATEST_US`.
+    """
+    # One for each event that ever comes: by the shortest way.
+    stamp = record.timestamp()[1]
+    if not 0 < stamp < _LATEST_MS:
+        stamp = 0
+    return _new(Message, (record.offset(), record.value(), _headers(record), record.key(), stamp))
+
+
+def _headers(record: confluent_kafka.Message) -> tuple[tuple[str, bytes | None], ...]:
+    try:
+        headers = _headers_of(record)
+    except (SystemError, UnicodeDecodeError):
+        return UNREADABLE_HEADERS
+    return tuple(headers[: MAX_MESSAGE_HEADERS + 1]) if headers else ()

@@ -1,0 +1,79 @@
+"""Sending to Kafka at the end of a pipeline: at least once, in the order of a key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ciml.errors import CimlError, EngineError
+from ciml.kafka.connect import make_client
+from pipelines.kafka.client import KafkaOptions, as_engine_error
+from transforms.ingest.beam import keep_error
+
+#: (topic, key, value)
+ToSend = tuple[str, bytes, bytes]
+
+MAX_MESSAGE_BYTES = 8 << 20
+_FLUSH_S = 60.0
+
+
+class Send(beam.DoFn):
+    """`ToSend` -> nothing. A bundle ends when the broker has all of its messages; one that fails is sent again."""
+
+    def __init__(self, kafka: KafkaOptions) -> None:
+        self._kafka = kafka
+        self._producer: Producer | None = None
+        self._failure: tuple[str, KafkaError] | None = None
+
+    def process(self, element: ToSend) -> Iterator[Any]:
+        with keep_error():
+            topic, key, value = element
+            producer = self._connected()
+            while True:
+                try:
+                    producer.produce(topic, value, key, on_delivery=self._delivered)
+                    break
+                except BufferError:  # the broker is slower than we are
+                    producer.poll(0.1)
+                except KafkaException as error:
+                    self._fail(topic, error.args[0])
+            producer.poll(0)
+        yield from ()
+
+    def finish_bundle(self) -> None:
+        with keep_error():
+            if self._producer is None:
+                return
+            left = self._producer.flush(_FLUSH_S)
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                self._fail(*failure)
+            if left:
+                raise EngineError(f"Kafka at {self._kafka.bootstrap} took no message within {_FLUSH_S:.0f} s")
+
+    def teardown(self) -> None:
+        self._producer = None
+
+    def _connected(self) -> Producer:
+        if self._producer is None:
+            settings = {
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+                **self._kafka.common(),
+                "enable.idempotence": True,
+            }
+            self._producer = make_client(Producer, self._kafka, settings)
+        return self._producer
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and self._failure is None:
+            self._failure = (message.topic(), error)
+
+    def _fail(self, topic: str, error: KafkaError) -> None:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            raise CimlError(f"the topic {topic} takes no such message: set its max.message.bytes={MAX_MESSAGE_BYTES}")
+        raise as_engine_error(self._kafka, topic, KafkaException(error))

@@ -1,0 +1,277 @@
+"""Publish: what a manifest committed, projected onto a topic, once each.
+
+The cursor is the topic itself: every message names the delta that it comes from, and what was announced last is read
+back from the topic's end. So a process that dies between a commit and its announcement is made up for by the next, and
+with a transaction for each step and one transactional id for each topic, nothing is announced twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ciml.digest import canonical_json, sha256_json
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.events.records import Message, rows_of
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.raw.dead_letters import described
+from pipelines.kafka.client import KafkaOptions, Reader, as_engine_error, is_mock, list_topic, make_topic
+
+#: The header that names the delta, and the one that names the manifest (the digest of its first delta).
+VERSION, LOG = "manifest", "log"
+
+Headers = Sequence[tuple[str, bytes]]
+Announcement = tuple[bytes, bytes, Headers]
+Render = Callable[[Delta], Iterable[Announcement]]
+
+_MOST = 2000  # messages of a transaction
+_WAIT_S = 30.0
+_ATTEMPTS = 3
+_UNSUPPORTED = frozenset({
+    KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+})  # fmt: skip
+
+
+class Projection:
+    """A topic that tells what a manifest holds, delta by delta. One topic tells of one manifest.
+
+    Args:
+      log: the manifest.
+      topic: made with one partition and without end of retention where it is not there: a topic that forgets would
+        be told everything anew.
+      render: from a delta to (key, value, headers); the headers `VERSION` and `LOG` are added.
+      kafka: how to reach the broker.
+
+    Attributes:
+      exactly_once: False where the broker knows no transactions: then a process that dies may announce twice.
+    """
+
+    def __init__(self, log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> None:
+        self.exactly_once = True
+        self._log, self._topic, self._render, self._kafka = log, topic, render, kafka
+        self._producer: Producer | None = None
+        self._announced = 0
+        self._identity = ""
+        self._failure: KafkaError | None = None
+        self._lock = threading.Lock()
+
+    def announce(self) -> int:
+        """Announces all deltas that were not announced yet. Returns the last version.
+
+        Raises:
+          EngineError: the broker does not answer.
+          IntegrityError: the topic tells of another manifest.
+        """
+        with self._lock:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    return self._announce()
+                except KafkaException as error:
+                    # Another process took over, or an answer was lost. Which it was is seen in the topic.
+                    self._forget()
+                    if attempt == _ATTEMPTS:
+                        raise as_engine_error(self._kafka, self._topic, error) from None
+                except BaseException:
+                    self._forget()
+                    raise
+            raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Ends the producer."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._producer is not None:
+            self._producer.purge()
+        self._producer = None
+
+    def _announce(self) -> int:
+        if not self._identity:
+            try:
+                self._identity = sha256_json(self._log.read(1))[:16]
+            except FileNotFoundError:
+                return 0
+        if self._producer is None:
+            self._start()
+        waiting: list[tuple[int, Announcement]] = []
+        version = self._announced
+        for version, delta in self._log.since(self._announced):
+            waiting += [(version, each) for each in self._render(delta)]
+            if len(waiting) >= _MOST:
+                self._send(waiting)
+                waiting, self._announced = [], version
+        self._send(waiting)
+        self._announced = version
+        return version
+
+    def _start(self) -> None:
+        make_topic(self._kafka, self._topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
+        self.exactly_once = not is_mock(self._kafka)
+        producer = self._make()
+        if self.exactly_once:
+            try:
+                producer.init_transactions(_WAIT_S)  # fences whoever had this id, and ends what it left open
+            except KafkaException as error:
+                if error.args[0].code() not in _UNSUPPORTED:
+                    raise
+                self.exactly_once = False
+                producer = self._make()
+        self._announced = self._last_announced()
+        self._producer = producer
+
+    def _make(self) -> Producer:
+        options: dict[str, Any] = {
+            **self._kafka.common(),
+            "enable.idempotence": True,
+            "linger.ms": 5,
+            "compression.type": "zstd",
+            "transaction.timeout.ms": 60_000,
+        }
+        if self.exactly_once:
+            options["transactional.id"] = f"ciml.{self._topic}"
+        return Producer(options)
+
+    def _last_announced(self) -> int:
+        listing = list_topic(self._kafka, self._topic)
+        last = 0
+        for partition, (first, end) in listing.bounds.items():
+            for message in self._tail(partition, first, end):
+                headers = dict(message.headers)
+                version, log = headers.get(VERSION), headers.get(LOG)
+                if not version or not version.isdigit():
+                    continue  # somebody else's
+                if log != self._identity.encode():
+                    raise IntegrityError(
+                        f"the topic {self._topic} tells of another manifest than that of {self._log.store.url()}: "
+                        "announce on another topic, or delete this one"
+                    )
+                last = max(last, int(version))
+        return last
+
+    def _tail(self, partition: int, first: int, end: int) -> list[Message]:
+        """Some last messages of a partition; none only where there is none."""
+        if first >= end:
+            return []
+        reader = Reader(self._kafka, self._topic, partition)
+        try:
+            back = 32
+            while True:
+                start = max(first, end - back)
+                reader.seek(start)
+                found: list[Message] = []
+                idle = 0
+                while reader.position < end:
+                    before = reader.position
+                    found += reader.read(1000, 1.0)
+                    idle = 0 if reader.position > before else idle + 1
+                    if idle > _WAIT_S:
+                        raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
+                if found or start == first:
+                    return found
+                back *= 16  # nothing but transaction markers so far
+        finally:
+            reader.close()
+
+    def _send(self, waiting: list[tuple[int, Announcement]]) -> None:
+        producer = self._producer
+        if not waiting or producer is None:
+            return
+        self._failure = None
+        if self.exactly_once:
+            producer.begin_transaction()
+        for version, (key, value, headers) in waiting:
+            extra = [(VERSION, str(version).encode()), (LOG, self._identity.encode())]
+            while True:
+                try:
+                    producer.produce(self._topic, value, key, headers=[*headers, *extra], on_delivery=self._delivered)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+        if self.exactly_once:
+            producer.commit_transaction(_WAIT_S)
+        elif producer.flush(_WAIT_S):
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        if self._failure is not None:
+            raise KafkaException(self._failure)
+
+    def _delivered(self, error: KafkaError | None, _: Any) -> None:
+        if error is not None:
+            self._failure = error
+
+
+def render_runs(delta: Delta) -> Iterable[Announcement]:
+    """The announcements of a raw delta: a reference to each new row, not the row itself. A reclaim is a new row."""
+    for record in rows_of(delta):
+        mention, file = record["mention"], record["file"]
+        value = {
+            "run_id": mention["run_id"],
+            "build_name": mention["build_name"],
+            "path": file["path"],
+            "digest": file["digest"],
+            "raw_version": delta["version"],
+            **({"reclaim": True} if record["kind"] == "reclaim" else {}),
+        }
+        yield mention["run_id"].encode(), canonical_json(value), ()
+
+
+def render_letters(delta: Delta) -> Iterable[Announcement]:
+    """What a raw delta says of dead letters: those that it closes, then those that it opens. No message is in it."""
+    for origin, run_id in delta.get("closed_letters", ()):
+        value = {"state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"]}
+        yield _letter_key(origin, run_id), canonical_json(value), ()
+    for record in delta["dead_letters"]:
+        value = {
+            "state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"],
+        }  # fmt: skip
+        yield _letter_key(record["origin"], value["run_id"]), canonical_json(value), ()
+
+
+def _letter_key(origin: Sequence[Any], run_id: str) -> bytes:
+    """The same for all that is said of one letter."""
+    return canonical_json([*origin, run_id])
+
+
+class Projections:
+    """Several projections that are announced together, in their order. One that fails does not keep the others from it.
+
+    Args:
+      each: the projections.
+    """
+
+    def __init__(self, each: Sequence[Projection]) -> None:
+        self._each = each
+
+    def announce(self) -> int:
+        """As `Projection.announce`, of each; the least of the versions. What one raises is raised after the last."""
+        versions: list[int] = []
+        failure: CimlError | None = None
+        for projection in self._each:
+            try:
+                versions.append(projection.announce())
+            except CimlError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return min(versions, default=0)
+
+    def close(self) -> None:
+        """Ends the producers."""
+        for projection in self._each:
+            projection.close()
+
+
+_projections: dict[tuple[str, str, KafkaOptions], Projection] = {}
+_projections_lock = threading.Lock()
+
+
+def projection(log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> Projection:
+    """The process's projection of a manifest onto a topic: its producer and cursor are made once."""
+    key = (log.store.url(log.folder), topic, kafka)
+    with _projections_lock:
+        if key not in _projections:
+            _projections[key] = Projection(log, topic, render, kafka)
+        return _projections[key]

@@ -1,0 +1,141 @@
+"""Readers of one partition each, which wait for their next use with what they fetched in advance."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import Message
+from ciml.kafka.connect import NO_TOPIC, TRANSIENT, as_engine_error, make_client
+from ciml.kafka.options import KafkaOptions
+from pipelines.kafka.broker import check_topic
+from pipelines.kafka.message import message_of_record
+
+_KEEP_IDLE_S = 120.0
+
+
+class Reader:
+    """Reads one partition in order from any position. Not for two threads at once: see `borrow`.
+
+    Attributes:
+      position: the offset up to which everything has been handed out. It passes what is no message: transaction
+        markers, aborted messages, offsets that compaction has emptied.
+      idle: a count for the user of the reader, of looks that found nothing.
+    """
+
+    def __init__(self, options: KafkaOptions, topic: str, partition: int) -> None:
+        self._where = f"{topic}[{partition}]"
+        self._topic, self._partition = topic, partition
+        self._options = options
+        self._refusal: KafkaError | None = None
+        self._consumer = make_client(Consumer, options, options.consumer(), self._refused)
+        self.position = -1
+        self.idle = 0
+
+    def seek(self, position: int) -> None:
+        """Makes ``position`` the next to be read; keeps what was fetched in advance when it is that already."""
+        if position != self.position:
+            self._consumer.assign([TopicPartition(self._topic, self._partition, position)])
+            self.position, self.idle = position, 0
+
+    def read(self, most: int, timeout_s: float) -> list[Message]:
+        """Up to ``most`` messages from `position` on, which it moves behind them.
+
+        Waits ``timeout_s`` for the first of them and for no other.
+
+        Raises:
+          IntegrityError: the position is not in the topic (any more), or the topic was deleted.
+          EngineError: the broker refuses.
+        """
+        found = self._consumer.consume(1, timeout_s)
+        if not found and self._refusal is not None:
+            self._fail(self._refusal)
+        self._refusal = None
+        if found and most > 1:
+            found += self._consumer.consume(most - 1, 0)
+        messages: list[Message] = []
+        position = self.position
+        for each in found:
+            fault = each.error()
+            if fault is None:
+                offset = each.offset()
+                if offset < position:
+                    continue  # what was on its way before a seek
+                messages.append(message_of_record(each))
+                position = offset + 1
+            elif fault.code() == KafkaError._PARTITION_EOF:
+                position = max(position, each.offset())
+            elif fault.code() not in TRANSIENT and (fault.code() in NO_TOPIC or not fault.retriable()):
+                self.position = position
+                self._fail(fault)
+        self.position = position
+        return messages
+
+    def _refused(self, fault: KafkaError) -> None:
+        self._refusal = fault
+
+    def reaches(self) -> int:
+        """The end of the partition as the broker said with the last fetch; -1 where it said nothing yet."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, self._partition), cached=True)
+        except KafkaException:
+            return -1
+        return int(end)
+
+    def _fail(self, fault: KafkaError) -> None:
+        code = fault.code()
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise IntegrityError(
+                f"{self._where} {self.position}: the topic does not hold this offset (any more); messages that were "
+                f"never read are gone, or the topic was made anew. Nothing was skipped: {fault.str()}"
+            )
+        if code in NO_TOPIC:
+            if self._partition in check_topic(self._options, self._topic, ""):
+                return  # it was only that the broker did not know it yet
+            raise IntegrityError(f"{self._where} {self.position}: the topic has no such partition (any more)")
+        error = as_engine_error(self._options, self._topic, KafkaException(fault))
+        raise EngineError(f"{self._where} {self.position}: {error}")
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+_idle: dict[tuple[KafkaOptions, str, int], tuple[Reader, float]] = {}
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader]:
+    """A reader of a partition: the one that this process used last, with what it has fetched in advance, or a new one.
+
+    It is put back when it was used without an error, and closed when nobody asks for it for two minutes.
+    """
+    key = (options, topic, partition)
+    with _idle_lock:
+        kept = _idle.pop(key, None)
+    reader = kept[0] if kept else Reader(options, topic, partition)
+    try:
+        yield reader
+    except BaseException:
+        reader.close()
+        raise
+    now = time.monotonic()
+    with _idle_lock:
+        old = [_idle.pop(each) for each, (_, since) in list(_idle.items()) if each == key or now - since > _KEEP_IDLE_S]
+        _idle[key] = (reader, now)
+    for stale, _ in old:
+        stale.close()
+
+
+def close_readers() -> None:
+    """Closes all readers that wait."""
+    with _idle_lock:
+        stale = [reader for reader, _ in _idle.values()]
+        _idle.clear()
+    for reader in stale:
+        reader.close()

@@ -1,0 +1,220 @@
+"""The Kafka source: a splittable DoFn with one restriction a partition, whose elements are batches of messages.
+
+A batch says which offsets it covers, from where the one before it ended: so the committer can tell what is settled, and
+a hole shows. Where reading starts is decided by the manifest alone (`plan`); Kafka keeps no offsets for ciml.
+
+Bounded, it ends where the topic ended when the pipeline was made: that runs on every runner. Unbounded needs Flink or
+Dataflow (the FnApiRunner gives no output, Prism lost rows), finds new partitions, and looks whether the topic is still
+the same one. docs/kafka.md has the contract.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from operator import itemgetter
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from ciml.errors import EngineError
+from ciml.events.records import Batch, Message, OffsetRange
+from ciml.kafka.options import ReadOptions
+from ciml.manifest.offsets import RangeSet
+from pipelines.kafka.client import KafkaOptions, borrow, check_topic
+from pipelines.kafka.end_offsets import end_of
+from pipelines.kafka.new_partitions import FindPartitions, KnownTopic
+from pipelines.kafka.plan import Coverage, PartitionRead, bases, losses, plan
+from pipelines.kafka.tracker import (
+    FOREVER,
+    WATERMARK,
+    Claim,
+    OffsetTracker,
+    Restriction,
+    is_drained,
+    left,
+    observe,
+    put_off,
+)
+from pipelines.kafka.watermark import Look
+from transforms.ingest.beam import keep_error
+
+__all__ = [
+    "FOREVER", "Claim", "Coverage", "FindPartitions", "OffsetTracker", "PartitionRead", "ReadFromKafka", "ReadOptions",
+    "Restriction", "bases", "losses", "plan",
+]  # fmt: skip
+
+#: The namespace of the source's metrics: the gauge ``backlog.<topic>.<partition>``, in messages.
+METRICS = "ciml.kafka"
+
+
+_ASK_S = 3.0
+
+
+class _Read(beam.DoFn, RestrictionProvider):
+    """The common part of the bounded and the unbounded reader, each of which provides its own restrictions."""
+
+    def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
+        self._kafka, self._options = kafka, options
+
+    def initial_restriction(self, element: PartitionRead) -> Restriction:
+        return Restriction(element.start, FOREVER if element.end is None else element.end)
+
+    def create_tracker(self, restriction: Restriction) -> OffsetTracker:
+        return OffsetTracker(restriction)
+
+    def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
+        """The messages that are to be read, as far as the broker says."""
+        if restriction.stop < FOREVER:
+            return left(restriction, None)
+        ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)
+        return left(restriction, ends.end if ends else None)
+
+    def truncate(self, element: PartitionRead, restriction: Restriction) -> Restriction | None:
+        """What is still to be read when a runner drains: all of a bounded read, nothing more of one for ever.
+
+        What was claimed is on its way already, and the next job starts at what is not covered.
+        """
+        return restriction if restriction.stop < FOREVER else None
+
+    def _batch(self, element: PartitionRead, covered: RangeSet, start: int, end: int, found: list[Message]) -> Batch:
+        if covered:
+            found = [message for message in found if message.offset not in covered]
+        if found and found[-1].offset >= end:
+            found = [message for message in found if message.offset < end]
+        return Batch(OffsetRange(element.topic, element.topic_id, element.partition, start, end), messages=found)
+
+
+class ReadBounded(_Read):
+    """`PartitionRead` -> `Batch`, up to its end."""
+
+    def process(
+        self,
+        element: PartitionRead,
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008  # Beam's way
+    ) -> Iterator[Batch]:
+        with keep_error():
+            yield from self._read(element, tracker)
+
+    def _read(self, element: PartitionRead, tracker: Any) -> Iterator[Batch]:
+        options, covered = self._options, RangeSet(element.covered)
+        position = tracker.current_restriction().start
+        with borrow(self._kafka, element.topic, element.partition) as reader:
+            reader.seek(position)
+            moved = asked = time.monotonic()
+            while position < (stop := tracker.current_restriction().stop):
+                found = reader.read(min(options.batch_messages, stop - position), 0.5)
+                if reader.position > position:
+                    moved = time.monotonic()
+                    if not tracker.try_claim(Claim(position, reader.position)):
+                        return
+                    end = min(reader.position, tracker.current_restriction().stop)
+                    yield self._batch(element, covered, position, end, found)
+                    position = end
+                    continue
+                # A consumer is not told of a topic that was deleted, or only late.
+                if time.monotonic() > asked + _ASK_S:
+                    asked = time.monotonic()
+                    with suppress(EngineError):
+                        check_topic(self._kafka, element.topic, element.topic_id)
+                if time.monotonic() - moved > options.stall_s:
+                    raise EngineError(
+                        f"{element.where} {position}: no message within {options.stall_s:.0f} s, "
+                        f"though the topic reaches to {stop}"
+                    )
+
+
+class ReadUnbounded(_Read):
+    """`PartitionRead` -> `Batch`, for ever: a slice of time, then a rest, which grows while there is nothing new."""
+
+    @beam.DoFn.unbounded_per_element()
+    def process(
+        self,
+        element: PartitionRead,
+        tracker: Any = beam.DoFn.RestrictionParam(),  # noqa: B008
+        watermark: Any = beam.DoFn.WatermarkEstimatorParam(WATERMARK),  # noqa: B008
+    ) -> Iterator[TimestampedValue]:
+        with keep_error():
+            yield from self._read(element, tracker, watermark)
+
+    def _read(self, element: PartitionRead, tracker: Any, watermark: Any) -> Iterator[TimestampedValue]:
+        if is_drained(tracker):
+            return
+        options, covered = self._options, RangeSet(element.covered)
+        position = tracker.current_restriction().start
+        until = time.monotonic() + options.slice_s
+        with borrow(self._kafka, element.topic, element.partition) as reader:
+            reader.seek(position)
+            while True:
+                asked = time.time()
+                found = reader.read(options.batch_messages, 0.1)
+                if reader.position > position:
+                    if not tracker.try_claim(Claim(position, reader.position, reader.reaches())):
+                        return
+                    end = min(reader.position, tracker.current_restriction().stop)
+                    batch = self._batch(element, covered, position, end, found)
+                    # A message without a usable time says nothing of the others.
+                    oldest = min((stamp / 1000 for stamp in map(_stamp, found) if stamp), default=None)
+                    yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
+                    position = end
+                    observe(watermark, Look(asked, oldest), options.slack_s)
+                if found:
+                    reader.idle = 0
+                    at_end = options.pause_at_end and position >= reader.reaches() >= 0
+                    if at_end or time.monotonic() > until:
+                        self._tell_backlog(element, reader.reaches() - position)
+                        put_off(tracker, options.rest_s if at_end else 0)
+                        return
+                    continue
+                ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
+                if ends is not None:
+                    self._tell_backlog(element, ends.end - position)
+                    observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
+                pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
+                reader.idle += 1
+                put_off(tracker, pause_s)
+                return
+
+    @staticmethod
+    def _tell_backlog(element: PartitionRead, messages: int) -> None:
+        Metrics.gauge(METRICS, f"backlog.{element.topic}.{element.partition}").set(max(messages, 0))
+
+
+_stamp = itemgetter(Message._fields.index("timestamp_ms"))
+
+
+class ReadFromKafka(beam.PTransform):
+    """Batches of messages of the partitions of `plan`; for ever, also of those that the topic gets later.
+
+    Raises:
+      EngineError: when made with no partitions: a pipeline that reads nothing would look as if there were no events.
+    """
+
+    def __init__(self, kafka: KafkaOptions, reads: Iterable[PartitionRead], options: ReadOptions | None = None) -> None:
+        super().__init__()
+        self._kafka, self._reads, self._options = kafka, list(reads), options or ReadOptions()
+        if not self._reads:
+            raise EngineError("there is no partition to read")
+        self._bounded = all(read.end is not None for read in self._reads)
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:
+        read = (ReadBounded if self._bounded else ReadUnbounded)(self._kafka, self._options)
+        partitions = begin | "Partitions" >> beam.Create(self._reads, reshuffle=False)
+        if not self._bounded:
+            topics: dict[tuple[str, str], int] = {}
+            for each in self._reads:
+                key = (each.topic, each.topic_id)
+                topics[key] = max(topics.get(key, 0), each.partition + 1)
+            known = [KnownTopic(topic, topic_id, count) for (topic, topic_id), count in topics.items()]
+            found = (
+                begin
+                | "Topics" >> beam.Create(known, reshuffle=False)
+                | "Find" >> beam.ParDo(FindPartitions(self._kafka, self._options)).with_output_types(PartitionRead)
+            )
+            partitions = (partitions, found) | "All" >> beam.Flatten()
+        return partitions | "Read" >> beam.ParDo(read).with_output_types(Batch)

@@ -1,0 +1,323 @@
+"""Verifies a raw store: every run that its manifest names is there as it was named, and nothing else lies around."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import RawFile, rows_of
+from ciml.manifest.log import ManifestLog
+from ciml.raw.audit import Audit
+from ciml.raw.packs import PACKS, RUNS, SWEPT, NamedRun, named_runs, pack_state, run_of, split_path
+from ciml.raw.state import RawState, open_raw
+from ciml.raw.verify import verify_manifest
+from ciml.storage.open import Store
+from transforms.raw.packs import OpenPack, open_pack, prove_pack
+from transforms.raw.reader import read_object, verify_run
+
+#: What nobody names is a finding when it is older: compaction has had the time to remove it.
+GRACE_S = 3 * 86_400.0
+_MANY = 100
+_BATCH_ROWS = 200_000
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+      version: the raw manifest's, up to which it was verified.
+      records: of the manifest; runs: of those that are runs; objects: raw objects that they name.
+      read: raw objects and runs in packs that were read and whose digest was computed.
+      packs: that were read; packed: the runs in them; single: raw objects on their own.
+      findings: what is wrong, a line each, the first hundred; number: how many there are.
+      notes: what is odd and no fault, a line each.
+    """
+
+    version: int = 0
+    records: int = 0
+    runs: int = 0
+    objects: int = 0
+    read: int = 0
+    packs: int = 0
+    packed: int = 0
+    single: int = 0
+    findings: list[str] = field(default_factory=list)
+    number: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def find(self, text: str) -> None:
+        self.number += 1
+        if len(self.findings) < _MANY:
+            self.findings.append(text)
+
+
+def verify_raw(
+    raw: Store,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    grace_s: float = GRACE_S,
+    clock: Callable[[], float] = time.time,
+    progress: Progress | None = None,
+) -> Verification:
+    """Verifies manifest, accounting and runs. It may be written to meanwhile: what comes later is left out.
+
+    Memory grows by 20 bytes for each raw object that the manifest names.
+
+    Args:
+      raw: the raw store.
+      sample: read so many runs, chosen at random, instead of all. The manifest is verified whole all the same.
+      seed: of the choice.
+      grace_s: what is named by nobody is no fault before this age.
+      clock: epoch seconds.
+      progress: told what is being done.
+
+    Raises:
+      EngineError: the store does not answer.
+    """
+    found = Verification()
+    tell = progress or (lambda what, done, total: None)
+    for line in verify_manifest(raw, lambda done, total: tell("the manifest", done, total)):
+        found.find(line)
+    try:
+        names, chosen = _audit(raw, found, sample, seed, tell)
+    except IntegrityError as error:  # the manifest cannot be read to its end
+        if not found.findings:
+            found.find(str(error))
+        return found
+    objects = _Objects(raw, found, names, clock() - grace_s, tell)
+    if sample is None:
+        objects.packs()
+        objects.singles()
+        objects.missing()
+    else:
+        _verify_sample(raw, chosen, found, tell)
+    objects.swept()
+    return found
+
+
+def _audit(
+    raw: Store, found: Verification, sample: int | None, seed: int, tell: Progress
+) -> tuple[_Names, list[NamedRun]]:
+    """Goes through the manifest once: the accounting, the names, and a sample of them."""
+    log, state = open_raw(raw)
+    audit, names, chosen = Audit(), _Names(), list[NamedRun]()
+    number, choose = 0, random.Random(seed)  # noqa: S311
+    superseded: dict[str, str] = {}
+    for version, delta in log.since(0):
+        if version > state.version:
+            break
+        audit.add(version, delta)
+        _compare_runs(state, delta, superseded, found)
+        for run in named_runs(delta):
+            names.add(run)
+            number += 1
+            if sample is not None and len(chosen) < sample:
+                chosen.append(run)
+            elif sample and (at := choose.randrange(number)) < sample:
+                chosen[at] = run
+        tell("the accounting", version, state.version)
+    for run_id, digest in superseded.items():
+        known = state.index.run(run_id)
+        found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {known}")
+    audit.compare(state)
+    for finding in audit.findings:
+        found.find(finding)
+    found.number += audit.number - len(audit.findings)
+    for topic, partition, covered, told in audit.offsets():
+        if covered != told:
+            found.notes.append(
+                f"{topic}[{partition}]: {covered - told:,} of {covered:,} covered offsets hold no event of a run"
+            )
+    names.close()
+    found.version, found.records, found.runs, found.objects = audit.version, audit.records, audit.runs, len(names)
+    return names, chosen
+
+
+def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
+    """Compares rows with the index. A row with another digest has to be followed by a reclaim: see ``superseded``."""
+    rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
+    state.index.prefetch(runs=[run_id for run_id, _ in rows])
+    for run_id, digest in rows:
+        known = state.index.run(run_id)
+        if known is None:
+            found.find(f"the run {run_id} is recorded with the digest {digest}, and the index does not have it")
+        elif known.digest != digest:
+            superseded[run_id] = digest
+        else:
+            superseded.pop(run_id, None)
+
+
+class _Names:
+    """The raw objects that a manifest names: the hashes of its path and its digest, and its rows."""
+
+    def __init__(self) -> None:
+        self._made: tuple[array[int], array[int], array[int]] = (array("Q"), array("Q"), array("I"))
+
+    def add(self, run: NamedRun) -> None:
+        for column, value in zip(self._made, (_hash(run.path), _hash(run.digest), run.rows), strict=True):
+            column.append(value)
+
+    def close(self) -> None:
+        """Sorts them. A name that stands there twice is one."""
+        paths, first = np.unique(np.frombuffer(self._made[0], np.uint64), return_index=True)
+        self.paths = paths
+        self.digests = np.frombuffer(self._made[1], np.uint64)[first]
+        self.rows = np.frombuffer(self._made[2], np.uint32)[first]
+        del self._made
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def find(self, path: str) -> int | None:
+        """The place of a path; None for one that is not named."""
+        wanted = np.uint64(_hash(path))
+        at = int(np.searchsorted(self.paths, wanted))
+        return at if at < len(self.paths) and self.paths[at] == wanted else None
+
+
+def _hash(path: str) -> int:
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little")
+
+
+class _Objects:
+    """Reads all that is in the store, and compares it with what is named."""
+
+    def __init__(self, raw: Store, found: Verification, names: _Names, before_s: float, tell: Progress) -> None:
+        self._raw = raw
+        self._found = found
+        self._names = names
+        self._before_s = before_s
+        self._tell = tell
+        self._young = 0
+        self._told = np.zeros(len(names), bool)  # what was read, whatever was found
+
+    def _check(self, path: str, rows: int, digest: str, where: str) -> None:
+        """Compares a run that was read with what the manifest says of its path."""
+        self._found.read += 1
+        at = self._names.find(path)
+        if at is None:
+            return
+        self._told[at] = True
+        if rows != self._names.rows[at]:
+            self._found.find(f"{where}: {path} has {rows} rows, and the manifest says {self._names.rows[at]}")
+        elif _hash(digest) != self._names.digests[at]:
+            self._found.find(f"{where}: {path} has the digest {digest}, and not the one that the manifest says")
+        self._tell("runs", int(self._found.read), len(self._names))
+
+    def _unnamed(self, path: str, modified_s: float) -> None:
+        if modified_s < self._before_s:
+            self._found.find(f"{self._raw.url(path)} is named by no manifest")
+        else:
+            self._young += 1
+
+    def packs(self) -> None:
+        """Every pack that a folder's manifest names: its bytes, and its runs."""
+        entries = (entry for entry in self._raw.entries(PACKS) if entry.path.endswith(".parquet"))
+        for prefix, group in groupby(entries, lambda entry: entry.path.rpartition("/")[0]):
+            listed = {entry.path: entry for entry in group}
+            folder = prefix.removeprefix(f"{PACKS}/")
+            try:
+                state = pack_state(self._raw, folder)
+            except IntegrityError as error:
+                self._found.find(f"{folder}: {error}")
+                continue
+            for path, file in state.packs.items():
+                if fault := prove_pack(self._raw, file):
+                    if path in pack_state(self._raw, folder).packs:  # else another took its place meanwhile
+                        self._found.find(fault)
+                    continue
+                self._found.packs += 1
+                try:
+                    self._pack(folder, open_pack(self._raw, file))
+                except (FileNotFoundError, IntegrityError) as error:
+                    self._found.find(str(error))
+            for path, entry in listed.items():
+                if path not in state.packs and path not in state.replaced:
+                    self._unnamed(path, entry.modified_s)
+
+    def _pack(self, folder: str, pack: OpenPack) -> None:
+        part: list[int] = []
+        rows = 0
+        for number, place in enumerate(pack.places):
+            part.append(number)
+            rows += place.rows
+            if rows >= _BATCH_ROWS or number == len(pack.places) - 1:
+                for at, table in pack.read(self._raw, part, None).items():
+                    name = pack.places[at].name
+                    path = f"{RUNS}/{folder}/{name}"
+                    self._found.packed += 1
+                    if self._names.find(path) is None:
+                        self._found.find(f"{pack.file.path} holds {name}, which the manifest does not name")
+                    self._check(path, table.num_rows, telemetry_digest(run_of(name), table), pack.file.path)
+                part, rows = [], 0
+
+    def singles(self) -> None:
+        """Every raw object that is one."""
+        for entry in self._raw.entries(RUNS):
+            place = split_path(entry.path)
+            if place is None or self._names.find(entry.path) is None:
+                self._unnamed(entry.path, entry.modified_s)
+                continue
+            self._found.single += 1
+            try:
+                table = read_object(self._raw, entry.path)
+                digest = telemetry_digest(run_of(place[1]), table)
+            except FileNotFoundError:
+                continue  # packed meanwhile
+            except (IntegrityError, TypeError) as error:
+                self._found.find(str(error))
+                self._told[self._names.find(entry.path)] = True
+                continue
+            self._check(entry.path, table.num_rows, digest, self._raw.url())
+
+    def missing(self) -> None:
+        """The names of runs that were not found: looked for once more, one by one, for compaction may be at work."""
+        left = np.flatnonzero(~self._told)
+        if not len(left):
+            return
+        hashes = set(self._names.paths[left].tolist())
+        for run in _named(self._raw, self._found.version):
+            if _hash(run.path) in hashes:
+                hashes.discard(_hash(run.path))
+                if fault := verify_run(self._raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
+                    self._found.find(fault)
+
+    def swept(self) -> None:
+        """What compaction moved aside."""
+        aside = sum(1 for _ in self._raw.entries(SWEPT))
+        if aside:
+            self._found.notes.append(
+                f"{aside:,} objects that no manifest names are moved aside, and go with the next sweep"
+            )
+        if self._young:
+            self._found.notes.append(f"{self._young:,} young objects are named by no manifest (yet)")
+
+
+def _named(raw: Store, until: int) -> Iterator[NamedRun]:
+    for version, delta in ManifestLog(raw).since(0):
+        if version > until:
+            return
+        yield from named_runs(delta)
+
+
+def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, tell: Progress) -> None:
+    chosen.sort(key=lambda run: run.path)
+    for number, run in enumerate(chosen, 1):
+        if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
+            found.find(fault)
+        found.read += 1
+        tell("runs", number, len(chosen))

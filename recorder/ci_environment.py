@@ -1,0 +1,160 @@
+"""What a CI system's own environment says of the job that runs: which run it is, and of what."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ciml.events.fields import is_clean
+from ciml.events.run_id import path_safe
+from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
+
+#: Facts of an event that ``CIML_…`` variables and ``--label`` may give.
+FACTS = (
+    "pipeline", "project", "branch", "change", "patchset", "event", "review", "provider", "region", "flavour",
+)  # fmt: skip
+_NO_SLUG = re.compile(r"[^a-z0-9]+")
+_MAX_ID_PATH = 100  # which leaves room for the longest source
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a run.
+
+    Attributes:
+      source: the CI system.
+      native_id: the run's id there.
+      attempt: from 1.
+      job: the kind of job.
+      facts: of `FACTS`, those that are known.
+      labels: whatever else.
+    """
+
+    source: str
+    native_id: str
+    job: str = ""
+    attempt: int = 1
+    facts: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+Environment = Mapping[str, str]
+
+
+def known_run(environment: Environment) -> Known:
+    """What the environment says: that of the first CI system that is found, ``CIML_…`` variables before it.
+
+    An environment is nobody's promise: what could not stand in an event is shortened or left out.
+    """
+    found = next((known for read in _SYSTEMS if (known := read(environment))), None)
+    if found is None:
+        found = Known("record", str(uuid.uuid4()))
+    facts = {**found.facts, **{name: environment.get(f"CIML_{name.upper()}", "") for name in FACTS if
+                               environment.get(f"CIML_{name.upper()}")}}  # fmt: skip
+    attempt = environment.get("CIML_ATTEMPT", "")
+    return Known(
+        source=_NO_SLUG.sub("-", environment.get("CIML_SOURCE", "").lower())[:63].strip("-") or found.source,
+        native_id=_short_id(_clean(environment.get("CIML_RUN_ID") or found.native_id)),
+        job=_short_job(_clean(environment.get("CIML_JOB") or found.job)),
+        attempt=_attempt(attempt) if attempt else found.attempt,
+        facts={name: clean for name, value in facts.items() if (clean := _clean(value))},
+        labels={name: clean for name, value in found.labels.items() if (clean := _clean(value))},
+    )
+
+
+def _github(env: Environment) -> Known | None:
+    """GitHub Actions. The legs of a matrix have one job name, so the runner's own id of the job is part of the id."""
+    run = env.get("GITHUB_RUN_ID")
+    if env.get("GITHUB_ACTIONS") != "true" or not run:
+        return None
+    job = env.get("GITHUB_JOB", "")
+    one = env.get("RUNNER_TRACKING_ID", "").removeprefix("github_") or str(uuid.uuid4())
+    change = re.fullmatch(r"refs/pull/(\d+)/\w+", env.get("GITHUB_REF", ""))
+    return Known(
+        "github", f"{run}/{job}/{one}", job, _attempt(env.get("GITHUB_RUN_ATTEMPT", "")),
+        {
+            "pipeline": env.get("GITHUB_WORKFLOW", ""),
+            "event": env.get("GITHUB_EVENT_NAME", ""),
+            "project": env.get("GITHUB_REPOSITORY", ""),
+            "branch": env.get("GITHUB_BASE_REF") or env.get("GITHUB_REF_NAME", ""),
+            "change": change[1] if change else env.get("GITHUB_SHA", ""),
+            "patchset": env.get("GITHUB_SHA", ""),
+            "provider": env.get("RUNNER_ENVIRONMENT", ""),
+            "flavour": "-".join(filter(None, [env.get("RUNNER_OS"), env.get("RUNNER_ARCH")])),
+        },
+        {"runner": env.get("RUNNER_NAME", "")},
+    )  # fmt: skip
+
+
+def _gitlab(env: Environment) -> Known | None:
+    """GitLab CI. A job that is tried again has another id."""
+    run = env.get("CI_JOB_ID")
+    if env.get("GITLAB_CI") != "true" or not run:
+        return None
+    return Known(
+        "gitlab", run, env.get("CI_JOB_NAME", ""), 1,
+        {
+            "pipeline": env.get("CI_PIPELINE_SOURCE", ""),
+            "event": env.get("CI_PIPELINE_SOURCE", ""),
+            "project": env.get("CI_PROJECT_PATH", ""),
+            "branch": env.get("CI_MERGE_REQUEST_TARGET_BRANCH_NAME") or env.get("CI_COMMIT_REF_NAME", ""),
+            "change": env.get("CI_MERGE_REQUEST_IID") or env.get("CI_COMMIT_SHA", ""),
+            "patchset": env.get("CI_COMMIT_SHA", ""),
+        },
+        {"runner": env.get("CI_RUNNER_DESCRIPTION", "")},
+    )  # fmt: skip
+
+
+def _zuul(env: Environment) -> Known | None:
+    """Zuul, where a job gives its variables to the command (docs/record.md), or has the legacy ones."""
+    run = env.get("ZUUL_BUILD") or env.get("ZUUL_UUID")
+    if not run:
+        return None
+    return Known(
+        "zuul", run, env.get("ZUUL_JOB") or env.get("JOB_NAME", ""), 1,
+        {name: env.get(f"ZUUL_{name.upper()}", "") for name in
+         ("pipeline", "project", "branch", "change", "patchset")},
+    )  # fmt: skip
+
+
+def _jenkins(env: Environment) -> Known | None:
+    """Jenkins. A build has one tag."""
+    run = env.get("BUILD_TAG")
+    if not env.get("JENKINS_URL") or not run:
+        return None
+    return Known(
+        "jenkins", run, env.get("JOB_BASE_NAME") or env.get("JOB_NAME", ""), 1,
+        {
+            "project": env.get("JOB_NAME", ""),
+            "branch": env.get("CHANGE_TARGET") or env.get("BRANCH_NAME", ""),
+            "change": env.get("CHANGE_ID") or env.get("GIT_COMMIT", ""),
+            "patchset": env.get("GIT_COMMIT", ""),
+        },
+        {"runner": env.get("NODE_NAME", "")},
+    )  # fmt: skip
+
+
+_SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _gitlab, _jenkins)
+
+
+def _short_job(job: str) -> str:
+    """As much of a job's name as a path allows."""
+    while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
+        job = job[:-1]
+    return job
+
+
+def _short_id(native: str) -> str:
+    """An id, or its digest where it is longer than a path allows."""
+    return native if len(path_safe(native)) <= _MAX_ID_PATH else hashlib.sha256(native.encode()).hexdigest()
+
+
+def _clean(value: str) -> str:
+    return "".join(letter for letter in value if is_clean(letter))[:MAX_TEXT_CHARACTERS].strip()
+
+
+def _attempt(value: str) -> int:
+    return int(value) if re.fullmatch(r"[1-9][0-9]{0,8}", value) else 1

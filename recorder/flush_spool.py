@@ -1,0 +1,85 @@
+"""``ciml record --send``: what earlier recorders have left behind."""
+
+from __future__ import annotations
+
+import time
+
+from ciml.errors import CimlError, EngineError
+from recorder.console import say
+from recorder.folder import open_private
+from recorder.leftovers import FACTS, by_command, deliver, is_unsealed
+from recorder.producer import Sender
+from recorder.settings import Settings
+from recorder.spool import Places, Recording, waiting
+
+
+def send_leftovers(settings: Settings, places: Places) -> None:
+    """Sends every recording of the spool that no process is recording.
+
+    Args:
+      settings: the spool, the broker and the time to wait.
+      places: where the command line sends recordings whose own word on that does not count.
+
+    Raises:
+      CimlError: the spool is no private folder of this user.
+      EngineError: some could not be sent, or not be removed.
+    """
+    try:
+        spool = open_private(settings.spool)
+    except FileNotFoundError:
+        say("0 recordings are sent")
+        return
+    except OSError as error:
+        raise CimlError(f"{settings.spool}: cannot be read ({error.strerror})") from None
+    sender = Sender(settings.kafka) if settings.kafka else None
+    failed = sent = kept = 0
+    names, more = waiting(spool)
+    for name in names:
+        try:
+            recording = Recording.take(spool, name)
+        except CimlError as error:
+            failed += 1
+            say(str(error))
+            continue
+        if recording is None:
+            continue
+        run_id = recording.plan.mention.run_id
+        why = _send(recording, sender, settings, places)
+        if why:
+            failed += 1
+            recording.release()
+            say(f"{run_id} is not sent: {why}")
+        else:
+            sent += 1
+            stays = recording.remove()
+            kept += bool(stays)
+            lost = f", without {', '.join(FACTS)}: it was not sealed" if is_unsealed(recording.plan) else ""
+            say(f"{run_id} is sent{lost}" + (f", but {stays}" if stays else ""))
+    if more:
+        say(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
+    if failed:
+        raise EngineError(f"{failed} recordings are not sent, and stay in {settings.spool}; {sent} are")
+    if kept:
+        raise EngineError(f"{sent} recordings are sent, but {kept} of them cannot be removed from {settings.spool}")
+    say(f"{sent} recordings are sent")
+
+
+def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:
+    """Sends one, as long as it gets on. Returns why it could not be sent, or ""."""
+    progress = -1
+    try:
+        recording.plan = by_command(recording, settings, places)
+        delivery = deliver(recording, sender if recording.plan.kafka else None)
+        deadline = time.monotonic() + settings.flush_s
+        while not delivery.step():
+            if sender is not None:
+                sender.poll(0.05)
+            if (now := delivery.progress) != progress:
+                progress, deadline = now, time.monotonic() + settings.flush_s
+            if time.monotonic() > deadline or (delivery.failure and sender is None):
+                return delivery.failure or (sender.refused if sender else "") or "the broker does not answer"
+    except CimlError as error:
+        return str(error)
+    except OSError as error:
+        return f"{recording.folder.path}: {error.strerror or error}"
+    return ""

@@ -1,0 +1,206 @@
+"""Recordings that earlier recorders left: which of them are sent, as what, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from ciml.errors import CimlError
+from ciml.limits import MAX_SPOOL_BYTES
+from recorder.console import say
+from recorder.delivery import Delivery
+from recorder.folder import Folder, open_private
+from recorder.producer import Sender
+from recorder.seal import is_sealed, secrets_of
+from recorder.settings import Settings
+from recorder.spool import End, Places, Plan, Recording, size_of, waiting
+
+#: What a trust policy may ask for, but for the source, which is part of the run's id: left out where there is no seal.
+FACTS = ("pipeline", "project", "branch", "event", "review")
+#: The label of a run whose recording had no seal.
+UNSEALED = {"recording": "unsealed"}
+_MOST_LINES = 3
+_TAKEN_A_STEP = 10  # of those that are not sent: samples are taken between the steps
+
+
+def end_of(recording: Recording) -> End:
+    """How a recording that was left behind ended: killed with its recorder, where nothing says so."""
+    return recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
+
+
+def deliver(recording: Recording, sender: Sender | None) -> Delivery:
+    """The delivery of a recording that was left behind, as its plan now says."""
+    return Delivery(recording, sender, end_of(recording), announce=not is_unsealed(recording.plan))
+
+
+def is_unsealed(plan: Plan) -> bool:
+    """Whether it is sent without the facts that a seal would have proved."""
+    return UNSEALED.items() <= plan.mention.labels.items()
+
+
+def without_facts(plan: Plan) -> Plan:
+    """The same run, of which nothing is said that a trust policy asks for."""
+    mention = plan.mention
+    labels = {**UNSEALED, **mention.labels, **UNSEALED}  # first, so that it stays where there are too many
+    return replace(plan, mention=mention.replace(**dict.fromkeys(FACTS, ""), labels=labels))
+
+
+def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
+    """What the recorder of another run may send a recording as.
+
+    Args:
+      recording: that was left.
+      own: the plan of the recorder's own run.
+      settings: of the recorder.
+
+    Returns:
+      None where it is for another recorder to send, or for none.
+
+    Raises:
+      CimlError: it asks for rights of this recorder that it may not have had.
+    """
+    plan = recording.plan
+    if plan.kafka != (settings.kafka.bootstrap if settings.kafka else "") or not plan.leads_somewhere:
+        return None
+    secrets = secrets_of(settings.kafka, plan.log_dir)
+    if is_sealed(recording, secrets):
+        return plan
+    if secrets:
+        raise CimlError(f"{recording.folder.path} is not sealed with these credentials; see: ciml record --send")
+    if plan.mention.source != own.mention.source or replace(plan, mention=own.mention) != own:
+        return None
+    return without_facts(plan)
+
+
+def by_command(recording: Recording, settings: Settings, places: Places) -> Plan:
+    """What ``ciml record --send`` may send a recording as.
+
+    Args:
+      recording: that was left.
+      settings: with the broker of the command line.
+      places: of the command line.
+
+    Raises:
+      CimlError: the command line does not say where it goes.
+    """
+    plan = recording.plan
+    if plan.kafka and settings.kafka is None:
+        raise CimlError(f"its broker was {plan.kafka}: name one by --kafka")
+    if settings.kafka is not None:
+        plan = replace(plan, kafka=settings.kafka.bootstrap)
+    secrets = secrets_of(settings.kafka, plan.log_dir)
+    if is_sealed(recording, secrets):
+        return plan
+    if secrets:  # its own word on where it goes is no reason to use them
+        plan = replace(plan, **asdict(places))
+    if not plan.leads_somewhere:
+        raise CimlError("neither --kafka nor --log-dir says where to")
+    return without_facts(plan)
+
+
+class Leftovers:
+    """Recordings that earlier recorders left, sent one after another, a little each second.
+
+    One that cannot be read or sent is reported, stays where it is, and keeps no other from being sent.
+
+    Args:
+      own: the recorder's own recording.
+      settings: of the recorder.
+      sender: to its broker.
+    """
+
+    def __init__(self, own: Recording, settings: Settings, sender: Sender | None) -> None:
+        self._own, self._settings, self._sender = own.plan, settings, sender
+        self._waiting: list[str] = []
+        self._current: tuple[Recording, Delivery] | None = None
+        self._reported = 0
+        try:
+            self._spool = open_private(settings.spool)
+            names, more = waiting(self._spool)
+        except (CimlError, OSError) as error:
+            self._report(f"earlier recordings are not sent: {error}")
+            return
+        if more:
+            self._report(f"{settings.spool} holds more than {len(names)} entries: the others wait")
+        self._waiting = trim(self._spool, [name for name in names if name != own.folder.path.name])
+
+    def step(self) -> None:
+        """Sends what can be sent of one of them without waiting."""
+        for _ in range(_TAKEN_A_STEP):
+            if self._current is not None or not self._waiting:
+                break
+            self._take(self._waiting.pop(0))
+        if self._current is not None:
+            self._send(*self._current)
+
+    def _take(self, name: str) -> None:
+        recording = None
+        try:
+            recording = Recording.take(self._spool, name)
+            if recording is None:
+                return
+            plan = beside(recording, self._own, self._settings)
+            if plan is not None:
+                recording.plan = plan
+                self._current = recording, deliver(recording, self._sender)
+        except (CimlError, OSError) as error:
+            self._report(f"left in the spool: {error}")
+        if recording is not None and self._current is None:
+            recording.release()
+
+    def _send(self, recording: Recording, delivery: Delivery) -> None:
+        try:
+            if delivery.step():
+                self._current = None
+                if kept := recording.remove():
+                    self._report(f"{recording.plan.mention.run_id} is sent, but {kept}")
+                return
+            failure = delivery.failure
+        except CimlError as error:
+            failure = str(error)
+        if failure:  # a later recorder tries it again; until then it is in the way of no other
+            self._report(f"left in the spool: {recording.folder.path}: {failure}")
+            recording.release()
+            self._current = None
+
+    def _report(self, line: str) -> None:
+        self._reported += 1
+        if self._reported <= _MOST_LINES:
+            say(line)
+        elif self._reported == _MOST_LINES + 1:
+            say("more of the spool is not sent; ciml record --send says what and why")
+
+
+def trim(spool: Folder, names: list[str]) -> list[str]:
+    """Removes the oldest recordings that no process records or sends, until the rest has `MAX_SPOOL_BYTES` at most.
+
+    Args:
+      spool: where they are.
+      names: of what is in it, oldest first.
+
+    Returns:
+      The names of those that stay.
+    """
+    sizes = {name: _size(spool, name) for name in names}
+    total = sum(sizes.values())
+    stay = list(names)
+    for name in names:
+        if total <= MAX_SPOOL_BYTES:
+            break
+        try:
+            recording = Recording.take(spool, name)
+        except CimlError:
+            continue
+        if recording is not None and not recording.remove():
+            stay.remove(name)
+            total -= sizes[name]
+            say(f"the spool is full: the oldest recording is given up, run {recording.plan.mention.run_id}")
+    return stay
+
+
+def _size(spool: Folder, name: str) -> int:
+    """The bytes of a recording; 0 for what is none."""
+    try:
+        with spool.folder(name) as folder:
+            return size_of(folder)
+    except (CimlError, OSError):
+        return 0

@@ -1,0 +1,130 @@
+"""A command, recorded: what ``ciml record`` does between its options and its exit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ciml.errors import CimlError
+from recorder import command
+from recorder.console import say
+from recorder.settings import Settings
+from recorder.signal_watcher import Witness
+from recorder.spool import End, Plan, Recording
+from recorder.wait import Ending, ended_children, supervise
+from recorder.worker import fork_worker, keep
+
+_RESTARTS = 3
+_LIVED_S = 60.0  # a worker that lived so long counts as none of them
+_GRACE_S = 2.0  # beyond the time to flush, for a worker that hangs
+
+
+def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float | None = None) -> NoReturn:
+    """Runs a command with a recorder beside it, and ends as the command ended.
+
+    Args:
+      argv: the command and its arguments.
+      plan: what is known of the run.
+      settings: of the recorder.
+      timeout_s: after so long the command is ended; None for never.
+    """
+    mask, sigchld_ignored = command.block_signals()
+    beside = _Beside(plan, settings)
+    try:
+        pid = command.start(argv, mask, sigchld_ignored)
+    except command.CannotStartError as error:
+        beside.start()
+        say(f"{argv[0]}: {error}")
+        beside.finish(Ending(error.exit_code << 8))
+        os._exit(error.exit_code)
+    beside.start()
+    witness = None
+    with contextlib.suppress(OSError):  # no process more: then signals to the group come twice
+        witness = Witness(pid)
+    ending = supervise(pid, witness, timeout_s, beside.ended)
+    if witness is not None:
+        witness.end()
+    beside.finish(ending)
+    command.end_as(ending.status)
+
+
+class _Beside:
+    """The recorder, as the process that runs the command sees it. Nothing here fails."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._settings = settings
+        self._recording: Recording | None = None
+        self._worker: tuple[int, int] | None = None
+        self._restarts = 0
+        self._started_at = 0.0
+        try:
+            self._recording = Recording.create(settings.spool, plan)
+        except CimlError as error:
+            say(f"nothing is recorded: {error}")
+        except Exception as error:  # noqa: BLE001  # whatever it is, the command is to run
+            say(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
+
+    def start(self) -> None:
+        """Starts the worker."""
+        if self._recording is None:
+            return
+        self._started_at = time.monotonic()
+        try:
+            self._worker = fork_worker(self._recording, self._settings)
+        except OSError as error:
+            say(f"nothing is recorded: {error.strerror}")
+
+    def ended(self, pid: int) -> None:
+        """A child has ended. Where it is the worker, another takes its place."""
+        if self._worker is None or pid != self._worker[0]:
+            return
+        os.close(self._worker[1])
+        self._worker = None
+        if time.monotonic() - self._started_at > _LIVED_S:
+            self._restarts = 0
+        if self._restarts < _RESTARTS:
+            self._restarts += 1
+            say("the recorder has ended; it is started again")
+            self.start()
+        else:
+            say("the recorder has ended too often; the command goes on without it")
+
+    def finish(self, ending: Ending) -> None:
+        """Notes how the command ended, and gives the worker its time; a signal that ends jobs cuts it short."""
+        if self._recording is None:
+            return
+        try:
+            self._recording.write_end(_end_of(ending))
+        except OSError as error:
+            say(f"how the command ended cannot be noted: {error.strerror}")
+        if self._worker is None:
+            say(f"nothing is sent: {keep(self._recording, self._settings)}")
+            return
+        pid, pipe = self._worker
+        os.close(pipe)
+        deadline = time.monotonic() + self._settings.flush_s + _GRACE_S
+        while not any(child == pid for child, _ in ended_children()):
+            info = signal.sigtimedwait(command.EVERY_SIGNAL, max(0.0, deadline - time.monotonic()))
+            if info is None or info.si_signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                say(f"not all is sent: {keep(self._recording, self._settings)}")
+                return
+
+
+def _end_of(ending: Ending) -> End:
+    labels = {}
+    if os.WIFSIGNALED(ending.status):
+        number = os.WTERMSIG(ending.status)
+        try:
+            labels["signal"] = signal.Signals(number).name
+        except ValueError:
+            labels["signal"] = str(number)
+    else:
+        labels["exit_code"] = str(os.waitstatus_to_exitcode(ending.status))
+    return End(time.time_ns() // 1000, ending.result, labels)

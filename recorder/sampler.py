@@ -1,0 +1,175 @@
+"""What takes the samples: dool where there is one, else this process, both into the same log."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ciml.limits import MAX_RECORDER_LOG_BYTES
+from recorder import proc_sampler as proc
+from recorder.command import EVERY_SIGNAL
+from recorder.console import say
+
+_PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
+_PR_SET_PDEATHSIG = 1
+_SILENT_S = 5.0
+
+
+def find_dool() -> str | None:
+    """The program: that of ``$CIML_DOOL`` ("" for none), beside this interpreter, or on the PATH."""
+    named = os.environ.get("CIML_DOOL")
+    if named is not None:
+        return shutil.which(named) if named else None
+    beside = Path(sys.executable).with_name("dool")
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("dool")
+
+
+class Recorder:
+    """Takes a sample a second into a log. Whatever fails, it goes on as well as it can, and says so once.
+
+    Args:
+      log: appended to.
+      dool: the program, or None to read /proc.
+    """
+
+    def __init__(self, log: Path, dool: str | None) -> None:
+        self._log = log
+        self._program: subprocess.Popen | None = None
+        self._file: int | None = None
+        self._sampler: proc.Sampler | None = None
+        self._failing = False
+        self._full = False
+        self._ended = False
+        self._size = 0
+        self._grew_at = time.monotonic()
+        self.what = "/proc: there is no dool"
+        if dool is not None:
+            try:
+                self._program = self._start(dool)
+                self.what = dool
+            except OSError as error:
+                say(f"{dool} cannot be started ({error.strerror}): reading /proc instead")
+
+    def _start(self, dool: str) -> subprocess.Popen:
+        libc = ctypes.CDLL(None)  # before the fork
+        me = os.getpid()
+
+        def tied() -> None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != me:
+                os._exit(1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL)
+
+        _mend(self._log)
+        # Bytes as dstat has them: dool's own default is bits, for disks too.
+        arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
+        return subprocess.Popen(
+            [dool, *arguments, "--output", str(self._log), "1"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "DOOL_OPTS": "", "DOOL_TIMEFMT": ""}, cwd="/", preexec_fn=tied,
+        )  # fmt: skip
+
+    def tick(self) -> None:
+        """To be called once a second: takes a sample, or sees to it that dool does."""
+        if self._full:
+            return
+        size = self._log.stat().st_size if self._log.exists() else 0
+        if size > MAX_RECORDER_LOG_BYTES:
+            self._full = True
+            say(f"the log has {size >> 20} MiB, and none that is larger can be read: the rest is not recorded")
+            self.end()
+            return
+        if self._program is None:
+            self._sample()
+        elif self._program.poll() is not None:
+            say(f"dool ended by itself (code {self._program.returncode}): reading /proc instead")
+            self._program = None
+            self._sample()
+        elif size != self._size:
+            self._size, self._grew_at = size, time.monotonic()
+        elif time.monotonic() - self._grew_at > _SILENT_S:
+            say("dool writes nothing: reading /proc instead")
+            self._stop_dool()
+            self._sample()
+
+    def end(self) -> None:
+        """Ends dool. A run that was too short for it has one sample, from /proc."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_dool()
+        if not self._full and not _has_sample(self._log):
+            self._sample()
+        if self._file is not None:
+            os.close(self._file)
+
+    def _stop_dool(self) -> None:
+        if self._program is None:
+            return
+        self._program.terminate()
+        try:
+            self._program.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._program.kill()
+            self._program.wait()
+        self._program = None
+
+    def _sample(self) -> None:
+        try:
+            if self._file is None:
+                _mend(self._log)
+                self._file = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self._sampler is None:
+                sampler = proc.Sampler()
+                gap = "\n" if os.fstat(self._file).st_size else ""
+                self._append(gap + proc.header(time.time()) + sampler.sample())
+                self._sampler = sampler
+            else:
+                self._append(self._sampler.sample())
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                say(f"no sample can be recorded: {error.filename or self._log}: {error.strerror}; it is tried again")
+
+    def _append(self, text: str) -> None:
+        """Whole, or not at all."""
+        assert self._file is not None
+        size = os.fstat(self._file).st_size
+        data = text.encode()
+        try:
+            if os.write(self._file, data) == len(data):
+                return
+            raise OSError(28, os.strerror(28))
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+
+
+def _mend(log: Path) -> None:
+    """Takes away a last line that is cut: a killed recorder or a full disk left it. Raises `OSError`."""
+    if not log.exists():
+        return
+    with log.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16)))
+        tail = file.read()
+        whole = tail.rfind(b"\n") + 1
+        if whole < len(tail):
+            file.truncate(size - len(tail) + whole)
+
+
+def _has_sample(log: Path) -> bool:
+    """Whether a log's last lines hold a sample."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
+            return any(line[:1].isdigit() for line in file.read().split(b"\n")[:-1])
+    except OSError:
+        return False

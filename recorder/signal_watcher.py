@@ -1,0 +1,76 @@
+"""A process that only watches: which signals were sent to the whole process group, and whether the recorder is killed.
+
+A signal that a terminal or a CI system sends to the group has reached the command already, so passing it on would send
+it twice; nothing in a signal says whether it was sent so. The witness is in the group and blocks every signal: what is
+pending there too was sent to the group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from typing import NoReturn
+
+from recorder.command import EVERY_SIGNAL
+
+_ANSWER_S = 0.5  # a witness that somebody stopped may not stop the recorder
+
+
+def close_descriptors(*kept: int) -> None:
+    """Closes what this process inherited, but for ``kept``: nobody waits for the end of a pipe because of it."""
+    low = 0
+    for one in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, one)
+        low = one + 1
+
+
+class Witness:
+    """The witness of a command, forked from the recorder, all of whose signals are blocked.
+
+    It also outlives a recorder that is killed by SIGKILL, and then kills the command: as a SIGKILL of the bare command
+    would have.
+    """
+
+    def __init__(self, command: int) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._socket.close()
+                _watch(theirs, command)
+            finally:
+                os._exit(1)
+        theirs.close()
+        self._socket.settimeout(_ANSWER_S)
+
+    def seen(self) -> frozenset[int]:
+        """The signals that the group was sent since the last call."""
+        try:
+            self._socket.send(b"?")
+            return frozenset(self._socket.recv(256))
+        except OSError:
+            return frozenset()
+
+    def end(self) -> None:
+        """Ends it. The command must have ended."""
+        self._socket.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _watch(recorder: socket.socket, command: int) -> NoReturn:
+    process = os.pidfd_open(command)  # a pid can come round again
+    close_descriptors(recorder.fileno(), process)
+    while recorder.recv(1):
+        recorder.send(bytes([0, *_pending()]))  # an empty message would be the end
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    os._exit(0)
+
+
+def _pending() -> Iterable[int]:
+    while (info := signal.sigtimedwait(EVERY_SIGNAL, 0)) is not None:
+        yield info.si_signo

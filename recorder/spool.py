@@ -1,0 +1,352 @@
+"""The spool: one folder for each recording, so that nothing is lost with a process or a network.
+
+A recording's folder holds what is to be sent: ``run.json`` (what is known of the run, and where it is to go), the log,
+``starts`` (a line for each start of the recorder) and, once the command has ended, ``end.json``. Nothing says how far
+it was sent: a later sender sends all of it, and each sample and event has an identity by which a repeat is
+known. A folder is locked while a process records into it or sends it, and removed when all has arrived.
+
+A recording that an earlier process left is input: an earlier job of this user can have made or changed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from ciml.errors import CimlError, Refused
+from ciml.events.fields import is_clean, labels
+from ciml.events.json_input import parse_json
+from ciml.events.mentions import mention_of_run, run_of_mention
+from ciml.events.records import Mention
+from ciml.events.run_id import RunId
+from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
+from recorder.folder import Folder, open_private
+
+LOG = "dstat-csv_log.txt"
+RUN, END, STARTS, SEAL = "run.json", "end.json", "starts", "seal.json"
+_LOCK = "lock"
+_FILES = (LOG, RUN, END, STARTS, SEAL, _LOCK, *(f"{name}.new" for name in (RUN, END, SEAL)), "run.new", "end.new")
+_NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
+_RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
+_LOCK_TRIES = 50
+_LOCK_PAUSE_S = 0.01
+_MAX_PLACE = 4096  # characters of an address, a topic or a path
+_YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is making now
+
+_Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]  # 2000 to 2099
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a recording goes, beside its broker; as in `Plan`."""
+
+    samples_topic: str = "samples"
+    events_topic: str = "ci-events"
+    log_dir: str = ""
+    log_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of a run when it starts, and where its recording goes. Nothing here is a secret.
+
+    Attributes:
+      mention: the run, as an event says it; ``start_us`` is set.
+      kafka: the broker's address, or "" for none.
+      samples_topic, events_topic: where samples and events go; samples go nowhere where theirs is "".
+      log_dir: the folder or ``s3://`` prefix that the log is put below, or "".
+      log_url: the address under which others find ``log_dir``, or "" where it is its own address.
+    """
+
+    mention: Mention
+    kafka: str = ""
+    samples_topic: str = "samples"
+    events_topic: str = "ci-events"
+    log_dir: str = ""
+    log_url: str = ""
+
+    @property
+    def leads_somewhere(self) -> bool:
+        """Whether there is a place to send it to."""
+        return bool(self.kafka or self.log_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the command ended: epoch microseconds, the word of `ciml.events.outcomes`, and labels that say more."""
+
+    end_us: _Micros
+    result: str
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start of the recorder: where in the log it begins, and when it was, epoch microseconds."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORDING_LOG_BYTES)]
+    recorder_us: _Micros
+
+
+class Recording:
+    """A recording's folder, locked by this process and those that it forks.
+
+    Attributes:
+      folder: its folder, held open.
+      plan: what it is.
+      lock: the descriptor that holds the lock.
+    """
+
+    def __init__(self, folder: Folder, plan: Plan, lock: int) -> None:
+        self.folder, self.plan, self.lock = folder, plan, lock
+
+    @property
+    def log(self) -> Path:
+        """The log, in dstat's CSV, for the one that records. It may not be there yet."""
+        return self.folder.path / LOG
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What a process needs to keep open to go on with it."""
+        return self.lock, self.folder.descriptor
+
+    @classmethod
+    def create(cls, spool: Path, plan: Plan) -> Recording:
+        """A new recording.
+
+        Raises:
+          CimlError: the spool is no private folder of this user.
+          OSError: the folder cannot be made.
+        """
+        with open_private(spool, create=True) as parent:
+            name = f"{plan.mention.start_us}-{os.getpid()}"
+            os.mkdir(name, 0o700, dir_fd=parent.descriptor)
+            folder = parent.folder(name)
+            lock = None
+            try:
+                lock = _lock_of_mine(folder)
+                content = {**asdict(plan), "mention": plan.mention.to_json()}
+                folder.write(RUN, json.dumps(content).encode())
+            except OSError:
+                _remove(folder)
+                if lock is not None:
+                    os.close(lock)
+                raise
+        return cls(folder, plan, lock)
+
+    @classmethod
+    def take(cls, spool: Folder, name: str) -> Recording | None:
+        """An older recording, or None where another process has it, or it is gone.
+
+        Raises:
+          CimlError: what is there is no recording, or cannot be read; the message says which.
+        """
+        path = spool.path / name
+        try:
+            if not _NAME.fullmatch(name):
+                raise CimlError(f"{path}: not a recording")
+            folder = spool.folder(name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CimlError(f"{path}: cannot be opened as a folder ({error.strerror})") from None
+        lock = None
+        taken = False
+        try:
+            changed_s = os.fstat(folder.descriptor).st_mtime  # before the lock, which may be new in it
+            lock = _lock(folder)
+            if lock is None:
+                return None
+            plan = _read_plan(folder, time.time() - changed_s < _YOUNG_S)
+            if plan is None:
+                return None
+            taken = True
+            return cls(folder, plan, lock)
+        except FileNotFoundError:  # removed meanwhile, by the one that sent it
+            return None
+        except OSError as error:
+            raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
+        except (Refused, msgspec.ValidationError) as error:
+            raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
+        finally:
+            if not taken:
+                folder.close()
+                if lock is not None:
+                    os.close(lock)
+
+    def add_start(self, recorder_us: int) -> None:
+        """Notes a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
+        start = Start(self.log.stat().st_size if self.log.exists() else 0, recorder_us)
+        with os.fdopen(self.folder.open(STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
+            file.write(json.dumps(asdict(start)) + "\n")
+
+    def starts(self) -> list[Start]:
+        """The starts of the recorder, one at least, in their order."""
+        found: list[Start] = []
+        with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last
+            for line in self.folder.read(STARTS, MAX_RECORDING_FILE_BYTES).splitlines()[:MAX_RECORDING_STARTS]:
+                start = msgspec.json.decode(line, type=Start)
+                if found and (start.offset < found[-1].offset or start.recorder_us <= found[-1].recorder_us):
+                    break
+                found.append(start)
+        return found or [Start(0, self.plan.mention.start_us or 0)]
+
+    def write_end(self, end: End) -> None:
+        """Notes how the command ended. Raises `OSError`."""
+        self.folder.write(END, json.dumps(asdict(end)).encode())
+
+    def end(self) -> End | None:
+        """How the command ended, or None where nothing readable says so."""
+        try:
+            content = parse_json(self.folder.read(END, MAX_RECORDING_FILE_BYTES))
+            end = msgspec.convert(content, End)
+            return End(end.end_us, end.result, labels(end.labels)) if end.result in _RESULTS else None
+        except (OSError, CimlError, Refused, msgspec.ValidationError):
+            return None
+
+    def read_log(self, offset: int, count: int) -> bytes:
+        """At most so many bytes of the log; b"" where there is none or no more. Raises `OSError` and `CimlError`."""
+        try:
+            descriptor = self.folder.open(LOG)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(descriptor, max(0, min(count, MAX_RECORDING_LOG_BYTES - offset)), offset)
+        finally:
+            os.close(descriptor)
+
+    def changed_us(self) -> int:
+        """When the log last grew, or without a log the folder last changed, epoch microseconds."""
+        facts = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)
+        return facts.st_mtime_ns // 1000
+
+    def remove(self) -> str:
+        """Removes it, for all of it has arrived, and lets go of it. Returns what kept it from that, or ""."""
+        kept = _remove(self.folder)
+        os.close(self.lock)
+        return kept
+
+    def release(self) -> None:
+        """Lets another process have it."""
+        self.folder.close()
+        os.close(self.lock)
+
+
+def waiting(spool: Folder) -> tuple[list[str], bool]:
+    """What is in the spool, recordings that are being recorded among them.
+
+    Returns:
+      (names of recordings, oldest first, then all others; whether there are more than are looked at).
+
+    Raises:
+      OSError: the spool cannot be read.
+    """
+    names = spool.names(MAX_SPOOL_ENTRIES)
+    known = sorted(name for name in names if _NAME.fullmatch(name))
+    return [*known, *(name for name in names if not _NAME.fullmatch(name))][:MAX_SPOOL_ENTRIES], len(
+        names
+    ) > MAX_SPOOL_ENTRIES
+
+
+def size_of(folder: Folder) -> int:
+    """The bytes of a recording's files; one that is too large for a recording does not count. Raises `OSError`."""
+    total = 0
+    for name in set(folder.names(len(_FILES))) & set(_FILES):
+        facts = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        total += facts.st_size if facts.st_size <= MAX_RECORDING_LOG_BYTES else 0
+    return total
+
+
+def default_spool() -> Path:
+    """``$CIML_SPOOL``, else a folder of the user's own: below the state folder, or where there is no home, in /tmp."""
+    named = os.environ.get("CIML_SPOOL")
+    if named:
+        return Path(named).absolute()
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    if os.path.isabs(state) and os.access(_first_that_exists(Path(state)), os.W_OK | os.X_OK):
+        return Path(state) / "ciml" / "record"
+    return Path("/tmp") / f"ciml-record-{os.getuid()}"  # noqa: S108  # `open_private` looks whose it is
+
+
+def _first_that_exists(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _read_plan(folder: Folder, young: bool) -> Plan | None:
+    """What a recording says of itself, checked as an event is; None where a young one is not complete yet.
+
+    Raises:
+      CimlError, Refused, msgspec.ValidationError, OSError: it is no recording.
+    """
+    names = folder.names(len(_FILES))
+    if strange := sorted(set(names) - set(_FILES)):
+        raise CimlError(f"{folder.path}: not a recording: it holds {strange[0]!r:.80}")
+    if RUN not in names:
+        if young:
+            return None
+        raise CimlError(f"{folder.path}: not a recording: it has no {RUN}")
+    for name in names:  # also those that are not read: a folder of that name could not be removed
+        facts = folder.stat(name)
+        most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
+        if facts is not None and facts.st_size > most:
+            raise CimlError(f"{folder.path / name} is larger than {most} bytes")
+    plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
+    mention = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
+    if mention.start_us is None or not 0 <= mention.start_us < 1 << 53:
+        raise Refused("bad_time", "start_us")
+    checked, _ = mention_of_run(run_of_mention(mention), RunId.decode(mention.run_id), "started")
+    for place in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
+        if len(place) > _MAX_PLACE or not is_clean(place):
+            raise Refused("bad_field", f"{place!r:.80} is no place")
+    return replace(plan, mention=checked)
+
+
+def _remove(folder: Folder) -> str:
+    """Removes a recording's folder and the files that it may hold; nothing else is ever removed from the spool.
+
+    Returns:
+      A line that says why the folder is still there, or "".
+    """
+    steps: list[Callable[[], None]] = [partial(os.unlink, name, dir_fd=folder.descriptor) for name in _FILES]
+    failed: list[OSError] = []
+    for remove in (*steps, folder.path.rmdir):
+        try:
+            remove()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed.append(error)
+    folder.close()
+    return f"{folder.path} cannot be removed ({failed[0].strerror})" if failed else ""
+
+
+def _lock(folder: Folder) -> int | None:
+    """A descriptor that holds the folder's lock until the last process that has it ends; None where it is taken."""
+    lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _lock_of_mine(folder: Folder) -> int:
+    """The lock of a new folder. A recorder that looks through the spool may hold it for a moment. Raises `OSError`."""
+    for _ in range(_LOCK_TRIES):
+        lock = _lock(folder)
+        if lock is not None:
+            return lock
+        time.sleep(_LOCK_PAUSE_S)
+    raise BlockingIOError(11, f"{folder.path} is locked by another process")

@@ -1,0 +1,123 @@
+"""Waiting for the command: its signals, its stops, its end, and that of the recorder beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recorder.command import EVERY_SIGNAL
+from recorder.signal_watcher import Witness
+
+#: Signals by which somebody outside ends a job.
+_CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+#: Signals by which a terminal stops a process group.
+_TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+#: Signals that a terminal sends, and then always to its whole foreground group.
+_OF_TERMINAL = _TERMINAL_STOPS | {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}
+_SI_KERNEL = 0x80
+_KILL_AFTER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the command ended.
+
+    Attributes:
+      status: as of wait(2).
+      cancelled: a signal that ends jobs came from outside before it.
+      timed_out: it was ended because its time was over.
+    """
+
+    status: int
+    cancelled: bool = False
+    timed_out: bool = False
+
+    @property
+    def result(self) -> str:
+        """SUCCESS, FAILURE, TIMED_OUT or ABORTED."""
+        if self.status == 0:
+            return "SUCCESS"
+        return "TIMED_OUT" if self.timed_out else "ABORTED" if self.cancelled else "FAILURE"
+
+
+def supervise(
+    command: int, witness: Witness | None, timeout_s: float | None, on_child: Callable[[int], None]
+) -> Ending:
+    """Waits for the end of the command, and passes on what is sent to this process, all of whose signals are blocked.
+
+    Args:
+      command: its pid.
+      witness: tells which signals the command has got already.
+      timeout_s: after so long the command gets SIGTERM, and ten seconds later SIGKILL.
+      on_child: is told the pid of any other child that ended.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    cancelled = timed_out = stopped = False
+    to_group: set[int] = set()  # what the group was sent, and this process has not taken yet
+    stops: set[int] = set()  # by which a terminal has stopped the group since it last went on
+    while True:
+        for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
+            is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
+            if pid != command:
+                if is_over:
+                    on_child(pid)
+            elif is_over:
+                return Ending(status, cancelled, timed_out)
+            else:
+                stopped = os.WIFSTOPPED(status)
+                to_group |= witness.seen() if witness else frozenset()
+                stops |= to_group & _TERMINAL_STOPS
+        # Only with the group: whoever stops the command alone lets it alone go on, too. What is known first,
+        # that the command has stopped or what was sent to the group, is left to chance.
+        if stopped and stops:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            to_group -= _TERMINAL_STOPS  # the signal that lets a process go on takes away those that stop it
+            stops.clear()
+            stopped = False
+        if deadline is None:
+            info = signal.sigwaitinfo(EVERY_SIGNAL)
+        else:
+            waited = signal.sigtimedwait(EVERY_SIGNAL, max(0.0, deadline - time.monotonic()))
+            if waited is None:
+                _send(command, signal.SIGKILL if timed_out else signal.SIGTERM)
+                _send(command, signal.SIGCONT)
+                deadline = time.monotonic() + _KILL_AFTER_S
+                timed_out = True
+                continue
+            info = waited
+        number = info.si_signo
+        if number == signal.SIGCHLD:
+            continue
+        cancelled |= number in _CANCEL and info.si_pid != command
+        to_group |= witness.seen() if witness else frozenset()
+        if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
+            to_group.add(number)  # also where the witness was not there yet
+        stops |= to_group & _TERMINAL_STOPS
+        if number == signal.SIGCONT:
+            stops.clear()
+        if number in to_group:
+            to_group.discard(number)
+        else:
+            _send(command, number)
+
+
+def ended_children(options: int = 0) -> list[tuple[int, int]]:
+    """(pid, status) of each child that changed; as the first process of a container, orphans of others too."""
+    found: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | options)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        found.append((pid, status))
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(PermissionError):  # it runs as another user now, and could not have been sent it itself
+        os.kill(pid, number)  # not reaped yet, so the pid is its own

@@ -1,0 +1,113 @@
+"""The process beside the command: it records, and sends what it can. Whatever becomes of it, the command goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from ciml.errors import CimlError
+from recorder.command import EVERY_SIGNAL
+from recorder.console import say
+from recorder.delivery import Delivery
+from recorder.leftovers import Leftovers
+from recorder.producer import Sender
+from recorder.sampler import Recorder, find_dool
+from recorder.seal import seal, secrets_of
+from recorder.settings import Settings
+from recorder.signal_watcher import close_descriptors
+from recorder.spool import End, Recording
+
+_INTERVAL_S = 1.0
+
+
+def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
+    """Starts the worker, in a session of its own.
+
+    Returns:
+      Its pid, and the pipe that it listens to: closed, it says that the command has ended (or that this process was
+      killed, which is told apart by what `Recording.write_end` wrote).
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(reading)
+        return pid, writing
+    code = 1
+    try:
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL - {signal.SIGHUP})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        close_descriptors(2, reading, *recording.descriptors)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads that nobody here needs
+        code = _work(recording, settings, reading)
+    except BaseException as error:  # noqa: BLE001  # nothing may be unwound in a forked child
+        say(f"the recorder fails ({type(error).__name__}: {error}); the command goes on")
+    finally:
+        os._exit(code)
+
+
+def _work(recording: Recording, settings: Settings, command: int) -> int:
+    recorder_us = time.time_ns() // 1000
+    dool = find_dool()
+    recording.add_start(recorder_us)
+    recorder = Recorder(recording.log, dool)
+    say(f"samples by {recorder.what}; run {recording.plan.mention.run_id}")
+    sender = Sender(settings.kafka) if settings.kafka else None
+    delivery = Delivery(recording, sender)
+    older = Leftovers(recording, settings, sender)
+    beat = time.monotonic()
+    broken = "" if recording.plan.leads_somewhere else "neither --kafka nor --log-dir says where to"
+    while True:
+        recorder.tick()
+        if not broken:
+            broken = _step(delivery)
+        older.step()
+        if sender:
+            sender.poll()
+        now = time.monotonic()
+        beat = max(beat + _INTERVAL_S, now)  # what was missed is not made up for
+        if select.select([command], [], [], beat - now)[0]:
+            break
+    recorder.end()
+    end = recording.end()
+    if end is None:  # this process is all that is left
+        end = End(time.time_ns() // 1000, "ABORTED", {"recorder": "killed"})
+        os.dup2(0, 2)
+    delivery.finish(end)
+    deadline = time.monotonic() + settings.flush_s
+    arrived = False
+    while not broken and not (arrived := delivery.step()) and time.monotonic() < deadline:
+        if sender:
+            sender.poll(0.05)
+        else:
+            time.sleep(0.05)
+    if arrived:
+        if kept := recording.remove():
+            say(f"all is sent, but {kept}")
+        return 0
+    why = broken or delivery.failure or (sender.refused if sender else "") or "there was no time"
+    say(f"not all is sent ({why}): {keep(recording, settings)}")
+    return 0
+
+
+def keep(recording: Recording, settings: Settings) -> str:
+    """Seals a recording that was not sent, so that the next recorder may. Returns where it is and what will send it."""
+    note = f"kept in {recording.folder.path}, for the next ciml record or ciml record --send"
+    try:
+        seal(recording, secrets_of(settings.kafka, recording.plan.log_dir))
+    except (CimlError, OSError) as error:
+        note += f"; not sealed ({error})"
+    return note
+
+
+def _step(delivery: Delivery) -> str:
+    try:
+        delivery.step()
+    except CimlError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,256 @@
+"""Clusters of the runs of a data set: what was found, as one record that the page, the JSON and the terminal show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ciml.errors import CimlError
+from ciml.storage.open import Store
+from reports.dataset.read import Runs, read_runs
+from reports.dataset.views import Groups, unrolled
+from training.experiments.clustering import (
+    Agreement,
+    Clusters,
+    Projection,
+    Shares,
+    agreement,
+    best_silhouette,
+    different,
+    elbow,
+    explained,
+    find_clusters,
+    project,
+    shares,
+)
+from transforms.examples.split import SPLITS
+
+#: Float32 values that k-means takes at most; of more runs, evenly drawn ones stand for all.
+MOST_VALUES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is clustered, and what the clusters are compared with.
+
+    Attributes:
+      only: the class whose runs are clustered; None for all.
+      splits: of which splits.
+      first: only so many windows of each run, of the runs that have them; None for whole examples with their padding.
+      against: names for `ciml.datasets.labels.label_of`. Default: the data set's label, or the job if ``only`` is given.
+      k: the number of clusters that is looked at; None for that of the best silhouette.
+      most_k: the largest that is tried.
+      projection: how the map is made.
+      seed: of all that is random.
+    """
+
+    only: str | None = None
+    splits: tuple[str, ...] = SPLITS
+    first: int | None = None
+    against: tuple[str, ...] = ()
+    k: int | None = None
+    most_k: int = 10
+    projection: Projection = "pca"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What was found.
+
+    Attributes:
+      wanted: what was asked for.
+      runs: those that were clustered; each has arrays. ``inputs`` has ``first`` windows where that was asked for.
+      of_runs: of so many runs that were selected.
+      known: str [n] by name: what the clusters are compared with.
+      tried: k-means by k, from 1 on.
+      agreements: by k and by name; None where there is nothing to agree on.
+      lengths: by k the share of the variance of the runs' lengths that the clusters explain; None where examples are
+        functions of whole runs, whose lengths are not known.
+      elbow, silhouette: the k that each suggests; None for no silhouette.
+      chosen: the one that is looked at.
+      plane: float64 [n, 2], the map.
+      variance: the share of the variance that each axis of a ``pca`` map has; empty for ``tsne``.
+    """
+
+    wanted: Wanted
+    runs: Runs
+    of_runs: int
+    known: Mapping[str, np.ndarray]
+    tried: tuple[Clusters, ...]
+    agreements: Mapping[int, Mapping[str, Agreement | None]]
+    lengths: Mapping[int, float | None]
+    elbow: int
+    silhouette: int | None
+    chosen: Clusters
+    plane: np.ndarray
+    variance: tuple[float, ...]
+
+    def tables(self) -> dict[str, Shares]:
+        """Clusters × classes, by what they are compared with."""
+        return {name: shares(self.chosen.of, values) for name, values in self.known.items()}
+
+    def groups(self) -> Groups:
+        """The clusters as groups of runs, in their order."""
+        counts = np.bincount(self.chosen.of)
+        return Groups(tuple(f"cluster {each}" for each in range(len(counts))), self.chosen.of, counts, len(counts))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the examples."""
+        tables = self.tables()
+        return {
+            "dataset": self.runs.dataset,
+            "wanted": asdict(self.wanted),
+            "runs": len(self.runs),
+            "of_runs": self.of_runs,
+            "values_a_run": int(np.prod(self.runs.inputs.shape[1:])),
+            "tried": [self._tried(each) for each in self.tried],
+            "elbow": self.elbow,
+            "silhouette": self.silhouette,
+            "k": self.chosen.k,
+            "clusters": [
+                {
+                    "cluster": cluster,
+                    "runs": int(count),
+                    "median_windows": float(np.median(self.runs.n_windows[self.chosen.of == cluster])),
+                    "nearest": self.runs.run_id[self.chosen.nearest(cluster, 5)].tolist(),
+                    "classes": {name: _shares(table, cluster) for name, table in tables.items()},
+                }
+                for cluster, count in enumerate(np.bincount(self.chosen.of))
+            ],
+            "map": {"projection": self.wanted.projection, "variance": list(self.variance)},
+            "assignments": [
+                {"run_id": run_id, "cluster": cluster, "distance": distance, "x": x, "y": y}
+                for run_id, cluster, distance, (x, y) in zip(
+                    self.runs.run_id.tolist(),
+                    self.chosen.of.tolist(),
+                    self.chosen.distance.tolist(),
+                    self.plane.tolist(),
+                    strict=True,
+                )
+            ],
+        }
+
+    def _tried(self, each: Clusters) -> dict[str, Any]:
+        agreements = self.agreements[each.k]
+        return {
+            "k": each.k,
+            "inertia": each.inertia,
+            "distortion": each.distortion,
+            "silhouette": each.silhouette,
+            "length_explained": self.lengths[each.k],
+            "agreement": {name: None if found is None else asdict(found) for name, found in agreements.items()},
+        }
+
+
+def _shares(table: Shares, cluster: int) -> list[dict[str, Any]]:
+    return [
+        {"class": name, "runs": int(count), "pclass": float(of_class), "pcluster": float(of_cluster)}
+        for name, count, of_class, of_cluster in zip(
+            table.names, table.counts[cluster], table.of_class[cluster], table.of_cluster[cluster], strict=True
+        )
+        if count
+    ]
+
+
+def cluster_dataset(
+    data: Store, name: str, wanted: Wanted, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Clustering:
+    """Clusters the normalised examples of a data set.
+
+    Args:
+      data: the data path.
+      name: of the data set.
+      wanted: which runs, and how.
+      progress: is told how many of how many steps are done.
+
+    Raises:
+      CimlError: when there is no such data set or class, too few windows, or fewer different runs than clusters.
+      IntegrityError: when a file is not what the manifest says.
+    """
+    runs = read_runs(
+        data,
+        name,
+        splits=wanted.splits,
+        only=wanted.only,
+        at_least=wanted.first or 1,
+        facts=_compared(wanted),
+        most_values=MOST_VALUES,
+        seed=wanted.seed,
+    )
+    return cluster_runs(_cut(_drawn(runs), wanted.first), wanted, of_runs=len(runs), progress=progress)
+
+
+def cluster_runs(
+    runs: Runs,
+    wanted: Wanted,
+    of_runs: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Clustering:
+    """`cluster_dataset` of runs that were read, all of which have arrays."""
+    points = unrolled(runs, np.arange(len(runs)))
+    most = different(points)
+    if wanted.k is not None and wanted.k > most:
+        raise CimlError(f"--k {wanted.k}: only {most} of the {len(runs)} runs differ")
+    known = {fact: np.array([value or "none" for value in runs.facts[fact]], object) for fact in _compared(wanted)}
+    if not known:
+        known = {runs.resolved.definition.class_label: runs.class_name}
+    ks = sorted({*range(1, min(wanted.most_k, most) + 1), *([wanted.k] if wanted.k else [])})
+    tried = []
+    for done, k in enumerate(ks):
+        progress(done, len(ks))
+        tried.append(find_clusters(points, k, wanted.seed))
+    by_k = {each.k: each for each in tried}
+    suggested = best_silhouette(tried)
+    plane, variance = project(points, wanted.projection, wanted.seed)
+    return Clustering(
+        wanted=wanted,
+        runs=runs,
+        of_runs=len(runs) if of_runs is None else of_runs,
+        known=known,
+        tried=tuple(tried),
+        agreements={
+            k: {fact: agreement(each.of, values, wanted.seed) for fact, values in known.items()}
+            for k, each in by_k.items()
+        },
+        lengths={k: None if runs.aggregated else explained(each.of, runs.n_windows) for k, each in by_k.items()},
+        elbow=elbow([each for each in tried if each.k <= wanted.most_k]),
+        silhouette=suggested,
+        chosen=by_k[wanted.k or suggested or 1],
+        plane=plane,
+        variance=variance,
+    )
+
+
+def _compared(wanted: Wanted) -> Sequence[str]:
+    """The facts that are read beside the data set's own label: that one is with the examples."""
+    return wanted.against or (("build_name",) if wanted.only else ())
+
+
+def _drawn(runs: Runs) -> Runs:
+    """Those of the runs that have arrays, alone."""
+    rows = runs.drawn
+    return replace(
+        runs,
+        **{name: getattr(runs, name)[rows] for name in ("run_id", "build_name", "split", "outcome", "label")},
+        n_windows=runs.n_windows[rows],
+        day=runs.day[rows],
+        facts={name: values[rows] for name, values in runs.facts.items()},
+        drawn=np.arange(len(rows)),
+    )
+
+
+def _cut(runs: Runs, first: int | None) -> Runs:
+    """The same runs with their first windows alone: then none of them has padding. Their lengths stay as they were."""
+    if first is None:
+        return runs
+    if runs.aggregated:
+        raise CimlError("--first: the examples of this data set are functions of whole runs, and have no first windows")
+    if first > runs.resolved.windows:
+        raise CimlError(f"--first {first}: the examples of this data set have {runs.resolved.windows} windows")
+    scale = replace(runs.normalisation, mean=runs.normalisation.mean[:first], width=runs.normalisation.width[:first])
+    resolved = runs.resolved.replace(windows=first)
+    return replace(runs, inputs=runs.inputs[:, :first], normalisation=scale, resolved=resolved)

@@ -1,0 +1,217 @@
+"""The runs of a data set as they are looked at: what is known of all of them, and the arrays of as many as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.labels import label_of
+from ciml.datasets.state import DatasetState, ExampleFile, dataset_state, dataset_store
+from ciml.errors import CimlError
+from ciml.storage.open import Store
+from training.normalise import Normalisation
+from transforms.examples.prepare import mentions
+from transforms.examples.spans import inputs_of, read_examples
+from transforms.examples.split import SPLITS
+
+#: Float32 values that are held at a time, 256 MiB: of more runs, evenly drawn ones stand for all.
+MOST_VALUES = 1 << 26
+
+_FACTS = ("run_id", "build_name", "label", "split", "n_windows", "outcome", "start_time", "end_time")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The examples of a data set.
+
+    Attributes:
+      dataset: its name.
+      resolved: its definition.
+      excluded: how many selected runs are no examples, by reason.
+      run_id, build_name, split, outcome: str [n].
+      label: int64 [n], a position in the definition's classes.
+      n_windows: int32 [n].
+      day: datetime64[D] [n], the UTC day of a run's start, or where that is unknown of its end; else NaT.
+      facts: str [n] by name, those that `read_runs` was asked for; "" where a run has none.
+      drawn: int64 [m], which of the runs have arrays, ascending.
+      inputs: float32 [m, L, F] of these, not normalised.
+      normalisation: by all runs of the training split, drawn or not.
+    """
+
+    dataset: str
+    resolved: ResolvedDefinition
+    excluded: Mapping[str, int]
+    run_id: np.ndarray
+    build_name: np.ndarray
+    split: np.ndarray
+    outcome: np.ndarray
+    label: np.ndarray
+    n_windows: np.ndarray
+    day: np.ndarray
+    facts: Mapping[str, np.ndarray]
+    drawn: np.ndarray
+    inputs: np.ndarray
+    normalisation: Normalisation
+
+    def __len__(self) -> int:
+        return len(self.run_id)
+
+    @cached_property
+    def class_name(self) -> np.ndarray:
+        """str [n]: the class of each run."""
+        names: np.ndarray = np.array(self.resolved.classes, object)[self.label]
+        return names
+
+    @property
+    def interval_s(self) -> float:
+        """Length of a window in seconds."""
+        return self.resolved.definition.interval_us / 1e6
+
+    @property
+    def aggregated(self) -> bool:
+        """Whether examples hold functions of a run's windows in place of the windows."""
+        return bool(self.resolved.definition.aggregation_functions)
+
+
+def read_runs(
+    data: Store,
+    name: str,
+    *,
+    splits: Sequence[str] = SPLITS,
+    only: str | None = None,
+    at_least: int = 1,
+    facts: Sequence[str] = (),
+    most_values: int = MOST_VALUES,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Runs:
+    """Reads a data set, file by file.
+
+    Args:
+      data: the data path.
+      name: of the data set.
+      splits: which runs are looked at. The normalisation is that of the training split, whatever they are.
+      only: the class whose runs are looked at; all by default.
+      at_least: how many windows a run must have to be looked at.
+      facts: names in the sense of `ciml.datasets.labels.label_of` whose values are to be read for each run.
+      most_values: how many float32 are held at most; beyond that, the arrays are those of runs drawn with ``seed``.
+      seed: of the drawing.
+      progress: is told how many of how many files are read.
+
+    Raises:
+      CimlError: when there is no such data set or class, or no example that is wanted.
+      IntegrityError: when a file is not what the manifest says.
+    """
+    state = dataset_state(data, name)
+    resolved = state.resolved
+    if resolved is None:
+        raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
+    if only is not None and only not in resolved.classes:
+        raise CimlError(f"data set {name!r} has no class {only!r}, but {', '.join(resolved.classes)}")
+    wanted = [
+        run.n_windows >= at_least and only in (None, run.label_name)
+        for span in state.latest()
+        for run in span.runs
+        if run.split in splits
+    ]
+    total = sum(wanted)
+    if total == 0:
+        what = f" of class {only!r}" if only else ""
+        long = f" with {at_least} windows or more" if at_least > 1 else ""
+        raise CimlError(f"data set {name!r} has no example{what}{long} in {', '.join(splits)}")
+    files = _files(state)
+    chosen = _chosen(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
+    scale, place = _Scale(), 0
+    known: list[pa.Table] = []
+    told: dict[str, list[str]] = {fact: [] for fact in facts}
+    inputs: list[np.ndarray] = []
+    for done, (split, file) in enumerate(files):
+        progress(done, len(files))
+        if split not in splits and split != "train":
+            continue
+        table = read_examples(dataset_store(data, name), file)
+        arrays = inputs_of(table, resolved)
+        if split == "train":
+            scale.add(arrays)
+        if split not in splits:
+            continue
+        table, arrays = _wanted(table, arrays, only, at_least)
+        known.append(table.select(_FACTS))
+        if facts:
+            for mention in mentions(table):
+                for fact, values in told.items():
+                    values.append(label_of(mention, fact, {}) or "")
+        rows = chosen[(chosen >= place) & (chosen < place + len(arrays))] - place
+        inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
+        place += len(arrays)
+    table, held = pa.concat_tables(known), np.concatenate(inputs)
+    return Runs(
+        dataset=name,
+        resolved=resolved,
+        excluded=dict(state.excluded()),
+        run_id=_texts(table, "run_id"),
+        build_name=_texts(table, "build_name"),
+        split=_texts(table, "split"),
+        outcome=_texts(table, "outcome"),
+        label=table["label"].to_numpy(),
+        n_windows=table["n_windows"].to_numpy(),
+        day=_days(table),
+        facts={fact: np.array(values, object) for fact, values in told.items()},
+        drawn=chosen,
+        inputs=held,
+        # without a training run, those that are looked at have to do
+        normalisation=scale.normalisation() if scale.runs else Normalisation.of(held),
+    )
+
+
+def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
+    """(split, file) of all files, in an order that a data set keeps."""
+    return [(split, file) for span in state.latest() for split in SPLITS for file in span.files.get(split, ())]
+
+
+def _wanted(table: pa.Table, arrays: np.ndarray, only: str | None, at_least: int) -> tuple[pa.Table, np.ndarray]:
+    kept = table["n_windows"].to_numpy() >= at_least
+    if only is not None:
+        kept &= _texts(table, "label_name") == only
+    return (table, arrays) if kept.all() else (table.filter(pa.array(kept)), arrays[kept])
+
+
+def _chosen(total: int, most: int, seed: int) -> np.ndarray:
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+
+
+def _texts(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(table[name].to_numpy(zero_copy_only=False), object)
+
+
+def _days(table: pa.Table) -> np.ndarray:
+    import pyarrow.compute as pc
+
+    times = pc.coalesce(table["start_time"], table["end_time"])
+    return np.asarray(times.to_numpy(zero_copy_only=False)).astype("datetime64[D]")
+
+
+class _Scale:
+    """`Normalisation.of` of arrays that come one after another."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self._total, self._low, self._high = np.zeros(()), np.full((), np.inf), np.full((), -np.inf)
+
+    def add(self, inputs: np.ndarray) -> None:
+        """Inputs float32 [n, L, F], n at least 1."""
+        self._low = np.minimum(self._low, inputs.min(axis=0))
+        self._high = np.maximum(self._high, inputs.max(axis=0))
+        self._total = self._total + inputs.sum(axis=0, dtype=np.float64)
+        self.runs += len(inputs)
+
+    def normalisation(self) -> Normalisation:
+        width = self._high - self._low
+        return Normalisation(self._total / self.runs, np.where(width == 0.0, 1.0, width))

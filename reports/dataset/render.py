@@ -1,0 +1,128 @@
+"""A data set as plots and one page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from ciml.errors import CimlError
+from ciml.storage.open import Store, open_store
+from ciml.telemetry import select_columns
+from reports.dataset import feature_plots, plots
+from reports.dataset.read import Runs, read_runs
+from reports.dataset.views import calendar, courses, grouped, unit_of, unsuccessful
+from reports.page import Page, Section, Table, Tile, save
+from transforms.examples.split import SPLITS
+
+#: Jobs that a plot names; the rest are one row.
+MOST_JOBS = 20
+#: Courses that are drawn unless a pattern asks for others.
+MOST_COURSES = 30
+
+
+def plot_dataset(
+    data: Store,
+    name: str,
+    folder: str | os.PathLike[str],
+    *,
+    features_regex: str | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Draws a data set into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
+
+    Args:
+      data: the data path.
+      name: of the data set.
+      folder: a folder or an ``s3://`` prefix; files of the same names are written over.
+      features_regex: whose courses are drawn, as in a definition; without, the first 30.
+      seed: of the drawing of runs, where not all fit in memory.
+      progress: is told how many of how many files are read.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      CimlError: when there is no such data set, no example in it, or no such feature.
+      IntegrityError: when a file is not what the manifest says.
+    """
+    runs = read_runs(data, name, seed=seed, progress=progress)
+    return save(open_store(folder), dataset_page(runs, _features(runs, features_regex)))
+
+
+def dataset_page(runs: Runs, features: list[int]) -> Page:
+    """The page of a data set. ``features``: positions of those whose courses are drawn."""
+    groups = grouped(runs.class_name)
+    definition, resolved = runs.resolved.definition, runs.resolved
+    first = [plots.classes_plot(runs, groups)]
+    if not runs.aggregated:
+        first.append(plots.lengths_plot(runs, groups))
+    dated = []
+    if outcomes := calendar(runs, grouped(runs.outcome)):
+        dated.append(plots.calendar_plot(outcomes))
+    by_job = grouped(runs.build_name, MOST_JOBS)
+    if jobs := calendar(runs, by_job):
+        dated.append(plots.jobs_plot(jobs, unsuccessful(runs, by_job)))
+    chosen, every = len(features), len(resolved.features)
+    drawn = f" {chosen} of {every} features {'is' if chosen == 1 else 'are'} drawn." if chosen < every else ""
+    sections = [
+        Section("Classes", tables=_excluded(runs), plots=tuple(first)),
+        Section("When", "Runs by their start, UTC." if dated else "No run has a time.", plots=tuple(dated)),
+        Section(
+            "Features over time" if not runs.aggregated else "Features",
+            (feature_plots.AGGREGATES_CAPTION if runs.aggregated else feature_plots.COURSES_CAPTION) + drawn,
+            plots=tuple(
+                feature_plots.course_plot(runs, groups, course, number)
+                for number, course in enumerate(courses(runs, groups, features), 1)
+            ),
+        ),
+        Section("Examples", plots=(feature_plots.examples_plot(runs, groups), feature_plots.image_plot(runs, groups))),
+        _columns(runs),
+    ]
+    counts = [int(np.count_nonzero(runs.split == split)) for split in SPLITS]
+    what = ", ".join(definition.aggregation_functions) or f"windows of {definition.sample_interval}"
+    tiles = (
+        Tile("runs", f"{len(runs):,}", " · ".join(f"{split} {n:,}" for split, n in zip(SPLITS, counts, strict=True))),
+        Tile("classes", f"{len(resolved.classes)}", f"label: {definition.class_label}"),
+        Tile("features", f"{len(resolved.features)} × {resolved.windows}", what),
+        Tile("jobs", f"{len(set(runs.build_name.tolist())):,}", f"chosen by {', '.join(definition.build_name)}"),
+    )
+    lead = f"Definition version {definition.version}; {definition.sample_statistic} of the samples of each window."
+    if len(runs.drawn) < len(runs):
+        lead += f" Counts are of all runs; courses and examples of {len(runs.drawn):,} that were drawn evenly."
+    return Page(f"Data set {runs.dataset}", lead, tiles, tuple(sections))
+
+
+def _features(runs: Runs, pattern: str | None) -> list[int]:
+    columns = runs.resolved.columns
+    if pattern is None:
+        return list(range(len(columns)))[:MOST_COURSES]
+    chosen = select_columns(columns, pattern)
+    if not chosen:
+        raise CimlError(
+            f"--features-regex {pattern!r} selects none of the features {', '.join(runs.resolved.features)}"
+        )
+    return [columns.index(column) for column in chosen]
+
+
+def _excluded(runs: Runs) -> tuple[Table, ...]:
+    if not runs.excluded:
+        return ()
+    rows = tuple((reason.replace("_", " "), f"{count:,}") for reason, count in sorted(runs.excluded.items()))
+    return (Table(("selected runs that are no examples", "runs"), rows),)
+
+
+def _columns(runs: Runs) -> Section:
+    """Minimum, mean and maximum of each column over the windows of the drawn runs, no padding."""
+    inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.drawn][:, None]
+    rows, never = [], []
+    for index, (name, column) in enumerate(zip(runs.resolved.features, runs.resolved.columns, strict=True)):
+        values = runs.inputs[:, :, index][inside].astype(np.float64)
+        least, most = values.min(), values.max()
+        rows.append((name, column, unit_of(column), *(f"{number:,.4g}" for number in (least, values.mean(), most))))
+        never += [name] if least == most else []
+    told = f"The same in all runs, so of no use: {', '.join(never)}." if never else ""
+    table = Table(("feature", "column", "unit", "min", "mean", "max"), tuple(rows), words=3)
+    return Section("Columns", told, tables=(table,))

@@ -1,0 +1,265 @@
+"""What the plots of a data set show, as numbers: counts, courses and images. No drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.dataset.read import Runs
+from transforms.examples.split import SPLITS
+
+#: Classes that a plot tells apart; the smaller ones are one group.
+MOST_CLASSES = 7
+#: Of fewer runs neither mean nor band is drawn, unless a class has no more.
+FEW_RUNS = 5
+#: Points of a course: of longer ones, every second window, every third, ….
+MOST_POINTS = 400
+#: Rows and columns of an image of examples.
+MOST_ROWS, MOST_COLUMNS = 400, 2400
+#: Bars of a plot over time; beyond that, days become weeks, then months.
+MOST_BARS = 75
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Names with the rarest of them taken together.
+
+    Attributes:
+      names: of the groups, the largest first; the last may be ``N others``.
+      of: int64 [n], the group of each value.
+      counts: int64 [groups].
+      named: how many groups are a single name: all, or all but the last.
+    """
+
+    names: tuple[str, ...]
+    of: np.ndarray
+    counts: np.ndarray
+    named: int
+
+
+def grouped(values: np.ndarray, most: int = MOST_CLASSES, unknown: str = "unknown") -> Groups:
+    """The ``most`` commonest values, each a group, and one group of the rest. Equally common ones go by name."""
+    names, inverse, counts = np.unique(
+        np.array([value or unknown for value in values], object), return_inverse=True, return_counts=True
+    )
+    order = sorted(range(len(names)), key=lambda index: (-counts[index], names[index]))
+    kept = order if len(order) <= most + 1 else order[:most]
+    place = np.full(len(names), len(kept), np.int64)
+    place[kept] = np.arange(len(kept))
+    told = [str(names[index]) for index in kept]
+    if len(kept) < len(order):
+        told.append(f"{len(order) - len(kept)} others")
+    of = place[inverse]
+    return Groups(tuple(told), of, np.bincount(of, minlength=len(told)), len(kept))
+
+
+def class_splits(runs: Runs, groups: Groups) -> np.ndarray:
+    """int64 [groups, 3]: how many runs each group has in train, dev and test."""
+    return np.stack(
+        [np.bincount(groups.of[runs.split == split], minlength=len(groups.names)) for split in SPLITS], axis=1
+    )
+
+
+def unsuccessful(runs: Runs, groups: Groups) -> np.ndarray:
+    """int64 [groups]: how many runs of each group had another outcome than success."""
+    return np.bincount(groups.of[runs.outcome != "success"], minlength=len(groups.names))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long runs are.
+
+    Attributes:
+      times_s: float64 [T], from the start of a run.
+      share: float64 [groups, T]: of a group's runs, those with a window that begins then or later.
+      whole: share of all runs that fill all L windows, so that they may be cut.
+    """
+
+    times_s: np.ndarray
+    share: np.ndarray
+    whole: float
+
+
+def lengths(runs: Runs, groups: Groups) -> Lengths:
+    """For each group the share of runs that are longer than t. Not for aggregated data sets."""
+    windows = _thinned(int(runs.n_windows.max()))
+    share = np.empty((len(groups.names), len(windows)))
+    for group in range(len(groups.names)):
+        mine = np.sort(runs.n_windows[groups.of == group])
+        share[group] = 1 - np.searchsorted(mine, windows, side="right") / len(mine)
+    return Lengths(windows * runs.interval_s, share, float(np.mean(runs.n_windows == runs.resolved.windows)))
+
+
+@dataclass(frozen=True)
+class Course:
+    """The course of one feature, over the runs that are that long: no padding enters it.
+
+    Attributes:
+      feature: its name in examples.
+      column: its full name.
+      times_s: float64 [T] of the windows' begins; the number of the function in an aggregated data set.
+      mean, low, high: float64 [groups, T]: mean and quartiles; NaN where too few runs are left.
+      runs: int64 [groups, T]: how many runs these are of.
+    """
+
+    feature: str
+    column: str
+    times_s: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    runs: np.ndarray
+
+
+def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]:
+    """The course of each of these features (positions in the definition's), by group, of the drawn runs."""
+    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    windows = _thinned(int(n_windows.max()))
+    shape = (len(groups.names), len(windows), len(features))
+    mean, low, high = (np.full(shape, np.nan) for _ in range(3))
+    left = np.zeros(shape[:2], np.int64)
+    for group in range(len(groups.names)):
+        rows = np.flatnonzero(of == group)
+        rows = rows[np.argsort(-n_windows[rows], kind="stable")]  # the longest first: at each time, a head of these
+        few = min(FEW_RUNS, len(rows))
+        for place, window in enumerate(windows):
+            left[group, place] = count = int(np.count_nonzero(n_windows[rows] > window))
+            if count and count >= few:
+                values = runs.inputs[rows[:count], window][:, features].astype(np.float64)
+                mean[group, place] = values.mean(axis=0)
+                low[group, place], high[group, place] = np.quantile(values, (0.25, 0.75), axis=0)
+    times_s = windows * (1.0 if runs.aggregated else runs.interval_s)
+    names, columns = runs.resolved.features, runs.resolved.columns
+    return [
+        Course(names[feature], columns[feature], times_s, mean[..., at], low[..., at], high[..., at], left)
+        for at, feature in enumerate(features)
+    ]
+
+
+def _thinned(windows: int) -> np.ndarray:
+    """The windows that are drawn of so many: all, or every second, third, …"""
+    return np.arange(0, windows, -(-windows // MOST_POINTS))
+
+
+def typical(runs: Runs, groups: Groups) -> list[int]:
+    """Of each group the one or two drawn runs (places in ``drawn``) whose length is nearest to the group's median."""
+    each = 2 if len(groups.names) <= 4 else 1
+    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    found: list[int] = []
+    for group in range(len(groups.names)):
+        rows = np.flatnonzero(of == group)
+        if len(rows):
+            middle = np.median(n_windows[rows])
+            found += rows[np.argsort(np.abs(n_windows[rows] - middle), kind="stable")][:each].tolist()
+    return found
+
+
+def unrolled(runs: Runs, places: Sequence[int] | np.ndarray) -> np.ndarray:
+    """float32 [rows, F·L]: drawn runs normalised and unrolled, column by column: usr0 … usrL−1, 1m0 … 1mL−1."""
+    normal = runs.normalisation.apply(runs.inputs[np.asarray(places, np.int64)])
+    return normal.transpose(0, 2, 1).reshape(len(normal), -1)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Runs × unrolled features.
+
+    Attributes:
+      values: float32 [rows, F·W]: the mean of as many neighbouring windows as make L into W columns.
+      places: int64 [rows], places in ``drawn``: by group, the longest first.
+      rows: int64 [groups], how many of them each group has.
+      width: W.
+    """
+
+    values: np.ndarray
+    places: np.ndarray
+    rows: np.ndarray
+    width: int
+
+
+def image(runs: Runs, groups: Groups) -> Image:
+    """The drawn runs as an image, evenly thinned to `MOST_ROWS`; each group keeps its share, and at least one row."""
+    n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
+    order = np.lexsort((-n_windows, of))
+    counts = np.bincount(of, minlength=len(groups.names))
+    keep = counts if len(of) <= MOST_ROWS else np.minimum(counts, np.maximum(1, counts * MOST_ROWS // len(of)))
+    begins = np.cumsum(counts) - counts
+    chosen = [begins[group] + np.linspace(0, counts[group] - 1, keep[group]).round() for group in range(len(counts))]
+    places = order[np.concatenate(chosen).astype(np.int64)]
+    windows, features = runs.resolved.windows, len(runs.resolved.features)
+    stride = max(1, -(-windows * features // MOST_COLUMNS))
+    edges = np.arange(0, windows, stride)
+    normal = runs.normalisation.apply(runs.inputs[places])
+    means = np.add.reduceat(normal, edges, axis=1) / np.diff(np.append(edges, windows))[None, :, None]
+    values = means.transpose(0, 2, 1).reshape(len(places), -1).astype(np.float32)
+    return Image(values, places, keep, len(edges))
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Runs over time.
+
+    Attributes:
+      unit: ``day``, ``week`` (from Monday) or ``month``.
+      begins: datetime64[D] [B], without gaps.
+      groups: what the runs are counted by.
+      counts: int64 [groups, B].
+      undated: runs without a time, which are not counted.
+    """
+
+    unit: str
+    begins: np.ndarray
+    groups: Groups
+    counts: np.ndarray
+    undated: int
+
+
+def calendar(runs: Runs, groups: Groups) -> Calendar | None:
+    """How many runs of each group began on each UTC day. None where no run has a time."""
+    dated = ~np.isnat(runs.day)
+    if not dated.any():
+        return None
+    days = runs.day[dated]
+    unit, binned = "day", days
+    if _span(days, "D") > MOST_BARS:
+        unit, binned = "week", days - (days.astype(np.int64) - 4) % 7  # 1970-01-05 was a Monday
+        if _span(binned, "W") > MOST_BARS:
+            unit, binned = "month", days.astype("datetime64[M]").astype("datetime64[D]")
+    first, last = binned.min(), binned.max()
+    if unit == "month":
+        begins = np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1).astype("datetime64[D]")
+    else:
+        begins = np.arange(first, last + 1, 7 if unit == "week" else 1)
+    counts = np.zeros((len(groups.names), len(begins)), np.int64)
+    np.add.at(counts, (groups.of[dated], np.searchsorted(begins, binned)), 1)
+    return Calendar(unit, begins, groups, counts, int(np.count_nonzero(~dated)))
+
+
+def _span(days: np.ndarray, unit: str) -> int:
+    step = {"D": 1, "W": 7}[unit]
+    return int((days.max() - days.min()).astype(np.int64)) // step + 1
+
+
+_UNITS = {
+    "cpu": "% of the time",
+    "load": "processes",
+    "memory": "B",
+    "swap": "B",
+    "dsk": "B/s",
+    "net": "B/s",
+    "paging": "B/s",
+    "io": "requests/s",
+    "system": "1/s",
+    "interrupts": "1/s",
+    "procs": "processes",
+}
+
+
+def unit_of(column: str) -> str:
+    """The unit of a telemetry column by its full name (``load avg:1m``), "" where it is not known."""
+    group, _, name = column.partition(":")
+    if (group, name) == ("procs", "new"):
+        return "processes/s"
+    return next((unit for word, unit in _UNITS.items() if word in group.replace("/", " ").split()), "")

@@ -1,0 +1,200 @@
+"""A plot as SVG and PNG: the style, the colours, and names from outside made harmless."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cli.demo.report_plots import PALETTE, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colour-blind safe; black in place of the yellow, which is no line on white. The last is for what is left over.
+COLORS = (*PALETTE[:6], "#000000", "#8a8a8a")
+#: What people expect, where a name is known; blue and vermilion differ for everybody.
+_KNOWN = {
+    "passed": "#0072B2",
+    "success": "#0072B2",
+    "failed": "#D55E00",
+    "failure": "#D55E00",
+    "timeout": "#E69F00",
+}
+#: A second sign beside the colour.
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (5, 2)), (0, (1, 1.2)), "-")
+#: A hostile name must neither be read as a formula, nor leave the canvas.
+_STYLE: Any = {**STYLE, "text.parse_math": False, "axes.titlesize": 9, "axes.titlelocation": "left"}
+#: Width of the plots of a page in inches.
+WIDE = 8.4
+_INCH_CHARACTERS = 11.2  # of a title
+_LEGEND_CHARACTERS = 13.5  # of the same inch
+_DOTS_AN_INCH = 150
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot, which is drawn when it is first looked at.
+
+    Attributes:
+      name: of its files, without the ending.
+      title: what one sees.
+      caption: how to read it.
+      size: in inches.
+      paint: draws it into a figure with a constrained layout.
+    """
+
+    name: str
+    title: str
+    caption: str
+    size: tuple[float, float]
+    paint: Callable[[Figure], None] = field(repr=False)
+
+    @property
+    def svg(self) -> str:
+        """One ``<svg>`` element, which needs nothing but itself."""
+        return self._drawn[0]
+
+    @property
+    def png(self) -> bytes:
+        """The same as PNG."""
+        return self._drawn[1]
+
+    @cached_property
+    def _drawn(self) -> tuple[str, bytes]:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        svg, png = io.StringIO(), io.BytesIO()
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of scripts that DejaVu lacks
+            figure = Figure(figsize=self.size, layout="constrained", dpi=_DOTS_AN_INCH)
+            FigureCanvasAgg(figure)
+            self.paint(figure)
+            wrapped = fill(self.title, int(self.size[0] * _INCH_CHARACTERS))
+            figure.suptitle(wrapped, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+            figure.savefig(png, format="png", metadata={"Software": None})
+            figure.set_layout_engine("none")  # it is laid out
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        text = svg.getvalue()
+        head, _, rest = text[text.index("<svg") :].partition("<metadata>")
+        text = head + rest.partition("</metadata>")[2]
+        return text, png.getvalue()
+
+
+def shown(name: str, most: int = 26) -> str:
+    """A name from outside as it may stand in a plot: one line, printable, no longer than ``most``."""
+    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib leaves such names out of legends
+    return plain if len(plain) <= most else f"{plain[: most - most // 2 - 1]}…{plain[-(most // 2) :]}"
+
+
+def distinct(names: Sequence[str], most: int = 26) -> list[str]:
+    """Names as `shown`, each another one: of those that would look the same, the part in which they differ is kept."""
+    told = [shown(name, most) for name in names]
+    alike: dict[str, list[int]] = {}
+    for place, text in enumerate(told):
+        alike.setdefault(text, []).append(place)
+    for places in alike.values():
+        if len(places) > 1:
+            for number, (place, text) in enumerate(
+                zip(places, _apart([names[at] for at in places], most), strict=True), 1
+            ):
+                told[place] = text if text not in told else f"{shown(text, most - 4)} #{number}"
+    return told
+
+
+def _apart(names: Sequence[str], most: int) -> list[str]:
+    """Of each name the part in which it differs from the others, with as much around it as fits."""
+    head = _alike(names)
+    tail = _alike([name[head:][::-1] for name in names])
+    longest = max(len(name) for name in names) - head - tail
+    around = max(0, (most - 2 - longest) // 2)
+    begin, end = max(0, head - around), max(0, tail - around)
+    return [shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", most) for name in names]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """How many letters all names begin with."""
+    ends = (place for place, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1)
+    return next(ends, min(map(len, names)))
+
+
+def colors_of(names: Sequence[str]) -> list[str]:
+    """A colour for each of at most eight names."""
+    taken = {_KNOWN[name] for name in names if name in _KNOWN}
+    free = iter([color for color in COLORS if color not in taken] + [COLORS[-1]] * len(names))
+    last = len(names) - 1
+    return [
+        _KNOWN[name] if name in _KNOWN else COLORS[-1] if index == last == len(COLORS) - 1 else next(free)
+        for index, name in enumerate(names)
+    ]
+
+
+def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
+    """A legend of the lines and areas of ``axes``, below everything, in at most so many columns as have room."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels), default=0) + 6
+    columns = min(columns, max(1, len(labels)), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8.5)
+
+
+def units(axis: Any, unit: str) -> None:
+    """Ticks as people write them: 2 GB, 30 k; numbers alone where the unit is no byte."""
+    from matplotlib.ticker import EngFormatter
+
+    if unit in ("B", "B/s", "requests/s", "1/s"):
+        axis.set_major_formatter(EngFormatter(unit if unit.startswith("B") else "", sep=" "))
+
+
+def whole_numbers(axis: Any, bins: int = 6) -> None:
+    """Ticks at whole numbers only: of counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(bins, integer=True))
+
+
+def percent(share: float) -> str:
+    """``31 %``; one digit more where it says something."""
+    value = 100 * share
+    return f"{value:.1f} %" if 0 < value < 9.95 or 99 < value < 100 else f"{value:.0f} %"
+
+
+def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
+    """Marks the features of an unrolled example on the x axis: a line between two, the name in the middle."""
+    middles = np.arange(len(names)) * width + width / 2
+    for bound in range(1, len(names)):
+        axes.axvline(bound * width - 0.5, color="#555555", linewidth=0.5)
+    axes.set_xticks(middles - 0.5, distinct(names, 16), rotation=90 if len(names) > 8 else 0)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.5, len(names) * width - 0.5)
+
+
+def runs_of(count: int) -> str:
+    """``1 run``, ``4,883 runs``."""
+    return "1 run" if count == 1 else f"{count:,} runs"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit in which it is short: ``35 s``, ``2.5 min``."""
+    if value < 120:
+        return f"{value:.4g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value of a telemetry column: ``64 %``, ``3.5 GB``, ``3.9``."""
+    from matplotlib.ticker import EngFormatter
+
+    if unit.startswith("%"):
+        return percent(value / 100)
+    unit = unit if unit.startswith("B") else ""
+    return EngFormatter(unit, places=1 if value >= 1 else 2, sep=" " if unit or value >= 1000 else "")(value).strip()

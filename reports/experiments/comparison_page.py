@@ -1,0 +1,181 @@
+"""The page of several experiments, data set by data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from reports.experiments import comparison_plots as plots
+from reports.experiments.comparison import Standing, Validated, errors_of, standings, validated
+from reports.experiments.tables import figure, interval
+from reports.experiments.views import Bar, accuracy_bar, curved, f1_bar, history
+from reports.page import Page, Section, Table, Tile
+from training.experiments.results import Predictions, Stored
+
+Trials = Sequence[tuple[Stored, Predictions | None]]
+
+
+def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Page:
+    """How experiments stand on each data set.
+
+    Args:
+      trials: at most one of each experiment on each data set, each with its predictions where they are there.
+      links: the address of a result's own page by (experiment, data set).
+    """
+    datasets = list(dict.fromkeys(trial.dataset for trial, _ in trials))
+    experiments = list(dict.fromkeys(trial.experiment for trial, _ in trials))
+    sections: list[Section] = []
+    tiles = [Tile("experiments", f"{len(experiments):,}"), Tile("data sets", f"{len(datasets):,}")]
+    for dataset in datasets:
+        mine = [(trial, found) for trial, found in trials if trial.dataset == dataset]
+        found = standings(mine)
+        tiles += [_best(dataset, found)] if found else []
+        told = [*_tested(found, links), *_validated([trial for trial, _ in mine])]
+        sections += [
+            replace(
+                section,
+                title=f"{dataset}: {section.title}",
+                plots=tuple(replace(plot, name=f"{dataset}-{plot.name}") for plot in section.plots),
+            )
+            for section in told
+        ]
+    lead = (
+        "Figures are of the test runs, with intervals of 95 %. Whoever takes the best of many by its test runs has "
+        "fitted to them: choose by cross-validation."
+    )
+    return Page(
+        "Experiments side by side" if len(experiments) > 1 else experiments[0], lead, tuple(tiles[:8]), tuple(sections)
+    )
+
+
+def _best(dataset: str, found: Sequence[Standing]) -> Tile:
+    best = found[0].result["test"]
+    told = f"{found[0].name}; base rate {figure(best['base_rate']['value'])}"
+    return Tile(f"highest accuracy on {dataset}", figure(best["accuracy"]["value"]), told)
+
+
+def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> list[Section]:
+    if not found:
+        return []
+    alike = [one for one in found if one.same_runs]
+    others = [one.name for one in found if not one.same_runs]
+    told = (
+        "To the best: the difference of the accuracies, and how often chance alone gives one as large (McNemar's test)."
+    )
+    if others:
+        told += f" Tested on other runs than the rest, so not to be compared: {', '.join(others)}."
+    bars = (
+        ("accuracy", [accuracy_bar(_called(one), one.result["test"], one.result["baselines"]) for one in found]),
+        ("macro F1", [f1_bar(_called(one), one.result["test"], one.result["baselines"], one.guess) for one in found]),
+    )
+    sections = [
+        Section(
+            "the test runs",
+            told if len(found) > 1 else "",
+            tables=_tables(found, links),
+            plots=(plots.standing_plot(bars),),
+        )
+    ]
+    if len(alike) < 2:
+        return sections
+    errors = errors_of(alike, plots.MOST_PANELS)
+    of = sum(bool(one["runs"]) for one in alike[0].result["test"]["classes"].values())
+    sections.append(Section("errors by class", plots=(plots.errors_plot(errors, of),)))
+    drawn = [one for one in alike if one.predictions is not None and curved(one.predictions)]
+    if drawn:
+        sections.append(Section("how well classes are told apart", plots=(plots.curves_plot(drawn),)))
+    if gone := [one.name for one in alike if one.predictions is None]:
+        sections.append(
+            Section("what is missing", f"No curves, for their predictions are not there any more: {', '.join(gone)}.")
+        )
+    learned = {one.name: passes for one in alike if (passes := history(one.result))}
+    if learned:
+        sections.append(Section("learning", plots=(plots.learning_plot(learned),)))
+    return sections
+
+
+def _called(one: Standing) -> str:
+    return one.name if one.same_runs else f"{one.name} (other runs)"
+
+
+def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
+    numbers = list(dict.fromkeys(name for one in found for name in one.result["baselines"]))
+    accuracies, others = [], []
+    for place, one in enumerate(found):
+        test = one.result["test"]
+        beside = [one.result["baselines"].get(name) for name in numbers]
+        accuracies.append(
+            (
+                one.name,
+                one.result["experiment"]["estimator"].replace("_", " "),
+                f"{test['runs']:,}",
+                figure(test["accuracy"]["value"]),
+                interval(test["accuracy"]),
+                figure(test["base_rate"]["value"]),
+                *("–" if each is None else figure(each["accuracy"]["value"]) for each in beside),
+                *(("the best", "") if not place else _against(one.against)),
+            )
+        )
+        others.append(
+            (
+                one.name,
+                figure(test["macro"]["f1"]["value"]),
+                interval(test["macro"]["f1"]),
+                figure(one.guess["macro"]["f1"]["value"]),
+                *("–" if each is None else figure(each["macro"]["f1"]["value"]) for each in beside),
+                figure(test["macro"]["roc_auc"]["value"]),
+                figure(test["macro"]["pr_auc"]["value"]),
+                figure(test["brier"]["value"]),
+                figure(test["calibration"]["ece"]),
+            )
+        )
+    alone = [f"{name} alone" for name in numbers]
+    at = {(place, 0): links[key] for place, one in enumerate(found) if (key := (one.name, one.trial.dataset)) in links}
+    return (
+        Table(
+            ("experiment", "estimator", "runs", "accuracy", "95 %", "base rate", *alone, "to the best", "by chance"),
+            tuple(accuracies),
+            words=2,
+            links=at,
+        ),
+        Table(
+            ("experiment", "macro F1", "95 %", "base rate", *alone, "ROC-AUC", "PR-AUC", "Brier", "calibration error"),
+            tuple(others),
+        ),
+    )
+
+
+def _against(told: Mapping[str, Any] | None) -> tuple[str, str]:
+    if told is None or told["difference"] is None:
+        return "–", "–"
+    difference = f"{told['difference']:+.3f}" if told["difference"] else "0.000"
+    return difference, "< 0.001" if told["mcnemar"] < 0.001 else f"{told['mcnemar']:.3f}"
+
+
+def _validated(trials: Sequence[Stored]) -> list[Section]:
+    return [_validation(number, each) for number, each in enumerate(validated(trials), 1)]
+
+
+def _validation(number: int, told: Validated) -> Section:
+    rows, bars = [], []
+    for name, each in told.means:
+        accuracy, f1, pooled = each["mean"]["accuracy"], each["mean"]["f1"], each["pooled"]
+        base = pooled["base_rate"]["value"]
+        bars.append(
+            Bar(name, accuracy["value"], accuracy["low"], accuracy["high"], pooled["runs"], {"base rate": base})
+        )
+        rows.append(
+            (
+                name, f"{pooled['runs']:,}", figure(accuracy["value"]), interval(accuracy), figure(base),
+                figure(f1["value"]), interval(f1),
+            )
+        )  # fmt: skip
+    headings = ("experiment", "runs", "mean accuracy", "95 %", "base rate", "mean macro F1", "95 %")
+    text = "Means of the folds, with Student's interval; the test runs took no part."
+    return Section(
+        f"cross-validation, {told.folds} folds by {told.by}",
+        text,
+        tables=(Table(headings, tuple(rows)),),
+        plots=(plots.validated_plot(number, told.by, bars),),
+    )

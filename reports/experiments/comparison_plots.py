@@ -1,0 +1,178 @@
+"""The plots of several experiments on one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
+from reports.experiments.comparison import Standing
+from reports.experiments.plots import MOST_CURVES, bars_plot
+from reports.experiments.views import Bar, curved, curves, first_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Classes that have a panel of their own.
+MOST_PANELS = 8
+_COLUMNS = 4
+
+
+def standing_plot(panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
+    """Accuracy and macro F1 of several experiments, side by side. ``panels``: as `bars_plot` takes them."""
+    best = first_by(panels[0][1])
+    title = f"{shown(best.name)} has the highest accuracy: {percent(best.value or 0)}" if best else "No figures"
+    caption = (
+        "Intervals of 95 %. Those of experiments on the same runs may overlap, and the difference may yet be real: the "
+        "table compares run by run."
+    )
+    return bars_plot("standing", title, caption, "per cent", panels)
+
+
+def validated_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
+    """The mean accuracy of the folds of several experiments."""
+    best = first_by(bars)
+    title = (
+        f"Held out by {shown(by)}, {shown(best.name)} has the highest mean accuracy: {percent(best.value or 0)}"
+        if best
+        else ""
+    )
+    return bars_plot(
+        f"validated-{number}", title, "Means of the folds; Student's 95 % interval.", "accuracy (%)", [("", bars)]
+    )
+
+
+def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
+    """The errors of each class, an experiment below the other. ``of``: how many classes there are."""
+    names = list(dict.fromkeys(name for bars in errors.values() for name in bars))[:MOST_CURVES]
+    rows = -(-len(errors) // _COLUMNS)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(rows, min(len(errors), _COLUMNS), sharex=True, sharey=True, squeeze=False)
+        numbers: dict[str, Any] = {}
+        titles = distinct(list(errors), 13)
+        for axes, title, bars in zip(grid.flat, titles, errors.values(), strict=False):
+            for place, name in enumerate(names):
+                if name not in bars:
+                    continue
+                bar = bars[name]
+                value, below, above = bar.percent
+                axes.barh(place, value, 0.62, color=COLORS[place], alpha=0.55)
+                axes.errorbar(
+                    value, place, xerr=[[below], [above]], fmt="none", ecolor="#222222", capsize=2.5, linewidth=1.1
+                )
+            for (number, share), dash in zip(next(iter(bars.values())).beside.items(), DASHES[1:], strict=False):
+                numbers[number] = axes.axvline(100 * share, color="#D55E00", linestyle=dash, linewidth=1.2)
+            axes.set_title(f"{title} ({next(iter(bars.values())).runs:,})")
+            axes.set_xlim(-2, 102)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.grid(False, axis="y")
+        grid[0, 0].set_yticks(np.arange(len(names)), distinct(names, 24))
+        _labels(grid, len(errors), "missed (%)")
+        if numbers:
+            figure.legend(
+                list(numbers.values()),
+                [shown(name) for name in numbers],
+                loc="outside lower left",
+                ncols=2,
+                fontsize=8.5,
+            )
+
+    caption = "Share of the runs of a class that were taken for another, with 95 % intervals (Wilson)."
+    caption += _left(len(names), max(len(bars) for bars in errors.values()), len(errors), of)
+    return Plot("errors", _told_apart(errors, names), caption, (WIDE, 1.0 + rows * (0.75 + 0.24 * len(names))), paint)
+
+
+def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -> str:
+    """The class in which these experiments differ most."""
+    ranges = {}
+    for label, bars in errors.items():
+        shares = sorted((bars[name].value or 0.0, name) for name in names if name in bars)
+        ranges[label] = shares[0], shares[-1]
+    label = max(ranges, key=lambda each: ranges[each][1][0] - ranges[each][0][0])
+    (least, low), (most, high) = ranges[label]
+    if least == most:
+        return "Each class is missed equally often by all"
+    low, high = distinct([low, high])
+    return f"They differ most in {shown(label)}: {low} misses {percent(least)} of its runs, {high} {percent(most)}"
+
+
+def curves_plot(standing: Sequence[Standing]) -> Plot:
+    """The precision-recall curves of each class, an experiment beside the other. ``standing``: with predictions."""
+    drawn = standing[:MOST_CURVES]
+    names = [one.name for one in drawn]
+    by_name = {
+        one.name: {each.name: each for each in curves(one.predictions, MOST_PANELS)} for one in drawn if one.predictions
+    }
+    classes = list(by_name[names[0]])
+    every = len(curved(drawn[0].predictions)) if drawn[0].predictions else 0
+    rows = -(-len(classes) // _COLUMNS)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(rows, min(len(classes), _COLUMNS), sharex=True, sharey=True, squeeze=False)
+        for axes, label, title in zip(grid.flat, classes, distinct(classes, 16), strict=False):
+            for name, told, color, dash in zip(names, distinct(names), COLORS, DASHES, strict=False):
+                if (each := by_name[name].get(label)) is not None:
+                    axes.plot(
+                        each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.4,
+                        label=told,
+                    )  # fmt: skip
+                    axes.axhline(each.share, color="#888888", linestyle=":", linewidth=1)
+            axes.set_title(f"{title} ({by_name[names[0]][label].runs:,})")
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_ylim(-0.02, 1.02)
+        _labels(grid, len(classes), "recall", "precision")
+        legend(figure, grid.flat[0])
+
+    best = max(drawn, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
+    area, guess = (told["macro"]["pr_auc"]["value"] for told in (best.result["test"], best.guess))
+    title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a guess has {guess:.2f}"
+    caption = "Each class against all others. Dotted: what a guess has."
+    caption += _left(len(names), len(standing), len(classes), every)
+    return Plot("curves", title, caption, (WIDE, 1.35 + 2.1 * rows), paint)
+
+
+def learning_plot(learned: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> Plot:
+    """Loss and accuracy by pass, an experiment beside the other. ``learned``: of `history`, by experiment."""
+    names = list(learned)[:MOST_CURVES]
+    dev = any("dev" in splits for name in names for splits in learned[name].values())
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(1, 2, squeeze=False)[0]
+        for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
+            for name, told, color in zip(names, distinct(names), COLORS, strict=False):
+                for split, values in learned[name].get(what, {}).items():
+                    axes.plot(
+                        np.arange(1, len(values) + 1), values, "-" if split == "train" else "--", color=color,
+                        linewidth=1.5, label=told if split == "train" else None,
+                    )  # fmt: skip
+            axes.set_title(what)
+            axes.set_xlabel("passes over the training runs")
+            axes.set_ylim(*((0, 1.02) if what == "accuracy" else (0, None)))
+            whole_numbers(axes.xaxis)
+        legend(figure, grid[0])
+
+    longest = max(names, key=lambda name: len(learned[name]["loss"]["train"]))
+    title = f"Training losses; {shown(longest)} makes the most passes, {len(learned[longest]['loss']['train']):,}"
+    caption = "Losses contain the penalties of each experiment, so compare their course, and heights by accuracy."
+    caption += " Broken lines: dev runs, which are not learned from." if dev else ""
+    return Plot("learning", title, caption, (WIDE, 3.2), paint)
+
+
+def _labels(grid: Any, panels: int, horizontal: str, vertical: str = "") -> None:
+    """Labels at the left, and below the lowest panel of each column; what is beyond the panels is hidden."""
+    columns = grid.shape[1]
+    for place, axes in enumerate(grid.flat):
+        axes.set_visible(place < panels)
+        if place % columns == 0:
+            axes.set_ylabel(vertical)
+        if place + columns >= panels:
+            axes.set_xlabel(horizontal)
+            axes.tick_params(labelbottom=True)
+
+
+def _left(experiments: int, of: int, classes: int, of_classes: int) -> str:
+    told = f" The first {experiments} of {of} experiments are drawn." if experiments < of else ""
+    return told + (f" The {classes} classes of the most runs, of {of_classes}." if classes < of_classes else "")

@@ -1,0 +1,194 @@
+"""The page of one experiment's results on one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reports.drawing import Plot, runs_of, shown
+from reports.experiments import plots, tables
+from reports.experiments.tables import figure, interval
+from reports.experiments.views import (
+    Bar,
+    Figures,
+    accuracy_bar,
+    constant,
+    curved,
+    curves,
+    errors_by_class,
+    f1_bar,
+    fold_bars,
+    history,
+    slice_bars,
+)
+from reports.page import Page, Section, Table, Tile
+from training.estimators import ESTIMATORS
+from training.experiment import Experiment
+from training.experiments.results import Predictions, Stored
+
+
+def result_page(trial: Stored, found: Predictions | None) -> Page:
+    """All that is stored of a trial. ``found``: its predictions, None where they are not there any more."""
+    folds = [_folded(number, each) for number, each in enumerate(trial.folds, 1)]
+    title = f"{trial.experiment} on {trial.dataset}"
+    result = trial.result
+    if result is None:
+        lead = "Cross-validated only: it is not trained on all training runs yet, and the test runs are unread."
+        return Page(title, lead, _fold_tiles(trial.folds[0]), tuple(folds))
+    test, baselines = result["test"], result["baselines"]
+    lead = (
+        f"{_what(result['experiment'])}, trained on {runs_of(test['trained_on'])} and tested on {runs_of(test['runs'])}"
+        " that were held out. Intervals are of 95 %."
+    )
+    if not test["runs"]:
+        return Page(
+            title, f"{lead} Without test runs there are no figures.", (), (*_learned(result), *folds, _made(trial))
+        )
+    guess = constant(result, test)
+    sections = [
+        Section(
+            "Figures",
+            "Base rate: the same answer for all runs, the shares of the classes among the training runs. "
+            + "".join(f"{name.capitalize()} alone: {each['what']}. " for name, each in baselines.items()),
+            tables=(tables.metrics_table("on the test runs", test, guess, baselines), *_dev(result)),
+        ),
+        Section("Classes", tables=tables.class_tables(test, guess, baselines), plots=_class_plots(test, baselines)),
+        _curves(found),
+        Section("Can its probabilities be trusted?", plots=(plots.calibration_plot(test["calibration"]),)),
+        *_learned(result),
+        *(_sliced(number, fact, each) for number, (fact, each) in enumerate(test["slices"].items(), 1)),
+        *_elsewhere(trial),
+        *folds,
+        _made(trial),
+    ]
+    return Page(title, lead, _tiles(result, guess), tuple(sections))
+
+
+def _what(told: Mapping[str, Any]) -> str:
+    """The estimator and what is not its default, in a line."""
+    defaults = Experiment().to_json()
+    own = [
+        f"{key.replace('_', ' ')} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in told.items()
+        if key not in ("name", "estimator", "parameters") and value != defaults.get(key)
+    ]
+    own += [f"{key} {value}" for key, value in told["parameters"].items()]
+    return f"{told['estimator']}{' with ' + ', '.join(own) if own else ''}"
+
+
+def _tiles(result: Figures, guess: Figures) -> tuple[Tile, ...]:
+    test = result["test"]
+    base, macro = test["base_rate"], test["macro"]["f1"]
+    return (
+        Tile("accuracy", figure(test["accuracy"]["value"]), interval(test["accuracy"])),
+        Tile("base rate", figure(base["value"]), f"always {shown(base['class'])}"),
+        *(
+            Tile(f"{name} alone", figure(each["accuracy"]["value"]), f"accuracy, {interval(each['accuracy'])}")
+            for name, each in result["baselines"].items()
+        ),
+        Tile(
+            "macro F1", figure(macro["value"]), f"{interval(macro)}; base rate {figure(guess['macro']['f1']['value'])}"
+        ),
+    )
+
+
+def _dev(result: Figures) -> tuple[Table, ...]:
+    if not result["dev"] or not result["dev"]["runs"]:
+        return ()
+    dev = result["dev"]
+    return (tables.metrics_table(f"on {runs_of(dev['runs'])} of dev", dev, constant(result, dev), {}),)
+
+
+def _class_plots(test: Figures, baselines: Figures) -> tuple[Plot, ...]:
+    return plots.confusion_plot(test["confusion"]), plots.errors_plot(errors_by_class(test, baselines))
+
+
+def _curves(found: Predictions | None) -> Section:
+    title = "How well classes are told apart"
+    if found is None:
+        return Section(title, "The file of the predictions is not there any more, so there are no curves.")
+    of = len(curved(found))
+    if not of:
+        return Section(title, "All test runs are of one class: there is nothing to tell apart.")
+    return Section(title, plots=(plots.curves_plot(curves(found, plots.MOST_CURVES), of),))
+
+
+def _learned(result: Figures) -> tuple[Section, ...]:
+    told = history(result)
+    if not told:
+        return (Section("Learning", "No curve: this estimator does not learn by passes over the runs."),)
+    best = result["training"].get("best_epoch")
+    return (Section("Learning", plots=(plots.learning_plot(told, best if "dev" in told["loss"] else None),)),)
+
+
+def _sliced(number: int, fact: str, slices: Figures) -> Section:
+    bars = slice_bars(slices)
+    drawn = plots.slices_plot(number, fact, bars)
+    return Section(f"By {shown(fact)}", tables=(tables.slices_table(fact, slices, bars),), plots=(drawn,))
+
+
+def _elsewhere(trial: Stored) -> tuple[Section, ...]:
+    result = trial.result
+    known = [each for each in trial.elsewhere if each["test"]["runs"]]
+    if result is None or not trial.elsewhere:
+        return ()
+    accuracies: list[Bar] = []
+    f1s: list[Bar] = []
+    for name, each in ((f"{trial.dataset}, its own", result), *((each["dataset"], each) for each in known)):
+        guess = constant(result, each["test"])
+        accuracies.append(accuracy_bar(name, each["test"], each["baselines"]))
+        f1s.append(f1_bar(name, each["test"], each["baselines"], guess))
+    drawn = (plots.elsewhere_plot([("accuracy", accuracies), ("macro F1", f1s)]),) if known else ()
+    return (Section("On other data sets", tables=(tables.elsewhere_table(trial.elsewhere),), plots=drawn),)
+
+
+def _folded(number: int, folds: Figures) -> Section:
+    title = f"Cross-validation: {len(folds['folds'])} folds by {shown(folds['by'])}"
+    text = "The training runs divided; the test runs took no part. Choose between experiments by this."
+    drawn = plots.folds_plot(number, folds["by"], fold_bars(folds))
+    return Section(title, text, tables=(tables.folds_table(folds),), plots=(drawn,))
+
+
+def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
+    mean, base = folds["mean"], folds["pooled"]["base_rate"]
+    return (
+        Tile("mean accuracy of the folds", figure(mean["accuracy"]["value"]), interval(mean["accuracy"])),
+        Tile("base rate", figure(base["value"]), f"always {shown(base['class'])}"),
+        Tile("mean macro F1", figure(mean["f1"]["value"]), interval(mean["f1"])),
+    )
+
+
+def _made(trial: Stored) -> Section:
+    """How the model came to be, so that it can be made again."""
+    result = trial.result or {}
+    snapshot, experiment = result["snapshot"], result["experiment"]
+    known = ESTIMATORS.get(experiment["estimator"])
+    told = [
+        (key.replace("_", " "), _plain(value))
+        for key, value in experiment.items()
+        if key != "name" and (known is None or key in known.keys)
+    ]
+    names = list(snapshot["counts"]["train"])[: tables.MOST_ROWS]
+    runs = [(role, *(f"{snapshot['counts'][role][name]:,}" for name in names)) for role in ("train", "dev", "test")]
+    trust = [(f"let in by {rule}", f"{count:,}") for rule, count in snapshot["rules"].items()]
+    trust += [(f"left out: {reason}", f"{count:,}") for reason, count in snapshot["untrusted"].items()]
+    trust += [(f"excluded: {reason}", f"{count:,}") for reason, count in snapshot["excluded"].items()]
+    older = f" Older results of it on this data set that are stored: {trial.older}." if trial.older else ""
+    spans = "1 span" if len(snapshot["spans"]) == 1 else f"{len(snapshot['spans'])} spans"
+    return Section(
+        "How it was made",
+        f"Runs {snapshot['digest']}, {spans}; stored in {trial.store.url()}.{older}",
+        tables=(
+            Table(("hyper-parameter", "value"), tuple(told), words=2, title="the experiment"),
+            Table(("runs", *(shown(name, 40) for name in names)), tuple(runs), title="by class"),
+            *((Table(("trust", "runs"), tuple(trust), title="whom it learned from"),) if trust else ()),
+        ),
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "/".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={each}" for key, each in value.items()) or "–"
+    return "–" if value is None else str(value)

@@ -1,0 +1,69 @@
+"""The results of experiments as pages in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
+
+from ciml.errors import CimlError
+from ciml.storage.open import Store, open_store
+from reports.experiments.comparison_page import comparison_page
+from reports.experiments.page import result_page
+from reports.page import PAGE, save
+from training.experiments.results import stored_trials
+from training.experiments.trials import experiment_names, load_experiment
+
+
+def report_experiments(
+    data: Store,
+    experiments: Sequence[str],
+    datasets: Sequence[str],
+    folder: str | os.PathLike[str],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Draws the latest result of each experiment on each data set, and where there are several, how they compare.
+
+    Args:
+      data: the data path.
+      experiments: names; all that are stored by default.
+      datasets: names of those whose results are wanted; all by default.
+      folder: a folder or an ``s3://`` prefix. Files of the same names are written over. A single result is its
+        ``index.html``; of several, that compares them, and ``DATASET/EXPERIMENT/index.html`` is the page of each.
+      progress: is told how many of how many pages are done.
+
+    Returns:
+      Where ``index.html`` is.
+
+    Raises:
+      CimlError: when there is no such experiment, or no result.
+      IntegrityError: when what is stored is not what it was.
+    """
+    names = list(dict.fromkeys(experiments)) or experiment_names(data)
+    for name in experiments:
+        load_experiment(data, name)
+    trials = [(trial, trial.predictions()) for trial in stored_trials(data, names, datasets)]
+    if not trials:
+        raise CimlError(_nothing(data, names, datasets))
+    if missing := set(datasets) - {trial.dataset for trial, _ in trials}:
+        raise CimlError(_nothing(data, names, sorted(missing)))
+    root = open_store(folder)
+    if len(trials) == 1:
+        return save(root, result_page(*trials[0]))
+    links = {}
+    for done, (trial, found) in enumerate(trials):
+        progress(done, len(trials) + 1)
+        place = f"{trial.dataset}/{trial.experiment}"
+        save(root.child(place), result_page(trial, found))
+        links[trial.experiment, trial.dataset] = quote(f"{place}/{PAGE}")
+    return save(root, comparison_page(trials, links))
+
+
+def _nothing(data: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
+    of = f" of {names[0]}" if len(names) == 1 else f" of {len(names)} experiments"
+    on = f" on {', '.join(datasets)}" if datasets else ""
+    dataset = datasets[0] if datasets else "NAME"
+    which = names[0] if len(names) == 1 else "EXPERIMENT"
+    remedy = f"ciml experiment train --experiment {which} --dataset {dataset}"
+    return f"no result{of}{on} in {data.url('experiments')}: {remedy}"

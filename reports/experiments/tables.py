@@ -1,0 +1,179 @@
+"""The tables of an experiment's results: every figure with its interval, beside what costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reports.drawing import shown
+from reports.experiments.views import Bar, Figures
+from reports.page import Table
+from training.evaluation.scores import BY_CLASS
+
+#: Rows of a table of jobs, groups or classes.
+MOST_ROWS = 100
+_CALLED = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
+
+
+def figure(value: float | None) -> str:
+    """Three digits, or a dash for what is not known."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def interval(told: Figures) -> str:
+    """``0.363 to 0.477``, or a dash."""
+    return "–" if told["low"] is None or told["value"] is None else f"{told['low']:.3f} to {told['high']:.3f}"
+
+
+def metrics_table(title: str, found: Figures, guess: Figures, baselines: Figures) -> Table:
+    """Each figure with its interval, beside that of a constant answer and of one number."""
+
+    def row(name: str, told: Figures, base: Any, *path: str) -> tuple[str, ...]:
+        return (
+            name,
+            figure(told["value"]),
+            interval(told),
+            figure(base),
+            *(_of(each, *path) for each in baselines.values()),
+        )
+
+    rows = [row("accuracy", found["accuracy"], guess["accuracy"]["value"], "accuracy")]
+    rows += [
+        row(f"macro {_CALLED[name]}", found["macro"][name], guess["macro"][name]["value"], "macro", name)
+        for name in BY_CLASS
+    ]
+    rows.append(row("Brier (less is better)", found["brier"], guess["brier"]["value"], "brier"))
+    none = ("–",) * len(baselines)
+    rows += [
+        ("log loss (less is better)", figure(found["log_loss"]), "–", figure(guess["log_loss"]), *none),
+        ("calibration error", figure(found["calibration"]["ece"]), "–", figure(guess["calibration"]["ece"]), *none),
+    ]
+    headings = ("figure", "value", "95 %", "base rate", *(f"{name} alone" for name in baselines))
+    return Table(headings, tuple(rows), title=title)
+
+
+def _of(told: Figures, *path: str) -> str:
+    for key in path:
+        told = told[key]
+    return figure(told["value"])
+
+
+def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Table, Table]:
+    """What was answered for each class, and how well its probabilities tell it from the others."""
+    answered, told = [], []
+    ordered = sorted(test["classes"].items(), key=lambda item: (-item[1]["runs"], item[0]))
+    for name, one in ordered[:MOST_ROWS]:
+        answered.append(
+            (
+                shown(name, 80),
+                f"{one['runs']:,}",
+                *(figure(one[key]["value"]) for key in BY_CLASS[:3]),
+                interval(one["f1"]),
+                figure(guess["classes"][name]["f1"]["value"]),
+                *(_of(each["classes"][name], "f1") for each in baselines.values()),
+            )
+        )
+        told.append(
+            (
+                shown(name, 80),
+                figure(one["roc_auc"]["value"]),
+                interval(one["roc_auc"]),
+                figure(one["pr_auc"]["value"]),
+                interval(one["pr_auc"]),
+                figure(one["share"]),
+                *(_of(each["classes"][name], "pr_auc") for each in baselines.values()),
+            )
+        )
+    alone = [f"{name} alone" for name in baselines]
+    title = _first(len(answered), len(ordered), "classes")
+    return (
+        Table(
+            ("class", "runs", "precision", "recall", "F1", "95 %", "base rate", *alone), tuple(answered), title=title
+        ),
+        Table(("class", "ROC-AUC", "95 %", "PR-AUC", "95 %", "of a guess", *alone), tuple(told), title=title),
+    )
+
+
+def _first(drawn: int, of: int, what: str) -> str:
+    return f"the first {drawn} of {of} {what}" if drawn < of else ""
+
+
+def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
+    """The accuracy by job or provider. ``bars``: of `reports.experiments.views.slice_bars`."""
+    rows = [
+        (
+            shown(bar.name, 80),
+            f"{bar.runs:,}",
+            figure(bar.value),
+            f"{figure(bar.low)} to {figure(bar.high)}",
+            figure(slices[bar.name]["majority"]),
+            figure(slices[bar.name].get("f1")),
+        )
+        for bar in bars[:MOST_ROWS]
+    ]
+    headings = (shown(fact), "runs", "accuracy", "95 %", "most frequent class", "macro F1")
+    return Table(headings, tuple(rows), title=_first(len(rows), len(bars), f"by {shown(fact)}"))
+
+
+def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
+    """The same model on other data sets."""
+    rows = []
+    for each in elsewhere:
+        test, left = each["test"], each["left_out"]
+        numbers = [f"{name} {_of(one, 'accuracy')}" for name, one in each["baselines"].items()]
+        rows.append(
+            (
+                each["dataset"],
+                f"{test['runs']:,}",
+                figure(test["accuracy"]["value"]),
+                interval(test["accuracy"]),
+                figure(test["base_rate"]["value"]),
+                ", ".join(numbers) or "–",
+                figure(test["macro"]["f1"]["value"]),
+                f"{left['trained_on']:,} · {left['unknown_class']:,}",
+            )
+        )
+    headings = (
+        "data set", "runs", "accuracy", "95 %", "base rate", "one number alone", "macro F1",
+        "left out: trained on · of no known class",
+    )  # fmt: skip
+    return Table(headings, tuple(rows))
+
+
+def folds_table(folds: Figures) -> Table:
+    """Each fold of a cross-validation, and the mean."""
+    mean, pooled = folds["mean"], folds["pooled"]
+    grouped = any(fold["held_out"] for fold in folds["folds"])
+    rows = [
+        (
+            f"{place}",
+            *([_listed(fold["held_out"])] if grouped else []),
+            f"{fold['accuracy']['runs']:,}",
+            figure(fold["accuracy"]["value"]),
+            interval(fold["accuracy"]),
+            figure(fold["base_rate"]["value"]),
+            figure(fold["f1"]),
+            "",
+        )
+        for place, fold in enumerate(folds["folds"], 1)
+    ]
+    rows.append(
+        (
+            "mean",
+            *([""] if grouped else []),
+            f"{pooled['runs']:,}",
+            figure(mean["accuracy"]["value"]),
+            interval(mean["accuracy"]),
+            figure(pooled["base_rate"]["value"]),
+            figure(mean["f1"]["value"]),
+            interval(mean["f1"]),
+        )
+    )
+    held = (f"{shown(folds['by'])} held out",) if grouped else ()
+    headings = ("fold", *held, "runs", "accuracy", "95 %", "base rate", "macro F1", "95 %")
+    return Table(headings, tuple(rows), words=1 + grouped)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    further = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name, 60) for name in names[:most]) + further

@@ -1,0 +1,186 @@
+"""What is to be seen of a sweep: trials in their order, and the best at each value of an axis. No drawing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.training.hyperparameter_sweep import Swept
+from reports.drawing import shown
+from training.experiment import Experiment
+from training.sweeps.axes import Axis, Value
+from training.sweeps.definition import Sweep
+from training.sweeps.outcome import Outcome
+
+_STATES = ("complete", "pruned", "failed")
+#: What a metric is called.
+METRICS = {
+    "accuracy": "accuracy",
+    "f1": "macro F1",
+    "roc_auc": "macro ROC-AUC",
+    "pr_auc": "macro PR-AUC",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+}
+#: What people call an axis.
+_CALLED = {
+    "sample_interval": "resolution",
+    "features_regex": "features",
+    "hidden_layers": "topology",
+    "sample_statistic": "statistic",
+    "aggregation_functions": "functions",
+    "class_map": "classes",
+    "class_label": "label",
+    "build_name": "jobs",
+}
+
+
+def called(axis: Axis) -> str:
+    """What people call an axis."""
+    return _CALLED.get(axis.key, axis.key.replace("_", " "))
+
+
+def scored_on(sweep: Sweep) -> str:
+    """What the trials are scored on, in words."""
+    if sweep.on == "dev":
+        return "the dev runs"
+    return f"{sweep.folds} folds by {'+'.join(sweep.hold_out) or 'run'}"
+
+
+def questions(sweep: Sweep) -> list[int]:
+    """The questions in the order of the file."""
+    axes = [axis for axis in sweep.axes if axis.question]
+    places = [tuple(axis.names.index(str(asked[axis.key])) for axis in axes) for asked in sweep.questions]
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def question_name(sweep: Sweep, question: int) -> str:
+    """What a question is called; the label where there is one question alone."""
+    asked = sweep.questions[question]
+    return ", ".join(map(str, asked.values())) or str(sweep.dataset.get("class_label", "status"))
+
+
+def plain_axes(sweep: Sweep) -> list[Axis]:
+    """The axes that ask no other questions, in the order of the file."""
+    return [axis for axis in sweep.axes if not axis.question]
+
+
+def ranked(swept: Swept, question: int) -> list[Outcome]:
+    """The trials of a question: complete ones, best first, then those that were pruned, then those that failed."""
+    sign = -1 if swept.sweep.maximise else 1
+    found = [each for each in swept.outcomes if each.question == question]
+    return sorted(found, key=lambda each: (_STATES.index(each.state), sign * (each.value or 0.0), each.number))
+
+
+def complete(swept: Swept, question: int) -> list[Outcome]:
+    """The trials of a question that came to their ends, best first."""
+    return [each for each in ranked(swept, question) if each.state == "complete"]
+
+
+def ended_early(swept: Swept, question: int) -> list[Outcome]:
+    """The trials of a question that were pruned, the better ones first."""
+    return [each for each in ranked(swept, question) if each.state == "pruned"]
+
+
+def best_at(outcomes: Sequence[Outcome], *axes: Axis) -> dict[tuple[Value, ...], Outcome]:
+    """By the values of some axes the best trial that has them. ``outcomes``: best first."""
+    found: dict[tuple[Value, ...], Outcome] = {}
+    for each in outcomes:
+        if all(axis.key in each.parameters for axis in axes):
+            found.setdefault(tuple(each.parameters[axis.key] for axis in axes), each)
+    return found
+
+
+def base_rate(swept: Swept, question: int) -> float | None:
+    """The accuracy of always saying the most frequent class; None where no trial came to its end."""
+    found = complete(swept, question)
+    return found[0].scores.get("base_rate") if found else None
+
+
+def number_text(value: Any) -> str:
+    """A figure, or a dash."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def value_text(value: Value | None) -> str:
+    """A value of an axis."""
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def state_text(sweep: Sweep, outcome: Outcome) -> str:
+    """How a trial ended."""
+    text = f"{outcome.state}"
+    if outcome.state == "pruned":
+        text = f"pruned at {'fold' if sweep.on == 'folds' else 'epoch'} {outcome.steps[-1][0]}"
+    if outcome.state == "failed":
+        text = f"failed: {shown(outcome.reason, 160)}"
+    return text if outcome.same_as is None else f"{text}, as trial {outcome.same_as}"
+
+
+def baselines_of(swept: Swept, question: int) -> dict[str, Mapping[str, Any]]:
+    """What one number does, by its name."""
+    return {name: found for name, found in swept.baselines[question].items() if found["value"] is not None}
+
+
+def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
+    """The command lines that make a trial an experiment, and train and test it once."""
+    name, defaults = f"{swept.sweep.name}-{outcome.number}", Experiment().to_json()
+    words = ["ciml", "experiment", "define", name, "--estimator", outcome.experiment["estimator"]]
+    for key, value in outcome.experiment.items():
+        if key in ("name", "estimator") or value == defaults[key]:
+            continue
+        if key == "parameters":
+            words += [word for each, meant in value.items() for word in ("-p", f"{each}={_parameter(meant)}")]
+        elif key == "hidden_layers":
+            words += ["--hidden-layers", "/".join(map(str, value))]
+        elif value is True:
+            words.append(f"--{key.replace('_', '-')}")
+        else:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    where = ["--data-path", data_path]
+    train = ["ciml", "experiment", "train", "--experiment", name, "--dataset", outcome.dataset]
+    return [shlex.join([*words, *where]), shlex.join([*train, *where])]
+
+
+def _parameter(value: Any) -> str:
+    """A parameter as ``-p`` reads it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def rows_of(swept: Swept) -> list[dict[str, Any]]:
+    """A flat row for each trial, for CSV: the values of the axes, what it came to, and what that is held against."""
+    keys = [axis.key for axis in swept.sweep.axes]
+    rows = []
+    for each in swept.outcomes:
+        numbers = baselines_of(swept, each.question)
+        row: dict[str, Any] = {"trial": each.number, "question": question_name(swept.sweep, each.question)}
+        row |= {key: value_text(each.parameters[key]) if key in each.parameters else None for key in keys}
+        row |= {"state": each.state, "metric": swept.sweep.metric, "value": each.value}
+        row |= {"low": each.low, "high": each.high, "base_rate": each.scores.get("base_rate")}
+        row |= {"accuracy": each.scores.get("accuracy"), "macro_f1": each.scores.get("f1")}
+        row |= {"one_number": ", ".join(numbers) or None}
+        row |= {"one_number_value": next((found["value"] for found in numbers.values()), None)}
+        row |= {"steps": each.steps[-1][0] if each.steps else 0, "seconds": each.seconds}
+        row |= {"trained_on": each.trained_on, "held_out": each.held_out, "dataset": each.dataset or None}
+        row |= {"same_as": each.same_as, "reason": each.reason or None}
+        rows.append(row)
+    return rows
+
+
+def csv_of(swept: Swept) -> bytes:
+    """`rows_of` as CSV."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    rows = rows_of(swept)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    numbers = {"value", "low", "high", "base_rate", "accuracy", "macro_f1", "one_number_value", "seconds"}
+    whole = {"trial", "steps", "trained_on", "held_out", "same_as"}
+    kinds = {
+        name: pa.float64() if name in numbers else pa.int64() if name in whole else pa.string() for name in columns
+    }
+    table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
+    sink = pa.BufferOutputStream()
+    pa.csv.write_csv(table, sink)
+    return bytes(sink.getvalue())

@@ -1,0 +1,233 @@
+"""The files of a supervised ingest: ``<home>/ingest/<name>.json`` is its status, the folder beside it all else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ciml.errors import CimlError
+from engines import processes, state
+from services.decide import Wanted
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_KEEP_LOG_BYTES = 5 * 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an ingest was started with. Written with mode 0600: properties of Kafka may hold a password.
+
+    Attributes:
+      ingest: the arguments of `cli.commands.ingest.make_config`.
+      engine: ``flink`` or ``micro-batches``.
+      jobs: Beam's job server, ``host:port``; "" for micro-batches.
+      rest: the REST API of the Flink behind it, a URL; "" for one that is inside the job server.
+      workers: the pool of Python workers, ``host:port``; "" where the workers are threads of the submitter.
+      parallelism: of a job on Flink.
+      beam: further options of Beam.
+      cwd: the folder that relative paths are of.
+      local_kafka, local_flink: whether these are the home's own, whose addresses may change (`located`).
+      metrics_port, metrics_address: where its supervisor shows metrics; None for nowhere.
+      tied: a process (pid, start time) with which all of it ends; for tests.
+    """
+
+    ingest: dict[str, Any]
+    engine: str
+    jobs: str = ""
+    rest: str = ""
+    workers: str = ""
+    parallelism: int = 1
+    beam: tuple[str, ...] = ()
+    cwd: str = field(default_factory=os.getcwd)
+    local_kafka: bool = False
+    local_flink: bool = False
+    tied: tuple[int, float] | None = None
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Options:
+        ingest = {key: tuple(one) if isinstance(one, list) else one for key, one in value["ingest"].items()}
+        tied = value.get("tied")
+        return cls(
+            **{
+                **value,
+                "ingest": ingest,
+                "beam": tuple(value["beam"]),
+                "tied": (int(tied[0]), float(tied[1])) if tied else None,
+            }
+        )
+
+
+def located(home: Path, options: Options) -> Options:
+    """The options with the present addresses of the home's own engines; one that is not there keeps its last."""
+    known = state.read(home)
+    kafka, flink = known.get("kafka"), known.get("cluster") or known.get("flink")
+    if options.local_kafka and kafka is not None:
+        options = replace(options, ingest={**options.ingest, "kafka": kafka.address})
+    if options.local_flink and flink is not None and not flink.light:
+        rest, workers = flink.urls.get("rest", ""), flink.urls.get("workers", "")
+        options = replace(options, jobs=flink.address, rest=rest, workers=workers)
+    return options
+
+
+class Place:
+    """Where one ingest of a home keeps its files.
+
+    Raises:
+      CimlError: for a name that is no file name.
+    """
+
+    def __init__(self, home: Path, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise CimlError(f"{name!r} is no name of an ingest: letters, digits, '.', '_' and '-', at most 64")
+        self.home, self.name = home, name
+        self.status_file = home / "ingest" / f"{name}.json"
+        self.folder = home / "ingest" / name
+
+    @classmethod
+    def all(cls, home: Path) -> list[Place]:
+        """Those that were ever started in a home."""
+        found = sorted((home / "ingest").glob("*/options.json")) if home.exists() else []
+        return [cls(home, path.parent.name) for path in found]
+
+    @property
+    def timings(self) -> Path:
+        """Where the worker leaves what it measures, for its supervisor to show."""
+        return self.folder / "timings"
+
+    def log(self, what: str) -> Path:
+        """The log of its ``supervisor`` or ``worker``."""
+        return self.home / "logs" / f"ingest-{self.name}-{what}.log"
+
+    @property
+    def known(self) -> bool:
+        """Whether it was ever started."""
+        return (self.folder / "options.json").exists()
+
+    def options(self) -> Options:
+        """What it was started with, with the present addresses of the home's own engines.
+
+        Raises:
+          CimlError: it was never started.
+        """
+        value = read_json(self.folder / "options.json")
+        if value is None:
+            raise CimlError(f"no ingest named {self.name} was started in {self.home}: ciml ingest start")
+        return located(self.home, Options.from_json(value))
+
+    def put_options(self, options: Options) -> None:
+        write_json(self.folder / "options.json", asdict(options), mode=0o600)
+
+    def wanted(self) -> Wanted:
+        """What the operator asked for last."""
+        value: Wanted = (read_json(self.folder / "wanted.json") or {}).get("wanted", "run")
+        return value
+
+    def want(self, wanted: Wanted) -> None:
+        write_json(self.folder / "wanted.json", {"wanted": wanted})
+
+    def status(self) -> dict[str, Any]:
+        """The last status that a supervisor wrote; empty before."""
+        return read_json(self.status_file) or {}
+
+    def put_status(self, status: dict[str, Any]) -> None:
+        write_json(self.status_file, status)
+
+    def process(self, what: str) -> psutil.Process | None:
+        """The ``supervisor`` or ``worker`` that is written down, if it runs."""
+        return processes.find(*self.written(what))
+
+    def written(self, what: str) -> tuple[int | None, float | None]:
+        """The pid and start time that are written down for the ``supervisor`` or ``worker``."""
+        value = read_json(self.folder / f"{what}.json") or {}
+        return value.get("pid"), value.get("started")
+
+    def write_down(self, what: str, pid: int, started: float) -> None:
+        write_json(self.folder / f"{what}.json", {"pid": pid, "started": started})
+
+    def said(self, what: str) -> dict[str, Any]:
+        """What the ``worker`` said of itself; empty until then."""
+        return read_json(self.folder / f"{what}.said.json") or {}
+
+    def say(self, what: str, value: dict[str, Any]) -> None:
+        write_json(self.folder / f"{what}.said.json", value)
+
+    def forget(self, what: str) -> None:
+        """Makes room for the next ``worker``: what the last one said goes, its log is kept beside the new one."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / f"{what}.said.json").unlink()
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.log(what), self.log(what).with_suffix(".log.1"))
+
+    @contextmanager
+    def exclusive(self, what: str, timeout_s: float = 0.0) -> Iterator[bool]:
+        """Holds the place of the ``supervisor`` or the ``worker``, of which there is one. Yields whether it is held."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f"{what}.lock", timeout=timeout_s)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
+    """Empties a log that has grown beyond ``most`` bytes, be it written to or not; a copy is kept beside it."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > most:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)  # its writer appends
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object that `write_json` wrote; None where there is none.
+
+    Raises:
+      CimlError: when it cannot be understood.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CimlError(f"{path} cannot be understood ({error}); remove it") from error
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
+    """Replaces a file whole: a reader sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as out:
+            json.dump(value, out, indent=2)
+            out.write("\n")
+        os.chmod(staged, mode)
+        os.replace(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(staged)
+        raise
+
+
+def now_us() -> int:
+    return int(time.time() * 1e6)

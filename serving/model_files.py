@@ -1,0 +1,142 @@
+"""Model folders: which files may be in one, their digests, and private copies to load from.
+
+A version is loaded from a private copy that was checked after it was made, never from the folder where others write:
+what was checked is then what is loaded, on a disk and on S3 alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError
+from ciml.limits import MAX_GRAPH_BYTES, MAX_MODEL_BYTES, MAX_MODEL_FILES, MAX_WARMUP_BYTES
+from ciml.storage.open import LocalStore, Store
+
+#: The file that makes a folder a model for whoever looks at it: written last, where there is no rename.
+LAST_FILE = "saved_model.pb"
+#: The requests that a version is warmed up with: TFRecords of PredictionLog.
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
+#: What a SavedModel consists of. Anything else (a pickle, a Keras archive, a script) has no business in one.
+_ALLOWED = re.compile(
+    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
+    r"|variables/variables\.(index|data-[0-9]{5}-of-[0-9]{5})"
+    r"|assets/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}"
+    r"|assets\.extra/(tf_serving_warmup_requests|[A-Za-z0-9_][A-Za-z0-9_-]{0,100}\.json)"
+)
+#: What one file may take, where it is less than a whole model: bytes by path.
+_FILE_BYTES = {LAST_FILE: MAX_GRAPH_BYTES, WARMUP_FILE: MAX_WARMUP_BYTES}
+_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def version_number(name: str) -> int | None:
+    """The version that a folder's name means; None where it is no version (a staging name, a leading zero, …)."""
+    return int(name) if _VERSION.fullmatch(name) else None
+
+
+def list_versions(base: Store, *, real: bool = True) -> list[int]:
+    """The versions below a base path, ascending: real folders whose name is a whole number. No symlink is followed.
+
+    With ``real=False``, whatever has such a name: these numbers are not free.
+    """
+    if isinstance(base, LocalStore):
+        try:
+            with os.scandir(base.root) as entries:
+                names = [entry.name for entry in entries if not real or entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    else:
+        names = [path.split("/", 1)[0] for path in base.list() if "/" in path]
+    return sorted({number for name in names if (number := version_number(name)) is not None})
+
+
+def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
+    """(relative path, bytes) of each file of a model folder, sorted by path.
+
+    Raises:
+      FileNotFoundError: where there is no such folder.
+      IntegrityError: for a file that a SavedModel does not have, anything but regular files, or too much of them.
+    """
+    total, count = 0, 0
+    local = isinstance(folder, LocalStore)
+    for path in _local_paths(Path(folder.root)) if local else folder.list():
+        if not _ALLOWED.fullmatch(path):
+            raise IntegrityError(f"{folder.url(path)} does not belong into a model: move it away")
+        count += 1
+        if count > MAX_MODEL_FILES:
+            raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
+        most = min(_FILE_BYTES.get(path, MAX_MODEL_BYTES), MAX_MODEL_BYTES - total)
+        data = _read_regular(Path(folder.root, path), most + 1) if local else folder.read_head(path, most + 1)
+        if len(data) > most:
+            raise IntegrityError(
+                f"{folder.url(path)} is larger than {most} bytes"
+                + (f": a model has at most {MAX_MODEL_BYTES}" if path not in _FILE_BYTES else "")
+            )
+        total += len(data)
+        yield path, data
+    if not count:
+        raise FileNotFoundError(f"no model at {folder.root}")
+
+
+def _local_paths(root: Path) -> list[str]:
+    """All that is below a folder and is no folder itself, as relative POSIX paths. A symlink is an error."""
+    found = []
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        if folder.is_symlink():
+            raise IntegrityError(f"{folder} is a symbolic link: a model is loaded from real folders only")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise IntegrityError(f"{entry.path} is a symbolic link: a model consists of regular files only")
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+                else:
+                    found.append(Path(entry.path).relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """At most the first ``most`` bytes of a regular file."""
+    # O_NONBLOCK: opening a FIFO must not wait for its writer. It has no effect on regular files.
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise IntegrityError(f"{path} is no regular file")
+        return file.read(most)
+
+
+def file_digests(folder: Store) -> dict[str, str]:
+    """Hex sha256 of each file of a model folder, by relative path. Raises as `read_files` does."""
+    return {path: hashlib.sha256(data).hexdigest() for path, data in read_files(folder)}
+
+
+def model_digest(files: Mapping[str, str]) -> str:
+    """One digest for a whole model: of its files' paths and digests."""
+    return sha256_json(dict(files))
+
+
+def check_digests(where: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Raises `IntegrityError`, naming the first file, where a model's files are not those that were recorded."""
+    for path in sorted(set(found) | set(expected)):
+        if found.get(path) != expected.get(path):
+            what = "is missing" if path not in found else "was added" if path not in expected else "was altered"
+            raise IntegrityError(f"{where}/{path} {what} since the model was recorded: it is not served")
+
+
+def copy_model(source: Store, target: Path) -> dict[str, str]:
+    """Copies a model folder into the new private folder ``target`` and returns the digests of what was copied."""
+    target.mkdir(mode=0o700)
+    digests = {}
+    for path, data in read_files(source):
+        place = target / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        digests[path] = hashlib.sha256(data).hexdigest()
+    return digests

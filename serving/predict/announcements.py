@@ -1,0 +1,70 @@
+"""Announcements: messages of the topic `runs`, each of which names a run that the raw store holds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ciml.errors import Refused
+from ciml.events.fields import text
+from ciml.events.json_input import parse_json
+from ciml.events.records import Message
+from ciml.events.run_id import RunId
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+#: Where `transforms.raw.write.run_path` puts a run; a job's name is percent-encoded there.
+_FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A run whose raw object is ``path`` below the raw store.
+
+    Attributes:
+      offset: of the message.
+      timestamp_ms: when it was announced, epoch milliseconds.
+      run_id: the encoded run id.
+      build_name: the job.
+      path: the raw object's path; its name is made of run id and digest.
+      reclaim: the digest of its row where the row is that of a reclaim; "" for the first row of a run.
+    """
+
+    offset: int
+    timestamp_ms: int
+    run_id: str
+    build_name: str
+    path: str
+    reclaim: str = ""
+
+
+def read_announcement(message: Message) -> Announcement:
+    """Reads a message of the topic `runs`.
+
+    Raises:
+      Refused: ``bad_announcement``, where it is no announcement or its path is not that of its run.
+    """
+    try:
+        return _read(message)
+    except Refused as refused:
+        raise Refused("bad_announcement", refused.detail) from None
+
+
+def _read(message: Message) -> Announcement:
+    value = parse_json(message.value or b"")
+    if not isinstance(value, dict):
+        raise Refused("bad_announcement", "is no JSON object")
+    run_id, build_name, path, digest = (_text(value, name) for name in ("run_id", "build_name", "path", "digest"))
+    RunId.decode(run_id)
+    if not _DIGEST.fullmatch(digest):
+        raise Refused("bad_announcement", f"digest {digest!r:.80}: want 64 hexadecimal digits")
+    folder, _, name = path.rpartition("/")
+    if not _FOLDER.fullmatch(folder) or name != f"{run_id}.{digest[:16]}.parquet":
+        raise Refused("bad_announcement", f"path {path!r:.200}: want that of run {run_id} with its digest")
+    reclaim = digest if value.get("reclaim") is True else ""
+    return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim)
+
+
+def _text(value: dict[str, object], name: str) -> str:
+    if not isinstance(value.get(name), str) or not value[name]:
+        raise Refused("bad_announcement", f"{name}: want a text")
+    return text(value, name)

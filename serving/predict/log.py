@@ -1,0 +1,241 @@
+"""The manifest of predictions: which announcements are covered, and what was predicted, each run once a version."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError
+from ciml.events.records import OffsetRange
+from ciml.manifest.checkpoints import Checkpointed
+from ciml.manifest.id_index import IdTable, Rows, TableKind, fingerprint
+from ciml.manifest.id_set import IdSet
+from ciml.manifest.log import Delta, ManifestLog
+from ciml.manifest.offsets import RangeSet
+from ciml.raw.accounting import check_topic_id
+from ciml.storage.open import Store
+
+FOLDER = "predictions"
+
+#: Bounds of the latencies that are counted, s. Checkpoints hold counts by them: other bounds need another key there.
+LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+
+def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
+    """The same for the same row, model and version, wherever and however often it is made.
+
+    Args:
+      run_id: the encoded run id.
+      model: the model's name; ``version`` the one that answered.
+      reclaim: the digest of the row where it is a reclaim's: that is predicted again, whatever the first row said.
+    """
+    return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
+
+
+def predictions_log(data: Store) -> ManifestLog:
+    """The manifest log of predictions below a data root."""
+    return ManifestLog(data.child(FOLDER))
+
+
+def read_predictions(data: Store) -> Iterator[dict[str, Any]]:
+    """All predictions below a data root, in the order of their commits."""
+    for _, delta in predictions_log(data).since(0):
+        yield from delta["predictions"]
+
+
+@dataclass
+class Predicted:
+    """What became of the announcements of one range. Each record holds the ``offset`` that it comes from.
+
+    Attributes:
+      covers: the range; all of it is settled by the records here (offsets without a record are no messages).
+      predictions: records with ``id``, ``run_id``, ``model``, ``version``, ``class``, ``probabilities``, …
+      unpredictable: records with ``run_id``, ``reason`` and perhaps ``detail``.
+    """
+
+    covers: OffsetRange
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    unpredictable: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        covers = self.covers
+        return {
+            "covers": [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end],
+            "predictions": self.predictions,
+            "unpredictable": self.unpredictable,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Predicted:
+        return cls(OffsetRange(*value["covers"]), value["predictions"], value["unpredictable"])
+
+
+class PredictionState:
+    """What the deltas of the predictions' manifest add up to.
+
+    Attributes:
+      version: that of the last delta applied.
+      topic_ids: the broker's UUID of each topic as it was first seen.
+      predicted: predictions by (model, version).
+      unpredictable: announcements that led to no prediction, by reason.
+      repeats: announcements of runs that the same version had predicted before.
+      latencies: predictions by (model, place of the first of `LATENCIES_S` that is not less than the time from the
+        announcement to the prediction; one more for what is above all of them).
+      latency_us: the sum of those times by model, microseconds.
+      time_us: when the last delta was committed.
+      restored: the version of the checkpoint that it was restored from, 0 without one.
+      records: how many records came since then.
+      torn: whether `apply` was broken off, so that this is no state any more.
+    """
+
+    def __init__(self, ids: IdSet | None = None) -> None:
+        self.version = self.restored = self.records = 0
+        self.torn = False
+        self.topic_ids: dict[str, str] = {}
+        self.predicted: Counter[tuple[str, int]] = Counter()
+        self.unpredictable: Counter[str] = Counter()
+        self.repeats = 0
+        self.latencies: Counter[tuple[str, int]] = Counter()
+        self.latency_us: Counter[str] = Counter()
+        self.time_us = 0
+        self._ids = ids or IdSet()
+        self._covered: dict[tuple[str, int], RangeSet] = {}
+
+    def covered(self, topic: str, partition: int) -> RangeSet:
+        """The offsets of a partition that are settled. Not to be changed by the caller."""
+        return self._covered.get((topic, partition), _NOTHING)
+
+    def has(self, identity: str) -> bool:
+        """Whether there is a prediction of that id."""
+        return fingerprint(identity) in self._ids
+
+    def prefetch(self, identities: Iterable[str]) -> None:
+        """Says which ids `has` is asked for next, so that they are looked up at once."""
+        self._ids.prefetch(fingerprint(identity) for identity in identities)
+
+    def apply(self, version: int, delta: Delta) -> None:
+        """Takes in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
+        if version != self.version + 1:
+            raise IntegrityError(f"predictions: version {version} after {self.version}")
+        self.prefetch(one["id"] for one in delta["predictions"])
+        self.torn = True
+        for topic, entry in delta["offsets"].items():
+            check_topic_id(topic, self.topic_ids.get(topic, ""), entry["id"])
+            self.topic_ids[topic] = self.topic_ids.get(topic) or entry["id"]
+            for partition, ranges in entry["partitions"].items():
+                covered = self._covered.setdefault((topic, int(partition)), RangeSet())
+                for start, end in ranges:
+                    covered.add(start, end)
+        for one in delta["predictions"]:
+            if self.has(one["id"]):
+                raise IntegrityError(f"predictions: version {version} holds {one['id']} again")
+            self._ids.add(fingerprint(one["id"]))
+            self.predicted[one["model"], one["version"]] += 1
+            if (latency_ms := one.get("latency_ms")) is not None:
+                self.latencies[one["model"], bisect_left(LATENCIES_S, latency_ms / 1000)] += 1
+                self.latency_us[one["model"]] += round(latency_ms * 1000)
+        for one in delta["unpredictable"]:
+            self.unpredictable[one["reason"]] += 1
+        self.repeats += len(delta["repeats"])
+        self.records += len(delta["predictions"]) + len(delta["unpredictable"]) + len(delta["repeats"])
+        self.torn = False
+        self.version = version
+        self.time_us = delta["time_us"]
+
+    def snapshot(self) -> dict[str, Any]:
+        """What it adds up to, as JSON, without the ids."""
+        covered = sorted(self._covered.items(), key=lambda item: item[0])
+        return {
+            "time_us": self.time_us,
+            "topic_ids": dict(sorted(self.topic_ids.items())),
+            "covered": [[topic, number, [list(part) for part in ranges]] for (topic, number), ranges in covered],
+            "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
+            "unpredictable": dict(sorted(self.unpredictable.items())),
+            "repeats": self.repeats,
+            "latencies": [[model, place, number] for (model, place), number in sorted(self.latencies.items())],
+            "latency_us": dict(sorted(self.latency_us.items())),
+        }
+
+    @classmethod
+    def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> PredictionState:
+        """The state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
+        state = cls(IdSet(tables["ids"]))
+        state.version = state.restored = version
+        state.time_us = value.get("time_us", 0)
+        state.topic_ids = dict(value.get("topic_ids", {}))
+        state._covered = {(topic, number): RangeSet(ranges) for topic, number, ranges in value.get("covered", ())}
+        state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
+        state.unpredictable = Counter(value.get("unpredictable", {}))
+        state.repeats = value.get("repeats", 0)
+        state.latencies = Counter({(model, place): number for model, place, number in value.get("latencies", ())})
+        state.latency_us = Counter(value.get("latency_us", {}))
+        return state
+
+    def recent(self) -> dict[str, Rows]:
+        """The ids since the checkpoint that it was restored from."""
+        return {"ids": self._ids.recent()}
+
+
+#: How checkpoints of a predictions' manifest are made.
+PREDICTIONS = Checkpointed({"ids": TableKind()}, PredictionState.restored_from)
+
+_NOTHING = RangeSet()
+
+
+def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
+    """The delta that ``ranges`` add to ``state``, or None where they add nothing.
+
+    What is covered already is dropped (a replay); a run that the same version has predicted is a repeat.
+
+    Raises:
+      IntegrityError: for a record outside of its range, or a topic made anew.
+    """
+    offsets: dict[str, dict[int, RangeSet]] = {}
+    topic_ids: dict[str, str] = {}
+    predictions: list[dict[str, Any]] = []
+    unpredictable: list[dict[str, Any]] = []
+    repeats: list[str] = []
+    new: set[str] = set()
+    ranges = list(ranges)
+    state.prefetch(record["id"] for one in ranges for record in one.predictions)
+    for one in sorted(ranges, key=lambda each: (each.covers.topic, each.covers.partition, each.covers.start)):
+        covers = one.covers
+        known = topic_ids.get(covers.topic) or state.topic_ids.get(covers.topic, "")
+        check_topic_id(covers.topic, known, covers.topic_id)
+        topic_ids[covers.topic] = known or covers.topic_id
+        mine = offsets.setdefault(covers.topic, {}).setdefault(covers.partition, RangeSet())
+        fresh = RangeSet()
+        for start, end in state.covered(covers.topic, covers.partition).missing(covers.start, covers.end):
+            for part in mine.missing(start, end):
+                fresh.add(*part)
+        for record in [*one.predictions, *one.unpredictable]:
+            if not covers.start <= record["offset"] < covers.end:
+                raise IntegrityError(f"{covers}: offset {record['offset']} is outside of it")
+        for record in one.predictions:
+            if record["offset"] in fresh:
+                if record["id"] in new or state.has(record["id"]):
+                    repeats.append(record["run_id"])
+                else:
+                    new.add(record["id"])
+                    predictions.append(record)
+        unpredictable += [record for record in one.unpredictable if record["offset"] in fresh]
+        for start, end in fresh:
+            mine.add(start, end)
+    placed = {
+        topic: {"id": topic_ids[topic], "partitions": parts}
+        for topic, partitions in offsets.items()
+        if (parts := {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges})
+    }
+    if not placed:
+        return None
+    return {
+        "time_us": time_us,
+        "offsets": placed,
+        "predictions": predictions,
+        "unpredictable": unpredictable,
+        "repeats": repeats,
+    }

@@ -1,0 +1,52 @@
+"""The metrics of the predictions' manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ciml.metrics import Family, Metric
+from ciml.raw.metrics import manifest_families
+from serving.predict.log import LATENCIES_S, PredictionState
+
+#: Of each model so many versions are counted by themselves, the latest; those before them together.
+_VERSIONS = 10
+OLDER = "older"
+
+PREDICTIONS = Metric("ciml_predictions_total", "counter", "Predictions that are committed.", ("model", "version"))
+LATENCY = Metric(
+    "ciml_prediction_latency_seconds",
+    "histogram",
+    "From a run's announcement to its prediction.",
+    ("model",),
+    LATENCIES_S,
+)
+UNPREDICTABLE = Metric(
+    "ciml_unpredictable_total", "counter", "Announcements that led to no prediction, by reason.", ("reason",)
+)
+REPEATS = Metric(
+    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had predicted before."
+)
+
+METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS)
+
+
+def prediction_families(state: PredictionState) -> Iterator[Family]:
+    """The metrics of a state."""
+    versions: dict[str, list[int]] = {}
+    for model, version in sorted(state.predicted):
+        versions.setdefault(model, []).append(version)
+    named = {(model, version) for model, found in versions.items() for version in found[-_VERSIONS:]}
+    predicted: Counter[tuple[str, ...]] = Counter()
+    for (model, version), number in state.predicted.items():
+        predicted[model, str(version) if (model, version) in named else OLDER] += number
+    yield PREDICTIONS.of(predicted)
+    yield LATENCY.distribution(
+        {
+            (model,): ([state.latencies[model, place] for place in range(len(LATENCIES_S) + 1)], total_us / 1e6)
+            for model, total_us in state.latency_us.items()
+        }
+    )
+    yield UNPREDICTABLE.of({(reason,): number for reason, number in state.unpredictable.items()})
+    yield REPEATS.alone(state.repeats)
+    yield from manifest_families("predictions", state.version, state.time_us, state.restored)

@@ -1,0 +1,278 @@
+"""Predict: from announcements of runs to predictions, by the definition that the served version carries."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ciml.errors import EngineError, IntegrityError, Refused
+from ciml.events.records import Batch
+from ciml.limits import MAX_TRACEBACK_BYTES
+from ciml.storage.open import Store
+from ciml.telemetry import BOOT, TIME
+from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
+from serving.contract import DEFINITION, read_definition
+from serving.predict.announcements import Announcement, read_announcement
+from serving.predict.log import Predicted, prediction_id
+from serving.registry import STABLE, Registry
+from transforms.examples.prepare import prepare_many
+from transforms.guard import attempt, bisect
+from transforms.raw.write import read_run, read_runs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ciml.datasets.definition import ResolvedDefinition
+
+#: A call takes no more than this: the server's own limit is 16 MiB.
+_MAX_CALL_BYTES = 8 << 20
+_RELOADS = 10
+_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # of why there is no prediction: also with a traceback
+#: For a call that finds out for which runs of a failed call a model fails. `serving.contract` asks for a second a run.
+_DIVIDED_TIMEOUT_S = 2.0
+#: The reason of a run for which the model answers with an error, with no number, or not in time.
+MODEL_ERROR = "model_error"
+
+
+@dataclass(frozen=True)
+class PredictPolicy:
+    """How runs are predicted.
+
+    Attributes:
+      model: the model's name.
+      label: which of its versions is asked.
+      rows: the most runs of one call.
+      client: how patient the client is while the server is away.
+    """
+
+    model: str
+    label: str = STABLE
+    rows: int = 256
+    client: ClientPolicy = field(default_factory=ClientPolicy)
+
+
+class Predictor:
+    """Predicts for announced runs. Safe to use from threads; make it after a fork.
+
+    Args:
+      data: the data root: raw objects, and the definition in the served version's assets.
+      address: ``host:port`` of the model server's gRPC.
+      policy: which model, and how.
+      clock: epoch seconds.
+    """
+
+    def __init__(
+        self, data: Store, address: str, policy: PredictPolicy, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._raw = data.child("raw")
+        self._registry = Registry(data, policy.model)
+        self._policy, self._clock = policy, clock
+        self.client = ModelClient(address, policy.model, policy.client)
+        self._definitions: dict[int, ResolvedDefinition] = {}
+        self._lock = threading.Lock()
+
+    def definition(self, version: int) -> ResolvedDefinition:
+        """The definition in the assets of a pushed version, checked against the registry."""
+        with self._lock:
+            if version not in self._definitions:
+                where = f"model {self._policy.model}, version {version}: {DEFINITION}"
+                self._definitions[version] = read_definition(self._registry.read_asset(version, DEFINITION), where)
+            return self._definitions[version]
+
+    def predict(self, batch: Batch) -> Predicted:
+        """Predicts for the announcements of a batch, all by one version.
+
+        An announcement that cannot be predicted costs only itself, whether it, its run or what the model makes of its
+        run is wrong.
+
+        Raises:
+          NotServedError: when no version is served under the policy's label.
+          EngineError: when the server or the store does not answer within the client's budget, or the model answers
+            nothing at all.
+        """
+        if batch.covers is None:
+            raise IntegrityError("announcements without the range that they come from")
+        result = Predicted(batch.covers)
+        runs = []
+        for message in batch.messages:
+            read = attempt("announcement", read_announcement, message)
+            if isinstance(read, Refused):
+                result.unpredictable.append(_unpredictable(message.offset, "", read.reason, read.detail))
+            else:
+                runs.append(read)
+        for _ in range(_RELOADS if runs else 0):
+            version = self.client.served_version(self._policy.label)
+            try:
+                predictions, unpredictable = self._predict_guarded(runs, version)
+            except NotServedError:
+                continue  # it was replaced since: its successor may prepare runs in another way
+            result.predictions += predictions
+            result.unpredictable += unpredictable
+            return result
+        if runs:
+            raise EngineError(f"model {self._policy.model}: versions change faster than they answer")
+        return result
+
+    def _predict_guarded(
+        self, runs: list[Announcement], version: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """`_predict`, where a run that it fails for costs itself alone (`transforms.guard`)."""
+        definition = self.definition(version)  # no run's fault, if it fails
+        predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
+        for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
+            if isinstance(made, Refused):
+                run, model = some[0], self._policy.model
+                unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
+            else:
+                predictions += made[0]
+                unpredictable += made[1]
+        return predictions, unpredictable
+
+    def _predict(
+        self, runs: Sequence[Announcement], version: int, definition: ResolvedDefinition
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        unpredictable: list[dict[str, Any]] = []
+
+        def refuse(run: Announcement, reason: str, detail: str = "") -> None:
+            unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
+
+        selected = []
+        for run in runs:
+            if definition.definition.selects(run.build_name):
+                selected.append(run)
+            else:
+                refuse(run, "job_not_selected")
+        began = time.perf_counter()
+        kept, tables = self._read(selected, definition, refuse)
+        inputs, n_windows, refused = prepare_many(tables, definition)
+        reasons = dict(refused)
+        rows = []
+        for row, run in enumerate(kept):
+            if row in reasons:
+                refuse(run, reasons[row].reason, reasons[row].detail)
+            elif n_windows[row] == 0:
+                refuse(run, "empty")
+            else:
+                rows.append(row)
+        prepare_ms = (time.perf_counter() - began) * 1e3
+        predictions = []
+        for part, answer in self._answers(self._parts(rows, inputs), inputs, n_windows, version):
+            if isinstance(answer, FailedCallError):
+                for row in part:
+                    refuse(kept[row], MODEL_ERROR, str(answer))
+                continue
+            if answer.probabilities.shape[1:] != (len(definition.classes),):
+                raise IntegrityError(
+                    f"model {self._policy.model}, version {version}: answers of shape {answer.probabilities.shape[1:]} "
+                    f"for {len(definition.classes)} classes"
+                )
+            now = self._clock()
+            for row, probabilities in zip(part, answer.probabilities, strict=True):
+                if not np.isfinite(probabilities).all():
+                    refuse(kept[row], MODEL_ERROR, "the model answers with numbers that are not finite")
+                    continue
+                predictions.append(
+                    self._record(kept[row], answer.version, definition, probabilities)
+                    | {
+                        "n_windows": int(n_windows[row]),
+                        "prepare_ms": round(prepare_ms, 3),
+                        "server_ms": round(answer.seconds * 1e3, 3),
+                        "batch": len(part),
+                        "time_us": int(now * 1e6),
+                        "latency_ms": round(max(now * 1e3 - kept[row].timestamp_ms, 0.0), 1),
+                    }
+                )
+        return predictions, unpredictable
+
+    def _answers(
+        self, parts: list[list[int]], inputs: np.ndarray, n_windows: np.ndarray, version: int
+    ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
+        """Queries the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
+
+        After the first failure calls have a shorter timeout, and after half of the client's budget no part is divided
+        any further: a model that hangs for many runs would hold up the others for hours. All of it takes less time
+        than the watchdog allows a batch.
+
+        Raises:
+          FailedCallError: when the model also fails for zeros, which every pushed model answers.
+        """
+        counts = n_windows.astype(np.int32, copy=False)
+        until = 0.0
+        pending = parts[::-1]
+        while pending:
+            part = pending.pop()
+            timeout_s = _DIVIDED_TIMEOUT_S if until else None
+            try:
+                answer = self.client.predict(inputs[part], counts[part], version=version, timeout_s=timeout_s)
+            except FailedCallError as error:
+                if not until:
+                    self.client.predict(np.zeros_like(inputs[:1]), np.ones(1, np.int32), version=version)
+                    until = time.monotonic() + self._policy.client.budget_s / 2
+                if len(part) == 1 or time.monotonic() > until:
+                    yield part, error
+                else:
+                    half = len(part) // 2
+                    pending += [part[half:], part[:half]]
+            else:
+                yield part, answer
+
+    def _record(
+        self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
+    ) -> dict[str, Any]:
+        # The shortest decimals that read back as the same float32: a tenth of the bytes of the exact ones.
+        values = [float(str(value)) for value in probabilities]
+        return {
+            "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
+            "offset": run.offset,
+            "run_id": run.run_id,
+            "build_name": run.build_name,
+            "model": self._policy.model,
+            "version": version,
+            "label": definition.definition.class_label,
+            "class": definition.classes[int(np.argmax(probabilities))],
+            "probabilities": dict(zip(definition.classes, values, strict=True)),
+        }
+
+    def _read(
+        self,
+        runs: Sequence[Announcement],
+        definition: ResolvedDefinition,
+        refuse: Callable[[Announcement, str, str], None],
+    ) -> tuple[Sequence[Announcement], list[pa.Table]]:
+        columns = [TIME, BOOT, *definition.columns]
+        try:
+            return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
+        except IntegrityError:
+            pass  # one of them: find out which, and go on with the others
+        kept, tables = [], []
+        for run in runs:
+            try:
+                tables.append(read_run(self._raw, run.path, columns=columns))
+                kept.append(run)
+            except IntegrityError as error:
+                refuse(run, "raw_unreadable", str(error))
+        return kept, tables
+
+    def _parts(self, rows: Sequence[int], inputs: np.ndarray) -> list[list[int]]:
+        each = max(int(inputs[0].nbytes), 1) if len(inputs) else 1
+        size = max(1, min(self._policy.rows, _MAX_CALL_BYTES // each))
+        return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def _unpredictable(
+    offset: int, run_id: str, reason: str, detail: str = "", model: str = "", version: int = 0
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"offset": offset, "run_id": run_id, "reason": reason}
+    if detail:
+        record["detail"] = detail[:_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
+    if model:
+        record |= {"model": model, "version": version}
+    return record

@@ -1,0 +1,216 @@
+"""PredictionService and ModelService over gRPC, as TensorFlow Serving has them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    predict_pb2,
+)
+
+from ciml.errors import CimlError, EngineError
+from ciml.limits import LARGE_REQUEST_BYTES, MAX_STREAMS
+from serving.model_config import ModelEntry, entries_of
+from serving.server.errors import RequestError, invalid, too_large
+from serving.server.grpc_request import parse, parse_predict, parse_tensor
+from serving.server.intake import Intake, Workers
+from serving.server.loader import DEFAULT_SIGNATURE
+from serving.server.manager import ModelManager, VersionStatus
+from serving.server.metrics import Metrics
+from serving.server.tensors import to_proto
+
+_LOG = logging.getLogger(__name__)
+_CODES = {code.name: code for code in grpc.StatusCode}
+_STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
+
+_IDLE_MS = 60_000
+
+#: Applies a configuration and waits until it is served; raises `CimlError` where that fails.
+Reload = Callable[[Iterable[ModelEntry]], None]
+
+
+def spec_of(spec: Any) -> tuple[str, int | None, str]:
+    """(name, version or None, label or "") of a ModelSpec. Raises `RequestError` without a name."""
+    if not spec.name:
+        raise invalid("Missing model name in ModelSpec")
+    choice = spec.WhichOneof("version_choice")
+    return spec.name, (spec.version.value if choice == "version" else None), spec.version_label
+
+
+def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
+    """Fills a GetModelStatusResponse."""
+    for one in statuses:
+        entry = response.model_version_status.add()
+        entry.version = one.version
+        entry.state = get_model_status_pb2.ModelVersionStatus.State.Value(one.state)
+        entry.status.error_code = _STATUS_NUMBERS[one.code]
+        entry.status.error_message = one.message
+
+
+def fill_metadata(response: Any, name: str, version: int, signature_defs: Any) -> None:
+    """Fills a GetModelMetadataResponse with the signatures of a version."""
+    response.model_spec.name = name
+    response.model_spec.version.value = version
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    for key, definition in signature_defs.items():
+        signatures.signature_def[key].CopyFrom(definition)
+    response.metadata["signature_def"].Pack(signatures)
+
+
+class _Api:
+    """The calls of PredictionService and ModelService. Classify, Regress and MultiInference answer UNIMPLEMENTED."""
+
+    def __init__(
+        self, manager: ModelManager, metrics: Metrics, reload: Reload | None, intake: Intake, workers: Workers
+    ) -> None:
+        self._manager, self._metrics, self._reload = manager, metrics, reload
+        self._intake, self._workers = intake, workers
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        services = {
+            "PredictionService": {
+                "Predict": self._call("grpc_predict", self._predict),
+                "GetModelMetadata": self._call("grpc_metadata", self._metadata),
+            },
+            "ModelService": {
+                "GetModelStatus": self._call("grpc_status", self._status),
+                "HandleReloadConfigRequest": self._call("grpc_reload", self._reload_config),
+            },
+        }
+        return tuple(
+            grpc.method_handlers_generic_handler(f"tensorflow.serving.{service}", calls)
+            for service, calls in services.items()
+        )
+
+    def _call(self, api: str, work: Callable[[bytes, float | None], bytes]) -> grpc.RpcMethodHandler:
+        async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+            try:
+                with self._intake.hold() as held:
+                    data = await self._intake.read(held, messages, count=1)
+                    return await self._workers.run(len(data), lambda: work(data, context.time_remaining()))
+            except RequestError as error:
+                await context.abort(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
+            except Exception:  # noqa: BLE001 - the client gets an answer, the log the traceback
+                _LOG.exception("%s failed", api)
+                await context.abort(grpc.StatusCode.INTERNAL, "the request failed inside of the server; see its log")
+            raise AssertionError("abort raises")
+
+        # The calls are unary on both sides. Read as a stream of one message, its time can be limited: for a unary call
+        # gRPC waits as long as the client keeps the connection.
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    def _predict(self, data: bytes, left_s: float | None) -> bytes:
+        call = parse_predict(data)
+        with self._metrics.request(call.spec.name, "grpc_predict"):
+            name, version, label = spec_of(call.spec)
+            signature = call.spec.signature_name
+            response = predict_pb2.PredictResponse()
+            with self._manager.lease(name, version, label) as (number, model):
+                model.signature(signature).check_names(call.inputs)
+                protos = {key: parse_tensor(key, each) for key, each in call.inputs.items()}
+                outputs = model.predict(signature, model.unpack(signature, protos), call.output_filter, left_s)
+            response.model_spec.name = name
+            response.model_spec.version.value = number
+            response.model_spec.signature_name = signature or DEFAULT_SIGNATURE
+            for key, array in outputs.items():
+                to_proto(array, response.outputs[key])
+        return bytes(response.SerializeToString())
+
+    def _metadata(self, data: bytes, _: float | None) -> bytes:
+        request = _parse_small(get_model_metadata_pb2.GetModelMetadataRequest, data)
+        with self._metrics.request(request.model_spec.name, "grpc_metadata"):
+            name, version, label = spec_of(request.model_spec)
+            if not request.metadata_field:
+                raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+            for field in request.metadata_field:
+                if field != "signature_def":
+                    raise invalid(f"Metadata field {field} is not supported")
+            response = get_model_metadata_pb2.GetModelMetadataResponse()
+            with self._manager.lease(name, version, label) as (number, model):
+                fill_metadata(response, name, number, model.signature_defs)
+        return bytes(response.SerializeToString())
+
+    def _status(self, data: bytes, _: float | None) -> bytes:
+        request = _parse_small(get_model_status_pb2.GetModelStatusRequest, data)
+        with self._metrics.request(request.model_spec.name, "grpc_status"):
+            response = get_model_status_pb2.GetModelStatusResponse()
+            fill_status(response, self._manager.status(*spec_of(request.model_spec)))
+        return bytes(response.SerializeToString())
+
+    def _reload_config(self, data: bytes, _: float | None) -> bytes:
+        with self._metrics.request("", "grpc_reload"):
+            if self._reload is None:
+                raise RequestError("PERMISSION_DENIED", "this server takes its configuration from its file alone")
+            request = _parse_small(model_management_pb2.ReloadConfigRequest, data)
+            try:
+                self._reload(entries_of(request.config))
+            except EngineError as error:
+                raise RequestError("UNAVAILABLE", str(error)) from None
+            except CimlError as error:
+                raise invalid(str(error)) from None
+        return bytes(model_management_pb2.ReloadConfigResponse().SerializeToString())
+
+
+def _parse_small(kind: Any, data: bytes) -> Any:
+    # These name a model and some fields; parsed at once, a message may become a hundred times as large.
+    if len(data) > LARGE_REQUEST_BYTES:
+        raise too_large(f"a {kind.DESCRIPTOR.name} of {len(data)} bytes; at most {LARGE_REQUEST_BYTES}")
+    return parse(kind, data)
+
+
+async def serve_grpc(
+    manager: ModelManager,
+    metrics: Metrics,
+    address: str,
+    *,
+    reload: Reload | None,
+    intake: Intake,
+    workers: Workers,
+    connections: int,
+    max_bytes: int,
+    header_s: float,
+) -> tuple[grpc.aio.Server, int]:
+    """Starts the gRPC server in the running event loop.
+
+    Args:
+      address: ``host:port``; port 0 lets the system choose.
+      reload: what HandleReloadConfigRequest does; None refuses it.
+      intake: reads the requests.
+      workers: answers them.
+      connections: open ones; more are refused.
+      max_bytes: the largest request.
+      header_s: for a handshake.
+
+    Returns:
+      The running server and its port.
+
+    Raises:
+      EngineError: when the port is taken.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", connections),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
+            # A client that vanished without a word is noticed, and its connection closed.
+            ("grpc.keepalive_time_ms", _IDLE_MS),
+            ("grpc.keepalive_timeout_ms", int(header_s * 1000)),
+        ]
+    )
+    server.add_generic_rpc_handlers(_Api(manager, metrics, reload, intake, workers).handlers())
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise EngineError(f"cannot listen on {address}: address already in use? ({error})") from None
+    await server.start()
+    return server, port

@@ -1,0 +1,156 @@
+"""How much of requests is read, kept and worked on at once: slow and large ones must not use up what others need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ciml.limits import (
+    LARGE_REQUEST_BYTES,
+    MAX_HELD_BYTES,
+    MAX_WAITING_REQUESTS,
+    SMALL_REQUEST_BYTES,
+)
+from serving.server.errors import RequestError, too_large
+
+T = TypeVar("T")
+
+
+class Held:
+    """A request whose bytes are in memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.timeout: asyncio.Timeout | None = None
+        self.refusal: RequestError | None = None
+
+    @property
+    def counted(self) -> int:
+        """What counts against MAX_HELD_BYTES: small requests must get through when large ones have used it up."""
+        return max(self.size - SMALL_REQUEST_BYTES, 0)
+
+
+class Intake:
+    """Reads requests, each within a time, and all within MAX_HELD_BYTES. Of one event loop.
+
+    Args:
+      body_s: the time for one request to arrive, from its header.
+      max_bytes: of one request.
+      max_reading: requests that are read at once; the oldest is refused for a new one.
+    """
+
+    def __init__(self, *, body_s: float, max_bytes: int, max_reading: int) -> None:
+        self._body_s, self._max_bytes, self._max_reading = body_s, max_bytes, max_reading
+        self._reading: dict[Held, None] = {}
+        self._counted = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Held]:
+        """A request, from its first byte to its answer."""
+        held = Held()
+        try:
+            yield held
+        finally:
+            self._counted -= held.counted
+
+    async def read(self, held: Held, parts: AsyncIterable[bytes], count: int | None = None) -> bytes:
+        """The body of a request: of ``count`` parts, or of all.
+
+        Raises:
+          RequestError: it is too slow (408), too large (413), or refused in favour of others (503).
+        """
+        if len(self._reading) >= self._max_reading:
+            message = f"the oldest of {self._max_reading} half-sent requests (MAX_READING_REQUESTS)"
+            self._refuse(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
+        self._reading[held] = None
+        found: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._body_s) as held.timeout:
+                async for part in parts:
+                    self._add(held, len(part))
+                    found.append(part)
+                    if len(found) == count:
+                        break
+        except TimeoutError:
+            message = f"the request did not arrive within {self._body_s:g} s (MAX_BODY_S)"
+            raise held.refusal or RequestError("DEADLINE_EXCEEDED", message, http_status=408) from None
+        finally:
+            self._reading.pop(held, None)
+        return b"".join(found)
+
+    def _add(self, held: Held, size: int) -> None:
+        self._counted -= held.counted
+        held.size += size
+        self._counted += held.counted
+        if held.size > self._max_bytes:
+            raise too_large(f"the request is larger than {self._max_bytes} bytes (MAX_REQUEST_BYTES)")
+        if self._counted > MAX_HELD_BYTES:
+            largest = max(self._reading, key=lambda one: one.size)
+            message = f"all requests hold more than {MAX_HELD_BYTES} bytes; this is the largest (MAX_HELD_BYTES)"
+            refusal = RequestError("RESOURCE_EXHAUSTED", message)
+            if largest is held:
+                raise refusal
+            self._refuse(largest, refusal)
+
+    def _refuse(self, held: Held, refusal: RequestError) -> None:
+        held.refusal = refusal
+        self._reading.pop(held)
+        if held.timeout is not None:
+            held.timeout.reschedule(asyncio.get_running_loop().time())
+
+
+class Workers:
+    """Threads that answer requests; of large ones, one at a time. Of one event loop."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._large = asyncio.Semaphore(1)
+        self._waiting = 0
+
+    async def run(self, size: int, work: Callable[[], T]) -> T:
+        """Runs ``work``, which belongs to a request of ``size`` bytes, in a thread.
+
+        Raises:
+          RequestError: RESOURCE_EXHAUSTED when too many wait already.
+        """
+        if self._waiting >= MAX_WAITING_REQUESTS:
+            message = f"{MAX_WAITING_REQUESTS} requests wait already (MAX_WAITING_REQUESTS)"
+            raise RequestError("RESOURCE_EXHAUSTED", message)
+        self._waiting += 1
+        try:
+            return await (self._run_large(work) if size > LARGE_REQUEST_BYTES else self._submit(work))
+        finally:
+            self._waiting -= 1
+
+    def _submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.wrap_future(self._pool.submit(_forgetful, work))
+
+    async def _run_large(self, work: Callable[[], T]) -> T:
+        await self._large.acquire()
+        loop = asyncio.get_running_loop()
+        future = self._pool.submit(_forgetful, work)
+
+        def release(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._large.release)
+
+        # With the thread and not with the caller, who may go away while the thread still works.
+        future.add_done_callback(release)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _forgetful(work: Callable[[], T]) -> T:
+    # A traceback keeps the variables of all its frames, and the future that carries it makes a cycle: what was parsed
+    # of a large request would stay until a collection of garbage finds it.
+    try:
+        return work()
+    except RequestError as error:
+        error.__context__ = None
+        raise error.with_traceback(None) from None

@@ -1,0 +1,299 @@
+"""Which versions are served: loads what the configuration names, and never lets go of the old before the new is there.
+
+Availability comes first. A version is unloaded only when one that is wanted is available; a version that fails to load
+leaves everything as it was, stands in the status with its error, and is tried again later. A label moves only to a
+loaded version.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ciml.errors import CimlError, EngineError, IntegrityError
+from ciml.storage.open import Store, open_store
+from serving.model_config import ModelEntry
+from serving.model_files import list_versions
+from serving.server.errors import invalid, not_found
+from serving.server.loader import LoadedModel, load_model
+
+_LOG = logging.getLogger(__name__)
+
+State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
+Verifier = Callable[[str, int, Mapping[str, str]], None]
+_RETRY_S = (1.0, 60.0)  # doubles from the one to the other: a store that is away comes back, a bad model does not
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """Where a version stands. ``code`` is the name of a gRPC status, ``OK`` when nothing went wrong."""
+
+    version: int
+    state: State
+    code: str = "OK"
+    message: str = ""
+
+
+@dataclass
+class _Model:
+    """What is known of one model. Replaced as a whole where requests look at it, so that they need no lock."""
+
+    entry: ModelEntry
+    loaded: dict[int, LoadedModel] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    statuses: dict[int, VersionStatus] = field(default_factory=dict)
+    retries: dict[int, tuple[float, float]] = field(default_factory=dict)  # version: (not before, next delay)
+    fault: str = ""  # why its folder cannot be looked at
+    retry: tuple[float, float] = (0.0, _RETRY_S[0])  # when that is tried again, as in ``retries``
+
+
+class ModelManager:
+    """Loads, serves and unloads. `apply` says what is wanted, `step` goes there; requests use `find`.
+
+    Args:
+      verifier: raises unless a version's files (digests by path) may be served; None takes every model.
+      load: how a version is loaded.
+      clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier | None = None,
+        load: Callable[..., LoadedModel] = load_model,
+        clock: Callable[[], float] = time.monotonic,
+        on_load: Callable[[str, str, float], None] = lambda model, outcome, seconds: None,
+    ) -> None:
+        self._verifier = verifier
+        self._load = load
+        self._clock = clock
+        self._on_load = on_load
+        self._models: dict[str, _Model] = {}
+        self._wanted: tuple[ModelEntry, ...] = ()
+        self._step_lock = threading.Lock()
+
+    def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
+        """The version that answers: the named one, the labelled one, or the highest that is available.
+
+        Raises:
+          RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
+        """
+        model = self._models.get(name)
+        if label:
+            number = model.labels.get(label) if model else None
+            if number is None:
+                raise invalid(f"Unrecognized servable version label: {label}")
+        elif version is not None:
+            number = version
+        else:
+            number = max(model.loaded, default=None) if model else None
+        if model is None or number is None or number not in model.loaded:
+            wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+            raise not_found(f"Servable not found for request: {wanted}")
+        return number, model.loaded[number]
+
+    @contextmanager
+    def lease(self, name: str, version: int | None = None, label: str = "") -> Iterator[tuple[int, LoadedModel]]:
+        """As `find`; the version stays loaded until the block is left."""
+        while True:
+            number, model = self.find(name, version, label)
+            if model.acquire():
+                break  # else it was replaced between the two lines: the next look finds its successor
+        try:
+            yield number, model
+        finally:
+            model.release()
+
+    def status(self, name: str, version: int | None = None, label: str = "") -> list[VersionStatus]:
+        """The versions of a model that were ever wanted here, the highest first. Raises `RequestError`."""
+        model = self._models.get(name)
+        if label:
+            if model is None or label not in model.labels:
+                raise invalid(f"Unrecognized servable version label: {label}")
+            version = model.labels[label]
+        if model is None or not model.statuses:
+            why = f": {model.fault}" if model is not None and model.fault else ""
+            raise not_found(f"Could not find any versions of model {name}{why}")
+        if version is None:
+            return [one for _, one in sorted(model.statuses.items(), reverse=True)]
+        if version not in model.statuses:
+            raise not_found(f"Could not find version {version} of model {name}")
+        return [model.statuses[version]]
+
+    def labels(self, name: str) -> Mapping[str, int]:
+        """The labels of a model as they are served now."""
+        model = self._models.get(name)
+        return dict(model.labels) if model else {}
+
+    def available(self, name: str) -> dict[int, float]:
+        """The versions of a model that answer now, with the time (epoch seconds) when each was loaded."""
+        model = self._models.get(name)
+        return {version: one.loaded_at for version, one in sorted(model.loaded.items())} if model else {}
+
+    def names(self) -> list[str]:
+        """The models that are wanted."""
+        return sorted(self._models)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that is wanted has an available version."""
+        models = self._models
+        return all(entry.name in models and models[entry.name].loaded for entry in self._wanted)
+
+    def apply(self, entries: Iterable[ModelEntry]) -> None:
+        """Says what is wanted from now on. What failed before is tried at once."""
+        with self._step_lock:
+            self._wanted = tuple(entries)
+            for model in self._models.values():
+                model.retries.clear()
+                model.retry = (0.0, _RETRY_S[0])
+
+    def step(self) -> None:
+        """Goes as far as it can towards what is wanted. One caller at a time; requests go on meanwhile."""
+        with self._step_lock:
+            wanted = {entry.name: entry for entry in self._wanted}
+            for name in sorted(set(self._models) - set(wanted)):
+                self._drop(name)
+            for name, entry in wanted.items():
+                self._step_model(name, entry)
+
+    def close(self) -> None:
+        """Unloads everything."""
+        with self._step_lock:
+            self._wanted = ()
+            for name in list(self._models):
+                self._drop(name)
+
+    def _publish(self, name: str, model: _Model) -> _Model:
+        copy = replace(
+            model,
+            loaded=dict(model.loaded),
+            labels=dict(model.labels),
+            statuses=dict(model.statuses),
+            retries=dict(model.retries),
+        )
+        self._models = {**self._models, name: model}
+        return copy
+
+    def _drop(self, name: str) -> None:
+        model = self._models[name]
+        self._models = {other: one for other, one in self._models.items() if other != name}
+        for version, loaded in model.loaded.items():
+            loaded.close()
+            _LOG.info("model %s: version %d unloaded", name, version)
+
+    def _step_model(self, name: str, entry: ModelEntry) -> None:
+        known = self._models.get(name)
+        model = self._publish(name, replace(known, entry=entry) if known else _Model(entry))
+        if self._clock() < model.retry[0]:
+            return
+        try:
+            base = open_store(entry.base_path)
+            wanted = self._wanted_versions(entry, base)
+        except (CimlError, OSError, ValueError) as error:  # ValueError: a path that no file can have
+            self._postpone(name, model, error)
+            return
+        model.fault, model.retry = "", (0.0, _RETRY_S[0])
+        # The highest first: it is most likely the one that a label wants.
+        for version in sorted(wanted, reverse=True):
+            held = model.loaded.get(version)
+            folder = base.child(str(version))
+            if held is not None and held.source == folder.root:
+                continue
+            if self._clock() < model.retries.get(version, (0.0, 0.0))[0]:
+                continue
+            model.statuses[version] = VersionStatus(version, "LOADING")
+            model = self._publish(name, model)
+            self._load_version(model, version, folder)
+            _move_labels(model)
+            model = self._publish(name, model)
+            if held is not None and model.loaded.get(version) is not held:
+                held.close()
+        _move_labels(model)
+        self._unload(name, model, wanted)
+
+    def _postpone(self, name: str, model: _Model, error: Exception) -> None:
+        """A model whose folder cannot be looked at: what is loaded goes on serving, and so do the other models."""
+        fault, code = str(error), "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
+        if fault != model.fault:
+            _LOG.error("model %s: %s", name, fault)
+        delay = model.retry[1]
+        model.fault, model.retry = fault, (self._clock() + delay, min(delay * 2, _RETRY_S[1]))
+        for version in set(model.entry.versions) - set(model.loaded):
+            model.statuses[version] = VersionStatus(version, "END", code, fault)
+        self._publish(name, model)
+
+    def _wanted_versions(self, entry: ModelEntry, base: Store) -> set[int]:
+        if entry.policy == "specific":
+            return set(entry.versions)
+        there = list_versions(base)
+        return set(there if entry.policy == "all" else there[-entry.latest :])
+
+    def _load_version(self, model: _Model, version: int, folder: Store) -> None:
+        name = model.entry.name
+        verify = None
+        if self._verifier is not None:
+            verifier = self._verifier
+
+            def verify(digests: Mapping[str, str]) -> None:
+                verifier(name, version, digests)
+
+        began = self._clock()
+        try:
+            loaded = self._load(folder, verify)
+        except Exception as error:  # noqa: BLE001 - whatever a bad model provokes, the others go on serving
+            code = "NOT_FOUND" if isinstance(error, FileNotFoundError) else "UNKNOWN"
+            code = "DATA_LOSS" if isinstance(error, IntegrityError) else code
+            first, most = _RETRY_S
+            delay = model.retries.get(version, (0.0, first))[1]
+            model.retries[version] = (self._clock() + delay, min(delay * 2, most))
+            model.statuses[version] = VersionStatus(version, "END", code, str(error))
+            _LOG.error("model %s: version %d was not loaded: %s", name, version, error)
+            self._on_load(name, "refused" if code == "DATA_LOSS" else "failed", self._clock() - began)
+            return
+        model.retries.pop(version, None)
+        model.loaded[version] = loaded
+        model.statuses[version] = VersionStatus(version, "AVAILABLE")
+        self._on_load(name, "loaded", self._clock() - began)
+        _LOG.info("model %s: version %d available", name, version)
+
+    def _unload(self, name: str, model: _Model, wanted: set[int]) -> None:
+        surplus = set(model.loaded) - wanted
+        if wanted and not wanted & set(model.loaded):
+            surplus = set()  # nothing that is wanted is there: whatever is there goes on serving
+        surplus -= set(model.labels.values())
+        for version in set(model.statuses) - wanted - set(model.loaded):
+            del model.statuses[version]  # an error, or the end, of what is no longer wanted
+        closing: list[LoadedModel] = []
+        for version in sorted(surplus):
+            closing.append(model.loaded.pop(version))
+            model.statuses[version] = VersionStatus(version, "UNLOADING")
+        model = self._publish(name, model)
+        for loaded, version in zip(closing, sorted(surplus), strict=True):
+            loaded.close()
+            model.statuses[version] = VersionStatus(version, "END")
+            _LOG.info("model %s: version %d unloaded", name, version)
+        if closing:
+            self._publish(name, model)
+
+
+def _move_labels(model: _Model) -> None:
+    """Moves each label to its version where that is loaded; else it stays where it is, while that is loaded."""
+    labels: dict[str, int] = {}
+    for label, target in model.entry.labels.items():
+        present = model.labels.get(label)
+        if target in model.loaded:
+            labels[label] = target
+        elif present is not None and present in model.loaded:
+            labels[label] = present
+        elif (status := model.statuses.get(target)) is not None and status.state == "END":
+            # Just started, and the version is bad: its predecessor answers, and says so in each response.
+            below = [version for version in model.loaded if version < target]
+            if below:
+                labels[label] = max(below)
+                _LOG.error("model %s: label %s falls back to version %d", model.entry.name, label, labels[label])
+    model.labels = labels

@@ -1,0 +1,104 @@
+"""The model server's metrics, in Prometheus' own format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import generate_latest
+
+from ciml.metrics import Board, Family, Metric, registry_of
+from serving.server.errors import RequestError
+
+if TYPE_CHECKING:
+    from serving.server.manager import ModelManager
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LOAD_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+REQUESTS = Metric("ciml_model_requests_total", "counter", "Requests by status.", ("model", "api", "code"))
+REQUEST_SECONDS = Metric("ciml_model_request_seconds", "histogram", "Time to answer.", ("model", "api"), _SECONDS)
+LOADS = Metric("ciml_model_loads_total", "counter", "Attempts to load a version.", ("model", "outcome"))
+LOAD_SECONDS = Metric(
+    "ciml_model_load_seconds", "histogram", "Time to load and warm up a version.", ("model",), _LOAD_SECONDS
+)
+CONFIG_ERRORS = Metric("ciml_model_config_errors_total", "counter", "Configurations that were not taken.")
+INFO = Metric("ciml_model_info", "gauge", "Versions that are served; always 1.", ("model", "version", "label"))
+AGE = Metric("ciml_model_age_seconds", "gauge", "Time since the version was loaded.", ("model", "version"))
+
+METRICS = (REQUESTS, REQUEST_SECONDS, LOADS, LOAD_SECONDS, CONFIG_ERRORS, INFO, AGE)
+
+
+class Metrics:
+    """Counts requests and loads. No label holds what a client sent, but for the names of models that are served.
+
+    Attributes:
+      registry: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry_of()
+        self._requests, self._loads = REQUESTS.counter(self.registry), LOADS.counter(self.registry)
+        self._seconds = REQUEST_SECONDS.histogram(self.registry)
+        self._load_seconds = LOAD_SECONDS.histogram(self.registry)
+        self._config_errors = CONFIG_ERRORS.counter(self.registry)
+        self._manager: ModelManager | None = None
+
+    def watch(self, manager: ModelManager) -> None:
+        """Adds what is served now: versions, labels, age."""
+        self._manager = manager
+        self.registry.register(_Served(manager))
+
+    @contextmanager
+    def request(self, model: str, api: str) -> Iterator[None]:
+        """Measures the block. A `RequestError` or another exception is counted by its status, and passed on."""
+        served = self._manager.names() if self._manager else ()
+        known = model if model in served else "unknown"  # labels of a client's choosing would have no bound
+        began, code = time.perf_counter(), "OK"
+        try:
+            yield
+        except RequestError as error:
+            code = error.code
+            raise
+        except BaseException:
+            code = "INTERNAL"
+            raise
+        finally:
+            self._requests.labels(known, api, code).inc()
+            self._seconds.labels(known, api).observe(time.perf_counter() - began)
+
+    def loaded(self, model: str, outcome: str, seconds: float) -> None:
+        """Counts an attempt to load: ``loaded``, ``refused`` (it may not be served) or ``failed``."""
+        self._loads.labels(model, outcome).inc()
+        self._load_seconds.labels(model).observe(seconds)
+
+    def config_error(self) -> None:
+        self._config_errors.inc()
+
+    def text(self) -> bytes:
+        """All metrics in the text format."""
+        return generate_latest(self.registry)
+
+
+class _Served(Board):
+    def __init__(self, manager: ModelManager) -> None:
+        super().__init__()
+        self._manager = manager
+
+    def collect(self) -> Iterator[Family]:
+        info: dict[tuple[str, str, str], int] = {}
+        age: dict[tuple[str, str], float] = {}
+        now = time.time()
+        for name in self._manager.names():
+            by_version: dict[int, list[str]] = {}
+            for label, version in self._manager.labels(name).items():
+                by_version.setdefault(version, []).append(label)
+            for version, loaded_at in self._manager.available(name).items():
+                for label in by_version.get(version, [""]):
+                    info[name, str(version), label] = 1
+                age[name, str(version)] = now - loaded_at
+        yield INFO.of(info)
+        yield AGE.of(age)

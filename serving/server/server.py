@@ -1,0 +1,340 @@
+"""The model server: TensorFlow Serving's gRPC and REST API in one process, over a configuration file that it polls.
+
+python -m serving.server.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from ciml.errors import CimlError, EngineError
+from ciml.limits import (
+    MAX_BODY_S,
+    MAX_GRPC_CONNECTIONS,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_S,
+    MAX_READING_REQUESTS,
+    MAX_REQUEST_BYTES,
+    MAX_REQUEST_ROWS,
+    MAX_REST_CONNECTIONS,
+    SPARE_FILES,
+)
+from ciml.metrics import serve_metrics
+from ciml.storage.open import open_store
+from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
+
+_LOG = logging.getLogger(__name__)
+_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it can be counted
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a model server runs.
+
+    Attributes:
+      config: the ModelServerConfig in text form, local or ``s3://``. It may appear later.
+      registry: the folder of the registries that say which versions may be served and what their files are. None
+        takes it from the place of ``config`` (``DATA/models/models.config`` has ``DATA/registry``).
+      verify: False serves every version that the configuration names, as TensorFlow Serving would.
+      host: the address to listen on. There is no authentication: keep it on a private one.
+      grpc_port, rest_port: 0 lets the system choose.
+      poll_s: how often the configuration is looked at; a push is served at most this and a load later.
+      max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
+      max_rows: the largest batch.
+      threads: requests that are worked on at once. A call takes a fraction of a millisecond: a few suffice.
+      rest_connections, grpc_connections: open at once. They and SPARE_FILES must fit into the process's limit of open
+        files.
+      header_s: the time for the header of a request, for a handshake, and for reading an answer.
+      body_s: the time for the rest of a request.
+      metrics_port, metrics_address: where metrics are shown too, apart from requests; None for nowhere else than
+        under REST's ``/monitoring/prometheus/metrics``.
+      allow_reload: whether HandleReloadConfigRequest is answered: it lets any client choose what is served.
+    """
+
+    config: str
+    registry: str | None = None
+    verify: bool = True
+    host: str = "127.0.0.1"
+    grpc_port: int = 8500
+    rest_port: int = 8501
+    poll_s: float = 0.5
+    max_bytes: int = MAX_REQUEST_BYTES
+    max_rows: int = MAX_REQUEST_ROWS
+    threads: int = 8
+    rest_connections: int = MAX_REST_CONNECTIONS
+    grpc_connections: int = MAX_GRPC_CONNECTIONS
+    header_s: float = MAX_HEADER_S
+    body_s: float = MAX_BODY_S
+    allow_reload: bool = False
+    metrics_port: int | None = None
+    metrics_address: str = "127.0.0.1"
+
+    def registry_root(self) -> str | None:
+        """The folder of the registries, or None where nothing is verified. Raises `CimlError` where it is unknown."""
+        if not self.verify:
+            return None
+        if self.registry is not None:
+            return self.registry
+        path = PurePosixPath(self.config)
+        if path.name == CONFIG_NAME and path.parent.name == "models":
+            return self.config[: -len(f"models/{CONFIG_NAME}")].rstrip("/") + "/registry"
+        raise CimlError(f"{self.config}: where is its registry? Give --registry FOLDER, or --unverified to do without")
+
+
+class ModelServer:
+    """A model server in this process. As a context manager it is started on entering and stopped on leaving."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.grpc_port = options.grpc_port
+        self.rest_port = options.rest_port
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._config_text: bytes | None = None
+        folder, _, self._config_name = options.config.rpartition("/")
+        self._config_store = open_store(folder or ".")
+        self.manager: Any = None
+
+    def start(self) -> None:
+        """Imports TensorFlow, loads what the configuration names, then listens. Raises `CimlError` where it cannot."""
+        root = self.options.registry_root()
+        _check_open_files(self.options)
+        listener = _listener(self.options.host, self.options.rest_port)  # before the seconds that the imports take
+        self.rest_port = listener.getsockname()[1]
+        from serving.registry import RegistryVerifier
+        from serving.server.loader import load_model
+        from serving.server.manager import ModelManager
+        from serving.server.metrics import Metrics
+
+        options, metrics = self.options, Metrics()
+        self.metrics = metrics
+        self.manager = ModelManager(
+            RegistryVerifier(root) if root is not None else None,
+            lambda folder, verify: load_model(folder, verify, max_rows=options.max_rows),
+            on_load=metrics.loaded,
+        )
+        metrics.watch(self.manager)
+        self.poll()
+        # What was imported stays. Without this, the collection after an unload walks over all of TensorFlow, and
+        # every request waits for it.
+        gc.collect()
+        gc.freeze()
+        started: Future[int] = Future()
+        self._run("serve", lambda: asyncio.run(self._serve(listener, started)))
+        self.grpc_port = started.result()
+        self._run("poll", self._poll_forever)
+
+    async def _serve(self, listener: socket.socket, started: Future[int]) -> None:
+        try:
+            await self._start_serving(listener)
+        except BaseException as error:  # noqa: BLE001 - `start`, in another thread, raises it
+            started.set_exception(error)
+            return
+        started.set_result(self.grpc_port)
+        await self._stopping.wait()
+        self._rest.should_exit = True
+        await asyncio.gather(self._rest_done, self._grpc.stop(grace=5))
+        self._workers.close()
+
+    async def _start_serving(self, listener: socket.socket) -> None:
+        import uvicorn
+
+        from serving.server.connections import Connections
+        from serving.server.grpc_service import serve_grpc
+        from serving.server.intake import Intake, Workers
+        from serving.server.rest import rest_app
+
+        options = self.options
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._workers = workers = Workers(options.threads)
+        intakes = [
+            Intake(body_s=options.body_s, max_bytes=options.max_bytes, max_reading=most)
+            for most in (options.rest_connections, MAX_READING_REQUESTS)
+        ]
+        self._grpc, self.grpc_port = await serve_grpc(
+            self.manager,
+            self.metrics,
+            f"{options.host}:{options.grpc_port}",
+            reload=self._reload if options.allow_reload else None,
+            intake=intakes[1],
+            workers=workers,
+            connections=options.grpc_connections,
+            max_bytes=options.max_bytes,
+            header_s=options.header_s,
+        )
+        connections = Connections(options.rest_connections, options.header_s, options.body_s)
+        self._rest = uvicorn.Server(
+            uvicorn.Config(
+                rest_app(self.manager, self.metrics, intakes[0], workers),
+                http=connections.protocol(),
+                ws="none",
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                backlog=_ACCEPTED_AT_ONCE,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._rest_done = asyncio.create_task(self._rest.serve(sockets=[listener]))
+        while not self._rest.started:
+            if self._rest_done.done():
+                self._rest_done.result()
+            await asyncio.sleep(0.01)
+        listener.listen(_BACKLOG)  # uvicorn's backlog is both: accepted in one turn of the loop, and waiting for that
+
+    def _run(self, name: str, work: Any) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def poll(self) -> None:
+        """Looks at the configuration once, and goes towards what it says. Never raises for what it finds there."""
+        try:
+            text = self._config_store.read(self._config_name)
+        except FileNotFoundError:
+            text = None  # nothing was pushed yet; or it is being restored: what is served stays
+        except CimlError as error:
+            _LOG.warning("%s", error)
+            text = None
+        if text is not None and text != self._config_text:
+            self._config_text = text
+            try:
+                self.manager.apply(parse_config(text.decode("utf-8", "replace")))
+            except CimlError as error:
+                self.metrics.config_error()
+                _LOG.error("%s: %s; what is served stays", self.options.config, error)
+        self.manager.step()
+
+    def _poll_forever(self) -> None:
+        while not self._stop.wait(self.options.poll_s):
+            try:
+                self.poll()
+            except Exception:  # noqa: BLE001 - the loop that takes in pushes must not end
+                _LOG.exception("a look at the configuration failed; what is served stays")
+
+    def _reload(self, entries: Iterable[ModelEntry]) -> None:
+        entries = tuple(entries)
+        self.manager.apply(entries)
+        self.manager.step()
+        for entry in entries:
+            for one in self.manager.status(entry.name):
+                if one.code != "OK":
+                    raise EngineError(f"model {entry.name}: version {one.version} was not loaded: {one.message}")
+
+    def stop(self) -> None:
+        """Answers what is being asked, then ends."""
+        self._stop.set()
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.manager.close()
+
+    def __enter__(self) -> ModelServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _check_open_files(options: ServerOptions) -> None:
+    # Without file descriptors neither API accepts a connection: better not to start.
+    needed = options.rest_connections + options.grpc_connections + SPARE_FILES
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        raise CimlError(
+            f"{options.rest_connections} REST and {options.grpc_connections} gRPC connections need {needed} files; "
+            f"the limit is {allowed}: raise it (ulimit -n {needed}), or lower --rest-connections, --grpc-connections"
+        )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio turns off Nagle's algorithm on what is accepted: else each answer waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EngineError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
+
+
+def run(options: ServerOptions) -> None:
+    """Runs a server until SIGTERM or SIGINT. Says on standard output, as one line of JSON, where it listens."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # looking for a graphics card takes a second
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    server = ModelServer(options)
+    server.start()
+    try:
+        with serve_metrics(server.metrics.registry, options.metrics_port, options.metrics_address) as url:
+            ready = {"grpc": server.grpc_port, "rest": server.rest_port, "pid": os.getpid()}
+            sys.stdout.write(json.dumps({**ready, **({"metrics": url} if url else {})}) + "\n")
+            sys.stdout.flush()
+            ended.wait()
+    finally:
+        server.stop()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``python -m serving.server.server``."""
+    parser = argparse.ArgumentParser(prog="python -m serving.server.server", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="ModelServerConfig in text form, local or s3://")
+    parser.add_argument("--registry", help="folder of the registries; by default beside the models' folder")
+    parser.add_argument("--unverified", action="store_true", help="serve whatever the configuration names")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--grpc-port", type=int, default=8500, help="0: the system chooses")
+    parser.add_argument("--rest-port", type=int, default=8501, help="0: the system chooses")
+    parser.add_argument("--poll-seconds", type=float, default=0.5)
+    parser.add_argument("--rest-connections", type=int, default=MAX_REST_CONNECTIONS)
+    parser.add_argument("--grpc-connections", type=int, default=MAX_GRPC_CONNECTIONS)
+    parser.add_argument("--header-seconds", type=float, default=MAX_HEADER_S)
+    parser.add_argument("--body-seconds", type=float, default=MAX_BODY_S)
+    parser.add_argument("--allow-reload", action="store_true", help="answer HandleReloadConfigRequest")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = ServerOptions(
+        config=chosen.config,
+        registry=chosen.registry,
+        verify=not chosen.unverified,
+        host=chosen.host,
+        grpc_port=chosen.grpc_port,
+        rest_port=chosen.rest_port,
+        poll_s=chosen.poll_seconds,
+        rest_connections=chosen.rest_connections,
+        grpc_connections=chosen.grpc_connections,
+        header_s=chosen.header_seconds,
+        body_s=chosen.body_seconds,
+        allow_reload=chosen.allow_reload,
+    )
+    try:
+        run(options)
+    except CimlError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

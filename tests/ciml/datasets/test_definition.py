@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, interval_us, load_definition, resolve
+from ciml.datasets.labels import label_of
+from ciml.errors import CimlError
+from ciml.events.records import Mention
+
+COLUMNS = ("total cpu usage:usr", "memory usage:used", "load avg:1m", "load avg:5m", "swap:used")
+
+
+def run(**facts: Any) -> Mention:
+    return Mention("zuul~1~1", "1", "unit", **facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [
+        ("500ms", 500_000), ("s", 1_000_000), ("10s", 10_000_000), ("1min", 60_000_000), ("10min", 600_000_000),
+        ("2h", 7_200_000_000),
+    ],
+)  # fmt: skip
+def test_intervals(text: str, us: int) -> None:
+    assert interval_us(text) == us
+
+
+@pytest.mark.parametrize("text", ["", "0s", "00min", "-1s", "1.5s", "10", "10S", "10 s", "1m", "1d", "٣s", "1s\n"])
+def test_other_intervals_are_refused(text: str) -> None:
+    with pytest.raises(CimlError, match="interval"):
+        interval_us(text)
+
+
+@pytest.mark.parametrize(
+    ("interval", "length"), [("1s", 5500), ("10s", 550), ("7s", 786), ("1min", 92), ("10min", 10), ("2h", 1)]
+)
+def test_length_is_5500_seconds(interval: str, length: int) -> None:
+    assert DatasetDefinition(name="x", sample_interval=interval).windows == length
+
+
+def test_length_by_name_and_by_functions() -> None:
+    assert DatasetDefinition(name="x", max_windows=30).windows == 30
+    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).windows == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"nmae": 1}, "nmae: no such key"),
+        ({"name": "../x"}, "name: '../x' is no name: want letters, digits, dashes, dots, underscores"),
+        ({"sample_interval": "0s"}, "sample_interval: interval '0s': must be longer than zero"),
+        ({"sample_interval": "ten"}, "interval 'ten': want a whole number and ms, s, min or h, such as 10s or 1min"),
+        ({"sample_interval": "1ms"}, "sample_interval: 1ms makes 5500000 windows: name max_windows"),
+        ({"features_regex": "(usr"}, "features_regex: '(usr' is no regular expression: "),
+        ({"classes": ["a"]}, "classes: one class teaches nothing: name at least two"),
+        ({"classes": ["a", "a"]}, "classes: each class needs a name of its own"),
+        ({"class_map": {"x": "a", "y": "a"}}, "class_map: one class teaches nothing: map to at least two"),
+        ({"classes": ["a", "b"], "class_map": {"x": "c"}}, "class_map: 'c' is none of the classes"),
+        ({"tdt_split": [0, 1, 2]}, "tdt_split: want three weights of 0 or more for train, dev and test, and some"),
+        ({"tdt_split": [7, 3]}, "tdt_split"),
+        ({"build_name": []}, "build_name: names no job: give a job, a glob, several of them, or all"),
+        ({"sample_statistic": "mode"}, "sample_statistic: 'mode' is none of mean, min, max, std, last"),
+        ({"aggregation_functions": ["mode"]}, "aggregation_functions.0: 'mode' is none of mean, std"),
+        ({"aggregation_functions": ["min", "min"]}, "aggregation_functions: each only once"),
+        ({"aggregation_functions": ["min"], "max_windows": 3}, "max_windows: has no meaning beside"),
+        ({"max_windows": 0}, "max_windows: expected int >= 1"),
+        ({"span_runs": 0}, "span_runs: expected int >= 1"),
+    ],
+)
+def test_a_bad_definition_gets_one_clear_line(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(CimlError) as caught:
+        DatasetDefinition.from_json({"name": "x", **keys}, "cpu.toml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("cpu.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_definitions_are_toml(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.toml"
+    path.write_text('build_name = ["unit-*", "func"]\ntdt_split = [8, 1, 1]\nclass_map = {a = "x", b = "y"}\n')
+    definition = load_definition(path, name="cpu")
+    assert definition == DatasetDefinition(
+        name="cpu", build_name=("unit-*", "func"), tdt_split=(8, 1, 1), class_map={"a": "x", "b": "y"}
+    )
+    assert [definition.selects(job) for job in ("unit-1", "func", "func-2")] == [True, True, False]
+    assert DatasetDefinition.from_json({"name": "x", "build_name": "all"}).selects("anything")
+    path.write_text("name = ")
+    with pytest.raises(CimlError, match=r"cpu\.toml is not TOML: "):
+        load_definition(path)
+    with pytest.raises(CimlError, match=r"gone\.toml: No such file"):
+        load_definition(tmp_path / "gone.toml")
+
+
+def test_resolved_definitions_are_json_and_back() -> None:
+    definition = DatasetDefinition(name="x", features_regex="(usr|1min|used)", class_map={"a": "x", "b": "y"})
+    made = resolve(definition, [COLUMNS], [])
+    assert made.columns == ("total cpu usage:usr", "memory usage:used", "load avg:1m", "swap:used")
+    assert made.features == ("usr", "used", "1m", "swap:used")
+    assert (made.classes, made.L) == (("x", "y"), 550)
+    again = ResolvedDefinition.from_json(made.to_json())
+    assert again == made
+    assert again.digest == made.digest
+    with pytest.raises(CimlError, match="columns: is not there"):
+        ResolvedDefinition.from_json({"definition": {"name": "x"}})
+
+
+def test_most_runs_decide_on_the_columns_and_the_earliest_of_equals() -> None:
+    definition = DatasetDefinition(name="x", features_regex="(usr|1m)")
+    odd, usual = ("total cpu usage:usr",), ("load avg:1m", "total cpu usage:usr")
+    assert resolve(definition, [odd, usual, usual, ()], []).columns == usual
+    assert resolve(definition, [odd, usual], []).columns == odd
+
+
+def test_no_such_column_is_one_clear_line() -> None:
+    with pytest.raises(CimlError) as caught:
+        resolve(DatasetDefinition(name="x", features_regex="usr9"), [COLUMNS], [])
+    assert str(caught.value) == "features_regex 'usr9' selects none of the columns usr, used, 1m, 5m, swap:used"
+
+
+def test_classes_are_those_of_the_runs_sorted() -> None:
+    definition = DatasetDefinition(name="x", class_label="provider")
+    runs = [run(provider="b"), run(), run(provider="a"), run(provider="b")]
+    assert resolve(definition, [COLUMNS], runs).classes == ("a", "b")
+    with pytest.raises(CimlError, match="class_label 'provider': the first span's runs have only the class 'b'"):
+        resolve(definition, [COLUMNS], runs[:2])
+    with pytest.raises(CimlError, match="the first span's runs have no class at all"):
+        resolve(definition, [COLUMNS], [run()])
+    assert resolve(DatasetDefinition(name="x"), [COLUMNS], []).classes == ("passed", "failed")
+
+
+@pytest.mark.parametrize(
+    ("class_label", "name"),
+    [
+        ("provider", "north"), ("provider-region", "north-one"), ("node_provider", "north"),
+        ("node_provider_all", "north-one"), ("node_flavor", "m1"), ("status", "failed"), ("outcome", "timeout"),
+        ("build_name", "unit"), ("size", "tiny"), ("nothing", None),
+    ],
+)  # fmt: skip
+def test_labels(class_label: str, name: str | None) -> None:
+    one = run(provider="north", region="one", flavour="m1", outcome="timeout", labels={"size": "tiny"})
+    assert label_of(one, class_label, {}) == name
+
+
+def test_a_map_gives_values_other_names() -> None:
+    values = {"north": "n", "south": "s", "void": ""}
+    made = [label_of(run(provider=name), "provider", values) for name in ("north", "south", "east", "void", "")]
+    assert made == ["n", "s", "east", None, None]
+    definition = DatasetDefinition(name="x", class_label="provider", class_map={"north": "n", "void": "", "south": "s"})
+    resolved = resolve(definition, [COLUMNS], [])
+    labels = [resolved.label_of(run(provider=name)) for name in ("south", "east", "", "void")]
+    assert labels == [(1, "s"), "unknown_class", "no_label", "no_label"]

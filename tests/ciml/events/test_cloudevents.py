@@ -1,0 +1,476 @@
+"""Events: three ways to lay them out, one meaning; hostile input is refused with a reason that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.digest import canonical_json
+from ciml.errors import CimlError, IntegrityError, Refused
+from ciml.events.cloudevents import (
+    FINISHED,
+    LISTING,
+    QUEUED,
+    REASONS,
+    STARTED,
+    decode_message,
+    finished_event,
+    mention_from_listing,
+    run_event,
+)
+from ciml.events.outcomes import outcome_of
+from ciml.events.payloads import message_of, payload_of
+from ciml.events.records import Mention, Message
+from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
+
+UUID = "5e70d239-95b5-466e-9798-41053314c81b"
+RUN: dict[str, Any] = {
+    "id": UUID,
+    "job": "tempest-full",
+    "result": "SUCCESS",
+    "pipeline": "gate",
+    "project": "openstack/nova",
+    "branch": "master",
+    "change": 903450,
+    "patchset": "3",
+    "review": "approved",
+    "provider": "rax",
+    "region": "iad",
+    "flavour": "8-vcpu",
+    "log_url": "https://logs.example.org/5e/dstat.txt.gz",
+    "start_time": "2026-11-24T12:00:00+01:00",
+    "end_time": 1795521600.25,
+    "labels": {"framework": "hadoop", "rows": 43, "elapsed_s": 41.5, "voting": True, "none": None},
+}
+MENTION = Mention(
+    run_id=f"zuul~{UUID}~1",
+    build_uuid=UUID,
+    build_name="tempest-full",
+    outcome="success",
+    result="SUCCESS",
+    source="zuul",
+    pipeline="gate",
+    project="openstack/nova",
+    branch="master",
+    change="903450",
+    patchset="3",
+    review="approved",
+    provider="rax",
+    region="iad",
+    flavour="8-vcpu",
+    log_url="https://logs.example.org/5e/dstat.txt.gz",
+    start_us=1795518000_000000,
+    end_us=1795521600_250000,
+    labels={"framework": "hadoop", "rows": "43", "elapsed_s": "41.5", "voting": "true"},
+)
+
+
+def envelope(data: Any, **changes: Any) -> dict[str, Any]:
+    made = {"specversion": "1.0", "id": "e1", "source": "zuul", "type": FINISHED, "data": data, **changes}
+    return {name: value for name, value in made.items() if value is not ...}
+
+
+def bare(run: Any, **changes: Any) -> Message:
+    return Message(7, json.dumps(envelope(**{"data": run, **changes})).encode())
+
+
+def refusal(message: Message) -> Refused:
+    with pytest.raises(Refused) as caught:
+        decode_message(message)
+    assert caught.value.reason in REASONS
+    return caught.value
+
+
+def test_one_run() -> None:
+    event = decode_message(bare(RUN, time="2026-11-24T12:00:01.5Z"))
+    assert event.mentions == (MENTION,)
+    assert (event.key, event.source, event.id, event.type) == ("zuul e1", "zuul", "e1", FINISHED)
+    assert event.time_us == 1795521601_500000
+    assert (event.refusals, event.addresses, event.runs) == ((), {}, {})
+
+
+def test_structured_binary_and_bare_mean_the_same() -> None:
+    value = json.dumps(envelope(RUN)).encode()
+    structured = Message(7, value, (("Content-Type", b"application/cloudevents+json; charset=UTF-8"), ("trace", None)))
+    names = ("specversion", "id", "source", "type")
+    headers = tuple((f"ce_{name}", str(envelope(RUN)[name]).encode()) for name in names)
+    binary = Message(7, json.dumps(RUN).encode(), (*headers, ("content-type", b"application/json")))
+    events = [decode_message(message) for message in (structured, binary, Message(7, value))]
+    assert events[0] == events[1] == events[2]
+    assert events[0].mentions == (MENTION,)
+
+
+@pytest.mark.parametrize("mode", ["structured", "binary", "bare"])
+@pytest.mark.parametrize("event_type", [FINISHED, STARTED, QUEUED])
+def test_what_is_written_is_read_back(mode: Any, event_type: str) -> None:
+    phase = event_type.split(".")[3]
+    first = MENTION.replace(phase=phase, outcome="success" if phase == "finished" else None)  # type: ignore[arg-type]
+    second = first.replace(run_id="zuul~..%2Fx~2", build_uuid="../x", labels={}, end_us=None, event="ref-updated")
+    value, headers = run_event(event_type, first, mode=mode)
+    event = decode_message(Message(0, value, tuple(headers)))
+    assert event.mentions == (first,)
+    assert event.time_us == MENTION.end_us
+    # An id that begins with a dot has no dot first in its encoded form.
+    second = second.replace(run_id="zuul~%2E.%2Fx~2")
+    value, headers = run_event(event_type, first, second, event_id="other", mode=mode, time_us=1795521600_000000)
+    event = decode_message(Message(0, value, tuple(headers)))
+    assert event.mentions == (first, second)
+    assert (event.key, event.time_us) == ("zuul other", 1795521600_000000)
+
+
+def test_the_same_said_again_is_the_same_event() -> None:
+    first, again = (decode_message(Message(0, finished_event(MENTION)[0])).key for _ in range(2))
+    other = decode_message(Message(0, finished_event(MENTION.replace(outcome="failure", result="FAILURE"))[0])).key
+    assert first == again != other
+
+
+def test_an_event_has_one_source() -> None:
+    with pytest.raises(CimlError):
+        finished_event(MENTION, MENTION.replace(source="github"))
+    with pytest.raises(CimlError):
+        finished_event()
+
+
+@pytest.mark.parametrize("value", [None, b""])
+@pytest.mark.parametrize("headers", [(), (("ce_id", b"1"), ("ce_specversion", b"1.0"))])
+def test_tombstone(value: bytes | None, headers: Any) -> None:
+    assert refusal(Message(0, value, headers)).reason == "tombstone"
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        (b"{", "at character"),
+        (b"\xff{}", "byte 0 is not UTF-8"),
+        (b'\xef\xbb\xbf{"a":1}', "at character 0"),
+        (b'{"a":1}{"a":1}', "Extra data"),
+        (b'{"a":NaN}', "NaN is not JSON"),
+        (b'{"a":-Infinity}', "-Infinity is not JSON"),
+        (b'{"a":1e999}', "beyond any number"),
+        (b'{"a":1,"a":1}', "the key 'a' stands twice"),
+        (b'{"b":{"x":1,"y":2,"x":1}}', "the key 'x' stands twice"),
+        (b'{"a":' + b"9" * 5000 + b"}", "digit"),
+        (b"[" * 100_000, "nested deeper"),
+        (b'{"a":' * 60_000 + b"1" + b"}" * 60_000, "nested deeper"),
+        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "nested deeper"),
+        (b'"' + "\u0000".encode() + b'"', "control character"),
+    ],
+)
+def test_broken_json(value: bytes, detail: str) -> None:
+    refused = refusal(Message(0, value))
+    assert refused.reason == "broken_json"
+    assert detail in refused.detail
+
+
+def test_many_brackets_are_not_deep() -> None:
+    wide = {**RUN, "labels": {f"n{i}": i for i in range(60)}, "more": [[[]], {}] * 200}
+    assert decode_message(bare(wide)).mentions[0].run_id == MENTION.run_id
+
+
+@pytest.mark.parametrize(
+    ("message", "detail"),
+    [
+        (Message(0, b"[]"), "a list"),
+        (Message(0, b"17"), "a whole number"),
+        (Message(0, json.dumps(RUN).encode()), "specversion"),
+        (bare(RUN, specversion="0.3"), "specversion"),
+        (bare(RUN, specversion=1.0), "specversion"),
+        (Message(0, b"[{}]", (("content-type", b"application/cloudevents-batch+json"),)), "content-type"),
+        (Message(0, b"x", (("content-type", b"application/cloudevents+avro"),)), "content-type"),
+        (Message(0, b"{}", (("ce_specversion", b"1.0"), ("content-type", b"text/html"))), "content-type"),
+        (Message(0, b"{}", (("ce_id", b"1"),)), "ce_specversion"),
+        (Message(0, b"{}", (("ce_id", b"1"), ("CE_ID", b"2"), ("ce_specversion", b"1.0"))), "stands twice"),
+    ],
+)
+def test_not_an_event(message: Message, detail: str) -> None:
+    refused = refusal(message)
+    assert refused.reason == "not_an_event"
+    assert detail in refused.detail
+
+
+def test_size_limit() -> None:
+    padding = "x" * MAX_MESSAGE_BYTES
+    assert refusal(bare({**RUN, "more": padding})).reason == "too_large"
+    assert refusal(Message(0, b"{}", (("more", padding.encode()),))).reason == "too_large"
+    fits = bare({**RUN, "more": padding[: MAX_MESSAGE_BYTES - 2000]})
+    assert decode_message(fits).mentions == (MENTION,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"type": "dev.ciml.run.finished.v2"}, "unknown_type", "type: 'dev.ciml.run.finished.v2'"),
+        ({"type": ...}, "missing_field", "type"),
+        ({"type": 3.5}, "bad_field", "type: want a text, not a number"),
+        ({"id": ...}, "missing_field", "id"),
+        ({"id": "  "}, "missing_field", "id"),
+        ({"id": "a\nb"}, "bad_field", "id: holds a character that cannot be shown"),
+        ({"id": "x" * 513}, "bad_field", "id: 513 characters, at most 512"),
+        ({"source": None}, "missing_field", "source"),
+        ({"source": ["zuul"]}, "bad_field", "source: want a text, not a list"),
+        ({"source": "a b"}, "bad_field", "source: want a URI reference"),
+        ({"source": "://"}, "bad_field", "source: '://' has no name; give it one: --source '://'=NAME"),
+        ({"time": "yesterday"}, "bad_time", "time: 'yesterday' is not ISO 8601"),
+        ({"data": ...}, "missing_field", "data"),
+        ({"data": None}, "missing_field", "data"),
+        ({"data": [RUN]}, "bad_field", "data: want an object, not a list"),
+        ({"data": ..., "data_base64": "e30="}, "bad_field", "data_base64: want data as JSON"),
+    ],
+)
+def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> None:
+    refused = refusal(bare(RUN, **changes))
+    assert (refused.reason, refused.detail) == (reason, detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"id": None}, "missing_field", "id"),
+        ({"id": ""}, "missing_field", "id"),
+        ({"id": {"a": 1}}, "bad_run_id", "id: want a text, not an object"),
+        ({"id": "a\x00b"}, "bad_run_id", "id: holds a character that cannot be shown"),
+        ({"id": "\ud800"}, "bad_run_id", "id: holds a character that cannot be shown"),
+        ({"id": True}, "bad_run_id", "id: want a text, not true or false"),
+        ({"attempt": "2"}, "bad_run_id", "attempt: want a whole number from 1"),
+        ({"attempt": 0}, "bad_run_id", "attempt: want a whole number from 1"),
+        ({"attempt": True}, "bad_run_id", "attempt: want a whole number from 1"),
+        ({"attempt": 10**30}, "bad_run_id", "attempt: want a whole number from 1"),
+        ({"job": None}, "missing_field", "job"),
+        ({"job": " "}, "missing_field", "job"),
+        ({"job": "a\u2028b"}, "bad_field", "job: holds a character that cannot be shown"),
+        ({"job": "a\u202eb"}, "bad_field", "job: holds a character that cannot be shown"),  # right to left
+        ({"job": "a\u200db"}, "bad_field", "job: holds a character that cannot be shown"),  # joins two
+        ({"branch": "a\u00adb" + "c" * 30}, "bad_field", "branch: holds a character that cannot be shown"),
+        ({"project": "\ufeffp"}, "bad_field", "project: holds a character that cannot be shown"),
+        ({"project": "\ue000"}, "bad_field", "project: holds a character that cannot be shown"),  # private use
+        ({"project": "\U000e0041"}, "bad_field", "project: holds a character that cannot be shown"),  # a tag
+        ({"project": "\u0378"}, "bad_field", "project: holds a character that cannot be shown"),  # unassigned
+        ({"labels": {"a\u2066": 1}}, "bad_field", "labels: the name 'a\\u2066' is empty, too long or not clean"),
+        ({"labels": {"a": "\u202e"}}, "bad_field", "labels.a: want a short text or a number, not such a text"),
+        ({"job": "a\x1b[31mb"}, "bad_field", "job: holds a character that cannot be shown"),
+        ({"job": "j" * 201}, "bad_field", "job: longer than a path allows"),
+        ({"job": "é" * 40}, "bad_field", "job: longer than a path allows"),
+        ({"job": 10**20}, "bad_field", "job: want a text, not a huge number"),
+        ({"result": None}, "missing_field", "result"),
+        ({"result": "https://example.org/my own message"}, "bad_field", "result: "),
+        ({"outcome": "SUCCESS"}, "bad_field", "outcome: 'SUCCESS' is none of "),
+        ({"project": 1.5}, "bad_field", "project: want a text, not a number"),
+        ({"review": ["approved"]}, "bad_field", "review: want a text, not a list"),
+        ({"log_url": "x" * 4097}, "bad_field", "log_url: 4097 characters, at most 4096"),
+        ({"start_time": "2026-11-24T12:00:00"}, "bad_time", "start_time: '2026-11-24T12:00:00' has no zone"),
+        ({"start_time": 1795518000000}, "bad_time", "start_time: 1795518000000 is not epoch seconds of 2000 to 2099"),
+        ({"start_time": "1970-01-01T00:00:00Z"}, "bad_time", "start_time: '1970-01-01T00:00:00Z' is not within"),
+        ({"start_time": "0001-01-01T00:00:00+14:00"}, "bad_time", "start_time: "),
+        ({"start_time": "2026-02-29T00:00:00Z"}, "bad_time", "start_time: '2026-02-29T00:00:00Z' is not ISO 8601"),
+        ({"start_time": True}, "bad_time", "start_time: want ISO 8601 or epoch seconds, not true or false"),
+        ({"end_time": 10**400}, "bad_time", "end_time: "),
+        ({"end_time": "2026-11-24T10:59:59Z"}, "bad_time", "end_time: before start_time"),
+        ({"start_time": None, "end_time": None}, "missing_field", "start_time"),
+        ({"event": LISTING}, "bad_field", "event: only a listing is a listing"),
+        ({"labels": []}, "bad_field", "labels: want an object, not a list"),
+        ({"labels": {"a": {"b": 1}}}, "bad_field", "labels.a: want a short text or a number, not an object"),
+        ({"labels": {"a": "x" * 1025}}, "bad_field", "labels.a: want a short text or a number, not such a text"),
+        ({"labels": {"a": 10**30}}, "bad_field", "labels.a: want a short text or a number, not a huge number"),
+        ({"labels": {"a\n": 1}}, "bad_field", "labels: the name 'a\\n' is empty, too long or not clean"),
+        ({"labels": {str(i): i for i in range(65)}}, "bad_field", "labels: 65 of them, at most 64"),
+    ],
+)
+def test_bad_runs(changes: dict[str, Any], reason: str, detail: str) -> None:
+    alone = bare({**RUN, **changes})
+    several = bare({"runs": [{**RUN, "id": "first"}, {**RUN, **changes}, {**RUN, "id": "last"}]})
+    if reason == "bad_run_id" or detail == "id":  # whose fault it is can't be said
+        refused = refusal(alone)
+        assert refused.reason == reason
+        assert refused.detail.startswith(detail)
+        assert refusal(several).detail.startswith(f"runs[1].{detail}")
+        return
+    event = decode_message(alone)
+    assert (event.mentions, event.key) == ((), "zuul e1")
+    ((mention, fault),) = event.refusals
+    assert mention == Mention(MENTION.run_id, UUID, "", source="zuul")
+    assert fault.reason == reason
+    assert fault.detail.startswith(detail)
+    assert fault.detail.isprintable()
+    # The same fault in one of several runs takes that run alone.
+    event = decode_message(several)
+    assert [mention.build_uuid for mention in event.mentions] == ["first", "last"]
+    ((mention, fault),) = event.refusals
+    assert (mention.run_id, fault.reason) == (MENTION.run_id, reason)
+    assert fault.detail.startswith(f"runs[1].{detail}")
+
+
+def test_several_runs_in_one_event() -> None:
+    assert refusal(bare({"runs": []})).detail == "runs: want a list of runs, not an empty one"
+    assert refusal(bare({"runs": RUN})).detail == "runs: want a list of runs, not an object"
+    assert refusal(bare({"runs": [RUN, 3]})).detail == "runs[1]: want an object, not a whole number"
+    assert refusal(bare({"runs": [RUN, RUN]})).detail == "runs[1].id: the same run stands twice in the event"
+    assert decode_message(bare({"runs": [RUN]})) == decode_message(bare(RUN))._replace(runs={MENTION.run_id: RUN})
+    short = {"job": "j", "result": "SUCCESS", "end_time": 1795521600}
+    most = [{**short, "id": str(i)} for i in range(MAX_EVENT_RUNS)]
+    assert len(decode_message(bare({"runs": most})).mentions) == MAX_EVENT_RUNS
+    assert refusal(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
+    attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).mentions
+    assert [mention.run_id for mention in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]
+
+
+def test_each_run_of_an_event_has_a_message_of_its_own() -> None:
+    message = bare({"runs": [RUN, {**RUN, "id": "b"}]}, time="2026-11-24T12:00:00Z")
+    event = decode_message(message)
+    own = event.message_for("zuul~b~1", message)
+    assert len(own.value or b"") < len(message.value or b"")
+    alone = decode_message(own)
+    assert (alone.key, alone.time_us, alone.mentions) == (event.key, event.time_us, (event.mentions[1],))
+    single = bare(RUN)
+    assert decode_message(single).message_for(MENTION.run_id, single) is single
+
+
+def test_started_and_queued_runs_need_neither_outcome_nor_time() -> None:
+    for event_type, phase in ((STARTED, "started"), (QUEUED, "queued")):
+        (mention,) = decode_message(bare({"id": UUID, "job": "j"}, type=event_type)).mentions
+        assert mention == Mention(f"zuul~{UUID}~1", UUID, "j", phase=phase, source="zuul")  # type: ignore[arg-type]
+
+
+def test_fields_that_the_format_does_not_know_are_passed_over() -> None:
+    assert decode_message(bare({**RUN, "new": {"deep": [1]}}, traceparent="00-1-1-00")).mentions == (MENTION,)
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"),
+    [
+        ("SUCCESS", "success"), ("FAILURE", "failure"), ("TIMED_OUT", "timeout"), ("POST_FAILURE", "error"),
+        ("RETRY", "error"), ("RETRY_LIMIT", "error"), ("NODE_FAILURE", "error"), ("DISK_FULL", "error"),
+        ("MERGE_CONFLICT", "error"), ("MERGER_FAILURE", "error"), ("CONFIG_ERROR", "error"), ("ERROR", "error"),
+        ("ABORTED", "cancellation"), ("CANCELED", "cancellation"), ("DEQUEUED", "cancellation"), ("SKIPPED", "skip"),
+        ("success", "success"), ("failure", "failure"), ("cancelled", "cancellation"), ("skipped", "skip"),
+        ("neutral", "skip"), ("timed_out", "timeout"), ("action_required", "skip"), ("stale", "cancellation"),
+        ("Timed out", "timeout"), ("failed", "failure"), ("canceled", "cancellation"), ("cancel", "cancellation"),
+        ("passed", "success"), ("successful", "success"), ("looks good", None), ("", None),
+    ],
+)  # fmt: skip
+def test_outcome_words(word: str, outcome: str | None) -> None:
+    assert outcome_of(word) == outcome
+    if outcome:
+        (mention,) = decode_message(bare({**RUN, "result": word})).mentions
+        assert (mention.outcome, mention.result) == (outcome, word)
+
+
+def test_an_outcome_beside_a_message_of_the_job_s_own() -> None:
+    (mention,) = decode_message(bare({**RUN, "outcome": "failure", "result": "see the wiki"})).mentions
+    assert (mention.outcome, mention.result) == ("failure", "see the wiki")
+
+
+LINE: dict[str, Any] = {
+    "build_uuid": UUID, "build_name": "hadoop-sort", "framework": "hadoop", "size": "small", "node_provider": "alibaba",
+    "node_flavor": "c6.2xlarge", "result": "TIMED_OUT", "start_time": "2020-11-19T12:41:35Z", "pipeline": "check",
+    "end_time": "2020-11-19T12:42:17Z", "elapsed_s": 41.59, "rows": 43, "none": None, "artifacts": ["a"],
+    "log_path": "logs/hadoop-sort/dstat csv.gz",
+}  # fmt: skip
+
+
+def test_a_line_of_a_listing() -> None:
+    assert mention_from_listing(LINE, "old", "s3://logs/x/") == Mention(
+        run_id=f"old~{UUID}~1", build_uuid=UUID, build_name="hadoop-sort", outcome="timeout", result="TIMED_OUT",
+        source="old", event=LISTING, pipeline="check", provider="alibaba", flavour="c6.2xlarge",
+        log_url="s3://logs/x/logs/hadoop-sort/dstat csv.gz", start_us=1605789695_000000, end_us=1605789737_000000,
+        labels={"framework": "hadoop", "size": "small", "elapsed_s": "41.59", "rows": "43"},
+    )  # fmt: skip
+    assert mention_from_listing(LINE).log_url == LINE["log_path"]
+    assert mention_from_listing(LINE, logs="/srv/a b").log_url == "file:///srv/a%20b/logs/hadoop-sort/dstat%20csv.gz"
+    assert mention_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/hadoop-sort/dstat%20csv.gz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"build_uuid": None}, "missing_field", "build_uuid"),
+        ({"build_name": 1.5}, "bad_field", "build_name: "),
+        ({"result": None}, "missing_field", "result"),
+        ({"result": "odd"}, "bad_field", "result: "),
+        ({"start_time": "2020"}, "bad_time", "start_time: "),
+        ({"log_path": "../../etc/passwd"}, "bad_field", "log_path: "),
+        ({"log_path": "/etc/passwd"}, "bad_field", "log_path: "),
+        ({"size": "a\x00"}, "bad_field", "'size': "),
+    ],
+)
+def test_bad_lines_of_a_listing(changes: dict[str, Any], reason: str, detail: str) -> None:
+    with pytest.raises(Refused) as caught:
+        mention_from_listing({**LINE, **changes}, logs="/srv/logs")
+    assert caught.value.reason == reason
+    assert caught.value.detail.startswith(detail)
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"https://me:{SECRET}@h.example/a?b=1", "https://h.example/a?b=1"),
+        (f"https://h.example/a?X-Amz-Date=1&X-Amz-Signature={SECRET}", "https://h.example/a?X-Amz-Date=1&X-Amz-Signature=REDACTED"),
+        (f"https://h.example/a?sv=1&sig={SECRET}", "https://h.example/a?sv=1&sig=REDACTED"),
+        (f"https://h.example/a?%73ig={SECRET}", "https://h.example/a?%73ig=REDACTED"),
+        (f"https://h.example/a?private_token={SECRET}&x=", "https://h.example/a?private_token=REDACTED&x="),
+        (f"https://h.example/a#access_token={SECRET}", "https://h.example/a"),
+        (f"//me:{SECRET}@h/a", "//h/a"),
+    ],
+)  # fmt: skip
+def test_no_secret_is_kept(url: str, shown: str) -> None:
+    message = bare({**RUN, "log_url": url, "labels": {"web": url}}, source=f"https://ci:{SECRET}@zuul.example")
+    event = decode_message(message, {"*": "ci"})
+    (mention,) = event.mentions
+    assert (mention.log_url, mention.labels["web"]) == (shown, shown)
+    assert event.addresses == {mention.run_id: url}
+    assert (event.source, mention.source) == ("https://zuul.example", "ci")
+    kept = repr(event._replace(addresses={})) + json.dumps(mention.to_json())
+    assert SECRET not in kept
+    payload = payload_of(Message(1, message.value, (("authorization", SECRET.encode()), ("ce_source", url.encode()))))
+    again = message_of(payload, 1)
+    assert SECRET.encode() not in (again.value or b"")
+    assert [name for name, _ in again.headers] == ["ce_source"]
+    assert SECRET not in repr(again)
+    assert decode_message(Message(1, again.value), {"*": "ci"}).mentions == (mention,)
+
+
+def test_payloads_hold_what_is_needed_to_try_again() -> None:
+    message = Message(5, b"\xff{broken", (("ce_a", None), ("listing-b", b"\x00")), b"key", 1795521600123)
+    payload = json.loads(json.dumps(payload_of(message)))
+    assert message_of(payload, 5) == message
+    assert message_of(payload_of(Message(5, None)), 5) == Message(5, None)
+    large = payload_of(Message(5, b"x" * (MAX_MESSAGE_BYTES + 1)))
+    assert sorted(large) == ["sha256", "size", "timestamp_ms"]
+    with pytest.raises(IntegrityError, match="topic and offset"):
+        message_of(large, 5)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELD = st.sampled_from([*RUN, "outcome", "event", "attempt"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(FIELD, JSON | st.sampled_from(list(RUN.values())), max_size=5), st.binary(max_size=40))
+def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
+    whole = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()
+    for value in (whole, whole[: len(noise) * 20], noise, whole.replace(b'"job"', noise)):
+        for headers in ((), (("content-type", noise),), (("ce_specversion", b"1.0"), ("ce_id", noise))):
+            message = Message(0, value, headers)
+            try:
+                event = decode_message(message, {"*": "ci"})
+            except Refused as refused:
+                faults, mentions = [refused], []
+            else:
+                faults = [fault for _, fault in event.refusals]
+                mentions = [*event.mentions, *(mention for mention, _ in event.refusals)]
+            assert {fault.reason for fault in faults} <= REASONS
+            canonical_json([fault.detail for fault in faults])
+            canonical_json(payload_of(message))
+            for mention in mentions:
+                canonical_json(mention.to_json())
+                assert Mention.from_json(mention.to_json()) == mention

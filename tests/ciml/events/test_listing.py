@@ -1,0 +1,290 @@
+"""Listings: whatever a file holds, its lines come out as they are, and each says what it says or why it does not."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.errors import CimlError, EngineError, Refused
+from ciml.events import listing_files
+from ciml.events.cloudevents import REASONS
+from ciml.events.listing import (
+    Line,
+    Reading,
+    decode_line,
+    is_listing,
+    reading_of,
+    too_long,
+)
+from ciml.events.listing_files import Listing, open_listing, shared_listing
+from ciml.events.mentions import mention_from_listing
+from ciml.events.payloads import message_bytes, payload_of
+from ciml.events.records import Mention, Origin
+from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
+
+CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
+LINE: dict[str, Any] = {
+    "build_uuid": "a1", "build_name": "unit", "result": "SUCCESS", "end_time": "2026-01-01T00:00:00Z",
+    "log_path": "logs/unit/a1/dstat.gz", "size": "small",
+}  # fmt: skip
+READING = Reading("old", "zuul", "/srv/logs")
+
+
+def encoded(**changes: Any) -> bytes:
+    return json.dumps({name: value for name, value in {**LINE, **changes}.items() if value is not ...}).encode()
+
+
+def all_lines(listing: Listing) -> list[Line]:
+    return [line for block in listing.blocks for line in listing.read(block)]
+
+
+# --- what a line says
+
+
+def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
+    run = decode_line(encoded(), READING)
+    assert run == (
+        mention_from_listing(LINE, "old", "/srv/logs", "zuul"),
+        "file:///srv/logs/logs/unit/a1/dstat.gz",
+        None,
+    )
+    assert (run.mention.run_id, run.mention.source, run.mention.event) == ("zuul~a1~1", "old", "listing")
+    assert run.mention.labels == {"size": "small"}
+    assert decode_line(encoded(attempt=3), READING).mention.run_id == "zuul~a1~3"
+
+
+def test_every_line_of_the_sample_corpus_is_good() -> None:
+    lines = (CORPUS / "builds.jsonl").read_bytes().splitlines()
+    runs = [decode_line(line, Reading(logs=str(CORPUS))) for line in lines]
+    assert [run.fault for run in runs] == [None] * len(lines)
+    assert len({run.mention.run_id for run in runs}) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (b"", "broken_json", ""),
+        (b"{", "broken_json", ""),
+        (b"\xff{}", "broken_json", "byte 0 is not UTF-8"),
+        (b'{"build_uuid":"a","build_uuid":"b"}', "broken_json", "the key"),
+        (b'{"rows":NaN}', "broken_json", "NaN is not JSON"),
+        (b"[" * 100_000, "broken_json", ""),
+        (b"[1]", "bad_field", "the line: want an object, not a list"),
+        (encoded(build_uuid=...), "missing_field", "build_uuid"),
+        (encoded(build_uuid="x" * 600), "bad_run_id", "build_uuid"),
+        (encoded(build_uuid="a\nb"), "bad_run_id", "build_uuid"),
+        (encoded(attempt=0), "bad_run_id", "attempt"),
+        (encoded(attempt=True), "bad_run_id", "attempt"),
+    ],
+)  # fmt: skip
+def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: str) -> None:
+    with pytest.raises(Refused) as caught:
+        decode_line(line, READING)
+    assert caught.value.reason == reason
+    assert caught.value.detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({"build_name": ...}, "missing_field", "build_name"),
+        ({"build_name": "x" * 400}, "bad_field", "build_name"),
+        ({"result": ...}, "missing_field", "result"),
+        ({"result": "perhaps"}, "bad_field", "result"),
+        ({"end_time": ...}, "missing_field", "start_time"),
+        ({"end_time": "2026-01-01T00:00:00"}, "bad_time", "end_time"),
+        ({"end_time": 12}, "bad_time", "end_time"),
+        ({"start_time": "2026-01-02T00:00:00Z"}, "bad_time", "end_time: before start_time"),
+        ({"log_path": ...}, "missing_field", "log_path"),
+        ({"log_path": ["a"]}, "bad_field", "log_path"),
+        ({"log_path": "../x"}, "bad_field", "log_path"),
+        ({"log_path": "a/../../x"}, "bad_field", "log_path"),
+        ({"log_path": "/etc/passwd"}, "bad_field", "log_path"),
+        ({"log_path": "a\x00b"}, "bad_field", "log_path"),
+        ({"size": "x" * 2000}, "bad_field", "'size'"),
+        ({f"f{number}": number for number in range(70)}, "bad_field", "71 further fields"),
+    ],
+)
+def test_a_fault_of_a_known_run_is_told_with_its_id(changes: dict[str, Any], reason: str, detail: str) -> None:
+    run = decode_line(encoded(**changes), READING)
+    assert run.mention == Mention("zuul~a1~1", "a1", source="old")
+    assert run.fault is not None
+    assert run.fault.reason == reason
+    assert run.fault.detail.startswith(detail)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.dictionaries(st.sampled_from([*LINE, "attempt", "start_time", "labels", "x"]), json_values).map(
+            lambda changes: json.dumps({**LINE, **changes}).encode()
+        ),
+    )
+)
+def test_no_line_is_a_crash(line: bytes) -> None:
+    reason = ""
+    try:
+        run = decode_line(line, READING)
+    except Refused as refused:
+        reason = refused.reason
+    if reason:
+        assert reason in REASONS
+        return
+    assert run.mention.run_id.startswith("zuul~")
+    assert run.mention.source == "old"
+    if run.fault is not None:
+        assert run.fault.reason in REASONS
+        return
+    assert run.mention.event == "listing"
+    assert Mention.from_json(json.loads(json.dumps(run.mention.to_json()))) == run.mention
+
+
+def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
+    message = Line(7, encoded()).message(READING)
+    payload = json.loads(json.dumps(payload_of(message)))
+    assert reading_of(payload) == READING
+    longest = Line(0, b"x" * MAX_LISTING_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
+    assert message_bytes(longest) < MAX_MESSAGE_BYTES
+    letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
+    assert (letter.kind, letter.reason, letter.payload) == (
+        "dead_letter", "too_large", {"size": 99, "sha256": "ab", "timestamp_ms": 0},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["", "Zuul", "a b", "a/b", "-", "x" * 80])
+def test_names_of_sources(name: str) -> None:
+    for field in ("source", "runs_of"):
+        with pytest.raises(CimlError, match="is no name of a source"):
+            Reading(**{field: name})
+
+
+# --- files
+
+
+#: Limits that a few bytes reach.
+SMALL = {"BLOCK_LINES": 3, "_BLOCK_BYTES": 20, "_PIECE": 7, "MAX_LISTING_LINE_BYTES": 12}
+line_bytes = (
+    st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"")).filter(lambda data: data[:2] != b"\x1f\x8b")
+)
+
+
+@settings(max_examples=300)
+@given(lines=st.lists(line_bytes, max_size=20), ended=st.booleans())
+def test_whatever_a_file_holds_its_lines_come_out(tmp_path_factory: Any, lines: list[bytes], ended: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(listing_files, name, value)
+        text = b"\n".join(lines) + (b"\n" if ended and lines else b"")
+        folder = tmp_path_factory.mktemp("listing")
+        (folder / "plain").write_bytes(text)
+        (folder / "packed").write_bytes(gzip.compress(text[:5]) + gzip.compress(text[5:]))
+        expected = []
+        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n") if text else []):
+            if len(line) > 12:
+                expected.append((number, b"", hashlib.sha256(line).hexdigest()))
+            elif (line := line if number else line.removeprefix(b"\xef\xbb\xbf")).strip():
+                expected.append((number, line, ""))
+        for name in ("plain", "packed"):
+            listing = open_listing(str(folder / name))
+            found = all_lines(listing)
+            assert [(line.number, line.data, line.sha256) for line in found] == expected
+            assert listing.digest == hashlib.sha256(text).hexdigest()
+            assert listing.lines == text.count(b"\n") + (not text.endswith(b"\n") and bool(text))
+            assert [block.start for block in listing.blocks[1:]] == [block.end for block in listing.blocks[:-1]]
+            assert all(block.end - block.start <= 3 for block in listing.blocks)
+            listing.close()
+
+
+def test_a_topic_follows_from_what_a_listing_holds(tmp_path: Path) -> None:
+    text = (CORPUS / "builds.jsonl").read_bytes()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(text))  # not a name, but the first bytes say that it is gzip
+    (tmp_path / "b").write_bytes(gzip.compress(text, 1))
+    topics = {open_listing(str(path)).topic for path in (CORPUS / "builds.jsonl", tmp_path / "a.gz", tmp_path / "b")}
+    assert topics == {f"listing:{hashlib.sha256(text).hexdigest()[:32]}"}
+    assert all(map(is_listing, topics))
+    (tmp_path / "c").write_bytes(text + b"\n")
+    assert open_listing(str(tmp_path / "c")).topic not in topics
+
+
+def test_a_line_without_end_is_passed_through_and_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "long.gz"
+    with gzip.open(path, "wb", compresslevel=1) as out:
+        out.write(encoded() + b"\n")
+        for _ in range(64):
+            out.write(bytes(1 << 20))
+        out.write(b"\n" + encoded(build_uuid="b2") + b"\n")
+    listing = open_listing(str(path))
+    tracemalloc.start()
+    first, long, last = all_lines(open_listing(str(path)))
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert (first.number, long.number, last.number) == (0, 1, 2)
+    assert (long.size, long.sha256) == ((64 << 20) + 1, hashlib.sha256(bytes(64 << 20)).hexdigest())
+    assert last.data == encoded(build_uuid="b2")
+    assert listing.lines == 3
+
+
+def test_a_listing_that_is_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "builds.jsonl"
+    path.write_bytes(encoded() + b"\n")
+    listing = open_listing(str(path))
+    assert shared_listing(str(path), listing.digest) is shared_listing(str(path), listing.digest)
+    path.write_bytes(encoded(size="large") + b"\n")
+    with pytest.raises(CimlError, match="was changed while it was read"):
+        all_lines(listing)
+    with pytest.raises(CimlError, match="was changed while it was read"):
+        shared_listing(str(path), "0" * 64)
+
+
+def test_what_is_no_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(bytes(100_000))[:-9])
+    (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(30))
+    (tmp_path / "empty").write_bytes(b"")
+    for name, message in {
+        "none": "no such listing",
+        "": "no regular file|want a file",
+        ".": "no regular file|want a file",
+        "cut.gz": "is gzip, and broken",
+        "bad.gz": "is gzip, and broken",
+    }.items():
+        with pytest.raises(CimlError, match=message):
+            open_listing(f"{tmp_path}/{name}")
+    with pytest.raises(CimlError, match="only local paths and s3:// are stores"):
+        open_listing("ftp://host/builds.jsonl")
+    assert (open_listing(f"{tmp_path}/empty").lines, open_listing(f"{tmp_path}/empty").blocks) == (0, [])
+    monkeypatch.setattr(listing_files, "MAX_LISTING_BYTES", 50_000)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
+    with pytest.raises(CimlError, match="cut it into several"):
+        open_listing(f"{tmp_path}/bomb.gz")
+
+
+@pytest.mark.engines
+def test_a_listing_on_s3(s3: Any) -> None:
+    import boto3
+
+    bucket = s3.bucket()
+    text = (CORPUS / "builds.jsonl").read_bytes()
+    for name, data in {"plain": text, "packed": gzip.compress(text)}.items():
+        boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key=f"x/{name}", Body=data)
+        listing = open_listing(f"{bucket}/x/{name}")
+        assert b"\n".join(line.data for line in all_lines(listing)) == text.rstrip(b"\n")
+        assert listing.digest == hashlib.sha256(text).hexdigest()
+    with pytest.raises(CimlError, match="no such listing"):
+        open_listing(f"{bucket}/x/none")
+    with pytest.raises(EngineError):
+        open_listing("s3://no-such-bucket-at-all/x")

@@ -1,0 +1,243 @@
+"""Live samples: one form of the messages, nothing hostile passes, and the table is the one that a log gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciml.errors import Refused
+from ciml.events.samples import (
+    REASONS,
+    End,
+    Samples,
+    decode,
+    encode,
+    telemetry_table,
+    to_table,
+)
+from ciml.limits import MAX_RECORDER_SAMPLES, MAX_SAMPLES_BYTES
+from tests.transforms.samples import corpus
+
+RUN = "zuul~5e70d239~1"
+START_US = 1_732_456_789_000_000
+USR, LOAD = "total cpu usage:usr", "load avg:1m"
+
+
+def samples(*rows: tuple[int, int, bool, list[float]], columns: tuple[str, ...] = (USR, LOAD), **more: Any) -> Samples:
+    sequence, times, boot, values = zip(*rows, strict=True)
+    message = Samples(
+        RUN, START_US, START_US, columns, np.array(sequence), np.array(times), np.array(boot), np.array(values, float)
+    )
+    return replace(message, **more)
+
+
+ONE = samples((0, START_US, True, [12.5, float("nan")]), (1, START_US + 1_000_000, False, [3, 0.25]))
+
+
+def same(one: Samples, other: Samples) -> bool:
+    return (
+        (one.run_id, one.recorder_us, one.first_us, one.columns)
+        == (other.run_id, other.recorder_us, other.first_us, other.columns)
+        and all(
+            getattr(one, name).dtype == getattr(other, name).dtype
+            and np.array_equal(getattr(one, name), getattr(other, name))
+            for name in ("sequence", "time_us", "boot")
+        )
+        and one.values.dtype == other.values.dtype
+        and np.array_equal(one.values, other.values, equal_nan=True)
+    )
+
+
+def test_the_form_of_the_messages() -> None:
+    assert json.loads(encode(ONE)) == {
+        "run_id": RUN, "recorder_us": START_US, "first_us": START_US, "columns": [USR, LOAD],
+        "samples": [[0, START_US, True, [12.5, None]], [1, START_US + 1_000_000, False, [3.0, 0.25]]],
+    }  # fmt: skip
+    assert json.loads(encode(End(RUN, START_US, 2))) == {
+        "run_id": RUN, "recorder_us": START_US, "end": True, "samples": 2,
+    }  # fmt: skip
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    decoded = decode(encode(ONE))
+    assert isinstance(decoded, Samples)
+    assert same(decoded, ONE)
+    assert decode(encode(End(RUN, START_US, 0))) == End(RUN, START_US, 0)
+
+
+@given(
+    st.lists(st.lists(st.floats(allow_infinity=False, width=64), min_size=2, max_size=2), min_size=1, max_size=9),
+    st.integers(0, MAX_RECORDER_SAMPLES - 10),
+    st.integers(946_684_800_000_000, 4_102_444_799_000_000),
+)
+def test_every_value_survives(values: list[list[float]], first: int, time_us: int) -> None:
+    message = samples(*((first + n, time_us + n, n == 0, row) for n, row in enumerate(values)), recorder_us=time_us)
+    decoded = decode(encode(message))
+    assert isinstance(decoded, Samples)
+    assert same(decoded, message)
+
+
+def test_fields_that_are_not_known_are_passed_over() -> None:
+    decoded = decode(json.dumps({**json.loads(encode(ONE)), "host": "node-7"}).encode())
+    assert isinstance(decoded, Samples)
+    assert same(decoded, ONE)
+
+
+def put(**fields: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda message: {name: value for name, value in {**message, **fields}.items() if value is not None}
+
+
+def row(*values: Any) -> Callable[[dict[str, Any]], Any]:
+    return put(samples=[list(values)])
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no object": (lambda message: [message], "not_samples"),
+    "no run": (put(run_id=None), "missing_field"),
+    "a number as run": (put(run_id=7), "bad_run_id"),
+    "a path as run": (put(run_id="zuul~../x~1"), "bad_run_id"),
+    "no start": (put(recorder_us=None), "missing_field"),
+    "a start in seconds": (put(recorder_us=START_US // 1_000_000), "bad_time"),
+    "a start with a fraction": (put(recorder_us=float(START_US)), "bad_time"),
+    "a first sample of 1970": (put(first_us=0), "bad_time"),
+    "a first sample that is true": (put(first_us=True), "bad_time"),
+    "no columns": (put(columns=[]), "bad_field"),
+    "columns as a text": (put(columns="usr"), "bad_field"),
+    "a column twice": (put(columns=[USR, USR]), "bad_field"),
+    "a column of our own": (put(columns=["time", USR]), "bad_field"),
+    "a column that is a list": (put(columns=[USR, [LOAD]]), "bad_field"),
+    "a column with a control character": (put(columns=[USR, "a\nb"]), "bad_field"),
+    "an endless name": (put(columns=[USR, "a" * 301]), "bad_field"),
+    "too many columns": (
+        lambda message: {
+            **message,
+            "columns": [f"g:{n}" for n in range(1025)],
+            "samples": [[0, START_US, False, [0] * 1025]],
+        },
+        "bad_field",
+    ),
+    "no samples": (put(samples=[]), "bad_field"),
+    "samples as an object": (put(samples={"0": []}), "bad_field"),
+    "a sample that is no list": (put(samples=["abcd"]), "bad_field"),
+    "a short sample": (row(0, START_US, False), "bad_field"),
+    "a sequence that is true": (row(True, START_US, False, [1, 2]), "bad_field"),
+    "a sequence below 0": (row(-1, START_US, False, [1, 2]), "bad_field"),
+    "a sequence without end": (row(MAX_RECORDER_SAMPLES, START_US, False, [1, 2]), "bad_field"),
+    "a sequence of 2 ** 63": (row(1 << 63, START_US, False, [1, 2]), "bad_field"),
+    "a sequence of 2 ** 70": (row(1 << 70, START_US, False, [1, 2]), "bad_field"),
+    "a time of 1999": (row(0, 946_684_799_999_999, False, [1, 2]), "bad_time"),
+    "a time of 2100": (row(0, 4_102_444_800_000_000, False, [1, 2]), "bad_time"),
+    "a time as a text": (row(0, str(START_US), False, [1, 2]), "bad_field"),
+    "a mark of 1": (row(0, START_US, 1, [1, 2]), "bad_field"),
+    "too few values": (row(0, START_US, False, [1]), "bad_field"),
+    "values as a text": (row(0, START_US, False, "12"), "bad_field"),
+    "a value as a text": (row(0, START_US, False, ["1", 2]), "bad_field"),
+    "a value that is true": (row(0, START_US, False, [True, 2]), "bad_field"),
+    "a value that is a list": (row(0, START_US, False, [[1], 2]), "bad_field"),
+    "an end that is no mark": (put(end=1), "bad_field"),
+    "an end without a number": (lambda message: {**put(samples=None)(message), "end": True}, "missing_field"),
+    "an end with samples": (lambda message: {**message, "end": True}, "bad_field"),
+    "an end below 0": (lambda message: {**message, "end": True, "samples": -1}, "bad_field"),
+    "an end that is true": (lambda message: {**message, "end": True, "samples": True}, "bad_field"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_messages_are_refused(case: str) -> None:
+    change, reason = HOSTILE[case]
+    with pytest.raises(Refused) as caught:
+        decode(json.dumps(change(json.loads(encode(ONE)))).encode())
+    assert caught.value.reason == reason
+    assert len(caught.value.detail) < 300
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "tombstone"), (b"", "tombstone"), (b"{", "broken_json"), (b"\xff", "broken_json"),
+        (b"NaN", "broken_json"), (b"[" * 100_000, "broken_json"), (b" " * (MAX_SAMPLES_BYTES + 1), "too_large"),
+        (encode(ONE).replace(b"12.5", b"1e400"), "broken_json"),
+        (encode(ONE).replace(b"12.5", b"NaN"), "broken_json"),
+        (encode(ONE).replace(b"zuul", b"\\ud800"), "broken_json"),
+    ],
+)  # fmt: skip
+def test_broken_messages_are_refused(value: bytes | None, reason: str) -> None:
+    with pytest.raises(Refused) as caught:
+        decode(value)
+    assert caught.value.reason == reason
+
+
+@given(st.binary(max_size=60) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(RUN) | st.just(START_US),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["run_id", "recorder_us", "first_us", "columns", "samples", "end"]), inner, max_size=6
+    ),
+    max_leaves=20,
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
+    reason = ""
+    try:
+        decode(value)
+    except Refused as refused:
+        reason = refused.reason
+    assert reason in {"", *REASONS}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (replace(ONE, run_id="zuul"), "bad_run_id"),
+        (replace(ONE, columns=(USR,)), "bad_field"),
+        (replace(ONE, values=np.full((2, 2), np.inf)), "bad_field"),
+        (replace(ONE, time_us=ONE.time_us // 1000), "bad_time"),
+        (End(RUN, START_US, MAX_RECORDER_SAMPLES + 1), "bad_field"),
+        (samples(*((n, START_US + n, False, [0.1, 0.2]) for n in range(10_000))), "too_large"),
+    ],
+)
+def test_what_could_not_be_decoded_is_not_encoded(message: Samples | End, reason: str) -> None:
+    with pytest.raises(Refused) as caught:
+        encode(message)
+    assert caught.value.reason == reason
+
+
+def test_a_table_has_each_sample_once_in_the_order_of_its_recording() -> None:
+    later = START_US + 60_000_000
+    parts = [
+        samples((0, later, True, [7]), columns=("net/lo:recv",), recorder_us=later),
+        samples((2, START_US, False, [3, 30])),  # its clock was set back
+        samples((1, START_US + 1, False, [2, 20]), (2, START_US, False, [99, 99]), (0, START_US + 2, True, [1, 10])),
+    ]
+    assert to_table(parts).to_pydict() == {
+        "time": pa.array([START_US + 2, START_US + 1, START_US, later], pa.timestamp("us", tz="UTC")).to_pylist(),
+        "boot": [True, False, False, True],
+        USR: [1, 2, 3, None],
+        LOAD: [10, 20, 30, None],
+        "net/lo:recv": [None, None, None, 7],
+    }
+
+
+def test_real_runs_come_back_as_their_tables() -> None:
+    """A log's table, sent sample by sample in any order, is the same table again."""
+    rng = np.random.default_rng(7)
+    for run, table in zip(*corpus(20)[:2], strict=True):
+        names = tuple(name for name in table.column_names if name not in ("time", "boot"))
+        times = table.column("time").cast(pa.int64()).to_numpy()
+        boot = table.column("boot").to_numpy().astype(bool)
+        values = np.column_stack([table.column(name).to_numpy() for name in names])
+        order = np.concatenate([rng.permutation(times.size), rng.integers(times.size, size=3)])
+        parts = []
+        for at in np.array_split(order, 5):
+            part = Samples(run.run_id, START_US, int(times[0]), names, at, times[at], boot[at], values[at])
+            decoded = decode(encode(part))
+            assert isinstance(decoded, Samples)
+            parts.append(decoded)
+        assert to_table(parts).equals(table)
+        assert telemetry_table(names, times, boot, values).equals(table)

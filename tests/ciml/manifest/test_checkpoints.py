@@ -1,0 +1,468 @@
+"""Checkpoints: whoever makes them, is killed at any step or wakes up late, the manifest says what its deltas say."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import LISTS, Batch
+from ciml.manifest import id_index
+from ciml.manifest.checkpoints import Checkpoint, Checkpoints
+from ciml.manifest.log import GRACE_S, Delta, ManifestLog, catch_up
+from ciml.manifest.segments import Segment
+from ciml.raw.accounting import RawState
+from ciml.raw.state import RAW, open_raw
+from ciml.raw.verify import verify_manifest
+from ciml.storage.open import LocalStore
+from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, deliveries, fail_at, told
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "raw")
+
+
+def plain(world: World, deltas: dict[int, Delta]) -> RawState:
+    """The sum of deltas, all in memory."""
+    state = RawState()
+    for version, delta in sorted(deltas.items()):
+        state.apply(version, delta)
+    return state
+
+
+def singles(world: World) -> list[int]:
+    return sorted(int(path.stem) for path in (world.folder / "_manifest").glob("*.json"))
+
+
+def names(world: World, folder: str) -> list[str]:
+    top = world.folder / "_manifest" / folder
+    return sorted(str(path.relative_to(top)).split(".")[0] for path in top.rglob("*") if path.is_file())
+
+
+def run(world: World, actor: Actor, seed: int = 1, count: int = 40, maintain: bool = True) -> dict[int, Delta]:
+    """Commits deliveries, and maintains now and then. Returns all deltas as they were committed."""
+    for number, batches in enumerate(deliveries(seed, count)):
+        actor.commit(batches)
+        world.clock.now_s += 10
+        if maintain and number % 5 == 0:
+            actor.maintain()
+    return {
+        version: ManifestLog(LocalStore(world.folder)).read(version) for version in range(1, actor.state.version + 1)
+    }
+
+
+def test_a_state_from_a_checkpoint_is_the_sum_of_all_deltas(world: World) -> None:
+    actor = world.actor()
+    deltas = run(world, actor)
+    assert len(deltas) == 40
+    want = told(plain(world, deltas))
+    assert told(actor.state) == want
+    actor.reopen()
+    assert (told(actor.state), actor.state.restored) == (want, 35)
+    assert told(open_raw(world.store())[1]) == want
+    assert names(world, "checkpoints") == [f"{version:012d}" for version in (7, 14, 21, 28, 35)]
+    assert names(world, "segments") == [f"000000/{version:012d}" for version in (7, 14, 21, 28, 35)]
+    assert list(verify_manifest(world.store())) == []
+    log = ManifestLog(world.store())
+    assert dict(log.since(0)) == deltas
+    assert dict(log.since(20)) == {version: delta for version, delta in deltas.items() if version > 20}
+    assert [log.read(version) for version in (1, 7, 8, 40)] == [deltas[version] for version in (1, 7, 8, 40)]
+    assert (log.end(), log.end(38)) == (40, 40)
+    with pytest.raises(FileNotFoundError):
+        log.read(41)
+
+
+def test_a_checkpoint_stands_where_records_are_many(world: World) -> None:
+    actor = world.actor()
+    for batches in deliveries(3, 6):
+        actor.commit(batches)
+    assert not actor.checkpoints.is_due(actor.state)
+    big = Checkpoints(actor.log, RAW, type(LIMITS)(deltas=1000, records=10))
+    while big.maintain():
+        pass
+    first, *_ = ManifestLog(world.store()).checkpoints()
+    deltas = dict(ManifestLog(world.store()).since(0)).values()
+    records = [sum(len(delta.get(name, ())) for name in LISTS.values()) for delta in deltas]
+    assert sum(records[:first]) >= 10 > sum(records[: first - 1])
+
+
+def test_what_is_replaced_goes_after_the_grace_and_not_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_index, "TIER", 2)
+    actor = world.actor()
+    deltas = run(world, actor)
+    world.clock.now_s += GRACE_S - 10 * HOUR_S
+    actor.maintain()
+    assert singles(world) == list(range(1, 41))
+    world.clock.now_s += 11 * HOUR_S
+    parts = names(world, "index")
+    actor.maintain()
+    assert singles(world) == list(range(1, 41))  # the store's own time has to pass, not only the clock here
+    more(actor, 1)
+    world.clock.now_s += HOUR_S + 1
+    actor.maintain()
+    assert singles(world) == list(range(36, 42))
+    assert names(world, "checkpoints") == [f"{35:012d}"]
+    newest = actor.checkpoints.newest()
+    assert newest is not None
+    assert names(world, "index") == sorted(Path(path).stem for path in newest.paths())
+    assert set(names(world, "index")) < set(parts)
+    assert len(names(world, "segments")) == 5
+    log = ManifestLog(world.store())
+    assert {version: delta for version, delta in log.since(0) if version <= 40} == deltas
+    assert log.read(3) == deltas[3]
+    assert list(verify_manifest(world.store())) == []
+    assert told(open_raw(world.store())[1]) == told(actor.state)
+
+
+def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
+    actor = world.actor()
+    run(world, actor)
+    ahead = world.actor(clock=lambda: world.clock.now_s + 10 * GRACE_S)
+    ahead.maintain()
+    assert singles(world) == list(range(1, 41))
+    assert len(names(world, "checkpoints")) == 5
+
+
+def grow_old(world: World, actor: Actor) -> None:
+    """Checkpoints, time, and the removal of what is old."""
+    actor.maintain()
+    passed(world)
+    more(actor, 9)
+    world.clock.now_s += HOUR_S + 1
+    actor.maintain()
+
+
+@pytest.mark.parametrize("error", [Stop, EngineError])
+@pytest.mark.parametrize("number", [*range(1, 27), 35, 50])
+def test_maintenance_that_dies_at_any_step_is_made_up_for(
+    world: World, number: int, error: type[BaseException]
+) -> None:
+    actor = world.actor()
+    deltas = run(world, actor, count=20, maintain=False)
+    want = told(plain(world, deltas))
+    store = world.store()
+    dies = world.actor(store)
+    fail_at(store, number, error)
+    with pytest.raises(error):
+        grow_old(world, dies)
+    store.before = store.after = lambda verb, path: None
+    found = list(verify_manifest(world.store()))
+    assert found == []
+    if error is EngineError:
+        dies.maintain()  # the same process goes on
+    other = world.actor()
+    other.maintain()
+    world.clock.now_s += GRACE_S + 1
+    more(other, 10, by=2000)
+    world.clock.now_s += HOUR_S + 1
+    other.maintain()
+    assert list(verify_manifest(world.store())) == []
+    after = {version: delta for version, delta in ManifestLog(world.store()).since(0) if version <= 20}
+    assert after == deltas
+    assert told(plain(world, after)) == want
+    newest = other.checkpoints.newest()
+    assert newest is not None
+    assert {f"{path.rsplit('/', 1)[1].split('.')[0]}" for path in newest.paths()} <= set(names(world, "index"))
+    assert not list(world.folder.rglob(".staging-*"))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_several_that_maintain_and_commit_at_once(world: World, seed: int) -> None:
+    rng = random.Random(seed)
+    actors = [world.actor() for _ in range(3)]
+    work = [list(deliveries(seed, 40)) for _ in actors]  # the same for all: each batch is committed by one
+    while any(work):
+        at = rng.randrange(3)
+        actor = actors[at]
+        if work[at] and rng.random() < 0.3:
+            actor.commit(work[at].pop(0))
+        elif rng.random() < 0.05:
+            actor.reopen()
+        else:
+            actor.checkpoints.maintain(budget_s=0)  # one step
+        world.clock.now_s += rng.choice([0, 1, 1, HOUR_S, 9 * HOUR_S])
+    deltas = dict(ManifestLog(world.store()).since(0))
+    want = told(plain(world, deltas))
+    for actor in actors:
+        catch_up(actor.log, actor.state)
+        assert told(actor.state) == want
+        actor.reopen()
+        assert told(actor.state) == want
+    single = World(world.folder.parent / "single").actor()
+    for batches in deliveries(seed, 40):
+        single.commit(batches)
+    assert told(single.state)["covered"] == want["covered"]
+    assert list(verify_manifest(world.store())) == []
+
+
+def more(actor: Actor, seed: int, by: int = 1000, count: int = 1) -> None:
+    """Commits what was not there before."""
+    for number, batches in enumerate(deliveries(seed, count)):
+        actor.commit([_moved(batch, by + number) for batch in batches if batch.covers])
+
+
+def _moved(batch: Batch, by: int) -> Batch:
+    """A batch further on in its partition."""
+    assert batch.covers is not None
+    covers = replace(batch.covers, start=batch.covers.start + by, end=batch.covers.end + by)
+    settled = [
+        one.replace(origin=one.origin.replace(offset=one.origin.offset + by), event_key=f"{one.event_key}+{by}")
+        for one in batch.settled
+    ]
+    return Batch(covers, settled=settled)
+
+
+def passed(world: World) -> None:
+    """Time enough for all that is old to go, told by the store too."""
+    world.clock.now_s += GRACE_S + 1
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -> None:
+    """Its place was emptied. With ``stuck``, not even its clock has seen that time went on."""
+    first = world.actor()
+    run(world, first, count=10)
+    now_s = world.clock.now_s
+    zombie = world.actor(clock=(lambda: now_s) if stuck else None)
+    run_on(world, first)
+    assert zombie.state.version + 1 not in singles(world)
+    before = dict(ManifestLog(world.store()).since(0))
+    end = max(before)
+    more(zombie, 5, by=5000, count=3)
+    after = dict(ManifestLog(world.store()).since(0))
+    assert {version: delta for version, delta in after.items() if version <= end} == before
+    assert zombie.state.version == max(after) > end
+    assert min(singles(world)) > 10
+    assert told(zombie.state) == told(plain(world, after))
+    assert list(verify_manifest(world.store())) == []
+
+
+def test_a_zombie_that_dies_before_it_takes_its_delta_back_harms_nobody(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=8)
+    now_s = world.clock.now_s
+    store = world.store()
+    zombie = world.actor(store, clock=lambda: now_s)
+    run_on(world, first)
+    before = dict(ManifestLog(world.store()).since(0))
+
+    def dies(verb: str, path: str) -> None:
+        if verb == "delete":
+            raise Stop
+
+    store.before = dies
+    with pytest.raises(Stop):
+        more(zombie, 5, by=7000)
+    assert singles(world)[0] == 9  # left behind, in a place that a segment has
+    assert dict(ManifestLog(world.store()).since(0)) == before
+    assert [fault for fault in verify_manifest(world.store()) if "not what its segment says" not in fault] == []
+    old = ManifestLog(world.store(), clock=world.clock)
+    assert dict(old.since(8)) == {version: delta for version, delta in before.items() if version > 8}
+    again = world.actor()
+    more(again, 6, by=9000)
+    world.clock.now_s += HOUR_S + 1
+    again.maintain()
+    assert singles(world)[0] > 9
+    assert list(verify_manifest(world.store())) == []
+
+
+def run_on(world: World, actor: Actor) -> None:
+    """Commits, checkpoints, and time until what they replaced is gone."""
+    more(actor, 7, by=300, count=20)
+    actor.maintain()
+    passed(world)
+    more(actor, 8, by=2000)
+    world.clock.now_s += HOUR_S + 1
+    actor.maintain()
+
+
+def test_a_reader_goes_on_after_what_it_was_to_read_next_is_removed(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20, maintain=False)
+    reader = ManifestLog(world.store(), clock=world.clock).since(0)
+    found = dict([next(reader) for _ in range(5)])
+    run_on(world, first)
+    assert 6 not in singles(world)
+    found.update(reader)
+    assert found == dict(ManifestLog(world.store()).since(0))
+    assert len(found) == first.state.version
+
+
+def test_a_reader_that_freezes_between_asking_and_reading_sees_no_false_end(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20, maintain=False)
+    store = world.store()
+    log = ManifestLog(store, clock=world.clock)
+    found = dict(zip(range(4), log.since(0), strict=False))
+    frozen = []
+
+    def freezes(verb: str, path: str) -> None:
+        if verb == "read" and path == log.path(5) and not frozen:
+            frozen.append(path)
+            run_on(world, first)
+
+    store.before = freezes
+    rest = dict(log.since(4))
+    assert frozen
+    assert len(found) == 4
+    assert sorted(rest) == list(range(5, first.state.version + 1))
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_opened_is_looked_for_again(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    store = world.store()
+    opener = Checkpoints(ManifestLog(store, clock=world.clock), RAW, LIMITS)
+    seen = []
+
+    def goes(verb: str, path: str) -> None:
+        if verb == "read" and "checkpoints" in path and not seen:
+            seen.append(path)
+            run_on(world, first)
+
+    store.before = goes
+    state = opener.open()
+    assert seen
+    assert state.version > 20
+
+
+def ask_much(state: RawState) -> None:
+    for number in range(400):
+        state.index.has_event(f"x {number}", "")
+
+
+def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(id_index, "TIER", 2)
+    first = world.actor()
+    run(world, first, count=20)
+    slow = world.actor()
+    assert slow.checkpoints.maintain(budget_s=0)  # one step of the work on the next
+    run_on(world, first)
+    with pytest.raises(EngineError, match="gone"):
+        ask_much(slow.state)
+    slow.maintain()  # begins again, at the newest
+    slow.reopen()
+    ask_much(slow.state)
+    newest = first.checkpoints.newest()
+    assert newest is not None
+    for path in newest.paths():
+        world.store().delete(path)
+    assert [fault for fault in verify_manifest(world.store()) if "is gone" in fault]
+    with pytest.raises(EngineError, match="gone"):
+        world.actor()
+
+
+def test_checkpoints_that_were_lost_are_made_anew_from_segments(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    run_on(world, first)
+    log = first.log
+    deltas = dict(log.since(0))
+    lost = [path for folder in ("checkpoints", "index") for path in log.store.list(f"_manifest/{folder}")]
+    before = {path: log.store.read(path) for path in lost}
+    for path in lost:
+        log.store.delete(path)
+    other = world.actor()
+    assert told(other.state) == told(plain(world, deltas))
+    assert other.state.restored == 0
+    while other.checkpoints.maintain(budget_s=0):
+        assert dict(ManifestLog(world.store()).since(0)) == deltas
+        assert ManifestLog(world.store()).end() == max(deltas)
+        assert told(world.actor().state) == told(other.state)
+    more(other, 11, by=9000)
+    assert other.state.version == max(deltas) + 1
+    assert {path: log.store.read(path) for path in lost} == before
+    assert list(verify_manifest(world.store())) == []
+
+
+def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    run_on(world, first)
+    for path in first.log.store.list("_manifest"):
+        if path.count("/") > 1:
+            first.log.store.delete(path)
+    with pytest.raises(IntegrityError, match=r"000000000001\.json is gone"):
+        world.actor()
+
+
+@pytest.mark.parametrize("what", ["segments", "checkpoints", "index"])
+def test_what_is_broken_is_found(world: World, what: str) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    assert list(verify_manifest(world.store())) == []
+    for path in sorted((world.folder / "_manifest" / what).rglob("*.*")):
+        if path.is_file():
+            data = path.read_bytes()
+            path.write_bytes(data[:-40] + bytes(byte ^ 1 for byte in data[-40:]))
+    assert list(verify_manifest(world.store()))
+
+
+def test_a_checkpoint_that_says_something_else_is_found(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    log = first.log
+    checkpoint = first.checkpoints.newest()
+    assert checkpoint is not None
+    state = {**checkpoint.state, "runs": checkpoint.state["runs"] + 1}
+    runs = {**checkpoint.tables, "events": checkpoint.tables["events"][1:]}
+    log.store.replace(log.checkpoint_path(14), checkpoint._replace(state=state, tables=runs).encode())
+    assert [fault.split(": ", 1)[1] for fault in verify_manifest(world.store())] == [
+        "runs is not what the deltas add up to",
+        "the index of events is not that of the deltas",
+    ]
+
+
+def test_a_gap_and_a_second_history_are_found(world: World) -> None:
+    first = world.actor()
+    run(world, first, count=20)
+    log = first.log
+    delta = log.read(3)
+    log.store.replace(log.path(3), log.store.read(log.path(3)).replace(b'"time_us":', b'"time_us":1'))
+    assert [fault.split("/")[-1] for fault in verify_manifest(world.store())] == [
+        "000000000003.json is not what its segment says"
+    ]
+    assert ManifestLog(world.store()).read(3) == delta
+    log.store.delete(log.path(3))
+    log.store.delete(log.path(17))
+    assert [fault.split("/")[-1] for fault in verify_manifest(world.store())] == [
+        "000000000018.json is there, and version 17 is not"
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"x", b'{"format":9,"sha256":""}'])
+def test_no_checkpoint(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match="somewhere"):
+        Checkpoint.decode(data, "somewhere")
+
+
+def test_segments_are_what_was_written(tmp_path: Path) -> None:
+    segment = Segment(5, 7, "p", (b'{"a":1}', b"{}", b'{"b":"\xc3\xa4"}'))
+    data = segment.encode()
+    assert Segment.decode(data, "x") == segment
+    assert segment.digest != Segment(5, 7, "q", segment.lines).digest
+    for broken in (b"", data[:-5], data[:20] + data[21:], Segment(5, 8, "p", segment.lines).encode()):
+        with pytest.raises(IntegrityError, match="somewhere"):
+            Segment.decode(broken, "somewhere")
+
+
+def test_an_answer_that_was_lost_is_no_other_writer(world: World) -> None:
+    store = world.store()
+    actor = world.actor(store)
+    made: list[str] = []
+
+    class Lost(type(store)):  # type: ignore[misc]
+        def create(self, path: str, data: bytes) -> bool:
+            super().create(path, data)  # the answer never came, and the client asks again
+            made.append(path)
+            return bool(super().create(path, data))
+
+    actor.log.store = Lost(world.folder, world.clock)
+    assert actor.commit(next(deliveries(1, 1))) == 1
+    assert len(made) == 1

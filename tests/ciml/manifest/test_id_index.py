@@ -1,0 +1,165 @@
+"""The sorted index of ids: the same as a dictionary, whatever is merged when, and cut into however many parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.errors import IntegrityError
+from ciml.manifest import id_index
+from ciml.manifest.id_index import TIER, IdTable, Run, TableKind, fingerprint
+from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.storage.open import LocalStore
+
+KIND = TableKind({"value": "int64", "text": "string"}, gone=lambda values: np.from_dlpack(values["value"]) == 0)
+
+
+def finish(table: IdTable) -> IdTable:
+    steps = table.merged()
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def grown(table: IdTable, new: dict[bytes, int]) -> IdTable:
+    rows = KIND.rows(list(new), {"value": list(new.values()), "text": [f"t{value}" for value in new.values()]})
+    return finish(table.with_rows(rows))
+
+
+def as_dict(table: IdTable) -> dict[bytes, int]:
+    found: dict[bytes, int] = {}
+    for rows in table.scan():
+        for at, (high, low) in enumerate(zip(rows.high.tolist(), rows.low.tolist(), strict=True)):
+            identity = high.to_bytes(8, "big") + low.to_bytes(8, "big")
+            assert identity not in found
+            value = rows.row(at)
+            assert value["text"] == f"t{value['value']}"
+            found[identity] = value["value"]
+    return found
+
+
+# few first halves, so that two ids often share one, and the ends of the space
+_HALF = st.sampled_from([b"\0" * 8, b"\0" * 7 + b"\1", b"\x80" + b"\0" * 7, b"\xff" * 8, b"ABCDEFGH"])
+_ID = st.builds(lambda one, two: one + two, _HALF, _HALF) | st.binary(min_size=16, max_size=16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(_ID, st.integers(0, 9), max_size=12), max_size=20), st.integers(1, 6))
+def test_a_table_is_a_dictionary_in_which_the_last_write_wins(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[dict[bytes, int]], part_rows: int
+) -> None:
+    files = PartFiles(LocalStore(tmp_path_factory.mktemp("parts")), "index")
+    table, model = IdTable(KIND, (), files), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(id_index, "PART_ROWS", part_rows)
+        for new in writes:
+            table = grown(table, new)
+            model.update(new)
+        asked = [*model, *(bytes(reversed(identity)) for identity in model), b"\0" * 16]
+        answers = table.get(asked)
+        scanned = as_dict(table)
+    # what is gone may be known still, as gone; that is for who asks to tell
+    want = {identity: value for identity, value in model.items() if value}
+    got = {identity: answer["value"] for identity, answer in zip(asked, answers, strict=True) if answer}
+    assert {identity: value for identity, value in got.items() if value} == want
+    assert set(got) <= set(model)
+    assert table.contains(asked) == [answer is not None for answer in answers]
+    assert scanned == want
+
+
+def test_eight_runs_of_a_level_become_one_of_the_next(tmp_path: Path) -> None:
+    table = IdTable(KIND, (), PartFiles(LocalStore(tmp_path), "index"))
+    for number in range(TIER * TIER + TIER + 1):
+        table = grown(table, {fingerprint(f"{number} {one}"): number + 1 for one in range(10)})
+    assert [(run.level, run.rows) for run in table.runs] == [(2, 640), (1, 80), (0, 10)]
+    assert len(as_dict(table)) == 730
+
+
+def test_parts_are_ranges_that_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_index, "PART_ROWS", 100)
+    table = IdTable(KIND, (), PartFiles(LocalStore(tmp_path), "index"))
+    model: dict[bytes, int] = {}
+    for _ in range(TIER):
+        new = {os.urandom(16): 1 for _ in range(200)}
+        table, model = grown(table, new), model | new
+    [run] = table.runs
+    assert len(run.parts) == 16
+    assert all(part.rows < 200 for part in run.parts)
+    bounds = [bound for part in run.parts for bound in (part.first, part.last)]
+    assert bounds == sorted(bounds)
+    assert as_dict(table) == model
+
+
+def test_the_same_rows_are_the_same_part_whoever_merges(tmp_path: Path) -> None:
+    def build(folder: Path) -> list[Any]:
+        table = IdTable(KIND, (), PartFiles(LocalStore(folder), "index"))
+        for number in range(20):
+            table = grown(table, {fingerprint(str(one)): number + 1 for one in range(number, number + 30)})
+        return [run.to_json() for run in table.runs]
+
+    one, two = build(tmp_path / "a"), build(tmp_path / "b")
+    assert one == two
+    assert [Run.from_json(value).to_json() for value in one] == one
+
+
+def test_what_is_gone_is_dropped_when_nothing_older_is_left(tmp_path: Path) -> None:
+    table = IdTable(KIND, (), PartFiles(LocalStore(tmp_path), "index"))
+    ids = [fingerprint(str(one)) for one in range(100)]
+    table = grown(table, dict.fromkeys(ids, 5))
+    table = grown(table, dict.fromkeys(ids[:60], 0))
+    assert set(as_dict(table)) == set(ids[60:])
+    for number in range(TIER - 2):
+        table = grown(table, {fingerprint(f"other {number}"): 1})
+    assert [(run.level, run.rows) for run in table.runs] == [(1, 40 + TIER - 2)]
+
+
+def test_a_part_that_is_gone_or_changed_is_loud(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    table = IdTable(KIND, (), PartFiles(store, "index"))
+    table = grown(table, {fingerprint("a"): 1})
+    [part] = table.runs[0].parts
+    data = store.read(part.path)
+    assert table.contains([fingerprint("a")]) == [True]
+    assert PartFiles(store, "index").check(part) is None
+    for broken in (data[:-8], b"x" * len(data)):
+        store.replace(part.path, broken)
+        files = PartFiles(store, "index")
+        assert "not as it was written" in (files.check(part) or "")
+        with pytest.raises(IntegrityError):
+            IdTable(KIND, table.runs, files).contains([fingerprint("a")])
+    store.delete(part.path)
+    assert "gone" in (PartFiles(store, "index").check(part) or "")
+    with pytest.raises(PartGone):
+        IdTable(KIND, table.runs, PartFiles(store, "index")).contains([fingerprint("a")])
+    assert table.contains([fingerprint("a"), fingerprint("b")]) == [True, False]  # what is mapped stays
+
+
+@pytest.mark.engines
+def test_parts_on_s3_are_fetched_once_into_a_private_folder(s3: Any, tmp_path: Path) -> None:
+    from ciml.storage.open import open_store
+
+    store, cache = open_store(f"{s3.bucket()}/raw"), tmp_path / "cache"
+    table = grown(IdTable(KIND, (), PartFiles(store, "index", cache)), {fingerprint("a"): 1})
+    [part] = table.runs[0].parts
+    assert table.contains([fingerprint("a")]) == [True]
+    assert (cache.stat().st_mode & 0o777, [file.stat().st_size for file in cache.iterdir()]) == (0o700, [part.size])
+    good = store.read(part.path)
+    store.replace(part.path, bytes(len(good)))
+    other = PartFiles(store, "index", cache)
+    assert other.open(part).values["value"].to_pylist() == [1]  # from the cache
+    [file] = cache.iterdir()
+    file.write_bytes(b"cut short")
+    with pytest.raises(IntegrityError, match="not as it was written"):
+        PartFiles(store, "index", cache).open(part)
+    store.replace(part.path, good)
+    assert len(PartFiles(store, "index", cache).open(part)) == 1
+    other.let_go(())
+    assert list(cache.iterdir()) == []

@@ -1,0 +1,125 @@
+"""The manifest log: deltas whole or not at all, each computed from the one before, whoever else writes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
+from ciml.storage.open import LocalStore, Store
+
+
+class Names:
+    """A state that adds up names, none of which may be there twice."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.names: list[str] = []
+
+    def apply(self, version: int, delta: Delta) -> None:
+        assert version == self.version + 1
+        self.version = version
+        self.names += delta["names"]
+
+    def build(self, wanted: list[str]) -> Delta | None:
+        new = [name for name in wanted if name not in self.names]
+        return {"names": new} if new else None
+
+
+def names(log: ManifestLog) -> list[str]:
+    state = Names()
+    catch_up(log, state)
+    return state.names
+
+
+def test_commits_are_numbered_from_one_and_read_back_in_order(tmp_path: Path) -> None:
+    log, state = ManifestLog(LocalStore(tmp_path)), Names()
+    assert list(log.since(0)) == []
+    assert commit(log, state, lambda: state.build(["a"])) == 1
+    assert commit(log, state, lambda: state.build(["a", "b"])) == 2
+    assert commit(log, state, lambda: state.build(["b", "a"])) is None
+    assert list(log.since(0)) == [(1, {"names": ["a"], "version": 1}), (2, {"names": ["b"], "version": 2})]
+    assert list(log.since(1)) == [(2, {"names": ["b"], "version": 2})]
+    assert (tmp_path / "_manifest" / "000000000002.json").read_bytes() == b'{"names":["b"],"version":2}'
+    assert state.names == names(log) == ["a", "b"]
+
+
+def test_a_delta_is_never_written_over(tmp_path: Path) -> None:
+    log = ManifestLog(LocalStore(tmp_path))
+    assert log.try_append(1, {"names": ["a"]})
+    assert not log.try_append(1, {"names": ["b"]})
+    assert names(log) == ["a"]
+
+
+def test_who_comes_second_computes_again(tmp_path: Path) -> None:
+    log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
+    looks: list[list[str]] = []
+
+    def build() -> Delta | None:
+        looks.append(list(state.names))
+        if len(looks) == 1:  # between the look and the commit
+            commit(log, rival, lambda: rival.build(["a", "b"]))
+        return state.build(["b", "c"])
+
+    assert commit(log, state, build) == 2
+    assert looks == [[], ["a", "b"]]
+    assert names(log) == ["a", "b", "c"]
+
+
+def test_who_has_nothing_left_to_commit_commits_nothing(tmp_path: Path) -> None:
+    log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
+    commit(log, rival, lambda: rival.build(["a"]))
+    assert commit(log, state, lambda: state.build(["a"])) is None
+    assert state.version == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"names":["a"]', b"[]", b'{"version":2}', b"\xff"])
+def test_a_broken_delta_is_an_alarm(tmp_path: Path, content: bytes) -> None:
+    log = ManifestLog(LocalStore(tmp_path))
+    log.store.create(log.path(1), content)
+    with pytest.raises(IntegrityError, match=r"000000000001\.json"):
+        list(log.since(0))
+
+
+def _commit_all(root: str, first: int) -> None:
+    log, state = ManifestLog(LocalStore(root)), Names()
+    for number in range(first, first + 20):
+        commit(log, state, lambda number=number: state.build([f"own-{number}", f"shared-{number % 20}"]))  # type: ignore[misc]
+
+
+def test_processes_that_race_lose_and_double_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_commit_all, args=(str(tmp_path), first)) for first in (0, 20, 40)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    expected = [f"own-{number}" for number in range(60)] + [f"shared-{number}" for number in range(20)]
+    assert sorted(names(ManifestLog(LocalStore(tmp_path)))) == sorted(expected)
+
+
+@pytest.mark.engines
+def test_the_same_on_s3(s3: Any) -> None:
+    from ciml.storage.open import open_store
+
+    store: Store = open_store(f"{s3.bucket()}/raw")
+    log = ManifestLog(store)
+    threads = [threading.Thread(target=_race_on, args=(log, worker)) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = [f"{worker}-{number}" for worker in range(3) for number in range(5)] + [f"shared-{n}" for n in range(5)]
+    assert sorted(names(log)) == sorted(expected)
+
+
+def _race_on(log: ManifestLog, worker: int) -> None:
+    state = Names()
+    for number in range(5):
+        commit(log, state, lambda number=number: state.build([f"{worker}-{number}", f"shared-{number}"]))  # type: ignore[misc]

@@ -1,0 +1,86 @@
+"""A raw manifest's runs, typed, are those of its deltas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.events.records import UNJUDGED, Mention, Origin, Outcome, RawFile, Trust, rows_of
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import StoredRunLog
+from ciml.storage.open import open_store
+
+TRUST = Trust(True, "gated", "p")
+
+
+def outcome(number: int, **more: object) -> Outcome:
+    mention = Mention(f"zuul~{number}~1", str(number), "job", outcome="success", start_us=number, labels={"size": "ä"})
+    file = RawFile(f"runs/job=job/date=2026-01-01/{number}.parquet", "0" * 64, 60, 1000)
+    return Outcome("run", Origin("t", 0, number), "key", mention, trust=TRUST, file=file).replace(**more)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> ManifestLog:
+    log = ManifestLog(open_store(tmp_path))
+    runs = [outcome(1), outcome(2, trust=UNJUDGED)]
+    told = outcome(1, kind="correction", file=None)
+    assert told.mention is not None
+    told = told.replace(trust=UNJUDGED, mention=told.mention.replace(outcome="failure", result="FAILURE"))
+    empty = {"time_us": 0, "runs": [], "corrections": [], "repeats": []}
+    assert log.try_append(1, {**empty, "runs": [run.to_json() for run in runs]})
+    assert log.try_append(2, {**empty, "corrections": [told.to_json()]})
+    return log
+
+
+def judge(mention: Mention) -> Trust:
+    return Trust(False, f"judged {mention.build_uuid}", "now")
+
+
+def test_they_are_those_of_the_deltas(log: ManifestLog) -> None:
+    (one, first), (two, second) = StoredRunLog(log, judge).since(0)
+    assert (one, two) == (1, 2)
+    assert [(run.mention, run.file) for run in first.runs] == [
+        (each.mention, each.file) for each in map(Outcome.from_json, log.read(1)["runs"])
+    ]
+    (correction,) = second.corrections
+    assert (correction.mention.run_id, correction.fix) == ("zuul~1~1", ("failure", "FAILURE"))
+    assert StoredRunLog(log, judge).read(2) == second
+    assert list(StoredRunLog(log, judge).since(2)) == []
+
+
+def test_a_stored_record_without_trust_is_judged_by_its_facts(log: ManifestLog) -> None:
+    (_, first), (_, second) = StoredRunLog(log, judge).since(0)
+    assert [run.trust for run in first.runs] == [TRUST, Trust(False, "judged 2", "now")]
+    assert [correction.trust for correction in second.corrections] == [Trust(False, "judged 1", "now")]
+
+
+def test_reclaims_are_rows_after_the_runs(log: ManifestLog) -> None:
+    reclaim = outcome(2, kind="reclaim")
+    delta = {"time_us": 0, "runs": [outcome(3).to_json()], "reclaims": [reclaim.to_json()], "corrections": []}
+    assert log.try_append(3, delta)
+    read = StoredRunLog(log, judge).read(3)
+    assert [row.mention.build_uuid for row in read.rows] == ["3", "2"] == [
+        row["mention"]["build_uuid"] for row in rows_of(log.read(3))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"{", "is no delta of a raw manifest: restore it from a copy"),
+        (b"[]", "is no delta of a raw manifest: restore it from a copy"),
+        (b'{"version": 1, "runs": [{"mention": {"run_id": 3}}]}', "is no delta of a raw manifest"),
+        (b'{"version": 2, "runs": []}', "does not hold version 1"),
+        (b'{"runs": []}', "does not hold version 1"),
+        (b"\xff", "is no delta of a raw manifest"),
+    ],
+)
+def test_a_broken_delta_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    store = open_store(tmp_path)
+    log = ManifestLog(store)
+    store.create(log.path(1), data)
+    with pytest.raises(IntegrityError, match=message) as caught:
+        list(StoredRunLog(log, judge).since(0))
+    assert log.path(1) in str(caught.value)

@@ -1,0 +1,279 @@
+"""Stores: the same contract in a folder and on S3, and no way out of the root."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError, EngineError
+from ciml.storage.open import LocalStore, S3Store, Store, open_store
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "local":
+        yield open_store(tmp_path / "root")
+    else:
+        s3: Any = request.getfixturevalue("s3")
+        yield open_store(f"{s3.bucket()}/a/prefix")
+
+
+def test_create_is_exclusive_and_whole(store: Store) -> None:
+    assert store.create("a/b", b"first") is True
+    assert store.create("a/b", b"second") is False
+    assert store.read("a/b") == b"first"
+
+
+def test_replace_is_not_exclusive(store: Store) -> None:
+    store.replace("a", b"first")
+    store.replace("a", b"second")
+    assert store.read("a") == b"second"
+
+
+def test_a_part_of_an_object(store: Store) -> None:
+    store.create("a/b", b"0123456789")
+    assert [store.read_range("a/b", *part) for part in ((0, 4), (4, 1), (6, 100))] == [b"0123", b"4", b"6789"]
+    assert [store.read_range("a/b", *part) for part in ((10, 4), (99, 1))] == [b"", b""]  # it was cut meanwhile
+    with pytest.raises(FileNotFoundError):
+        store.read_range("a/c", 0, 4)
+
+
+def test_what_is_not_there(store: Store) -> None:
+    assert not store.exists("a")
+    with pytest.raises(FileNotFoundError):
+        store.read("a")
+    store.delete("a")
+    store.create("a/b", b"")
+    assert store.exists("a/b")
+    assert not store.exists("a")  # a folder is no object
+    store.delete("a/b")
+    assert not store.exists("a/b")
+
+
+def test_list_is_sorted_and_goes_on_after_a_path(store: Store) -> None:
+    for path in ("z", "m/2", "m/10", "m/1", "mm/1"):
+        store.create(path, b"")
+    assert store.list() == ["m/1", "m/10", "m/2", "mm/1", "z"]
+    assert store.list("m") == ["m/1", "m/10", "m/2"]
+    assert store.list("m", after="m/10") == ["m/2"]
+    assert store.list("none") == []
+    everything = ("a", "b/1/x", "b/10/y", "b/1x", "b/2/z/w", "c-d/1", "c/1", "m/1", "m/10", "m/2", "mm/1", "z")
+    for path in everything:
+        store.create(path, b"")
+    for after in ("0", "a", "b", "b/1", "b/1/x", "b/1/y", "b/10", "b/2/z/a", "b0", "c", "c-d/1", "c/0", "zz"):
+        assert store.list(after=after) == [path for path in everything if path > after]
+        assert store.list("b", after=after) == [path for path in everything if path > after and path[:2] == "b/"]
+
+
+def test_child_and_url(store: Store) -> None:
+    child = store.child("raw")
+    child.create("x", b"1")
+    assert store.read("raw/x") == b"1"
+    assert child.url("x") == f"{store.root}/raw/x"
+    assert child == open_store(child.root)
+    assert child != store
+
+
+def test_a_store_can_be_pickled_after_use(store: Store) -> None:
+    store.create("x", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+
+
+def test_read_while_ends_at_the_first_that_is_missing(store: Store) -> None:
+    for number in (0, 1, 2, 4, 5):
+        store.create(f"m/{number}", bytes([number]))
+    assert store.read_while([f"m/{number}" for number in range(9)]) == [b"\0", b"\1", b"\2"]
+    assert store.read_while(["m/4", "m/5"]) == [b"\4", b"\5"]
+    assert store.read_while(["m/3"]) == store.read_while([]) == []
+
+
+def test_entries_tell_size_and_time(store: Store) -> None:
+    before = time.time()
+    for path, data in (("m/a/1", b"one"), ("m/2", b""), ("other", b"x")):
+        store.create(path, data)
+    found = {entry.path: entry for entry in store.entries("m")}
+    assert {path: entry.size for path, entry in found.items()} == {"m/a/1": 3, "m/2": 0}
+    for entry in found.values():  # S3 tells whole seconds
+        assert before - 1.5 <= entry.modified_s <= time.time() + 1.5
+    assert {entry.path for entry in store.entries()} == {"m/a/1", "m/2", "other"}
+    assert list(store.entries("none")) == []
+    assert [entry.path for entry in store.child("m").entries("a")] == ["a/1"]
+
+
+def test_entries_that_vanish_meanwhile_are_left_out(store: Store) -> None:
+    for number in range(20):
+        store.create(f"m/{number:02d}", b"")
+    listing = store.entries("m")
+    first = next(listing)
+    for number in range(20):
+        store.delete(f"m/{number:02d}")
+    assert len(list(listing)) < 20
+    assert first.path == "m/00"
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a/\0b", ".."])
+def test_no_path_leaves_the_root(store: Store, path: str) -> None:
+    for call in (store.read, store.exists, store.delete, store.child, lambda p: store.create(p, b""), store.url):
+        if path == "" and call == store.url:
+            continue  # the root itself
+        with pytest.raises(CimlError, match="no path below"):
+            call(path)
+
+
+def test_one_of_many_creates_wins(store: Store) -> None:
+    results: list[tuple[bool, bytes]] = []
+    gate = threading.Barrier(8)
+
+    def race(data: bytes) -> None:
+        gate.wait()
+        results.append((store.create("x", data), data))
+
+    threads = [threading.Thread(target=race, args=(bytes([65 + n]) * 100_000,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [winner] = [data for won, data in results if won]
+    assert store.read("x") == winner
+
+
+def test_a_staged_file_is_no_object(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/x", b"1")
+    (tmp_path / "a" / ".staging-left-by-a-kill").write_bytes(b"half")
+    assert store.list() == ["a/x"]
+    assert os.stat(tmp_path / "a" / "x").st_mode & 0o777 == 0o644
+    assert sorted(os.listdir(tmp_path / "a")) == [".staging-left-by-a-kill", "x"]
+
+
+def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("m/a/x", b"1")
+    store.create("m/empty/y", b"1")
+    store.delete("m/empty/y")
+    old, new = tmp_path / "m" / "a" / ".staging-old", tmp_path / "m" / "a" / ".staging-new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (100, 100))
+    os.utime(tmp_path / "m" / "empty", (100, 100))
+    assert store.sweep("m", 200.0) == 1
+    assert (old.exists(), new.exists(), store.list()) == (False, True, ["m/a/x"])
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["a"]
+    assert store.sweep("none", 200.0) == 0
+
+
+def test_a_folder_that_is_swept_while_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, made = LocalStore(tmp_path), []
+    make = tempfile.mkstemp
+
+    def swept_once(**arguments: Any) -> tuple[int, str]:
+        made.append(arguments["dir"])
+        if len(made) == 1:
+            os.rmdir(arguments["dir"])
+        return make(**arguments)
+
+    monkeypatch.setattr(tempfile, "mkstemp", swept_once)
+    assert store.create("a/b/x", b"1") is True
+    assert (len(made), store.read("a/b/x")) == (2, b"1")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("step", ["fsync", "link", "replace", "mkdir"])
+def test_a_disk_that_fails_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    store = LocalStore(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write = store.replace if step == "replace" else store.create
+    if step == "mkdir":
+        monkeypatch.setattr(Path, step, fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(EngineError, match=os.strerror(number)):
+        write("a/x", b"1")
+    monkeypatch.undo()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    write("a/x", b"1")
+    assert store.read("a/x") == b"1"
+
+
+_TOO_BIG = """
+import resource, signal, sys
+from ciml.errors import EngineError
+from ciml.storage.open import LocalStore
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    LocalStore(sys.argv[1]).create("a/x", bytes(100_000))
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_the_system_cuts_off_leaves_nothing(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", _TOO_BIG, tmp_path], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(f"cannot write {tmp_path}/a/x: ")
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_a_listing_that_fails_is_no_empty_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/x", b"1")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    for listing in (store.list, lambda: list(store.entries())):
+        with pytest.raises(EngineError, match="cannot list"):
+            listing()
+
+
+def test_a_folder_is_not_deleted(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("a/x", b"1")
+    with pytest.raises(EngineError, match="cannot delete"):
+        store.delete("a")
+    assert store.read("a/x") == b"1"
+
+
+def test_storage_that_fails_is_an_engine_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = LocalStore(tmp_path / "file")
+    with pytest.raises(EngineError, match="cannot write"):
+        store.create("x", b"")
+
+
+@pytest.mark.engines
+def test_no_bucket_is_an_engine_error(s3: Any) -> None:
+    store = open_store("s3://not-a-bucket-anyone-made/x")
+    with pytest.raises((EngineError, FileNotFoundError)):
+        store.create("x", b"")
+
+
+@pytest.mark.parametrize("url", ["http://host/x", "gs://bucket/x", "s3://", "s3:///x"])
+def test_other_addresses_are_no_stores(url: str) -> None:
+    with pytest.raises(CimlError):
+        open_store(url)
+
+
+def test_open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_store("data") == LocalStore(tmp_path / "data")
+    assert isinstance(open_store("s3://bucket/prefix/"), S3Store)
+    assert open_store("s3://bucket/prefix/").root == "s3://bucket/prefix"

@@ -1,0 +1,120 @@
+"""The plan of the demo: what is sent, and what the producer expects of it."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+
+import pytest
+
+from ciml.errors import CimlError, Refused
+from ciml.events.cloudevents import decode_message
+from ciml.events.records import Batch, Message, OffsetRange
+from cli.demo.corpus import SOURCE, corpus_folder, read_corpus
+from cli.demo.plan import Plan, cut_gzip, cut_text, make_plan, other_log
+from cli.demo.produce import LogRoot
+from transforms.ingest.decode import decode
+from transforms.ingest.trust import TrustPolicy, judge
+
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(read_corpus(corpus_folder()), URL)
+
+
+def test_every_run_of_the_corpus_is_in_the_plan_once(plan: Plan) -> None:
+    named = Counter(e.run_id for m in plan.messages for e in m.expected if e.kind == "run")
+    assert set(named.values()) == {1}
+    lost = [m for m in plan.messages for e in m.expected if e.kind == "dead_letter"]
+    assert len(named) + len(lost) == len(plan.samples) == 960
+
+
+def test_the_plan_is_the_same_every_time(plan: Plan) -> None:
+    again = make_plan(read_corpus(corpus_folder()), URL)
+    assert again.messages == plan.messages
+
+
+def test_one_in_twenty_is_spoilt_and_every_trick_is_played(plan: Plan) -> None:
+    tricks = Counter(m.trick for m in plan.messages if m.trick)
+    assert len(tricks) == 18
+    assert min(tricks.values()) >= 2
+    spoilt = len({m.key for m in plan.messages if m.trick and m.trick != "untrusted pipeline"})
+    assert spoilt == 48
+
+
+def test_waves_are_a_half_and_two_quarters(plan: Plan) -> None:
+    runs = [sum(e.kind == "run" for m in wave for e in m.expected) for wave in plan.waves()]
+    assert runs == [466, 232, 234]
+
+
+def test_all_modes_and_events_with_several_runs_are_there(plan: Plan) -> None:
+    content = Counter(dict(m.headers).get("content-type", b"") for m in plan.messages if m.value)
+    assert set(content) == {b"application/cloudevents+json", b"application/json", b""}
+    assert Counter(len(m.expected) for m in plan.messages)[3] >= 10
+
+
+def test_decode_and_trust_agree_with_the_plan(plan: Plan) -> None:
+    messages = [Message(o, m.value, m.headers, m.key) for o, m in enumerate(plan.messages)]
+    batch = decode(Batch(OffsetRange("ci-events", "", 0, 0, len(messages)), messages))
+    batch = judge(batch, TrustPolicy.load())
+    by_offset = {o: {e.run_id: e for e in m.expected} for o, m in enumerate(plan.messages)}
+    for outcome in batch.settled:
+        expected = by_offset[outcome.origin.offset].pop(outcome.run_id)
+        assert (outcome.kind, outcome.reason, outcome.event_key) == (expected.kind, expected.reason, expected.event_key)
+    for candidate in batch.candidates:
+        expected = by_offset[candidate.origin.offset].pop(candidate.mention.run_id)
+        assert expected.kind in ("run", "repeat", "correction", "dead_letter")
+        assert candidate.event_key == expected.event_key
+        if expected.kind == "run":
+            assert candidate.trust is not None
+            assert candidate.trust.trusted == expected.trusted
+    assert not any(by_offset.values())
+
+
+def test_messages_of_one_run_share_a_key(plan: Plan) -> None:
+    keys: dict[str, set[bytes]] = {}
+    for message in plan.messages:
+        for expected in message.expected:
+            keys.setdefault(expected.run_id, set()).add(message.key)
+    del keys[""]
+    assert all(len(found) == 1 for found in keys.values())
+
+
+def test_broken_json_is_refused_as_such(plan: Plan) -> None:
+    broken = [m for m in plan.messages if m.trick == "broken JSON"]
+    for message in broken:
+        with pytest.raises(Refused) as refused:
+            decode_message(Message(0, message.value, message.headers))
+        assert refused.value.reason == "broken_json"
+
+
+def test_changed_logs_are_what_they_say() -> None:
+    log = gzip.compress(b'"time","usr"\n1,2.00\n2,3.00\n3,4.00000000000\n', mtime=0)
+    assert gzip.decompress(other_log(log)) == b'"time","usr"\n1,2.00\n2,3.00\n'
+    assert cut_text(log) == b'"time","usr"\n1,2.00\n2,3.00\n3,4.0000000'
+    with pytest.raises(EOFError):
+        gzip.decompress(cut_gzip(log))
+
+
+def test_the_log_root_holds_what_the_plan_says(plan: Plan, tmp_path: object) -> None:
+    root = LogRoot(tmp_path / "logs", corpus_folder())  # type: ignore[operator]
+    root.make(plan)
+    for path in plan.logs:
+        assert (root.folder / path).is_file() == (path not in plan.late)
+    for path in plan.late:
+        root.release(plan, path)
+        assert (root.folder / path).read_bytes() == (root.corpus / plan.logs[path][0].log_path).read_bytes()
+    assert not (root.folder / "missing").exists()
+
+
+def test_a_smaller_corpus_has_its_waves_too() -> None:
+    plan = make_plan(read_corpus(corpus_folder(), 60), URL)
+    assert [len(wave) > 10 for wave in plan.waves()] == [True, True, True]
+    assert all(sample.mention.source == SOURCE for sample in plan.samples)
+
+
+def test_a_folder_without_listing_is_named(tmp_path: object) -> None:
+    with pytest.raises(CimlError, match=r"holds no builds\.jsonl"):
+        corpus_folder(str(tmp_path))

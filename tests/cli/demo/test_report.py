@@ -1,0 +1,89 @@
+"""The report: one page that needs nothing but itself, and says what the result says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from ciml.errors import CimlError
+from cli.commands.report import command
+from cli.demo.report import last_versions, render
+from cli.demo.report_plots import draw
+from cli.demo.result import AccountingLine, Check, DemoResult
+from tests.cli.demo.demo_fixture import CLASSES, demo_result, version
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(demo_result())
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    assert "<script" not in page
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)""", page)
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_the_page_says_what_the_result_says(page: str) -> None:
+    assert "every number adds up" in page
+    assert "826 of 826" in page
+    assert "87.0 %" in page
+    assert "81.0–92.0" in page
+    assert "accuracy 0.600 is below the champion&#39;s 0.620" in page
+    assert all(name in page for name in CLASSES)
+
+
+def test_every_plot_is_well_formed_and_drawn_the_same_every_time() -> None:
+    plots = draw(demo_result())
+    assert list(plots) == ["accounting", "spans", "profiles", "versions", "confusion0", "latency"]
+    for svg in plots.values():
+        ElementTree.fromstring(svg)
+    assert draw(demo_result()) == plots
+
+
+def test_a_failed_check_is_seen_at_once() -> None:
+    checks = [Check(name="good", passed=True), Check(name="accounting", passed=False, detail="<b>lost</b>")]
+    page = render(demo_result(checks=checks, accounting=[AccountingLine(kind="run", expected=2, counted=1)]))
+    assert "every number adds up" not in page
+    assert "1 check failed" in page
+    assert "&lt;b&gt;lost&lt;/b&gt;" in page
+    assert "1 of 2" in page
+
+
+def test_a_result_without_checks_has_not_passed() -> None:
+    result = DemoResult(started="now", took_s=0, engines={}, runs=0, messages=0)
+    assert not result.passed
+    assert "no check was made" in render(result)
+
+
+def test_the_last_version_is_the_pushed_one() -> None:
+    lines = [
+        version("a", 1, 0.5),
+        version("a", 2, 0.4, "kept"),
+        version("b", 1, 0.3, "kept"),
+        version("b", 2, 0.2, "kept"),
+    ]
+    last = last_versions(demo_result(versions=lines))
+    assert [(line.model, line.version) for line in last] == [("a", 1), ("b", 2)]
+
+
+def test_a_report_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "result.json").write_bytes(msgspec.json.encode(demo_result()))
+    done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])
+    assert (done.exit_code, done.output) == (0, f"{tmp_path}/demo/report.html\n")
+    assert (tmp_path / "demo" / "report.html").read_text() == render(demo_result())
+    other = tmp_path / "other.html"
+    assert CliRunner().invoke(command, ["--data-path", str(tmp_path), "--output", str(other)]).exit_code == 0
+    assert other.read_text() == render(demo_result())
+
+
+def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])
+    assert isinstance(done.exception, CimlError)
+    assert "run ciml demo" in str(done.exception)

@@ -1,0 +1,149 @@
+"""The demo's own machinery, and the whole demo on a part of the runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ciml.errors import CimlError, EngineError
+from cli.demo.processes import Children, wait_for
+from cli.demo.result import Check
+from cli.demo.run import MARK, Options, empty
+from cli.demo.steps import Steps
+from cli.demo.table import show
+from cli.demo.trainer import Trainer
+from engines import processes
+from tests.cli.demo.demo_fixture import demo_result
+
+
+def console(terminal: bool = False, width: int = 120) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width)
+
+
+def printed(out: Console) -> str:
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
+
+
+def test_steps_are_told_when_they_begin_and_end() -> None:
+    out = console()
+    with Steps(out) as steps:
+        with steps.step("one") as one:
+            one.say("5 of 5")
+        with pytest.raises(ValueError), steps.step("two"):  # noqa: PT011 (it is raised two lines below)
+            raise ValueError
+    lines = [line.split("  ", 1)[1] for line in printed(out).splitlines()]
+    assert lines[0] == "one …"
+    assert lines[1].endswith("s  5 of 5")
+    assert lines[3].startswith("✗ two, ")
+    assert [line.name for line in steps.lines()] == ["one", "two"]
+
+
+def test_steps_may_overlap_on_a_terminal() -> None:
+    out = console(terminal=True)
+    with Steps(out) as steps, steps.step("outer"), steps.step("inner") as inner:
+        inner.say("goes on")
+        time.sleep(0.3)
+    said = printed(out)
+    assert "outer" in said
+    assert "inner" in said
+    assert "goes on" in said
+
+
+def test_the_tables_say_what_the_result_says() -> None:
+    out = console()
+    failed = Check(name="something [is] wrong", passed=False, detail="3 [of] 4")
+    show(demo_result(checks=[failed]), out)
+    said = printed(out)
+    for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
+        assert text in said
+
+
+def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:
+    with Children(tmp_path / "logs", tmp_path) as children:
+        children.start("status", "nonsense")
+        with pytest.raises(EngineError, match=r"ciml status ended: .*No such command"):
+            wait_for(lambda: False, "nothing", children, 30)
+
+
+def test_commands_are_ended_on_leaving(tmp_path: Path) -> None:
+    with Children(tmp_path / "logs", tmp_path) as children:
+        pid, started = processes.spawn(
+            [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path
+        )
+        child = children.start("status")
+        child.pid, child.started = pid, started
+        child.check()
+    assert processes.find(pid, started) is None
+
+
+def test_waiting_ends(tmp_path: Path) -> None:
+    children = Children(tmp_path, tmp_path)
+    with pytest.raises(EngineError, match=r"the moon: not within 0\.1 s"):
+        wait_for(lambda: False, "the moon", children, 0.1, every_s=0.02)
+
+
+def options(data: Path) -> Options:
+    return Options(data=data, home=data / "home")
+
+
+def test_only_a_folder_of_the_demo_is_emptied(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    empty(options(folder))
+    (folder / "raw").mkdir()
+    empty(options(folder))
+    assert [path.name for path in folder.iterdir()] == [MARK]
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(CimlError, match="something that no demo wrote"):
+        empty(options(other))
+    assert (other / "thesis.tex").exists()
+
+
+def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    empty(options(folder))
+    pid, started = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "l", {}, tmp_path)
+    (folder / "demo").mkdir()
+    (folder / "demo" / "kept.json").write_text(json.dumps([[pid, started]]))
+    empty(options(folder))
+    assert processes.find(pid, started) is None
+
+
+def test_an_error_of_the_trainer_is_told(tmp_path: Path) -> None:
+    from ciml.storage.open import open_store
+
+    with (
+        Trainer(open_store(tmp_path), tmp_path / "trainer.log") as trainer,
+        pytest.raises(EngineError, match="no data set 'none'"),
+    ):
+        trainer.refresh("none")
+    with pytest.raises(EngineError, match="the trainer ended"):
+        trainer.refresh("none")
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(240)
+def test_the_whole_demo_on_a_part_of_the_runs(tmp_path: Path) -> None:
+    from cli.demo.demo import demo
+
+    out, data = console(), tmp_path / "data"
+    chosen = Options(data=data, home=data / "home", engine="micro-batches", runs=160, span_runs=30)
+    result = demo(chosen, console(), out)
+    # Of so few runs nobody can say whether the gate will be content each time; all else has to add up.
+    wrong = [check for check in result.checks if not check.passed and "accuracy" not in check.name]
+    assert wrong == []
+    assert len(result.checks) == 18
+    assert sum(line.counted for line in result.accounting) == sum(line.expected for line in result.accounting) == 175
+    assert len(result.versions) == 5
+    assert (data / "demo" / "report.html").stat().st_size > 50_000
+    assert json.loads((data / "demo" / "result.json").read_text())["runs"] == 160
+    assert "Report: " in printed(out)
+    assert json.loads((data / "home" / "engines.json").read_text()) == {}

@@ -1,0 +1,360 @@
+"""Backfill: whatever runs it and whatever dies, each line is settled once, and a run is what it is by events."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError, EngineError
+from ciml.events.cloudevents import finished_event, mention_from_listing
+from ciml.events.listing import Reading, reading_of
+from ciml.events.listing_files import Listing, open_listing
+from ciml.events.payloads import message_of
+from ciml.storage.open import open_store
+from pipelines.backfill.backfill import Tally, backfill
+from pipelines.backfill.dry_run import survey
+from pipelines.ingest.pipeline import IngestConfig
+from pipelines.kafka.client import KafkaOptions
+from pipelines.raw_store.verify import verify_raw
+from services.ingest import ingest_micro_batches
+from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of
+from tests.pipelines.ingest.ingesting import MakeTopic, account, raw_rows
+from transforms.fetch.policy import FetchPolicy
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(made: Listed, data: Path, **how: Any) -> Tally:
+    changes = how.pop("changes", {})
+    return backfill(made.config(data, **changes), open_listing(str(made.path)), **how)
+
+
+def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    tallies: list[int] = []
+    tally = run(made, tmp_path / "data", changes={"commit_lines": 20}, report=lambda t: tallies.append(t.settled))
+    rows_of(made, tmp_path / "data")
+    assert tally.whole
+    assert tally.counts == made.expected
+    assert (tally.lines, tally.before, tally.passed, tally.settled) == (75, 0, 75, 75)
+    assert tallies == sorted(tallies)
+    again = run(made, tmp_path / "data")
+    assert (again.before, again.passed, again.counts, again.whole) == (75, 0, {}, True)
+    assert account(open_store(tmp_path / "data"))[0].version == 1  # one block: it is committed once
+
+
+def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    run(made, tmp_path / "data")
+    letters = [letter for delta in account(open_store(tmp_path / "data"))[1] for letter in delta["dead_letters"]]
+    assert letters
+    for letter in letters:
+        number = letter["origin"][2]
+        assert message_of(letter["payload"], number).value == made.lines[number]
+        assert reading_of(letter["payload"]) == Reading("backfill", "zuul", str(made.folder))
+    by_reason = {(letter["reason"], letter.get("mention", {}).get("run_id", "")) for letter in letters}
+    assert ("broken_json", "") in by_reason
+    assert ("log_not_found", "zuul~gone~1") in by_reason
+    assert ("bad_field", "zuul~%2E.%2Fx~1") in by_reason
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(180)
+def test_beam_and_events_give_the_same_rows(
+    kafka: str, topic: MakeTopic, flink_jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    run(made, tmp_path / "direct")
+    direct = rows_of(made, tmp_path / "direct")
+    for runner, endpoint in (("fnapi", ""), ("flink", flink_jobs)):
+        tally = run(made, tmp_path / runner, runner=runner, job_endpoint=endpoint)
+        assert (tally.whole, tally.counts) == (True, made.expected)
+        assert rows_of(made, tmp_path / runner) == direct
+    # the same runs as events, through a broker
+    streamed = stream(made, kafka, topic, tmp_path / "streamed")
+    assert {run_id: file.digest for run_id, file in raw_rows(account(streamed.data)[1]).items()} == direct
+
+
+def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipeline: str = "gate") -> IngestConfig:
+    """Sends the good lines of a listing as events of the CI system zuul, and ingests them."""
+    from confluent_kafka import Producer
+
+    events = topic(1, "events")
+    producer = Producer({"bootstrap.servers": kafka})
+    for line in made.lines:
+        try:
+            value = json.loads(line)
+            mention = mention_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
+        except Exception:  # noqa: BLE001  # the odd ones
+            continue
+        if mention.run_id in made.runs and mention.outcome == "success":
+            message, headers = finished_event(mention.replace(event="gate", pipeline=pipeline))
+            producer.produce(events, message, headers=headers)
+    assert producer.flush(30) == 0
+    ours = IngestConfig(
+        open_store(data), KafkaOptions(kafka), events, "", names=(("https://zuul.example.org", "zuul"),),
+        fetch=FetchPolicy(file_roots=(str(made.folder),)),
+    )  # fmt: skip
+    ingest_micro_batches(ours, until="end")
+    return ours
+
+
+@pytest.mark.engines
+def test_a_run_that_comes_by_both_ways_is_one_row(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    ours = stream(made, kafka, topic, tmp_path / "data")
+    rows = raw_rows(account(ours.data)[1])
+    assert rows.keys() == made.runs
+    # the listing knows better of one run, and of another that its log is another one
+    lines = [json.loads(line) for line in made.lines]
+    lines[3]["result"] = "TIMED_OUT"
+    lines[5]["log_path"] = lines[6]["log_path"]
+    made.lines = [json.dumps(line).encode() for line in lines]
+    tally = run(made, tmp_path / "data")
+    assert tally.counts == {("repeat", "run"): 10, ("correction", "outcome"): 1, ("repeat", "other_log"): 1}
+    state, deltas = account(ours.data)
+    assert raw_rows(deltas) == rows
+    assert state.index.run(f"zuul~{lines[3]['build_uuid']}~1").outcome == "timeout"  # type: ignore[union-attr]
+
+
+@pytest.mark.engines
+def test_a_trusted_listing_reclaims_the_runs_of_untrusted_events(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=6, tricks=False)
+    ours = stream(made, kafka, topic, tmp_path / "data", pipeline="check")
+    assert run(made, tmp_path / "data", changes={"skip_known": True}).counts == {("reclaim", ""): 6}
+    state, deltas = account(ours.data)
+    assert state.trust == {(False, "no rule"): 6, (True, "listing"): 6}
+    assert {row["mention"]["run_id"] for delta in deltas for row in delta.get("reclaims", ())} == made.runs
+    assert verify_raw(ours.raw).findings == []
+
+
+def test_known_runs_need_no_log(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    run(made, tmp_path / "data")
+    for line in corpus_lines(12):
+        (made.folder / line["log_path"]).unlink(missing_ok=True)
+    grown = listed(tmp_path / "more", runs=16, tricks=False)
+    for name in made.folder.rglob("*.gz"):
+        name.unlink()
+    grown.lines[2] = json.dumps({**json.loads(grown.lines[2]), "result": "FAILURE"}).encode()
+    for line in corpus_lines(12):
+        (grown.folder / line["log_path"]).unlink(missing_ok=True)
+    tally = run(grown, tmp_path / "data", changes={"skip_known": True})
+    assert tally.counts == {("repeat", "run"): 11, ("correction", "outcome"): 1, ("run", ""): 4}
+
+
+@pytest.mark.parametrize("runner", [None, "fnapi"])
+def test_jobs_and_limits_leave_the_other_lines_for_another_time(tmp_path: Path, runner: str | None) -> None:
+    made = listed(tmp_path / "logs", runs=60, tricks=False)
+    jobs = [json.loads(line)["build_name"] for line in made.lines]
+    job = max(jobs, key=jobs.count)
+    listing = open_listing(str(made.path))
+    data = tmp_path / "data"
+    some = backfill(made.config(data, selection=(job,), limit=2), listing, runner=runner)
+    assert (some.counts, some.passed) == ({("run", ""): 2}, 60)
+    rest = backfill(made.config(data, selection=(f"{job[:-1]}?",)), listing, runner=runner)
+    assert rest.counts == {("run", ""): jobs.count(job) - 2}
+    one = backfill(made.config(data, limit=1), listing, runner=runner)
+    assert one.counts == {("run", ""): 1}
+    backfill(made.config(data), listing, runner=runner)
+    rows_of(made, data)
+
+
+def test_a_survey_says_what_would_come(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    listing, ours = open_listing(str(made.path)), made.config(tmp_path / "data")
+    found = survey(ours, listing)
+    assert not (tmp_path / "data").exists()
+    fetched = sum(n for (kind, reason), n in made.expected.items() if kind in ("run", "repeat", "correction"))
+    later = ("address_not_allowed", "log_not_found", "corrupt_gzip")
+    fetched += sum(made.expected["dead_letter", reason] for reason in later)
+    assert sum(found.take.values()) == fetched
+    assert found.trust == {(True, "listing"): fetched}
+    assert found.ignored == {"cancelled": 1, "node_lost": 1}
+    assert found.bad == {
+        reason: n for (kind, reason), n in made.expected.items() if kind == "dead_letter" and reason not in later
+    }
+    assert (found.lines, found.settled, found.blank, found.known, found.others) == (75, 0, 1, 0, 0)
+    assert found.faults[0][:2] == (5, "broken_json")
+    backfill(made.config(tmp_path / "data", limit=10), listing)
+    after = survey(replace(ours, limit=20), listing)
+    assert (after.settled, after.others, after.known) == (10, 75 - 30, 0)
+    other = survey(replace(ours, reading=replace(ours.reading, source="found-somewhere")), listing)
+    assert {trusted for trusted, _ in other.trust} == {False}
+
+
+def test_a_source_is_named_by_the_policy(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=3, tricks=False)
+    for source, trusted in (("backfill", True), ("found-somewhere", False)):
+        run(made, tmp_path / source, changes={"reading": Reading(source, "zuul", str(made.folder))})
+        state, deltas = account(open_store(tmp_path / source))
+        assert {key[0] for key in state.trust} == {trusted}
+        assert {record["mention"]["source"] for delta in deltas for record in delta["runs"]} == {source}
+        assert raw_rows(deltas).keys() == made.runs
+
+
+def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    wrong = config(tmp_path, tmp_path / "data")
+    with pytest.raises(CimlError, match=r"none of the first 12 logs is there .* is --logs right"):
+        backfill(wrong, open_listing(str(made.path)))
+    assert account(open_store(tmp_path / "data"))[0].version == 0
+    tally = backfill(replace(wrong, take_missing=True), open_listing(str(made.path)))
+    assert tally.counts == {("dead_letter", "log_not_found"): 12}
+
+
+def test_an_outage_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transforms.ingest.run_stages._PAUSES_S", (0.01, 0.01))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        made = listed(tmp_path / "logs", runs=12, tricks=False)
+        away = config(
+            tmp_path, tmp_path / "data", reading=Reading("backfill", "zuul", place), fetch=FetchPolicy((place,))
+        )
+        with pytest.raises(EngineError, match="none of 12 logs can be read: log_unavailable"):
+            backfill(away, open_listing(str(made.path)))
+    assert account(open_store(tmp_path / "data"))[0].version == 0
+    run(made, tmp_path / "data")
+    rows_of(made, tmp_path / "data")
+
+
+def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=20, tricks=False)
+    fetch = FetchPolicy(file_roots=(str(made.folder),), max_bytes=30_000, max_batch_bytes=30_000)
+    tally = run(made, tmp_path / "data", changes={"fetch": fetch})
+    assert {kind for kind, _ in tally.counts} <= {"run", "dead_letter"}
+    assert {reason for kind, reason in tally.counts if kind == "dead_letter"} <= {"log_too_large"}
+    run(made, tmp_path / "whole")
+    assert tally.counts["run", ""] > 10
+    ours, whole = (raw_rows(account(open_store(tmp_path / name))[1]) for name in ("data", "whole"))
+    assert ours.items() <= whole.items()
+
+
+def test_it_ends_when_it_is_told_to_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
+    made = listed(tmp_path / "logs", runs=60)
+    stop = threading.Event()
+
+    def report(tally: Tally) -> None:
+        if tally.settled >= 10:
+            stop.set()
+
+    first = run(made, tmp_path / "data", changes={"commit_lines": 5}, stop=stop, report=report)
+    assert not first.whole
+    assert 10 <= first.settled < first.lines
+    second = run(made, tmp_path / "data")
+    assert (second.before, second.passed, second.whole) == (first.settled, 75 - first.settled, True)
+    assert first.counts + second.counts == made.expected
+    rows_of(made, tmp_path / "data")
+
+
+def test_two_at_once_settle_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ciml.events.listing_files.BLOCK_LINES", 5)
+    made = listed(tmp_path / "logs", runs=60)
+    path, code = made.path, _SLOW_BACKFILL.replace("commit_lines=4", "commit_lines=5")
+    where = json.dumps([str(path), str(made.folder), str(tmp_path / "data")])
+    other = subprocess.Popen([sys.executable, "-c", code, where], cwd=ROOT)
+    try:
+        run(made, tmp_path / "data", changes={"commit_lines": 5})
+        assert other.wait(60) == 0
+    finally:
+        if other.poll() is None:
+            other.kill()
+    rows_of(made, tmp_path / "data")
+
+
+@pytest.mark.timeout(120)
+def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=240)
+    data = tmp_path / "data"
+    command = [sys.executable, "-c", _SLOW_BACKFILL, json.dumps([str(made.path), str(made.folder), str(data)])]
+    kills = 0
+    for share in (0.05, 0.3, 0.6):
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 60
+            while sum(account(open_store(data))[0].counts.values()) < share * made.expected.total():
+                assert process.poll() is None, "it ended before it was killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            time.sleep(0.02 * kills)  # somewhere between two commits
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.wait(30)
+    assert kills == 3
+    before = sum(account(open_store(data))[0].counts.values())
+    assert before < made.expected.total()
+    tally = run(made, data)
+    assert tally.before >= before
+    rows_of(made, data)
+
+
+#: Takes few lines at a time, so that a kill meets each step.
+_SLOW_BACKFILL = """
+import json, sys
+from ciml import listing_files
+from ciml.events.payloads import message_of
+from ciml.events.listing import Reading
+from ciml.storage.open import open_store
+from pipelines.backfill.backfill import backfill
+from pipelines.backfill.plan import BackfillConfig
+from transforms.fetch.policy import FetchPolicy
+listing_files.BLOCK_LINES = 4
+path, logs, data = json.loads(sys.argv[1])
+fetch = FetchPolicy(file_roots=(logs,))
+config = BackfillConfig(open_store(data), Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
+backfill(config, listing_files.open_listing(path))
+"""
+
+
+@pytest.mark.engines
+def test_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
+    import boto3
+
+    made = listed(tmp_path / "logs", runs=20, tricks=False)
+    bucket = s3.bucket()
+    client = boto3.client("s3")
+    for path in [made.path, *made.folder.rglob("*.gz")]:
+        key = f"ci/{path.relative_to(made.folder)}"
+        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=path.read_bytes())
+    listing = open_listing(f"{bucket}/ci/builds.jsonl")
+    ours = config(f"{bucket}/ci", f"{bucket}/data")
+    tally = backfill(ours, listing)
+    assert tally.counts == made.expected
+    rows = rows_of(made, f"{bucket}/data")
+    run(made, tmp_path / "data")
+    assert rows_of(made, tmp_path / "data") == rows
+
+
+@pytest.mark.parametrize(
+    ("runner", "endpoint", "message"), [("spark", "", "want fnapi or flink"), ("flink", "", "job server")]
+)
+def test_other_runners_are_refused(tmp_path: Path, runner: str, endpoint: str, message: str) -> None:
+    made = listed(tmp_path / "logs", runs=1)
+    with pytest.raises(CimlError, match=message):
+        run(made, tmp_path / "data", runner=runner, job_endpoint=endpoint)
+
+
+def test_a_listing_that_changes_under_a_worker_stops_it(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=2, tricks=False)
+    listing: Listing = open_listing(str(made.path))
+    made.lines[1] = json.dumps({**corpus_lines(2)[1], "result": "FAILURE"}).encode()
+    assert made.path
+    for runner in (None, "fnapi"):
+        with pytest.raises(CimlError, match="was changed while it was read"):
+            backfill(made.config(tmp_path / "data"), listing, runner=runner)

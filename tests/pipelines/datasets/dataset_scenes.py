@@ -1,0 +1,67 @@
+"""Runs, definitions and fixtures that the tests of data sets share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.state import DatasetState
+from ciml.events.records import Mention
+from ciml.storage.open import LocalStore, Store
+from pipelines.datasets.update import (
+    create_dataset,
+)
+from tests.golden import make_logs
+from tests.transforms.samples import mention, table
+
+NOON = make_logs.instant("2026-11-24T12:00:00Z")
+SECOND = 1_000_000
+
+
+def telemetry(number: int) -> pa.Table:
+    times = [NOON + second * SECOND for second in range(0, 25, 5)]
+    return table(times, usr=[number + 0.5 * second for second in range(5)], load=[1.0 / number] * 5)
+
+
+def runs(first: int, last: int, **facts: Any) -> list[tuple[Mention, pa.Table]]:
+    """Runs by number; every third has failed."""
+    out = []
+    for number in range(first, last + 1):
+        outcome = "success" if number % 3 else "failure"
+        out.append((mention(number, outcome=outcome, result=outcome.upper(), **facts), telemetry(number)))
+    return out
+
+
+def define(data: Store, name: str = "cpu", **keys: Any) -> None:
+    create_dataset(data, DatasetDefinition.from_json({"name": name, "span_runs": 4, "max_windows": 4, **keys}))
+
+
+def run_ids(state: DatasetState) -> list[list[str]]:
+    return [[run.run_id.split("~")[1] for run in span.runs] for span in state.latest()]
+
+
+def ids(first: int, last: int) -> list[str]:
+    return [str(number) for number in range(first, last + 1)]
+
+
+class Interrupted(Exception):
+    pass
+
+
+class FailingStore(LocalStore):
+    """Fails at its nth write."""
+
+    def __init__(self, root: str, left: list[int]) -> None:
+        super().__init__(root)
+        self.left = left
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise Interrupted
+        return super().create(path, data)
+
+    def child(self, path: str) -> LocalStore:
+        return FailingStore(super().child(path).root, self.left)

@@ -1,0 +1,316 @@
+"""Updates of data sets that are killed, race, run in Beam or on S3, and what verification finds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.datasets.state import DatasetState
+from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import Mention
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.datasets import update as datasets
+from pipelines.datasets.update import (
+    dataset_state,
+    dataset_store,
+    update_dataset,
+    verify_dataset,
+)
+from tests.golden import make_logs
+from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import corpus, mention
+from transforms.parse.logs import Log, parse_logs
+
+
+def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
+    whole = None
+    for kill in range(9):
+        data = LocalStore(tmp_path / str(kill))
+        raw = RawStore(data)
+        raw.add(runs(1, 5))
+        define(data, tdt_split=[1, 1, 1])
+        with pytest.raises(Interrupted) if kill < 3 else _maybe(Interrupted):
+            update_dataset(FailingStore(data.root, [kill]), "cpu", seal=True, now_us=0)
+        raw.add(runs(6, 9))  # so that what was to be a short span becomes a full one
+        state = update_dataset(data, "cpu", seal=True, now_us=0).state
+        assert verify_dataset(data, "cpu") == []
+        assert [run for span in run_ids(state) for run in span] == ids(1, 9)
+        assert run_ids(state)[0] == ids(1, 4)
+        whole = whole or state.spans[1]
+        assert state.spans[1] == whole
+
+
+class _maybe:  # noqa: N801
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return kind is self.error
+
+
+def test_an_updater_that_loses_takes_over_what_the_other_did(
+    data: Store, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.add(runs(1, 9))
+    define(data)
+    write = datasets.write_span
+    others: list[int] = []
+
+    def write_late(*arguments: Any) -> Any:
+        span = write(*arguments)
+        if not others:  # between this one's files and its commit, another runs from beginning to end
+            others.append(1)
+            raw.add(runs(10, 10))
+            others.append(len(update_dataset(data, "cpu", seal=True).sealed))
+        return span
+
+    monkeypatch.setattr(datasets, "write_span", write_late)
+    update = update_dataset(data, "cpu")
+    assert (len(update.sealed), others) == (0, [1, 3])
+    assert run_ids(update.state) == [ids(1, 4), ids(5, 8), ids(9, 10)]
+    assert verify_dataset(data, "cpu") == []
+
+
+def test_files_of_a_loser_that_differ_are_swept(data: Store, raw: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw.add(runs(1, 2))
+    define(data)
+    write = datasets.write_span
+    others: list[int] = []
+
+    def write_late(*arguments: Any) -> Any:
+        span = write(*arguments)
+        if not others:
+            others.append(1)
+            raw.add(runs(3, 4))
+            others.append(len(update_dataset(data, "cpu").sealed))
+        return span
+
+    monkeypatch.setattr(datasets, "write_span", write_late)
+    update = update_dataset(data, "cpu", seal=True)  # would have sealed runs 1 and 2 alone
+    assert (len(update.sealed), others) == (0, [1, 1])
+    assert run_ids(update.state) == [ids(1, 4)]
+    assert verify_dataset(data, "cpu") == []
+
+
+def _update(root: str, start: Any) -> None:
+    start.wait()
+    update_dataset(open_store(root), "cpu", seal=True)
+
+
+def test_updaters_in_several_processes_give_one_result(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 18))
+    define(data)
+    processes = multiprocessing.get_context("spawn")
+    start = processes.Event()
+    workers = [processes.Process(target=_update, args=(data.root, start)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert run_ids(dataset_state(data, "cpu")) == [ids(1, 4), ids(5, 8), ids(9, 12), ids(13, 16), ids(17, 18)]
+    assert verify_dataset(data, "cpu") == []
+
+
+def _real_runs() -> Iterator[tuple[Mention, pa.Table]]:
+    """Fifty of the corpus, and the golden logs of downsampling."""
+    mentions, tables, _ = corpus(50)
+    yield from zip(mentions, tables, strict=True)
+    logs = [make(zone) for make in make_logs.LARGE for zone in make_logs.ZONES]
+    parsed = parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in logs])
+    for number, each in enumerate(parsed, 900):
+        assert isinstance(each, pa.Table)
+        yield mention(number, provider="north", start_us=NOON), each
+
+
+def _equals_direct(data: Store, **arguments: Any) -> None:
+    raw = RawStore(data)
+    given = list(_real_runs())
+    raw.add(given[:25])
+    raw.add(given[25:])
+    keys = {
+        "class_label": "provider",
+        "classes": ["alibaba", "aws", "huawei", "tencent", "north"],
+        "sample_interval": "7s",
+        "max_windows": None,
+        "span_runs": 25,
+        "tdt_split": [7, 1, 2],
+    }
+    for name in ("direct", "beam"):
+        define(data, name, **keys)
+    direct = update_dataset(data, "direct", seal=True, now_us=5)
+    beam = update_dataset(data, "beam", seal=True, now_us=5, **arguments)
+    assert [len(span.runs) + len(span.excluded) for span in beam.sealed] == [25, 25, 12]
+    assert [span.to_json() for span in beam.sealed] == [span.to_json() for span in direct.sealed]
+    stores = [dataset_store(data, name) for name in ("direct", "beam")]
+    for span in beam.sealed:
+        for path in span.paths:
+            assert stores[0].read(path) == stores[1].read(path)
+    deltas = [
+        [json.dumps(delta).replace("direct", "beam") for _, delta in ManifestLog(store).since(1)] for store in stores
+    ]
+    assert deltas[0] == deltas[1]
+    assert stores[1].list("results") == []
+    assert verify_dataset(data, "beam") == []
+
+
+def test_beam_in_this_process_gives_the_same_bytes(data: Store) -> None:
+    _equals_direct(data, runner="fnapi")
+
+
+@pytest.mark.engines
+def test_flink_gives_the_same_bytes(data: Store, flink_jobs: str) -> None:
+    _equals_direct(data, runner="flink", job_endpoint=flink_jobs)
+
+
+@pytest.mark.engines
+def test_s3_gives_the_same_as_a_folder(data: Store, s3: Any) -> None:
+    bucket = open_store(f"{s3.bucket()}/ci/data")
+    states = []
+    for store in (data, bucket):
+        RawStore(store).add(runs(1, 9))
+        define(store)
+        update_dataset(store, "cpu", seal=True)
+        assert verify_dataset(store, "cpu") == []
+        states.append([span.to_json() for span in dataset_state(store, "cpu").latest()])
+    assert states[0] == states[1]
+
+
+def test_a_stage_that_fails_in_beam_says_what_it_said(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 4))
+    define(data)
+    update_dataset(data, "cpu")
+    raw.add(runs(5, 8))
+    (path,) = [path for path in raw.store.list("runs") if "~7~1." in path]
+    raw.store.delete(path)
+    for runner in (None, "fnapi"):
+        with pytest.raises(IntegrityError, match=r"~7~1\..*is named by the manifest, and is not there"):
+            update_dataset(data, "cpu", runner=runner)
+    assert dataset_state(data, "cpu").version == 2
+
+
+def _flip(store: Store, path: str) -> None:
+    content = bytearray(store.read(path))
+    content[len(content) // 3] ^= 0x10
+    store.replace(path, bytes(content))
+
+
+def _change_a_value(store: Store, path: str) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(pa.BufferReader(store.read(path)))
+    values = np.array(rows.column("usr").combine_chunks().flatten())
+    values[0] += 1
+    field = rows.schema.field("usr")
+    rows = rows.set_column(
+        rows.schema.get_field_index("usr"), field, pa.FixedSizeListArray.from_arrays(pa.array(values), type=field.type)
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink)
+    store.replace(path, bytes(sink.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda store, path: store.delete(path), "is named by the manifest, and is not there"),
+        (_flip, ""),
+        (_change_a_value, "have another digest"),
+        (lambda store, path: store.replace(path.replace("examples-", "other-"), b""), "is named by no manifest"),
+    ],
+    ids=["deleted", "flipped", "changed", "foreign"],
+)
+def test_verify_finds_damage(data: Store, raw: RawStore, damage: Callable[[Store, str], None], message: str) -> None:
+    raw.add(runs(1, 4))
+    define(data)
+    (span,) = update_dataset(data, "cpu").sealed
+    damage(dataset_store(data, "cpu"), span.files["train"][0].path)
+    wrong = verify_dataset(data, "cpu")
+    assert len(wrong) >= 1
+    assert message in wrong[0]
+
+
+def test_verify_finds_a_run_that_no_span_has(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 4))
+    define(data)
+    update_dataset(data, "cpu")
+    manifest = dataset_store(data, "cpu")
+    path = ManifestLog(manifest).path(2)
+    delta = json.loads(manifest.read(path))
+    delta["spans"][0]["runs"][1]["run_id"] = "zuul~77~1"
+    manifest.replace(path, json.dumps(delta).encode())
+    assert [line for line in verify_dataset(data, "cpu") if line.startswith("the run")] == [
+        "the run zuul~2~1 is selected, and in no span",
+        "the run zuul~77~1 is in a span, and not selected",
+    ]
+
+
+def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 8))
+    define(data)
+    update_dataset(data, "cpu")
+    log = ManifestLog(dataset_store(data, "cpu"))
+    delta = log.read(3)
+    for change, message in (
+        ({"cursor": [1, 2]}, "goes back"),
+        ({"spans": [{**delta["spans"][0], "span": 9}]}, "out of order"),
+        ({"spans": [{**delta["spans"][0], "span": 3}]}, "holds the run zuul~5~1 again"),
+    ):
+        state = DatasetState()
+        for version in (1, 2, 3):
+            state.apply(version, log.read(version))
+        with pytest.raises(IntegrityError, match=message):
+            state.apply(4, {**delta, "cursor": [2, 0], **change, "version": 4})
+    with pytest.raises(IntegrityError, match="version 9 after 0"):
+        DatasetState().apply(9, delta)
+
+
+def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 4))
+    define(data)
+    program = (
+        "import sys; from ciml.storage.open import open_store; from pipelines.datasets.update import update_dataset; "
+        f"print(len(update_dataset(open_store({data.root!r}), 'cpu').sealed), "
+        "[name for name in ('apache_beam', 'tensorflow') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[3]
+    out = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert out.stdout == "1 []\n"
+
+
+def test_the_store_that_does_not_answer_is_an_engine_error(data: Store, raw: RawStore) -> None:
+    raw.add(runs(1, 4))
+    define(data)
+    full = _full(data)
+    with pytest.raises(EngineError, match="disk is full"):
+        update_dataset(full, "cpu")
+    assert dataset_state(data, "cpu").version == 1
+
+
+def _full(data: Store) -> Store:
+    class Full(LocalStore):
+        def create(self, path: str, data: bytes) -> bool:
+            raise EngineError("cannot write: disk is full")
+
+        def child(self, path: str) -> LocalStore:
+            return Full(super().child(path).root)
+
+    return Full(data.root)

@@ -1,0 +1,185 @@
+"""Validation of data sets as they are stored: what is compared with what, and what is computed only once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.datasets.state import dataset_state, dataset_store
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import Mention
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.datasets.statistics import Piece, kept_statistics
+from pipelines.datasets.update import update_dataset
+from pipelines.datasets.validate import validate_dataset
+from serving.push import push
+from serving.registry import Verdict
+from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import mention, table
+from training.data.snapshot import make_snapshot, write_snapshot
+from transforms.drift.statistics import columns_needed, merge, statistics
+from transforms.examples.spans import read_span
+from transforms.ingest.trust import TrustPolicy
+
+SPAN = 30
+EVERYONE = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
+
+
+def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -> list[tuple[Mention, pa.Table]]:
+    """A span of runs: of two jobs, one in three failed."""
+    out = []
+    for number in range(first, first + SPAN):
+        random = np.random.default_rng(number)
+        columns: dict[str, Any] = {"usr": random.normal(50, 5, 6) * factor, "load": random.lognormal(1, 0.3, 6), **more}
+        columns.pop(drop, None)
+        outcome = "success" if number % 3 else "failure"
+        facts = {"build_name": f"job-{number % 2}", "provider": "ovh", "flavour": "m1"}
+        run = mention(number, outcome=outcome, result=outcome.upper(), **facts)
+        out.append((run, table([NOON + second * 10 * SECOND for second in range(6)], **columns)))
+    return out
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Store:
+    return open_store(tmp_path)
+
+
+def fill(data: Store, *spans: list[tuple[Mention, pa.Table]], name: str = "cpu") -> None:
+    raw = RawStore(data)
+    for runs in spans:
+        raw.add(runs)
+    define(data, name, span_runs=SPAN, max_windows=8)
+    update_dataset(data, name)
+
+
+def test_the_newest_spans_are_compared_with_those_before(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101), some_runs(201), some_runs(301, factor=1 / 100))
+    (found,) = validate_dataset(data, "cpu").findings
+    assert (found.kind, found.what, found.runs_before, found.runs_after) == ("unit", "usr", 3 * SPAN, SPAN)
+    assert found.verdict.startswith("another unit: ÷ 100 (measured × 0.0")
+    report = validate_dataset(data, "cpu", last=3)
+    assert (report.before.name, report.after.name) == ("cpu, span 1", "cpu, spans 2 to 4")
+    assert report.after.statistics.runs.sum() == 3 * SPAN
+    with pytest.raises(CimlError, match="data set 'cpu': 4 spans, and nothing is left to compare the last 4 with"):
+        validate_dataset(data, "cpu", last=4)
+
+
+def test_statistics_are_those_of_the_examples_and_computed_once(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101), some_runs(201))
+    state, root = dataset_state(data, "cpu"), dataset_store(data, "cpu")
+    resolved = state.resolved
+    assert resolved is not None
+    steps: list[tuple[int, int]] = []
+    first = validate_dataset(data, "cpu", progress=lambda *step: steps.append(step))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    needed = columns_needed(resolved)
+    direct = merge(statistics(read_span(root, span, columns=needed), resolved) for span in state.latest()[:2])
+    for name, series in direct.series.items():
+        np.testing.assert_allclose(first.before.statistics.series[name].mean, series.mean, rtol=1e-8)
+    kept = root.list("statistics")
+    assert [path.rsplit("-", 1)[0] for path in kept] == [
+        f"statistics/span-{span}/{what}" for span in (1, 2, 3) for what in ("columns", "version-1")
+    ]
+    for span in state.latest():
+        for path in span.paths:
+            root.delete(path)
+    for path in data.list("raw/runs"):
+        data.delete(path)
+    assert validate_dataset(data, "cpu").to_json() == first.to_json()
+    root.replace(kept[1], b"{broken")  # counts as none: it is computed anew, and says so when it cannot be
+    with pytest.raises(IntegrityError, match="is named by the manifest, and is not there"):
+        validate_dataset(data, "cpu")
+
+
+def test_a_broken_cache_is_mended(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101))
+    root = dataset_store(data, "cpu")
+    first = validate_dataset(data, "cpu").to_json()
+    kept = {path: root.read(path) for path in root.list("statistics")}
+    for path in kept:
+        root.replace(path, b'{"cells": [["a"]], "series": [], "layouts": [], "groups": [["a", "b", 0, 1]]}')
+    assert validate_dataset(data, "cpu").to_json() == first
+    assert {path: root.read(path) for path in root.list("statistics")} == kept
+
+
+def test_columns_come_from_the_raw_store(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101, gpu__temp=np.full(6, 40.0)), some_runs(201, drop="load"))
+    found = validate_dataset(data, "cpu", last=2).findings
+    assert [(each.kind, each.what, each.verdict) for each in found[:2]] == [
+        ("lost_column", "load avg:1m", "column lost in 50% of the runs"),
+        ("new_column", "gpu:temp", "column new in 50% of the runs"),
+    ]
+    (lost, *others) = validate_dataset(data, "cpu").findings
+    assert (lost.what, lost.before, lost.after) == ("load avg:1m", 1.0, 0.0)
+    assert {(each.kind, each.what) for each in others} == {("mix", "exclusions"), ("lost_column", "gpu:temp")}
+
+
+def test_without_the_raw_store_columns_are_not_known(data: Store, tmp_path: Path) -> None:
+    fill(data, some_runs(1), some_runs(101, gpu__temp=np.full(6, 40.0)))
+    alone = LocalStore(tmp_path / "alone")
+    for path in data.list("datasets"):
+        alone.create(path, data.read(path))
+    report = validate_dataset(alone, "cpu")
+    assert (report.findings, report.before.columns, report.after.columns) == ((), None, None)
+
+
+def test_a_new_version_of_a_span_has_statistics_of_its_own(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101))
+    before = validate_dataset(data, "cpu").after.categories(3)
+    flipped = [mention(101, outcome="failure", result="FAILURE", build_name="job-1", provider="ovh", flavour="m1")]
+    RawStore(data).add(corrections=flipped)
+    update_dataset(data, "cpu")
+    after = validate_dataset(data, "cpu").after.categories(3)
+    assert after == {"failed": before["failed"] + 1, "passed": before["passed"] - 1}
+
+
+def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101, factor=8))
+    define(data, "old", span_runs=2 * SPAN, max_windows=8)
+    define(data, "slow", span_runs=SPAN, max_windows=8, sample_interval="20s")
+    update_dataset(data, "old", seal=True)
+    update_dataset(data, "slow", seal=True)
+    report = validate_dataset(data, "cpu", last=2, against="old")
+    assert (report.before.name, report.findings) == ("old", ())
+    with pytest.raises(CimlError, match="'cpu' and 'slow' cannot be compared: sample_interval is '10s' and '20s'"):
+        validate_dataset(data, "cpu", against="slow")
+
+
+def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101))
+    purged = {f"zuul~{number}~1": "purge" for number in range(1, 11)}
+    snapshot = make_snapshot(data, "cpu", EVERYONE, purged)
+    write_snapshot(data.child("trainer").child("cpu"), snapshot)
+    with pytest.raises(CimlError, match="model 'cpu' has no champion"):
+        validate_dataset(data, "cpu", model="cpu")
+    candidate = data.child("candidate")
+    candidate.create("saved_model.pb", b"a model")
+    push(data, "cpu", candidate, Verdict(True), facts={"snapshot": snapshot.digest}, check=False)
+    with pytest.raises(CimlError, match="data set 'cpu' has no span that model 'cpu' was not trained on"):
+        validate_dataset(data, "cpu", model="cpu")
+    RawStore(data).add(some_runs(201, factor=8))
+    update_dataset(data, "cpu")
+    report = validate_dataset(data, "cpu", model="cpu")
+    assert (report.before.name, report.after.name) == ("what cpu was trained on", "cpu, span 3")
+    assert report.before.statistics.runs.sum() == 2 * SPAN - 10
+    assert [(each.kind, each.what) for each in report.findings] == [("unit", "usr")]
+
+
+def test_a_span_without_examples_has_empty_statistics(data: Store) -> None:
+    fill(data, some_runs(1), some_runs(101, drop="load"))
+    state, root = dataset_state(data, "cpu"), dataset_store(data, "cpu")
+    assert state.resolved is not None
+    span = state.latest()[1]
+    (found,) = kept_statistics(root, state.resolved, [Piece(span.span, span.version, span.files)])
+    assert (found.cells, list(found.series)) == ((), ["usr", "1m", "n_windows"])
+    report = validate_dataset(data, "cpu")
+    assert not report.enough
+    assert [(each.kind, each.what) for each in report.findings] == [
+        ("lost_column", "load avg:1m"),
+        ("mix", "exclusions"),
+    ]

@@ -1,0 +1,200 @@
+"""The ingest on a standalone Flink cluster whose parts are killed, one after the other, while events come."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ciml.errors import EngineError
+from ciml.events.cloudevents import finished_event
+from ciml.storage.open import open_store
+from engines import Engines, cluster_parts
+from pipelines.flink import rest as flink_rest
+from pipelines.flink.rest import RestJob
+from pipelines.flink.submit import FlinkJob, flink_options
+from pipelines.ingest.committer import committer
+from pipelines.ingest.pipeline import IngestConfig, build_ingest
+from pipelines.kafka.client import list_topic
+from pipelines.kafka.source import plan
+from services.ingest import ingest_micro_batches
+from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
+from tests.pipelines.ingest.scenario import Scenario, Sent, mentions
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
+PATIENCE_S = 150.0  # where the machine is busy tenfold, a worker's imports alone take half a minute
+
+
+def send_more(scenario: Scenario, count: int = 6) -> None:
+    """Sends events of so many further runs of the corpus, to two partitions in turn."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": scenario.broker, "linger.ms": 5})
+    scenario.logs.mkdir(exist_ok=True)
+    begin = len(scenario.sent)
+    for number, (mention, source) in list(enumerate(mentions(begin + count)))[begin:]:
+        path = scenario.logs / f"{number}.csv.gz"
+        shutil.copyfile(source, path)
+        value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id=f"e{number}")
+
+        def done(error: object, message: object, run: str = mention.run_id) -> None:
+            assert error is None
+            scenario.sent.append(Sent(message.partition(), message.offset(), (run,), ("run", "")))
+
+        producer.produce(scenario.topic, value, headers=headers, partition=number % 2, on_delivery=done)
+        scenario.runs.add(mention.run_id)
+    assert producer.flush(30) == 0
+
+
+class Play:
+    """An ingest on a cluster, and what was sent to it."""
+
+    def __init__(self, cluster: Engines, scenario: Scenario, ours: IngestConfig) -> None:
+        self.cluster, self.scenario, self.ours = cluster, scenario, ours
+        self.rest = cluster.cluster["rest"]
+
+    def submit(self, parallelism: int = 1, savepoint: str | None = None) -> RestJob:
+        """Submits a job that goes on from the manifest, and lets go of it."""
+        listing = list_topic(self.ours.kafka, self.ours.topic)
+        with committer(self.ours.raw).state() as state:
+            reads = plan(state, listing, bounded=False)
+        options = flink_options(
+            self.cluster.cluster["jobs"],
+            "ingest",
+            workers=self.cluster.cluster["workers"],
+            savepoint=savepoint,
+            changes={"parallelism": parallelism, "checkpointing_interval": 1000},
+        )
+        name = FlinkJob(partial(build_ingest, config=self.ours, reads=reads), options).name
+        wait_for(lambda: flink_rest.find(self.rest, name) is not None, PATIENCE_S)
+        return self.job(name)
+
+    def job(self, name: str) -> RestJob:
+        found = flink_rest.find(self.rest, name)
+        assert found is not None
+        return found
+
+    def wave(self) -> None:
+        """Sends more, and waits until all of it is settled."""
+        send_more(self.scenario)
+        wanted = len(self.scenario.sent)
+        wait_for(lambda: sum(account(self.ours.data)[0].counts.values()) == wanted, PATIENCE_S)
+
+    def pid(self, part: str) -> int:
+        return cluster_parts(self.cluster.home)[part].pid or 0
+
+    def kill(self, part: str) -> None:
+        os.kill(self.pid(part), signal.SIGKILL)
+
+    def restarts(self) -> dict[str, int]:
+        return {name: one.restarts for name, one in cluster_parts(self.cluster.home).items()}
+
+    def knows_its_taskmanager(self) -> bool:
+        try:
+            return flink_rest.taskmanagers(self.rest).keys() == {"taskmanager-1"}
+        except EngineError:
+            return False
+
+
+@pytest.fixture
+def play(cluster: Engines, kafka: str, topic: MakeTopic, tmp_path: Path) -> Play:
+    scenario = Scenario(kafka, topic(2, "events"), tmp_path / "logs")
+    return Play(cluster, scenario, config(scenario, tmp_path / "data", topic(1, "runs"), commit_s=0.5))
+
+
+def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp_path: Path) -> None:
+    assert flink_rest.taskmanagers(play.rest) == {"taskmanager-1": (2, 2)}
+    job = play.submit()
+    play.wave()
+
+    # A TaskManager: the keeper starts another, and Flink the job on it, from the last checkpoint.
+    wait_for(lambda: flink_rest.last_checkpoint(job) is not None, PATIENCE_S)
+    before = play.restarts()
+    play.kill("taskmanager-1")
+    play.wave()
+    assert play.restarts() == {**before, "taskmanager-1": before["taskmanager-1"] + 1}
+    assert flink_rest.checkpoint_counts(play.job(job.name)).restored == 1
+
+    # The one Python worker that has work, and then the pool with all its workers.
+    pool = psutil.Process(play.pid("workers-1"))
+    busy = [one for one in pool.children() if any(c.status == "ESTABLISHED" for c in one.net_connections("tcp"))]
+    assert len(busy) == 1
+    busy[0].kill()
+    play.wave()
+    workers = pool.children()
+    play.kill("workers-1")
+    play.wave()
+    assert not [one for one in workers if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert len(flink_rest.failures(play.job(job.name))) >= 3
+
+    # A savepoint, from which a job of twice the parallelism goes on with what came meanwhile.
+    savepoint = flink_rest.stop_with_savepoint(play.job(job.name))
+    assert savepoint.startswith(f"{play.cluster.cluster['state']}/savepoints/savepoint-")
+    assert play.job(job.name).state == "FINISHED"
+    folder = open_store(savepoint)
+    assert "_metadata" in folder.list()
+    send_more(play.scenario)
+    wide = play.submit(2, savepoint)
+    play.wave()
+    assert flink_rest.checkpoint_counts(wide).restored == 1
+    wait_for(lambda: flink_rest.last_checkpoint(wide) is not None, PATIENCE_S)
+    point = flink_rest.last_checkpoint(wide)
+    assert point is not None
+    assert point.path.startswith(f"{play.cluster.cluster['state']}/checkpoints/{wide.id}/chk-")
+    assert open_store(point.path).exists("_metadata")
+
+    # The JobManager, and with it the job: TaskManagers find the new one; a new job goes on from the manifest.
+    play.kill("jobmanager")
+    play.kill("jobserver")
+    wait_for(
+        lambda: play.restarts()["jobmanager"] == before["jobmanager"] + 1 and play.knows_its_taskmanager(), PATIENCE_S
+    )
+    wait_for(lambda: cluster_parts(play.cluster.home)["jobserver"].answered, PATIENCE_S)
+    assert flink_rest.overview(play.rest) == []
+    last = play.submit(2)
+    play.wave()
+    flink_rest.cancel(last)
+    wait_for(lambda: play.job(last.name).over, PATIENCE_S)
+    announcer = play.ours.projection()
+    assert announcer is not None
+    announcer.announce()  # it may have been cancelled between a commit and its announcement
+    announcer.close()
+
+    rows = check(play.scenario, play.ours.data, play.ours.runs_topic)
+    here = replace(play.ours, data=open_store(str(tmp_path / "here")), runs_topic="")
+    ingest_micro_batches(here, until="end")
+    again, _ = account(here.data)
+    assert again.index.run_count() == len(rows) == len(play.scenario.runs)
+
+
+def test_a_job_s_failures_are_told_over_rest(play: Play) -> None:
+    """An offset that the topic lost: the job tries for ever, and says why."""
+    from confluent_kafka import TopicPartition
+
+    from pipelines.kafka.client import admin
+
+    send_more(play.scenario)
+    with committer(play.ours.raw).state() as state:
+        reads = plan(state, list_topic(play.ours.kafka, play.ours.topic), bounded=False)
+    for future in admin(play.ours.kafka).delete_records([TopicPartition(play.ours.topic, 0, 2)]).values():
+        future.result()
+    options = flink_options(play.cluster.cluster["jobs"], "lost", workers=play.cluster.cluster["workers"])
+    name = FlinkJob(partial(build_ingest, config=play.ours, reads=reads), options).name
+    wait_for(lambda: flink_rest.find(play.rest, name) is not None, PATIENCE_S)
+    job = play.job(name)
+    wait_for(lambda: bool(flink_rest.failures(job)), PATIENCE_S)
+    first = flink_rest.failures(job)[-1]
+    assert first.taskmanager == "taskmanager-1"
+    assert "IntegrityError" in first.trace
+    assert flink_rest.failure(job)[1].startswith(f"{play.ours.topic}[0] 0: the topic does not hold this offset")
+    assert not play.job(name).over
+    assert time.time() - first.time_s < 3600
+    flink_rest.cancel(job)
+    wait_for(lambda: play.job(name).over, PATIENCE_S)

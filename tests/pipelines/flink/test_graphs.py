@@ -1,0 +1,169 @@
+"""Each pipeline's portable graph needs Python workers alone, and translates for every engine, without a network."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.portability.api import beam_expansion_api_pb2, beam_runner_api_pb2
+from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
+from apache_beam.runners.portability.fn_api_runner import translations
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPayloadBuilder
+from click.testing import CliRunner
+
+from cli.commands.graph import command
+from pipelines.flink.portable_graph import as_dot, as_text, foreign, is_unbounded, portable, stages
+from pipelines.flink.submit import flink_options
+from pipelines.graphs import PIPELINES
+
+Build = Callable[[beam.Pipeline], object]
+FOR_EVER = {"ingest", "predict"}
+#: What Beam's Flink runner 2.62 and Dataflow know how to do.
+KNOWN_REQUIREMENTS = {"beam:requirement:pardo:splittable_dofn:v1", "beam:requirement:pardo:stateful:v1"}
+_JAVA, _KAFKA = "java", "beam:transform:org.apache.beam:kafka_read_with_metadata:v1"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a graph needs no network")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # the one question that Dataflow's options ask before anything is submitted: a bucket's policy, to warn of its price
+    monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda *_: None)
+
+
+class JavaExpansion:
+    """An expansion service that gives what Java's would: one stage, in Java's environment, of a Java function."""
+
+    def Expand(self, request: Any, context: Any = None) -> Any:
+        parts = beam_runner_api_pb2.Components()
+        parts.CopyFrom(request.components)
+        parts.environments[_JAVA].urn = "beam:env:docker:v1"
+        parts.environments[_JAVA].capabilities.append("beam:version:sdk_base:apache/beam_java17_sdk:2.77.0")
+        parts.coders["bytes"].spec.urn = "beam:coder:bytes:v1"
+        parts.coders["window"].spec.urn = "beam:coder:global_window:v1"
+        windows = parts.windowing_strategies["global"]
+        windows.window_coder_id, windows.window_fn.urn = "window", "beam:window_fn:global_windows:v1"
+        windows.trigger.default.SetInParent()
+        windows.accumulation_mode = beam_runner_api_pb2.AccumulationMode.DISCARDING
+        windows.output_time = beam_runner_api_pb2.OutputTime.END_OF_WINDOW
+        windows.merge_status = beam_runner_api_pb2.MergeStatus.NON_MERGING
+        parts.pcollections["read"].CopyFrom(
+            beam_runner_api_pb2.PCollection(
+                unique_name="read", coder_id="bytes", windowing_strategy_id="global",
+                is_bounded=beam_runner_api_pb2.IsBounded.BOUNDED,
+            )
+        )  # fmt: skip
+        stage = beam_runner_api_pb2.PTransform(
+            unique_name=request.transform.unique_name, environment_id=_JAVA, outputs={"out": "read"},
+        )  # fmt: skip
+        stage.spec.urn = _KAFKA
+        return beam_expansion_api_pb2.ExpansionResponse(components=parts, transform=stage)
+
+
+def planted(pipeline: beam.Pipeline) -> None:
+    """An ingest with a stage of another language beside it."""
+    PIPELINES["ingest"][0](pipeline)
+    external = ExternalTransform(_KAFKA, ImplicitSchemaPayloadBuilder({"topic": "t"}), JavaExpansion())
+    _ = pipeline | "Java" >> external | "Count" >> beam.Map(len)
+
+
+def test_a_planted_stage_of_another_language_is_found() -> None:
+    found = foreign(portable(planted))
+    assert any("is not Python's" in line for line in found), found
+    assert any(f"{_KAFKA} is another language's" in line for line in found), found
+    assert all("Java" in line for line in found)
+
+
+@pytest.mark.parametrize(("field", "value"), [("urn", "beam:dofn:javasdk:0.1"), ("urn", "")])
+def test_a_planted_function_of_another_language_is_found(field: str, value: str) -> None:
+    proto = portable(PIPELINES["backfill"][0])
+    name, stage = next(
+        (key, one) for key, one in proto.components.transforms.items() if one.unique_name == "Settle"
+    )  # fmt: skip
+    payload = beam_runner_api_pb2.ParDoPayload.FromString(stage.spec.payload)
+    setattr(payload.do_fn, field, value)
+    proto.components.transforms[name].spec.payload = payload.SerializeToString()
+    assert foreign(proto) == [f"Settle: its function is {value}"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_each_is_python_alone_and_every_engine_takes_it(name: str) -> None:
+    build = PIPELINES[name][0]
+    proto = portable(build)
+    assert foreign(proto) == []
+    assert is_unbounded(proto) == (name in FOR_EVER)
+    assert set(proto.requirements) <= KNOWN_REQUIREMENTS
+    # a stage comes after those that it reads; what begins anything is an impulse
+    seen: set[str] = set()
+    for stage, kind, reads in stages(proto):
+        assert seen.issuperset(reads)
+        assert bool(reads) != (kind == "Impulse"), stage
+        seen.add(stage)
+    assert as_text(name, proto).count("\n") == len(seen)
+    dot = as_dot(proto)
+    assert dot.count("{") == dot.count("}")
+    assert dot.count(" -> ") >= len(seen) - 1
+    flink = as_flink_is_given_it(build, unbounded=name in FOR_EVER)
+    assert foreign(flink) == []
+    fused = translations.create_and_optimize_stages(
+        flink, translations.standard_optimize_phases(), translations.KNOWN_COMPOSITES
+    )[1]
+    assert 0 < len(fused) < len(seen) * 2
+    job = dataflow_job(build, unbounded=name in FOR_EVER)
+    assert foreign(job.proto_pipeline) == []
+    images = {_image(one) for one in job.proto_pipeline.components.environments.values()}
+    assert images == {"registry.example.org/ciml/worker:1"}
+
+
+def as_flink_is_given_it(build: Build, *, unbounded: bool) -> Any:
+    """What `PortableRunner` sends to Flink's job server."""
+    options = flink_options("flink:8099", "graph", workers="localhost:50000", streaming=unbounded)
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline)
+    proto = PortableRunner().get_proto_pipeline(pipeline, options)
+    environments = {one.urn for one in proto.components.environments.values()}
+    assert environments == {"beam:env:external:v1"}
+    return proto
+
+
+def dataflow_job(build: Build, *, unbounded: bool) -> Any:
+    """What `DataflowRunner` would submit, short of staging it."""
+    flags = [
+        "--project=project", "--region=europe-west1", "--temp_location=gs://bucket/temp", "--job_name=graph",
+        "--dry_run=True",
+        "--sdk_container_image=registry.example.org/ciml/worker:1", "--sdk_location=container",
+        *(["--streaming", "--enable_streaming_engine"] if unbounded else []),
+    ]  # fmt: skip
+    pipeline = beam.Pipeline(runner=DataflowRunner(), options=PipelineOptions(flags))
+    build(pipeline)
+    return pipeline.run().job
+
+
+def _image(environment: Any) -> str:
+    return str(beam_runner_api_pb2.DockerPayload.FromString(environment.payload).container_image)
+
+
+def test_the_command_prints_each_form(tmp_path: Any) -> None:
+    text = CliRunner().invoke(command, ["backfill"]).output
+    assert text.splitlines()[0] == "backfill: bounded, 4 stages, only Python workers"
+    assert text.splitlines()[-1].split() == ["4", "ParDo", "Settle", "<-", "3"]
+    assert CliRunner().invoke(command, ["backfill", "--format", "dot"]).output.startswith("digraph G {")
+    told = json.loads(CliRunner().invoke(command, ["backfill", "--format", "json"]).output)
+    assert "Settle" in {one["uniqueName"] for one in told["components"]["transforms"].values() if "uniqueName" in one}
+    out = tmp_path / "graph.pb"
+    assert CliRunner().invoke(command, ["backfill", "--format", "proto", "--output", str(out)]).exit_code == 0
+    assert foreign(beam_runner_api_pb2.Pipeline.FromString(out.read_bytes())) == []
+    wrong = CliRunner().invoke(command, ["nothing"])
+    assert wrong.exit_code == 2
+    for name in PIPELINES:
+        assert name in wrong.output

@@ -1,0 +1,130 @@
+"""What tests of ingest share: a configuration, and the comparison of everything with the producer's own list."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile
+from ciml.manifest.log import Delta, ManifestLog, catch_up
+from ciml.raw.accounting import RawState
+from ciml.storage.open import Store, open_store
+from pipelines.ingest.pipeline import IngestConfig
+from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
+from pipelines.kafka.publish import VERSION
+from tests.pipelines.ingest.scenario import Scenario, mentions
+from transforms.fetch.policy import FetchPolicy
+from transforms.raw.write import verify_run
+
+MakeTopic = Callable[..., str]
+
+
+def account(data: Store) -> tuple[RawState, list[Delta]]:
+    log, state = ManifestLog(data.child("raw")), RawState()
+    catch_up(log, state)
+    return state, [delta for _, delta in log.since(0)]
+
+
+def raw_rows(deltas: list[Delta]) -> dict[str, RawFile]:
+    return {run["mention"]["run_id"]: RawFile.from_json(run["file"]) for delta in deltas for run in delta["runs"]}
+
+
+def need_real(broker: str) -> None:
+    """Skips what the mock broker cannot do: transactions, topic ids, retention."""
+    if is_mock(KafkaOptions(broker)):
+        pytest.skip("the mock broker cannot do this")
+
+
+def announced(broker: str, topic: str) -> list[Message]:
+    """All committed messages of a topic, partition by partition."""
+    found: list[Message] = []
+    for partition, (first, end) in list_topic(KafkaOptions(broker), topic).bounds.items():
+        reader = Reader(KafkaOptions(broker), topic, partition)
+        reader.seek(first)
+        while reader.position < end:
+            found += reader.read(1000, 5)
+        reader.close()
+    return found
+
+
+def check(scenario: Scenario, data: Store, runs_topic: str) -> dict[str, RawFile]:
+    """Compares everything with the producer's list; returns the raw rows."""
+    state, deltas = account(data)
+    assert state.counts == scenario.counts()
+    assert state.deferred == {}
+    ends: Counter[int] = Counter()
+    for message in scenario.sent:
+        assert message.offset in state.covered(scenario.topic, message.partition)
+        ends[message.partition] = max(ends[message.partition], message.offset + 1)
+    assert {p: list(ranges) for _, p, ranges in state.partitions()} == {p: [(0, end)] for p, end in ends.items()}
+    # each (message, run) is settled exactly once, but for the deferred ones, which a later record closes
+    positions = Counter(
+        (*record["origin"][1:], record.get("mention", {}).get("run_id", ""))
+        for delta in deltas
+        for name in ("runs", "repeats", "corrections", "ignored", "dead_letters")
+        for record in delta[name]
+    )
+    wanted = {
+        (m.partition, m.offset, run if m.expected[1] != "broken_json" else "") for m in scenario.sent for run in m.runs
+    }
+    assert positions == Counter(wanted)
+    rows = raw_rows(deltas)
+    assert rows.keys() == scenario.runs
+    assert {
+        run["mention"]["run_id"] for d in deltas for run in d["runs"] if not run["trust"]["trusted"]
+    } == scenario.untrusted
+    raw = data.child("raw")
+    assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
+    messages = announced(scenario.broker, runs_topic)
+    told = [json.loads(message.value or b"") for message in messages]
+    assert Counter(each["run_id"] for each in told) == Counter(rows.keys())
+    assert {each["run_id"]: (each["path"], each["digest"]) for each in told} == {
+        run_id: (file.path, file.digest) for run_id, file in rows.items()
+    }
+    versions = [int(dict(message.headers)[VERSION] or 0) for message in messages]
+    assert versions == [each["raw_version"] for each in told]
+    assert versions == sorted(versions) or is_mock(KafkaOptions(scenario.broker))  # which has four partitions
+    assert [message.key for message in messages] == [each["run_id"].encode() for each in told]
+    return rows
+
+
+def config(scenario: Scenario, data: Path | str, runs_topic: str, **changes: Any) -> IngestConfig:
+    fetch = FetchPolicy(file_roots=(str(scenario.logs),), delays_s=(0.5, 0.5, 4.0))
+    kafka = KafkaOptions(scenario.broker)
+    return IngestConfig(open_store(str(data)), kafka, scenario.topic, runs_topic, fetch=fetch, **changes)
+
+
+class LogsArrive:
+    """A reporter that lets the late logs come once something waits for them."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario, self.seen_deferred, self.lags = scenario, False, [0]
+
+    def __call__(self, state: RawState, lag: int) -> None:
+        self.lags.append(lag)
+        if state.deferred and not self.seen_deferred:
+            self.seen_deferred = True
+            self.scenario.log_arrives()
+
+
+def wait_for(done: Callable[[], bool], most_s: float = 60.0) -> None:
+    deadline = time.monotonic() + most_s
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def settled(offset: int, run: int = 0) -> Outcome:
+    mention, _ = mentions(run + 1)[run]
+    file = RawFile(f"runs/{run}", f"digest-{run}", 1, 1)
+    return Outcome("run", Origin("t", 0, offset), f"e{offset}", mention, file=file, detail="é \0")
+
+
+def one_batch(offset: int, run: int = 0) -> Batch:
+    return Batch(OffsetRange("t", "T", 0, offset, offset + 1), settled=[settled(offset, run)])

@@ -1,0 +1,287 @@
+"""The committer: from checkpoint to checkpoint, with several processes, in a folder and on S3."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.digest import canonical_json
+from ciml.errors import IntegrityError
+from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, whole_payload
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
+from ciml.manifest.checkpoints import Limits
+from ciml.manifest.log import ManifestLog
+from ciml.raw.accounting import RawState
+from ciml.raw.verify import verify_manifest
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.ingest.committer import Committer
+from pipelines.predict.pipeline import PredictionCommitter
+from serving.predict.log import Predicted, PredictionState
+from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, deliveries, told
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
+def raw(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.param == "local":
+        yield open_store(tmp_path / "raw")
+    else:
+        s3: Any = request.getfixturevalue("s3")
+        yield open_store(f"{s3.bucket()}/data/raw")
+
+
+def replayed(raw: Store) -> RawState:
+    state = RawState()
+    for version, delta in ManifestLog(raw).since(0):
+        state.apply(version, delta)
+    return state
+
+
+def test_committers_that_maintain_say_what_the_deltas_say(raw: Store) -> None:
+    one, two = Committer(raw, limits=LIMITS), Committer(raw, limits=LIMITS)
+    for number, batches in enumerate(deliveries(4, 30)):
+        (one, two)[number % 2].commit(batches)
+        while one.maintain():
+            pass
+    with one.state() as state:
+        assert (state.version, state.restored) == (30, 28)
+        want = told(state)
+    with two.state() as state:
+        assert told(state) == want
+    assert told(replayed(raw)) == want
+    with Committer(raw, limits=LIMITS).state() as state:
+        assert (told(state), state.restored) == (want, 28)
+    assert list(verify_manifest(raw)) == []
+
+
+def test_memory_does_not_grow_with_the_manifest_whoever_maintains(tmp_path: Path) -> None:
+    raw = LocalStore(tmp_path)
+    clock = Clock()
+    idle, busy = (Committer(raw, clock, Limits(deltas=50)) for _ in range(2))
+    most = 0
+    for number, batches in enumerate(deliveries(4, 400)):
+        idle.commit(batches)  # never maintains
+        with idle.state() as state:
+            most = max(most, state.version - state.restored)
+        clock.now_s += 1
+        if number % 10 == 0:
+            busy.maintain()  # never commits
+    assert most <= 50 + 100 + 10
+
+
+def test_maintenance_with_nothing_due_does_not_touch_the_store(tmp_path: Path) -> None:
+    store = TimedStore(tmp_path, Clock())
+    ours = Committer(store, clock=store.clock, limits=LIMITS)
+    ours.commit(next(deliveries(1, 1)))
+    ours.maintain()
+    calls: list[str] = []
+    store.before = lambda verb, path: calls.append(verb)
+    assert ours.maintain() is False
+    assert calls == []
+
+
+def test_a_commit_that_fails_half_way_is_made_up_for(tmp_path: Path) -> None:
+    store = TimedStore(tmp_path, Clock())
+    ours = Committer(store, clock=store.clock, limits=LIMITS)
+    work = list(deliveries(6, 20))
+    for batches in work[:10]:
+        ours.commit(batches)
+        ours.maintain()
+
+    def torn(verb: str, path: str) -> None:
+        if verb == "read" and path.endswith("000000000012.json"):
+            raise KeyboardInterrupt
+
+    Committer(store, clock=store.clock, limits=LIMITS).commit(work[10])
+    Committer(store, clock=store.clock, limits=LIMITS).commit(work[11])
+    store.before = torn
+    with pytest.raises(KeyboardInterrupt):
+        ours.commit(work[12])
+    store.before = lambda verb, path: None
+    assert ours.commit(work[12]) == 13
+    with ours.state() as state:
+        assert told(state) == told(replayed(store))
+
+
+def letter(offset: int, size: int) -> Outcome:
+    message = Message(offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7)
+    return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
+
+
+def test_what_follows_from_the_state_is_found_anew_when_another_was_first(tmp_path: Path) -> None:
+    one, two = (Committer(LocalStore(tmp_path)) for _ in range(2))
+    seen: list[int] = []
+
+    def find(state: RawState) -> list[Batch]:
+        seen.append(state.version)
+        if state.covered("t", 0):
+            return []
+        two.commit([Batch(OffsetRange("t", "T", 0, 3, 4))])
+        return [Batch(OffsetRange("t", "T", 0, 0, 3))]
+
+    assert one.commit_found(find) is None
+    assert seen == [0, 1]
+
+
+def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -> None:
+    sizes = (10, 10_000, 20_000, 500_000, 20_000)
+    letters = [letter(offset, size) for offset, size in enumerate(sizes)]
+    ours = Committer(raw)
+    assert ours.commit([Batch(OffsetRange("t", "T", 0, 0, len(sizes)), settled=letters)]) == 1
+    delta = ManifestLog(raw).read(1)
+    payloads = [record["payload"] for record in delta["dead_letters"]]
+    assert ["object" in payload for payload in payloads] == [False, False, True, True, True]
+    assert len(canonical_json(delta)) < 3 * INLINE_BYTES
+    assert payloads[2]["object"] == payloads[4]["object"]  # the same content
+    assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in payloads[2:]})
+    for offset, (size, payload) in enumerate(zip(sizes, payloads, strict=True)):
+        assert message_of(whole_payload(raw, payload), offset) == Message(
+            offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7
+        )
+    with pytest.raises(IntegrityError, match="whole_payload"):
+        message_of(payloads[3], 3)
+    raw.replace(payloads[3]["object"], b"{}")
+    with pytest.raises(IntegrityError, match="not as it was written"):
+        whole_payload(raw, payloads[3])
+    raw.delete(payloads[3]["object"])
+    with pytest.raises(IntegrityError, match="gone"):
+        whole_payload(raw, payloads[3])
+
+
+def _commit_twice(root: str, pipe: Any) -> None:
+    ours = Committer(open_store(root), limits=LIMITS)
+    first, second = list(deliveries(90, 2))
+    ours.commit(first)
+    pipe.send("begun")
+    pipe.recv()
+    ours.commit(second)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_a_frozen_process_that_wakes_after_its_place_was_emptied(
+    tmp_path: Path, kills: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zombie is another process, and really stopped. Its clock says that no time has passed."""
+    raw = LocalStore(tmp_path / "raw")
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    zombie = context.Process(target=_commit_twice, args=(raw.root, its))
+    zombie.start()
+    assert ours.poll(60)
+    os.kill(zombie.pid or 0, signal.SIGSTOP)
+    ours.send("go on")
+    try:
+        other = Committer(raw, limits=LIMITS)
+        for batches in deliveries(91, 30):
+            other.commit(batches)
+        while other.maintain():
+            pass
+        for path in (tmp_path / "raw" / "_manifest").rglob("*.*"):
+            os.utime(path, (1_000, 1_000))  # long ago
+        other.commit([Batch(OffsetRange("t", "T", 2, 5000, 5001))])  # now, by the store's own time
+        later = Committer(raw, limits=LIMITS)
+        while later.maintain():
+            pass
+        assert not raw.exists(ManifestLog(raw).path(2))
+        before = dict(ManifestLog(raw).since(0))
+        if kills:
+            os.kill(zombie.pid or 0, signal.SIGKILL)
+    finally:
+        os.kill(zombie.pid or 0, signal.SIGCONT)
+        zombie.join(60)
+    after = dict(ManifestLog(raw).since(0))
+    assert {version: delta for version, delta in after.items() if version <= max(before)} == before
+    assert not raw.exists(ManifestLog(raw).path(2))
+    assert list(verify_manifest(raw)) == []
+    assert zombie.exitcode == (-signal.SIGKILL if kills else 0)
+
+
+def _commit_and_maintain(root: str, seed: int) -> None:
+    ours = Committer(open_store(root), limits=LIMITS)
+    for batches in deliveries(seed, 25):
+        ours.commit(batches)
+        ours.maintain()
+
+
+def test_processes_that_commit_and_maintain_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    root = str(tmp_path / "raw")
+    workers = [context.Process(target=_commit_and_maintain, args=(root, 5)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(100)
+        assert worker.exitcode == 0
+    assert list(verify_manifest(open_store(root))) == []
+    with Committer(open_store(root)).state() as state:
+        got = told(state)
+    assert got == told(replayed(open_store(root)))
+    alone = Committer(open_store(tmp_path / "alone"))
+    for batches in deliveries(5, 25):
+        alone.commit(batches)
+    with alone.state() as state:
+        assert got["covered"] == state.snapshot()["covered"]
+
+
+def test_threads_share_a_committer(tmp_path: Path) -> None:
+    ours = Committer(LocalStore(tmp_path), limits=LIMITS)
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(act: Any) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    def commits() -> None:
+        for batches in deliveries(8, 40):
+            ours.commit(batches)
+
+    def maintains() -> None:
+        while not done.is_set():
+            ours.maintain(budget_s=0)
+
+    threads = [threading.Thread(target=work, args=(act,)) for act in (commits, commits, maintains, maintains)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[:2]:
+        thread.join(60)
+    done.set()
+    for thread in threads[2:]:
+        thread.join(60)
+    assert failures == []
+    with ours.state() as state:
+        assert json.loads(canonical_json(state.snapshot())) == replayed(LocalStore(tmp_path)).snapshot()
+
+
+def test_predictions_are_checkpointed_too(raw: Store) -> None:
+    data = open_store(raw.root.removesuffix("/raw"))
+    limits = Limits(deltas=5)
+    ours = PredictionCommitter(data, limits=limits)
+    for number in range(23):
+        predictions = [
+            {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
+        ]
+        unpredictable = [{"offset": 2 * number + 1, "run_id": "x", "reason": "no_log"}]
+        covers = OffsetRange("runs", "T", 0, 2 * number, 2 * number + 2)
+        assert ours.commit([Predicted(covers, predictions, unpredictable)]) == number + 1
+        assert ours.commit([Predicted(covers, predictions, unpredictable)]) is None
+        while ours.maintain():
+            pass
+    plain = PredictionState()
+    for version, delta in ManifestLog(data.child("predictions")).since(0):
+        plain.apply(version, delta)
+    with PredictionCommitter(data, limits=limits).state() as state:
+        assert state.restored == 20
+        assert state.snapshot() == plain.snapshot()
+        assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)
+        assert [state.has(f"id-{number}") for number in range(11)] == [True] * 9 + [False] * 2

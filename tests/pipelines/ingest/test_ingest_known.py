@@ -1,0 +1,112 @@
+"""Events that were seen before: settled without their log, and with the same result as if it had been fetched again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.events.records import Batch, Candidate, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.raw.accounting import RawState, reconcile
+from pipelines.ingest.pipeline import settle_known
+from tests.pipelines.ingest.ingesting import MakeTopic, account, config
+from tests.pipelines.ingest.scenario import mentions
+
+TRUST = Trust(True, "gate", "p")
+
+
+def candidate(offset: int, event: int, run: int) -> Candidate:
+    return Candidate(
+        Origin("t", 0, offset), f"source e{event}" if event else "", mentions(run + 1)[run][0], trust=TRUST
+    )
+
+
+def stored(batch: Batch, log: str = "log") -> Batch:
+    """What the stages after it make of the candidates that are left: each has its log."""
+    runs = [
+        Outcome(
+            "run", each.origin, each.event_key, each.mention, trust=each.trust,
+            file=RawFile(f"runs/{each.mention.run_id}", f"digest of {log} {each.mention.run_id}", 1, 1),
+        )
+        for each in batch.candidates
+    ]  # fmt: skip
+    return Batch(batch.covers, settled=batch.settled + runs)
+
+
+def batch(first: int, *pairs: tuple[int, int]) -> Batch:
+    found = [candidate(first + number, *pair) for number, pair in enumerate(pairs)]
+    return Batch(OffsetRange("t", "T", 0, first, first + len(pairs)), candidates=found)
+
+
+def state_after(*batches: Batch) -> RawState:
+    state = RawState()
+    for each in batches:
+        delta = reconcile(state, [each], 1)
+        assert delta is not None
+        state.apply(state.version + 1, delta)
+    return state
+
+
+def test_the_same_event_needs_no_log_and_another_of_the_same_run_does() -> None:
+    state = state_after(stored(batch(0, (1, 0))))
+    after = settle_known(batch(1, (1, 0), (2, 0), (1, 1), (0, 0)), state.index)
+    assert [each.origin.offset for each in after.candidates] == [2, 3, 4]
+    assert [(each.kind, each.reason, each.origin.offset, each.trust) for each in after.settled] == [
+        ("repeat", "event", 1, TRUST)
+    ]
+    assert after.covers == OffsetRange("t", "T", 0, 1, 5)
+
+
+_pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=8)
+
+
+@given(_pairs, _pairs, st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_the_commit_says_the_same_as_if_all_logs_had_been_fetched(
+    before: list[tuple[int, int]], now: list[tuple[int, int]], other_log: bool
+) -> None:
+    state = state_after(stored(batch(0, *before)))
+    coming = batch(len(before), *now)
+    log = "other" if other_log else "log"
+    quick = reconcile(state, [stored(settle_known(coming, state.index), log)], 2)
+    slow = reconcile(state, [stored(coming, log)], 2)
+    assert quick is not None
+    assert slow is not None
+    for delta in (quick, slow):
+        for record in delta["repeats"]:
+            if record["reason"] == "event":  # that its log has changed is noticed only by one that fetches it
+                record.pop("file", None)
+        delta["repeats"].sort(key=lambda record: record["origin"])
+    assert quick == slow
+
+
+@pytest.mark.engines
+def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    """The log is gone when the event comes again: one that fetched it would wait for it."""
+    import shutil
+
+    from confluent_kafka import Producer
+
+    from ciml.events.cloudevents import finished_event
+    from services.ingest import ingest_micro_batches
+    from tests.pipelines.ingest.scenario import Scenario
+
+    name, logs = topic(1, "events"), tmp_path / "logs"
+    logs.mkdir()
+    mention, source = mentions(1)[0]
+    path = logs / "0.csv.gz"
+    shutil.copyfile(source, path)
+    value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id="once")
+    ours = config(Scenario(kafka, name, logs), tmp_path / "data", "")
+    producer = Producer({"bootstrap.servers": kafka})
+    for _ in range(2):
+        for _ in range(3):
+            producer.produce(name, value, headers=headers, partition=0)
+        assert producer.flush(30) == 0
+        ingest_micro_batches(ours, until="end")
+        path.unlink(missing_ok=True)
+    state, _ = account(ours.data)
+    assert state.counts == {("run", ""): 1, ("repeat", "event"): 5}
+    assert not state.deferred

@@ -1,0 +1,256 @@
+"""One poisoned input costs only itself, in each stage: the others are what they are without it.
+
+An inner function of a stage is made to fail for one input, which it knows by its contents.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+
+import transforms.fetch.fetch
+import transforms.ingest.decode
+import transforms.ingest.decode_listing
+import transforms.ingest.trust
+import transforms.parse.logs
+import transforms.raw.write
+from ciml.digest import telemetry_digest
+from ciml.events.cloudevents import finished_event
+from ciml.events.listing_files import open_listing
+from ciml.events.records import Batch, Mention, Message, OffsetRange, Outcome
+from ciml.raw.metrics import raw_families
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.backfill.backfill import backfill
+from pipelines.flink.submit import run_here
+from pipelines.ingest.committer import seal, seal_guarded, unseal
+from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.replay import ReplayConfig, replay
+from pipelines.kafka.client import KafkaOptions
+from services.ingest import ingest_micro_batches
+from tests.pipelines.backfill.backfilling import listed
+from tests.pipelines.ingest.ingesting import MakeTopic, account
+from tests.pipelines.ingest.scenario import CORPUS, mentions
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.beam import Decode, Judge, TakeLogs
+from transforms.ingest.decode import decode
+from transforms.ingest.trust import TrustPolicy
+from transforms.parse.logs import Log, parse_logs
+
+Patch = pytest.MonkeyPatch
+POISON = "poison"
+
+
+def _failing(patch: Patch, where: Any, name: str, is_poison: Callable[..., bool]) -> None:
+    inner = getattr(where, name)
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        if is_poison(*arguments, **named):
+            raise IndexError(f"{name} of {POISON} at https://u:hunter2@host/")
+        return inner(*arguments, **named)
+
+    patch.setattr(where, name, fails)
+
+
+def _poison_decode(patch: Patch) -> None:
+    _failing(
+        patch,
+        transforms.ingest.decode,
+        "decode_message",
+        lambda message, *_: b"poison-decode" in (message.value or b""),
+    )
+
+
+def _poison_trust(patch: Patch) -> None:
+    _failing(patch, transforms.ingest.trust, "evaluate", lambda policy, mention: "poison-trust" in mention.run_id)
+
+
+def _poison_fetch(patch: Patch) -> None:
+    _failing(patch, transforms.fetch.fetch.Fetcher, "read", lambda self, address, *_: "poison-fetch" in address.path)
+
+
+def _poison_parse(patch: Patch) -> None:  # of all logs of the batch with the same columns, at once
+    _failing(
+        patch, transforms.parse.logs, "read_rows", lambda bodies, *_: any(b"poison-parse" in body for body in bodies)
+    )
+
+
+def _poison_store(patch: Patch) -> None:
+    _failing(patch, transforms.raw.write, "run_path", lambda mention, *_: "poison-store" in mention.run_id)
+
+
+STAGES: dict[str, Callable[[Patch], None]] = {
+    "decode": _poison_decode, "trust": _poison_trust, "fetch": _poison_fetch, "parse": _poison_parse,
+    "store": _poison_store,
+}  # fmt: skip
+
+
+def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[Mention]:
+    """Runs with logs in a folder: good ones, and between them one for each stage, poisoned for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for number, (mention, log) in enumerate(mentions(good + len(poisoned))):
+        stage = poisoned[number - 2] if 2 <= number < 2 + len(poisoned) else ""
+        name = f"poison-{stage}" if stage else str(number)
+        path, data = folder / f"{name}.csv.gz", log.read_bytes()
+        if stage == "parse":
+            data = gzip.compress(gzip.decompress(data).rstrip(b"\n") + b"\npoison-parse\n")
+        path.write_bytes(data)
+        if stage:
+            mention = mention.replace(run_id=f"zuul~{name}~1", build_uuid=name)
+        found.append(mention.replace(log_url=path.as_uri()))
+    return found
+
+
+def messages(found: list[Mention]) -> list[Message]:
+    made = []
+    for offset, mention in enumerate(found):
+        value, headers = finished_event(mention, event_id=f"e-{mention.run_id}")
+        made.append(Message(offset, value, tuple(headers), mention.run_id.encode()))
+    return made
+
+
+def direct(mention: Mention) -> str:
+    """The digest of a run by one call on its log alone."""
+    path = Path(mention.log_url.removeprefix("file://"))
+    (table,) = parse_logs([Log(path.read_bytes(), mention.start_us, mention.end_us)])
+    return telemetry_digest(mention.run_id, table)
+
+
+def check_letter(letter: Outcome, stage: str) -> None:
+    """The one dead letter of a poisoned input."""
+    assert (letter.kind, letter.reason) == ("dead_letter", "internal_error")
+    assert letter.detail.startswith(f"{stage}: IndexError: ")
+    assert letter.detail.endswith(" fails]")
+    assert "test_poison.py:" in letter.detail
+    assert "hunter2" not in letter.detail
+    assert len(letter.detail) < 1500
+    assert letter.payload is not None
+    assert "value" in letter.payload
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    found = runs(tmp_path / "logs", 6, (stage,))
+    wanted = {each.run_id: direct(each) for each in found if POISON not in each.run_id}
+    STAGES[stage](monkeypatch)
+    covers = OffsetRange("events", "id", 0, 0, 9)
+    policy = FetchPolicy(file_roots=(str(tmp_path / "logs"),))
+
+    def build(pipeline: beam.Pipeline) -> None:
+        events = pipeline | beam.Create([Batch(covers, messages(found))], reshuffle=False).with_output_types(Batch)
+        judged = events | Decode() | Judge(TrustPolicy.load())
+        stored = judged | TakeLogs(policy, LocalStore(str(tmp_path / "raw")))
+        _ = stored | beam.Map(lambda batch: (tmp_path / "sealed").write_bytes(seal(batch))).with_output_types(Any)
+
+    run_here(build)
+    batch = unseal((tmp_path / "sealed").read_bytes())
+    assert batch.covers == covers
+    assert {each.run_id: each.file.digest for each in batch.settled if each.file} == wanted
+    (letter,) = [each for each in batch.settled if not each.file]
+    check_letter(letter, stage)
+    assert letter.origin.offset == 2
+    assert len(batch.settled) == len(found)
+
+
+def test_an_outcome_that_is_no_text_costs_itself() -> None:
+    found = [Message(0, b"{}"), Message(1, b"{}", (("ce_\ud800", b""),)), Message(2, b"{}")]
+    covers = OffsetRange("events", "id", 0, 0, 3)
+    batch = unseal(seal_guarded(decode(Batch(covers, found))))
+    assert batch.covers == covers
+    assert [(each.kind, each.origin.offset, each.payload is None) for each in batch.settled] == [
+        ("dead_letter", 0, False), ("dead_letter", 1, True), ("dead_letter", 2, False),
+    ]  # fmt: skip
+    assert batch.settled[1].reason == "internal_error"
+    assert batch.settled[1].detail.startswith("seal: UnicodeEncodeError: ")
+
+
+def letters(data: Store) -> list[Outcome]:
+    """The dead letters of a raw manifest."""
+    return [Outcome.from_json(record) for delta in account(data)[1] for record in delta["dead_letters"]]
+
+
+def digests(data: Store) -> dict[str, str]:
+    """The digests of a raw manifest's rows."""
+    return {run["mention"]["run_id"]: run["file"]["digest"] for delta in account(data)[1] for run in delta["runs"]}
+
+
+def internal_errors(data: Store) -> float:
+    """What ingest shows of them to Prometheus."""
+    state, _ = account(data)
+    (total,) = [
+        sample.value
+        for family in raw_families(state)
+        for sample in family.samples
+        if sample.name == "ciml_dead_letter_total" and sample.labels["reason"] == "internal_error"
+    ]
+    return total
+
+
+@pytest.mark.engines
+def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes_it(
+    kafka: str, topic: MakeTopic, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    from confluent_kafka import Producer
+
+    found = runs(tmp_path / "logs", 10, tuple(STAGES))
+    wanted = {each.run_id: direct(each) for each in found}
+    name, producer = topic(1, "events"), Producer({"bootstrap.servers": kafka})
+    for each in messages(found):
+        producer.produce(name, each.value, each.key, headers=list(each.headers))
+    assert producer.flush(30) == 0
+    fetch = FetchPolicy(file_roots=(str(tmp_path / "logs"),))
+    ours = IngestConfig(open_store(str(tmp_path / "data")), KafkaOptions(kafka), name, topic(1, "runs"), fetch=fetch)
+    with monkeypatch.context() as patch:
+        for poison in STAGES.values():
+            poison(patch)
+        ingest_micro_batches(ours, until="end")
+        state, _ = account(ours.data)
+        assert list(state.covered(name, 0)) == [(0, len(found))]
+        assert digests(ours.data) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}
+        closed = letters(ours.data)
+        for stage, letter in zip(STAGES, sorted(closed, key=lambda each: each.origin.offset), strict=True):
+            check_letter(letter, stage)
+        assert internal_errors(ours.data) == len(STAGES)
+        # a replay by the same program comes to the same, and takes nothing with it
+        replayed = replay(ReplayConfig(ours.data, fetch=fetch))
+        assert (replayed.closed, dict(replayed.still)) == (0, {"internal_error": len(STAGES)})
+    replayed = replay(ReplayConfig(ours.data, fetch=fetch))  # by one that is mended
+    assert (replayed.closed, dict(replayed.became)) == (len(STAGES), {("run", ""): len(STAGES)})
+    assert digests(ours.data) == wanted
+    assert account(ours.data)[0].dead_letters == {}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("runner", [None, "fnapi"])
+def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
+    stage: str, runner: str | None, tmp_path: Path, monkeypatch: Patch
+) -> None:
+
+    made = listed(tmp_path / "logs", 8, tricks=False)
+    line = json.loads(made.lines[3])
+    log = tmp_path / "logs" / f"poison-{stage}.csv.gz"
+    text = gzip.decompress((CORPUS / line["log_path"]).read_bytes()).rstrip(b"\n")
+    log.write_bytes(gzip.compress(text + (b"\npoison-parse\n" if stage == "parse" else b"\n")))
+    line |= {"build_uuid": f"poison-{stage}", "log_path": log.name}
+    made.lines.insert(4, json.dumps(line).encode())
+    STAGES[stage](monkeypatch)
+    _failing(monkeypatch, transforms.ingest.decode_listing, "decode_line", lambda data, *_: b"poison-decode" in data)
+    config = made.config(tmp_path / "data")
+    with closing(open_listing(str(made.path))) as listing:
+        tally = backfill(config, listing, runner=runner)
+    assert tally.whole
+    data = open_store(str(tmp_path / "data"))
+    assert digests(data).keys() == made.runs
+    (letter,) = letters(data)
+    check_letter(letter, stage)
+    assert letter.origin.offset == 4
+    state, _ = account(data)
+    ((_, _, ranges),) = state.partitions()
+    assert list(ranges) == [(0, len(made.lines))]

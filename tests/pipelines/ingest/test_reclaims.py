@@ -1,0 +1,200 @@
+"""Reclaimed runs in data sets: the trusted row takes the place of the untrusted one, sealed or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.events.records import Mention, Message
+from ciml.storage.open import Store, open_store
+from pipelines.datasets.update import (
+    create_dataset,
+    dataset_state,
+    dataset_store,
+    read_span,
+    update_dataset,
+    verify_dataset,
+)
+from pipelines.kafka.publish import render_runs
+from pipelines.raw_store.verify import verify_raw
+from serving.predict.announcements import read_announcement
+from serving.predict.log import prediction_id
+from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
+from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
+from tests.transforms.samples import mention
+from training.data.snapshot import make_snapshot
+from transforms.examples.prepare import make_examples
+from transforms.ingest.trust import TrustPolicy
+
+GATED = TrustPolicy.parse('[[rule]]\nname = "gated"\ntrusted = true\npipeline = ["gate"]')
+
+
+def claim(number: int, **facts: Any) -> tuple[Mention, pa.Table]:
+    return mention(number, outcome="success", result="SUCCESS", pipeline="check", **facts), telemetry(number + 50)
+
+
+def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[Mention, pa.Table]:
+    told = mention(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
+    return told, telemetry(number)
+
+
+def direct(data: Store, rows: list[tuple[Mention, pa.Table]], name: str = "cpu") -> pa.Table:
+    resolved = dataset_state(data, name).resolved
+    assert resolved is not None
+    table = make_examples([told for told, _ in rows], [each for _, each in rows], resolved).table
+    return _facts(table)
+
+
+def _facts(table: pa.Table) -> pa.Table:
+    """The examples without the producer's word, which a correction that changes no label leaves as it was."""
+    return table.drop_columns(["result"] if "result" in table.column_names else []).sort_by("run_id")
+
+
+def stored(data: Store, name: str = "cpu") -> pa.Table:
+    root = dataset_store(data, name)
+    return _facts(pa.concat_tables([read_span(root, span) for span in dataset_state(data, name).latest()]))
+
+
+def test_a_sealed_span_gets_a_new_version_with_the_row_of_the_reclaim(data: Store, raw: RawStore) -> None:
+    define(data)
+    raw.add([claim(1)], trust=UNTRUSTED)
+    raw.add(runs(2, 4, pipeline="gate"))
+    (first,) = update_dataset(data, "cpu").sealed
+    before = {path: dataset_store(data, "cpu").read(path) for path in first.paths}
+    raw.add(reclaims=[reclaim(1)])
+    (second,) = update_dataset(data, "cpu").sealed
+    assert ((second.span, second.version), second.selected[0]) == ((1, 2), (3, 0))
+    assert stored(data).equals(direct(data, [reclaim(1), *runs(2, 4, pipeline="gate")]))
+    assert all(dataset_store(data, "cpu").read(path) == was for path, was in before.items())
+    assert update_dataset(data, "cpu").sealed == ()
+    assert verify_dataset(data, "cpu") == []
+    snapshot = make_snapshot(data, "cpu", GATED)
+    assert sorted(run.run_id.split("~")[1] for run in snapshot.runs()) == ["1", "2", "3", "4"]
+    assert snapshot.untrusted == {}
+    assert {run.run_id.split("~")[1]: run.label for run in snapshot.runs()}["1"] == 1
+
+
+def test_what_untrusted_events_said_before_a_reclaim_is_forgotten(data: Store, raw: RawStore) -> None:
+    define(data)
+    raw.add([claim(1)], trust=UNTRUSTED)
+    raw.add(runs(2, 4))
+    update_dataset(data, "cpu")
+    raw.add(corrections=[mention(1, outcome="timeout", result="TIMED_OUT")], trust=UNTRUSTED)
+    (second,) = update_dataset(data, "cpu").sealed
+    assert second.runs[0].label_name == "failed"
+    raw.add(reclaims=[reclaim(1, "success")])
+    (third,) = update_dataset(data, "cpu").sealed
+    assert (third.version, third.runs[0].label_name) == (3, "passed")
+    raw.add(corrections=[mention(1, outcome="failure")], trust=UNTRUSTED)
+    assert update_dataset(data, "cpu").sealed == ()
+    raw.add(corrections=[mention(1, outcome="failure")])
+    (fourth,) = update_dataset(data, "cpu").sealed
+    assert (fourth.version, fourth.runs[0].label_name, fourth.selected[0]) == (4, "failed", third.selected[0])
+    assert verify_dataset(data, "cpu") == []
+
+
+def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs(data: Store, raw: RawStore) -> None:
+    define(data, build_name=["unit"])
+    define(data, "docs", build_name=["docs"], span_runs=1)
+    raw.add([claim(1, build_name="unit")], trust=UNTRUSTED)
+    raw.add(runs(2, 4, build_name="unit"))
+    (span,) = update_dataset(data, "cpu").sealed
+    assert len(span.runs) == 4
+    raw.add(runs(9, 9, build_name="docs"), reclaims=[reclaim(1, build_name="docs")])
+    (again,) = update_dataset(data, "cpu").sealed
+    assert ([run.run_id.split("~")[1] for run in again.runs], [dict(each)["reason"] for each in again.excluded]) == (
+        ["2", "3", "4"], ["other_job"],
+    )  # fmt: skip
+    update_dataset(data, "docs")
+    assert run_ids(dataset_state(data, "docs")) == [["9"], ["1"]]
+    assert update_dataset(data, "docs").sealed == ()
+    assert verify_dataset(data, "cpu") == verify_dataset(data, "docs") == []
+
+
+@dataclass
+class Known:
+    """A run as it has to be."""
+
+    told: Mention
+    table: pa.Table
+    trusted: bool
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    deltas=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.booleans(),
+            st.lists(st.tuples(st.integers(1, 12), st.sampled_from(["success", "failure"]), st.booleans()), max_size=3),
+            st.lists(st.integers(1, 12), unique=True, max_size=2),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_trusted_words(
+    tmp_path_factory: pytest.TempPathFactory, deltas: list[tuple[int, bool, list[Any], list[int], bool]]
+) -> None:
+    data = open_store(tmp_path_factory.mktemp("data"))
+    raw = RawStore(data)
+    define(data)
+    known: dict[int, Known] = {}
+    for count, trusted, fixes, reclaims, update in deltas:
+        fresh = [(claim, reclaim)[trusted](len(known) + 1 + at) for at in range(count)]
+        taken = [number for number in reclaims if number in known and not known[number].trusted]
+        known |= {int(told.build_uuid): Known(told, each, trusted) for told, each in fresh}
+        raw.add(fresh, trust=TRUSTED if trusted else UNTRUSTED, reclaims=[reclaim(number) for number in taken])
+        known |= {number: Known(*reclaim(number), True) for number in taken}
+        for number, outcome, said in fixes:
+            if number in known:
+                raw.add(corrections=[mention(number, outcome=outcome)], trust=TRUSTED if said else UNTRUSTED)
+                if said or not known[number].trusted:
+                    known[number].told = known[number].told.replace(outcome=outcome, result="")
+        if update:
+            update_dataset(data, "cpu")
+    if not known:
+        return
+    update_dataset(data, "cpu", seal=True)
+    update_dataset(data, "cpu")  # sealing takes in changes of what it seals; those of other spans follow
+    rows = [(each.told, each.table) for each in known.values()]
+    assert stored(data).equals(direct(data, rows))
+    assert verify_dataset(data, "cpu") == []
+    version = sum(1 for _ in raw.log.since(0))
+    pinned = DatasetDefinition.from_json(
+        {"name": "pinned", "max_windows": 4, "span_runs": 4, "slicer": ":", "raw_version": version}
+    )
+    create_dataset(data, pinned)
+    update_dataset(data, "pinned")
+    assert stored(data, "pinned").equals(direct(data, rows, "pinned"))
+    assert verify_dataset(data, "pinned") == []
+
+
+def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None:
+    raw.add([claim(1)], trust=UNTRUSTED)
+    raw.add(runs(2, 2), reclaims=[reclaim(1)])
+    told = [
+        read_announcement(Message(0, value, (), key))
+        for _, delta in raw.log.since(0)
+        for key, value, _ in render_runs(delta)
+    ]
+    assert [each.run_id.split("~")[1] for each in told] == ["1", "2", "1"]
+    assert [each.reclaim[:16] for each in told] == ["", "", told[2].path.split(".")[-2]]
+    ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in told]
+    assert len(set(ids)) == 3
+    assert ids[0] == prediction_id(told[0].run_id, "m", 1)
+
+
+def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: Store, raw: RawStore) -> None:
+    raw.add([claim(1)], trust=UNTRUSTED)
+    raw.add(runs(2, 3), reclaims=[reclaim(1)])
+    found = verify_raw(data.child("raw"))
+    assert found.findings == []
+    assert found.runs == 3

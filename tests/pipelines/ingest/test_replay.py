@@ -1,0 +1,398 @@
+"""Replay: a letter is closed by what it comes to, once, by whatever is known and allowed on the day."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.events import cloudevents as events
+from ciml.events.cloudevents import finished_event, run_event
+from ciml.events.listing_files import open_listing
+from ciml.events.records import Batch, Mention, Message, OffsetRange
+from ciml.limits import MAX_MESSAGE_BYTES
+from ciml.raw.audit import Audit
+from ciml.raw.dead_letters import Choice, all_letters
+from ciml.storage.open import Store, open_store
+from pipelines.backfill.backfill import backfill
+from pipelines.ingest.committer import Committer, committer
+from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
+from pipelines.kafka.client import KafkaOptions
+from pipelines.kafka.publish import Projection, Projections, render_letters, render_runs
+from tests.pipelines.backfill.backfilling import listed
+from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows
+from tests.pipelines.ingest.scenario import mentions
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import decode
+from transforms.ingest.run_stages import settle
+from transforms.ingest.trust import TrustPolicy
+from transforms.raw.write import verify_run
+
+ROOT = Path(__file__).parents[3]
+TOPIC = "ci-events"
+
+
+class Place:
+    """A data root to which messages are committed as an ingest would, and a folder of logs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = open_store(folder / "data")
+        self.logs = folder / "logs"
+        self.logs.mkdir(exist_ok=True)
+        self.end = 0
+
+    def mention(self, number: int, log: bool = True, **changes: Any) -> Mention:
+        mention, source = mentions(number + 1)[number]
+        target = self.logs / f"{number}.gz"
+        if log:
+            shutil.copy(source, target)
+        return mention.replace(log_url=target.as_uri(), **changes)
+
+    def log_arrives(self, number: int) -> None:
+        shutil.copy(mentions(number + 1)[number][1], self.logs / f"{number}.gz")
+
+    def take(self, *said: tuple[bytes | None, Any], fetch: FetchPolicy | None = None, **how: Any) -> None:
+        found = [Message(self.end + at, value, tuple(headers)) for at, (value, headers) in enumerate(said)]
+        covers = OffsetRange(TOPIC, "T", 0, self.end, self.end + len(found))
+        self.end += len(found)
+        batch = decode(Batch(covers, found), **how)
+        fetch = fetch or FetchPolicy(file_roots=(str(self.logs),))
+        committer(self.data.child("raw")).commit(
+            settle([batch], TrustPolicy.load(), fetch, self.data.child("raw"), outages=False)
+        )
+
+    def config(self, **changes: Any) -> ReplayConfig:
+        return replace(ReplayConfig(self.data, fetch=FetchPolicy(file_roots=(str(self.logs),))), **changes)
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        """What the accounting says; checked by an audit and against the raw objects."""
+        state, deltas = account(self.data)
+        audit = Audit()
+        for version, delta in enumerate(deltas, 1):
+            audit.add(version, delta)
+        audit.compare(state)
+        assert audit.findings == []
+        raw = self.data.child("raw")
+        rows = raw_rows(deltas)
+        assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
+        return dict(state.counts)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+LATER = "dev.ciml.run.over.v2"
+
+
+def understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the decoder knows a type of events that it did not know."""
+    monkeypatch.setitem(events.PHASES, LATER, "finished")
+
+
+def of_a_later_type(*mentions: Mention, **how: Any) -> tuple[bytes, Any]:
+    value, headers = finished_event(*mentions, **how)
+    return value.replace(events.FINISHED.encode(), LATER.encode()), headers
+
+
+def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [place.mention(0), place.mention(1, log=False), place.mention(2, outcome="cancellation", result="ABORTED")]
+    said = of_a_later_type(*told, event_id="x")
+    place.take(said, said, finished_event(place.mention(3)))
+    assert place.counts == {("dead_letter", "unknown_type"): 2, ("run", ""): 1}
+    again = replay(place.config())
+    assert (again.tried, again.closed, again.still) == (2, 0, {"unknown_type": 2})
+    version = account(place.data)[0].version
+    understood(monkeypatch)
+    found = replay(place.config())
+    assert (found.tried, found.closed, found.still, found.whole) == (2, 2, {}, True)
+    expected = {
+        ("run", ""): 1,
+        ("dead_letter", "log_not_found"): 1,
+        ("ignored", "cancelled"): 1,
+        ("repeat", "event"): 3,
+    }
+    assert found.became == expected
+    assert place.counts == {**expected, ("run", ""): 2}
+    assert account(place.data)[0].version == version + 1
+    # what it opened is a letter of its own
+    place.log_arrives(1)
+    assert replay(place.config()).became == {("run", ""): 1}
+    assert replay(place.config()).tried == 0
+    assert place.counts == {("run", ""): 3, ("ignored", "cancelled"): 1, ("repeat", "event"): 3}
+    became = {letter.key[0].offset: letter.became for letter in all_letters(committer_log(place.data), Choice())}
+    assert became[1] == ("repeat event", "repeat event", "repeat event")
+
+
+def committer_log(data: Store) -> Any:
+    return committer(data.child("raw")).log
+
+
+def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
+    place.take(finished_event(place.mention(0)), fetch=FetchPolicy())
+    assert place.counts == {("dead_letter", "address_not_allowed"): 1}
+    still = replay(place.config(fetch=FetchPolicy()))
+    assert still.still == {"address_not_allowed": 1}
+    assert still.details == {"address_not_allowed": "the file is not below an allowed root"}
+    untrusted = TrustPolicy.parse('[[rule]]\nname = "none"\ntrusted = false')
+    assert replay(place.config(trust=untrusted)).became == {("run", ""): 1}
+    assert place.counts == {("run", ""): 1}
+    assert account(place.data)[0].trust == {(False, "none"): 1}
+
+
+def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
+    mention = place.mention(0)
+    log = place.logs / "0.gz"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-9])
+    place.take(finished_event(mention))
+    assert place.counts == {("dead_letter", "corrupt_gzip"): 1}
+    log.write_bytes(whole)
+    assert replay(place.config()).closed == 1
+    assert place.counts == {("run", ""): 1}
+
+
+def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> None:
+    from ciml.raw.accounting import retry
+    from transforms.fetch.fetch import fetch
+
+    mention, policy = place.mention(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
+    value, headers = finished_event(mention)
+    batch = decode(Batch(OffsetRange(TOPIC, "T", 0, 0, 1), [Message(0, value, tuple(headers))]))
+    ours = committer(place.data.child("raw"))
+    ours.commit([fetch(batch, policy, 1)])
+    with ours.state() as state:
+        (deferred,) = state.deferred.values()
+    ours.commit([fetch(Batch(None, candidates=[retry(deferred)]), policy, 2)])
+    assert place.counts == {("dead_letter", "log_not_found"): 1}
+    place.log_arrives(0)
+    assert replay(place.config()).became == {("run", ""): 1}
+    (row,) = [run for delta in account(place.data)[1] for run in delta["runs"]]
+    assert (row["attempts"], row["first_seen_us"]) == (3, 1)
+
+
+def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
+    gone = place.mention(0, log=False)
+    broken = finished_event(gone, event_id="c")
+    place.take(
+        finished_event(gone, event_id="a"),
+        finished_event(gone.replace(outcome="failure", result="FAILURE"), event_id="b"),
+        (broken[0].replace(b'"success"', b'"so so"'), broken[1]),
+    )
+    place.log_arrives(0)
+    other = gone.replace(log_url=place.mention(1).log_url)
+    place.take(finished_event(other, event_id="d"))
+    assert place.counts == {("dead_letter", "log_not_found"): 2, ("dead_letter", "bad_field"): 1, ("run", ""): 1}
+    found = replay(place.config())
+    assert found.became == {("repeat", "other_log"): 1, ("correction", "outcome"): 1, ("repeat", "run"): 1}
+    assert place.counts == {("run", ""): 1, **found.became}
+
+
+def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "https://zuul.example.org"
+    gone = place.mention(0, log=False, source=source)
+    place.take(finished_event(gone), of_a_later_type(place.mention(1, source=source)), names={source: "ci"})
+    place.log_arrives(0)
+    understood(monkeypatch)
+    replay(place.config(names=((source, "ci"),)))
+    assert sorted(raw_rows(account(place.data)[1])) == sorted(f"ci~{mentions(2)[n][0].build_uuid}~1" for n in (0, 1))
+    gone = place.mention(2, log=False, source=source)
+    place.take(finished_event(gone), names={source: "ci"})
+    place.log_arrives(2)
+    assert replay(place.config()).closed == 1  # although it is not said: the letter knows its run
+    assert f"ci~{gone.build_uuid}~1" in raw_rows(account(place.data)[1])
+
+
+def test_what_cannot_be_tried_says_why(place: Place) -> None:
+    large = (b"x" * (MAX_MESSAGE_BYTES + 1), [])
+    signed = place.mention(0)
+    secret = signed.replace(log_url="http://127.0.0.1:1/a?X-Amz-Signature=s3cr3t")
+    place.take(large, finished_event(secret), (None, []), (b"{", []))
+    assert place.counts == {
+        ("dead_letter", "too_large"): 1, ("dead_letter", "address_not_allowed"): 1, ("dead_letter", "tombstone"): 1,
+        ("dead_letter", "broken_json"): 1,
+    }  # fmt: skip
+    seen = preview(place.config())
+    assert (seen.letters, seen.untried) == (4, {"not_held": 1, "secret_not_held": 1})
+    found = replay(place.config())
+    assert found.still == {"not_held": 1, "secret_not_held": 1, "tombstone": 1, "broken_json": 1}
+    assert (found.tried, found.closed) == (4, 0)
+
+
+def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
+    labels = {f"label-{number}": "x" * 1000 for number in range(40)}
+    gone = place.mention(0, log=False, labels=labels)
+    place.take(finished_event(gone))
+    (letter,) = [record for delta in account(place.data)[1] for record in delta["dead_letters"]]
+    assert "object" in letter["payload"]
+    place.log_arrives(0)
+    assert replay(place.config()).closed == 1
+    (row,) = [record for delta in account(place.data)[1] for record in delta["runs"]]
+    assert row["mention"]["labels"] == labels
+
+
+def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [place.mention(number, log=False) for number in range(8)]
+    place.take(*(finished_event(each) for each in told), (b"{", []), of_a_later_type(place.mention(9)))
+    raw = place.data.child("raw")
+
+    def offsets(**choice: Any) -> list[int]:
+        return [letter.key[0].offset for letter in chosen(raw, Choice(**choice))]
+
+    assert offsets() == list(range(10))
+    assert offsets(reasons=("log_*",)) == list(range(8))
+    assert offsets(reasons=("broken_json", "unknown_*")) == [8, 9]
+    assert offsets(runs=("",)) == [8, 9]
+    assert offsets(runs=(f"*{told[3].build_uuid}*",)) == [3]
+    assert offsets(jobs=(told[0].build_name,)) == [n for n in range(8) if told[n].build_name == told[0].build_name]
+    assert offsets(topics=("listing:*",)) == []
+    (when,) = {letter.time_us for letter in chosen(raw, Choice())}
+    assert (offsets(since_us=when), offsets(since_us=when + 1)) == (list(range(10)), [])
+    assert (offsets(until_us=when), offsets(until_us=when + 1)) == ([], list(range(10)))
+    for number in range(8):
+        place.log_arrives(number)
+    assert replay(place.config(limit=3, together=2)).tried == 3
+    assert offsets() == list(range(3, 10))
+    understood(monkeypatch)
+    found = replay(place.config(choice=Choice(reasons=("unknown_type",)), selection=("other-*",)))
+    assert found.became == {("ignored", "job_not_selected"): 1}
+
+
+def test_it_ends_when_it_is_told_to(place: Place) -> None:
+    place.take(*(finished_event(place.mention(number, log=False)) for number in range(9)))
+    for number in range(9):
+        place.log_arrives(number)
+    stop = threading.Event()
+    found = replay(place.config(together=2), stop=stop, report=lambda each: stop.set())
+    assert (found.tried, found.closed, found.whole) == (2, 2, False)
+    assert replay(place.config(together=2)).closed == 7
+
+
+def test_two_at_once_close_each_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.take(*(of_a_later_type(place.mention(n), place.mention(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
+    understood(monkeypatch)
+    monkeypatch.setattr("pipelines.ingest.replay.committer", lambda raw: Committer(raw))  # as in processes of their own
+    with ThreadPoolExecutor(3) as pool:
+        results: list[Replayed] = list(pool.map(lambda _: replay(place.config(together=3)), range(3)))
+    assert sum(each.closed for each in results) == 12
+    assert sum(each.became["run", ""] for each in results) == 24
+    assert place.counts == {("run", ""): 24}
+
+
+@pytest.mark.timeout(120)
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) -> None:
+    number = 60
+    place.take(*(finished_event(place.mention(n, log=False), event_id=f"{n}") for n in range(number)))
+    for each in range(number):
+        place.log_arrives(each)
+    where = json.dumps([place.data.root, str(place.logs)])
+    kills = 0
+    for share in (0.1, 0.4, 0.7):
+        process = subprocess.Popen([sys.executable, "-c", _SLOW_REPLAY, where], cwd=ROOT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 60
+            while account(place.data)[0].counts["run", ""] < share * number:
+                assert process.poll() is None, "it ended before it was killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.wait(30)
+    assert kills == 3
+    open_now = account(place.data)[0].counts["dead_letter", "log_not_found"]
+    assert 0 < open_now < number
+    assert replay(place.config()).closed == open_now
+    assert place.counts == {("run", ""): number}
+
+
+_SLOW_REPLAY = """
+import json, sys
+from ciml.storage.open import open_store
+from pipelines.ingest.replay import ReplayConfig, replay
+from transforms.fetch.policy import FetchPolicy
+data, logs = json.loads(sys.argv[1])
+replay(ReplayConfig(open_store(data), fetch=FetchPolicy(file_roots=(logs,)), together=2))
+"""
+
+
+def test_lines_of_a_listing_are_tried_where_their_logs_are_now(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    data = open_store(tmp_path / "data")
+    backfill(made.config(tmp_path / "data"), open_listing(str(made.path)))
+    moved = tmp_path / "moved"
+    shutil.copytree(made.folder, moved, symlinks=True)
+    shutil.copy(next(moved.rglob("dstat*.gz")), moved / "none")
+    shutil.copy(next(moved.rglob("dstat*.gz")), moved / "cut.gz")
+    config = ReplayConfig(data, fetch=FetchPolicy(file_roots=(str(moved),)), logs=str(moved))
+    before = account(data)[0].totals()["dead_letter"]
+    found = replay(config)
+    assert found.became == {("run", ""): 2}
+    assert (found.tried, found.closed) == (before, 2)
+    assert found.still == {"bad_field": 3, "address_not_allowed": 2, "broken_json": 2, "missing_field": 1}
+    rows = raw_rows(account(data)[1])
+    assert {"zuul~gone~1", "zuul~cut~1"} <= rows.keys()
+    (row,) = [r for d in account(data)[1] for r in d["runs"] if r["mention"]["run_id"] == "zuul~gone~1"]
+    assert row["mention"]["log_url"] == f"{moved.as_uri()}/none"
+    assert (row["mention"]["event"], row["trust"]["rule"]) == ("listing", "listing")
+
+
+@pytest.mark.engines
+def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, place: Place) -> None:
+    need_real(kafka)
+    secret = "http://user:s3cr3t@127.0.0.1/x?token=s3cr3t"
+    place.take(
+        finished_event(place.mention(0, log=False)),
+        finished_event(place.mention(1).replace(log_url=secret)),
+        (b'{"specversion":"1.0","id":"1","type":"x","source":"' + secret.encode() + b'"}', []),
+        finished_event(place.mention(2)),
+    )
+    names = topic(1, "dead-letters"), topic(1, "runs")
+    log, options = committer_log(place.data), KafkaOptions(kafka)
+    both = Projections(
+        [Projection(log, n, r, options) for n, r in zip(names, (render_letters, render_runs), strict=True)]
+    )
+    assert both.announce() == 1
+    place.log_arrives(0)
+    replay(place.config())
+    assert both.announce() == 2
+    both.close()
+    letters = announced(kafka, names[0])
+    told = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in letters]
+    run = mentions(1)[0][0].run_id
+    assert [(key, value["state"]) for key, value in told] == [
+        ([TOPIC, 0, 0, run], "open"),
+        ([TOPIC, 0, 1, mentions(2)[1][0].run_id], "open"),
+        ([TOPIC, 0, 2, ""], "open"),
+        ([TOPIC, 0, 0, run], "closed"),
+    ]
+    assert told[0][1]["reason"] == "log_not_found"
+    assert told[0][1]["build_name"] == mentions(1)[0][0].build_name
+    assert told[3][1] == {"state": "closed", "origin": [TOPIC, 0, 0], "run_id": run, "raw_version": 2}
+    everything = b"".join(message.value or b"" for message in letters)
+    assert b"s3cr3t" not in everything
+    assert b"payload" not in everything
+    assert len(announced(kafka, names[1])) == 2
+
+
+def test_no_letter_is_no_work(place: Place) -> None:
+    assert replay(place.config()) == Replayed(whole=True)
+    place.take(run_event(events.STARTED, place.mention(0, phase="started")))
+    assert replay(place.config()) == Replayed(whole=True)
+    assert list(all_letters(committer_log(place.data), Choice())) == []

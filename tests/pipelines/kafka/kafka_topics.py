@@ -1,0 +1,50 @@
+"""What tests do to topics, and events that need no logs."""
+
+from __future__ import annotations
+
+from ciml.events.cloudevents import STARTED, run_event
+from ciml.events.records import Mention
+from ciml.events.run_id import RunId
+from ciml.storage.open import Store
+from pipelines.kafka.client import KafkaOptions, admin, list_topic
+from tests.pipelines.ingest.ingesting import account, wait_for
+
+
+def send_starts(broker: str, topic: str, partition: int, count: int, first: int = 0, together: int = 1000) -> None:
+    """Events that need no log: each is settled as ignored. A broker gives those ``together`` that were sent so."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": broker, "batch.num.messages": together})
+    for number in range(first, first + count):
+        native = f"{partition}.{number}"
+        mention = Mention(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
+        value, headers = run_event(STARTED, mention)
+        producer.produce(topic, value, headers=headers, partition=partition)
+    assert producer.flush(30) == 0
+
+
+def add_partitions(options: KafkaOptions, topic: str, total: int) -> None:
+    from confluent_kafka.admin import NewPartitions
+
+    admin(options).create_partitions([NewPartitions(topic, total)])[topic].result()
+    wait_for(lambda: len(list_topic(options, topic).bounds) == total)
+
+
+def delete(options: KafkaOptions, topic: str) -> None:
+    admin(options).delete_topics([topic])[topic].result()
+
+
+def delete_records(options: KafkaOptions, topic: str, partition: int, before: int) -> None:
+    """What retention does, at once."""
+    from confluent_kafka import TopicPartition
+
+    for future in admin(options).delete_records([TopicPartition(topic, partition, before)]).values():
+        future.result()
+
+
+def covered(data: Store, topic: str) -> dict[int, list[tuple[int, int]]]:
+    return {partition: list(ranges) for name, partition, ranges in account(data)[0].partitions() if name == topic}
+
+
+def settled(data: Store) -> int:
+    return sum(account(data)[0].counts.values())

@@ -1,0 +1,151 @@
+"""The restriction of a partition: claims, checkpoints, progress, and how a drained reader finds its end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.kafka import tracker as kafka_tracker
+from pipelines.kafka.tracker import FOREVER, Claim, OffsetTracker, Pause, Restriction, is_drained, left, put_off
+
+
+def test_a_claim_goes_no_further_than_the_restriction() -> None:
+    tracker = OffsetTracker(Restriction(10, 20))
+    assert tracker.try_claim((10, 15))
+    with pytest.raises(ValueError, match="15 to 20"):
+        tracker.check_done()
+    assert tracker.try_claim((15, 25))
+    tracker.check_done()
+    assert not tracker.try_claim((20, 25))
+    assert tracker.try_split(0) is None
+
+
+def test_a_restriction_is_cut_where_it_was_claimed_to_and_nowhere_else() -> None:
+    tracker = OffsetTracker(Restriction(10, FOREVER))
+    assert not tracker.is_bounded()
+    assert tracker.try_claim((10, 15))
+    assert tracker.try_split(0.5) is None
+    assert tracker.try_split(0) == (Restriction(10, 15), Restriction(15, FOREVER))
+    assert not tracker.try_claim((15, 16))  # what was read meanwhile is read again by the rest
+    tracker.check_done()
+    untouched = OffsetTracker(Restriction(3, 9))
+    assert untouched.try_split(0) == (Restriction(3, 3), Restriction(3, 9))
+    untouched.check_done()
+
+
+@pytest.mark.parametrize("claim", [(11, 15), (9, 15), (10, 9)])
+def test_a_claim_that_leaves_out_or_repeats_is_an_error(claim: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="10 is the next"):
+        OffsetTracker(Restriction(10, FOREVER)).try_claim(claim)
+
+
+_steps = st.lists(st.one_of(st.integers(0, 9), st.just("checkpoint"), st.floats(0.01, 1)), max_size=30)
+
+
+@given(_steps, st.one_of(st.just(FOREVER), st.integers(0, 60)))
+def test_whatever_is_split_when_the_parts_cover_all_of_it_once(steps: list, stop: int) -> None:
+    """A runner that checkpoints and goes on with the rest at any time gets each offset once, in order."""
+    tracker, claimed = OffsetTracker(Restriction(0, stop)), []
+    for step in steps:
+        now = tracker.current_restriction()
+        position = claimed[-1][1] if claimed else 0
+        if step == "checkpoint":
+            parts = tracker.try_split(0)
+            if parts is None:
+                assert position == now.stop
+                tracker.check_done()
+                continue
+            primary, rest = parts
+            assert (primary.stop, rest.start, rest.stop) == (position, position, stop)
+            assert not tracker.try_claim((position, position + 1))
+            tracker.check_done()
+            tracker = OffsetTracker(rest)
+        elif isinstance(step, float):
+            assert tracker.try_split(step) is None
+        elif tracker.try_claim((position, position + step)):
+            claimed.append((position, min(position + step, stop)))
+    assert all(before[1] == after[0] for before, after in pairwise(claimed))
+
+
+def test_progress_is_what_is_left_up_to_the_end_that_was_seen() -> None:
+    tracker = OffsetTracker(Restriction(10, FOREVER))
+    assert tracker.current_progress().remaining_work == 0
+    tracker.try_claim(Claim(10, 30, reaches=100))
+    assert (tracker.current_progress().completed_work, tracker.current_progress().remaining_work) == (20, 70)
+    tracker.try_claim(Claim(30, 120, reaches=100))  # what was known is older than what came
+    assert (tracker.current_progress().completed_work, tracker.current_progress().remaining_work) == (110, 0)
+    bounded = OffsetTracker(Restriction(0, 50))
+    bounded.try_claim(Claim(0, 20, reaches=1000))
+    assert (bounded.current_progress().completed_work, bounded.current_progress().remaining_work) == (20, 30)
+
+
+def test_the_size_of_what_is_left() -> None:
+    assert left(Restriction(10, 30), None) == 20
+    assert left(Restriction(10, FOREVER), 250) == 240
+    assert left(Restriction(10, FOREVER), None) == left(Restriction(10, FOREVER), 4) == 1
+
+
+# --- pauses, and the end by a drain
+
+
+class Runner:
+    """A runner with a clock: it goes on with what was put off, when it is due or, when it drains, at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.draining, self.rest = 1000.0, False, Restriction(0, FOREVER)
+        self.due_s = self.now_s
+        monkeypatch.setattr(kafka_tracker.time, "time", lambda: self.now_s)
+
+    def resume(self, pause_s: float) -> bool:
+        """One call of a reader that finds nothing and rests; False when it ended instead."""
+        self.now_s += 0.01 if self.draining else max(self.due_s - self.now_s, 0) + 0.01
+        safe = ThreadsafeRestrictionTracker(OffsetTracker(self.rest))
+        view = RestrictionTrackerView(safe)
+        if is_drained(view):
+            safe.check_done()
+            assert safe.deferred_status() is None
+            return False
+        put_off(view, pause_s)
+        safe.check_done()
+        status = safe.deferred_status()
+        assert status is not None
+        self.rest, delay = status
+        assert self.rest.start == 0
+        self.due_s = self.now_s + delay.micros // 1_000_000  # Flink's runner takes the whole seconds
+        return True
+
+
+def test_a_runner_that_keeps_to_the_pauses_is_never_taken_for_one_that_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(monkeypatch)
+    assert all(runner.resume(pause_s) for _ in range(50) for pause_s in (1, 2, 5, 0, 10, 0.2))
+    runner.now_s -= 3600  # a clock is set back
+    assert all(runner.resume(5) for _ in range(50))
+
+
+def test_a_runner_that_drains_gets_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(monkeypatch)
+    assert all(runner.resume(1) for _ in range(5))
+    runner.draining = True
+    assert [runner.resume(1) for _ in range(3)] == [True, True, False]
+
+
+def test_a_slice_that_ends_at_once_begins_the_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(monkeypatch)
+    runner.draining = True
+    assert all(runner.resume(pause_s) for _ in range(50) for pause_s in (1, 0))
+
+
+def test_a_pause_is_whole_seconds_and_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_tracker.time, "time", lambda: 1000.0)
+    for asked, whole in ((0.2, 1), (1, 1), (1.6, 2), (10, 10)):
+        safe = ThreadsafeRestrictionTracker(OffsetTracker(Restriction(0, FOREVER)))
+        put_off(RestrictionTrackerView(safe), asked)
+        status = safe.deferred_status()
+        assert status is not None
+        rest, delay = status
+        assert whole < delay.micros / 1e6 < whole + 0.2
+        assert rest[2:] == Pause(1000 + whole / 2, 0)

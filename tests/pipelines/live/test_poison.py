@@ -1,0 +1,120 @@
+"""A poisoned sample costs its message, and a run whose windows raise costs its own windows; all others are as ever."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import pipelines.live.pipeline
+from ciml.events.samples import End, Samples, encode
+from pipelines.kafka.client import KafkaOptions
+from pipelines.live.pipeline import KeepRun, LiveConfig
+from pipelines.live.run_state import RunState
+from services.live import live_once
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real
+from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
+from tests.pipelines.live.test_run_state import POLICY, Bag, Cell, One, longest
+from transforms.live.windows import LiveRun
+
+
+def _fails(patch: pytest.MonkeyPatch, where: Any, name: str, is_poison: Any) -> None:
+    inner = getattr(where, name)
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        if is_poison(*arguments):
+            raise IndexError(f"{name} at https://u:hunter2@host/")
+        return inner(*arguments, **named)
+
+    patch.setattr(where, name, fails)
+
+
+def check_letter(letter: dict[str, Any], stage: str, name: str) -> None:
+    assert letter["reason"] == "internal_error"
+    assert letter["detail"].startswith(f"{stage}: IndexError: {name} at ")
+    assert letter["detail"].endswith(" fails]")
+    assert "hunter2" not in letter["detail"]
+    assert len(letter["detail"]) < 1500
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(180)
+def test_live_windows_go_on_beside_poisoned_samples(
+    kafka: str, topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_real(kafka)
+    config = LiveConfig(
+        KafkaOptions(kafka), datasets(**USUAL), topic(1, "samples"), topic(1, "windows"), topic(1, "examples"),
+        topic(1, "letters"),
+    )  # fmt: skip
+    messages: list[tuple[str, Samples | End | bytes]] = list(replayed(8, seed=5))
+    run_ids = list(dict.fromkeys(run_id for run_id, _ in messages))
+    torn, failing, *others = run_ids
+    places = [at for at, (run_id, message) in enumerate(messages) if run_id == torn and isinstance(message, Samples)]
+    bad = messages[places[1]][1]
+    assert isinstance(bad, Samples)
+    number = int(bad.sequence[0])
+    messages.insert(3, (others[0], b'{"poison": 1}'))
+    send(kafka, config.topic, messages)
+
+    _fails(monkeypatch, pipelines.live.pipeline, "decode", lambda value: value == b'{"poison": 1}')
+
+    def is_torn(parts: Sequence[tuple[int, Samples | End]], *_: Any) -> bool:
+        return any(each.run_id == torn and isinstance(each, Samples) and number in each.sequence for _, each in parts)
+
+    _fails(monkeypatch, pipelines.live.pipeline, "part_of", is_torn)
+    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == failing)
+    live_once(config, since_s=None)
+    kept = Kept(config.kafka, config).look()
+    kept.close()
+    assert assert_equals_batch(kept, others, config.datasets) >= len(others)
+    assert kept.examples[torn, "load"]["samples"] > 0  # but for the poisoned message
+    assert (failing, "load") not in kept.examples
+    by_origin = {letter["origin"][2]: letter for letter in kept.letters if "run_id" not in letter}
+    check_letter(by_origin.pop(3), "samples", "decode")
+    held = [at for at, (_, message) in enumerate(messages) if isinstance(message, Samples) and is_torn([(at, message)])]
+    assert list(by_origin) == held  # perhaps sent twice
+    for at, letter in by_origin.items():
+        check_letter(letter, "samples", "part_of")
+        value = messages[at][1]
+        assert isinstance(value, Samples)
+        assert base64.b64decode(letter["payload"]["value"]) == encode(value)
+    (given_up,) = [letter for letter in kept.letters if "run_id" in letter]
+    assert given_up["run_id"] == failing
+    check_letter(given_up, "live", "panes")
+
+
+def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets_, now = datasets(**USUAL), [1000.0]
+    run_id, parts = longest(datasets_)
+    keep = KeepRun(LiveConfig(KafkaOptions("host:1"), datasets_, policy=POLICY), lambda: now[0])
+    older, head, wake = Bag(), One(), Cell()
+    for each in parts[:70]:
+        assert [topic for topic, _, _ in keep.process((run_id, each), older, head, wake)] != ["live-dead-letters"]
+    assert older.held
+    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
+    told = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
+    ((topic, key, letter),) = told
+    assert (topic, key) == ("live-dead-letters", run_id.encode())
+    check_letter(json.loads(letter), "live", "panes")
+    assert older.held == []
+    assert head.held
+    state = RunState.of(head.held[0])
+    assert (state.standing, state.newer) == ("failed", [])
+    while wake.rings:
+        now[0] = wake.rings.pop()
+        assert list(keep.on_wake(older, head, wake)) == []
+    assert (now[0], head.held) == (1000.0 + POLICY.remember_s, [])
+    # in the place of a run that fell silent, too: nothing has to come for it to be given up
+    other = Bag(), One(), Cell()
+    monkeypatch.undo()
+    for each in parts[:3]:
+        list(keep.process((run_id, each), *other))
+    _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
+    now[0] = other[2].rings.pop()
+    ((topic, _, letter),) = keep.on_wake(*other)
+    assert topic == "live-dead-letters"
+    check_letter(json.loads(letter), "live", "panes")

@@ -1,0 +1,71 @@
+"""A data root with raw runs, a model server beside it, and announcements."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.digest import telemetry_digest
+from ciml.events.records import Batch, Message, OffsetRange
+from ciml.storage.open import Store, open_store
+from serving.push import push
+from serving.registry import Verdict
+from serving.server.server import ModelServer
+from tests.serving.models_fixture import DEFINITION, direct
+from transforms.examples.prepare import prepare
+from transforms.raw.write import write_run
+
+BLESSED = Verdict(True)
+START = datetime(2026, 3, 4, 23, 59, 30, tzinfo=UTC)
+
+
+def telemetry(seed: int, rows: int = 60, columns: tuple[str, ...] = DEFINITION.columns) -> pa.Table:
+    random = np.random.default_rng(seed)
+    return pa.table(
+        {
+            "time": pa.array([START + timedelta(seconds=row) for row in range(rows)], pa.timestamp("us", "UTC")),
+            "boot": pa.array([row == 0 for row in range(rows)], pa.bool_()),
+            "other": pa.array([0.5] * rows, pa.float64()),
+            **{name: pa.array(random.gamma(2.0, 20.0, rows)) for name in columns},
+        }
+    )
+
+
+class World:
+    """A data root with raw runs, and a model server beside it."""
+
+    def __init__(self, data: Store, server: ModelServer) -> None:
+        self.data, self.server = data, server
+        self.tables: dict[str, pa.Table] = {}
+
+    def put(self, run_id: str, table: pa.Table, job: str = "job") -> bytes:
+        """Stores a run; returns its announcement."""
+        digest = telemetry_digest(run_id, table)
+        path = f"runs/job={job}/date=2026-03-04/{run_id}.{digest[:16]}.parquet"
+        self.data.child("raw").replace(path, write_run(table))
+        self.tables[run_id] = table
+        facts = {"run_id": run_id, "build_name": job, "path": path, "digest": digest, "raw_version": 1}
+        return json.dumps(facts).encode()
+
+    def push(self, folder: Path) -> int:
+        version = push(self.data, "m", open_store(folder), BLESSED, check=False).version
+        self.server.poll()
+        return version
+
+    def expected(self, folder: Path, run_id: str, definition: Any = DEFINITION) -> np.ndarray:
+        inputs, n_windows = prepare(self.tables[run_id], definition)
+        return direct(folder, inputs[None], np.array([n_windows], "i4"))[0]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+
+def batch(values: list[bytes | None], start: int = 0) -> Batch:
+    messages = [Message(start + at, value, timestamp_ms=1_000_000) for at, value in enumerate(values)]
+    return Batch(OffsetRange("runs", "T", 0, start, start + len(values)), messages=messages)

@@ -1,0 +1,115 @@
+"""Predict and hostile input: an announcement, a run and what the model makes of it cost only themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ciml.digest import canonical_json
+from ciml.errors import EngineError
+from serving.client import ClientPolicy
+from serving.predict.predictor import Predictor, PredictPolicy
+from tests.pipelines.predict.predicting import World, batch, telemetry
+from tests.serving.models_fixture import save_model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "runs/job=a/date=2026-03-04/" + "x" * 300},
+        {"path": "x" * 5000},
+        {"path": "runs/job=a/../../x"},
+        {"path": "runs"},
+        {"path": "."},
+        {"path": "/"},
+        {"path": "a\ud800b"},
+        {"path": "runs/job=\ud800/date=2026-03-04/x.parquet"},
+        {"path": "a\u0000b"},
+        {"path": ["runs"]},
+        {"run_id": "\ud800"},
+        {"run_id": "zuul~../../x~1"},
+        {"run_id": "zuul~another~1"},
+        {"build_name": "a\ud800"},
+        {"build_name": "a\nb"},
+        {"build_name": "a" * 5000},
+        {"digest": "0"},
+        {"digest": "../"},
+        {"digest": "F" * 64},
+    ],
+)
+def test_hostile_announcements_cost_only_themselves(world: World, folders: list[Path], change: dict[str, Any]) -> None:
+    world.push(folders[0])
+    fine = world.put("zuul~fine~1", telemetry(1))
+    hostile = json.dumps({**json.loads(fine), **change}).encode()
+    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch([hostile, fine, b"[" * 100_000]))
+    assert [(one["run_id"], one["offset"]) for one in done.predictions] == [("zuul~fine~1", 1)]
+    assert [(one["offset"], one["reason"]) for one in done.unpredictable] == [
+        (0, "bad_announcement"),
+        (2, "bad_announcement"),
+    ]
+    assert canonical_json(done.to_json())
+
+
+def huge(seed: int) -> pa.Table:
+    """Telemetry that the fixture's models fail for, depending on how they are spoilt."""
+    table = telemetry(seed)
+    return table.set_column(3, table.column_names[3], pa.array([2e6] * len(table)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "detail"),
+    [
+        ("strict", "INVALID_ARGUMENT"),
+        ("hang", "DEADLINE_EXCEEDED"),
+        ("overflow", "not finite"),
+    ],
+)
+def test_runs_that_the_model_fails_for_cost_only_themselves(
+    world: World, tmp_path: Path, spoil: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.push(save_model(tmp_path / "m", spoil=spoil))
+    monkeypatch.setattr("serving.predict.predictor._DIVIDED_TIMEOUT_S", 0.5)
+    values = [world.put(f"zuul~{n}~1", huge(n) if n in (3, 8) else telemetry(n)) for n in range(10)]
+    policy = PredictPolicy("m", rows=7, client=ClientPolicy(timeout_s=0.5, budget_s=20))
+    done = Predictor(world.data, world.address, policy).predict(batch(values))
+    assert {one["run_id"] for one in done.predictions} == {f"zuul~{n}~1" for n in range(10) if n not in (3, 8)}
+    assert [(one["run_id"], one["reason"]) for one in done.unpredictable] == [
+        ("zuul~3~1", "model_error"),
+        ("zuul~8~1", "model_error"),
+    ]
+    assert all(detail in one["detail"] for one in done.unpredictable)
+    assert canonical_json(done.to_json())
+
+
+def test_model_that_answers_nothing_stops_the_batch(
+    world: World, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No run is unpredictable for what is wrong with the model."""
+    world.push(folders[0])
+    number, model = world.server.manager.find("m")
+    assert number == 1
+
+    def hangs(*inputs: Any, options: Any) -> Any:
+        time.sleep(options.timeout_in_ms / 1000 + 0.2)
+
+    signature = replace(model.signatures["serving_default"], run=hangs)
+    monkeypatch.setitem(model.signatures, "serving_default", signature)
+    policy = PredictPolicy("m", client=ClientPolicy(timeout_s=0.3, budget_s=20))
+    with pytest.raises(EngineError, match="DEADLINE_EXCEEDED"):
+        Predictor(world.data, world.address, policy).predict(batch([world.put("zuul~a~1", telemetry(1))]))
+
+
+def test_runs_are_not_divided_for_ever(world: World, tmp_path: Path) -> None:
+    """After the budget a part that failed is refused as a whole: other parts, and other batches, go on."""
+    world.push(save_model(tmp_path / "m", spoil="strict"))
+    values = [world.put(f"zuul~{n}~1", huge(n) if n == 3 else telemetry(n)) for n in range(8)]
+    policy = PredictPolicy("m", rows=4, client=ClientPolicy(timeout_s=5, budget_s=0.0))
+    done = Predictor(world.data, world.address, policy).predict(batch(values))
+    assert [one["offset"] for one in done.predictions] == [4, 5, 6, 7]
+    assert {(one["offset"], one["reason"]) for one in done.unpredictable} == {(n, "model_error") for n in range(4)}

@@ -1,0 +1,399 @@
+"""Predict: each announced run is predicted once by each version, by the definition that the version carries."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.errors import EngineError, IntegrityError
+from ciml.events.records import Message, OffsetRange
+from ciml.manifest.id_index import IdTable
+from ciml.manifest.index_files import PartFiles
+from ciml.metrics import Board
+from ciml.storage.open import open_store
+from pipelines.kafka.client import KafkaOptions, Reader, list_topic
+from pipelines.predict import pipeline as predict_module
+from pipelines.predict.pipeline import PredictConfig
+from services.metrics import PredictBoard
+from services.predict import predict_micro_batches, predict_on_flink
+from serving.client import ClientPolicy
+from serving.predict import predictor as predict_runs
+from serving.predict.log import (
+    LATENCIES_S,
+    PREDICTIONS,
+    Predicted,
+    PredictionState,
+    prediction_id,
+    read_predictions,
+    reconcile,
+)
+from serving.predict.metrics import prediction_families
+from serving.predict.predictor import Predictor, PredictPolicy
+from tests.pipelines.predict.predicting import World, batch, telemetry
+from tests.scraping import collected
+from tests.serving.models_fixture import DEFINITION, save_model
+
+
+@pytest.mark.parametrize("stage", ["announcement", "predict"])
+def test_a_poisoned_announcement_costs_itself_alone(
+    world: World, folders: list[Path], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = world.push(folders[0])
+    announced = [world.put(f"zuul~{number}~1", telemetry(number, 30 + number)) for number in range(7)]
+    if stage == "predict":  # for all runs of the batch at once, as it has this one
+        inner = predict_runs.prepare_many
+
+        def fails(tables: list[pa.Table], definition: Any) -> Any:
+            if any(table.num_rows == 34 for table in tables):
+                raise ZeroDivisionError(stage)
+            return inner(tables, definition)
+
+        monkeypatch.setattr(predict_runs, "prepare_many", fails)
+    else:
+        read = predict_runs.read_announcement
+
+        def fails_too(message: Message) -> Any:
+            if b"zuul~4~1" in (message.value or b""):
+                raise ZeroDivisionError(stage)
+            return read(message)
+
+        monkeypatch.setattr(predict_runs, "read_announcement", fails_too)
+    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(announced, start=100))
+    monkeypatch.undo()
+    assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(7) if number != 4]
+    for one in done.predictions:
+        expected = world.expected(folders[0], one["run_id"])
+        np.testing.assert_allclose(list(one["probabilities"].values()), expected, atol=1e-5)
+    (record,) = done.unpredictable
+    assert (record["offset"], record["reason"]) == (104, "internal_error")
+    assert record["detail"].startswith(f"{stage}: ZeroDivisionError: ")
+    assert "test_predict.py:" in record["detail"].rpartition(" > ")[2]
+    assert len(record["detail"]) < 1500
+    if stage == "predict":
+        assert (record["run_id"], record["model"], record["version"]) == ("zuul~4~1", "m", version)
+    state = PredictionState()
+    delta = reconcile(state, [done], 5)
+    assert delta is not None
+    assert delta["offsets"]["runs"]["partitions"] == {"0": [[100, 107]]}
+    state.apply(1, delta)
+    board = Board()
+    board.looked(prediction_families(state))
+    assert collected(board)["ciml_unpredictable_total"] == {("internal_error",): 1}
+
+
+def test_predictions_equal_the_model_called_directly(world: World, folders: list[Path]) -> None:
+    world.push(folders[0])
+    announced = [world.put(f"zuul~{number}~1", telemetry(number, 20 + 7 * number)) for number in range(9)]
+    predictor = Predictor(world.data, world.address, PredictPolicy("m", rows=4), clock=lambda: 1002.5)
+    done = predictor.predict(batch(announced, start=100))
+    assert [one["run_id"] for one in done.predictions] == [f"zuul~{number}~1" for number in range(9)]
+    assert done.unpredictable == []
+    assert [one["batch"] for one in done.predictions] == [4, 4, 4, 4, 4, 4, 4, 4, 1]
+    for place, one in enumerate(done.predictions):
+        probabilities = world.expected(folders[0], one["run_id"])
+        np.testing.assert_allclose(list(one["probabilities"].values()), probabilities, atol=1e-5)
+        assert list(one["probabilities"]) == ["a", "b", "c", "d"]
+        assert one["class"] == "abcd"[int(probabilities.argmax())]
+        assert (one["model"], one["version"], one["label"], one["offset"]) == ("m", 1, "provider", 100 + place)
+        assert one["id"] == prediction_id(one["run_id"], "m", 1)
+        assert one["latency_ms"] == 2500.0
+        assert one["server_ms"] > 0
+        assert one["prepare_ms"] > 0
+    predictor.close()
+
+
+def test_what_cannot_be_predicted_is_named_and_holds_up_nothing(world: World, folders: list[Path]) -> None:
+    other = DEFINITION.replace(definition=DEFINITION.definition.replace(build_name=("job*",)))
+    world.push(save_model(Path(world.data.root) / "selective", 5, definition=other))
+    fine = world.put("zuul~fine~1", telemetry(1))
+    gone = world.put("zuul~gone~1", telemetry(2))
+    world.data.child("raw").delete(json.loads(gone)["path"])
+    broken = world.put("zuul~broken~1", telemetry(2))
+    world.data.child("raw").replace(json.loads(broken)["path"], b"PAR1 no")
+    values = [
+        world.put("zuul~narrow~1", telemetry(3, columns=DEFINITION.columns[:2])),
+        gone,
+        None,
+        b"{",
+        b'{"run_id": "x"}',
+        json.dumps({**json.loads(fine), "path": "../../etc/passwd"}).encode(),
+        world.put("zuul~elsewhere~1", telemetry(4), job="other"),
+        broken,
+        world.put("zuul~empty~1", telemetry(3, rows=0)),
+        fine,
+    ]
+    done = Predictor(world.data, world.address, PredictPolicy("m")).predict(batch(values))
+    assert [one["run_id"] for one in done.predictions] == ["zuul~fine~1"]
+    found = {one["offset"]: (one["run_id"], one["reason"]) for one in done.unpredictable}
+    assert found.pop(8)[0] == "zuul~empty~1"
+    assert found == {
+        0: ("zuul~narrow~1", "missing_column"),
+        1: ("zuul~gone~1", "raw_unreadable"),
+        2: ("", "bad_announcement"),
+        3: ("", "bad_announcement"),
+        4: ("", "bad_announcement"),
+        5: ("", "bad_announcement"),
+        6: ("zuul~elsewhere~1", "job_not_selected"),
+        7: ("zuul~broken~1", "raw_unreadable"),
+    }
+
+
+def test_version_that_is_replaced_between_question_and_call(
+    world: World, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor has another L: what was prepared for the old version must not be sent to it."""
+    world.push(folders[0])
+    value = world.put("zuul~a~1", telemetry(1, 90))
+    predictor = Predictor(world.data, world.address, PredictPolicy("m"))
+    real = predictor.client.served_version
+    asked: list[int] = []
+
+    def swapped(label: str) -> int:
+        asked.append(real(label))
+        if len(asked) == 1:
+            world.push(folders[1])
+            world.push(folders[2])  # version 1 is unloaded: only 3 and its predecessor 2 are kept
+        return asked[-1]
+
+    monkeypatch.setattr(predictor.client, "served_version", swapped)
+    (one,) = predictor.predict(batch([value])).predictions
+    assert asked == [1, 3]
+    assert one["version"] == 3
+    from serving.contract import read_definition
+
+    wider = read_definition((folders[2] / "assets" / "definition.json").read_bytes(), "c")
+    np.testing.assert_allclose(
+        list(one["probabilities"].values()), world.expected(folders[2], "zuul~a~1", wider), atol=1e-5
+    )
+
+
+def test_altered_definition_is_not_followed(world: World, folders: list[Path]) -> None:
+    world.push(folders[0])
+    asset = Path(world.data.root, "models", "m", "1", "assets", "definition.json")
+    asset.write_bytes(asset.read_bytes().replace(b"10s", b"20s"))
+    with pytest.raises(IntegrityError, match=r"definition\.json was altered"):
+        Predictor(world.data, world.address, PredictPolicy("m")).predict(batch([world.put("zuul~a~1", telemetry(1))]))
+
+
+def test_server_that_is_away_is_waited_for_within_the_budget(world: World) -> None:
+    policy = PredictPolicy("m", client=ClientPolicy(timeout_s=1, budget_s=0.5, most_wait_s=0.1))
+    predictor = Predictor(world.data, "127.0.0.1:1", policy)
+    with pytest.raises(EngineError, match="UNAVAILABLE"):
+        predictor.predict(batch([world.put("zuul~a~1", telemetry(1))]))
+
+
+def record(run_id: str, offset: int, version: int = 1) -> dict[str, Any]:
+    identity = prediction_id(run_id, "m", version)
+    return {"id": identity, "offset": offset, "run_id": run_id, "model": "m", "version": version}
+
+
+def covers(start: int, end: int, topic_id: str = "T") -> OffsetRange:
+    return OffsetRange("runs", topic_id, 0, start, end)
+
+
+def test_reconcile_drops_replays_and_counts_repeats() -> None:
+    state = PredictionState()
+    first = Predicted(covers(0, 3), [record("a", 0), record("b", 1)], [{"offset": 2, "run_id": "c", "reason": "empty"}])
+    delta = reconcile(state, [first, first], 5)
+    assert delta is not None
+    state.apply(1, {**delta, "version": 1})
+    assert (dict(state.predicted), dict(state.unpredictable), state.repeats) == ({("m", 1): 2}, {"empty": 1}, 0)
+    assert reconcile(state, [first], 6) is None
+
+    # Overlapping: 2 was covered; 3 announces a again for the same version, 4 for another one.
+    more = Predicted(covers(2, 5), [record("z", 2), record("a", 3), record("a", 4, version=2)])
+    delta = reconcile(state, [more], 7)
+    assert delta is not None
+    assert [(one["run_id"], one["version"]) for one in delta["predictions"]] == [("a", 2)]
+    assert delta["repeats"] == ["a"]
+    assert delta["offsets"] == {"runs": {"id": "T", "partitions": {"0": [[3, 5]]}}}
+    state.apply(2, {**delta, "version": 2})
+    assert state.repeats == 1
+    with pytest.raises(IntegrityError, match="made anew"):
+        reconcile(state, [Predicted(covers(5, 6, "U"))], 8)
+    with pytest.raises(IntegrityError, match="outside of it"):
+        reconcile(state, [Predicted(covers(5, 6), [record("q", 9)])], 8)
+
+
+def test_metrics_of_versions_have_bounds_and_outlive_a_checkpoint(tmp_path: Path) -> None:
+    state = PredictionState()
+    for version in range(1, 15):
+        offset = version - 1
+        one = record(f"run{version}", offset, version) | {"latency_ms": 90.0 * version}
+        delta = reconcile(state, [Predicted(covers(offset, offset + 1), [one])], 5_000_000)
+        assert delta is not None
+        state.apply(version, {**delta, "version": version})
+    tables = {
+        name: IdTable(kind, (), PartFiles(open_store(tmp_path), "index")) for name, kind in PREDICTIONS.tables.items()
+    }
+    restored = PREDICTIONS.restore(14, json.loads(json.dumps(state.snapshot())), tables)
+    for each in (state, restored):
+        board = Board()
+        board.put("predictions", prediction_families(each))
+        shown = collected(board)
+        latest = {("m", str(version)): 1 for version in range(5, 15)}
+        assert shown["ciml_predictions_total"] == {("m", "older"): 4, **latest}
+        assert shown["ciml_prediction_latency_seconds_bucket"]["0.25", "m"] == 2
+        assert shown["ciml_prediction_latency_seconds_bucket"]["2.5", "m"] == 14
+        assert shown["ciml_prediction_latency_seconds_sum"] == {("m",): pytest.approx(0.09 * sum(range(1, 15)))}
+        assert shown["ciml_manifest_commit_timestamp_seconds"] == {("predictions",): 5.0}
+
+
+# ---- with a broker ----
+
+
+def announce(kafka: str, topic: str, values: list[bytes]) -> None:
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": kafka})
+    for value in values:
+        producer.produce(topic, value)
+    assert producer.flush(20) == 0
+
+
+def published(kafka: str, topic: str) -> list[Message]:
+    options = KafkaOptions(kafka)
+    listing = list_topic(options, topic)
+    reader = Reader(options, topic, 0)
+    first, end = listing.bounds[0]
+    reader.seek(first)
+    found: list[Message] = []
+    deadline = time.monotonic() + 20
+    while reader.position < end and time.monotonic() < deadline:
+        found += reader.read(1000, 0.5)
+    reader.close()
+    return found
+
+
+@pytest.fixture
+def config(world: World, kafka: str, topic: Callable[..., str]) -> PredictConfig:
+    policy = PredictPolicy("m", client=ClientPolicy(timeout_s=5, budget_s=20))
+    return PredictConfig(
+        world.data,
+        KafkaOptions(kafka),
+        world.address,
+        policy,
+        runs_topic=topic(1, "runs"),
+        predictions_topic=f"{topic(1, 'predictions')}",
+        cycle_messages=7,
+    )
+
+
+@pytest.mark.engines
+def test_micro_batches_predict_each_run_once(
+    world: World, folders: list[Path], config: PredictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = config.kafka.bootstrap
+    announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(20)]
+    announce(kafka, config.runs_topic, [*announced, announced[3], b"broken"])
+    with pytest.raises(EngineError, match="push a model first"):
+        predict_micro_batches(config, until="end")
+    world.push(folders[0])
+
+    # Dies between the commit of the second batch and its publication; then goes on.
+    commits: list[int] = []
+    real = predict_module.PredictionCommitter.commit
+
+    def dies(self: Any, ranges: Any) -> int | None:
+        version = real(self, ranges)
+        commits.append(1)
+        if len(commits) == 2:
+            raise EngineError("killed")
+        return version
+
+    monkeypatch.setattr(predict_module.PredictionCommitter, "commit", dies)
+    with pytest.raises(EngineError, match="killed"):
+        predict_micro_batches(config, until="end")
+    monkeypatch.undo()
+    words: list[tuple[int, str]] = []
+    board = PredictBoard()
+    predict_micro_batches(config, until="end", report=lambda state, lag, word: words.append((lag, word)), board=board)
+
+    found = list(read_predictions(world.data))
+    assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(20))
+    for one in found:
+        np.testing.assert_allclose(
+            list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
+        )
+    with predict_module.committer(world.data).state() as state:
+        assert (state.repeats, dict(state.unpredictable)) == (1, {"bad_announcement": 1})
+    messages = published(kafka, config.predictions_topic)
+    assert [message.key for message in messages] == [one["run_id"].encode() for one in found]
+    for message, one in zip(messages, found, strict=True):
+        headers = dict(message.headers)
+        assert headers["ce_id"] == one["id"].encode()
+        assert headers["ce_type"] == b"dev.ciml.prediction.v1"
+        value = json.loads(message.value or b"")
+        assert value == {name: item for name, item in one.items() if name != "offset"}
+    assert words[0][1].startswith("version 1")
+    shown = collected(board)
+    assert shown["ciml_predictions_total"] == {("m", "1"): 20}
+    assert shown["ciml_unpredictable_total"] == {("bad_announcement",): 1}
+    assert shown["ciml_prediction_repeats_total"] == {(): 1}
+    assert shown["ciml_lag_messages"] == {("0", config.runs_topic): 0}
+    assert shown["ciml_prediction_latency_seconds_count"] == {("m",): 20}
+    assert shown["ciml_prediction_latency_seconds_sum"][("m",)] == pytest.approx(
+        sum(one["latency_ms"] for one in found) / 1000
+    )
+    for bound in LATENCIES_S:
+        faster = sum(one["latency_ms"] <= bound * 1000 for one in found)
+        assert shown["ciml_prediction_latency_seconds_bucket"][str(bound), "m"] == faster
+
+    # Another version predicts only what is announced from now on.
+    world.push(folders[1])
+    announce(kafka, config.runs_topic, [announced[0]])
+    predict_micro_batches(config, until="end")
+    assert [(one["run_id"], one["version"]) for one in read_predictions(world.data)][20:] == [("zuul~0~1", 2)]
+
+
+@pytest.mark.engines
+def test_waits_for_the_first_model_without_consuming(world: World, folders: list[Path], config: PredictConfig) -> None:
+    announce(config.kafka.bootstrap, config.runs_topic, [world.put(f"zuul~{n}~1", telemetry(n)) for n in range(5)])
+    stop, words = threading.Event(), []
+    reported = threading.Event()
+
+    def report(state: PredictionState, lag: int, word: str) -> None:
+        words.append((lag, word, state.version))
+        reported.set()
+
+    thread = threading.Thread(target=predict_micro_batches, args=(config,), kwargs={"stop": stop, "report": report})
+    thread.start()
+    try:
+        assert reported.wait(20)
+        time.sleep(0.5)
+        assert {(lag, version) for lag, _, version in words} == {(5, 0)}
+        assert "no version of m is served" in words[-1][1]
+        world.push(folders[0])
+        deadline = time.monotonic() + 20
+        while len(list(read_predictions(world.data))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert Counter(one["run_id"] for one in read_predictions(world.data)) == Counter(f"zuul~{n}~1" for n in range(5))
+
+
+@pytest.mark.engines
+def test_on_flink_equals_micro_batches(
+    world: World, folders: list[Path], config: PredictConfig, flink_jobs: str
+) -> None:
+    world.push(folders[0])
+    announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(30)]
+    announce(config.kafka.bootstrap, config.runs_topic, [*announced, announced[0], b"broken"])
+    predict_on_flink(config, flink_jobs, until="end")
+    found = list(read_predictions(world.data))
+    assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(30))
+    for one in found:
+        np.testing.assert_allclose(
+            list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
+        )
+    assert len(published(config.kafka.bootstrap, config.predictions_topic)) == 30

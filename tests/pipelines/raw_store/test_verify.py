@@ -1,0 +1,213 @@
+"""Verification of the raw store: silent when all is well, and each planted fault is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ciml.events.records import Batch, Mention, OffsetRange, Origin, Outcome
+from ciml.raw.audit import Audit
+from ciml.raw.packs import pack_state
+from ciml.raw.state import RawState, open_raw
+from ciml.storage.open import Store
+from pipelines.ingest.committer import Committer
+from pipelines.raw_store.verify import Verification, verify_raw
+from tests.pipelines.raw_store.compacting import FAR, FIRST, SECOND, run, squeeze
+from tests.pipelines.raw_store.scenes import TRUSTED, RawStore
+
+
+class Events:
+    """Commits batches to a raw manifest as ingest does."""
+
+    def __init__(self, data: Store) -> None:
+        self.raw = RawStore(data)
+        self.store = self.raw.store
+        self.committer = Committer(self.store)
+        self.at = 0
+
+    def commit(self, *settled: tuple[str, int, Any], gap: int = 0, day: int = 0) -> None:
+        """(kind, number of the run, more): an event each; ``gap`` offsets without one follow."""
+        start, made = self.at, []
+        for kind, number, more in settled:
+            about, telemetry = run(number, day)
+            facts: dict[str, Any] = {"trust": TRUSTED, **more}
+            if kind in ("run", "repeat"):
+                facts["file"] = self.raw.write(about, telemetry)
+            made.append(self.outcome("run" if kind == "repeat" else kind, about, **facts))
+            self.at += 1
+        self.at += gap
+        covers = OffsetRange("ci", "", 0, start, self.at)
+        assert self.committer.commit([Batch(covers, settled=made)]) is not None
+
+    def outcome(self, kind: Any, about: Mention, at: int | None = None, **facts: Any) -> Outcome:
+        origin = Origin("ci", 0, self.at if at is None else at)
+        return Outcome(kind, origin, f"zuul {origin.offset}", about, **facts)
+
+    def retry(self, outcome: Outcome) -> None:
+        assert self.committer.commit([Batch(None, settled=[outcome])]) is not None
+
+
+@pytest.fixture
+def events(data: Store) -> Events:
+    """Something of every kind: runs, repeats, ignored, letters open and closed, and offsets that hold nothing."""
+    made = Events(data)
+    made.commit(("run", 1, {}), ("run", 2, {}), ("ignored", 3, {"reason": "not_finished"}))
+    made.commit(("repeat", 1, {}), ("dead_letter", 4, {"reason": "no_log"}), gap=2)
+    late = made.at
+    made.commit(("deferred", 5, {"reason": "not_there", "not_before_us": 9}), ("run", 6, {}), day=1)
+    made.retry(made.outcome("deferred", run(5, 1)[0], late, reason="not_there", attempts=2, not_before_us=19))
+    file = made.raw.write(*run(5, 1))
+    made.retry(made.outcome("run", run(5, 1)[0], late, file=file, attempts=3, trust=TRUSTED))
+    return made
+
+
+def verified(raw: Store, **settings: Any) -> Verification:
+    return verify_raw(raw, **{"clock": FAR, **settings})
+
+
+def test_all_is_well(events: Events) -> None:
+    found = verified(events.store)
+    assert (found.findings, found.number) == ([], 0)
+    assert (found.version, found.records, found.runs, found.objects) == (5, 9, 4, 4)
+    assert (found.read, found.single, found.packed) == (4, 4, 0)
+    assert found.notes == ["ci[0]: 2 of 9 covered offsets hold no event of a run"]
+    squeeze(events.store, grace_s=3_000_000_000)
+    found = verified(events.store)
+    assert (found.findings, found.read, found.single, found.packed, found.packs) == ([], 8, 4, 4, 2)
+    squeeze(events.store)
+    found = verified(events.store)
+    assert (found.findings, found.read, found.single, found.packed, found.packs) == ([], 4, 0, 4, 2)
+    for sample in (0, 2, 4, 100):
+        found = verified(events.store, sample=sample, seed=3)
+        assert (found.findings, found.read) == ([], min(sample, 4))
+
+
+def test_nothing_at_all(data: Store) -> None:
+    assert verified(data.child("raw")) == Verification()
+
+
+def _tamper(raw: Store, version: int, change: Callable[[dict[str, Any]], None]) -> None:
+    path = f"_manifest/{version:012d}.json"
+    delta = json.loads(raw.read(path))
+    change(delta)
+    raw.replace(path, json.dumps(delta).encode())
+
+
+def _single(raw: Store) -> str:
+    return raw.list(f"runs/{FIRST}")[0]
+
+
+SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
+    "an object is lost": (lambda raw: raw.delete(_single(raw)), "is not there"),
+    "an object is broken": (lambda raw: raw.replace(_single(raw), b"PAR1"), "cannot be read as Parquet"),
+    "an object is another's": (
+        lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "has the digest"
+    ),
+    "an object is nobody's": (
+        lambda raw: raw.create(f"runs/{FIRST}/zuul~9~1.0123456789abcdef.parquet", b"x"), "is named by no manifest"
+    ),
+    "an object is elsewhere": (lambda raw: raw.create("runs/x", b"x"), "is named by no manifest"),
+    "other rows": (lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(rows=5)), "the manifest says 5"),
+    "another digest": (
+        lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(digest="0" * 64)), "has the digest"
+    ),
+    "a delta is lost": (lambda raw: raw.delete("_manifest/000000000002.json"), "version 2 is not"),
+    "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "is not JSON"),
+    "a run twice": (lambda raw: _tamper(raw, 2, lambda d: d["runs"].append(_run_of(raw, 1))), "holds the run"),
+    "offsets twice": (
+        lambda raw: _tamper(raw, 3, lambda d: d["offsets"]["ci"]["partitions"]["0"].append([0, 2])), "again"
+    ),
+    "an event twice": (lambda raw: _tamper(raw, 1, lambda d: d["ignored"].append(d["ignored"][0])), "settled twice"),
+    "an event that is not covered": (
+        lambda raw: _tamper(raw, 1, lambda d: d["ignored"][0].update(origin=["ci", 0, 77])), "in no range"
+    ),
+    "an event that is settled again": (
+        lambda raw: _tamper(raw, 3, lambda d: d["ignored"].append({"origin": ["ci", 0, 0]})), "in no range"
+    ),
+    "a letter is closed that was not open": (
+        lambda raw: _tamper(raw, 3, lambda d: d["closes"].append([["ci", 0, 0], "zuul~1~1"])), "not open"
+    ),
+    "a letter is not closed": (lambda raw: _tamper(raw, 5, lambda d: d["closes"].clear()), "is not closed"),
+}  # fmt: skip
+
+
+def _run_of(raw: Store, version: int) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(raw.read(f"_manifest/{version:012d}.json"))["runs"][0]
+    return record
+
+
+@pytest.mark.parametrize("fault", SINGLE_FAULTS)
+def test_a_planted_fault_is_told(events: Events, fault: str) -> None:
+    plant, word = SINGLE_FAULTS[fault]
+    plant(events.store)
+    found = verified(events.store)
+    assert found.number == len(found.findings) >= 1
+    assert any(word in line for line in found.findings), found.findings
+
+
+PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
+    "a pack is lost": (lambda raw, path: raw.delete(path), "is not there"),
+    "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "other bytes"),
+    "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
+    "a pack manifest is broken": (
+        lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not JSON"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PACK_FAULTS)
+def test_a_planted_fault_of_a_pack_is_told(events: Events, fault: str) -> None:
+    squeeze(events.store)
+    plant, word = PACK_FAULTS[fault]
+    plant(events.store, next(iter(pack_state(events.store, FIRST).packs)))
+    found = verified(events.store)
+    assert any(word in line for line in found.findings), found.findings
+
+
+def test_a_pack_with_a_run_that_nobody_names(events: Events) -> None:
+    squeeze(events.store)
+    _tamper(events.store, 1, lambda delta: delta["runs"].pop())
+    assert any("which the manifest does not name" in line for line in verified(events.store).findings)
+
+
+def test_what_nobody_names_is_only_noted_while_it_is_young(events: Events) -> None:
+    events.raw.write(*run(90))
+    found = verify_raw(events.store)
+    assert (found.findings, found.notes[-1]) == ([], "1 young objects are named by no manifest (yet)")
+    squeeze(events.store)
+    found = verified(events.store)
+    assert found.findings == []
+    assert found.notes[-1] == "1 objects that no manifest names are moved aside, and go with the next sweep"
+
+
+def test_many_findings_are_counted_and_not_kept(data: Store) -> None:
+    raw = RawStore(data)
+    for number in range(130):
+        raw.store.create(f"runs/{number}", b"")
+    found = verified(raw.store)
+    assert (len(found.findings), found.number) == (100, 130)
+
+
+def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
+    log, state = open_raw(events.store)
+    audit = Audit()
+    for version, delta in log.since(0):
+        audit.add(version, delta)
+    audit.compare(state)
+    assert audit.findings == []
+    state.counts["run", ""] += 1
+    state.counts["ignored", "x"] = 2
+    audit.compare(state)
+    assert audit.findings == [
+        "ignored x: 0 are recorded, and the state has 2",
+        "run: 4 are recorded, and the state has 5",
+        "7 (event, run) are accounted for, and the totals say 10",
+    ]
+    other = Audit()
+    other.compare(state)
+    assert any("covers other offsets" in line for line in other.findings)
+    assert any("the index has 4" in line for line in other.findings)
+    assert RawState().index.run_count() == 0

@@ -1,0 +1,262 @@
+"""The trainer: a refresh becomes a served version, or says why not; whoever dies is made up for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.training import trainer as trainer_module
+from pipelines.training.metrics import TrainBoard
+from pipelines.training.trainer import TrainConfig, TrainResult, run_once, watch
+from serving.client import ModelClient
+from serving.push import rollback
+from serving.registry import Registry
+from serving.server.loader import load_model
+from serving.server.server import ModelServer, ServerOptions
+from tests.scraping import collected
+from tests.serving.models_fixture import save_model
+from tests.training.conftest import made  # noqa: F401  (the fixture)
+from training.evaluation.champion import Champion
+from training.evaluation.gate import Verdict
+from training.experiment import Experiment
+from training.refresh import Candidate, Skipped
+
+
+class KilledError(BaseException):
+    """As a SIGKILL."""
+
+
+class FakeSnapshot:
+    dataset, digest = "d", "s"
+
+    class resolved:  # noqa: N801
+        digest = "r"
+
+
+class Refreshing:
+    """Stands in for training: each refresh gives the next model of a script, or nothing new for the same key."""
+
+    def __init__(self, folder: Path, script: list[tuple[int, bool, str]]) -> None:
+        self._folder, self._script = folder, script
+        self.champions: list[int | None] = []
+        self.lasts: list[str | None] = []
+
+    def __call__(self, *_: Any, champion: Champion | None, last: str | None, **__: Any) -> Any:
+        self.champions.append(champion.version if champion else None)
+        self.lasts.append(last)
+        seed, blessed, spoil = self._script[0]
+        key = f"key{seed}"
+        if last == key:
+            return Skipped("nothing new", FakeSnapshot())  # type: ignore[arg-type]
+        folder = self._folder / f"m{seed}-{len(self.lasts)}"
+        save_model(folder, seed, spoil=spoil)
+        verdict = Verdict(blessed, ("better",) if blessed else ("worse",), {"accuracy": 0.5})
+
+        class Made(Candidate):
+            def facts(self) -> dict[str, Any]:
+                return {"refresh": key}
+
+        return Made(folder, FakeSnapshot(), Experiment(), {"evaluation": {}}, verdict, {"train": 0.1})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(open_store(tmp_path / "data"), "d", "m")
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Refreshing]:
+    def make(*script: tuple[int, bool, str]) -> Refreshing:
+        refreshing = Refreshing(tmp_path / "work", list(script))
+        monkeypatch.setattr(trainer_module, "refresh", refreshing)
+        return refreshing
+
+    return make
+
+
+def test_push_refuse_and_nothing_new(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+    refreshing = scripted((1, True, ""))
+    first = run_once(config)
+    assert (first.outcome, first.version, first.champion, first.reasons) == ("pushed", 1, None, ("better",))
+    assert set(first.seconds) == {"train", "push"}
+    again = run_once(config)
+    assert (again.outcome, again.reasons, again.champion) == ("nothing_new", ("nothing new",), 1)
+    refreshing = scripted((2, False, ""))
+    second = run_once(config)
+    assert (second.outcome, second.version, second.champion, second.reasons) == ("refused", None, 1, ("worse",))
+    assert run_once(config).outcome == "nothing_new"  # a refused one is not tried again on the same runs
+    assert refreshing.champions == [1, 1]
+    assert refreshing.lasts == ["key1", "key2"]
+    state = Registry(config.data, "m").state
+    assert state.champion == 1
+    assert [state.verdicts[one].blessed for one in state.candidates] == [True, False]
+    assert state.candidates[state.last_candidate].facts == {"refresh": "key2", "champion": 1}
+
+
+@pytest.mark.parametrize("spoil", ["nan", "signature", "python"])
+def test_what_a_fooled_gate_blesses_is_still_not_pushed(
+    config: TrainConfig, scripted: Callable[..., Refreshing], spoil: str
+) -> None:
+    scripted((1, True, spoil))
+    result = run_once(config)
+    assert (result.outcome, result.version) == ("refused", None)
+    assert {"nan": "not finite", "signature": "no signature", "python": "not allowed"}[spoil] in result.reasons[0]
+    state = Registry(config.data, "m").state
+    assert not state.verdicts[state.last_candidate].blessed
+    assert run_once(config).outcome == "nothing_new"
+
+
+@pytest.mark.parametrize("step", ["record_candidate", "record_verdict", "push_candidate"])
+def test_killed_between_training_and_push(
+    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    import serving.push as pushing
+
+    refreshing = scripted((1, True, ""))
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        if step == "push_candidate":
+            patch.setattr(pushing, step, dies)
+        else:
+            patch.setattr(Registry, step, dies)
+        with pytest.raises(KilledError):
+            run_once(config)
+    result = run_once(config)
+    assert (result.outcome, result.version) == ("pushed", 1)
+    if step == "push_candidate":
+        assert result.reasons == ("it was blessed before, and its push had been interrupted",)
+        assert len(refreshing.lasts) == 1
+    else:
+        assert refreshing.lasts == [None, None]  # not recorded: trained again
+    assert run_once(config).outcome == "nothing_new"
+
+
+def test_interrupted_push_is_judged_anew_against_another_champion(
+    config: TrainConfig, scripted: Callable[..., Refreshing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import serving.push as pushing
+
+    for seed in (1, 2):
+        scripted((seed, True, ""))
+        run_once(config)
+    refreshing = scripted((3, True, ""))
+    with monkeypatch.context() as patch:
+        patch.setattr(pushing, "_commit", lambda *_: (_ for _ in ()).throw(KilledError()))
+        with pytest.raises(KilledError):
+            run_once(config)
+    rollback(config.data, "m")
+    result = run_once(config)
+    assert refreshing.champions == [2, 1]
+    assert refreshing.lasts == ["key2", None]
+    assert (result.outcome, result.champion, result.version) == ("pushed", 1, 4)
+
+
+def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+    scripted((1, True, ""))
+    run_once(config)
+    Path(config.data.root, "models", "m", "1", "assets", "definition.json").write_text("{}")
+    scripted((2, True, ""))
+    with pytest.raises(IntegrityError, match="was altered"):
+        run_once(config)
+
+
+def test_watch_waits_for_data_and_refreshes_when_it_grows(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = config.data.child("datasets").child("d").child("_manifest")
+    stop, words, results = threading.Event(), [], []
+    calls: list[int] = []
+
+    def once(_: TrainConfig, **__: Any) -> TrainResult:
+        calls.append(1)
+        if len(calls) == 1:
+            log.create("000000000001.json", b"{}")
+            raise CimlError("no data set 'd'")
+        if len(calls) == 2:
+            return TrainResult("nothing_new", ("too little",))
+        stop.set()
+        return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
+
+    def progress(word: str) -> None:
+        words.append(word)
+
+    monkeypatch.setattr(trainer_module, "run_once", once)
+
+    def grow() -> None:
+        while len(calls) < 2:
+            pass
+        log.create("000000000002.json", b"{}")
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    board = TrainBoard("m")
+    watch(config, report=results.append, stop=stop, poll_s=0.02, progress=progress, board=board)
+    thread.join()
+    assert words == ["waits: no data set 'd'"]
+    assert [one.outcome for one in results] == ["pushed"]
+    assert len(calls) == 3
+    shown = collected(board)
+    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
+    assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
+    assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
+
+
+def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
+    board = TrainBoard("m")
+    assert "ciml_model_pushes_total" not in collected(board)  # nothing is known yet
+    for seed, blessed in ((1, True), (2, False), (3, True)):
+        scripted((seed, blessed, ""))
+        run_once(config)
+    registry = Registry(config.data, "m")
+    candidate = registry.record_candidate(
+        open_store(save_model(Path(config.data.root) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
+    )
+    registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
+    board.see(registry.state)
+    shown = collected(board)
+    assert shown["ciml_training_candidates_total"] == {("m", "blessed"): 2, ("m", "refused"): 2}
+    assert shown["ciml_model_pushes_total"] == {("m",): 2}
+    assert shown["ciml_champion_version"] == {("m",): 2}
+    assert shown["ciml_champion_push_timestamp_seconds"] == {("m",): registry.state.versions[2].time_us / 1e6}
+    assert shown["ciml_training_samples_rejected_total"] == {("m", "otherwise"): 5, ("m", "excluded"): 2}
+
+
+def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa: F811
+    """From real runs to answers of the server: the trainer's model and the served one agree."""
+    import shutil
+
+    from training.export import load_exported
+
+    shutil.copytree(made, tmp_path / "data")
+    data: Store = LocalStore(tmp_path / "data")
+    config = TrainConfig(data, "providers", "providers", Experiment(epochs=40))
+    steps: list[str] = []
+    first = run_once(config, progress=steps.append)
+    assert (first.outcome, first.version) == ("pushed", 1), first.reasons
+    assert steps[-1] == "push"
+    second = run_once(replace(config, experiment=Experiment(epochs=41)))
+    assert second.outcome in ("pushed", "refused")
+    assert second.metrics["comparison"]["runs"] > 0
+    assert second.champion == 1
+    assert run_once(replace(config, experiment=Experiment(epochs=41))).outcome == "nothing_new"
+    assert first.folder is not None
+    exported = load_exported(first.folder)
+    definition = exported.definition
+    inputs = np.random.default_rng(0).gamma(2, 20, (5, definition.windows, len(definition.features))).astype("f4")
+    n_windows = np.full(5, definition.windows, "i4")
+    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0)
+    with ModelServer(options) as server, ModelClient(f"127.0.0.1:{server.grpc_port}", "providers") as client:
+        answer = client.predict(inputs, n_windows, version=1)
+    np.testing.assert_allclose(answer.probabilities, exported.predict(inputs, n_windows), atol=1e-5)
+    model = load_model(data.child("models").child("providers").child("1"))
+    assert set(model.signatures) == {"serving_default", "examples"}
+    model.close()

@@ -1,0 +1,88 @@
+"""What workers are staged with: the sdist, installed beside the locked dependencies, outside the checkout."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(python of an environment that has the sdist of this checkout, the sdist)."""
+    work = tmp_path_factory.mktemp("sdist")
+    source = work / "source"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).exists() and not name.startswith("examples/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name)
+    run = {"check": True, "capture_output": True, "text": True}
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", str(work)], cwd=source, **run)
+    (sdist,) = work.glob("ciml-*.tar.gz")
+    environment = work / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], **run)
+    python = environment / "bin" / "python"
+    # The locked dependencies are those of the running environment; ciml itself must come from the sdist alone.
+    site = next((environment / "lib").glob("python3*/site-packages"))
+    here = next(Path(entry) for entry in sys.path if entry.endswith("site-packages"))
+    for entry in here.iterdir():
+        if "ciml" not in entry.name:
+            (site / entry.name).symlink_to(entry)
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", str(sdist)],
+        cwd=work, **run,
+    )  # fmt: skip
+    return python, sdist
+
+
+def test_every_dofn_imports_from_the_installed_sdist(installed: tuple[Path, Path]) -> None:
+    python, _ = installed
+    code = """
+import importlib, inspect, pkgutil, sys
+import apache_beam as beam
+found, packages = set(), ["ciml", "transforms", "training", "serving", "pipelines", "cli"]
+for package in map(importlib.import_module, packages):
+    assert "site-packages" in package.__file__, package.__file__
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name.endswith("__main__"):
+            continue
+        loaded = importlib.import_module(module.name)
+        for name, kind in vars(loaded).items():
+            mine = inspect.isclass(kind) and kind.__module__ == module.name
+            if mine and issubclass(kind, (beam.DoFn, beam.CombineFn)):
+                found.add(f"{module.name}.{name}")
+print("\\n".join(sorted(found)))
+"""
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=python.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = set(done.stdout.split())
+    assert {name.rpartition(".")[0] for name in found} >= {"pipelines.kafka.source"}
+    assert len(found) >= 5, found
+
+
+def test_sdist_holds_the_packages_and_no_tests(installed: tuple[Path, Path]) -> None:
+    _, sdist = installed
+    with tarfile.open(sdist) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames() if name.count("/") >= 2}
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"ciml", "transforms", "training", "serving", "pipelines", "cli"} <= tops
+    assert {"LICENSE", "SECURITY.md", "README.md"} <= files
+    assert "tests" not in tops
+    assert "examples" not in tops
+
+
+def test_the_package_names_its_licence(installed: tuple[Path, Path]) -> None:
+    python, _ = installed
+    code = "import importlib.metadata as m; d = m.distribution('ciml'); print(d.metadata['License-Expression']); " + (
+        "print(next(each for each in d.files if each.name == 'LICENSE').read_text())"
+    )
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=python.parent, check=True)
+    said = done.stdout
+    assert said == "Apache-2.0\n" + (ROOT / "LICENSE").read_text() + "\n"
+    assert "Apache License" in said
+    assert "Version 2.0, January 2004" in said

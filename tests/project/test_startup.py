@@ -1,0 +1,73 @@
+"""Start-up counts: what a command or a pure function must not pull in, and what `ciml --help` may cost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ciml.storage.open import open_store
+from tests.bench.many_runs import fill_store
+from tests.transforms.samples import corpus
+
+HEAVY = ("tensorflow", "apache_beam", "keras", "sklearn", "matplotlib", "moto", "pandas", "boto3", "pydantic")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter holds after ``code``."""
+    probe = f"{code}\nimport sys, json; print(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(json.loads(out.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ciml.raw.accounting", "ciml.datasets.definition", "ciml.events.cloudevents", "ciml.manifest.log",
+        "ciml.events.samples", "ciml.storage.open", "ciml.telemetry",
+        "transforms.ingest.decode", "transforms.ingest.trust", "transforms.fetch.fetch", "transforms.parse.logs",
+        "transforms.examples.downsample", "transforms.examples.prepare", "transforms.examples.split",
+        "transforms.drift.compare", "transforms.drift.statistics", "transforms.raw.write",
+        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.validate",
+    ],
+)  # fmt: skip
+def test_pure_modules_are_light(module: str) -> None:
+    assert loaded_by(f"import {module}") == set()
+
+
+def test_building_a_data_set_from_packs_stays_light(tmp_path: Path) -> None:
+    """pyarrow imports pandas as soon as it is asked for an array of Python's values."""
+    runs, tables, _ = corpus(20)
+    fill_store(open_store(tmp_path), zip(runs, tables, strict=True), per_folder=100)
+    code = f"""
+from ciml.datasets.definition import DatasetDefinition
+from ciml.storage.open import open_store
+from pipelines.datasets.build import build_dataset
+data = open_store({str(tmp_path)!r})
+done = build_dataset(data, data, DatasetDefinition(name="x", slicer=":15", class_label="build_name", span_runs=10))
+assert len(done.sealed) == 2 and len(done.state.span_of) == 15
+"""
+    assert loaded_by(code) == set()
+
+
+def test_probe_sees_a_heavy_import() -> None:
+    assert loaded_by("import sklearn") >= {"sklearn"}
+
+
+def test_help_is_light_and_quick() -> None:
+    assert loaded_by("import cli.main") == set()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "ingest" in done.stdout
+    # CPU seconds, not the clock: the contract with whoever types it, with room for a slow machine.
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5

@@ -1,0 +1,184 @@
+"""What arrives at a real broker: each sample of the log, the run's events, and nothing that is a secret."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import engines
+from ciml.events.cloudevents import FINISHED, STARTED, Event, decode_message
+from ciml.events.records import Message
+from ciml.events.samples import End, Samples, decode, to_table
+from pipelines.kafka.client import KafkaOptions, list_topic
+from recorder.sampler import find_dool
+from tests.faults.broker import Broker
+from tests.recorder.recorded import environment, record, recorder, wait_for
+from tests.recorder.test_tail import assert_same
+from tests.transforms.fetch.fetching import run as run_fetch
+from transforms.fetch.policy import FetchPolicy
+from transforms.parse.logs import Log, parse_logs
+
+pytestmark = pytest.mark.engines
+
+
+def consume(broker: str, topic: str) -> list[Message]:
+    """All messages of a topic of one partition."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    wanted = list_topic(KafkaOptions(broker), topic).bounds[0][1]
+    consumer = Consumer({"bootstrap.servers": broker, "group.id": "t", "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    found: list[Message] = []
+    while len(found) < wanted:
+        for one in consumer.consume(500, 1.0):
+            assert one.error() is None, one.error()
+            headers = tuple((name, bytes(value)) for name, value in one.headers() or ())
+            found.append(Message(one.offset(), one.value(), headers, one.key(), one.timestamp()[1]))
+    consumer.close()
+    return found
+
+
+def heard(broker: str, topic: str) -> tuple[list[Samples], list[End]]:
+    """The samples and ends of a topic; what comes after a run's end is a repeat."""
+    messages = [decode(message.value) for message in consume(broker, topic)]
+    return [each for each in messages if isinstance(each, Samples)], [
+        each for each in messages if isinstance(each, End)
+    ]
+
+
+def events(broker: str, topic: str) -> list[Event]:
+    return [decode_message(message) for message in consume(broker, topic)]
+
+
+def parsed(log: Path) -> pa.Table:
+    (table,) = parse_logs([Log(log.read_bytes())])
+    assert isinstance(table, pa.Table), table
+    return table
+
+
+@pytest.mark.parametrize("dool", [find_dool(), ""], ids=["dool", "proc"])
+def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Path, dool: str) -> None:
+    samples, ci_events, logs = topic(name="samples"), topic(name="events"), tmp_path / "lo gs"
+    done = record(
+        tmp_path / "spool", "--kafka", kafka, "--samples-topic", samples, "--topic", ci_events, "--log-dir", str(logs),
+        "--job", "unit tests", "--run-id", "b/1", "--source", "zuul", "--label", "change=42", "--label", "size=3",
+        "--label", "pipeline=gate", command=["sh", "-c", "sleep 2.2; exit 3"], env={"CIML_DOOL": dool},
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert list((tmp_path / "spool").iterdir()) == []
+    (log,) = logs.glob("*/*/*.gz")
+    assert log.relative_to(logs).parts == ("unit%20tests", "zuul~b%2F1~1", "dstat-csv_log.txt.gz")
+    table = parsed(log)
+    parts, ends = heard(kafka, samples)
+    assert_same(to_table(parts), table)
+    assert {part.run_id for part in parts} == {"zuul~b%2F1~1"}
+    assert ends == [End("zuul~b%2F1~1", parts[0].recorder_us, table.num_rows)]
+    assert {message.key for message in consume(kafka, samples)} == {b"zuul~b%2F1~1"}
+
+    started, finished = events(kafka, ci_events)
+    assert (started.type, finished.type) == (STARTED, FINISHED)
+    (run,) = finished.mentions
+    assert (run.run_id, run.build_name, run.change, run.pipeline, run.result, run.outcome) == (
+        "zuul~b%2F1~1", "unit tests", "42", "gate", "FAILURE", "failure",
+    )  # fmt: skip
+    assert run.labels == {"size": "3", "exit_code": "3"}
+    assert run.start_us is not None
+    assert run.end_us is not None
+    assert run.end_us - run.start_us >= 2.2e6
+    assert run.start_us <= table.column("time")[0].value
+    fetched, _ = run_fetch(FetchPolicy().allowing(roots=(str(logs),)), run.log_url)
+    assert fetched == [gzip.decompress(log.read_bytes())]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker of our own, to be killed."""
+    one = Broker(tmp_path_factory.mktemp("broker"))
+    yield one
+    one.kill()
+
+
+def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: Path) -> None:
+    engines.create_topics(broker.address, {"samples": 1, "ci-events": 1})
+    logs, spool = tmp_path / "logs", tmp_path / "spool"
+    options = ("--kafka", broker.address, "--log-dir", str(logs), "--job", "job", "--run-id", "1")
+    process = subprocess.Popen(
+        [*recorder(spool, *options, "--flush", "1s"), "sh", "-c", "read x; read x"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdin is not None
+    log = wait_for(lambda: list(spool.glob("*/dstat-csv_log.txt")))[0]
+
+    def rows() -> int:
+        return sum(line[:1].isdigit() for line in log.read_text().splitlines())
+
+    def arrived() -> int:
+        return sum(len(part.sequence) for part in heard(broker.address, "samples")[0])
+
+    wait_for(lambda: arrived() >= 2)
+    broker.kill()
+    before = rows()
+    wait_for(lambda: rows() >= before + 2)  # it goes on recording
+    broker.start()
+    wait_for(lambda: arrived() >= before + 2, 60)  # and brings what was missed
+    broker.kill()
+    before = rows()
+    wait_for(lambda: rows() >= before + 2)
+    process.stdin.write("x\nx\n")
+    process.stdin.flush()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert f"kept in {log.parent}, for the next ciml record or ciml record --send" in said
+
+    assert record(spool, "--kafka", broker.address, "--send", "--flush", "100ms", command=[]).returncode == 3
+    broker.start()
+    done = record(spool, "--kafka", broker.address, "--send", "--flush", "30s", command=[])
+    assert done.returncode == 0, done.stderr
+    assert list(spool.iterdir()) == []
+    (put,) = logs.glob("job/*/*.gz")
+    parts, ends = heard(broker.address, "samples")
+    assert_same(to_table(parts), parsed(put))
+    assert [end.samples for end in ends] == [parsed(put).num_rows]
+    found = events(broker.address, "ci-events")
+    assert [event.type for event in found if event.type == FINISHED] == [FINISHED]
+    assert len({event.key for event in found}) == 2
+    assert found[-1].mentions[0].result == "SUCCESS"
+
+
+def test_no_secret_is_said_or_kept(tmp_path: Path) -> None:
+    secret, spool = "pa55-w0rd", tmp_path / "spool"
+    config = tmp_path / "kafka.properties"
+    config.write_text(f"ssl.key.password={secret}-2\n")
+    done = record(
+        spool, "--kafka", "127.0.0.1:9", "-X", "security.protocol=SASL_PLAINTEXT", "-X", "sasl.mechanism=PLAIN", "-X",
+        "sasl.username=me", "-X", f"sasl.password={secret}", "--kafka-config", str(config), "--flush", "100ms",
+        command=["sleep", "1.2"],
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "not all is sent" in done.stderr
+    kept = [path.read_bytes() for path in spool.glob("*/*")]
+    assert len(kept) >= 4
+    assert not any(secret.encode() in each for each in [done.stderr.encode(), done.stdout.encode(), *kept])
+
+
+def test_a_run_in_s3(kafka: str, topic: Callable[..., str], s3: object, tmp_path: Path) -> None:
+    from ciml.storage.open import open_store
+
+    samples, ci_events = topic(name="samples"), topic(name="events")
+    place = f"{s3.bucket()}/ci"  # type: ignore[attr-defined]
+    done = record(
+        tmp_path / "spool", "--kafka", kafka, "--samples-topic", samples, "--topic", ci_events, "--log-dir", place,
+        "--job", "unit", "--run-id", "1", "--flush", "20s", command=["true"],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert events(kafka, ci_events)[-1].mentions[0].log_url == f"{place}/unit/record~1~1/dstat-csv_log.txt.gz"
+    (path,) = open_store(place).list()
+    (table,) = parse_logs([Log(open_store(place).read(path))])
+    assert isinstance(table, pa.Table)
+    assert table.num_rows >= 1

@@ -1,0 +1,180 @@
+"""Whatever is killed beside it, the command goes on, and no run is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from tests.recorder.recorded import environment, record, recorder, wait_for, worker_of
+from transforms.parse.logs import Log, parse_logs
+
+
+def start(tmp_path: Path, *command: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*recorder(tmp_path / "spool", "--log-dir", str(tmp_path / "logs"), "--job", "job"), *command],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**env),
+    )  # fmt: skip
+
+
+def logs(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "spool").glob("*/dstat-csv_log.txt"))
+
+
+def rows(path: Path) -> int:
+    return sum(line[:1].isdigit() for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def listed(tmp_path: Path) -> dict[str, Any]:
+    """The only listing beside a log."""
+    (path,) = (tmp_path / "logs").glob("job/*/run.json")
+    line: dict[str, Any] = json.loads(path.read_text())
+    return line
+
+
+def table_of(tmp_path: Path, line: dict[str, Any]) -> pa.Table:
+    (table,) = parse_logs([Log((tmp_path / "logs" / line["log_path"]).read_bytes())])
+    assert isinstance(table, pa.Table), table
+    return table
+
+
+def test_a_killed_recorder_takes_the_command_with_it_and_the_run_is_told(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "echo $$; exec sleep 60")
+    assert process.stdout is not None
+    command = psutil.Process(int(process.stdout.readline()))
+    wait_for(lambda: logs(tmp_path) and rows(logs(tmp_path)[0]))
+    process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    command.wait(10)
+    wait_for(lambda: list((tmp_path / "logs").glob("*/*/run.json")) and not list((tmp_path / "spool").iterdir()))
+    line = listed(tmp_path)
+    assert (line["result"], line["labels"]) == ("ABORTED", {"recorder": "killed"})
+    assert table_of(tmp_path, line).num_rows >= 1
+    process.communicate()
+
+
+def test_what_is_left_when_all_is_killed_comes_in_with_the_next(tmp_path: Path) -> None:
+    process = start(tmp_path, "sleep", "60")
+    worker = worker_of(process.pid)
+    (log,) = wait_for(lambda: [each for each in logs(tmp_path) if rows(each)])
+    worker.kill()
+    process.kill()
+    process.communicate()
+    kept = wait_for(lambda: rows(log))
+    assert not (tmp_path / "logs").exists()
+    done = record(tmp_path / "spool", "--send", command=[])
+    assert done.returncode == 0, done.stderr
+    line = listed(tmp_path)
+    assert (line["result"], line["labels"]) == ("ABORTED", {"recorder": "killed", "recording": "unsealed"})
+    assert table_of(tmp_path, line).num_rows == kept
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_the_next_recorder_brings_what_the_last_one_left(tmp_path: Path) -> None:
+    spool, logs_there = tmp_path / "spool", tmp_path / "logs"
+    logs_there.write_text("a file, where a folder is to be")
+    options = ("--log-dir", str(logs_there), "--flush", "100ms", "--job")
+    done = record(spool, *options, "first", command=["sh", "-c", "exit 3"])
+    assert done.returncode == 3
+    assert "not all is sent" in done.stderr
+    assert len(list(spool.iterdir())) == 1
+    logs_there.unlink()
+    assert record(spool, *options, "second", command=["sleep", "0.5"]).returncode == 0
+    assert sorted(path.parts[-3] for path in logs_there.glob("*/*/*.gz")) == ["first", "second"]
+    assert list(spool.iterdir()) == []
+
+
+def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "read x; exit 5")
+    for _ in range(2):
+        worker = worker_of(process.pid)
+        before = rows(logs(tmp_path)[0]) if logs(tmp_path) else 0
+        wait_for(lambda before=before: logs(tmp_path) and rows(logs(tmp_path)[0]) > before)
+        if _ == 0:
+            worker.kill()
+            worker.wait()
+    _, said = process.communicate("x\n", timeout=30)
+    assert process.returncode == 5
+    assert "the recorder has ended; it is started again" in said
+    table = table_of(tmp_path, listed(tmp_path))
+    assert sum(table.column("boot").to_pylist()) == 2
+    assert table.schema.metadata[b"starts"] == b"2"
+
+
+def test_proc_goes_on_where_dool_dies(tmp_path: Path) -> None:
+    process = start(tmp_path, "sh", "-c", "read x; exit 6")
+    (log,) = wait_for(lambda: [each for each in logs(tmp_path) if rows(each)])
+    (dool,) = worker_of(process.pid).children()
+    dool.kill()
+    wait_for(lambda: "ciml-record" in log.read_text())
+    _, said = process.communicate("x\n", timeout=30)
+    assert process.returncode == 6
+    assert "dool ended by itself (code -9): reading /proc instead" in said
+    table = table_of(tmp_path, listed(tmp_path))
+    assert table.num_columns == 2 + 25
+    assert sum(table.column("boot").to_pylist()) == 2
+
+
+def test_a_full_disk_costs_samples_and_no_command(tmp_path: Path) -> None:
+    """A limit on the size of files is a full disk of the recorder's own: the command takes it off."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+
+    script = (
+        f"import resource, time; resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)); time.sleep(3.2); "
+        f"open({str(tmp_path / 'out')!r}, 'w').write('x' * 5000)"
+    )
+    done = record(tmp_path / "spool", command=[sys.executable, "-c", script], preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").stat().st_size == 5000
+    assert re.search("no sample can be recorded: .*log.txt: .*; it is tried again", done.stderr)
+    (log,) = logs(tmp_path)
+    assert log.stat().st_size <= 1024
+    assert log.read_bytes().endswith(b"\n")
+
+
+def test_without_a_spool_the_command_runs_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = record(tmp_path / "file" / "spool", command=["sh", "-c", "echo x; exit 9"])
+    assert (done.returncode, done.stdout) == (9, "x\n")
+    assert done.stderr == f"ciml record: nothing is recorded: {tmp_path / 'file' / 'spool'}: Not a directory\n"
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """No process and no open pipe: whoever reads the output to its end is not kept waiting."""
+    began = time.monotonic()
+    done = record(tmp_path / "spool", command=["sh", "-c", "echo $PPID"])
+    assert time.monotonic() - began < 30
+    assert not psutil.pid_exists(int(done.stdout))
+    assert [each.pid for each in psutil.process_iter(["environ", "cmdline"])
+            if str(tmp_path) in " ".join(each.info["cmdline"] or ())] == []  # fmt: skip
+
+
+def test_a_second_signal_does_not_wait_for_what_is_unsent(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    process = subprocess.Popen(
+        [*recorder(spool, "--kafka", "127.0.0.1:9", "--flush", "10min"), "sh", "-c", "echo ready; read x"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("x\n")
+    process.stdin.close()
+    wait_for(lambda: list(spool.glob("*/end.json")))
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.stderr is not None
+    assert "not all is sent: kept in" in process.stderr.read()
+    assert process.wait(30) == 0
+    assert len(list(spool.iterdir())) == 1

@@ -1,0 +1,95 @@
+"""A recording holds files of its own and nothing else; what stays in the spool is reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ciml.errors import EngineError
+from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
+from recorder.flush_spool import send_leftovers
+from recorder.settings import Settings
+from recorder.spool import Places
+from tests.recorder.planted import plant
+from tests.recorder.recorded import record
+from tests.recorder.test_spool import bind_by_permissions, logs_of, outside, record_beside
+
+FILES_OF_A_RECORDING = (
+    "dstat-csv_log.txt", "run.json", "end.json", "starts", "seal.json", "lock", "run.json.new", "end.json.new",
+    "seal.json.new",
+)  # fmt: skip
+
+
+def make_link(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(outside(tmp_path))
+
+
+def make_dangling_link(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "nowhere")
+
+
+def make_second_name(path: Path, tmp_path: Path) -> None:
+    path.hardlink_to(outside(tmp_path))
+
+
+def make_folder(path: Path, tmp_path: Path) -> None:
+    path.mkdir()
+
+
+def make_fifo(path: Path, tmp_path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_large(path: Path, tmp_path: Path) -> None:
+    path.touch()
+    os.truncate(path, (MAX_RECORDING_LOG_BYTES if path.name.endswith(".txt") else MAX_RECORDING_FILE_BYTES) + 1)
+
+
+@pytest.mark.parametrize("make", [make_link, make_dangling_link, make_second_name, make_folder, make_fifo, make_large])
+@pytest.mark.parametrize("name", FILES_OF_A_RECORDING)
+def test_a_recording_holds_only_files_of_its_own(
+    tmp_path: Path, name: str, make: Callable[[Path, Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Something else under a known name is refused with its recording, of which nothing is sent or removed."""
+    logs = tmp_path / "logs"
+    folder = plant(tmp_path / "spool", log_dir=str(logs))
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name, tmp_path)
+    there = sorted([*os.listdir(folder), *([] if name == "lock" else ["lock"])])
+    with pytest.raises(EngineError, match=r"^1 recordings are not sent, and stay in .*; 0 are$"):
+        send_leftovers(Settings(tmp_path / "spool"), Places())
+    assert str(folder) in capfd.readouterr().err
+    assert sorted(os.listdir(folder)) == there
+    assert logs_of(logs) == []
+
+
+def test_what_is_sent_and_cannot_be_removed_is_reported(tmp_path: Path) -> None:
+    spool, logs = tmp_path / "spool", tmp_path / "logs"
+    folder = plant(spool, log_dir=str(logs))
+    (folder / "lock").touch()
+    folder.chmod(0o500)
+    sent = record(spool, "--send", command=[], preexec_fn=bind_by_permissions)
+    beside = record_beside(spool, logs, preexec_fn=bind_by_permissions)
+    folder.chmod(0o700)
+    assert logs_of(logs) == ["zuul~own~1", "zuul~planted~1"]
+    assert list(spool.iterdir()) == [folder]
+    stays = f"{folder} cannot be removed (Permission denied)"
+    assert f"not sealed, but {stays}\n" in sent.stderr
+    assert f"ciml: 1 recordings are sent, but 1 of them cannot be removed from {spool}\n" in sent.stderr
+    assert sent.returncode == 3
+    assert beside.returncode == 0
+    assert f"ciml record: zuul~planted~1 is sent, but {stays}\n" in beside.stderr
+
+
+def test_an_own_recording_that_cannot_be_removed_is_reported(tmp_path: Path) -> None:
+    spool, logs = tmp_path / "spool", tmp_path / "logs"
+    made = "mkdir $(echo SPOOL/*)/seal.json.new; sleep 1.2; exit 5".replace("SPOOL", str(spool))
+    own = ("--log-dir", str(logs), "--job", "job", "--source", "zuul", "--run-id", "own")
+    done = record(spool, *own, command=["sh", "-c", made], env={"CIML_DOOL": ""})
+    (folder,) = spool.iterdir()
+    assert logs_of(logs) == ["zuul~own~1"]
+    assert done.returncode == 5
+    assert done.stderr.endswith(f"ciml record: all is sent, but {folder} cannot be removed (Is a directory)\n")

@@ -1,0 +1,141 @@
+"""``ciml cluster``: what is clustered, what the record and the page say, and that hostile names stay text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.storage.open import open_store
+from reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
+from reports.clusters.page import cluster_page, telling_features
+from reports.page import render
+from tests.reports.scenes import HOSTILE, hostile_data, runs
+from tests.reports.test_plot import self_contained
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster")
+    hostile_data(folder)
+    return folder
+
+
+def ciml(*arguments: str) -> Result:
+    from cli.main import cli
+
+    return CliRunner().invoke(cli, ["cluster", *arguments])
+
+
+def test_two_kinds_of_runs_are_two_clusters():
+    scene = runs([[90, 90 + n] for n in range(6)] + [[5, 5 + n] for n in range(4)], [0] * 6 + [1] * 4)
+    found = cluster_runs(scene, Wanted(most_k=4))
+    assert (found.chosen.k, found.silhouette, list(found.known)) == (2, 2, ["status"])
+    assert found.chosen.of.tolist() == [0] * 6 + [1] * 4
+    (table,) = found.tables().values()
+    assert (table.names, table.counts.tolist()) == (("passed", "failed"), [[6, 0], [0, 4]])
+    told = found.to_json()
+    assert (told["k"], told["runs"], told["values_a_run"]) == (2, 10, 2)
+    assert [each["k"] for each in told["tried"]] == [1, 2, 3, 4]
+    assert told["tried"][0]["agreement"] == {"status": None}
+    assert told["tried"][1]["agreement"]["status"]["rand"] == 1.0
+    assert told["clusters"][1]["classes"]["status"] == [{"class": "failed", "runs": 4, "pclass": 1.0, "pcluster": 1.0}]
+    assert [each["cluster"] for each in told["assignments"]] == found.chosen.of.tolist()
+    assert set(told["clusters"][0]["nearest"]) <= set(scene.run_id[:6])
+    page = cluster_page(found)
+    titles = {plot.name: plot.title for section in page.sections for plot in section.plots}
+    assert titles["choice"].endswith("2 clusters")
+    assert titles["shares-1"] == (
+        "Cluster 0 is the most of a kind: it holds 100 % of passed, and 100 % of it is passed"
+    )
+    assert page.sections[1].tables[0].rows == (
+        ("0", "passed", "6", "100.0 %", "100.0 %"),
+        ("1", "failed", "4", "100.0 %", "100.0 %"),
+    )
+
+
+def test_with_a_number_of_clusters_that_one_is_looked_at():
+    found = cluster_runs(runs([[n] for n in range(20)], [0] * 10 + [1] * 10), Wanted(k=12, most_k=3))
+    assert [each.k for each in found.tried] == [1, 2, 3, 12]
+    assert (found.chosen.k, found.chosen.of.max()) == (12, 11)
+    assert found.elbow in (1, 2, 3)
+    self_contained(render(cluster_page(found)))
+
+
+def test_runs_that_are_all_alike_are_one_cluster():
+    found = cluster_runs(runs([[3, 3]] * 5, [0, 0, 0, 1, 1]), Wanted())
+    assert ([each.k for each in found.tried], found.chosen.k, found.silhouette) == ([1], 1, None)
+    self_contained(render(cluster_page(found)))
+
+
+def test_the_features_that_tell_clusters_apart_come_first():
+    scene = runs([[0, 0]] * 3 + [[1, 1]] * 3, [0] * 3 + [1] * 3)
+    flat = np.ones((6, 2, 8), np.float32)
+    flat[:, :, 5] = scene.inputs[:, :, 0]
+    resolved = scene.resolved.replace(features=tuple("abcdefgh"), columns=tuple(f"x:{name}" for name in "abcdefgh"))
+    wide = replace(scene, inputs=flat, resolved=resolved, normalisation=type(scene.normalisation).of(flat))
+    found = cluster_runs(wide, Wanted(most_k=2))
+    assert found.chosen.of.tolist() in ([0] * 3 + [1] * 3, [1] * 3 + [0] * 3)
+    assert 5 in telling_features(found)
+    assert len(telling_features(found)) == 6
+
+
+def test_one_class_alone_is_compared_by_job(data: Path):
+    found = cluster_dataset(open_store(data), "bad", Wanted(only="_hidden"))
+    assert set(found.runs.class_name) == {"_hidden"}
+    assert (len(found.runs), found.of_runs, list(found.known)) == (4, 4, ["build_name"])
+
+
+def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
+    found = cluster_dataset(open_store(data), "bad", Wanted(first=4, against=("who", "build_name", "source")))
+    assert (len(found.runs), found.runs.inputs.shape) == (12, (12, 4, 2))
+    assert set(found.runs.n_windows.tolist()) == {4, 5}
+    assert list(found.known) == ["who", "build_name", "source"]
+    assert found.known["source"].tolist() == ["zuul"] * 12
+    assert found.agreements[2]["source"] is None
+
+
+def test_the_command_writes_all_and_does_it_again(data: Path, tmp_path: Path):
+    arguments = ("bad", "--data-path", str(data), "--max-k", "6", "--against", "who")
+    done = ciml(*arguments, "--output", str(tmp_path / "one"))
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith(f"{tmp_path}/one/index.html\n")
+    assert ciml(*arguments, "--output", str(tmp_path / "two")).exit_code == 0
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    stems = ["agreement", "choice", "course-001-usr", "course-002-1m", "map", "shares-1"]
+    assert files == sorted(
+        [f"{stem}.{end}" for stem in stems for end in ("png", "svg")] + ["clusters.json", "index.html"]
+    )
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    tags = self_contained((tmp_path / "one" / "index.html").read_text())
+    assert all(name in tags.text for name in HOSTILE[:2])
+    told = json.loads((tmp_path / "one" / "clusters.json").read_text())
+    assert len(told["assignments"]) == 24
+    assert sum(each["runs"] for each in told["clusters"]) == 24
+
+
+def test_json_is_for_programs(data: Path, tmp_path: Path):
+    done = ciml("--dataset", "bad", "--data-path", str(data), "--k", "2", "--json", "--output", str(tmp_path))
+    told = json.loads(done.stdout)
+    assert (told["k"], "assignments" in told) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--only", "failed"], "ciml: data set 'bad' has no class 'failed', but "),
+        (["--first", "6"], "ciml: data set 'bad' has no example with 6 windows or more in train, dev, test"),
+        (["--split", "dev"], "ciml: data set 'bad' has no example in dev"),
+        (["--k", "25"], "ciml: --k 25: only 24 of the 24 runs differ"),
+    ],
+)
+def test_a_mistake_is_one_line(data: Path, tmp_path: Path, arguments: list[str], line: str):
+    done = ciml("bad", *arguments, "--data-path", str(data), "--output", str(tmp_path))
+    assert done.exit_code == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1

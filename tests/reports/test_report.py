@@ -1,0 +1,314 @@
+"""``ciml experiment report``: the figures that are stored, beside what costs nothing, on pages that need nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.storage.open import LocalStore, open_store
+from cli.commands.experiment.report import default_folder
+from cli.main import cli
+from reports.experiments.comparison_page import comparison_page
+from reports.experiments.page import result_page
+from reports.experiments.render import report_experiments
+from reports.page import Page, Section, render
+from tests.reports.scenes import hostile_data
+from tests.reports.test_plot import self_contained
+from tests.reports.test_results import folds, of_b, stored, told
+from training.data.in_memory import read_material
+from training.evaluation import scores as scoring
+from training.experiment import Experiment
+from training.experiments.results import Predictions, Stored
+from training.experiments.trials import Trial, create_experiment
+from transforms.ingest.trust import TrustPolicy
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data path with two forests that were trained on classes and jobs of hostile names."""
+    folder = tmp_path_factory.mktemp("hostile")
+    data = hostile_data(folder)
+    everybody = TrustPolicy.from_json({"rule": [{"name": "everybody", "trusted": True, "source": ["*"]}]})
+    material = read_material(data, "bad", everybody)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "RESAMPLES", 5)
+        for name, trees in (("one", 1), ("ten", 10)):
+            what = Experiment(name=name, estimator="random_forest", parameters={"n_estimators": trees})
+            create_experiment(data, what)
+            trial = Trial(data, what, material)
+            trial.run()
+            trial.run_on(material)
+            trial.cross_validate(2, ("job",))
+        create_experiment(data, Experiment(name="idle"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of all that is in ``hostile``."""
+    folder = tmp_path_factory.mktemp("reported")
+    assert report_experiments(open_store(hostile), [], [], folder) == f"{folder}/index.html"
+    return folder
+
+
+def section(page: Page, title: str) -> Section:
+    (found,) = (each for each in page.sections if each.title == title)
+    return found
+
+
+def test_the_page_of_a_result_tells_what_is_stored(hostile: Path, reported: Path):
+    folder = reported / "bad" / "ten"
+    tags = self_contained((folder / "index.html").read_text())
+    assert "<script>alert(1)</script>" in tags.text
+    assert "_hidden" in tags.text
+    (path,) = (hostile / "experiments/ten/results/bad").glob("*/result.json")
+    test = json.loads(path.read_text())["test"]
+    for figure in (test["accuracy"], test["macro"]["f1"], test["macro"]["pr_auc"]):
+        assert f"{figure['value']:.3f}" in tags.text
+        assert f"{figure['low']:.3f} to {figure['high']:.3f}" in tags.text
+    stems = ["calibration", "confusion", "curves", "elsewhere", "errors", "folds-1", "slices-1"]
+    names = sorted(each.name for each in folder.iterdir())
+    assert names == sorted([f"{stem}.{end}" for stem in stems for end in ("png", "svg")] + ["index.html"])
+    for stem in stems:
+        root = ElementTree.fromstring((folder / f"{stem}.svg").read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert (folder / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_are_compared_and_each_has_a_page(reported: Path):
+    pages = {"bad/one/index.html", "bad/ten/index.html"}
+    assert {str(path.relative_to(reported)) for path in reported.rglob("*.html")} == {"index.html", *pages}
+    tags = self_contained((reported / "index.html").read_text(), *pages)
+    assert sorted(value for name, value in tags.attributes if name == "href" and value in pages) == sorted(pages)
+    stems = {"bad-standing", "bad-errors", "bad-curves", "bad-validated-1"}
+    assert {path.stem for path in reported.glob("*.svg")} == stems
+
+
+@pytest.mark.engines
+def test_a_report_on_s3_is_the_same(hostile: Path, reported: Path, s3: Any):
+    data, remote = open_store(hostile), open_store(f"{s3.bucket()}/of")
+    for path in data.list():
+        assert remote.create(path, data.read(path))
+    where = report_experiments(remote, ["one"], ["bad"], remote.url("report"))
+    assert where == remote.url("report/index.html")
+    local, there = LocalStore(reported / "bad/one"), remote.child("report")
+    assert there.list() == local.list()
+    for path in local.list():
+        want = local.read(path).replace(str(hostile).encode(), remote.url().encode())
+        assert there.read(path) == want, path
+
+
+SURE = told([0] * 6 + [1] * 4, of_b(*[0.1] * 5, 0.7, *[0.8] * 3, 0.4))
+BASELINES = {
+    "duration": {
+        "what": "seconds",
+        **{key: {"value": 0.7, "low": 0.4, "high": 0.9} for key in ("accuracy", "brier")},
+        "macro": {name: {"value": 0.65} for name in scoring.BY_CLASS},
+        "classes": {
+            name: {"runs": runs, **{each: {"value": 0.25} for each in scoring.BY_CLASS}}
+            for name, runs in (("a", 6), ("b", 4))
+        },
+    }
+}  # fmt: skip
+
+
+def test_each_figure_stands_beside_the_base_rate_and_one_number():
+    trial = stored("x", SURE, baselines=BASELINES, slices={"job": ["p"] * 5 + ["q"] * 5})
+    page = result_page(trial, SURE)
+    assert [(tile.what, tile.value) for tile in page.tiles] == [
+        ("accuracy", "0.800"), ("base rate", "0.600"), ("duration alone", "0.700"), ("macro F1", "0.792"),
+    ]  # fmt: skip
+    (figures,) = section(page, "Figures").tables
+    assert figures.headings == ("figure", "value", "95 %", "base rate", "duration alone")
+    assert [(row[0], row[1], row[3], row[4]) for row in figures.rows] == [
+        ("accuracy", "0.800", "0.600", "0.700"),
+        ("macro precision", "0.792", "0.300", "0.650"),
+        ("macro recall", "0.792", "0.500", "0.650"),
+        ("macro F1", "0.792", "0.375", "0.650"),
+        ("macro ROC-AUC", "0.958", "0.500", "0.650"),
+        ("macro PR-AUC", "0.963", "0.500", "0.650"),
+        ("Brier (less is better)", "0.102", "0.263", "0.700"),
+        ("log loss (less is better)", "0.332", "0.727", "–"),
+        ("calibration error", "0.240", "0.150", "–"),
+    ]
+    answered, probable = section(page, "Classes").tables
+    assert [row[:5] + row[6:] for row in answered.rows] == [
+        ("a", "6", "0.833", "0.833", "0.833", "0.750", "0.250"),
+        ("b", "4", "0.750", "0.750", "0.750", "0.000", "0.250"),
+    ]
+    assert [(row[0], row[1], row[3], row[5], row[6]) for row in probable.rows] == [
+        ("a", "0.958", "0.976", "0.600", "0.250"),
+        ("b", "0.958", "0.950", "0.400", "0.250"),
+    ]
+    (jobs,) = section(page, "By job").tables
+    assert [row[:3] + row[4:] for row in jobs.rows] == [
+        ("p", "5", "1.000", "1.000", "–"),
+        ("q", "5", "0.600", "0.800", "–"),
+    ]
+    titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
+    assert titles == {
+        "confusion": "Most often a is taken for b: 1 of 6 runs",
+        "errors": "b is missed most often: 25 % (5 to 70 %) of its 4 test runs",
+        "curves": "ROC-AUC 0.96; a guess has 0.50",
+        "calibration": "About as sure as right: on average 82 % sure, 80 % right; calibration error 0.24",
+        "slices-1": "In 1 of 2 by job, guessing its most frequent class does better",
+    }
+
+
+def test_what_is_not_there_is_said():
+    passes = {"history": {"loss": [2.0, 1.5], "val_loss": [1.9, 2.1], "accuracy": [0.5, 0.6]}, "best_epoch": 1}
+    page = result_page(replace(stored("x", SURE, training=passes), older=2), None)
+    assert section(page, "How well classes are told apart").text.startswith("The file of the predictions is not there")
+    (learning,) = section(page, "Learning").plots
+    assert learning.title == "Over 2 passes the loss goes from 2 to 1.5; on dev it is least, 1.9, after 1"
+    assert "kept: pass 1" in learning.svg
+    assert section(page, "How it was made").text.endswith("Older results of it on this data set that are stored: 2.")
+    assert section(result_page(stored("x", SURE), SURE), "Learning").text.startswith("No curve")
+
+    alike = told([0, 0], of_b(0.1, 0.2))
+    page = result_page(stored("x", alike), alike)
+    assert section(page, "How well classes are told apart").text.startswith("All test runs are of one class")
+    titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
+    assert titles["confusion"] == "No run is taken for one of another class"
+    assert titles["errors"] == "No class has a run that was missed"
+    render(page)
+
+    nothing = told([], np.zeros((0, 2)))
+    page = result_page(stored("x", nothing), nothing)
+    assert page.lead.endswith("Without test runs there are no figures.")
+    assert [each.title for each in page.sections] == ["Learning", "How it was made"]
+
+    page = result_page(Stored("x", "tests", LocalStore("nowhere"), None, (), (folds(6, 8),)), None)
+    assert page.lead.startswith("Cross-validated only")
+    assert [(tile.what, tile.value) for tile in page.tiles][:2] == [
+        ("mean accuracy of the folds", "0.700"),
+        ("base rate", "0.450"),
+    ]
+    (table,) = section(page, "Cross-validation: 2 folds by job").tables
+    assert table.headings == ("fold", "job held out", "runs", "accuracy", "95 %", "base rate", "macro F1", "95 %")
+    assert table.rows[0] == ("1", "job-0", "10", "0.600", "0.313 to 0.832", "0.500", "0.400", "")
+    assert table.rows[2] == ("mean", "", "20", "0.700", "0.100 to 0.900", "0.450", "0.700", "0.100 to 0.900")
+
+
+def test_the_comparison_tells_differences_and_what_cannot_be_compared():
+    labels = [0] * 12 + [1] * 8
+    good = told(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
+    poor = told(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
+    passes = {"history": {"loss": [2.0, 1.0], "accuracy": [0.5, 0.6]}, "best_epoch": 2}
+    trials: list[tuple[Stored, Predictions | None]] = [
+        (stored("poor", poor, training=passes, folds=(folds(6, 8),)), poor),
+        (stored("good", good, folds=(folds(7, 8),)), good),
+        (stored("lucky", SURE, digest="other"), SURE),
+        (stored("gone", poor), None),
+    ]
+    page = comparison_page(trials, {("good", "tests"): "tests/good/index.html"})
+    assert [(tile.what, tile.value, tile.note) for tile in page.tiles] == [
+        ("experiments", "4", ""), ("data sets", "1", ""),
+        ("highest accuracy on tests", "0.900", "good; base rate 0.600"),
+    ]  # fmt: skip
+    standing = section(page, "tests: the test runs")
+    assert standing.text.endswith("Tested on other runs than the rest, so not to be compared: lucky.")
+    accuracies, others = standing.tables
+    assert accuracies.headings[-2:] == ("to the best", "by chance")
+    assert [(row[0], row[3], row[5], row[-2], row[-1]) for row in accuracies.rows] == [
+        ("good", "0.900", "0.600", "the best", ""), ("gone", "0.500", "0.600", "–", "–"),
+        ("poor", "0.500", "0.600", "-0.400", "0.021"),
+        ("lucky", "0.800", "0.600", "–", "–"),
+    ]  # fmt: skip
+    assert accuracies.links == {(0, 0): "tests/good/index.html"}
+    assert [row[1] for row in others.rows] == ["0.890", "0.479", "0.479", "0.792"]
+    assert section(page, "tests: what is missing").text.endswith("are not there any more: gone.")
+    (table,) = section(page, "tests: cross-validation, 2 folds by job").tables
+    assert [row[:3] for row in table.rows] == [("good", "20", "0.750"), ("poor", "20", "0.700")]
+    titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
+    assert titles == {
+        "tests-standing": "good has the highest accuracy: 90 %",
+        "tests-errors": "They differ most in a: good misses 0 % of its runs, poor 75 %",
+        "tests-curves": "good has the largest mean PR-AUC of the classes: 0.85; a guess has 0.50",
+        "tests-learning": "Training losses; poor makes the most passes, 2",
+        "tests-validated-1": "Held out by job, good has the highest mean accuracy: 75 %",
+    }
+    assert '<a href="tests/good/index.html">good</a>' in render(page)
+
+
+def test_thirty_classes_and_experiments_are_drawn_as_far_as_eyes_go():
+    rng = np.random.default_rng(3)
+    classes = tuple(f"a long name of class {number:02}" for number in range(30))
+    labels = rng.integers(30, size=600)
+    found = told(labels.tolist(), rng.dirichlet(np.ones(30), 600) + np.eye(30)[labels] * 0.2, classes)
+    one = stored("x", told([0, 1], of_b(0.1, 0.9)))
+    test = scoring.scores(found.probabilities, found.labels, classes, labels, resamples=0)
+    counts = {role: dict.fromkeys(classes, 20) for role in ("train", "dev", "test")}
+    result = {**one.result, "test": test, "snapshot": {**one.result["snapshot"], "counts": counts}}
+    page = result_page(replace(one, result=result), found)
+    drawn = {plot.name: plot for each in page.sections for plot in each.plots}
+    assert "11 others" in drawn["confusion"].svg
+    assert drawn["confusion"].caption.endswith("Classes beyond the 19 of the most runs are one.")
+    assert drawn["errors"].caption.endswith("The first 20 of 30 are drawn.")
+    assert drawn["curves"].caption.endswith("The 7 classes of the most test runs, of 30.")
+    trials = [(replace(one, experiment=f"x{number:02}", result=result), found) for number in range(25)]
+    drawn = {plot.name: plot for each in comparison_page(trials, {}).sections for plot in each.plots}
+    assert drawn["tests-errors"].caption.endswith(
+        "The first 7 of 25 experiments are drawn. The 8 classes of the most runs, of 30."
+    )
+    assert "x06" in drawn["tests-errors"].svg
+    assert "x07" not in drawn["tests-errors"].svg
+
+
+def report(*words: str, data: Path) -> Result:
+    return CliRunner().invoke(cli, ["experiment", "report", *words, "--data-path", str(data)])
+
+
+def test_the_command_says_where_the_page_is(
+    hostile: Path, reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert report("one", data=hostile).output == f"{tmp_path}/one-report/index.html\n"
+    for path in (tmp_path / "one-report").iterdir():  # a page is the same whatever stands beside it
+        assert path.read_bytes() == (reported / "bad" / "one" / path.name).read_bytes(), path.name
+    assert default_folder(["one", "ten"], ["bad"]) == "bad-report"
+    assert default_folder([], ["bad", "good"]) == "experiments-report"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["none"], "ciml: no experiment 'none' in "),
+        (["../one"], "ciml: experiment: name: '../one' is no name"),
+        (
+            ["idle"],
+            "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",
+        ),
+        (
+            ["one", "--dataset", "other"],
+            "ciml: no result of one on other in {data}/experiments: "
+            "ciml experiment train --experiment one --dataset other",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(hostile: Path, tmp_path: Path, words: list[str], line: str):
+    done = report(*words, "--output", str(tmp_path / "out"), data=hostile)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(line.format(data=hostile))
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_file_is_told_and_a_lost_one_leaves_the_rest(hostile: Path, tmp_path: Path):
+    shutil.copytree(hostile, tmp_path / "data")
+    (path,) = (tmp_path / "data/experiments/one/results/bad").glob("*/predictions-*.parquet")
+    path.write_bytes(b"x")
+    done = report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data")
+    assert (done.exit_code, done.stderr.count("is not the file that was stored")) == (4, 1)
+    assert not (tmp_path / "out").exists()
+    path.unlink()
+    assert report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data").exit_code == 0
+    assert "The file of the predictions is not there any more" in (tmp_path / "out/index.html").read_text()

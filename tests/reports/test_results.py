@@ -1,0 +1,251 @@
+"""What is drawn of results, as numbers: held against what is counted by hand, and against scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ciml.storage.open import LocalStore
+from reports.experiments.comparison import errors_of, standings, validated
+from reports.experiments.views import (
+    Bar,
+    accuracy_bar,
+    calibration_bars,
+    constant,
+    curved,
+    curves,
+    errors_by_class,
+    f1_bar,
+    first_by,
+    fold_bars,
+    folded_confusion,
+    history,
+    slice_bars,
+)
+from training.evaluation.metrics import wilson
+from training.evaluation.scores import scores
+from training.experiments.results import Predictions, Stored
+
+CLASSES = ("a", "b")
+
+
+def told(labels: list[int], probabilities: Any, classes: tuple[str, ...] = CLASSES) -> Predictions:
+    run_id = np.array([f"run-{number}" for number in range(len(labels))], object)
+    return Predictions(run_id, np.array(labels, np.int64), np.array(probabilities, np.float64), classes)
+
+
+def of_b(*sure: float) -> list[list[float]]:
+    return [[1 - each, each] for each in sure]
+
+
+def stored(name: str, found: Predictions, *, train: tuple[int, int] = (6, 2), dev: int = 0, **keys: Any) -> Stored:
+    """A trial with a result as `Trial.run` stores it, of such answers."""
+    train_labels = np.repeat([0, 1], train)
+    test = scores(found.probabilities, found.labels, found.classes, train_labels, keys.get("slices"), resamples=5)
+    result = {
+        "experiment": {"name": name, "estimator": "random_forest", "parameters": {}},
+        "dataset": "tests",
+        "snapshot": {
+            "digest": keys.get("digest", "d"),
+            "spans": [[1, 1]],
+            "counts": {
+                "train": {"a": train[0] - dev, "b": train[1]},
+                "dev": {"a": dev, "b": 0},
+                "test": {"a": 0, "b": 0},
+            },
+            "rules": {},
+            "untrusted": {},
+            "excluded": {},
+        },
+        "training": keys.get("training", {"runs": sum(train)}),
+        "dev": None,
+        "test": test,
+        "baselines": keys.get("baselines", {}),
+    }
+    return Stored(name, "tests", LocalStore("nowhere"), result, (), keys.get("folds", ()))
+
+
+def test_curves_are_those_that_are_counted_by_hand():
+    # by falling probability of b: right, wrong, right, wrong
+    (b, a) = curves(told([1, 0, 1, 0], of_b(0.9, 0.8, 0.6, 0.1)))[::-1]
+    assert (b.name, b.runs, b.share) == ("b", 2, 0.5)
+    assert b.recall.tolist() == [0.0, 0.5, 0.5, 1.0, 1.0]
+    assert b.precision.tolist() == [1.0, 1.0, 0.5, pytest.approx(2 / 3), 0.5]
+    assert b.false_positive.tolist() == [0.0, 0.0, 0.5, 0.5, 1.0]
+    assert b.true_positive.tolist() == [0.0, 0.5, 0.5, 1.0, 1.0]
+    assert b.pr_auc == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert b.roc_auc == pytest.approx(0.75)
+    assert (a.name, a.roc_auc) == ("a", pytest.approx(0.75))
+
+
+def test_areas_are_those_of_the_scores_and_unanswered_runs_count_the_same():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(3, size=2000)
+    probabilities = rng.dirichlet([1, 1, 1], 2000) + 0.3 * np.eye(3)[labels]
+    probabilities[:50] = np.nan
+    classes = ("a", "b", "c")
+    want = scores(probabilities, labels, classes, labels, resamples=0)["classes"]
+    for each in curves(told(labels.tolist(), probabilities, classes)):
+        assert each.pr_auc == want[each.name]["pr_auc"]["value"]
+        assert each.roc_auc == want[each.name]["roc_auc"]["value"]
+        assert each.share == want[each.name]["share"]
+        assert len(each.recall) <= 400
+        assert (each.recall[0], each.recall[-1]) == (0.0, 1.0)
+        # as exact as a line may be
+        area = np.sum(np.diff(each.recall) * each.precision[1:])
+        assert area == pytest.approx(each.pr_auc, abs=0.01)
+
+
+def test_a_class_that_does_not_occur_or_is_all_there_is_has_no_curve():
+    assert curves(told([0, 0], of_b(0.2, 0.3))) == []
+    found = told([0, 0, 2], np.full((3, 3), 1 / 3), ("a", "b", "c"))
+    assert [each.name for each in curves(found, 1)] == ["a"]
+    assert [each.name for each in curves(found)] == [found.classes[label] for label in curved(found)] == ["a", "c"]
+
+
+def test_the_base_rate_of_every_figure_is_that_of_one_answer_for_all():
+    # 6 and 2 were trained on; of the test runs three are a, one b
+    trial = stored("x", told([0, 0, 0, 1], of_b(0.9, 0.2, 0.1, 0.8)))
+    guess = constant(trial.result, trial.result["test"])
+    assert guess["accuracy"]["value"] == trial.result["test"]["base_rate"]["value"] == 0.75
+    assert guess["macro"]["f1"]["value"] == pytest.approx((2 * 0.75 / 1.75) / 2)
+    assert guess["macro"]["recall"]["value"] == 0.5
+    assert guess["macro"]["precision"]["value"] == 0.75 / 2
+    assert guess["macro"]["roc_auc"]["value"] == 0.5
+    assert guess["classes"]["b"]["pr_auc"]["value"] == 0.25
+    assert guess["brier"]["value"] == pytest.approx((3 * 0.25**2 + 0.75**2) / 4)
+    assert guess["log_loss"] == pytest.approx(-(3 * np.log(0.75) + np.log(0.25)) / 4)
+
+
+def test_dev_runs_that_were_trained_on_are_in_the_base_rate():
+    found = told([0, 1], of_b(0.1, 0.9))
+    for trial in (stored("x", found), stored("x", found, dev=3)):
+        assert constant(trial.result, trial.result["test"])["brier"]["value"] == pytest.approx((0.25**2 + 0.75**2) / 2)
+
+
+def test_errors_by_class_are_counted_with_wilsons_interval():
+    trial = stored("x", told([0] * 10 + [1] * 4, of_b(*[0.9] + [0.1] * 9, *[0.9] + [0.2] * 3)))
+    baselines = {"duration": {"classes": {"a": {"runs": 10, "recall": {"value": 0.2}}, "b": {"runs": 0}}}}
+    assert errors_by_class(trial.result["test"], baselines) == [
+        Bar("b", 0.75, *wilson(3, 4), 4, {}),
+        Bar("a", 0.1, *wilson(1, 10), 10, {"duration alone": 0.8}),
+    ]
+    value, below, above = Bar("a", 0.1, 0.02, 0.4).percent
+    assert (value, below, above) == (10.0, pytest.approx(8.0), pytest.approx(30.0))
+    assert Bar("a", None, None, None).percent == (0.0, 0.0, 0.0)
+
+
+def test_a_large_matrix_has_its_rare_classes_together():
+    confusion = {
+        "classes": ["a", "b", "c", "d"],
+        "rows_are_labels": [[5, 1, 0, 0], [0, 1, 1, 0], [2, 0, 7, 3], [0, 0, 1, 0]],
+    }
+    names, counts = folded_confusion(confusion, 3)
+    assert names == ["a", "c", "2 others"]
+    assert counts.tolist() == [[5, 0, 1], [2, 7, 3], [0, 2, 1]]
+    names, counts = folded_confusion(confusion)
+    assert (names, counts.tolist()) == (confusion["classes"], confusion["rows_are_labels"])
+
+
+def test_bars_stand_beside_what_costs_nothing():
+    baselines = {"memory": {"accuracy": {"value": 0.9}, "macro": {"f1": {"value": 0.8}}}}
+    found = told([0, 0, 0, 1], of_b(0.1, 0.2, 0.9, 0.8))
+    trial = stored("x", found, baselines=baselines, slices={"job": ["p", "p", "q", "q"], "cloud": ["k", "k", "k", "l"]})
+    test = trial.result["test"]
+    guess = constant(trial.result, test)
+    assert accuracy_bar("x", test, baselines) == Bar(
+        "x", 0.75, *wilson(3, 4), 4, {"base rate": 0.75, "memory alone": 0.9}
+    )
+    f1 = f1_bar("x", test, baselines, guess)
+    assert (f1.value, f1.beside["memory alone"]) == (test["macro"]["f1"]["value"], 0.8)
+    assert f1.beside["base rate"] == pytest.approx(3 / 7)
+    assert slice_bars(test["slices"]["job"]) == [
+        Bar("p", 1.0, *wilson(2, 2), 2, {"its most frequent class": 1.0}),
+        Bar("q", 0.5, *wilson(1, 2), 2, {"its most frequent class": 0.5}),
+    ]
+    # where each has one class alone, guessing it is no baseline but the answer
+    assert [bar.beside for bar in slice_bars(test["slices"]["cloud"])] == [{}, {}]
+    assert first_by([Bar("n", None, None, None), f1]) == f1
+    assert first_by([]) is None
+
+
+def test_history_and_calibration():
+    told_passes = {"history": {"loss": [2.0, 1.0], "val_loss": [2.0, 3.0], "accuracy": [0.1, 0.2]}}
+    found = history({"training": told_passes})
+    assert {name: {split: each.tolist() for split, each in splits.items()} for name, splits in found.items()} == {
+        "loss": {"train": [2.0, 1.0], "dev": [2.0, 3.0]},
+        "accuracy": {"train": [0.1, 0.2]},
+    }
+    assert history({"training": {"runs": 3}}) == {}
+    test = stored("x", told([0, 0, 1, 1], of_b(0.05, 0.02, 0.04, 0.6))).result["test"]
+    assert calibration_bars(test["calibration"]) == [
+        (pytest.approx(0.6), Bar("0.6", 1.0, *wilson(1, 1), 1)),
+        (pytest.approx((0.95 + 0.98 + 0.96) / 3), Bar("0.9", pytest.approx(2 / 3), *wilson(2, 3), 3)),
+    ]
+
+
+def fold(right: int, held_out: list[str]) -> dict[str, Any]:
+    low, high = wilson(right, 10)
+    accuracy = {"value": right / 10, "low": low, "high": high, "right": right, "runs": 10}
+    return {"accuracy": accuracy, "base_rate": {"value": 0.5}, "f1": 0.4, "held_out": held_out}
+
+
+def folds(*right: int, by: str = "job") -> dict[str, Any]:
+    mean = {"value": float(np.mean(right)) / 10, "low": 0.1, "high": 0.9}
+    pooled = {"runs": 10 * len(right), "base_rate": {"value": 0.45, "class": "a"}}
+    each = [fold(count, [f"job-{number}"]) for number, count in enumerate(right)]
+    return {"by": by, "folds": each, "mean": {"accuracy": mean, "f1": mean}, "pooled": pooled}
+
+
+def test_folds_and_their_mean():
+    *first, mean = fold_bars(folds(6, 8))
+    assert [(bar.name, bar.value, bar.runs, bar.beside) for bar in first] == [
+        ("fold 1: job-0", 0.6, 10, {"base rate": 0.5}),
+        ("fold 2: job-1", 0.8, 10, {"base rate": 0.5}),
+    ]
+    assert mean == Bar("mean of the folds", 0.7, 0.1, 0.9, 20, {"base rate": 0.45})
+
+
+def test_cross_validations_are_compared_where_they_divide_alike():
+    found = told([0, 1], of_b(0.1, 0.9))
+    one = stored("one", found, folds=(folds(6, 8), folds(9, 9, by="run")))
+    two, three = stored("two", found, folds=(folds(7, 9),)), stored("three", found, folds=(folds(1, 2, 3),))
+    assert [(each.by, each.folds, [name for name, _ in each.means]) for each in validated([one, two, three])] == [
+        ("job", 2, ["two", "one"]),
+        ("job", 3, ["three"]),
+        ("run", 2, ["one"]),
+    ]
+
+
+def test_experiments_stand_in_order_and_are_compared_run_by_run():
+    labels = [0] * 12 + [1] * 8
+    good = told(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
+    poor = told(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
+    lucky = told([0, 1], of_b(0.1, 0.9))
+    gone = stored("gone", good)
+    trials = [
+        (stored("poor", poor), poor), (stored("lucky", lucky, digest="other"), lucky), (stored("good", good), good),
+        (gone, None), (Stored("folds", "tests", LocalStore("nowhere"), None, (), ()), None),
+    ]  # fmt: skip
+    found = standings(trials)
+    assert [(one.name, one.same_runs) for one in found] == [
+        ("gone", True), ("good", True), ("poor", True), ("lucky", False),
+    ]  # fmt: skip
+    assert [one.against for one in found] == [None, None, None, None]  # the best one's answers are gone
+    best, poorer, other = standings(trials[:3])
+    assert (best.name, best.against, other.name, other.against) == ("good", None, "lucky", None)
+    # of 20 runs, good alone gets 9 right, poor alone 1: 11 of 1,024 splits are as uneven as that to one side
+    assert (poorer.against["only_candidate"], poorer.against["only_champion"]) == (1, 9)
+    assert poorer.against["difference"] == pytest.approx(-0.4)
+    assert poorer.against["mcnemar"] == pytest.approx(2 * 11 / 1024)
+    assert standings([]) == []
+
+    errors = errors_of([best, poorer], 8)
+    assert list(errors) == ["a", "b"]
+    assert {name: (bar.value, bar.low, bar.high) for name, bar in errors["a"].items()} == {
+        "good": (0.0, *wilson(0, 12)),
+        "poor": (0.75, *wilson(9, 12)),
+    }
+    assert list(errors_of([best, poorer], 1)) == ["a"]

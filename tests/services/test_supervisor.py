@@ -1,0 +1,187 @@
+"""The supervisor's loop, on a real broker and a real manifest; its engine is a script, so that each turn can be met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import EngineError
+from ciml.storage.open import open_store
+from pipelines.ingest.committer import committer
+from pipelines.kafka.client import KafkaOptions
+from services.decide import Limits, Wanted
+from services.supervisor import Supervisor, Watched
+from services.tracker import JobLook
+
+MISSING, STARTS, RUNS = JobLook("missing"), JobLook("starting"), JobLook("running", id="1", name="j", began_s=5.0)
+
+
+@dataclass
+class Script:
+    """An engine that is as the script says, look by look, and writes down what it is told."""
+
+    looks: list[JobLook | None]
+    told: list[str] = field(default_factory=list)
+    savepoint: str | None = "s3://b/savepoint-1"
+
+    def look(self) -> JobLook:
+        one = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if one is None:
+            raise EngineError("Flink does not answer")
+        return one
+
+    def submit(self, savepoint: str = "") -> None:
+        self.told.append(f"submit {savepoint}".strip())
+
+    def cancel(self) -> None:
+        self.told.append("cancel")
+
+    def stop_with_savepoint(self) -> str:
+        self.told.append("savepoint")
+        if self.savepoint is None:
+            raise EngineError("no place for it")
+        return self.savepoint
+
+
+@dataclass
+class World:
+    """A supervisor with a clock that goes on by a second a step."""
+
+    watched: Watched
+    wanted: Wanted = "run"
+    now: float = 0.0
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def supervisor(self, jobs: Script, **status: Any) -> Supervisor:
+        return Supervisor(
+            self.watched, jobs, lambda: self.wanted, lambda said: self.told.append(dict(said)), dict(status),
+            limits=Limits(savepoint_s=3.0), clock=lambda: self.now, pause_s=0.0,
+        )  # fmt: skip
+
+    def steps(self, supervisor: Supervisor, count: int) -> list[str]:
+        done = []
+        for _ in range(count):
+            done.append(supervisor.step().kind)
+            self.now += 1.0
+        return done
+
+
+@pytest.fixture
+def world(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[World]:
+    from confluent_kafka import Producer
+
+    name = topic(1, "events")
+    producer = Producer({"bootstrap.servers": kafka})
+    for _ in range(3):
+        producer.produce(name, b"{}", partition=0)
+    assert producer.flush(30) == 0
+    return World(Watched(open_store(tmp_path / "raw"), KafkaOptions(kafka), name))
+
+
+@pytest.mark.engines
+def test_a_job_is_submitted_once_and_its_status_told(world: World) -> None:
+    jobs = Script([MISSING, STARTS, RUNS])
+    assert world.steps(world.supervisor(jobs), 4) == ["submit", "carry_on", "carry_on", "carry_on"]
+    assert jobs.told == ["submit"]
+    assert [one["health"] for one in world.told] == ["starting"] * 4
+    last = world.told[-1]
+    assert (last["version"], last["behind"], last["lag"], last["deferred"]) == (0, 3, {"0": 3}, 0)
+    assert last["job"]["submitted_us"] == 5_000_000
+    assert (last["resubmitted"], last["resubmissions"]) == (0, [])
+
+
+@pytest.mark.engines
+def test_a_job_that_is_there_is_taken_over(world: World) -> None:
+    jobs = Script([RUNS])
+    assert world.steps(world.supervisor(jobs), 3) == ["carry_on"] * 3
+    assert jobs.told == []
+
+
+@pytest.mark.engines
+def test_a_job_that_never_reads_is_replaced_and_the_next_has_twice_the_time(world: World) -> None:
+    jobs = Script([MISSING, RUNS])
+    done = world.steps(world.supervisor(jobs), 150)
+    assert [at for at, kind in enumerate(done) if kind != "carry_on"] == [0, 47, 139]
+    assert jobs.told == ["submit", "cancel", "submit", "cancel", "submit"]
+    assert "it has committed nothing for 46 s, with 3 messages to read" in world.told[-1]["resubmissions"][0]["why"]
+
+
+@pytest.mark.engines
+def test_a_savepoint_is_begun_from_once_and_one_that_is_refused_is_told(world: World) -> None:
+    kept = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
+    jobs = Script([MISSING, STARTS, JobLook("over", how="Cannot map state"), STARTS])
+    world.steps(world.supervisor(jobs, savepoint=kept), 5)
+    assert jobs.told == ["submit s3://b/savepoint-1", "submit"]
+    assert world.told[-1]["savepoint"] == {**kept, "use": "refused", "why": "Cannot map state"}
+    # one that works is of no use a second time: the manifest has passed it
+
+    jobs = Script([MISSING, RUNS, RUNS, JobLook("over", how="x"), STARTS])
+    supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
+    world.steps(supervisor, 2)
+    supervisor._tracker.committed = True
+    world.steps(supervisor, 3)
+    assert jobs.told == ["submit s3://b/savepoint-1", "submit"]
+    assert world.told[-1]["savepoint"]["use"] == "resumed"
+
+
+@pytest.mark.engines
+def test_stop_with_a_savepoint(world: World) -> None:
+    world.wanted = "savepoint"
+    jobs = Script([RUNS, JobLook("over")])
+    assert world.steps(world.supervisor(jobs), 2) == ["savepoint", "end"]
+    assert jobs.told == ["savepoint"]
+    kept = world.told[-1]["savepoint"]
+    assert (kept["path"], kept["version"], kept["use"]) == ("s3://b/savepoint-1", 0, "")
+    assert world.told[-1]["health"] == "stopped"
+
+
+@pytest.mark.engines
+def test_stop_without_the_savepoint_that_cannot_be_had(world: World) -> None:
+    world.wanted = "savepoint"
+    jobs = Script([RUNS], savepoint=None)
+    assert world.steps(world.supervisor(jobs), 6)[-1] == "cancel"
+    assert jobs.told.count("cancel") >= 1
+    assert world.told[-1]["savepoint_failed"] == "no place for it"
+    assert world.told[-1]["savepoint"] is None
+
+
+@pytest.mark.engines
+def test_what_is_away_is_waited_for_and_a_stumble_is_no_end(world: World) -> None:
+    supervisor = world.supervisor(Script([RUNS, None]))
+    assert world.steps(supervisor, 400)[-1] == "carry_on"
+    assert (world.told[-1]["health"], world.told[-1]["why"]) == ("waiting", "Flink does not answer")
+    assert world.told[-1]["job"]["state"] == "unknown"
+
+    class Stumbles(Script):
+        def look(self) -> JobLook:
+            if self.told == ["once"]:
+                world.wanted = "stop"
+                return MISSING
+            self.told.append("once")
+            raise ZeroDivisionError("a bug")
+
+    assert world.supervisor(Stumbles([RUNS])).run() == "stopped"
+    assert any("ZeroDivisionError" in one["why"] for one in world.told)
+
+
+@pytest.mark.engines
+def test_an_offset_that_is_gone_is_a_loud_end(world: World, kafka: str) -> None:
+    from confluent_kafka import TopicPartition
+
+    from ciml.events.records import Batch, OffsetRange
+    from pipelines.kafka.client import admin, is_mock, list_topic
+
+    if is_mock(KafkaOptions(kafka)):
+        pytest.skip("the mock broker cannot delete records")
+    topic_id = list_topic(world.watched.kafka, world.watched.topic).topic_id
+    committer(world.watched.raw).commit([Batch(OffsetRange(world.watched.topic, topic_id, 0, 0, 1))])
+    for future in admin(KafkaOptions(kafka)).delete_records([TopicPartition(world.watched.topic, 0, 2)]).values():
+        future.result()
+    jobs = Script([RUNS, RUNS, RUNS, MISSING])
+    assert world.steps(world.supervisor(jobs), 4) == ["carry_on", "carry_on", "cancel", "end"]
+    assert world.told[-1]["health"] == "failed"
+    assert "offsets 1 to 2 were never read" in world.told[-1]["why"]

@@ -1,0 +1,105 @@
+"""Which operations a model may have is decided by what runs, whatever the functions of its library are named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.storage.open import open_store
+from serving.server.allowed_ops import check_ops
+from serving.server.loader import load_model
+from tests.serving.models_fixture import save_model
+
+
+def altered(model: Path, folder: Path, alter: Callable[[Any], None]) -> Path:
+    """A copy of a model whose MetaGraphDef ``alter`` has changed."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    shutil.copytree(model, folder)
+    saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    alter(saved.meta_graphs[0])
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
+    return folder
+
+
+def meta_graph(folder: Path) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes()).meta_graphs[0]
+
+
+def named(name: str) -> Callable[[Any], None]:
+    """Adds a function of that name, with nothing in it that is not allowed."""
+
+    def alter(graph: Any) -> None:
+        function = graph.graph_def.library.function.add()
+        function.signature.name = name
+
+    return alter
+
+
+@pytest.mark.parametrize("name", ["ReadFile", "MatMul", "EagerPyFunc", "RestoreV2"])
+def test_function_with_the_name_of_an_operation_is_refused(good: dict[int, Path], tmp_path: Path, name: str) -> None:
+    folder = altered(good[2], tmp_path / "m", named(name))
+    with pytest.raises(IntegrityError, match=f"function {name} has the name of an operation"):
+        load_model(open_store(folder))
+
+
+def test_function_does_not_hide_an_operation(tmp_path: Path) -> None:
+    """The model reads a file, and a harmless function has the operation's name."""
+    model = save_model(tmp_path / "reads", spoil="read")
+    folder = altered(model, tmp_path / "m", named("ReadFile"))
+    with pytest.raises(IntegrityError, match="ReadFile"):
+        check_ops(meta_graph(folder))
+
+
+def test_bodies_of_functions_are_looked_at_whatever_their_names(tmp_path: Path) -> None:
+    """A function with a harmless name that reads a file, and is called by its name as an operation."""
+    model = save_model(tmp_path / "reads", spoil="read")
+
+    def rename(graph: Any) -> None:
+        for function in graph.graph_def.library.function:
+            if any(node.op == "ReadFile" for node in function.node_def):
+                function.signature.name = f"harmless_{function.signature.name}"
+
+    with pytest.raises(IntegrityError, match="operation ReadFile is not allowed"):
+        check_ops(meta_graph(altered(model, tmp_path / "m", rename)))
+
+
+def test_two_of_one_name_are_refused(good: dict[int, Path], tmp_path: Path) -> None:
+    def function_twice(graph: Any) -> None:
+        library = graph.graph_def.library.function
+        library.add().CopyFrom(library[0])
+
+    def node_twice(graph: Any) -> None:
+        graph.graph_def.node.add().CopyFrom(graph.graph_def.node[0])
+
+    for number, (alter, what) in enumerate(((function_twice, "functions"), (node_twice, "nodes"))):
+        with pytest.raises(IntegrityError, match=f"two {what} are named"):
+            check_ops(meta_graph(altered(good[2], tmp_path / str(number), alter)))
+
+
+def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path], tmp_path: Path) -> None:
+    """TensorFlow may run one function for another that implements the same: saving hides behind neither."""
+
+    def alter(graph: Any) -> None:
+        library = graph.graph_def.library.function
+        served = next(one for one in library if any(node.op == "Softmax" for node in one.node_def))
+        saves = library.add()
+        saves.signature.name = "saves"
+        saves.node_def.add(name="save", op="SaveV2")
+        for one in (served, saves):
+            one.attr["api_implements"].s = b"the_same"
+
+    folder = altered(good[2], tmp_path / "m", alter)
+    with pytest.raises(IntegrityError, match="operation SaveV2 is not allowed where serving a model reaches it"):
+        check_ops(meta_graph(folder))
+
+
+def test_models_as_they_are_exported_pass(good: dict[int, Path]) -> None:
+    check_ops(meta_graph(good[1]))

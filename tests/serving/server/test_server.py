@@ -1,0 +1,348 @@
+"""The server's contract, by stock stubs and plain HTTP, against TensorFlow's own answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from ciml.storage.open import Store, open_store
+from serving.push import push
+from serving.registry import Verdict
+from serving.server.server import ModelServer, ServerOptions
+from tests.serving.models_fixture import C, F, L, direct, runs
+
+BLESSED = Verdict(True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Store:
+    data = open_store(tmp_path_factory.mktemp("data"))
+    for seed in (1, 2):
+        push(data, "m", open_store(good[seed]), BLESSED, check=False)
+    return data
+
+
+@pytest.fixture(scope="module")
+def server(data: Store) -> Iterator[ModelServer]:
+    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0, max_bytes=1 << 20, poll_s=0.1)
+    with ModelServer(options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def channel(server: ModelServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def rest(server: ModelServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.rest_port}", trust_env=False, timeout=30) as client:
+        yield client
+
+
+def request_of(inputs: np.ndarray, n_windows: np.ndarray, **spec: Any) -> Any:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = spec.get("name", "m")
+    request.model_spec.signature_name = spec.get("signature", "")
+    if "version" in spec:
+        request.model_spec.version.value = spec["version"]
+    if "label" in spec:
+        request.model_spec.version_label = spec["label"]
+    request.inputs["inputs"].CopyFrom(tf.make_tensor_proto(inputs))
+    request.inputs["n_windows"].CopyFrom(tf.make_tensor_proto(n_windows))
+    return request
+
+
+def stub(channel: grpc.Channel) -> Any:
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def models(channel: grpc.Channel) -> Any:
+    from tensorflow_serving.apis import model_service_pb2_grpc
+
+    return model_service_pb2_grpc.ModelServiceStub(channel)
+
+
+@pytest.mark.parametrize(("spec", "version"), [({}, 2), ({"version": 1}, 1), ({"label": "stable"}, 2)])
+def test_grpc_predict(channel: grpc.Channel, good: dict[int, Path], spec: dict[str, Any], version: int) -> None:
+    import tensorflow as tf
+
+    inputs, n_windows = runs(9, seed=version)
+    answer = stub(channel).Predict(request_of(inputs, n_windows, **spec), timeout=20)
+    assert answer.model_spec.name == "m"
+    assert answer.model_spec.version.value == version
+    assert answer.model_spec.signature_name == "serving_default"
+    assert list(answer.outputs) == ["probabilities"]
+    expected = direct(good[version], inputs, n_windows)
+    np.testing.assert_allclose(tf.make_ndarray(answer.outputs["probabilities"]), expected, atol=1e-6)
+    # As TensorFlow Serving fills it: many clients read this field.
+    np.testing.assert_allclose(answer.outputs["probabilities"].float_val, expected.ravel(), atol=1e-6)
+
+
+def test_grpc_examples_signature(channel: grpc.Channel, good: dict[int, Path]) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    inputs, n_windows = runs(3)
+    serialized = []
+    for row in range(3):
+        example = tf.train.Example()
+        for number, name in enumerate(("usr", "sys", "1m")):
+            example.features.feature[name].float_list.value.extend(inputs[row, :, number])
+        example.features.feature["n_windows"].int64_list.value.append(int(n_windows[row]))
+        serialized.append(example.SerializeToString())
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "m", "examples"
+    request.inputs["examples"].CopyFrom(tf.make_tensor_proto(serialized))
+    answer = stub(channel).Predict(request, timeout=20)
+    np.testing.assert_allclose(
+        tf.make_ndarray(answer.outputs["probabilities"]), direct(good[2], inputs, n_windows), atol=1e-6
+    )
+
+
+def test_grpc_output_filter(channel: grpc.Channel) -> None:
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "m", "several"
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto([[1.0, 2.0]]))
+    request.inputs["s"].CopyFrom(tf.make_tensor_proto([b"\xff"]))
+    request.output_filter.extend(["double"])
+    answer = stub(channel).Predict(request, timeout=20)
+    assert {key: list(one.float_val) for key, one in answer.outputs.items()} == {"double": [2.0, 4.0]}
+    request.output_filter[:] = ["none"]
+    with pytest.raises(grpc.RpcError) as error:
+        stub(channel).Predict(request, timeout=20)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "output tensor alias not found in signature: none" in error.value.details()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "code", "message"),
+    [
+        ({"name": "x"}, (1, L, F), "NOT_FOUND", "Servable not found for request: Latest(x)"),
+        ({"version": 7}, (1, L, F), "NOT_FOUND", "Servable not found for request: Specific(m, 7)"),
+        ({"label": "x"}, (1, L, F), "INVALID_ARGUMENT", "Unrecognized servable version label: x"),
+        ({"signature": "x"}, (1, L, F), "FAILED_PRECONDITION", 'Serving signature key "x" not found.'),
+        ({}, (1, L, F + 1), "INVALID_ARGUMENT", "has shape [1, 5, 4], expects [-1, 5, 3]"),
+        ({}, (2000, L, F), "INVALID_ARGUMENT", "a batch of 2000 rows; at most 1024"),
+        ({}, (20000, L, F), "RESOURCE_EXHAUSTED", "larger than max"),
+        ({"name": ""}, (1, L, F), "INVALID_ARGUMENT", "Missing model name"),
+    ],
+)  # fmt: skip
+def test_grpc_errors(
+    channel: grpc.Channel, spec: dict[str, Any], shape: tuple[int, ...], code: str, message: str
+) -> None:
+    request = request_of(np.zeros(shape, "f4"), np.ones(shape[0], "i4"), **spec)
+    with pytest.raises(grpc.RpcError) as error:
+        stub(channel).Predict(request, timeout=20)
+    assert error.value.code().name == code
+    assert message in error.value.details()
+
+
+def test_grpc_tensor_bomb_is_refused(channel: grpc.Channel) -> None:
+    request = request_of(np.zeros((1, L, F), "f4"), np.ones(1, "i4"))
+    bomb = request.inputs["inputs"]
+    bomb.tensor_content = b""
+    bomb.float_val.append(1.0)
+    bomb.tensor_shape.dim[0].size = 1 << 40
+    request.inputs["n_windows"].tensor_content = b""
+    request.inputs["n_windows"].int_val.append(1)
+    request.inputs["n_windows"].tensor_shape.dim[0].size = 1 << 40
+    with pytest.raises(grpc.RpcError) as error:
+        stub(channel).Predict(request, timeout=20)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most" in error.value.details()
+    for broken in (b"123", b""):
+        bomb.Clear()
+        bomb.dtype = 1
+        bomb.tensor_shape.dim.add().size = 3
+        bomb.tensor_content = broken
+        with pytest.raises(grpc.RpcError) as error:
+            stub(channel).Predict(request, timeout=20)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_grpc_status_and_metadata(channel: grpc.Channel) -> None:
+    from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
+
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = "m"
+    answer = models(channel).GetModelStatus(request, timeout=20)
+    states = get_model_status_pb2.ModelVersionStatus
+    assert [(one.version, one.state) for one in answer.model_version_status] == [
+        (2, states.AVAILABLE),
+        (1, states.AVAILABLE),
+    ]
+    assert {one.status.error_code for one in answer.model_version_status} == {0}
+    request.model_spec.version_label = "stable"
+    answer = models(channel).GetModelStatus(request, timeout=20)
+    assert [one.version for one in answer.model_version_status] == [2]
+
+    metadata = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    metadata.model_spec.name = "m"
+    found = stub(channel).GetModelMetadata(metadata, timeout=20)
+    assert found.model_spec.version.value == 2
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert found.metadata["signature_def"].Unpack(signatures)
+    assert set(signatures.signature_def) == {"serving_default", "examples", "several"}
+    default = signatures.signature_def["serving_default"]
+    assert default.method_name == "tensorflow/serving/predict"
+    assert {name: [dim.size for dim in one.tensor_shape.dim] for name, one in default.inputs.items()} == {
+        "inputs": [-1, L, F],
+        "n_windows": [-1],
+    }
+    for fields, message in (([], "at least one"), (["x"], "Metadata field x is not supported")):
+        metadata.metadata_field[:] = fields
+        with pytest.raises(grpc.RpcError) as error:
+            stub(channel).GetModelMetadata(metadata, timeout=20)
+        assert (error.value.code(), message in error.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+def test_reload_is_refused_unless_allowed(channel: grpc.Channel) -> None:
+    from tensorflow_serving.apis import model_management_pb2
+
+    with pytest.raises(grpc.RpcError) as error:
+        models(channel).HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest(), timeout=20)
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_rest_rows_and_columns(rest: httpx.Client, good: dict[int, Path]) -> None:
+    inputs, n_windows = runs(4)
+    expected = direct(good[2], inputs, n_windows)
+    rows = [{"inputs": inputs[row].tolist(), "n_windows": int(n_windows[row])} for row in range(4)]
+    answer = rest.post("/v1/models/m:predict", json={"instances": rows})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert list(answer.json()) == ["predictions"]
+    np.testing.assert_allclose(answer.json()["predictions"], expected, atol=1e-6)
+    columns = {"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}
+    for path, seed in (("/v1/models/m/labels/stable", 2), ("/v1/models/m/versions/1", 1)):
+        answer = rest.post(f"{path}:predict", json={**columns, "signature_name": "serving_default"})
+        assert list(answer.json()) == ["outputs"]
+        np.testing.assert_allclose(answer.json()["outputs"], direct(good[seed], inputs, n_windows), atol=1e-6)
+
+
+def test_rest_numbers_are_the_shortest_that_read_back(rest: httpx.Client) -> None:
+    columns = {"x": [[0.1, 3]], "s": ["a"]}
+    text = rest.post("/v1/models/m:predict", json={"signature_name": "several", "inputs": columns}).text
+    assert '"double":[[0.2,6.0]]' in text
+
+
+def test_rest_strings_and_several_outputs(rest: httpx.Client) -> None:
+    encoded = base64.b64encode(b"\xff\x00").decode()
+    rows = [{"x": [1, 2], "s": "grüße"}, {"x": [0.5, -1], "s": "b"}]
+    answer = rest.post("/v1/models/m:predict", json={"signature_name": "several", "instances": rows})
+    assert answer.json() == {
+        "predictions": [
+            {"double": [2.0, 4.0], "s_bytes": {"b64": base64.b64encode("grüße".encode()).decode()}, "text": "grüße!"},
+            {"double": [1.0, -2.0], "s_bytes": {"b64": "Yg=="}, "text": "b!"},
+        ]
+    }
+    columns = {"x": [[1, 2]], "s": [{"b64": encoded}]}
+    answer = rest.post("/v1/models/m:predict", json={"signature_name": "several", "inputs": columns})
+    assert answer.json()["outputs"]["s_bytes"] == [{"b64": encoded}]
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"inputs": np.zeros((L, F)).tolist(), "n_windows": 1, **changes}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("m:predict", "{", 400, "JSON Parse error"),
+        ("m:predict", "[" * 100_000, 400, "JSON Parse error"),
+        ("m:predict", "[]", 400, "Is not object"),
+        ("m:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
+        ("m:predict", {"instances": [], "inputs": []}, 400, "only one of"),
+        ("m:predict", {"instances": {}}, 400, "to be an list/array"),
+        ("m:predict", {"instances": []}, 400, "No values in 'instances' array"),
+        ("m:predict", {"instances": [1]}, 400, "expecting list of objects"),
+        ("m:predict", {"instances": [row(), 1]}, 400, "Expecting object but got list at item 1"),
+        ("m:predict", {"instances": [{"inputs": []}]}, 400, "keys must be equal to: inputs,n_windows"),
+        ("m:predict", {"instances": [row(n_windows=1.5)]}, 400, "not of expected type: int32"),
+        ("m:predict", {"instances": [row(n_windows="1")]}, 400, "not of expected type: int32"),
+        ("m:predict", {"instances": [row(n_windows=True)]}, 400, "not of expected type: int32"),
+        ("m:predict", {"instances": [row(n_windows=1 << 40)]}, 400, "out of the range of int32"),
+        ("m:predict", {"instances": [row(n_windows=None)]}, 400, "not of expected type: int32"),
+        ("m:predict", {"instances": [row(inputs=[["x"] * F] * L)]}, 400, "not of expected type: float32"),
+        ("m:predict", {"instances": [row(inputs=[[1e300] * F] * L)]}, 400, "without loss of precision"),
+        ("m:predict", {"instances": [row(inputs=[[1.0], [1.0, 2.0]])]}, 400, "unexpected size or level"),
+        ("m:predict", {"instances": [row(inputs=[[1.0]])]}, 400, "has shape [1, 1, 1], expects [-1, 5, 3]"),
+        ("m:predict", {"inputs": {"inputs": []}}, 400, "Missing named input: n_windows in 'inputs' object"),
+        ("m:predict", {"inputs": [1.0]}, 400, "expecting an object"),
+        ("m:predict", {"instances": [row()], "signature_name": 1}, 400, "'signature_name' key must be a string"),
+        ("m:predict", {"instances": [row()], "signature_name": "x"}, 400, 'name: "x" not found in signature def'),
+        ("m:predict", {"instances": [{"b64": "?"}], "signature_name": "examples"}, 400, "Unable to base64 decode"),
+        ("x:predict", {"instances": [row()]}, 404, "Servable not found for request: Latest(x)"),
+        ("m/versions/9:predict", {"instances": [row()]}, 404, "Specific(m, 9)"),
+        ("m/labels/x:predict", {"instances": [row()]}, 400, "Unrecognized servable version label: x"),
+        ("m:classify", {"examples": []}, 501, "classify is not implemented"),
+        ("m:explain", {}, 400, "Malformed request: POST /v1/models/m:explain"),
+        ("m:predict", " " * (1 << 21), 413, "larger than 1048576 bytes"),
+    ],
+)  # fmt: skip
+def test_rest_errors(rest: httpx.Client, path: str, body: Any, status: int, message: str) -> None:
+    answer = rest.post(f"/v1/models/{path}", content=body if isinstance(body, str) else json.dumps(body))
+    assert list(answer.json()) == ["error"]
+    assert message in answer.json()["error"]
+    assert answer.status_code == status
+
+
+def test_rest_status_and_metadata(rest: httpx.Client) -> None:
+    fine = {"error_code": "OK", "error_message": ""}
+    assert rest.get("/v1/models/m").json() == {
+        "model_version_status": [
+            {"version": "2", "state": "AVAILABLE", "status": fine},
+            {"version": "1", "state": "AVAILABLE", "status": fine},
+        ]
+    }
+    for path, version in (("versions/1", "1"), ("labels/stable", "2")):
+        statuses = rest.get(f"/v1/models/m/{path}").json()["model_version_status"]
+        assert [one["version"] for one in statuses] == [version]
+    for path, status, message in (
+        ("x", 404, "Could not find any versions of model x"),
+        ("m/versions/9", 404, "Could not find version 9 of model m"),
+        ("m/labels/x", 400, "Unrecognized servable version label: x"),
+        ("m/versions/x", 400, "Malformed request: GET /v1/models/m/versions/x"),
+    ):
+        answer = rest.get(f"/v1/models/{path}")
+        assert (answer.status_code, answer.json()) == (status, {"error": message})
+    metadata = rest.get("/v1/models/m/metadata").json()
+    assert metadata["model_spec"] == {"name": "m", "signature_name": "", "version": "2"}
+    default = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert default["inputs"]["inputs"]["dtype"] == "DT_FLOAT"
+    assert default["outputs"]["probabilities"]["tensor_shape"] == {
+        "dim": [{"size": "-1", "name": ""}, {"size": str(C), "name": ""}],
+        "unknown_rank": False,
+    }
+
+
+def test_metrics_and_health(rest: httpx.Client) -> None:
+    rest.post("/v1/models/m:predict", json={"instances": [row()]})
+    rest.post("/v1/models/<script>:predict", json={"instances": [row()]})
+    answer = rest.get("/monitoring/prometheus/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    assert 'ciml_model_info{label="stable",model="m",version="2"} 1.0' in lines
+    assert 'ciml_model_info{label="",model="m",version="1"} 1.0' in lines
+    assert any(line.startswith('ciml_model_requests_total{api="rest_predict",code="OK",model="m"}') for line in lines)
+    assert any('code="NOT_FOUND",model="unknown"' in line for line in lines)
+    assert "<script" not in answer.text
+    assert rest.get("/healthz").status_code == 200
+    assert rest.get("/readyz").json() == {"ready": True}

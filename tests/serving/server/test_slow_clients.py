@@ -1,0 +1,163 @@
+"""Slow clients cost themselves: connections, headers, bodies and messages have limits, and others are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from ciml import limits
+from ciml.errors import CimlError
+from serving.server.server import ModelServer, ServerOptions
+from tests.serving.models_fixture import C, runs, save_model
+from tests.serving.process import ServerProcess, server_process
+from tests.serving.siege import besiege, write_config
+
+HEADER_S, BODY_S = 3.0, 3.5
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that may open few files and few connections."""
+    root = tmp_path_factory.mktemp("slow")
+    config = write_config(root, save_model(root / "models" / "1"))
+    arguments = ("--rest-connections=100", "--grpc-connections=48", f"--header-seconds={HEADER_S}")
+    with server_process(
+        config, root / "log", "--unverified", *arguments, f"--body-seconds={BODY_S}", files=100 + 48 + 256
+    ) as running:
+        yield running
+
+
+def connect(server: ServerProcess, data: bytes, source: str = "127.0.0.1") -> socket.socket:
+    one = socket.create_connection(("127.0.0.1", server.rest_port), timeout=20, source_address=(source, 0))
+    one.sendall(data)
+    return one
+
+
+def read_all(one: socket.socket) -> bytes:
+    found = b""
+    with one:
+        while part := one.recv(1 << 16):
+            found += part
+    return found
+
+
+def post(body: bytes, length: int | None = None) -> bytes:
+    length = len(body) if length is None else length
+    return b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (length, body)
+
+
+def good_body() -> bytes:
+    inputs, n_windows = runs(1)
+    return json.dumps({"inputs": {"inputs": inputs.tolist(), "n_windows": n_windows.tolist()}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (b"", "no whole request within 3 s (MAX_HEADER_S)"),
+        (b"POST /v1/models/m:predict HTTP/1.1\r\nX: ", "no whole request within 3 s (MAX_HEADER_S)"),
+        (post(b"{", 100_000), "the request did not arrive within 3.5 s (MAX_BODY_S)"),
+    ],
+    ids=["silent", "half a header", "half a body"],
+)
+def test_rest_slow_requests_are_closed_with_the_reason(server: ServerProcess, sent: bytes, message: str) -> None:
+    answer = read_all(connect(server, sent))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert json.loads(body) == {"error": message}
+
+
+def test_rest_the_time_for_a_body_does_not_start_again_with_each_byte(server: ServerProcess) -> None:
+    with connect(server, post(b"{", 100_000)) as one:
+        one.settimeout(0.1)
+        answer = b""
+        while not answer:
+            try:
+                answer = one.recv(1000)
+            except TimeoutError:
+                one.sendall(b" ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_rest_a_client_that_does_not_read_its_answers_is_closed(server: ServerProcess) -> None:
+    question = b"GET /v1/models/m/metadata HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(server, b"") as one:
+        one.settimeout(0.1)
+        with pytest.raises(ConnectionError):
+            _ask_forever(one, question)
+
+
+def _ask_forever(one: socket.socket, question: bytes) -> None:
+    while True:
+        with contextlib.suppress(TimeoutError):
+            one.sendall(question)
+
+
+def test_rest_beyond_the_limit_the_address_with_the_most_connections_loses_one(server: ServerProcess) -> None:
+    body = good_body()
+    first = connect(
+        server, post(body).replace(b"Host: x", b"Host: x\r\nConnection: close")[:-1]
+    )  # before all others, and the slowest of them
+    others = [connect(server, b"", source="127.0.0.2") for _ in range(120)]
+    first.sendall(body[-1:])
+    assert b'\r\n\r\n{"outputs":' in read_all(first)
+    answers = [read_all(one) for one in others]
+    refused = [one for one in answers if b" 503 " in one]
+    assert len(refused) == 120 + 1 - 100
+    assert refused == answers[: len(refused)]  # the oldest
+    assert b"more than 100 connections (MAX_REST_CONNECTIONS)" in refused[0]
+
+
+def test_grpc_half_sent_messages_are_ended_and_use_no_thread(server: ServerProcess) -> None:
+    async def ask() -> list[Any]:
+        async def nothing() -> Any:
+            await asyncio.sleep(60)
+            yield b""
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            half = channel.stream_unary(PREDICT)
+            calls = [half(nothing()) for _ in range(40)]
+            await asyncio.sleep(0.3)
+            status = channel.unary_unary("/tensorflow.serving.ModelService/GetModelStatus")
+            assert await status(b"\x0a\x03\x0a\x01m", timeout=20)
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    ended = [(one.code().name, one.details()) for one in asyncio.run(ask())]
+    oldest = f"the oldest of {limits.MAX_READING_REQUESTS} half-sent requests (MAX_READING_REQUESTS)"
+    assert set(ended) == {
+        ("RESOURCE_EXHAUSTED", oldest),
+        ("DEADLINE_EXCEEDED", "the request did not arrive within 3.5 s (MAX_BODY_S)"),
+    }
+
+
+def test_good_requests_are_answered_during_a_siege(server: ServerProcess) -> None:
+    siege = asyncio.run(besiege(server, slow=200, seconds=5.0, rate=20.0))
+    assert siege.failures == []
+    assert siege.good == 100
+    assert siege.rss < limits.MAX_MODEL_SERVER_RSS
+    assert siege.closed["HTTP/1.1 503 Service Unavailable"] > 0  # it was more than the limit
+
+
+def test_after_all_of_it_both_apis_answer(server: ServerProcess) -> None:
+    answer = httpx.post(
+        f"http://127.0.0.1:{server.rest_port}/v1/models/m:predict", content=good_body(), trust_env=False, timeout=20
+    )
+    assert len(answer.json()["outputs"][0]) == C
+
+
+def test_a_server_whose_connections_exceed_its_open_files_does_not_start(tmp_path: Path) -> None:
+    options = ServerOptions(
+        str(tmp_path / "x.config"), verify=False, grpc_port=0, rest_port=0, rest_connections=1 << 30
+    )
+    with pytest.raises(CimlError, match=r"raise it .ulimit -n 1073742336., or lower --rest-connections"):
+        ModelServer(options).start()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ciml.datasets.state import dataset_state, dataset_store
+from ciml.digest import canonical_json
+from ciml.errors import IntegrityError
+from ciml.storage.open import LocalStore
+from tests.training.records import written
+from training.data.examples import Examples, file_tasks, read_snapshot_examples
+from training.data.materialise import Materialised, materialise
+from training.data.snapshot import ROLES, Snapshot, make_snapshot
+from transforms.examples.spans import read_span, write_examples
+from transforms.ingest.trust import TrustPolicy
+
+
+def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The design's law, by numpy alone: float64 [n, L, F]."""
+    train = train.astype(np.float64)
+    mean, width = train.mean(axis=0), train.max(axis=0) - train.min(axis=0)
+    return (values.astype(np.float64) - mean) / np.where(width == 0, 1.0, width)
+
+
+def of_split(data: LocalStore, snapshot: Snapshot, split: str) -> Examples:
+    runs, examples = read_snapshot_examples(data, snapshot)
+    return examples.take(np.flatnonzero([run.split == split for run in runs]))
+
+
+def test_every_run_is_written_once_with_its_normalised_values(
+    made: Path, snapshot: Snapshot, materialised: Materialised
+):
+    data = LocalStore(made)
+    train = of_split(data, snapshot, "train").inputs
+    runs, raw = read_snapshot_examples(data, snapshot)
+    by_role = {role: written(materialised, role, snapshot) for role in ROLES}
+
+    assert materialised.counts == {role: sum(run.role == role for run in runs) for role in ROLES}
+    for ordinal, run in enumerate(runs):
+        inputs, n_windows, label = by_role[run.role].pop(ordinal)
+        want = directly(train, raw.inputs[ordinal])
+        np.testing.assert_allclose(inputs, want, rtol=0, atol=1e-6)
+        assert (n_windows, label) == (raw.n_windows[ordinal], run.label)
+    assert by_role == {"train": {}, "dev": {}, "test": {}}
+    widths = train.max(axis=0) - train.min(axis=0)
+    assert (widths == 0).any(), "a range of 0 has to occur in this test"
+    assert (widths > 1e9).any(), "and so have bytes"
+
+
+def test_the_snapshots_examples_are_the_data_sets_in_its_order(made: Path, snapshot: Snapshot):
+    data = LocalStore(made)
+    root, state = dataset_store(data, "providers"), dataset_state(data, "providers")
+    runs, examples = read_snapshot_examples(data, snapshot, "test")
+
+    table = {}
+    for span in state.latest():
+        rows = read_span(root, span, splits=["test"])
+        table |= {row["run_id"]: row for row in rows.to_pylist()}
+    assert [run.run_id for run in runs] == [run.run_id for run in snapshot.runs() if run.role == "test"]
+    for place, run in enumerate(runs):
+        want = np.array([table[run.run_id][name] for name in snapshot.resolved.features], np.float32).T
+        np.testing.assert_array_equal(examples.inputs[place], want)
+        assert snapshot.resolved.classes[examples.labels[place]] == table[run.run_id]["provider"]
+
+
+def test_statistics_come_from_the_training_split_alone(
+    data: LocalStore, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
+):
+    """Without most test runs, what is written of the others stays the same to the last bit."""
+    keep = next(run.run_id for run in snapshot.runs("test"))
+    gone = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
+    fewer = make_snapshot(data, "providers", TrustPolicy.load(), gone)
+    part = materialise(data, fewer, tmp_path / "part")
+
+    assert part.counts["test"] == 1
+    for role in ("train", "dev", "test"):
+        ids = {ordinal: run.run_id for ordinal, run in enumerate(fewer.runs())}
+        all_ids = {run.run_id: ordinal for ordinal, run in enumerate(snapshot.runs())}
+        before, after = written(materialised, role, snapshot), written(part, role, fewer)
+        for ordinal, (inputs, *_) in after.items():
+            np.testing.assert_array_equal(inputs, before[all_ids[ids[ordinal]]][0])
+
+
+@pytest.mark.parametrize("damage", ["gone", "other rows", "altered values", "altered label"])
+def test_examples_that_are_not_the_manifests_end_it(data: LocalStore, snapshot: Snapshot, damage: str):
+    root = dataset_store(data, "providers")
+    path = Path(root.root, snapshot.spans[0].files["train"][0].path)
+    table = pq.read_table(path)
+    if damage == "gone":
+        path.unlink()
+        line = "is named by the manifest, and is not there"
+    elif damage == "other rows":
+        pq.write_table(table.slice(1), path)
+        line = "rows, and the manifest says"
+    else:
+        name, other, what = ("usr", "sys", "digest") if damage == "altered values" else ("label", "n_windows", "label")
+        at = table.column_names.index(name)
+        values = table.column(other).cast(table.schema.field(name).type)
+        altered = table.set_column(at, table.schema.field(name), values)
+        path.write_bytes(write_examples(altered, path.name))
+        line = f"has another {what} than the manifest says"
+    with pytest.raises(IntegrityError, match=line):
+        read_snapshot_examples(data, snapshot)
+
+
+def test_an_example_that_a_file_lacks_ends_it(data: LocalStore, snapshot: Snapshot, tmp_path: Path):
+    span = snapshot.spans[0]
+    more = replace(span, runs=(*span.runs, replace(span.runs[0], run_id="zuul~none~1")))
+    strange = replace(snapshot, spans=(more,))
+    with pytest.raises(IntegrityError, match="the files do not hold the 52 runs of the snapshot"):
+        read_snapshot_examples(data, strange)
+    with pytest.raises(IntegrityError, match="its files lack runs"):
+        materialise(data, strange, tmp_path / "made")
+
+
+def test_another_process_finds_the_wanted_rows_in_a_file(
+    made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from training.data import materialise_beam as stages
+
+    data = LocalStore(made)
+    (tmp_path / "snapshot.json").write_bytes(canonical_json(snapshot.to_json()))
+    monkeypatch.setattr(stages, "_tasks", {})
+    read = stages.ReadRows(dataset_store(data, "providers"), snapshot.resolved, str(tmp_path))
+    tasks = file_tasks(snapshot)
+    found = [
+        ordinal for at in range(len(tasks)) for batch in read.process(at) for (ordinal,) in batch["ordinal"].to_pylist()
+    ]
+    assert sorted(found) == list(range(len(list(snapshot.runs()))))
+
+
+def test_an_error_within_the_pipeline_is_told_as_it_is(data: LocalStore, snapshot: Snapshot, tmp_path: Path):
+    path = snapshot.spans[0].files["test"][0].path
+    dataset_store(data, "providers").delete(path)
+    with pytest.raises(IntegrityError, match=f"{path} is named by the manifest, and is not there"):
+        materialise(data, snapshot, tmp_path / "made")
+
+
+def test_planning_imports_neither_beam_nor_tensorflow():
+    code = (
+        "import sys, training.refresh, training.data.materialise, training.data.snapshot, training.evaluation.gate;"
+        "import training.evaluation.metrics;"
+        "bad = {'tensorflow', 'apache_beam', 'tensorflow_transform', 'keras', 'sklearn', 'pandas'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,126 @@
+"""The compiled loop is a plain loop over the same permutation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ciml.errors import CimlError
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot
+from training.estimators import Rows, build_model, fit
+from training.estimators.base import class_weights
+from training.estimators.loop import Resident, Streamed, Trained, fit_network
+from training.estimators.networks import optimizer_of
+from training.experiment import Experiment
+from training.runtime import tensorflow
+from training.train import _rows, predict_in_memory, train
+
+#: The talk's network, for fewer epochs.
+TALK = Experiment(
+    estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
+    learning_rate=0.05, l2=0.0, batch_size=32, epochs=12,
+)  # fmt: skip
+RICH = TALK.replace(
+    l2=0.01, optimizer="adam", learning_rate=0.002, schedule="cosine", batch_norm=True, class_weights="balanced",
+    steps=29,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(materialised: Materialised, snapshot: Snapshot) -> Rows:
+    return _rows(materialised, snapshot.resolved, "train")
+
+
+def shape(rows: Rows) -> tuple[int, int, int]:
+    return rows.inputs.shape[1], rows.inputs.shape[2], 4
+
+
+def by_hand(experiment: Experiment, rows: Rows) -> list[np.ndarray]:
+    """The weights after Keras's own step for each batch of the same permutations."""
+    model, batches = build_model(experiment, *shape(rows)), Resident(rows, experiment.batch_size, experiment.seed)
+    per_epoch = -(-len(rows) // experiment.batch_size)
+    steps = min(experiment.steps or 10**9, experiment.epochs * per_epoch)
+    model.compile(optimizer=optimizer_of(experiment, steps), loss="sparse_categorical_crossentropy")
+    weights = class_weights(np.bincount(rows.labels)) if experiment.class_weights == "balanced" else None
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        batch = rows.take(batches.order(epoch)[place * experiment.batch_size :][: experiment.batch_size])
+        model.train_on_batch(
+            {"inputs": batch.inputs, "n_windows": batch.n_windows},
+            batch.labels,
+            sample_weight=None if weights is None else weights[batch.labels],
+        )
+    return [np.array(each) for each in model.get_weights()]
+
+
+@pytest.mark.parametrize("experiment", [TALK, RICH], ids=["talk", "rich"])
+def test_it_is_a_plain_loop_over_the_same_permutation(rows: Rows, experiment: Experiment) -> None:
+    assert len(rows) % experiment.batch_size  # so that the last batch of an epoch is a smaller one
+    done = fit(experiment, rows, None, 4)
+    assert isinstance(done, Trained)
+    for one, other in zip(done.model.get_weights(), by_hand(experiment, rows), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    untrained = build_model(experiment, *shape(rows)).get_weights()
+    assert max(np.abs(a - b).max() for a, b in zip(done.model.get_weights(), untrained, strict=True)) > 0.01
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_seed_gives_it_again(rows: Rows) -> None:
+    one, again, other = Resident(rows, 8, 0), Resident(rows, 8, 0), Resident(rows, 8, 1)
+    orders = [one.order(0), one.order(1), other.order(0)]
+    assert [sorted(order) for order in orders] == [list(range(len(rows)))] * 3
+    assert len({order.tobytes() for order in orders}) == 3
+    np.testing.assert_array_equal(one.order(1), again.order(1))
+
+
+def test_dropout_is_new_in_each_step_and_follows_from_the_seed(rows: Rows) -> None:
+    experiment = TALK.replace(dropout=0.5, epochs=3, hidden_layers=(30, 30))
+    one, again = (fit(experiment, rows, None, 4) for _ in range(2))
+    none = fit(experiment.replace(dropout=0.0), rows, None, 4)
+    assert isinstance(one, Trained)
+    assert isinstance(again, Trained)
+    for left, right in zip(one.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert one.to_json()["history"] != none.to_json()["history"]
+
+
+def test_rows_that_are_read_from_disk_are_trained_on_as_those_in_memory(rows: Rows) -> None:
+    tf = tensorflow()
+    experiment = TALK.replace(steps=4, epochs=9)
+    resident = Resident(rows, experiment.batch_size, experiment.seed)
+    given = rows.take(resident.order(0))
+    once = tf.data.Dataset.from_tensor_slices(({"inputs": given.inputs, "n_windows": given.n_windows}, given.labels))
+    streamed = Streamed(once, resident.counts, experiment.batch_size)
+    one = fit_network(experiment, build_model(experiment, *shape(rows)), streamed, None)
+    other = fit_network(experiment, build_model(experiment, *shape(rows)), resident, None)
+
+    assert (one.epochs, one.steps) == (other.epochs, other.steps) == (2, 4)
+    assert one.history["loss"][0] == pytest.approx(other.history["loss"][0], abs=1e-5)
+
+
+def test_more_than_fits_into_memory_is_read_in_each_epoch(
+    materialised: Materialised, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train._MAX_RESIDENT_BYTES", 0)
+    experiment = Experiment(hidden_layers=(32,), epochs=30, learning_rate=0.005, class_weights="balanced")
+    one, again = (train(experiment, materialised, snapshot.resolved, carved=True) for _ in range(2))
+
+    assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
+    assert one.history["accuracy"][-1] > 0.8
+    for left, right in zip(one.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    found = predict_in_memory(one.model, materialised, snapshot.resolved, "test")
+    test = _rows(materialised, snapshot.resolved, "test")
+    np.testing.assert_allclose(one.predict(test.inputs, test.n_windows), found, atol=1e-6)
+
+
+def test_one_class_teaches_nothing(rows: Rows):
+    alike = rows.take(np.flatnonzero(rows.labels == rows.labels[0]))
+    with pytest.raises(CimlError, match="dnn needs training runs of two classes at least"):
+        fit(TALK, alike, None, 4)
+
+
+def test_weights_that_grow_without_bound_end_it(rows: Rows):
+    wild = TALK.replace(name="wild", optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(CimlError, match="experiment 'wild': the loss is no number any more after pass 1"):
+        fit(wild, rows, None, 4)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from training.evaluation.gate import GatePolicy, compare, judge
+from training.evaluation.metrics import evaluate
+
+POLICY = GatePolicy()
+CLASSES = ("a", "b")
+
+
+def answers(right: int, total: int) -> np.ndarray:
+    """bool [total]: the first ``right`` are right."""
+    return np.arange(total) < right
+
+
+def figures(right: int = 90, total: int = 100, **more: Any) -> dict[str, Any]:
+    """A candidate with so many right answers, of classes that are equally frequent."""
+    labels = np.arange(total) % 2
+    predicted = np.where(answers(right, total), labels, 1 - labels)
+    probabilities = np.eye(2)[predicted] * 0.8 + 0.1
+    given = {
+        "evaluation": evaluate(probabilities, labels, CLASSES, np.array([0, 1, 0])),
+        "class_counts": {"a": 50, "b": 50},
+        "disagreement": 1e-7,
+        "latency_ms": 0.3,
+    }
+    return given | more
+
+
+def against(right: int, champion: int, total: int = 100) -> dict[str, Any]:
+    comparison = compare(answers(right, total), answers(champion, total))
+    return figures(right, total, champion={"accuracy": {"value": champion / total}}, comparison=comparison)
+
+
+def test_a_good_first_model_is_blessed_and_says_why():
+    verdict = judge(figures(), POLICY, has_champion=False)
+    assert verdict.blessed
+    assert verdict.reasons == (
+        "accuracy 0.900 (at least 0.826) beats the base rate 0.500",
+        "there is no champion to compare with",
+    )
+    assert verdict.metrics["accuracy"]["right"] == 90
+    json.dumps(verdict.to_json(), allow_nan=False)
+
+
+def test_a_gate_that_is_not_wired_is_closed():
+    assert not judge(None, POLICY, has_champion=False).blessed
+    verdict = judge({}, POLICY, has_champion=False)
+    assert verdict.reasons == (
+        "0 held-out runs are too few to judge by; 20 are needed",
+        "its probabilities are not all finite",
+        "how many runs each class has is not known",
+        "its accuracy or the base rate is not known",
+        "the exported model differs from the trained one by an unknown amount, at most 1e-05 is allowed",
+        "one run takes an unknown amount ms, at most 50 is allowed",
+    )
+
+
+@pytest.mark.parametrize("name", ["evaluation", "class_counts", "disagreement", "latency_ms"])
+@pytest.mark.parametrize("value", [None, "absent", math.nan, {}, True])
+def test_no_figure_may_be_missing_or_nonsense(name: str, value: Any):
+    given = figures()
+    if value == "absent":
+        del given[name]
+    elif isinstance(value, dict) or name in ("disagreement", "latency_ms"):
+        given[name] = value
+    else:
+        given[name] = None
+    assert not judge(given, POLICY, has_champion=False).blessed
+
+
+@pytest.mark.parametrize(
+    "path", [("accuracy", "low"), ("accuracy", "value"), ("base_rate", "value"), ("runs",), ("finite",)]
+)
+def test_no_part_of_the_evaluation_may_be_missing(path: tuple[str, ...]):
+    given = copy.deepcopy(figures())
+    place = given["evaluation"]
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = None
+    assert not judge(given, POLICY, has_champion=False).blessed
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (figures(55), "accuracy 0.550 (at least 0.452) does not beat the base rate 0.500"),
+        (figures(17, 18), "18 held-out runs are too few to judge by; 20 are needed"),
+        (figures(class_counts={"a": 50, "b": 0}), "too few training runs of b"),
+        (
+            figures(disagreement=2e-5),
+            "the exported model differs from the trained one by 2e-05, at most 1e-05 is allowed",
+        ),
+        (figures(latency_ms=80.0), "one run takes 80 ms, at most 50 is allowed"),
+    ],
+)
+def test_each_fault_alone_closes_it(change: dict[str, Any], line: str):
+    verdict = judge(change, POLICY, has_champion=False)
+    assert not verdict.blessed
+    assert verdict.reasons == (line,)
+
+
+def test_probabilities_that_are_not_finite_are_refused():
+    probabilities = np.full((40, 2), np.nan)
+    given = figures(evaluation=evaluate(probabilities, np.arange(40) % 2, CLASSES, np.array([0])))
+    assert "its probabilities are not all finite" in judge(given, POLICY, has_champion=False).reasons
+
+
+@pytest.mark.parametrize(
+    ("right", "champion", "blessed"), [(90, 85, True), (85, 85, True), (84, 85, True), (80, 85, False), (70, 90, False)]
+)
+def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, blessed: bool):
+    verdict = judge(against(right, champion), POLICY, has_champion=True)
+    assert verdict.blessed is blessed
+    assert f"{(right - champion) / 100:+.3f} against the champion on the same 100 runs" in verdict.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    "comparison", [None, {}, {"low": None, "difference": 0.1}, {"low": math.nan, "difference": 0.0}]
+)
+def test_a_champion_that_could_not_be_asked_keeps_the_gate_closed(comparison: Any):
+    given = figures(champion=None, comparison=comparison)
+    assert not judge(given, POLICY, has_champion=True).blessed
+    assert not judge(figures(), POLICY, has_champion=True).blessed
+
+
+def test_stricter_and_looser_policies():
+    worse = against(80, 85)
+    assert judge(worse, GatePolicy(tolerance=0.2), has_champion=True).blessed
+    assert not judge(figures(), GatePolicy(above_base_rate=0.4), has_champion=False).blessed
+    assert not judge(figures(), GatePolicy(min_test_runs=101), has_champion=False).blessed
+    assert not judge(figures(), GatePolicy(min_class_runs=51), has_champion=False).blessed
+
+
+def test_comparison_is_paired():
+    one = np.array([True] * 60 + [False] * 10 + [True] * 20 + [False] * 10)
+    other = np.array([True] * 60 + [True] * 10 + [False] * 20 + [False] * 10)
+    found = compare(one, other)
+
+    assert found["difference"] == pytest.approx(0.1)
+    assert (found["only_candidate"], found["only_champion"], found["runs"]) == (20, 10, 100)
+    assert found["mcnemar"] == pytest.approx(binomtest(10, 30).pvalue)
+    assert found == compare(one, other)
+    # against drawing the pairs themselves
+    rng = np.random.default_rng(5)
+    rows = rng.integers(0, 100, (4000, 100))
+    drawn = (one[rows].astype(int) - other[rows].astype(int)).mean(axis=1)
+    assert found["low"] == pytest.approx(np.quantile(drawn, 0.2), abs=0.011)
+
+
+def test_comparison_of_the_same_answers_of_none_and_of_many():
+    same = compare(answers(5, 9), answers(5, 9))
+    assert (same["difference"], same["low"], same["mcnemar"]) == (0.0, 0.0, 1.0)
+    assert compare(answers(0, 0), answers(0, 0))["low"] is None
+    many = compare(answers(3000, 5000), answers(0, 5000))
+    assert many["mcnemar"] == 0.0
+    with pytest.raises(ValueError, match="answers of the candidate"):
+        compare(answers(1, 3), answers(1, 4))

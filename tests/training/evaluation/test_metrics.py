@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import log_loss
+
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import LocalStore
+from tests.transforms.direct import read_log
+from tests.transforms.samples import corpus
+from training.data.snapshot import Snapshot
+from training.evaluation.metrics import accuracy, evaluate, one_number_baseline, wilson
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (5, 10), (37, 40), (0, 500), (499, 500)])
+def test_wilson_is_scipys(right: int, total: int):
+    want = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    assert wilson(right, total) == pytest.approx((want.low, want.high), abs=1e-12)
+
+
+def test_wilson_of_nothing_says_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert accuracy([]) == {"value": None, "low": 0.0, "high": 1.0, "right": 0, "runs": 0}
+
+
+def test_metrics_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]], np.float32)
+    labels = np.array([0, 1, 1, 1])
+    found = evaluate(probabilities, labels, ("a", "b"), np.array([0, 0, 1]), {"job": ["x", "x", "y", "y"]})
+
+    assert json.loads(json.dumps(found)) == found
+    assert found["accuracy"]["value"] == 0.75
+    assert found["base_rate"]["class"] == "a"
+    assert found["base_rate"]["value"] == 0.25  # the majority of *training* runs, on the test runs
+    assert found["confusion"] == {"classes": ["a", "b"], "rows_are_labels": [[1, 0], [1, 2]]}
+    assert found["classes"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "runs": 1}
+    assert found["classes"]["b"] == {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": 0.8, "runs": 3}
+    assert found["log_loss"] == pytest.approx(log_loss(labels, probabilities), abs=1e-6)
+    assert found["calibration"]["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.45) / 4, abs=1e-6)
+    assert [each["runs"] for each in found["calibration"]["bins"]] == [1, 1, 2]
+    assert found["slices"]["job"]["x"]["value"] == 0.5
+    assert found["slices"]["job"]["y"]["value"] == 1.0
+    assert (found["runs"], found["trained_on"], found["finite"]) == (4, 3, True)
+
+
+def test_a_class_that_never_occurs_and_a_model_that_is_always_sure():
+    probabilities = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    found = evaluate(probabilities, np.array([0, 0]), ("a", "b", "c"), np.array([0]))
+
+    assert found["classes"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "runs": 0}
+    assert found["log_loss"] == pytest.approx(-math.log(1e-7) / 2, rel=1e-6)
+    assert found["calibration"]["bins"] == [{"low": 0.9, "runs": 2, "confidence": 1.0, "accuracy": 0.5}]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_not_finite_is_wrong_and_told(bad: float):
+    probabilities = np.array([[0.9, bad], [0.1, 0.9]])
+    found = evaluate(probabilities, np.array([0, 1]), ("a", "b"), np.array([0]))
+
+    assert found["finite"] is False
+    assert found["accuracy"]["right"] == 1
+    json.dumps(found, allow_nan=False)
+
+
+def test_no_runs_are_no_figures_and_wrong_shapes_an_error():
+    found = evaluate(np.zeros((0, 2)), np.zeros(0, np.int64), ("a", "b"), np.zeros(0, np.int64))
+    assert found["accuracy"]["value"] is None
+    assert found["log_loss"] is None
+    assert found["calibration"] == {"ece": None, "bins": []}
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(ValueError, match="for 2 runs and 2 classes"):
+        evaluate(np.zeros((3, 2)), np.zeros(2, np.int64), ("a", "b"), np.zeros(0, np.int64))
+
+
+def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, snapshot: Snapshot):
+    mentions, _, paths = corpus()
+    logs = {mention.run_id: path for mention, path in zip(mentions, paths, strict=True)}
+    memory = [f"memory usage:{name}" for name in ("used", "free", "buff", "cach")]
+
+    def total(run_id: str) -> float:
+        return float(read_log(logs[run_id])[memory].iloc[0].sum())
+
+    train = [(total(run.run_id), run.label) for run in snapshot.runs("train", "dev")]
+    right = 0
+    for run in snapshot.runs("test"):
+        own = total(run.run_id)
+        right += min(train, key=lambda each: abs(each[0] - own))[1] == run.label
+    found = one_number_baseline(LocalStore(made), snapshot)
+
+    assert found is not None
+    assert (found["right"], found["runs"]) == (right, len(list(snapshot.runs("test"))))
+    assert found["value"] > 0.9
+
+
+def test_no_memory_columns_no_baseline(data: LocalStore, snapshot: Snapshot):
+    import pyarrow.parquet as pq
+
+    from transforms.raw.write import write_run
+
+    for path in data.child("raw").list("runs"):
+        file = Path(data.root, "raw", path)
+        table = pq.read_table(file)
+        file.write_bytes(write_run(table.drop_columns(["memory usage:used"]), path))
+    assert one_number_baseline(data, snapshot) is None
+
+
+def test_a_run_without_a_raw_object_is_told(data: LocalStore, snapshot: Snapshot):
+    from ciml.errors import IntegrityError
+
+    raw = data.child("raw")
+    raw.delete(ManifestLog(raw).path(4))
+    with pytest.raises(IntegrityError, match="the raw manifest does not have the run"):
+        one_number_baseline(data, snapshot)

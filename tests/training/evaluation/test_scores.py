@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.events.records import Mention
+from training.evaluation.baselines import number_of, numbers_for, predict_by
+from training.evaluation.metrics import evaluate
+from training.evaluation.scores import BY_CLASS, scores
+
+
+def answers(n: int = 200, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(classes, size=n)
+    raw = rng.random((n, classes)) + 0.5 * np.eye(classes)[labels]
+    return raw / raw.sum(axis=1, keepdims=True), labels
+
+
+def test_figures_are_scikits_and_lie_in_their_intervals():
+    probabilities, labels = answers()
+    jobs = np.where(np.arange(200) < 190, "a", "b")
+    found = scores(probabilities, labels, ("x", "y", "z"), labels, {"job": jobs.tolist()})
+    predicted = probabilities.argmax(axis=1)
+
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, predicted)
+    for label, name in enumerate(("x", "y", "z")):
+        one = found["classes"][name]
+        assert one["precision"]["value"] == pytest.approx(precision[label])
+        assert one["recall"]["value"] == pytest.approx(recall[label])
+        assert one["f1"]["value"] == pytest.approx(f1[label])
+        assert one["roc_auc"]["value"] == pytest.approx(metrics.roc_auc_score(labels == label, probabilities[:, label]))
+        assert one["share"] == pytest.approx((labels == label).mean())
+    want = metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert found["macro"]["roc_auc"]["value"] == pytest.approx(want)
+    assert found["macro"]["f1"]["value"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    want = metrics.average_precision_score(np.eye(3)[labels], probabilities, average="macro")
+    assert found["macro"]["pr_auc"]["value"] == pytest.approx(want)
+    assert found["brier"]["value"] == pytest.approx(((probabilities - np.eye(3)[labels]) ** 2).sum(axis=1).mean())
+    for figure in (found["brier"], *found["macro"].values()):
+        assert figure["low"] < figure["value"] < figure["high"] < figure["low"] + 0.25
+    assert found["slices"]["job"]["a"]["f1"] == pytest.approx(
+        metrics.f1_score(labels[:190], predicted[:190], average="macro")
+    )
+    assert "f1" not in found["slices"]["job"]["b"]  # ten runs
+    told = evaluate(probabilities, labels, ("x", "y", "z"), labels)
+    assert {key: found[key] for key in ("accuracy", "base_rate", "confusion", "calibration")} == {
+        key: told[key] for key in ("accuracy", "base_rate", "confusion", "calibration")
+    }
+
+
+def test_two_classes_one_class_and_none():
+    probabilities, labels = answers(50, 2)
+    found = scores(probabilities, labels, ("passed", "failed"), labels, resamples=20)
+    assert found["brier"]["value"] == pytest.approx(metrics.brier_score_loss(labels, probabilities[:, 1]))
+
+    alone = scores(probabilities, np.zeros(50, int), ("passed", "failed"), labels, resamples=20)
+    assert alone["classes"]["passed"]["roc_auc"] == {"value": None, "low": None, "high": None}
+    assert alone["classes"]["failed"]["f1"]["value"] is None
+    assert alone["classes"]["passed"]["recall"]["value"] is not None
+
+    nothing = scores(np.zeros((0, 2)), np.zeros(0, int), ("passed", "failed"), labels)
+    assert [nothing["macro"][name]["value"] for name in BY_CLASS] == [None] * 5
+    plain = scores(probabilities, labels, ("passed", "failed"), labels, resamples=0)
+    assert plain["macro"]["f1"] == {"value": found["macro"]["f1"]["value"], "low": None, "high": None}
+
+
+def test_no_answer_is_wrong():
+    probabilities = np.array([[0.9, 0.1], [np.nan, 0.9], [0.2, 0.8], [0.4, 0.6]])
+    found = scores(probabilities, np.array([0, 0, 1, 1]), ("a", "b"), np.array([0]), resamples=5)
+    assert found["accuracy"]["right"] == 3
+    assert found["classes"]["a"]["recall"]["value"] == 0.5
+    assert found["classes"]["a"]["precision"]["value"] == found["classes"]["b"]["precision"]["value"] == 1.0
+
+
+def test_a_duration_gives_early_failures_and_late_timeouts_away():
+    durations = np.r_[np.linspace(1, 3, 20), np.linspace(20, 30, 40), np.linspace(90, 95, 20)]
+    labels = np.r_[np.ones(20), np.zeros(40), np.ones(20)].astype(int)
+    found = predict_by("duration", durations, labels, np.array([2.0, 25.0, 92.0, np.nan]), 2)
+    np.testing.assert_array_equal(found[:3], [[0, 1], [1, 0], [0, 1]])
+    assert np.isnan(found[3]).all()
+
+    runs = [Mention("a", "a", start_us=1_000_000, end_us=3_500_000), Mention("b", "b", end_us=1)]
+    np.testing.assert_array_equal(number_of(None, "duration", runs), [2.5, np.nan])  # type: ignore[arg-type]
+    assert number_of(None, "duration", runs[1:]) is None  # type: ignore[arg-type]
+
+
+def test_a_data_set_names_its_own_baseline_or_has_the_usual_one_for_its_label():
+    def named(class_label: str, **keys: str) -> tuple[str, ...]:
+        return numbers_for(DatasetDefinition.from_json({"name": "one", "class_label": class_label, **keys}))
+
+    assert (named("status"), named("provider"), named("size")) == (("duration",), ("memory",), ("duration", "memory"))
+    assert named("size", baseline="memory") == named("status", baseline="memory") == ("memory",)
+    assert named("status", baseline="none") == ()
+    assert "baseline" not in DatasetDefinition(name="one").to_json()
+
+
+def test_memory_names_the_nearest_run():
+    found = predict_by("memory", np.array([1.0, 9.0, np.nan]), np.array([2, 0, 1]), np.array([2.0, 8.0]), 3)
+    np.testing.assert_array_equal(found, [[0, 0, 1], [1, 0, 0]])

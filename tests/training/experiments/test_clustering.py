@@ -1,0 +1,128 @@
+"""Clusters of points whose groups are known, and the numbers beside them, worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.experiments.clustering import (
+    Clusters,
+    agreement,
+    best_silhouette,
+    different,
+    elbow,
+    explained,
+    find_clusters,
+    project,
+    shares,
+)
+
+
+def blobs(sizes: tuple[int, ...] = (30, 20, 10)) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 5] around as many far corners, mixed, and the corner of each; the largest is corner 0."""
+    random = np.random.default_rng(7)
+    of = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    corners = 10 * np.eye(len(sizes), 5)
+    return (corners[of] + random.normal(0, 0.1, (len(of), 5))).astype(np.float32), of
+
+
+def test_k_means_finds_what_is_there_and_numbers_it_by_size():
+    points, of = blobs()
+    found = find_clusters(points, 3)
+    assert found.of.tolist() == of.tolist()
+    means = np.stack([points[of == cluster].mean(axis=0) for cluster in range(3)])
+    np.testing.assert_allclose(found.distance, np.linalg.norm(points - means[of], axis=1), rtol=1e-4)
+    assert found.inertia == pytest.approx((found.distance**2).sum(), rel=1e-4)
+    assert found.distortion == pytest.approx(found.distance.mean())
+    assert found.silhouette is not None
+    assert 0.95 < found.silhouette < 1
+    rows = np.flatnonzero(of == 2)
+    assert found.nearest(2, 3).tolist() == rows[np.argsort(found.distance[rows])][:3].tolist()
+
+
+def test_the_same_seed_gives_the_same_clusters():
+    points = np.random.default_rng(1).random((200, 6), np.float32)
+    first, again = find_clusters(points, 5, seed=3), find_clusters(points, 5, seed=3)
+    assert first.of.tolist() == again.of.tolist()
+    assert first.distance.tolist() == again.distance.tolist()
+    assert (first.inertia, first.silhouette) == (again.inertia, again.silhouette)
+
+
+def test_elbow_and_silhouette_name_the_number_of_groups():
+    points, _ = blobs()
+    found = [find_clusters(points, k) for k in range(1, 7)]
+    assert (elbow(found), best_silhouette(found)) == (3, 3)
+    assert found[0].silhouette is None
+    assert best_silhouette(found[:1]) is None
+
+
+def test_points_that_are_all_alike_are_one_cluster():
+    points = np.ones((6, 4), np.float32)
+    assert (different(points), different(blobs()[0])) == (1, 60)
+    found = find_clusters(points, 1)
+    assert (found.of.tolist(), found.distortion, elbow([found])) == ([0] * 6, 0.0, 1)
+    plane, variance = project(points)
+    assert (plane.tolist(), variance) == ([[0.0, 0.0]] * 6, (0.0, 0.0))
+
+
+def test_agreement_is_one_with_the_groups_and_nothing_by_chance():
+    points, of = blobs()
+    names = np.array(["c", "a", "b"], object)[of]
+    told = agreement(find_clusters(points, 3).of, names)
+    assert told is not None
+    assert (told.rand, told.mutual) == pytest.approx((1.0, 1.0))
+    assert abs(told.random_rand) < 0.02
+    assert 0 < told.random_rand_95 < 0.15
+    # the mutual information of chance is not 0: that is why it stands beside
+    assert 0 < told.random_mutual < told.random_mutual_95 < 0.2
+    assert agreement(of, names, seed=4) == agreement(of, names, seed=4)
+
+
+def test_there_is_nothing_to_agree_on_with_one_name_or_one_cluster():
+    of = np.array([0, 0, 1])
+    assert agreement(of, np.array(["a", "a", "a"], object)) is None
+    assert agreement(np.zeros(3, np.int64), np.array(["a", "b", "a"], object)) is None
+
+
+def test_shares_are_those_of_the_class_and_of_the_cluster():
+    of = np.array([0, 0, 0, 0, 1, 1])
+    table = shares(of, np.array(["rax", "rax", "ovh", "rax", "rax", "ovh"], object))
+    assert (table.names, table.counts.tolist()) == (("rax", "ovh"), [[3, 1], [1, 1]])
+    assert table.of_class.tolist() == [[0.75, 0.5], [0.25, 0.5]]
+    assert table.of_cluster.tolist() == [[0.75, 0.25], [0.5, 0.5]]
+
+
+def test_clusters_explain_lengths_as_far_as_they_sort_them():
+    of = np.array([0, 0, 1, 1])
+    assert explained(of, np.array([5, 5, 9, 9])) == 1.0
+    assert explained(of, np.array([5, 9, 5, 9])) == 0.0
+    # of the variance around 4 (9 + 1 + 1 + 9), the means 2 and 6 are 4 * 4 away
+    assert explained(of, np.array([1, 3, 5, 7])) == pytest.approx(16 / 20)
+    assert explained(of, np.array([3, 3, 3, 3])) == 0.0
+
+
+def test_the_map_keeps_groups_apart():
+    points, of = blobs()
+    plane, variance = project(points)
+    assert plane.shape == (60, 2)
+    assert 0.95 < sum(variance) <= 1
+    assert variance[0] > variance[1]
+    np.testing.assert_allclose(plane.var(axis=0) / points.astype(np.float64).var(axis=0).sum(), variance, rtol=1e-3)
+    learnt, nothing = project(points, "tsne", seed=2)
+    assert nothing == ()
+    assert learnt.tolist() == project(points, "tsne", seed=2)[0].tolist()
+    centres = np.stack([learnt[of == corner].mean(axis=0) for corner in range(3)])
+    nearest = np.linalg.norm(learnt[:, None] - centres[None], axis=2).argmin(axis=1)
+    assert nearest.tolist() == of.tolist()
+
+
+def test_one_feature_makes_a_map_too():
+    plane, variance = project(np.array([[1.0], [2.0], [4.0]], np.float32))
+    assert np.ptp(plane[:, 0]) == pytest.approx(3)
+    assert (plane[:, 1].tolist(), variance) == ([0.0] * 3, (1.0, 0.0))
+
+
+def test_the_smallest_k_wins_among_equal_silhouettes():
+    nothing = np.zeros(1)
+    found = [Clusters(k, np.zeros(1, np.int64), nothing, 0.0, score) for k, score in ((2, 0.5), (3, 0.5), (4, 0.4))]
+    assert best_silhouette(found) == 2

@@ -1,0 +1,131 @@
+"""What trials have stored is read again as it was, the latest of each, and not at all where it is another file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ciml.errors import IntegrityError
+from ciml.storage.open import LocalStore
+from tests.training.experiments.test_trials import FOREST, trial
+from training.data.in_memory import Material, read_material
+from training.evaluation import scores as scoring
+from training.evaluation.scores import answers
+from training.experiments.results import Stored, stored_trials
+from training.experiments.trials import create_experiment
+from transforms.ingest.trust import TrustPolicy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "RESAMPLES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Material]:
+    """A data path with a forest that was trained, and folds of another that was not."""
+    root = tmp_path_factory.mktemp("trained") / "data"
+    shutil.copytree(made, root)
+    data = LocalStore(root)
+    material = read_material(data, "providers", TrustPolicy.load())
+    trial(data, material).run()
+    trial(data, material).cross_validate(3, ("flavour",))
+    trial(data, material, FOREST.replace(name="small")).cross_validate(2, ())
+    return data, material
+
+
+@pytest.fixture
+def data(trained: tuple[LocalStore, Material], tmp_path: Path) -> LocalStore:
+    shutil.copytree(trained[0].root, tmp_path / "data")
+    return LocalStore(tmp_path / "data")
+
+
+def only(data: LocalStore, *experiments: str) -> Stored:
+    (found,) = stored_trials(data, experiments)
+    return found
+
+
+def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, Material]):
+    data, material = trained
+    one = trial(data, material)
+    found = only(data, "forest")
+    assert (found.experiment, found.dataset, found.store) == ("forest", "providers", one.store)
+    assert (found.result, found.older, found.elsewhere) == (one.run()[0], 0, ())
+    assert [each["by"] for each in found.folds] == ["flavour"]
+    assert found.snapshot == material.snapshot.digest
+
+    told, test = found.predictions(), material.of("test")
+    rows = one.normal(test)
+    assert told is not None
+    assert told.run_id.tolist() == [material.mentions[place].run_id for place in test]
+    assert told.labels.tolist() == rows.labels.tolist()
+    assert told.classes == material.snapshot.resolved.classes
+    np.testing.assert_array_equal(told.probabilities, one.fitted.predict(rows.inputs, rows.n_windows))
+    right = answers(told.probabilities)[1] == told.labels
+    assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]
+
+
+def test_folds_alone_are_a_trial_without_a_result(trained: tuple[LocalStore, Material]):
+    found = only(trained[0], "small")
+    assert (found.result, found.snapshot, found.predictions()) == (None, "", None)
+    assert [(each["by"], len(each["folds"])) for each in found.folds] == [("run", 2)]
+
+
+def copied(data: LocalStore, trial: str, **snapshot: object) -> None:
+    """Another trial of the forest: the stored one with something else in its snapshot."""
+    (path,) = Path(data.root, "experiments/forest/results/providers").glob("*")
+    other = path.parent / trial
+    shutil.copytree(path, other)
+    result = json.loads((other / "result.json").read_text())
+    (other / "result.json").write_text(json.dumps({**result, "snapshot": {**result["snapshot"], **snapshot}}))
+
+
+@pytest.mark.parametrize(
+    ("spans", "latest"),
+    [([[1, 1], [2, 1], [3, 1], [4, 1]], True), ([[1, 1], [2, 2], [3, 1]], True), ([[1, 9], [2, 1]], False)],
+)
+def test_the_latest_has_the_most_spans_then_the_newest_versions(data: LocalStore, spans: list, latest: bool):
+    assert only(data, "forest").result["snapshot"]["spans"] == [[1, 1], [2, 1], [3, 1]]
+    copied(data, "0" * 24, spans=spans, digest="other")
+    found = only(data, "forest")
+    assert (found.snapshot == "other", found.older) == (latest, 1)
+
+
+def test_of_trials_that_are_as_old_one_that_others_share_is_taken(data: LocalStore):
+    copied(data, "f" * 24, digest="other exclusions")
+    own = only(data, "forest").snapshot
+    assert own == "other exclusions"  # by name: nothing else tells them apart
+    shutil.copytree(Path(data.root, "experiments/forest"), Path(data.root, "experiments/second"))
+    shutil.rmtree(Path(data.root, "experiments/second/results/providers/" + "f" * 24))
+    found = stored_trials(data, ["forest", "second"])
+    assert [each.experiment for each in found] == ["forest", "second"]
+    assert found[0].snapshot == found[1].snapshot != "other exclusions"
+
+
+def test_only_the_named_data_sets_are_read(data: LocalStore):
+    assert stored_trials(data, ["forest"], ["others"]) == []
+    create_experiment(data, FOREST.replace(name="idle"))
+    assert stored_trials(data, ["idle"]) == []
+
+
+def test_another_file_of_predictions_is_no_answer(data: LocalStore):
+    found = only(data, "forest")
+    (path,) = Path(found.store.root).glob("predictions-*")
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(IntegrityError, match=r"predictions-\w+.parquet is not the file that was stored: its digest"):
+        found.predictions()
+    path.unlink()
+    assert found.predictions() is None
+    result = Path(found.store.root, "result.json")
+    result.write_text(result.read_text().replace(path.name, "../../experiment.json"))
+    with pytest.raises(IntegrityError, match=r"result\.json: predictions: '\.\./\.\./experiment.json' is no name of"):
+        only(data, "forest").predictions()
+    result.write_text("{")
+    with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
+        stored_trials(data, ["forest"])

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage.open import LocalStore, Store, open_store
+from pipelines.datasets.update import create_dataset, update_dataset
+from tests.training.records import written
+from training.data.in_memory import Material, read_material
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot
+from training.evaluation import scores as scoring
+from training.evaluation.cross_validation import cross_validate
+from training.evaluation.metrics import first_memory, one_number_baseline
+from training.experiment import Experiment
+from training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
+from training.refresh import refresh
+from transforms.ingest.trust import TrustPolicy
+
+FOREST = Experiment(name="forest", estimator="random_forest", parameters={"n_estimators": 20})
+SMALL = Experiment(name="small", hidden_layers=(16,), epochs=20, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "RESAMPLES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def material(made: Path) -> Material:
+    return read_material(LocalStore(made), "providers", TrustPolicy.load())
+
+
+def trial(data: Store, material: Material, experiment: Experiment = FOREST) -> Trial:
+    create_experiment(data, experiment)
+    return Trial(data, load_experiment(data, experiment.name), material)
+
+
+def test_an_experiment_is_stored_once(tmp_path: Path):
+    data = LocalStore(tmp_path)
+    assert create_experiment(data, SMALL) is True
+    assert create_experiment(data, SMALL) is False
+    assert load_experiment(data, "small") == SMALL
+    with pytest.raises(CimlError, match="'small' is there, and is another one: epochs is 20, not 21; take another"):
+        create_experiment(data, SMALL.replace(epochs=21))
+    assert load_experiment(data, "small") == SMALL
+    create_experiment(data, FOREST)
+    assert experiment_names(data) == ["forest", "small"]
+    with pytest.raises(CimlError, match=r"no experiment 'none' in .*: define it first"):
+        load_experiment(data, "none")
+    with pytest.raises(CimlError, match="is no name"):
+        load_experiment(data, "../small")
+    (tmp_path / "experiments/small/experiment.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"experiment\.json is not JSON"):
+        load_experiment(data, "small")
+
+
+def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
+    data: LocalStore, material: Material, snapshot: Snapshot
+):
+    assert material.snapshot == snapshot
+    shutil.rmtree(Path(data.root, "raw"))
+    assert read_material(data, "providers", TrustPolicy.load()).snapshot.digest == snapshot.digest
+    left_out = material.mentions[3].run_id
+    fewer = read_material(data, "providers", TrustPolicy.load(), {left_out: "a leak"})
+    assert left_out not in {each.run_id for each in fewer.mentions}
+    assert fewer.snapshot.excluded == {"a leak": 1}
+
+
+def test_normalised_examples_are_those_that_tf_transform_materialises(
+    material: Material, materialised: Materialised, snapshot: Snapshot
+):
+    normal = material.normalisation().apply(material.rows.inputs)
+    seen = 0
+    for role in ("train", "dev", "test"):
+        for ordinal, (inputs, n_windows, label) in written(materialised, role, snapshot).items():
+            np.testing.assert_allclose(normal[ordinal], inputs, atol=1e-6)
+            assert (material.rows.n_windows[ordinal], material.rows.labels[ordinal]) == (n_windows, label)
+            assert material.roles[ordinal] == role
+            seen += 1
+    assert seen == len(material.mentions)
+
+
+@pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
+def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: Material, experiment: Experiment):
+    one = trial(data, material, experiment)
+    result, new = one.run()
+    test = material.of("test")
+
+    assert new
+    assert result["test"]["runs"] == test.size
+    assert result["dev"] is None  # carved from train, and trained on
+    assert result["training"]["runs"] == material.of("train", "dev").size
+    assert result["experiment"] == experiment.to_json()
+    memory = result["baselines"]["memory"]["accuracy"]
+    want = one_number_baseline(data, material.snapshot)
+    assert want is not None
+    assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
+    assert set(result["test"]["slices"]) == {"job", "provider"}
+    assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
+    rows = pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
+    assert [row["run_id"] for row in rows] == [material.mentions[place].run_id for place in test]
+    right = sum(row["label_name"] == row["predicted"] for row in rows)
+    assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
+    assert results_of(data, experiment.name) == [result]
+
+    before = {path: one.store.read(path) for path in one.store.list()}
+    again = trial(data, material, experiment)
+    assert again.run() == (result, False)
+    assert "fitted" not in again.__dict__  # nothing was trained
+    for path in before:
+        one.store.delete(path)
+    trial(data, material, experiment).run()
+    assert {path: one.store.read(path) for path in one.store.list()} == before
+
+
+def test_early_stopping_keeps_dev_apart(data: LocalStore, material: Material):
+    patient = SMALL.replace(name="patient", early_stopping=3)
+    result, _ = trial(data, material, patient).run()
+    assert result["training"]["runs"] == material.of("train").size
+    assert result["dev"]["runs"] == material.of("dev").size > 0
+    assert result["training"]["best_epoch"] <= result["training"]["epochs"]
+
+
+def test_nothing_half_written_counts(data: LocalStore, material: Material):
+    one = trial(data, material)
+    one.store.create("result.json", b"{")
+    with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
+        one.run()
+
+
+def test_a_data_set_without_trusted_runs_is_told(data: LocalStore):
+    nobody = TrustPolicy.from_json({})
+    empty = read_material(data, "providers", nobody)
+    with pytest.raises(CimlError, match="'providers' has no run to train on: 160 of its examples are untrusted"):
+        trial(data, empty).run()
+
+
+def test_an_estimator_that_does_not_fit_is_told(data: LocalStore, material: Material):
+    with pytest.raises(CimlError, match="cnn looks along the time axis, and the data set 'providers' holds aggreg"):
+        trial(data, material, Experiment(name="cnn", estimator="cnn")).run()
+    with pytest.raises(CimlError, match="estimator 'random_forest' is no network: only those can be exported and se"):
+        refresh(data, "providers", FOREST, model="m")
+
+
+def other_set(data: LocalStore, **keys: Any) -> Material:
+    definition = read_material(data, "providers", TrustPolicy.load()).snapshot.resolved.definition
+    name = keys["name"]
+    create_dataset(data, DatasetDefinition.from_json({**definition.to_json(), **keys}))
+    update_dataset(data, name, seal=True)
+    return read_material(data, name, TrustPolicy.load())
+
+
+def test_a_model_is_asked_about_another_job(data: LocalStore, material: Material):
+    job = material.mentions[0].build_name
+    other = other_set(data, name="one-job", build_name=[job], salt="another")
+    one = trial(data, material)
+    found, new = one.run_on(other)
+
+    assert new
+    assert one.run_on(other) == (found, False)
+    seen = {material.mentions[place].run_id for place in one.learned}
+    test = [place for place in other.of("test") if other.mentions[place].run_id not in seen]
+    assert found["test"]["runs"] == len(test)
+    assert found["left_out"] == {"trained_on": other.of("test").size - len(test), "unknown_class": 0}
+    assert found["left_out"]["trained_on"] > 0
+    rows = one.normal(np.array(test), other)
+    right = one.fitted.predict(rows.inputs, rows.n_windows).argmax(axis=1) == rows.labels
+    assert found["test"]["accuracy"]["right"] == right.sum()
+
+    coarser = replace(
+        other,
+        snapshot=replace(
+            other.snapshot,
+            resolved=other.snapshot.resolved.replace(
+                definition=other.snapshot.resolved.definition.replace(sample_interval="2s")
+            ),
+        ),
+    )
+    with pytest.raises(CimlError, match="'one-job' cannot be evaluated on: its sample_interval is 2s, and the model"):
+        one.run_on(coarser)
+
+
+def _nearest_memory(material: Material, places: np.ndarray, found: dict[str, Any]) -> float:
+    """How many runs have the provider of the run with the nearest memory among those of the other folds."""
+    runs = [material.mentions[place] for place in places]
+    memory = first_memory(material.raw, [run.run_id for run in runs])
+    flavours, labels = np.array([run.flavour for run in runs]), material.rows.labels[places]
+    right = 0
+    for fold in found["folds"]:
+        held = np.isin(flavours, fold["held_out"])
+        nearest = np.abs(memory[held][:, None] - memory[~held]).argmin(axis=1)
+        right += int((labels[~held][nearest] == labels[held]).sum())
+    return right / len(runs)
+
+
+def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalStore, material: Material):
+    one = trial(data, material)
+    found, new = one.cross_validate(4, ("flavour",))
+    flavours = [each["held_out"] for each in found["folds"]]
+
+    assert new
+    assert one.cross_validate(4, ("flavour",)) == (found, False)
+    places = material.of("train", "dev")
+    assert sorted(itertools.chain(*flavours)) == sorted({material.mentions[place].flavour for place in places})
+    assert sum(each["accuracy"]["runs"] for each in found["folds"]) == found["pooled"]["runs"] == places.size
+    accuracies = [each["accuracy"]["value"] for each in found["folds"]]
+    assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(accuracies))
+    assert found["mean"]["accuracy"]["low"] < np.mean(accuracies) < found["mean"]["accuracy"]["high"]
+    right = sum(each["accuracy"]["right"] for each in found["folds"])
+    assert found["pooled"]["accuracy"]["right"] == right
+    memory = found["baselines"]["memory"]
+    assert memory["pooled"]["accuracy"]["runs"] == places.size
+    assert memory["pooled"]["accuracy"]["value"] == pytest.approx(_nearest_memory(material, places, found))
+
+    blind = replace(material, rows=replace(material.rows, inputs=material.rows.inputs.copy()))
+    blind.rows.inputs[material.of("test")] = np.nan
+    assert cross_validate(FOREST, blind, folds=4, hold_out=("flavour",)) == found
+    by_run, _ = one.cross_validate(3, ())
+    assert [each["held_out"] for each in by_run["folds"]] == [[], [], []]
+    with pytest.raises(CimlError, match="no run of 'providers' has a weather to hold out"):
+        one.cross_validate(3, ("weather",))
+
+
+@pytest.mark.engines
+def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: Material, data: LocalStore):
+    local, remote = LocalStore(made), open_store(s3.bucket())
+    for path in local.list():
+        assert remote.create(path, local.read(path))
+    there = read_material(remote, "providers", TrustPolicy.load())
+    assert there.snapshot == material.snapshot
+    assert trial(remote, there).run()[0] == trial(data, material).run()[0]
+    assert len(remote.list("experiments")) == 3

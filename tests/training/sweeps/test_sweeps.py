@@ -1,0 +1,252 @@
+"""Sweeps: what a file means, that a grid is whole, and that proposing and pruning follow from what came before."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage.open import open_store
+from training.data.in_memory import read_material
+from training.estimators import Rows, fit
+from training.evaluation.scores import scores
+from training.experiment import Experiment
+from training.normalise import Normalisation
+from training.sweeps.axes import axes_of
+from training.sweeps.definition import Sweep
+from training.sweeps.outcome import Outcome
+from training.sweeps.store import begin_sweep, keep_outcome, read_outcome, sweep_store
+from training.sweeps.study import Judge, Past, propose
+from training.sweeps.trial import one_number, score_trial
+from transforms.ingest.trust import TrustPolicy
+
+MANY = list(range(101))  # of which 100 are the most that an axis may have
+LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
+FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 3}}
+
+
+def sweep(**keys: Any) -> Sweep:
+    values = {"name": "tests", "dataset": {"class_label": "provider"}, "experiment": FOREST, **keys}
+    return Sweep.from_json(values, "tests.toml")
+
+
+def rates(**keys: Any) -> Sweep:
+    rate = {"low": 1e-4, "high": 1.0, "log": True}
+    return sweep(experiment={}, vary={"experiment": {"learning_rate": rate}}, **{"trials": 30, **keys})
+
+
+def test_a_grid_has_every_combination_once_in_an_order_that_is_the_seeds_alone() -> None:
+    features, intervals, depths = ["usr", "1min", "(usr|1min)"], ["1s", "10s"], [2, 8]
+    dataset = {"features_regex": features, "sample_interval": intervals}
+    vary = {"dataset": dataset, "experiment": {"parameters": {"max_depth": depths}}}
+    grid = sweep(vary=vary).grid
+    found = [(cell["features_regex"], cell["sample_interval"], cell["parameters.max_depth"]) for cell in grid]
+    assert sorted(found) == sorted(itertools.product(features, intervals, map(str, depths)))
+    backwards = {"experiment": vary["experiment"], "dataset": {key: dataset[key][::-1] for key in reversed(dataset)}}
+    assert sweep(vary=backwards).grid == grid
+    assert sweep(vary=vary, seed=1).grid != grid
+    assert len(sweep(vary=vary, seed=1).grid) == 12
+
+
+def test_what_means_nothing_to_an_estimator_is_no_combination_of_its_own() -> None:
+    vary = {"experiment": {"estimator": ["dnn", "svm"], "hidden_layers": ["10", [100, 100]], "seed": [0, 1]}}
+    one = sweep(experiment={"epochs": 7}, vary=vary)
+    assert sorted(map(str, one.grid)) == sorted(
+        [str({"estimator": "dnn", "hidden_layers": h, "seed": s}) for h in ("1×10", "2×100") for s in "01"]
+        + [str({"estimator": "svm", "seed": s}) for s in "01"]
+    )
+    svm, dnn = one.combine({"estimator": "svm", "seed": "1"}), one.combine(one.effective(one.grid[0]))
+    assert (svm.experiment.estimator, svm.experiment.seed, svm.experiment.epochs) == ("svm", 1, 150)
+    wide = one.combine({"estimator": "dnn", "hidden_layers": "2×100", "seed": "0"}).experiment
+    assert (wide.hidden_layers, wide.epochs, dnn.experiment.name) == ((100, 100), 7, "tests")
+
+
+def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None:
+    merged = {"aws": "aws", "tencent": "others", "huawei": "others", "alibaba": "others"}
+    keys = {
+        "sample_interval": ["10s"],
+        "class_map": {"four": {}, "two": merged},
+        "aggregation_functions": [["mean", "std"]],
+    }
+    one = sweep(vary={"dataset": keys})
+    assert [axis.names for axis in one.axes] == [("10s",), ("four", "two"), ("mean, std",)]
+    assert [dict(asked) for asked in one.questions] == [{"class_map": "four"}, {"class_map": "two"}]
+    cell = {"sample_interval": "10s", "class_map": "two", "aggregation_functions": "mean, std"}
+    made = one.combine(cell, 7).definition
+    assert (made.class_map, made.aggregation_functions, made.raw_version) == (merged, ("mean", "std"), 7)
+    assert (made.slicer, made.name[:10], one.question_of(cell)) == (":", "sweep-10s-", 1)
+    again = sweep(name="other", metric="f1", vary={"dataset": keys}).combine(cell, 7).definition
+    assert again == made
+    assert (
+        one.combine(cell, 8).definition.name
+        != made.name
+        != one.combine({**cell, "class_map": "four"}, 7).definition.name
+    )
+    (layers, text) = axes_of("experiment", {"hidden_layers": [[], "7", "9/8"], "class_weights": ["none", "balanced"]})
+    assert (layers.names, text.names) == (("none", "1×7", "9/8"), ("none", "balanced"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"vary": {}}, "vary: names no key that varies"),
+        ({"vary": {"dataset": {"sample_interval": []}}}, "vary.dataset.sample_interval: names no value"),
+        ({"vary": {"dataset": {"sample_interval": "1s"}}}, "vary.dataset.sample_interval: want a list of values"),
+        ({"vary": {"dataset": {"sample_interval": ["1x"]}}}, "vary.dataset.sample_interval: dataset: sample_interval:"),
+        ({"vary": {"dataset": {"nosuch": [1]}}}, "vary.dataset.nosuch: dataset: nosuch: no such key"),
+        ({"vary": {"dataset": {"name": ["a"]}}}, "dataset.name: the sweep gives it itself; leave it out"),
+        ({"dataset": {"raw_version": 3}}, "dataset.raw_version: the sweep gives it itself; leave it out"),
+        ({"vary": {"dataset": {"max_windows": {"low": 1, "high": 9}}}}, "vary.dataset.max_windows: a range would make"),
+        ({"vary": {"experiment": {"epochs": [1]}}}, "vary.experiment.epochs: experiment: epochs: means nothing to the"),
+        ({"vary": {"experiment": {"seed": {"low": 1, "high": 9}}}}, "vary.experiment.seed: a range has no end of"),
+        ({"vary": {"experiment": {"seed": {"low": 9, "high": 9}}}, "trials": 2}, "vary.experiment.seed: want a range"),
+        ({"vary": {"experiment": {"seed": [1, 1]}}}, "vary.experiment.seed: each value only once"),
+        ({"vary": {"experiment": {"seed": [1], "estimator": ["tree"]}}}, "experiment.estimator: is fixed and"),
+        ({"experiment": {}, "vary": {"experiment": {"estimator": ["tree"]}}}, "vary.experiment.estimator: esti"),
+        ({"vary": {"experiment": {"parameters": {"depth": [1]}}}}, "vary.experiment.parameters.depth: random_forest:"),
+        ({"vary": {"dataset": {"features_regex": ["a\nb"]}}}, "vary.dataset.features_regex: 'a\\nb' cannot be shown"),
+        ({"vary": {"dataset": {"features_regex": ["x" * 200]}}}, "vary.dataset.features_regex: 'xxx"),
+        ({"name": "../x"}, "name: '../x' is no name"),
+        ({"metric": "gain"}, "metric: 'gain' is none of accuracy, f1"),
+        ({"on": "test"}, "on: 'test' is none of folds, dev"),
+        ({"on": "dev", "hold_out": "job"}, "hold_out: has no meaning on dev"),
+        ({"experiment": {**FOREST, "epochs": 4}}, "vary.experiment.seed: experiment: epochs: means nothing to the"),
+        ({"dataset": {"sample_interval": "1s"}, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "dataset.sample_"),
+        ({"vary": {"experiment": {"seed": MANY}}}, "vary.experiment.seed: 101 values, and at most 100"),
+        ({"vary": {"experiment": {"seed": MANY[1:]}, "dataset": LARGE}}, "vary: 20,000 combinations"),
+        ({"pruning": "median"}, "pruning: no such key"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_file_and_key(keys: dict[str, Any], line: str) -> None:
+    with pytest.raises(CimlError) as error:
+        sweep(**{"vary": {"experiment": {"seed": [0, 1]}}, **keys})
+    assert str(error.value).startswith(f"tests.toml: {line}"), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None:
+    one, past = rates(), []
+    for _ in range(30):
+        found = propose(one, 0, past)
+        assert found == propose(one, 0, list(past))
+        rate = found["learning_rate"]
+        assert isinstance(rate, float)
+        assert 1e-4 <= rate <= 1.0
+        past.append(Past(found, "complete", -abs(math.log10(rate) + 2)))
+    early, late = (
+        [abs(math.log10(float(each.parameters["learning_rate"])) + 2) for each in part]
+        for part in (past[:10], past[20:])
+    )
+    assert sum(late) < sum(early) / 2
+    assert propose(rates(seed=1), 0, []) != propose(one, 0, [])
+
+
+def test_the_median_prunes_what_is_worse_than_it_after_so_many_trials() -> None:
+    one = rates(startup_trials=3)
+    past = [Past({"learning_rate": 0.1}, "complete", value, ((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
+    assert [Judge(one, past).hopeless(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
+    judge = Judge(one, past)
+    assert [judge.hopeless(step, value) for step, value in ((1, 0.9), (2, 0.3))] == [False, False]  # its best so far
+    assert not Judge(one, past[:2]).hopeless(1, 0.1)
+    unknown = [*past[:2], Past({"learning_rate": 0.1}), Past({"learning_rate": 0.1}, "failed")]
+    assert not Judge(one, unknown).hopeless(1, 0.1)
+    assert [Judge(rates(startup_trials=3, metric="brier"), past).hopeless(1, value) for value in (0.1, 0.5)] == [
+        False,
+        True,
+    ]
+    assert not Judge(rates(startup_trials=3, pruner="none"), past).hopeless(1, 0.0)
+    assert not Judge(rates(startup_trials=3, warmup=2), past).hopeless(1, 0.0)
+
+
+@pytest.mark.parametrize("pruner", ["successive_halving", "hyperband"])
+def test_a_rung_is_remembered_with_the_trial(pruner: str) -> None:
+    one, past, ended = rates(pruner=pruner, folds=9), [], []
+    for number in range(12):
+        judge, value = Judge(one, past), 0.9 - 0.05 * number  # each worse than all before
+        steps: list[tuple[int, float]] = []
+        for step in range(1, 10):
+            steps.append((step, value))
+            if judge.hopeless(step, value):
+                ended.append(number)
+                break
+        state = "pruned" if number in ended else "complete"
+        past.append(Past({"learning_rate": 0.1}, state, value, tuple(steps), judge.attrs))
+    assert any(past[0].attrs or {})
+    assert 0 not in ended
+    assert len(ended) >= 3
+
+
+def outcome(number: int, **keys: Any) -> Outcome:
+    return Outcome.from_json({"number": number, "question": 0, "parameters": {"seed": "0"}, "state": "failed", **keys})
+
+
+def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> None:
+    store = sweep_store(open_store(tmp_path), "tests")
+    first = outcome(
+        3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters={"seed": "1", "learning_rate": 0.1}
+    )
+    assert keep_outcome(store, first) == first == read_outcome(store, 3)
+    assert keep_outcome(store, outcome(3)) == first
+    assert read_outcome(store, 4) is None
+    for number, text, line in [
+        (5, "{", "is not JSON"),
+        (6, "[]", "is no object"),
+        (7, json.dumps(outcome(8).to_json()), "is of trial 8"),
+        (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is none of complete"),
+    ]:
+        store.create(f"trials/{number:06}.json", text.encode())
+        with pytest.raises(IntegrityError, match=line):
+            read_outcome(store, number)
+    with pytest.raises(CimlError, match="is no name"):
+        sweep_store(open_store(tmp_path), "../x")
+
+
+def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path: Path) -> None:
+    store, facts = open_store(tmp_path), {"trust_policy": "a"}
+    assert begin_sweep(store, rates(), facts, lambda: 4) == 4
+    assert begin_sweep(store, rates(trials=90), facts, lambda: 5) == 4
+    for other, told, line in [
+        (rates(metric="f1", folds=4), facts, "with another folds, metric; take another name"),
+        (rates(), {"trust_policy": "b"}, "with another trust_policy; take another name"),
+    ]:
+        with pytest.raises(CimlError, match=line):
+            begin_sweep(store, other, told, lambda: 5)
+    store.replace("sweep.json", b"{}")
+    with pytest.raises(IntegrityError, match="is no sweep"):
+        begin_sweep(store, rates(), facts, lambda: 5)
+
+
+def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
+    material = read_material(open_store(made), "providers", TrustPolicy.load())
+    experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
+    one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
+    told: list[tuple[int, float]] = []
+    found = score_trial(one, experiment, material, lambda step, value: told.append((step, value)) or False)
+    assert [step for step, _ in told] == [2, 4]
+    assert found.steps == told
+    dev, train = material.of("dev"), material.of("train")
+    assert (found.pruned, found.trained_on, found.held_out) == (False, len(train), len(dev))
+    normalisation = Normalisation.of(material.rows.inputs[train])
+
+    def normal(places: np.ndarray) -> Rows:
+        rows = material.rows.take(places)
+        return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
+
+    for epochs, value in [*told, (5, found.value)]:
+        asked = normal(dev)
+        model = fit(experiment.replace(epochs=epochs), normal(train), None, 4)
+        answers = model.predict(asked.inputs, asked.n_windows)
+        right = scores(answers, asked.labels, "abcd", asked.labels, resamples=0)["macro"]["f1"]["value"]
+        assert value == pytest.approx(right)
+    ended = score_trial(one, experiment, material, lambda step, value: step == 4)
+    assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, told[1][1], told, None)
+    last = score_trial(one, experiment.replace(epochs=4), material, lambda step, value: step == 4)
+    assert (last.pruned, len(last.steps)) == (False, 2)
+    number = one_number(one, material)["memory"]
+    assert number["value"] > 0.9

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciml.datasets.definition import DatasetDefinition, resolve
+from ciml.telemetry import telemetry_columns
+from tests.golden import make_logs
+from tests.transforms import direct
+from tests.transforms.samples import LOAD, USR, corpus, resolved, table
+from transforms.examples.downsample import downsample
+from transforms.examples.prepare import prepare_many
+from transforms.parse.logs import Log, parse_logs
+
+INTERVALS = ["1s", "10s", "1min", "10min", "7s"]
+FUNCTIONS = ["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
+SECOND = 1_000_000
+NOON = make_logs.instant("2026-11-24T12:00:00Z")
+GOLDEN = {make(zone).name: make(zone) for make in make_logs.LARGE for zone in make_logs.ZONES}
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_every_run_of_the_corpus_equals_pandas(interval: str) -> None:
+    runs, tables, paths = corpus()
+    bins = [direct.resampled(direct.read_log(path), interval) for path in paths]
+    assert len(bins) >= 600
+    for pattern in ("(usr|1min)", "."):
+        definition = DatasetDefinition(
+            name="x", sample_interval=interval, features_regex=pattern, class_label="provider"
+        )
+        made = resolve(definition, [telemetry_columns(each.column_names) for each in tables], runs)
+        assert len(made.columns) == (2 if pattern != "." else 23)
+        for start in range(0, len(tables), 100):
+            inputs, n_windows, refused = prepare_many(tables[start : start + 100], made)
+            assert refused == []
+            for row in range(len(inputs)):
+                wanted, valid = direct.unrolled(bins[start + row], made.columns, made.L)
+                assert n_windows[row] == valid
+                direct.assert_equal(inputs[row], wanted, valid, runs[start + row].run_id)
+
+
+def _golden_tables() -> list[pa.Table]:
+    return parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in GOLDEN.values()])  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize("columns", [(USR, LOAD), tuple(make_logs.names_of(make_logs.USUAL))], ids=["usr-1m", "all"])
+def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> None:
+    made = resolved(columns, sample_interval=interval)
+    inputs, n_windows, refused = prepare_many(_golden_tables(), made)
+    assert refused == []
+    for row, golden in enumerate(GOLDEN.values()):
+        bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), interval)
+        wanted, valid = direct.unrolled(bins, columns, made.L)
+        assert n_windows[row] == valid > 0
+        direct.assert_equal(inputs[row], wanted, valid, golden.name)
+
+
+@pytest.mark.parametrize("count_first_sample", [True, False])
+@pytest.mark.parametrize("statistic", ["mean", "min", "max", "std", "last"])
+def test_statistics_equal_pandas(statistic: str, count_first_sample: bool) -> None:
+    made = resolved(sample_interval="7s", sample_statistic=statistic, count_first_sample=count_first_sample)
+    inputs, n_windows, _ = prepare_many(_golden_tables(), made)
+    for row, golden in enumerate(GOLDEN.values()):
+        boot = [] if count_first_sample else golden.boot
+        bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "7s", statistic, boot)
+        wanted, valid = direct.unrolled(bins, made.columns, made.L)
+        assert n_windows[row] == valid > 0
+        direct.assert_equal(inputs[row], wanted, valid, golden.name)
+
+
+def test_aggregations_equal_pandas_and_take_windows_beyond_the_cut() -> None:
+    made = resolved(sample_interval="10s", aggregation_functions=FUNCTIONS)
+    inputs, n_windows, _ = prepare_many(_golden_tables(), made)
+    assert inputs.shape == (len(GOLDEN), len(FUNCTIONS), 2)
+    assert n_windows.tolist() == [len(FUNCTIONS)] * len(GOLDEN)
+    for row, golden in enumerate(GOLDEN.values()):
+        bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "10s")
+        wanted, valid = direct.unrolled(bins, made.columns, made.L, FUNCTIONS)
+        direct.assert_equal(inputs[row], wanted, valid, golden.name)
+
+
+def test_windows_go_on_over_midnight_from_the_first_day() -> None:
+    # 86,400 s are no multiple of 7 s: a second midnight would begin a window of its own
+    golden = GOLDEN["over-midnight-utc"]
+    first = make_logs.instant("2026-11-24T00:00:00Z")
+    midnight = make_logs.instant("2026-11-25T00:00:00Z")
+    at = (midnight - first) // SECOND // 7
+    window = [us for us in golden.times_us if (us - first) // SECOND // 7 == at]
+    assert window == [midnight - second * SECOND for second in range(6, -1, -1)]
+    place = at - (golden.times_us[0] - first) // SECOND // 7
+    wanted = [make_logs.value(golden.times_us.index(us), 0) for us in window]
+    (inputs,), _, _ = prepare_many(
+        [table(golden.times_us, usr=golden.columns[USR])], resolved([USR], sample_interval="7s")
+    )
+    assert inputs[place, 0] == np.float32(sum(wanted) / len(wanted))
+
+
+def test_several_days_equal_pandas() -> None:
+    times = [NOON + hour * 3_600 * SECOND + 123_456 for hour in range(0, 75, 5)]
+    values = [float(number * number) for number in range(len(times))]
+    made = resolved([USR], sample_interval="11h", max_windows=20)
+    (inputs,), (n_windows,), _ = prepare_many([table(times, usr=values)], made)
+    bins = direct.resampled(direct.frame_of(times, {USR: list(values)}), "11h")
+    wanted, valid = direct.unrolled(bins, [USR], 20)
+    assert n_windows == valid
+    direct.assert_equal(inputs, wanted, valid)
+
+
+def test_a_window_without_a_value_in_a_selected_column_is_dropped_and_others_close_up() -> None:
+    times = [NOON + second * SECOND for second in (0, 1, 10, 20, 21)]
+    usr, load = [1.0, 3.0, 5.0, None, 9.0], [1.0, None, None, 7.0, 7.0]
+    both, only_usr = resolved(max_windows=3), resolved([USR], max_windows=3)
+    run = table(times, usr=usr, load=load)
+    inputs, n_windows, _ = prepare_many([run], both)
+    assert n_windows.tolist() == [2]
+    assert inputs.tolist() == [[[2.0, 1.0], [9.0, 7.0], [0.0, 0.0]]]
+    inputs, n_windows, _ = prepare_many([run], only_usr)
+    assert n_windows.tolist() == [3]
+    assert inputs.tolist() == [[[2.0], [5.0], [9.0]]]
+
+
+def test_the_first_days_midnight_is_that_of_the_first_recorded_sample_even_where_it_does_not_count() -> None:
+    midnight = make_logs.instant("2026-11-25T00:00:00Z")
+    times = [midnight - SECOND, *(midnight + second * SECOND for second in range(7))]
+    made = resolved([USR], sample_interval="7s", count_first_sample=False, max_windows=3)
+    run = table(times, boot=[True] + [False] * 7, usr=[100.0, *map(float, range(7))])
+    inputs, n_windows, _ = prepare_many([run], made)
+    # 86,400 = 12,342 × 7 + 6: the window that holds midnight begins 6 s before it
+    assert n_windows.tolist() == [2]
+    assert inputs[0, :, 0].tolist() == [0.0, 3.5, 0.0]
+
+
+def test_every_boot_sample_is_left_out_when_first_samples_do_not_count() -> None:
+    run = table([NOON, NOON + 1, NOON + 2, NOON + 3], boot=[True, False, True, False], usr=[1.0, 2.0, 40.0, 4.0])
+    for counts, wanted in ((True, 47 / 4), (False, 3.0)):
+        inputs, _, _ = prepare_many([run], resolved([USR], count_first_sample=counts, max_windows=1))
+        assert inputs.tolist() == [[[wanted]]]
+
+
+def test_samples_out_of_order_are_sorted_and_of_equal_times_the_last_recorded_is_last() -> None:
+    times = [NOON + 3, NOON, NOON + 3, NOON + 1]
+    (inputs,), _, _ = prepare_many(
+        [table(times, usr=[7.0, 1.0, 9.0, 2.0])], resolved([USR], sample_statistic="last", max_windows=1)
+    )
+    assert inputs.tolist() == [[9.0]]
+
+
+def test_std_is_stable_and_zero_for_one_sample() -> None:
+    times = [NOON, NOON + 1, NOON + 2, NOON + 10 * SECOND]
+    made = resolved([USR], sample_statistic="std", max_windows=2)
+    (inputs,), _, _ = prepare_many([table(times, usr=[1e9, 1e9 + 1, 1e9 + 2, 5.0])], made)
+    assert inputs.tolist() == [[1.0], [0.0]]
+
+
+def test_minus_zero_is_zero() -> None:
+    (inputs,), _, _ = prepare_many([table([NOON], usr=[-0.0])], resolved([USR], max_windows=1))
+    assert not np.signbit(inputs).any()
+
+
+def test_refusals_name_their_reason_and_leave_the_others_alone() -> None:
+    good = table([NOON], usr=[1.0], load=[2.0])
+    no_time = good.set_column(0, "time", pa.array([None], pa.timestamp("us", tz="UTC")))
+    boot_only = table([NOON], boot=[True], usr=[1.0], load=[2.0])
+    tables = [
+        table([NOON], usr=[1.0]),
+        good,
+        no_time,
+        table([NOON, NOON + 1], usr=[None, 1.0], load=[None, None]),
+        table([NOON], usr=[1e300], load=[1.0]),
+        table([], usr=[], load=[]),
+        boot_only,
+        good,
+    ]
+    windows = downsample(tables, resolved(count_first_sample=False))
+    assert [(index, refused.reason, refused.detail) for index, refused in windows.refused] == [
+        (0, "missing_column", LOAD),
+        (2, "no_time", "a sample has no time"),
+        (3, "empty", "no window has a value in every selected column"),
+        (4, "out_of_range", "a value is larger than float32 holds"),
+        (5, "empty", "no window has a value in every selected column"),
+        (6, "empty", "no window has a value in every selected column"),
+    ]
+    assert windows.n_windows.tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
+    assert windows.run.tolist() == [1, 7]
+    assert windows.values.tolist() == [[1.0, 2.0]] * 2
+
+
+def test_no_runs_make_no_windows() -> None:
+    for made in (resolved(), resolved(aggregation_functions=FUNCTIONS), resolved(sample_statistic="std")):
+        inputs, n_windows, refused = prepare_many([], made)
+        assert inputs.shape == (0, made.L, 2)
+        assert (n_windows.tolist(), refused) == ([], [])
+
+
+@pytest.mark.parametrize("keys", [{}, {"sample_statistic": "std"}, {"aggregation_functions": FUNCTIONS}])
+def test_a_run_comes_out_to_the_bit_the_same_whatever_stands_beside_it(keys: dict[str, object]) -> None:
+    _, tables, _ = corpus(60)
+    made = resolved(telemetry_columns(tables[0].column_names), sample_interval="7s", **keys)
+    together, n_windows, _ = prepare_many(tables, made)
+    backwards, n_backwards, _ = prepare_many(tables[::-1], made)
+    assert together.tobytes() == backwards[::-1].tobytes()
+    assert n_windows.tolist() == n_backwards[::-1].tolist()
+    for row, each in enumerate(tables):
+        alone, _, _ = prepare_many([each], made)
+        assert alone[0].tobytes() == together[row].tobytes()
+
+
+value = st.one_of(st.none(), st.just(float("nan")), st.floats(-(2.0**40), 2.0**40, width=32))
+sample = st.tuples(
+    st.integers(-200, 200).map(lambda tenths: make_logs.instant("2028-02-29T00:00:00Z") + tenths * SECOND // 10),
+    st.booleans(),
+    st.tuples(value, value),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    runs=st.lists(st.lists(sample, min_size=1, max_size=12), min_size=1, max_size=5),
+    interval=st.sampled_from(["100ms", "700ms", "1s", "7s", "10s", "1h"]),
+    statistic=st.sampled_from(["mean", "min", "max", "std", "last"]),
+    length=st.integers(1, 5),
+    count_first=st.booleans(),
+)
+def test_equals_brute_force(
+    runs: list[list[tuple[int, bool, tuple[float | None, float | None]]]],
+    interval: str,
+    statistic: str,
+    length: int,
+    count_first: bool,
+) -> None:
+    made = resolved(
+        sample_interval=interval, sample_statistic=statistic, max_windows=length, count_first_sample=count_first
+    )
+    tables = [
+        table(
+            [time for time, _, _ in run],
+            boot=[boot for _, boot, _ in run],
+            usr=[values[0] for _, _, values in run],
+            load=[values[1] for _, _, values in run],
+        )
+        for run in runs
+    ]
+    inputs, n_windows, refused = prepare_many(tables, made)
+    assert {index for index, _ in refused} == set(np.flatnonzero(n_windows == 0).tolist())
+    for row, run in enumerate(runs):
+        wanted = direct.brute_force(run, made.definition.interval_us, statistic, length, count_first=count_first)
+        assert n_windows[row] == len(wanted)
+        assert inputs.dtype == np.float32
+        padded = np.zeros((length, 2))
+        padded[: len(wanted)] = np.array(wanted).reshape(-1, 2)
+        largest = max((abs(each) for _, _, values in run for each in values if each and each == each), default=1.0)
+        assert np.abs(inputs[row] - padded).max() <= 1e-6 * max(largest, 1.0)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ciml.datasets.definition import METADATA_COLUMNS
+from ciml.digest import arrays_digest
+from ciml.errors import Refused
+from tests.transforms.samples import LOAD, USR, corpus, mention, resolved, table
+from transforms.examples.prepare import Excluded, make_examples, mentions, prepare, prepare_many, schema_of
+from transforms.examples.spans import inputs_of
+from transforms.examples.split import split_of
+
+NOON = 1_795_521_600_000_000
+RUN = table([NOON, NOON + 10_000_000], usr=[1.0, 3.0], load=[0.5, 0.25])
+
+
+def test_a_row_says_all_that_is_known() -> None:
+    run = mention(
+        7,
+        project="nova",
+        change="17",
+        patchset="2",
+        pipeline="gate",
+        provider="north",
+        region="one",
+        start_us=NOON - 1,
+        end_us=NOON + 2,
+        labels={"size": "tiny", "framework": "hadoop"},
+        outcome="timeout",
+        result="TIMED_OUT",
+    )
+    made = resolved(max_windows=3)
+    table_, excluded = make_examples([run], [RUN], made)
+    assert excluded == ()
+    assert table_.schema == schema_of(made)
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), 3)
+    assert [table_.schema.field(name).type for name in ("usr", "1m")] == [vector, vector]
+    (row,) = table_.drop_columns(["start_time", "end_time"]).to_pylist()
+    usr, load = np.array([1, 3, 0], np.float32), np.array([0.5, 0.25, 0], np.float32)
+    assert row == {
+        "run_id": "zuul~7~1",
+        "build_uuid": "7",
+        "build_name": "unit-tests",
+        "label": 1,
+        "label_name": "failed",
+        "split": split_of("nova", "17", "zuul~7~1", "ciml"),
+        "n_windows": 2,
+        "digest": arrays_digest("zuul~7~1", [("usr", usr), ("1m", load)], 2),
+        "source": "zuul",
+        "event": "",
+        "pipeline": "gate",
+        "project": "nova",
+        "branch": "",
+        "change": "17",
+        "patchset": "2",
+        "review": "",
+        "provider": "north",
+        "region": "one",
+        "flavour": "",
+        "outcome": "timeout",
+        "result": "TIMED_OUT",
+        "labels": [("framework", "hadoop"), ("size", "tiny")],
+        "usr": usr.tolist(),
+        "1m": load.tolist(),
+    }
+    assert mentions(table_) == [run]
+
+
+def test_metadata_columns_are_those_of_the_schema() -> None:
+    assert tuple(schema_of(resolved()).names[: len(METADATA_COLUMNS)]) == METADATA_COLUMNS
+
+
+def test_a_feature_with_the_name_of_a_metadata_column_goes_by_its_full_name() -> None:
+    made = resolved(("queue:label", USR))
+    assert made.features == ("queue:label", "usr")
+
+
+def test_runs_that_are_no_examples_are_excluded_with_their_reason_in_order() -> None:
+    runs = [
+        mention(1, provider="a"),
+        mention(2, provider="other"),
+        mention(3),
+        mention(4, provider="a"),
+        mention(5, provider="b"),
+        mention(6, provider="b"),
+    ]
+    tables = [RUN, RUN, RUN, RUN.drop_columns([LOAD]), table([NOON], usr=[None], load=[1.0]), RUN]
+    made = resolved(class_label="provider", classes=["a", "b"])
+    examples = make_examples(runs, tables, made)
+    assert examples.table.column("run_id").to_pylist() == ["zuul~1~1", "zuul~6~1"]
+    assert examples.table.column("label").to_pylist() == [0, 1]
+    assert examples.excluded == (
+        Excluded("zuul~2~1", "unknown_class"),
+        Excluded("zuul~3~1", "no_label"),
+        Excluded("zuul~4~1", "missing_column", LOAD),
+        Excluded("zuul~5~1", "empty", "no window has a value in every selected column"),
+    )
+    assert examples.excluded[0].to_json() == {"run_id": "zuul~2~1", "reason": "unknown_class"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "label"),
+    [("success", 0), ("failure", 1), ("timeout", 1), ("error", None), ("cancellation", None), ("skip", None)],
+)
+def test_status(outcome: str, label: int | None) -> None:
+    examples = make_examples([mention(outcome=outcome)], [RUN], resolved())
+    assert examples.table.column("label").to_pylist() == ([] if label is None else [label])
+    assert [each.reason for each in examples.excluded] == (["no_label"] if label is None else [])
+
+
+def test_no_runs_and_no_examples_are_empty_tables() -> None:
+    made = resolved()
+    for runs, tables in (([], []), ([mention(outcome="error")], [RUN])):
+        examples = make_examples(runs, tables, made)
+        assert examples.table.num_rows == 0
+        assert examples.table.schema == schema_of(made)
+
+
+@pytest.mark.parametrize("keys", [{}, {"aggregation_functions": ["mean", "std"]}, {"sample_statistic": "max"}])
+def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]) -> None:
+    runs, tables, _ = corpus(50)
+    made = resolved(
+        tables[0].column_names, class_label="provider", classes=["alibaba", "aws", "huawei", "tencent"], **keys
+    )
+    examples = make_examples(runs, tables, made)
+    splits = examples.table.column("split").to_pylist()
+    assert splits == sorted(splits, key=("train", "dev", "test").index)
+    assert len(set(splits)) == 2
+    place = {run_id: row for row, run_id in enumerate(examples.table.column("run_id").to_pylist())}
+    order = [place[run.run_id] for run in runs]
+    learnt = inputs_of(examples.table, made)[order]
+    many, n_windows, refused = prepare_many(tables, made)
+    assert refused == []
+    assert learnt.tobytes() == many.tobytes()
+    told = examples.table.column("n_windows").to_pylist()
+    assert [told[row] for row in order] == n_windows.tolist()
+    for row in (0, 17, 49):
+        one, count = prepare(tables[row], made)
+        assert (one.shape, one.dtype, count) == ((made.L, len(made.features)), np.float32, n_windows[row])
+        assert one.tobytes() == learnt[row].tobytes()
+
+
+def test_predicting_takes_columns_by_name_and_refuses_a_run_that_lacks_one() -> None:
+    made = resolved(max_windows=2)
+    mixed = RUN.select(["boot", LOAD, USR, "time"]).append_column("x:y", pa.array([9.0, 9.0]))
+    assert prepare(mixed, made)[0].tolist() == prepare(RUN, made)[0].tolist() == [[1.0, 0.5], [3.0, 0.25]]
+    with pytest.raises(Refused, match="missing_column: load avg:1m"):
+        prepare(RUN.drop_columns([LOAD]), made)
+    inputs, n_windows, refused = prepare_many([RUN.drop_columns([LOAD]), RUN], made)
+    assert inputs.tolist() == [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.5], [3.0, 0.25]]]
+    assert n_windows.tolist() == [0, 2]
+    assert [(index, str(error)) for index, error in refused] == [(0, "missing_column: load avg:1m")]
+
+
+def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> None:
+    made = resolved(max_windows=3)
+
+    def digest(run: object, telemetry: pa.Table) -> str:
+        return make_examples([run], [telemetry], made).table.column("digest")[0].as_py()  # type: ignore[list-item]
+
+    run = mention(1)
+    padded = table([NOON, NOON + 10_000_000, NOON + 20_000_000], usr=[1.0, 3.0, 0.0], load=[0.5, 0.25, 0.0])
+    same = digest(run, RUN)
+    assert digest(run.replace(outcome="failure", project="nova"), RUN) == same
+    assert len({same, digest(mention(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
+
+
+def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
+    short, long = (
+        table([NOON + 10_000_000 * at for at in range(n)], usr=range(1, n + 1), load=[0.0] * n) for n in (2, 4)
+    )
+    made = resolved(max_windows=3, min_windows=3)
+    table_, excluded = make_examples([mention(1), mention(2), mention(3)], [short, long, short], made)
+
+    assert excluded == (
+        Excluded("zuul~1~1", "too_short", "2 of 3 windows"),
+        Excluded("zuul~3~1", "too_short", "2 of 3 windows"),
+    )
+    assert table_.column("run_id").to_pylist() == ["zuul~2~1"]
+    np.testing.assert_array_equal(inputs_of(table_, made)[0, :, 0], [1, 2, 3])

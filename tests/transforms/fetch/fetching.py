@@ -1,0 +1,43 @@
+"""What the tests of fetch share: candidates, and one fetch of some addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ciml.events.cloudevents import finished_event
+from ciml.events.records import Batch, Candidate, Mention, Message, Origin, Outcome, Trust
+from transforms.fetch.fetch import Fetcher, FetchPolicy
+
+from .log_server import LogServer
+
+NOW = 1795521600_000000
+MENTION = Mention("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)
+TRUST = Trust(True, "gated", "d")
+MIB = 1 << 20
+
+
+def candidate(url: str, attempts: int = 1, number: int = 0, **more: Any) -> Candidate:
+    mention = MENTION.replace(log_url=url, run_id=f"zuul~{number}~1")
+    message = Message(number, finished_event(mention)[0]) if attempts == 1 else None
+    return Candidate(Origin("ci-events", 0, number), "zuul e", mention, message, TRUST, attempts, **more)
+
+
+def run(
+    policy: FetchPolicy, *urls: str, resolve: Any = None, attempts: int = 1
+) -> tuple[list[bytes | None], list[Outcome]]:
+    fetcher = Fetcher(policy, resolve) if resolve else Fetcher(policy)
+    given = Batch(None, [], [candidate(url, attempts, number) for number, url in enumerate(urls)])
+    try:
+        taken = fetcher.fetch(given, NOW)
+    finally:
+        fetcher.close()
+    return [item.log for item in taken.candidates], taken.settled
+
+
+def allow(*servers: LogServer, **options: Any) -> FetchPolicy:
+    return FetchPolicy(hosts=tuple(server.url for server in servers), **options)
+
+
+def only(outcomes: list[Outcome]) -> tuple[str, str]:
+    (outcome,) = outcomes
+    return outcome.kind, outcome.reason

@@ -1,0 +1,219 @@
+"""Fetch goes where the policy says and nowhere else: other forms of an address, rebinding, redirects, proxies, TLS."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.records import Batch
+from transforms.fetch.fetch import Fetcher, FetchPolicy
+
+from .fetching import NOW, allow, candidate, only, run
+from .log_server import LOG, LogServer, serving
+
+
+@pytest.fixture
+def server() -> Iterator[LogServer]:
+    with serving() as running:
+        yield running
+
+
+NAME = "logs.example.org"
+
+
+def resolving(*answers: list[str]) -> Any:
+    """A resolver that gives the answers in turn, the last for ever, and counts."""
+    asked: list[tuple[str, int]] = []
+
+    def resolve(host: str, port: int) -> list[str]:
+        asked.append((host, port))
+        return answers[min(len(asked), len(answers)) - 1]
+
+    resolve.asked = asked  # type: ignore[attr-defined]
+    return resolve
+
+
+def test_nothing_is_allowed_by_default(server: LogServer, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(LOG)
+    for url in (f"{server.url}/plain", f"file://{tmp_path}/a", f"{tmp_path}/a", "s3://logs/a", "ftp://h/a"):
+        assert only(run(FetchPolicy(), url)[1]) == ("dead_letter", "address_not_allowed")
+    assert server.asked == {}
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0",
+     "127.0.0.2", "user@127.0.0.1"],
+)  # fmt: skip
+def test_other_forms_of_an_allowed_address_are_not_allowed(server: LogServer, host: str) -> None:
+    kind, reason = only(run(allow(server), f"http://{host}:{server.server_port}/plain")[1])
+    assert kind == "dead_letter"
+    assert reason in ("address_not_allowed", "bad_address")
+    assert server.asked == {}
+
+
+@pytest.mark.parametrize(
+    "ips",
+    [
+        ["127.0.0.1"],
+        ["8.8.8.8", "127.0.0.1"],
+        ["10.0.0.7"],
+        ["169.254.169.254"],
+        ["64:ff9b::7f00:1"],
+        ["::ffff:127.0.0.1"],
+    ],
+)
+def test_a_name_must_not_lead_inside(server: LogServer, ips: list[str]) -> None:
+    url = f"http://{NAME}:{server.server_port}"
+    logs, settled = run(FetchPolicy(hosts=(url,)), f"{url}/plain", resolve=resolving(ips))
+    assert (logs, only(settled)) == ([], ("dead_letter", "address_not_allowed"))
+    assert server.asked == {}
+
+
+def test_a_private_host_may_be_named_so(server: LogServer) -> None:
+    url = f"http://{NAME}:{server.server_port}"
+    resolve = resolving(["127.0.0.1"])
+    assert run(FetchPolicy(private_hosts=(url,)), f"{url}/plain", resolve=resolve) == ([LOG], [])
+    assert server.headers[0]["Host"] == f"{NAME}:{server.server_port}"
+    logs, settled = run(FetchPolicy(private_hosts=(url,)), f"{url}/plain", resolve=resolving(["169.254.169.254"]))
+    assert (logs, only(settled)) == ([], ("dead_letter", "address_not_allowed"))
+
+
+def test_rebinding_finds_nothing_to_change(server: LogServer) -> None:
+    """The name is resolved once a connection: what was checked is what is connected to."""
+    url = f"http://{NAME}:{server.server_port}"
+    with serving(lambda: LogServer("127.0.0.2")) as inside:
+        resolve = resolving(["127.0.0.1"], ["127.0.0.2"])
+        fetcher = Fetcher(FetchPolicy(private_hosts=(url,), threads=1), resolve)
+        for number in range(3):
+            taken = fetcher.fetch(Batch(None, [], [candidate(f"{url}/plain/{number}")]), NOW)
+            assert taken.candidates[0].log == LOG
+        assert resolve.asked == [(NAME, server.server_port)]
+        fetcher.close()
+        # Public first, private when asked again: the second connection is checked as the first was.
+        resolve = resolving(["127.0.0.1"], ["169.254.169.254"])
+        fetcher = Fetcher(FetchPolicy(private_hosts=(url,), threads=1), resolve)
+        taken = fetcher.fetch(Batch(None, [], [candidate(f"{url}/hangup")]), NOW)
+        assert only(taken.settled) == ("dead_letter", "address_not_allowed")
+        fetcher.close()
+        assert inside.asked == {}
+
+
+def test_the_other_addresses_of_a_host_are_tried(server: LogServer) -> None:
+    url = f"http://{NAME}:{server.server_port}"
+    policy = FetchPolicy(private_hosts=(url,))
+    assert run(policy, f"{url}/plain", resolve=resolving(["127.0.0.9", "127.0.0.1"])) == ([LOG], [])
+
+
+def test_a_resolver_that_fails_or_hangs() -> None:
+    def fail(host: str, port: int) -> list[str]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    def hang(host: str, port: int) -> list[str]:
+        threading.Event().wait(3)
+        return []
+
+    policy = FetchPolicy(hosts=(NAME,), connect_s=0.3)
+    _, (outcome,) = run(policy, f"https://{NAME}/a", resolve=fail)
+    assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
+    assert "not resolved" in outcome.detail
+    started = time.monotonic()
+    assert only(run(policy, f"https://{NAME}/a", resolve=hang)[1]) == ("deferred", "log_timeout")
+    assert time.monotonic() - started < 1
+
+
+def test_redirects_within_what_is_allowed(server: LogServer) -> None:
+    with serving() as other:
+        server.targets = ["/plain/a", f"{other.url}/gz/b", "../../to/x/0", f"//127.0.0.1:{other.server_port}/plain"]
+        urls = [f"{server.url}/to/1/{index}" for index in range(4)]
+        assert run(allow(server, other), *urls) == ([LOG] * 4, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("{trap}/plain", "address_not_allowed"),
+        ("//127.0.0.1:{port}/plain", "address_not_allowed"),
+        ("http://169.254.169.254/latest/meta-data/", "address_not_allowed"),
+        ("http://[::ffff:127.0.0.1]:{port}/", "address_not_allowed"),
+        ("file:///etc/passwd", "address_not_allowed"),
+        ("s3://logs/a", "address_not_allowed"),
+        ("gopher://127.0.0.1:{port}/", "address_not_allowed"),
+        ("http://user:pass@127.0.0.1:{port}/", "bad_address"),
+        ("http://2130706433:{port}/", "bad_address"),
+        ("http://[/", "bad_address"),
+        ("https://{host}/plain", "address_not_allowed"),
+    ],
+)
+def test_redirects_elsewhere(server: LogServer, target: str, reason: str) -> None:
+    with serving() as trap:
+        policy = allow(server, file_roots=("/etc",), s3_prefixes=("s3://logs",))
+        server.targets = [
+            "/to/2/1",
+            target.format(trap=trap.url, port=trap.server_port, host=f"127.0.0.1:{server.server_port}"),
+        ]
+        logs, settled = run(policy, f"{server.url}/to/1/0")
+        assert (logs, only(settled)) == ([], ("dead_letter", reason))
+        assert trap.peers == set()
+
+
+def test_no_proxy_is_taken_from_the_environment(server: LogServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        assert run(allow(server), f"{server.url}/plain") == ([LOG], [])
+        assert proxy.peers == set()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A self-signed certificate and key for `NAME`, in one PEM file."""
+    import datetime
+
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return str(path)
+
+
+def test_tls_asks_for_the_name_though_the_address_is_pinned(certificate: str) -> None:
+    with serving(lambda: LogServer(certificate=certificate)) as server:
+        url = f"https://{NAME}:{server.server_port}"
+        resolve = resolving(["127.0.0.1"])
+        policy = FetchPolicy(private_hosts=(url,), ca_file=certificate)
+        assert run(policy, f"{url}/gz", f"{url}/plain", resolve=resolve) == ([LOG] * 2, [])
+        _, (outcome,) = run(replace(policy, ca_file=""), f"{url}/gz", resolve=resolve)
+        assert (outcome.kind, outcome.reason) == ("deferred", "log_unavailable")
+        assert "certificate" in outcome.detail.lower()
+        other = f"https://other.example.org:{server.server_port}"
+        _, (outcome,) = run(FetchPolicy(private_hosts=(other,), ca_file=certificate), f"{other}/gz", resolve=resolve)
+        assert "certificate" in outcome.detail.lower()
+    with pytest.raises(CimlError, match="cannot read the certificates"):
+        Fetcher(FetchPolicy(hosts=(NAME,), ca_file="/none.pem"))

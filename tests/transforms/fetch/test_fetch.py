@@ -1,0 +1,335 @@
+"""Fetch: against a real server that behaves badly, the log comes, or its run is settled with a reason, in time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.cloudevents import finished_event
+from ciml.events.payloads import message_of
+from ciml.events.records import Batch, Message, Origin, Outcome
+from transforms.fetch.fetch import DEFERRED, REFUSED, Fetcher, FetchPolicy, fetch
+
+from .fetching import MIB, NOW, TRUST, allow, candidate, only, run
+from .log_server import LOG, LogServer, bomb, serving
+
+
+@pytest.fixture
+def server() -> Iterator[LogServer]:
+    with serving() as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", ["plain", "gz", "encoded", "twice"])
+def test_a_log_comes_unpacked(server: LogServer, path: str) -> None:
+    assert run(allow(server), f"{server.url}/{path}/dstat.txt.gz?x=1#y") == ([LOG], [])
+    assert list(server.asked) == [f"/{path}/dstat.txt.gz?x=1"]
+    (headers,) = server.headers
+    assert headers["Host"] == f"127.0.0.1:{server.server_port}"
+    assert sorted(headers) == ["Accept", "Accept-Encoding", "Host", "User-Agent"]
+
+
+def test_members_and_empty(server: LogServer) -> None:
+    assert run(allow(server), f"{server.url}/members", f"{server.url}/empty") == ([LOG * 2, b""], [])
+
+
+def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
+    urls = [f"{server.url}/{path}" for path in ("gz/1", "missing/1", "gz/2", "gz/1", "plain/1", "gz/1")]
+    earlier = Outcome("ignored", Origin("t", 0, 1), reason="skipped")
+    given = Batch(None, [], [candidate(url, number=number) for number, url in enumerate(urls)], [earlier])
+    taken = Fetcher(allow(server)).fetch(given, NOW)
+    assert [item.origin.offset for item in taken.candidates] == [0, 2, 3, 4, 5]
+    assert {item.log for item in taken.candidates} == {LOG}
+    assert [outcome.origin for outcome in taken.settled] == [earlier.origin, Origin("ci-events", 0, 1)]
+    assert server.asked["/gz/1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "requests"),
+    [
+        ("missing", "log_not_found", 1),
+        ("status/410", "log_not_found", 1),
+        ("status/403", "log_forbidden", 1),
+        ("status/500", "log_unavailable", 2),
+        ("status/503", "log_unavailable", 2),
+        ("status/429", "log_unavailable", 1),
+        ("status/204", "log_unavailable", 1),
+        ("cut", "log_cut", 2),
+        ("hangup", "log_unavailable", 2),
+        ("noise", "log_unavailable", 2),
+        ("oddlength", "log_unavailable", None),
+        ("nowhere", "log_unavailable", 1),
+    ],
+)
+def test_what_may_come_later_is_deferred(server: LogServer, path: str, reason: str, requests: int | None) -> None:
+    assert reason in DEFERRED
+    logs, settled = run(allow(server), f"{server.url}/{path}")
+    assert (logs, only(settled)) == ([], ("deferred", reason))
+    (outcome,) = settled
+    assert outcome == Outcome(
+        "deferred",
+        Origin("ci-events", 0, 0),
+        "zuul e",
+        candidate(f"{server.url}/{path}").mention,
+        reason,
+        outcome.detail,
+        TRUST,
+        first_seen_us=NOW,
+        not_before_us=NOW + 10_000_000,
+    )
+    assert outcome.detail
+    assert requests is None or sum(server.asked.values()) == requests
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+def test_backoff_and_its_end(server: LogServer) -> None:
+    url = f"{server.url}/missing"
+    policy = allow(server, delays_s=(1, 2.5))
+    waits = []
+    for attempts in (1, 2, 3):
+        given = Batch(None, [], [candidate(url, attempts, first_seen_us=NOW - 1 if attempts > 1 else None)])
+        (outcome,) = Fetcher(policy).fetch(given, NOW).settled
+        assert outcome.attempts == attempts
+        assert outcome.first_seen_us == (NOW - 1 if attempts > 1 else NOW)
+        waits.append((outcome.kind, outcome.not_before_us and outcome.not_before_us - NOW, outcome.payload is None))
+    assert waits == [("deferred", 1_000_000, True), ("deferred", 2_500_000, True), ("dead_letter", None, True)]
+    logs, settled = run(replace(policy, delays_s=()), url)
+    assert (logs, only(settled)) == ([], ("dead_letter", "log_not_found"))
+    assert message_of(settled[0].payload or {}, 0) == candidate(url).message
+
+
+def test_a_log_that_is_not_there_yet(server: LogServer) -> None:
+    outcomes: list[Any] = []
+    for attempts in (1, 2, 3):
+        logs, settled = run(allow(server), f"{server.url}/later/x", attempts=attempts)
+        outcomes.append(logs or only(settled))
+    assert outcomes == [("deferred", "log_not_found"), ("deferred", "log_not_found"), [LOG]]
+
+
+@pytest.mark.parametrize("path", ["once500", "oncecut"])
+def test_a_hiccup_is_tried_again_at_once(server: LogServer, path: str) -> None:
+    assert run(allow(server), f"{server.url}/{path}") == ([LOG], [])
+
+
+def test_a_stale_connection_is_replaced(server: LogServer) -> None:
+    fetcher = Fetcher(allow(server, threads=1))
+    for path in ("plain/1", "hangup/2", "plain/3", "plain/4"):
+        fetcher.fetch(Batch(None, [], [candidate(f"{server.url}/{path}")]), NOW)
+    connections = len(server.peers)
+    for number in range(5):
+        taken = fetcher.fetch(Batch(None, [], [candidate(f"{server.url}/missing/{number}")]), NOW)
+        assert only(taken.settled) == ("deferred", "log_not_found")
+    assert len(server.peers) == connections  # a small answer that is no log does not cost the connection
+    fetcher.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("thrice", "corrupt_gzip"),
+        ("cutgzip", "corrupt_gzip"),
+        ("badgzip", "corrupt_gzip"),
+        ("tail", "corrupt_gzip"),
+        ("brotli", "log_encoding"),
+        ("bomb", "log_too_large"),
+        ("nestedbomb", "log_too_large"),
+        ("empties", "corrupt_gzip"),
+        ("announced", "log_too_large"),
+        ("endless", "log_too_large"),
+        ("round", "too_many_redirects"),
+    ],
+)
+def test_what_time_does_not_mend_is_a_dead_letter(server: LogServer, path: str, reason: str) -> None:
+    assert reason in REFUSED
+    server.bomb = bomb(64 * MIB)
+    policy = allow(server, max_bytes=2 * MIB, max_wire_bytes=MIB, threads=1)
+    started = time.monotonic()
+    tracemalloc.start()
+    try:
+        logs, settled = run(policy, f"{server.url}/{path}")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (logs, only(settled)) == ([], ("dead_letter", reason))
+    assert settled[0].payload is not None
+    assert settled[0].not_before_us is None
+    assert time.monotonic() - started < 5
+    assert peak < 12 * MIB
+
+
+@pytest.mark.parametrize("path", ["drip", "dripheader", "stall"])
+def test_slow_logs_end_in_time(server: LogServer, path: str) -> None:
+    started = time.monotonic()
+    logs, settled = run(allow(server, read_s=0.5, total_s=0.8), f"{server.url}/{path}")
+    took = time.monotonic() - started
+    assert (logs, only(settled)) == ([], ("deferred", "log_timeout"))
+    assert took < 1.2
+
+
+def test_a_slow_host_does_not_hold_up_the_others(server: LogServer) -> None:
+    with serving() as slow:
+        urls = [f"{slow.url}/stall/{number}" for number in range(40)] + [f"{server.url}/gz/{n}" for n in range(40)]
+        started = time.monotonic()
+        logs, settled = run(allow(server, slow, read_s=0.5, total_s=0.5), *urls)
+        took = time.monotonic() - started
+    assert logs == [LOG] * 40
+    assert [(outcome.kind, outcome.reason) for outcome in settled] == [("deferred", "log_timeout")] * 40
+    assert took < 1.5  # not 40 × 0.5 s ÷ 16
+    assert sum(slow.asked.values()) <= 16
+    assert {outcome.detail for outcome in settled} > {"its host was too slow for other logs"}
+
+
+def test_a_batch_has_an_end(server: LogServer) -> None:
+    urls = [f"{server.url}/drip/{number}" for number in range(6)]
+    started = time.monotonic()
+    _, settled = run(allow(server, threads=1, total_s=0.3, batch_s=0.5, delays_s=(1,)), *urls, attempts=2)
+    assert time.monotonic() - started < 1.5
+    kinds = [(outcome.kind, outcome.reason) for outcome in settled]
+    assert kinds == [("dead_letter", "log_timeout")] * 2 + [("deferred", "batch_full")] * 4
+
+
+def test_the_logs_of_a_batch_have_a_limit_together(server: LogServer) -> None:
+    urls = [f"{server.url}/plain/{number}" for number in range(8)]
+    policy = allow(server, threads=1, max_bytes=len(LOG), max_batch_bytes=3 * len(LOG) + 10)
+    logs, settled = run(policy, urls[0], f"{server.url}/cutgzip", *urls[1:])
+    assert logs == [LOG] * 3
+    assert [outcome.reason for outcome in settled] == ["corrupt_gzip"] + ["batch_full"] * 5
+    assert {outcome.not_before_us for outcome in settled[1:]} == {NOW}
+    # However often it happens, it is never the end of a run.
+    logs, settled = run(replace(policy, delays_s=(), max_batch_bytes=len(LOG)), *urls[:2], attempts=9)
+    assert (logs, only(settled)) == ([LOG], ("deferred", "batch_full"))
+
+
+def test_files_below_a_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (root / "in" / "a b.gz").write_bytes(gzip.compress(LOG))
+    (root / "link").symlink_to(root / "in")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "root-not").mkdir()
+    (tmp_path / "root-not" / "a").write_bytes(b"secret")
+    (root / "out").symlink_to(tmp_path)
+    (root / "loop").symlink_to(root / "loop")
+    os.mkfifo(root / "pipe")
+    (root / "large").write_bytes(bytes(3000))
+    (tmp_path / "other").symlink_to(root)
+    policy = FetchPolicy(file_roots=(str(tmp_path / "other"),), max_wire_bytes=2000)
+    good = [
+        f"file://{root}/in/a%20b.gz",
+        f"{root}/in/a b.gz",
+        f"file://{root}/link/a%20b.gz",
+        f"{root}/in/../in/a b.gz",
+    ]
+    assert run(policy, *good) == ([LOG] * 4, [])
+    expected = {
+        f"{root}/out/secret": ("dead_letter", "address_not_allowed"),
+        f"file://{root}/../secret": ("dead_letter", "address_not_allowed"),
+        f"file://{root}/%2e%2e/secret": ("dead_letter", "address_not_allowed"),
+        f"{tmp_path}/root-not/a": ("dead_letter", "address_not_allowed"),
+        "/etc/passwd": ("dead_letter", "address_not_allowed"),
+        f"{root}/pipe": ("dead_letter", "address_not_allowed"),
+        f"{root}/in": ("dead_letter", "address_not_allowed"),
+        f"{root}": ("dead_letter", "address_not_allowed"),
+        f"{root}/large": ("dead_letter", "log_too_large"),
+        f"{root}/none": ("deferred", "log_not_found"),
+        f"{root}/loop": ("deferred", "log_unavailable"),
+        f"{root}/large/none": ("deferred", "log_not_found"),
+        f"{root}/{'x' * 300}": ("dead_letter", "bad_address"),
+    }
+    logs, settled = run(policy, *expected)
+    assert logs == []
+    assert [(outcome.kind, outcome.reason) for outcome in settled] == list(expected.values())
+
+
+@pytest.mark.engines
+def test_objects_below_a_prefix(s3: Any) -> None:
+    import boto3
+
+    bucket = s3.bucket().removeprefix("s3://")
+    client = boto3.client("s3")
+    for key, body in {"zuul/a b.gz": gzip.compress(LOG), "zuul2/a": LOG, "zuul/large": bytes(3000)}.items():
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+    policy = FetchPolicy(s3_prefixes=(f"s3://{bucket}/zuul",), max_wire_bytes=2000)
+    assert run(policy, f"s3://{bucket}/zuul/a b.gz") == ([LOG], [])
+    expected = {
+        f"s3://{bucket}/zuul2/a": ("dead_letter", "address_not_allowed"),
+        f"s3://{bucket}/zuul/../zuul2/a": ("dead_letter", "bad_address"),
+        f"s3://other-{bucket}/zuul/a b.gz": ("dead_letter", "address_not_allowed"),
+        f"s3://{bucket}/zuul/large": ("dead_letter", "log_too_large"),
+        f"s3://{bucket}/zuul/none": ("deferred", "log_not_found"),
+    }
+    logs, settled = run(policy, *expected)
+    assert logs == []
+    assert [(outcome.kind, outcome.reason) for outcome in settled] == list(expected.values())
+    gone = FetchPolicy(s3_prefixes=("s3://no-such-bucket",))
+    assert only(run(gone, "s3://no-such-bucket/a")[1]) == ("deferred", "log_unavailable")
+
+
+def test_a_signed_address_is_used_and_not_kept(server: LogServer) -> None:
+    secret = "s3cr3t"
+    shown = f"{server.url}/plain?sig=REDACTED"
+    good = candidate(shown, address=f"{server.url}/plain?sig={secret}")
+    gone = candidate(shown, number=1, address=f"{server.url}/missing?sig={secret}")
+    gone.message = Message(1, finished_event(gone.mention.replace(log_url=gone.address))[0])
+    taken = fetch(Batch(None, [], [good, gone]), allow(server), NOW)
+    assert [item.log for item in taken.candidates] == [LOG]
+    assert f"/plain?sig={secret}" in server.asked
+    (outcome,) = taken.settled
+    assert (outcome.kind, outcome.reason) == ("dead_letter", "log_not_found")
+    assert "send the event anew" in outcome.detail
+    assert secret not in json.dumps(outcome.to_json())
+    assert secret.encode() not in (message_of(outcome.payload or {}, 0).value or b"")
+
+
+def test_fetch_keeps_its_connections(server: LogServer) -> None:
+    policy = allow(server, threads=2)
+    for number in range(5):
+        batch = Batch(None, [], [candidate(f"{server.url}/plain/{number}/{n}") for n in range(4)])
+        assert len(fetch(batch, policy, NOW).candidates) == 4
+    assert len(server.peers) <= 2
+    assert fetch(Batch(None), policy, NOW) == Batch(None)
+
+
+def test_policy_files(tmp_path: Path) -> None:
+    path = tmp_path / "fetch.toml"
+    path.write_text('hosts = ["logs.example.org"]\nmax_bytes = 1000\ndelays_s = [1, 2.5]\n')
+    policy = FetchPolicy.load(path, threads=3)
+    assert policy == FetchPolicy(hosts=("logs.example.org",), max_bytes=1000, delays_s=(1, 2.5), threads=3)
+    assert policy.allowing(hosts=("http://127.0.0.1:1",)).hosts == ("logs.example.org", "http://127.0.0.1:1")
+    assert FetchPolicy.load() == FetchPolicy()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("host = ['h']", "unknown key 'host'; known are hosts"),
+        ("hosts = 'h'", "hosts is a list of texts"),
+        ("hosts = [3]", "hosts is a list of texts"),
+        ("hosts = ['http://h/path']", "allowed host 'http://h/path'"),
+        ("s3_prefixes = ['logs/']", "no s3://bucket/prefix"),
+        ("threads = 0", "threads is a number above 0"),
+        ("total_s = true", "total_s is a number above 0"),
+        ("delays_s = ['1']", "delays_s is a list of numbers"),
+        ("max_batch_bytes = 5", "max_batch_bytes is below max_bytes"),
+        ("delays_s = [-1]", "not negative"),
+        ("ca_file = 3", "ca_file is a text"),
+        ("hosts = [", "Invalid value"),
+    ],
+)
+def test_mistakes_in_policy_files_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "fetch.toml"
+    path.write_text(text)
+    with pytest.raises(CimlError) as caught:
+        FetchPolicy.load(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,162 @@
+"""Decode: each (event, run) of a batch is a candidate, or settled with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.cloudevents import QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
+from ciml.events.payloads import message_of
+from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
+from transforms.ingest.decode import IGNORED, decode
+
+MENTION = Mention(
+    run_id="zuul~a~1",
+    build_uuid="a",
+    build_name="tempest-full",
+    outcome="success",
+    result="SUCCESS",
+    source="zuul",
+    log_url="https://logs.example.org/a.gz",
+    end_us=1795521600_000000,
+)
+
+
+def batch(*values: tuple[bytes | None, list[tuple[str, bytes]]] | bytes | None) -> Batch:
+    messages = []
+    for offset, item in enumerate(values, 10):
+        value, headers = item if isinstance(item, tuple) else (item, [])
+        messages.append(Message(offset, value, tuple(headers), None, 1795521600_000 + offset))
+    return Batch(OffsetRange("ci-events", "id", 3, 10, 10 + len(messages)), messages)
+
+
+def named(name: str, **changes: Any) -> Mention:
+    return MENTION.replace(run_id=f"zuul~{name}~1", build_uuid=name, **changes)
+
+
+def test_a_finished_run_is_a_candidate() -> None:
+    given = batch(finished_event(MENTION, event_id="e"))
+    taken = decode(given)
+    assert taken == Batch(
+        given.covers, [], [Candidate(Origin("ci-events", 3, 10), "zuul e", MENTION, given.messages[0])], []
+    )
+    assert len(given.messages) == 1  # what was given stays as it was
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (run_event(QUEUED, MENTION.replace(phase="queued", outcome=None)), "not_finished"),
+        (run_event(STARTED, MENTION.replace(phase="started", outcome=None)), "not_finished"),
+        (finished_event(MENTION.replace(outcome="cancellation", result="ABORTED")), "cancelled"),
+        (finished_event(MENTION.replace(outcome="cancellation", result="stale", log_url="")), "cancelled"),
+        (finished_event(MENTION.replace(outcome="skip", result="SKIPPED")), "skipped"),
+        (finished_event(MENTION.replace(outcome="error", result="NODE_FAILURE", log_url="")), "node_lost"),
+        (finished_event(MENTION.replace(outcome="error", result="CONFIG_ERROR")), "never_started"),
+        (finished_event(MENTION.replace(build_name="docs")), "job_not_selected"),
+        (finished_event(MENTION.replace(build_name="Tempest-full")), "job_not_selected"),
+    ],
+)
+def test_ignored(event: Any, reason: str) -> None:
+    assert reason in IGNORED
+    taken = decode(batch(event), ["tempest-*", "unit"])
+    assert (taken.messages, taken.candidates) == ([], [])
+    (outcome,) = taken.settled
+    assert (outcome.kind, outcome.reason, outcome.payload) == ("ignored", reason, None)
+    assert outcome.mention == decode_message(Message(0, event[0], tuple(event[1]))).mentions[0]
+
+
+@pytest.mark.parametrize("result", ["FAILURE", "TIMED_OUT", "POST_FAILURE", "DISK_FULL"])
+def test_runs_that_did_not_pass_are_candidates(result: str) -> None:
+    (candidate,) = decode(batch(finished_event(MENTION.replace(outcome=None, result=result)))).candidates
+    assert candidate.mention.result == result
+
+
+@pytest.mark.parametrize(
+    ("selection", "taken"),
+    [
+        (["*"], ["tempest-full", "unit-1", "docs"]),
+        (["all"], ["tempest-full", "unit-1", "docs"]),
+        (["unit-?", "docs"], ["unit-1", "docs"]),
+        (["tempest-[ef]ull"], ["tempest-full"]),
+        ([], []),
+    ],
+)
+def test_selection(selection: list[str], taken: list[str]) -> None:
+    given = batch(*(finished_event(named(job, build_name=job)) for job in ("tempest-full", "unit-1", "docs")))
+    out = decode(given, selection)
+    assert [candidate.mention.build_name for candidate in out.candidates] == taken
+    assert [outcome.reason for outcome in out.settled] == ["job_not_selected"] * (3 - len(taken))
+
+
+def test_dead_letters_can_be_tried_again() -> None:
+    broken = b'{"specversion": "1.0", "id": "e"'
+    out = decode(
+        batch(None, broken, (b"{}", [("ce_specversion", b"1.0")]), finished_event(MENTION.replace(log_url="")))
+    )
+    assert out.candidates == []
+    assert [(letter.kind, letter.reason, letter.detail, letter.origin.offset) for letter in out.settled] == [
+        ("dead_letter", "tombstone", "no data", 10),
+        ("dead_letter", "broken_json", "Expecting ',' delimiter at character 32", 11),
+        ("dead_letter", "missing_field", "source", 12),
+        ("dead_letter", "missing_field", "log_url", 13),
+    ]
+    assert {letter.reason for letter in out.settled} <= REASONS
+    assert [letter.mention for letter in out.settled[:3]] == [None] * 3
+    for letter, message in zip(out.settled, batch(None, broken).messages, strict=False):
+        stored = Outcome.from_json(json.loads(json.dumps(letter.to_json())))
+        assert stored == letter
+        assert message_of(stored.payload or {}, letter.origin.offset) == message
+
+
+def test_every_run_of_an_event_is_accounted_for_once() -> None:
+    runs = [
+        named("good"),
+        named("late", end_us=1, start_us=None),
+        named("cancelled", outcome="cancellation", result="ABORTED"),
+        named("other", build_name="docs"),
+        named("logless", log_url=""),
+        named("also-good"),
+    ]
+    out = decode(batch(finished_event(*runs, event_id="many")), ["tempest-full"])
+    assert [candidate.mention.build_uuid for candidate in out.candidates] == ["good", "also-good"]
+    assert Counter((outcome.kind, outcome.reason, outcome.run_id) for outcome in out.settled) == Counter([
+        ("dead_letter", "bad_time", "zuul~late~1"),
+        ("ignored", "cancelled", "zuul~cancelled~1"),
+        ("ignored", "job_not_selected", "zuul~other~1"),
+        ("dead_letter", "missing_field", "zuul~logless~1"),
+    ])  # fmt: skip
+    assert {outcome.event_key for outcome in out.settled} == {"zuul many"}
+    for letter in out.settled:
+        if letter.payload:  # the message of each speaks of that run alone
+            message = message_of(letter.payload, 0)
+            again = decode(Batch(OffsetRange("t", "", 0, 0, 1), [message])).settled
+            assert [(item.reason, item.run_id, item.event_key) for item in again] == [
+                (letter.reason, letter.run_id, letter.event_key)
+            ]
+
+
+def test_a_signed_address_is_fetched_from_and_not_kept() -> None:
+    url = "https://logs.example.org/a.gz?sig=s3cr3t"
+    out = decode(
+        batch(finished_event(MENTION.replace(log_url=url)), finished_event(named("b", log_url=url), named("c")))
+    )
+    assert [candidate.address for candidate in out.candidates] == [url, url, ""]
+    assert {candidate.mention.log_url for candidate in out.candidates} == {
+        "https://logs.example.org/a.gz?sig=REDACTED", MENTION.log_url,
+    }  # fmt: skip
+
+
+def test_what_was_settled_before_stays() -> None:
+    earlier = Outcome("ignored", Origin("t", 0, 1), reason="skipped")
+    given = batch(finished_event(MENTION))
+    given.settled.append(earlier)
+    assert decode(given, ["docs"]).settled[0] == earlier
+    retries = Batch(None, [], [Candidate(Origin("t", 0, 1), "k", MENTION)])
+    assert decode(retries) == retries
+    with pytest.raises(CimlError):
+        decode(Batch(None, [Message(0, b"{}")]))

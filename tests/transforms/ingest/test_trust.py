@@ -1,0 +1,158 @@
+"""Trust: the first rule that matches decides; nothing else makes a run trusted."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.events.cloudevents import mention_from_listing
+from ciml.events.records import Batch, Candidate, Mention, Origin, Trust
+from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, judge
+
+MENTION = Mention("zuul~a~1", "a", "job", source="zuul", outcome="success")
+
+
+@pytest.mark.parametrize(
+    ("facts", "rule"),
+    [
+        ({"pipeline": "gate"}, "gated"),
+        ({"pipeline": "promote"}, "gated"),
+        ({"pipeline": "post"}, "merged"),
+        ({"pipeline": "periodic"}, "merged"),
+        ({"pipeline": "periodic-weekly"}, "merged"),
+        ({"pipeline": "release"}, "merged"),
+        ({"pipeline": "check", "review": "approved"}, "reviewed"),
+        ({"review": "merged"}, "reviewed"),
+        ({"source": "backfill", "event": "listing"}, "listing"),
+        ({"source": "backfill", "event": "listing", "pipeline": "check"}, "listing"),
+        ({}, None),
+        ({"pipeline": "check"}, None),
+        ({"pipeline": "Gate"}, None),
+        ({"pipeline": "gate-not"}, None),
+        ({"pipeline": "xperiodic"}, None),
+        ({"pipeline": "check\ngate"}, None),
+        ({"pipeline": "*"}, None),
+        ({"review": "rejected"}, None),
+        ({"review": "approved by me"}, None),
+        ({"source": "backfill"}, None),  # a message that calls itself so is no listing
+        ({"source": "backfill", "event": "push"}, None),
+        ({"source": "other", "event": "listing"}, None),
+        ({"project": "gate", "branch": "release"}, None),
+    ],
+)
+def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
+    policy = TrustPolicy.load()
+    trust = evaluate(policy, MENTION.replace(**facts))
+    assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
+    assert len(policy.digest) == 16
+
+
+def test_a_listing_is_trusted_as_its_source_is_named() -> None:
+    line = {
+        "build_uuid": "a",
+        "build_name": "j",
+        "result": "SUCCESS",
+        "end_time": "2020-11-19T12:42:17Z",
+        "log_path": "a",
+    }
+    policy = TrustPolicy.load()
+    assert evaluate(policy, mention_from_listing(line)).trusted
+    assert not evaluate(policy, mention_from_listing(line, "found-somewhere")).trusted
+
+
+POLICY = """
+[[rule]]
+name = "no forks"
+trusted = false
+project = ["*-fork", "tmp/*"]
+
+[[rule]]
+name = "main"
+trusted = true
+source = "zuul"
+branch = ["main", "stable/*"]
+project = ["acme/*"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"project": "acme/a", "branch": "main"}, (True, "main")),
+        ({"project": "acme/a", "branch": "stable/1"}, (True, "main")),
+        ({"project": "acme/a-fork", "branch": "main"}, (False, "no forks")),
+        ({"project": "acme/a", "branch": "mainly"}, (False, NO_RULE)),
+        ({"project": "acme/a", "branch": "main", "source": "zuul2"}, (False, NO_RULE)),
+    ],
+)
+def test_first_match_decides(facts: dict[str, Any], expected: tuple[bool, str]) -> None:
+    trust = evaluate(TrustPolicy.parse(POLICY), MENTION.replace(**facts))
+    assert (trust.trusted, trust.rule) == expected
+
+
+def test_digest_is_of_the_rules_and_their_order() -> None:
+    policy = TrustPolicy.parse(POLICY)
+    assert TrustPolicy.parse("# a word\n" + POLICY.replace('"zuul"', '[ "zuul" ]')).digest == policy.digest
+    assert TrustPolicy.of(policy.rules[::-1]).digest != policy.digest
+    assert TrustPolicy.parse(POLICY.replace("main", "MAIN", 1)).digest != policy.digest
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert evaluate(TrustPolicy.parse(""), MENTION) == Trust(False, NO_RULE, TrustPolicy.parse("").digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rule = 3", "rules are written"),
+        ("[rule]\nname='a'", "rules are written"),
+        ("rules = []", "unknown key 'rules'"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipelines=['gate']", "rule 1: unknown key 'pipelines'; known are name"),
+        ("[[rule]]\ntrusted=true\npipeline=['gate']", "rule 1: want a name"),
+        ("[[rule]]\nname='no rule'\ntrusted=true\npipeline=['gate']", "rule 1: want a name"),
+        ("[[rule]]\nname='a'\npipeline=['gate']", "want trusted = true"),
+        ("[[rule]]\nname='a'\ntrusted='yes'\npipeline=['gate']", "want trusted = true"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipeline=[]", "pipeline is a glob or a list"),
+        ("[[rule]]\nname='a'\ntrusted=true\npipeline=[3]", "pipeline is a glob or a list"),
+        ("[[rule]]\nname='a'\ntrusted=true", "it would trust everything"),
+        ("[[rule]]\nname='a'\ntrusted=false\n[[rule]]\nname='a'\ntrusted=false", "two rules are named 'a'"),
+        ("= 3", "Invalid"),
+    ],
+)
+def test_mistakes_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "trust.toml"
+    path.write_text(text)
+    with pytest.raises(CimlError) as caught:
+        TrustPolicy.load(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match=r"none\.toml: No such file"):
+        TrustPolicy.load(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    with pytest.raises(CimlError, match="UTF-8"):
+        TrustPolicy.load(tmp_path / "latin.toml")
+
+
+def test_judge_fills_in_a_batch() -> None:
+    candidates = [
+        Candidate(Origin("t", 0, i), "k", MENTION.replace(pipeline=name))
+        for i, name in enumerate(["gate", "check"] * 3)
+    ]
+    policy = TrustPolicy.load()
+    judged = judge(Batch(None, [], candidates), policy)
+    assert [candidate.trust for candidate in judged.candidates] == [
+        Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest),
+    ] * 3  # fmt: skip
+
+
+def test_what_is_remembered_stays_bounded() -> None:
+    policy = TrustPolicy.load()
+    for number in range(20_500):
+        assert not evaluate(policy, MENTION.replace(branch=str(number))).trusted
+    assert len(policy._decided) <= 10_000

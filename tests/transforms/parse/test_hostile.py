@@ -1,0 +1,274 @@
+"""Whatever comes in: a table or a reason, the same in any company, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import random
+import time
+import tracemalloc
+import zlib
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ciml.dstat.header import read_columns
+from ciml.errors import Refused
+from tests.golden import make_logs
+from tests.transforms.parse import parse_oracle
+from transforms.parse.logs import Log, ParseLimits, parse_logs
+from transforms.parse.repair import repair
+from transforms.parse.rows import Rows, _read, _rows, read_rows
+
+SMALL = [make() for make in make_logs.SMALL]
+HEAD = b'"Cmdline:","dstat -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n"system","load avg",,\n"time","1m","5m","15m"\n'
+COLUMNS = read_columns(b'"system","load avg",,', b'"time","1m","5m","15m"')
+ROW = b"24-11 12:00:00,1,2,3\n"
+
+REASONS = {
+    "not_telemetry", "empty_telemetry", "no_time", "ambiguous_time", "log_too_wide", "log_too_large", "corrupt_gzip",
+    "too_many_restarts",
+}  # fmt: skip
+
+
+def contents(result: pa.Table | Refused) -> object:
+    if isinstance(result, Refused):
+        return result.reason, result.detail
+    return result.schema.metadata, {name: result.column(name).to_pylist() for name in result.column_names}
+
+
+def sound(result: pa.Table | Refused) -> None:
+    if isinstance(result, Refused):
+        assert result.reason in REASONS
+        return
+    assert result.num_rows > 0
+    assert result.column("time").null_count == 0
+    assert result.column("boot").null_count == 0
+    assert len(set(result.column_names)) == result.num_columns
+    values = [value for name in result.column_names[2:] for value in result.column(name).to_pylist()]
+    assert all(value is None or math.isfinite(value) for value in values)
+    assert any(value is not None for value in values)
+
+
+def values_of(rows: Rows) -> object:
+    return (
+        rows.time and [cell.strip() for cell in rows.time.to_pylist()],
+        [column.to_pylist() for column in rows.values],
+        rows.counts,
+        rows.dropped,
+        rows.first_kept,
+    )
+
+
+numbers = st.one_of(
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(repr),
+    st.floats(allow_nan=False).map("{:.3f}".format),
+    st.from_regex(r"\A[+-]?[0-9]{0,4}\.?[0-9]{0,4}([eE][+-]?[0-9]{1,3})?\Z"),
+    st.sampled_from(["", " 5 ", "nan", "-inf", "1e400", "+3", ".", "NULL", "infinity", "nan(1)", "\t4"]),
+)
+words = st.text(st.characters(codec="latin-1", exclude_characters='\r\n",\x00'), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_the_fast_way_and_the_slow_way_agree(logs: list[list[tuple[str, str, str]]]) -> None:
+    bodies = [b"".join(b"24-11 12:00:00," + ",".join(row).encode() + b"\n" for row in log) for log in logs]
+    repaired = [repair(body, COLUMNS) for body in bodies]
+    counts = [each.rows for each in repaired]
+    assert [each.dropped for each in repaired] == [0] * len(bodies)
+    slow = _read([each.body for each in repaired], counts, COLUMNS, as_numbers=False)
+    assert slow is not None
+    want = values_of(_rows(slow, COLUMNS, counts, [0] * len(bodies), [True] * len(bodies)))
+    assert values_of(read_rows(bodies, COLUMNS)) == want
+    fast = _read(bodies, counts, COLUMNS, as_numbers=True)
+    if fast is not None:
+        assert values_of(_rows(fast, COLUMNS, counts, [0] * len(bodies), [True] * len(bodies))) == want
+    for body, each in zip(bodies, logs, strict=True):
+        alone = read_rows([body], COLUMNS)
+        columns = [column.to_pylist() for column in alone.values]
+        assert columns == [[parse_oracle.number(row[index]) for row in each] for index in range(3)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.one_of(numbers, words, words.map('"{}"'.format), st.just("24-11 12:00:01"), st.just("Nov-24 12:00:02")),
+            min_size=2,
+            max_size=6,
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_any_rows_are_as_the_oracle_reads_them(rows: list[list[str]], line_end: str) -> None:
+    """The oracle knows nothing of surplus cells that can be saved: those logs only have to be sound."""
+    cells = [row if len(row) < 4 or i % 2 else ["24-11 12:00:00", *row[1:]] for i, row in enumerate(rows)]
+    text = HEAD + line_end.join([*(",".join(row) for row in cells), ""]).encode("latin-1")
+    result = parse_logs([Log(text)])[0]
+    sound(result)
+    if any(len(row) > 4 for row in cells) or isinstance(result, Refused):
+        return
+    times, values, _ = parse_oracle.read(text.replace(b"\r\n", b"\n"))
+    assert result.column("time").to_pylist() == times
+    assert {name: result.column(name).to_pylist() for name in result.column_names[2:]} == values
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A golden log with bytes changed, cut out, doubled, or another log's bytes put in."""
+    data = bytearray(draw(st.sampled_from(SMALL)).data)
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        kind = draw(st.integers(0, 4))
+        if kind == 0:
+            data[at : at + 1] = draw(st.binary(max_size=3))
+        elif kind == 1:
+            del data[at : at + draw(st.integers(1, 200))]
+        elif kind == 2:
+            data[at:at] = data[at : at + draw(st.integers(1, 400))]
+        elif kind == 3:
+            data[at:at] = draw(st.sampled_from(SMALL)).data
+        else:
+            data[at:at] = draw(st.sampled_from([b"\n", b"\r", b'"', b",", b"\x00", b"\n\n\n", b',"', b"\xef\xbb\xbf"]))
+    return gzip.compress(bytes(data)) if draw(st.booleans()) else bytes(data)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(damaged(), max_size=5))
+@example([HEAD + ROW + b"\xef\xbb\xbf\n", HEAD + ROW])
+@example([HEAD + b"\xef\xbb\xbf" + ROW, HEAD + ROW])
+@example([HEAD + ROW, HEAD + b"\xef\xbb\xbf" + ROW])
+@example([HEAD + ROW + b" " * 300_000 + ROW, HEAD + ROW + b"2,3,0.05,24-11 12:18:55\n"])
+def test_a_log_is_read_alike_in_any_company(logs: list[bytes]) -> None:
+    together = parse_logs([Log(data) for data in logs])
+    for data, result in zip(logs, together, strict=True):
+        sound(result)
+        assert contents(result) == contents(parse_logs([Log(data)])[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400), st.integers(-(10**18), 10**18) | st.none(), st.integers(-(10**18), 10**18) | st.none())
+def test_any_bytes_at_all(data: bytes, start: int | None, end: int | None) -> None:
+    for log in (data, HEAD + data, HEAD + ROW + data, b"\x1f\x8b" + data, gzip.compress(HEAD + data)):
+        sound(parse_logs([Log(log, start, end)])[0])
+
+
+def test_a_log_cannot_push_its_rows_into_another() -> None:
+    """Tricks that make one log yield a row more and a row less than its line feeds say."""
+    good = HEAD + ROW + ROW.replace(b"1,2,3", b"4,5,6")
+    want = contents(parse_logs([Log(good)])[0])
+    for trick in (
+        ROW.rstrip(b"\n") + b"\r" + ROW + b"\n",
+        ROW + b'24-11 12:00:00,1,2,"\n' + ROW,
+        b"\n" + ROW + b"\x0b\n\x0c\n" + ROW.replace(b"\n", b"\r"),
+        ROW + b"24-11 12:00:00,1,2,3\\\n" + ROW,
+        b"\xef\xbb\xbf\n" + ROW,
+    ):
+        for order in ([HEAD + trick, good], [good, HEAD + trick], [good, HEAD + trick, good]):
+            results = parse_logs([Log(data) for data in order])
+            for data, result in zip(order, results, strict=True):
+                if data is good:
+                    assert contents(result) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("one line of 5 MB", b"1" * 5_000_000),
+        ("one line of 5 MB of commas", b"," * 5_000_000),
+        ("one line of 5 MB of quotes", b'"' * 5_000_000),
+        ("a million rows of nothing", b"x\n" * 1_000_000),
+        ("a million quotes that open", b'"\n' * 1_000_000),
+        ("a million words beside a number", b'"a",1\n' * 1_000_000),
+        ("a million returns", b"\r" * 1_000_000),
+        ("a number of 5 MB in its place", b"24-11 12:00:00,1,2," + b"9" * 5_000_000),
+        ("nul bytes", b"\x00" * 5_000_000),
+        ("almost a header", (b'"a","b",' * 1000 + b"x\n") * 500),
+    ],
+)
+def test_large_nonsense_costs_little(name: str, body: bytes) -> None:
+    began = time.process_time()
+    result = parse_logs([Log(HEAD + ROW + body + b"\n" + ROW)])[0]
+    assert time.process_time() - began < 5, name
+    assert isinstance(result, pa.Table), result
+    assert result.num_rows == 2
+    assert result.column("load avg:15m").to_pylist() == [3.0, 3.0]
+
+
+def test_very_many_headers_are_refused() -> None:
+    for again in ((HEAD + ROW) * 10_000, b'"a"\n' * 1_000_000):
+        assert contents(parse_logs([Log(HEAD + ROW + again)])[0])[0] == "too_many_restarts"  # type: ignore[index]
+
+
+def test_samples_that_no_time_can_be_told_of_are_dropped() -> None:
+    table = parse_logs([Log(HEAD + ROW + b'"load avg"\n"1m"\n7\n8\n' + HEAD + ROW)])[0]
+    assert isinstance(table, pa.Table)
+    assert table.column("load avg:1m").to_pylist() == [1.0, 1.0]
+    assert table.schema.metadata[b"dropped_rows"] == b"2"
+
+
+def test_ten_restarts_with_other_columns_each() -> None:
+    text = b"".join(HEAD.replace(b"1m", b"m%d" % index) + ROW for index in range(10))
+    table = parse_logs([Log(text)])[0]
+    assert isinstance(table, pa.Table)
+    assert table.num_rows == 10
+    assert [name for name in table.column_names if ":m" in name] == [f"load avg:m{index}" for index in range(10)]
+
+
+def test_more_cells_than_fit_are_refused() -> None:
+    groups = b'"system"' + b',"g"' + b"," * 1999
+    columns = b'"time"' + b"".join(b',"c%d"' % index for index in range(2000))
+    text = HEAD.split(b"\n")[0] + b"\n" + groups + b"\n" + columns + b"\n" + (b"," * 2000 + b"\n") * 20_000
+    narrow = HEAD + b"1\n" * 2_200_000
+    returns = HEAD + b"24-11 12:00:00,1,2,3\r" * 1_100_000 + b"\n"
+    for log in (text, narrow, returns):
+        assert contents(parse_logs([Log(log)])[0])[0] == "log_too_large"  # type: ignore[index]
+
+
+def test_gzip_bomb_is_refused_within_its_limit() -> None:
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join([packer.compress(HEAD), *(packer.compress(bytes(1 << 20)) for _ in range(400)), packer.flush()])
+    assert len(bomb) < 1 << 20
+    tracemalloc.start()
+    result = parse_logs([Log(bomb)], ParseLimits(max_bytes=8 << 20))[0]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert contents(result)[0] == "log_too_large"  # type: ignore[index]
+    assert peak < 32 << 20
+    nested = gzip.compress(bomb)
+    assert contents(parse_logs([Log(nested)], ParseLimits(max_bytes=8 << 20))[0])[0] == "log_too_large"  # type: ignore[index]
+
+
+def test_very_many_members_are_refused_soon() -> None:
+    began = time.process_time()
+    result = parse_logs([Log(gzip.compress(b"") * 200_000)])[0]
+    assert time.process_time() - began < 5
+    assert contents(result)[0] == "corrupt_gzip"  # type: ignore[index]
+
+
+def test_every_cut_of_a_gzip_is_refused_and_every_flip_noticed() -> None:
+    data = gzip.compress(make_logs.dool().data)
+    results = parse_logs([Log(data[:length]) for length in range(3, len(data))])
+    assert {result.reason for result in results if isinstance(result, Refused)} == {"corrupt_gzip"}
+    assert all(isinstance(result, Refused) for result in results)
+    chance = random.Random(3)
+    for _ in range(100):
+        at = chance.randrange(20, len(data))
+        flipped = data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+        result = parse_logs([Log(flipped)])[0]
+        assert isinstance(result, Refused)
+        assert result.reason == "corrupt_gzip"
+
+
+def test_a_plain_log_that_is_cut_anywhere_loses_only_its_end() -> None:
+    golden = make_logs.dstat_074()
+    first = golden.data.index(b"19-11 12:07:01")
+    cuts = range(first, len(golden.data) - 1)
+    for cut, table in zip(cuts, parse_logs([Log(golden.data[:cut]) for cut in cuts]), strict=True):
+        assert isinstance(table, pa.Table), table
+        whole = 1 + golden.data.count(b"\n", first, cut)
+        assert table.column("time").cast(pa.int64()).to_pylist() == golden.times_us[:whole]

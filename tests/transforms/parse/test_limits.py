@@ -1,0 +1,246 @@
+"""A log with impossible times, or that is too wide, costs only its own rows or itself, and is found out cheaply."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+
+from ciml.errors import Refused
+from ciml.limits import (
+    MAX_LOG_CELLS,
+    MAX_LOG_COLUMNS,
+    MAX_LOG_HEADERS,
+    MAX_LOG_STARTS,
+    MIN_ROW_CELLS,
+)
+from tests.golden.make_logs import instant
+from transforms.parse.logs import Log, parse_logs
+
+GOOD = (
+    b'"dool 1.3.8 CSV output"\n"Cmdline:","dool -tl",,,,"Date:","24 Nov 2026 12:00:00 UTC"\n'
+    b'"system","load avg",,\n"time","1m","5m","15m"\n24-11 12:00:00,1,2,3\n24-11 12:00:01,4,5,6\n'
+)
+NOON_US = instant("2026-11-24T12:00:00Z")
+CENTURY_US = instant("2000-01-01T00:00:00Z"), instant("2100-01-01T00:00:00Z")
+
+
+def log(date: str, *rows: str, columns: str = '"system","load avg"\n"time","1m"') -> bytes:
+    return f'"Cmdline:","dstat -tl",,,,"Date:","{date}"\n{columns}\n{"".join(row + chr(10) for row in rows)}'.encode()
+
+
+def parsed(data: bytes, start_us: int | None = None, end_us: int | None = None) -> pa.Table | Refused:
+    """The result for a log between two good ones, which have to be as they always are."""
+    alone = parse_logs([Log(GOOD)])[0]
+    before, result, after = parse_logs([Log(GOOD), Log(data, start_us, end_us), Log(GOOD)])
+    assert isinstance(alone, pa.Table)
+    assert before.equals(alone, check_metadata=True)  # type: ignore[union-attr]
+    assert after.equals(alone, check_metadata=True)  # type: ignore[union-attr]
+    return result
+
+
+def times_of(result: pa.Table | Refused) -> list[int]:
+    assert isinstance(result, pa.Table), result
+    return result.column("time").cast(pa.int64()).to_pylist()
+
+
+EDGES = [
+    "31 Dec 9999 23:59:59", "01 Jan 0001 00:00:00", "30 Dec 9999 00:00:00", "31 Dec 1999 12:00:00",
+    "01 Jan 2000 00:00:00", "31 Dec 2099 23:59:59", "02 Jan 2100 00:00:00", "01 Jan 1970 00:00:00",
+    "29 Feb 2000 23:59:60", "29 Feb 2100 00:00:00", "01 Jan 0000 00:00:00", "19 Jan 2038 03:14:08",
+]  # fmt: skip
+ZONES = ["CET", "-03", "UTC", "+14:00", "-1400", "IST", "EST", "WIB", "Europe/Berlin", "", "Mars/Phobos", "../../etc"]
+
+
+@pytest.mark.parametrize("date", EDGES)
+def test_no_date_in_a_header_reaches_beyond_its_log(date: str) -> None:
+    events = [(None, None), (NOON_US, None), (NOON_US, NOON_US + 60_000_000), (10**18, -(10**18))]
+    alone = parse_logs([Log(GOOD)])[0]
+    assert isinstance(alone, pa.Table)
+    for zone in ZONES:
+        shapes = [
+            log(f"{date} {zone}", "24-11 12:00:00,1", "24-11 12:00:01,2"),
+            log(f"{date} {zone}", "31-12 23:59:59,1", "01-01 00:00:00,2"),
+            log(f"{date} {zone}", "9999-12-31 23:59:59,1", "0001-01-01 00:00:00,2", "2026-11-24 12:00:00,3"),
+            log(f"{date} {zone}", "23:59:59,1", "00:00:00,2"),
+            log(f"{date} {zone}", "1,2", columns='"load avg",\n"1m","5m"'),
+        ]
+        *results, good = parse_logs([*(Log(shape, *event) for shape in shapes for event in events), Log(GOOD)])
+        assert good.equals(alone, check_metadata=True)  # type: ignore[union-attr]
+        for result in results:
+            if isinstance(result, Refused):
+                assert result.reason in {"no_time", "ambiguous_time"}
+            else:
+                assert all(CENTURY_US[0] <= us < CENTURY_US[1] for us in times_of(result))
+
+
+def test_a_header_of_the_year_9999_leaves_rows_without_a_year_without_a_time() -> None:
+    for zone in ("CET", "-03", "UTC"):
+        result = parsed(log(f"31 Dec 9999 23:59:59 {zone}", "31-12 23:59:59,1"), NOON_US)
+        assert isinstance(result, Refused)
+        assert result.reason == "no_time"
+
+
+def test_rows_that_tell_their_year_do_not_need_the_header_to() -> None:
+    result = parsed(log("31 Dec 9999 23:59:59 CET", "2026-11-24 13:00:00,1", "2026-11-24 13:00:01,2"), NOON_US)
+    assert times_of(result) == [NOON_US, NOON_US + 1_000_000]
+
+
+@pytest.mark.parametrize("zone", ["CET", "-03", "UTC", "IST"])
+def test_a_row_of_the_year_9999_costs_only_itself(zone: str) -> None:
+    rows = ("2026-11-24 12:00:00,1", "9999-12-31 23:59:59,2", "0001-01-01 00:00:00,3", "2026-11-24 12:00:01,4")
+    result = parsed(
+        log(f"24 Nov 2026 12:00:00 {zone}", *rows), NOON_US - 7 * 3_600_000_000, NOON_US + 7 * 3_600_000_000
+    )
+    if zone == "IST":  # three places, and all of them fit
+        assert isinstance(result, Refused)
+        assert result.reason == "ambiguous_time"
+        return
+    assert isinstance(result, pa.Table)
+    assert result.column("load avg:1m").to_pylist() == [1.0, 4.0]
+    assert result.schema.metadata[b"dropped_rows"] == b"2"
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("zone", ["CET", "-03", "EST", "America/Nuuk"])
+def test_a_date_far_from_the_rows_costs_no_more_than_one_beside_them(zone: str) -> None:
+    def once(day: int, month_year: str) -> float:
+        """Another day for each call, of which nothing can be remembered."""
+        data = log(f"{day} {month_year} 12:00:00 {zone}", f"2026-11-{day} 12:00:00,1", f"2026-11-{day} 12:00:01,2")
+        return cpu_s(lambda: parse_logs([Log(data, NOON_US)]))
+
+    once(10, "Nov 2026")
+    near = min(once(day, "Nov 2026") for day in (11, 12, 13))
+    for number, year in enumerate(("2000", "2099", "9990", "0001")):
+        first = 14 + 3 * number
+        assert min(once(day, f"Nov {year}") for day in range(first, first + 3)) <= 20 * near, year
+
+
+def starts(columns: int, count: int, rows: int = 1, *, same: bool = False) -> bytes:
+    """A log whose recorder was started so often, with so many columns that (unless ``same``) only that start has."""
+    parts = []
+    for start in range(count):
+        names = ",".join(f'"{0 if same else start}.{column}"' for column in range(columns))
+        row = "2026-11-24 12:00:00" + ",1" * columns + "\n"
+        parts.append(f'"Date:","24 Nov 2026 12:00:00 UTC"\n"system","g"\n"time",{names}\n{row * rows}')
+    return "".join(parts).encode()
+
+
+def wide(columns: int, rows: int, cell: str = "", last: str = "1") -> bytes:
+    """A log with one start and nearly empty cells: the most that its bytes can make."""
+    return starts(columns, 1, 0) + f"2026-11-24 12:00:00,{f'{cell},' * (columns - 1)}{last}\n".encode() * rows
+
+
+def shuffled(count: int) -> bytes:
+    """A log with so many starts of the same seven columns, each time in another order."""
+    orders = itertools.islice(itertools.permutations(f'"{column}"' for column in range(7)), count)
+    head, row = '"Date:","24 Nov 2026 12:00:00 UTC"\n"system","g"\n"time"', f"2026-11-24 12:00:00{',1' * 7}\n"
+    return "".join(f"{head},{','.join(order)}\n{row}" for order in orders).encode()
+
+
+SHAPES: dict[str, Callable[[], bytes]] = {
+    "new columns at each restart": lambda: starts(100, 999),
+    "returns end rows": lambda: starts(1, 1) + b"2026-11-24 12:00:00,1\r" * 2_700_000 + b"\n",
+    "starts with other columns, the most for their bytes": lambda: starts(40, 9, 4000),
+    "the most rows": lambda: wide(1, MAX_LOG_CELLS // MIN_ROW_CELLS),
+    "the most rows, without a zone": lambda: wide(1, MAX_LOG_CELLS // MIN_ROW_CELLS).replace(b" UTC", b""),
+    "the most cells": lambda: wide(1000, MAX_LOG_CELLS // 1000),
+    "the most cells, of words": lambda: wide(1000, MAX_LOG_CELLS // 1000, "a"),
+}
+
+
+def test_no_log_takes_more_memory_than_a_worker_has() -> None:
+    """In a process of its own, whose peak is that of the worst log so far and of what it was made from."""
+    code = (
+        "from tests.memory import peak_bytes\n"
+        "from tests.transforms.parse.test_limits import SHAPES, Log, parse_logs\n"
+        "for shape, make in SHAPES.items():\n"
+        "    parse_logs([Log(make())])\n"
+        "    print(peak_bytes() >> 20, shape, flush=True)\n"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(lines) == len(SHAPES)
+    assert not [line for line in lines if int(line.split()[0]) > 800]
+
+
+BEYOND: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "columns of a start": ("log_too_wide", lambda: starts(MAX_LOG_COLUMNS + 1, 1)),
+    "columns of all starts": ("log_too_wide", lambda: starts(MAX_LOG_COLUMNS // 2, 3)),
+    "cells for its bytes": ("log_too_large", lambda: starts(40, 60, 20)),
+    "cells": ("log_too_large", lambda: wide(MAX_LOG_COLUMNS, MAX_LOG_CELLS // MAX_LOG_COLUMNS + 1)),
+    "rows": ("log_too_large", lambda: wide(1, MAX_LOG_CELLS // MIN_ROW_CELLS + 1)),
+    "restarts": ("too_many_restarts", lambda: starts(1, MAX_LOG_STARTS + 1, same=True)),
+    "headers": ("too_many_restarts", lambda: shuffled(MAX_LOG_HEADERS + 1)),
+    "headers, with columns of their own": ("too_many_restarts", lambda: starts(100, 999)),
+}
+
+
+@pytest.mark.parametrize("limit", BEYOND)
+def test_a_log_beyond_a_limit_is_refused(limit: str) -> None:
+    reason, make = BEYOND[limit]
+    result = parsed(make())
+    assert isinstance(result, Refused), result.num_columns
+    assert result.reason == reason
+
+
+WITHIN: dict[str, tuple[int, int, Callable[[], bytes]]] = {
+    "columns": (3, MAX_LOG_COLUMNS, lambda: starts(MAX_LOG_COLUMNS, 1, 3)),
+    "rows": (MAX_LOG_CELLS // MIN_ROW_CELLS, 1, lambda: wide(1, MAX_LOG_CELLS // MIN_ROW_CELLS)),
+    "restarts": (MAX_LOG_STARTS, 1, lambda: starts(1, MAX_LOG_STARTS, same=True)),
+    "headers": (MAX_LOG_HEADERS, 7, lambda: shuffled(MAX_LOG_HEADERS)),
+    "cells for its bytes": (200, 400, lambda: starts(40, 10, 20)),
+}
+
+
+@pytest.mark.parametrize("limit", WITHIN)
+def test_a_log_at_a_limit_is_read(limit: str) -> None:
+    rows, columns, make = WITHIN[limit]
+    result = parsed(make())
+    assert isinstance(result, pa.Table), result
+    assert (result.num_rows, result.num_columns - 2) == (rows, columns)
+
+
+def test_a_day_of_a_machine_with_many_columns_is_read() -> None:
+    """A day at 1 s of 60 columns; and a machine with 128 cores, dool --cpu of each, for as long as its bytes fit."""
+    for columns, rows in ((60, 86_400), (700, 10_000)):
+        cells = ",".join(["12.34"] * columns)
+        body = "".join(f"2026-11-24 {t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d},{cells}\n" for t in range(rows))
+        result = parsed(starts(columns, 1, 0) + body.encode())
+        assert isinstance(result, pa.Table), result
+        assert (result.num_rows, result.num_columns) == (rows, columns + 2)
+        assert result.column("g:0.7").null_count == 0
+
+
+def test_starts_with_other_columns_have_their_own_values_and_null_elsewhere() -> None:
+    """Against a slow reading: the columns in the order in which they come, each start's values at its rows."""
+    chance = random.Random(4)
+    text, order = "", list[str]()
+    rows: list[dict[str, float]] = []
+    for start in range(12):
+        names = chance.sample("abcdefgh", chance.randint(1, 8))
+        order += [f"g:{name}" for name in names if f"g:{name}" not in order]
+        quoted = ",".join(f'"{name}"' for name in names)
+        text += f'"Date:","24 Nov 2026 12:00:00 UTC"\n"system","g"\n"time",{quoted}\n'
+        for _ in range(chance.randint(1, 3)):
+            row = {f"g:{name}": float(chance.randrange(100)) for name in names}
+            rows.append(row)
+            text += f"2026-11-24 12:{start:02d}:00,{','.join(str(value) for value in row.values())}\n"
+    result = parsed(text.encode())
+    assert isinstance(result, pa.Table)
+    assert result.column_names == ["time", "boot", *order]
+    assert {name: result.column(name).to_pylist() for name in order} == {
+        name: [row.get(name) for row in rows] for name in order
+    }
+    assert result.column("boot").to_pylist().count(True) == 12
+    assert all(column.num_chunks == 1 for column in result.columns)

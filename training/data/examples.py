@@ -1,0 +1,144 @@
+"""The examples of a snapshot as arrays, checked against what the snapshot says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.state import ExampleFile, dataset_store
+from ciml.errors import IntegrityError
+from ciml.storage.open import Store
+from training.data.snapshot import Role, Snapshot, SnapshotRun
+from transforms.examples.prepare import row_digests
+from transforms.examples.spans import inputs_of, read_examples
+
+
+class Wanted(NamedTuple):
+    """What a row of a file has to be: its place in the snapshot, its label and its digest."""
+
+    ordinal: int
+    label: int
+    digest: str
+
+
+class FileTask(NamedTuple):
+    """A file of a span version, and which of its rows are wanted, by run id."""
+
+    span: int
+    split: str
+    file: ExampleFile
+    wanted: Mapping[str, Wanted]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a snapshot.
+
+    Attributes:
+      ordinals: int64 [n], each row's place in `Snapshot.runs()`.
+      inputs: float32 [n, L, F], not normalised.
+      n_windows: int32 [n].
+      labels: int64 [n].
+    """
+
+    ordinals: np.ndarray
+    inputs: np.ndarray
+    n_windows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ordinals)
+
+    def take(self, rows: np.ndarray | slice) -> Examples:
+        """Some of the rows."""
+        return Examples(self.ordinals[rows], self.inputs[rows], self.n_windows[rows], self.labels[rows])
+
+
+def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
+    """The files that hold the runs of the given roles (all without), in order."""
+    tasks: list[FileTask] = []
+    ordinal = 0
+    for span in snapshot.spans:
+        wanted: dict[str, dict[str, Wanted]] = {}
+        for run in span.runs:
+            if not roles or run.role in roles:
+                wanted.setdefault(run.split, {})[run.run_id] = Wanted(ordinal, run.label, run.digest)
+            ordinal += 1
+        for split, rows in sorted(wanted.items()):
+            tasks.extend(FileTask(span.span, split, file, rows) for file in span.files.get(split, ()))
+    return tasks
+
+
+def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Examples:
+    """The wanted rows of a file, in its order.
+
+    Args:
+      root: the data set's folder.
+      task: what to read.
+      resolved: the data set's definition.
+
+    Raises:
+      IntegrityError: when the file is missing or broken, or when a row is not what the snapshot says.
+    """
+    names = ["run_id", "label", "n_windows", *resolved.features]
+    table = read_examples(root, task.file, names)
+    ids = table.column("run_id").to_pylist()
+    rows = [row for row, run_id in enumerate(ids) if run_id in task.wanted]
+    if len(rows) < len(ids):
+        table = table.take(pa.array(rows, pa.int64()))
+    wanted = [task.wanted[ids[row]] for row in rows]
+    inputs = inputs_of(table, resolved)
+    labels = np.array(table.column("label").to_pylist(), np.int64)
+    n_windows = np.array(table.column("n_windows").to_pylist(), np.int32)
+    where = root.url(task.file.path)
+    if not np.isfinite(inputs).all():
+        raise IntegrityError(f"{where} holds numbers that are not finite")
+    kept = [ids[row] for row in rows]
+    unrolled = np.ascontiguousarray(inputs.transpose(2, 0, 1))
+    digests = row_digests(kept, unrolled, resolved.features, n_windows.tolist())
+    for run_id, label, digest, want in zip(kept, labels.tolist(), digests, wanted, strict=True):
+        if digest != want.digest:
+            raise IntegrityError(f"{where}: the example of {run_id} has another digest than the manifest says")
+        if label != want.label:
+            raise IntegrityError(f"{where}: the example of {run_id} has another label than the manifest says")
+    return Examples(np.array([each.ordinal for each in wanted], np.int64), inputs, n_windows, labels)
+
+
+def read_snapshot_examples(data: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
+    """All runs of the given roles, in the snapshot's order, as they are before normalising.
+
+    Raises:
+      IntegrityError: when files and snapshot do not agree.
+    """
+    root, resolved = dataset_store(data, snapshot.dataset), snapshot.resolved
+    parts = [read_rows(root, task, resolved) for task in file_tasks(snapshot, *roles)]
+    runs = list(snapshot.runs())
+    whole = _concatenate(parts, resolved)
+    whole = whole.take(np.argsort(whole.ordinals))
+    wanted = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
+    if whole.ordinals.tolist() != wanted:
+        raise IntegrityError(f"{root.url()}: the files do not hold the {len(wanted)} runs of the snapshot")
+    return [runs[ordinal] for ordinal in wanted], whole
+
+
+def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Examples:
+    shape = (0, resolved.windows, len(resolved.features))
+    nothing = Examples(np.zeros(0, np.int64), np.zeros(shape, np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64))
+    all_parts = [nothing, *parts]
+    return Examples(
+        np.concatenate([part.ordinals for part in all_parts]),
+        np.concatenate([part.inputs for part in all_parts]),
+        np.concatenate([part.n_windows for part in all_parts]),
+        np.concatenate([part.labels for part in all_parts]),
+    )
+
+
+def batches(examples: Examples, size: int) -> Iterator[Examples]:
+    """The rows in batches of at most ``size``."""
+    for start in range(0, len(examples), size):
+        yield examples.take(slice(start, start + size))

@@ -1,0 +1,96 @@
+"""What an experiment is trained and tested on: a data set's examples in memory, with what is known of their runs.
+
+The facts that trust is judged by are those in the examples, so the raw store may be elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ciml.datasets.definition import METADATA_COLUMNS
+from ciml.datasets.labels import label_of
+from ciml.datasets.state import dataset_state, dataset_store, raw_store_of
+from ciml.events.records import Mention
+from ciml.storage.open import Store
+from training.data.examples import read_snapshot_examples
+from training.data.snapshot import Role, Snapshot, snapshot_of
+from training.estimators import Rows
+from training.normalise import Normalisation
+from transforms.examples.prepare import mentions
+from transforms.examples.spans import read_span
+from transforms.ingest.trust import TrustPolicy
+
+#: Facts that metrics are given for, apart, by the words of a listing.
+SLICES = {"job": "build_name", "provider": "provider"}
+
+
+@dataclass(frozen=True)
+class Material:
+    """The examples of a snapshot.
+
+    Attributes:
+      snapshot: what they are of.
+      mentions: what is known of each run, n of them, in the snapshot's order.
+      rows: the same runs, not normalised.
+      roles: of each run, str [n].
+      in_train: bool [n], whether it is of the split ``train``: normalisation looks at these.
+      raw: the raw store that has the runs, if it is at hand.
+    """
+
+    snapshot: Snapshot
+    mentions: tuple[Mention, ...]
+    rows: Rows
+    roles: np.ndarray
+    in_train: np.ndarray
+    raw: Store | None
+
+    def of(self, *roles: Role) -> np.ndarray:
+        """Which runs have one of the roles, int64 [m], by position."""
+        return np.flatnonzero(np.isin(self.roles, roles))
+
+    def normalisation(self) -> Normalisation:
+        """By the training split, as `training.data.materialise` does it."""
+        return Normalisation.of(self.rows.inputs[self.in_train])
+
+    def slices(self, places: np.ndarray) -> dict[str, list[str]]:
+        """The facts of some runs that metrics are given for, apart; those that no run has are left out."""
+        found = {name: facts_of([self.mentions[place] for place in places], fact) for name, fact in SLICES.items()}
+        return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
+
+
+def read_material(
+    data: Store, dataset: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
+) -> Material:
+    """All examples of a data set that may be learned from.
+
+    Args:
+      data: the data path.
+      dataset: name of the data set.
+      policy: decides who may be learned from.
+      exclusions: reason by run id of runs that must not be learned from.
+
+    Raises:
+      CimlError: when the data set does not exist, or has no sealed span.
+      IntegrityError: when files and manifest do not agree.
+    """
+    state, root = dataset_state(data, dataset), dataset_store(data, dataset)
+    spans = [span for span in state.latest() if span.files]
+    known = {each.run_id: each for span in spans for each in mentions(read_span(root, span, columns=METADATA_COLUMNS))}
+    snapshot = snapshot_of(dataset, state, known, policy, exclusions or {})
+    runs, examples = read_snapshot_examples(data, snapshot)
+    return Material(
+        snapshot,
+        tuple(known[run.run_id] for run in runs),
+        Rows(examples.inputs, examples.n_windows, examples.labels),
+        np.array([run.role for run in runs], "U5"),
+        np.array([run.split == "train" for run in runs], bool),
+        raw_store_of(data, state) if state.listing is None else None,
+    )
+
+
+def facts_of(runs: Sequence[Mention], name: str) -> list[str]:
+    """A fact of each run by its name (``build_name``, ``flavour``, any metadata); empty where it has none."""
+    return [label_of(run, "build_name" if name == "job" else name, {}) or "" for run in runs]

@@ -1,0 +1,304 @@
+"""The batch pipeline of `training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
+
+Examples travel as Arrow record batches, for rows as dicts cost tf.Transform a hundred times as much. Files are read by
+a DoFn, and which of their rows are wanted stands beside the pipeline: what is within ``beam.Create`` is encoded into
+the pipeline itself, and compressed, again and again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from training.runtime import tensorflow
+
+tf = tensorflow()
+
+
+import apache_beam as beam  # noqa: E402  (TensorFlow has to be set up before Beam and tf.Transform import it)
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import tensorflow_transform as tft  # noqa: E402
+import tensorflow_transform.beam as tft_beam  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
+from tensorflow_metadata.proto.v0 import schema_pb2  # noqa: E402
+from tensorflow_transform.beam import analyzer_cache  # noqa: E402
+from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
+
+from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
+from ciml.datasets.state import dataset_store  # noqa: E402
+from ciml.digest import canonical_json  # noqa: E402
+from ciml.storage.open import Store  # noqa: E402
+from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
+from training.data.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
+from training.data.materialise import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
+from training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
+from training.normalise import normalise, transform_digest  # noqa: E402
+from transforms.ingest.beam import keep_error, kept_error  # noqa: E402
+
+_BATCH_ROWS = 4096
+_BATCH_VALUES = 8 << 20  # 32 MB of float32
+_SNAPSHOT = "snapshot.json"
+_tasks: dict[str, list[FileTask]] = {}  # of the folders that this process materialises, or helps to
+_SCALARS = ("n_windows", "label", "ordinal")
+
+
+def run_pipeline(
+    data: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
+) -> tuple[int, int]:
+    """Builds the pipeline and runs it to its end.
+
+    Returns:
+      How many spans were analysed, and how many had their analysis in the cache.
+    """
+    kept_error(clear=True)
+    pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
+        fresh, known = build_materialise(pipeline, data, snapshot, folder, cache)
+        if runner is not None:  # whose workers may be other processes
+            (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+            raise kept_error() or error from None
+        finally:
+            _tasks.pop(str(folder), None)
+            (folder / _SNAPSHOT).unlink(missing_ok=True)
+    return fresh, known
+
+
+def build_materialise(
+    pipeline: beam.Pipeline, data: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
+) -> tuple[int, int]:
+    """Wires the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
+
+    Returns:
+      How many spans it analyses, and how many have their analysis in the cache.
+    """
+    resolved = snapshot.resolved
+    root = dataset_store(data, snapshot.dataset)
+    transform = transform_digest()
+    keys = {
+        span.span: analysis_key(span, resolved.features, resolved.windows, transform)
+        for span in snapshot.spans
+        if any(run.split == "train" for run in span.runs)
+    }
+    known = {span: found for span, key in keys.items() if cache is not None and (found := cache.read(key)) is not None}
+    config = adapter_config(resolved)
+    known = _sufficient(known, keys, config)
+    read = ReadRows(root, resolved, str(folder))
+    tasks = _tasks[str(folder)] = file_tasks(snapshot)
+    fresh = sorted(set(keys) - set(known))
+    # Each part is a branch of its own, which takes a third of a second to build and run: without a cache there is one.
+    wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
+    analysed = {
+        part: _read(
+            pipeline, f"span {part}",
+            [at for at, task in enumerate(tasks) if task.span in spans and task.split == "train"], read,
+        )
+        for part, spans in wanted.items()
+    }  # fmt: skip
+    transform_fn, caches = (
+        {_dataset_key(part): analysed.get(part) for part in analysed.keys() | known.keys()},
+        {_dataset_key(span): _cached(pipeline, span, found) for span, found in known.items()},
+        config,
+    ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
+    _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
+    # Read anew: rows that two stages share would all lie in memory, encoded, until the second begins.
+    rows = _read(pipeline, "all rows", range(len(tasks)), read)
+    (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
+        output_record_batches=True
+    )
+    roles = [run.role for run in snapshot.runs()]
+    _ = normalised | "write records" >> beam.ParDo(WriteRecords(str(folder / RECORDS_FOLDER), roles))
+    if cache is not None:
+        for span in fresh:
+            if (made := caches.get(_dataset_key(span))) is not None:
+                _keep(made, span, keys[span], cache)
+    return len(fresh), len(known)
+
+
+def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
+    """How tf.Transform makes tensors of the record batches of `to_batch`."""
+
+    def dense(column: str, *sizes: int) -> schema_pb2.TensorRepresentation:
+        shape = schema_pb2.FixedShape(dim=[schema_pb2.FixedShape.Dim(size=size) for size in sizes])
+        tensor = schema_pb2.TensorRepresentation.DenseTensor(column_name=column, shape=shape)
+        return schema_pb2.TensorRepresentation(dense_tensor=tensor)
+
+    representations = {name: dense(name) for name in _SCALARS}
+    representations["inputs"] = dense("inputs", resolved.windows, len(resolved.features))
+    nothing = np.zeros(0, np.int64)
+    none = Examples(nothing, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.int32), nothing)
+    return tensor_adapter.TensorAdapterConfig(to_batch(none).schema, representations)
+
+
+def to_batch(examples: Examples) -> pa.RecordBatch:
+    """Examples as Arrow lists, one a row: ``inputs`` float32 of L * F values, the others int64 of one."""
+    columns = {
+        "inputs": examples.inputs.reshape(-1),
+        "n_windows": examples.n_windows.astype(np.int64),
+        "label": examples.labels,
+        "ordinal": examples.ordinals,
+    }
+    n = len(examples)
+    arrays = []
+    for values in columns.values():
+        width = values.size // n if n else 1
+        offsets = np.arange(n + 1, dtype=np.int64) * width
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values))))
+    return pa.RecordBatch.from_arrays(arrays, list(columns))
+
+
+class ReadRows(beam.DoFn):
+    """Read the file at a place in `training.data.examples.file_tasks`, as record batches of bounded size."""
+
+    def __init__(self, root: Store, resolved: ResolvedDefinition, folder: str) -> None:
+        super().__init__()
+        self._root, self._resolved, self._folder = root, resolved, folder
+
+    def process(self, at: int) -> Iterator[pa.RecordBatch]:
+        with keep_error():
+            examples = read_rows(self._root, _tasks_of(self._folder)[at], self._resolved)
+        values = self._resolved.windows * len(self._resolved.features)
+        for batch in batches(examples, max(1, min(_BATCH_ROWS, _BATCH_VALUES // values))):
+            yield to_batch(batch)
+
+
+class WriteRecords(beam.DoFn):
+    """Normalised record batches to TFRecord files, one a role and batch.
+
+    No shuffle and no shared writer: what a file is called follows from the rows in it.
+    """
+
+    def __init__(self, folder: str, roles: Sequence[Role]) -> None:
+        super().__init__()
+        self._folder = folder
+        self._roles = bytes(ROLES.index(role) for role in roles)
+
+    @cached_property
+    def _role_of(self) -> np.ndarray:
+        return np.frombuffer(self._roles, np.uint8)
+
+    def process(self, element: tuple[pa.RecordBatch, Any]) -> None:
+        batch = element[0] if isinstance(element, tuple) else element
+        columns = {name: np.from_dlpack(batch.column(name).flatten()) for name in ("inputs", *_SCALARS)}
+        inputs = columns["inputs"].reshape(batch.num_rows, -1)
+        role_of = self._role_of[columns["ordinal"]]
+        for number, role in enumerate(ROLES):
+            rows = np.flatnonzero(role_of == number)
+            if not rows.size:
+                continue
+            name = shard_name(role, int(columns["ordinal"][rows].min()), rows.size)
+            path = os.path.join(self._folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".staged-")
+            os.close(handle)
+            with tf.io.TFRecordWriter(staged) as writer:
+                for record in encode(inputs[rows], {name: columns[name][rows].tolist() for name in _SCALARS}):
+                    writer.write(record)
+            os.replace(staged, path)
+
+
+def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator[bytes]:
+    """Rows as serialised ``tf.Example``.
+
+    Two messages of Protocol Buffers, one after the other, are their merger. So the floats, which end the first and are
+    stored as they lie in memory, need no object each; what stands before them is the same in every row.
+
+    Args:
+      inputs: float32 [rows, values], one value at least.
+      scalars: an int64 of each row, by name.
+    """
+    begin = tf.train.Example()
+    begin.features.feature["inputs"].float_list.value.extend([0.0] * inputs.shape[1])
+    head = begin.SerializeToString()[: -4 * inputs.shape[1]]
+    floats = np.ascontiguousarray(inputs, "<f4")
+    for row, values in zip(floats, zip(*scalars.values(), strict=True), strict=True):
+        rest = tf.train.Example()
+        for name, value in zip(scalars, values, strict=True):
+            rest.features.feature[name].int64_list.value.append(value)
+        yield b"".join((head, row.tobytes(), rest.SerializeToString(deterministic=True)))
+
+
+def _tasks_of(folder: str) -> list[FileTask]:
+    """The files of the snapshot that is materialised in a folder, also in a process that did not begin it."""
+    if folder not in _tasks:
+        _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
+    return _tasks[folder]
+
+
+def _read(pipeline: beam.Pipeline, label: str, tasks: Sequence[int], read: ReadRows) -> beam.PCollection:
+    return (
+        pipeline
+        | f"files of {label}" >> beam.Create(list(tasks), reshuffle=False)
+        | f"read {label}" >> beam.ParDo(read).with_output_types(pa.RecordBatch)
+    )
+
+
+def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
+    return analyzer_cache.DatasetKey(f"span-{span}")
+
+
+def _sufficient(
+    known: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
+) -> dict[int, SpanAnalysis]:
+    """Those of the analyses that hold all that the analyzers ask for; the others are made again."""
+    if not known:
+        return {}
+    specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
+    every = {_dataset_key(span) for span in keys}
+    wanted = tft_beam.analysis_graph_builder.get_analysis_cache_entry_keys(normalise, specs, every, False)
+    return {span: found for span, found in known.items() if set(wanted) <= set(found.entries)}
+
+
+def _cached(pipeline: beam.Pipeline, span: int, found: SpanAnalysis) -> analyzer_cache.DatasetCache:
+    values = {
+        key: pipeline | f"cache of span {span}, {number}" >> beam.Create(list(entries), reshuffle=False)
+        for number, (key, entries) in enumerate(sorted(found.entries.items()))
+    }
+    metadata = analyzer_cache.DatasetCacheMetadata(found.size)
+    sized = pipeline | f"size of span {span} in the cache" >> beam.Create([metadata], reshuffle=False)
+    return analyzer_cache.DatasetCache(values, sized)
+
+
+def _keep(made: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
+    """Collects the accumulators of a span, and its size, and keeps them in the cache."""
+    labelled = [
+        values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
+        for number, (entry, values) in enumerate(sorted(made.items()))
+    ]
+    size = made.metadata | f"size of {span}" >> beam.Map(lambda metadata: (b"", metadata.dataset_size))
+    _ = (
+        [*labelled, size]
+        | f"together {span}" >> beam.Flatten()
+        | f"collect {span}" >> beam.combiners.ToList()
+        | f"keep {span}" >> beam.Map(_write_analysis, key, cache)
+    )
+
+
+def _with_key(value: bytes, key: bytes) -> tuple[bytes, bytes]:
+    return key, value
+
+
+def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCache) -> None:
+    entries: dict[bytes, list[bytes]] = {}
+    size = 0
+    for entry, value in sorted(pairs, key=repr):
+        if entry:
+            entries.setdefault(entry, []).append(value)
+        else:
+            size = value
+    with keep_error():
+        cache.write(key, SpanAnalysis(entries, size))
+
+
+def read_transform(folder: Path) -> tft.TFTransformOutput:
+    """The transform that a pipeline wrote."""
+    return tft.TFTransformOutput(str(folder))

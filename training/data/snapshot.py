@@ -1,0 +1,273 @@
+"""Snapshots: exactly which runs a model is trained on, tested on, and kept from.
+
+A snapshot names span versions and, of each, the runs that are trusted *now*: the policy is evaluated again, on the
+facts that the raw manifest holds, whatever was decided when a run came in. Its digest covers the runs that it holds, so
+the same digest means the same runs, labels and rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion, dataset_state, raw_store_of
+from ciml.digest import canonical_json, sha256_json
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import Mention, rows_of
+from ciml.manifest.log import ManifestLog
+from ciml.storage.open import Store
+from transforms.examples.split import split_of
+from transforms.ingest.trust import TrustPolicy, evaluate
+
+Role = Literal["train", "dev", "test"]
+ROLES: tuple[Role, ...] = ("train", "dev", "test")
+
+#: Weights of what stays in train and what is carved from it as dev, where a definition gives dev no weight.
+_CARVE = (17, 3, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRun:
+    """A run of a snapshot.
+
+    Attributes:
+      run_id: the encoded run id.
+      split: the example's own split. Normalisation looks at all of ``train``.
+      role: what the trainer uses it for: as ``split``, but dev is carved from train where the definition has none.
+      label: position in the resolved definition's classes.
+      rule: the trust rule that let it in.
+      build_name: its job.
+      digest: of its example.
+    """
+
+    run_id: str
+    split: str
+    role: Role
+    label: int
+    rule: str
+    build_name: str
+    digest: str
+
+    def to_json(self) -> list[Any]:
+        return [self.run_id, self.split, self.role, self.label, self.rule, self.build_name, self.digest]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSpan:
+    """A span version, its files, and those of its runs that are in the snapshot, in the span's order."""
+
+    span: int
+    version: int
+    files: Mapping[str, tuple[ExampleFile, ...]]
+    runs: tuple[SnapshotRun, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "span": self.span,
+            "version": self.version,
+            "files": {split: [file.to_json() for file in files] for split, files in sorted(self.files.items())},
+            "runs": [run.to_json() for run in self.runs],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SnapshotSpan:
+        files = {split: tuple(ExampleFile.from_json(each) for each in found) for split, found in value["files"].items()}
+        return cls(value["span"], value["version"], files, tuple(SnapshotRun(*run) for run in value["runs"]))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a model is trained on.
+
+    Attributes:
+      dataset: the data set's name.
+      resolved: its definition.
+      policy: digest of the trust policy.
+      spans: the span versions, in order. One without any trusted run is not among them.
+      untrusted: how many examples were left out, by the rule that decided so.
+      excluded: how many examples were left out by an exclusion (a purge), by its reason.
+    """
+
+    dataset: str
+    resolved: ResolvedDefinition
+    policy: str
+    spans: tuple[SnapshotSpan, ...]
+    untrusted: Mapping[str, int] = field(default_factory=dict)
+    excluded: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "resolved": self.resolved.to_json(),
+            "policy": self.policy,
+            "spans": [span.to_json() for span in self.spans],
+            "untrusted": dict(sorted(self.untrusted.items())),
+            "excluded": dict(sorted(self.excluded.items())),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Snapshot:
+        return cls(
+            dataset=value["dataset"],
+            resolved=ResolvedDefinition.from_json(value["resolved"], "snapshot"),
+            policy=value["policy"],
+            spans=tuple(SnapshotSpan.from_json(span) for span in value["spans"]),
+            untrusted=value["untrusted"],
+            excluded=value["excluded"],
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 of the runs with their labels and rules, the files, the definition and the policy.
+
+        What was left out does not count: a snapshot that only turned away more untrusted runs teaches nothing new.
+        """
+        told = self.to_json()
+        del told["untrusted"], told["excluded"]
+        return sha256_json(told)
+
+    def runs(self, *roles: Role) -> Iterator[SnapshotRun]:
+        """The runs of the given roles (all without), span by span."""
+        for span in self.spans:
+            for run in span.runs:
+                if not roles or run.role in roles:
+                    yield run
+
+    @property
+    def carved(self) -> bool:
+        """Whether the dev runs were carved from train: the definition gives dev no weight."""
+        return self.resolved.definition.tdt_split[1] == 0
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many runs there are by role and class name, zeros included."""
+        counts: dict[str, dict[str, int]] = {role: dict.fromkeys(self.resolved.classes, 0) for role in ROLES}
+        for run in self.runs():
+            counts[run.role][self.resolved.classes[run.label]] += 1
+        return counts
+
+    def rejected(self) -> dict[str, int]:
+        """How many examples were left out: by the trust rule that decided so, and all exclusions as ``excluded``."""
+        return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
+
+    def rules(self) -> dict[str, int]:
+        """How many runs each trust rule let in."""
+        return dict(sorted(Counter(run.rule for run in self.runs()).items()))
+
+
+def make_snapshot(
+    data: Store, dataset_name: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
+) -> Snapshot:
+    """The snapshot of a data set's latest span versions.
+
+    Args:
+      data: the data path.
+      dataset_name: of a data set.
+      policy: decides, on the facts of the raw manifest, who may be learned from.
+      exclusions: the reason by run id for which a run must not be learned from, whatever the policy says.
+
+    Raises:
+      CimlError: when the data set does not exist, or has no sealed span.
+      IntegrityError: when its manifest names a run that the raw manifest does not have there.
+    """
+    state = dataset_state(data, dataset_name)
+    mentions = _mentions(raw_store_of(data, state), state.latest())
+    return snapshot_of(dataset_name, state, mentions, policy, exclusions or {})
+
+
+def snapshot_of(
+    dataset_name: str,
+    state: DatasetState,
+    mentions: Mapping[str, Mention],
+    policy: TrustPolicy,
+    exclusions: Mapping[str, str],
+) -> Snapshot:
+    """`make_snapshot` on what was read: pure."""
+    if state.resolved is None or state.definition is None:
+        raise CimlError(f"data set {dataset_name!r} has no sealed span yet: update it when more runs are stored")
+    untrusted: Counter[str] = Counter()
+    excluded: Counter[str] = Counter()
+    spans = []
+    carve = state.definition.tdt_split[1] == 0
+    for span in state.latest():
+        kept = []
+        for run in span.runs:
+            if run.run_id not in mentions:
+                raise IntegrityError(f"data set {dataset_name!r}: the raw manifest does not have the run {run.run_id}")
+            mention = mentions[run.run_id]
+            if run.run_id in exclusions:
+                excluded[exclusions[run.run_id]] += 1
+                continue
+            trust = evaluate(policy, mention)
+            if not trust.trusted:
+                untrusted[trust.rule] += 1
+                continue
+            role: Role = run.split  # type: ignore[assignment]
+            if carve and run.split == "train":
+                # the same subject as the split's, under another key: a change is never on both sides
+                salt = f"{state.definition.salt}\0dev"
+                role = split_of(mention.project, mention.change, run.run_id, salt, _CARVE)  # type: ignore[assignment]
+            kept.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
+        if kept:
+            splits = {run.split for run in kept}
+            files = {split: files for split, files in span.files.items() if split in splits}
+            spans.append(SnapshotSpan(span.span, span.version, files, tuple(kept)))
+    return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
+
+
+def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
+    """What the raw manifest says of the selected runs of spans, by run id."""
+    wanted: dict[int, set[int]] = {}
+    for span in spans:
+        for version, index in span.selected:
+            wanted.setdefault(version, set()).add(index)
+    log = ManifestLog(raw)
+    found: dict[str, Mention] = {}
+    for version, indices in sorted(wanted.items()):
+        try:
+            runs = rows_of(log.read(version))
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{log.store.url(log.path(version))} is gone, and a data set was made from it"
+            ) from None
+        for index in indices:
+            mention = Mention.from_json(_at(runs, (version, index))["mention"])
+            found[mention.run_id] = mention
+    return found
+
+
+def _at(runs: list[Any], position: Position) -> Any:
+    if position[1] >= len(runs):
+        raise IntegrityError(f"raw manifest: version {position[0]} has no run {position[1]}, and a data set names it")
+    return runs[position[1]]
+
+
+def snapshot_path(digest: str) -> str:
+    """Where a snapshot is below the model's folder of the trainer."""
+    return f"snapshots/{digest}.json"
+
+
+def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
+    """Writes a snapshot, exclusively, below ``DATA/trainer/<model>``; one that is there says the same. Its path."""
+    path = snapshot_path(snapshot.digest)
+    trainer.create(path, canonical_json({"digest": snapshot.digest, **snapshot.to_json()}))
+    return path
+
+
+def read_snapshot(trainer: Store, digest: str) -> Snapshot:
+    """A snapshot that was written. Raises `IntegrityError` where it is not what its name says."""
+    path = snapshot_path(digest)
+    try:
+        value = json.loads(trainer.read(path))
+        snapshot = Snapshot.from_json({key: each for key, each in value.items() if key != "digest"})
+    except FileNotFoundError:
+        raise CimlError(f"there is no snapshot {trainer.url(path)}") from None
+    except (ValueError, KeyError, TypeError, CimlError) as error:
+        raise IntegrityError(f"{trainer.url(path)} is no snapshot: {error}") from None
+    if snapshot.digest != digest:
+        raise IntegrityError(f"{trainer.url(path)} has the digest {snapshot.digest}: it was altered")
+    return snapshot

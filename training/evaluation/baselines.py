@@ -1,0 +1,96 @@
+"""One-number baselines: what a single number of a run can do, to hold a model against.
+
+A failure ends early and a timeout late; a machine's memory names the provider that rents it out. A model that is no
+better than that has learned nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.errors import CimlError, IntegrityError
+from ciml.events.records import Mention
+from ciml.storage.open import Store
+from training.evaluation.metrics import first_memory
+
+#: The numbers that there are, and what each one is.
+NUMBERS = {
+    "duration": "seconds from a run's start to its end",
+    "memory": "used + free + buff + cach of a run's first sample",
+}
+_MIN_LEAF = 5  # runs: a tree with leaves of one run learns single runs by heart
+
+
+#: The number that gives away a label: a failure ends early and a timeout late, a provider rents out certain sizes.
+_USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
+
+
+def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
+    """The numbers that a data set's experiments are held against: its own one, the usual one for its label, or all."""
+    if definition.baseline is not None:
+        return () if definition.baseline == "none" else (definition.baseline,)
+    usual = _USUAL.get(definition.class_label)
+    return (usual,) if usual else tuple(NUMBERS)
+
+
+def number_of(raw: Store | None, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
+    """A number of each run, float64 [n], NaN where a run has none.
+
+    Args:
+      raw: the raw store that has the runs, which memory is read from; None where there is none.
+      name: one of `NUMBERS`.
+      mentions: n runs.
+
+    Returns:
+      None where no run has it: the raw store is not there, or has not these columns.
+    """
+    if name == "duration":
+        values = np.array([_duration_s(mention) for mention in mentions], np.float64)
+    elif name == "memory":
+        if raw is None:
+            return None  # the data set was made straight from logs
+        try:
+            values = first_memory(raw, [mention.run_id for mention in mentions])
+        except IntegrityError:
+            return None  # the raw store is not at hand: examples are all that an experiment needs
+    else:
+        raise CimlError(f"baseline {name!r}: there is none of this name; known are {', '.join(NUMBERS)}")
+    return values if np.isfinite(values).any() else None
+
+
+def _duration_s(mention: Mention) -> float:
+    if mention.start_us is None or mention.end_us is None:
+        return np.nan
+    return (mention.end_us - mention.start_us) / 1e6
+
+
+def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
+    """The probabilities that one number gives: memory by the nearest training run, duration by a small tree.
+
+    Args:
+      number: one of `NUMBERS`.
+      train: float64 [m], of the runs that were trained on.
+      labels: int64 [m].
+      asked: float64 [n].
+      classes: C.
+
+    Returns:
+      float64 [n, C]; NaN for a run without the number, which is no answer.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    answers = np.full((len(asked), classes), np.nan)
+    known, answerable = np.isfinite(train), np.isfinite(asked)
+    if not known.any() or not answerable.any():
+        return answers
+    nearest = number == "memory"
+    model = KNeighborsClassifier(1) if nearest else DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF, random_state=0)
+    model.fit(train[known][:, None], labels[known])
+    found = np.zeros((int(answerable.sum()), classes))
+    found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
+    answers[answerable] = found
+    return answers

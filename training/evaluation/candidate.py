@@ -1,0 +1,106 @@
+"""Assessing a candidate: all the figures that the gate asks for, on the held-out runs of its snapshot."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ciml.datasets.state import raw_store_by_name
+from ciml.errors import IntegrityError
+from ciml.storage.open import Store
+from training.data.examples import Examples, read_snapshot_examples
+from training.data.materialise import Materialised
+from training.data.snapshot import Snapshot, SnapshotRun
+from training.evaluation.champion import Champion, right_answers
+from training.evaluation.gate import GatePolicy, compare
+from training.evaluation.metrics import accuracy, evaluate, one_number_baseline, slices_of
+from training.experiment import Experiment
+from training.export import Exported
+from training.train import predict_in_memory, trained_roles
+
+_LOG = logging.getLogger(__name__)
+
+
+def assess(
+    data: Store,
+    snapshot: Snapshot,
+    materialised: Materialised,
+    model: Any,
+    exported: Exported,
+    experiment: Experiment,
+    champion: Champion | None,
+    gate: GatePolicy,
+) -> dict[str, Any]:
+    """The figures of a candidate, as `training.evaluation.gate.judge` takes them.
+
+    The exported model answers, from runs that are not normalised, as it will when it is served; the model in memory is
+    asked the same runs as they were materialised, and has to agree.
+
+    Args:
+      data: the data path.
+      snapshot: what was trained on, and what is tested on.
+      materialised: its normalised examples.
+      model: the Keras model in memory.
+      exported: what was made of it.
+      experiment: what was trained.
+      champion: the served model, which is asked the same runs.
+      gate: for the confidence of the comparison.
+    """
+    resolved = snapshot.resolved
+    runs, test = read_snapshot_examples(data, snapshot, "test")
+    answers = exported.predict(test.inputs, test.n_windows)
+    in_memory = predict_in_memory(model, materialised, resolved, "test")
+    learned = list(snapshot.runs(*trained_roles(experiment, carved=snapshot.carved)))
+    train_labels = np.array([run.label for run in learned], np.int64)
+    counts = Counter(run.label for run in learned)
+    figures: dict[str, Any] = {
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices_of(runs)),
+        "class_counts": {name: counts[label] for label, name in enumerate(resolved.classes)},
+        "disagreement": _difference(answers, in_memory),
+        "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
+        "baselines": _baselines(data, snapshot),
+    }
+    if champion is not None:
+        right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
+        figures |= _against(data, champion, snapshot, runs, test, right, gate)
+    return figures
+
+
+def _against(
+    data: Store,
+    champion: Champion,
+    snapshot: Snapshot,
+    runs: Sequence[SnapshotRun],
+    test: Examples,
+    right: np.ndarray,
+    gate: GatePolicy,
+) -> dict[str, Any]:
+    """The champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
+    try:
+        champion_right = right_answers(
+            raw_store_by_name(data, snapshot.dataset), champion, snapshot.resolved, runs, test
+        )
+    except IntegrityError as error:
+        _LOG.warning("the champion cannot be asked: %s", error)
+        return {"champion": None, "comparison": None}
+    metrics = {"version": champion.version, "accuracy": accuracy(champion_right)}
+    return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
+
+
+def _baselines(data: Store, snapshot: Snapshot) -> dict[str, Any]:
+    """What a single number can do, where the data set is about providers."""
+    if snapshot.resolved.definition.class_label not in ("provider", "node_provider"):
+        return {}
+    found = one_number_baseline(data, snapshot)
+    return {"memory": found} if found else {}
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float | None:
+    """The largest difference of two models' probabilities; None where it cannot be said."""
+    if one.shape != other.shape or not one.size or not np.isfinite(one).all() or not np.isfinite(other).all():
+        return None
+    return float(np.abs(one.astype(np.float64) - other).max())

@@ -1,0 +1,89 @@
+"""The champion: the model that is served now, asked about the very runs that a candidate is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.errors import IntegrityError
+from ciml.storage.open import Store
+from training.data.examples import Examples
+from training.data.snapshot import SnapshotRun
+from training.evaluation.metrics import raw_files
+
+if TYPE_CHECKING:
+    from training.export import Exported
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A served model.
+
+    Attributes:
+      folder: its SavedModel, on local disk.
+      version: its number, for reports.
+    """
+
+    folder: Path
+    version: int
+
+
+def right_answers(
+    raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
+) -> np.ndarray:
+    """Whether the champion is right on each run, bool [n], by its own SavedModel and its own definition.
+
+    A model of another definition (other columns, interval or classes) is given the same runs, prepared from the raw
+    store by that definition, and is right when it names the right class. A run that it cannot be given is not answered.
+
+    Args:
+      raw: the raw store that has the runs.
+      champion: whom to ask.
+      resolved: the definition of ``examples``.
+      runs: n runs.
+      examples: the same runs, as they are before normalising.
+
+    Raises:
+      IntegrityError: when the champion cannot be loaded or does not answer.
+    """
+    from training.export import load_exported
+    from training.runtime import tensorflow
+
+    model = load_exported(champion.folder)
+    try:
+        if model.definition == resolved:
+            answers, given = model.predict(examples.inputs, examples.n_windows), np.ones(len(runs), bool)
+        else:
+            answers, given = _prepared(raw, model, runs)
+    except tensorflow().errors.OpError as error:
+        raise IntegrityError(f"{champion.folder} does not answer: {str(error).splitlines()[0]}") from None
+    names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
+    wanted = np.array([resolved.classes[run.label] for run in runs])
+    right: np.ndarray = (names == wanted) & given & np.isfinite(answers).all(axis=1)
+    return right
+
+
+def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
+    """Answers float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
+    from ciml.telemetry import OWN_COLUMNS
+    from transforms.examples.prepare import prepare_many
+    from transforms.raw.write import read_runs
+
+    files = raw_files(raw, {run.run_id for run in runs})
+    answers, given = [], []
+    for start in range(0, len(runs), _BATCH):
+        some = [files[run.run_id] for run in runs[start : start + _BATCH]]
+        tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
+        inputs, n_windows, refused = prepare_many(tables, model.definition)
+        answers.append(model.predict(inputs, n_windows))
+        usable = np.ones(len(some), bool)
+        usable[[row for row, _ in refused]] = False
+        given.append(usable & (n_windows > 0))
+    return np.concatenate(answers), np.concatenate(given)

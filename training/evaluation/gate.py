@@ -1,0 +1,193 @@
+"""The gate: whether a candidate may be pushed. It is closed unless every question has an answer, and each is good.
+
+Pure: it is given figures and says why. A figure that is missing is a reason, never a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeGuard
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class GatePolicy:
+    """What a candidate has to show.
+
+    Attributes:
+      min_test_runs: on fewer held-out runs nothing can be said.
+      min_class_runs: each class has to have so many training runs: a class that was never seen is never predicted.
+      above_base_rate: the lower end of the accuracy's interval has to be above the base rate by this much.
+      tolerance: a candidate may be worse than the champion by this much, on the same held-out runs, before it counts.
+      confidence: of the one-sided bound on that difference: what is refused is a candidate that *may* be worse by
+        more than ``tolerance``.
+      max_disagreement: between the exported model and the one in memory, of any probability.
+      max_latency_ms: median of a call for one run.
+    """
+
+    min_test_runs: int = 20
+    min_class_runs: int = 1
+    above_base_rate: float = 0.0
+    tolerance: float = 0.05
+    confidence: float = 0.8
+    max_disagreement: float = 1e-5
+    max_latency_ms: float = 50.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says.
+
+    Attributes:
+      blessed: whether the candidate may be pushed.
+      reasons: against it, a line each; where it is blessed, what spoke for it.
+      metrics: the figures that decided.
+    """
+
+    blessed: bool
+    reasons: tuple[str, ...]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"blessed": self.blessed, "reasons": list(self.reasons), "metrics": dict(self.metrics)}
+
+
+def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Verdict:
+    """Judges a candidate.
+
+    Args:
+      candidate: ``evaluation`` (of `training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by class),
+        ``disagreement`` (largest difference of the exported model to the one in memory), ``latency_ms``, and, where
+        there is a champion, ``champion`` (its ``accuracy`` on the same runs) and ``comparison`` (of `compare`), None
+        where it could not be asked.
+      policy: what is wanted.
+      has_champion: whether a model is served now.
+    """
+    if candidate is None:
+        return Verdict(False, ("the candidate was not evaluated",))
+    against: list[str] = []
+    spoke: list[str] = []
+    evaluation = candidate.get("evaluation") or {}
+    figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
+
+    def check(good: bool, why_not: str, why: str = "") -> None:
+        if not good:
+            against.append(why_not)
+        elif why:
+            spoke.append(why)
+
+    _check_runs(evaluation, candidate, policy, check)
+    _check_base_rate(evaluation, policy, check)
+    disagreement, latency = candidate.get("disagreement"), candidate.get("latency_ms")
+    check(
+        _number(disagreement) and disagreement <= policy.max_disagreement,
+        f"the exported model differs from the trained one by {_show(disagreement)}, "
+        f"at most {policy.max_disagreement:g} is allowed",
+    )
+    check(
+        _number(latency) and latency <= policy.max_latency_ms,
+        f"one run takes {_show(latency)} ms, at most {policy.max_latency_ms:g} is allowed",
+    )
+    if has_champion:
+        figures |= {name: candidate.get(name) for name in ("champion", "comparison")}
+        _check_champion(candidate.get("comparison"), policy, check)
+    else:
+        spoke.append("there is no champion to compare with")
+    blessed = not against
+    return Verdict(blessed, tuple(spoke if blessed else against), figures)
+
+
+def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
+    runs = evaluation.get("runs") or 0
+    check(
+        runs >= policy.min_test_runs, f"{runs} held-out runs are too few to judge by; {policy.min_test_runs} are needed"
+    )
+    check(evaluation.get("finite") is True, "its probabilities are not all finite")
+    counts = candidate.get("class_counts") or {}
+    poor = [name for name, count in counts.items() if count < policy.min_class_runs]
+    check(
+        bool(counts) and not poor,
+        f"too few training runs of {', '.join(poor)}" if counts else "how many runs each class has is not known",
+    )
+
+
+def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
+    accuracy, base = evaluation.get("accuracy") or {}, evaluation.get("base_rate") or {}
+    low, rate = accuracy.get("low"), base.get("value")
+    if not (_number(low) and _number(rate) and _number(accuracy.get("value"))):
+        check(False, "its accuracy or the base rate is not known")
+        return
+    said = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
+    wanted = rate + policy.above_base_rate
+    check(low > wanted, f"{said} does not beat the base rate {rate:.3f}", f"{said} beats the base rate {rate:.3f}")
+
+
+def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, check: Any) -> None:
+    if comparison is None:
+        check(False, "the champion could not be asked on the same runs, so nothing says that this one is no worse")
+        return
+    low, difference = comparison.get("low"), comparison.get("difference")
+    if not _number(low) or not _number(difference):
+        check(False, "the comparison with the champion has no figures")
+        return
+    said = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
+    check(low >= -policy.tolerance, f"{said}: it may be worse by more than {policy.tolerance:g}", said)
+
+
+def compare(
+    candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
+) -> dict[str, Any]:
+    """Compares two models on the same runs, pair by pair.
+
+    Args:
+      candidate_right: bool [n], whether the candidate was right on each run.
+      champion_right: bool [n], the same of the champion.
+      confidence: of the one-sided lower bound.
+      samples: of the bootstrap; its seed is fixed, so the same answers give the same bound.
+
+    Returns:
+      ``difference`` of the accuracies, its lower bound ``low``, ``runs``, ``only_candidate`` and ``only_champion``
+      (runs that one alone got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
+
+    Raises:
+      ValueError: when they are not of the same runs.
+    """
+    if candidate_right.shape != champion_right.shape:
+        raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
+    n = len(candidate_right)
+    if n == 0:
+        return {"difference": None, "low": None, "runs": 0, "only_candidate": 0, "only_champion": 0, "mcnemar": None}
+    steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
+    better, worse = int((steps > 0).sum()), int((steps < 0).sum())
+    # the mean of a resample depends on nothing but how often each of -1, 0 and 1 is drawn
+    drawn = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
+    low = float(np.quantile((drawn[:, 2] - drawn[:, 0]) / n, 1 - confidence))
+    return {
+        "difference": (better - worse) / n,
+        "low": low,
+        "runs": n,
+        "only_candidate": better,
+        "only_champion": worse,
+        "mcnemar": _mcnemar(better, worse),
+    }
+
+
+def _mcnemar(better: int, worse: int) -> float:
+    """Exact: the chance of a split as uneven as this, if either were as likely."""
+    total, less = better + worse, min(better, worse)
+    tail = sum(math.comb(total, k) for k in range(less + 1)) / 2**total
+    return min(1.0, float(2 * tail))
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _show(value: Any) -> str:
+    return f"{value:.3g}" if _number(value) else "an unknown amount"

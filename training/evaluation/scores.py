@@ -1,0 +1,139 @@
+"""Scores: what an experiment's probabilities are worth, class by class, with intervals, and beside what costs nothing.
+
+`training.evaluation.metrics` gives what the gate asks for; here is what people choose estimators by. The metrics are
+those of scikit-learn, the intervals (95 %) percentiles of a bootstrap of the runs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.metrics import CONFIDENCE, accuracy, evaluate
+
+RESAMPLES = 300
+BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
+_NOTHING: Mapping[str, None] = {"value": None, "low": None, "high": None}
+_MIN_SLICE = 20  # runs: the F1 of fewer says nothing
+
+
+def scores(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    train_labels: np.ndarray,
+    slices: Mapping[str, Sequence[str]] | None = None,
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The figures of `training.evaluation.metrics.evaluate` and more, each with ``value``, ``low`` and ``high``:
+
+    - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
+      its ``share`` of the runs, which is the PR-AUC of a guess;
+    - ``macro``: the mean of each of these over the classes that occur;
+    - ``brier``: the mean squared error of the probabilities, of two classes that of one;
+    - in ``slices``: the share of each one's most frequent class, ``majority``, and, where it has runs enough, the
+      macro ``f1`` as a number.
+
+    Args:
+      probabilities: float [n, C].
+      labels: int [n].
+      classes: names of the C classes.
+      train_labels: int [m], of the runs that were trained on.
+      slices: by name a value for each run.
+      resamples: of the bootstrap, `RESAMPLES` by default; 0 for no intervals, then ``low`` and ``high`` are None.
+      seed: of the bootstrap.
+
+    Returns:
+      JSON. What cannot be said, such as a ROC-AUC where one class alone occurs, is None.
+
+    Raises:
+      ValueError: when shapes do not fit.
+    """
+    told = evaluate(probabilities, labels, classes, train_labels, slices)
+    clean, predicted = answers(probabilities)
+    figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
+    told["brier"] = figures.get("brier", dict(_NOTHING))
+    told["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
+    for label, name in enumerate(classes):
+        one = told["classes"][name]
+        one |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
+        one["share"] = one["runs"] / len(labels) if len(labels) else None
+    for name, values in (slices or {}).items():
+        for value, one in told["slices"][name].items():
+            one |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
+    return told
+
+
+def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities as they are scored: a row that is not finite is no answer, which is wrong, as in `evaluate`.
+
+    Args:
+      probabilities: float [n, C].
+
+    Returns:
+      float64 [n, C], rows that add up to 1, all alike where there was no answer; int64 [n], the class, -1 for none.
+    """
+    answered = np.isfinite(probabilities).all(axis=1)
+    clean = np.where(answered[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
+    clean /= np.maximum(clean.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return clean, np.where(answered, clean.argmax(axis=1), -1)
+
+
+def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The figures that can be said of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
+    from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support
+    from sklearn.metrics import roc_auc_score as roc_auc
+
+    count = probabilities.shape[1]
+    if not len(labels):
+        return {}
+    by_label = precision_recall_fscore_support(labels, predicted, labels=range(count), zero_division=0.0)
+    out: dict[str, float] = {}
+    for label in np.unique(labels).tolist():
+        out |= {f"{label} {name}": float(by_label[place][label]) for place, name in enumerate(BY_CLASS[:3])}
+        own = labels == label
+        if not own.all():
+            out[f"{label} roc_auc"] = float(roc_auc(own, probabilities[:, label]))
+            out[f"{label} pr_auc"] = float(average_precision_score(own, probabilities[:, label]))
+    for name in BY_CLASS:
+        values = [value for key, value in out.items() if key.endswith(f" {name}")]
+        if values:
+            out[f"macro {name}"] = float(np.mean(values))
+    out["brier"] = float(brier_score_loss(labels, probabilities, labels=list(range(count))))
+    return out
+
+
+def _with_intervals(
+    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict[str, float | None]]:
+    from sklearn import config_context
+
+    whole = _figures(probabilities, predicted, labels)
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in whole}
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
+        warnings.simplefilter("ignore")  # a class that was not drawn, again and again
+        for _ in range(resamples if whole else 0):
+            rows = rng.integers(len(labels), size=len(labels))
+            for name, value in _figures(probabilities[rows], predicted[rows], labels[rows]).items():
+                drawn[name].append(value)
+    edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    out: dict[str, dict[str, float | None]] = {}
+    for name, value in whole.items():
+        low, high = np.quantile(drawn[name], edges).tolist() if drawn[name] else (None, None)
+        out[name] = {"value": value, "low": low, "high": high}
+    return out
+
+
+def _slice(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    from sklearn.metrics import f1_score
+
+    told: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
+    if len(labels) >= _MIN_SLICE and len(known := np.unique(labels)) > 1:
+        told["f1"] = float(f1_score(labels, predicted, labels=known, average="macro", zero_division=0.0))
+    return told

@@ -1,0 +1,149 @@
+"""What trials have stored, read again: `training.experiments.trials` says what is where."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ciml.errors import IntegrityError
+from ciml.storage.open import Store
+from training.experiments.trials import RESULT, experiment_store, read_stored
+
+_PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers for the test runs of a trial.
+
+    Attributes:
+      run_id: str [n].
+      labels: int64 [n], positions in ``classes``.
+      probabilities: float64 [n, C], a row that is not finite is no answer.
+      classes: names of the C classes.
+    """
+
+    run_id: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A trial as it is stored.
+
+    Attributes:
+      experiment, dataset: names.
+      store: the trial's folder.
+      result: of `training.experiments.trials.Trial.run`; None where it was only cross-validated, or was killed.
+      elsewhere: of `training.experiments.trials.Trial.run_on`, by the name of the data set.
+      folds: of `training.evaluation.cross_validation.cross_validate`, by what was held out.
+      older: how many further results of this experiment on this data set there are.
+    """
+
+    experiment: str
+    dataset: str
+    store: Store
+    result: Mapping[str, Any] | None
+    elsewhere: tuple[Mapping[str, Any], ...]
+    folds: tuple[Mapping[str, Any], ...]
+    older: int = 0
+
+    @property
+    def snapshot(self) -> str:
+        """The digest of the runs; "" without a result."""
+        return str(self.result["snapshot"]["digest"]) if self.result else ""
+
+    def predictions(self) -> Predictions | None:
+        """The answers for the test runs; None where the file is not there any more.
+
+        Raises:
+          IntegrityError: when the file is not the one that the result names.
+        """
+        if self.result is None:
+            return None
+        name, classes = str(self.result["predictions"]), tuple(self.result["test"]["confusion"]["classes"])
+        digest = _PREDICTIONS.fullmatch(name)
+        if digest is None:
+            raise IntegrityError(f"{self.store.url(RESULT)}: predictions: {name!r:.100} is no name of such a file")
+        try:
+            data = self.store.read(name)
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data).hexdigest()[:16] != digest[1]:
+            raise IntegrityError(f"{self.store.url(name)} is not the file that was stored: its digest is another")
+        return _predictions(data, classes)
+
+
+def stored_trials(data: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
+    """The latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
+
+    The latest is that of the most spans and versions of them; of trials that have the same, one that others have too,
+    since only figures of the same runs can be compared.
+
+    Args:
+      data: the data path.
+      experiments: names.
+      datasets: names of those that are wanted; all by default.
+
+    Raises:
+      IntegrityError: when something is no JSON.
+    """
+    found: dict[str, dict[str, list[Stored]]] = {}
+    for experiment in experiments:
+        for each in _trials(data, experiment, datasets):
+            found.setdefault(each.dataset, {}).setdefault(experiment, []).append(each)
+    out = []
+    for dataset in sorted(found):
+        trials = [each for mine in found[dataset].values() for each in mine]
+        shared = {each.snapshot: sum(other.snapshot == each.snapshot for other in trials) for each in trials}
+        for mine in found[dataset].values():
+            latest = max(mine, key=lambda each: (_age(each), shared[each.snapshot], each.store.root))
+            out.append(replace(latest, older=sum(each.result is not None for each in mine if each is not latest)))
+    return out
+
+
+def _age(trial: Stored) -> tuple[int, int]:
+    """(spans, the sum of their versions): both only grow. (0, 0) without a result."""
+    spans = trial.result["snapshot"]["spans"] if trial.result else []
+    return len(spans), sum(version for _, version in spans)
+
+
+def _trials(data: Store, experiment: str, datasets: Sequence[str]) -> Iterable[Stored]:
+    store = experiment_store(data, experiment)
+    files: dict[tuple[str, str], list[str]] = {}
+    for path in store.list("results"):
+        parts = path.split("/")
+        if len(parts) == 4 and (not datasets or parts[1] in datasets):
+            files.setdefault((parts[1], parts[2]), []).append(parts[3])
+    for (dataset, trial), names in files.items():
+        folder = store.child(f"results/{dataset}/{trial}")
+        kept = {name: read_stored(folder, name) for name in names if name.endswith(".json")}
+        told = {name: value for name, value in sorted(kept.items()) if value is not None}
+        elsewhere = tuple(value for name, value in told.items() if name.startswith("on-"))
+        folds = tuple(value for name, value in told.items() if name.startswith("folds-"))
+        if RESULT in told or folds:
+            yield Stored(experiment, dataset, folder, told.get(RESULT), elsewhere, folds)
+
+
+def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data))
+    table = table.filter(pc.equal(table["split"], "test"))
+    place = {name: label for label, name in enumerate(classes)}
+    probabilities = [table[f"probability:{name}"].to_numpy() for name in classes]
+    return Predictions(
+        np.asarray(table["run_id"].to_numpy(zero_copy_only=False), object),
+        np.array([place[name] for name in table["label_name"].to_pylist()], np.int64),
+        np.stack(probabilities, axis=1).astype(np.float64),
+        classes,
+    )

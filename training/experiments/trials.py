@@ -1,0 +1,338 @@
+"""Trials: an experiment that is stored, trained on a data set, and what came of it.
+
+Everything is created exclusively and follows from its name, so a trial may be killed, repeated, or done twice at once:
+
+    experiments/<experiment>/experiment.json
+    experiments/<experiment>/results/<data set>/<trial>/result.json             last: with it the trial is whole
+                                                        predictions-<digest>.parquet
+                                                        on-<other data set>-<snapshot>.json
+                                                        folds-<by>-<folds>.json
+
+``<trial>`` is `training.refresh.refresh_key`: of the runs and of the experiment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciml.digest import canonical_json
+from ciml.errors import CimlError, IntegrityError
+from ciml.storage.open import Store
+from training.data.in_memory import Material
+from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
+from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
+from training.evaluation.scores import scores
+from training.experiment import Experiment
+from training.normalise import Normalisation
+from training.refresh import refresh_key
+from training.train import trained_roles
+
+_FORMAT = 1
+RESULT = "result.json"
+
+
+def experiment_store(data: Store, name: str) -> Store:
+    """The folder of an experiment. Its name is checked, for it may come from a user."""
+    Experiment.from_json({"name": name}, "experiment")
+    return data.child(f"experiments/{name}")
+
+
+def create_experiment(data: Store, experiment: Experiment) -> bool:
+    """Stores an experiment under its name. The same again changes nothing, and gives False.
+
+    Raises:
+      CimlError: when it is wrong in itself, or another one has that name.
+    """
+    check_experiment(experiment)
+    store = experiment_store(data, experiment.name)
+    if store.create("experiment.json", canonical_json(experiment.to_json())):
+        return True
+    there = load_experiment(data, experiment.name)
+    old, new = there.to_json(), experiment.to_json()
+    differ = [f"{key} is {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
+    if differ:
+        raise CimlError(
+            f"experiment {experiment.name!r} is there, and is another one: {'; '.join(differ)}; take another name"
+        )
+    return False
+
+
+def load_experiment(data: Store, name: str) -> Experiment:
+    """A stored experiment. Raises `CimlError` where there is none of this name."""
+    store = experiment_store(data, name)
+    try:
+        value = json.loads(store.read("experiment.json"))
+    except FileNotFoundError:
+        raise CimlError(f"no experiment {name!r} in {data.url('experiments')}: define it first") from None
+    except ValueError:
+        raise IntegrityError(f"{store.url('experiment.json')} is not JSON") from None
+    return Experiment.from_json(value, store.url("experiment.json"))
+
+
+def experiment_names(data: Store) -> list[str]:
+    """The names of all experiments, sorted."""
+    paths = (path.split("/") for path in data.list("experiments"))
+    return sorted(parts[1] for parts in paths if parts[2:] == ["experiment.json"])
+
+
+def results_of(data: Store, name: str) -> list[dict[str, Any]]:
+    """All results of an experiment, by data set, those of a data set in no promised order."""
+    store = experiment_store(data, name)
+    paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
+    return [found for path in paths if (found := read_stored(store, path)) is not None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An experiment on a data set.
+
+    Attributes:
+      data: the data path.
+      experiment: what to train.
+      material: the data set's examples.
+      tensorboard: where a network writes TensorBoard's event files.
+      progress: told of each pass of a network.
+    """
+
+    data: Store
+    experiment: Experiment
+    material: Material
+    tensorboard: Path | None = None
+    progress: Progress | None = None
+
+    @property
+    def store(self) -> Store:
+        """Where its results are."""
+        dataset, key = self.material.snapshot.dataset, refresh_key(self.material.snapshot, self.experiment)
+        return experiment_store(self.data, self.experiment.name).child(f"results/{dataset}/{key}")
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """The runs that are trained on, int64 [m], by position."""
+        roles = trained_roles(self.experiment, carved=self.material.snapshot.carved)
+        places = self.material.of(*roles)
+        if not places.size:
+            turned_away = sum(self.material.snapshot.untrusted.values())
+            raise CimlError(
+                f"data set {self.material.snapshot.dataset!r} has no run to train on: {turned_away} of its examples "
+                f"are untrusted, {self.material.of('test').size} are for tests"
+            )
+        return places
+
+    @cached_property
+    def _normalisation(self) -> Normalisation:
+        return self.material.normalisation()
+
+    @property
+    def watched(self) -> np.ndarray:
+        """The dev runs, which are not trained on, by position."""
+        return np.setdiff1d(self.material.of("dev"), self.learned)
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The model; trained when it is first asked for. Nothing of it is stored: the same trial gives it again."""
+        resolved = self.material.snapshot.resolved
+        check_use(self.experiment, resolved)
+        dev = None
+        if self.experiment.early_stopping is not None:
+            dev = self.normal(self.watched)
+            if not len(dev):
+                raise CimlError("early stopping needs dev runs: give dev a weight in the data set's tdt_split")
+        return fit(
+            self.experiment,
+            self.normal(self.learned),
+            dev,
+            len(resolved.classes),
+            tensorboard=self.tensorboard,
+            progress=self.progress,
+        )
+
+    def normal(self, places: np.ndarray, other: Material | None = None) -> Rows:
+        """Some runs (of another data set), normalised by this trial's training split where the estimator takes that."""
+        return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
+
+    def run(self) -> tuple[dict[str, Any], bool]:
+        """Trains, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.
+
+        Returns:
+          The result, see docs/experiments.md, and whether it is new.
+        """
+        if (stored := read_stored(self.store, RESULT)) is not None:
+            return stored, False
+        snapshot, watched, test = self.material.snapshot, self.watched, self.material.of("test")
+        asked = np.concatenate([watched, test])
+        rows = self.normal(asked)
+        answers = self.fitted.predict(rows.inputs, rows.n_windows)
+        table = _predictions(self.material, asked, answers)
+        predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
+        self.store.create(predictions, table)
+        on_dev, on_test = answers[: len(watched)], answers[len(watched) :]
+        result = {
+            "format": _FORMAT,
+            "experiment": self.experiment.to_json(),
+            "dataset": snapshot.dataset,
+            "snapshot": {
+                "digest": snapshot.digest,
+                "spans": [[span.span, span.version] for span in snapshot.spans],
+                "counts": snapshot.counts(),
+                "rules": snapshot.rules(),
+                "untrusted": dict(snapshot.untrusted),
+                "excluded": dict(snapshot.excluded),
+            },
+            "training": self.fitted.to_json(),
+            "dev": self._scores(on_dev, watched) if watched.size else None,
+            "test": self._scores(on_test, test),
+            "baselines": self._baselines(test),
+            "predictions": predictions,
+        }
+        return self._keep(RESULT, result)
+
+    def run_on(self, other: Material) -> tuple[dict[str, Any], bool]:
+        """Asks the model about the test runs of another data set: what it learned, on other jobs.
+
+        Returns:
+          The `scores`, with how many runs were left out, and whether they are new.
+
+        Raises:
+          CimlError: when the examples of that data set have other features or another length.
+        """
+        own, its = self.material.snapshot.resolved, other.snapshot.resolved
+        _check_alike(self.material, other)
+        name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
+        if (stored := read_stored(self.store, name)) is not None:
+            return stored, False
+        seen = {self.material.mentions[place].run_id for place in self.learned}
+        test = other.of("test")
+        fresh = [place for place in test if other.mentions[place].run_id not in seen]
+        labels = {label: own.classes.index(name) for label, name in enumerate(its.classes) if name in own.classes}
+        places = np.array([place for place in fresh if int(other.rows.labels[place]) in labels], np.int64)
+        rows = self.normal(places, other)
+        right = np.array([labels[label] for label in rows.labels.tolist()], np.int64)
+        found = scores(
+            self.fitted.predict(rows.inputs, rows.n_windows),
+            right,
+            own.classes,
+            self.material.rows.labels[self.learned],
+            other.slices(places),
+        )
+        told = {
+            "dataset": other.snapshot.dataset,
+            "snapshot": other.snapshot.digest,
+            "left_out": {"trained_on": len(test) - len(fresh), "unknown_class": len(fresh) - len(places)},
+            "test": found,
+            "baselines": self._baselines(places, other, right),
+        }
+        return self._keep(name, told)
+
+    def cross_validate(
+        self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """`training.evaluation.cross_validation.cross_validate`, stored, and whether it is new."""
+        from training.evaluation.cross_validation import cross_validate
+
+        name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
+        if (stored := read_stored(self.store, name)) is not None:
+            return stored, False
+        found = cross_validate(self.experiment, self.material, folds=folds, hold_out=hold_out, progress=progress)
+        return self._keep(name, found)
+
+    def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Stores, exclusively. Where another was first, its result is the result."""
+        new = self.store.create(name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
+        stored = read_stored(self.store, name)
+        if stored is None:
+            raise IntegrityError(f"{self.store.url(name)} was written, and is gone")
+        return stored, new
+
+    def _scores(self, answers: np.ndarray, places: np.ndarray) -> dict[str, Any]:
+        rows, classes = self.material.rows, self.material.snapshot.resolved.classes
+        return scores(answers, rows.labels[places], classes, rows.labels[self.learned], self.material.slices(places))
+
+    def _baselines(
+        self, places: np.ndarray, other: Material | None = None, labels: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """What one number of a run can do on the same runs, by the number's name."""
+        asked, resolved = other or self.material, self.material.snapshot.resolved
+        learned = self.material.rows.labels[self.learned]
+        told: dict[str, Any] = {}
+        for name in numbers_for(resolved.definition):
+            known = number_of(self.material.raw, name, [self.material.mentions[place] for place in self.learned])
+            values = number_of(asked.raw, name, [asked.mentions[place] for place in places])
+            if known is None or values is None:
+                continue
+            answers = predict_by(name, known, learned, values, len(resolved.classes))
+            right = asked.rows.labels[places] if labels is None else labels
+            found = scores(answers, right, resolved.classes, learned)
+            told[name] = {"what": NUMBERS[name]} | {
+                key: found[key] for key in ("accuracy", "macro", "classes", "brier")
+            }
+        return told
+
+
+def _check_alike(one: Material, other: Material) -> None:
+    own, its = _shape(one), _shape(other)
+    for key, value in own.items():
+        if its[key] != value:
+            raise CimlError(
+                f"data set {other.snapshot.dataset!r} cannot be evaluated on: its {key} is {its[key]}, and the model "
+                f"takes {value}"
+            )
+    classes = one.snapshot.resolved.classes
+    if not set(classes) & set(other.snapshot.resolved.classes):
+        raise CimlError(f"data set {other.snapshot.dataset!r} has none of the classes {', '.join(classes)}")
+
+
+def _shape(material: Material) -> dict[str, Any]:
+    """What an example has to have in common with those that a model was trained on."""
+    resolved = material.snapshot.resolved
+    return {
+        "features": list(resolved.features),
+        "windows": resolved.windows,
+        "sample_interval": resolved.definition.sample_interval,
+        "sample_statistic": resolved.definition.sample_statistic,
+        "aggregation_functions": list(resolved.definition.aggregation_functions),
+    }
+
+
+def read_stored(store: Store, name: str) -> dict[str, Any] | None:
+    """A JSON object of a store; None where there is none of this name. Raises `IntegrityError` for anything else."""
+    try:
+        value = json.loads(store.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise IntegrityError(f"{store.url(name)} is not JSON") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{store.url(name)} is no object")
+    return value
+
+
+def _predictions(material: Material, places: np.ndarray, answers: np.ndarray) -> bytes:
+    """A Parquet file with a row a run: who it is, what it was, and the probability of each class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    classes, runs = material.snapshot.resolved.classes, [material.mentions[place] for place in places]
+    predicted = answers.argmax(axis=1) if len(answers) else np.zeros(0, np.int64)
+    table = pa.table(
+        {
+            "run_id": pa.array([run.run_id for run in runs], pa.string()),
+            "build_uuid": pa.array([run.build_uuid for run in runs], pa.string()),
+            "build_name": pa.array([run.build_name for run in runs], pa.string()),
+            "split": pa.array(material.roles[places].tolist(), pa.string()),
+            "label_name": pa.array([classes[label] for label in material.rows.labels[places]], pa.string()),
+            "predicted": pa.array([classes[label] for label in predicted], pa.string()),
+            **{f"probability:{name}": pa.array(answers[:, at], pa.float64()) for at, name in enumerate(classes)},
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())

@@ -1,0 +1,189 @@
+"""Comparing two sides: which tests there are, what they say, and what is told of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from transforms.drift.counts import Group, Mix, Presence, mix_of, one_sided
+from transforms.drift.detect import (
+    DriftPolicy,
+    Measure,
+    Pair,
+    Part,
+    Place,
+    Sides,
+    Slice,
+    distributions,
+    measure_pooled,
+    measure_slices,
+    parts_of,
+    places,
+)
+from transforms.drift.report import KINDS, Finding, Kind, Report, Side
+from transforms.drift.units import unit_of
+
+_DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in its order
+_EXAMPLE = "example"  # what a selected run is where it was not excluded
+
+
+def compare(before: Side, after: Side, policy: DriftPolicy | None = None) -> Report:
+    """What moved from one side to the other. Features that only one side has are findings too."""
+    return _Comparison(before, after, policy or DriftPolicy()).report()
+
+
+class _Comparison:
+    """One comparison. Its tests are counted first, for each of them is judged by how many there are."""
+
+    def __init__(self, before: Side, after: Side, policy: DriftPolicy) -> None:
+        self.before, self.after, self.policy = before, after, policy
+        old, new = before.statistics, after.statistics
+        self.sides = Sides.of(old, new)
+        self.parts, self.few = parts_of(self.sides, policy.min_runs)
+        names = [name for name in old.series if name in new.series]
+        self.pairs = {name: Pair.of(self.sides, old, new, name) for name in names}
+        self.presence = Presence.of(before.columns or {}, after.columns or {})
+        # A column is there or it is not, and its test is exact: there is no such thing as too few runs.
+        self.column_parts, _ = parts_of(self.presence.sides, 1)
+        self.varying = {
+            name: [part for part in self.column_parts if self.presence.varies(name, part)]
+            for name in self.presence.columns
+        }
+        self.mixes: dict[str, Mix] = {}
+        self.groups: list[tuple[str, Group]] = []
+        self._count_mixes()
+        self.tests = (
+            len(self.pairs) * (len(self.parts) + 1)
+            + sum(map(len, self.varying.values()))
+            + len(self.mixes)
+            + len(self.groups)
+        )
+
+    def _count_mixes(self) -> None:
+        counts: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {}
+        for at, name in enumerate(_DIMENSIONS):
+            found = self.before.categories(at), self.after.categories(at)
+            if found not in counts.values():  # the class may be the provider, or the job
+                counts[name] = found
+                self.groups += [(name, group) for group in one_sided(*found)]
+        examples = [int(side.statistics.runs.sum()) for side in (self.before, self.after)]
+        counts["exclusions"] = (
+            {_EXAMPLE: examples[0], **self.before.excluded},
+            {_EXAMPLE: examples[1], **self.after.excluded},
+        )
+        for name, sides in counts.items():
+            if min(sum(side.values()) for side in sides) >= self.policy.min_runs and (mix := mix_of(*sides)):
+                self.mixes[name] = mix
+
+    def report(self) -> Report:
+        columns, counted = list(self._columns()), list(self._counts())
+        measures, features, pooled = {}, [], []
+        for name, pair in self.pairs.items():
+            whole, slices = measure_pooled(pair, self.sides), measure_slices(pair, self.sides, self.parts)
+            measures[name] = whole, tuple((part.slice, each) for part, each in zip(self.parts, slices, strict=True))
+            found = list(self._feature(name, pair)) if any(map(self._moved, slices)) else []
+            features += found
+            if not found and self._moved(whole) and self._enough():
+                pooled.append(name)
+        told = bool(self.parts) and self.parts[0].slice == Slice()
+        if not counted:  # what moves with a mix that did not move, moves by itself
+            features += [self._pooled(name, measures[name][0], told) for name in pooled]
+            pooled = []
+        findings = sorted([*columns, *features, *counted], key=lambda each: (KINDS.index(each.kind), -(each.ks or 0.0)))
+        return Report(
+            before=self.before,
+            after=self.after,
+            policy=self.policy,
+            findings=tuple(findings),
+            with_the_mix=tuple(pooled) if told else (),
+            untold=() if told else tuple(pooled),
+            measures=measures,
+            few=tuple(self.few),
+            tests=self.tests,
+        )
+
+    def _pooled(self, name: str, measure: Measure, told: bool) -> Finding:
+        runs = int(self.sides.before.sum()), int(self.sides.after.sum())
+        place = Place(Part(Slice(), np.zeros(0, bool), *runs), measure, False)
+        verdict = "moved with the mix" if told else "moved; too few runs are alike to tell it from the mix"
+        return self._finding("mix" if told else "shift", name, place, verdict)
+
+    def _enough(self) -> bool:
+        return min(int(self.sides.before.sum()), int(self.sides.after.sum())) >= self.policy.min_runs
+
+    def _p(self, p: float) -> float:
+        return min(1.0, p * self.tests)
+
+    def _moved(self, measure: Measure) -> bool:
+        return measure.psi >= self.policy.psi and self._p(measure.p) <= self.policy.alpha
+
+    def _feature(self, name: str, pair: Pair) -> Iterator[Finding]:
+        def measure(parts: Sequence[Part]) -> list[Measure]:
+            return measure_slices(pair, self.sides, parts)
+
+        for place in places(self.parts, self.sides, measure, self._moved, self.policy.min_runs):
+            shares = distributions(pair, self.sides, place.part)
+            if unit := unit_of(pair.values, *shares, place.measure.weight):
+                verdict = f"another unit: {unit.name} (measured × {unit.factor:.4g})"
+                yield self._finding("unit", name, place, verdict)
+            else:
+                how = "much" if place.measure.psi >= self.policy.psi_large else "a little"
+                stuck = np.count_nonzero(shares[1]) == 1 < np.count_nonzero(shares[0])
+                yield self._finding("shift", name, place, "the same in all runs now" if stuck else f"moved {how}")
+
+    def _columns(self) -> Iterator[Finding]:
+        old, new = self.before.statistics.series, self.after.statistics.series
+        for name in [*(name for name in old if name not in new), *(name for name in new if name not in old)]:
+            part = Part(
+                Slice(), np.zeros(0, bool), *(int(side.sum()) for side in (self.sides.before, self.sides.after))
+            )
+            gone = name in old
+            place = Place(part, Measure(math.nan, 1.0, 0.0, 0.0, float(gone), float(not gone)), False)
+            yield self._finding(
+                "lost_column" if gone else "new_column", name, place, "no feature now" if gone else "a new feature"
+            )
+        for name, parts in self.varying.items():
+            found = places(parts, self.presence.sides, self._measure_column(name), self._column_moved, 1)
+            for place in found:
+                gone = place.measure.after < place.measure.before
+                verdict = "lost" if gone else "new"
+                share = place.measure.after if gone else 1 - place.measure.after
+                if share > 0:
+                    verdict += f" in {abs(place.measure.after - place.measure.before):.0%} of the runs"
+                yield self._finding("lost_column" if gone else "new_column", name, place, f"column {verdict}")
+
+    def _measure_column(self, name: str) -> Callable[[Sequence[Part]], list[Measure]]:
+        return lambda parts: self.presence.measure(name, parts)
+
+    def _column_moved(self, measure: Measure) -> bool:
+        return measure.ks >= self.policy.share and self._p(measure.p) <= self.policy.alpha
+
+    def _counts(self) -> Iterator[Finding]:
+        n, m = int(self.sides.before.sum()), int(self.sides.after.sum())
+        for dimension, group in self.groups:
+            if self._p(group.p) > self.policy.alpha:
+                continue
+            where = (group.name if dimension == "job" else None, group.name if dimension == "provider" else None)
+            kind: Kind = "new_group" if group.after else "lost_group"
+            told = "appeared" if group.after else "gone"
+            yield Finding(
+                kind, dimension, *where, False, group.before / max(n, 1), group.after / max(m, 1), None, None,
+                self._p(group.p), group.before, group.after, f"{dimension} {group.name or '(none)'} {told}",
+            )  # fmt: skip
+        for dimension, mix in self.mixes.items():
+            if mix.psi >= self.policy.psi and self._p(mix.p) <= self.policy.alpha:
+                verdict = f"another mix: {mix.moved or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
+                yield Finding(
+                    "mix", dimension, None, None, False, mix.before, mix.after, mix.psi, None, self._p(mix.p), n, m,
+                    verdict,
+                )  # fmt: skip
+
+    def _finding(self, kind: Kind, what: str, place: Place, verdict: str) -> Finding:
+        part, measure = place.part, place.measure
+        psi = None if math.isnan(measure.psi) else measure.psi
+        return Finding(
+            kind, what, *part.slice, place.rest, measure.before, measure.after, psi, measure.ks, self._p(measure.p),
+            part.runs_before, part.runs_after, verdict,
+        )  # fmt: skip

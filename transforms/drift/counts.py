@@ -1,0 +1,165 @@
+"""Drift of what is counted: the mix of jobs, providers, flavours and classes; groups and columns that come and go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transforms.drift.detect import Measure, Part, Sides
+from transforms.drift.statistics import Cell
+
+_EXPECTED = 5.0  # runs in a category of the chi-squared test; rarer ones are taken together
+
+#: How many runs of a (job, provider) have which columns, in the order of their logs.
+Columns = Mapping[tuple[str, str, tuple[str, ...]], int]
+
+
+def add_columns(parts: Iterable[Columns]) -> Columns:
+    """The columns of all parts together."""
+    total: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
+
+
+def columns_to_json(columns: Columns) -> dict[str, Any]:
+    """Each order of columns once, and how many runs of a job and provider have it."""
+    layouts = sorted({layout for *_, layout in columns})
+    groups = [[job, provider, layouts.index(layout), runs] for (job, provider, layout), runs in sorted(columns.items())]
+    return {"layouts": [list(layout) for layout in layouts], "groups": groups}
+
+
+def columns_from_json(value: Mapping[str, Any]) -> Columns:
+    """Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` for what is none."""
+    layouts = [tuple(layout) for layout in value["layouts"]]
+    return {(job, provider, layouts[layout]): int(runs) for job, provider, layout, runs in value["groups"]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Presence:
+    """Which runs have which column.
+
+    Attributes:
+      sides: the runs by (job, provider); flavour and class are not looked at.
+      columns: by name, how many of the runs of each cell have it, before and after, int64 [C] each.
+    """
+
+    sides: Sides
+    columns: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(cls, before: Columns, after: Columns) -> Presence:
+        cells = tuple(sorted({Cell(job, provider, "", "") for job, provider, _ in (*before, *after)}))
+        number = {cell[:2]: index for index, cell in enumerate(cells)}
+        names = dict.fromkeys(name for *_, layout in (*before, *after) for name in layout)
+        counts = {name: (np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)) for name in names}
+        runs = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
+        for side, columns in enumerate((before, after)):
+            for (job, provider, layout), each in columns.items():
+                at = number[job, provider]
+                runs[side][at] += each
+                for name in layout:
+                    counts[name][side][at] += each
+        return cls(Sides(cells, *runs), counts)
+
+    def varies(self, name: str, part: Part) -> bool:
+        """Whether in some cell of a slice some runs have the column and some do not: else it cannot have moved."""
+        have, runs = np.add(*self.columns[name]), self.sides.before + self.sides.after
+        return bool(((have > 0) & (have < runs) & part.cells).any())
+
+    def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
+        """The share of runs with a column in each of some slices, cells weighted alike.
+
+        p is exact: the chance of as many in ``after`` when in each cell those with the column are drawn at random.
+        """
+        had, has = self.columns[name]
+        sides, found = self.sides, []
+        for part in parts:
+            weights = np.where(part.cells, sides.weights, 0.0)
+            total = max(float(weights.sum()), np.finfo(float).tiny)
+            before = float((weights * had / np.maximum(sides.before, 1)).sum() / total)
+            after = float((weights * has / np.maximum(sides.after, 1)).sum() / total)
+            cells = np.flatnonzero(part.cells)
+            p = exact_p(sides.before[cells], sides.after[cells], had[cells], has[cells])
+            found.append(Measure(float("nan"), abs(after - before), p, total, before, after))
+        return found
+
+
+def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndarray) -> float:
+    """Fisher's exact test over strata, two-sided (twice the smaller tail).
+
+    Args:
+      before, after: runs of each stratum on each side, int64 [n].
+      had, has: how many of them have it.
+    """
+    from scipy.stats import hypergeom
+
+    pmf, low = np.ones(1), 0
+    have, runs = had + has, before + after
+    open_ones = (have > 0) & (have < runs)
+    for n, m, k in zip(before[open_ones].tolist(), after[open_ones].tolist(), have[open_ones].tolist(), strict=True):
+        least = max(0, k - n)
+        pmf = np.convolve(pmf, hypergeom.pmf(np.arange(least, min(k, m) + 1), n + m, k, m))
+        low += least
+    at = int(has[open_ones].sum()) - low
+    return min(1.0, 2.0 * float(min(pmf[: at + 1].sum(), pmf[at:].sum())))
+
+
+class Mix(NamedTuple):
+    """The shares of categories, before and after. ``moved`` is the one that grew most."""
+
+    psi: float
+    p: float
+    moved: str
+    before: float
+    after: float
+
+
+def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
+    """How the counts of categories changed: PSI, and p of the chi-squared test; None where there is but one category.
+
+    Categories of which fewer than five runs are expected on a side are taken together.
+    """
+    from scipy.stats import chi2_contingency
+
+    names = sorted({*before, *after})
+    table = np.array([[side.get(name, 0) for name in names] for side in (before, after)], float)
+    runs = table.sum(axis=1)
+    if len(names) < 2 or not runs.all():
+        return None
+    share = table / runs[:, None]
+    most = int((share[1] - share[0]).argmax())
+    rare = table.sum(axis=0) * runs.min() / runs.sum() < _EXPECTED
+    if rare.sum() > 1:
+        table = np.concatenate([table[:, ~rare], table[:, rare].sum(axis=1, keepdims=True)], axis=1)
+    if table.shape[1] < 2:
+        return None
+    p, q = (table + 0.5) / (runs + 0.5 * table.shape[1])[:, None]
+    chance = float(chi2_contingency(table, correction=False).pvalue)
+    return Mix(float(np.sum((q - p) * np.log(q / p))), chance, names[most], share[0, most], share[1, most])
+
+
+class Group(NamedTuple):
+    """A job, provider, flavour or class that one side lacks. ``p``: of its runs all being on the other by chance."""
+
+    name: str
+    before: int
+    after: int
+    p: float
+
+
+def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group]:
+    """The categories that only one side has."""
+    from scipy.stats import hypergeom
+
+    n, m = sum(before.values()), sum(after.values())
+    found = []
+    for name in sorted(before.keys() ^ after.keys()):
+        had, has = before.get(name, 0), after.get(name, 0)
+        runs, side = had + has, m if has else n
+        found.append(Group(name, had, has, float(hypergeom.pmf(runs, n + m, runs, side))))
+    return found

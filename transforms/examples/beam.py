@@ -1,0 +1,100 @@
+"""The functions of data sets as PTransforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import apache_beam as beam
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.plan import SpanPlan
+from ciml.digest import canonical_json
+from ciml.storage.open import Store
+from transforms.examples.prepare import Examples, Excluded
+from transforms.examples.spans import examples_of, guarded_examples, write_span
+from transforms.ingest.beam import keep_error
+
+#: A part of a span on its way through a pipeline: (which span and version, (which part, its Arrow bytes, exclusions)).
+_Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
+
+
+class MakeExamples(beam.PTransform):
+    """(part number, `SpanPlan`) to examples, keyed by the span's version: `transforms.examples.spans.examples_of`."""
+
+    def __init__(self, raw: Store, resolved: ResolvedDefinition) -> None:
+        super().__init__()
+        self._raw, self._resolved = raw, resolved
+
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        return (
+            parts
+            | "spread" >> beam.Reshuffle()
+            | "make" >> beam.Map(_make, self._raw, self._resolved).with_output_types(tuple[str, tuple])
+        )
+
+
+class WriteSpans(beam.PTransform):
+    """The examples of each span's version to its files: `transforms.examples.spans.write_span`.
+
+    What the manifest is to hold of it goes to ``results`` of the data set's folder, for the caller to commit. All of it
+    may happen again: files are named by content, and a result holds the same whoever writes it.
+    """
+
+    def __init__(self, root: Store, plans: Sequence[SpanPlan], resolved: ResolvedDefinition, results: str) -> None:
+        super().__init__()
+        self._root, self._resolved, self._results = root, resolved, results
+        self._plans = {_key(plan): plan for plan in plans}
+
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
+        return (
+            parts
+            | "by span" >> beam.GroupByKey()
+            | "write" >> beam.Map(_write, self._root, self._plans, self._resolved, self._results)
+        )
+
+
+def result_path(results: str, span: int, version: int) -> str:
+    """Where `WriteSpans` leaves what the manifest is to hold of a span's version."""
+    return f"{results}/{span}-{version}.json"
+
+
+def _key(plan: SpanPlan) -> str:
+    return f"{plan.span}-{plan.version}"
+
+
+def _make(part: tuple[int, SpanPlan], raw: Store, resolved: ResolvedDefinition) -> _Part:
+    number, plan = part
+    with keep_error():
+        examples = guarded_examples(plan, lambda some: examples_of(raw, some, resolved), resolved)
+    sink = pa.BufferOutputStream()
+    # mostly padding: compressed, it is a small part of its size in memory
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, examples.table.schema, options=options) as writer:
+        writer.write_table(examples.table)
+    return _key(plan), (
+        number,
+        bytes(sink.getvalue()),
+        [(each.run_id, each.reason, each.detail) for each in examples.excluded],
+    )
+
+
+def _write(
+    element: tuple[str, Iterable[tuple[int, bytes, list[tuple[str, str, str]]]]],
+    root: Store,
+    plans: dict[str, SpanPlan],
+    resolved: ResolvedDefinition,
+    results: str,
+) -> str:
+    key, parts = element
+    with keep_error():
+        span = write_span(root, plans[key], list(_read(parts)), resolved)
+        path = result_path(results, span.span, span.version)
+        root.replace(path, canonical_json(span.to_json()))
+    return path
+
+
+def _read(parts: Iterable[tuple[int, bytes, list[tuple[str, str, str]]]]) -> Iterator[Examples]:
+    for _, data, excluded in sorted(parts, key=lambda part: part[0]):
+        with pa.ipc.open_stream(data) as reader:
+            yield Examples(reader.read_all(), tuple(Excluded(*each) for each in excluded))

@@ -1,0 +1,337 @@
+"""Downsampling: from the samples of many runs to windows of equal length, all runs at once.
+
+Windows start at UTC midnight of the day of a run's first recorded sample and follow each other over the following
+midnights; they are closed and labelled on the left, as pandas' ``resample`` has them. A sample statistic stands for the
+values of a window. A window in which a selected column has no value is dropped, and those after it close up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.errors import Refused
+from transforms.raw.arrow_arrays import empty_table, plain
+
+DAY_US = 86_400_000_000
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """The windows of n runs, without padding; where the definition names aggregations, these in place of windows.
+
+    Attributes:
+      values: float32 [W, F], the runs' windows one after another, in order of time.
+      run: int64 [W], which run each belongs to, ascending.
+      position: int64 [W], its place in the run, from 0, always below L.
+      n_windows: int32 [n], how many each run has; 0 where the run was refused.
+      refused: (position in the given list, reason) of runs that have none.
+    """
+
+    values: np.ndarray
+    run: np.ndarray
+    position: np.ndarray
+    n_windows: np.ndarray
+    refused: tuple[tuple[int, Refused], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Samples:
+    """The samples of n runs: run int64 [S] ascending, time int64 [S] ascending within a run, F columns float64 [S]."""
+
+    run: np.ndarray
+    time: np.ndarray
+    columns: list[np.ndarray]
+
+
+def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Windows:
+    """Downsamples the telemetry of many runs at once. What becomes of a run does not depend on the others.
+
+    Args:
+      tables: of each run its telemetry as stored: ``time`` timestamp[us, UTC], ``boot`` bool, float64 columns; a null
+        or NaN is no value. Samples need not be sorted; of samples with the same time, the order stays.
+      resolved: which columns, and how.
+
+    Returns:
+      The windows of all runs. A run is refused as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
+      window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
+    """
+    refused: dict[int, Refused] = {}
+    joined, runs = _join(tables, resolved, refused)
+    return _windows(joined, runs, len(tables), resolved, refused)
+
+
+def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefinition) -> Windows:
+    """As `downsample`, of runs that lie one after the other in one table.
+
+    Args:
+      joined: the telemetry of n runs, with the same columns.
+      rows: int64 [n], how many rows each has.
+      resolved: which columns, and how.
+    """
+    refused: dict[int, Refused] = {}
+    part = _needed(joined, _schema(resolved))
+    runs = np.repeat(np.arange(rows.size), rows)
+    if isinstance(part, Refused):
+        refused = dict.fromkeys(range(rows.size), part)
+        part, runs = empty_table(_schema(resolved)), runs[:0]
+    elif part.column(0).null_count:
+        timeless = np.zeros(rows.size, bool)
+        timeless[runs[plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
+        refused = {int(run): _no_time() for run in np.flatnonzero(timeless)}
+        part, runs = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_())), runs[~timeless[runs]]
+    return _windows(part, runs, rows.size, resolved, refused)
+
+
+def _windows(
+    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, refused: dict[int, Refused]
+) -> Windows:
+    """The windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
+    definition = resolved.definition
+    samples, origin = _samples(joined, runs, resolved)
+    columns, run = _bins(samples, origin, definition.interval_us, definition.sample_statistic)
+    if definition.aggregation_functions:
+        columns, run = _aggregate(columns, run, definition.aggregation_functions)
+    position = np.arange(run.size) - _starts(run)[1]
+    if (cut := position >= resolved.windows).any():
+        columns, run, position = [column[~cut] for column in columns], run[~cut], position[~cut]
+    values = as_stored(columns)
+    if not (finite := np.isfinite(values).all(axis=1)).all():
+        for index in np.unique(run[~finite]).tolist():
+            refused[index] = Refused("out_of_range", "a value is larger than float32 holds")
+        whole = ~np.isin(run, run[~finite])
+        values, run, position = values[whole], run[whole], position[whole]
+    n_windows = np.bincount(run, minlength=n).astype(np.int32)
+    for index in np.flatnonzero(n_windows == 0).tolist():
+        refused.setdefault(index, Refused("empty", "no window has a value in every selected column"))
+    return Windows(values, run, position, n_windows, tuple(sorted(refused.items())))
+
+
+def _join(
+    tables: Sequence[pa.Table], resolved: ResolvedDefinition, refused: dict[int, Refused]
+) -> tuple[pa.Table, np.ndarray]:
+    """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
+    parts, index, rows = [], [], []
+    schema = _schema(resolved)
+    for number, table in enumerate(tables):
+        part = _needed(table, schema)
+        if not isinstance(part, Refused) and part.column(0).null_count:
+            part = _no_time()
+        if isinstance(part, Refused):
+            refused[number] = part
+            continue
+        parts.append(part)
+        index.append(number)
+        rows.append(part.num_rows)
+    joined = pa.concat_tables(parts) if parts else empty_table(schema)
+    return joined, np.repeat(np.array(index, np.int64), np.array(rows, np.int64))
+
+
+def _schema(resolved: ResolvedDefinition) -> pa.Schema:
+    names = ["time", *([] if resolved.definition.count_first_sample else ["boot"]), *resolved.columns]
+    return pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
+
+
+def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | Refused:
+    """What is needed of telemetry, in its right types."""
+    try:
+        part = table.select(schema.names)
+    except KeyError:
+        return Refused("missing_column", next(name for name in schema.names if name not in table.column_names))
+    return part if part.schema.equals(schema) else part.cast(schema)
+
+
+def _no_time() -> Refused:
+    return Refused("no_time", "a sample has no time")
+
+
+def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
+    """The windows of n runs from those of its parts, one at least: (int64 [m], which runs; their windows)."""
+    run = np.concatenate([at[windows.run] for at, windows in parts])
+    order = np.argsort(run, kind="stable")
+    n_windows = np.zeros(n, np.int32)
+    refused: list[tuple[int, Refused]] = []
+    for at, windows in parts:
+        n_windows[at] = windows.n_windows
+        refused.extend((int(at[place]), why) for place, why in windows.refused)
+    values = np.concatenate([windows.values for _, windows in parts])[order]
+    position = np.concatenate([windows.position for _, windows in parts])[order]
+    return Windows(values, run[order], position, n_windows, tuple(sorted(refused, key=lambda each: each[0])))
+
+
+def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
+    """The samples that count, in order, and int64 [S] the midnight from which each one's run counts its windows."""
+    time = plain(joined.column(0))
+    columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
+    order: np.ndarray | None = None
+    if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
+        order = np.lexsort((time, run))  # stable, so a run that is in order already stays as it is
+        time, columns = time[order], [column[order] for column in columns]
+    first = time[_starts(run)[1]]
+    origin = first - first % DAY_US
+    if not resolved.definition.count_first_sample:  # it is recorded all the same: the first day is that of all samples
+        counts = _filled(joined.column("boot").cast(pa.uint8()), 0) == 0
+        counts = counts if order is None else counts[order]
+        run, time, origin = run[counts], time[counts], origin[counts]
+        columns = [column[counts] for column in columns]
+    return _Samples(run, time, columns), origin
+
+
+def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
+    """As `plain`, with a value for nulls. (Arrow's own fill_null would import pandas too.)"""
+    whole = column.combine_chunks()
+    if not whole.null_count:
+        return np.from_dlpack(whole)
+    valid = np.from_dlpack(whole.is_valid().cast(pa.uint8())) == 1
+    bare = pa.Array.from_buffers(whole.type, len(whole), [None, whole.buffers()[1]], offset=whole.offset)
+    return np.where(valid, np.from_dlpack(bare), null)
+
+
+def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each group of equal neighbours begins: int64 [groups], and for each element the beginning of its own."""
+    begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
+    return begins, np.repeat(begins, _sizes(begins, keys.size))
+
+
+def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
+    """How many elements each group has: int64 [groups]. (np.diff takes ten times as long for a few.)"""
+    sizes = np.empty_like(begins)
+    sizes[:-1] = begins[1:] - begins[:-1]
+    sizes[-1:] = total - begins[-1:]
+    return sizes
+
+
+def _bins(
+    samples: _Samples, origin: np.ndarray, interval_us: int, statistic: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The statistic of each window that has a value in every column: F columns float64 [W]; its run int64 [W]."""
+    number = (samples.time - origin) // interval_us
+    new = np.ones(number.size, bool)
+    new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
+    begins = np.flatnonzero(new)
+    reduced, kept = reduce_windows(samples.columns, begins, statistic)
+    return [column[kept] for column in reduced], samples.run[begins][kept]
+
+
+def reduce_windows(
+    columns: Sequence[np.ndarray], begins: np.ndarray, statistic: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The sample statistic of windows whose samples stand one after another.
+
+    Args:
+      columns: F columns float64 [S]; NaN is no value.
+      begins: int64 [W] ascending, where each window's samples begin; each has at least one, and the last goes to S.
+      statistic: of `ciml.datasets.definition`: ``mean``, ``std``, ``min``, ``max`` or ``last``.
+
+    Returns:
+      F columns float64 [W]; and bool [W], where a window has a value in each column. The others are to be dropped:
+      their statistics mean nothing.
+    """
+    kept = np.ones(begins.size, bool)
+    reduced = []
+    for column in columns:
+        has_value = ~np.isnan(column)
+        counts = _count(has_value, begins)
+        kept &= counts > 0
+        with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are refused
+            reduced.append(_STATISTICS[statistic](column, has_value, begins, counts))
+    return reduced, kept
+
+
+def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """F columns float64 [W] as float32 [W, F]; what that cannot hold becomes infinite."""
+    values = np.empty((columns[0].size, len(columns)), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for index, column in enumerate(columns):
+            values[:, index] = column
+        values += 0.0  # one zero: -0.0 has another digest
+    return values
+
+
+def _count(has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    sizes = _sizes(begins, has_value.size)
+    return sizes if has_value.all() else _reduceat(np.add, has_value.astype(np.int64), begins)
+
+
+_Reduce = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# Each takes a column float64 [S], whether it has a value bool [S], where groups begin int64 [W], and how many values
+# each has int64 [W]; all groups have a sample, but one without a value comes out as whatever it likes.
+
+
+def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    return _reduceat(np.add, np.where(has_value, column, 0.0), begins)
+
+
+def _reduceat(operation: np.ufunc, column: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    return np.asarray(operation.reduceat(column, begins)) if begins.size else np.zeros(0, column.dtype)
+
+
+def _mean(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.asarray(_sum(column, has_value, begins) / counts)
+
+
+def _var(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """ddof 1, in two passes: the mean first, then the squared distances from it. Of one value it is 0."""
+    mean = _mean(column, has_value, begins, counts)
+    distance = column - np.repeat(mean, _sizes(begins, column.size))
+    return np.asarray(_sum(distance * distance, has_value, begins) / np.maximum(counts - 1, 1))
+
+
+def _std(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.asarray(np.sqrt(_var(column, has_value, begins, counts)))
+
+
+def _min(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _reduceat(np.fmin, column, begins)  # fmin and fmax pass over NaN
+
+
+def _max(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _reduceat(np.fmax, column, begins)
+
+
+def _last(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    places = np.where(has_value, np.arange(column.size), 0)
+    return np.asarray(column[_reduceat(np.maximum, places, begins)])
+
+
+_STATISTICS: dict[str, _Reduce] = {"mean": _mean, "std": _std, "min": _min, "max": _max, "last": _last}
+
+
+def _aggregate(
+    columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Each function of each run's windows, in the place of windows: F columns float64 [runs × functions]; their run."""
+    begins, _ = _starts(run)
+    counts = _sizes(begins, run.size)
+    all_there = np.ones(run.size, bool)
+    out = []
+    for column in columns:
+        with np.errstate(all="ignore"):
+            results = [_function(name, column, all_there, run, begins, counts) for name in functions]
+        out.append(np.stack(results, axis=1).ravel())
+    return out, np.repeat(run[begins], len(functions))
+
+
+def _function(
+    name: str, column: np.ndarray, all_there: np.ndarray, run: np.ndarray, begins: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    if name in _STATISTICS:
+        return _STATISTICS[name](column, all_there, begins, counts)
+    if name == "var":
+        return _var(column, all_there, begins, counts)
+    if name == "sum":
+        return _sum(column, all_there, begins)
+    if name == "first":
+        return np.asarray(column[begins])
+    if name == "count":
+        return counts.astype(np.float64)
+    if name == "median":
+        ascending = column[np.lexsort((column, run))]
+        low, high = ascending[begins + (counts - 1) // 2], ascending[begins + counts // 2]
+        return np.asarray(np.where(low == high, low, (low + high) / 2))
+    raise ValueError(f"no such aggregation: {name}")

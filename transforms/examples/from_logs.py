@@ -1,0 +1,109 @@
+"""Windows straight from logs: fetched, parsed and downsampled at once, for who stores no telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.errors import EngineError, Refused
+from ciml.events.records import Candidate, Mention, Origin
+from transforms.examples.downsample import Windows, downsample, merge_windows
+from transforms.fetch.policy import FetchPolicy
+
+KEPT_BYTES = 256 << 20  # of telemetry that need not be read again once the columns are known
+
+
+class LogOf(NamedTuple):
+    """A run's log: where it is, and what settles its times (`transforms.parse.logs.Log`)."""
+
+    run_id: str
+    address: str
+    start_us: int | None
+    end_us: int | None
+
+
+class LogReader:
+    """Reads logs, and keeps what it parsed for its names until its windows are asked for.
+
+    Args:
+      fetch: from where logs may be read, and the limits.
+      kept_bytes: the telemetry that is kept at most.
+    """
+
+    def __init__(self, fetch: FetchPolicy, kept_bytes: int = KEPT_BYTES) -> None:
+        self._fetch, self._left = fetch, kept_bytes
+        self._kept: dict[str, pa.Table] = {}
+
+    def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...]]:
+        """The names of the columns of each log that can be used, in log order.
+
+        Raises:
+          EngineError: a log cannot be read for a reason that says nothing of it.
+        """
+        found: dict[int, tuple[str, ...]] = {}
+        seen: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for part in self._parts(logs, range(len(logs))):
+            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
+            for at, table in tables.items():
+                names = tuple(table.column_names)
+                found[at] = seen.setdefault(names, names)  # one for all: it may be on its way to another process
+            size = sum(8 * table.num_rows * table.num_columns for table in tables.values())
+            if size <= self._left:  # all or none: tables of a part share their buffers
+                self._kept.update((logs[at].run_id, table) for at, table in tables.items())
+                self._left -= size
+            del part, tables
+        return [found[at] for at in sorted(found)]
+
+    def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
+        """The windows of the runs; a log that cannot be used is refused as its dead letter would be.
+
+        Raises:
+          EngineError: a log cannot be read for a reason that says nothing of it.
+        """
+        kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
+        parts = [_windows_of(kept, resolved)] if kept or not logs else []
+        refused: list[tuple[int, Refused]] = []
+        for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
+            refused += [(at, table) for at, table in part.items() if isinstance(table, Refused)]
+            tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
+            if tables or not parts:
+                parts.append(_windows_of(tables, resolved))
+            del part, tables
+        whole = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
+        return Windows(
+            whole.values, whole.run, whole.position, whole.n_windows,
+            tuple(sorted((*whole.refused, *refused), key=lambda each: each[0])),
+        )  # fmt: skip
+
+    def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | Refused]]:
+        """What became of the logs at some places, by place, part by part."""
+        from transforms.ingest.run_stages import PASSING, read_logs  # the processes that read import it side by side
+
+        candidates = [
+            Candidate(
+                Origin("", 0, at),
+                "",
+                Mention(log.run_id, "", log_url=log.address, start_us=log.start_us, end_us=log.end_us),
+            )
+            for at in wanted
+            for log in [logs[at]]
+        ]
+        for batch in read_logs(candidates, self._fetch):
+            found: dict[int, pa.Table | Refused] = {each.origin.offset: each.telemetry for each in batch.candidates}
+            for outcome in batch.settled:
+                if outcome.reason in PASSING:
+                    raise EngineError(f"{outcome.run_id}: its log cannot be read: {outcome.reason}, {outcome.detail}")
+                found[outcome.origin.offset] = Refused(outcome.reason, outcome.detail)
+            del batch
+            yield found
+            del found
+
+
+def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
+    """(their places int64 [m], their windows)."""
+    places = sorted(tables)
+    return np.array(places, np.int64), downsample([tables[at] for at in places], resolved)

@@ -1,0 +1,241 @@
+"""Examples: from windows to one row a run, and the same preparation for a run that is to be predicted."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.digest import arrays_digest
+from ciml.errors import Refused
+from ciml.events.records import Mention
+from transforms.examples.downsample import Windows, downsample
+from transforms.examples.split import SPLITS, split_of
+from transforms.raw.arrow_arrays import numbers, text_maps, texts, times
+
+_TIME = pa.timestamp("us", tz="UTC")
+_FACTS = (
+    "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
+    "outcome", "result",
+)  # fmt: skip
+
+
+class Excluded(NamedTuple):
+    """A selected run that is no example, and why: ``missing_column``, ``unknown_class``, ``no_label``, ``empty``, …"""
+
+    run_id: str
+    reason: str
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "reason": self.reason, **({"detail": self.detail} if self.detail else {})}
+
+
+class Examples(NamedTuple):
+    """One row a run in ``table`` (`schema_of`), split by split, each in the order of the runs; the others in
+    ``excluded``."""
+
+    table: pa.Table
+    excluded: tuple[Excluded, ...]
+
+
+def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
+    """The schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
+    return example_schema(resolved.features, resolved.windows)
+
+
+def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
+    """As `schema_of`, by the names of the features and L."""
+    text = pa.string()
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), windows)
+    fields = [
+        *((name, text) for name in ("run_id", "build_uuid", "build_name")),
+        ("label", pa.int64()),
+        ("label_name", text),
+        ("split", text),
+        ("n_windows", pa.int32()),
+        ("digest", text),
+        *((name, text) for name in _FACTS),
+    ]
+    optional = [("start_time", _TIME), ("end_time", _TIME)]
+    return pa.schema(
+        [
+            *(pa.field(name, kind, nullable=False) for name, kind in fields),
+            *(pa.field(name, kind) for name, kind in optional),
+            pa.field("labels", pa.map_(text, text), nullable=False),
+            *(pa.field(name, vector, nullable=False) for name in features),
+        ]
+    )
+
+
+def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
+    """The examples of runs. What comes out for a run does not depend on the others.
+
+    Args:
+      runs: what is known of each run.
+      tables: the telemetry of each, as stored.
+      resolved: the definition that was resolved.
+
+    Returns:
+      The rows of all runs that have a label and at least one window, and the reasons of the others.
+    """
+    return examples_from(runs, lambda taken: downsample([tables[index] for index in taken], resolved), resolved)
+
+
+def examples_from(
+    runs: Sequence[Mention], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
+) -> Examples:
+    """As `make_examples`, with the windows of the runs that have a label by a call with their positions."""
+    reasons: dict[int, Excluded] = {}
+    labels: dict[int, tuple[int, str]] = {}
+    for index, run in enumerate(runs):
+        label = resolved.label_of(run)
+        if isinstance(label, str):
+            reasons[index] = Excluded(run.run_id, label)
+        else:
+            labels[index] = label
+    taken = list(labels)
+    windows = windows_of(taken)
+    for place, refused in windows.refused:
+        index = taken[place]
+        reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
+    wanted = max(resolved.definition.min_windows or 1, 1)
+    for place in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
+        detail = f"{windows.n_windows[place]} of {wanted} windows"
+        reasons[taken[place]] = Excluded(runs[taken[place]].run_id, "too_short", detail)
+    weights, salt = resolved.definition.tdt_split, resolved.definition.salt
+    splits = {
+        place: split_of(run.project, run.change, run.run_id, salt, weights)
+        for place, run in (
+            (place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows >= wanted).tolist()
+        )
+    }
+    kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so files are slices
+    rows = [taken[place] for place in kept]
+    table = _table(
+        [runs[index] for index in rows], [labels[index] for index in rows], [splits[place] for place in kept],
+        windows, np.array(kept, np.int64), resolved,
+    )  # fmt: skip
+    return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
+
+
+def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, int]:
+    """One run as a model takes it.
+
+    Returns:
+      inputs float32 [L, F], not normalised, padded with zeros; and n_windows, how many of the L are the run's own.
+
+    Raises:
+      Refused: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
+    """
+    inputs, n_windows, refused = prepare_many([table], resolved)
+    if refused:
+        raise refused[0][1]
+    return inputs[0], int(n_windows[0])
+
+
+def prepare_many(
+    tables: Sequence[pa.Table], resolved: ResolvedDefinition
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, Refused]]]:
+    """Many runs as a model takes them, by the same functions that make examples.
+
+    Returns:
+      inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a refused run is zeros and
+      its n_windows 0. Then (row, reason) of the refused.
+    """
+    windows = downsample(tables, resolved)
+    inputs = np.zeros((len(tables), resolved.windows, len(resolved.columns)), np.float32)
+    inputs[windows.run, windows.position] = windows.values
+    return inputs, windows.n_windows, list(windows.refused)
+
+
+def mentions(examples: pa.Table) -> list[Mention]:
+    """What is known of each example's run, as trust is judged by: all facts but the address of the log."""
+    names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
+    plain = examples.select(names)
+    for name in ("start_time", "end_time"):
+        at = plain.column_names.index(name)
+        plain = plain.set_column(at, name, plain.column(name).cast(pa.int64()))
+    out = []
+    for row in plain.to_pylist():
+        start, end, labels = row.pop("start_time"), row.pop("end_time"), dict(row.pop("labels"))
+        row["outcome"] = row["outcome"] or None
+        out.append(Mention(**row, start_us=start, end_us=end, labels=labels))
+    return out
+
+
+def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
+    """The digest of an example, by which two ways of making it are compared. ``arrays`` float32 [F, L]."""
+    return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
+
+
+def row_digests(
+    run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
+) -> Iterator[str]:
+    """`row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN. What all share is encoded once."""
+    F, _, L = unrolled.shape
+    width = 4 * L
+    if not unrolled.size:
+        return
+    shape = f"<f4({L},)".encode()
+    heads = [
+        struct.pack("<q", len(name := feature.encode())) + name + struct.pack("<q", len(shape)) + shape
+        + struct.pack("<q", width)
+        for feature in features
+    ]  # fmt: skip
+    values = [memoryview(unrolled[feature].reshape(-1)).cast("B") for feature in range(F)]
+    ends = {count: struct.pack("<qq", 8, count) for count in set(n_windows)}
+    # One list for all rows: the run's own parts are put between the heads.
+    parts: list[bytes | memoryview] = [b"", b"", *chain.from_iterable((head, b"") for head in heads), b""]
+    for row, (run_id, count) in enumerate(zip(run_ids, n_windows, strict=True)):
+        begin = row * width
+        parts[1] = name = run_id.encode()
+        parts[0], parts[-1] = struct.pack("<q", len(name)), ends[count]
+        parts[3:-1:2] = [column[begin : begin + width] for column in values]
+        yield hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _table(
+    runs: Sequence[Mention],
+    labels: Sequence[tuple[int, str]],
+    splits: Sequence[str],
+    windows: Windows,
+    kept: np.ndarray,
+    resolved: ResolvedDefinition,
+) -> pa.Table:
+    """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
+    L = resolved.windows
+    place = np.full(windows.n_windows.size, -1)
+    place[kept] = np.arange(kept.size)
+    row, position, values = place[windows.run], windows.position, windows.values
+    if (left_out := row < 0).any():
+        row, position, values = row[~left_out], position[~left_out], values[~left_out]
+    unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)
+    unrolled[:, row, position] = values.T
+    n_windows, run_ids = windows.n_windows[kept], [run.run_id for run in runs]
+    columns: dict[str, pa.Array] = {
+        "run_id": texts(run_ids),
+        "build_uuid": texts([run.build_uuid for run in runs]),
+        "build_name": texts([run.build_name for run in runs]),
+        "label": numbers(np.array([label for label, _ in labels], np.int64)),
+        "label_name": texts([name for _, name in labels]),
+        "split": texts(splits),
+        "n_windows": numbers(n_windows),
+        "digest": texts(list(row_digests(run_ids, unrolled, resolved.features, n_windows.tolist()))),
+        **{name: texts([fact or "" for fact in map(attrgetter(name), runs)]) for name in _FACTS},
+        "start_time": times([run.start_us for run in runs], _TIME),
+        "end_time": times([run.end_us for run in runs], _TIME),
+        "labels": text_maps([run.labels for run in runs]),
+    }
+    schema = schema_of(resolved)
+    for feature, name in enumerate(resolved.features):
+        flat = numbers(unrolled[feature].reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)

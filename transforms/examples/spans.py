@@ -1,0 +1,302 @@
+"""Spans: examples as Parquet files that a data set's manifest names, and reading and checking them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.datasets.definition import ResolvedDefinition
+from ciml.datasets.plan import SpanPlan
+from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
+from ciml.digest import sha256_json
+from ciml.errors import IntegrityError, Refused
+from ciml.events.records import Mention
+from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
+from ciml.storage.open import Store
+from ciml.telemetry import OWN_COLUMNS
+from transforms.examples.downsample import Windows, downsample, downsample_joined, merge_windows
+from transforms.examples.prepare import (
+    Examples,
+    Excluded,
+    example_schema,
+    examples_from,
+    mentions,
+    row_digests,
+    schema_of,
+)
+from transforms.examples.split import SPLITS
+from transforms.guard import bisect
+from transforms.raw.pack_reader import Joined, read_joined
+
+_BATCH_BYTES = 64 << 20  # of examples that are made at a time
+_BATCH_RUNS = 5000
+_GROUP_BYTES = 4 << 20  # of a row group, before compression: writing takes as much memory again
+
+
+def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
+    """The runs of a span in parts whose examples fit in memory."""
+    size = min(_BATCH_RUNS, max(1, _BATCH_BYTES // (4 * resolved.windows * len(resolved.features))))
+    for start in range(0, len(plan.runs), size):
+        yield SpanPlan(plan.span, plan.version, plan.runs[start : start + size])
+
+
+def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
+    """Reads the telemetry of runs, only what the definition needs of it, and makes their examples."""
+
+    def windows_of(taken: Sequence[int]) -> Windows:
+        files = [plan.runs[index].file for index in taken]
+        parts = []
+        for found in read_joined(raw, files, columns=[*OWN_COLUMNS, *resolved.columns]):
+            if isinstance(found, Joined):
+                parts.append((np.array(found.at), downsample_joined(found.table, np.array(found.rows), resolved)))
+            else:
+                parts.append((np.array([at for at, _ in found]), downsample([each for _, each in found], resolved)))
+        return merge_windows(parts, len(files)) if parts else downsample([], resolved)
+
+    return examples_from([run.mention for run in plan.runs], windows_of, resolved)
+
+
+def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:
+    """The examples of a plan's runs, where a run that ``make`` fails for costs itself alone (`transforms.guard`).
+
+    Args:
+      plan: the runs.
+      make: their examples; what it makes of a run does not depend on the others.
+      resolved: the definition.
+
+    Returns:
+      As ``make`` does; a run that it raises an unexpected exception for is excluded as ``internal_error``.
+    """
+    parts: list[Examples] = []
+    for runs, made in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
+        if isinstance(made, Refused):
+            excluded = Excluded(runs[0].run_id, made.reason, made.detail)
+            made = Examples(schema_of(resolved).empty_table(), (excluded,))
+        parts.append(made)
+    if len(parts) == 1:
+        return parts[0]
+    table = pa.concat_tables([part.table for part in parts])
+    splits = table.column("split").to_pylist()
+    in_order = [row for split in SPLITS for row, each in enumerate(splits) if each == split]
+    return Examples(table.take(pa.array(in_order, pa.int64())), tuple(each for part in parts for each in part.excluded))
+
+
+def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
+    """Writes a span's files, content-named and exclusively, and describes them as the manifest is to.
+
+    Args:
+      root: the data set's folder.
+      plan: which span, and its selected runs.
+      parts: the examples of its runs, in their order.
+      resolved: the definition.
+
+    Raises:
+      IntegrityError: when examples and exclusions are not the selected runs.
+    """
+    excluded = tuple(each.to_json() for part in parts for each in part.excluded)
+    by_split: dict[str, list[tuple[pa.Table, list[SpanRun]]]] = {split: [] for split in SPLITS}
+    for part in parts:
+        for split, table in _of_splits(part.table):
+            by_split[split].append((table, _span_runs(table)))
+    facts = {run.run_id: run.mention for run in plan.runs}
+    found = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
+    examples = sum(part.table.num_rows for part in parts)
+    if found.keys() | {each["run_id"] for each in excluded} != facts.keys() or examples + len(excluded) != len(facts):
+        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
+
+    def write(split: str) -> tuple[ExampleFile, ...]:
+        if not by_split[split]:
+            return ()
+        table = pa.concat_tables([piece for piece, _ in by_split[split]])
+        digest = _rows_digest([run for _, runs in by_split[split] for run in runs], facts)
+        path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
+        root.create(path, write_examples(table, path))  # one that is there holds the same rows: its name says so
+        return (ExampleFile(path, digest, table.num_rows),)
+
+    # One after the other: what writing needs of memory is then there once, and two threads write little sooner.
+    files = {split: written for split in SPLITS if (written := write(split))}
+    selected = tuple(run.position for run in plan.runs)
+    in_order = tuple(found[run_id] for run_id in facts if run_id in found)
+    return SpanVersion(plan.span, plan.version, selected, in_order, excluded, files)
+
+
+def _of_splits(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each split that has any: they lie together."""
+    splits = table.column("split").to_pylist()
+    for split in SPLITS:
+        if count := splits.count(split):
+            first = splits.index(split)
+            if splits[first : first + count] != [split] * count:
+                raise IntegrityError("examples are not split by split")
+            yield split, table.slice(first, count)
+
+
+def _span_runs(table: pa.Table) -> list[SpanRun]:
+    names = ["run_id", "build_name", "split", "label", "label_name", "n_windows", "digest"]
+    columns = [table.column(name).to_pylist() for name in names]
+    return [SpanRun(*row) for row in zip(*columns, strict=True)]
+
+
+def write_examples(table: pa.Table, path: str) -> bytes:
+    """Examples as a Parquet file with a seal (`ciml.raw.seal`), to be stored under a path."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
+        write_statistics=False,
+        write_page_checksum=True,
+        version="2.6",
+    ) as writer:
+        writer.write_table(table, row_group_size=max(1, _GROUP_BYTES * table.num_rows // table.nbytes))
+        writer.add_key_value_metadata(unsealed(path))
+    return seal(bytes(sink.getvalue()))
+
+
+def rows_digest(table: pa.Table) -> str:
+    """Digest of examples: for each row all metadata, and by its ``digest`` the arrays."""
+    names = ["split", "label", "label_name", "n_windows", "digest"]
+    facts = [mention.to_json() for mention in mentions(table)]
+    return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), facts, strict=True)])
+
+
+def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, Mention]) -> str:
+    """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
+    rows = []
+    for run, told in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
+        told["phase"] = "finished"
+        told.pop("log_url", None)
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, told])
+    return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def read_span(
+    root: Store, span: SpanVersion, *, splits: Sequence[str] = SPLITS, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The examples of a span, split by split, each in the order of the raw manifest.
+
+    Args:
+      root: the data set's folder (`ciml.datasets.state.dataset_store`).
+      span: the version to read (`ciml.datasets.state.DatasetState.latest`).
+      splits: which of ``train``, ``dev`` and ``test``.
+      columns: only these; all by default.
+
+    Raises:
+      IntegrityError: for a file that is not there, is broken, or has other rows than the manifest says.
+    """
+    files = [file for split in splits for file in span.files.get(split, ())]
+    with ThreadPoolExecutor(max(1, len(files))) as pool:
+        tables = list(pool.map(lambda file: read_examples(root, file, columns), files))
+    if not tables:
+        raise IntegrityError(f"{root.url(span.folder)} has no examples in {', '.join(splits)}")
+    return pa.concat_tables(tables)
+
+
+def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one file.
+
+    A sealed file is checked before it is parsed. One of an older version is read whole, and compared with its digest.
+
+    Raises:
+      IntegrityError: it is missing, is not as it was written, or has other rows than the manifest says.
+    """
+    table, is_old = _read(root, file, columns)
+    url = root.url(file.path)
+    if is_old and (faults := _faults(table, file.digest)):
+        raise IntegrityError(f"{url}: {faults[0]}: restore it from a copy")
+    for name in columns or ():
+        if name not in table.column_names:
+            raise IntegrityError(f"{url} has no column {name!r}")
+    return table if columns is None else table.select(list(columns))
+
+
+def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> tuple[pa.Table, bool]:
+    """The rows of a file, and whether it is of an older version: then these have all columns and are unchecked."""
+    url = root.url(file.path)
+    try:
+        data = root.read(file.path)
+        is_old = not is_sealed(data, file.path, url)
+        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        wanted = None if columns is None or is_old else list(columns)
+        table = source.read(columns=wanted).replace_schema_metadata(None)
+    except FileNotFoundError:
+        raise IntegrityError(f"{url} is named by the manifest, and is not there") from None
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise unreadable(url, error) from None
+    if table.num_rows != file.rows:
+        raise IntegrityError(
+            f"{url} has {table.num_rows} rows, and the manifest says {file.rows}: restore it from a copy"
+        )
+    return table, is_old
+
+
+def _faults(table: pa.Table, digest: str) -> list[str]:
+    """What differs between examples and the digest that the manifest says, or between arrays and their row's digest."""
+    schema = table.schema
+    features = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+    expected = example_schema(features, schema.field(features[0]).type.list_size) if features else None
+    if schema != expected:
+        return ["other columns than examples have"]
+    if any(table.column(field.name).null_count for field in schema if not field.nullable):
+        return ["values are missing"]
+    try:
+        if rows_digest(table) != digest:
+            return ["other rows than the manifest says"]
+        unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
+        run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
+        found = list(row_digests(run_ids, unrolled, features, n_windows))
+    except (pa.ArrowException, ValueError) as error:  # a text that is no UTF-8, a time out of range, a null in a list
+        return [f"values that no example has: {error!s:.100}"]
+    return [
+        f"the arrays of {run_id} have another digest than the manifest says"
+        for run_id, has, named in zip(run_ids, found, digests, strict=True)
+        if has != named
+    ]
+
+
+def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
+    """The features of examples as a model takes them: float32 [rows, L, F], not normalised."""
+    out = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
+    for index, name in enumerate(resolved.features):
+        out[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)
+    return out
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    whole = column.combine_chunks()
+    return np.from_dlpack(whole.flatten()) if len(whole) else np.zeros(0, np.float32)
+
+
+def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) -> list[str]:
+    """What is wrong with a span's files, a line each: files that are not there, other rows, other digests."""
+    wrong: list[str] = []
+    found: list[dict[str, Any]] = []
+    for split, files in span.files.items():
+        for file in files:
+            try:
+                table, _ = _read(root, file)
+            except IntegrityError as error:
+                wrong.append(str(error))
+                continue
+            if not table.schema.equals(schema_of(resolved)):
+                wrong.append(f"{root.url(file.path)} has other columns than the definition resolved to")
+                continue
+            faults = _faults(table, file.digest)
+            wrong += [f"{root.url(file.path)}: {fault}" for fault in faults]
+            if not faults:
+                rows = table.select(["run_id", "n_windows", "digest"]).to_pylist()
+                found += [{**each, "split": split} for each in rows]
+    named = {(run.run_id, run.split, run.n_windows, run.digest) for run in span.runs}
+    if not wrong and named != {(each["run_id"], each["split"], each["n_windows"], each["digest"]) for each in found}:
+        wrong.append(f"{root.url(span.folder)}: the files hold other runs than the manifest")
+    return wrong

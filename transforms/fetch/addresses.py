@@ -1,0 +1,252 @@
+"""Where logs may be fetched from: a strict grammar for addresses, an allow-list, and a check of every IP address.
+
+An address comes from outside, so whoever can name a run could make ciml read a file or talk to a machine inside. Here
+is all that stands against it, apart from the connection itself (`transforms.fetch.http`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from ciml.errors import CimlError, Refused
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+PORTS = {"http": 80, "https": 443}
+
+_URL = re.compile(r"(https?)://([^/?#\\@]+)([/?][^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
+
+# What `is_global` lets pass though it leads, or may lead, to an inner address.
+_WRAPPERS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",  # NAT64, local
+        "2002::/16",  # 6to4
+        "2001::/32",  # Teredo
+        "::/96",  # IPv4-compatible
+        "fec0::/10",  # site-local
+        "192.88.99.0/24",  # 6to4 relays
+    )
+)
+# What `is_global` of some Python versions takes for public: set aside for protocols, documentation, segment routing.
+_SPECIAL = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "2001::/23", "3fff::/20"))
+_GLOBAL_6 = ipaddress.ip_network("2000::/3")
+# Refused even where private addresses are allowed: nobody keeps logs there, and clouds keep credentials there.
+_NEVER = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "169.254.0.0/16",
+        "fe80::/10",
+        "0.0.0.0/8",
+        "::/128",
+        "224.0.0.0/3",
+        "ff00::/8",
+        "100.100.100.200/32",
+        "192.0.0.192/32",
+        "168.63.129.16/32",
+        "fd00:ec2::/32",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address in parts, parsed once: what is checked is what is used.
+
+    Attributes:
+      scheme: which of the three kinds.
+      host: of http(s): in lower case, an IPv6 address without brackets; of s3: the bucket.
+      port: of http(s), else 0.
+      path: of http(s): the request's target, percent-encoded, with its query; of s3: the key; of file: the path.
+    """
+
+    scheme: Literal["http", "https", "s3", "file"]
+    host: str
+    port: int
+    path: str
+
+    @property
+    def place(self) -> str:
+        """What addresses that are slow together have in common."""
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    @property
+    def host_header(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """An address in parts.
+
+    Takes ``http://``, ``https://`` (without user or password; non-ASCII paths are percent-encoded), ``s3://bucket/key``,
+    ``file:///path`` and absolute paths.
+
+    Raises:
+      Refused: ``bad_address``; ``address_not_allowed`` for another scheme.
+    """
+    if not text or not text.isprintable():
+        raise Refused("bad_address", "empty, or with blanks or control characters")
+    if text.startswith("/"):
+        return Address("file", "", 0, text)
+    scheme, colon, rest = text.partition(":")
+    scheme = scheme.lower()
+    if not colon:
+        raise Refused("bad_address", "not absolute: want https://, s3:// or a full path")
+    if scheme == "file":
+        return _file(rest)
+    if scheme == "s3":
+        return _s3(rest)
+    if scheme not in PORTS:
+        raise Refused("address_not_allowed", f"the scheme {scheme!r:.20}")
+    match = _URL.fullmatch(text)
+    if match is None:
+        raise Refused("bad_address", "malformed, or with a user name")
+    host, port = _host_port(match[2], scheme)
+    target = quote(match[3] or "/", safe="/?&=%+,;:@!$'()*~[]-._")
+    return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")  # type: ignore[arg-type]
+
+
+def _file(rest: str) -> Address:
+    path = rest
+    if rest.startswith("//"):
+        host, _, below = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise Refused("address_not_allowed", "a file of another host")
+        path = f"/{below}"
+    try:
+        path = unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        raise Refused("bad_address", "not UTF-8 under its percent signs") from None
+    if not path.startswith("/") or "\0" in path:
+        raise Refused("bad_address", "want file:///path")
+    return Address("file", "", 0, path)
+
+
+def _s3(rest: str) -> Address:
+    bucket, _, key = rest.removeprefix("//").partition("/")
+    if not rest.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
+        raise Refused("bad_address", "want s3://bucket/key")
+    if "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
+        raise Refused("bad_address", "a key with empty or dotted segments")
+    return Address("s3", bucket, 0, key)
+
+
+def _host_port(authority: str, scheme: str) -> tuple[str, int]:
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None:
+        raise Refused("bad_address", "a malformed host or port")
+    port = int(match[2]) if match[2] else PORTS[scheme]
+    if not 1 <= port <= 65535:
+        raise Refused("bad_address", f"port {port}")
+    return _host(match[1]), port
+
+
+def _host(text: str) -> str:
+    host = text.lower()
+    try:
+        if host.startswith("["):
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        labels = host.removesuffix(".").split(".")
+        if _NUMBER.fullmatch(labels[-1]):  # 127.1, 0x7f.0.0.1, 2130706433: only the one plain form is an address
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        raise Refused("bad_address", "not an IP address in its plain form") from None
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise Refused("bad_address", "a malformed host")
+    return ".".join(labels)
+
+
+def as_ip(host: str) -> IPAddress | None:
+    """The IP address that a host is, or None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_never(ip: IPAddress) -> bool:
+    """Whether an address is link-local, multicast, unspecified, reserved or a cloud's metadata service."""
+    inner = getattr(ip, "ipv4_mapped", None) or ip
+    return any(inner.version == network.version and inner in network for network in _NEVER)
+
+
+def is_plain(ip: IPAddress) -> bool:
+    """Whether an address wraps no other, as NAT64, 6to4 and mapped ones do, and has no scope."""
+    if ip.is_loopback:
+        return not getattr(ip, "ipv4_mapped", None)
+    if getattr(ip, "scope_id", None) or getattr(ip, "ipv4_mapped", None):
+        return False
+    return not any(ip.version == network.version and ip in network for network in _WRAPPERS)
+
+
+def is_public(ip: IPAddress) -> bool:
+    """Whether an address is a machine of the open Internet, by itself and not by what it wraps."""
+    if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6):
+        return False
+    if any(ip.version == network.version and ip in network for network in _SPECIAL):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """An allowed scheme, host (``*.`` before it takes any host below it) and port."""
+
+    scheme: str
+    host: str
+    port: int
+    private: bool
+
+    def matches(self, scheme: str, host: str, port: int) -> bool:
+        if scheme != self.scheme or port != self.port:
+            return False
+        if self.host.startswith("*."):
+            return host.endswith(self.host[1:]) and as_ip(host) is None
+        return host == self.host
+
+
+def host_rule(text: str, private: bool = False) -> HostRule:
+    """The rule that ``[scheme://]host[:port]`` means; https where no scheme is named, the scheme's port where none is.
+
+    An IP address may be private: it is named, so it is meant. A name may lead to private ones only where ``private``.
+
+    Raises:
+      CimlError: for a malformed entry, or an address that is never fetched from.
+    """
+    scheme, separator, rest = text.rpartition("://")
+    scheme = scheme.lower() if separator else "https"
+    if scheme not in PORTS:
+        raise CimlError(f"allowed host {text!r}: the scheme is https or http")
+    wild = rest.startswith("*.")
+    try:
+        host, port = _host_port(rest.removeprefix("*."), scheme)
+    except Refused as refused:
+        raise CimlError(f"allowed host {text!r}: {refused.detail}; want [scheme://]host[:port]") from None
+    ip = as_ip(host)
+    if ip is not None and (wild or is_never(ip)):
+        raise CimlError(f"allowed host {text!r}: logs are never fetched from such an address")
+    if wild and "." not in host:
+        raise CimlError(f"allowed host {text!r}: too wide")
+    return HostRule(scheme, f"*.{host}" if wild else host, port, private or ip is not None)
+
+
+def check_ips(found: list[str], private: bool) -> list[str]:
+    """All addresses that a host resolved to, in order, once each has been checked.
+
+    Raises:
+      Refused: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
+    """
+    for text in found:
+        ip = as_ip(text)
+        if ip is None or not (not is_never(ip) and is_plain(ip) if private else is_public(ip)):
+            raise Refused("address_not_allowed", f"it leads to {text}")
+    return found

@@ -1,0 +1,405 @@
+"""Fetch: the candidates of a batch get their logs, or are deferred, or become dead letters."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ciml.errors import Refused, let_go
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, Candidate, Outcome
+from ciml.limits import PART_BYTES
+from transforms.fetch.addresses import Address, parse_address
+from transforms.fetch.errors import Later
+from transforms.fetch.files import read_file
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import attempt, dead_letter
+
+if TYPE_CHECKING:
+    from transforms.fetch.http import HttpLogs, Resolve
+    from transforms.fetch.s3 import S3Logs
+
+__all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
+
+#: Why a log makes a run a dead letter at once: a closed set.
+REFUSED = (
+    "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
+)  # fmt: skip
+#: Why a log is deferred; also a dead letter's reason when the last try failed so. ``batch_full`` is never one.
+DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
+
+_SLOW_IN_A_ROW = 4  # timeouts of one host, none of its logs between, after which a batch asks it no more
+_SECOND_US = 1_000_000
+_TOO_LARGE = "the logs of the batch are too large together"
+
+
+@dataclass(slots=True)
+class _Job:
+    """An address, and the candidates whose log is there: repeats of an event share it."""
+
+    text: str
+    candidates: list[Candidate]
+    address: Address | None = None
+    data: bytes | None = None
+    failure: Refused | Later | None = None
+    seconds: float | None = None  # None where nothing was asked for
+    held: int = 0  # bytes of the budget
+    dropped: bool = False  # whether it gave them back for others
+
+
+@dataclass(slots=True)
+class _Host:
+    waiting: deque[_Job] = field(default_factory=deque)
+    running: int = 0
+    slow: int = 0
+
+
+class _Schedule:
+    """Gives jobs to threads: hosts take turns, none has all threads where there are others, a slow one is dropped."""
+
+    def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
+        self._budget = budget
+        self._hosts: dict[str, _Host] = {}
+        for job in jobs:
+            place = job.address.place if job.address else ""
+            self._hosts.setdefault(place, _Host()).waiting.append(job)
+        self._share = threads if len(self._hosts) == 1 else max(1, threads // 2)
+        self._turns = deque(self._hosts)
+        self._end = time.monotonic() + batch_s
+        self._changed = threading.Condition()
+
+    def __iter__(self) -> Iterator[_Job]:
+        """The jobs for one thread; a job counts as over when the thread asks for the next."""
+        while True:
+            job = self._take()
+            if job is None:
+                return
+            yield job
+            self._over(job)
+
+    def _take(self) -> _Job | None:
+        with self._changed:
+            while self._turns:
+                over = time.monotonic() > self._end
+                if over or self._budget.is_full:
+                    for host in self._hosts.values():
+                        self._drop(host, "batch_full", "the batch's time was over" if over else _TOO_LARGE)
+                    return None
+                for _ in range(len(self._turns)):
+                    place = self._turns.popleft()
+                    host = self._hosts[place]
+                    if not host.waiting:
+                        continue  # out of the turns for good
+                    self._turns.append(place)
+                    if host.running < self._share:
+                        host.running += 1
+                        return host.waiting.popleft()
+                if self._turns:
+                    self._changed.wait(1.0)
+            return None
+
+    def _over(self, job: _Job) -> None:
+        with self._changed:
+            host = self._hosts[job.address.place if job.address else ""]
+            host.running -= 1
+            if isinstance(job.failure, Later) and job.failure.reason == "log_timeout":
+                host.slow += 1
+                if host.slow >= _SLOW_IN_A_ROW:
+                    self._drop(host, "log_timeout", "its host was too slow for other logs")
+            else:
+                host.slow = 0
+            self._changed.notify_all()
+
+    @staticmethod
+    def _drop(host: _Host, reason: str, detail: str) -> None:
+        for job in host.waiting:
+            job.failure = Later(reason, detail)
+        host.waiting.clear()
+
+
+class _Budget:
+    """The bytes that logs may have together.
+
+    Args:
+      size: at most so many. A log that would exceed it gives back all that it has, so the last one left fits.
+      enough: where so many are reached, or one log was too many, no further log is begun.
+    """
+
+    def __init__(self, size: int, enough: int) -> None:
+        self._size, self._enough = size, enough
+        self._held = 0
+        self.is_full = False
+        self._lock = threading.Lock()
+
+    def release(self, job: _Job) -> None:
+        """Gives back all bytes of a job."""
+        with self._lock:
+            self._held -= job.held
+            job.held, job.dropped = 0, True
+
+    def grow(self, job: _Job, size: int) -> None:
+        """Takes bytes for a job, or gives them back where the size is negative."""
+        with self._lock:
+            if job.dropped:
+                return
+            self.is_full |= self._held + size >= min(self._enough, self._size)
+            if self._held + size > self._size:
+                self._held -= job.held
+                job.held, job.dropped = 0, True
+                raise Later("batch_full", _TOO_LARGE)
+            self._held += size
+            job.held += size
+
+
+class Fetcher:
+    """Fetches the logs of batches by a policy. Keeps its connections: make one a process, and `close` it.
+
+    Args:
+      policy: what is allowed, and the limits.
+      resolve: from host and port to IP addresses; the system's resolver unless given.
+    """
+
+    def __init__(self, policy: FetchPolicy, resolve: Resolve | None = None) -> None:
+        self.policy = policy
+        self._resolve = resolve
+        self._s3: S3Logs | None = None
+        self._http: HttpLogs | None = None
+        self._lock = threading.Lock()
+        if policy.ca_file:
+            self._over_http()  # a file that is no good is told at once
+
+    def _over_http(self) -> HttpLogs:
+        with self._lock:
+            if self._http is None:
+                from transforms.fetch.http import HttpLogs, system_resolve  # and a client of HTTP, which few need
+
+                policy = self.policy
+                self._http = HttpLogs(
+                    policy.rules,
+                    connect_s=policy.connect_s,
+                    read_s=policy.read_s,
+                    total_s=policy.total_s,
+                    max_wire_bytes=policy.max_wire_bytes,
+                    max_bytes=policy.max_bytes,
+                    ca_file=policy.ca_file,
+                    resolve=self._resolve or system_resolve,
+                    threads=policy.threads,
+                )
+            return self._http
+
+    def _over_s3(self) -> S3Logs:
+        with self._lock:
+            if self._s3 is None:
+                from transforms.fetch.s3 import S3Logs
+
+                policy = self.policy
+                self._s3 = S3Logs(
+                    connect_s=policy.connect_s,
+                    read_s=policy.read_s,
+                    total_s=policy.total_s,
+                    max_wire_bytes=policy.max_wire_bytes,
+                    max_bytes=policy.max_bytes,
+                    threads=policy.threads,
+                )
+            return self._s3
+
+    def close(self) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            self._http.close()
+        if self._s3 is not None:
+            self._s3.close()
+
+    def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
+        """See `fetch`."""
+        return self.fetch_part(batch, now_us, seconds, self.policy.threads, self.policy.batch_s, 1 << 62)
+
+    def fetch_part(
+        self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
+    ) -> Batch:
+        """As `fetch`, with so many threads, for so long; no log is begun once the others have ``enough`` bytes."""
+        jobs: dict[str, _Job] = {}
+        for candidate in batch.candidates:
+            text = candidate.address or candidate.mention.log_url
+            jobs.setdefault(text, _Job(text, [])).candidates.append(candidate)
+        self._run(list(jobs.values()), threads, batch_s, enough)
+        if seconds is not None:
+            seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
+        fetched = []
+        settled = list(batch.settled)
+        for candidate in batch.candidates:
+            job = jobs[candidate.address or candidate.mention.log_url]
+            if job.failure is None:
+                candidate.log = job.data
+                fetched.append(candidate)
+            else:
+                outcome = attempt("fetch", _settle, candidate, job.failure, self.policy, now_us)
+                settled.append(dead_letter(candidate, outcome) if isinstance(outcome, Refused) else outcome)
+        return Batch(batch.covers, batch.messages, fetched, settled)
+
+    def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
+        budget = _Budget(self.policy.max_batch_bytes, enough)
+        ready = []
+        for job in jobs:
+            address = attempt("fetch", parse_address, job.text)
+            if isinstance(address, Refused):
+                job.failure = address
+            else:
+                job.address = address
+                ready.append(job)
+        if not ready:
+            return
+        schedule = _Schedule(ready, threads, batch_s, budget)
+        threads = min(threads, len(ready))
+
+        def work() -> None:
+            for job in schedule:
+                self._fetch_one(job, budget)
+
+        with ThreadPoolExecutor(threads, "fetch") as pool:
+            for thread in [pool.submit(work) for _ in range(threads)]:
+                thread.result()
+
+    def _fetch_one(self, job: _Job, budget: _Budget) -> None:
+        began = time.monotonic()
+        try:
+            read = attempt(
+                "fetch", self._read_or_fail, job.address or parse_address(job.text), lambda size: budget.grow(job, size)
+            )
+            if isinstance(read, bytes):
+                job.data = read
+            else:
+                let_go(read)
+                job.failure = read
+                budget.release(job)
+        finally:
+            job.seconds = time.monotonic() - began
+
+    def _read_or_fail(self, address: Address, grow: Callable[[int], None]) -> bytes | Refused | Later:
+        try:
+            return self.read(address, grow)
+        except (Refused, Later) as failure:
+            return failure
+
+    def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
+        """The log at an address, unpacked.
+
+        Raises:
+          Refused: with one of `REFUSED`.
+          Later: with one of `DEFERRED`.
+        """
+        if address.scheme == "file":
+            return read_file(self.policy, address.path, grow)
+        if address.scheme == "s3":
+            return self._read_s3(address, grow)
+        return self._over_http().fetch(address, grow)
+
+    def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
+        if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
+            raise Refused("address_not_allowed", "the object is not below an allowed prefix")
+        return self._over_s3().fetch(address, grow)
+
+
+def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:
+    detail = failure.detail
+    spent = candidate.attempts > len(policy.delays_s)
+    if isinstance(failure, Later) and candidate.address:
+        spent = True
+        detail += "; its address holds a secret, so it is not kept to be tried again: send the event anew"
+    defer = isinstance(failure, Later) and (not spent or (failure.reason == "batch_full" and not candidate.address))
+    delay_s = 0.0
+    if defer and policy.delays_s and failure.reason != "batch_full":
+        delay_s = policy.delays_s[candidate.attempts - 1]
+    return Outcome(
+        "deferred" if defer else "dead_letter",
+        candidate.origin,
+        candidate.event_key,
+        candidate.mention,
+        failure.reason,
+        detail,
+        candidate.trust,
+        payload=payload_of(candidate.message) if candidate.message and not defer else None,
+        attempts=candidate.attempts,
+        first_seen_us=candidate.first_seen_us if candidate.first_seen_us is not None else now_us,
+        not_before_us=now_us + round(delay_s * _SECOND_US) if defer else None,
+    )
+
+
+_fetchers: dict[tuple[int, FetchPolicy], Fetcher] = {}
+_fetchers_lock = threading.Lock()
+
+
+def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
+    """Fetches the logs of a batch's candidates, `FetchPolicy.threads` at once.
+
+    Args:
+      batch: whose candidates have an `address` or a `log_url` in their mention.
+      policy: what is allowed, and the limits.
+      now_us: the present, epoch microseconds; what is deferred counts from here.
+      seconds: takes how long each address was asked for, s, those that gave no log included.
+
+    Returns:
+      The batch with those candidates whose `log` is there, unpacked. Each of the others is settled: ``deferred`` with
+      ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REFUSED`, or of `DEFERRED` where
+      ``delays_s`` is spent. The order of the batch is kept.
+    """
+    return _fetcher(policy).fetch(batch, now_us, seconds)
+
+
+def fetch_in_parts(
+    batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
+) -> Iterator[Batch]:
+    """As `fetch`, a part of the batch after the other, so that memory is bounded however many logs there are.
+
+    A part ends when its logs have some MiB together (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. What does
+    not fit waits for the next part; it is only deferred as ``batch_full`` when ``batch_s`` is over.
+
+    Yields:
+      Batches without ``covers`` and messages. Each candidate is in one of them, as a copy or settled. Nothing but the
+      caller holds its log.
+    """
+    fetcher, end = _fetcher(policy), time.monotonic() + policy.batch_s
+    waiting, threads = batch.candidates, policy.threads
+    while waiting:
+        copies = Batch(None, candidates=[replace(each) for each in waiting])
+        part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
+        del copies
+        full = {(each.origin, each.run_id) for each in part.settled if each.reason == "batch_full"}
+        if full and time.monotonic() < end:
+            part.settled = [each for each in part.settled if each.reason != "batch_full"]
+            waiting = [each for each in waiting if (each.origin, each.mention.run_id) in full]
+            # Where logs are so large that few fit, fetching many at once is work thrown away.
+            threads = min(policy.threads, max(1, len(part.candidates)) * 2)
+        else:
+            waiting = []
+        yield from _split(part)
+
+
+def _split(part: Batch) -> Iterator[Batch]:
+    """The same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
+    rest, settled = part.candidates[::-1], part.settled
+    part.candidates = []
+    while rest or settled:
+        group = [rest.pop()] if rest else []
+        size = sum(len(each.log or b"") for each in group)
+        while rest and size + len(rest[-1].log or b"") <= PART_BYTES:
+            size += len(rest[-1].log or b"")
+            group.append(rest.pop())
+        yield Batch(None, candidates=group, settled=settled)
+        settled = []
+        del group
+
+
+def _fetcher(policy: FetchPolicy) -> Fetcher:
+    key = (os.getpid(), policy)  # connections do not survive a fork
+    with _fetchers_lock:
+        fetcher = _fetchers.get(key)
+        if fetcher is None:
+            fetcher = _fetchers[key] = Fetcher(policy)
+        return fetcher

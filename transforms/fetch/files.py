@@ -1,0 +1,154 @@
+"""Logs from files below the allowed roots, where nothing outside of a root is ever looked at.
+
+An address that names a file comes from outside, and the reason of its dead letter is published. So whether a path
+outside of the roots exists, what it is and who may read it must not change the answer. A path is therefore walked from
+its root, component by component, each opened relative to its folder and never through a symlink. Where a ``..`` or a
+symlink leads out of every root, the walk ends before the file system is asked.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from ciml.errors import Refused
+from transforms.fetch.errors import Later
+from transforms.fetch.gunzip import gunzip
+from transforms.fetch.policy import FetchPolicy
+
+_PIECE = 1 << 20
+_MAX_PATH = 4096  # bytes, as Linux has it
+_MAX_LINKS = 40  # as Linux has it
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None = None) -> bytes:
+    """The log in a file, unpacked.
+
+    Raises:
+      Refused: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
+      Later: ``log_not_found``, ``log_unavailable``.
+    """
+    try:
+        handle = open_below(policy.roots, path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Later("log_not_found", "no such file") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise Refused("bad_address", f"{error.strerror}") from None
+        raise Later("log_unavailable", f"{error.strerror}") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_regular()
+        if status.st_size > policy.max_wire_bytes:
+            raise Refused("log_too_large", f"{status.st_size} bytes, at most {policy.max_wire_bytes}")
+        return gunzip(iter(lambda: os.read(handle, _PIECE), b""), policy.max_bytes, grow)
+    except OSError as error:
+        raise Later("log_unavailable", f"{error.strerror}") from None
+    finally:
+        os.close(handle)
+
+
+def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
+    """Opens a regular file for reading, if its path leads below one of the roots at every step.
+
+    Args:
+      roots: of `FetchPolicy.roots`.
+      path: absolute. Symlinks and ``..`` are followed within the roots and from one root to another.
+
+    Returns:
+      A file descriptor, which the caller closes. No device or pipe was opened, and none is waited for.
+
+    Raises:
+      Refused: ``address_not_allowed``, with the same detail for every path that leads outside.
+      OSError: the file is below a root, and cannot be opened.
+    """
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    with ExitStack() as opened:
+        walk = _Walk(tuple(real for _, real in roots), opened)
+        return walk.open(_respelled(roots, path))
+
+
+def _not_allowed() -> Refused:
+    return Refused("address_not_allowed", "the file is not below an allowed root")
+
+
+def _not_regular() -> Refused:
+    return Refused("address_not_allowed", "no regular file")
+
+
+def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:
+    """The path with a root's own symlinks followed, which is known without a look at the file system."""
+    for spelled, real in roots:
+        if path.startswith(spelled):
+            return real + path[len(spelled) :]
+    return path
+
+
+class _Walk:
+    """Where a path leads, with a handle for each folder on the way.
+
+    Attributes:
+      at: the folder reached, "" for ``/``: below a root, or above one, where only the names are compared.
+    """
+
+    def __init__(self, roots: tuple[str, ...], opened: ExitStack) -> None:
+        self._roots = roots
+        self._opened = opened
+        self._handles: dict[str, int] = {}
+        self._at = ""
+
+    def open(self, path: str) -> int:
+        todo, links = _reversed(path), 0
+        while todo:
+            name = todo.pop()
+            if name == "..":
+                self._at = self._at.rpartition("/")[0]
+                continue
+            here = f"{self._at}/{name}"
+            if any(root.startswith(f"{here}/") for root in self._roots):
+                self._at = here  # a root, or a folder above one: no symlink, as roots are stored
+                continue
+            if not f"{self._at}/".startswith(self._roots):
+                raise _not_allowed()
+            folder = self._folder()
+            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                target = os.readlink(name, dir_fd=folder)
+                if target.startswith("/"):
+                    self._at = ""
+                todo += _reversed(target)
+            elif todo:
+                self._at = here
+                self._folder()
+            elif stat.S_ISREG(mode):
+                return os.open(name, _FILE, dir_fd=folder)
+            else:
+                raise _not_regular()
+        if f"{self._at}/".startswith(self._roots):
+            raise _not_regular()
+        raise _not_allowed()
+
+    def _folder(self) -> int:
+        """A handle of the folder that was reached, which is a root or in a folder that has a handle."""
+        handle = self._handles.get(self._at)
+        if handle is None:
+            above, _, name = self._at.rpartition("/")
+            within = self._handles.get(above)
+            handle = os.open(self._at or "/", _FOLDER) if within is None else os.open(name, _FOLDER, dir_fd=within)
+            self._opened.callback(os.close, handle)
+            self._handles[self._at] = handle
+        return handle
+
+
+def _reversed(path: str) -> list[str]:
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]

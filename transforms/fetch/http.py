@@ -1,0 +1,309 @@
+"""HTTP for logs: the connection goes to the very address that was checked, and everything about it has a limit.
+
+Built on httpcore, the layer of httpx where a connection is made: there a host can be resolved, checked and connected
+to in one step. No proxy is taken from the environment, no cookie kept, no redirect followed unchecked.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin
+
+import httpcore
+import tenacity
+
+from ciml.errors import CimlError, Refused
+from ciml.events.redaction import redact_url
+from ciml.limits import MAX_REDIRECTS
+from transforms.fetch.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
+from transforms.fetch.errors import Later
+from transforms.fetch.gunzip import gunzip
+
+#: (host, port) -> IP addresses. Raises OSError where there are none.
+Resolve = Callable[[str, int], list[str]]
+
+_DRAINED = 1 << 14  # of an answer that is no log, so that its connection can be used again
+_SLACK_S = 0.001
+
+
+def system_resolve(host: str, port: int) -> list[str]:
+    """The addresses that the system's resolver gives, without repeats."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class _Deadline(threading.local):
+    """When the fetch that this thread is at has to be over: by ``time.monotonic``."""
+
+    at: float = float("inf")
+
+    def left(self, timeout: float | None) -> float:
+        """The time that one step may take."""
+        left = self.at - time.monotonic()
+        if left <= _SLACK_S:
+            raise httpcore.ReadTimeout("the time for the whole fetch is over")
+        return left if timeout is None else min(timeout, left)
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection each of whose steps ends at the fetch's deadline, however slowly bytes drip."""
+
+    def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline) -> None:
+        self._inner = inner
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, self._deadline.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._deadline.left(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        inner = self._inner.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
+        return _Stream(inner, self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _Pinned(httpcore.NetworkBackend):
+    """Resolves once, checks every address, connects to one of exactly those."""
+
+    def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, deadline: _Deadline) -> None:
+        self._rules = rules
+        self._resolve = resolve
+        self._deadline = deadline
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> httpcore.NetworkStream:
+        rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
+        if not rules:
+            raise Refused("address_not_allowed", f"{host}:{port} is not on the list of hosts")
+        found = [host] if as_ip(host) else self._look_up(host, port, self._deadline.left(timeout))
+        failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        for ip in check_ips(found, any(rule.private for rule in rules)):
+            try:
+                inner = self._inner.connect_tcp(ip, port, self._deadline.left(timeout), None, socket_options)
+            except httpcore.ConnectError as error:
+                failed = error
+                continue
+            return _Stream(inner, self._deadline)
+        raise failed
+
+    def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
+        # The system's resolver takes no time limit, so it is left behind in its thread when it takes too long.
+        answer: list[Any] = []
+
+        def ask() -> None:
+            try:
+                answer.append(self._resolve(host, port))
+            except (OSError, UnicodeError) as error:
+                answer.append(error)
+
+        thread = threading.Thread(target=ask, name=f"resolve {host}", daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if not answer:
+            raise httpcore.ConnectTimeout(f"{host} was not resolved in time")
+        if isinstance(answer[0], Exception):
+            raise httpcore.ConnectError(f"{host} was not resolved: {answer[0]}")
+        found: list[str] = answer[0]
+        return found
+
+
+class HttpLogs:
+    """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: make one a process.
+
+    Args:
+      rules: the hosts that logs may come from, also by a redirect.
+      connect_s: time limit of one connection, and of resolving its host, s.
+      read_s: of the wait for any next bytes, s.
+      total_s: of the whole fetch, redirects and a second try included, s.
+      max_wire_bytes: how many bytes may come over the wire.
+      max_bytes: how many there may be unpacked.
+      ca_file: certificates (PEM) to trust beside the usual ones.
+      resolve: from host and port to IP addresses.
+      threads: how many will call at once.
+    """
+
+    def __init__(
+        self,
+        rules: tuple[HostRule, ...],
+        *,
+        connect_s: float,
+        read_s: float,
+        total_s: float,
+        max_wire_bytes: int,
+        max_bytes: int,
+        ca_file: str = "",
+        resolve: Resolve = system_resolve,
+        threads: int = 16,
+    ) -> None:
+        self._rules = rules
+        self._total_s = total_s
+        self._max_wire_bytes = max_wire_bytes
+        self._max_bytes = max_bytes
+        self._deadline = _Deadline()
+        self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=_tls(ca_file) if any(rule.scheme == "https" for rule in rules) else None,
+            max_connections=4 * threads,
+            max_keepalive_connections=2 * threads,
+            keepalive_expiry=15.0,
+            network_backend=_Pinned(rules, resolve, self._deadline),
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.close()
+
+    def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
+        """The log at an address, unpacked.
+
+        A hiccup (a connection reset or refused, an answer of 5xx) is tried once more at once.
+
+        Args:
+          address: of http or https.
+          grow: as in `transforms.fetch.gunzip.gunzip`.
+
+        Raises:
+          Refused: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
+            ``log_encoding``, ``corrupt_gzip``: nothing that time would mend.
+          Later: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
+        """
+        self._deadline.at = time.monotonic() + self._total_s
+        try:
+            for attempt in tenacity.Retrying(
+                stop=tenacity.stop_after_attempt(2),
+                retry=tenacity.retry_if_exception(lambda error: isinstance(error, Later) and error.hiccup),
+                wait=tenacity.wait_random(0.02, 0.2),
+                reraise=True,
+            ):
+                with attempt:
+                    return self._follow(address, grow)
+        finally:
+            self._deadline.at = float("inf")
+        raise AssertionError("tenacity returns or raises")
+
+    def _follow(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            self._check(address)
+            with self._ask(address) as response:
+                if response.status == 200:
+                    return self._read(response, grow)
+                self._drain(response)
+            if response.status not in (301, 302, 303, 307, 308):
+                raise _failed(response.status)
+            address = _redirected(address, _header(response, b"location").decode("latin-1"))
+        raise Refused("too_many_redirects", f"more than {MAX_REDIRECTS}")
+
+    def _check(self, address: Address) -> None:
+        if address.scheme not in PORTS:
+            raise Refused("address_not_allowed", f"redirected to {address.scheme}")
+        if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._rules):
+            raise Refused("address_not_allowed", f"{address.place} is not on the list of hosts")
+
+    @contextmanager
+    def _ask(self, address: Address) -> Iterator[httpcore.Response]:
+        url = httpcore.URL(
+            scheme=address.scheme.encode(), host=address.host.encode(), port=address.port, target=address.path.encode()
+        )
+        headers = [
+            (b"Host", address.host_header.encode()),
+            (b"Accept", b"*/*"),
+            (b"Accept-Encoding", b"gzip"),
+            (b"User-Agent", b"ciml"),
+        ]
+        reading = False
+        try:
+            with self._pool.stream("GET", url, headers=headers, extensions=self._extensions) as response:
+                reading = True
+                yield response
+        except httpcore.TimeoutException as error:
+            raise Later("log_timeout", _words(error) or "no answer in time") from None
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
+            # A body shorter than its Content-Length is a protocol error once the answer has begun.
+            reason = "log_cut" if reading else "log_unavailable"
+            raise Later(reason, _words(error) or type(error).__name__, hiccup=True) from None
+        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
+            raise Refused("bad_address", _words(error)) from None
+        except ValueError as error:  # what the protocol's parser makes of absurd headers
+            raise Later("log_unavailable", _words(error)) from None
+
+    def _read(self, response: httpcore.Response, grow: Callable[[int], None] | None) -> bytes:
+        encodings = _header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
+        if set(encodings.split(",")) - {"", "gzip", "x-gzip", "identity"}:
+            raise Refused("log_encoding", f"content-encoding: {encodings!r:.40}, asked for gzip")
+        announced = _header(response, b"content-length")
+        if announced.isdigit() and int(announced) > self._max_wire_bytes:
+            raise Refused("log_too_large", f"{int(announced)} bytes announced, at most {self._max_wire_bytes}")
+        return gunzip(self._wire(response), self._max_bytes, grow)
+
+    def _wire(self, response: httpcore.Response) -> Iterator[bytes]:
+        size = 0
+        for chunk in response.iter_stream():
+            size += len(chunk)
+            if size > self._max_wire_bytes:
+                raise Refused("log_too_large", f"more than {self._max_wire_bytes} bytes sent")
+            yield chunk
+
+    def _drain(self, response: httpcore.Response) -> None:
+        announced = _header(response, b"content-length")
+        if announced.isdigit() and int(announced) <= _DRAINED:
+            for _ in response.iter_stream():
+                pass
+
+
+def _failed(status: int) -> Later:
+    if status in (404, 410):
+        return Later("log_not_found", f"answered {status}")
+    if status in (401, 403):
+        return Later("log_forbidden", f"answered {status}")
+    return Later("log_unavailable", f"answered {status}", hiccup=status >= 500)
+
+
+def _redirected(address: Address, location: str) -> Address:
+    if not location:
+        raise Later("log_unavailable", "redirected to nowhere")
+    try:
+        return parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
+    except Refused as refused:
+        raise Refused(refused.reason, f"redirected: {refused.detail}") from None
+    except ValueError:
+        raise Refused("bad_address", "redirected to what is no address") from None
+
+
+def _header(response: httpcore.Response, name: bytes) -> bytes:
+    return next((value for key, value in response.headers if key.lower() == name), b"")
+
+
+def _words(error: Exception) -> str:
+    return redact_url(f"{error!s:.200}")
+
+
+def _tls(ca_file: str) -> ssl.SSLContext:
+    context = httpcore.default_ssl_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise CimlError(f"cannot read the certificates in {ca_file}: {error}") from None
+    return context

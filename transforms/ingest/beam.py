@@ -1,0 +1,132 @@
+"""The stages of ingest as Beam transforms: each takes and gives batches, and does nothing but call its function."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import apache_beam as beam
+
+from ciml.errors import CimlError, EngineError
+from ciml.events.records import Batch
+from ciml.storage.open import Store as ObjectStore
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import guarded_candidates, guarded_messages
+from transforms.ingest.decode import ALL_JOBS, decode
+from transforms.ingest.run_stages import take_logs
+from transforms.ingest.timings_beam import FETCH
+from transforms.ingest.trust import TrustPolicy, judge
+
+#: How a stage's batch is taken apart where it fails: `transforms.guard`.
+Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
+
+_MOST_KEPT = 100
+_kept: list[CimlError] = []
+
+
+@contextmanager
+def keep_error() -> Iterator[None]:
+    """Keeps an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
+    try:
+        yield
+    except CimlError as error:
+        if len(_kept) < _MOST_KEPT:
+            _kept.append(error)
+        raise
+
+
+def kept_error(*, clear: bool = False) -> CimlError | None:
+    """What a stage raised for people in this process, or None: the first error that no further try mends, if any."""
+    found = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
+    if clear:
+        _kept.clear()
+    return found
+
+
+class BatchCoder(beam.coders.Coder):
+    """A batch as bytes. Its estimated size is a guess: Beam asks for samples of it between any two stages, and the
+    exact answer would be to encode the logs and tables of hundreds of runs.
+    """
+
+    def encode(self, value: Batch) -> bytes:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    def decode(self, encoded: bytes) -> Batch:
+        return cast(Batch, pickle.loads(encoded))  # noqa: S301  # what `encode` made, in the same job
+
+    def estimate_size(self, value: Batch) -> int:
+        return 1000 * (len(value.messages) + len(value.candidates) + len(value.settled))
+
+    def is_deterministic(self) -> bool:
+        return False
+
+    def to_type_hint(self) -> type[Batch]:
+        return Batch
+
+
+beam.coders.registry.register_coder(Batch, BatchCoder)
+
+
+class _Call(beam.DoFn):
+    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
+        self._guard, self._stage, self._function, self._arguments = guard, stage, function, arguments
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        with keep_error():
+            yield self._guard(self._stage, lambda part: self._function(part, *self._arguments), batch)
+
+
+class _Stage(beam.PTransform):
+    """One function over each batch, of which an input that it fails for takes no other with it."""
+
+    def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
+        super().__init__()
+        self._call = _Call(guard, stage, function, *arguments)
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return batches | beam.ParDo(self._call).with_output_types(Batch)
+
+
+class Decode(_Stage):
+    """`transforms.ingest.decode.decode`."""
+
+    def __init__(self, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(guarded_messages, "decode", decode, tuple(selection), names)
+
+
+class Judge(_Stage):
+    """`transforms.ingest.trust.judge`."""
+
+    def __init__(self, policy: TrustPolicy) -> None:
+        super().__init__(guarded_candidates, "trust", judge, policy)
+
+
+class _Take(beam.DoFn):
+    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float]) -> None:
+        self._policy, self._raw, self._clock = policy, raw, clock
+
+    def process(self, batch: Batch) -> Iterator[Batch]:
+        seconds: list[float] = []
+        try:
+            with keep_error():
+                taken = take_logs(batch, self._policy, self._raw, int(self._clock() * 1e6), seconds)
+        finally:
+            FETCH.observe(seconds)
+        yield taken
+
+
+class TakeLogs(beam.PTransform):
+    """`transforms.ingest.run_stages.take_logs`, at the time when the batch comes.
+
+    Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
+    """
+
+    def __init__(self, policy: FetchPolicy, raw: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._take = _Take(policy, raw, clock)
+
+    def expand(self, batches: beam.PCollection[Batch]) -> beam.PCollection[Batch]:
+        return batches | beam.ParDo(self._take).with_output_types(Batch)

@@ -1,0 +1,82 @@
+"""Decode: messages become candidates, or are settled as ignored or as dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ciml.errors import CimlError, Refused
+from ciml.events.cloudevents import decode_message
+from ciml.events.globs import glob_pattern
+from ciml.events.outcomes import NEVER_RAN, normal_word
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, Candidate, Mention, Message, Origin, Outcome
+
+#: Why a decoded run is ignored: a closed set. The first that holds is the one recorded.
+IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected")
+
+ALL_JOBS = ("*",)
+
+
+def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> Batch:
+    """Decodes a batch's messages.
+
+    Args:
+      batch: with ``covers``, which names the topic and partition of its messages.
+      selection: globs of the jobs to take; ``all`` and ``*`` take every job.
+      names: CloudEvent source -> the run ids' source (`ciml.events.mentions.source_name`).
+
+    Returns:
+      A batch without messages: finished runs of selected jobs as candidates; the others settled, ``ignored`` with a
+      reason of `IGNORED`, or ``dead_letter`` with one of `ciml.events.cloudevents.REASONS` and the message as payload.
+    """
+    if batch.covers is None:
+        if batch.messages:
+            raise CimlError("a batch of messages needs the range of offsets that it covers")
+        return batch
+    topic, partition = batch.covers.topic, batch.covers.partition
+    selected = glob_pattern(selection).fullmatch
+    candidates = list(batch.candidates)
+    settled = list(batch.settled)
+    for message in batch.messages:
+        origin = Origin(topic, partition, message.offset)
+        try:
+            event = decode_message(message, names)
+        except Refused as refused:
+            settled.append(dead_letter(origin, message, refused))
+            continue
+        for mention in event.mentions:
+            reason = why_ignored(mention)
+            if not reason and not selected(mention.build_name):
+                reason = "job_not_selected"
+            if reason:
+                settled.append(Outcome("ignored", origin, event.key, mention, reason))
+                continue
+            own = event.message_for(mention.run_id, message)
+            if not mention.log_url:
+                settled.append(dead_letter(origin, own, Refused("missing_field", "log_url"), event.key, mention))
+                continue
+            address = event.addresses.get(mention.run_id, "")
+            candidates.append(Candidate(origin, event.key, mention, own, address=address))
+        for mention, fault in event.refusals:
+            own = event.message_for(mention.run_id, message)
+            settled.append(dead_letter(origin, own, fault, event.key, mention))
+    return Batch(batch.covers, [], candidates, settled)
+
+
+def why_ignored(mention: Mention) -> str:
+    """The reason of `IGNORED` that lies in the run itself, or ""."""
+    if mention.phase != "finished":
+        return "not_finished"
+    if mention.outcome == "cancellation":
+        return "cancelled"
+    if mention.outcome == "skip":
+        return "skipped"
+    return NEVER_RAN.get(normal_word(mention.result), "") if mention.outcome == "error" else ""
+
+
+def dead_letter(
+    origin: Origin, message: Message, refused: Refused, event_key: str = "", mention: Mention | None = None
+) -> Outcome:
+    """A message, or what it says of one run, as a dead letter that can be tried again."""
+    payload = payload_of(message)
+    return Outcome("dead_letter", origin, event_key, mention, refused.reason, refused.detail, payload=payload)

@@ -1,0 +1,66 @@
+"""Listed: lines of a listing become candidates, as messages do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ciml.errors import Refused
+from ciml.events.listing import Line, Reading, decode_line, too_long
+from ciml.events.records import Batch, Candidate, OffsetRange, Origin, Outcome
+from transforms.guard import bisect, unread_letter
+from transforms.ingest.decode import dead_letter, why_ignored
+
+
+def decode_lines(
+    covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int] = frozenset()
+) -> Batch:
+    """Decodes the lines of a range.
+
+    Args:
+      covers: the range; ``lines`` outside of it are left out.
+      lines: blank ones are left out already: nothing becomes of them.
+      reading: what the lines mean.
+      known: numbers of lines whose runs have their raw rows: their logs are not to be read again.
+
+    Returns:
+      A batch of candidates; ignored and known runs and dead letters are settled, as `transforms.ingest.decode` does.
+      A line that cannot be decoded for an unexpected reason costs itself alone (`transforms.guard`).
+    """
+    done = Batch(covers)
+    for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known)):
+        if isinstance(made, Batch):
+            done.candidates += made.candidates
+            done.settled += made.settled
+        elif covers.start <= some[0].number < covers.end:
+            origin = Origin(covers.topic, covers.partition, some[0].number)
+            done.settled.append(unread_letter(origin, some[0].message(reading), made))
+    return done
+
+
+def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int]) -> Batch:
+    candidates: list[Candidate] = []
+    settled: list[Outcome] = []
+    for line in lines:
+        if not covers.start <= line.number < covers.end:
+            continue
+        origin = Origin(covers.topic, covers.partition, line.number)
+        if line.sha256:
+            settled.append(too_long(origin, line))
+            continue
+        message = line.message(reading)
+        try:
+            run = decode_line(line.data, reading)
+        except Refused as refused:
+            settled.append(dead_letter(origin, message, refused))
+            continue
+        mention = run.mention
+        if run.fault is not None:
+            settled.append(dead_letter(origin, message, run.fault, mention=mention))
+        elif reason := why_ignored(mention):
+            settled.append(Outcome("ignored", origin, mention=mention, reason=reason))
+        elif line.number in known:  # the accounting makes a correction of it where the outcome differs
+            settled.append(Outcome("repeat", origin, mention=mention, reason="run"))
+        else:
+            address = run.address if run.address != mention.log_url else ""
+            candidates.append(Candidate(origin, "", mention, message, address=address))
+    return Batch(covers, [], candidates, settled)

@@ -1,0 +1,155 @@
+"""Settle: candidates go through all stages at once, for those who wait for the result and let nothing wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+from ciml.errors import EngineError
+from ciml.events.records import Batch, Candidate, Origin, Outcome
+from ciml.limits import SMALL_PART_BYTES
+from ciml.storage.open import Store
+from transforms.fetch.fetch import fetch_in_parts
+from transforms.fetch.policy import FetchPolicy
+from transforms.guard import guarded_candidates
+from transforms.ingest.trust import TrustPolicy, judge
+from transforms.raw.write import parse, store
+
+#: Reasons of a log that say nothing of the log itself.
+PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
+_PAUSES_S = (0.5, 2.0)
+_one_at_a_time = threading.Lock()  # of the parts whose parsing takes much memory, those of all threads of a process
+_ENOUGH = 10  # so many unreadable logs, and no other, are an outage
+
+
+def settle(
+    batches: Sequence[Batch],
+    trust: TrustPolicy,
+    policy: FetchPolicy,
+    raw: Store,
+    *,
+    outages: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
+    now_us: int | None = None,
+) -> list[Batch]:
+    """Judges, fetches, parses and stores the candidates of batches, all together.
+
+    None is deferred: a log is there or it is not. What may be so for a moment only is tried again at once.
+
+    Args:
+      batches: without messages.
+      trust: judges the runs.
+      policy: from where logs may be fetched. Its ``delays_s`` do not matter.
+      raw: the raw store.
+      outages: whether it is an error when no log can be read for a reason that says nothing of it.
+      sleep: waits before the next try of logs that could not be read.
+      now_us: the present, epoch microseconds.
+
+    Returns:
+      The same batches, settled; none of their outcomes is ``deferred``.
+
+    Raises:
+      EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
+    """
+    judged = [guarded_candidates("trust", lambda part: judge(part, trust), batch) for batch in batches]
+    waiting = [each for batch in judged for each in batch.candidates]
+    done: list[Outcome] = []
+    for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
+        done += _stored(part, raw)
+        del part
+    return _shared_out(judged, done)
+
+
+def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
+    """Fetches, parses and stores the logs of a batch, part by part, so that memory is bounded however many there are.
+
+    Args:
+      batch: its candidates are judged.
+      policy: from where logs may be fetched, and when again.
+      raw: the raw store.
+      now_us: the present, epoch microseconds.
+      seconds: see `transforms.fetch.fetch.fetch`.
+
+    Returns:
+      The batch, settled.
+
+    Raises:
+      EngineError: the raw store does not answer.
+    """
+    settled = list(batch.settled)
+    for part in fetch_in_parts(batch, policy, now_us, seconds):
+        settled += _stored(part, raw)
+        del part
+    return Batch(batch.covers, batch.messages, settled=settled)
+
+
+def _stored(part: Batch, raw: Store) -> list[Outcome]:
+    size = sum(len(each.log or b"") for each in part.candidates)
+    with _one_at_a_time if size > SMALL_PART_BYTES else nullcontext():
+        parsed = guarded_candidates("parse", parse, part)
+        return guarded_candidates("store", lambda some: store(some, raw), parsed).settled
+
+
+def read_logs(
+    candidates: Sequence[Candidate], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
+) -> Iterator[Batch]:
+    """Fetches and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
+
+    Yields:
+      Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them, as a copy.
+    """
+    for part in _fetched(candidates, policy, sleep=sleep):
+        yield guarded_candidates("parse", parse, part)
+        del part
+
+
+def _fetched(
+    candidates: Sequence[Candidate],
+    policy: FetchPolicy,
+    *,
+    outages: bool = True,
+    sleep: Callable[[float], object] = time.sleep,
+    now_us: int | None = None,
+) -> Iterator[Batch]:
+    """The parts of `fetch_in_parts`, in as many rounds as what may pass takes. Arguments and errors: see `settle`."""
+    moment = int(time.time() * 1e6) if now_us is None else now_us
+    policy = replace(policy, delays_s=())
+    waiting = list(candidates)
+    of = {(each.origin, each.mention.run_id): each for each in waiting}
+    lost: list[Outcome] = []
+    pauses = list(_PAUSES_S)
+    answered = False
+    while waiting:
+        later: list[Outcome] = []
+        passing = False
+        for part in fetch_in_parts(Batch(None, candidates=waiting), policy, moment):
+            settled: list[Outcome] = []
+            for each in part.settled:
+                once_more = each.reason == "batch_full" or (pauses and each.reason in PASSING)
+                (later if once_more else settled).append(each)
+            answered = answered or bool(part.candidates) or any(each.reason not in PASSING for each in part.settled)
+            passing = passing or any(each.reason in PASSING for each in part.settled)
+            lost += [each for each in settled if each.reason in PASSING]
+            part.settled = settled
+            yield part
+            del part
+        if passing and pauses:
+            sleep(pauses.pop(0))
+        waiting = [of[each.origin, each.run_id] for each in later]
+    if outages and not answered and len(lost) >= _ENOUGH:
+        raise EngineError(f"none of {len(lost)} logs can be read: {lost[0].reason}, {lost[0].detail:.200}")
+
+
+def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
+    """The outcomes, each in the batch that its candidate was in."""
+    found: dict[tuple[Origin, str], Outcome] = {(each.origin, each.run_id): each for each in done}
+    return [
+        Batch(
+            batch.covers,
+            settled=batch.settled + [found[each.origin, each.mention.run_id] for each in batch.candidates],
+        )
+        for batch in batches
+    ]

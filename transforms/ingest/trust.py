@@ -1,0 +1,166 @@
+"""Trust: whether a run may be trained on, decided by a policy file over what CI says of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from ciml.digest import sha256_json
+from ciml.errors import CimlError
+from ciml.events.globs import glob_pattern
+from ciml.events.records import Batch, Mention, Trust
+from ciml.settings import parse_toml, read_toml
+
+#: The facts that a rule may ask for: fields of `Mention`.
+FACTS = ("source", "pipeline", "project", "branch", "event", "review")
+
+#: `Trust.rule` of a run that no rule matches: it is untrusted.
+NO_RULE = "no rule"
+
+_DEFAULT = "trust_default.toml"
+_MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A line of the policy: it matches where each of its facts matches one of that fact's globs.
+
+    Attributes:
+      name: what is recorded with the runs that it decides.
+      trusted: its verdict.
+      facts: (fact, globs) in the order of `FACTS`.
+    """
+
+    name: str
+    trusted: bool
+    facts: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class TrustPolicy:
+    """Ordered rules; the first that matches decides, and where none does a run is untrusted.
+
+    Attributes:
+      rules: in the file's order.
+      digest: of the rules, not of the file's bytes, 16 hex digits; recorded with each decision.
+    """
+
+    rules: tuple[Rule, ...]
+    digest: str
+    _tests: tuple[tuple[tuple[tuple[int, re.Pattern[str]], ...], Trust], ...] = field(repr=False, compare=False)
+    _decided: dict[tuple[str, ...], Trust] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, rules: tuple[Rule, ...]) -> TrustPolicy:
+        """The policy of these rules."""
+        digest = sha256_json([[rule.name, rule.trusted, rule.facts] for rule in rules])[:16]
+        tests = tuple(
+            (
+                tuple((FACTS.index(fact), glob_pattern(globs)) for fact, globs in rule.facts),
+                Trust(rule.trusted, rule.name, digest),
+            )
+            for rule in rules
+        )
+        return cls(rules, digest, tests)
+
+    @classmethod
+    def parse(cls, text: str, where: str = "the trust policy") -> TrustPolicy:
+        """The policy that a TOML text holds.
+
+        Raises:
+          CimlError: one line that names the rule and the key, for anything that the format does not know.
+        """
+        return cls.from_json(parse_toml(text, where), where)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
+        """The policy that a document with the list ``rule`` is. Raises as `parse`."""
+        for key in document:
+            if key != "rule":
+                raise CimlError(f"{where}: unknown key {key!r}; a policy is a list of [[rule]]")
+        listed = document.get("rule", [])
+        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+            raise CimlError(f"{where}: rules are written [[rule]]")
+        rules = tuple(_rule(item, f"{where}: rule {number}") for number, item in enumerate(listed, 1))
+        names = [rule.name for rule in rules]
+        for name in names:
+            if names.count(name) > 1:
+                raise CimlError(f"{where}: two rules are named {name!r}")
+        return cls.of(rules)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
+        """The policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
+
+        Raises:
+          CimlError: where the file cannot be read or is no policy.
+        """
+        if path is None:
+            return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
+        return cls.from_json(read_toml(path), os.fspath(path))
+
+
+def _rule(item: dict[str, Any], where: str) -> Rule:
+    for key in item:
+        if key not in ("name", "trusted", *FACTS):
+            raise CimlError(f"{where}: unknown key {key!r}; known are name, trusted, {', '.join(FACTS)}")
+    name = item.get("name")
+    if not isinstance(name, str) or not name.strip() or name == NO_RULE:
+        raise CimlError(f"{where}: want a name")
+    if not isinstance(item.get("trusted"), bool):
+        raise CimlError(f"{where} ({name}): want trusted = true or trusted = false")
+    facts: list[tuple[str, tuple[str, ...]]] = []
+    for fact in FACTS:
+        if fact not in item:
+            continue
+        globs = [item[fact]] if isinstance(item[fact], str) else item[fact]
+        if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
+            raise CimlError(f"{where} ({name}): {fact} is a glob or a list of globs")
+        facts.append((fact, tuple(globs)))
+    if not facts and item["trusted"]:
+        raise CimlError(f'{where} ({name}): it would trust everything; if that is meant, say source = ["*"]')
+    return Rule(name, item["trusted"], tuple(facts))
+
+
+def evaluate(policy: TrustPolicy, mention: Mention) -> Trust:
+    """The policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
+    facts = (mention.source, mention.pipeline, mention.project, mention.branch, mention.event, mention.review)
+    decided = policy._decided
+    trust = decided.get(facts)
+    if trust is None:
+        if len(decided) >= _MAX_REMEMBERED:  # facts come from outside: what is remembered has to stay bounded
+            decided.clear()
+        trust = decided[facts] = _evaluate(policy, facts)
+    return trust
+
+
+def _evaluate(policy: TrustPolicy, facts: tuple[str, ...]) -> Trust:
+    for tests, trust in policy._tests:
+        if all(pattern.fullmatch(facts[index]) for index, pattern in tests):
+            return trust
+    return Trust(False, NO_RULE, policy.digest)
+
+
+def judge(batch: Batch, policy: TrustPolicy) -> Batch:
+    """Judges all that a batch says of runs: its candidates, and what is settled without a log.
+
+    Whatever is settled may change a run that is stored: its outcome, or whether it is waited for.
+
+    Args:
+      batch: not changed, but for its candidates, whose trust is set.
+      policy: decides.
+
+    Returns:
+      The batch with its settled outcomes judged. One without a run has no facts, and stays as it is.
+    """
+    for candidate in batch.candidates:
+        candidate.trust = evaluate(policy, candidate.mention)
+    settled = [
+        outcome if outcome.mention is None else outcome.replace(trust=evaluate(policy, outcome.mention))
+        for outcome in batch.settled
+    ]
+    return Batch(batch.covers, batch.messages, batch.candidates, settled)

@@ -1,0 +1,99 @@
+"""What is told of live windows: the JSON of the topics `windows`, `live-examples` and `live-dead-letters`.
+
+docs/formats/live.md has the formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+
+from ciml.errors import Refused
+from ciml.events.fields import iso_time
+from ciml.events.payloads import payload_of
+from ciml.events.records import Message, Origin
+from transforms.live.samples import Part
+from transforms.live.windows import LiveExample, Pane
+
+#: How a run stands: it is running; it ended, and all of its samples are there or were waited for; it fell silent; or
+#: its windows raised an unexpected exception, and it was given up.
+Standing = Literal["running", "ended", "silent", "failed"]
+
+MAX_EXAMPLE_BYTES = 4 << 20
+#: Why a message of `samples`, or what it says, is a dead letter: `ciml.events.samples.REASONS`, those of
+#: `transforms.live.windows.LiveRun.add`, and that the run's state was freed.
+LATE = {"ended": "run_ended", "silent": "run_silent"}
+
+
+def pane_message(run_id: str, pane: Pane) -> bytes:
+    """A pane of a window, as JSON. The same pane has the same bytes."""
+    return _dumps({
+        "run_id": run_id,
+        "dataset": pane.dataset.name,
+        "version": pane.dataset.resolved.definition.version,
+        "definition": pane.dataset.digest,
+        "day": iso_time(pane.day_us)[:10],
+        "number": pane.number,
+        "start": iso_time(pane.start_us),
+        "samples": pane.samples,
+        "revision": pane.samples,
+        "pane": pane.kind,
+        "values": pane.values,
+    })  # fmt: skip
+
+
+def example_message(run_id: str, example: LiveExample, standing: Standing) -> bytes:
+    """A run's example so far, as JSON; the values are left out where they are more than `MAX_EXAMPLE_BYTES`."""
+    fields: dict[str, Any] = {
+        "run_id": run_id,
+        "dataset": example.dataset.name,
+        "version": example.dataset.resolved.definition.version,
+        "definition": example.dataset.digest,
+        "standing": standing,
+        "ended": standing == "ended",
+        "samples": example.samples,
+        "revision": example.samples,
+        "missing": example.missing,
+        "n_windows": 0,
+    }
+    if example.values is None:
+        if example.refused is not None:
+            fields["excluded"] = {"reason": example.refused.reason, "detail": example.refused.detail}
+        return _dumps(fields)
+    fields |= {"n_windows": len(example.values), "features": example.dataset.resolved.features}
+    if standing != "running":
+        fields["digest"] = example.digest
+    value = _dumps({**fields, "values": example.values})
+    return value if len(value) <= MAX_EXAMPLE_BYTES else _dumps({**fields, "values": None})
+
+
+def refused_message(origin: Origin, message: Message, refused: Refused) -> bytes:
+    """A message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
+    return _dumps({
+        "reason": refused.reason,
+        "detail": refused.detail,
+        "origin": origin.to_json(),
+        "payload": payload_of(message),
+    })  # fmt: skip
+
+
+def late_message(topic: str, run_id: str, part: Part, refused: Refused) -> bytes:
+    """Samples that no run takes any more, as a dead letter: whose they are, and between which offsets of the topic."""
+    numbers: dict[str, list[int]] = {}
+    for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
+        numbers.setdefault(str(recorder), []).append(sequence)
+    return _dumps({
+        "reason": refused.reason,
+        "detail": refused.detail,
+        "origin": [topic, part.partition, part.first],
+        "last_offset": part.last,
+        "run_id": run_id,
+        "samples": part.size,
+        "sequences": numbers,
+    })  # fmt: skip
+
+
+def _dumps(fields: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)

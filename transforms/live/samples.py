@@ -1,0 +1,186 @@
+"""Samples of a run on their way to its state, and within it: what data sets need of them, as arrays and as bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from ciml.events.samples import End, Samples
+from ciml.manifest.offsets import RangeSet
+
+NEVER_US = 1 << 62  # a time that is later than any
+_HEAD = struct.Struct("<HIHqiqq")
+_END = struct.Struct("<qq")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some samples of one run.
+
+    Attributes:
+      recorder: int64 [n], when the start of the recorder began that each comes from, epoch microseconds.
+      sequence: int64 [n], their numbers within it.
+      time_us: int64 [n].
+      boot: bool [n], the averages since boot.
+      values: float64 [n, F], the F columns that the data sets need; NaN is no value.
+      present: bool [F], the columns that the messages had.
+      first_us: the time of the run's first sample, as far as its recorders know; `NEVER_US` where none said.
+      ends: (recorder_us, samples) of the starts that were told to have ended.
+      partition, first, last: where the messages were in the topic: offsets ``first`` to ``last``, among others.
+    """
+
+    recorder: np.ndarray
+    sequence: np.ndarray
+    time_us: np.ndarray
+    boot: np.ndarray
+    values: np.ndarray
+    present: np.ndarray
+    first_us: int = NEVER_US
+    ends: tuple[tuple[int, int], ...] = ()
+    partition: int = -1
+    first: int = -1
+    last: int = -1
+
+    @property
+    def size(self) -> int:
+        return int(self.sequence.size)
+
+    def take(self, rows: np.ndarray, ends: tuple[tuple[int, int], ...]) -> Part:
+        """The samples of ``rows``, positions int64 or bool [n], with other ends."""
+        recorder, sequence, time_us, boot, values = (
+            each[rows] for each in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
+        )
+        return replace(self, recorder=recorder, sequence=sequence, time_us=time_us, boot=boot, values=values, ends=ends)
+
+
+_NONE = np.zeros(0, np.int64)
+#: No sample of any run.
+NO_SAMPLES = Part(_NONE, _NONE, _NONE, np.zeros(0, bool), np.zeros((0, 0)), np.zeros(0, bool))
+
+
+def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, ...], partition: int = -1) -> Part:
+    """The messages of one run, with their offsets, in the order of the topic, as one part with the given columns."""
+    samples = [message for _, message in messages if isinstance(message, Samples)]
+    ends = tuple((message.recorder_us, message.samples) for _, message in messages if isinstance(message, End))
+    sizes = [each.sequence.size for each in samples]
+    values = np.full((sum(sizes), len(columns)), np.nan)
+    present = np.zeros(len(columns), bool)
+    begin = 0
+    for each, size in zip(samples, sizes, strict=True):
+        ours, theirs = _places(columns, each.columns)
+        values[begin : begin + size, ours] = each.values[:, theirs]
+        present[ours] = True
+        begin += size
+    return Part(
+        np.repeat(np.array([each.recorder_us for each in samples], np.int64), sizes),
+        _concatenated([each.sequence for each in samples], np.int64),
+        _concatenated([each.time_us for each in samples], np.int64),
+        _concatenated([each.boot for each in samples], np.bool_),
+        values,
+        present,
+        min((each.first_us for each in samples), default=NEVER_US),
+        ends,
+        partition,
+        messages[0][0],
+        messages[-1][0],
+    )
+
+
+@lru_cache(maxsize=64)  # a hostile message has a quarter of a megabyte of names
+def _places(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where in ``columns``, and where in ``theirs``, each column is that both have: int64 [m] each."""
+    place = {name: index for index, name in enumerate(theirs)}
+    both = [(index, place[name]) for index, name in enumerate(columns) if name in place]
+    pairs = np.array(both, np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _concatenated(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, kind)
+
+
+def join_parts(parts: Sequence[Part]) -> Part:
+    """Parts of one run, at least one, as one: samples and ends in the given order."""
+    if len(parts) == 1:
+        return parts[0]
+    recorder, sequence, time_us, boot, values, present = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("recorder", "sequence", "time_us", "boot", "values", "present")
+    )
+    return Part(
+        recorder,
+        sequence,
+        time_us,
+        boot,
+        values,
+        np.any(present.reshape(len(parts), -1), axis=0),
+        min(part.first_us for part in parts),
+        tuple(end for part in parts for end in part.ends),
+        parts[0].partition,
+        parts[0].first,
+        parts[-1].last,
+    )
+
+
+def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
+    """Which samples of a part are not ``seen``, by start of the recorder; of equal ones the first.
+
+    Returns:
+      Their positions: int64 [m], ascending.
+    """
+    found = []
+    for recorder, rows in by_start(part):
+        numbers = part.sequence[rows]
+        gaps = seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
+        bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: within a gap at odd places
+        found.append(rows[np.searchsorted(bounds, numbers, side="right") % 2 == 1])
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    """Each start of the recorder, with the positions int64 [m] of its samples by number; of equal ones the first.
+
+    One sort for all: a hostile part has as many starts as samples.
+    """
+    order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
+    recorder, sequence = part.recorder[order], part.sequence[order]
+    another = np.ones(order.size, bool)
+    another[1:] = (np.diff(recorder) != 0) | (np.diff(sequence) != 0)
+    order = order[another]
+    recorder = part.recorder[order]
+    edges = [0, *(np.flatnonzero(np.diff(recorder)) + 1).tolist(), order.size]
+    for begin, end in pairwise(edges if order.size else ()):
+        yield int(recorder[begin]), order[begin:end]
+
+
+def pack(part: Part) -> bytes:
+    """A part as bytes, the same for the same part: little-endian, a head of fixed size, then the arrays."""
+    return b"".join((
+        _HEAD.pack(part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last),
+        *(_END.pack(*end) for end in part.ends),
+        part.present.tobytes(),
+        part.recorder.astype("<i8", copy=False).tobytes(),
+        part.sequence.astype("<i8", copy=False).tobytes(),
+        part.time_us.astype("<i8", copy=False).tobytes(),
+        part.boot.tobytes(),
+        part.values.astype("<f8", copy=False).tobytes(),
+    ))  # fmt: skip
+
+
+def unpack(data: bytes) -> Part:
+    """The inverse of `pack`, of what it made."""
+    columns, n, ends, first_us, partition, first, last = _HEAD.unpack_from(data)
+    at = _HEAD.size + _END.size * ends
+    found = tuple(_END.iter_unpack(data[_HEAD.size : at]))
+    present = np.frombuffer(data, np.bool_, columns, at)
+    at += columns
+    recorder, sequence, time_us = np.frombuffer(data, "<i8", 3 * n, at).reshape(3, n)
+    at += 24 * n
+    boot = np.frombuffer(data, np.bool_, n, at)
+    values = np.frombuffer(data, "<f8", n * columns, at + n).reshape(n, columns)
+    return Part(recorder, sequence, time_us, boot, values, present, first_us, found, partition, first, last)

@@ -1,0 +1,276 @@
+"""Logs of dstat, dool and pcp-dstat to tables, hundreds at a time.
+
+Logs with the same columns are read as one: what their recorders started with is found for each (`parse_header`), their
+rows are read by one call (`parse_rows`), their times converted together (`parse_times`), and each log's table is a
+slice that copies nothing. Only what is particular to one log (a clock change, a restarted recorder) is done for it
+alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.dstat.header import Columns, Segment, split_segments
+from ciml.dstat.vocabulary import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
+from ciml.errors import Refused
+from ciml.limits import MAX_PARSED_BYTES, PARSE_BATCH_BYTES
+from ciml.telemetry import BOOT, TIME
+from transforms.fetch.gunzip import inflate
+from transforms.parse.clock import may_change, to_utc
+from transforms.parse.rows import Rows, read_rows, with_nans
+from transforms.parse.starts import bits_of, check_size, join_starts
+from transforms.parse.times import Bool, Int64, local_times, read_cells, read_epochs
+from transforms.parse.zones import fixed_offset
+
+_TIME_TYPE = pa.timestamp("us", tz="UTC")
+_NO_TIME = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log as fetched, and what its event says of the run.
+
+    Attributes:
+      data: the bytes; gzip or text.
+      start_us, end_us: the run's start and end in µs UTC, where known. They settle year and zone where the log does
+        not, and the start is the first sample's time in a log that has neither time nor date.
+      zone: what to assume where the log names no zone (an IANA name, an offset, or an abbreviation).
+    """
+
+    data: bytes
+    start_us: int | None = None
+    end_us: int | None = None
+    zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParseLimits:
+    """Bounds on memory, whatever comes.
+
+    Attributes:
+      max_bytes: of one log's text; a day at 1 s of 30 columns is about 18 MB, of 60 columns 36 MB.
+      batch_bytes: of text that is parsed at a time; larger gains nothing. Parsing takes up to ten times its text.
+    """
+
+    max_bytes: int = MAX_PARSED_BYTES
+    batch_bytes: int = PARSE_BATCH_BYTES
+
+
+@dataclass(slots=True)
+class _Part:
+    """A segment on its way to a table."""
+
+    log: int
+    segment: Segment
+    first: bool
+    table: pa.Table | None = None
+    dropped: int = 0
+    bad_times: int = 0
+    nulls: int = 0
+
+
+def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[pa.Table | Refused]:
+    """Parses telemetry logs.
+
+    Args:
+      logs: any number, in any mixture of variants.
+      limits: of memory.
+
+    Returns:
+      For each log its table, or why it was refused (the exception, not raised). A table has ``time`` (timestamp[us,
+      UTC], never null, in recorded order even where the clock was set back), ``boot`` (bool: the first sample after a
+      start of the recorder, which dstat and dool average since boot), then a float64 column for each column of the log
+      under its full name. A restarted recorder's other columns come behind, null where they were not recorded. Cells
+      that are no finite number are null. Its schema's metadata says (as text) ``recorder``, ``starts``,
+      ``dropped_rows`` (torn, misshapen or without a time) and ``null_cells``.
+
+      Tables share the buffers of their batch, and a pickle of one carries all of them: write tables as Parquet or Arrow
+      IPC (which cut them down) in the same step, before anything pickles or keeps them.
+
+      Reasons: not_telemetry, empty_telemetry, no_time, ambiguous_time, log_too_wide, log_too_large, too_many_restarts,
+      corrupt_gzip.
+    """
+    limits = limits or ParseLimits()
+    logs = [_with_possible_times(log) for log in logs]
+    results: list[pa.Table | Refused] = [Refused("not_telemetry")] * len(logs)
+    batch: dict[int, list[_Part]] = {}
+    size = 0
+    for index, log in enumerate(logs):
+        try:
+            text = inflate(log.data, limits.max_bytes)
+            batch[index] = [_Part(index, each, not number) for number, each in enumerate(split_segments(text))]
+        except Refused as refusal:
+            results[index] = refusal
+            continue
+        size += len(text)
+        if size >= limits.batch_bytes:
+            _parse_batch(logs, batch, results)
+            batch, size = {}, 0
+    _parse_batch(logs, batch, results)
+    return results
+
+
+def _with_possible_times(log: Log) -> Log:
+    """The log, where what its event says of its times is used only as far as a run can have such times."""
+    start, end = log.start_us, log.end_us
+    if (start is None or EARLIEST <= start < LATEST) and (end is None or EARLIEST <= end < LATEST):
+        return log
+    start, end = (us if us is not None and EARLIEST <= us < LATEST else None for us in (start, end))
+    return replace(log, start_us=start, end_us=end)
+
+
+def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | Refused]) -> None:
+    groups: dict[Columns, list[_Part]] = defaultdict(list)
+    refused: dict[int, Refused] = {}
+    for index, parts in batch.items():
+        try:
+            check_size([part.segment for part in parts])
+        except Refused as refusal:
+            refused[index] = refusal
+            continue
+        for part in parts:
+            groups[part.segment.columns].append(part)
+    for columns, parts in groups.items():
+        _parse_group(logs, columns, parts, refused)
+    for index, parts in batch.items():
+        try:
+            results[index] = refused[index] if index in refused else _assemble(parts)
+        except Refused as refusal:
+            results[index] = refusal
+
+
+def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refused: dict[int, Refused]) -> None:
+    """Fills in the tables of parts that have the same columns."""
+    rows = read_rows([part.segment.body for part in parts], columns)
+    ends = np.cumsum(rows.counts, dtype=np.int64)
+    slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
+    utc, ok = _times(logs, columns, parts, rows, slices, refused)
+    boot = np.zeros(len(utc), np.bool_)
+    for where, kept in zip(slices, rows.first_kept, strict=True):
+        if where.start < where.stop:
+            boot[where.start] = kept
+
+    names = [name for name in columns.names if name]
+    time = pa.Array.from_buffers(_TIME_TYPE, len(utc), [None, pa.py_buffer(utc)])
+    table = pa.Table.from_arrays([time, _to_arrow(boot), *rows.values], names=[TIME, BOOT, *names])
+    nullable = [index for index, column in enumerate(rows.values, 2) if column.null_count]
+    all_ok = bool(ok.all())
+    for part, where, dropped in zip(parts, slices, rows.dropped, strict=True):
+        mine = table.slice(where.start, where.stop - where.start)
+        if not all_ok and not bool(ok[where].all()):
+            mine = mine.filter(_to_arrow(ok[where]))
+        part.table = mine
+        part.bad_times = where.stop - where.start - mine.num_rows
+        part.dropped = dropped + part.bad_times + part.segment.torn
+        part.nulls = sum(mine.column(index).null_count for index in nullable)
+
+
+def _to_arrow(values: Bool) -> pa.Array:
+    return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits_of(values)])
+
+
+def _times(
+    logs: Sequence[Log],
+    columns: Columns,
+    parts: list[_Part],
+    rows: Rows,
+    slices: list[slice],
+    refused: dict[int, Refused],
+) -> tuple[Int64, Bool]:
+    """The time of each row in µs UTC, and where there is one."""
+    if rows.epoch is not None:
+        return read_epochs(with_nans(rows.epoch))
+    if rows.time is None:
+        return _spaced_times(logs, parts, rows, slices)
+    cells = read_cells(rows.time)
+    references = [_reference(logs[part.log], part.segment) for part in parts]
+    known = np.array([reference if reference is not None else _NO_TIME for reference in references], np.int64)
+    reference = np.repeat(known, rows.counts)
+    local, ok = local_times(cells, np.where(reference == _NO_TIME, 0, reference))
+    ok &= (cells.year > 0) | (reference != _NO_TIME)
+    clock_only = cells.ok & ~cells.absolute & (cells.month == 0)
+    for where in slices if clock_only.any() else ():
+        if clock_only[where].any():  # their days are counted within one start of the recorder
+            ok[where] = False
+            if reference[where.start] != _NO_TIME:
+                local[where], ok[where] = local_times(cells[where], reference[where])
+
+    ok &= (local >= FIRST_LOCAL) & (local < END_LOCAL)  # before a zone is applied: a row beyond costs only itself
+    utc = np.where(cells.absolute, cells.instant, local)
+    for part, where in zip(parts, slices, strict=True):
+        log, segment = logs[part.log], part.segment
+        here = ok[where]
+        if not here.any():
+            continue
+        offset = fixed_offset(segment.zone or log.zone or "")
+        if offset is not None and not may_change(segment.zone or log.zone or "", local[where][here], segment.date_us):
+            if offset:
+                utc[where][here] -= offset
+            continue
+        try:
+            utc[where][here] = to_utc(
+                local[where][here], segment.date_us, segment.zone, log.start_us, log.end_us, log.zone
+            )
+        except Refused as refusal:
+            refused[part.log] = refusal
+    ok |= cells.ok & cells.absolute
+    return utc, ok & (utc >= EARLIEST) & (utc < LATEST)
+
+
+def _reference(log: Log, segment: Segment) -> int | None:
+    """A local time near the samples of a segment; within a day of it is near enough."""
+    if segment.near_us is not None:
+        return segment.near_us
+    near = log.start_us if log.start_us is not None else log.end_us
+    return near if near is None else near + (fixed_offset(segment.zone or log.zone or "") or 0)
+
+
+def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: list[slice]) -> tuple[Int64, Bool]:
+    """Times for logs without a column of them: from the recorder's start on, by the interval that it was given."""
+    utc = np.zeros(sum(rows.counts), np.int64)
+    for part, where in zip(parts, slices, strict=True):
+        log, segment = logs[part.log], part.segment
+        start = None
+        if segment.date_us is not None:
+            try:
+                date = np.array([segment.date_us], np.int64)
+                start = int(to_utc(date, segment.date_us, segment.zone, log.start_us, log.end_us, log.zone)[0])
+            except Refused:
+                start = None
+        if start is None and part.first:
+            start = log.start_us
+        if start is None:
+            continue
+        steps = np.arange(where.stop - where.start) * (segment.interval_s * SECOND)
+        utc[where] = start + np.rint(np.minimum(steps, float(LATEST))).astype(np.int64)
+    return utc, (utc >= EARLIEST) & (utc < LATEST)
+
+
+def _assemble(parts: list[_Part]) -> pa.Table:
+    """The table of one log, from its starts of the recorder."""
+    tables = [part.table for part in parts if part.table is not None and part.table.num_rows]
+    dropped = sum(part.dropped for part in parts)
+    nulls = sum(part.nulls for part in parts)
+    if not tables:
+        bad_times = sum(part.bad_times for part in parts)
+        if bad_times:
+            why = "no time cell that can be read, nor a date or an event's start to count from"
+            raise Refused("no_time", f"none of {bad_times} rows has a time: {why}")
+        raise Refused("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
+    if nulls >= sum(table.num_rows * (table.num_columns - 2) for table in tables):
+        raise Refused("empty_telemetry", "no cell of any sample is a finite number")
+    table = tables[0] if len(tables) == 1 else join_starts(tables)
+    recorder = next((part.segment.recorder for part in parts if part.segment.recorder), "")
+    return table.replace_schema_metadata(
+        {
+            "recorder": recorder,
+            "starts": str(len(parts)),
+            "dropped_rows": str(dropped),
+            "null_cells": str(nulls),
+        }
+    )

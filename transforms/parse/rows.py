@@ -1,0 +1,191 @@
+"""Sample rows to columns of floats: many bodies with the same columns by one read of Arrow's CSV reader.
+
+Two ways lead to the same values. The fast one reads numbers at once. Bodies that it cannot take (a word in a numeric
+cell, quotes, rows with a cell too many or too few, …) are first made regular (`parse_repair`), then read as bytes, and
+the cells by a strict numeric grammar: all of it by columns, never by rows.
+"""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from ciml.dstat.header import Columns
+from ciml.dstat.vocabulary import NUMBER
+from ciml.limits import MAX_LOG_ROW_BYTES
+from transforms.parse.repair import Repaired, repair
+
+_NUMERIC_BYTES = b"0123456789. :-\n" + bytes(sorted(set(b"JanFebMarAprMayJunJulAugSepOctNovDec")))
+# pa.scalar() and pa.array() of a Python value would import pandas.
+_NO_TEXT, _NO_NUMBER = pa.nulls(1, pa.string())[0], pa.nulls(1, pa.float64())[0]
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of several bodies, one after another.
+
+    Attributes:
+      time: binary array of the time cells, or None; ``epoch``: float64 array of the epoch cells, or None.
+      values: a float64 array for each telemetry column; missing, non-numeric and non-finite cells are null.
+      counts: number of rows of each body.
+      dropped: number of rows of each body that had too few or too many cells.
+      first_kept: for each body, whether its first row is among the rows.
+    """
+
+    time: pa.Array | None
+    epoch: pa.Array | None
+    values: list[pa.Array]
+    counts: list[int]
+    dropped: list[int]
+    first_kept: list[bool]
+
+
+def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
+    """Reads the bodies of segments that have the same columns. Each body ends in a line feed, or is empty."""
+    cells = len(columns.names)
+    counts = [body.count(b"\n") for body in bodies]
+    plain = not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies)
+    table = _read(bodies, counts, columns, as_numbers=True) if plain else None
+    if table is not None:
+        return _rows(table, columns, counts, [0] * len(bodies), [True] * len(bodies))
+
+    # Find the bodies that are to blame, so that one odd log does not slow down the hundreds beside it.
+    regular = [_is_regular(body, count, cells) for body, count in zip(bodies, counts, strict=True)]
+    if any(regular) and not all(regular):
+        parts = [
+            (index, read_rows([bodies[i] for i in index], columns))
+            for wanted in (True, False)
+            if (index := [i for i, is_regular in enumerate(regular) if is_regular is wanted])
+        ]
+        return _interleave(parts, len(bodies))
+    repaired = [repair(body, columns) for body in bodies]
+    table = _read([each.body for each in repaired], [each.rows for each in repaired], columns, as_numbers=False)
+    if table is None and len(bodies) > 1:  # one of them is to blame: each is read alone
+        return _interleave([([index], read_rows([body], columns)) for index, body in enumerate(bodies)], len(bodies))
+    if table is None:
+        # Something that the reader has its own view of, such as a byte order mark: the body has no rows.
+        repaired = [Repaired(b"", 0, each.dropped + each.rows, False) for each in repaired]
+        table = pa.table({str(index): pa.nulls(0, pa.binary()) for index in range(cells)})
+    counts = [each.rows for each in repaired]
+    return _rows(table, columns, counts, [each.dropped for each in repaired], [each.first_kept for each in repaired])
+
+
+def _is_regular(body: bytes, rows: int, cells: int) -> bool:
+    """Whether a body is likely to be read in the fast way; cheap, and mistakes cost only time."""
+    if b",-," in body or b",-\n" in body or _has_long_row(body):
+        return False  # a word for "nothing", or what only `repair` takes out
+    rest = body.translate(None, _NUMERIC_BYTES)
+    return len(rest) == rows * (cells - 1) and rest.count(b",") == len(rest)
+
+
+def _has_long_row(body: bytes) -> bool:
+    """Whether a body has a row beyond `MAX_LOG_ROW_BYTES`."""
+    at = 0
+    while len(body) - at > MAX_LOG_ROW_BYTES:
+        end = body.rfind(b"\n", at, at + MAX_LOG_ROW_BYTES + 1)
+        if end < 0:
+            return True
+        at = end + 1
+    return False
+
+
+def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
+    """The rows of two reads in the order of their bodies."""
+    where: dict[int, tuple[int, int, int]] = {}  # body -> part, its first row within all parts, its number in the part
+    base = 0
+    for part, (index, rows) in enumerate(parts):
+        for number, body in enumerate(index):
+            where[body] = (part, base, number)
+            base += rows.counts[number]
+    each = [where[body] for body in range(count)]
+    counts = [parts[part][1].counts[number] for part, _, number in each]
+    order = np.concatenate([np.arange(first, first + n) for (_, first, _), n in zip(each, counts, strict=True)])
+    take = pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order.astype(np.int64))])
+
+    def joined(arrays: list[pa.Array]) -> pa.Array:
+        return pa.concat_arrays(arrays).take(take)
+
+    reads = [rows for _, rows in parts]
+    return Rows(
+        time=None if reads[0].time is None else joined([rows.time for rows in reads]),
+        epoch=None if reads[0].epoch is None else joined([rows.epoch for rows in reads]),
+        values=[joined(list(arrays)) for arrays in zip(*(rows.values for rows in reads), strict=True)],
+        counts=counts,
+        dropped=[parts[part][1].dropped[number] for part, _, number in each],
+        first_kept=[parts[part][1].first_kept[number] for part, _, number in each],
+    )
+
+
+def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, as_numbers: bool) -> pa.Table | None:
+    """Reads regular bodies; None where they turn out not to be."""
+    cells = len(columns.names)
+    names = [str(index) for index in range(cells)]
+    words = set(columns.text) if as_numbers else set(range(cells))
+    if columns.time is not None:
+        words.add(columns.time)
+    types = {name: pa.binary() if index in words else pa.float64() for index, name in enumerate(names)}
+    if sum(counts) == 0:
+        return pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
+    text = b"".join(bodies)
+    if text.startswith(BOM_UTF8):  # the reader takes one away there, and leaves those of the other bodies
+        text = BOM_UTF8 + text
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(text),
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=names, block_size=1 << 20),
+            parse_options=pacsv.ParseOptions(quote_char=False, newlines_in_values=False),
+            convert_options=pacsv.ConvertOptions(column_types=types, strings_can_be_null=False, check_utf8=False),
+        )
+    except pa.ArrowInvalid:
+        return None
+    # Without a return or a quote in them bodies have at most as many rows as line feeds, and fewer only where a line is
+    # blank. So equal totals say that each body has its own rows, which keeps one log's rows out of another's table.
+    return table if table.num_rows == sum(counts) else None
+
+
+def _rows(table: pa.Table, columns: Columns, counts: list[int], dropped: list[int], first_kept: list[bool]) -> Rows:
+    def column(index: int) -> pa.Array:
+        chunked = table.column(index)
+        return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+
+    return Rows(
+        time=None if columns.time is None else column(columns.time),
+        epoch=None if columns.epoch is None else to_floats(column(columns.epoch)),
+        values=[to_floats(column(index)) for index, name in enumerate(columns.names) if name],
+        counts=counts,
+        dropped=dropped,
+        first_kept=first_kept,
+    )
+
+
+def to_floats(cells: pa.Array) -> pa.Array:
+    """float64 of binary or float64 cells; what is no finite number becomes null."""
+    if not pa.types.is_floating(cells.type):
+        text = pa.Array.from_buffers(pa.string(), len(cells), cells.buffers(), offset=cells.offset)
+        trimmed = pc.ascii_trim_whitespace(text)
+        # Matched as bytes: as a string a Latin-1 byte would be an error.
+        numeric = pc.match_substring_regex(trimmed.view(pa.binary()), NUMBER)
+        cells = pc.cast(pc.if_else(numeric, trimmed, _NO_TEXT), pa.float64())
+    if len(cells) and not bool(np.isfinite(_buffer(cells)).all()):
+        cells = pc.if_else(pc.is_finite(cells), cells, _NO_NUMBER)
+    return cells
+
+
+def with_nans(cells: pa.Array) -> npt.NDArray[np.float64]:
+    """The values of a float64 array, with NaN for null. (`pyarrow.compute.fill_null` would import pandas.)"""
+    values = _buffer(cells)
+    if not cells.null_count:
+        return values
+    return np.where(np.from_dlpack(pc.is_valid(cells).cast(pa.uint8())) == 1, values, np.nan)
+
+
+def _buffer(cells: pa.Array) -> npt.NDArray[np.float64]:
+    """The values of a float64 array as they lie in memory: what stands at a null is unspecified."""
+    return np.frombuffer(cells.buffers()[1], np.float64)[cells.offset : cells.offset + len(cells)]

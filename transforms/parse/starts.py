@@ -1,0 +1,94 @@
+"""The starts of the recorder in one log, together: whether their table fits, and the table itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ciml.dstat.header import Columns, Segment
+from ciml.errors import Refused
+from ciml.limits import CELLS_PER_LOG_BYTE, MAX_LOG_CELLS, MAX_LOG_COLUMNS, MAX_LOG_HEADERS, MIN_ROW_CELLS
+from ciml.telemetry import OWN_COLUMNS, telemetry_columns
+from transforms.parse.rows import with_nans
+from transforms.parse.times import Bool
+
+
+def check_size(segments: Sequence[Segment]) -> None:
+    """Checks how large the table of a log becomes, before any of it is made.
+
+    Args:
+      segments: the starts of the recorder.
+
+    Raises:
+      Refused: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all starts
+        together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in the
+        columns of the others: a kilobyte of headers could demand any number of them.
+    """
+    headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
+    if len(headers) > MAX_LOG_HEADERS:
+        raise Refused("too_many_restarts", f"{len(headers)} different headers, at most {MAX_LOG_HEADERS}")
+    columns = _columns(headers)
+    if columns > MAX_LOG_COLUMNS:
+        raise Refused("log_too_wide", f"{columns} columns, at most {MAX_LOG_COLUMNS}")
+    wide = max(columns, MIN_ROW_CELLS)
+    size = sum(segment.size for segment in segments)
+    if len(segments) == 1 and size * wide <= MAX_LOG_CELLS:
+        return  # nearly all logs; a row has a byte at least
+    rows = sum(_lines(segment.body) for segment in segments)
+    if rows * wide > MAX_LOG_CELLS:
+        raise Refused("log_too_large", f"{rows * wide} cells of {rows} rows, at most {MAX_LOG_CELLS}")
+    if len(segments) > 1 and rows * columns > size * CELLS_PER_LOG_BYTE:
+        raise Refused(
+            "log_too_large",
+            f"{len(segments)} starts with other columns each: {rows * columns} cells for {size} bytes, "
+            f"at most {CELLS_PER_LOG_BYTE} for each",
+        )
+
+
+def _columns(headers: Collection[Columns]) -> int:
+    """How many columns the headers name together, without those of the time."""
+    if len(headers) == 1:
+        return sum(len(each.names) - each.names.count("") for each in headers)
+    return len({name for each in headers for name in each.names if name})
+
+
+def _lines(body: bytes) -> int:
+    """How many rows a body has at most: a carriage return ends one as well."""
+    lines = body.count(b"\n")
+    return lines if b"\r" not in body else lines + body.count(b"\r") - body.count(b"\r\n")
+
+
+def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
+    """The table of a log from those of its starts, at least two.
+
+    Work is linear in the cells of the tables, however their columns differ: to Arrow a column that a table lacks is a
+    piece of that column, of which thousands of starts would have millions.
+    """
+    if all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables).combine_chunks()
+    names = list(dict.fromkeys(name for table in tables for name in telemetry_columns(table.column_names)))
+    place = {name: index for index, name in enumerate(names)}
+    values = np.full((len(names), sum(table.num_rows for table in tables)), np.nan)
+    begin = 0
+    for table in tables:
+        end = begin + table.num_rows
+        for name in telemetry_columns(table.column_names):
+            values[place[name], begin:end] = with_nans(table.column(name).combine_chunks())
+        begin = end
+    own = pa.concat_tables([table.select(OWN_COLUMNS) for table in tables]).combine_chunks()
+    return pa.Table.from_arrays([*own.columns, *map(_to_arrow, values)], names=[*own.column_names, *names])
+
+
+def _to_arrow(column: np.ndarray) -> pa.Array:
+    """float64 [n] as Arrow, NaN as null, without a copy."""
+    there = ~np.isnan(column)
+    return pa.Array.from_buffers(
+        pa.float64(), len(column), [None if there.all() else bits_of(there), pa.py_buffer(column)]
+    )
+
+
+def bits_of(values: Bool) -> pa.Buffer:
+    """Truth values as Arrow packs them."""
+    return pa.py_buffer(np.packbits(values, bitorder="little"))

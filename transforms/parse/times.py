@@ -1,0 +1,256 @@
+"""The cells of a log's time column, read many at a time.
+
+A cell is one of the forms below, each with or without a fraction of a second (dstat in debug mode, pcp-dstat's
+``time-adv``). dstat and dool write neither year nor zone; a recorder told otherwise by ``DSTAT_TIMEFMT`` or
+``DOOL_TIMEFMT`` may.
+
+    24-11 13:56:24         dstat, pcp-dstat          Nov-24 13:56:24                dool
+    13:56:24               a time alone              2026-11-24 13:56:24[zone]      ISO 8601, also with a T
+    1795528584             seconds since 1970        1795528584123                  milliseconds
+
+Times are microseconds since 1970 (int64): in UTC, or by the clock of the recorder ("local") until the zone is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ciml.dstat.vocabulary import DAY, EARLIEST, LATEST, MONTHS, SECOND
+
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+_MILLISECONDS_FROM = 1e11  # as seconds that would be the year 5138
+_MAX_CELL = 40
+_DAYS_BEFORE = np.array([0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334], np.int64)
+_DAYS_IN = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31], np.int64)
+_MONTH_CODE = np.zeros(1 << 15, np.int64)  # three letters of five bits each
+for _name, _number in MONTHS.items():
+    _MONTH_CODE[(_name[0] & 31) << 10 | (_name[1] & 31) << 5 | (_name[2] & 31)] = _number
+
+
+@dataclass(slots=True)
+class Cells:
+    """Time cells as read; every array has one value a row.
+
+    Attributes:
+      ok: whether the cell could be read; where not, the other values mean nothing.
+      instant: µs UTC, where ``absolute``.
+      absolute: whether the cell itself said the instant.
+      year, month, day: of the local date; 0 where the cell does not say it.
+      clock: µs since local midnight.
+    """
+
+    ok: Bool
+    instant: Int64
+    absolute: Bool
+    year: Int64
+    month: Int64
+    day: Int64
+    clock: Int64
+
+    def __getitem__(self, rows: slice) -> Cells:
+        return Cells(*(getattr(self, name)[rows] for name in self.__slots__))
+
+
+def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
+    """An epoch column (NaN for no value) as µs UTC, and where it holds a possible time.
+
+    Whole and fractional seconds, or whole milliseconds: what is too large for one is the other.
+    """
+    ok = np.abs(seconds) < LATEST  # no time in any unit, and far from an overflow; not NaN
+    value = np.where(ok, seconds, 0.0)
+    scaled = value * np.where(np.abs(value) >= _MILLISECONDS_FROM, 1e3, 1e6)
+    ok &= (scaled >= EARLIEST) & (scaled < LATEST)
+    return np.rint(np.where(ok, scaled, 0.0)).astype(np.int64), ok
+
+
+def read_cells(cells: pa.Array) -> Cells:
+    """Reads a column of time cells (binary, one chunk), whatever mixture of forms it holds."""
+    rows = len(cells)
+    out = Cells(*(np.zeros(rows, np.bool_ if name in ("ok", "absolute") else np.int64) for name in Cells.__slots__))
+    _read_widths(cells, out)
+    if not out.ok.all():
+        # Right-padded by pcp-dstat, or quoted: the common case above pays nothing for it.
+        text = pa.Array.from_buffers(pa.string(), rows, cells.buffers(), offset=cells.offset)
+        _read_widths(pc.ascii_trim_whitespace(text), out)
+    return out
+
+
+def _read_widths(cells: pa.Array, out: Cells) -> None:
+    """Fills in what is not ``ok`` yet, all cells of one width at a time."""
+    if not len(cells):
+        return
+    _, offsets_buffer, data_buffer = cells.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int32)[cells.offset : cells.offset + len(cells) + 1].astype(np.int64)
+    data = np.frombuffer(data_buffer if data_buffer is not None else b"", np.uint8)
+    widths = np.diff(offsets)
+    todo = ~out.ok & (widths > 0) & (widths <= _MAX_CELL)
+    if cells.null_count:
+        todo &= np.from_dlpack(pc.is_valid(cells).cast(pa.uint8())).astype(bool)
+    if not todo.any():
+        return
+    for width in np.flatnonzero(np.bincount(widths[todo])).tolist():
+        rows = np.flatnonzero(todo & (widths == width))
+        if len(rows) == len(cells):
+            matrix = data[offsets[0] : offsets[-1]].reshape(-1, width)
+        else:
+            matrix = data[offsets[rows][:, None] + np.arange(width)]
+        _read_matrix(matrix, rows, out)
+
+
+def _read_matrix(matrix: npt.NDArray[np.uint8], rows: Int64, out: Cells) -> None:
+    for form in _forms(matrix.shape[1]):
+        fields, ok = _match(matrix, form)
+        if ok.any():
+            _store(fields, ok, form, rows, out)
+            if ok.all():
+                return
+            matrix, rows = matrix[~ok], rows[~ok]
+
+
+def _forms(width: int) -> list[str]:
+    """The forms of a cell of that width: d(ay) m(onth) b (its name) y(ear) H M S f(raction) u (seconds) s z: zone."""
+    forms: list[str] = []
+    for base in ("dd-mm HH:MM:SS", "bbb-dd HH:MM:SS", "HH:MM:SS", "yyyy-mm-dd HH:MM:SS", "yyyy-mm-ddTHH:MM:SS"):
+        zones = ("", "Z", "szzzz", "szz:zz", "szz") if base[0] == "y" else ("",)
+        for zone in zones:
+            left = width - len(base) - len(zone)
+            if left == 0 or 2 <= left <= 10:
+                forms.append(base + ("." + "f" * (left - 1) if left else "") + zone)
+    if width in (9, 10) or 12 <= width <= 20:
+        forms.append("u" * width if width in (9, 10, 12, 13) else "u" * 10 + "." + "f" * (width - 11))
+    return forms
+
+
+def _match(matrix: npt.NDArray[np.uint8], form: str) -> tuple[dict[str, Int64], Bool]:
+    """The number in each field of a form, and which rows have that form."""
+    ok = np.ones(len(matrix), np.bool_)
+    fields: dict[str, Int64] = {}
+    for index, kind in enumerate(form):
+        column = matrix[:, index]
+        if kind in "dmyHMSfuz":
+            digit = column - np.uint8(48)  # wraps around below "0"
+            ok &= digit < 10
+            fields[kind] = fields[kind] * 10 + digit if kind in fields else digit.astype(np.int64)
+        elif kind == "b":
+            letter = (column & 31).astype(np.int64)
+            ok &= (column | 32) - np.uint8(97) < 26
+            fields[kind] = (fields[kind] << 5 | letter) if kind in fields else letter
+        elif kind == "s":
+            ok &= (column == ord("+")) | (column == ord("-"))
+            fields[kind] = np.where(column == ord("-"), -1, 1).astype(np.int64)
+        else:
+            ok &= column == ord(kind)
+        if index == 2 and not ok.any():
+            break  # by now most wrong forms are found out
+    return fields, ok
+
+
+def _store(fields: dict[str, Int64], ok: Bool, form: str, rows: Int64, out: Cells) -> None:
+    fraction = fields.get("f", np.zeros(len(rows), np.int64)) * SECOND // 10 ** form.count("f")
+    if "u" in fields:
+        unit = 1000 if form.count("u") > 10 else SECOND
+        instant = fields["u"] * unit + fraction
+        ok &= (instant >= EARLIEST) & (instant < LATEST)
+        out.instant[rows[ok]] = instant[ok]
+        out.absolute[rows[ok]] = True
+        out.ok[rows[ok]] = True
+        return
+    month = _MONTH_CODE[np.where(ok, fields["b"], 0)] if "b" in fields else fields.get("m")
+    clock = ((fields["H"] * 60 + fields["M"]) * 60 + fields["S"]) * SECOND + fraction
+    ok &= (fields["H"] < 24) & (fields["M"] < 60) & (fields["S"] <= 60)
+    year = fields.get("y", np.zeros(len(rows), np.int64))
+    if month is None:
+        month = day = np.zeros(len(rows), np.int64)
+    else:
+        day = fields["d"]
+        ok &= (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+        leap_day = np.where(year > 0, _is_leap(year), True)
+        ok &= day <= _DAYS_IN[np.where(ok, month, 0)] + (leap_day & (month == 2))
+    zoned = "z" in fields or form.endswith("Z")
+    if zoned:
+        zone = fields.get("z", np.zeros(len(rows), np.int64))
+        hours, minutes = (zone, 0) if form.endswith("szz") else (zone // 100, zone % 100)
+        offset = (hours * 60 + minutes) * 60 * SECOND * fields.get("s", 1)
+        ok &= (hours <= 14) & (np.asarray(minutes) < 60)
+        safe = np.where(ok, month, 1)
+        instant = civil_days(year, safe, day) * DAY + clock - offset
+        ok &= (instant >= EARLIEST) & (instant < LATEST)
+        out.instant[rows[ok]] = instant[ok]
+        out.absolute[rows[ok]] = True
+    out.year[rows[ok]] = year[ok]
+    out.month[rows[ok]] = month[ok]
+    out.day[rows[ok]] = day[ok]
+    out.clock[rows[ok]] = clock[ok]
+    out.ok[rows[ok]] = True
+
+
+def _is_leap(year: Int64) -> Bool:
+    leap: Bool = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    return leap
+
+
+def civil_days(year: Int64, month: Int64, day: Int64) -> Int64:
+    """Days since 1970 of dates whose month is 1 to 12."""
+    before = year - 1
+    start = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
+    return start + _DAYS_BEFORE[month] + (_is_leap(year) & (month > 2)) + day - 1
+
+
+def local_times(cells: Cells, reference_us: Int64 | int) -> tuple[Int64, Bool]:
+    """Local µs since 1970 of cells that are not ``absolute``, with what they do not say taken from a reference.
+
+    Args:
+      cells: as read.
+      reference_us: a local time (one a row, or one for all) near which the samples are: the year is the one that
+        brings a sample nearest to it, so that New Year comes out right whether the samples or the reference are
+        before it, and 29 February only in a leap year. Cells that are a time alone take its day, and the next one each
+        time the clock falls back by more than half a day.
+
+    Returns:
+      The times, and where there is such a time.
+    """
+    reference = np.broadcast_to(np.asarray(reference_us, np.int64), cells.ok.shape)
+    ok = cells.ok & ~cells.absolute
+    month = np.where(cells.month > 0, cells.month, 1)
+    year = np.where(cells.year > 0, cells.year, _years(reference))
+    result = civil_days(year, month, cells.day) * DAY + cells.clock
+    away = result - reference
+    free = ok & (cells.year == 0) & (cells.month > 0)
+    wrong = free & (np.abs(away) > 183 * DAY)
+    if wrong.any():
+        year = np.where(wrong, year - np.sign(away), year)
+        result = np.where(wrong, civil_days(year, month, cells.day) * DAY + cells.clock, result)
+    ok &= ~(free & (month == 2) & (cells.day == 29) & ~_is_leap(year))
+    alone = ok & (cells.month == 0)
+    if alone.any():
+        result = np.where(alone, _days_of_clock(cells.clock, alone, reference), result)
+    return result, ok
+
+
+def _years(us: Int64) -> Int64:
+    return us.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970
+
+
+def _days_of_clock(clock: Int64, alone: Bool, reference: Int64) -> Int64:
+    """Local times for times of day alone; the rows are those of one start of the recorder."""
+    rows = np.flatnonzero(alone)
+    times = clock[rows]
+    first = reference[rows[0]]
+    day = first // DAY
+    if times[0] - first % DAY < -DAY // 2:
+        day += 1
+    elif times[0] - first % DAY > DAY // 2:
+        day -= 1
+    steps = np.diff(times)
+    # Forward by more than half a day is a clock set back over midnight: the samples stay in recorded order.
+    turns = np.concatenate([[0], np.cumsum((steps < -DAY // 2).astype(np.int64) - (steps > DAY // 2))])
+    out = np.zeros(len(clock), np.int64)
+    out[rows] = (day + turns) * DAY + times
+    return out

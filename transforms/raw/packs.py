@@ -1,0 +1,415 @@
+"""Packs: many runs of one job and day in one Parquet file, written, opened and read.
+
+A pack has one schema, its runs lie one after the other, and a row group ends where a run ends. What each run is called
+and where it lies stands in the file's own key-value metadata, as JSON under the key ``ciml.pack``. So a pack is read by
+any program as one table, and by ciml as the very tables that its runs were before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import canonical_json, sha256_json, telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import Record
+from ciml.raw.packs import PACKS, PackFile, run_of
+from ciml.raw.seal import damaged, unreadable
+from ciml.storage.open import LocalStore, Store
+from ciml.telemetry import TIME
+from transforms.raw.arrow_arrays import empty_table
+
+_KEY = b"ciml.pack"
+_CHECKSUMS = b"ciml.crc32"
+_MAGIC = b"PAR1"
+#: A row group ends with the run that brings it to this size: what is read for one run, and held while writing.
+GROUP_ROWS = 32_768
+PACK_RUNS = 5_000
+# Ranges nearer than this are read as one: about what comes in the time of one more request.
+_GAP = 64 << 10
+_GAP_REMOTE = 1 << 20
+
+Metadata = dict[bytes, bytes] | None
+
+
+def columns_digest(schema: pa.Schema) -> str:
+    """What makes two runs fit into one pack: the names, the types and the order of their columns."""
+    return sha256_json([[field.name, str(field.type), field.nullable] for field in schema])[:16]
+
+
+class Place(Record, frozen=True, gc=False):
+    """Where a run lies in a pack: ``rows`` rows from ``first`` on; and the metadata of its own table."""
+
+    name: str
+    digest: str
+    first: int
+    rows: int
+    metadata: Metadata
+
+
+class _Chunk(NamedTuple):
+    """Where a column of a row group lies in a pack, bytes ``start`` to ``end``; its number among all of the pack."""
+
+    start: int
+    end: int
+    number: int
+
+
+def _chunks(metadata: pq.FileMetaData, groups: Iterable[int], columns: Iterable[int]) -> Iterator[_Chunk]:
+    for group in groups:
+        described = metadata.row_group(group)
+        for column in columns:
+            chunk = described.column(column)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            yield _Chunk(start, start + chunk.total_compressed_size, group * metadata.num_columns + column)
+
+
+def _checksums(metadata: pq.FileMetaData, data: bytes) -> list[int]:
+    """The CRC-32 of each column chunk, row group after row group."""
+    view = memoryview(data)
+    chunks = _chunks(metadata, range(metadata.num_row_groups), range(metadata.num_columns))
+    return [zlib.crc32(view[chunk.start : chunk.end]) for chunk in chunks]
+
+
+def _encode(checksums: Sequence[int]) -> bytes:
+    return _CHECKSUMS + b"=" + b"".join(b"%08x" % checksum for checksum in checksums)
+
+
+def _decode(value: bytes) -> list[int]:
+    digits = value[len(_CHECKSUMS) + 1 :]
+    return [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+
+
+def _with_checksums(data: bytes) -> bytes:
+    """A pack with the checksums of its column chunks where it has noughts: they are known when it is written."""
+    checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
+    at = data.rindex(_CHECKSUMS + b"=")
+    return data[:at] + checksums + data[at + len(checksums) :]
+
+
+class PackWriter:
+    """A pack in the making, held in memory: its compressed bytes, and a row group of plain ones."""
+
+    def __init__(self, folder: str, schema: pa.Schema) -> None:
+        self.folder = folder
+        self.columns = columns_digest(schema)
+        self.places: list[Place] = []
+        self.rows = 0
+        self._schema = schema.remove_metadata()
+        self._sink = io.BytesIO()
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._groups = 0
+        # Telemetry repeats itself from run to run, which zstd sees and a dictionary hides. Nobody reads a pack by its
+        # statistics, and the schema is not kept a second time in Arrow's own form.
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={TIME: "DELTA_BINARY_PACKED"} if TIME in self._schema.names else None,
+            write_statistics=False,
+            store_schema=False,
+            write_page_checksum=True,
+            version="2.6",
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, of what is in row groups."""
+        return self._sink.tell()
+
+    @property
+    def full(self) -> bool:
+        return len(self.places) >= PACK_RUNS
+
+    def add(self, name: str, digest: str, table: pa.Table) -> None:
+        """Appends a run. Its columns are those of the pack."""
+        self.places.append(Place(name, digest, self.rows, table.num_rows, table.schema.metadata))
+        self.rows += table.num_rows
+        self._waiting.append(table.replace_schema_metadata(None))
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting_rows:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._waiting_rows)
+            self._groups += 1
+        self._waiting, self._waiting_rows = [], 0
+
+    def finish(self) -> tuple[PackFile, bytes]:
+        """The pack, which every one of its runs was read back from as it was, and its bytes.
+
+        Raises:
+          IntegrityError: where one was not: the file is of no use.
+        """
+        self._flush()
+        noughts = _encode([0] * self._groups * len(self._schema))  # the last entry: see `_with_checksums`
+        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.places), _CHECKSUMS: noughts})
+        self._writer.close()
+        data = _with_checksums(self._sink.getvalue())
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        path = f"{PACKS}/{self.folder}/{_head(data)}.parquet"
+        pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.places), self.columns)
+        opened = OpenPack(pack, data[-footer:])
+        for place, table in opened.tables(data, range(len(opened.places)), None):
+            same = table.schema.equals(self._schema) and telemetry_digest(run_of(place.name), table) == place.digest
+            if not same or place.metadata != self.places[opened.number[place.name]].metadata:
+                raise IntegrityError(f"{path}: {place.name} does not come back from a pack as it went in")
+        return pack, data
+
+
+def _describe(folder: str, places: Iterable[Place]) -> bytes:
+    """The runs of a pack as JSON; metadata that they share stands there once."""
+    different: dict[str, int] = {}
+    kinds: list[Any] = []
+    runs = []
+    for place in places:
+        text = None if place.metadata is None else [[_text(k), _text(v)] for k, v in place.metadata.items()]
+        key = json.dumps(text)
+        if key not in different:
+            different[key] = len(kinds)
+            kinds.append(text)
+        runs.append([place.name, place.digest, place.first, place.rows, different[key]])
+    return canonical_json({"folder": folder, "metadata": kinds, "runs": runs})
+
+
+def _head(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")  # any bytes, and back
+
+
+class OpenPack:
+    """What a pack says of itself: its row groups, and the runs in them. Small enough to be kept.
+
+    Attributes:
+      file: as the manifest describes it.
+      places: of its runs, in their order.
+      number: of each run in ``places``, by name.
+      names: of its columns, in order.
+    """
+
+    def __init__(self, file: PackFile, footer: bytes) -> None:
+        """Args:
+          file: as the manifest describes it.
+          footer: the file's last ``file.footer`` bytes.
+
+        Raises:
+          IntegrityError: when they do not belong together.
+        """
+        self.file = file
+        if _head(footer) != file.footer_digest:  # Parquet's reader may end the process over a broken one
+            raise IntegrityError(f"{file.path} does not describe itself as its manifest says: restore it from a copy")
+        try:
+            described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
+            self.metadata = described_by.metadata
+            # Not by `metadata.schema`: the two would hold each other, and all that is in a footer, until a collection.
+            self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
+            described = orjson.loads(self.metadata.metadata[_KEY])
+            self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
+            kinds: list[Metadata] = [
+                None if kind is None else {k.encode("latin-1"): v.encode("latin-1") for k, v in kind}
+                for kind in described["metadata"]
+            ]
+            runs = [
+                Place(name, digest, first, rows, kinds[kind]) for name, digest, first, rows, kind in described["runs"]
+            ]
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{file.path} cannot be read as a pack: {error!s:.200}") from None
+        if self.metadata.num_rows != file.rows or len(runs) != file.runs:
+            raise IntegrityError(
+                f"{file.path} has {self.metadata.num_rows} rows of {len(runs)} runs, not those of its manifest"
+            )
+        if self._checksums and len(self._checksums) != self.metadata.num_row_groups * self.metadata.num_columns:
+            raise IntegrityError(f"{file.path} has not a checksum for each of its column chunks")
+        self.places = runs
+        self.number = {place.name: number for number, place in enumerate(runs)}
+        self.names: tuple[str, ...] = tuple(self.schema.names)
+        self._ends: list[int] = []
+        for group in range(self.metadata.num_row_groups):
+            self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
+
+    def read(self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
+        """Runs by their number in ``places``, read at once: only the row groups and columns that they need.
+
+        Raises:
+          FileNotFoundError: the pack is not there (any more).
+          IntegrityError: it cannot be read.
+        """
+        groups = {group for number in numbers if (group := self._group(number)) is not None}
+        source = self._fetch(store, sorted(groups), columns)
+        try:
+            found = {self.number[place.name]: table for place, table in self.tables(source, numbers, columns)}
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(store.url(self.file.path), error) from None
+        return found
+
+    def read_joined(
+        self, store: Store, numbers: Sequence[int], columns: Sequence[str]
+    ) -> tuple[list[int], pa.Table, list[int]]:
+        """Runs in one table, one after the other: their numbers in the table's order, the table, and their rows.
+
+        What a run's own table says of itself (its metadata) is not in there. Raises as `read` does.
+        """
+        ordered = sorted(numbers)
+        groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
+        names = [name for name in columns if name in self.schema.names]
+        table = empty_table(self.schema).select(names)
+        if groups:
+            source = self._fetch(store, groups, columns)
+            try:
+                parquet = pq.ParquetFile(
+                    source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+                )
+                table = parquet.read_row_groups(groups, columns=names, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(store.url(self.file.path), error) from None
+        places = [self.places[number] for number in ordered]
+        rows = [place.rows for place in places]
+        if sum(rows) < table.num_rows:
+            begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
+            parts: list[tuple[int, int]] = []  # (begin, end) of runs that lie together
+            for number, place in zip(ordered, places, strict=True):
+                if (group := self._group(number)) is not None:
+                    begin = begins[group] + place.first - self._begin(group)
+                    end = begin + place.rows
+                    parts.append((parts.pop()[0] if parts and parts[-1][1] == begin else begin, end))
+            slices = [table.slice(begin, end - begin) for begin, end in parts]
+            table = pa.concat_tables(slices) if slices else table.slice(0, 0)
+        return ordered, table.select(names), rows
+
+    def _size(self, group: int) -> int:
+        return self._ends[group] - self._begin(group)
+
+    def tables(
+        self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
+    ) -> Iterator[tuple[Place, pa.Table]]:
+        """(place, table) of runs, row group by row group, from the pack's bytes or a file that holds what is needed."""
+        wanted: dict[int | None, list[Place]] = {}
+        for number in numbers:
+            wanted.setdefault(self._group(number), []).append(self.places[number])
+        source = pa.BufferReader(data) if isinstance(data, bytes) else data
+        parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
+        names = None if columns is None else list(columns)
+        for group, places in wanted.items():
+            if group is None:
+                kept = self.schema.names if names is None else [name for name in names if name in self.schema.names]
+                whole, begins = self.schema.empty_table().select(kept), 0
+            else:
+                whole, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
+            # Slices keep the whole row group in memory: well and good while most of it is asked for.
+            sparse = whole.num_columns > 0 and 2 * sum(place.rows for place in places) < whole.num_rows
+            for place in places:
+                start = place.first - begins
+                if sparse:
+                    table = whole.take(pa.array(range(start, start + place.rows), pa.int64()))
+                else:
+                    table = whole.slice(start if group is not None else 0, place.rows)
+                yield place, table.replace_schema_metadata(place.metadata)
+
+    def _group(self, number: int) -> int | None:
+        place = self.places[number]
+        return bisect_right(self._ends, place.first) if place.rows else None
+
+    def _begin(self, group: int) -> int:
+        return self._ends[group - 1] if group else 0
+
+    def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
+        """A file to read row groups from, with only as much of the pack as that takes.
+
+        Parquet's page checksums do not cover the pages' headers: each column chunk is compared as a whole.
+        """
+        gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
+        path, checksums = self.file.path, self._known_checksums(store)
+        ranges: list[list[_Chunk]] = []
+        for chunk in sorted(self._wanted(groups, columns)):
+            if ranges and chunk.start <= ranges[-1][-1].end + gap:
+                ranges[-1].append(chunk)
+            else:
+                ranges.append([chunk])
+        parts: list[tuple[int, bytes]] = []
+        for near in ranges:
+            begin = near[0].start
+            data = store.read_range(path, begin, near[-1].end - begin)
+            view = memoryview(data)
+            if any(zlib.crc32(view[start - begin : end - begin]) != checksums[number] for start, end, number in near):
+                raise damaged(store.url(path))
+            parts.append((begin, data))
+        return pa.PythonFile(_Parts(self.file.size, parts), "r")
+
+    def _known_checksums(self, store: Store) -> Sequence[int]:
+        """Those that the pack describes itself with. For one of an older version, those of its bytes, once they have
+        proved to be those of its name."""
+        if not self._checksums:
+            data = store.read(self.file.path)
+            if not _is_proved(self.file, data):
+                raise damaged(store.url(self.file.path))
+            self._checksums = _checksums(self.metadata, data)
+        return self._checksums
+
+    def _wanted(self, groups: Iterable[int], columns: Sequence[str] | None) -> Iterator[_Chunk]:
+        names = self.schema.names
+        wanted = range(len(names)) if columns is None else [at for at, name in enumerate(names) if name in columns]
+        return _chunks(self.metadata, groups, wanted)
+
+
+class _Parts(io.RawIOBase):
+    """A file of which only some parts are here. Reading elsewhere is an error."""
+
+    def __init__(self, size: int, parts: list[tuple[int, bytes]]) -> None:
+        self._size = size
+        self._parts = parts
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        for start, data in self._parts:
+            if start <= self._at <= self._at + size <= start + len(data):
+                found = data[self._at - start : self._at - start + size]
+                self._at += size
+                return found
+        raise OSError(f"the {size} bytes from {self._at} on are not here")
+
+
+def open_pack(store: Store, file: PackFile) -> OpenPack:
+    """Reads a pack's own description. Raises `FileNotFoundError`, `IntegrityError`."""
+    return OpenPack(file, store.read_range(file.path, file.size - file.footer, file.footer))
+
+
+def prove_pack(store: Store, file: PackFile) -> str:
+    """What is wrong with a pack: "" where it is there with the very bytes that its name says, else one line."""
+    try:
+        data = store.read(file.path)
+    except FileNotFoundError:
+        return f"{store.url(file.path)} is named by its manifest, and is not there"
+    return "" if _is_proved(file, data) else f"{store.url(file.path)} has other bytes than its name says"
+
+
+def _is_proved(file: PackFile, data: bytes) -> bool:
+    return len(data) == file.size and _head(data) == file.path[-40:-8]

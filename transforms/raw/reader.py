@@ -1,0 +1,348 @@
+"""Reading runs from the raw store by their names: each from an object of its own, or from a pack that holds it.
+
+A run may move from the one to the other, or from pack to pack, while it is read. It is in its new place, and a manifest
+says so, before it leaves the old one: so whoever does not find it looks at the manifest again, and finds it there.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ciml.digest import telemetry_digest
+from ciml.errors import IntegrityError
+from ciml.events.records import RawFile
+from ciml.raw.packs import SWEPT, PackFile, PackState, pack_state, split_path
+from ciml.raw.seal import SEAL, damaged, is_sealed, unreadable
+from ciml.storage.open import LocalStore, Store
+from transforms.raw.packs import OpenPack, open_pack
+
+_THREADS = 16
+#: Runs whose places in packs a process keeps in mind; about a kilobyte each.
+_KEPT_RUNS = 25_000
+_NAME = re.compile(r"(?P<run_id>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
+_TIMES = pa.timestamp("us", tz="UTC")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class FolderPacks:
+    """The packs of one folder of runs as they were at one time.
+
+    Attributes:
+      state: what their manifest said.
+      packs: the present ones, opened. Where one of them is gone, also those that were replaced and are still there.
+      runs: the pack that holds a run and the run's number in there, by the run's file name.
+      gone: packs that the manifest names and that are not there.
+      broken: what is wrong with packs that cannot be opened, a line each.
+    """
+
+    def __init__(
+        self, state: PackState, packs: Sequence[OpenPack], gone: Sequence[str] = (), broken: Sequence[str] = ()
+    ) -> None:
+        self.state = state
+        self.packs = packs
+        self.gone = gone
+        self.broken = broken
+        self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
+
+    def find(self, name: str) -> tuple[OpenPack, int] | None:
+        """The pack that holds the run of this name, and the run's number in there."""
+        return self.runs.get(name)
+
+
+def load_packs(store: Store, folder: str) -> FolderPacks:
+    """The present packs of a folder, opened. One that is broken or not there is left out: its runs may be elsewhere."""
+    version = -1
+    while True:
+        state = pack_state(store, folder)
+        packs, gone, broken = _open(store, state.packs.values())
+        if not gone:
+            return FolderPacks(state, packs, gone, broken)
+        if state.version == version:  # else it was perhaps replaced after the manifest was read, which now says so
+            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], gone, broken)
+        version = state.version
+
+
+def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
+    packs: list[OpenPack] = []
+    gone: list[str] = []
+    broken: list[str] = []
+    for file in files:
+        try:
+            packs.append(open_pack(store, file))
+        except FileNotFoundError:
+            gone.append(file.path)
+        except IntegrityError as error:
+            broken.append(str(error))
+    return packs, gone, broken
+
+
+class _Shelf:
+    """The folders whose packs this process knows, the least used forgotten first. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
+        self._runs = 0
+        self._lock = threading.Lock()
+
+    def get(self, store: Store, folder: str) -> FolderPacks | None:
+        with self._lock:
+            found = self._folders.get((store, folder))
+            if found is not None:
+                self._folders.move_to_end((store, folder))
+            return found
+
+    def load(self, store: Store, folder: str) -> FolderPacks:
+        """Looks at the manifest anew."""
+        found = load_packs(store, folder)
+        with self._lock:
+            if (old := self._folders.pop((store, folder), None)) is not None:
+                self._runs -= len(old.runs) + 1
+            self._folders[store, folder] = found
+            self._runs += len(found.runs) + 1
+            while self._runs > _KEPT_RUNS and len(self._folders) > 1:
+                self._runs -= len(self._folders.popitem(last=False)[1].runs) + 1
+        return found
+
+
+_shelf = _Shelf()
+
+
+def packs_of(store: Store, folder: str) -> FolderPacks:
+    """The packs of a folder as this process knows them, by a look at the manifest where it knows none."""
+    return _shelf.get(store, folder) or _shelf.load(store, folder)
+
+
+def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The telemetry of a raw object that is one.
+
+    A sealed object is checked before it is parsed. One of an older version is read whole, and the digest of its
+    telemetry compared with the digest in its name, however few columns are asked for.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+      IntegrityError: it is not as it was written.
+    """
+    data, url = store.read(path), store.url(path)
+    wanted = None if columns is None else list(columns)
+    old = not is_sealed(data, path, url)
+    try:
+        parquet = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True)
+        table = parquet.read(columns=None if old else wanted, use_threads=False)
+        if old:
+            _check_telemetry(table, path, url)
+            if wanted is not None:
+                table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise unreadable(url, error) from None
+    facts = parquet.metadata.metadata or {}
+    return table.replace_schema_metadata({key: value for key, value in facts.items() if key != SEAL} or None)
+
+
+def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
+    """Compares telemetry with the digest in its object's name. Every name that `run_path` makes has one."""
+    if (named := _NAME.fullmatch(path.rpartition("/")[2])) is None:
+        return
+    # The digest does not cover the unit of times.
+    if any(pa.types.is_timestamp(kind) and kind != _TIMES for kind in table.schema.types):
+        raise damaged(url)
+    try:
+        found = telemetry_digest(named["run_id"], table)
+    except TypeError:  # columns of another type
+        raise damaged(url) from None
+    if found[:16] != named["digest"]:
+        raise IntegrityError(f"{url} has the digest {found}, and its name another: restore it from a copy")
+
+
+def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The telemetry of a run. Raises `IntegrityError` where it is missing, broken or has other rows."""
+    path = file if isinstance(file, str) else file.path
+    table = _find(store, path, columns)
+    if isinstance(file, RawFile):
+        check_rows(store, file, table.num_rows)
+    return table
+
+
+def check_rows(store: Store, file: RawFile, rows: int) -> None:
+    """Raises `IntegrityError` where a run has other rows than the manifest says."""
+    if rows != file.rows:
+        raise IntegrityError(
+            f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}: restore it from a copy"
+        )
+
+
+def threads_for(store: Store, threads: int | None) -> int:
+    """How many threads read at once: see `read_runs`."""
+    if threads is not None:
+        return threads
+    return 1 if isinstance(store, LocalStore) else _THREADS
+
+
+def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    place = split_path(path)
+    missing = IntegrityError(f"{store.url(path)} is named by the manifest, and is not there")
+    if place is None:
+        with suppress(FileNotFoundError):
+            return read_object(store, path, columns)
+        raise missing
+    folder, name = place
+    packs = _shelf.get(store, folder)
+    while True:
+        found = packs.find(name) if packs is not None else None
+        if found is not None:
+            with suppress(FileNotFoundError):  # replaced by another pack
+                return found[0].read(store, [found[1]], columns)[found[1]]
+        with suppress(FileNotFoundError):  # in a pack by now
+            return read_object(store, path, columns)
+        packs = _shelf.load(store, folder)
+        now = packs.find(name)
+        if now is None or (found is not None and now[0].file == found[0].file):
+            break
+    for last in (f"{SWEPT}/{path}", path):  # named long after it was written, and on its way back
+        with suppress(FileNotFoundError):
+            return read_object(store, last, columns)
+    if packs.broken:
+        raise IntegrityError(
+            f"{store.url(path)} is not there, and a pack that may hold it is broken: {packs.broken[0]}"
+        )
+    raise missing
+
+
+def read_runs(
+    store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
+) -> list[pa.Table]:
+    """The telemetry of many runs, in the order given. A pack is read once for all its runs.
+
+    Args:
+      store: the raw store.
+      files: what manifests name; or bare paths below the store, whose rows are then not checked.
+      columns: only these, in this order; all by default. A name that a file lacks is left out.
+      threads: that read at once; by default 16 for S3, where opening a file is waiting, and 1 for a folder, where it
+        is work that holds the interpreter.
+
+    Raises:
+      IntegrityError: a run is missing, broken or has other rows.
+    """
+    wanted = list(files)
+    threads = threads_for(store, threads)
+    found: dict[int, pa.Table] = {}
+    folders: dict[str, list[tuple[int, str]]] = {}
+    for at, file in enumerate(wanted):
+        place = split_path(file if isinstance(file, str) else file.path)
+        if place is not None:
+            folders.setdefault(place[0], []).append((at, place[1]))
+    # For one run of a folder that was never looked at, its own object is the likelier place, and one request less.
+    grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
+    for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
+        found.update(part)
+    rest = [at for at in range(len(wanted)) if at not in found]
+    for at, table in zip(
+        rest, _map(lambda at: read_run(store, wanted[at], columns=columns), rest, threads), strict=True
+    ):
+        found[at] = table
+    for at, file in enumerate(wanted):
+        if isinstance(file, RawFile):
+            check_rows(store, file, found[at].num_rows)
+    return [found[at] for at in range(len(wanted))]
+
+
+def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
+    """The names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
+
+    Raises:
+      IntegrityError: a run is missing or broken.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    rest: list[int] = []
+    folders: dict[str, FolderPacks] = {}
+    for at, file in enumerate(files):
+        place = split_path(file.path)
+        if place is not None:
+            if (packs := folders.get(place[0])) is None:
+                packs = folders[place[0]] = packs_of(store, place[0])
+            if (run := packs.find(place[1])) is not None:
+                found[at] = run[0].names
+                continue
+        rest.append(at)
+    for at, table in zip(rest, read_runs(store, [files[at] for at in rest]), strict=True):
+        found[at] = tuple(table.column_names)
+    return [found[at] for at in range(len(files))]
+
+
+def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
+    if len(items) <= 1 or threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(work, items))
+
+
+def _packed(
+    store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
+) -> dict[int, pa.Table]:
+    """Those of a folder's runs that are in packs, by the number under which they are asked for."""
+    packs = _shelf.get(store, folder)
+    if packs is None:
+        packs = _shelf.load(store, folder)
+    found: dict[int, pa.Table] = {}
+    wanted: dict[OpenPack, dict[int, list[int]]] = {}
+    for at, name in runs:
+        place = packs.find(name)
+        if place is not None:
+            wanted.setdefault(place[0], {}).setdefault(place[1], []).append(at)
+    gone = False
+    for pack, numbers in wanted.items():
+        try:
+            tables = pack.read(store, list(numbers), columns)
+        except FileNotFoundError:
+            gone = True
+            continue
+        for number, asked in numbers.items():
+            found.update((at, tables[number]) for at in asked)
+    if gone and _shelf.load(store, folder).state.version != packs.state.version:  # replaced: they are in another pack
+        found.update(_packed(store, folder, [run for run in runs if run[0] not in found], columns))
+    return found
+
+
+def verify_run(store: Store, run_id: str, file: RawFile) -> str:
+    """What is wrong with a run's telemetry: "" for nothing, else one line. Checks existence, rows and digest."""
+    try:
+        table = read_run(store, file)
+        digest = telemetry_digest(run_id, table)
+    except (IntegrityError, TypeError) as error:
+        return str(error)
+    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, not {file.digest}"
+
+
+def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = 200_000) -> Iterator[str]:
+    """What is wrong with each of many runs, as `verify_run` says it, in their order; read about ``rows`` at a time."""
+    part: list[tuple[str, RawFile]] = []
+    waiting = 0
+    for run in runs:
+        part.append(run)
+        waiting += run[1].rows
+        if waiting >= rows:
+            yield from _verify_part(store, part)
+            part, waiting = [], 0
+    yield from _verify_part(store, part)
+
+
+def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[str]:
+    try:
+        tables = read_runs(store, [file for _, file in runs])
+        equal = [
+            telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
+        ]
+    except (IntegrityError, TypeError):
+        equal = [False] * len(runs)  # one of them at least: which, and why, is found one by one
+    for (run_id, file), is_equal in zip(runs, equal, strict=True):
+        yield "" if is_equal else verify_run(store, run_id, file)
