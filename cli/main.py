@@ -7,7 +7,6 @@ import contextlib
 import gc
 import importlib
 import importlib.util
-import logging
 import os
 import sys
 import traceback
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from ciml.errors import CimlError
+from ciml.logs import configure_logging
 
 # name: (module:attribute, the line that `ciml --help` shows). The lines stand here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -123,17 +123,6 @@ def guarded(debug: bool = False) -> Iterator[None]:
         else:
             hint = " (ciml --debug … shows where)"
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
-
-
-def configure_logging(verbose: int = 0, debug: bool = False) -> None:
-    """Sets up logging, once for the program: to standard error, warnings only unless more is asked for."""
-    level = logging.DEBUG if debug and verbose > 1 else logging.INFO if verbose or debug else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
-    # TensorFlow's C++ side has a log of its own and says much at import.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1" if verbose else "2")
-    if not verbose:
-        for chatty in ("apache_beam", "absl", "tensorflow", "botocore", "urllib3", "httpx"):
-            logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml") -> NoReturn:

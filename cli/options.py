@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from ciml.errors import CimlError
 from engines import state
+from engines.local_s3 import use_local_s3
 
 FLINK = "flink"
 MICRO_BATCHES = "micro-batches"
@@ -58,22 +58,6 @@ def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> s
     if value and value.startswith("s3://") and not ctx.resilient_parsing:
         use_local_s3(running_engines(ctx).get("s3"))
     return value
-
-
-def use_local_s3(one: state.EngineState | None) -> bool:
-    """Points S3 clients of this process at the local endpoint, where there is one and no other is configured.
-
-    Returns:
-      Whether it did. Whoever has an endpoint, a profile or credentials in the environment keeps them.
-    """
-    configured = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
-    if one is None or any(os.environ.get(name) for name in configured):
-        return False
-    from engines.http import s3_environment
-
-    os.environ.update(s3_environment(one.address))
-    click.echo(f"S3 is the local endpoint {one.address}", err=True)
-    return True
 
 
 def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> EngineChoice | None:

@@ -1,9 +1,8 @@
-"""What options mean: times, and pairs of a name and a value."""
+"""Parameter types of options."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -23,18 +22,3 @@ class Duration(click.ParamType):
         if match is None:
             self.fail(f"{value!r} is no time: want a number with ms, s, min, h or d", param, ctx)
         return float(match[1]) * _UNITS_S[match[2] or "s"]
-
-
-def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
-    """What options of the form NAME=VALUE say. A ``--source`` may hold further ``=`` in its name.
-
-    Raises:
-      click.UsageError: one line, for a text that is no pair.
-    """
-    found = []
-    for text in texts:
-        name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
-        if not sign or not name:
-            raise click.UsageError(f"{option} {name or text}: want NAME=VALUE")
-        found.append((name, value))
-    return found

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from cli.options import s3_place
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import click
 
 from cli.main import run_script
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # Slides and word processors make a dash of two hyphens, or of one.
 _DASHES = re.compile(r"[‒–—―−]+-*(?=[A-Za-z])")
@@ -67,23 +64,3 @@ def build_dataset() -> NoReturn:
     from cli.commands.build_dataset import command
 
     main(command)
-
-
-def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None], None]:
-    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value and not ctx.resilient_parsing:
-            os.environ[variable] = value
-
-    return callback
-
-
-def s3_options(command: F) -> F:
-    """``--s3-profile`` and ``--s3-url``, which stand for AWS_PROFILE and AWS_ENDPOINT_URL_S3; they pass no argument."""
-    for name, variable, metavar, text in (
-        ("--s3-url", "AWS_ENDPOINT_URL_S3", "URL", "The endpoint of S3."),
-        ("--s3-profile", "AWS_PROFILE", "NAME", "The profile of the AWS configuration that has the credentials."),
-    ):
-        command = click.option(
-            name, metavar=metavar, expose_value=False, is_eager=True, callback=_sets(variable), help=text
-        )(command)
-    return command

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.demo.report_plots import PALETTE, STYLE
+from reports.style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

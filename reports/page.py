@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from ciml.storage.open import Store
-from cli.demo.report import page_environment
 from reports.drawing import Plot
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 #: The page's file.
 PAGE = "index.html"
@@ -83,3 +86,15 @@ def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -
         folder.replace(name, data)
     folder.replace(PAGE, render(page).encode())
     return folder.url(PAGE)
+
+
+def page_environment(**filters: Any) -> Environment:
+    """What pages are rendered with: all is escaped, an unknown name is an error, ``style`` is the style sheet."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(filters)
+    style = files("reports").joinpath("style.css").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
+    return environment

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from cli.options import use_local_s3
 from engines import processes, state
+from engines.local_s3 import use_local_s3
 from services.files import Options, Place
 
 Say = Callable[[str], object]
@@ -102,11 +102,11 @@ def check(options: Options) -> None:
     Raises:
       CimlError: of the kinds that `start` names.
     """
-    from cli.commands.ingest.options import make_config
     from pipelines.flink.jobs import list_jobs
     from pipelines.ingest.committer import committer
     from pipelines.kafka.client import list_topic
     from pipelines.kafka.plan import plan
+    from services.config import make_config
 
     config = make_config(**options.ingest)
     with committer(config.raw).state() as seen:

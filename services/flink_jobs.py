@@ -11,8 +11,8 @@ from pipelines.flink import rest as flink_rest
 from pipelines.flink.jobs import forget_job
 from pipelines.flink.rest import RestJob
 from services.files import Options
-from services.jobs import Worker
 from services.tracker import JobLook
+from services.worker_process import Worker
 
 _CANCEL_S = 60.0
 

@@ -122,8 +122,8 @@ class _Timings(Collector):
 
 def watched(options: Options) -> Any:
     """What is watched, without all that an ingest's own configuration loads."""
+    from ciml.pairs import pairs
     from ciml.storage.open import open_store
-    from cli.param_types import pairs
     from pipelines.kafka.client import KafkaOptions
     from pipelines.kafka.publish import render_letters, render_runs
     from services.supervisor import Watched

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, EngineError
+from ciml.logs import configure_logging
 from engines import processes
 from engines.tied import tie
 from services.files import Options, Place
@@ -30,8 +31,6 @@ _BUSY = 75
 
 def main(home: Path, name: str, savepoint: str = "") -> int:
     """Works until it is told to end, is done, or cannot go on; returns the exit code."""
-    from cli.main import configure_logging
-
     configure_logging()
     place = Place(home, name)
     with place.exclusive("worker") as held:
@@ -74,7 +73,7 @@ class _Worker:
             signal.signal(number, lambda *_: self._stop.set())
 
     def _work(self, savepoint: str) -> None:
-        from cli.commands.ingest.options import make_config
+        from services.config import make_config
 
         options = self._options
         config = make_config(**options.ingest)

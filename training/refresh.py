@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
-from training.data.materialise import RECORDS_FOLDER, materialise
+from training.data.layout import RECORDS_FOLDER
+from training.data.materialise import materialise
 from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion

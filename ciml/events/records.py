@@ -87,7 +87,7 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
 class Mention(Record, frozen=True, omit_defaults=True, gc=False):
     """What one event says of one run: the typed form of hostile input, after decoding.
 
-    ``run_id`` is the encoded form (`ciml.events.run_id.RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
+    ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
     ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
     """
 

@@ -10,8 +10,8 @@ import click
 
 from cli.batch_options import logs_place, runner_option
 from cli.options import beam_option, data_path_option, home_option, s3_place
+from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
-from cli.talk_scripts import s3_options
 
 if TYPE_CHECKING:
     from ciml.events.listing_files import Listing

@@ -13,7 +13,7 @@ from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_place, processors, runner_option
 from cli.options import data_path_option, home_option, s3_place
 from cli.progress_bar import bars, progress_bar
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import DatasetDefinition

@@ -106,8 +106,8 @@ def command(
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
     from ciml.errors import CimlError
+    from ciml.pairs import pairs
     from ciml.storage.open import open_store
-    from cli.param_types import pairs
     from cli.progress_counts import Counts
     from pipelines.kafka.client import KafkaOptions
     from pipelines.live.pipeline import LiveConfig

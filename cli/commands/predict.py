@@ -95,9 +95,9 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
+    from ciml.pairs import pairs
     from ciml.storage.open import open_store
     from cli.metrics import shown
-    from cli.param_types import pairs
     from pipelines.kafka.client import KafkaOptions
     from pipelines.predict.pipeline import PredictConfig
     from services.metrics import PredictBoard

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ciml.pairs import pairs
 from cli.options import home_option, kafka_config_option, kafka_option, kafka_properties_option, s3_place
-from cli.param_types import Duration, pairs
+from cli.param_types import Duration
 
 if TYPE_CHECKING:
     from recorder.spool import Plan

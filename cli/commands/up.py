@@ -9,7 +9,8 @@ import click
 
 import engines
 from ciml.errors import CimlError
-from cli.options import home_option, use_local_s3
+from cli.options import home_option
+from engines.local_s3 import use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
 #: What ciml reads and writes, and how many partitions each topic gets on a local broker.

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cli.demo.report_plots import draw
 from cli.demo.result import DemoResult, VersionLine
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-
-def page_environment(**filters: Any) -> Environment:
-    """What pages are rendered with: all is escaped, an unknown name is an error, ``style`` is the style sheet."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(filters)
-    style = files("reports").joinpath("style.css").read_text(encoding="utf-8")
-    environment.globals["style"] = Markup(style)  # noqa: S704 (a file of this package)
-    return environment
+from reports.page import page_environment
 
 
 def render(result: DemoResult) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cli.demo.result import AccountingLine, Confusion, DemoResult, PredictionLine, Profile, SpanLine, VersionLine
+from reports.style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Colour-blind safe, in the order of classes (Okabe and Ito).
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
 KINDS = {
     "run": "#0072B2",
     "repeat": "#56B4E9",
@@ -20,20 +19,6 @@ KINDS = {
     "ignored": "#999999",
     "dead_letter": "#D55E00",
     "deferred": "#E69F00",
-}
-#: Of every plot: quiet axes, text that stays text.
-STYLE: Any = {
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "svg.hashsalt": "ciml",
 }
 
 

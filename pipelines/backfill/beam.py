@@ -14,7 +14,7 @@ import apache_beam as beam
 
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing_files import Listing, shared_listing
-from pipelines.backfill.backfill import Flow
+from pipelines.backfill.ordered_committer import OrderedCommitter
 from pipelines.backfill.plan import BackfillConfig, Following, Work, size_of
 from pipelines.flink.submit import FlinkJob, flink_options, run_here
 from transforms.ingest.beam import keep_error
@@ -30,27 +30,27 @@ class Settle(beam.DoFn):
 
     def __init__(self, config: BackfillConfig, url: str, digest: str) -> None:
         self._config, self._url, self._digest = config, url, digest
-        self._flow: Flow | None = None
+        self._committer: OrderedCommitter | None = None
 
     def start_bundle(self) -> None:
         self.teardown()  # what an earlier bundle left when it failed
 
     def process(self, work: Work) -> None:
         with keep_error():
-            if self._flow is None:
-                self._flow = Flow(self._config, shared_listing(self._url, self._digest))
-            self._flow.put(work)
+            if self._committer is None:
+                self._committer = OrderedCommitter(self._config, shared_listing(self._url, self._digest))
+            self._committer.put(work)
 
     def finish_bundle(self) -> None:
         with keep_error():
-            if self._flow is not None:
-                self._flow.end()
-                self._flow = None
+            if self._committer is not None:
+                self._committer.end()
+                self._committer = None
 
     def teardown(self) -> None:
-        if self._flow is not None:
-            self._flow.abandon()
-            self._flow = None
+        if self._committer is not None:
+            self._committer.abandon()
+            self._committer = None
 
 
 def build_backfill(

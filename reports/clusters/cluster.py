@@ -40,7 +40,7 @@ class Wanted:
       only: the class whose runs are clustered; None for all.
       splits: of which splits.
       first: only so many windows of each run, of the runs that have them; None for whole examples with their padding.
-      against: names for `ciml.datasets.labels.label_of`. Default: the data set's label, or the job if ``only`` is given.
+      against: names for `ciml.datasets.labels.label_of`. Default: the label, or the job if ``only`` is given.
       k: the number of clusters that is looked at; None for that of the best silhouette.
       most_k: the largest that is tried.
       projection: how the map is made.

@@ -23,8 +23,8 @@ class Standing:
       predictions: None where the file is not there any more.
       guess: `constant` of it.
       same_runs: whether its runs are those of the best one, so that figures can be compared.
-      against: `training.evaluation.gate.compare` of it, as the candidate, with the best one; None for the best one itself,
-        and if it is undefined.
+      against: `training.evaluation.gate.compare` of it, as the candidate, with the best one; None for the best one
+        itself, and if it is undefined.
     """
 
     trial: Stored

@@ -23,7 +23,7 @@ from serving.server.tf_records import read_records
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.server.loader import LoadedModel, Signature
+    from serving.server.loaded_model import LoadedModel, Signature
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:

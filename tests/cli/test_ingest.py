@@ -19,10 +19,11 @@ from click.testing import CliRunner
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
 from ciml.storage.open import open_store
-from cli.commands.ingest import Duration, make_config
 from cli.commands.ingest import command as ingest
 from cli.commands.runs import command as runs
+from cli.param_types import Duration
 from pipelines.ingest.committer import Committer
+from services.config import make_config
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
 

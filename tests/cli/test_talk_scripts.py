@@ -10,7 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.talk_scripts import s3_options, undashed
+from cli.s3_options import s3_options
+from cli.talk_scripts import undashed
 
 SCRIPTS = Path(sys.executable).parent
 CORPUS = Path(__file__).resolve().parents[2] / "examples/corpus"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.storage.open import open_store
-from serving.server.loader import LoadedModel, load_model
+from serving.server.loaded_model import LoadedModel
+from serving.server.loader import load_model
 from serving.server.tf_records import frame, masked_crc, read_records
 from serving.server.warmup import warm_up
 from tests.fuzz.frame import fuzz

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
+from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER
 from training.data.snapshot import ROLES, Role, Snapshot
 
 if TYPE_CHECKING:
     from training.data.analysis_cache import AnalysisCache
 
-TRANSFORM_FOLDER = "transform"
-RECORDS_FOLDER = "records"
 _MANIFEST = "materialised.json"
 
 
@@ -108,11 +107,6 @@ def materialise(
 def is_materialised(folder: Path) -> bool:
     """Whether a folder was written by `materialise`, to its end."""
     return (folder / _MANIFEST).is_file()
-
-
-def shard_name(role: Role, first: int, rows: int) -> str:
-    """The file of a batch's rows of one role: named by what it holds, so that a repeated bundle writes it again."""
-    return f"{role}/{first:09d}-{rows}.tfrecord"
 
 
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:

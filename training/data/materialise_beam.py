@@ -37,7 +37,7 @@ from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage.open import Store  # noqa: E402
 from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
 from training.data.examples import Examples, FileTask, batches, file_tasks, read_rows  # noqa: E402
-from training.data.materialise import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
+from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
 from training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
 from training.normalise import normalise, transform_digest  # noqa: E402
 from transforms.ingest.beam import keep_error, kept_error  # noqa: E402

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ciml.pairs import pairs
 from cli.commands.dead_letters.filters import FILTERS, choice_of, choice_options
 from cli.options import data_path_option, home_option, s3_place
-from cli.param_types import pairs
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:

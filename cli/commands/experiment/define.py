@@ -10,7 +10,7 @@ import click
 
 from ciml.errors import CimlError
 from cli.options import data_path_option, home_option
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 

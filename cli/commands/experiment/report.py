@@ -9,7 +9,7 @@ import click
 from cli.options import data_path_option, home_option
 from cli.plot_options import output_option
 from cli.progress_bar import progress_bar
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 
 
 @click.command("report", short_help="Draw the results of experiments, and compare them.")

@@ -9,7 +9,7 @@ import click
 
 from cli.commands.experiment.text import told_result
 from cli.options import data_path_option, home_option
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 
 
 @click.command("show", short_help="Show an experiment and its results, or the names of all.")

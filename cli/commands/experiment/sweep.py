@@ -10,7 +10,7 @@ import click
 from cli.batch_options import processors
 from cli.options import data_path_option, home_option, s3_place
 from cli.progress_bar import progress_bar
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 from cli.trust_options import learn_from_options, read_exclusions
 
 if TYPE_CHECKING:

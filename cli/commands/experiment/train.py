@@ -11,7 +11,7 @@ from ciml.errors import CimlError
 from cli.commands.experiment.text import told_folds, told_on, told_result
 from cli.options import data_path_option, home_option
 from cli.progress_bar import progress_bar
-from cli.talk_scripts import s3_options
+from cli.s3_options import s3_options
 from cli.trust_options import learn_from_options, read_exclusions
 
 if TYPE_CHECKING:

@@ -6,11 +6,9 @@ import click
 
 from cli.commands.ingest.accept_loss import accept_loss
 from cli.commands.ingest.control import resume, start, status, stop
-from cli.commands.ingest.options import make_config
 from cli.commands.ingest.run import command as run
-from cli.param_types import Duration, pairs
 
-__all__ = ["Duration", "command", "make_config", "pairs"]
+__all__ = ["command"]
 
 
 class _Group(click.Group):

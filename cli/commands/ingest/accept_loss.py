@@ -34,8 +34,8 @@ def accept_loss(
       ciml ingest accept-loss --data-path data --dry-run
       ciml ingest accept-loss --data-path data
     """
+    from ciml.pairs import pairs
     from ciml.storage.open import open_store
-    from cli.param_types import pairs
     from pipelines.ingest.accept_loss import accept_losses
     from pipelines.kafka.client import KafkaOptions
 

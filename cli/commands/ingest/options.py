@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -17,10 +17,7 @@ from cli.options import (
     kafka_properties_option,
     metrics_options,
 )
-from cli.param_types import Duration, pairs
-
-if TYPE_CHECKING:
-    from pipelines.ingest.pipeline import IngestConfig
+from cli.param_types import Duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,49 +116,3 @@ _ENDINGS = [
         help="End when nothing new came for so long and no log is waited for.",
     ),
 ]
-
-
-def make_config(
-    data_path: str,
-    kafka: str,
-    *,
-    topic: str = "ci-events",
-    runs_topic: str = "runs",
-    dead_letters_topic: str = "",
-    jobs: tuple[str, ...] = (),
-    sources: tuple[str, ...] = (),
-    hosts: tuple[str, ...] = (),
-    roots: tuple[str, ...] = (),
-    fetch_policy: str | None = None,
-    delays: tuple[float, ...] = (),
-    trust_policy: str | None = None,
-    kafka_options: tuple[str, ...] = (),
-    kafka_config: str | None = None,
-) -> IngestConfig:
-    """The configuration that the command's options mean.
-
-    Raises:
-      CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
-    """
-    from ciml.events.mentions import source_names
-    from ciml.storage.open import open_store
-    from pipelines.ingest.pipeline import IngestConfig
-    from pipelines.kafka.client import KafkaOptions
-    from transforms.fetch.policy import FetchPolicy
-    from transforms.ingest.decode import ALL_JOBS
-    from transforms.ingest.trust import TrustPolicy
-
-    fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
-        hosts=hosts, roots=roots
-    )
-    return IngestConfig(
-        open_store(data_path),
-        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        topic=topic,
-        runs_topic=runs_topic,
-        dead_letters_topic=dead_letters_topic,
-        selection=tuple(jobs) or ALL_JOBS,
-        names=source_names(pairs("--source", sources)),
-        trust=TrustPolicy.load(trust_policy),
-        fetch=fetch,
-    )

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.ingest.options import ingest_options, make_config
+from cli.commands.ingest.options import ingest_options
 from cli.options import EngineChoice
 from cli.signals import stop_on_signals
+from services.config import make_config
 
 if TYPE_CHECKING:
     from services.progress import Until

@@ -141,12 +141,12 @@ def _write(folder: Path, batch: Batch) -> None:
 
 def backfill(folder: Path) -> Counter[str]:
     """Settles all logs as a backfill does, several pieces of work at once."""
-    from pipelines.backfill.backfill import Flow
+    from pipelines.backfill.ordered_committer import OrderedCommitter
     from pipelines.backfill.plan import Following, Work
 
     config, listing = _configured(folder)
     following = Following(config.raw, listing)
-    flow = Flow(config, listing, following.look)
+    flow = OrderedCommitter(config, listing, following.look)
     (block,) = listing.blocks
     for start in range(block.end):
         flow.put(Work(block, ((start, start + 1),)))

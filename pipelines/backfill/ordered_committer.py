@@ -1,0 +1,81 @@
+"""Settles pieces of work in threads and commits them in their order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ciml.events.listing_files import Listing
+from ciml.events.records import Batch, OffsetRange
+from pipelines.backfill.plan import BackfillConfig, Work, size_of
+from pipelines.ingest.committer import committer
+from transforms.ingest.decode_listing import decode_lines
+from transforms.ingest.run_stages import settle
+
+_AHEAD = 3  # blocks under way at once: while one waits for files, another is parsed
+
+
+def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
+    """The settled batches of a piece of work, one for each of its ranges."""
+    lines = listing.read(work.block)
+    batches = [
+        decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known)
+        for start, end in work.parts
+    ]
+    return settle(batches, config.trust, config.fetch, config.raw)
+
+
+class OrderedCommitter:
+    """Settles several pieces of work at once, in threads, and commits them in the order in which they came.
+
+    Args:
+      config: what to use.
+      listing: that the work is of.
+      committed: called after each commit.
+    """
+
+    def __init__(self, config: BackfillConfig, listing: Listing, committed: Callable[[], None] = lambda: None) -> None:
+        self._config, self._listing, self._committed = config, listing, committed
+        self._pool = ThreadPoolExecutor(_AHEAD, "backfill")
+        self._under_way: deque[tuple[Work, Future[list[Batch]]]] = deque()
+        self._settled: list[Batch] = []
+        self._lines, self._since = 0, time.monotonic()
+
+    def put(self, work: Work) -> int:
+        """Takes on a piece of work, and waits while there is enough under way. Returns how many lines were settled."""
+        self._under_way.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
+        return self._take() if len(self._under_way) > _AHEAD else 0
+
+    def end(self) -> int:
+        """Settles and commits the rest. Returns how many lines that were."""
+        lines = 0
+        while self._under_way:
+            lines += self._take()
+        self._commit()
+        self._pool.shutdown()
+        return lines
+
+    def abandon(self) -> None:
+        """Commits what is settled, and drops what is not begun."""
+        for _, future in self._under_way:
+            future.cancel()
+        self._pool.shutdown()
+        self._commit()
+
+    def _take(self) -> int:
+        work, future = self._under_way.popleft()
+        self._settled += future.result()
+        self._lines += (lines := size_of(work))
+        waited_s = time.monotonic() - self._since
+        if self._lines >= self._config.commit_lines or waited_s > self._config.commit_s:
+            self._commit()
+        return lines
+
+    def _commit(self) -> None:
+        settled, self._settled, self._lines = self._settled, [], 0
+        if settled:
+            committer(self._config.raw).commit(settled)
+            self._committed()
+        self._since = time.monotonic()
