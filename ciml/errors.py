@@ -24,7 +24,7 @@ class IntegrityError(CimlError):
     exit_code = 4
 
 
-class Refused(Exception):
+class RejectedInput(Exception):
     """An input that cannot be used. It becomes a dead letter with ``reason`` and ``detail``.
 
     Attributes:
@@ -37,8 +37,8 @@ class Refused(Exception):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
-        return Refused, (self.reason, self.detail)
+    def __reduce__(self) -> tuple[type[RejectedInput], tuple[str, str]]:
+        return RejectedInput, (self.reason, self.detail)
 
 
 def let_go(error: Exception) -> None:

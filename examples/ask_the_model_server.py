@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.examples.prepare import prepare
 from transforms.parse.logs import Log, parse_logs
 
@@ -43,7 +43,7 @@ def main(address: str, model: str, data: str, log: str) -> None:
     definition = ResolvedDefinition.from_json(json.loads((assets / "definition.json").read_bytes()))
 
     table = parse_logs([Log(Path(log).read_bytes())])[0]
-    if isinstance(table, Refused):
+    if isinstance(table, RejectedInput):
         raise SystemExit(f"{log}: {table}")
     inputs, n_windows = prepare(table, definition)
 

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from ciml.datasets.definition import DatasetDefinition, resolve
-from ciml.errors import Refused
-from ciml.events.records import Mention
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
 from ciml.telemetry import telemetry_columns
 from transforms.examples.downsample import downsample
 from transforms.parse.logs import Log, parse_logs
@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
 
     table = parse_logs([Log(options.log.read_bytes())])[0]
-    if isinstance(table, Refused):
+    if isinstance(table, RejectedInput):
         raise SystemExit(f"{options.log}: {table}")
     definition = DatasetDefinition(
         name="one-log",
@@ -38,7 +38,7 @@ def main() -> None:
         sample_statistic=options.statistic,
         classes=("passed", "failed"),
     )
-    run = Mention("example~log~1", "log", "example")
+    run = RunFacts("example~log~1", "log", "example")
     resolved = resolve(definition, [telemetry_columns(table.column_names)], [run])
     windows = downsample([table], resolved)
 

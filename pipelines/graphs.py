@@ -18,7 +18,7 @@ from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.datasets.state import ExampleFile
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Block
-from ciml.events.records import Candidate, Mention, Origin, RawFile, Trust
+from ciml.events.records import Origin, PendingRun, RawFile, RunFacts, Trust
 from ciml.storage.open import LocalStore
 from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.source import PartitionRead
@@ -29,7 +29,7 @@ _KAFKA = KafkaOptions("kafka:9092")
 _READS = (PartitionRead("ci-events", "T", 0, 0, None), PartitionRead("ci-events", "T", 1, 1200, None))
 _BOUNDED = (PartitionRead("ci-events", "T", 0, 0, 500), PartitionRead("ci-events", "T", 1, 1200, 1300))
 _RUNS = (PartitionRead("runs", "R", 0, 0, None),)
-_MENTION = Mention("zuul~1~1", "1", "job", outcome="success", source="zuul", start_us=0, end_us=1)
+_MENTION = RunFacts("zuul~1~1", "1", "job", outcome="success", source="zuul", start_us=0, end_us=1)
 _RESOLVED = ResolvedDefinition(
     definition=DatasetDefinition(name="example", sample_interval="10s", class_label="status", max_windows=5),
     columns=("total cpu usage:usr", "load avg:1m"),
@@ -40,7 +40,7 @@ _RESOLVED = ResolvedDefinition(
 _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _MENTION, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
 
 
-def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[Candidate, ...] = ()) -> None:
+def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
     from pipelines.ingest.pipeline import IngestConfig, build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
@@ -89,7 +89,7 @@ def _materialise(pipeline: beam.Pipeline) -> None:
 PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
     "ingest": (partial(_ingest, reads=_READS), "ciml ingest on Flink or Dataflow: for ever"),
     "ingest-micro-batch": (
-        partial(_ingest, reads=_BOUNDED, due=(Candidate(Origin("ci-events", 0, 7), "e", _MENTION),)),
+        partial(_ingest, reads=_BOUNDED, due=(PendingRun(Origin("ci-events", 0, 7), "e", _MENTION),)),
         "ciml ingest --engine micro-batches: one of them",
     ),
     "predict": (_predict, "ciml predict: for ever"),

@@ -13,9 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.mentions import log_address
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
 from recorder.producer import Sender
@@ -83,7 +83,7 @@ class Delivery:
             return False
         try:
             return self._step()
-        except Refused as refused:
+        except RejectedInput as refused:
             raise CimlError(f"{self._recording.folder.path}: {refused}") from None
         except CimlError as error:
             self._wait(str(error))
@@ -182,7 +182,7 @@ class Delivery:
         end = samples.End(self._plan.mention.run_id, recorder_us, self._tail.counts[recorder_us])
         return self._plan.samples_topic, samples.encode(end), None
 
-    def _finished_mention(self, end: End) -> Mention:
+    def _finished_mention(self, end: End) -> RunFacts:
         mention = self._plan.mention
         labels = {**end.labels, **mention.labels, **end.labels}  # those of the end first: an event holds so many
         return mention.replace(
@@ -236,7 +236,7 @@ def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
     )  # fmt: skip
 
 
-def _folder(mention: Mention) -> str:
+def _folder(mention: RunFacts) -> str:
     return f"{path_safe(mention.build_name)}/{mention.run_id}"
 
 
@@ -251,7 +251,7 @@ def _compressed(recording: Recording) -> bytes:
     return out.getvalue()
 
 
-def _listing_line(mention: Mention, log_path: str) -> bytes:
+def _listing_line(mention: RunFacts, log_path: str) -> bytes:
     from ciml.events.mentions import run_of_mention
 
     run = run_of_mention(mention)

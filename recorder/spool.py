@@ -24,11 +24,11 @@ from typing import Annotated
 
 import msgspec
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import is_clean, labels
 from ciml.events.json_input import parse_json
 from ciml.events.mentions import mention_of_run, run_of_mention
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from recorder.folder import Folder, open_private
@@ -69,7 +69,7 @@ class Plan:
       log_url: the address under which others find ``log_dir``, or "" where it is its own address.
     """
 
-    mention: Mention
+    mention: RunFacts
     kafka: str = ""
     samples_topic: str = "samples"
     events_topic: str = "ci-events"
@@ -177,7 +177,7 @@ class Recording:
             return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
-        except (Refused, msgspec.ValidationError) as error:
+        except (RejectedInput, msgspec.ValidationError) as error:
             raise CimlError(f"{path / RUN}: cannot be read ({error})") from None
         finally:
             if not taken:
@@ -212,7 +212,7 @@ class Recording:
             content = parse_json(self.folder.read(END, MAX_RECORDING_FILE_BYTES))
             end = msgspec.convert(content, End)
             return End(end.end_us, end.result, labels(end.labels)) if end.result in _RESULTS else None
-        except (OSError, CimlError, Refused, msgspec.ValidationError):
+        except (OSError, CimlError, RejectedInput, msgspec.ValidationError):
             return None
 
     def read_log(self, offset: int, count: int) -> bytes:
@@ -287,7 +287,7 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
     """What a recording says of itself, checked as an event is; None where a young one is not complete yet.
 
     Raises:
-      CimlError, Refused, msgspec.ValidationError, OSError: it is no recording.
+      CimlError, RejectedInput, msgspec.ValidationError, OSError: it is no recording.
     """
     names = folder.names(len(_FILES))
     if strange := sorted(set(names) - set(_FILES)):
@@ -304,11 +304,11 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
     plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
     mention = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
     if mention.start_us is None or not 0 <= mention.start_us < 1 << 53:
-        raise Refused("bad_time", "start_us")
+        raise RejectedInput("bad_time", "start_us")
     checked, _ = mention_of_run(run_of_mention(mention), RunId.decode(mention.run_id), "started")
     for place in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
         if len(place) > _MAX_PLACE or not is_clean(place):
-            raise Refused("bad_field", f"{place!r:.80} is no place")
+            raise RejectedInput("bad_field", f"{place!r:.80} is no place")
     return replace(plan, mention=checked)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ciml.errors import CimlError, EngineError, IntegrityError
 from engines import processes, state
 from engines.local_s3 import use_local_s3
-from services.files import Options, Place
+from services.files import Options, ServiceFiles
 
 Say = Callable[[str], object]
 
@@ -20,7 +20,7 @@ _LOOK_S = 0.2
 _AT_WORK = ("starting", "running", "restarting")
 
 
-def start(place: Place, options: Options, wait_s: float, say: Say, *, foreground: bool = False) -> int:
+def start(place: ServiceFiles, options: Options, wait_s: float, say: Say, *, foreground: bool = False) -> int:
     """Starts an ingest from the manifest. In the foreground this process is its supervisor; returns its exit code.
 
     Whoever keeps processes in the foreground starts them again with the same options: that goes on as `resume` does.
@@ -52,7 +52,7 @@ def start(place: Place, options: Options, wait_s: float, say: Say, *, foreground
     return main(place.home, place.name)
 
 
-def resume(place: Place, parallelism: int | None, wait_s: float, say: Say) -> None:
+def resume(place: ServiceFiles, parallelism: int | None, wait_s: float, say: Say) -> None:
     """Goes on with an ingest, and takes over what of it runs. Raises as `start` does."""
     with _commanding(place):
         options = place.options()
@@ -70,7 +70,7 @@ def resume(place: Place, parallelism: int | None, wait_s: float, say: Say) -> No
         _supervise(place, wait_s, say)
 
 
-def stop(place: Place, wait_s: float, say: Say, *, savepoint: bool = False) -> None:
+def stop(place: ServiceFiles, wait_s: float, say: Say, *, savepoint: bool = False) -> None:
     """Stops an ingest, by its supervisor, or in this process where there is none (any more).
 
     Raises:
@@ -123,14 +123,14 @@ def use_s3(home: Path, options: Options) -> None:
 
 
 @contextmanager
-def _commanding(place: Place) -> Iterator[None]:
+def _commanding(place: ServiceFiles) -> Iterator[None]:
     with place.exclusive("command", timeout_s=5.0) as held:
         if not held:
             raise CimlError(f"another command starts or stops the ingest {place.name}; try again when it is done")
         yield
 
 
-def _refuse_a_second(place: Place) -> None:
+def _refuse_a_second(place: ServiceFiles) -> None:
     if place.process("supervisor") is not None:
         raise CimlError(
             f"an ingest named {place.name} runs already (pid {place.written('supervisor')[0]}): look at it (ciml "
@@ -138,7 +138,7 @@ def _refuse_a_second(place: Place) -> None:
         )
 
 
-def _at_work(place: Place, options: Options) -> bool:
+def _at_work(place: ServiceFiles, options: Options) -> bool:
     """Whether something of it works; an engine that does not answer is not asked again."""
     from services.jobs import jobs_of
 
@@ -148,7 +148,7 @@ def _at_work(place: Place, options: Options) -> bool:
         return False
 
 
-def _end_unlike(place: Place, options: Options, say: Say) -> None:
+def _end_unlike(place: ServiceFiles, options: Options, say: Say) -> None:
     """Ends what an earlier start, with other options, left at work. What is alike is taken over."""
     from services.jobs import jobs_of
 
@@ -163,7 +163,7 @@ def _said(options: Options) -> dict[str, Any]:
     return asdict(replace(options, tied=None))
 
 
-def _supervise(place: Place, wait_s: float, say: Say) -> None:
+def _supervise(place: ServiceFiles, wait_s: float, say: Say) -> None:
     """Leaves a supervisor, and waits until what it supervises works."""
     options = place.options()
     use_s3(place.home, options)
@@ -197,7 +197,7 @@ def _supervise(place: Place, wait_s: float, say: Say) -> None:
     say(f"The supervisor of {place.name} has started (pid {pid}).")
 
 
-def _stop_here(place: Place, options: Options, wait_s: float) -> None:
+def _stop_here(place: ServiceFiles, options: Options, wait_s: float) -> None:
     import threading
 
     from services.process import supervise
@@ -215,7 +215,7 @@ def _stop_here(place: Place, options: Options, wait_s: float) -> None:
         raise EngineError(f"the ingest {place.name} is not stopped: {place.status().get('why')}")
 
 
-def _tell_stopped(place: Place, options: Options, before: dict[str, Any], say: Say, *, savepoint: bool) -> None:
+def _tell_stopped(place: ServiceFiles, options: Options, before: dict[str, Any], say: Say, *, savepoint: bool) -> None:
     status = place.status()
     kept = status.get("savepoint") or {}
     fresh = kept.get("path") and kept != (before.get("savepoint") or {})

@@ -1,7 +1,7 @@
 """The watchdog of an ingest, without its hands: what follows from what is seen.
 
-`services.tracker` makes a `Look` of what job, topic and manifest are like; `decide` says what follows. Neither asks
-anybody anything, so a table can test them; `services.supervisor` is the loop around them.
+`services.tracker` makes an `Observation` of job, topic and manifest; `decide` says what follows. Neither does I/O, so a
+table can test them; `services.supervisor` is the loop around them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Look:
+class Observation:
     """What is seen at one moment. Times are seconds of one clock that only goes forward.
 
     Attributes:
@@ -116,7 +116,7 @@ class Action:
     why: str = ""
 
 
-def decide(look: Look, limits: Limits) -> Action:
+def decide(look: Observation, limits: Limits) -> Action:
     """What follows from a look."""
     at_work = look.job not in ("missing", "over")
     if look.fault:
@@ -151,7 +151,7 @@ def decide(look: Look, limits: Limits) -> Action:
     return Action("carry_on", _ailing(look) if look.behind and not look.committed else "running")
 
 
-def _stop(look: Look, limits: Limits, at_work: bool) -> Action:
+def _stop(look: Observation, limits: Limits, at_work: bool) -> Action:
     if look.engine_away:
         if look.now_s - look.since_s > limits.stopping_s:
             return Action("end", "stopped", f"{look.away}; a job that runs there goes on")
@@ -165,11 +165,11 @@ def _stop(look: Look, limits: Limits, at_work: bool) -> Action:
     return Action("cancel", "stopping")
 
 
-def _ailing(look: Look) -> Health:
+def _ailing(look: Observation) -> Health:
     return "stalled" if look.failures >= 3 else "starting"
 
 
-def _stalled(look: Look, limits: Limits) -> str:
+def _stalled(look: Observation, limits: Limits) -> str:
     if not look.behind or look.stuck_s is None:
         return ""
     running = look.running_s is not None

@@ -83,7 +83,7 @@ def located(home: Path, options: Options) -> Options:
     return options
 
 
-class Place:
+class ServiceFiles:
     """Where one ingest of a home keeps its files.
 
     Raises:
@@ -98,7 +98,7 @@ class Place:
         self.folder = home / "ingest" / name
 
     @classmethod
-    def all(cls, home: Path) -> list[Place]:
+    def all(cls, home: Path) -> list[ServiceFiles]:
         """Those that were ever started in a home."""
         found = sorted((home / "ingest").glob("*/options.json")) if home.exists() else []
         return [cls(home, path.parent.name) for path in found]

@@ -11,7 +11,7 @@ from pipelines.flink import rest as flink_rest
 from pipelines.flink.jobs import forget_job
 from pipelines.flink.rest import RestJob
 from services.files import Options
-from services.tracker import JobLook
+from services.tracker import JobStatus
 from services.worker_process import Worker
 
 _CANCEL_S = 60.0
@@ -30,7 +30,7 @@ class OnFlink:
     def __init__(self, worker: Worker, options: Options, prefix: str, savepoints: Path) -> None:
         self._worker, self._options, self._prefix, self._savepoints = worker, options, f"{prefix}-", savepoints
 
-    def look(self) -> JobLook:
+    def look(self) -> JobStatus:
         said, runs, mine = self._worker.said(), self._worker.runs, self._mine()
         if not self._options.workers:  # others are without their workers, and the next submission ends them
             mine = [one for one in mine if one.name == said.get("job")]
@@ -40,17 +40,17 @@ class OnFlink:
         if live and (runs or self._options.workers):
             return self._live(live[-1])
         if runs:
-            return JobLook("starting")
+            return JobStatus("starting")
         if live:
-            return JobLook("over", live[-1].id, live[-1].name, how=f"its workers are gone: {self._worker.how()}")
+            return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers are gone: {self._worker.how()}")
         known = bool(mine) and mine[-1].state == "FAILED" and mine[-1].began_s > (self._worker.began_s or 0.0)
         if said.get("error") and not known:
-            return JobLook("over", how=said["error"], fault=said["error"] if said.get("fault") else "")
+            return JobStatus("over", how=said["error"], fault=said["error"] if said.get("fault") else "")
         if mine:
             line, fault = self._failure(mine[-1])
             how = f"the Flink job ended: {mine[-1].state}" + (f" ({line})" if line else "")
-            return JobLook("over", mine[-1].id, mine[-1].name, how=how, fault=fault)
-        return JobLook("missing", how="Flink does not know the job (any more)" if said else "")
+            return JobStatus("over", mine[-1].id, mine[-1].name, how=how, fault=fault)
+        return JobStatus("missing", how="Flink does not know the job (any more)" if said else "")
 
     def submit(self, savepoint: str = "") -> None:
         if self._options.workers:
@@ -87,13 +87,13 @@ class OnFlink:
         self.cancel()  # it is over; its submitter may not be
         return path
 
-    def _live(self, job: RestJob) -> JobLook:
+    def _live(self, job: RestJob) -> JobStatus:
         point, again, how, fault = None, None, "", ""
         with contextlib.suppress(EngineError):  # what has just been submitted has neither
             point, again = flink_rest.last_checkpoint(job), flink_rest.restarts(job)
         if not job.all_run:
             how, fault = self._failure(job)
-        return JobLook(
+        return JobStatus(
             "running" if job.all_run else "restarting" if again else "starting",
             job.id,
             job.name,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.files import Options, Place
+from services.files import Options, ServiceFiles
 from services.supervisor import Jobs
-from services.tracker import JobLook
+from services.tracker import JobStatus
 from services.worker import identity
 from services.worker_process import Worker
 
 
-def jobs_of(place: Place, options: Options) -> Jobs:
+def jobs_of(place: ServiceFiles, options: Options) -> Jobs:
     """The engine that an ingest was started on."""
     worker = Worker(place, Path(options.cwd))
     if options.engine == "micro-batches":
@@ -28,13 +28,13 @@ class MicroBatches:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    def look(self) -> JobLook:
+    def look(self) -> JobStatus:
         said = self._worker.said()
         if self._worker.runs:
-            return JobLook("running" if said.get("state") == "running" else "starting", began_s=self._worker.began_s)
+            return JobStatus("running" if said.get("state") == "running" else "starting", began_s=self._worker.began_s)
         if not said:
-            return JobLook("missing")
-        return JobLook("over", how=self._worker.how(), fault=said["error"] if said.get("fault") else "")
+            return JobStatus("missing")
+        return JobStatus("over", how=self._worker.how(), fault=said["error"] if said.get("fault") else "")
 
     def submit(self, savepoint: str = "") -> None:
         self._worker.end()

@@ -22,7 +22,7 @@ from ciml.errors import CimlError, EngineError
 from engines import processes
 from engines.tied import tie
 from services.decide import Health
-from services.files import Options, Place, bound
+from services.files import Options, ServiceFiles, bound
 
 _LOGS_S = 30.0
 _BUSY = 75  # another supervisor has the ingest
@@ -31,7 +31,7 @@ _BUSY = 75  # another supervisor has the ingest
 def main(home: Path, name: str) -> int:
     """Supervises until the ingest is stopped or must not go on; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
-    place, leave = Place(home, name), threading.Event()
+    place, leave = ServiceFiles(home, name), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # the ingest goes on: only `ciml ingest stop` stops it
         signal.signal(number, lambda *_: leave.set())
     with place.exclusive("supervisor", timeout_s=10.0) as held:
@@ -49,7 +49,7 @@ def main(home: Path, name: str) -> int:
         return 0 if health == "stopped" or leave.is_set() else 4
 
 
-def supervise(place: Place, options: Options, leave: threading.Event | None = None) -> Health:
+def supervise(place: ServiceFiles, options: Options, leave: threading.Event | None = None) -> Health:
     """Supervises an ingest in this process.
 
     Args:
@@ -88,7 +88,7 @@ def supervise(place: Place, options: Options, leave: threading.Event | None = No
 
 
 @contextmanager
-def _metrics(place: Place, options: Options, board: Collector) -> Iterator[str]:
+def _metrics(place: ServiceFiles, options: Options, board: Collector) -> Iterator[str]:
     """Shows metrics, and yields where; or why not: the ingest is kept at work all the same."""
     from ciml.metrics import registry_of, serve_metrics
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ciml.errors import CimlError
-from services.files import Place, now_us
+from services.files import ServiceFiles, now_us
 
 _SILENT_S = 60.0
 _CODES = {"running": 0, "starting": 0, "stopped": 1}
@@ -19,7 +19,7 @@ def exit_code(status: dict[str, Any]) -> int:
     return _CODES.get(status["health"], 2)
 
 
-def gather(place: Place) -> dict[str, Any]:
+def gather(place: ServiceFiles) -> dict[str, Any]:
     """The status of an ingest. What cannot be known now is None."""
     status = {"name": place.name, "health": "stopped", "why": "", **place.status()}
     supervisor = place.process("supervisor")
@@ -44,7 +44,7 @@ def gather(place: Place) -> dict[str, Any]:
     return status
 
 
-def _look_oneself(place: Place, status: dict[str, Any]) -> None:
+def _look_oneself(place: ServiceFiles, status: dict[str, Any]) -> None:
     from services.control import use_s3
     from services.jobs import jobs_of
     from services.process import watched

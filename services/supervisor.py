@@ -19,10 +19,10 @@ from pipelines.ingest.committer import committer
 from pipelines.kafka.client import KafkaOptions, list_topic
 from pipelines.kafka.plan import plan
 from pipelines.kafka.publish import Render, projection
-from services.decide import Action, Health, Limits, Look, Wanted, decide
+from services.decide import Action, Health, Limits, Observation, Wanted, decide
 from services.metrics import IngestBoard
 from services.progress import lag_by_partition
-from services.tracker import Covered, JobLook, Tracker
+from services.tracker import Covered, JobStatus, Tracker
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0
@@ -37,7 +37,7 @@ Status = dict[str, Any]
 class Jobs(Protocol):
     """An engine, and the one job in it that is watched. Every method raises `EngineError` when it does not answer."""
 
-    def look(self) -> JobLook:
+    def look(self) -> JobStatus:
         """The job as it is; several of the name are made one."""
 
     def submit(self, savepoint: str = "") -> None:
@@ -132,9 +132,9 @@ class Supervisor:
             self._maintain()
         return action
 
-    def _look(self) -> Look:
+    def _look(self) -> Observation:
         away: list[str] = []
-        job: JobLook | None = None
+        job: JobStatus | None = None
         try:
             job = self.jobs.look()
         except EngineError as error:
@@ -181,14 +181,14 @@ class Supervisor:
             deferred=len(state.deferred),
         )
 
-    def _take_over(self, now_s: float, job: JobLook | None) -> None:
+    def _take_over(self, now_s: float, job: JobStatus | None) -> None:
         """A job that an earlier supervisor started is this one's now."""
         if job is not None and not self._submitted and job.state not in ("missing", "over"):
             _log.warning("took over %s, which is %s", job.name or "a job", job.state)
             self._submitted = True
             self._tracker.submitted(now_s)
 
-    def _see_job(self, look: Look, job: JobLook | None) -> None:
+    def _see_job(self, look: Observation, job: JobStatus | None) -> None:
         if job is None:
             self.status["job"] = {**(self.status.get("job") or {}), "state": "unknown"}
             return
@@ -213,7 +213,7 @@ class Supervisor:
         self._from_savepoint = False
         _log.warning("the savepoint %s is of no use (%s): on from the manifest", kept["path"], why)
 
-    def _do(self, action: Action, look: Look) -> None:
+    def _do(self, action: Action, look: Observation) -> None:
         if action.kind in ("submit", "replace"):
             self._submit(action)
         elif action.kind == "cancel":

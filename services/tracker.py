@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.decide import JobState, Limits, Look, Wanted
+from services.decide import JobState, Limits, Observation, Wanted
 
 
 @dataclass(frozen=True)
-class JobLook:
+class JobStatus:
     """What an engine says of a job.
 
     Attributes:
@@ -96,12 +96,12 @@ class Tracker:
         self,
         now_s: float,
         wanted: Wanted,
-        job: JobLook | None,
+        job: JobStatus | None,
         covered: Covered | None,
         *,
         fault: str = "",
         away: str = "",
-    ) -> Look:
+    ) -> Observation:
         """Takes in what is seen.
 
         Args:
@@ -127,7 +127,7 @@ class Tracker:
                 self.failures = 0
         lag = self._covered.lag if self._covered else {}
         stuck = [since for partition, (_, since) in self._moved.items() if partition == _DUE or lag.get(partition)]
-        return Look(
+        return Observation(
             now_s, wanted, self._wanted_s, fault or (job.fault if job else ""), away, job is None, state,
             job.how if job else "", self.submitted_s, self.running_s, self.committed, self._behind(),
             min(stuck, default=None), self.failures, self.ended_s, job.checkpoint_bytes if job else None,

@@ -19,7 +19,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.logs import configure_logging
 from engines import processes
 from engines.tied import tie
-from services.files import Options, Place
+from services.files import Options, ServiceFiles
 
 if TYPE_CHECKING:
     from pipelines.flink.submit import FlinkJob
@@ -32,7 +32,7 @@ _BUSY = 75
 def main(home: Path, name: str, savepoint: str = "") -> int:
     """Works until it is told to end, is done, or cannot go on; returns the exit code."""
     configure_logging()
-    place = Place(home, name)
+    place = ServiceFiles(home, name)
     with place.exclusive("worker") as held:
         if not held:  # of a supervisor that was killed before it could write it down
             return _BUSY
@@ -43,7 +43,7 @@ def main(home: Path, name: str, savepoint: str = "") -> int:
 class _Worker:
     """The work, and what is said of it. Until `_end_in_order` a signal ends it at once: there is nothing to lose."""
 
-    def __init__(self, place: Place, options: Options) -> None:
+    def __init__(self, place: ServiceFiles, options: Options) -> None:
         self._place, self._options = place, options
         self._stop = threading.Event()
         self._said: dict[str, Any] = {"pid": os.getpid()}

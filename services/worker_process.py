@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import processes
-from services.files import Place
+from services.files import ServiceFiles
 
 _GRACE_S = 30.0  # a batch that runs is ended in order
 
@@ -15,7 +15,7 @@ _GRACE_S = 30.0  # a batch that runs is ended in order
 class Worker:
     """The process that works or submits; it outlives whoever started it, and is known by its pid and start time."""
 
-    def __init__(self, place: Place, cwd: Path) -> None:
+    def __init__(self, place: ServiceFiles, cwd: Path) -> None:
         self._place, self._cwd = place, cwd
         self._child: tuple[int, float] | None = None  # until it has written itself down
 

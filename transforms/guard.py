@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ciml.errors import CimlError, Refused, let_go
+from ciml.errors import CimlError, RejectedInput, let_go
 from ciml.events.payload_redaction import redact_bytes
 from ciml.events.payloads import payload_of
-from ciml.events.records import Batch, Candidate, Message, Origin, Outcome
+from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 
 #: The reason of an input that a stage raised an unexpected exception for.
@@ -58,11 +58,11 @@ def is_input_fault(error: BaseException) -> bool:
     return not isinstance(error, tuple(kind for kind in elsewhere if kind is not None))
 
 
-def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Refused:
+def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | RejectedInput:
     """Calls a function for one input.
 
     Returns:
-      Its result; or why the input cannot be used: `INTERNAL`, or the reason of a `Refused` that it raised.
+      Its result; or why the input cannot be used: `INTERNAL`, or the reason of a `RejectedInput` that it raised.
 
     Raises:
       BaseException: what is not the input's fault (`is_input_fault`).
@@ -75,7 +75,7 @@ def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Refu
 
 def bisect(
     stage: str, items: Sequence[T], work: Callable[[Sequence[T]], R]
-) -> Iterator[tuple[Sequence[T], R | Refused]]:
+) -> Iterator[tuple[Sequence[T], R | RejectedInput]]:
     """Works on items together; where that raises, on their halves, down to single ones.
 
     Args:
@@ -115,13 +115,13 @@ def guarded_candidates(stage: str, function: Callable[[Batch], Batch], batch: Ba
         fill in of a candidate.
       batch: with candidates, outcomes, or both.
     """
-    items: list[Candidate | Outcome] = [*batch.settled, *batch.candidates]
+    items: list[PendingRun | Outcome] = [*batch.settled, *batch.candidates]
     before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.candidates}
 
-    def work(some: Sequence[Candidate | Outcome]) -> Batch:
+    def work(some: Sequence[PendingRun | Outcome]) -> Batch:
         if len(some) == len(items):
             return function(batch)
-        candidates = [each for each in some if isinstance(each, Candidate)]
+        candidates = [each for each in some if isinstance(each, PendingRun)]
         for each in candidates:  # a stage that failed may have changed it
             each.trust, each.log, each.telemetry = before[id(each)]
         return function(Batch(batch.covers, [], candidates, [each for each in some if isinstance(each, Outcome)]))
@@ -144,7 +144,7 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
     def work(some: Sequence[Message]) -> Batch:
         return function(batch if len(some) == len(messages) else Batch(covers, list(some)))
 
-    def letter(message: Message, refused: Refused) -> Outcome:
+    def letter(message: Message, refused: RejectedInput) -> Outcome:
         return unread_letter(Origin(covers.topic, covers.partition, message.offset), message, refused)
 
     rest = Batch(covers, [], list(batch.candidates), list(batch.settled))
@@ -152,14 +152,16 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
 
 
 def _together(
-    rest: Batch, parts: Iterator[tuple[Sequence[T], Batch | Refused]], letter: Callable[[T, Refused], Outcome]
+    rest: Batch,
+    parts: Iterator[tuple[Sequence[T], Batch | RejectedInput]],
+    letter: Callable[[T, RejectedInput], Outcome],
 ) -> Batch:
     """The parts of a batch as one, in their order, behind ``rest``; a part that is the whole batch is it alone."""
     found = list(parts)
     if len(found) == 1 and isinstance(whole := found[0][1], Batch):
         return whole
     for some, made in found:
-        if isinstance(made, Refused):
+        if isinstance(made, RejectedInput):
             rest.settled.append(letter(some[0], made))
         else:
             rest.candidates += made.candidates
@@ -167,7 +169,7 @@ def _together(
     return rest
 
 
-def dead_letter(item: Candidate | Outcome, refused: Refused) -> Outcome:
+def dead_letter(item: PendingRun | Outcome, refused: RejectedInput) -> Outcome:
     """A candidate, or what had become of one, as a dead letter."""
     if isinstance(item, Outcome):
         return item.replace(
@@ -180,7 +182,7 @@ def dead_letter(item: Candidate | Outcome, refused: Refused) -> Outcome:
     )  # fmt: skip
 
 
-def unread_letter(origin: Origin, message: Message, refused: Refused) -> Outcome:
+def unread_letter(origin: Origin, message: Message, refused: RejectedInput) -> Outcome:
     """A message of which no run is known, as a dead letter."""
     return Outcome("dead_letter", origin, reason=refused.reason, detail=refused.detail, payload=kept_payload(message))
 
@@ -188,24 +190,24 @@ def unread_letter(origin: Origin, message: Message, refused: Refused) -> Outcome
 def kept_payload(message: Message) -> dict[str, Any]:
     """`ciml.events.payloads.payload_of`. If that fails: size and digest alone, as for a message that is too large."""
     made = attempt("payload", payload_of, message)
-    if not isinstance(made, Refused):
+    if not isinstance(made, RejectedInput):
         return made
     value = message.value or b""
     return {"size": len(value), "sha256": hashlib.sha256(value).hexdigest(), "timestamp_ms": message.timestamp_ms}
 
 
-def refusal(stage: str, error: Exception) -> Refused:
+def refusal(stage: str, error: Exception) -> RejectedInput:
     """Why an input is refused that a stage raised an exception for.
 
     Returns:
-      The error itself where it is a `Refused`; else one with the reason `INTERNAL`. Its detail is one printable line:
+      A `RejectedInput` itself; any other error as one with the reason `INTERNAL`. Its detail is one printable line:
       stage, type, message of at most `MAX_ERROR_CHARACTERS`, and the innermost frames in `MAX_TRACEBACK_BYTES`, both
       without secrets.
 
     Raises:
       Exception: the error, where it is not the input's fault.
     """
-    if isinstance(error, Refused):
+    if isinstance(error, RejectedInput):
         let_go(error)
         return error
     if not is_input_fault(error):
@@ -216,7 +218,7 @@ def refusal(stage: str, error: Exception) -> Refused:
         said = ""
     said = _printable(said[:_READ_AT_MOST])[:MAX_ERROR_CHARACTERS]
     kind = _printable(type(error).__name__)[:MAX_ERROR_CHARACTERS]
-    return Refused(INTERNAL, f"{stage}: {kind}{f': {said}' if said else ''} [{_frames(error.__traceback__)}]")
+    return RejectedInput(INTERNAL, f"{stage}: {kind}{f': {said}' if said else ''} [{_frames(error.__traceback__)}]")
 
 
 def _frames(tb: TracebackType | None) -> str:

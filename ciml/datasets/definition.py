@@ -20,7 +20,7 @@ from msgspec import Meta, field
 from ciml.datasets.labels import STATUS_CLASSES, label_of
 from ciml.errors import CimlError
 from ciml.events.globs import glob_pattern
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 
@@ -227,7 +227,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     def L(self) -> int:  # noqa: N802 (the design's word)
         return self.windows
 
-    def label_of(self, mention: Mention) -> tuple[int, str] | str:
+    def label_of(self, mention: RunFacts) -> tuple[int, str] | str:
         """(label, class) of a run, or the reason for which it is no example.
 
         That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
@@ -253,7 +253,7 @@ def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
 
 
 def resolve(
-    definition: DatasetDefinition, columns: Iterable[Sequence[str]], mentions: Iterable[Mention]
+    definition: DatasetDefinition, columns: Iterable[Sequence[str]], mentions: Iterable[RunFacts]
 ) -> ResolvedDefinition:
     """Resolves a definition against the runs of its first span.
 
@@ -290,7 +290,7 @@ def resolve(
     )
 
 
-def _classes(definition: DatasetDefinition, mentions: Iterable[Mention]) -> tuple[str, ...]:
+def _classes(definition: DatasetDefinition, mentions: Iterable[RunFacts]) -> tuple[str, ...]:
     if definition.class_map:
         return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 
 #: Label 0 and label 1 of ``status``.
 STATUS_CLASSES = ("passed", "failed")
@@ -19,7 +19,7 @@ _FACTS = frozenset(
 )
 
 
-def label_of(mention: Mention, class_label: str, class_map: Mapping[str, str]) -> str | None:
+def label_of(mention: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
     """The class of a run, or None where it has none.
 
     Args:
@@ -33,7 +33,7 @@ def label_of(mention: Mention, class_label: str, class_map: Mapping[str, str]) -
     return class_map.get(value, value) or None if value else None
 
 
-def _value(mention: Mention, name: str) -> str | None:
+def _value(mention: RunFacts, name: str) -> str | None:
     if name == "status":
         return _STATUS.get(mention.outcome or "")
     if name == "provider-region":

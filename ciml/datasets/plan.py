@@ -15,7 +15,7 @@ from typing import cast
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, Position
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, Mention, OutcomeWord, RawFile, Record, Trust
+from ciml.events.records import UNJUDGED, OutcomeWord, RawFile, Record, RunFacts, Trust
 from ciml.raw.run_log import RunDelta, RunLog, RunRecord
 
 
@@ -23,7 +23,7 @@ class SelectedRun(Record, frozen=True, gc=False):
     """A raw row that a data set takes, and where the raw manifest records it."""
 
     position: Position
-    mention: Mention
+    mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ciml.dstat.vocabulary import END_LOCAL, EPOCH_CELLS, FIRST_LOCAL, MONTHS, TIME_CELLS, epoch_us
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import MAX_COLUMN_NAME, MAX_HEADER_OFFSET, MAX_HEADER_ROW_BYTES, MAX_LOG_COLUMNS, MAX_LOG_STARTS
 from ciml.telemetry import unique_names
 
@@ -88,16 +88,16 @@ def split_segments(text: bytes) -> list[Segment]:
     """The starts of the recorder in a log, in its order.
 
     Raises:
-      Refused: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
+      RejectedInput: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
     """
     if text.startswith(b"\xef\xbb\xbf"):
         text = text[3:]
     if not text.strip(b"\x00 \r\n\t"):
-        raise Refused("empty_telemetry", "the log is empty")
+        raise RejectedInput("empty_telemetry", "the log is empty")
     head = b"\n" + text[:MAX_HEADER_OFFSET]
     first = _HEADER.search(head)
     if first is None:
-        raise Refused("not_telemetry", "no group row and column row of dstat, dool or pcp-dstat")
+        raise RejectedInput("not_telemetry", "no group row and column row of dstat, dool or pcp-dstat")
     # Positions in ``head`` are one more than in ``text``.
     found = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
     position = text.find(b'\n"', first.end() - 2)
@@ -105,7 +105,7 @@ def split_segments(text: bytes) -> list[Segment]:
         for match in _HEADER.finditer(text, position):
             found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
             if len(found) > MAX_LOG_STARTS:
-                raise Refused("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
+                raise RejectedInput("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
 
     preambles = [0] + [
         _preamble_start(text, body_start, group_start)
@@ -181,22 +181,22 @@ def read_columns(group_row: bytes, column_row: bytes) -> Columns:
     """What the two rows of a header name. Rows are quoted; a group's name stands at its first column.
 
     Raises:
-      Refused: ``log_too_wide`` for rows or names beyond any recorder's.
+      RejectedInput: ``log_too_wide`` for rows or names beyond any recorder's.
     """
     if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
-        raise Refused("log_too_wide", f"a header row of {max(len(group_row), len(column_row))} bytes")
+        raise RejectedInput("log_too_wide", f"a header row of {max(len(group_row), len(column_row))} bytes")
     groups, columns = _cells(group_row), _cells(column_row)
     if columns[-1] == "":
         columns.pop()  # a comma at the end
     if len(columns) > MAX_LOG_COLUMNS + 2:  # the time's own cells
-        raise Refused("log_too_wide", f"a header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
+        raise RejectedInput("log_too_wide", f"a header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
     time = epoch = None
     group, full, text = "", [], []
     for index, name in enumerate(columns):
         if index < len(groups) and groups[index]:
             group = groups[index]
         if len(name) > MAX_COLUMN_NAME or len(group) > MAX_COLUMN_NAME:
-            raise Refused("log_too_wide", f"a column's name of {max(len(name), len(group))} characters")
+            raise RejectedInput("log_too_wide", f"a column's name of {max(len(name), len(group))} characters")
         if name in TIME_CELLS:
             time = index if time is None else time
             full.append("")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from ciml.digest import sha256_json
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import identifier, iso_time, kind_of, needed_text, time_us
 from ciml.events.json_input import parse_json
 from ciml.events.mentions import (
@@ -24,7 +24,7 @@ from ciml.events.mentions import (
     source_name,
 )
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
-from ciml.events.records import Mention, Message, Phase
+from ciml.events.records import Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
@@ -68,8 +68,8 @@ class Event(NamedTuple):
     id: str
     type: str
     time_us: int | None
-    mentions: tuple[Mention, ...]
-    refusals: tuple[tuple[Mention, Refused], ...]
+    mentions: tuple[RunFacts, ...]
+    refusals: tuple[tuple[RunFacts, RejectedInput], ...]
     addresses: Mapping[str, str]
     runs: Mapping[str, Mapping[str, Any]]
 
@@ -100,75 +100,75 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
       names: CloudEvent source -> the run ids' source, as `ciml.events.mentions.source_name` takes them.
 
     Raises:
-      Refused: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
+      RejectedInput: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
         `Event.refusals` instead, so that it is known whose it is and the event's other runs are not lost.
     """
     if not message.value:
-        raise Refused("tombstone", "no data")
+        raise RejectedInput("tombstone", "no data")
     if fault := excess(message):
-        raise Refused("too_large", fault)
+        raise RejectedInput("too_large", fault)
     if message.headers == UNREADABLE_HEADERS:
-        raise Refused("not_an_event", "a header's name is not UTF-8")
+        raise RejectedInput("not_an_event", "a header's name is not UTF-8")
     attributes, data = _open(message.value, message.headers)
     ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
     ce_id = identifier(attributes, "id")
     if not ce_id:
-        raise Refused("missing_field", "id")
+        raise RejectedInput("missing_field", "id")
     ce_type = needed_text(attributes, "type", limit=256)
     phase = PHASES.get(ce_type)
     if phase is None:
-        raise Refused("unknown_type", f"type: {shown(ce_type)}")
+        raise RejectedInput("unknown_type", f"type: {shown(ce_type)}")
     ce_source = _plain_source(ce_source)
     if not ce_source or " " in ce_source:
-        raise Refused("bad_field", "source: want a URI reference")
+        raise RejectedInput("bad_field", "source: want a URI reference")
     when_us = time_us(attributes, "time")
     source = source_name(ce_source, names)
     if data is None:
-        raise Refused("missing_field", "data")
+        raise RejectedInput("missing_field", "data")
     if type(data) is not dict:
-        raise Refused("bad_field", f"data: want an object, not {kind_of(data)}")
+        raise RejectedInput("bad_field", f"data: want an object, not {kind_of(data)}")
     key = f"{ce_source} {ce_id}"
     if "runs" in data:
         return Event(key, ce_source, ce_id, ce_type, when_us, *_many(data["runs"], phase, source))
     identity = run_identity(data, source)
     try:
         mention, address = mention_of_run(data, identity, phase)
-    except Refused as refused:
+    except RejectedInput as refused:
         return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, refused),), {}, {})
     addresses = {mention.run_id: address} if address != mention.log_url else {}
     return Event(key, ce_source, ce_id, ce_type, when_us, (mention,), (), addresses, {})
 
 
-_Refusal = tuple[Mention, Refused]
-_Many = tuple[tuple[Mention, ...], tuple[_Refusal, ...], dict[str, str], dict[str, Mapping[str, Any]]]
+_Refusal = tuple[RunFacts, RejectedInput]
+_Many = tuple[tuple[RunFacts, ...], tuple[_Refusal, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
-def _nothing_but(identity: RunId, phase: Phase, refused: Refused) -> _Refusal:
-    return Mention(identity.encode(), identity.native_id, "", phase, source=identity.source), refused
+def _nothing_but(identity: RunId, phase: Phase, refused: RejectedInput) -> _Refusal:
+    return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), refused
 
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:
     if type(listed) is not list or not listed:
         kind = "an empty one" if listed == [] else kind_of(listed)
-        raise Refused("bad_field", f"runs: want a list of runs, not {kind}")
+        raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
     if len(listed) > MAX_EVENT_RUNS:
-        raise Refused("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
-    mentions: list[Mention] = []
+        raise RejectedInput("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
+    mentions: list[RunFacts] = []
     refusals: list[_Refusal] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
     for index, run in enumerate(listed):
         where = f"runs[{index}]."
         if type(run) is not dict:
-            raise Refused("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
+            raise RejectedInput("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
         identity = run_identity(run, source, where)  # a run without one can't be accounted for: so not the event either
         run_id = identity.encode()
         if run_id in runs:
-            raise Refused("bad_field", f"{where}id: the same run stands twice in the event")
+            raise RejectedInput("bad_field", f"{where}id: the same run stands twice in the event")
         runs[run_id] = run
         try:
             mention, address = mention_of_run(run, identity, phase, where)
-        except Refused as refused:
+        except RejectedInput as refused:
             refusals.append(_nothing_but(identity, phase, refused))
             continue
         mentions.append(mention)
@@ -185,38 +185,38 @@ def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[
         if content is None or not (name == "content-type" or name.startswith("ce_")):
             continue
         if name in found:
-            raise Refused("not_an_event", f"the header {shown(name)} stands twice")
+            raise RejectedInput("not_an_event", f"the header {shown(name)} stands twice")
         found[name] = content
     media = found.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media.startswith("application/cloudevents"):
         if media not in ("application/cloudevents", "application/cloudevents+json"):
-            raise Refused("not_an_event", f"content-type: {shown(media)} is not one CloudEvent in JSON")
+            raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not one CloudEvent in JSON")
     elif found:
         return _open_binary(value, found, media)
     envelope = parse_json(value)
     if type(envelope) is not dict:
-        raise Refused("not_an_event", f"want an object, not {kind_of(envelope)}")
+        raise RejectedInput("not_an_event", f"want an object, not {kind_of(envelope)}")
     if envelope.get("specversion") != "1.0":
-        raise Refused("not_an_event", "specversion: want 1.0")
+        raise RejectedInput("not_an_event", "specversion: want 1.0")
     if "data_base64" in envelope:
-        raise Refused("bad_field", "data_base64: want data as JSON")
+        raise RejectedInput("bad_field", "data_base64: want data as JSON")
     return envelope, envelope.get("data")
 
 
 def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tuple[Mapping[str, Any], Any]:
     if media not in ("", "application/json", "text/json"):
-        raise Refused("not_an_event", f"content-type: {shown(media)} is not JSON")
+        raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not JSON")
     try:
         attributes = {name[3:]: content.decode() for name, content in headers.items()}
     except UnicodeDecodeError:
-        raise Refused("bad_field", "a ce_ header is not UTF-8") from None
+        raise RejectedInput("bad_field", "a ce_ header is not UTF-8") from None
     if attributes.get("specversion") != "1.0":
-        raise Refused("not_an_event", "ce_specversion: want 1.0")
+        raise RejectedInput("not_an_event", "ce_specversion: want 1.0")
     return attributes, parse_json(value)
 
 
 def finished_event(
-    *mentions: Mention,
+    *mentions: RunFacts,
     event_id: str | None = None,
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
@@ -227,7 +227,7 @@ def finished_event(
 
 def run_event(
     event_type: str,
-    *mentions: Mention,
+    *mentions: RunFacts,
     event_id: str | None = None,
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",

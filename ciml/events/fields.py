@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.redaction import REDACTED, hides, is_secret_name, redact_text, redact_url, shown
 from ciml.limits import (
     EARLIEST_US,
@@ -68,7 +68,7 @@ def text(
     Secrets in it are replaced, unless ``secrets`` are wanted.
 
     Raises:
-      Refused: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
+      RejectedInput: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
     """
     value = fields.get(name)
     if value is None:
@@ -79,11 +79,11 @@ def text(
         if len(value) <= limit and is_clean(value):
             return value if secrets else redact_text(value)
         if len(value) > limit:
-            raise Refused(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
-        raise Refused(reason, f"{where}{name}: holds a character that cannot be shown")
+            raise RejectedInput(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
+        raise RejectedInput(reason, f"{where}{name}: holds a character that cannot be shown")
     if type(value) is int and abs(value) < 1 << 63:
         return str(value)
-    raise Refused(reason, f"{where}{name}: want a text, not {kind_of(value)}")
+    raise RejectedInput(reason, f"{where}{name}: want a text, not {kind_of(value)}")
 
 
 def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
@@ -93,7 +93,7 @@ def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: st
         return value
     value = text(fields, name, where, MAX_ID_CHARACTERS, reason, secrets=True)
     if REDACTED in value or redact_text(value) != value:
-        raise Refused(reason, f"{where}{name}: holds a user name, a password or a token")
+        raise RejectedInput(reason, f"{where}{name}: holds a user name, a password or a token")
     return "" if value.isspace() else value
 
 
@@ -101,7 +101,7 @@ def needed_text(fields: Mapping[str, Any], name: str, where: str = "", limit: in
     """Like `text`, but refused as ``missing_field`` where it is absent or empty."""
     value = text(fields, name, where, limit)
     if not value or value.isspace():
-        raise Refused("missing_field", f"{where}{name}")
+        raise RejectedInput("missing_field", f"{where}{name}")
     return value
 
 
@@ -109,7 +109,7 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
     """A time as epoch microseconds: ISO 8601 with a zone, or epoch seconds as a number; absent and null are None.
 
     Raises:
-      Refused: ``bad_time``, for a time without a zone, one before 2000 or after 2099 (as milliseconds would be), or
+      RejectedInput: ``bad_time``, for a time without a zone, before 2000 or after 2099 (as milliseconds would be), or
         anything else.
     """
     value = fields.get(name)
@@ -119,18 +119,18 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise Refused("bad_time", f"{where}{name}: {shown(value)} is not ISO 8601") from None
+            raise RejectedInput("bad_time", f"{where}{name}: {shown(value)} is not ISO 8601") from None
         if moment.tzinfo is None:
-            raise Refused("bad_time", f"{where}{name}: {shown(value)} has no zone")
+            raise RejectedInput("bad_time", f"{where}{name}: {shown(value)} has no zone")
         micros = (moment - _EPOCH) // _MICROSECOND
     elif type(value) is int or type(value) is float:
         if not EARLIEST_US <= value * 1_000_000 < LATEST_US:
-            raise Refused("bad_time", f"{where}{name}: {value!r:.80} is not epoch seconds of 2000 to 2099")
+            raise RejectedInput("bad_time", f"{where}{name}: {value!r:.80} is not epoch seconds of 2000 to 2099")
         micros = round(value * 1_000_000)
     else:
-        raise Refused("bad_time", f"{where}{name}: want ISO 8601 or epoch seconds, not {kind_of(value)}")
+        raise RejectedInput("bad_time", f"{where}{name}: want ISO 8601 or epoch seconds, not {kind_of(value)}")
     if not EARLIEST_US <= micros < LATEST_US:
-        raise Refused("bad_time", f"{where}{name}: {shown(str(value))} is not within 2000 to 2099")
+        raise RejectedInput("bad_time", f"{where}{name}: {shown(str(value))} is not within 2000 to 2099")
     return micros
 
 
@@ -159,19 +159,19 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
     """The labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
 
     Raises:
-      Refused: ``bad_field``.
+      RejectedInput: ``bad_field``.
     """
     if value is None:
         return {}
     if type(value) is not dict:
-        raise Refused("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
+        raise RejectedInput("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
     if len(value) > MAX_LABELS:
-        raise Refused("bad_field", f"{where}labels: {len(value)} of them, at most {MAX_LABELS}")
+        raise RejectedInput("bad_field", f"{where}labels: {len(value)} of them, at most {MAX_LABELS}")
     taken: dict[str, str] = {}
     for name, item in value.items():
         named = _label_name(name)
         if named is None:
-            raise Refused("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
+            raise RejectedInput("bad_field", f"{where}labels: the name {shown(name)} is empty, too long or not clean")
         name, secret = named
         if secret and type(item) in (str, int, float) and item and hides(name, item):
             taken[name] = REDACTED
@@ -183,7 +183,9 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
             continue
         taken_text = label_text(item)
         if taken_text is None:
-            raise Refused("bad_field", f"{where}labels.{name}: want a short text or a number, not {kind_of(item)}")
+            raise RejectedInput(
+                "bad_field", f"{where}labels.{name}: want a short text or a number, not {kind_of(item)}"
+            )
         taken[name] = taken_text
     return taken
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.redaction import shown
 from ciml.limits import MAX_JSON_DEPTH, MAX_JSON_DIGITS, MAX_MESSAGE_BYTES
 
@@ -57,7 +57,7 @@ def parse_json(data: bytes) -> Any:
     """Parses strict JSON: UTF-8, no NaN, no infinity, no key twice in an object, no deeper than `MAX_JSON_DEPTH`.
 
     Raises:
-      Refused: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
+      RejectedInput: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
     """
     _check_size(data, MAX_MESSAGE_BYTES)
     value = _quickly(data)
@@ -89,13 +89,13 @@ def _strictly(data: bytes) -> Any:
     try:
         return _decode(data.decode())
     except RecursionError:
-        raise Refused("broken_json", f"nested deeper than {MAX_JSON_DEPTH}") from None
+        raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}") from None
     except UnicodeDecodeError as error:
-        raise Refused("broken_json", f"byte {error.start} is not UTF-8") from None
+        raise RejectedInput("broken_json", f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise Refused("broken_json", f"{error.msg} at character {error.pos}") from None
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
     except _NotJson as error:
-        raise Refused("broken_json", str(error)) from None
+        raise RejectedInput("broken_json", str(error)) from None
 
 
 def parse_numbers(data: bytes, most_bytes: int) -> Any:
@@ -105,18 +105,18 @@ def parse_numbers(data: bytes, most_bytes: int) -> Any:
     bounded by the parser itself, at 1,024.
 
     Raises:
-      Refused: ``broken_json``, or ``too_large`` for more than ``most_bytes``.
+      RejectedInput: ``broken_json``, or ``too_large`` for more than ``most_bytes``.
     """
     _check_size(data, most_bytes)
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise Refused("broken_json", f"{error.msg} at character {error.pos}") from None
+        raise RejectedInput("broken_json", f"{error.msg} at character {error.pos}") from None
 
 
 def _check_size(data: bytes, most: int) -> None:
     if len(data) > most:
-        raise Refused("too_large", f"{len(data)} bytes, at most {most}")
+        raise RejectedInput("too_large", f"{len(data)} bytes, at most {most}")
 
 
 def _check_depth(value: Any) -> None:
@@ -126,4 +126,4 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
         level = [inner for item in level for inner in (item.values() if type(item) is dict else item)]
-    raise Refused("broken_json", f"nested deeper than {MAX_JSON_DEPTH}")
+    raise RejectedInput("broken_json", f"nested deeper than {MAX_JSON_DEPTH}")

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.json_input import parse_json
 from ciml.events.mentions import check_source_name, listed_run, run_identity
 from ciml.events.payloads import message_of
-from ciml.events.records import Mention, Message, Origin, Outcome
+from ciml.events.records import Message, Origin, Outcome, RunFacts
 from ciml.limits import MAX_LISTING_LINE_BYTES
 
 TOPIC = "listing:"
@@ -67,27 +67,27 @@ class Line(NamedTuple):
 class ListedRun(NamedTuple):
     """What a line says: its run, where the log is, and why it cannot be used, if so (then all but the id is empty)."""
 
-    mention: Mention
+    mention: RunFacts
     address: str
-    fault: Refused | None
+    fault: RejectedInput | None
 
 
 def decode_line(data: bytes, reading: Reading) -> ListedRun:
     """The run that a line names.
 
     Raises:
-      Refused: with one of `ciml.events.cloudevents.REASONS`, where it is not even known which run it is.
+      RejectedInput: with one of `ciml.events.cloudevents.REASONS`, where it is not even known which run it is.
     """
     line = parse_json(data)
     if type(line) is not dict:
-        raise Refused("bad_field", f"the line: want an object, not {kind_of(line)}")
+        raise RejectedInput("bad_field", f"the line: want an object, not {kind_of(line)}")
     identity = run_identity(line, reading.runs_of, name="build_uuid")
     try:
         mention, address = listed_run(line, identity, reading.source, reading.logs)
         if not address:
-            raise Refused("missing_field", "log_path")
-    except Refused as refused:
-        return ListedRun(Mention(identity.encode(), identity.native_id, source=reading.source), "", refused)
+            raise RejectedInput("missing_field", "log_path")
+    except RejectedInput as refused:
+        return ListedRun(RunFacts(identity.encode(), identity.native_id, source=reading.source), "", refused)
     return ListedRun(mention, address, None)
 
 

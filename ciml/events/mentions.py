@@ -1,4 +1,4 @@
-"""One run as an event or a listing tells it, and as a `Mention`: every field checked, or refused by name."""
+"""One run as an event or a listing tells it, and as a `RunFacts`: every field checked, or refused by name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import identifier, iso_time, label_text, labels, needed_text, text, time_us
 from ciml.events.outcomes import OUTCOMES, normal_word, outcome_of
-from ciml.events.records import Mention, OutcomeWord, Phase
+from ciml.events.records import OutcomeWord, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
-#: The `Mention.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
+#: The `RunFacts.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
 LISTING = "listing"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -43,7 +43,7 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
       names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others, whose own words do not count then.
 
     Raises:
-      Refused: ``bad_field``, where it has no name, or its own is given to another source.
+      RejectedInput: ``bad_field``, where it has no name, or its own is given to another source.
     """
     names = names or {}
     named = names.get(source) or names.get(ANY_SOURCE)
@@ -52,9 +52,9 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
     if not _SLUG.fullmatch(source):
         proposal = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
         said = shown(source)
-        raise Refused("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
+        raise RejectedInput("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
     if source in names.values():
-        raise Refused("bad_field", f"source: {source} is the name of another source")
+        raise RejectedInput("bad_field", f"source: {source} is the name of another source")
     return source
 
 
@@ -86,23 +86,23 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
     """The identity of a run: its ``id`` and ``attempt`` (1 where it has none) at the source.
 
     Raises:
-      Refused: ``missing_field`` or ``bad_run_id``.
+      RejectedInput: ``missing_field`` or ``bad_run_id``.
     """
     native = identifier(run, name, where, "bad_run_id")
     if not native:
-        raise Refused("missing_field", f"{where}{name}")
+        raise RejectedInput("missing_field", f"{where}{name}")
     attempt = run.get("attempt")
     if attempt is None:
         attempt = 1
     elif type(attempt) is not int or not 1 <= attempt < 1_000_000_000:
-        raise Refused("bad_run_id", f"{where}attempt: want a whole number from 1")
+        raise RejectedInput("bad_run_id", f"{where}attempt: want a whole number from 1")
     try:
         return RunId(source, native, attempt)
-    except Refused as refused:
-        raise Refused("bad_run_id", f"{where}{name}: {refused.detail}") from None
+    except RejectedInput as refused:
+        raise RejectedInput("bad_run_id", f"{where}{name}: {refused.detail}") from None
 
 
-def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[Mention, str]:
+def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str]:
     """What a run object of an event says.
 
     Args:
@@ -115,7 +115,7 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
       (the mention, the log's full address): the mention's own `log_url` holds no secret and is what may be stored.
 
     Raises:
-      Refused: ``missing_field``, ``bad_field`` or ``bad_time``.
+      RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
     job = needed_text(run, "job", where)
     _check_job(job, f"{where}job")
@@ -125,12 +125,12 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     if phase == "finished":
         outcome = _outcome(run, result, where)
         if start_us is None and end_us is None:
-            raise Refused("missing_field", f"{where}start_time")
+            raise RejectedInput("missing_field", f"{where}start_time")
     event = text(run, "event", where)
     if event == LISTING:
-        raise Refused("bad_field", f"{where}event: only a listing is a {LISTING}")
+        raise RejectedInput("bad_field", f"{where}event: only a listing is a {LISTING}")
     address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
-    mention = Mention(
+    mention = RunFacts(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
         build_name=job,
@@ -156,7 +156,7 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     return mention, address
 
 
-def run_of_mention(mention: Mention) -> dict[str, Any]:
+def run_of_mention(mention: RunFacts) -> dict[str, Any]:
     """The run object that `mention_of_run` reads back as ``mention``."""
     identity = RunId.decode(mention.run_id)
     run: dict[str, Any] = {"id": identity.native_id}
@@ -181,7 +181,7 @@ def run_of_mention(mention: Mention) -> dict[str, Any]:
 
 def mention_from_listing(
     line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
-) -> Mention:
+) -> RunFacts:
     """The run that a line of a listing names.
 
     Args:
@@ -196,22 +196,22 @@ def mention_from_listing(
       A finished mention whose `event` is ``listing``.
 
     Raises:
-      Refused: as events are, with the listing's names of the fields.
+      RejectedInput: as events are, with the listing's names of the fields.
     """
     return listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)[0]
 
 
-def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[Mention, str]:
+def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[RunFacts, str]:
     """What `mention_from_listing` says of a run whose identity is known, and the log's full address.
 
     Raises:
-      Refused: ``missing_field``, ``bad_field`` or ``bad_time``.
+      RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
     """
     job = needed_text(line, "build_name")
     _check_job(job, "build_name")
     start_us, end_us = _times(line, "")
     if start_us is None and end_us is None:
-        raise Refused("missing_field", "start_time")
+        raise RejectedInput("missing_field", "start_time")
     result = text(line, "result")
     outcome = _outcome(line, result, "")
     texts: dict[str, Any] = {name: text(line, _LISTING_NAMES.get(name, name)) or text(line, name) for name in _TEXTS}
@@ -224,12 +224,12 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
             continue
         taken = label_text(value)
         if taken is None:
-            raise Refused("bad_field", f"{shown(name)}: too long, not clean or no finite number")
+            raise RejectedInput("bad_field", f"{shown(name)}: too long, not clean or no finite number")
         further[name] = taken
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
-        raise Refused("bad_field", f"{count} further fields, at most {MAX_LABELS}")
+        raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
     more.update(labels(further))
-    mention = Mention(
+    mention = RunFacts(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
         build_name=job,
@@ -254,12 +254,12 @@ def log_address(logs: str, path: str) -> str:
     """The address of the log at ``path`` below ``logs`` (a folder or an address). A full address stays as it is.
 
     Raises:
-      Refused: ``bad_field``, for a path that is absolute or leads upwards.
+      RejectedInput: ``bad_field``, for a path that is absolute or leads upwards.
     """
     if "://" in path:
         return path
     if path.startswith("/") or ".." in path.split("/"):
-        raise Refused("bad_field", "log_path: want a path below the folder of logs")
+        raise RejectedInput("bad_field", "log_path: want a path below the folder of logs")
     root = logs.rstrip("/")
     if root.startswith("s3://"):
         return f"{root}/{path}"  # keys of S3 are not percent-encoded
@@ -279,14 +279,14 @@ def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
     start_us = time_us(run, "start_time", where)
     end_us = time_us(run, "end_time", where)
     if start_us is not None and end_us is not None and end_us < start_us:
-        raise Refused("bad_time", f"{where}end_time: before start_time")
+        raise RejectedInput("bad_time", f"{where}end_time: before start_time")
     return start_us, end_us
 
 
 def _check_job(job: str, where: str) -> None:
     # Percent-encoding makes at most three characters of an ASCII one, so only long or foreign names need the count.
     if (len(job) * 3 > MAX_JOB_PATH_CHARACTERS or not job.isascii()) and len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
-        raise Refused("bad_field", f"{where}: longer than a path allows")
+        raise RejectedInput("bad_field", f"{where}: longer than a path allows")
 
 
 def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
@@ -295,10 +295,12 @@ def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
     if said in OUTCOMES:
         return said  # type: ignore[return-value]
     if said:
-        raise Refused("bad_field", f"{where}outcome: {said!r:.80} is none of {', '.join(sorted(OUTCOMES))}")
+        raise RejectedInput("bad_field", f"{where}outcome: {said!r:.80} is none of {', '.join(sorted(OUTCOMES))}")
     if not result:
-        raise Refused("missing_field", f"{where}result")
+        raise RejectedInput("missing_field", f"{where}result")
     outcome = outcome_of(result)
     if outcome is None:
-        raise Refused("bad_field", f"{where}result: {normal_word(result)!r:.80} is no known word; say the outcome too")
+        raise RejectedInput(
+            "bad_field", f"{where}result: {normal_word(result)!r:.80} is no known word; say the outcome too"
+        )
     return outcome

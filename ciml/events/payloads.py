@@ -67,7 +67,7 @@ def payload_of(message: Message) -> dict[str, Any]:
     return payload
 
 
-def put_aside(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
+def offload_payloads(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
     """The delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
 
     Each becomes an object of the raw store, named by its content, before the delta that names it is committed.
@@ -89,7 +89,7 @@ def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A payload as `payload_of` made it, fetched where `put_aside` has put it.
+    """A payload as `payload_of` made it, fetched where `offload_payloads` has put it.
 
     Raises:
       IntegrityError: it is gone, or not what its name says.

@@ -84,7 +84,7 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
         return f"{self.topic}[{self.partition}] {self.offset}"
 
 
-class Mention(Record, frozen=True, omit_defaults=True, gc=False):
+class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     """What one event says of one run: the typed form of hostile input, after decoding.
 
     ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
@@ -118,7 +118,7 @@ class Mention(Record, frozen=True, omit_defaults=True, gc=False):
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Mention:
+    def from_json(cls, value: Mapping[str, Any]) -> RunFacts:
         return cls(**value)
 
 
@@ -173,7 +173,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     kind: Kind
     origin: Origin
     event_key: str = ""
-    mention: Mention | None = None
+    mention: RunFacts | None = None
     reason: str = ""
     detail: str = ""
     trust: Trust = UNJUDGED
@@ -196,7 +196,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     def from_json(cls, value: Mapping[str, Any]) -> Outcome:
         parts = dict(value)
         parts["origin"] = Origin.from_json(parts["origin"])
-        for name, kind in (("mention", Mention), ("trust", Trust), ("file", RawFile)):
+        for name, kind in (("mention", RunFacts), ("trust", Trust), ("file", RawFile)):
             if name in parts:
                 parts[name] = kind.from_json(parts[name])
         return cls(**parts)
@@ -230,7 +230,7 @@ class OffsetRange:
 
 
 @dataclass(slots=True)
-class Candidate:
+class PendingRun:
     """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
 
     ``address`` is where the log is fetched from when that differs from ``mention.log_url``, which is free of secrets
@@ -239,7 +239,7 @@ class Candidate:
 
     origin: Origin
     event_key: str
-    mention: Mention
+    mention: RunFacts
     message: Message | None = None  # for the payload of a dead letter; None in a retry or a backfill
     trust: Trust = UNJUDGED
     attempts: int = 1
@@ -259,5 +259,5 @@ class Batch:
 
     covers: OffsetRange | None
     messages: list[Message] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[PendingRun] = field(default_factory=list)
     settled: list[Outcome] = field(default_factory=list)

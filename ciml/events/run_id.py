@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.redaction import shown
 
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -24,7 +24,7 @@ class RunId:
       attempt: counts from 1.
 
     Raises:
-      Refused: ``bad_run_id`` when a part is empty, malformed or too long for a path.
+      RejectedInput: ``bad_run_id`` when a part is empty, malformed or too long for a path.
     """
 
     source: str
@@ -33,13 +33,15 @@ class RunId:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not _SOURCE.fullmatch(self.source):
-            raise Refused("bad_run_id", f"source {shown(str(self.source))}: want lower case letters, digits and dashes")
+            raise RejectedInput(
+                "bad_run_id", f"source {shown(str(self.source))}: want lower case letters, digits and dashes"
+            )
         if not isinstance(self.native_id, str) or not self.native_id:
-            raise Refused("bad_run_id", "the native id is empty")
+            raise RejectedInput("bad_run_id", "the native id is empty")
         if not isinstance(self.attempt, int) or isinstance(self.attempt, bool) or self.attempt < 1:
-            raise Refused("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
+            raise RejectedInput("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
         if len(self.encode()) > _MAX_ENCODED:
-            raise Refused("bad_run_id", f"native id {shown(self.native_id, 40)}… is longer than a path allows")
+            raise RejectedInput("bad_run_id", f"native id {shown(self.native_id, 40)}… is longer than a path allows")
 
     def encode(self) -> str:
         """The one text form, ``source~native~attempt``: no slash, no leading dot, percent-encoded where needed."""
@@ -47,16 +49,16 @@ class RunId:
 
     @classmethod
     def decode(cls, text: str) -> RunId:
-        """The inverse of `encode`. Raises `Refused` (``bad_run_id``) for anything that `encode` does not produce."""
+        """The inverse of `encode`. Raises `RejectedInput` (``bad_run_id``) for what `encode` does not produce."""
         parts = text.split("~")
         if len(parts) != 3 or not re.fullmatch(r"[1-9][0-9]{0,8}", parts[2]):
-            raise Refused("bad_run_id", f"{shown(text)}: want source~native~attempt")
+            raise RejectedInput("bad_run_id", f"{shown(text)}: want source~native~attempt")
         try:
             run = cls(parts[0], unquote(parts[1], errors="strict"), int(parts[2]))
         except UnicodeDecodeError:
-            raise Refused("bad_run_id", f"{shown(text)}: not UTF-8 under its percent signs") from None
+            raise RejectedInput("bad_run_id", f"{shown(text)}: not UTF-8 under its percent signs") from None
         if run.encode() != text:
-            raise Refused("bad_run_id", f"{shown(text)}: not in canonical form")
+            raise RejectedInput("bad_run_id", f"{shown(text)}: not in canonical form")
         return run
 
     def __str__(self) -> str:

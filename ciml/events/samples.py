@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.fields import is_clean, kind_of
 from ciml.events.json_input import parse_numbers
 from ciml.events.redaction import shown
@@ -75,7 +75,7 @@ def encode(message: Samples | End) -> bytes:
     """A message's JSON.
 
     Raises:
-      Refused: what `decode` would refuse.
+      RejectedInput: what `decode` would refuse.
     """
     fields: dict[str, Any]
     if isinstance(message, End):
@@ -93,7 +93,7 @@ def encode(message: Samples | End) -> bytes:
         }  # fmt: skip
     value = orjson.dumps(fields)  # which writes NaN as null
     if len(value) > MAX_SAMPLES_BYTES:
-        raise Refused("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
+        raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value
 
 
@@ -101,25 +101,25 @@ def decode(value: bytes | None) -> Samples | End:
     """The message that a Kafka value holds. Fields that are not known are passed over.
 
     Raises:
-      Refused: with one of `REASONS`.
+      RejectedInput: with one of `REASONS`.
     """
     if not value:
-        raise Refused("tombstone", "no data")
+        raise RejectedInput("tombstone", "no data")
     fields = parse_numbers(value, MAX_SAMPLES_BYTES)
     if type(fields) is not dict:
-        raise Refused("not_samples", f"want an object, not {kind_of(fields)}")
+        raise RejectedInput("not_samples", f"want an object, not {kind_of(fields)}")
     run_id = _needed(fields, "run_id")
     if type(run_id) is not str:
-        raise Refused("bad_run_id", f"run_id: want a text, not {kind_of(run_id)}")
+        raise RejectedInput("bad_run_id", f"run_id: want a text, not {kind_of(run_id)}")
     if fields.get("end") is not None:
         if fields["end"] is not True:
-            raise Refused("bad_field", "end: want true, or nothing")
+            raise RejectedInput("bad_field", "end: want true, or nothing")
         end = End(run_id, _needed(fields, "recorder_us"), _needed(fields, "samples"))
         _check_end(end)
         return end
     columns = _needed(fields, "columns")
     if type(columns) is not list:
-        raise Refused("bad_field", f"columns: want a list, not {kind_of(columns)}")
+        raise RejectedInput("bad_field", f"columns: want a list, not {kind_of(columns)}")
     sequence, times, boot, values = _rows(_needed(fields, "samples"), len(columns))
     message = Samples(
         run_id, _needed(fields, "recorder_us"), _needed(fields, "first_us"), tuple(columns), sequence, times, boot,
@@ -174,31 +174,33 @@ def telemetry_table(names: Sequence[str], time_us: np.ndarray, boot: np.ndarray,
 def _needed(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None:
-        raise Refused("missing_field", name)
+        raise RejectedInput("missing_field", name)
     return value
 
 
 def _rows(rows: Any, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The samples' numbers, times, marks and values [n, width], each of the one right type."""
     if type(rows) is not list or not rows:
-        raise Refused("bad_field", "samples: want a list of at least one")
+        raise RejectedInput("bad_field", "samples: want a list of at least one")
     if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
-        raise Refused("bad_field", "samples: want [sequence, time_us, boot, values] for each")
+        raise RejectedInput("bad_field", "samples: want [sequence, time_us, boot, values] for each")
     sequence, times, boot, values = zip(*rows, strict=True)
     if set(map(type, sequence)) != {int} or set(map(type, times)) != {int} or set(map(type, boot)) != {bool}:
-        raise Refused("bad_field", "samples: want a whole number, a whole number and true or false before the values")
+        raise RejectedInput(
+            "bad_field", "samples: want a whole number, a whole number and true or false before the values"
+        )
     if set(map(type, values)) != {list} or set(map(len, values)) != {width}:
-        raise Refused("bad_field", f"samples: want a list of {width} values for each, one a column")
+        raise RejectedInput("bad_field", f"samples: want a list of {width} values for each, one a column")
     kinds = set(map(type, chain.from_iterable(values)))
     if not kinds <= {float, int, type(None)}:
-        raise Refused("bad_field", "samples: a value is neither a number nor null")
+        raise RejectedInput("bad_field", "samples: a value is neither a number nor null")
     try:
         return (
             np.array(sequence, np.int64), np.array(times, np.int64), np.array(boot, bool),
             np.array(values, np.float64).reshape(len(rows), width),  # null becomes NaN
         )  # fmt: skip
     except OverflowError:
-        raise Refused("bad_field", "samples: a whole number beyond 64 bits") from None
+        raise RejectedInput("bad_field", "samples: a whole number beyond 64 bits") from None
 
 
 def _check(message: Samples) -> None:
@@ -206,29 +208,29 @@ def _check(message: Samples) -> None:
     _check_time("first_us", message.first_us)
     columns, n = message.columns, message.sequence.size
     if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
-        raise Refused("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
+        raise RejectedInput("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
     for name in columns:
         sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
         if not sound or name in OWN_COLUMNS:
-            raise Refused(
+            raise RejectedInput(
                 "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is no column's name"
             )
     if len(set(columns)) < len(columns):
-        raise Refused("bad_field", "columns: a name stands twice")
+        raise RejectedInput("bad_field", "columns: a name stands twice")
     if not n or message.values.shape != (n, len(columns)) or not n == message.time_us.size == message.boot.size:
-        raise Refused("bad_field", "samples: want a number, a time, a mark and a value of each column for each")
+        raise RejectedInput("bad_field", "samples: want a number, a time, a mark and a value of each column for each")
     if message.sequence.min() < 0 or message.sequence.max() >= MAX_RECORDER_SAMPLES:
-        raise Refused("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
+        raise RejectedInput("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
     if message.time_us.min() < EARLIEST_US or message.time_us.max() >= LATEST_US:
-        raise Refused("bad_time", "samples: want epoch microseconds of 2000 to 2099")
+        raise RejectedInput("bad_time", "samples: want epoch microseconds of 2000 to 2099")
     if np.isinf(message.values).any():
-        raise Refused("bad_field", "samples: a value without end")
+        raise RejectedInput("bad_field", "samples: a value without end")
 
 
 def _check_end(message: End) -> None:
     _check_identity(message.run_id, message.recorder_us)
     if type(message.samples) is not int or not 0 <= message.samples <= MAX_RECORDER_SAMPLES:
-        raise Refused("bad_field", f"samples: want how many were sent, 0 to {MAX_RECORDER_SAMPLES}")
+        raise RejectedInput("bad_field", f"samples: want how many were sent, 0 to {MAX_RECORDER_SAMPLES}")
 
 
 def _check_identity(run_id: str, recorder_us: Any) -> None:
@@ -238,4 +240,4 @@ def _check_identity(run_id: str, recorder_us: Any) -> None:
 
 def _check_time(name: str, value: Any) -> None:
     if type(value) is not int or not EARLIEST_US <= value < LATEST_US:
-        raise Refused("bad_time", f"{name}: want epoch microseconds of 2000 to 2099")
+        raise RejectedInput("bad_time", f"{name}: want epoch microseconds of 2000 to 2099")

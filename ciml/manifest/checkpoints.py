@@ -23,7 +23,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import IntegrityError
 from ciml.manifest.id_index import IdTable, Rows, Run, TableKind
-from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import ManifestLog, State
 from ciml.manifest.segments import Segment
 from ciml.storage.open import Entry
@@ -226,7 +226,7 @@ class Checkpoints(Generic[S]):
             base = self.newest()
             try:
                 more = yield from self._make(base)
-            except PartGone:
+            except IndexFileMissingError:
                 if self.log.look_again() <= (base.version if base else 0):
                     raise  # it was not replaced, it was lost
         if sweeps:

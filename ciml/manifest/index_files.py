@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class PartGone(EngineError):
+class IndexFileMissingError(EngineError):
     """A part is not there any more: a newer checkpoint names others instead, or it was lost."""
 
 
@@ -50,7 +50,7 @@ class PartFiles:
         """The rows of a part.
 
         Raises:
-          PartGone: there is no such part (any more).
+          IndexFileMissingError: there is no such part (any more).
           IntegrityError: it is not the one that was written.
         """
         if (known := self._open.get(part.path)) is not None:
@@ -58,7 +58,7 @@ class PartFiles:
         try:
             rows = _decode(self._source(part), self._store.url(part.path))
         except FileNotFoundError:
-            raise PartGone(f"{self._store.url(part.path)} is gone: see docs/manifests.md") from None
+            raise IndexFileMissingError(f"{self._store.url(part.path)} is gone: see docs/manifests.md") from None
         if len(rows) != part.rows:
             raise IntegrityError(f"{self._store.url(part.path)} has {len(rows)} rows, not {part.rows}")
         self._open[part.path] = rows

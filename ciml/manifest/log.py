@@ -10,8 +10,8 @@ be removed once it has been in a segment for `GRACE_S`. From that follows what h
 - A delta that is missing may be the end of the log, or removed. It is the end when segments were looked for less than
   half the grace ago, and none held it then. That is asked *after* the read: a reader may be frozen before it.
 - A writer that was frozen may create a delta in a place that was emptied. So it looks for a segment that reaches its
-  version after each create. Where there is one, and it holds another delta, the writer takes its own back (`Outrun`):
-  nobody has read it, for whoever looks has seen that segment. No clock is trusted for this.
+  version after each create. Where there is one, and it holds another delta, the writer takes its own back
+  (`StaleWriterError`): nobody has read it, for whoever looks has seen that segment. No clock is trusted for this.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class State(Protocol):
         """Takes in the delta that follows."""
 
 
-class Outrun(EngineError):
+class StaleWriterError(EngineError):
     """A writer was away for so long that the place of its delta has been emptied: its state is to be made anew."""
 
 
@@ -206,7 +206,7 @@ class ManifestLog:
         True also where the very same delta was there: an answer that was lost, and asked for again.
 
         Raises:
-          Outrun: the place was emptied long ago. Nothing is left there.
+          StaleWriterError: the place was emptied long ago. Nothing is left there.
         """
         data = canonical_json({**delta, "version": version})
         path = self.path(version)
@@ -223,7 +223,9 @@ class ManifestLog:
             return True  # others were quick
         self.store.delete(path)
         self._look()
-        raise Outrun(f"{self.store.url(path)} was committed long ago, and so were others: what was computed is void")
+        raise StaleWriterError(
+            f"{self.store.url(path)} was committed long ago, and so were others: what was computed is void"
+        )
 
 
 def catch_up(log: ManifestLog, state: State) -> None:
@@ -244,7 +246,7 @@ def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) ->
       The committed version, or None where ``build`` returned None.
 
     Raises:
-      Outrun: nobody has heard of this writer for longer than the grace. It has to start over with a state made anew.
+      StaleWriterError: this writer was silent for longer than the grace. It has to reload its state.
     """
     while True:
         catch_up(log, state)

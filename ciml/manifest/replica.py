@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restorable
-from ciml.manifest.index_files import PartGone
-from ciml.manifest.log import Delta, ManifestLog, Outrun, catch_up, commit
+from ciml.manifest.index_files import IndexFileMissingError
+from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 
 _LOOK_EVERY = 100
 _UNSEEN_S = 10.0
@@ -17,7 +17,7 @@ _UNSEEN_S = 10.0
 S = TypeVar("S", bound=Restorable)
 
 
-class Keeper(Generic[S]):
+class LogReplica(Generic[S]):
     """A manifest and what its deltas add up to. Safe to use from threads.
 
     The state begins at the newest checkpoint, and goes over to a newer one from time to time, so that its memory does
@@ -46,7 +46,7 @@ class Keeper(Generic[S]):
         """
         try:
             return self._append(build)
-        except Outrun:
+        except StaleWriterError:
             with self._lock:
                 self._held = None  # it has missed a lot, and may have read what nobody should have written
             return self._append(build)
@@ -105,7 +105,7 @@ class Keeper(Generic[S]):
                 self._looked, self._held = state.version, state
             try:
                 yield state
-            except PartGone:
+            except IndexFileMissingError:
                 self._held = None  # from a checkpoint of long ago: the next call begins at the newest
                 raise
 

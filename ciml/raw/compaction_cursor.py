@@ -18,7 +18,7 @@ Named = dict[str, dict[str, NamedRun]]
 
 
 @dataclass(slots=True)
-class Book:
+class CompactionCursor:
     """What one compaction leaves for the next.
 
     It is no record but a place to go on from: each version of it that was ever written says something true, so the
@@ -38,21 +38,21 @@ class Book:
     tidy: dict[str, int] = field(default_factory=dict)
 
 
-def load_book(raw: Store) -> Book:
+def load_book(raw: Store) -> CompactionCursor:
     """The book of a raw store; an empty one where there is none, or one that does not fit the manifest."""
     try:
         value = json.loads(raw.read(BOOK))
-        book = Book(value["cursor"], value["digest"], value["pending"], value["tidy"])
+        book = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return Book()
+        return CompactionCursor()
     if book.cursor:
         at, delta = next(ManifestLog(raw).since(book.cursor - 1), (0, {}))
         if at != book.cursor or sha256_json(delta) != book.digest:
-            return Book(tidy=book.tidy)
+            return CompactionCursor(tidy=book.tidy)
     return book
 
 
-def save_book(raw: Store, book: Book) -> None:
+def save_book(raw: Store, book: CompactionCursor) -> None:
     raw.replace(
         BOOK,
         canonical_json({"cursor": book.cursor, "digest": book.digest, "pending": book.pending, "tidy": book.tidy}),
@@ -78,7 +78,7 @@ class Window:
     runs: int = 0
 
 
-def windows(raw: Store, book: Book, ripe: Callable[[str], bool], size: int) -> Iterator[Window]:
+def windows(raw: Store, book: CompactionCursor, ripe: Callable[[str], bool], size: int) -> Iterator[Window]:
     """What is to be packed, in parts: what is beyond the book's cursor, and what was pending and is ripe by now.
 
     Args:
@@ -111,7 +111,7 @@ def windows(raw: Store, book: Book, ripe: Callable[[str], bool], size: int) -> I
         yield window
 
 
-def look_done(book: Book, window: Window, ripe: Callable[[str], bool]) -> None:
+def look_done(book: CompactionCursor, window: Window, ripe: Callable[[str], bool]) -> None:
     """Notes in the book that what a window names is packed."""
     for folder in [folder for folder in book.pending if ripe(folder)]:
         if window.to_version >= book.cursor:

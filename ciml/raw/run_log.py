@@ -11,17 +11,17 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, Mention, RawFile, Record, Trust
+from ciml.events.records import UNJUDGED, RawFile, Record, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 
 #: Decides on the trust of a run by its facts: `transforms.ingest.trust.evaluate` with a policy.
-Judge = Callable[[Mention], Trust]
+Judge = Callable[[RunFacts], Trust]
 
 
 class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
     """A raw row: one of a delta's ``runs`` or ``reclaims``."""
 
-    mention: Mention
+    mention: RunFacts
     file: RawFile
     trust: Trust = UNJUDGED
 
@@ -29,7 +29,7 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
 class Correction(Record, frozen=True, gc=False):
     """One of a delta's ``corrections``: what an event said of a run that was stored before."""
 
-    mention: Mention
+    mention: RunFacts
     trust: Trust = UNJUDGED
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, Candidate, Kind, Origin, Outcome, records_of, rows_of
+from ciml.events.records import LISTS, Kind, Origin, Outcome, PendingRun, records_of, rows_of
 from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
@@ -69,7 +69,7 @@ class RawState:
         for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
             yield topic, partition, ranges
 
-    def due(self, now_us: int) -> list[Candidate]:
+    def due(self, now_us: int) -> list[PendingRun]:
         """The deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
         due = [outcome for outcome in self.deferred.values() if (outcome.not_before_us or 0) <= now_us]
         due.sort(key=lambda outcome: (outcome.not_before_us or 0, str(outcome.origin), outcome.run_id))
@@ -292,11 +292,11 @@ def check_topic_id(topic: str, known: str, found: str) -> None:
         )
 
 
-def retry(outcome: Outcome) -> Candidate:
+def retry(outcome: Outcome) -> PendingRun:
     """The candidate that tries a deferred outcome again."""
     if outcome.mention is None:
         raise IntegrityError(f"{outcome.origin}: deferred without a run")
-    return Candidate(
+    return PendingRun(
         origin=outcome.origin,
         event_key=outcome.event_key,
         mention=outcome.mention,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ciml.errors import IntegrityError
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.id_index import IdTable
-from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.manifest.log import ManifestLog
 from ciml.raw.known_ids import TABLES
 from ciml.raw.state import RAW, RawState
@@ -184,7 +184,7 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay:
     for name, table in replay.tables.items():
         try:
             same = _digest(tables[name]) == _digest(table)
-        except (PartGone, IntegrityError):
+        except (IndexFileMissingError, IntegrityError):
             continue  # told above
         if not same:
             yield f"the index of {name} is not that of the deltas"

@@ -153,7 +153,7 @@ def make_plan(
     """
     import time
 
-    from ciml.errors import CimlError, Refused
+    from ciml.errors import CimlError, RejectedInput
     from ciml.events.mentions import mention_of_run, run_identity
     from recorder.ci_environment import FACTS, known_run
     from recorder.spool import Plan
@@ -171,7 +171,7 @@ def make_plan(
     try:
         identity = run_identity(run, source or known.source)
         mention, _ = mention_of_run(run, identity, "started")
-    except Refused as refused:
+    except RejectedInput as refused:
         raise CimlError(f"this cannot stand in an event: {refused}") from None
     return Plan(mention, kafka, samples_topic, events_topic, log_dir, log_url)
 

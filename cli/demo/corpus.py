@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ciml.errors import CimlError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 
 #: The CI system that the demo plays.
@@ -22,7 +22,7 @@ RUNS_A_CHANGE = 3
 class Sample:
     """One run of the corpus: its mention (without a log's address), and where its log is below the corpus."""
 
-    mention: Mention
+    mention: RunFacts
     log_path: str
     rows: int
 
@@ -55,7 +55,7 @@ def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
 
 
 def _sample(index: int, line: dict[str, str]) -> Sample:
-    mention = Mention(
+    mention = RunFacts(
         run_id=RunId(SOURCE, line["build_uuid"]).encode(),
         build_uuid=line["build_uuid"],
         build_name=line["build_name"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ciml.events.cloudevents import STARTED, finished_event, run_event
-from ciml.events.records import Kind, Mention
+from ciml.events.records import Kind, RunFacts
 from ciml.events.run_id import RunId
 from cli.demo.corpus import SOURCE, Sample
 
@@ -109,7 +109,7 @@ class _Planner:
         self._sent = 0
         tricks = list(self._tricks().items())
         ends = [round(len(samples) * sum(WAVES[: wave + 1])) for wave in range(len(WAVES))]
-        group: list[Mention] = []
+        group: list[RunFacts] = []
         for index, sample in enumerate(samples):
             self._wave = sum(index >= end for end in ends)
             place, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
@@ -159,7 +159,7 @@ class _Planner:
             "tombstone": self._tombstone,
         }
 
-    def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> Mention:
+    def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> RunFacts:
         path = path or sample.log_path
         self.plan.logs[path] = (sample, change)
         return sample.mention.replace(log_url=f"{self._logs_url}/{path}")
@@ -171,7 +171,7 @@ class _Planner:
 
     def _send(
         self,
-        mentions: list[Mention],
+        mentions: list[RunFacts],
         kind: Kind = "run",
         reason: str = "",
         *,
@@ -202,7 +202,7 @@ class _Planner:
         self._add(mentions[0].change, value, headers, expected)
         return event_id
 
-    def _started(self, mention: Mention) -> None:
+    def _started(self, mention: RunFacts) -> None:
         started = mention.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
         self._send([started], "ignored", "not_finished", event_type=STARTED)
 

@@ -35,7 +35,7 @@ _KEEP_CHECKPOINTS_S = 7 * 86400.0  # of jobs that Flink does not know any more
 _LOG_BYTES = 32 << 20
 
 
-class Keeper:
+class ClusterWatchdog:
     """The parts of one home."""
 
     def __init__(self, home: Path, folder: Path) -> None:
@@ -170,7 +170,7 @@ def main(arguments: Iterable[str]) -> None:
     home, folder = (Path(each) for each in arguments)
     try:
         with FileLock(folder / "keeper.lock", timeout=2):
-            Keeper(home, folder).run()
+            ClusterWatchdog(home, folder).run()
     except Timeout:
         raise SystemExit(f"another keeper is at work in {folder}") from None
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from ciml.events.listing_files import Listing
 from pipelines.backfill.ordered_committer import OrderedCommitter
-from pipelines.backfill.plan import BackfillConfig, Following, Report, Tally, Work, plan, probe_logs
+from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Report, Tally, Work, plan, probe_logs
 
-__all__ = ["BackfillConfig", "Following", "Tally", "backfill"]
+__all__ = ["BackfillConfig", "BackfillProgress", "Tally", "backfill"]
 
 
 def backfill(
@@ -43,7 +43,7 @@ def backfill(
       EngineError: a store, Flink or the place of the logs does not answer. What was settled is committed.
       IntegrityError: see `ciml.raw.accounting.reconcile`.
     """
-    following = Following(config.raw, listing, report)
+    following = BackfillProgress(config.raw, listing, report)
     probe_logs(config, listing, following.tally)
     stop = stop or threading.Event()
     works = plan(config, listing, following, stop)
@@ -58,7 +58,7 @@ def backfill(
     return following.tally
 
 
-def _direct(config: BackfillConfig, listing: Listing, works: Iterator[Work], following: Following) -> None:
+def _direct(config: BackfillConfig, listing: Listing, works: Iterator[Work], following: BackfillProgress) -> None:
     committer = OrderedCommitter(config, listing, following.look)
     try:
         for work in works:

@@ -15,7 +15,7 @@ import apache_beam as beam
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing_files import Listing, shared_listing
 from pipelines.backfill.ordered_committer import OrderedCommitter
-from pipelines.backfill.plan import BackfillConfig, Following, Work, size_of
+from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work, size_of
 from pipelines.flink.submit import FlinkJob, flink_options, run_here
 from transforms.ingest.beam import keep_error
 
@@ -73,7 +73,7 @@ def in_beam(
     config: BackfillConfig,
     listing: Listing,
     works: Iterator[Work],
-    following: Following,
+    following: BackfillProgress,
     stop: threading.Event,
     *,
     runner: str,

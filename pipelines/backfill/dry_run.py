@@ -9,7 +9,7 @@ from typing import Any
 
 from ciml.events.listing_files import Listing
 from ciml.events.records import OffsetRange, Outcome
-from pipelines.backfill.plan import BackfillConfig, Following, plan, size_of
+from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
 from transforms.guard import guarded_candidates
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import judge
@@ -56,7 +56,7 @@ class Survey:
 
 def survey(config: BackfillConfig, listing: Listing) -> Survey:
     """Looks through a listing as `pipelines.backfill.backfill.backfill` would with the same configuration."""
-    following = Following(config.raw, listing)
+    following = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, following.tally.settled)
     taken = 0
     for work in plan(config, listing, following, threading.Event()):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.globs import glob_pattern
 from ciml.events.listing import ListedRun, Reading, decode_line
 from ciml.events.listing_files import Block, Listing
@@ -118,7 +118,7 @@ def size_of(work: Work) -> int:
     return sum(end - start for start, end in work.parts)
 
 
-class Following:
+class BackfillProgress:
     """Follows the manifest, and knows what became of a listing's lines since it was made."""
 
     def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
@@ -157,7 +157,9 @@ class Following:
             self._report(self.tally)
 
 
-def plan(config: BackfillConfig, listing: Listing, following: Following, stop: threading.Event) -> Iterator[Work]:
+def plan(
+    config: BackfillConfig, listing: Listing, following: BackfillProgress, stop: threading.Event
+) -> Iterator[Work]:
     """What is to be done, block by block, until ``stop`` is set."""
     selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
     selected = glob_pattern(config.selection).fullmatch
@@ -188,7 +190,7 @@ def plan(config: BackfillConfig, listing: Listing, following: Following, stop: t
 def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
     """What a line says; None where it says nothing of any run."""
     run = attempt("decode", decode_line, data, reading)
-    return None if isinstance(run, Refused) else run
+    return None if isinstance(run, RejectedInput) else run
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import ExampleFile, SpanVersion
 from ciml.digest import canonical_json, sha256_json
-from ciml.events.records import Mention, RawFile, rows_of
+from ciml.events.records import RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from ciml.telemetry import telemetry_columns
@@ -146,7 +146,7 @@ class _Raw:
                     record = self._records(version)[index]
                 except (FileNotFoundError, IndexError):
                     return None
-                mentions.append(Mention.from_json(record["mention"]))
+                mentions.append(RunFacts.from_json(record["mention"]))
                 files.append(RawFile.from_json(record["file"]))
             if not wanted.issuperset(mention.run_id for mention in mentions):
                 return None  # another raw store than the one that it was made from

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Iterable
 
 from ciml.digest import canonical_json
-from ciml.errors import IntegrityError, Refused
-from ciml.events.payloads import put_aside
+from ciml.errors import IntegrityError, RejectedInput
+from ciml.events.payloads import offload_payloads
 from ciml.events.records import Batch, OffsetRange, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.manifest.replica import Keeper
+from ciml.manifest.replica import LogReplica
 from ciml.raw.accounting import reconcile
 from ciml.raw.state import RAW, RawState
 from ciml.storage.open import Store
 from transforms.guard import attempt, bisect
 
 
-class Committer(Keeper[RawState]):
+class Committer(LogReplica[RawState]):
     """A raw manifest and what its deltas add up to. Safe to use from threads.
 
     Args:
@@ -48,7 +48,7 @@ class Committer(Keeper[RawState]):
 
         def build(state: RawState) -> Delta | None:
             delta = reconcile(state, find(state), int(self.log.clock() * 1e6))
-            return delta and put_aside(self.log.store, delta)
+            return delta and offload_payloads(self.log.store, delta)
 
         return self.append(build)
 
@@ -82,11 +82,11 @@ def seal(batch: Batch) -> bytes:
 def seal_guarded(batch: Batch) -> bytes:
     """`seal`, where an outcome that cannot be written as JSON costs itself alone: a dead letter of its origin."""
     sealed = attempt("seal", seal, batch)
-    if not isinstance(sealed, Refused):
+    if not isinstance(sealed, RejectedInput):
         return sealed
     settled: list[Outcome] = []
     for some, made in bisect("seal", batch.settled, lambda some: seal(Batch(batch.covers, settled=list(some)))):
-        if isinstance(made, Refused):  # nothing of it but its place is known to be sound
+        if isinstance(made, RejectedInput):  # nothing of it but its place is known to be sound
             some = [Outcome("dead_letter", some[0].origin, reason=made.reason, detail=made.detail)]
         settled += some
     return seal(Batch(batch.covers, settled=settled))

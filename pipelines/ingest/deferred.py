@@ -13,7 +13,7 @@ from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from ciml.events.records import Batch, Candidate
+from ciml.events.records import Batch, PendingRun
 from ciml.storage.open import Store
 from pipelines.ingest.committer import committer
 from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
@@ -33,7 +33,7 @@ class HandedOut:
         self._since: dict[tuple[Any, ...], float] = {}
         self._lock = threading.Lock()
 
-    def fresh(self, due: list[Candidate], now_s: float) -> list[Candidate]:
+    def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
         """Those of ``due`` that are not under way, which from now on are."""
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}

@@ -19,7 +19,7 @@ from apache_beam.transforms.userstate import BagStateSpec, CombiningValueStateSp
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
 
-from ciml.events.records import Batch, Candidate, Outcome
+from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.raw.accounting import Index
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer, seal_guarded, unseal
@@ -84,7 +84,7 @@ class IngestConfig:
 
 
 def build_ingest(
-    pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[Candidate] = ()
+    pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[PendingRun] = ()
 ) -> beam.PCollection[int]:
     """Wires an ingest: bounded where the ``reads`` are, else for ever.
 
@@ -115,7 +115,7 @@ def build_ingest(
     return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
 
 
-def in_batches(candidates: Sequence[Candidate], most: int = 200) -> list[Batch]:
+def in_batches(candidates: Sequence[PendingRun], most: int = 200) -> list[Batch]:
     """Candidates that are tried again, as batches that cover no offsets."""
     return [Batch(None, candidates=list(candidates[at : at + most])) for at in range(0, len(candidates), most)]
 

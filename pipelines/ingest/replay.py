@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.payloads import whole_payload
 from ciml.events.records import Batch, Origin, records_of
 from ciml.raw.dead_letters import Choice, Letter, open_keys, open_letters
@@ -120,7 +120,7 @@ def _replay(config: ReplayConfig, letters: list[Letter], found: Replayed) -> Non
     for letter in letters:
         try:
             read.append((letter, _read(config, letter)))
-        except Refused as refused:
+        except RejectedInput as refused:
             _stays(found, refused.reason, refused.detail)
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
     version = committer(config.raw).commit(settled)
@@ -141,7 +141,7 @@ def _read(config: ReplayConfig, letter: Letter) -> Batch:
     payload = letter.outcome.payload
     whole = whole_payload(config.raw, payload) if payload else None
     batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
-    if isinstance(batch, Refused):
+    if isinstance(batch, RejectedInput):
         raise batch
     return batch
 
@@ -187,7 +187,7 @@ def preview(config: ReplayConfig) -> Preview:
         found.reasons[letter.outcome.reason] += 1
         try:
             _read(config, letter)
-        except Refused as refused:
+        except RejectedInput as refused:
             found.untried[refused.reason] += 1
     return found
 

@@ -23,7 +23,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.utils.timestamp import Timestamp
 
 from ciml.digest import sha256_json
-from ciml.errors import CimlError, IntegrityError, Refused
+from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.payload_redaction import redact_bytes
 from ciml.events.records import Batch, Message, Origin
 from ciml.events.samples import End, Samples, decode
@@ -85,7 +85,7 @@ class LiveConfig:
             raise CimlError(f"the data set {next(name for name in names if names.count(name) > 1)} is named twice")
 
 
-class Teller:
+class LiveMessages:
     """From what a run tells to messages."""
 
     def __init__(self, config: LiveConfig) -> None:
@@ -114,7 +114,7 @@ class Teller:
             for example in run.examples(over=standing != "running"):
                 yield topic, run.run_id.encode(), example_message(run.run_id, example, standing)
 
-    def late(self, run_id: str, part: Part, refused: Refused) -> ToSend:
+    def late(self, run_id: str, part: Part, refused: RejectedInput) -> ToSend:
         """Samples that no run takes any more."""
         Metrics.counter(METRICS, f"late.{refused.reason}").inc(max(part.size, 1))
         return self._config.letters_topic, run_id.encode(), late_message(self._config.topic, run_id, part, refused)
@@ -133,21 +133,21 @@ class DecodeSamples(beam.DoFn):
         runs: dict[str, list[tuple[int, Samples | End]]] = {}
         for message in batch.messages:
             decoded = attempt("samples", decode, message.value)
-            if isinstance(decoded, Refused):
+            if isinstance(decoded, RejectedInput):
                 yield self._refused(partition, message, decoded)
             else:
                 runs.setdefault(decoded.run_id, []).append((message.offset, decoded))
         came = {message.offset: message for message in batch.messages}
         for run_id, messages in runs.items():
             for some, packed in bisect("samples", messages, lambda some: pack(part_of(some, self._columns, partition))):
-                if isinstance(packed, Refused):
+                if isinstance(packed, RejectedInput):
                     yield self._refused(partition, came[some[0][0]], packed)
                 else:
                     yield run_id, packed
         if batch.covers is not None:
             note(topic, partition, batch.covers.end)
 
-    def _refused(self, partition: int, message: Message, refused: Refused) -> Any:
+    def _refused(self, partition: int, message: Message, refused: RejectedInput) -> Any:
         """A message's dead letter, for the output `LETTERS`."""
         Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
         letter = refused_message(Origin(self._config.topic, partition, message.offset), message, refused)
@@ -219,7 +219,7 @@ class KeepRun(beam.DoFn):
 
     def __init__(self, config: LiveConfig, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
-        self._teller = Teller(config)
+        self._teller = LiveMessages(config)
         self._job = uuid.uuid4().hex
         self._columns = sha256_json(columns_of(config.datasets))[:16]
 
@@ -238,12 +238,14 @@ class KeepRun(beam.DoFn):
                 return
             if state.standing != "running":
                 if late := state.unseen(part):
-                    refused = Refused(LATE[state.standing], "it came after the run's samples were let go of")
+                    refused = RejectedInput(LATE[state.standing], "it came after the run's samples were let go of")
                     yield self._teller.late(run_id, late, refused)
                 return
             now_s = self._clock()
             outgoing = attempt("live", self._take, part, state, older, now_s)
-            yield from self._give_up(part, outgoing, state, older, now_s) if isinstance(outgoing, Refused) else outgoing
+            yield from (
+                self._give_up(part, outgoing, state, older, now_s) if isinstance(outgoing, RejectedInput) else outgoing
+            )
             self._save(state, head, wake)
 
     def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
@@ -252,7 +254,7 @@ class KeepRun(beam.DoFn):
         run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
         try:
             taken = run.add(part)
-        except Refused as refused:
+        except RejectedInput as refused:
             taken = None
             outgoing.append(self._teller.late(state.run_id, part, refused))
         if taken is None:
@@ -290,7 +292,7 @@ class KeepRun(beam.DoFn):
                 return
             if due is not None:
                 outgoing = attempt("live", self._close_due, due, state, older, now_s)
-                if isinstance(outgoing, Refused):
+                if isinstance(outgoing, RejectedInput):
                     last = [unpack(each) for each in (*older.read(), *state.newer)][-1:]
                     outgoing = self._give_up(last[0] if last else NO_SAMPLES, outgoing, state, older, now_s)
                 yield from outgoing
@@ -329,7 +331,7 @@ class KeepRun(beam.DoFn):
         state.is_over(standing, run.seen, now_s)
         return outgoing
 
-    def _give_up(self, part: Part, refused: Refused, state: RunState, older: Any, now_s: float) -> list[ToSend]:
+    def _give_up(self, part: Part, refused: RejectedInput, state: RunState, older: Any, now_s: float) -> list[ToSend]:
         """Lets go of a run whose windows raise an exception; returns its one dead letter, which names the last."""
         Metrics.counter(METRICS, "runs.failed").inc()
         older.clear()
@@ -341,14 +343,16 @@ class TellRun(beam.DoFn):
     """(run id, all its packed parts) -> messages: what `KeepRun` would have published of it by now, each but once."""
 
     def __init__(self, config: LiveConfig) -> None:
-        self._config, self._teller = config, Teller(config)
+        self._config, self._teller = config, LiveMessages(config)
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[ToSend]:
         run_id, packed = element
         with keep_error():
             parts = sorted((unpack(data) for data in packed), key=lambda part: (part.partition, part.first))
             outgoing = attempt("live", self._tell, run_id, parts)
-            yield from [self._teller.late(run_id, parts[-1], outgoing)] if isinstance(outgoing, Refused) else outgoing
+            yield from (
+                [self._teller.late(run_id, parts[-1], outgoing)] if isinstance(outgoing, RejectedInput) else outgoing
+            )
 
     def _tell(self, run_id: str, parts: Sequence[Part]) -> list[ToSend]:
         outgoing: list[ToSend] = []
@@ -356,7 +360,7 @@ class TellRun(beam.DoFn):
         for part in parts:
             try:
                 run.add(part)
-            except Refused as refused:
+            except RejectedInput as refused:
                 outgoing.append(self._teller.late(run_id, part, refused))
         return outgoing + list(self._teller.over(run, "ended") if run.complete else self._teller.due(run))
 

@@ -21,7 +21,7 @@ from ciml.digest import canonical_json
 from ciml.events.records import Batch
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.manifest.replica import Keeper
+from ciml.manifest.replica import LogReplica
 from ciml.storage.open import Store
 from pipelines.ingest.pipeline import Gather
 from pipelines.kafka.client import KafkaOptions
@@ -70,7 +70,7 @@ class PredictConfig:
         return projection(predictions_log(self.data), self.predictions_topic, render_predictions, self.kafka)
 
 
-class PredictionCommitter(Keeper[PredictionState]):
+class PredictionCommitter(LogReplica[PredictionState]):
     """The predictions' manifest and what its deltas add up to. Safe to use from threads."""
 
     def __init__(self, data: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ciml.raw.compaction_cursor import Book, names_since
+from ciml.raw.compaction_cursor import CompactionCursor, names_since
 from ciml.raw.packs import PACKS, RUNS, SWEPT, pack_state, split_path
 from ciml.storage.open import Entry, LocalStore, Store
 from transforms.raw.packs import prove_pack
@@ -49,7 +49,7 @@ class Swept:
 class _Names:
     """Who names what, of the folders of one listing. It is made after the listing: what is committed is seen."""
 
-    def __init__(self, raw: Store, book: Book, before_us: int) -> None:
+    def __init__(self, raw: Store, book: CompactionCursor, before_us: int) -> None:
         self._raw = raw
         self._since = names_since(raw, book.cursor)
         self._before_us = before_us
@@ -88,7 +88,9 @@ class _Names:
         return lines + [self._proved[pack.file.path] for pack in packs.packs if self._proved.get(pack.file.path)]
 
 
-def sweep_runs(raw: Store, book: Book, ripe: Ripe, before_s: float, swept: Swept, told: Callable[[int], None]) -> None:
+def sweep_runs(
+    raw: Store, book: CompactionCursor, ripe: Ripe, before_s: float, swept: Swept, told: Callable[[int], None]
+) -> None:
     """Removes the objects of packed runs, and moves aside those that nobody names, of folders that are ripe.
 
     Args:
@@ -160,7 +162,7 @@ def _each(raw: Store, work: Callable[[Entry], None], entries: list[Entry]) -> No
         list(pool.map(work, entries))
 
 
-def sweep_swept(raw: Store, book: Book, before_s: float, swept: Swept, *, forgotten_s: float) -> None:
+def sweep_swept(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, forgotten_s: float) -> None:
     """Brings back what has been named since it was moved aside, and removes for good what nobody will name any more.
 
     Args:
@@ -193,7 +195,7 @@ def sweep_swept(raw: Store, book: Book, before_s: float, swept: Swept, *, forgot
                 swept.gone += 1
 
 
-def sweep_packs(raw: Store, book: Book, before_s: float, swept: Swept, *, everything: bool = False) -> None:
+def sweep_packs(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, everything: bool = False) -> None:
     """Removes replaced packs, and packs that no manifest names, of the folders that the book says are to be tidied.
 
     Args:

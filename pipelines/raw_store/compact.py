@@ -2,7 +2,7 @@
 
 Everything here may be killed at any line, and may run twice at once. A pack is a copy under a name that follows from
 its bytes; the folder's manifest makes it known; a run's own object goes only when the pack has been read back and has
-been known for the grace. What compaction remembers from one time to the next (`Book`) says only how far it has looked.
+been known for the grace. `CompactionCursor` stores only how far compaction has looked.
 """
 
 from __future__ import annotations

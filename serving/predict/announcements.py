@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.fields import text
 from ciml.events.json_input import parse_json
 from ciml.events.records import Message
@@ -41,30 +41,30 @@ def read_announcement(message: Message) -> Announcement:
     """Reads a message of the topic `runs`.
 
     Raises:
-      Refused: ``bad_announcement``, where it is no announcement or its path is not that of its run.
+      RejectedInput: ``bad_announcement``, where it is no announcement or its path is not that of its run.
     """
     try:
         return _read(message)
-    except Refused as refused:
-        raise Refused("bad_announcement", refused.detail) from None
+    except RejectedInput as refused:
+        raise RejectedInput("bad_announcement", refused.detail) from None
 
 
 def _read(message: Message) -> Announcement:
     value = parse_json(message.value or b"")
     if not isinstance(value, dict):
-        raise Refused("bad_announcement", "is no JSON object")
+        raise RejectedInput("bad_announcement", "is no JSON object")
     run_id, build_name, path, digest = (_text(value, name) for name in ("run_id", "build_name", "path", "digest"))
     RunId.decode(run_id)
     if not _DIGEST.fullmatch(digest):
-        raise Refused("bad_announcement", f"digest {digest!r:.80}: want 64 hexadecimal digits")
+        raise RejectedInput("bad_announcement", f"digest {digest!r:.80}: want 64 hexadecimal digits")
     folder, _, name = path.rpartition("/")
     if not _FOLDER.fullmatch(folder) or name != f"{run_id}.{digest[:16]}.parquet":
-        raise Refused("bad_announcement", f"path {path!r:.200}: want that of run {run_id} with its digest")
+        raise RejectedInput("bad_announcement", f"path {path!r:.200}: want that of run {run_id} with its digest")
     reclaim = digest if value.get("reclaim") is True else ""
     return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim)
 
 
 def _text(value: dict[str, object], name: str) -> str:
     if not isinstance(value.get(name), str) or not value[name]:
-        raise Refused("bad_announcement", f"{name}: want a text")
+        raise RejectedInput("bad_announcement", f"{name}: want a text")
     return text(value, name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciml.errors import EngineError, IntegrityError, Refused
+from ciml.errors import EngineError, IntegrityError, RejectedInput
 from ciml.events.records import Batch
 from ciml.limits import MAX_TRACEBACK_BYTES
 from ciml.storage.open import Store
@@ -101,7 +101,7 @@ class Predictor:
         runs = []
         for message in batch.messages:
             read = attempt("announcement", read_announcement, message)
-            if isinstance(read, Refused):
+            if isinstance(read, RejectedInput):
                 result.unpredictable.append(_unpredictable(message.offset, "", read.reason, read.detail))
             else:
                 runs.append(read)
@@ -125,7 +125,7 @@ class Predictor:
         definition = self.definition(version)  # no run's fault, if it fails
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
         for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
-            if isinstance(made, Refused):
+            if isinstance(made, RejectedInput):
                 run, model = some[0], self._policy.model
                 unpredictable.append(_unpredictable(run.offset, run.run_id, made.reason, made.detail, model, version))
             else:

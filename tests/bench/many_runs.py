@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ciml.digest import telemetry_digest
 from ciml.events.mentions import mention_from_listing
-from ciml.events.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import pack_log, split_path
 from ciml.storage.open import Store, open_store
@@ -28,7 +28,7 @@ _COMMIT = 2000
 _TRUST = Trust(True, "listing", "0")
 
 
-def repeated(runs: Sequence[tuple[Mention, pa.Table]], number: int) -> Iterator[tuple[Mention, pa.Table]]:
+def repeated(runs: Sequence[tuple[RunFacts, pa.Table]], number: int) -> Iterator[tuple[RunFacts, pa.Table]]:
     """That many runs: the given ones, then the same under new ids, their times a day later, and so on."""
     for copy in count():
         for mention, table in runs:
@@ -43,7 +43,7 @@ def repeated(runs: Sequence[tuple[Mention, pa.Table]], number: int) -> Iterator[
             yield mention.replace(run_id=f"backfill~{uuid}~1", build_uuid=uuid, **later), table
 
 
-def fill_store(data: Store, runs: Iterable[tuple[Mention, pa.Table]], *, per_folder: int) -> None:
+def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_folder: int) -> None:
     """Writes packs and manifests, as a backfill and a compaction leave them, without an object a run before.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ciml.events.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoint, Checkpoints
 from ciml.manifest.id_index import IdTable, Rows, Run
 from ciml.manifest.index_files import PartFiles
@@ -81,7 +81,9 @@ def batch(start: int) -> Batch:
     settled = []
     for offset in range(start, start + 2 * RUNS_A_COMMIT):
         run = f"zuul~{offset:032x}~1"
-        mention = Mention(run_id=run, build_uuid=run, build_name="job", outcome="success", log_url=f"http://logs/{run}")
+        mention = RunFacts(
+            run_id=run, build_uuid=run, build_name="job", outcome="success", log_url=f"http://logs/{run}"
+        )
         kind: Any = "run" if offset % 2 else "ignored"
         file = RawFile(f"runs/job=job/date=2024-01-01/{run}.parquet", f"{offset:064x}", 300, 20_000)
         settled.append(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from ciml.digest import telemetry_digest
-from ciml.events.records import Mention, Origin, Outcome, RawFile
+from ciml.events.records import Origin, Outcome, RawFile, RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import pack_state, split_path
 from ciml.storage.open import LocalStore, Store, open_store
@@ -31,7 +31,7 @@ JOBS, DAYS = 4, 2
 WANTED = ["time", "boot", "total cpu usage:usr", "load avg:1m"]
 
 
-def runs_of_corpus(copies: int) -> Iterator[tuple[Mention, pa.Table]]:
+def runs_of_corpus(copies: int) -> Iterator[tuple[RunFacts, pa.Table]]:
     """The corpus' runs under new ids, spread over a few jobs and days."""
     mentions, tables, _ = corpus()
     for copy in range(copies):
@@ -47,7 +47,7 @@ def runs_of_corpus(copies: int) -> Iterator[tuple[Mention, pa.Table]]:
             )  # fmt: skip
 
 
-def fill(raw: Store, runs: Iterator[tuple[Mention, pa.Table]], *, a_delta: int = 500) -> list[RawFile]:
+def fill(raw: Store, runs: Iterator[tuple[RunFacts, pa.Table]], *, a_delta: int = 500) -> list[RawFile]:
     """Stores and commits runs, without the syncing that a commit pays for."""
     files: list[RawFile] = []
     log, outcomes = ManifestLog(raw), list[Outcome]()
@@ -188,7 +188,7 @@ def test_what_a_week_of_compaction_takes(length: int, tmp_path: Path) -> None:
     long = sorted(tables, key=lambda table: -table.num_rows)[:60]
     raw = open_store(tmp_path)
 
-    def made() -> Iterator[tuple[Mention, pa.Table]]:
+    def made() -> Iterator[tuple[RunFacts, pa.Table]]:
         for number in range(folders * runs):
             table = tables[number % len(tables)]
             if length > 1000:  # real samples, one run after the other, with times of their own
@@ -197,7 +197,7 @@ def test_what_a_week_of_compaction_takes(length: int, tmp_path: Path) -> None:
                 times = pa.array([second * 1_000_000 for second in range(table.num_rows)], pa.timestamp("us", tz="UTC"))
                 table = table.set_column(0, table.schema.field(0), times)
             native = hashlib.sha256(str(number).encode()).hexdigest()[:32]
-            about = Mention(
+            about = RunFacts(
                 run_id=f"zuul~{native}~1", build_uuid=native, build_name=f"job-{number % folders}", start_us=0
             )
             yield about, table

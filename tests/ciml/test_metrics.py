@@ -10,7 +10,7 @@ import pytest
 
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import UNJUDGED, Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
 from ciml.metrics import Board, registry_of, serve_metrics
@@ -24,7 +24,7 @@ from tests.scraping import Samples, collected, parsed, scrape
 
 def outcome(offset: int, source: str, kind: str, reason: str = "", **more: object) -> Outcome:
     run_id = f"{source}~{offset}~1"
-    mention = Mention(run_id, str(offset), "job", outcome="success", source=source) if source else None
+    mention = RunFacts(run_id, str(offset), "job", outcome="success", source=source) if source else None
     file = RawFile(f"runs/{offset}", f"digest-{offset}", 1, 1) if kind == "run" else None
     trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else UNJUDGED
     made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", mention, reason, trust=trust, file=file)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import psutil
 import engines
 from engines.flink.cluster import cluster_parts
 from pipelines.flink import rest as flink_rest
-from services.files import Place
+from services.files import ServiceFiles
 from tests.faults.children import Child
 
 
@@ -126,7 +126,7 @@ class Supervised(Child):
         self, cluster: Cluster, name: str, run: Callable[[list[str]], tuple[int | None, str]], arguments: list[str]
     ) -> None:
         self.cluster, self.name, self._run = cluster, name, run
-        self._place = Place(cluster.home, name)
+        self._place = ServiceFiles(cluster.home, name)
         self._code: int | None = None
         self._stopped = False
         self._words = ""

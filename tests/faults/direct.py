@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.faults.oracle import Row
 from tests.faults.plan import Claim
 from transforms.parse.logs import Log, parse_logs
@@ -26,7 +26,7 @@ def learn(claims: Iterable[Claim]) -> None:
     missing = sorted(key for key in keys if key not in _known)
     logs = [Log(Path(log).read_bytes(), start, end) for log, start, end in missing]
     for key, result in zip(missing, parse_logs(logs), strict=True):
-        if isinstance(result, Refused):
+        if isinstance(result, RejectedInput):
             raise result
         _known[key] = _copied(result)
 
@@ -40,7 +40,7 @@ def _copied(table: pa.Table) -> pa.Table:
 
 
 def table_of(log: str, start_us: int | None, end_us: int | None) -> pa.Table:
-    """The telemetry of a log of a run with these times. Raises `Refused` where the parser does."""
+    """The telemetry of a log of a run with these times. Raises `RejectedInput` where the parser does."""
     key = (log, start_us, end_us)
     if key not in _known:
         learn([Claim("", "run", logs=(log,), start_us=start_us, end_us=end_us)])

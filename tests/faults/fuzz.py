@@ -108,11 +108,11 @@ def check(data: bytes) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from ciml.errors import Refused
+    from ciml.errors import RejectedInput
     from transforms.parse.logs import Log, parse_logs
 
     result = parse_logs([Log(data, _START_US, _END_US)])[0]
-    if isinstance(result, Refused):
+    if isinstance(result, RejectedInput):
         assert result.reason in REASONS, result
         return
     assert result.num_rows > 0

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.faults.direct import table_of
 from tests.faults.oracle import Ledger, Objects
 from tests.faults.plan import Planner, Run, envelope
@@ -33,7 +33,7 @@ def iso(us: int) -> str:
 
 def send_log(
     planner: Planner, name: str, data: bytes, start_us: int, end_us: int, job: str = ""
-) -> tuple[Run, Refused | None]:
+) -> tuple[Run, RejectedInput | None]:
     """Adds a run with this log: a row, or a dead letter where the direct computation refuses it (which is returned)."""
     path = Path(planner.served, name)
     path.write_bytes(data)
@@ -42,14 +42,14 @@ def send_log(
     event = envelope(f"e-{run.native}", run.body())
     try:
         table_of(str(path), start_us, end_us)
-    except Refused as refused:
+    except RejectedInput as refused:
         planner.send(run.native, event, run.claim("dead_letter", refused.reason))
         return run, refused
     planner.send(run.native, event, run.claim("run"))
     return run, None
 
 
-def send_golden(planner: Planner, golden: Golden, name: str, job: str = "") -> tuple[Run, Refused | None]:
+def send_golden(planner: Planner, golden: Golden, name: str, job: str = "") -> tuple[Run, RejectedInput | None]:
     """As `send_log`, with the times that belong to a golden log."""
     start = golden.start_us if golden.start_us is not None else min(golden.times_us) - 2 * SECOND
     end = max(golden.end_us or 0, max(golden.times_us) + 3 * SECOND)  # also where the clock was set back

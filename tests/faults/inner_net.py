@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from ciml.events.records import Batch, Candidate, Mention, Origin
+from ciml.events.records import Batch, Origin, PendingRun, RunFacts
 from transforms.fetch import http as fetch_http
 from transforms.fetch.fetch import FetchPolicy, fetch_in_parts
 
@@ -163,7 +163,7 @@ def main(seed: int, cases: int, defect: str) -> None:
         delays_s=(),
     )  # fmt: skip
     candidates = [
-        Candidate(Origin("t", 0, number), "", Mention(f"run-{number}", "", log_url=url))
+        PendingRun(Origin("t", 0, number), "", RunFacts(f"run-{number}", "", log_url=url))
         for number, (url, _) in enumerate(urls)
     ]
     wrong: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer
 from tests.faults.judge import Delivery, accepted, judge
@@ -133,5 +133,5 @@ def test_refused_is_what_the_direct_computation_raises(tmp_path: Path) -> None:
     from tests.faults.direct import table_of
 
     (tmp_path / "x").write_bytes(b"nothing")
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedInput):
         table_of(str(tmp_path / "x"), None, None)

@@ -30,9 +30,9 @@ import pyarrow as pa
 
 import engines
 from ciml.digest import telemetry_digest
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.cloudevents import finished_event
-from ciml.events.records import Mention, records_of
+from ciml.events.records import RunFacts, records_of
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_LOG_BYTES, SETTLE_PEAK_BYTES
 from ciml.manifest.log import ManifestLog
@@ -62,7 +62,7 @@ class Sent:
       messages: how many messages went to the topic.
     """
 
-    logs: dict[str, tuple[Path, Mention]] = field(default_factory=dict)
+    logs: dict[str, tuple[Path, RunFacts]] = field(default_factory=dict)
     good: set[str] = field(default_factory=set)
     messages: int = 0
 
@@ -119,19 +119,19 @@ def _create(broker: str, topic: str) -> None:
     client.create_topics([NewTopic(topic, _PARTITIONS, 1, config=options)])[topic].result(30)
 
 
-def _hostile(folder: Path, seed: int, number: int) -> tuple[Mention, Path]:
+def _hostile(folder: Path, seed: int, number: int) -> tuple[RunFacts, Path]:
     path = folder / f"{number % 100}" / f"{number}.log"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(hostile_log(seed * 1_000_000 + number))
     native = f"hostile-{number}"
-    mention = Mention(
+    mention = RunFacts(
         run_id=RunId("zuul", native).encode(), build_uuid=native, build_name="hostile", outcome="failure",
         result="FAILURE", source="zuul", pipeline="check", start_us=_START_US, end_us=_START_US + 3_600_000_000,
     )  # fmt: skip
     return mention, path
 
 
-def direct(logs: Iterable[tuple[str, Path, Mention]]) -> Iterator[tuple[str, str]]:
+def direct(logs: Iterable[tuple[str, Path, RunFacts]]) -> Iterator[tuple[str, str]]:
     """(run id, digest or reason) of each log, by the direct computation."""
     remaining = iter(logs)
     while part := list(islice(remaining, 50)):
@@ -139,7 +139,7 @@ def direct(logs: Iterable[tuple[str, Path, Mention]]) -> Iterator[tuple[str, str
         for run_id, path, mention in part:
             try:
                 data = gunzip([path.read_bytes()], MAX_LOG_BYTES)
-            except Refused as refused:
+            except RejectedInput as refused:
                 yield run_id, refused.reason
                 continue
             wanted.append((run_id, Log(data, mention.start_us, mention.end_us)))

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.faults.inner_net import FORBIDDEN, forms
 from tests.fuzz.frame import fuzz
 from transforms.fetch.addresses import PORTS, Address, check_ips, is_public, parse_address
-from transforms.fetch.errors import Later
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.fetch import Fetcher, FetchPolicy
 
 _hosts = st.one_of(
@@ -42,18 +42,18 @@ addresses = st.one_of(
 )
 
 
-def _parsed(text: str) -> Address | Refused:
+def _parsed(text: str) -> Address | RejectedInput:
     try:
         return parse_address(text)
-    except Refused as refused:
+    except RejectedInput as refused:
         return refused
 
 
-def _read(fetcher: Fetcher, text: str) -> bytes | Refused | Later:
+def _read(fetcher: Fetcher, text: str) -> bytes | RejectedInput | LogUnavailableError:
     address = _parsed(text)
     try:
-        return address if isinstance(address, Refused) else fetcher.read(address)
-    except (Refused, Later) as failure:
+        return address if isinstance(address, RejectedInput) else fetcher.read(address)
+    except (RejectedInput, LogUnavailableError) as failure:
         return failure
 
 
@@ -64,7 +64,7 @@ def _read(fetcher: Fetcher, text: str) -> bytes | Refused | Later:
 @example("s3://logs/../other")
 def test_an_address_is_parsed_or_refused(text: str) -> None:
     address = _parsed(text)
-    if isinstance(address, Refused):
+    if isinstance(address, RejectedInput):
         assert address.reason in REASONS
         assert len(address.detail) < 200
         return
@@ -120,7 +120,7 @@ def test_no_form_of_an_inner_address_is_connected_to(seed: int) -> None:
         urls = [url, f"http://name.example.org:{port}/"]
         found = [_read(fetcher, each) for each in urls]
         fetcher.close()
-        assert {each.reason if isinstance(each, Refused) else each for each in found} <= set(REASONS), urls
+        assert {each.reason if isinstance(each, RejectedInput) else each for each in found} <= set(REASONS), urls
         try:
             inner.accept()
         except BlockingIOError:

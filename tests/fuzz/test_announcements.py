@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 
 from ciml.digest import canonical_json
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.records import Message
 from ciml.events.run_id import RunId
 from ciml.storage.open import LocalStore
@@ -28,7 +28,7 @@ from transforms.guard import attempt
 @example(b"[" * 100_000)
 def test_an_announcement_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: bytes) -> None:
     read = attempt("announcement", read_announcement, Message(7, value, timestamp_ms=5))
-    if isinstance(read, Refused):
+    if isinstance(read, RejectedInput):
         assert read.reason == "bad_announcement"  # and not the guard's internal_error
         assert len(canonical_json(_unpredictable(7, "", read.reason, read.detail))) < 8000
         return

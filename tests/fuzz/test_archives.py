@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import MAX_GZIP_LAYERS
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.archives import MAGIC, archives
@@ -41,10 +41,10 @@ def _check_headers(data: bytes) -> None:
         data = member.unused_data.lstrip(bytes(1))
 
 
-def _unpacked(data: bytes, size: int, limit: int, grow: Callable[[int], None] | None = None) -> bytes | Refused:
+def _unpacked(data: bytes, size: int, limit: int, grow: Callable[[int], None] | None = None) -> bytes | RejectedInput:
     try:
         return gunzip([data[at : at + size] for at in range(0, len(data), size)], limit, grow)
-    except Refused as refused:
+    except RejectedInput as refused:
         return refused
 
 
@@ -65,7 +65,7 @@ def test_an_archive_is_what_gzip_makes_of_it_or_refused(data: bytes, size: int, 
     expected = directly(data)
     limit = LIMIT + spare
     found = _unpacked(data, size, limit, grow)
-    if isinstance(found, Refused):
+    if isinstance(found, RejectedInput):
         assert found.reason in ("corrupt_gzip", "log_too_large")
         assert held == 0
         assert found.reason == "log_too_large" or expected is None

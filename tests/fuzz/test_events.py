@@ -10,14 +10,14 @@ from typing import Any
 from hypothesis import given
 
 from ciml.digest import canonical_json
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events import cloudevents as decoder
 from ciml.events import samples
 from ciml.events.cloudevents import Event, decode_message
 from ciml.events.fields import is_clean
 from ciml.events.listing import Reading, decode_line
 from ciml.events.payloads import message_of, payload_of
-from ciml.events.records import Mention, Message
+from ciml.events.records import Message, RunFacts
 from ciml.events.run_id import RunId
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.events import events, lines
@@ -25,23 +25,23 @@ from tests.fuzz.strategies.events import samples as samples_values
 from tests.fuzz.strategies.hostile_events import CANARY, KINDS, hostile_event
 
 
-def decoded(message: Message) -> Event | Refused:
+def decoded(message: Message) -> Event | RejectedInput:
     try:
         return decode_message(message)
-    except Refused as refused:
+    except RejectedInput as refused:
         return refused
 
 
-def check_mention(mention: Mention) -> None:
+def check_mention(mention: RunFacts) -> None:
     canonical_json(mention.to_json())
-    assert Mention.from_json(mention.to_json()) == mention
+    assert RunFacts.from_json(mention.to_json()) == mention
     assert RunId.decode(mention.run_id).native_id == mention.build_uuid
     assert all(
         is_clean(text) for text in (mention.build_name, mention.project, *mention.labels, *mention.labels.values())
     )
 
 
-def check_refused(refused: Refused, reasons: frozenset[str]) -> None:
+def check_refused(refused: RejectedInput, reasons: frozenset[str]) -> None:
     assert refused.reason in reasons
     assert len(refused.detail) < 1000
     assert CANARY not in refused.detail
@@ -63,7 +63,7 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
     canonical_json(payload)
     assert CANARY.encode() not in held(payload)
     assert CANARY not in repr(event)
-    if isinstance(event, Refused):
+    if isinstance(event, RejectedInput):
         check_refused(event, decoder.REASONS)
     else:
         for mention in (*event.mentions, *(mention for mention, _ in event.refusals)):
@@ -71,13 +71,13 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
         for _, fault in event.refusals:
             check_refused(fault, decoder.REASONS)
     if "value" not in payload:
-        assert isinstance(event, Refused)
+        assert isinstance(event, RejectedInput)
         assert event.reason == "too_large"
         return
     kept = message_of(payload, message.offset)
     assert payload_of(kept) == payload
     again = decoded(kept)  # what is kept says what came: of the same runs, or that it cannot be used
-    assert isinstance(again, Refused) == isinstance(event, Refused)
+    assert isinstance(again, RejectedInput) == isinstance(event, RejectedInput)
     if isinstance(event, Event) and isinstance(again, Event):
         assert [each.run_id for each in again.mentions] == [each.run_id for each in event.mentions]
 
@@ -87,7 +87,7 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
 def test_a_line_is_decoded_or_refused(line: bytes) -> None:
     try:
         run = decode_line(line, Reading(logs="/srv/logs"))
-    except Refused as refused:
+    except RejectedInput as refused:
         check_refused(refused, decoder.REASONS)
         return
     check_mention(run.mention)
@@ -101,7 +101,7 @@ def test_a_line_is_decoded_or_refused(line: bytes) -> None:
 def test_samples_are_decoded_or_refused(value: bytes) -> None:
     try:
         message = samples.decode(value)
-    except Refused as refused:
+    except RejectedInput as refused:
         check_refused(refused, samples.REASONS)
         return
     assert samples.decode(samples.encode(message)).run_id == message.run_id

@@ -7,8 +7,8 @@ import builtins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
-from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
+from ciml.errors import RejectedInput
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 from pipelines.ingest.committer import seal_guarded, unseal
 from tests.fuzz.frame import fuzz
@@ -43,7 +43,7 @@ def fail(depth: int, error: Exception) -> None:
 def test_each_exception_is_one_bounded_printable_line(error: Exception, depth: int, times: int) -> None:
     error.args = tuple(each * times for each in error.args)
     refused = attempt("parse", fail, depth, error)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedInput)
     assert refused.reason == INTERNAL
     assert is_input_fault(error)
     assert refused.detail.isprintable()
@@ -62,9 +62,9 @@ def test_candidates_are_each_settled_once_and_in_order(inputs: list[tuple[bool, 
     covers = OffsetRange("t", "", 0, 0, 100)
     candidates, before = [], []
     for number, (is_candidate, _) in enumerate(inputs):
-        origin, mention = Origin("t", 0, number), Mention(f"zuul~{number}~1", f"{number}")
+        origin, mention = Origin("t", 0, number), RunFacts(f"zuul~{number}~1", f"{number}")
         if is_candidate:
-            candidates.append(Candidate(origin, "", mention, Message(number, b"x"), log=b"log"))
+            candidates.append(PendingRun(origin, "", mention, Message(number, b"x"), log=b"log"))
         else:
             before.append(Outcome("ignored", origin, "", mention))
     poisoned = {number for number, (_, bad) in enumerate(inputs) if bad}

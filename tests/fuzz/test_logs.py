@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ciml.dstat.header import split_segments
 from ciml.dstat.vocabulary import END_LOCAL, FIRST_LOCAL
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import CELLS_PER_LOG_BYTE, EARLIEST_US, LATEST_US, MAX_LOG_CELLS, MAX_LOG_COLUMNS
 from ciml.telemetry import short_names, validate
 from tests.fuzz.frame import fuzz
@@ -28,9 +28,9 @@ REASONS = {
 LIMITS = ParseLimits(max_bytes=2 << 20)
 
 
-def check(data: bytes, result: pa.Table | Refused) -> None:
+def check(data: bytes, result: pa.Table | RejectedInput) -> None:
     """What holds for every result."""
-    if isinstance(result, Refused):
+    if isinstance(result, RejectedInput):
         assert result.reason in REASONS, result
         assert len(result.detail) < 1000
         return
@@ -57,8 +57,8 @@ def check(data: bytes, result: pa.Table | Refused) -> None:
     assert set(short_names(names)) == set(names[2:])
 
 
-def contents(result: pa.Table | Refused) -> object:
-    if isinstance(result, Refused):
+def contents(result: pa.Table | RejectedInput) -> object:
+    if isinstance(result, RejectedInput):
         return result.reason, result.detail
     return result.schema.metadata, {name: result.column(name).to_pylist() for name in result.column_names}
 
@@ -98,7 +98,7 @@ def test_the_starts_of_a_log_are_its_text_in_order(header: tuple[str, int], rest
     text = header[0].encode("utf-8", "surrogatepass") + rest + b"\n" + header[0].encode("utf-8", "surrogatepass") + rest
     try:
         segments = split_segments(text)
-    except Refused as refused:
+    except RejectedInput as refused:
         check(text, refused)
         return
     assert sum(segment.size for segment in segments) <= len(text)

@@ -12,10 +12,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.errors import EngineError, Refused
+from ciml.errors import EngineError, RejectedInput
 from ciml.events import samples
 from ciml.events.cloudevents import decode_message
-from ciml.events.records import Mention, Message
+from ciml.events.records import Message, RunFacts
 from ciml.kafka.options import KafkaOptions
 from recorder.flush_spool import send_leftovers
 from recorder.leftovers import FACTS, UNSEALED, Leftovers
@@ -70,7 +70,7 @@ def world(fill: Make) -> Iterator[tuple[Path, Path, Path]]:
 
 
 def plan(logs: Path, kafka: str = "") -> Plan:
-    return Plan(Mention.from_json(mention("own", start_us=T0_US + 10**9)), kafka, log_dir=str(logs))
+    return Plan(RunFacts.from_json(mention("own", start_us=T0_US + 10**9)), kafka, log_dir=str(logs))
 
 
 def send_all(spool: Path, own: Plan, settings: Settings, sender: Sender | None) -> None:
@@ -122,7 +122,7 @@ def test_a_recorder_sends_no_fact_of_an_unsealed_recording(fill: Make) -> None:
                 continue
             try:
                 event = decode_message(message)
-            except Refused:
+            except RejectedInput:
                 continue  # an end that no event can have: ingest says so
             for run in event.mentions:
                 assert [getattr(run, fact) for fact in FACTS] == [""] * len(FACTS)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from ciml.storage.open import open_store
 from cli.commands.ingest import command
-from services.files import Place
+from services.files import ServiceFiles
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
 
@@ -31,8 +31,8 @@ class Ingest:
     runs_topic: str
 
     @property
-    def place(self) -> Place:
-        return Place(self.home, "one")
+    def place(self) -> ServiceFiles:
+        return ServiceFiles(self.home, "one")
 
     def ask(self, *words: str) -> Result:
         """``ciml ingest <words>`` in this process: its output, exit code and what it raised."""

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from services.decide import Limits, Look, decide
-from services.tracker import Covered, JobLook, Tracker
+from services.decide import Limits, Observation, decide
+from services.tracker import Covered, JobStatus, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0
 #: A job that works: submitted an hour ago, runs since, commits, with nothing to read.
-WELL = Look(NOW, job="running", submitted_s=NOW - 3600, running_s=NOW - 3590, committed=True)
+WELL = Observation(NOW, job="running", submitted_s=NOW - 3600, running_s=NOW - 3590, committed=True)
 #: One that was just submitted.
-FRESH = Look(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_s=NOW - 100)
+FRESH = Observation(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_s=NOW - 100)
 
 
-def like(look: Look, **changes: Any) -> Look:
+def like(look: Observation, **changes: Any) -> Observation:
     return replace(look, **changes)
 
 
@@ -26,13 +26,13 @@ def like(look: Look, **changes: Any) -> Look:
     ("look", "kind", "health", "why"),
     [
         # nothing there
-        (Look(NOW), "submit", "starting", "there is no job"),
-        (Look(NOW, job="over", how="it failed", ended_s=NOW), "submit", "starting", "it failed"),
-        (Look(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "x; the next after 2 s"),
-        (Look(NOW, job="over", how="x", ended_s=NOW - 2, failures=1), "submit", "starting", "x"),
-        (Look(NOW, job="over", ended_s=NOW - 7, failures=3), "carry_on", "stalled", "the next after 8 s"),
-        (Look(NOW, job="over", ended_s=NOW - 119, failures=50), "carry_on", "stalled", "the next after 120 s"),
-        (Look(NOW, job="over", ended_s=NOW - 120, failures=50), "submit", "stalled", ""),
+        (Observation(NOW), "submit", "starting", "there is no job"),
+        (Observation(NOW, job="over", how="it failed", ended_s=NOW), "submit", "starting", "it failed"),
+        (Observation(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "the next after 2 s"),
+        (Observation(NOW, job="over", how="x", ended_s=NOW - 2, failures=1), "submit", "starting", "x"),
+        (Observation(NOW, job="over", ended_s=NOW - 7, failures=3), "carry_on", "stalled", "the next after 8 s"),
+        (Observation(NOW, job="over", ended_s=NOW - 119, failures=50), "carry_on", "stalled", "the next after 120 s"),
+        (Observation(NOW, job="over", ended_s=NOW - 120, failures=50), "submit", "stalled", ""),
         # well
         (WELL, "carry_on", "running", ""),
         (like(WELL, behind=5, stuck_s=NOW - 1), "carry_on", "running", ""),
@@ -48,9 +48,9 @@ def like(look: Look, **changes: Any) -> Look:
         (like(WELL, behind=5, stuck_s=NOW - 239), "carry_on", "running", ""),
         (like(WELL, behind=5, stuck_s=NOW - 241), "replace", "stalled", "a partition does not move for 241 s"),
         # on its way
-        (Look(NOW, job="starting", submitted_s=NOW - 149), "carry_on", "starting", "submitted"),
-        (Look(NOW, job="starting", submitted_s=NOW - 151), "replace", "stalled", "it did not run within 150 s"),
-        (Look(NOW, job="starting", submitted_s=NOW - 151, failures=1), "carry_on", "starting", ""),
+        (Observation(NOW, job="starting", submitted_s=NOW - 149), "carry_on", "starting", "submitted"),
+        (Observation(NOW, job="starting", submitted_s=NOW - 151), "replace", "stalled", "it did not run within 150 s"),
+        (Observation(NOW, job="starting", submitted_s=NOW - 151, failures=1), "carry_on", "starting", ""),
         (like(WELL, job="restarting", running_s=None, how="lost a TaskManager"), "carry_on", "starting", "lost a Task"),
         (
             like(WELL, job="restarting", running_s=None, behind=3, stuck_s=NOW - 241),
@@ -63,8 +63,8 @@ def like(look: Look, **changes: Any) -> Look:
         (like(WELL, checkpoint_bytes=5 << 19, submitted_s=NOW - 899), "carry_on", "running", ""),
         # away: waited for without end, whatever the job does
         (like(WELL, away="Kafka is away", behind=5, stuck_s=NOW - 9e4), "carry_on", "waiting", "Kafka is away"),
-        (Look(NOW, job="over", away="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
-        (Look(NOW, away="Flink", engine_away=True), "carry_on", "waiting", "Flink"),
+        (Observation(NOW, job="over", away="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
+        (Observation(NOW, away="Flink", engine_away=True), "carry_on", "waiting", "Flink"),
         # it must not go on
         (like(WELL, fault="made anew"), "cancel", "failed", "made anew"),
         (like(WELL, fault="made anew", away="Kafka", job="over"), "end", "failed", "made anew"),
@@ -84,13 +84,13 @@ def like(look: Look, **changes: Any) -> Look:
         (like(WELL, wanted="savepoint", job="missing"), "end", "stopped", "as asked"),
     ],
 )  # fmt: skip
-def test_what_follows_from_a_look(look: Look, kind: str, health: str, why: str) -> None:
+def test_what_follows_from_a_look(look: Observation, kind: str, health: str, why: str) -> None:
     action = decide(look, LIMITS)
     assert (action.kind, action.health) == (kind, health), action
     assert why in action.why
 
 
-RUNS = JobLook("running")
+RUNS = JobStatus("running")
 
 
 def covered(position: int, end: int, version: int = 1, **more: Any) -> Covered:
@@ -99,7 +99,7 @@ def covered(position: int, end: int, version: int = 1, **more: Any) -> Covered:
 
 def test_a_commit_is_what_moves_the_topic_not_what_moves_the_manifest() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", JobLook("missing"), covered(5, 9))
+    tracker.look(0, "run", JobStatus("missing"), covered(5, 9))
     tracker.submitted(1)
     look = tracker.look(10, "run", RUNS, covered(5, 9, version=2))  # a backfill has committed
     assert (look.committed, look.running_s, look.stuck_s, look.behind) == (False, 10, 0, 4)
@@ -143,17 +143,17 @@ def test_after_an_outage_everything_has_its_time_anew() -> None:
 
 def test_submissions_that_bring_nothing_are_counted_until_one_does() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", JobLook("missing"), covered(5, 9))
+    tracker.look(0, "run", JobStatus("missing"), covered(5, 9))
     for number, now in enumerate((0, 10, 20)):
         tracker.submitted(now)
         assert tracker.failures == number
-        assert tracker.look(now + 1, "run", JobLook("over", how="x"), covered(5, 9)).ended_s == now + 1
-        assert tracker.look(now + 2, "run", JobLook("over", how="x"), covered(5, 9)).ended_s == now + 1
+        assert tracker.look(now + 1, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
+        assert tracker.look(now + 2, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
     tracker.look(30, "run", RUNS, covered(6, 9))
     assert tracker.failures == 0  # it has committed
     tracker.submitted(40)
     assert tracker.failures == 0
-    tracker.look(41, "run", JobLook("over"), covered(6, 9))
+    tracker.look(41, "run", JobStatus("over"), covered(6, 9))
     tracker.submitted(50)
     assert tracker.failures == 1
     tracker.look(51, "run", RUNS, covered(9, 9))
@@ -164,7 +164,7 @@ def test_submissions_that_bring_nothing_are_counted_until_one_does() -> None:
 def test_a_job_that_restarts_keeps_no_running_time() -> None:
     tracker = Tracker()
     assert tracker.look(0, "run", RUNS, covered(5, 9)).running_s == 0
-    assert tracker.look(5, "run", JobLook("restarting"), covered(5, 9)).running_s is None
+    assert tracker.look(5, "run", JobStatus("restarting"), covered(5, 9)).running_s is None
     assert tracker.look(9, "run", RUNS, covered(5, 9)).running_s == 9
 
 

@@ -15,7 +15,7 @@ import engines
 from ciml.errors import CimlError, EngineError
 from engines import processes
 from pipelines.kafka.client import KafkaOptions, admin
-from services.files import Options, Place, bound
+from services.files import Options, ServiceFiles, bound
 from tests.pipelines.ingest.ingesting import need_real
 from tests.pipelines.ingest.scenario import send
 from tests.services.supervising import Ingest, ingest
@@ -140,20 +140,20 @@ def test_what_keeps_it_from_working_is_said_at_once(one: Ingest) -> None:
 def test_names_are_file_names(tmp_path: Path) -> None:
     for name in ("", "..", "a/b", "-x", "x" * 65, "a\n"):
         with pytest.raises(CimlError, match="is no name of an ingest"):
-            Place(tmp_path, name)
+            ServiceFiles(tmp_path, name)
 
 
 def test_options_come_back_as_they_went(tmp_path: Path) -> None:
-    place = Place(tmp_path, "one")
+    place = ServiceFiles(tmp_path, "one")
     ingest = {"data_path": "d", "kafka": "k:1", "topic": "t", "hosts": ("a", "b"), "delays": (1.0,), "roots": ()}
     options = Options(ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
     place.put_options(options)
     assert place.options() == options
-    assert Place.all(tmp_path)[0].name == "one"
+    assert ServiceFiles.all(tmp_path)[0].name == "one"
 
 
 def test_the_homes_own_engines_are_found_where_they_are_now(tmp_path: Path) -> None:
-    place = Place(tmp_path, "one")
+    place = ServiceFiles(tmp_path, "one")
     options = Options({"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
     place.put_options(options)
     assert place.options().ingest["kafka"] == "old:1"
@@ -167,8 +167,8 @@ def test_the_homes_own_engines_are_found_where_they_are_now(tmp_path: Path) -> N
 
 
 def test_one_process_at_a_time_holds_a_place(tmp_path: Path) -> None:
-    place = Place(tmp_path, "one")
-    with place.exclusive("worker") as held, Place(tmp_path, "one").exclusive("worker") as second:
+    place = ServiceFiles(tmp_path, "one")
+    with place.exclusive("worker") as held, ServiceFiles(tmp_path, "one").exclusive("worker") as second:
         assert (held, second) == (True, False)
     with place.exclusive("worker") as held:
         assert held
@@ -188,7 +188,7 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_gone_is_not_found(tmp_path: Path) -> None:
-    place = Place(tmp_path, "one")
+    place = ServiceFiles(tmp_path, "one")
     assert place.process("worker") is None
     me = os.getpid()
     place.write_down("worker", me, processes.start_time(me))

@@ -15,20 +15,20 @@ from pipelines.ingest.committer import committer
 from pipelines.kafka.client import KafkaOptions
 from services.decide import Limits, Wanted
 from services.supervisor import Supervisor, Watched
-from services.tracker import JobLook
+from services.tracker import JobStatus
 
-MISSING, STARTS, RUNS = JobLook("missing"), JobLook("starting"), JobLook("running", id="1", name="j", began_s=5.0)
+MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
 
 
 @dataclass
 class Script:
     """An engine that is as the script says, look by look, and writes down what it is told."""
 
-    looks: list[JobLook | None]
+    looks: list[JobStatus | None]
     told: list[str] = field(default_factory=list)
     savepoint: str | None = "s3://b/savepoint-1"
 
-    def look(self) -> JobLook:
+    def look(self) -> JobStatus:
         one = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if one is None:
             raise EngineError("Flink does not answer")
@@ -113,13 +113,13 @@ def test_a_job_that_never_reads_is_replaced_and_the_next_has_twice_the_time(worl
 @pytest.mark.engines
 def test_a_savepoint_is_begun_from_once_and_one_that_is_refused_is_told(world: World) -> None:
     kept = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
-    jobs = Script([MISSING, STARTS, JobLook("over", how="Cannot map state"), STARTS])
+    jobs = Script([MISSING, STARTS, JobStatus("over", how="Cannot map state"), STARTS])
     world.steps(world.supervisor(jobs, savepoint=kept), 5)
     assert jobs.told == ["submit s3://b/savepoint-1", "submit"]
     assert world.told[-1]["savepoint"] == {**kept, "use": "refused", "why": "Cannot map state"}
     # one that works is of no use a second time: the manifest has passed it
 
-    jobs = Script([MISSING, RUNS, RUNS, JobLook("over", how="x"), STARTS])
+    jobs = Script([MISSING, RUNS, RUNS, JobStatus("over", how="x"), STARTS])
     supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
     world.steps(supervisor, 2)
     supervisor._tracker.committed = True
@@ -131,7 +131,7 @@ def test_a_savepoint_is_begun_from_once_and_one_that_is_refused_is_told(world: W
 @pytest.mark.engines
 def test_stop_with_a_savepoint(world: World) -> None:
     world.wanted = "savepoint"
-    jobs = Script([RUNS, JobLook("over")])
+    jobs = Script([RUNS, JobStatus("over")])
     assert world.steps(world.supervisor(jobs), 2) == ["savepoint", "end"]
     assert jobs.told == ["savepoint"]
     kept = world.told[-1]["savepoint"]
@@ -157,7 +157,7 @@ def test_what_is_away_is_waited_for_and_a_stumble_is_no_end(world: World) -> Non
     assert world.told[-1]["job"]["state"] == "unknown"
 
     class Stumbles(Script):
-        def look(self) -> JobLook:
+        def look(self) -> JobStatus:
             if self.told == ["once"]:
                 world.wanted = "stop"
                 return MISSING

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.errors import CimlError, EngineError, Refused
+from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events.records import Batch
 from pipelines.datasets.update import create_dataset, update_dataset
 from pipelines.ingest.committer import Committer, seal, unseal
@@ -19,7 +19,7 @@ from tests.simulation.reading import find_partitions, read_bounded, read_slice
 from tests.simulation.scenes import Address, Letter, log
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
-from transforms.fetch.errors import Later
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
@@ -48,11 +48,11 @@ class LogHost(Fetcher):
             flaky = world.chaos.on and where.from_us == 0 and world.random.random() < 0.05
             if flaky and world.flaws[job.text] < 2:
                 world.flaws[job.text] += 1
-                job.failure = Later("log_unavailable", "status 503")
+                job.failure = LogUnavailableError("log_unavailable", "status 503")
             elif process.now_us() - START_US < where.from_us:
-                job.failure = Later("log_not_found", "status 404")
+                job.failure = LogUnavailableError("log_not_found", "status 404")
             elif where.content < 0:
-                job.failure = Refused("corrupt_gzip", "cut short")
+                job.failure = RejectedInput("corrupt_gzip", "cut short")
             else:
                 job.data = log(where.content)
             world.scheduler.trace(f"log {job.text} -> {job.failure or 'there'}")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from ciml.datasets.state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
 from ciml.digest import sha256_json
-from ciml.events.records import Mention, OutcomeWord, RawFile, rows_of
+from ciml.events.records import OutcomeWord, RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
 from pipelines.datasets.update import update_dataset
 from tests.simulation.scenes import telemetry
@@ -144,7 +144,7 @@ def _check_dataset(world: World, process: Process, state: DatasetState) -> None:
         row = world.reckoning.rows[run_id]
         change = run_id.split("~")[1].removeprefix("r")
         outcome = cast("OutcomeWord", row.outcome)
-        mention = Mention(run_id, run_id, row.said.job, outcome=outcome, project="p", change=change)
+        mention = RunFacts(run_id, run_id, row.said.job, outcome=outcome, project="p", change=change)
         made = make_examples([mention], [telemetry(row.content)], resolved)
         if made.excluded:
             if excluded.get(run_id) != made.excluded[0].reason:

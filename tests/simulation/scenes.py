@@ -9,9 +9,9 @@ from functools import lru_cache
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.cloudevents import QUEUED, STARTED, finished_event, run_event
-from ciml.events.records import Mention, Message, OutcomeWord
+from ciml.events.records import Message, OutcomeWord, RunFacts
 from ciml.events.run_id import RunId
 from tests.golden import make_logs
 from transforms.parse.logs import Log, parse_logs
@@ -35,7 +35,7 @@ def log(content: int) -> bytes:
 def telemetry(content: int) -> pa.Table:
     """The table of a log, by the direct computation."""
     (table,) = parse_logs([Log(log(content), *times())])
-    assert not isinstance(table, Refused)
+    assert not isinstance(table, RejectedInput)
     return table
 
 
@@ -108,7 +108,7 @@ class _Writer:
         message = Message(-1, value, tuple(headers), b"key", stamp)
         self.scene.letters.append(Letter(message, says, self.random.choice((0.0, 0.0, 0.2, 2.0))))
 
-    def event(self, *runs: tuple[Mention, Address]) -> None:
+    def event(self, *runs: tuple[RunFacts, Address]) -> None:
         """An event that says of runs that they ended."""
         self.number += 1
         mentions = [mention.replace(log_url=where.url(mention.build_uuid)) for mention, where in runs]
@@ -122,7 +122,7 @@ class _Writer:
             says.append(self._said(mention, "ignored" if reason else "finished", reason, where))
         self.send(value, headers, tuple(says))
 
-    def other(self, mention: Mention, event_type: str) -> None:
+    def other(self, mention: RunFacts, event_type: str) -> None:
         """An event that says that a run began, or waits."""
         self.number += 1
         begun = mention.replace(outcome=None, result="", phase="started" if event_type == STARTED else "queued")
@@ -135,7 +135,7 @@ class _Writer:
         old = self.random.choice(self.scene.letters)
         self.scene.letters.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
 
-    def _said(self, mention: Mention, verdict: str, reason: str, where: Address | None) -> Said:
+    def _said(self, mention: RunFacts, verdict: str, reason: str, where: Address | None) -> Said:
         return Said(
             mention.run_id, f"zuul {self.number}", verdict, reason, mention.outcome or "",
             mention.pipeline == "gate", mention.build_name, where if verdict == "finished" else None,
@@ -146,12 +146,12 @@ def scene(seed: int) -> Scene:
     """The scene of a seed: 3 to 11 runs, told in all the ways that CI tells of them."""
     rng = random.Random(f"scene {seed}")
     writer = _Writer(rng)
-    told: list[tuple[Mention, Address]] = []
+    told: list[tuple[RunFacts, Address]] = []
     trickiness = rng.choice((0.2, 0.5, 0.8))
     for number in range(rng.randint(3, 11)):
         outcome: OutcomeWord = rng.choice(("success", "success", "failure", "timeout"))
         start_us, end_us = times()
-        mention = Mention(
+        mention = RunFacts(
             run_id=RunId("zuul", f"r{number}").encode(), build_uuid=f"r{number}", outcome=outcome,
             build_name=rng.choice(("unit", "unit", "lint")), result=_RESULTS[outcome], source="zuul",
             pipeline=rng.choice(("gate", "gate", "check")), project="p", change=str(number),
@@ -172,7 +172,7 @@ def scene(seed: int) -> Scene:
     return writer.scene
 
 
-def _trick(writer: _Writer, mention: Mention, where: Address, told: list[tuple[Mention, Address]]) -> None:
+def _trick(writer: _Writer, mention: RunFacts, where: Address, told: list[tuple[RunFacts, Address]]) -> None:
     """A run whose first event is an odd one."""
     match writer.random.randrange(9):
         case 0:
@@ -196,7 +196,7 @@ def _trick(writer: _Writer, mention: Mention, where: Address, told: list[tuple[M
             writer.event((mention, where), *writer.random.sample(told, min(len(told), writer.random.randint(0, 3))))
 
 
-def _later(writer: _Writer, mention: Mention, where: Address) -> None:
+def _later(writer: _Writer, mention: RunFacts, where: Address) -> None:
     """Something else is said of a run that was told of before."""
     match writer.random.randrange(6):
         case 0:

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
-from ciml.errors import Refused
-from ciml.events.records import Mention
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
 from transforms.parse.logs import Log, parse_logs
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
@@ -21,7 +21,7 @@ USR, LOAD = "total cpu usage:usr", "load avg:1m"
 
 
 @lru_cache
-def corpus(limit: int | None = None) -> tuple[tuple[Mention, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
+def corpus(limit: int | None = None) -> tuple[tuple[RunFacts, ...], tuple[pa.Table, ...], tuple[Path, ...]]:
     """What is known of the corpus' runs, their telemetry, and their logs."""
     lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()][:limit]
     runs = tuple(_mention(line) for line in lines)
@@ -29,12 +29,12 @@ def corpus(limit: int | None = None) -> tuple[tuple[Mention, ...], tuple[pa.Tabl
     tables = parse_logs(
         [Log(path.read_bytes(), run.start_us, run.end_us) for path, run in zip(paths, runs, strict=True)]
     )
-    assert [table for table in tables if isinstance(table, Refused)] == []
+    assert [table for table in tables if isinstance(table, RejectedInput)] == []
     return runs, tuple(tables), paths
 
 
-def _mention(line: Mapping[str, Any]) -> Mention:
-    return Mention(
+def _mention(line: Mapping[str, Any]) -> RunFacts:
+    return RunFacts(
         run_id=f"backfill~{line['build_uuid']}~1",
         build_uuid=line["build_uuid"],
         build_name=line["build_name"],
@@ -53,9 +53,9 @@ def _us(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
 
 
-def mention(number: int = 1, **facts: Any) -> Mention:
+def mention(number: int = 1, **facts: Any) -> RunFacts:
     values = {"build_name": "unit-tests", "outcome": "success", "result": "SUCCESS", "source": "zuul", **facts}
-    return Mention(run_id=f"zuul~{number}~1", build_uuid=str(number), **values)
+    return RunFacts(run_id=f"zuul~{number}~1", build_uuid=str(number), **values)
 
 
 def table(times_us: Sequence[int], *, boot: Sequence[bool] = (), **columns: Sequence[float | None]) -> pa.Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
-from ciml.events.records import Mention, Message
+from ciml.events.records import Message, RunFacts
 from transforms.fetch.fetch import DEFERRED, REFUSED, FetchPolicy
 from transforms.ingest.decode import IGNORED
 from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
@@ -43,7 +43,7 @@ def test_events() -> None:
 
 def test_trust() -> None:
     policy = TrustPolicy.parse(code("trust.md", "toml"))
-    good = Mention("zuul~a~1", "a", source="zuul", pipeline="gate", branch="stable/1")
+    good = RunFacts("zuul~a~1", "a", source="zuul", pipeline="gate", branch="stable/1")
     assert evaluate(policy, good).rule == "gated"
     told = words("trust.md")
     assert {*FACTS, NO_RULE, *(rule.name for rule in TrustPolicy.load().rules)} <= told

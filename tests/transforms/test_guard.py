@@ -12,8 +12,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 from confluent_kafka import KafkaException
 
-from ciml.errors import CimlError, EngineError, IntegrityError, Refused
-from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
+from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from transforms import guard
 from transforms.guard import INTERNAL, attempt, bisect, guarded_candidates, guarded_messages
 
@@ -32,7 +32,7 @@ def _raise(error: BaseException) -> None:
 )  # fmt: skip
 def test_what_an_input_can_cause_refuses_it(error: Exception) -> None:
     refused = attempt("parse", _raise, error)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedInput)
     assert refused.reason == "internal_error"
     assert refused.detail.startswith(f"parse: {type(error).__name__}")
     assert refused.detail.endswith("test_guard.py:26 _raise]".replace("26", str(_raise.__code__.co_firstlineno + 1)))
@@ -65,7 +65,7 @@ def test_a_library_that_is_not_loaded_is_not_loaded_by_a_guard() -> None:
 
 
 def test_a_refused_input_keeps_its_own_reason() -> None:
-    refused = Refused("no_time", "none of 3 rows")
+    refused = RejectedInput("no_time", "none of 3 rows")
     assert attempt("parse", _raise, refused) is refused
 
 
@@ -84,7 +84,7 @@ def test_the_detail_is_one_printable_line_without_secrets_and_bounded() -> None:
         deep(left)
 
     refused = attempt("parse", deep, 300)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedInput)
     said, _, frames = refused.detail.rpartition(" [")
     assert refused.detail.isprintable()
     assert "pw" not in said
@@ -96,7 +96,7 @@ def test_the_detail_is_one_printable_line_without_secrets_and_bounded() -> None:
     assert frames.count("deep") > 5
 
     refused = attempt("parse", _raise, _Unprintable())
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedInput)
     assert refused.detail.startswith("parse: _Unprintable [")
 
 
@@ -105,7 +105,7 @@ def test_a_recursion_is_named_once() -> None:
         again()
 
     refused = attempt("parse", again)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, RejectedInput)
     assert refused.detail.count(" again") == 1
     assert "RecursionError" in refused.detail
 
@@ -122,9 +122,9 @@ def test_a_batch_is_halved_until_each_poisoned_input_is_alone(poisoned: Sequence
 
     found = list(bisect("double", list(range(7)), work))
     assert [item for items, _ in found for item in items] == list(range(7))
-    assert {items[0] for items, made in found if isinstance(made, Refused)} == set(poisoned)
-    assert all(len(items) == 1 for items, made in found if isinstance(made, Refused))
-    assert [item for _, made in found if not isinstance(made, Refused) for item in made] == [
+    assert {items[0] for items, made in found if isinstance(made, RejectedInput)} == set(poisoned)
+    assert all(len(items) == 1 for items, made in found if isinstance(made, RejectedInput))
+    assert [item for _, made in found if not isinstance(made, RejectedInput) for item in made] == [
         item * 10 for item in range(7) if item not in poisoned
     ]
     assert calls[0] == list(range(7))  # the fast path is one call
@@ -152,9 +152,9 @@ def test_work_that_fails_without_inputs_is_an_error() -> None:
 COVERS = OffsetRange("t", "id", 3, 10, 20)
 
 
-def _candidates(count: int) -> list[Candidate]:
+def _candidates(count: int) -> list[PendingRun]:
     return [
-        Candidate(Origin("t", 3, 10 + n), f"e{n}", Mention(f"zuul~{n}~1", f"{n}"), Message(10 + n, f"v{n}".encode()),
+        PendingRun(Origin("t", 3, 10 + n), f"e{n}", RunFacts(f"zuul~{n}~1", f"{n}"), Message(10 + n, f"v{n}".encode()),
                   attempts=2, first_seen_us=5, log=f"log {n}".encode())
         for n in range(count)
     ]  # fmt: skip
@@ -196,7 +196,7 @@ def test_a_stage_that_changes_candidates_in_place_can_be_run_again() -> None:
 
 
 def test_a_settled_outcome_that_a_stage_fails_for_is_a_dead_letter() -> None:
-    outcomes = [Outcome("ignored", Origin("t", 3, n), f"e{n}", Mention(f"zuul~{n}~1", "n")) for n in (10, 11)]
+    outcomes = [Outcome("ignored", Origin("t", 3, n), f"e{n}", RunFacts(f"zuul~{n}~1", "n")) for n in (10, 11)]
 
     def stage(batch: Batch) -> Batch:
         for each in batch.settled:

@@ -13,7 +13,7 @@ import numpy as np
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.labels import label_of
 from ciml.datasets.state import dataset_state, dataset_store, raw_store_of
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Role, Snapshot, snapshot_of
@@ -28,7 +28,7 @@ SLICES = {"job": "build_name", "provider": "provider"}
 
 
 @dataclass(frozen=True)
-class Material:
+class InMemoryDataset:
     """The examples of a snapshot.
 
     Attributes:
@@ -41,7 +41,7 @@ class Material:
     """
 
     snapshot: Snapshot
-    mentions: tuple[Mention, ...]
+    mentions: tuple[RunFacts, ...]
     rows: Rows
     roles: np.ndarray
     in_train: np.ndarray
@@ -63,7 +63,7 @@ class Material:
 
 def read_material(
     data: Store, dataset: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
-) -> Material:
+) -> InMemoryDataset:
     """All examples of a data set that may be learned from.
 
     Args:
@@ -81,7 +81,7 @@ def read_material(
     known = {each.run_id: each for span in spans for each in mentions(read_span(root, span, columns=METADATA_COLUMNS))}
     snapshot = snapshot_of(dataset, state, known, policy, exclusions or {})
     runs, examples = read_snapshot_examples(data, snapshot)
-    return Material(
+    return InMemoryDataset(
         snapshot,
         tuple(known[run.run_id] for run in runs),
         Rows(examples.inputs, examples.n_windows, examples.labels),
@@ -91,6 +91,6 @@ def read_material(
     )
 
 
-def facts_of(runs: Sequence[Mention], name: str) -> list[str]:
+def facts_of(runs: Sequence[RunFacts], name: str) -> list[str]:
     """A fact of each run by its name (``build_name``, ``flavour``, any metadata); empty where it has none."""
     return [label_of(run, "build_name" if name == "job" else name, {}) or "" for run in runs]

@@ -18,7 +18,7 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion, dataset_state, raw_store_of
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import Mention, rows_of
+from ciml.events.records import RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from transforms.examples.split import split_of
@@ -182,7 +182,7 @@ def make_snapshot(
 def snapshot_of(
     dataset_name: str,
     state: DatasetState,
-    mentions: Mapping[str, Mention],
+    mentions: Mapping[str, RunFacts],
     policy: TrustPolicy,
     exclusions: Mapping[str, str],
 ) -> Snapshot:
@@ -219,14 +219,14 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
-def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
+def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
     """What the raw manifest says of the selected runs of spans, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
             wanted.setdefault(version, set()).add(index)
     log = ManifestLog(raw)
-    found: dict[str, Mention] = {}
+    found: dict[str, RunFacts] = {}
     for version, indices in sorted(wanted.items()):
         try:
             runs = rows_of(log.read(version))
@@ -235,7 +235,7 @@ def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, Mention]:
                 f"{log.store.url(log.path(version))} is gone, and a data set was made from it"
             ) from None
         for index in indices:
-            mention = Mention.from_json(_at(runs, (version, index))["mention"])
+            mention = RunFacts.from_json(_at(runs, (version, index))["mention"])
             found[mention.run_id] = mention
     return found
 

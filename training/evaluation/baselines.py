@@ -12,7 +12,7 @@ import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.evaluation.metrics import first_memory
 
@@ -36,7 +36,7 @@ def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
     return (usual,) if usual else tuple(NUMBERS)
 
 
-def number_of(raw: Store | None, name: str, mentions: Sequence[Mention]) -> np.ndarray | None:
+def number_of(raw: Store | None, name: str, mentions: Sequence[RunFacts]) -> np.ndarray | None:
     """A number of each run, float64 [n], NaN where a run has none.
 
     Args:
@@ -61,7 +61,7 @@ def number_of(raw: Store | None, name: str, mentions: Sequence[Mention]) -> np.n
     return values if np.isfinite(values).any() else None
 
 
-def _duration_s(mention: Mention) -> float:
+def _duration_s(mention: RunFacts) -> float:
     if mention.start_us is None or mention.end_us is None:
         return np.nan
     return (mention.end_us - mention.start_us) / 1e6

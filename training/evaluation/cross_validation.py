@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.data.in_memory import Material, facts_of
+from training.data.in_memory import InMemoryDataset, facts_of
 from training.estimators import Fitted, Progress, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.evaluation.metrics import CONFIDENCE
@@ -26,7 +26,7 @@ Look = Callable[[int, Callable[[], np.ndarray]], None]
 
 
 @dataclass(frozen=True)
-class Division:
+class CVSplit:
     """Runs, divided into those that are learned from and those that are held out, once or several times.
 
     Attributes:
@@ -42,7 +42,7 @@ class Division:
     dev: bool = False
 
 
-def divide(material: Material, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> Division:
+def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
     """Divides the train and dev runs; see `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -56,12 +56,12 @@ def divide(material: Material, *, folds: int, hold_out: Sequence[str] = (), seed
         raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds")
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
-    return Division(places, tuple(divided), groups)
+    return CVSplit(places, tuple(divided), groups)
 
 
 def cross_validate(
     experiment: Experiment,
-    material: Material,
+    material: InMemoryDataset,
     *,
     folds: int = 5,
     hold_out: Sequence[str] = (),
@@ -116,7 +116,7 @@ def cross_validate(
     }
 
 
-def by_one_number(material: Material, division: Division) -> Iterator[tuple[str, np.ndarray]]:
+def by_one_number(material: InMemoryDataset, division: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
     """The probabilities that single numbers give, in place of a model, for the runs that are held out.
 
     Args:
@@ -155,7 +155,7 @@ def _baseline(
     }
 
 
-def _groups(material: Material, places: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
+def _groups(material: InMemoryDataset, places: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
     runs = [material.mentions[place] for place in places]
     facts = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, facts, strict=True):
@@ -166,7 +166,7 @@ def _groups(material: Material, places: np.ndarray, hold_out: Sequence[str]) -> 
 
 
 def held_out(
-    experiment: Experiment, material: Material, division: Division, number: int, look: Look | None = None
+    experiment: Experiment, material: InMemoryDataset, division: CVSplit, number: int, look: Look | None = None
 ) -> np.ndarray:
     """The probabilities of the runs that a fold holds out, by a model of the others, normalised by these alone.
 

@@ -26,7 +26,7 @@ import numpy as np
 from ciml.digest import canonical_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
-from training.data.in_memory import Material
+from training.data.in_memory import InMemoryDataset
 from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.evaluation.scores import scores
@@ -104,7 +104,7 @@ class Trial:
 
     data: Store
     experiment: Experiment
-    material: Material
+    material: InMemoryDataset
     tensorboard: Path | None = None
     progress: Progress | None = None
 
@@ -155,7 +155,7 @@ class Trial:
             progress=self.progress,
         )
 
-    def normal(self, places: np.ndarray, other: Material | None = None) -> Rows:
+    def normal(self, places: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
         """Some runs (of another data set), normalised by this trial's training split where the estimator takes that."""
         return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
 
@@ -195,7 +195,7 @@ class Trial:
         }
         return self._keep(RESULT, result)
 
-    def run_on(self, other: Material) -> tuple[dict[str, Any], bool]:
+    def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
         """Asks the model about the test runs of another data set: what it learned, on other jobs.
 
         Returns:
@@ -257,7 +257,7 @@ class Trial:
         return scores(answers, rows.labels[places], classes, rows.labels[self.learned], self.material.slices(places))
 
     def _baselines(
-        self, places: np.ndarray, other: Material | None = None, labels: np.ndarray | None = None
+        self, places: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
         """What one number of a run can do on the same runs, by the number's name."""
         asked, resolved = other or self.material, self.material.snapshot.resolved
@@ -277,7 +277,7 @@ class Trial:
         return told
 
 
-def _check_alike(one: Material, other: Material) -> None:
+def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
     own, its = _shape(one), _shape(other)
     for key, value in own.items():
         if its[key] != value:
@@ -290,7 +290,7 @@ def _check_alike(one: Material, other: Material) -> None:
         raise CimlError(f"data set {other.snapshot.dataset!r} has none of the classes {', '.join(classes)}")
 
 
-def _shape(material: Material) -> dict[str, Any]:
+def _shape(material: InMemoryDataset) -> dict[str, Any]:
     """What an example has to have in common with those that a model was trained on."""
     resolved = material.snapshot.resolved
     return {
@@ -315,7 +315,7 @@ def read_stored(store: Store, name: str) -> dict[str, Any] | None:
     return value
 
 
-def _predictions(material: Material, places: np.ndarray, answers: np.ndarray) -> bytes:
+def _predictions(material: InMemoryDataset, places: np.ndarray, answers: np.ndarray) -> bytes:
     """A Parquet file with a row a run: who it is, what it was, and the probability of each class."""
     import pyarrow as pa
     import pyarrow.parquet as pq

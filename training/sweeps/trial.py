@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ciml.errors import CimlError
-from training.data.in_memory import Material
+from training.data.in_memory import InMemoryDataset
 from training.estimators import check_experiment, check_use
 from training.evaluation.baselines import NUMBERS
-from training.evaluation.cross_validation import Division, by_one_number, divide, held_out
+from training.evaluation.cross_validation import CVSplit, by_one_number, divide, held_out
 from training.evaluation.scores import scores
 from training.experiment import Experiment
 from training.sweeps.definition import Metric, Sweep
@@ -53,7 +53,7 @@ class Scored:
     held_out: int = 0
 
 
-def division_of(sweep: Sweep, material: Material) -> Division:
+def division_of(sweep: Sweep, material: InMemoryDataset) -> CVSplit:
     """How a sweep divides the runs of a data set: into folds, or into train and dev.
 
     Raises:
@@ -65,10 +65,10 @@ def division_of(sweep: Sweep, material: Material) -> Division:
     dev = material.roles[places] == "dev"
     if not dev.any() or dev.all():
         raise CimlError(f"data set {material.snapshot.dataset!r} has no runs to train on, or none for dev")
-    return Division(places, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
+    return CVSplit(places, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
 
 
-def score_trial(sweep: Sweep, experiment: Experiment, material: Material, report: Report) -> Scored:
+def score_trial(sweep: Sweep, experiment: Experiment, material: InMemoryDataset, report: Report) -> Scored:
     """Trains and scores.
 
     Args:
@@ -113,7 +113,7 @@ def score_trial(sweep: Sweep, experiment: Experiment, material: Material, report
     return _finished(out, answers[seen], labels[seen], classes, train_labels, sweep.metric)
 
 
-def one_number(sweep: Sweep, material: Material) -> dict[str, Any]:
+def one_number(sweep: Sweep, material: InMemoryDataset) -> dict[str, Any]:
     """What one number of a run can do on the same divisions, by the number's name: the metric's ``value``, ``low`` and
     ``high``; empty where the runs have no such number."""
     division, told = division_of(sweep, material), {}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.raw.arrow_arrays import empty_table, plain
 
 DAY_US = 86_400_000_000
@@ -37,7 +37,7 @@ class Windows:
     run: np.ndarray
     position: np.ndarray
     n_windows: np.ndarray
-    refused: tuple[tuple[int, Refused], ...]
+    refused: tuple[tuple[int, RejectedInput], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
       The windows of all runs. A run is refused as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
       window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
     """
-    refused: dict[int, Refused] = {}
+    refused: dict[int, RejectedInput] = {}
     joined, runs = _join(tables, resolved, refused)
     return _windows(joined, runs, len(tables), resolved, refused)
 
@@ -74,10 +74,10 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
       rows: int64 [n], how many rows each has.
       resolved: which columns, and how.
     """
-    refused: dict[int, Refused] = {}
+    refused: dict[int, RejectedInput] = {}
     part = _needed(joined, _schema(resolved))
     runs = np.repeat(np.arange(rows.size), rows)
-    if isinstance(part, Refused):
+    if isinstance(part, RejectedInput):
         refused = dict.fromkeys(range(rows.size), part)
         part, runs = empty_table(_schema(resolved)), runs[:0]
     elif part.column(0).null_count:
@@ -89,7 +89,7 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
 
 
 def _windows(
-    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, refused: dict[int, Refused]
+    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, refused: dict[int, RejectedInput]
 ) -> Windows:
     """The windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
     definition = resolved.definition
@@ -103,26 +103,26 @@ def _windows(
     values = as_stored(columns)
     if not (finite := np.isfinite(values).all(axis=1)).all():
         for index in np.unique(run[~finite]).tolist():
-            refused[index] = Refused("out_of_range", "a value is larger than float32 holds")
+            refused[index] = RejectedInput("out_of_range", "a value is larger than float32 holds")
         whole = ~np.isin(run, run[~finite])
         values, run, position = values[whole], run[whole], position[whole]
     n_windows = np.bincount(run, minlength=n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
-        refused.setdefault(index, Refused("empty", "no window has a value in every selected column"))
+        refused.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
     return Windows(values, run, position, n_windows, tuple(sorted(refused.items())))
 
 
 def _join(
-    tables: Sequence[pa.Table], resolved: ResolvedDefinition, refused: dict[int, Refused]
+    tables: Sequence[pa.Table], resolved: ResolvedDefinition, refused: dict[int, RejectedInput]
 ) -> tuple[pa.Table, np.ndarray]:
     """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
     parts, index, rows = [], [], []
     schema = _schema(resolved)
     for number, table in enumerate(tables):
         part = _needed(table, schema)
-        if not isinstance(part, Refused) and part.column(0).null_count:
+        if not isinstance(part, RejectedInput) and part.column(0).null_count:
             part = _no_time()
-        if isinstance(part, Refused):
+        if isinstance(part, RejectedInput):
             refused[number] = part
             continue
         parts.append(part)
@@ -137,17 +137,17 @@ def _schema(resolved: ResolvedDefinition) -> pa.Schema:
     return pa.schema([(name, {"time": _TIME, "boot": pa.bool_()}.get(name, pa.float64())) for name in names])
 
 
-def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | Refused:
+def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | RejectedInput:
     """What is needed of telemetry, in its right types."""
     try:
         part = table.select(schema.names)
     except KeyError:
-        return Refused("missing_column", next(name for name in schema.names if name not in table.column_names))
+        return RejectedInput("missing_column", next(name for name in schema.names if name not in table.column_names))
     return part if part.schema.equals(schema) else part.cast(schema)
 
 
-def _no_time() -> Refused:
-    return Refused("no_time", "a sample has no time")
+def _no_time() -> RejectedInput:
+    return RejectedInput("no_time", "a sample has no time")
 
 
 def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
@@ -155,7 +155,7 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
     run = np.concatenate([at[windows.run] for at, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
-    refused: list[tuple[int, Refused]] = []
+    refused: list[tuple[int, RejectedInput]] = []
     for at, windows in parts:
         n_windows[at] = windows.n_windows
         refused.extend((int(at[place]), why) for place, why in windows.refused)

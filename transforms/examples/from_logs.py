@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.errors import EngineError, Refused
-from ciml.events.records import Candidate, Mention, Origin
+from ciml.errors import EngineError, RejectedInput
+from ciml.events.records import Origin, PendingRun, RunFacts
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.fetch.policy import FetchPolicy
 
@@ -66,9 +66,9 @@ class LogReader:
         """
         kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
         parts = [_windows_of(kept, resolved)] if kept or not logs else []
-        refused: list[tuple[int, Refused]] = []
+        refused: list[tuple[int, RejectedInput]] = []
         for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
-            refused += [(at, table) for at, table in part.items() if isinstance(table, Refused)]
+            refused += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
             tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
             if tables or not parts:
                 parts.append(_windows_of(tables, resolved))
@@ -79,25 +79,27 @@ class LogReader:
             tuple(sorted((*whole.refused, *refused), key=lambda each: each[0])),
         )  # fmt: skip
 
-    def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | Refused]]:
+    def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """What became of the logs at some places, by place, part by part."""
         from transforms.ingest.run_stages import PASSING, read_logs  # the processes that read import it side by side
 
         candidates = [
-            Candidate(
+            PendingRun(
                 Origin("", 0, at),
                 "",
-                Mention(log.run_id, "", log_url=log.address, start_us=log.start_us, end_us=log.end_us),
+                RunFacts(log.run_id, "", log_url=log.address, start_us=log.start_us, end_us=log.end_us),
             )
             for at in wanted
             for log in [logs[at]]
         ]
         for batch in read_logs(candidates, self._fetch):
-            found: dict[int, pa.Table | Refused] = {each.origin.offset: each.telemetry for each in batch.candidates}
+            found: dict[int, pa.Table | RejectedInput] = {
+                each.origin.offset: each.telemetry for each in batch.candidates
+            }
             for outcome in batch.settled:
                 if outcome.reason in PASSING:
                     raise EngineError(f"{outcome.run_id}: its log cannot be read: {outcome.reason}, {outcome.detail}")
-                found[outcome.origin.offset] = Refused(outcome.reason, outcome.detail)
+                found[outcome.origin.offset] = RejectedInput(outcome.reason, outcome.detail)
             del batch
             yield found
             del found

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import arrays_digest
-from ciml.errors import Refused
-from ciml.events.records import Mention
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
 from transforms.examples.downsample import Windows, downsample
 from transforms.examples.split import SPLITS, split_of
 from transforms.raw.arrow_arrays import numbers, text_maps, texts, times
@@ -75,7 +75,7 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
     )
 
 
-def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
+def make_examples(runs: Sequence[RunFacts], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
     """The examples of runs. What comes out for a run does not depend on the others.
 
     Args:
@@ -90,7 +90,7 @@ def make_examples(runs: Sequence[Mention], tables: Sequence[pa.Table], resolved:
 
 
 def examples_from(
-    runs: Sequence[Mention], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
+    runs: Sequence[RunFacts], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
 ) -> Examples:
     """As `make_examples`, with the windows of the runs that have a label by a call with their positions."""
     reasons: dict[int, Excluded] = {}
@@ -133,7 +133,7 @@ def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, 
       inputs float32 [L, F], not normalised, padded with zeros; and n_windows, how many of the L are the run's own.
 
     Raises:
-      Refused: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
+      RejectedInput: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
     """
     inputs, n_windows, refused = prepare_many([table], resolved)
     if refused:
@@ -143,7 +143,7 @@ def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, 
 
 def prepare_many(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, Refused]]]:
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, RejectedInput]]]:
     """Many runs as a model takes them, by the same functions that make examples.
 
     Returns:
@@ -156,7 +156,7 @@ def prepare_many(
     return inputs, windows.n_windows, list(windows.refused)
 
 
-def mentions(examples: pa.Table) -> list[Mention]:
+def mentions(examples: pa.Table) -> list[RunFacts]:
     """What is known of each example's run, as trust is judged by: all facts but the address of the log."""
     names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
     plain = examples.select(names)
@@ -167,7 +167,7 @@ def mentions(examples: pa.Table) -> list[Mention]:
     for row in plain.to_pylist():
         start, end, labels = row.pop("start_time"), row.pop("end_time"), dict(row.pop("labels"))
         row["outcome"] = row["outcome"] or None
-        out.append(Mention(**row, start_us=start, end_us=end, labels=labels))
+        out.append(RunFacts(**row, start_us=start, end_us=end, labels=labels))
     return out
 
 
@@ -203,7 +203,7 @@ def row_digests(
 
 
 def _table(
-    runs: Sequence[Mention],
+    runs: Sequence[RunFacts],
     labels: Sequence[tuple[int, str]],
     splits: Sequence[str],
     windows: Windows,

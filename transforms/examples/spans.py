@@ -18,8 +18,8 @@ from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SpanPlan
 from ciml.datasets.state import ExampleFile, SpanRun, SpanVersion, span_folder
 from ciml.digest import sha256_json
-from ciml.errors import IntegrityError, Refused
-from ciml.events.records import Mention
+from ciml.errors import IntegrityError, RejectedInput
+from ciml.events.records import RunFacts
 from ciml.raw.seal import is_sealed, seal, unreadable, unsealed
 from ciml.storage.open import Store
 from ciml.telemetry import OWN_COLUMNS
@@ -78,7 +78,7 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
     """
     parts: list[Examples] = []
     for runs, made in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
-        if isinstance(made, Refused):
+        if isinstance(made, RejectedInput):
             excluded = Excluded(runs[0].run_id, made.reason, made.detail)
             made = Examples(schema_of(resolved).empty_table(), (excluded,))
         parts.append(made)
@@ -170,7 +170,7 @@ def rows_digest(table: pa.Table) -> str:
     return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), facts, strict=True)])
 
 
-def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, Mention]) -> str:
+def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
     rows = []
     for run, told in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 PORTS = {"http": 80, "https": 443}
@@ -91,25 +91,25 @@ def parse_address(text: str) -> Address:
     ``file:///path`` and absolute paths.
 
     Raises:
-      Refused: ``bad_address``; ``address_not_allowed`` for another scheme.
+      RejectedInput: ``bad_address``; ``address_not_allowed`` for another scheme.
     """
     if not text or not text.isprintable():
-        raise Refused("bad_address", "empty, or with blanks or control characters")
+        raise RejectedInput("bad_address", "empty, or with blanks or control characters")
     if text.startswith("/"):
         return Address("file", "", 0, text)
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
     if not colon:
-        raise Refused("bad_address", "not absolute: want https://, s3:// or a full path")
+        raise RejectedInput("bad_address", "not absolute: want https://, s3:// or a full path")
     if scheme == "file":
         return _file(rest)
     if scheme == "s3":
         return _s3(rest)
     if scheme not in PORTS:
-        raise Refused("address_not_allowed", f"the scheme {scheme!r:.20}")
+        raise RejectedInput("address_not_allowed", f"the scheme {scheme!r:.20}")
     match = _URL.fullmatch(text)
     if match is None:
-        raise Refused("bad_address", "malformed, or with a user name")
+        raise RejectedInput("bad_address", "malformed, or with a user name")
     host, port = _host_port(match[2], scheme)
     target = quote(match[3] or "/", safe="/?&=%+,;:@!$'()*~[]-._")
     return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")  # type: ignore[arg-type]
@@ -120,33 +120,33 @@ def _file(rest: str) -> Address:
     if rest.startswith("//"):
         host, _, below = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
-            raise Refused("address_not_allowed", "a file of another host")
+            raise RejectedInput("address_not_allowed", "a file of another host")
         path = f"/{below}"
     try:
         path = unquote(path, errors="strict")
     except UnicodeDecodeError:
-        raise Refused("bad_address", "not UTF-8 under its percent signs") from None
+        raise RejectedInput("bad_address", "not UTF-8 under its percent signs") from None
     if not path.startswith("/") or "\0" in path:
-        raise Refused("bad_address", "want file:///path")
+        raise RejectedInput("bad_address", "want file:///path")
     return Address("file", "", 0, path)
 
 
 def _s3(rest: str) -> Address:
     bucket, _, key = rest.removeprefix("//").partition("/")
     if not rest.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
-        raise Refused("bad_address", "want s3://bucket/key")
+        raise RejectedInput("bad_address", "want s3://bucket/key")
     if "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
-        raise Refused("bad_address", "a key with empty or dotted segments")
+        raise RejectedInput("bad_address", "a key with empty or dotted segments")
     return Address("s3", bucket, 0, key)
 
 
 def _host_port(authority: str, scheme: str) -> tuple[str, int]:
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
-        raise Refused("bad_address", "a malformed host or port")
+        raise RejectedInput("bad_address", "a malformed host or port")
     port = int(match[2]) if match[2] else PORTS[scheme]
     if not 1 <= port <= 65535:
-        raise Refused("bad_address", f"port {port}")
+        raise RejectedInput("bad_address", f"port {port}")
     return _host(match[1]), port
 
 
@@ -159,9 +159,9 @@ def _host(text: str) -> str:
         if _NUMBER.fullmatch(labels[-1]):  # 127.1, 0x7f.0.0.1, 2130706433: only the one plain form is an address
             return str(ipaddress.IPv4Address(host))
     except ValueError:
-        raise Refused("bad_address", "not an IP address in its plain form") from None
+        raise RejectedInput("bad_address", "not an IP address in its plain form") from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise Refused("bad_address", "a malformed host")
+        raise RejectedInput("bad_address", "a malformed host")
     return ".".join(labels)
 
 
@@ -229,7 +229,7 @@ def host_rule(text: str, private: bool = False) -> HostRule:
     wild = rest.startswith("*.")
     try:
         host, port = _host_port(rest.removeprefix("*."), scheme)
-    except Refused as refused:
+    except RejectedInput as refused:
         raise CimlError(f"allowed host {text!r}: {refused.detail}; want [scheme://]host[:port]") from None
     ip = as_ip(host)
     if ip is not None and (wild or is_never(ip)):
@@ -243,10 +243,10 @@ def check_ips(found: list[str], private: bool) -> list[str]:
     """All addresses that a host resolved to, in order, once each has been checked.
 
     Raises:
-      Refused: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
+      RejectedInput: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
     """
     for text in found:
         ip = as_ip(text)
         if ip is None or not (not is_never(ip) and is_plain(ip) if private else is_public(ip)):
-            raise Refused("address_not_allowed", f"it leads to {text}")
+            raise RejectedInput("address_not_allowed", f"it leads to {text}")
     return found

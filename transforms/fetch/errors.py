@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Later(Exception):
+class LogUnavailableError(Exception):
     """A log that could not be had now, and perhaps later. ``hiccup``: worth one more try at once."""
 
     def __init__(self, reason: str, detail: str, hiccup: bool = False) -> None:

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ciml.errors import Refused, let_go
+from ciml.errors import RejectedInput, let_go
 from ciml.events.payloads import payload_of
-from ciml.events.records import Batch, Candidate, Outcome
+from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import PART_BYTES
 from transforms.fetch.addresses import Address, parse_address
-from transforms.fetch.errors import Later
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.files import read_file
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import attempt, dead_letter
@@ -44,10 +44,10 @@ class _Job:
     """An address, and the candidates whose log is there: repeats of an event share it."""
 
     text: str
-    candidates: list[Candidate]
+    candidates: list[PendingRun]
     address: Address | None = None
     data: bytes | None = None
-    failure: Refused | Later | None = None
+    failure: RejectedInput | LogUnavailableError | None = None
     seconds: float | None = None  # None where nothing was asked for
     held: int = 0  # bytes of the budget
     dropped: bool = False  # whether it gave them back for others
@@ -108,7 +108,7 @@ class _Schedule:
         with self._changed:
             host = self._hosts[job.address.place if job.address else ""]
             host.running -= 1
-            if isinstance(job.failure, Later) and job.failure.reason == "log_timeout":
+            if isinstance(job.failure, LogUnavailableError) and job.failure.reason == "log_timeout":
                 host.slow += 1
                 if host.slow >= _SLOW_IN_A_ROW:
                     self._drop(host, "log_timeout", "its host was too slow for other logs")
@@ -119,7 +119,7 @@ class _Schedule:
     @staticmethod
     def _drop(host: _Host, reason: str, detail: str) -> None:
         for job in host.waiting:
-            job.failure = Later(reason, detail)
+            job.failure = LogUnavailableError(reason, detail)
         host.waiting.clear()
 
 
@@ -152,7 +152,7 @@ class _Budget:
             if self._held + size > self._size:
                 self._held -= job.held
                 job.held, job.dropped = 0, True
-                raise Later("batch_full", _TOO_LARGE)
+                raise LogUnavailableError("batch_full", _TOO_LARGE)
             self._held += size
             job.held += size
 
@@ -240,7 +240,7 @@ class Fetcher:
                 fetched.append(candidate)
             else:
                 outcome = attempt("fetch", _settle, candidate, job.failure, self.policy, now_us)
-                settled.append(dead_letter(candidate, outcome) if isinstance(outcome, Refused) else outcome)
+                settled.append(dead_letter(candidate, outcome) if isinstance(outcome, RejectedInput) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
     def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
@@ -248,7 +248,7 @@ class Fetcher:
         ready = []
         for job in jobs:
             address = attempt("fetch", parse_address, job.text)
-            if isinstance(address, Refused):
+            if isinstance(address, RejectedInput):
                 job.failure = address
             else:
                 job.address = address
@@ -281,18 +281,20 @@ class Fetcher:
         finally:
             job.seconds = time.monotonic() - began
 
-    def _read_or_fail(self, address: Address, grow: Callable[[int], None]) -> bytes | Refused | Later:
+    def _read_or_fail(
+        self, address: Address, grow: Callable[[int], None]
+    ) -> bytes | RejectedInput | LogUnavailableError:
         try:
             return self.read(address, grow)
-        except (Refused, Later) as failure:
+        except (RejectedInput, LogUnavailableError) as failure:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
         """The log at an address, unpacked.
 
         Raises:
-          Refused: with one of `REFUSED`.
-          Later: with one of `DEFERRED`.
+          RejectedInput: with one of `REFUSED`.
+          LogUnavailableError: with one of `DEFERRED`.
         """
         if address.scheme == "file":
             return read_file(self.policy, address.path, grow)
@@ -302,17 +304,21 @@ class Fetcher:
 
     def _read_s3(self, address: Address, grow: Callable[[int], None] | None) -> bytes:
         if not any(address.host == bucket and address.path.startswith(key) for bucket, key in self.policy.prefixes):
-            raise Refused("address_not_allowed", "the object is not below an allowed prefix")
+            raise RejectedInput("address_not_allowed", "the object is not below an allowed prefix")
         return self._over_s3().fetch(address, grow)
 
 
-def _settle(candidate: Candidate, failure: Refused | Later, policy: FetchPolicy, now_us: int) -> Outcome:
+def _settle(
+    candidate: PendingRun, failure: RejectedInput | LogUnavailableError, policy: FetchPolicy, now_us: int
+) -> Outcome:
     detail = failure.detail
     spent = candidate.attempts > len(policy.delays_s)
-    if isinstance(failure, Later) and candidate.address:
+    if isinstance(failure, LogUnavailableError) and candidate.address:
         spent = True
         detail += "; its address holds a secret, so it is not kept to be tried again: send the event anew"
-    defer = isinstance(failure, Later) and (not spent or (failure.reason == "batch_full" and not candidate.address))
+    defer = isinstance(failure, LogUnavailableError) and (
+        not spent or (failure.reason == "batch_full" and not candidate.address)
+    )
     delay_s = 0.0
     if defer and policy.delays_s and failure.reason != "batch_full":
         delay_s = policy.delays_s[candidate.attempts - 1]

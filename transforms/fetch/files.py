@@ -14,8 +14,8 @@ import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from ciml.errors import Refused
-from transforms.fetch.errors import Later
+from ciml.errors import RejectedInput
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 from transforms.fetch.policy import FetchPolicy
 
@@ -30,26 +30,26 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
     """The log in a file, unpacked.
 
     Raises:
-      Refused: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
-      Later: ``log_not_found``, ``log_unavailable``.
+      RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
+      LogUnavailableError: ``log_not_found``, ``log_unavailable``.
     """
     try:
         handle = open_below(policy.roots, path)
     except (FileNotFoundError, NotADirectoryError):
-        raise Later("log_not_found", "no such file") from None
+        raise LogUnavailableError("log_not_found", "no such file") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise Refused("bad_address", f"{error.strerror}") from None
-        raise Later("log_unavailable", f"{error.strerror}") from None
+            raise RejectedInput("bad_address", f"{error.strerror}") from None
+        raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise _not_regular()
         if status.st_size > policy.max_wire_bytes:
-            raise Refused("log_too_large", f"{status.st_size} bytes, at most {policy.max_wire_bytes}")
+            raise RejectedInput("log_too_large", f"{status.st_size} bytes, at most {policy.max_wire_bytes}")
         return gunzip(iter(lambda: os.read(handle, _PIECE), b""), policy.max_bytes, grow)
     except OSError as error:
-        raise Later("log_unavailable", f"{error.strerror}") from None
+        raise LogUnavailableError("log_unavailable", f"{error.strerror}") from None
     finally:
         os.close(handle)
 
@@ -65,7 +65,7 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
       A file descriptor, which the caller closes. No device or pipe was opened, and none is waited for.
 
     Raises:
-      Refused: ``address_not_allowed``, with the same detail for every path that leads outside.
+      RejectedInput: ``address_not_allowed``, with the same detail for every path that leads outside.
       OSError: the file is below a root, and cannot be opened.
     """
     if len(os.fsencode(path)) > _MAX_PATH:
@@ -75,12 +75,12 @@ def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
         return walk.open(_respelled(roots, path))
 
 
-def _not_allowed() -> Refused:
-    return Refused("address_not_allowed", "the file is not below an allowed root")
+def _not_allowed() -> RejectedInput:
+    return RejectedInput("address_not_allowed", "the file is not below an allowed root")
 
 
-def _not_regular() -> Refused:
-    return Refused("address_not_allowed", "no regular file")
+def _not_regular() -> RejectedInput:
+    return RejectedInput("address_not_allowed", "no regular file")
 
 
 def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from zlib_ng import zlib_ng as zlib  # half the time of the standard library's
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import MAX_GZIP_LAYERS, MAX_GZIP_MEMBERS
 
 _PIECE = 1 << 18
@@ -45,7 +45,7 @@ class _Layer:
             self._begin(self._start)
             self._take(self._start)
         if self._inflate is not None and not self._inflate.eof:
-            raise Refused("corrupt_gzip", "cut short")
+            raise RejectedInput("corrupt_gzip", "cut short")
         if self._next is not None:
             self._next.close()
 
@@ -54,7 +54,7 @@ class _Layer:
         if not data.startswith(_MAGIC):
             return
         if not self._layers_left:
-            raise Refused("corrupt_gzip", f"gzip within gzip, more than {MAX_GZIP_LAYERS} deep")
+            raise RejectedInput("corrupt_gzip", f"gzip within gzip, more than {MAX_GZIP_LAYERS} deep")
         self._inflate = self._member()
         self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
 
@@ -72,7 +72,7 @@ class _Layer:
             try:
                 out = self._inflate.decompress(data, _PIECE)
             except zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is one
-                raise Refused("corrupt_gzip", str(error)) from None
+                raise RejectedInput("corrupt_gzip", str(error)) from None
             # Each layer is held to the limit: a large one may unpack to a small one, at any cost of time.
             self._count(out)
             self._next.feed(out)
@@ -81,13 +81,13 @@ class _Layer:
     def _member(self) -> zlib._Decompress:
         self._members += 1
         if self._members > MAX_GZIP_MEMBERS:
-            raise Refused("corrupt_gzip", f"more than {MAX_GZIP_MEMBERS} members")
+            raise RejectedInput("corrupt_gzip", f"more than {MAX_GZIP_MEMBERS} members")
         return zlib.decompressobj(wbits=31)
 
     def _count(self, data: bytes) -> None:
         self._passed += len(data)
         if self._passed > self._limit:
-            raise Refused("log_too_large", f"more than {self._limit} bytes unpacked")
+            raise RejectedInput("log_too_large", f"more than {self._limit} bytes unpacked")
 
 
 def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | None = None) -> bytes:
@@ -100,7 +100,7 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
         fails. What it raises ends the work.
 
     Raises:
-      Refused: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
+      RejectedInput: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
     """
     whole = BytesIO()  # which gives its bytes out without a copy
 
@@ -126,5 +126,5 @@ def inflate(data: bytes, limit: int) -> bytes:
     if data.startswith(_MAGIC):
         return gunzip((data,), limit)
     if len(data) > limit:
-        raise Refused("log_too_large", f"more than {limit} bytes unpacked")
+        raise RejectedInput("log_too_large", f"more than {limit} bytes unpacked")
     return data

@@ -18,11 +18,11 @@ from urllib.parse import urljoin
 import httpcore
 import tenacity
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.redaction import redact_url
 from ciml.limits import MAX_REDIRECTS
 from transforms.fetch.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
-from transforms.fetch.errors import Later
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 
 #: (host, port) -> IP addresses. Raises OSError where there are none.
@@ -96,7 +96,7 @@ class _Pinned(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
         if not rules:
-            raise Refused("address_not_allowed", f"{host}:{port} is not on the list of hosts")
+            raise RejectedInput("address_not_allowed", f"{host}:{port} is not on the list of hosts")
         found = [host] if as_ip(host) else self._look_up(host, port, self._deadline.left(timeout))
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
         for ip in check_ips(found, any(rule.private for rule in rules)):
@@ -185,15 +185,17 @@ class HttpLogs:
           grow: as in `transforms.fetch.gunzip.gunzip`.
 
         Raises:
-          Refused: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
+          RejectedInput: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
             ``log_encoding``, ``corrupt_gzip``: nothing that time would mend.
-          Later: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
+          LogUnavailableError: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
         self._deadline.at = time.monotonic() + self._total_s
         try:
             for attempt in tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(2),
-                retry=tenacity.retry_if_exception(lambda error: isinstance(error, Later) and error.hiccup),
+                retry=tenacity.retry_if_exception(
+                    lambda error: isinstance(error, LogUnavailableError) and error.hiccup
+                ),
                 wait=tenacity.wait_random(0.02, 0.2),
                 reraise=True,
             ):
@@ -213,13 +215,13 @@ class HttpLogs:
             if response.status not in (301, 302, 303, 307, 308):
                 raise _failed(response.status)
             address = _redirected(address, _header(response, b"location").decode("latin-1"))
-        raise Refused("too_many_redirects", f"more than {MAX_REDIRECTS}")
+        raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS}")
 
     def _check(self, address: Address) -> None:
         if address.scheme not in PORTS:
-            raise Refused("address_not_allowed", f"redirected to {address.scheme}")
+            raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
         if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._rules):
-            raise Refused("address_not_allowed", f"{address.place} is not on the list of hosts")
+            raise RejectedInput("address_not_allowed", f"{address.place} is not on the list of hosts")
 
     @contextmanager
     def _ask(self, address: Address) -> Iterator[httpcore.Response]:
@@ -238,23 +240,23 @@ class HttpLogs:
                 reading = True
                 yield response
         except httpcore.TimeoutException as error:
-            raise Later("log_timeout", _words(error) or "no answer in time") from None
+            raise LogUnavailableError("log_timeout", _words(error) or "no answer in time") from None
         except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
             # A body shorter than its Content-Length is a protocol error once the answer has begun.
             reason = "log_cut" if reading else "log_unavailable"
-            raise Later(reason, _words(error) or type(error).__name__, hiccup=True) from None
+            raise LogUnavailableError(reason, _words(error) or type(error).__name__, hiccup=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
-            raise Refused("bad_address", _words(error)) from None
+            raise RejectedInput("bad_address", _words(error)) from None
         except ValueError as error:  # what the protocol's parser makes of absurd headers
-            raise Later("log_unavailable", _words(error)) from None
+            raise LogUnavailableError("log_unavailable", _words(error)) from None
 
     def _read(self, response: httpcore.Response, grow: Callable[[int], None] | None) -> bytes:
         encodings = _header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
         if set(encodings.split(",")) - {"", "gzip", "x-gzip", "identity"}:
-            raise Refused("log_encoding", f"content-encoding: {encodings!r:.40}, asked for gzip")
+            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, asked for gzip")
         announced = _header(response, b"content-length")
         if announced.isdigit() and int(announced) > self._max_wire_bytes:
-            raise Refused("log_too_large", f"{int(announced)} bytes announced, at most {self._max_wire_bytes}")
+            raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {self._max_wire_bytes}")
         return gunzip(self._wire(response), self._max_bytes, grow)
 
     def _wire(self, response: httpcore.Response) -> Iterator[bytes]:
@@ -262,7 +264,7 @@ class HttpLogs:
         for chunk in response.iter_stream():
             size += len(chunk)
             if size > self._max_wire_bytes:
-                raise Refused("log_too_large", f"more than {self._max_wire_bytes} bytes sent")
+                raise RejectedInput("log_too_large", f"more than {self._max_wire_bytes} bytes sent")
             yield chunk
 
     def _drain(self, response: httpcore.Response) -> None:
@@ -272,23 +274,23 @@ class HttpLogs:
                 pass
 
 
-def _failed(status: int) -> Later:
+def _failed(status: int) -> LogUnavailableError:
     if status in (404, 410):
-        return Later("log_not_found", f"answered {status}")
+        return LogUnavailableError("log_not_found", f"answered {status}")
     if status in (401, 403):
-        return Later("log_forbidden", f"answered {status}")
-    return Later("log_unavailable", f"answered {status}", hiccup=status >= 500)
+        return LogUnavailableError("log_forbidden", f"answered {status}")
+    return LogUnavailableError("log_unavailable", f"answered {status}", hiccup=status >= 500)
 
 
 def _redirected(address: Address, location: str) -> Address:
     if not location:
-        raise Later("log_unavailable", "redirected to nowhere")
+        raise LogUnavailableError("log_unavailable", "redirected to nowhere")
     try:
         return parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
-    except Refused as refused:
-        raise Refused(refused.reason, f"redirected: {refused.detail}") from None
+    except RejectedInput as refused:
+        raise RejectedInput(refused.reason, f"redirected: {refused.detail}") from None
     except ValueError:
-        raise Refused("bad_address", "redirected to what is no address") from None
+        raise RejectedInput("bad_address", "redirected to what is no address") from None
 
 
 def _header(response: httpcore.Response, name: bytes) -> bytes:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.fetch.addresses import Address
-from transforms.fetch.errors import Later
+from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 
 _PIECE = 1 << 18
@@ -58,13 +58,13 @@ class S3Logs:
           grow: as in `transforms.fetch.gunzip.gunzip`.
 
         Raises:
-          Refused: ``log_too_large``, ``corrupt_gzip``.
-          Later: ``log_not_found``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
+          RejectedInput: ``log_too_large``, ``corrupt_gzip``.
+          LogUnavailableError: ``log_not_found``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
         end = time.monotonic() + self._total_s
         try:
             return gunzip(self._wire(address, end), self._max_bytes, grow)
-        except Later as failure:
+        except LogUnavailableError as failure:
             if not failure.hiccup:
                 raise
         return gunzip(self._wire(address, end), self._max_bytes, grow)
@@ -76,19 +76,19 @@ class S3Logs:
         body, size, announced = answer["Body"], 0, int(answer["ContentLength"])
         try:
             if announced > self._max_wire_bytes:
-                raise Refused("log_too_large", f"{announced} bytes announced, at most {self._max_wire_bytes}")
+                raise RejectedInput("log_too_large", f"{announced} bytes announced, at most {self._max_wire_bytes}")
             while size < announced:
                 body.set_socket_timeout(min(self._read_s, _left(end)))
                 # What has come so far, by at most one wait: `body.read` waits for all that was asked for.
                 piece = body._raw_stream.read1(min(_PIECE, announced - size))
                 if not piece:
-                    raise Later("log_cut", "the answer ended before its announced length", hiccup=True)
+                    raise LogUnavailableError("log_cut", "the answer ended before its announced length", hiccup=True)
                 size += len(piece)
                 yield piece
         except TimeoutError:
-            raise Later("log_timeout", "no answer in time") from None
+            raise LogUnavailableError("log_timeout", "no answer in time") from None
         except (HTTPError, OSError) as error:
-            raise Later("log_cut", f"{error!s:.200}", hiccup=True) from None
+            raise LogUnavailableError("log_cut", f"{error!s:.200}", hiccup=True) from None
         finally:
             body.close()
 
@@ -112,7 +112,7 @@ class S3Logs:
         thread.join(_left(end))
         if not answers:
             left_behind.set()
-            raise Later("log_timeout", "no answer in time")
+            raise LogUnavailableError("log_timeout", "no answer in time")
         if isinstance(answers[0], Exception):
             raise _failed(answers[0])
         return answers[0]
@@ -121,7 +121,7 @@ class S3Logs:
 def _left(end: float) -> float:
     left = end - time.monotonic()
     if left <= 0:
-        raise Later("log_timeout", "the time for the whole fetch is over")
+        raise LogUnavailableError("log_timeout", "the time for the whole fetch is over")
     return left
 
 
@@ -132,10 +132,10 @@ def _failed(error: Exception) -> Exception:
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _GONE:
-            return Later("log_not_found", "no such object")
-        return Later("log_unavailable", f"answered {code:.80}")
+            return LogUnavailableError("log_not_found", "no such object")
+        return LogUnavailableError("log_unavailable", f"answered {code:.80}")
     if isinstance(error, ConnectTimeoutError | ReadTimeoutError):
-        return Later("log_timeout", f"{error!s:.200}")
+        return LogUnavailableError("log_timeout", f"{error!s:.200}")
     if isinstance(error, BotoCoreError):
-        return Later("log_unavailable", f"{error!s:.200}")
+        return LogUnavailableError("log_unavailable", f"{error!s:.200}")
     return error

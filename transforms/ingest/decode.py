@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.globs import glob_pattern
 from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import payload_of
-from ciml.events.records import Batch, Candidate, Mention, Message, Origin, Outcome
+from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts
 
 #: Why a decoded run is ignored: a closed set. The first that holds is the one recorded.
 IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected")
@@ -41,7 +41,7 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
         origin = Origin(topic, partition, message.offset)
         try:
             event = decode_message(message, names)
-        except Refused as refused:
+        except RejectedInput as refused:
             settled.append(dead_letter(origin, message, refused))
             continue
         for mention in event.mentions:
@@ -53,17 +53,17 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
                 continue
             own = event.message_for(mention.run_id, message)
             if not mention.log_url:
-                settled.append(dead_letter(origin, own, Refused("missing_field", "log_url"), event.key, mention))
+                settled.append(dead_letter(origin, own, RejectedInput("missing_field", "log_url"), event.key, mention))
                 continue
             address = event.addresses.get(mention.run_id, "")
-            candidates.append(Candidate(origin, event.key, mention, own, address=address))
+            candidates.append(PendingRun(origin, event.key, mention, own, address=address))
         for mention, fault in event.refusals:
             own = event.message_for(mention.run_id, message)
             settled.append(dead_letter(origin, own, fault, event.key, mention))
     return Batch(batch.covers, [], candidates, settled)
 
 
-def why_ignored(mention: Mention) -> str:
+def why_ignored(mention: RunFacts) -> str:
     """The reason of `IGNORED` that lies in the run itself, or ""."""
     if mention.phase != "finished":
         return "not_finished"
@@ -75,7 +75,7 @@ def why_ignored(mention: Mention) -> str:
 
 
 def dead_letter(
-    origin: Origin, message: Message, refused: Refused, event_key: str = "", mention: Mention | None = None
+    origin: Origin, message: Message, refused: RejectedInput, event_key: str = "", mention: RunFacts | None = None
 ) -> Outcome:
     """A message, or what it says of one run, as a dead letter that can be tried again."""
     payload = payload_of(message)

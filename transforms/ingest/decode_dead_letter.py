@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ciml.errors import CimlError, IntegrityError, Refused
+from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.listing import Line, Reading, is_listing
 from ciml.events.mentions import ANY_SOURCE
 from ciml.events.payloads import message_of
-from ciml.events.records import Batch, Candidate, Message, OffsetRange, Outcome
+from ciml.events.records import Batch, Message, OffsetRange, Outcome, PendingRun
 from ciml.events.redaction import REDACTED
 from ciml.events.run_id import RunId
 from ciml.raw.state import retry
@@ -43,16 +43,16 @@ def read_again(
       run is known it says that run's fate; of one that could not be decoded, that of all runs that its message names.
 
     Raises:
-      Refused: with a reason of `UNTRIED`.
+      RejectedInput: with a reason of `UNTRIED`.
     """
     if payload is None or "value" not in payload:
         if payload is not None or letter.mention is None or not letter.mention.log_url:
-            raise Refused("not_held", "the manifest does not hold the message: read it again at its origin")
+            raise RejectedInput("not_held", "the manifest does not hold the message: read it again at its origin")
         return _checked(letter, Batch(None, candidates=[retry(letter)]))
     try:
         message = message_of(payload, letter.origin.offset)
     except (IntegrityError, ValueError):
-        raise Refused("not_held", "the payload is broken") from None
+        raise RejectedInput("not_held", "the payload is broken") from None
     if is_listing(letter.origin.topic):
         return _checked(letter, _read_line(letter, message, logs))
     return _checked(letter, _read_message(letter, message, selection, names or {}))
@@ -62,7 +62,7 @@ def _read_line(letter: Outcome, message: Message, logs: str) -> Batch:
     try:
         reading = Reading.of(message.headers)
     except (CimlError, ValueError):
-        raise Refused("not_held", "it is not said how the line was read") from None
+        raise RejectedInput("not_held", "it is not said how the line was read") from None
     if logs:
         reading = replace(reading, logs=logs)
     return decode_lines(_place_of(letter), [Line(letter.origin.offset, message.value or b"")], reading)
@@ -99,15 +99,17 @@ def _checked(letter: Outcome, batch: Batch) -> Batch:
         if not candidates and not settled:
             reasons = [each for each in batch.settled if not each.run_id]
             if not reasons:
-                raise Refused("other_run", "its message names another run now")
+                raise RejectedInput("other_run", "its message names another run now")
             settled = [reasons[0].replace(mention=letter.mention)]  # it cannot be decoded any more
     for candidate in candidates:
         if letter.run_id and _holds_secret(candidate):
-            raise Refused("secret_not_held", "the log's address held a secret, which is not kept: send the event anew")
+            raise RejectedInput(
+                "secret_not_held", "the log's address held a secret, which is not kept: send the event anew"
+            )
         candidate.attempts = letter.attempts + 1
         candidate.first_seen_us = letter.first_seen_us
     return Batch(None, candidates=candidates, settled=settled)
 
 
-def _holds_secret(candidate: Candidate) -> bool:
+def _holds_secret(candidate: PendingRun) -> bool:
     return f"={REDACTED}" in (candidate.address or candidate.mention.log_url)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.listing import Line, Reading, decode_line, too_long
-from ciml.events.records import Batch, Candidate, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun
 from transforms.guard import bisect, unread_letter
 from transforms.ingest.decode import dead_letter, why_ignored
 
@@ -38,7 +38,7 @@ def decode_lines(
 
 
 def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int]) -> Batch:
-    candidates: list[Candidate] = []
+    candidates: list[PendingRun] = []
     settled: list[Outcome] = []
     for line in lines:
         if not covers.start <= line.number < covers.end:
@@ -50,7 +50,7 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
         message = line.message(reading)
         try:
             run = decode_line(line.data, reading)
-        except Refused as refused:
+        except RejectedInput as refused:
             settled.append(dead_letter(origin, message, refused))
             continue
         mention = run.mention
@@ -62,5 +62,5 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
             settled.append(Outcome("repeat", origin, mention=mention, reason="run"))
         else:
             address = run.address if run.address != mention.log_url else ""
-            candidates.append(Candidate(origin, "", mention, message, address=address))
+            candidates.append(PendingRun(origin, "", mention, message, address=address))
     return Batch(covers, [], candidates, settled)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from ciml.errors import EngineError
-from ciml.events.records import Batch, Candidate, Origin, Outcome
+from ciml.events.records import Batch, Origin, Outcome, PendingRun
 from ciml.limits import SMALL_PART_BYTES
 from ciml.storage.open import Store
 from transforms.fetch.fetch import fetch_in_parts
@@ -94,7 +94,7 @@ def _stored(part: Batch, raw: Store) -> list[Outcome]:
 
 
 def read_logs(
-    candidates: Sequence[Candidate], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
+    candidates: Sequence[PendingRun], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Batch]:
     """Fetches and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
 
@@ -107,7 +107,7 @@ def read_logs(
 
 
 def _fetched(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[PendingRun],
     policy: FetchPolicy,
     *,
     outages: bool = True,

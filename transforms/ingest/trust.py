@@ -12,10 +12,10 @@ from typing import Any
 from ciml.digest import sha256_json
 from ciml.errors import CimlError
 from ciml.events.globs import glob_pattern
-from ciml.events.records import Batch, Mention, Trust
+from ciml.events.records import Batch, RunFacts, Trust
 from ciml.settings import parse_toml, read_toml
 
-#: The facts that a rule may ask for: fields of `Mention`.
+#: The facts that a rule may ask for: fields of `RunFacts`.
 FACTS = ("source", "pipeline", "project", "branch", "event", "review")
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
@@ -126,7 +126,7 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
     return Rule(name, item["trusted"], tuple(facts))
 
 
-def evaluate(policy: TrustPolicy, mention: Mention) -> Trust:
+def evaluate(policy: TrustPolicy, mention: RunFacts) -> Trust:
     """The policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
     facts = (mention.source, mention.pipeline, mention.project, mention.branch, mention.event, mention.review)
     decided = policy._decided

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.fields import iso_time
 from ciml.events.payloads import payload_of
 from ciml.events.records import Message, Origin
@@ -69,7 +69,7 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
     return value if len(value) <= MAX_EXAMPLE_BYTES else _dumps({**fields, "values": None})
 
 
-def refused_message(origin: Origin, message: Message, refused: Refused) -> bytes:
+def refused_message(origin: Origin, message: Message, refused: RejectedInput) -> bytes:
     """A message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
     return _dumps({
         "reason": refused.reason,
@@ -79,7 +79,7 @@ def refused_message(origin: Origin, message: Message, refused: Refused) -> bytes
     })  # fmt: skip
 
 
-def late_message(topic: str, run_id: str, part: Part, refused: Refused) -> bytes:
+def late_message(topic: str, run_id: str, part: Part, refused: RejectedInput) -> bytes:
     """Samples that no run takes any more, as a dead letter: whose they are, and between which offsets of the topic."""
     numbers: dict[str, list[int]] = {}
     for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.digest import sha256_json
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.samples import telemetry_table
 from ciml.limits import MAX_LOG_STARTS
 from ciml.manifest.offsets import RangeSet
@@ -113,7 +113,7 @@ class LiveExample(NamedTuple):
     missing: int
     values: np.ndarray | None
     digest: str
-    refused: Refused | None
+    refused: RejectedInput | None
 
 
 @dataclass(eq=False)
@@ -182,15 +182,15 @@ class LiveRun:
           What of ``part`` was new; None where nothing was, neither a sample nor an end.
 
         Raises:
-          Refused: ``run_too_long`` or ``too_many_restarts``; nothing was taken in.
+          RejectedInput: ``run_too_long`` or ``too_many_restarts``; nothing was taken in.
         """
         new = unseen(part, self.seen)
         ends = tuple(end for end in part.ends if end[1] > self.ends.get(end[0], -1))
         if self.size + new.size > self.policy.most_samples:
-            raise Refused("run_too_long", f"more than {self.policy.most_samples} samples")
+            raise RejectedInput("run_too_long", f"more than {self.policy.most_samples} samples")
         starts = {*self.seen, *self.ends, *np.unique(part.recorder).tolist(), *(recorder for recorder, _ in ends)}
         if len(starts) > MAX_LOG_STARTS:
-            raise Refused("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
+            raise RejectedInput("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
         if not new.size and not ends:
             return None
         taken = part.take(new, ends)

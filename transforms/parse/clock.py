@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ciml.dstat.vocabulary import DAY, HOUR, SECOND
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.parse.times import Int64
 from transforms.parse.zones import Clock, clocks, fixed_offset, numbered_clocks
 
@@ -60,11 +60,11 @@ def to_utc(
       int64 [rows], µs UTC.
 
     Raises:
-      Refused: ``ambiguous_time``.
+      RejectedInput: ``ambiguous_time``.
     """
     first, last = int(local.min()), int(local.max())
     if last - first > _MAX_SPAN:
-        raise Refused("ambiguous_time", "the samples are more than a year apart")
+        raise RejectedInput("ambiguous_time", "the samples are more than a year apart")
     readings: dict[int | bytes, tuple[str, _Reading]] = {}
     for clock, date_utc in clocks(first, last, date_us, zone, hint):
         for reading in _readings(local, clock, date_utc):
@@ -82,8 +82,8 @@ def to_utc(
     names = ", ".join(dict.fromkeys(name for name, _ in (bounded or tried)))
     stated = f"zone {zone!r}" if zone else "no zone"
     if not bounded:
-        raise Refused("ambiguous_time", f"{stated}: no reading fits the event's start and end ({names[:200]})")
-    raise Refused("ambiguous_time", f"{stated}: the event's start and end leave several readings ({names[:200]})")
+        raise RejectedInput("ambiguous_time", f"{stated}: no reading fits the event's start and end ({names[:200]})")
+    raise RejectedInput("ambiguous_time", f"{stated}: the event's start and end leave several readings ({names[:200]})")
 
 
 def _times(local: Int64, reading: _Reading) -> Int64:

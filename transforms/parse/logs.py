@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ciml.dstat.header import Columns, Segment, split_segments
 from ciml.dstat.vocabulary import EARLIEST, END_LOCAL, FIRST_LOCAL, LATEST, SECOND
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import MAX_PARSED_BYTES, PARSE_BATCH_BYTES
 from ciml.telemetry import BOOT, TIME
 from transforms.fetch.gunzip import inflate
@@ -74,7 +74,7 @@ class _Part:
     nulls: int = 0
 
 
-def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[pa.Table | Refused]:
+def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[pa.Table | RejectedInput]:
     """Parses telemetry logs.
 
     Args:
@@ -97,14 +97,14 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
     """
     limits = limits or ParseLimits()
     logs = [_with_possible_times(log) for log in logs]
-    results: list[pa.Table | Refused] = [Refused("not_telemetry")] * len(logs)
+    results: list[pa.Table | RejectedInput] = [RejectedInput("not_telemetry")] * len(logs)
     batch: dict[int, list[_Part]] = {}
     size = 0
     for index, log in enumerate(logs):
         try:
             text = inflate(log.data, limits.max_bytes)
             batch[index] = [_Part(index, each, not number) for number, each in enumerate(split_segments(text))]
-        except Refused as refusal:
+        except RejectedInput as refusal:
             results[index] = refusal
             continue
         size += len(text)
@@ -124,13 +124,13 @@ def _with_possible_times(log: Log) -> Log:
     return replace(log, start_us=start, end_us=end)
 
 
-def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | Refused]) -> None:
+def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | RejectedInput]) -> None:
     groups: dict[Columns, list[_Part]] = defaultdict(list)
-    refused: dict[int, Refused] = {}
+    refused: dict[int, RejectedInput] = {}
     for index, parts in batch.items():
         try:
             check_size([part.segment for part in parts])
-        except Refused as refusal:
+        except RejectedInput as refusal:
             refused[index] = refusal
             continue
         for part in parts:
@@ -140,11 +140,11 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
     for index, parts in batch.items():
         try:
             results[index] = refused[index] if index in refused else _assemble(parts)
-        except Refused as refusal:
+        except RejectedInput as refusal:
             results[index] = refusal
 
 
-def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refused: dict[int, Refused]) -> None:
+def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refused: dict[int, RejectedInput]) -> None:
     """Fills in the tables of parts that have the same columns."""
     rows = read_rows([part.segment.body for part in parts], columns)
     ends = np.cumsum(rows.counts, dtype=np.int64)
@@ -180,7 +180,7 @@ def _times(
     parts: list[_Part],
     rows: Rows,
     slices: list[slice],
-    refused: dict[int, Refused],
+    refused: dict[int, RejectedInput],
 ) -> tuple[Int64, Bool]:
     """The time of each row in µs UTC, and where there is one."""
     if rows.epoch is not None:
@@ -216,7 +216,7 @@ def _times(
             utc[where][here] = to_utc(
                 local[where][here], segment.date_us, segment.zone, log.start_us, log.end_us, log.zone
             )
-        except Refused as refusal:
+        except RejectedInput as refusal:
             refused[part.log] = refusal
     ok |= cells.ok & cells.absolute
     return utc, ok & (utc >= EARLIEST) & (utc < LATEST)
@@ -240,7 +240,7 @@ def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: l
             try:
                 date = np.array([segment.date_us], np.int64)
                 start = int(to_utc(date, segment.date_us, segment.zone, log.start_us, log.end_us, log.zone)[0])
-            except Refused:
+            except RejectedInput:
                 start = None
         if start is None and part.first:
             start = log.start_us
@@ -260,10 +260,10 @@ def _assemble(parts: list[_Part]) -> pa.Table:
         bad_times = sum(part.bad_times for part in parts)
         if bad_times:
             why = "no time cell that can be read, nor a date or an event's start to count from"
-            raise Refused("no_time", f"none of {bad_times} rows has a time: {why}")
-        raise Refused("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
+            raise RejectedInput("no_time", f"none of {bad_times} rows has a time: {why}")
+        raise RejectedInput("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
     if nulls >= sum(table.num_rows * (table.num_columns - 2) for table in tables):
-        raise Refused("empty_telemetry", "no cell of any sample is a finite number")
+        raise RejectedInput("empty_telemetry", "no cell of any sample is a finite number")
     table = tables[0] if len(tables) == 1 else join_starts(tables)
     recorder = next((part.segment.recorder for part in parts if part.segment.recorder), "")
     return table.replace_schema_metadata(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.dstat.header import Columns, Segment
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import CELLS_PER_LOG_BYTE, MAX_LOG_CELLS, MAX_LOG_COLUMNS, MAX_LOG_HEADERS, MIN_ROW_CELLS
 from ciml.telemetry import OWN_COLUMNS, telemetry_columns
 from transforms.parse.rows import with_nans
@@ -22,25 +22,25 @@ def check_size(segments: Sequence[Segment]) -> None:
       segments: the starts of the recorder.
 
     Raises:
-      Refused: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all starts
-        together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in the
+      RejectedInput: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all
+        starts together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in the
         columns of the others: a kilobyte of headers could demand any number of them.
     """
     headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
     if len(headers) > MAX_LOG_HEADERS:
-        raise Refused("too_many_restarts", f"{len(headers)} different headers, at most {MAX_LOG_HEADERS}")
+        raise RejectedInput("too_many_restarts", f"{len(headers)} different headers, at most {MAX_LOG_HEADERS}")
     columns = _columns(headers)
     if columns > MAX_LOG_COLUMNS:
-        raise Refused("log_too_wide", f"{columns} columns, at most {MAX_LOG_COLUMNS}")
+        raise RejectedInput("log_too_wide", f"{columns} columns, at most {MAX_LOG_COLUMNS}")
     wide = max(columns, MIN_ROW_CELLS)
     size = sum(segment.size for segment in segments)
     if len(segments) == 1 and size * wide <= MAX_LOG_CELLS:
         return  # nearly all logs; a row has a byte at least
     rows = sum(_lines(segment.body) for segment in segments)
     if rows * wide > MAX_LOG_CELLS:
-        raise Refused("log_too_large", f"{rows * wide} cells of {rows} rows, at most {MAX_LOG_CELLS}")
+        raise RejectedInput("log_too_large", f"{rows * wide} cells of {rows} rows, at most {MAX_LOG_CELLS}")
     if len(segments) > 1 and rows * columns > size * CELLS_PER_LOG_BYTE:
-        raise Refused(
+        raise RejectedInput(
             "log_too_large",
             f"{len(segments)} starts with other columns each: {rows * columns} cells for {size} bytes, "
             f"at most {CELLS_PER_LOG_BYTE} for each",

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
-from ciml.errors import IntegrityError, Refused, let_go
+from ciml.errors import IntegrityError, RejectedInput, let_go
 from ciml.events.payloads import payload_of
-from ciml.events.records import Batch, Candidate, Mention, Outcome, RawFile
+from ciml.events.records import Batch, Outcome, PendingRun, RawFile, RunFacts
 from ciml.events.run_id import path_safe
 from ciml.raw.seal import seal, unsealed
 from ciml.storage.open import Store
@@ -41,11 +41,11 @@ def parse(batch: Batch) -> Batch:
     if not batch.candidates:
         return batch
     logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.candidates]
-    kept: list[Candidate] = []
+    kept: list[PendingRun] = []
     settled = list(batch.settled)
     for candidate, result in zip(batch.candidates, parse_logs(logs), strict=True):
         candidate.log = None
-        if isinstance(result, Refused):
+        if isinstance(result, RejectedInput):
             let_go(result)
             settled.append(_dead_letter(candidate, result))
         else:
@@ -54,7 +54,7 @@ def parse(batch: Batch) -> Batch:
     return Batch(batch.covers, batch.messages, kept, settled)
 
 
-def _dead_letter(candidate: Candidate, refused: Refused) -> Outcome:
+def _dead_letter(candidate: PendingRun, refused: RejectedInput) -> Outcome:
     return Outcome(
         "dead_letter", candidate.origin, candidate.event_key, candidate.mention, refused.reason, refused.detail,
         candidate.trust, payload=payload_of(candidate.message) if candidate.message else None,
@@ -90,7 +90,7 @@ def store(batch: Batch, raw: Store) -> Batch:
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 
 
-def _encode(candidate: Candidate) -> tuple[RawFile, bytes]:
+def _encode(candidate: PendingRun) -> tuple[RawFile, bytes]:
     mention, table = candidate.mention, candidate.telemetry
     if table is None:
         raise IntegrityError(f"{candidate.origin} {mention.run_id}: to be stored before it was parsed")
@@ -100,7 +100,7 @@ def _encode(candidate: Candidate) -> tuple[RawFile, bytes]:
     return RawFile(path, digest, table.num_rows, len(data)), data
 
 
-def run_path(mention: Mention, table: pa.Table, digest: str) -> str:
+def run_path(mention: RunFacts, table: pa.Table, digest: str) -> str:
     """``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
     time_us = mention.start_us if mention.start_us is not None else mention.end_us
     if time_us is None:

@@ -13,7 +13,7 @@ from cli.options import EngineChoice, home_option
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from services.files import Place
+    from services.files import ServiceFiles
 
 _NAME = click.option("--name", help="Which ingest.  [default: the only one]")
 _WAIT = click.option(
@@ -67,7 +67,7 @@ def start(
     """
     from engines import processes
     from services import control as starting
-    from services.files import Options, Place, located
+    from services.files import Options, ServiceFiles, located
 
     ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
     named = bool(flink_rest or workers or engine.named)
@@ -85,7 +85,7 @@ def start(
         metrics_port=metrics_port,
         metrics_address=metrics_address,
     )
-    return starting.start(Place(home, name), located(home, options), wait_s, click.echo, foreground=foreground)
+    return starting.start(ServiceFiles(home, name), located(home, options), wait_s, click.echo, foreground=foreground)
 
 
 @click.command("resume", short_help="Go on with an ingest that was stopped.")
@@ -148,10 +148,10 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     """
     import json
 
-    from services.files import Place
+    from services.files import ServiceFiles
     from services.status import exit_code, gather, show
 
-    places = [choose(home, name)] if name else Place.all(home)
+    places = [choose(home, name)] if name else ServiceFiles.all(home)
     if not places:
         click.echo("{}" if as_json else f"No ingest was started in {home}. Start one by: ciml ingest start")
         return 1
@@ -164,19 +164,19 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     return max(exit_code(one) for one in found.values())
 
 
-def choose(home: Path, name: str | None) -> Place:
+def choose(home: Path, name: str | None) -> ServiceFiles:
     """The ingest of that name, or the only one.
 
     Raises:
       CimlError: there is none, or more than one and no name.
     """
-    from services.files import Place
+    from services.files import ServiceFiles
 
     if name:
-        place = Place(home, name)
+        place = ServiceFiles(home, name)
         place.options()
         return place
-    places = Place.all(home)
+    places = ServiceFiles.all(home)
     if len(places) == 1:
         return places[0]
     if not places:

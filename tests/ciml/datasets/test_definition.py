@@ -8,13 +8,13 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, interval_us, load_definition, resolve
 from ciml.datasets.labels import label_of
 from ciml.errors import CimlError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 
 COLUMNS = ("total cpu usage:usr", "memory usage:used", "load avg:1m", "load avg:5m", "swap:used")
 
 
-def run(**facts: Any) -> Mention:
-    return Mention("zuul~1~1", "1", "unit", **facts)
+def run(**facts: Any) -> RunFacts:
+    return RunFacts("zuul~1~1", "1", "unit", **facts)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.digest import canonical_json
-from ciml.errors import CimlError, IntegrityError, Refused
+from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.cloudevents import (
     FINISHED,
     LISTING,
@@ -24,7 +24,7 @@ from ciml.events.cloudevents import (
 )
 from ciml.events.outcomes import outcome_of
 from ciml.events.payloads import message_of, payload_of
-from ciml.events.records import Mention, Message
+from ciml.events.records import Message, RunFacts
 from ciml.limits import MAX_EVENT_RUNS, MAX_JSON_DEPTH, MAX_MESSAGE_BYTES
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
@@ -46,7 +46,7 @@ RUN: dict[str, Any] = {
     "end_time": 1795521600.25,
     "labels": {"framework": "hadoop", "rows": 43, "elapsed_s": 41.5, "voting": True, "none": None},
 }
-MENTION = Mention(
+MENTION = RunFacts(
     run_id=f"zuul~{UUID}~1",
     build_uuid=UUID,
     build_name="tempest-full",
@@ -78,8 +78,8 @@ def bare(run: Any, **changes: Any) -> Message:
     return Message(7, json.dumps(envelope(**{"data": run, **changes})).encode())
 
 
-def refusal(message: Message) -> Refused:
-    with pytest.raises(Refused) as caught:
+def refusal(message: Message) -> RejectedInput:
+    with pytest.raises(RejectedInput) as caught:
         decode_message(message)
     assert caught.value.reason in REASONS
     return caught.value
@@ -291,7 +291,7 @@ def test_bad_runs(changes: dict[str, Any], reason: str, detail: str) -> None:
     event = decode_message(alone)
     assert (event.mentions, event.key) == ((), "zuul e1")
     ((mention, fault),) = event.refusals
-    assert mention == Mention(MENTION.run_id, UUID, "", source="zuul")
+    assert mention == RunFacts(MENTION.run_id, UUID, "", source="zuul")
     assert fault.reason == reason
     assert fault.detail.startswith(detail)
     assert fault.detail.isprintable()
@@ -331,7 +331,7 @@ def test_each_run_of_an_event_has_a_message_of_its_own() -> None:
 def test_started_and_queued_runs_need_neither_outcome_nor_time() -> None:
     for event_type, phase in ((STARTED, "started"), (QUEUED, "queued")):
         (mention,) = decode_message(bare({"id": UUID, "job": "j"}, type=event_type)).mentions
-        assert mention == Mention(f"zuul~{UUID}~1", UUID, "j", phase=phase, source="zuul")  # type: ignore[arg-type]
+        assert mention == RunFacts(f"zuul~{UUID}~1", UUID, "j", phase=phase, source="zuul")  # type: ignore[arg-type]
 
 
 def test_fields_that_the_format_does_not_know_are_passed_over() -> None:
@@ -372,7 +372,7 @@ LINE: dict[str, Any] = {
 
 
 def test_a_line_of_a_listing() -> None:
-    assert mention_from_listing(LINE, "old", "s3://logs/x/") == Mention(
+    assert mention_from_listing(LINE, "old", "s3://logs/x/") == RunFacts(
         run_id=f"old~{UUID}~1", build_uuid=UUID, build_name="hadoop-sort", outcome="timeout", result="TIMED_OUT",
         source="old", event=LISTING, pipeline="check", provider="alibaba", flavour="c6.2xlarge",
         log_url="s3://logs/x/logs/hadoop-sort/dstat csv.gz", start_us=1605789695_000000, end_us=1605789737_000000,
@@ -397,7 +397,7 @@ def test_a_line_of_a_listing() -> None:
     ],
 )
 def test_bad_lines_of_a_listing(changes: dict[str, Any], reason: str, detail: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         mention_from_listing({**LINE, **changes}, logs="/srv/logs")
     assert caught.value.reason == reason
     assert caught.value.detail.startswith(detail)
@@ -463,7 +463,7 @@ def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
             message = Message(0, value, headers)
             try:
                 event = decode_message(message, {"*": "ci"})
-            except Refused as refused:
+            except RejectedInput as refused:
                 faults, mentions = [refused], []
             else:
                 faults = [fault for _, fault in event.refusals]
@@ -473,4 +473,4 @@ def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
             canonical_json(payload_of(message))
             for mention in mentions:
                 canonical_json(mention.to_json())
-                assert Mention.from_json(mention.to_json()) == mention
+                assert RunFacts.from_json(mention.to_json()) == mention

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events import json_input
 from ciml.events.json_input import parse_json
 
@@ -47,7 +47,7 @@ _VALUES = st.recursive(
 def _outcome(parse: Any, data: bytes) -> tuple[str, str]:
     try:
         return "value", repr(parse(data))
-    except Refused as refused:
+    except RejectedInput as refused:
         return refused.reason, refused.detail
 
 
@@ -75,7 +75,7 @@ def test_both_ways_agree_on_bytes(data: bytes) -> None:
 @pytest.mark.parametrize("data", [b'{"a":1,"a":2}', b'{"a" : "x:y", "b": {"c": 1, "c": [":"]}}', b'{"":":","":"::"}'])
 def test_a_key_that_stands_twice_is_refused(data: bytes) -> None:
     assert json_input._quickly(data) is None
-    with pytest.raises(Refused, match="stands twice"):
+    with pytest.raises(RejectedInput, match="stands twice"):
         parse_json(data)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.cloudevents import FINISHED, decode_message
 from ciml.events.records import Message
 from tests.growth import assert_linear
@@ -54,7 +54,7 @@ def no_collector() -> Iterator[None]:
 
 
 def decode(message: Message) -> None:
-    with suppress(Refused):
+    with suppress(RejectedInput):
         decode_message(message)
 
 

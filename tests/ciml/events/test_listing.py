@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.errors import CimlError, EngineError, Refused
+from ciml.errors import CimlError, EngineError, RejectedInput
 from ciml.events import listing_files
 from ciml.events.cloudevents import REASONS
 from ciml.events.listing import (
@@ -27,7 +27,7 @@ from ciml.events.listing import (
 from ciml.events.listing_files import Listing, open_listing, shared_listing
 from ciml.events.mentions import mention_from_listing
 from ciml.events.payloads import message_bytes, payload_of
-from ciml.events.records import Mention, Origin
+from ciml.events.records import Origin, RunFacts
 from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
@@ -86,7 +86,7 @@ def test_every_line_of_the_sample_corpus_is_good() -> None:
     ],
 )  # fmt: skip
 def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         decode_line(line, READING)
     assert caught.value.reason == reason
     assert caught.value.detail.startswith(detail)
@@ -115,7 +115,7 @@ def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: s
 )
 def test_a_fault_of_a_known_run_is_told_with_its_id(changes: dict[str, Any], reason: str, detail: str) -> None:
     run = decode_line(encoded(**changes), READING)
-    assert run.mention == Mention("zuul~a1~1", "a1", source="old")
+    assert run.mention == RunFacts("zuul~a1~1", "a1", source="old")
     assert run.fault is not None
     assert run.fault.reason == reason
     assert run.fault.detail.startswith(detail)
@@ -140,7 +140,7 @@ def test_no_line_is_a_crash(line: bytes) -> None:
     reason = ""
     try:
         run = decode_line(line, READING)
-    except Refused as refused:
+    except RejectedInput as refused:
         reason = refused.reason
     if reason:
         assert reason in REASONS
@@ -151,7 +151,7 @@ def test_no_line_is_a_crash(line: bytes) -> None:
         assert run.fault.reason in REASONS
         return
     assert run.mention.event == "listing"
-    assert Mention.from_json(json.loads(json.dumps(run.mention.to_json()))) == run.mention
+    assert RunFacts.from_json(json.loads(json.dumps(run.mention.to_json()))) == run.mention
 
 
 def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.cloudevents import FINISHED, Event, decode_message
 from ciml.events.payload_redaction import redact_bytes, redact_header
 from ciml.events.payloads import message_of, payload_of
@@ -134,7 +134,7 @@ def outcome(message: Message) -> tuple[Event | None, str]:
     """What becomes of a message, and all that is said of it."""
     try:
         event = decode_message(message)
-    except Refused as refused:
+    except RejectedInput as refused:
         return None, repr(refused)
     return event, repr(event)
 

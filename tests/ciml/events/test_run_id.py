@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.run_id import RunId, path_safe
 
 UUID = "5e70d239-95b5-466e-9798-41053314c81b"
@@ -45,7 +45,7 @@ def test_round_trip(native: str, attempt: int) -> None:
      ("zuul", "a", 0), ("zuul", "a", True), ("zuul", "a" * 200, 1), ("zuul", "é" * 40, 1), ("zuul\n", "a", 1)],
 )  # fmt: skip
 def test_malformed(source: str, native: str, attempt: int) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         RunId(source, native, attempt)
     assert caught.value.reason == "bad_run_id"
 
@@ -56,11 +56,11 @@ def test_malformed(source: str, native: str, attempt: int) -> None:
      "zuul~..~1", "zuul~a~1\n"],
 )  # fmt: skip
 def test_only_canonical_text_decodes(text: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         RunId.decode(text)
     assert caught.value.reason == "bad_run_id"
 
 
 def test_a_refusal_survives_pickling() -> None:
-    refused = pickle.loads(pickle.dumps(Refused("bad_time", "end_time")))
+    refused = pickle.loads(pickle.dumps(RejectedInput("bad_time", "end_time")))
     assert (refused.reason, refused.detail, str(refused)) == ("bad_time", "end_time", "bad_time: end_time")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.events.samples import (
     REASONS,
     End,
@@ -153,7 +153,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_messages_are_refused(case: str) -> None:
     change, reason = HOSTILE[case]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         decode(json.dumps(change(json.loads(encode(ONE)))).encode())
     assert caught.value.reason == reason
     assert len(caught.value.detail) < 300
@@ -170,7 +170,7 @@ def test_hostile_messages_are_refused(case: str) -> None:
     ],
 )  # fmt: skip
 def test_broken_messages_are_refused(value: bytes | None, reason: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         decode(value)
     assert caught.value.reason == reason
 
@@ -186,7 +186,7 @@ def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
     reason = ""
     try:
         decode(value)
-    except Refused as refused:
+    except RejectedInput as refused:
         reason = refused.reason
     assert reason in {"", *REASONS}
 
@@ -203,7 +203,7 @@ def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
     ],
 )
 def test_what_could_not_be_decoded_is_not_encoded(message: Samples | End, reason: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         encode(message)
     assert caught.value.reason == reason
 

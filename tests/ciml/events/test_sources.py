@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.mentions import source_name, source_names
 from tests.ciml.events.test_cloudevents import RUN, UUID, bare
@@ -30,7 +30,7 @@ def test_a_source_that_is_a_name_stands_for_itself(name: str) -> None:
     ],
 )
 def test_no_two_sources_become_one(source: str, proposal: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         decode_message(bare(RUN, source=source))
     assert caught.value.reason == "bad_field"
     assert caught.value.detail == f"source: {source!r:.80} has no name; give it one: --source {source!r:.80}={proposal}"
@@ -61,5 +61,5 @@ def test_configured_source_names_are_not_for_others() -> None:
     names = {"https://zuul.example.org": "zuul"}
     (mention,) = decode_message(bare(RUN, source="https://zuul.example.org"), names).mentions
     assert (mention.source, mention.run_id) == ("zuul", f"zuul~{UUID}~1")
-    with pytest.raises(Refused, match="source: zuul is the name of another source"):
+    with pytest.raises(RejectedInput, match="source: zuul is the name of another source"):
         decode_message(bare(RUN, source="zuul"), names)

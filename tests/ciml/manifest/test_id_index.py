@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ciml.errors import IntegrityError
 from ciml.manifest import id_index
 from ciml.manifest.id_index import TIER, IdTable, Run, TableKind, fingerprint
-from ciml.manifest.index_files import PartFiles, PartGone
+from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.storage.open import LocalStore
 
 KIND = TableKind({"value": "int64", "text": "string"}, gone=lambda values: np.from_dlpack(values["value"]) == 0)
@@ -137,7 +137,7 @@ def test_a_part_that_is_gone_or_changed_is_loud(tmp_path: Path) -> None:
             IdTable(KIND, table.runs, files).contains([fingerprint("a")])
     store.delete(part.path)
     assert "gone" in (PartFiles(store, "index").check(part) or "")
-    with pytest.raises(PartGone):
+    with pytest.raises(IndexFileMissingError):
         IdTable(KIND, table.runs, PartFiles(store, "index")).contains([fingerprint("a")])
     assert table.contains([fingerprint("a"), fingerprint("b")]) == [True, False]  # what is mapped stays
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from ciml.events.records import Batch, Mention, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.checkpoints import Checkpoints, Limits
-from ciml.manifest.log import ManifestLog, Outrun, catch_up, commit
+from ciml.manifest.log import ManifestLog, StaleWriterError, catch_up, commit
 from ciml.raw.accounting import RawState, reconcile
 from ciml.raw.state import RAW
 from ciml.storage.open import LocalStore
@@ -110,7 +110,7 @@ def _outcome(rng: random.Random, partition: int, offset: int) -> Outcome:
         return Outcome("dead_letter", origin, reason="broken_json", payload={"value": "eA==", "headers": []})
     run = f"zuul~{rng.randrange(120)}~1"
     word: Any = rng.choice(["success", "failure", None])
-    mention = Mention(run_id=run, build_uuid=run, build_name="job", outcome=word)
+    mention = RunFacts(run_id=run, build_uuid=run, build_name="job", outcome=word)
     digest = rng.choice([f"{rng.getrandbits(256):064x}", f"{run}d"])
     file = RawFile(f"runs/{run}.{digest}", digest, 3, 99) if kind == "run" else None
     trust = Trust(rng.random() < 0.5, "gated", "p")
@@ -142,7 +142,7 @@ class Actor:
     def commit(self, batches: list[Batch]) -> int | None:
         try:
             return commit(self.log, self.state, lambda: reconcile(self.state, batches, int(self.log.clock() * 1e6)))
-        except Outrun:
+        except StaleWriterError:
             self.reopen()
             return self.commit(batches)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.records import LISTS, UNJUDGED, Batch, Mention, Message, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.events.records import LISTS, UNJUDGED, Batch, Message, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.manifest.offsets import RangeSet
 from ciml.raw.accounting import KnownRun, RawState, reconcile
@@ -21,8 +21,8 @@ from ciml.storage.open import LocalStore
 TOPIC = "ci-events"
 
 
-def mention(run: str, outcome: str | None = "success", phase: str = "finished") -> Mention:
-    return Mention(run_id=f"zuul~{run}~1", build_uuid=run, build_name="job", phase=phase, outcome=outcome)  # type: ignore[arg-type]
+def mention(run: str, outcome: str | None = "success", phase: str = "finished") -> RunFacts:
+    return RunFacts(run_id=f"zuul~{run}~1", build_uuid=run, build_name="job", phase=phase, outcome=outcome)  # type: ignore[arg-type]
 
 
 def outcome(

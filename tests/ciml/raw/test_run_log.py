@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.events.records import UNJUDGED, Mention, Origin, Outcome, RawFile, Trust, rows_of
+from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
 from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import StoredRunLog
 from ciml.storage.open import open_store
@@ -16,7 +16,7 @@ TRUST = Trust(True, "gated", "p")
 
 
 def outcome(number: int, **more: object) -> Outcome:
-    mention = Mention(f"zuul~{number}~1", str(number), "job", outcome="success", start_us=number, labels={"size": "ä"})
+    mention = RunFacts(f"zuul~{number}~1", str(number), "job", outcome="success", start_us=number, labels={"size": "ä"})
     file = RawFile(f"runs/job=job/date=2026-01-01/{number}.parquet", "0" * 64, 60, 1000)
     return Outcome("run", Origin("t", 0, number), "key", mention, trust=TRUST, file=file).replace(**more)
 
@@ -34,7 +34,7 @@ def log(tmp_path: Path) -> ManifestLog:
     return log
 
 
-def judge(mention: Mention) -> Trust:
+def judge(mention: RunFacts) -> Trust:
     return Trust(False, f"judged {mention.build_uuid}", "now")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ciml.events.records import UNJUDGED, Mention, Origin, Outcome, RawFile, Trust
+from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage.open import LocalStore
 from cli.demo import accounts as checks
@@ -35,7 +35,7 @@ def outcome(
         kind,  # type: ignore[arg-type]
         Origin(line.topic, line.partition, line.offset),
         line.event_key,
-        Mention(line.run_id, line.run_id, "job") if line.run_id else None,
+        RunFacts(line.run_id, line.run_id, "job") if line.run_id else None,
         line.reason if reason is None else reason,
         trust=Trust(line.trusted is True if trusted is None else trusted, "gated", "p") if kind == "run" else UNJUDGED,
         file=RawFile(f"runs/{line.run_id}", "d", 3, 4) if kind == "run" else None,

@@ -14,7 +14,7 @@ import pytest
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
-from ciml.events.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.storage.open import LocalStore
 from cli.demo import checks as books
 from cli.demo.corpus import corpus_folder, read_corpus
@@ -48,7 +48,7 @@ def stored(raw: LocalStore) -> list[Outcome]:
         path = f"runs/job=j/date=2020-01-01/{run_id}.parquet"
         raw.create(path, data)
         file = RawFile(path, telemetry_digest(run_id, telemetry), 3, len(data))
-        mention = Mention(run_id, run_id, "j", provider="aws" if number else "alibaba")
+        mention = RunFacts(run_id, run_id, "j", provider="aws" if number else "alibaba")
         outcomes.append(Outcome("run", Origin("t", 0, number), "k", mention, trust=Trust(True, "g", "p"), file=file))
     return outcomes
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
 from ciml.events.records import Batch, Message, OffsetRange
 from cli.demo.corpus import SOURCE, corpus_folder, read_corpus
@@ -85,7 +85,7 @@ def test_messages_of_one_run_share_a_key(plan: Plan) -> None:
 def test_broken_json_is_refused_as_such(plan: Plan) -> None:
     broken = [m for m in plan.messages if m.trick == "broken JSON"]
     for message in broken:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RejectedInput) as refused:
             decode_message(Message(0, message.value, message.headers))
         assert refused.value.reason == "broken_json"
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import LocalStore, Store
 from pipelines.datasets.update import (
     create_dataset,
@@ -25,7 +25,7 @@ def telemetry(number: int) -> pa.Table:
     return table(times, usr=[number + 0.5 * second for second in range(5)], load=[1.0 / number] * 5)
 
 
-def runs(first: int, last: int, **facts: Any) -> list[tuple[Mention, pa.Table]]:
+def runs(first: int, last: int, **facts: Any) -> list[tuple[RunFacts, pa.Table]]:
     """Runs by number; every third has failed."""
     out = []
     for number in range(first, last + 1):

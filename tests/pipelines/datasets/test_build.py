@@ -10,7 +10,7 @@ import pytest
 from ciml.datasets.definition import DatasetDefinition, load_definition
 from ciml.datasets.state import dataset_names, raw_store_by_name
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import Store, open_store
 from pipelines.datasets.build import build_dataset, remove_dataset
 from pipelines.datasets.update import create_dataset, dataset_state, dataset_store, update_dataset, verify_dataset
@@ -24,7 +24,7 @@ from transforms.ingest.trust import TrustPolicy
 HOUR_US = 3_600_000_000
 
 
-def ended(number: int, hour: int, **facts: Any) -> tuple[Mention, Any]:
+def ended(number: int, hour: int, **facts: Any) -> tuple[RunFacts, Any]:
     """A run that ended at an hour; every third has failed."""
     outcome = "failure" if number % 3 == 0 else "success"
     facts = {"outcome": outcome, "end_us": hour * HOUR_US, "source": "backfill", "event": "listing", **facts}

@@ -17,7 +17,7 @@ import pytest
 
 from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError, IntegrityError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.datasets import update as datasets
@@ -128,7 +128,7 @@ def test_updaters_in_several_processes_give_one_result(data: Store, raw: RawStor
     assert verify_dataset(data, "cpu") == []
 
 
-def _real_runs() -> Iterator[tuple[Mention, pa.Table]]:
+def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
     """Fifty of the corpus, and the golden logs of downsampling."""
     mentions, tables, _ = corpus(50)
     yield from zip(mentions, tables, strict=True)

@@ -14,7 +14,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import Store, open_store
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets.update import create_dataset, dataset_store, read_span, update_dataset, verify_dataset
@@ -29,7 +29,7 @@ from transforms.fetch.policy import FetchPolicy
 RUNS = 8
 
 
-def send(kafka: str, topic: str, said: Sequence[Mention]) -> None:
+def send(kafka: str, topic: str, said: Sequence[RunFacts]) -> None:
     from confluent_kafka import Producer
 
     producer = Producer({"bootstrap.servers": kafka})
@@ -98,6 +98,6 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     assert update_dataset(data, "status").sealed == ()
 
 
-def _line(mention: Mention) -> Any:
+def _line(mention: RunFacts) -> Any:
     native = mention.build_uuid.rpartition(".")[0]
     return next(line for line in (CORPUS / "builds.jsonl").read_text().splitlines() if native in line)

@@ -11,7 +11,7 @@ import pytest
 
 from ciml.datasets.state import dataset_state, dataset_store
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.datasets.statistics import Piece, kept_statistics
 from pipelines.datasets.update import update_dataset
@@ -30,7 +30,7 @@ SPAN = 30
 EVERYONE = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
 
 
-def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -> list[tuple[Mention, pa.Table]]:
+def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -> list[tuple[RunFacts, pa.Table]]:
     """A span of runs: of two jobs, one in three failed."""
     out = []
     for number in range(first, first + SPAN):
@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Store:
     return open_store(tmp_path)
 
 
-def fill(data: Store, *spans: list[tuple[Mention, pa.Table]], name: str = "cpu") -> None:
+def fill(data: Store, *spans: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> None:
     raw = RawStore(data)
     for runs in spans:
         raw.add(runs)

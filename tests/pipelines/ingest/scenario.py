@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.events.cloudevents import STARTED, finished_event, run_event
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
@@ -50,14 +50,14 @@ class Scenario:
             path.write_bytes(data)
 
 
-def mentions(count: int) -> list[tuple[Mention, Path]]:
+def mentions(count: int) -> list[tuple[RunFacts, Path]]:
     """Runs of the sample corpus, taken again under other ids where there are not enough."""
     lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()[:: 960 // 120]]
     found = []
     for number in range(count):
         build = lines[number % len(lines)]
         native = f"{build['build_uuid']}.{number // len(lines)}"
-        mention = Mention(
+        mention = RunFacts(
             run_id=RunId("zuul", native).encode(), build_uuid=native, build_name=build["build_name"],
             outcome="success", result="SUCCESS", source="zuul", pipeline="gate", project="p", branch="main",
             change=str(number), provider=build["node_provider"],
@@ -91,7 +91,7 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
         producer.produce(topic, value, key.encode(), headers=headers, partition=partition, on_delivery=done)
         producer.poll(0)
 
-    def say(mention: Mention, event: str, kind: str, reason: str = "", event_type: str = "") -> None:
+    def say(mention: RunFacts, event: str, kind: str, reason: str = "", event_type: str = "") -> None:
         if event_type:
             value, headers = run_event(event_type, mention, event_id=event)
         else:
@@ -100,34 +100,34 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
             )
         emit(value, headers, mention.run_id, (mention.run_id,), kind, reason)
 
-    def ok(mention: Mention) -> Mention:
+    def ok(mention: RunFacts) -> RunFacts:
         scenario.runs.add(mention.run_id)
         say(mention, f"e-{mention.run_id}", "run")
         return mention
 
-    def untrusted(mention: Mention, path: Path) -> None:
+    def untrusted(mention: RunFacts, path: Path) -> None:
         scenario.untrusted.add(mention.run_id)
         ok(mention.replace(pipeline="check"))
 
-    def other_log(mention: Mention, path: Path) -> None:
+    def other_log(mention: RunFacts, path: Path) -> None:
         ok(mention)
         text = gzip.decompress(path.read_bytes()).rstrip(b"\n")
         other = path.with_name(f"{path.name}.other")
         other.write_bytes(text[: text.rindex(b"\n") + 1])
         say(mention.replace(log_url=other.as_uri()), "other", "repeat", "other_log")
 
-    def missing(mention: Mention, path: Path, kind: str) -> None:
+    def missing(mention: RunFacts, path: Path, kind: str) -> None:
         if kind == "run":
             scenario.late[path] = path.read_bytes()
             scenario.runs.add(mention.run_id)
         path.unlink()
         say(mention, "e-missing", kind, "" if kind == "run" else "log_not_found")
 
-    def cut(mention: Mention, path: Path) -> None:
+    def cut(mention: RunFacts, path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-20])
         say(mention, "e-cut", "dead_letter", "corrupt_gzip")
 
-    tricks: list[Callable[[Mention, Path], None]] = [
+    tricks: list[Callable[[RunFacts, Path], None]] = [
         lambda m, p: emit(b"{not json", [], m.run_id, ("",), "dead_letter", "broken_json"),
         lambda m, p: say(ok(m), f"e-{m.run_id}", "repeat", "event"),
         lambda m, p: missing(m, p, "dead_letter"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import IntegrityError
-from ciml.events.records import Batch, Candidate, Message, OffsetRange, Origin
+from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer, committer, seal, unseal
 from services.ingest import ingest_micro_batches
@@ -117,7 +117,7 @@ def test_only_what_is_settled_is_sealed() -> None:
     mention, _ = mentions(1)[0]
     for batch in (
         Batch(OffsetRange("t", "", 0, 0, 1), messages=[Message(0, b"")]),
-        Batch(None, candidates=[Candidate(Origin("t", 0, 0), "e", mention)]),
+        Batch(None, candidates=[PendingRun(Origin("t", 0, 0), "e", mention)]),
     ):
         with pytest.raises(IntegrityError):
             seal(batch)

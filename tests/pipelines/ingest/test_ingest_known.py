@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.events.records import Batch, Candidate, OffsetRange, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun, RawFile, Trust
 from ciml.raw.accounting import RawState, reconcile
 from pipelines.ingest.pipeline import settle_known
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
@@ -17,8 +17,8 @@ from tests.pipelines.ingest.scenario import mentions
 TRUST = Trust(True, "gate", "p")
 
 
-def candidate(offset: int, event: int, run: int) -> Candidate:
-    return Candidate(
+def candidate(offset: int, event: int, run: int) -> PendingRun:
+    return PendingRun(
         Origin("t", 0, offset), f"source e{event}" if event else "", mentions(run + 1)[run][0], trust=TRUST
     )
 

@@ -24,7 +24,7 @@ import transforms.raw.write
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
-from ciml.events.records import Batch, Mention, Message, OffsetRange, Outcome
+from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
 from ciml.raw.metrics import raw_families
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.backfill.backfill import backfill
@@ -91,7 +91,7 @@ STAGES: dict[str, Callable[[Patch], None]] = {
 }  # fmt: skip
 
 
-def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[Mention]:
+def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[RunFacts]:
     """Runs with logs in a folder: good ones, and between them one for each stage, poisoned for it."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
@@ -108,7 +108,7 @@ def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[Mentio
     return found
 
 
-def messages(found: list[Mention]) -> list[Message]:
+def messages(found: list[RunFacts]) -> list[Message]:
     made = []
     for offset, mention in enumerate(found):
         value, headers = finished_event(mention, event_id=f"e-{mention.run_id}")
@@ -116,7 +116,7 @@ def messages(found: list[Mention]) -> list[Message]:
     return made
 
 
-def direct(mention: Mention) -> str:
+def direct(mention: RunFacts) -> str:
     """The digest of a run by one call on its log alone."""
     path = Path(mention.log_url.removeprefix("file://"))
     (table,) = parse_logs([Log(path.read_bytes(), mention.start_us, mention.end_us)])

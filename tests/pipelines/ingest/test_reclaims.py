@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.events.records import Mention, Message
+from ciml.events.records import Message, RunFacts
 from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import (
     create_dataset,
@@ -35,16 +35,16 @@ from transforms.ingest.trust import TrustPolicy
 GATED = TrustPolicy.parse('[[rule]]\nname = "gated"\ntrusted = true\npipeline = ["gate"]')
 
 
-def claim(number: int, **facts: Any) -> tuple[Mention, pa.Table]:
+def claim(number: int, **facts: Any) -> tuple[RunFacts, pa.Table]:
     return mention(number, outcome="success", result="SUCCESS", pipeline="check", **facts), telemetry(number + 50)
 
 
-def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[Mention, pa.Table]:
+def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[RunFacts, pa.Table]:
     told = mention(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
     return told, telemetry(number)
 
 
-def direct(data: Store, rows: list[tuple[Mention, pa.Table]], name: str = "cpu") -> pa.Table:
+def direct(data: Store, rows: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> pa.Table:
     resolved = dataset_state(data, name).resolved
     assert resolved is not None
     table = make_examples([told for told, _ in rows], [each for _, each in rows], resolved).table
@@ -121,7 +121,7 @@ def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs
 class Known:
     """A run as it has to be."""
 
-    told: Mention
+    told: RunFacts
     table: pa.Table
     trusted: bool
 

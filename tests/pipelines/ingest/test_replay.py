@@ -20,7 +20,7 @@ import pytest
 from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
 from ciml.events.listing_files import open_listing
-from ciml.events.records import Batch, Mention, Message, OffsetRange
+from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.raw.audit import Audit
 from ciml.raw.dead_letters import Choice, all_letters
@@ -52,7 +52,7 @@ class Place:
         self.logs.mkdir(exist_ok=True)
         self.end = 0
 
-    def mention(self, number: int, log: bool = True, **changes: Any) -> Mention:
+    def mention(self, number: int, log: bool = True, **changes: Any) -> RunFacts:
         mention, source = mentions(number + 1)[number]
         target = self.logs / f"{number}.gz"
         if log:
@@ -103,7 +103,7 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(events.PHASES, LATER, "finished")
 
 
-def of_a_later_type(*mentions: Mention, **how: Any) -> tuple[bytes, Any]:
+def of_a_later_type(*mentions: RunFacts, **how: Any) -> tuple[bytes, Any]:
     value, headers = finished_event(*mentions, **how)
     return value.replace(events.FINISHED.encode(), LATER.encode()), headers
 

@@ -10,7 +10,7 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import finished_event
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
@@ -38,7 +38,7 @@ class Ci:
         definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
         create_dataset(self.data, DatasetDefinition.from_json(definition))
 
-    def says(self, *told: Mention) -> None:
+    def says(self, *told: RunFacts) -> None:
         from confluent_kafka import Producer
 
         producer = Producer({"bootstrap.servers": self._config.kafka.bootstrap})
@@ -57,7 +57,7 @@ class Ci:
         return {run.run_id: (snapshot.resolved.classes[run.label], run.rule) for run in snapshot.runs()}
 
 
-def gated(count: int) -> list[Mention]:
+def gated(count: int) -> list[RunFacts]:
     outcomes: Sequence[Any] = ["failure", "success"]
     return [
         each.replace(log_url=path.as_uri(), pipeline="gate", outcome=outcomes[number % 2], result="")

@@ -142,10 +142,10 @@ def _write(folder: Path, batch: Batch) -> None:
 def backfill(folder: Path) -> Counter[str]:
     """Settles all logs as a backfill does, several pieces of work at once."""
     from pipelines.backfill.ordered_committer import OrderedCommitter
-    from pipelines.backfill.plan import Following, Work
+    from pipelines.backfill.plan import BackfillProgress, Work
 
     config, listing = _configured(folder)
-    following = Following(config.raw, listing)
+    following = BackfillProgress(config.raw, listing)
     flow = OrderedCommitter(config, listing, following.look)
     (block,) = listing.blocks
     for start in range(block.end):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ciml.events.cloudevents import STARTED, run_event
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.storage.open import Store
 from pipelines.kafka.client import KafkaOptions, admin, list_topic
@@ -17,7 +17,7 @@ def send_starts(broker: str, topic: str, partition: int, count: int, first: int 
     producer = Producer({"bootstrap.servers": broker, "batch.num.messages": together})
     for number in range(first, first + count):
         native = f"{partition}.{number}"
-        mention = Mention(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
+        mention = RunFacts(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
         value, headers = run_event(STARTED, mention)
         producer.produce(topic, value, headers=headers, partition=partition)
     assert producer.flush(30) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.events.records import Mention, RawFile
+from ciml.events.records import RawFile, RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import named_runs, run_of
 from ciml.storage.open import Store
@@ -22,7 +22,7 @@ NOON = 1.5 * DAY
 FIRST, SECOND = "job=unit-tests/date=1970-01-01", "job=unit-tests/date=1970-01-02"
 
 
-def run(number: int, day: int = 0, rows: int = 4, **facts: Any) -> tuple[Mention, pa.Table]:
+def run(number: int, day: int = 0, rows: int = 4, **facts: Any) -> tuple[RunFacts, pa.Table]:
     start = day * DAY * 1_000_000
     times = [start + at * 1_000_000 for at in range(rows)]
     made = table(times, usr=[number + at / 4 for at in range(rows)], load=[1.0] * rows)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.events.records import Mention, Origin, Outcome, RawFile, Trust
+from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from transforms.raw.write import run_path, write_run
@@ -28,11 +28,11 @@ class RawStore:
 
     def add(
         self,
-        runs: Sequence[tuple[Mention, pa.Table]] = (),
-        corrections: Sequence[Mention] = (),
-        others: Sequence[tuple[Mention, pa.Table]] = (),
+        runs: Sequence[tuple[RunFacts, pa.Table]] = (),
+        corrections: Sequence[RunFacts] = (),
+        others: Sequence[tuple[RunFacts, pa.Table]] = (),
         trust: Trust = TRUSTED,
-        reclaims: Sequence[tuple[Mention, pa.Table]] = (),
+        reclaims: Sequence[tuple[RunFacts, pa.Table]] = (),
     ) -> int:
         """One delta with these runs, corrections, and known runs with another log. Returns its version."""
         first = self._offset + 1
@@ -56,7 +56,7 @@ class RawStore:
         assert self.log.try_append(self._version, delta)
         return self._version
 
-    def write(self, mention: Mention, table: pa.Table) -> RawFile:
+    def write(self, mention: RunFacts, table: pa.Table) -> RawFile:
         """The raw object of a run, which no manifest names."""
         digest = telemetry_digest(mention.run_id, table)
         path = run_path(mention, table, digest)
@@ -64,10 +64,10 @@ class RawStore:
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
 
-    def _run(self, mention: Mention, table: pa.Table, trust: Trust) -> Outcome:
+    def _run(self, mention: RunFacts, table: pa.Table, trust: Trust) -> Outcome:
         return self._outcome("run", mention, trust, self.write(mention, table))
 
-    def _outcome(self, kind: Any, mention: Mention, trust: Trust, file: RawFile | None = None) -> Outcome:
+    def _outcome(self, kind: Any, mention: RunFacts, trust: Trust, file: RawFile | None = None) -> Outcome:
         self._offset += 1
         origin = Origin("ci-events", 0, self._offset)
         return Outcome(kind, origin, f"zuul {self._offset}", mention, trust=trust, file=file)

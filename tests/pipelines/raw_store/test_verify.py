@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ciml.events.records import Batch, Mention, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.raw.audit import Audit
 from ciml.raw.packs import pack_state
 from ciml.raw.state import RawState, open_raw
@@ -42,7 +42,7 @@ class Events:
         covers = OffsetRange("ci", "", 0, start, self.at)
         assert self.committer.commit([Batch(covers, settled=made)]) is not None
 
-    def outcome(self, kind: Any, about: Mention, at: int | None = None, **facts: Any) -> Outcome:
+    def outcome(self, kind: Any, about: RunFacts, at: int | None = None, **facts: Any) -> Outcome:
         origin = Origin("ci", 0, self.at if at is None else at)
         return Outcome(kind, origin, f"zuul {origin.offset}", about, **facts)
 

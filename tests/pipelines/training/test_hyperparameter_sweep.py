@@ -20,10 +20,10 @@ from cli.main import cli
 from pipelines.training.hyperparameter_sweep import Place, Swept, run_sweep
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.training.conftest import made  # noqa: F401  (a fixture)
-from training.data.in_memory import Material, read_material
+from training.data.in_memory import InMemoryDataset, read_material
 from training.evaluation import scores as scoring
 from training.evaluation.baselines import number_of, predict_by
-from training.evaluation.cross_validation import Division, cross_validate, divide
+from training.evaluation.cross_validation import CVSplit, cross_validate, divide
 from training.sweeps.definition import Sweep
 from training.sweeps.store import sweep_store
 from transforms.ingest.trust import TrustPolicy
@@ -117,7 +117,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
         assert number == pytest.approx(_by_memory(material, division))
 
 
-def _by_memory(material: Material, division: Division) -> float:
+def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     """The accuracy of memory alone, by the same folds."""
     values, labels = number_of(material.raw, "memory", material.mentions), material.rows.labels
     assert values is not None

@@ -8,7 +8,7 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
@@ -130,7 +130,7 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     before = make_snapshot(data, "status", OPEN)
     known = facts(data)
     run_id = before.spans[1].runs[3].run_id
-    corrected = Mention.from_json(known[run_id]).replace(outcome="failure", result="FAILURE")
+    corrected = RunFacts.from_json(known[run_id]).replace(outcome="failure", result="FAILURE")
     RawStore(data).add(corrections=[corrected])
     update_dataset(data, "status")
     after = make_snapshot(data, "status", OPEN)

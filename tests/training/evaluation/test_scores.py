@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from ciml.datasets.definition import DatasetDefinition
-from ciml.events.records import Mention
+from ciml.events.records import RunFacts
 from training.evaluation.baselines import number_of, numbers_for, predict_by
 from training.evaluation.metrics import evaluate
 from training.evaluation.scores import BY_CLASS, scores
@@ -84,7 +84,7 @@ def test_a_duration_gives_early_failures_and_late_timeouts_away():
     np.testing.assert_array_equal(found[:3], [[0, 1], [1, 0], [0, 1]])
     assert np.isnan(found[3]).all()
 
-    runs = [Mention("a", "a", start_us=1_000_000, end_us=3_500_000), Mention("b", "b", end_us=1)]
+    runs = [RunFacts("a", "a", start_us=1_000_000, end_us=3_500_000), RunFacts("b", "b", end_us=1)]
     np.testing.assert_array_equal(number_of(None, "duration", runs), [2.5, np.nan])  # type: ignore[arg-type]
     assert number_of(None, "duration", runs[1:]) is None  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ import pytest
 from ciml.errors import IntegrityError
 from ciml.storage.open import LocalStore
 from tests.training.experiments.test_trials import FOREST, trial
-from training.data.in_memory import Material, read_material
+from training.data.in_memory import InMemoryDataset, read_material
 from training.evaluation import scores as scoring
 from training.evaluation.scores import answers
 from training.experiments.results import Stored, stored_trials
@@ -28,7 +28,7 @@ def _few_resamples():
 
 
 @pytest.fixture(scope="module")
-def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Material]:
+def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, InMemoryDataset]:
     """A data path with a forest that was trained, and folds of another that was not."""
     root = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(made, root)
@@ -41,7 +41,7 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Local
 
 
 @pytest.fixture
-def data(trained: tuple[LocalStore, Material], tmp_path: Path) -> LocalStore:
+def data(trained: tuple[LocalStore, InMemoryDataset], tmp_path: Path) -> LocalStore:
     shutil.copytree(trained[0].root, tmp_path / "data")
     return LocalStore(tmp_path / "data")
 
@@ -51,7 +51,7 @@ def only(data: LocalStore, *experiments: str) -> Stored:
     return found
 
 
-def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, Material]):
+def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, InMemoryDataset]):
     data, material = trained
     one = trial(data, material)
     found = only(data, "forest")
@@ -71,7 +71,7 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, Material]):
     assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]
 
 
-def test_folds_alone_are_a_trial_without_a_result(trained: tuple[LocalStore, Material]):
+def test_folds_alone_are_a_trial_without_a_result(trained: tuple[LocalStore, InMemoryDataset]):
     found = only(trained[0], "small")
     assert (found.result, found.snapshot, found.predictions()) == (None, "", None)
     assert [(each["by"], len(each["folds"])) for each in found.folds] == [("run", 2)]

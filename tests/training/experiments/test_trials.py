@@ -17,7 +17,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.training.records import written
-from training.data.in_memory import Material, read_material
+from training.data.in_memory import InMemoryDataset, read_material
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
@@ -40,11 +40,11 @@ def _few_resamples() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def material(made: Path) -> Material:
+def material(made: Path) -> InMemoryDataset:
     return read_material(LocalStore(made), "providers", TrustPolicy.load())
 
 
-def trial(data: Store, material: Material, experiment: Experiment = FOREST) -> Trial:
+def trial(data: Store, material: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
     create_experiment(data, experiment)
     return Trial(data, load_experiment(data, experiment.name), material)
 
@@ -69,7 +69,7 @@ def test_an_experiment_is_stored_once(tmp_path: Path):
 
 
 def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
-    data: LocalStore, material: Material, snapshot: Snapshot
+    data: LocalStore, material: InMemoryDataset, snapshot: Snapshot
 ):
     assert material.snapshot == snapshot
     shutil.rmtree(Path(data.root, "raw"))
@@ -81,7 +81,7 @@ def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
 
 
 def test_normalised_examples_are_those_that_tf_transform_materialises(
-    material: Material, materialised: Materialised, snapshot: Snapshot
+    material: InMemoryDataset, materialised: Materialised, snapshot: Snapshot
 ):
     normal = material.normalisation().apply(material.rows.inputs)
     seen = 0
@@ -95,7 +95,7 @@ def test_normalised_examples_are_those_that_tf_transform_materialises(
 
 
 @pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
-def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: Material, experiment: Experiment):
+def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: InMemoryDataset, experiment: Experiment):
     one = trial(data, material, experiment)
     result, new = one.run()
     test = material.of("test")
@@ -127,7 +127,7 @@ def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: Material
     assert {path: one.store.read(path) for path in one.store.list()} == before
 
 
-def test_early_stopping_keeps_dev_apart(data: LocalStore, material: Material):
+def test_early_stopping_keeps_dev_apart(data: LocalStore, material: InMemoryDataset):
     patient = SMALL.replace(name="patient", early_stopping=3)
     result, _ = trial(data, material, patient).run()
     assert result["training"]["runs"] == material.of("train").size
@@ -135,7 +135,7 @@ def test_early_stopping_keeps_dev_apart(data: LocalStore, material: Material):
     assert result["training"]["best_epoch"] <= result["training"]["epochs"]
 
 
-def test_nothing_half_written_counts(data: LocalStore, material: Material):
+def test_nothing_half_written_counts(data: LocalStore, material: InMemoryDataset):
     one = trial(data, material)
     one.store.create("result.json", b"{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
@@ -149,14 +149,14 @@ def test_a_data_set_without_trusted_runs_is_told(data: LocalStore):
         trial(data, empty).run()
 
 
-def test_an_estimator_that_does_not_fit_is_told(data: LocalStore, material: Material):
+def test_an_estimator_that_does_not_fit_is_told(data: LocalStore, material: InMemoryDataset):
     with pytest.raises(CimlError, match="cnn looks along the time axis, and the data set 'providers' holds aggreg"):
         trial(data, material, Experiment(name="cnn", estimator="cnn")).run()
     with pytest.raises(CimlError, match="estimator 'random_forest' is no network: only those can be exported and se"):
         refresh(data, "providers", FOREST, model="m")
 
 
-def other_set(data: LocalStore, **keys: Any) -> Material:
+def other_set(data: LocalStore, **keys: Any) -> InMemoryDataset:
     definition = read_material(data, "providers", TrustPolicy.load()).snapshot.resolved.definition
     name = keys["name"]
     create_dataset(data, DatasetDefinition.from_json({**definition.to_json(), **keys}))
@@ -164,7 +164,7 @@ def other_set(data: LocalStore, **keys: Any) -> Material:
     return read_material(data, name, TrustPolicy.load())
 
 
-def test_a_model_is_asked_about_another_job(data: LocalStore, material: Material):
+def test_a_model_is_asked_about_another_job(data: LocalStore, material: InMemoryDataset):
     job = material.mentions[0].build_name
     other = other_set(data, name="one-job", build_name=[job], salt="another")
     one = trial(data, material)
@@ -194,7 +194,7 @@ def test_a_model_is_asked_about_another_job(data: LocalStore, material: Material
         one.run_on(coarser)
 
 
-def _nearest_memory(material: Material, places: np.ndarray, found: dict[str, Any]) -> float:
+def _nearest_memory(material: InMemoryDataset, places: np.ndarray, found: dict[str, Any]) -> float:
     """How many runs have the provider of the run with the nearest memory among those of the other folds."""
     runs = [material.mentions[place] for place in places]
     memory = first_memory(material.raw, [run.run_id for run in runs])
@@ -207,7 +207,7 @@ def _nearest_memory(material: Material, places: np.ndarray, found: dict[str, Any
     return right / len(runs)
 
 
-def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalStore, material: Material):
+def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalStore, material: InMemoryDataset):
     one = trial(data, material)
     found, new = one.cross_validate(4, ("flavour",))
     flavours = [each["held_out"] for each in found["folds"]]
@@ -236,7 +236,7 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalS
 
 
 @pytest.mark.engines
-def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: Material, data: LocalStore):
+def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: InMemoryDataset, data: LocalStore):
     local, remote = LocalStore(made), open_store(s3.bucket())
     for path in local.list():
         assert remote.create(path, local.read(path))

@@ -6,7 +6,7 @@ import pytest
 
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.digest import arrays_digest
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.transforms.samples import LOAD, USR, corpus, mention, resolved, table
 from transforms.examples.prepare import Excluded, make_examples, mentions, prepare, prepare_many, schema_of
 from transforms.examples.spans import inputs_of
@@ -146,7 +146,7 @@ def test_predicting_takes_columns_by_name_and_refuses_a_run_that_lacks_one() -> 
     made = resolved(max_windows=2)
     mixed = RUN.select(["boot", LOAD, USR, "time"]).append_column("x:y", pa.array([9.0, 9.0]))
     assert prepare(mixed, made)[0].tolist() == prepare(RUN, made)[0].tolist() == [[1.0, 0.5], [3.0, 0.25]]
-    with pytest.raises(Refused, match="missing_column: load avg:1m"):
+    with pytest.raises(RejectedInput, match="missing_column: load avg:1m"):
         prepare(RUN.drop_columns([LOAD]), made)
     inputs, n_windows, refused = prepare_many([RUN.drop_columns([LOAD]), RUN], made)
     assert inputs.tolist() == [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.5], [3.0, 0.25]]]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from ciml.events.cloudevents import finished_event
-from ciml.events.records import Batch, Candidate, Mention, Message, Origin, Outcome, Trust
+from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts, Trust
 from transforms.fetch.fetch import Fetcher, FetchPolicy
 
 from .log_server import LogServer
 
 NOW = 1795521600_000000
-MENTION = Mention("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)
+MENTION = RunFacts("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)
 TRUST = Trust(True, "gated", "d")
 MIB = 1 << 20
 
 
-def candidate(url: str, attempts: int = 1, number: int = 0, **more: Any) -> Candidate:
+def candidate(url: str, attempts: int = 1, number: int = 0, **more: Any) -> PendingRun:
     mention = MENTION.replace(log_url=url, run_id=f"zuul~{number}~1")
     message = Message(number, finished_event(mention)[0]) if attempts == 1 else None
-    return Candidate(Origin("ci-events", 0, number), "zuul e", mention, message, TRUST, attempts, **more)
+    return PendingRun(Origin("ci-events", 0, number), "zuul e", mention, message, TRUST, attempts, **more)
 
 
 def run(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciml.errors import CimlError, Refused
+from ciml.errors import CimlError, RejectedInput
 from transforms.fetch.addresses import Address, check_ips, host_rule, is_public, parse_address
 
 
@@ -57,7 +57,7 @@ def test_bad_addresses(text: str) -> None:
     if text == "http://good.example#@127.0.0.1/@":  # a fragment: the host is the one before it
         assert parse_address(text).host == "good.example"
         return
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         parse_address(text)
     assert caught.value.reason == "bad_address"
 
@@ -76,7 +76,7 @@ def test_bad_addresses(text: str) -> None:
     ],
 )
 def test_other_schemes(text: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         parse_address(text)
     assert caught.value.reason == "address_not_allowed"
 
@@ -85,7 +85,7 @@ def test_other_schemes(text: str) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         address = parse_address(text)
-    except Refused:
+    except RejectedInput:
         return
     assert address.path
     if address.scheme in ("http", "https"):
@@ -112,7 +112,7 @@ WRAPPED = [
 @pytest.mark.parametrize("ip", PRIVATE + NEVER + WRAPPED)
 def test_not_public(ip: str) -> None:
     assert not is_public(ipaddress.ip_address(ip))
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RejectedInput) as caught:
         check_ips(["8.8.8.8", ip], private=False)  # one bad address among them spoils all
     assert (caught.value.reason, caught.value.detail) == ("address_not_allowed", f"it leads to {ip}")
 
@@ -124,7 +124,7 @@ def test_public(ip: str) -> None:
 
 @pytest.mark.parametrize("ip", NEVER + WRAPPED + ["no address"])
 def test_private_hosts_do_not_lead_everywhere(ip: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedInput):
         check_ips([ip], private=True)
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.fetch.fetch import FetchPolicy
 from transforms.fetch.files import open_below
 
@@ -71,7 +71,7 @@ def test_a_path_outside_is_never_looked_at(place: Path) -> None:
     with mock.patch.multiple(os, **{name: watch(name) for name in real}):
         for path in ("/etc/shadow", f"{place}/outside/back/in/log", f"{place}/root/../outside/file",
                      f"{place}/root/away/file", f"{place}/root/up/folder/x"):  # fmt: skip
-            with pytest.raises(Refused):
+            with pytest.raises(RejectedInput):
                 open_below(roots, path)
     assert looked
     assert set(looked) <= {f"{place}/root", "away", "up"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from transforms.fetch.gunzip import gunzip
 
 from .log_server import bomb
@@ -54,7 +54,7 @@ def test_what_is_no_gzip_stays(data: bytes) -> None:
 )
 @pytest.mark.parametrize("size", [1, 10_000])
 def test_damaged(data: bytes, detail: str, size: int) -> None:
-    with pytest.raises(Refused, match=detail) as caught:
+    with pytest.raises(RejectedInput, match=detail) as caught:
         gunzip(chunks(data, size), LIMIT)
     assert caught.value.reason == "corrupt_gzip"
 
@@ -62,9 +62,9 @@ def test_damaged(data: bytes, detail: str, size: int) -> None:
 def test_limit_is_exact() -> None:
     packed = gzip.compress(bytes(LIMIT))
     assert len(gunzip([packed], LIMIT)) == LIMIT
-    with pytest.raises(Refused, match="log_too_large"):
+    with pytest.raises(RejectedInput, match="log_too_large"):
         gunzip([packed], LIMIT - 1)
-    with pytest.raises(Refused, match="log_too_large"):
+    with pytest.raises(RejectedInput, match="log_too_large"):
         gunzip([bytes(LIMIT)] * 2, LIMIT)
 
 
@@ -75,7 +75,7 @@ def test_a_bomb_is_refused_within_its_limit_of_memory(layers: int) -> None:
         packed = gzip.compress(packed)
     tracemalloc.start()
     try:
-        with pytest.raises(Refused, match="log_too_large"):
+        with pytest.raises(RejectedInput, match="log_too_large"):
             gunzip([packed], LIMIT)
         assert tracemalloc.get_traced_memory()[1] < 4 * LIMIT
     finally:
@@ -87,9 +87,9 @@ def test_members_have_a_limit_and_a_small_cost(size: int) -> None:
     many = gzip.compress(b"a") * 10_000
     started = time.monotonic()
     assert gunzip(chunks(many, size), LIMIT) == b"a" * 10_000
-    with pytest.raises(Refused, match="more than 10000 members"):
+    with pytest.raises(RejectedInput, match="more than 10000 members"):
         gunzip(chunks(many * 20, size), LIMIT)
-    with pytest.raises(Refused, match="more than 10000 members"):
+    with pytest.raises(RejectedInput, match="more than 10000 members"):
         gunzip([gzip.compress(many * 20)], 1 << 24)
     assert time.monotonic() - started < 10
 

@@ -11,10 +11,10 @@ import pytest
 from ciml.errors import CimlError
 from ciml.events.cloudevents import QUEUED, REASONS, STARTED, decode_message, finished_event, run_event
 from ciml.events.payloads import message_of
-from ciml.events.records import Batch, Candidate, Mention, Message, OffsetRange, Origin, Outcome
+from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from transforms.ingest.decode import IGNORED, decode
 
-MENTION = Mention(
+MENTION = RunFacts(
     run_id="zuul~a~1",
     build_uuid="a",
     build_name="tempest-full",
@@ -34,7 +34,7 @@ def batch(*values: tuple[bytes | None, list[tuple[str, bytes]]] | bytes | None) 
     return Batch(OffsetRange("ci-events", "id", 3, 10, 10 + len(messages)), messages)
 
 
-def named(name: str, **changes: Any) -> Mention:
+def named(name: str, **changes: Any) -> RunFacts:
     return MENTION.replace(run_id=f"zuul~{name}~1", build_uuid=name, **changes)
 
 
@@ -42,7 +42,7 @@ def test_a_finished_run_is_a_candidate() -> None:
     given = batch(finished_event(MENTION, event_id="e"))
     taken = decode(given)
     assert taken == Batch(
-        given.covers, [], [Candidate(Origin("ci-events", 3, 10), "zuul e", MENTION, given.messages[0])], []
+        given.covers, [], [PendingRun(Origin("ci-events", 3, 10), "zuul e", MENTION, given.messages[0])], []
     )
     assert len(given.messages) == 1  # what was given stays as it was
 
@@ -156,7 +156,7 @@ def test_what_was_settled_before_stays() -> None:
     given = batch(finished_event(MENTION))
     given.settled.append(earlier)
     assert decode(given, ["docs"]).settled[0] == earlier
-    retries = Batch(None, [], [Candidate(Origin("t", 0, 1), "k", MENTION)])
+    retries = Batch(None, [], [PendingRun(Origin("t", 0, 1), "k", MENTION)])
     assert decode(retries) == retries
     with pytest.raises(CimlError):
         decode(Batch(None, [Message(0, b"{}")]))

@@ -10,10 +10,10 @@ import pytest
 
 from ciml.errors import CimlError
 from ciml.events.cloudevents import mention_from_listing
-from ciml.events.records import Batch, Candidate, Mention, Origin, Trust
+from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, judge
 
-MENTION = Mention("zuul~a~1", "a", "job", source="zuul", outcome="success")
+MENTION = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
 
 def test_judge_fills_in_a_batch() -> None:
     candidates = [
-        Candidate(Origin("t", 0, i), "k", MENTION.replace(pipeline=name))
+        PendingRun(Origin("t", 0, i), "k", MENTION.replace(pipeline=name))
         for i, name in enumerate(["gate", "check"] * 3)
     ]
     policy = TrustPolicy.load()

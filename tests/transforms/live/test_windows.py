@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciml.datasets.definition import DatasetDefinition, resolve
-from ciml.errors import Refused
-from ciml.events.records import Mention
+from ciml.errors import RejectedInput
+from ciml.events.records import RunFacts
 from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from tests.golden import make_logs
@@ -65,7 +65,7 @@ def live(run_id: str, datasets: Sequence[LiveDataset], arriving: Any, together: 
     return told
 
 
-def assert_equals_batch(told: Told, run: Mention, stored: pa.Table, datasets: Sequence[LiveDataset]) -> int:
+def assert_equals_batch(told: Told, run: RunFacts, stored: pa.Table, datasets: Sequence[LiveDataset]) -> int:
     """The last panes are the batch's windows, and the last examples its examples; returns how many examples."""
     there = 0
     last = {example.dataset.name: example for example in told.examples}
@@ -315,13 +315,13 @@ def test_a_run_has_bounds() -> None:
     stored = at(*((second, 1.0) for second in range(20)))
     (message,) = recorded(RUN, stored)
     run = LiveRun(RUN, [one()], LivePolicy(most_samples=19))
-    with pytest.raises(Refused, match="run_too_long"):
+    with pytest.raises(RejectedInput, match="run_too_long"):
         run.add(part_of([(0, message)], run.columns))
     assert run.size == 0
     run.add(part_of([(0, some(message, np.arange(19)))], run.columns))
     assert run.size == 19
     starts = [(n, End(RUN, message.recorder_us + n, 0)) for n in range(1001)]
-    with pytest.raises(Refused, match="too_many_restarts"):
+    with pytest.raises(RejectedInput, match="too_many_restarts"):
         run.add(part_of(starts, run.columns))
 
 

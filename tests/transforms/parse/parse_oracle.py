@@ -9,7 +9,7 @@ import re
 
 import pyarrow as pa
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -74,7 +74,7 @@ def _time(cell: str, started: dt.datetime) -> dt.datetime | None:
     return best
 
 
-def compare(table: pa.Table | Refused, text: bytes) -> None:
+def compare(table: pa.Table | RejectedInput, text: bytes) -> None:
     """Asserts that a table is what this oracle reads."""
     times, values, dropped = read(text)
     assert isinstance(table, pa.Table), (table, text[-300:])

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ciml.dstat.header import read_columns
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.golden import make_logs
 from tests.transforms.parse import parse_oracle
 from transforms.parse.logs import Log, ParseLimits, parse_logs
@@ -33,14 +33,14 @@ REASONS = {
 }  # fmt: skip
 
 
-def contents(result: pa.Table | Refused) -> object:
-    if isinstance(result, Refused):
+def contents(result: pa.Table | RejectedInput) -> object:
+    if isinstance(result, RejectedInput):
         return result.reason, result.detail
     return result.schema.metadata, {name: result.column(name).to_pylist() for name in result.column_names}
 
 
-def sound(result: pa.Table | Refused) -> None:
-    if isinstance(result, Refused):
+def sound(result: pa.Table | RejectedInput) -> None:
+    if isinstance(result, RejectedInput):
         assert result.reason in REASONS
         return
     assert result.num_rows > 0
@@ -110,7 +110,7 @@ def test_any_rows_are_as_the_oracle_reads_them(rows: list[list[str]], line_end: 
     text = HEAD + line_end.join([*(",".join(row) for row in cells), ""]).encode("latin-1")
     result = parse_logs([Log(text)])[0]
     sound(result)
-    if any(len(row) > 4 for row in cells) or isinstance(result, Refused):
+    if any(len(row) > 4 for row in cells) or isinstance(result, RejectedInput):
         return
     times, values, _ = parse_oracle.read(text.replace(b"\r\n", b"\n"))
     assert result.column("time").to_pylist() == times
@@ -253,14 +253,14 @@ def test_very_many_members_are_refused_soon() -> None:
 def test_every_cut_of_a_gzip_is_refused_and_every_flip_noticed() -> None:
     data = gzip.compress(make_logs.dool().data)
     results = parse_logs([Log(data[:length]) for length in range(3, len(data))])
-    assert {result.reason for result in results if isinstance(result, Refused)} == {"corrupt_gzip"}
-    assert all(isinstance(result, Refused) for result in results)
+    assert {result.reason for result in results if isinstance(result, RejectedInput)} == {"corrupt_gzip"}
+    assert all(isinstance(result, RejectedInput) for result in results)
     chance = random.Random(3)
     for _ in range(100):
         at = chance.randrange(20, len(data))
         flipped = data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
         result = parse_logs([Log(flipped)])[0]
-        assert isinstance(result, Refused)
+        assert isinstance(result, RejectedInput)
         assert result.reason == "corrupt_gzip"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pytest
 
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from ciml.limits import (
     MAX_LOG_CELLS,
     MAX_LOG_COLUMNS,
@@ -35,7 +35,7 @@ def log(date: str, *rows: str, columns: str = '"system","load avg"\n"time","1m"'
     return f'"Cmdline:","dstat -tl",,,,"Date:","{date}"\n{columns}\n{"".join(row + chr(10) for row in rows)}'.encode()
 
 
-def parsed(data: bytes, start_us: int | None = None, end_us: int | None = None) -> pa.Table | Refused:
+def parsed(data: bytes, start_us: int | None = None, end_us: int | None = None) -> pa.Table | RejectedInput:
     """The result for a log between two good ones, which have to be as they always are."""
     alone = parse_logs([Log(GOOD)])[0]
     before, result, after = parse_logs([Log(GOOD), Log(data, start_us, end_us), Log(GOOD)])
@@ -45,7 +45,7 @@ def parsed(data: bytes, start_us: int | None = None, end_us: int | None = None) 
     return result
 
 
-def times_of(result: pa.Table | Refused) -> list[int]:
+def times_of(result: pa.Table | RejectedInput) -> list[int]:
     assert isinstance(result, pa.Table), result
     return result.column("time").cast(pa.int64()).to_pylist()
 
@@ -74,7 +74,7 @@ def test_no_date_in_a_header_reaches_beyond_its_log(date: str) -> None:
         *results, good = parse_logs([*(Log(shape, *event) for shape in shapes for event in events), Log(GOOD)])
         assert good.equals(alone, check_metadata=True)  # type: ignore[union-attr]
         for result in results:
-            if isinstance(result, Refused):
+            if isinstance(result, RejectedInput):
                 assert result.reason in {"no_time", "ambiguous_time"}
             else:
                 assert all(CENTURY_US[0] <= us < CENTURY_US[1] for us in times_of(result))
@@ -83,7 +83,7 @@ def test_no_date_in_a_header_reaches_beyond_its_log(date: str) -> None:
 def test_a_header_of_the_year_9999_leaves_rows_without_a_year_without_a_time() -> None:
     for zone in ("CET", "-03", "UTC"):
         result = parsed(log(f"31 Dec 9999 23:59:59 {zone}", "31-12 23:59:59,1"), NOON_US)
-        assert isinstance(result, Refused)
+        assert isinstance(result, RejectedInput)
         assert result.reason == "no_time"
 
 
@@ -99,7 +99,7 @@ def test_a_row_of_the_year_9999_costs_only_itself(zone: str) -> None:
         log(f"24 Nov 2026 12:00:00 {zone}", *rows), NOON_US - 7 * 3_600_000_000, NOON_US + 7 * 3_600_000_000
     )
     if zone == "IST":  # three places, and all of them fit
-        assert isinstance(result, Refused)
+        assert isinstance(result, RejectedInput)
         assert result.reason == "ambiguous_time"
         return
     assert isinstance(result, pa.Table)
@@ -190,7 +190,7 @@ BEYOND: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_a_log_beyond_a_limit_is_refused(limit: str) -> None:
     reason, make = BEYOND[limit]
     result = parsed(make())
-    assert isinstance(result, Refused), result.num_columns
+    assert isinstance(result, RejectedInput), result.num_columns
     assert result.reason == reason
 
 

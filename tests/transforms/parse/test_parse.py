@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ciml.digest import telemetry_digest
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.golden import make_logs
 from tests.golden.make_logs import Golden
 from tests.transforms.parse import parse_oracle
@@ -28,12 +28,12 @@ def log_of(golden: Golden) -> Log:
 
 def parse(data: bytes, **event: object) -> pa.Table:
     result = parse_logs([Log(data, **event)])[0]  # type: ignore[arg-type]
-    if isinstance(result, Refused):
+    if isinstance(result, RejectedInput):
         raise result
     return result
 
 
-def check(golden: Golden, table: pa.Table | Refused) -> None:
+def check(golden: Golden, table: pa.Table | RejectedInput) -> None:
     assert isinstance(table, pa.Table), table
     assert table.column("time").cast(pa.int64()).to_pylist() == golden.times_us
     assert table.schema.field("time").type == pa.timestamp("us", tz="UTC")
@@ -201,7 +201,7 @@ HEAD = GOLDEN["dstat-074"].data[: GOLDEN["dstat-074"].data.index(b"19-11")]
 )
 def test_refused(data: bytes, reason: str) -> None:
     result = parse_logs([Log(data)])[0]
-    assert isinstance(result, Refused)
+    assert isinstance(result, RejectedInput)
     assert result.reason == reason
     assert result.detail
 
@@ -211,7 +211,7 @@ def test_a_refused_log_leaves_its_neighbours_alone() -> None:
     results = parse_logs([log_of(golden), Log(HEAD), Log(HEAD + b"x\n" * 50), log_of(golden)])
     check(golden, results[0])
     check(golden, results[3])
-    assert [r.reason for r in results[1:3] if isinstance(r, Refused)] == ["empty_telemetry", "empty_telemetry"]
+    assert [r.reason for r in results[1:3] if isinstance(r, RejectedInput)] == ["empty_telemetry", "empty_telemetry"]
 
 
 def test_no_logs() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ciml.dstat.header import interval_of
 from ciml.dstat.vocabulary import epoch_us
-from ciml.errors import Refused
+from ciml.errors import RejectedInput
 from tests.golden.make_logs import DOOL, DSTAT, LOAD, instant, record, replace, seconds
 from transforms.parse.clock import fixed_offset
 from transforms.parse.logs import Log, parse_logs
@@ -28,7 +28,7 @@ def written(times: list[str], date: str, **event: object) -> list[str] | str:
     rows = "".join(f"{time},1\n" for time in times)
     data = f'"Cmdline:","dstat -tl"{date_cell}\n"system","load avg"\n"time","1m"\n{rows}'
     result = parse_logs([Log(data.encode(), **event)])[0]  # type: ignore[arg-type]
-    if isinstance(result, Refused):
+    if isinstance(result, RejectedInput):
         return result.reason
     return [time.isoformat().replace("+00:00", "Z") for time in result.column("time").to_pylist()]
 
@@ -214,7 +214,7 @@ def test_every_second_around_both_clock_changes(zone: str) -> None:
         start = dt.datetime.fromtimestamp(first, dt.UTC).isoformat()
         golden = record("x", replace(DSTAT, zone=zone, groups=(LOAD,)), seconds(start, 14_400, 1))
         table = parse_logs([Log(golden.data, golden.start_us, golden.end_us)])[0]
-        assert not isinstance(table, Refused), table
+        assert not isinstance(table, RejectedInput), table
         assert table.column("time").cast(pa.int64()).to_pylist() == golden.times_us
 
 
@@ -229,7 +229,7 @@ def test_any_time_comes_back(start: dt.datetime, steps: list[int], offset: str, 
     times = [t * 1_000_000 for t in np.cumsum([first, *steps]).tolist()]
     golden = record("x", replace(recorder, zone=offset, groups=(LOAD,)), times, event=False)  # type: ignore[type-var]
     table = parse_logs([Log(golden.data)])[0]
-    assert not isinstance(table, Refused), table
+    assert not isinstance(table, RejectedInput), table
     assert table.column("time").cast(pa.int64()).to_pylist() == times
 
 
@@ -246,7 +246,7 @@ def test_epochs_of_every_kind() -> None:
     head = b'"epoch","load avg"\n"epoch","1m"\n'
     rows = b"1795528584,1\n1795528584.123,1\n1795528584123,1\n1795528584.123456,1\n0,1\n-5,1\nnan,1\n,1\n1e30,1\nx,1\n"
     table = parse_logs([Log(head + rows)])[0]
-    assert not isinstance(table, Refused), table
+    assert not isinstance(table, RejectedInput), table
     assert table.column("time").cast(pa.int64()).to_pylist() == [
         1795528584000000,
         1795528584123000,

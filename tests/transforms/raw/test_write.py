@@ -11,7 +11,7 @@ import pytest
 
 from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
-from ciml.events.records import Batch, Candidate, Message, OffsetRange, Origin, RawFile, Trust
+from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun, RawFile, Trust
 from ciml.storage.open import LocalStore
 from tests.transforms.samples import corpus, mention
 from transforms.raw.write import parse, read_run, read_runs, run_path, store, verify_run, write_run
@@ -20,8 +20,8 @@ COVERS = OffsetRange("t", "T", 0, 0, 9)
 TRUST = Trust(True, "gated", "p")
 
 
-def candidate(offset: int, log: bytes, **more: Any) -> Candidate:
-    return Candidate(
+def candidate(offset: int, log: bytes, **more: Any) -> PendingRun:
+    return PendingRun(
         Origin("t", 0, offset), f"e{offset}", mention(offset, **more), Message(offset, b"{}"), TRUST, log=log
     )
 
@@ -29,7 +29,7 @@ def candidate(offset: int, log: bytes, **more: Any) -> Candidate:
 def from_corpus(count: int) -> Batch:
     runs, _, paths = corpus(count)
     made = [
-        Candidate(Origin("t", 0, at), f"e{at}", run, Message(at, b"{}"), TRUST, log=path.read_bytes())
+        PendingRun(Origin("t", 0, at), f"e{at}", run, Message(at, b"{}"), TRUST, log=path.read_bytes())
         for at, (run, path) in enumerate(zip(runs, paths, strict=True))
     ]
     return Batch(COVERS, candidates=made)
