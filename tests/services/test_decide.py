@@ -28,7 +28,7 @@ def like(look: Observation, **changes: Any) -> Observation:
         # nothing there
         (Observation(NOW), "submit", "starting", "there is no job"),
         (Observation(NOW, job="over", how="it failed", ended_s=NOW), "submit", "starting", "it failed"),
-        (Observation(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "the next after 2 s"),
+        (Observation(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "next after 2 s"),
         (Observation(NOW, job="over", how="x", ended_s=NOW - 2, failures=1), "submit", "starting", "x"),
         (Observation(NOW, job="over", ended_s=NOW - 7, failures=3), "carry_on", "stalled", "the next after 8 s"),
         (Observation(NOW, job="over", ended_s=NOW - 119, failures=50), "carry_on", "stalled", "the next after 120 s"),

@@ -23,8 +23,8 @@ def check_size(segments: Sequence[Segment]) -> None:
 
     Raises:
       RejectedInput: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all
-        starts together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in the
-        columns of the others: a kilobyte of headers could demand any number of them.
+        starts together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in
+        the columns of the others: a kilobyte of headers could demand any number of them.
     """
     headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
     if len(headers) > MAX_LOG_HEADERS:
