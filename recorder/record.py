@@ -14,7 +14,7 @@ from recorder import command
 from recorder.console import say
 from recorder.settings import Settings
 from recorder.signal_watcher import Witness
-from recorder.spool import End, Plan, Recording
+from recorder.spool.recording import End, Plan, Recording
 from recorder.wait import Ending, ended_children, supervise
 from recorder.worker import fork_worker, keep
 

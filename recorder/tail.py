@@ -9,14 +9,26 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import msgspec
 
 from ciml.dstat.header import read_columns
 from ciml.dstat.vocabulary import EARLIEST, LATEST, NUMBER, SECOND
-from recorder.spool import Start
+from ciml.limits import MAX_RECORDING_LOG_BYTES
 
 _PIECE = 32 << 10  # of the log in one message, which in JSON is no larger than three times that
 _NUMBER = re.compile(NUMBER)
+Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]  # 2000 to 2099
 _NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start of the recorder: where in the log it begins, and when it was, epoch microseconds."""
+
+    offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORDING_LOG_BYTES)]
+    recorder_us: Micros
 
 
 @dataclass(frozen=True, slots=True)

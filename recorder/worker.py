@@ -10,14 +10,14 @@ import time
 from ciml.errors import CimlError
 from recorder.command import EVERY_SIGNAL
 from recorder.console import say
-from recorder.delivery import Delivery
-from recorder.leftovers import Leftovers
 from recorder.producer import Sender
 from recorder.sampler import Recorder, find_dool
-from recorder.seal import seal, secrets_of
 from recorder.settings import Settings
 from recorder.signal_watcher import close_descriptors
-from recorder.spool import End, Recording
+from recorder.spool.delivery import Delivery
+from recorder.spool.leftovers import Leftovers
+from recorder.spool.recording import End, Recording
+from recorder.spool.seal import seal, secrets_of
 
 _INTERVAL_S = 1.0
 

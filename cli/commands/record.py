@@ -13,7 +13,7 @@ from cli.options import home_option, kafka_config_option, kafka_option, kafka_pr
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from recorder.spool import Plan
+    from recorder.spool.recording import Plan
 
 
 @click.command("record", short_help="Run a command and record it.", context_settings={"allow_interspersed_args": False})
@@ -108,7 +108,7 @@ def command(
     from ciml.kafka.options import KafkaOptions
     from recorder.console import be_quiet
     from recorder.settings import Settings
-    from recorder.spool import Places, default_spool
+    from recorder.spool.recording import Places, default_spool
 
     if bool(argv) == send:
         raise click.UsageError("want a command, such as: ciml record -- make test" if not send else
@@ -120,7 +120,7 @@ def command(
     if quiet:
         be_quiet()
     if send:
-        from recorder.flush_spool import send_leftovers
+        from recorder.spool.flush import send_leftovers
 
         send_leftovers(settings, Places(samples_topic, topic, _absolute(log_dir), log_url or ""))
         return
@@ -156,7 +156,7 @@ def make_plan(
     from ciml.errors import CimlError, RejectedInput
     from ciml.events.mentions import mention_of_run, run_identity
     from recorder.ci_environment import FACTS, known_run
-    from recorder.spool import Plan
+    from recorder.spool.recording import Plan
 
     known = known_run(os.environ)
     run = {

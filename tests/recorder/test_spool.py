@@ -16,10 +16,10 @@ import pytest
 
 from ciml.kafka.options import KafkaOptions
 from ciml.limits import MAX_RECORDER_LOG_BYTES, MAX_RECORDING_LOG_BYTES, MAX_SPOOL_BYTES, MAX_SPOOL_ENTRIES, MIB
-from recorder.folder import open_private
-from recorder.leftovers import FACTS
-from recorder.seal import is_sealed, seal, secrets_of
-from recorder.spool import Recording
+from recorder.spool.folder import open_private
+from recorder.spool.leftovers import FACTS
+from recorder.spool.recording import Recording
+from recorder.spool.seal import is_sealed, seal, secrets_of
 from tests.recorder.planted import GATE, T0_US, TELEMETRY, mention, plant
 from tests.recorder.recorded import record
 from transforms.fetch.policy import FetchPolicy

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from ciml.events.samples import Samples, decode, to_table
 from recorder import proc_sampler as proc
-from recorder.delivery import encode_piece
 from recorder.sampler import find_dool
-from recorder.spool import Start
-from recorder.tail import Piece, Tail
+from recorder.spool.delivery import encode_piece
+from recorder.tail import Piece, Start, Tail
 from tests.recorder.recorded import record
 from transforms.parse.logs import Log, parse_logs
 

@@ -6,11 +6,11 @@ import time
 
 from ciml.errors import CimlError, EngineError
 from recorder.console import say
-from recorder.folder import open_private
-from recorder.leftovers import FACTS, by_command, deliver, is_unsealed
 from recorder.producer import Sender
 from recorder.settings import Settings
-from recorder.spool import Places, Recording, waiting
+from recorder.spool.folder import open_private
+from recorder.spool.leftovers import FACTS, by_command, deliver, is_unsealed
+from recorder.spool.recording import Places, Recording, waiting
 
 
 def send_leftovers(settings: Settings, places: Places) -> None:

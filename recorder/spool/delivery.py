@@ -19,7 +19,7 @@ from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
 from recorder.producer import Sender
-from recorder.spool import LOG, End, Recording
+from recorder.spool.recording import LOG, End, Recording
 from recorder.tail import Mark, Piece, Tail
 
 _IN_FLIGHT = 32  # messages of a recording that are on their way; the rest stays in the log

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from ciml.errors import CimlError
 from ciml.limits import MAX_SPOOL_BYTES
 from recorder.console import say
-from recorder.delivery import Delivery
-from recorder.folder import Folder, open_private
 from recorder.producer import Sender
-from recorder.seal import is_sealed, secrets_of
 from recorder.settings import Settings
-from recorder.spool import End, Places, Plan, Recording, size_of, waiting
+from recorder.spool.delivery import Delivery
+from recorder.spool.folder import Folder, open_private
+from recorder.spool.recording import End, Places, Plan, Recording, size_of, waiting
+from recorder.spool.seal import is_sealed, secrets_of
 
 #: What a trust policy may ask for, but for the source, which is part of the run's id: left out where there is no seal.
 FACTS = ("pipeline", "project", "branch", "event", "review")

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
@@ -31,7 +30,8 @@ from ciml.events.mentions import mention_of_run, run_of_mention
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
-from recorder.folder import Folder, open_private
+from recorder.spool.folder import Folder, open_private
+from recorder.tail import Micros, Start
 
 LOG = "dstat-csv_log.txt"
 RUN, END, STARTS, SEAL = "run.json", "end.json", "starts", "seal.json"
@@ -43,8 +43,6 @@ _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
 _MAX_PLACE = 4096  # characters of an address, a topic or a path
 _YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is making now
-
-_Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]  # 2000 to 2099
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +84,9 @@ class Plan:
 class End:
     """How the command ended: epoch microseconds, the word of `ciml.events.outcomes`, and labels that say more."""
 
-    end_us: _Micros
+    end_us: Micros
     result: str
     labels: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A start of the recorder: where in the log it begins, and when it was, epoch microseconds."""
-
-    offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORDING_LOG_BYTES)]
-    recorder_us: _Micros
 
 
 class Recording:
