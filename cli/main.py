@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import gc
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -20,29 +19,29 @@ from ciml.logs import configure_logging
 
 # name: (module:attribute, the line that `ciml --help` shows). The lines stand here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("cli.commands.demo:command", "Run the whole chain on sample runs and report on it."),
-    "report": ("cli.commands.report:command", "Write the HTML report of a demo anew."),
-    "up": ("cli.commands.up:command", "Start local engines: Kafka, Flink, S3 and others."),
-    "down": ("cli.commands.down:command", "End local engines."),
-    "status": ("cli.commands.status:command", "Show the local engines and how they are."),
-    "record": ("cli.commands.record:command", "Run a command and record it."),
-    "ingest": ("cli.commands.ingest:command", "Turn CI events into raw runs."),
-    "backfill": ("cli.commands.backfill:command", "Bring historical logs into the raw store."),
-    "letters": ("cli.commands.dead_letters:command", "Show dead letters, and try them again."),
-    "runs": ("cli.commands.runs:command", "Show, verify and compact the stored runs."),
-    "spans": ("cli.commands.spans:command", "List and verify the spans of data sets."),
-    "dataset": ("cli.commands.dataset:command", "Define, build and update data sets."),
-    "validate": ("cli.commands.validate:command", "Tell what moved in a data set."),
-    "experiment": ("cli.commands.experiment:command", "Define experiments, train them, read the results."),
-    "plot": ("cli.commands.plot:command", "Draw a data set."),
-    "cluster": ("cli.commands.cluster:command", "Find groups of runs in a data set."),
-    "build-dataset": ("cli.commands.build_dataset:command", "Build a data set from the stored runs."),
-    "train": ("cli.commands.train:command", "Train, evaluate and push models."),
-    "models": ("cli.commands.models:command", "Show and roll back models."),
-    "serve": ("cli.commands.serve:command", "Serve the pushed models."),
-    "graph": ("cli.commands.graph:command", "Show a pipeline's portable graph."),
-    "predict": ("cli.commands.predict:command", "Predict for runs as they arrive."),
-    "live": ("cli.commands.live:command", "Tell the windows of runs that are running."),
+    "demo": ("cli.commands.operate.demo.run:command", "Run the whole chain on sample runs and report on it."),
+    "report": ("cli.commands.operate.demo.report:command", "Write the HTML report of a demo anew."),
+    "up": ("cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
+    "down": ("cli.commands.operate.down:command", "End local engines."),
+    "status": ("cli.commands.serve.status:command", "Show the local engines and how they are."),
+    "record": ("cli.commands.operate.record:command", "Run a command and record it."),
+    "ingest": ("cli.commands.operate.ingest:command", "Turn CI events into raw runs."),
+    "backfill": ("cli.commands.operate.backfill:command", "Bring historical logs into the raw store."),
+    "letters": ("cli.commands.data.dead_letters:command", "Show dead letters, and try them again."),
+    "runs": ("cli.commands.data.runs:command", "Show, verify and compact the stored runs."),
+    "spans": ("cli.commands.data.dataset.spans:command", "List and verify the spans of data sets."),
+    "dataset": ("cli.commands.data.dataset:command", "Define, build and update data sets."),
+    "validate": ("cli.commands.data.drift:command", "Tell what moved in a data set."),
+    "experiment": ("cli.commands.learn.experiment:command", "Define experiments, train them, read the results."),
+    "plot": ("cli.commands.data.plot:command", "Draw a data set."),
+    "cluster": ("cli.commands.data.cluster:command", "Find groups of runs in a data set."),
+    "build-dataset": ("cli.commands.data.dataset.build:command", "Build a data set from the stored runs."),
+    "train": ("cli.commands.learn.refresh:command", "Train, evaluate and push models."),
+    "models": ("cli.commands.learn.models:command", "Show and roll back models."),
+    "serve": ("cli.commands.serve.serve:command", "Serve the pushed models."),
+    "graph": ("cli.commands.operate.graph:command", "Show a pipeline's portable graph."),
+    "predict": ("cli.commands.learn.predict:command", "Predict for runs as they arrive."),
+    "live": ("cli.commands.operate.live:command", "Tell the windows of runs that are running."),
 }
 
 _INTERNAL_ERROR = 1
@@ -53,7 +52,7 @@ class LazyGroup(click.Group):
 
     def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.table = {name: entry for name, entry in table.items() if _is_there(entry[0])}
+        self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)
@@ -152,10 +151,6 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
     """Runs one command as a console script of its own, with the logging of ``ciml``."""
     configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
     run(command, args, prog_name=prog_name)
-
-
-def _is_there(target: str) -> bool:
-    return importlib.util.find_spec(target.partition(":")[0]) is not None
 
 
 @click.group(

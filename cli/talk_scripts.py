@@ -33,34 +33,34 @@ def main(command: click.Command) -> NoReturn:
 
 def cache_data() -> NoReturn:
     """The console script ``ciml-cache-data``: ``ciml backfill`` by its name in the talk."""
-    from cli.commands.backfill import command
+    from cli.commands.operate.backfill import command
 
     main(command)
 
 
 def setup_experiment() -> NoReturn:
     """The console script ``ciml-setup-experiment``: ``ciml experiment define`` by its name in the talk."""
-    from cli.commands.experiment.define import setup
+    from cli.commands.learn.experiment.define import setup
 
     main(setup)
 
 
 def train_model() -> NoReturn:
     """The console script ``ciml-train-model``: ``ciml experiment train`` by its name in the talk."""
-    from cli.commands.experiment.train import train
+    from cli.commands.learn.experiment.train import train
 
     main(train)
 
 
 def plot_data() -> NoReturn:
     """The console script ``ciml-plot-data``: ``ciml plot`` by its name in the talk."""
-    from cli.commands.plot import command
+    from cli.commands.data.plot import command
 
     main(command)
 
 
 def build_dataset() -> NoReturn:
     """The console script ``ciml-build-dataset``: ``ciml build-dataset``."""
-    from cli.commands.build_dataset import command
+    from cli.commands.data.dataset.build import command
 
     main(command)

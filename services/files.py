@@ -30,7 +30,7 @@ class Options:
     """What an ingest was started with. Written with mode 0600: properties of Kafka may hold a password.
 
     Attributes:
-      ingest: the arguments of `cli.commands.ingest.make_config`.
+      ingest: the arguments of `cli.commands.operate.ingest.make_config`.
       engine: ``flink`` or ``micro-batches``.
       jobs: Beam's job server, ``host:port``; "" for micro-batches.
       rest: the REST API of the Flink behind it, a URL; "" for one that is inside the job server.

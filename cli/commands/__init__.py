@@ -1,1 +1,1 @@
-"""The commands of ``ciml``, one a module, each a click command named ``command``."""
+"""The commands of ``ciml``, in packages by the groups of ``ciml --help``; each is a click command named ``command``."""

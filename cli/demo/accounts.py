@@ -12,7 +12,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.manifest.offsets import RangeSet
 from ciml.storage.open import Store
 from cli.demo.produce import Produced
-from cli.demo.result import AccountingLine, Check, SpoiltLine
+from cli.demo.report.result import AccountingLine, Check, SpoiltLine
 
 Place = tuple[str, int, int, str]
 #: The order in which classes are shown.

@@ -11,7 +11,7 @@ from ciml.events.records import Outcome
 from ciml.storage.open import Store
 from cli.demo.accounts import made_check
 from cli.demo.produce import Produced
-from cli.demo.result import Check, ExclusionLine, Profile, SpanLine
+from cli.demo.report.result import Check, ExclusionLine, Profile, SpanLine
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ from cli.demo import checks as books
 from cli.demo.definitions import ALL, RELATIVE
 from cli.demo.direct import check_examples
 from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
-from cli.demo.result import Check, Confusion, DemoResult, VersionLine
+from cli.demo.report.result import Check, Confusion, DemoResult, VersionLine
 from cli.demo.run import PREDICTIONS, REFRESHES, RUNS, Demo, Options, prepared, run
 from cli.demo.steps import Steps
 
@@ -33,8 +33,8 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     Raises:
       CimlError: when something keeps the chain from coming to its end; then there are no books.
     """
-    from cli.demo.report import render
-    from cli.demo.table import show
+    from cli.demo.report.page import render
+    from cli.demo.report.table import show
 
     with Steps(progress) as steps, prepared(options, steps) as running:
         run(running)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ciml.storage.open import Store
 from cli.demo.accounts import made_check
-from cli.demo.result import Check, PredictionLine
+from cli.demo.report.result import Check, PredictionLine
 from serving.predict.log import predictions_log
 
 

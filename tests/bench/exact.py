@@ -21,7 +21,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState, dataset_store
 from ciml.events.listing_files import open_listing
 from ciml.storage.open import Store, open_store
-from cli.commands.backfill import make_config
+from cli.commands.operate.backfill import make_config
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import read_span

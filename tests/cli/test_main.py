@@ -40,7 +40,7 @@ def test_help_is_quick_and_imports_no_command():
         "import sys; from click.testing import CliRunner; from cli.main import cli;"
         "CliRunner().invoke(cli, ['--help']);"
         "print(sorted(set(sys.modules) & {'apache_beam', 'tensorflow', 'confluent_kafka', 'rich', 'psutil', 'boto3',"
-        " 'pyarrow', 'numpy', 'engines', 'cli.commands.up'}))"
+        " 'pyarrow', 'numpy', 'engines', 'cli.commands.operate.up'}))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"

@@ -31,7 +31,7 @@ def loaded_by(code: str) -> set[str]:
         "transforms.ingest.decode", "transforms.ingest.trust", "transforms.fetch.fetch", "transforms.parse.logs",
         "transforms.examples.downsample", "transforms.examples.prepare", "transforms.examples.split",
         "transforms.drift.compare", "transforms.drift.statistics", "transforms.raw.write",
-        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.validate",
+        "pipelines.datasets.build", "pipelines.datasets.validate", "cli.commands.data.drift",
     ],
 )  # fmt: skip
 def test_pure_modules_are_light(module: str) -> None:

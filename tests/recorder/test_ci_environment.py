@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from cli.commands.record import make_plan
+from cli.commands.operate.record import make_plan
 from recorder.ci_environment import Known, known_run
 
 GITHUB = {

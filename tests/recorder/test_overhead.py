@@ -23,7 +23,10 @@ def loaded(code: str) -> list[str]:
 
 def test_the_command_waits_for_no_slow_import() -> None:
     assert (
-        loaded("import cli.main, cli.commands.record, recorder.record, recorder.ci_environment, ciml.events.mentions")
+        loaded(
+            "import cli.main, cli.commands.operate.record, recorder.record, recorder.ci_environment,"
+            " ciml.events.mentions"
+        )
         == []
     )
 

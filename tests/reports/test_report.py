@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.storage.open import LocalStore, open_store
-from cli.commands.experiment.report import default_folder
+from cli.commands.learn.experiment.report import default_folder
 from cli.main import cli
 from reports.experiments.comparison_page import comparison_page
 from reports.experiments.page import result_page

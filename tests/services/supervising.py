@@ -15,7 +15,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from ciml.storage.open import open_store
-from cli.commands.ingest import command
+from cli.commands.operate.ingest import command
 from services.files import ServiceFiles
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario

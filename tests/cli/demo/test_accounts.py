@@ -13,7 +13,7 @@ from ciml.storage.open import LocalStore
 from cli.demo import accounts as checks
 from cli.demo.accounts import Accounts
 from cli.demo.produce import Produced, dump, load
-from cli.demo.result import AccountingLine, SpoiltLine
+from cli.demo.report.result import AccountingLine, SpoiltLine
 
 TOPIC = "ci-events"
 

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.errors import CimlError
-from cli.commands.report import command
-from cli.demo.report import last_versions, render
-from cli.demo.report_plots import draw
-from cli.demo.result import AccountingLine, Check, DemoResult
+from cli.commands.operate.demo.report import command
+from cli.demo.report.page import last_versions, render
+from cli.demo.report.plots import draw
+from cli.demo.report.result import AccountingLine, Check, DemoResult
 from tests.cli.demo.demo_fixture import CLASSES, demo_result, version
 
 

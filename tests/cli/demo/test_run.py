@@ -13,10 +13,10 @@ from rich.console import Console
 
 from ciml.errors import CimlError, EngineError
 from cli.demo.processes import Children, wait_for
-from cli.demo.result import Check
+from cli.demo.report.result import Check
+from cli.demo.report.table import show
 from cli.demo.run import MARK, Options, empty
 from cli.demo.steps import Steps
-from cli.demo.table import show
 from cli.demo.trainer import Trainer
 from engines import processes
 from tests.cli.demo.demo_fixture import demo_result

@@ -17,7 +17,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
 from ciml.storage.open import Store, open_store
-from cli.commands.backfill import make_config
+from cli.commands.operate.backfill import make_config
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets import listed_runs
 from pipelines.datasets.build import DEFINITION, build_dataset

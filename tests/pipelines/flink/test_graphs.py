@@ -17,7 +17,7 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.transforms.external import ExternalTransform, ImplicitSchemaPayloadBuilder
 from click.testing import CliRunner
 
-from cli.commands.graph import command
+from cli.commands.operate.graph import command
 from pipelines.flink.portable_graph import as_dot, as_text, foreign, is_unbounded, portable, stages
 from pipelines.flink.submit import flink_options
 from pipelines.graphs import PIPELINES

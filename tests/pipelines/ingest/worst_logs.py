@@ -19,7 +19,7 @@ from pathlib import Path
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.records import Batch
 from ciml.limits import MAX_LOG_BYTES, MAX_LOG_CELLS
-from cli.commands.backfill import make_config
+from cli.commands.operate.backfill import make_config
 from pipelines.backfill.plan import BackfillConfig
 from tests.memory import peak_bytes
 

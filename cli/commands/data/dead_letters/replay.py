@@ -1,0 +1,175 @@
+"""``ciml letters replay``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.pairs import pairs
+from cli.commands.data.dead_letters.filters import FILTERS, choice_of, choice_options
+from cli.options import data_path_option, home_option, s3_place
+from cli.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from ciml.raw.dead_letters import Choice
+    from pipelines.ingest.replay import Preview, ReplayConfig, Replayed
+
+_INTERRUPTED, _SOME_LEFT = 130, 5
+_REMEDIES = {
+    "address_not_allowed": "--allow-root or --allow-host lets it in; of a listing, --logs",
+    "log_not_found": "of a listing, --logs says where the logs are now",
+}
+
+
+@click.command("replay", short_help="Try open dead letters again.")
+@data_path_option()
+@home_option
+@choice_options
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, the oldest first.")
+@click.option("--dry-run", is_flag=True, help="Say what would be tried, and do nothing.")
+@click.option(
+    "--logs",
+    metavar="ROOT",
+    callback=s3_place,
+    help="Of letters of a listing: the folder or s3:// prefix where the logs are now; it is allowed then.",
+)
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="EVENT-SOURCE=NAME",
+    help="Name of an event source, as ciml ingest has it. May be repeated.",
+)
+@click.option(
+    "--select",
+    "selection",
+    multiple=True,
+    metavar="GLOB",
+    help="The jobs that ciml ingest takes (--job there), if not all: others are ignored.",
+)
+@click.option("--allow-host", "hosts", multiple=True, metavar="[http://]HOST[:PORT]", help="Logs may come from here.")
+@click.option("--allow-root", "roots", multiple=True, metavar="FOLDER|s3://PREFIX", help="Logs may be below here.")
+@click.option(
+    "--fetch-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML: allowed places and limits of logs.",
+)
+@click.option(
+    "--trust-policy", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="TOML: which runs are trusted."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON for programs.")
+def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+    """Try open dead letters again, by what is known and allowed today.
+
+    A letter that comes to something is closed by the same commit. One that fails again stays as it is. It may be
+    killed, said again, or said twice at once.
+
+    \b
+    Example:
+      ciml letters replay --reason address_not_allowed --allow-host logs.example.org --data-path data
+      ciml letters replay --topic 'listing:*' --logs /srv/logs --data-path data
+
+    Exit codes: 0 none of them is left open, 5 some are, 130 stopped before, 2 wrong use, 3 a store does not answer.
+    """
+    from cli.progress_counts import Bar
+    from pipelines.ingest.replay import preview, replay
+
+    options.pop("home")
+    config = make_config(data_path, choice_of(**{name: options.pop(name) for name in FILTERS}), **options)
+    if dry_run:
+        _print_preview(preview(config), as_json)
+        return 0
+    stop = stop_on_signals()
+    with Bar("dead letters", "letters") as bar:
+        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.letters, _totals(each)))
+    _print_replayed(found, as_json)
+    return _INTERRUPTED if not found.whole else _SOME_LEFT if found.still else 0
+
+
+def make_config(
+    data_path: str,
+    choice: Choice,
+    *,
+    limit: int | None = None,
+    logs: str | None = None,
+    sources: tuple[str, ...] = (),
+    selection: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    roots: tuple[str, ...] = (),
+    fetch_policy: str | None = None,
+    trust_policy: str | None = None,
+) -> ReplayConfig:
+    """The configuration that the options mean.
+
+    Raises:
+      CimlError: a policy that cannot be read, an option that is no pair, no folder of logs, a scheme that no store has.
+    """
+    from ciml.events.mentions import source_names
+    from ciml.storage.open import open_store
+    from cli.batch_options import logs_place
+    from pipelines.ingest.replay import ReplayConfig
+    from transforms.fetch.policy import FetchPolicy
+    from transforms.ingest.decode import ALL_JOBS
+    from transforms.ingest.trust import TrustPolicy
+
+    place = logs_place(logs) if logs else ""
+    roots = (*roots, place) if place else roots
+    fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
+    return ReplayConfig(
+        open_store(data_path),
+        choice,
+        limit=limit,
+        selection=selection or ALL_JOBS,
+        names=source_names(pairs("--source", sources)),
+        trust=TrustPolicy.load(trust_policy),
+        fetch=fetch,
+        logs=place,
+    )
+
+
+def _totals(found: Replayed) -> dict[str, int]:
+    totals: Counter[str] = Counter()
+    for (kind, _), number in found.became.items():
+        totals[kind] += number
+    return totals
+
+
+def _print_replayed(found: Replayed, as_json: bool) -> None:
+    if as_json:
+        became: dict[str, dict[str, int]] = {}
+        for (kind, reason), number in sorted(found.became.items()):
+            became.setdefault(kind, {})[reason] = number
+        value = {
+            "tried": found.tried, "closed": found.closed, "became": became, "still_open": dict(found.still),
+            "closed_by_others": found.elsewhere, "whole": found.whole,
+        }  # fmt: skip
+        click.echo(json.dumps(value, indent=2))
+        return
+    from cli.progress_counts import WORDS
+
+    totals = _totals(found)
+    said = ", ".join(f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind])
+    click.echo(f"{found.tried:,} dead letters tried again: {found.closed:,} closed{f' ({said})' if said else ''}")
+    if found.elsewhere:
+        click.echo(f"{found.elsewhere:,} were closed by another meanwhile")
+    for reason, number in sorted(found.still.items(), key=lambda entry: (-entry[1], entry[0])):
+        detail = found.details.get(reason, "")
+        click.echo(f"{number:>10,} stay open: {reason}{f' ({detail})' if detail else ''}")
+        if reason in _REMEDIES:
+            click.echo(f"{'':>11}{_REMEDIES[reason]}")
+
+
+def _print_preview(found: Preview, as_json: bool) -> None:
+    if as_json:
+        value = {"letters": found.letters, "reasons": dict(found.reasons), "untried": dict(found.untried)}
+        click.echo(json.dumps(value, indent=2))
+        return
+    for reason, number in sorted(found.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+        click.echo(f"{number:>10,} {reason}")
+    click.echo(f"{found.letters:>10,} dead letters would be tried again")
+    for reason, number in found.untried.items():
+        click.echo(f"{number:>10,} of them cannot be: {reason}")

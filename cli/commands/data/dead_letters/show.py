@@ -1,0 +1,196 @@
+"""``ciml letters list``, ``count`` and ``show``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError
+from ciml.events.listing import TOPIC, is_listing
+from cli.commands.data.dead_letters.filters import choice_of, choice_options
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from ciml.raw.dead_letters import Letter
+    from ciml.storage.open import Store
+
+_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to tell it from others
+
+
+def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[Letter]:
+    """The open letters of the filters, or all, the oldest first."""
+    from ciml.raw.dead_letters import all_letters, open_keys, open_letters
+    from ciml.raw.state import open_raw
+    from ciml.storage.open import open_store
+
+    choice = choice_of(**filters)
+    log, state = open_raw(open_store(data_path).child("raw"))
+    return all_letters(log, choice) if everything else open_letters(log, open_keys(state, choice), choice)
+
+
+@click.command("list", short_help="List dead letters.")
+@data_path_option()
+@home_option
+@choice_options
+@click.option("--all", "everything", is_flag=True, help="Also those that are closed, and by what.")
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Only the latest so many.")
+@click.option("--json", "as_json", is_flag=True, help="All of them, one JSON object a line.")
+def list_command(data_path: str, everything: bool, last: int, as_json: bool, **filters: Any) -> None:
+    """List open dead letters, the latest last.
+
+    \b
+    Example:
+      ciml letters list --data-path data
+      ciml letters list --reason log_not_found --since 1d --json --data-path data
+    """
+    filters.pop("home")
+    letters = _found(data_path, everything, **filters)
+    now_us = time.time_ns() // 1000
+    if as_json:
+        for letter in letters:
+            click.echo(json.dumps(letter.to_json(now_us)))
+        return
+    count = 0
+
+    def counted() -> Iterator[Letter]:
+        nonlocal count
+        for letter in letters:
+            count += 1
+            yield letter
+
+    shown = deque(counted(), maxlen=last)
+    if not shown:
+        click.echo("No dead letters." if everything else "No open dead letters.")
+        return
+    _print_letters(shown, now_us, everything)
+    if count > len(shown):
+        click.echo(f"{count - len(shown):,} older ones are not shown: --last {count} or --json shows them.")
+
+
+def _print_letters(letters: Iterable[Letter], now_us: int, everything: bool) -> None:
+    """A line each, in columns, so that it can be searched and cut."""
+    rows = []
+    for letter in letters:
+        said = letter.to_json(now_us)
+        row = [_age(said["age_s"]), said["reason"], _origin(letter), said["run_id"] or "-", said["build_name"] or "-"]
+        if everything:
+            row.append(", ".join(letter.became) if letter.closed else "open")
+        rows.append([*row, said["detail"]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _origin(letter: Letter) -> str:
+    origin = letter.key[0]
+    topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
+    return f"{topic}:{origin.partition}:{origin.offset}"
+
+
+def _age(seconds: int) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{max(seconds, 0)} s"
+
+
+@click.command("count", short_help="Count open dead letters by reason.")
+@data_path_option()
+@home_option
+@choice_options
+@click.option("--by-job", is_flag=True, help="By reason and job.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
+    """Count open dead letters by reason.
+
+    \b
+    Example:
+      ciml letters count --data-path data
+      ciml letters count --by-job --since 7d --data-path data
+    """
+    filters.pop("home")
+    counts: Counter[tuple[str, str]] = Counter()
+    if by_job or any(filters.values()):
+        for letter in _found(data_path, False, **filters):
+            counts[letter.outcome.reason, letter.job if by_job else ""] += 1
+    else:  # the manifest's own sums
+        from ciml.raw.state import open_raw
+        from ciml.storage.open import open_store
+
+        _, state = open_raw(open_store(data_path).child("raw"))
+        counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
+    rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    if as_json:
+        listed = [{"reason": reason, **({"job": job} if by_job else {}), "letters": n} for (reason, job), n in rows]
+        click.echo(json.dumps({"letters": counts.total(), "by": listed}, indent=2))
+        return
+    for (reason, job), number in rows:
+        click.echo(f"{number:>10,} {reason}{f'  {job}' if by_job else ''}")
+    click.echo(f"{counts.total():>10,} open dead letters")
+
+
+@click.command("show")
+@click.argument("origin", metavar="TOPIC:PARTITION:OFFSET")
+@click.argument("run_id", metavar="[RUN]", default="*")
+@data_path_option()
+@home_option
+def show(origin: str, run_id: str, data_path: str, **_: Any) -> None:
+    """Show the open dead letters of one origin with their message, as it is kept: without secrets.
+
+    \b
+    Example:
+      ciml letters show ci-events:0:1234 --data-path data
+    """
+    from ciml.raw.dead_letters import Choice
+    from ciml.storage.open import open_store
+    from pipelines.ingest.replay import chosen
+
+    topic, partition, offset = _parsed_origin(origin)
+    raw = open_store(data_path).child("raw")
+    choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(run_id,))
+    now_us = time.time_ns() // 1000
+    found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]
+    if not found:
+        raise CimlError(f"no open dead letter of {origin}: see ciml letters list")
+    for letter in found:
+        value = letter.to_json(now_us)
+        value["time"] = datetime.fromtimestamp(letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
+        click.echo(json.dumps({**value, "message": _message(raw, letter)}, indent=2, ensure_ascii=True))
+
+
+def _parsed_origin(text: str) -> tuple[str, int, int]:
+    topic, _, rest = text.rpartition(":")
+    topic, _, partition = topic.rpartition(":")
+    if not topic or not partition.isdecimal() or not rest.isdecimal():
+        raise click.UsageError(f"{text!r}: want TOPIC:PARTITION:OFFSET, as ciml letters list has it")
+    return topic, int(partition), int(rest)
+
+
+def _literal(text: str) -> str:
+    """A glob that matches a text alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+
+
+def _message(raw: Store, letter: Letter) -> Any:
+    """What is kept of the message, for people."""
+    from ciml.events.payloads import message_of, whole_payload
+
+    payload = letter.outcome.payload
+    whole = whole_payload(raw, payload) if payload else None
+    if whole is None or "value" not in whole:
+        return dict(whole) if whole else None
+    message = message_of(whole, letter.key[0].offset)
+    return {
+        "value": None if message.value is None else message.value.decode("utf-8", "backslashreplace"),
+        "headers": [
+            [name, None if value is None else value.decode("utf-8", "backslashreplace")]
+            for name, value in message.headers
+        ],
+        "timestamp_ms": message.timestamp_ms,
+    }

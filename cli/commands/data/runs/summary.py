@@ -1,0 +1,124 @@
+"""``ciml runs`` alone: the accounting, and the latest runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands.data.runs.listing import latest_runs, print_runs
+from cli.options import data_path_option, home_option
+
+if TYPE_CHECKING:
+    from ciml.manifest.log import ManifestLog
+    from ciml.raw.accounting import RawState
+    from ciml.storage.open import Store
+
+
+@click.command("summary", short_help="The accounting and the latest runs; what ciml runs alone means.")
+@data_path_option()
+@home_option
+@click.option("--count", is_flag=True, help="Print the number of raw runs, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option(
+    "--last", default=10, show_default=True, type=click.IntRange(0), help="How many of the latest runs to show."
+)
+@click.option(
+    "--verify", is_flag=True, help="Read every raw object and compare its rows and digest; exit code 4 if not equal."
+)
+def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
+    """Show what became of events and runs: the accounting of DATA/raw by class and reason, and the latest runs.
+
+    \b
+    Example:
+      ciml runs --data-path data
+      ciml runs --data-path data --verify
+    """
+    from itertools import islice
+
+    from ciml.raw.state import open_raw
+    from ciml.storage.open import open_store
+
+    raw = open_store(data_path).child("raw")
+    log, state = open_raw(raw)
+    if count:
+        click.echo(state.index.run_count())
+        return 0
+    latest = list(islice(latest_runs(log, state), last))
+    faults = verify_all(raw, log, state.version, state.index.run_count()) if verify else []
+    if as_json:
+        click.echo(json.dumps({**as_dict(state), "latest": latest, **({"faults": faults} if verify else {})}, indent=2))
+    else:
+        _print(state, latest)
+        for fault in faults:
+            click.echo(f"BROKEN {fault}", err=True)
+        if verify and not faults:
+            click.echo(f"Verified {state.index.run_count():,} raw objects: rows and digests are as committed.")
+    return 4 if faults else 0
+
+
+def as_dict(state: RawState) -> dict[str, Any]:
+    """The accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
+    reasons: dict[str, dict[str, int]] = {}
+    for (kind, reason), number in sorted(state.counts.items()):
+        reasons.setdefault(kind, {})[reason] = number
+    return {
+        "version": state.version,
+        "runs": state.index.run_count(),
+        "totals": state.totals(),
+        "reasons": reasons,
+        "trust": [{"trusted": trusted, "rule": rule, "runs": n} for (trusted, rule), n in sorted(state.trust.items())],
+        "covered": {
+            f"{topic}[{partition}]": [list(part) for part in ranges] for topic, partition, ranges in state.partitions()
+        },
+    }
+
+
+def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
+    """What is wrong with the runs that the manifest names up to ``version``, a line each."""
+    from ciml.events.records import RawFile, rows_of
+    from cli.progress_bar import bars
+    from transforms.raw.reader import verify_runs
+
+    def named() -> Iterator[tuple[str, RawFile]]:
+        for number, delta in log.since(0):
+            if number > version:
+                return
+            for record in rows_of(delta):
+                yield record["mention"]["run_id"], RawFile.from_json(record["file"])
+
+    faults: list[str] = []
+    with bars() as tell:
+        for done, fault in enumerate(verify_runs(raw, named()), 1):
+            tell("verifying", done, total)
+            if fault:
+                faults.append(fault)
+    return faults
+
+
+def _print(state: RawState, latest: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cli.progress_counts import WORDS
+
+    console = Console(highlight=False)
+    if not state.version:
+        console.print("Nothing has been committed yet.")
+        return
+    table = Table(
+        "class", "reason", "events x runs", title=f"Raw manifest, version {state.version}", title_justify="left"
+    )
+    table.columns[2].justify = "right"
+    for kind, word in WORDS.items():
+        for (found, reason), number in sorted(state.counts.items()):
+            if found == kind:
+                table.add_row(word, Text(reason), f"{number:,}")
+    for (trusted, rule), number in sorted(state.trust.items(), reverse=True):
+        table.add_row("  of the runs", Text(f"{'trusted' if trusted else 'not trusted'}: {rule}"), f"{number:,}")
+    console.print(table)
+    if latest:
+        print_runs(latest, "Latest runs")

@@ -1,0 +1,36 @@
+"""``ciml experiment``: define, train and compare experiments."""
+
+from __future__ import annotations
+
+import click
+
+from cli.commands.learn.experiment.define import define
+from cli.commands.learn.experiment.report import report
+from cli.commands.learn.experiment.show import show
+from cli.commands.learn.experiment.sweep import sweep
+from cli.commands.learn.experiment.train import train
+
+
+@click.group("experiment", short_help="Define experiments, train them, read the results.")
+def command() -> None:
+    """Define experiments, train them on data sets, and read the results.
+
+    An experiment is an estimator and its hyper-parameters under a name. To serve a model, see ciml train.
+
+    \b
+    Example:
+      ciml experiment define dnn-5x100 --hidden-layers 100/100/100/100/100 --epochs 500 --data-path DATA
+      ciml experiment train --experiment dnn-5x100 --dataset cpu-load --data-path DATA
+      ciml experiment show dnn-5x100 --data-path DATA
+      ciml experiment report dnn-5x100 --data-path DATA
+      ciml experiment sweep examples/sweep.toml --data-path DATA
+    """
+
+
+command.add_command(define)
+command.add_command(train)
+command.add_command(show)
+command.add_command(report)
+command.add_command(sweep)
+
+__all__ = ["command"]

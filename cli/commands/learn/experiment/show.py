@@ -1,0 +1,48 @@
+"""``ciml experiment show``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cli.commands.learn.experiment.text import told_result
+from cli.options import data_path_option, home_option
+from cli.s3_options import s3_options
+
+
+@click.command("show", short_help="Show an experiment and its results, or the names of all.")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print what is stored, as JSON for programs.")
+@data_path_option()
+@home_option
+@s3_options
+def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
+    """Show the experiment NAME and its results, or the names of all.
+
+    \b
+    Example:
+      ciml experiment show wide --data-path DATA
+      ciml experiment show --data-path DATA
+    """
+    from ciml.storage.open import open_store
+    from training.experiments.trials import experiment_names, load_experiment, results_of
+
+    data = open_store(data_path)
+    if name is None:
+        names = experiment_names(data)
+        click.echo(json.dumps(names) if as_json else "\n".join(names) or f"no experiments in {data.url('experiments')}")
+        return
+    experiment, results = load_experiment(data, name), results_of(data, name)
+    if as_json:
+        click.echo(json.dumps({"experiment": experiment.to_json(), "results": results}, sort_keys=True))
+        return
+    defaults = type(experiment)().to_json()
+    for key, value in experiment.to_json().items():
+        if key in ("name", "estimator") or value != defaults[key]:
+            click.echo(f"{key:<15} {value}")
+    for result in results:
+        click.echo("\n".join(told_result(result)))
+    if not results:
+        click.echo(f"not trained yet: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")

@@ -1,0 +1,115 @@
+"""``ciml experiment train``, and ``ciml-train-model`` of the talk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ciml.errors import CimlError
+from cli.commands.learn.experiment.text import told_folds, told_on, told_result
+from cli.options import data_path_option, home_option
+from cli.progress_bar import progress_bar
+from cli.s3_options import s3_options
+from cli.trust_options import learn_from_options, read_exclusions
+
+if TYPE_CHECKING:
+    from training.experiments.trials import Trial
+
+
+def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip())) if value else ()
+
+
+@click.command("train", short_help="Train an experiment on a data set, and test it.")
+@click.option("--dataset", required=True, metavar="NAME", help="What to learn from.")
+@click.option("--experiment", required=True, metavar="NAME", help="What to train.")
+@click.option(
+    "--eval-dataset",
+    "others",
+    multiple=True,
+    metavar="NAME",
+    help="A data set on whose test runs the model is tested as well; may be repeated.",
+)
+@click.option(
+    "--cross-validate",
+    "folds",
+    type=click.IntRange(2),
+    metavar="FOLDS",
+    help="Divide the training runs in so many parts instead; the test runs stay unread.",
+)
+@click.option(
+    "--hold-out",
+    metavar="FACT[,FACT…]",
+    callback=_facts,
+    help="With --cross-validate: runs that have this in common are held out together, such as flavour, change or job.",
+)
+@learn_from_options
+@click.option("--tensorboard", metavar="FOLDER", type=click.Path(file_okay=False), help="Write TensorBoard's files.")
+@click.option("--gpu/--no-gpu", default=False, hidden=True, help="Of the talk; training is on the CPU.")
+@click.option("--debug/--no-debug", default=None, hidden=True, help="Of the talk; see CIML_DEBUG.")
+@click.option("--json", "as_json", is_flag=True, help="Print what is stored, as JSON for programs.")
+@data_path_option()
+@home_option
+@s3_options
+def train(
+    dataset: str,
+    experiment: str,
+    others: tuple[str, ...],
+    folds: int | None,
+    hold_out: tuple[str, ...],
+    data_path: str,
+    trust_policy: str | None,
+    exclude: str | None,
+    tensorboard: str | None,
+    gpu: bool,
+    debug: bool | None,
+    as_json: bool,
+    home: Path,
+) -> None:
+    """Train an experiment on a data set's trusted runs, test it on held-out ones, and store the result.
+
+    The same experiment on the same runs again changes nothing, and shows what is stored.
+
+    \b
+    Example:
+      ciml-train-model --dataset cpu-load-1min-dataset --experiment dnn-5x100 --data-path s3://cimldatasets
+      ciml experiment train --experiment wide --dataset cpu-load --eval-dataset other-job --data-path DATA
+      ciml experiment train --experiment wide --dataset cpu-load --cross-validate 5 --hold-out flavour --data-path DATA
+    """
+    if gpu:
+        raise CimlError("--gpu: training is on the CPU, so that a seed gives one model everywhere; leave it out")
+    if hold_out and folds is None:
+        raise CimlError("--hold-out: say in how many parts (--cross-validate FOLDS)")
+    if folds is not None and others:
+        raise CimlError("--eval-dataset: has no meaning beside --cross-validate, which trains many models")
+    from ciml.storage.open import open_store
+    from training.data.in_memory import read_material
+    from training.experiments.trials import Trial, load_experiment
+    from transforms.ingest.trust import TrustPolicy
+
+    data, policy, exclusions = open_store(data_path), TrustPolicy.load(trust_policy), read_exclusions(exclude)
+    what = load_experiment(data, experiment)
+    material = read_material(data, dataset, policy, exclusions)
+    materials = [read_material(data, name, policy, exclusions) for name in others]
+    with progress_bar(f"training {experiment}") as progress:
+        trial = Trial(data, what, material, Path(tensorboard) if tensorboard else None, progress)
+        if folds is not None:
+            found, new = trial.cross_validate(folds, hold_out, progress)
+            _show(trial, found, new, as_json, told_folds(found))
+            return
+        results = [trial.run(), *(trial.run_on(each) for each in materials)]
+    for place, (found, new) in enumerate(results):
+        _show(trial, found, new, as_json, told_on(found) if place else told_result(found))
+
+
+def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, sort_keys=True))
+        return
+    for line in lines:
+        click.echo(line)
+    click.echo(f"  {'stored in' if new else 'as it is already in'} {trial.store.url()}")

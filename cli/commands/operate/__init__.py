@@ -1,0 +1,1 @@
+"""Commands that record runs, feed the raw store and start engines."""

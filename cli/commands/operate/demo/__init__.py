@@ -1,0 +1,1 @@
+"""``ciml demo``: the whole chain on the sample runs, and its report."""

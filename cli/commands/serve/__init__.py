@@ -1,0 +1,1 @@
+"""Commands on the model server and on the local engines' status."""

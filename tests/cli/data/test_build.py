@@ -1,0 +1,190 @@
+"""``ciml-build-dataset``: the talk's line, and what is wrong with others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.datasets.state import dataset_state
+from ciml.storage.open import open_store
+from cli.main import cli
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import corpus
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = Path(sys.executable).parent / "ciml-build-dataset"
+#: As it stands in the talk, but for the two places.
+LINE = """--dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000 --sample-interval 10min
+  --features-regex (usr|1min) --class-label status --tdt-split 7 0 3 --data-path DATA --target-data-path TARGET"""
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data")
+    runs, tables, _ = corpus(60)
+    raw = RawStore(open_store(path))
+    raw.add([(run.replace(build_name="tempest-full"), table) for run, table in zip(runs, tables, strict=True)])
+    return str(path)
+
+
+def build(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["build-dataset", *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.mark.parametrize("dash", ["--", "—"])
+def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_path: str, dash: str) -> None:
+    target = tmp_path / "sets"
+    line = LINE.replace("DATA", data_path).replace("TARGET", str(target)).replace("--", dash).split()
+    done = [subprocess.run([SCRIPT, *line], capture_output=True, text=True) for _ in range(2)]
+    assert [each.returncode for each in done] == [0, 0], done[0].stderr
+    assert done[0].stderr == ""
+    first, second = (each.stdout.splitlines() for each in done)
+    assert first[0] == (
+        f"cpu-load-1min-dataset: 60 examples of 10 x 2, 60 of them new: {target}/datasets/cpu-load-1min-dataset"
+    )
+    assert second == [first[0].replace("60 of them new", "all were there"), *first[1:]]
+    assert "  features  usr, 1m" in first
+    state = dataset_state(open_store(target), "cpu-load-1min-dataset")
+    assert state.version == 2
+    assert state.definition is not None
+    assert state.definition.to_json() | {"version": 0, "salt": "", "span_runs": 0} == {
+        "name": "cpu-load-1min-dataset", "version": 0, "build_name": ["tempest-full"], "sample_interval": "10min",
+        "features_regex": "(usr|1min)", "class_label": "status", "classes": None, "class_map": {},
+        "tdt_split": [7, 0, 3], "salt": "", "sample_statistic": "mean", "aggregation_functions": [],
+        "max_windows": None, "count_first_sample": True, "span_runs": 0, "slicer": ":2000", "raw_version": 1,
+    }  # fmt: skip
+
+
+def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_path: Path, data_path: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\nfeatures_regex = "usr"\nsample_interval = "10s"\nclass_label = "provider"\n')
+    options = ["--aggregation-functions", "mean,std", "--aggregation-functions", "max", "--sample-statistic", "max"]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    made = build(
+        "--definition", str(file), "--sample-interval", "5s", *options, "--slicer", "10:40",
+        "--data-path", data_path, "--target-data-path", one,
+    )  # fmt: skip
+    assert made.stdout.startswith("mine: 30 examples of 3 x 1, 30 of them new")
+    written = Path(one, "datasets/mine/_definition.toml")
+    said = tomllib.loads(written.read_text())
+    assert said["aggregation_functions"] == ["mean", "std", "max"]
+    assert (said["sample_interval"], said["slicer"], said["raw_version"]) == ("5s", "10:40", 1)
+    again = build("--definition", str(written), "--data-path", data_path, "--target-data-path", two)
+    assert again.stdout.replace(two, one) == made.stdout
+    deltas = [json.loads(Path(each, "datasets/mine/_manifest/000000000002.json").read_text()) for each in (one, two)]
+    assert deltas[0]["spans"] == deltas[1]["spans"]
+    assert written.read_bytes() == Path(two, "datasets/mine/_definition.toml").read_bytes()
+
+
+def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data_path: str) -> None:
+    line = [
+        "--dataset",
+        "x",
+        "--class-label",
+        "provider",
+        "--data-path",
+        data_path,
+        "--target-data-path",
+        str(tmp_path),
+    ]
+    build(*line, "--slicer", ":10")
+    told = build(*line, "--slicer", ":20", exit_code=2).output
+    assert "data set 'x' exists with another slicer: choose another name" in told
+    assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
+    assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
+
+
+def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
+    corpus_logs = ROOT / "examples/corpus"
+    listed = (corpus_logs / "builds.jsonl").read_text().splitlines()[:40]
+    (tmp_path / "builds.jsonl").write_text("\n".join([*listed, listed[0], "{}"]))
+    line = [
+        "--dataset",
+        "x",
+        "--class-label",
+        "provider",
+        "--features-regex",
+        "usr",
+        "--data-path",
+        str(tmp_path / "x"),
+    ]
+    logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(corpus_logs), "--jobs", "1"]
+    said = build(*line, *logs).stdout.splitlines()
+    assert said[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
+    assert said[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
+    assert "go together" in build(*line, *logs[:2], exit_code=2).output
+    assert "--runner makes examples of stored runs" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
+    assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
+
+
+def test_classes_are_merged(tmp_path: Path) -> None:
+    corpus_logs = ROOT / "examples/corpus"
+    line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", str(tmp_path)]
+    logs = ["--listing", str(corpus_logs / "builds.jsonl"), "--logs", str(corpus_logs), "--slicer", ":40"]
+    others = [f"--class-map={name}=other" for name in ("alibaba", "huawei", "tencent")]
+    said = build(*line, *logs, "--class-map", "aws=aws", *others).stdout.splitlines()
+    assert [each.split()[1] for each in said if each.startswith("  class")] == ["aws:", "other:"]
+    written = (tmp_path / "datasets/x/_definition.toml").read_text()
+    assert 'class_map = {"aws" = "aws", "alibaba" = "other", "huawei" = "other", "tencent" = "other"}' in written
+
+
+def drawn(root: str, folder: str) -> dict[str, bytes]:
+    """The files of a folder by name, by a store's own reading."""
+    store = open_store(root).child(folder)
+    return {path: store.read(path) for path in store.list()}
+
+
+@pytest.mark.engines
+def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_path: str, s3: Any) -> None:
+    from pipelines.datasets.update import verify_dataset
+    from reports.dataset.render import plot_dataset
+
+    line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", data_path]
+    found = {}
+    for target in (str(tmp_path / "sets"), f"{s3.bucket()}/sets"):
+        told = build(*line, "--target-data-path", target).stdout
+        assert "plots" not in told
+        seen = build(*line, "--target-data-path", target, "--visualize").stdout.splitlines()
+        assert seen[-1] == f"  plots     {target}/datasets/x/_plots/index.html"
+        found[target] = drawn(target, "datasets/x/_plots")
+        assert verify_dataset(open_store(target), "x") == []
+    local, remote = found.values()
+    plot_dataset(open_store(tmp_path / "sets"), "x", tmp_path / "plots")
+    assert local == remote == drawn(str(tmp_path), "plots")
+    assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(local)
+    build(*line, "--slicer", ":20", "--force", "--target-data-path", str(tmp_path / "sets"))
+    assert drawn(str(tmp_path / "sets"), "datasets/x/_plots") == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--dataset", "x", "--features-regex", "nosuch"], "selects none of the columns"),
+        (["--dataset", "x", "--features-regex", "("], "features_regex"),
+        (["--dataset", "x", "--build-name", "nosuch"], "there are runs of tempest-full"),
+        (["--dataset", "x", "--class-label", "pipeline"], "no class at all"),
+        (["--dataset", "x", "--sample-interval", "0s"], "sample_interval: interval '0s': must be longer than zero"),
+        (["--dataset", "x", "--slicer", "1:2:0"], "slicer '1:2:0': want a slice"),
+        (["--dataset", "x", "--tdt-split", "0", "0", "3"], "tdt_split: want three weights"),
+        (["--dataset", "x", "--aggregation-functions", "mean,nosuch"], "aggregation_functions"),
+        (["--dataset", "x", "--definition", "nowhere.toml"], "nowhere.toml"),
+        (["--dataset", "x", "--class-map", "aws"], "'aws': want VALUE=CLASS"),
+        (["--dataset", "x", "--class-map", "aws=one"], "class_map: one class teaches nothing: map to at least two"),
+        (["--dataset", "../x"], "name"),
+        ([], "which data set?"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, data_path: str, wrong: list[str], said: str) -> None:
+    done = build(*wrong, "--data-path", data_path, "--target-data-path", str(tmp_path / "sets"), exit_code=2)
+    assert said in done.output
+    assert done.output.count("\n") == 1, done.output
+    assert not (tmp_path / "sets").exists()

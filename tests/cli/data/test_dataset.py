@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.storage.open import open_store
+from cli.main import cli
+from tests.pipelines.raw_store.scenes import RawStore
+from tests.transforms.samples import mention, table
+
+DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"
+
+
+def ciml(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["dataset", *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.fixture
+def data_path(tmp_path: Path) -> str:
+    raw = RawStore(open_store(tmp_path / "data"))
+    raw.add(
+        [
+            (mention(number, outcome=outcome), table([1_000_000 * number], usr=[1.0], load=[2.0]))
+            for number, outcome in enumerate(["success", "failure", "error", "success", "success"], 1)
+        ]
+    )
+    return str(tmp_path / "data")
+
+
+@pytest.fixture
+def definition(tmp_path: Path) -> str:
+    path = tmp_path / "cpu.toml"
+    path.write_text('features_regex = "(usr|1min)"\nspan_runs = 3\nmax_windows = 2\n')
+    return str(path)
+
+
+def test_a_data_set_from_definition_to_verification(data_path: str, definition: str) -> None:
+    assert ciml("show", "--data-path", data_path).output == f"no data sets in {data_path}/datasets\n"
+    made = ciml("create", "cpu", "--definition", definition, "--data-path", data_path)
+    assert made.stdout == (
+        f"cpu: status of all, L = 2 at 10s; fill it by: ciml dataset update cpu --data-path {data_path}\n"
+    )
+    assert "not resolved yet; pattern '(usr|1min)'" in ciml("show", "cpu", "--data-path", data_path).output
+    updated = ciml("update", "cpu", "--data-path", data_path)
+    assert "│    1 │       1 │        2 │      1 │      1 │     " in updated.stdout
+    assert "cpu: 2 examples in 1 span sealed; 2 of 3 runs wait for the next span" in updated.stdout
+    again = ciml("update", "cpu", "--data-path", data_path)
+    assert again.stdout == "cpu: 0 examples in 0 spans sealed; 2 of 3 runs wait for the next span\n"
+    ciml("update", "cpu", "--seal", "--runner", "fnapi", "--data-path", data_path)
+    shown = ciml("show", "cpu", "--data-path", data_path).stdout
+    assert "features   usr, 1m\nclasses    0 passed, 1 failed\n" in shown
+    assert "excluded   no_label 1\n" in shown
+    described = json.loads(ciml("show", "cpu", "--json", "--data-path", data_path).stdout)
+    assert [(span["examples"], span["classes"], span["excluded"]) for span in described["spans"]] == [
+        (2, {"passed": 1, "failed": 1}, {"no_label": 1}),
+        (2, {"passed": 2}, {}),
+    ]
+    assert described["cursor"] == [2, 0]
+    assert ciml("show", "--data-path", data_path).output == "cpu\n"
+    verified = ciml("verify", "cpu", "--data-path", data_path)
+    assert verified.stdout == "cpu: 4 examples in 2 spans, all as the manifest says\n"
+
+
+def test_verify_exits_with_4_and_names_what_is_wrong(data_path: str, definition: str) -> None:
+    ciml("create", "cpu", "--definition", definition, "--data-path", data_path)
+    ciml("update", "cpu", "--data-path", data_path)
+    data = open_store(data_path)
+    (path, *_) = data.list("datasets/cpu/span-1")
+    data.delete(path)
+    result = ciml("verify", "cpu", "--data-path", data_path, exit_code=4)
+    assert f"{path} is named by the manifest, and is not there" in result.stdout
+    assert result.stderr == "ciml: data set 'cpu': 1 findings\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample_interval = '0s'", "sample_interval: interval '0s': must be longer than zero"),
+        ("colour = 1", "colour: no such key"),
+        ("= 1", "is not TOML: Invalid statement (at line 1, column 1)"),
+    ],
+)
+def test_a_bad_definition_gets_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    result = ciml("create", "cpu", "--definition", str(path), "--data-path", str(tmp_path), exit_code=2)
+    assert result.stderr.endswith(f"{message}\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_other_errors_get_one_line_too(data_path: str) -> None:
+    result = ciml("update", "nothing", "--data-path", data_path, exit_code=2)
+    assert result.stderr == (
+        f"ciml: no data set 'nothing' in {data_path}/datasets: create it with ciml dataset create\n"
+    )
+    result = ciml("update", "nothing", "--runner", "spark", "--data-path", data_path, exit_code=2)
+    assert "'spark' is neither fnapi, flink nor flink:HOST:PORT" in result.stderr
+
+
+def test_the_documentation_names_every_key_and_its_example_is_a_definition() -> None:
+    import tomllib
+
+    text = DOCS.read_text()
+    documented = re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| ", text, re.MULTILINE)
+    assert tuple(documented[: len(DatasetDefinition.__struct_fields__)]) == DatasetDefinition.__struct_fields__
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    definition = DatasetDefinition.from_json({**tomllib.loads(example), "name": "cpu-load"})
+    assert (definition.windows, definition.selects("tempest-full")) == (10, True)

@@ -1,0 +1,165 @@
+"""``ciml letters``: what it lists, counts, shows and closes, and how it says what stays open."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.events.listing_files import open_listing
+from ciml.storage.open import open_store
+from cli.commands.data.dead_letters import command
+from cli.commands.data.dead_letters.show import _age, _literal
+from pipelines.backfill.backfill import backfill
+from tests.pipelines.backfill.backfilling import Listed, listed
+from tests.pipelines.ingest.ingesting import MakeTopic, account, announced
+from tests.pipelines.ingest.scenario import send
+from tests.project.test_startup import loaded_by
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Listed:
+    """A data root with ten letters of a listing."""
+    made = listed(tmp_path / "logs", runs=60)
+    backfill(made.config(tmp_path / "data"), open_listing(str(made.path)))
+    return made
+
+
+def letters(tmp_path: Path, *words: str) -> Result:
+    return CliRunner().invoke(
+        command, [*words, "--data-path", str(tmp_path / "data")], standalone_mode=False, env={"COLUMNS": "80"}
+    )
+
+
+def test_letters_are_listed_and_chosen(made: Listed, tmp_path: Path) -> None:
+    text = letters(tmp_path, "list").output
+    lines = text.splitlines()
+    assert len(lines) == 10
+    digest = open_listing(str(made.path)).topic.removeprefix("listing:")
+    number = next(number for number, line in enumerate(made.lines) if b'"gone"' in line)
+    (gone,) = [line for line in lines if "log_not_found" in line]
+    assert gone.split()[2:5] == ["log_not_found", f"listing:{digest[:8]}:0:{number}", "zuul~gone~1"]
+    assert gone.endswith("no such file")
+    few = letters(tmp_path, "list", "--last", "2").output.splitlines()
+    assert few[:2] == [" ".join(line.split()) for line in lines[-2:]] or len(few) == 3
+    assert few[-1] == "8 older ones are not shown: --last 10 or --json shows them."
+    found = [json.loads(line) for line in letters(tmp_path, "list", "--reason", "bad_*", "--json").output.splitlines()]
+    assert [each["reason"] for each in found] == ["bad_field"] * 3
+    assert {each["open"] for each in found} == {True}
+    assert all("payload" not in each for each in found)
+    assert letters(tmp_path, "list", "--until", "1d").output == "No open dead letters.\n"
+    assert len(letters(tmp_path, "list", "--since", "1d").output.splitlines()) == 10
+    assert letters(tmp_path, "list", "--topic", "ci-*").output == "No open dead letters.\n"
+
+
+def test_letters_are_counted(made: Listed, tmp_path: Path) -> None:
+    expected = {reason: n for (kind, reason), n in made.expected.items() if kind == "dead_letter"}
+    said = json.loads(letters(tmp_path, "count", "--json").output)
+    assert (said["letters"], {each["reason"]: each["letters"] for each in said["by"]}) == (10, expected)
+    lines = letters(tmp_path, "count").output.splitlines()
+    assert lines[0].split() == ["3", "bad_field"]
+    assert lines[-1] == "        10 open dead letters"
+    jobs = json.loads(letters(tmp_path, "count", "--by-job", "--reason", "log_*", "--json").output)
+    assert jobs == {"letters": 1, "by": [{"reason": "log_not_found", "job": jobs["by"][0]["job"], "letters": 1}]}
+    assert jobs["by"][0]["job"] in {json.loads(line)["build_name"] for line in made.lines if b"gone" in line}
+
+
+def test_a_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -> None:
+    number = next(number for number, line in enumerate(made.lines) if b'"gone"' in line)
+    topic = open_listing(str(made.path)).topic
+    for name in (topic, topic[:16]):
+        said = json.loads(letters(tmp_path, "show", f"{name}:0:{number}").output)
+        assert json.loads(said["message"]["value"]) == json.loads(made.lines[number])
+        assert said["message"]["headers"][0] == ["listing-source", "backfill"]
+        assert said["reason"] == "log_not_found"
+    for wrong, message in ((f"{topic}:0:9999", "no open dead letter of"), ("x", "want TOPIC:PARTITION:OFFSET")):
+        result = letters(tmp_path, "show", wrong)
+        assert message in str(result.exception.message if hasattr(result.exception, "message") else result.exception)
+
+
+def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
+    dry = letters(tmp_path, "replay", "--dry-run", "--reason", "log_*").output
+    assert dry.splitlines() == ["         1 log_not_found", "         1 dead letters would be tried again"]
+    still = letters(tmp_path, "replay", "--reason", "log_*")
+    assert still.return_value == 5
+    assert still.output.splitlines() == [
+        "1 dead letters tried again: 0 closed",
+        "         1 stay open: address_not_allowed (the file is not below an allowed root)",
+        "           --allow-root or --allow-host lets it in; of a listing, --logs",
+    ]
+    shutil.copy(next(made.folder.rglob("dstat*.gz")), made.folder / "none")
+    done = letters(tmp_path, "replay", "--run", "*~gone~*", "--logs", str(made.folder))
+    assert (done.return_value, done.output) == (0, "1 dead letters tried again: 1 closed (1 runs)\n")
+    assert account(open_store(tmp_path / "data"))[0].totals()["dead_letter"] == 9
+    line = letters(tmp_path, "list", "--all", "--reason", "log_*").output
+    assert line.split()[-4:] == ["run", "no", "such", "file"]
+    said = json.loads(letters(tmp_path, "replay", "--json", "--limit", "2").output)
+    assert (said["tried"], said["closed"], sum(said["still_open"].values()), said["whole"]) == (2, 0, 2, True)
+    assert json.loads(letters(tmp_path, "replay", "--dry-run", "--json").output)["letters"] == 9
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    for words, message in (
+        (["replay", "--logs", "none"], "--logs none: want a folder that is there"),
+        (["replay", "--source", "x"], "want NAME=VALUE"),
+        (["list", "--since", "soon"], "is no time"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", "letters", *words, "--data-path", str(tmp_path)],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_no_error(tmp_path: Path) -> None:
+    assert letters(tmp_path, "list").output == "No open dead letters.\n"
+    assert letters(tmp_path, "list", "--all").output == "No dead letters.\n"
+    assert letters(tmp_path, "count").output == "         0 open dead letters\n"
+    done = letters(tmp_path, "replay")
+    assert (done.return_value, done.output) == (0, "0 dead letters tried again: 0 closed\n")
+
+
+def test_it_is_light(made: Listed, tmp_path: Path) -> None:
+    for words in (["list"], ["replay", "--logs", str(made.folder)]):
+        line: list[Any] = ["letters", *words, "--data-path", str(tmp_path / "data")]
+        loaded = loaded_by(f"from cli.main import cli; cli.main({line!r}, standalone_mode=False)")
+        assert loaded <= {"pandas"}  # which pyarrow imports when it makes an array of Python's values
+
+
+@pytest.mark.engines
+def test_ingest_tells_of_letters_on_a_topic(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
+    name = topic(1, "dead-letters")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "cli.main", "ingest", "--data-path", str(tmp_path / "data"), "--kafka", kafka,
+            "--engine", "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--dead-letters-topic", name,
+            "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
+        ],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(message.value or b"") for message in announced(kafka, name)]
+    listed = [json.loads(line) for line in letters(tmp_path, "list", "--json").output.splitlines()]
+    assert listed
+    assert {each["state"] for each in told} == {"open"}
+    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in told) == sorted(
+        (each["origin"], each["run_id"], each["reason"]) for each in listed
+    )
+
+
+def test_ages_and_globs() -> None:
+    assert [_age(s) for s in (-1, 0, 119, 120, 7199, 7200, 172_799, 172_800)] == [
+        "0 s", "0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d",
+    ]  # fmt: skip
+    assert _literal("a*[b]?") == "a[*][[]b][?]"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.storage.open import open_store
+from cli.commands.data import drift as validate
+from cli.main import cli
+from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
+from transforms.drift.report import KINDS
+
+DOCS = Path(__file__).parents[3] / "docs" / "drift.md"
+
+
+def ciml(*arguments: str, exit_code: int) -> Result:
+    result = CliRunner().invoke(cli, ["validate", *arguments], standalone_mode=False, env={"COLUMNS": "140"})
+    code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
+    assert code == exit_code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data")
+    fill(open_store(path), some_runs(1), some_runs(101), some_runs(201, factor=1024))
+    return str(path)
+
+
+def test_what_moved_is_a_table_and_the_exit_code_5(data_path: str) -> None:
+    shown = ciml("cpu", "--data-path", data_path, exit_code=5).stdout
+    assert f"cpu, spans 1 to 2 ({2 * SPAN} runs) → cpu, span 3 ({SPAN} runs)" in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith("│ usr")]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells[:4] == ["usr", "all", "all", f"{2 * SPAN} → {SPAN}"]
+    assert re.fullmatch(r"[45]\d\.\d → 5\.\d+e\+04", cells[4])
+    assert cells[7].startswith("another unit: × 1000 or 1024 (measured × 10")
+
+
+def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None:
+    allowed = ciml("cpu", "--allow", "unit", "--json", "--data-path", data_path, exit_code=0)
+    value = json.loads(allowed.stdout)
+    assert [(each["kind"], each["what"], each["build_name"], each["provider"]) for each in value["findings"]] == [
+        ("unit", "usr", None, None)
+    ]
+    assert value["after"]["jobs"] == {"job-0": SPAN // 2, "job-1": SPAN // 2}
+    ciml("cpu", "--allow", "mix", "--data-path", data_path, exit_code=5)
+
+
+def test_nothing_moved_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -> None:
+    fill(open_store(tmp_path), some_runs(1), some_runs(101))
+    still = ciml("cpu", "--data-path", str(tmp_path), exit_code=0).stdout
+    assert re.search(r"\nnothing moved, by \d+ tests\n", still)
+    few = ciml("cpu", "--min-runs", "31", "--data-path", data_path, exit_code=0).stdout
+    assert "too few runs to say: want 31 on both sides" in few
+
+
+def test_wrong_use_gets_one_line(data_path: str) -> None:
+    both = ciml("cpu", "--against", "a", "--model", "b", "--data-path", data_path, exit_code=2)
+    assert "--against and --model are two things to compare with" in str(both.exception)
+    none = ciml("nothing", "--data-path", data_path, exit_code=2)
+    assert "no data set 'nothing' in" in str(none.exception)
+    last = ciml("cpu", "--last", "3", "--data-path", data_path, exit_code=2)
+    assert "3 spans, and nothing is left to compare the last 3 with" in str(last.exception)
+
+
+def test_kinds_are_those_of_the_report_and_documented() -> None:
+    assert validate._KINDS == KINDS
+    documented = re.findall(r"^\| `([a-z_]+)` \| ", DOCS.read_text(), re.MULTILINE)
+    assert documented[: len(KINDS)] == list(KINDS)

@@ -1,0 +1,114 @@
+"""``ciml runs``: listing, verifying and compacting from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.storage.open import open_store
+from cli.commands.data.runs import command
+from tests.pipelines.raw_store.compacting import FIRST, run
+from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
+
+
+def ciml(data: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(command, [*arguments, "--data-path", str(data)], standalone_mode=False)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> RawStore:
+    raw = RawStore(open_store(tmp_path))
+    raw.add([run(1), run(2, outcome="failure")])
+    raw.add([run(3, 1, build_name="tempest-full")], trust=UNTRUSTED)
+    raw.add(corrections=[run(1, outcome="timeout")[0]])
+    return raw
+
+
+def listed(result: Result) -> list[str]:
+    assert result.exception is None
+    return [json.loads(line)["run_id"] for line in result.output.splitlines()]
+
+
+def test_runs_are_listed_the_latest_first(tmp_path: Path, stored: RawStore) -> None:
+    lines = [json.loads(line) for line in ciml(tmp_path, "list", "--json").output.splitlines()]
+    assert [(line["run_id"], line["outcome"], line["trusted"], line["version"]) for line in lines] == [
+        ("zuul~3~1", "success", False, 2),
+        ("zuul~2~1", "failure", True, 1),
+        ("zuul~1~1", "timeout", True, 1),  # as it was corrected
+    ]
+    assert lines[1]["path"].startswith(f"runs/{FIRST}/zuul~2~1.")
+    assert lines[1]["rows"] == 4
+    for options, ids in {
+        ("--job", "tempest-*"): ["zuul~3~1"],
+        ("--job", "x", "--job", "unit-*"): ["zuul~2~1", "zuul~1~1"],
+        ("--outcome", "timeout", "--outcome", "failure"): ["zuul~2~1", "zuul~1~1"],
+        ("--date", "1970-01-02"): ["zuul~3~1"],
+        ("--date", "1970-01", "--trusted"): ["zuul~2~1", "zuul~1~1"],
+        ("--untrusted",): ["zuul~3~1"],
+        ("--last", "2"): ["zuul~3~1", "zuul~2~1"],
+        ("--job", "nothing"): [],
+    }.items():
+        assert listed(ciml(tmp_path, "list", "--json", *options)) == ids
+    assert "zuul~2~1" in ciml(tmp_path, "list").output
+
+
+def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
+    told: dict[str, Any] = json.loads(ciml(tmp_path, "show", "zuul~1~1", "--json").output)
+    assert (told["outcome"], told["pack"], told["rows"], told["fault"]) == ("timeout", None, 4, "")
+    assert told["columns"] == ["time", "boot", "total cpu usage:usr", "load avg:1m"]
+    assert [(each["version"], each["kind"]) for each in told["records"]] == [(1, "run"), (3, "correction")]
+    ciml(tmp_path, "compact")
+    text = ciml(tmp_path, "show", "zuul~1~1").output
+    assert f"pack       packs/{FIRST}/" in text
+    assert "as it was committed" in text
+    assert "corrections" in text
+    unknown = ciml(tmp_path, "show", "zuul~9~1")
+    assert "knows no run 'zuul~9~1'" in str(unknown.exception)
+
+
+def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
+    said = ciml(tmp_path, "compact", "--json", "--grace", "0s")
+    assert said.return_value == 0
+    done = json.loads(said.output)
+    assert (done["packing"]["runs"], done["packing"]["alone"], done["swept"]["objects"]) == (2, 1, 2)
+    again = ciml(tmp_path, "compact", "--grace", "0s")
+    assert "0 runs packed into 0 packs" in again.output
+    verified = ciml(tmp_path, "verify", "--grace", "0s")
+    assert verified.return_value == 0
+    assert verified.output.splitlines()[-1] == (
+        "4 records of 3 runs in 3 versions; 2 runs in 1 packs and 1 objects read: all as committed."
+    )
+    told = json.loads(ciml(tmp_path, "verify", "--json", "--sample", "2").output)
+    assert (told["number"], told["read"], told["runs"]) == (0, 2, 3)
+    assert "2 of 3 raw objects read" in ciml(tmp_path, "verify", "--sample", "2").output
+    assert "Verified 3 raw objects" in ciml(tmp_path, "--verify").output
+
+
+def test_findings_are_told_and_exit_with_4(tmp_path: Path, stored: RawStore) -> None:
+    paths = stored.store.list("runs")
+    stored.store.delete(paths[0])
+    verified = ciml(tmp_path, "verify")
+    assert verified.return_value == 4
+    assert f"BROKEN {stored.store.url(paths[0])} is named by the manifest, and is not there" in verified.output
+    assert "1 findings." in verified.output
+    as_json = ciml(tmp_path, "verify", "--json")
+    assert (as_json.return_value, json.loads(as_json.output)["number"]) == (4, 1)
+    for options in ([], ["--json"]):
+        number = 10 + len(options)
+        stored.add([run(number)])
+        stored.store.delete(stored.write(*run(number)).path)
+        compacted = ciml(tmp_path, "compact", *options)
+        assert compacted.return_value == 4
+        assert "is not there" in compacted.output
+    assert ciml(tmp_path, "show", "zuul~10~1").return_value == 4
+
+
+@pytest.mark.parametrize("name", ["list", "show", "verify", "compact", "summary", ""])
+def test_help_has_an_example(name: str) -> None:
+    said = CliRunner().invoke(command, [*([name] if name else []), "--help"])
+    assert said.exit_code == 0
+    assert "Example:" in said.output

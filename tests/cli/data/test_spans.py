@@ -1,0 +1,92 @@
+"""``ciml spans``: listing and verifying from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.datasets.state import dataset_state
+from ciml.storage.open import Store, open_store
+from cli.commands.data.dataset.spans import command
+from pipelines.datasets.update import update_dataset
+from tests.pipelines.datasets.dataset_scenes import define, runs
+from tests.pipelines.raw_store.scenes import RawStore
+
+
+def ciml(data: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(command, [*arguments, "--data-path", str(data)], standalone_mode=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Store:
+    """Two data sets; a span of the first has a corrected label, and so a second version."""
+    data = open_store(tmp_path)
+    raw = RawStore(data)
+    raw.add(runs(1, 8))
+    for name in ("cpu", "load"):
+        define(data, name)
+        update_dataset(data, name)
+    raw.add(corrections=[runs(1, 1)[0][0].replace(outcome="failure", result="FAILURE")])
+    update_dataset(data, "cpu")
+    return data
+
+
+def test_spans_are_listed(tmp_path: Path, data: Store) -> None:
+    lines = [json.loads(line) for line in ciml(tmp_path, "list", "cpu", "--json").output.splitlines()]
+    assert [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines] == [
+        (1, 1, False, 4),
+        (1, 2, True, 4),
+        (2, 1, True, 4),
+    ]
+    state = dataset_state(data, "cpu")
+    for line in lines:
+        span = state.spans[line["span"]][line["version"]]
+        assert sum(sum(classes.values()) for classes in line["splits"].values()) == 4
+        assert {split: [each["path"] for each in files] for split, files in line["files"].items()} == {
+            split: [file.path for file in files] for split, files in span.files.items()
+        }
+    failed = [sum(classes.get("failed", 0) for classes in line["splits"].values()) for line in lines]
+    assert failed == [1, 2, 1]
+    newest = [json.loads(line) for line in ciml(tmp_path, "list", "--latest", "--json").output.splitlines()]
+    assert [(one["data_set"], one["span"], one["version"]) for one in newest] == [
+        ("cpu", 1, 2), ("cpu", 2, 1), ("load", 1, 1), ("load", 2, 1)
+    ]  # fmt: skip
+    text = ciml(tmp_path, "list", "cpu", "--files").output
+    assert "1 old" in text
+    assert all(data.url(f"datasets/cpu/{path}") in text for path in state.spans[1][2].paths)
+
+
+def test_spans_are_verified(tmp_path: Path, data: Store) -> None:
+    good = ciml(tmp_path, "verify")
+    assert (good.return_value, good.output) == (
+        0, "cpu: 8 examples, spans 2, all as committed\nload: 8 examples, spans 2, all as committed\n"
+    )  # fmt: skip
+    path = f"datasets/load/{min(dataset_state(data, 'load').spans[2][1].paths)}"
+    data.delete(path)
+    data.replace("datasets/load/span-9/x", b"")
+    bad = ciml(tmp_path, "verify")
+    assert bad.return_value == 4
+    assert bad.output.splitlines()[0] == "cpu: 8 examples, spans 2, all as committed"
+    assert sum(line.startswith("BROKEN load: ") for line in bad.output.splitlines()) == 2
+    told = ciml(tmp_path, "verify", "load", "--json")
+    assert told.return_value == 4
+    assert len(json.loads(told.output)["load"]["findings"]) == 2
+    assert ciml(tmp_path, "verify", "cpu").return_value == 0
+    data.replace("datasets/load/_manifest/000000000002.json", b"{")
+    assert "is not JSON" in ciml(tmp_path, "verify").output
+
+
+def test_no_such_data_set(tmp_path: Path, data: Store) -> None:
+    assert "there are: cpu, load" in str(ciml(tmp_path, "list", "nothing").exception)
+    empty = ciml(tmp_path / "empty", "verify")
+    assert (empty.return_value, "no data sets" in empty.output) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["list", "verify", ""])
+def test_help_has_an_example(name: str) -> None:
+    said = CliRunner().invoke(command, [*([name] if name else []), "--help"])
+    assert said.exit_code == 0
+    assert "Example:" in said.output

@@ -1,0 +1,68 @@
+"""``ciml train``: what it says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.commands.learn.refresh import REFUSED, make_config, told
+from cli.main import cli
+from pipelines.training import trainer
+from pipelines.training.trainer import TrainConfig, TrainResult
+
+EVALUATION = {
+    "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},
+    "base_rate": {"value": 0.3},
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -> tuple[Result, list[TrainConfig]]:
+    configs: list[TrainConfig] = []
+
+    def once(config: TrainConfig, **_: Any) -> TrainResult:
+        configs.append(config)
+        return result
+
+    monkeypatch.setattr(trainer, "run_once", once)
+    command = ["train", "--dataset", "d", "--data-path", "data", *arguments]
+    return CliRunner().invoke(cli, command, standalone_mode=False), configs
+
+
+def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    excluded, experiment = tmp_path / "excluded", tmp_path / "experiment.toml"
+    excluded.write_text("# purged\nzuul~a~1 a leak\n\nzuul~b~1\n")
+    experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
+    result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
+    arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
+    done, (config,) = run(monkeypatch, result, *arguments)
+    assert done.return_value == 0
+    assert done.output.splitlines() == [
+        "m: pushed version 3",
+        "  accuracy 0.800 (0.700 to 0.900) on 50 held-out runs; base rate 0.300",
+        "  it is better",
+    ]
+    assert config.exclusions == {"zuul~a~1": "a leak", "zuul~b~1": "excluded"}
+    assert config.experiment.hidden_layers == (100, 100)
+    assert (config.gate.min_test_runs, config.gate.tolerance) == (7, 0.05)
+    assert (config.dataset, config.model, config.label) == ("d", "m", "stable")
+
+
+def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, _ = run(monkeypatch, TrainResult("refused", ("it may be worse",), champion=2), "--json")
+    assert done.return_value == REFUSED
+    found = json.loads(done.output)
+    assert (found["outcome"], found["reasons"], found["version"]) == ("refused", ["it may be worse"], None)
+    done, _ = run(monkeypatch, TrainResult("nothing_new", ("the same runs",)))
+    assert (done.return_value, done.output) == (0, "d: nothing to do\n  the same runs\n")
+
+
+def test_defaults_and_names() -> None:
+    assert make_config("data", "d").model == "d"
+    assert told("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
+    done = CliRunner().invoke(cli, ["train", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
+    assert done.exit_code == 2
+    assert "model 'a/b'" in done.output

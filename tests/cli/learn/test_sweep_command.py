@@ -1,0 +1,62 @@
+"""``ciml experiment sweep``: its help, its document, and mistakes in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ciml.settings import parse_toml
+from cli.main import cli
+from training.sweeps.definition import Sweep
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["experiment", "sweep", *map(str, words)])
+
+
+def test_the_document_shows_the_example_and_names_every_key() -> None:
+    text = (ROOT / "docs/sweeps.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    example = Sweep.load(ROOT / "examples/sweep.toml")
+    assert Sweep.from_json(parse_toml(block, "docs/sweeps.md")) == example
+    assert len(example.grid) == 16
+    named = set(re.findall(r"^\| `([a-z_]+)` \| ", text.partition("## What comes out")[0], re.M))
+    assert named == set(Sweep.__struct_fields__) - {"dataset", "experiment", "vary"}
+    told = " ".join(run("--help").output.split())
+    assert "ciml experiment sweep examples/sweep.toml --data-path DATA" in told
+    assert "the test runs are never read" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name = ", "is not TOML: Invalid value"),
+        ('name = "a"', "vary: is not there"),
+        ('name = "a"\n[vary.dataset]\nsample_interval = ["1s"]\n[dataset]\nlabel = "x"', "dataset: label: no such key"),
+        (
+            'name = "a"\n[vary.dataset]\nbuild_name = ["a"]\ninterval = ["1s"]',
+            "vary.dataset.interval: dataset:",
+        ),
+        (
+            'name = "a"\n[vary.experiment]\nlearning_rate = [0]',
+            "vary.experiment.learning_rate: exp",
+        ),
+        ('name = "a"\n[vary.experiment]\nlearning_rate = [0.1]', "no raw store at "),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_left_of_it(text: str, line: str, tmp_path: Path) -> None:
+    file, data = tmp_path / "sweep.toml", tmp_path / "data"
+    file.write_text(text)
+    done = run(file, "--data-path", data, "--output", tmp_path / "page")
+    assert (done.exit_code, done.stdout) == (2, "")
+    told = done.stderr.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
+    assert line in told[0]
+    assert not (tmp_path / "page").exists()
+    assert [path for path in data.rglob("*") if path.is_file()] == []

@@ -1,0 +1,34 @@
+"""``ciml ingest accept-loss``: what is lost is told, and is on record only when a person says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ciml.storage.open import open_store
+from cli.commands.operate.ingest import command
+from pipelines.kafka.client import KafkaOptions
+from tests.pipelines.ingest.ingesting import MakeTopic, need_real
+from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_starts
+
+
+@pytest.mark.engines
+def test_a_loss_is_told_and_then_accepted(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+    need_real(kafka)
+    name, data = topic(2, "events"), open_store(str(tmp_path / "data"))
+    send_starts(kafka, name, 1, 20)
+    delete_records(KafkaOptions(kafka), name, 1, 12)
+    arguments = ["accept-loss", "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--topic", name]
+
+    def said(*more: str) -> str:
+        result = CliRunner().invoke(command, [*arguments, *more], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout
+
+    assert said("--dry-run") == f"{name}[1]: 12 offsets, 0 to 12: lost\n"
+    assert covered(data, name) == {}
+    assert said() == f"{name}[1]: 12 offsets, 0 to 12: accepted as lost\n"
+    assert covered(data, name) == {1: [(0, 12)]}
+    assert said() == f"{name}: nothing is lost\n"

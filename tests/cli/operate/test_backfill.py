@@ -1,0 +1,176 @@
+"""``ciml backfill``: what it says, what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.errors import CimlError
+from ciml.storage.open import open_store
+from cli.commands.operate.backfill import make_config, summary
+from pipelines.backfill.plan import Tally
+from tests.pipelines.backfill.backfilling import listed, rows_of
+from tests.pipelines.ingest.ingesting import account, raw_rows
+from tests.project.test_startup import loaded_by
+
+ROOT = Path(__file__).parents[3]
+
+
+def ciml(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, **how
+    )
+
+
+def test_from_the_command_line_and_again(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=60)
+    packed = tmp_path / "builds.jsonl.gz"
+    packed.write_bytes(gzip.compress(made.path.read_bytes()))
+    words = ["backfill", str(packed), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
+    words += ["--runs-of", "zuul"]
+    dry = ciml(*words, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "75 lines" in dry.stdout
+    assert "line 5: broken_json: " in dry.stdout
+    assert "run ids begin with zuul; nothing was done" in dry.stdout
+    assert not (tmp_path / "data").exists()
+    done = ciml(*words)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("builds.jsonl.gz: 75 lines settled in ")
+    assert first.endswith(
+        " lines/s: 60 runs, 1 repeats, 1 corrections, 2 ignored, 10 dead letters. All 75 lines are settled."
+    )
+    assert second.startswith(
+        "Dead letters by reason: bad_field 3, address_not_allowed 2, broken_json 2, corrupt_gzip 1, "
+    )
+    assert "ciml letters list --data-path" in second
+    rows_of(made, tmp_path / "data")
+    again = ciml(*words)
+    assert (again.returncode, again.stdout) == (0, "builds.jsonl.gz: all 75 lines are settled already.\n")
+    said = json.loads(ciml(*words, "--json").stdout)
+    assert (said["lines"], said["settled_before"], said["settled"], said["whole"]) == (75, 75, 75, True)
+
+
+def test_results_for_programs(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=20)
+    words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(tmp_path / "data"), "--json"]
+    dry = json.loads(ciml(*words, "--dry-run", "--source", "old").stdout)
+    assert dry["lines"] == 25
+    assert dry["trust"] == [{"trusted": False, "rule": "no rule", "lines": 22}]
+    assert dry["bad"] == {"broken_json": 1}
+    assert {each["result"] for each in dry["take"]} == {"SUCCESS", "FAILURE"}
+    said = json.loads(ciml(*words, "--limit", "10", "--job", "*").stdout)
+    assert (said["settled"], said["totals"]["run"]) == (10, 8)
+    assert said["reasons"] == {"dead_letter": {"broken_json": 1}, "repeat": {"run": 1}, "run": {"": 8}}
+    assert said["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("listing", "logs", "more", "message"),
+    [
+        ("none", "logs", [], "none: no such listing"),
+        ("logs", "logs", [], "logs is no regular file"),
+        ("builds.jsonl", "none", [], "none: want a folder that is there"),
+        ("builds.jsonl", "builds.jsonl", [], "builds.jsonl: want a folder that is there"),
+        ("builds.jsonl", "https://h/x", [], "https://h/x: want a folder that is there, or an s3:// prefix"),
+        ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is no name of a source"),
+        ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is no name of a source"),
+        ("builds.jsonl", "logs", [], "none of the first 12 logs is there"),
+        ("builds.jsonl", "logs", ["--runner", "spark"], "is neither fnapi, flink"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, listing: str, logs: str, more: list[str], message: str) -> None:
+    made = listed(tmp_path / "logs", runs=12, tricks=False)
+    (tmp_path / "builds.jsonl").write_bytes(made.path.read_bytes())
+    for path in (tmp_path / "logs").rglob("*.gz"):
+        path.unlink()
+    place = logs if "://" in logs else str(tmp_path / logs)
+    done = ciml("backfill", str(tmp_path / listing), "--logs", place, "--data-path", str(tmp_path / "data"), *more)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=500, tricks=False)
+    runs, made.lines = made.lines, []
+    for number in range(4000):
+        if number % 8 == 0:
+            made.lines.append(runs[number // 8])
+        else:
+            line = {**json.loads(runs[0]), "build_uuid": f"gone-{number}", "log_path": "none"}
+            made.add(line, "dead_letter", "log_not_found")
+    data = tmp_path / "data"
+    words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(data), "--runs-of", "zuul"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(data.rglob("*.parquet")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        said, errors = process.communicate(timeout=50)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert "Traceback" not in errors
+    assert process.returncode == 130, (said, errors)
+    assert "It was stopped: say it again, and it goes on." in said
+    state, _ = account(open_store(data))
+    assert 0 < state.index.run_count() < 500
+    done = ciml(*words)
+    assert done.returncode == 0, done.stderr
+    assert "All 4,000 lines are settled." in done.stdout
+    state, deltas = account(open_store(data))
+    assert state.counts == made.expected
+    assert raw_rows(deltas).keys() == made.runs
+
+
+class _Named:
+    url, lines = "x/builds.jsonl", 100
+
+
+def test_what_is_said_in_the_end() -> None:
+    tally = Tally(100, 10, 40, 50, whole=False)
+    tally.counts["run", ""] = 30
+    tally.counts["dead_letter", "log_not_found"] = 7
+    tally.counts["dead_letter", "broken_json"] = 3
+    assert summary(_Named(), tally, 2.0, "ciml letters list") == (  # type: ignore[arg-type]
+        "builds.jsonl: 40 lines settled in 2.0 s, 20 lines/s: 30 runs, 10 dead letters. 50 of 100 lines are left. "
+        "It was stopped: say it again, and it goes on.\n"
+        "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml letters list"
+    )
+
+
+def test_what_the_options_mean(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "logs")
+    config = make_config(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul")
+    assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
+    with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is no name of a source"):
+        make_config("d", "s3://b/x", runs_of="https://zuul.example.org")
+    assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
+    assert make_config("d", "s3://b/x").fetch.s3_prefixes == ("s3://b/x",)
+    assert make_config("d", "s3://b/x").reading.runs_of == "backfill"
+    with pytest.raises(CimlError):
+        make_config("ftp://x", "s3://b/x")
+
+
+def test_it_is_light_without_a_runner(tmp_path: Path) -> None:
+    made = listed(tmp_path / "logs", runs=2, tricks=False)
+    words = ["backfill", str(made.path), "--logs", str(made.folder), "--data-path", str(tmp_path / "data")]
+    assert loaded_by(f"from cli.main import cli; cli.main({words!r}, standalone_mode=False)") == set()

@@ -1,0 +1,175 @@
+"""``ciml ingest`` and ``ciml runs``: options, what is shown, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ciml.errors import CimlError
+from ciml.events.records import LISTS
+from ciml.storage.open import open_store
+from cli.commands.data.runs import command as runs
+from cli.commands.operate.ingest import command as ingest
+from cli.param_types import Duration
+from pipelines.ingest.committer import Committer
+from services.config import make_config
+from tests.pipelines.ingest.ingesting import one_batch
+from tests.pipelines.ingest.scenario import send
+
+ROOT = Path(__file__).parents[3]
+
+
+def ciml(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1s", 1.0), ("500ms", 0.5), ("5min", 300.0), ("5m", 300.0), ("2h", 7200.0), ("1.5", 1.5)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1 s x", "nan", "1e3"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time"):
+        Duration().convert(text, None, None)
+
+
+def test_options_become_a_configuration(tmp_path: Path) -> None:
+    made = make_config(
+        str(tmp_path), "host:1", topic="t", runs_topic="", jobs=("a*",), sources=("https://zuul.example/x?a=b=zuul",),
+        hosts=("logs.example.org",), roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
+        kafka_options=("security.protocol=SSL", "sasl.password=a=b"),
+    )  # fmt: skip
+    assert made.data == open_store(tmp_path)
+    assert (made.topic, made.runs_topic, made.selection) == ("t", "", ("a*",))
+    assert made.names == (("https://zuul.example/x?a=b", "zuul"),)
+    assert made.kafka.extra == {"security.protocol": "SSL", "sasl.password": "a=b"}
+    assert made.fetch.hosts == ("logs.example.org",)
+    assert (made.fetch.file_roots, made.fetch.s3_prefixes) == ((str(tmp_path),), ("s3://bucket/logs",))
+    assert made.fetch.delays_s == (1.0, 2.0)
+    assert made.projection() is None
+
+
+def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -> None:
+    made = make_config(str(tmp_path), "host:1")
+    assert (made.fetch.hosts, made.fetch.file_roots, made.fetch.s3_prefixes) == ((), (), ())
+    assert made.selection == ("*",)
+    assert len(made.fetch.delays_s) == 5
+
+
+@pytest.mark.parametrize(
+    "more", [["--once", "--until-idle", "1s"], ["-X", "nothing"], ["--source", "x"], ["--until-idle", "soon"]]
+)
+def test_wrong_use_is_said(tmp_path: Path, more: list[str]) -> None:
+    done = CliRunner().invoke(
+        ingest, ["--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
+    )
+    assert done.exit_code == 2
+    assert "Error:" in done.output
+
+
+def test_ciml_keeps_its_own_kafka_properties(tmp_path: Path) -> None:
+    with pytest.raises(CimlError, match=r"enable\.auto\.commit"):
+        make_config(str(tmp_path), "host:1", kafka_options=("enable.auto.commit=true",))
+
+
+def committed(data: Path) -> None:
+    raw = Committer(open_store(data / "raw"))
+    raw.commit([one_batch(0)])
+    raw.commit([one_batch(1, 1), one_batch(2, 1)])
+
+
+def test_runs_shows_the_accounting(tmp_path: Path) -> None:
+    committed(tmp_path)
+    done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--json", "--last", "1"], standalone_mode=False)
+    said = json.loads(done.output)
+    assert (said["version"], said["runs"]) == (2, 2)
+    assert said["totals"] == dict.fromkeys(LISTS, 0) | {"run": 2, "repeat": 1}
+    assert said["reasons"] == {"repeat": {"run": 1}, "run": {"": 2}}
+    assert said["covered"] == {"t[0]": [[0, 3]]}
+    assert [run["version"] for run in said["latest"]] == [2]
+    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "2\n"
+    text = CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output
+    assert "repeats" in text
+    assert "Latest runs" in text
+
+
+def test_runs_of_nothing(tmp_path: Path) -> None:
+    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output == "Nothing has been committed yet.\n"
+    assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "0\n"
+
+
+def test_a_broken_raw_object_is_an_alarm(tmp_path: Path) -> None:
+    committed(tmp_path)
+    done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--verify"], standalone_mode=False)
+    assert done.return_value == 4
+    assert done.output.count("BROKEN") == 2
+
+
+@pytest.mark.engines
+def test_once_from_the_command_line_and_a_verified_store(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
+    data = str(tmp_path / "data")
+    done = ciml(
+        "ingest", "--data-path", data, "--kafka", kafka, "--engine", "micro-batches", "--topic", scenario.topic,
+        "--runs-topic", topic(1, "runs"), "--once", "--allow-root", str(scenario.logs), "--retry-after", "10ms",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 messages to go" in done.stderr
+    said = json.loads(ciml("runs", "--data-path", data, "--json").stdout)
+    assert said["runs"] == len(scenario.runs)
+    verified = ciml("runs", "--data-path", data, "--verify")
+    assert verified.returncode == 0
+    assert f"Verified {len(scenario.runs)} raw objects" in verified.stdout
+
+
+@pytest.mark.engines
+def test_a_signal_ends_it_in_order(kafka: str, topic: Callable[..., str], tmp_path: Path) -> None:
+    scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=5)
+    data = tmp_path / "data"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "cli.main", "ingest", "--data-path", str(data), "--kafka", kafka, "--engine",
+            "micro-batches", "--topic", scenario.topic, "--runs-topic", "", "--allow-root", str(scenario.logs),
+        ],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (data / "raw" / "_manifest").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.mark.engines
+def test_a_topic_that_is_not_there_is_one_line(kafka: str, tmp_path: Path) -> None:
+    done = ciml(
+        "ingest", "--data-path", str(tmp_path), "--kafka", kafka, "--engine", "micro-batches", "--topic", "no-such",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr.strip().splitlines() == [
+        f"ciml: Kafka at {kafka} has no topic no-such: create it, or name another by --topic"
+    ]
