@@ -5,12 +5,12 @@ docs/formats/samples.md has the format. Everything in a message is hostile until
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
 from ciml.errors import RejectedInput
@@ -29,7 +29,11 @@ from ciml.limits import (
 from ciml.telemetry import BOOT, OWN_COLUMNS, TIME
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+
+#: A sample as it stands in a message: its number, its time (epoch microseconds), its mark, and a value of each column.
+Row = tuple[int, int, bool, Sequence[float]]
 
 #: Why `decode` refuses: a closed set.
 REASONS = frozenset({
@@ -77,21 +81,34 @@ def encode(message: Samples | End) -> bytes:
     Raises:
       RejectedInput: what `decode` would refuse.
     """
-    fields: dict[str, Any]
-    if isinstance(message, End):
-        _check_end(message)
-        fields = {"run_id": message.run_id, "recorder_us": message.recorder_us, "end": True, "samples": message.samples}
-    else:
-        _check(message)
-        rows = zip(
-            message.sequence.tolist(), message.time_us.tolist(), message.boot.tolist(), message.values.tolist(),
-            strict=True,
-        )  # fmt: skip
-        fields = {
-            "run_id": message.run_id, "recorder_us": message.recorder_us, "first_us": message.first_us,
-            "columns": message.columns, "samples": list(rows),
-        }  # fmt: skip
-    value = orjson.dumps(fields)  # which writes NaN as null
+    if isinstance(message, Samples):
+        arrays = (message.sequence, message.time_us, message.boot, message.values)
+        rows = list(zip(*(array.tolist() for array in arrays), strict=True))
+        return encode_rows(message.run_id, message.recorder_us, message.first_us, message.columns, rows)
+    _check_end(message)
+    return orjson.dumps({
+        "run_id": message.run_id, "recorder_us": message.recorder_us, "end": True, "samples": message.samples,
+    })  # fmt: skip
+
+
+def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    """The JSON of a message of samples, without numpy: a recorder has none.
+
+    Args:
+      run_id: as in `Samples`, as are ``recorder_us``, ``first_us`` and ``columns``.
+      rows: the samples; NaN is no value.
+
+    Raises:
+      RejectedInput: what `decode` would refuse.
+    """
+    _check(run_id, recorder_us, first_us, columns, [row[0] for row in rows], [row[1] for row in rows])
+    if {len(row[3]) for row in rows} != {len(columns)}:
+        raise RejectedInput("bad_field", "samples: want a value of each column for each")
+    if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
+        raise RejectedInput("bad_field", "samples: a value without end")
+    value = orjson.dumps({  # which writes NaN as null
+        "run_id": run_id, "recorder_us": recorder_us, "first_us": first_us, "columns": columns, "samples": rows,
+    })  # fmt: skip
     if len(value) > MAX_SAMPLES_BYTES:
         raise RejectedInput("too_large", f"{len(value)} bytes, at most {MAX_SAMPLES_BYTES}")
     return value
@@ -121,12 +138,10 @@ def decode(value: bytes | None) -> Samples | End:
     if type(columns) is not list:
         raise RejectedInput("bad_field", f"columns: want a list, not {kind_of(columns)}")
     sequence, times, boot, values = _rows(_needed(fields, "samples"), len(columns))
-    message = Samples(
-        run_id, _needed(fields, "recorder_us"), _needed(fields, "first_us"), tuple(columns), sequence, times, boot,
-        values,
-    )  # fmt: skip
-    _check(message)
-    return message
+    arrays = _arrays(sequence, times, boot, values)
+    recorder_us, first_us = _needed(fields, "recorder_us"), _needed(fields, "first_us")
+    _check(run_id, recorder_us, first_us, columns, sequence, times)
+    return Samples(run_id, recorder_us, first_us, tuple(columns), *arrays)
 
 
 def to_table(parts: Sequence[Samples]) -> pa.Table:
@@ -139,6 +154,8 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
       ``time`` timestamp[us, UTC], ``boot`` bool, and a float64 column for each column of any part, those of earlier
       starts first; null where a sample has no value. Sorted by (recorder_us, sequence).
     """
+    import numpy as np
+
     parts = sorted(parts, key=lambda part: part.recorder_us)
     names = tuple(dict.fromkeys(chain.from_iterable(part.columns for part in parts)))
     place = {name: index for index, name in enumerate(names)}
@@ -161,6 +178,7 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
 
 def telemetry_table(names: Sequence[str], time_us: np.ndarray, boot: np.ndarray, values: np.ndarray) -> pa.Table:
     """A telemetry table of time_us int64 [n], boot bool [n] and values float64 [n, F], whose NaN become null."""
+    import numpy as np
     import pyarrow as pa
 
     columns = [
@@ -178,8 +196,8 @@ def _needed(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _rows(rows: Any, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The samples' numbers, times, marks and values [n, width], each of the one right type."""
+def _rows(rows: Any, width: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[list[Any], ...]]:
+    """The samples' numbers, times, marks and lists of ``width`` values, each of the one right type."""
     if type(rows) is not list or not rows:
         raise RejectedInput("bad_field", "samples: want a list of at least one")
     if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
@@ -194,19 +212,28 @@ def _rows(rows: Any, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     kinds = set(map(type, chain.from_iterable(values)))
     if not kinds <= {float, int, type(None)}:
         raise RejectedInput("bad_field", "samples: a value is neither a number nor null")
+    return sequence, times, boot, values
+
+
+def _arrays(
+    sequence: Sequence[int], times: Sequence[int], boot: Sequence[bool], values: Sequence[list[Any]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    import numpy as np
+
     try:
         return (
             np.array(sequence, np.int64), np.array(times, np.int64), np.array(boot, bool),
-            np.array(values, np.float64).reshape(len(rows), width),  # null becomes NaN
+            np.array(values, np.float64).reshape(len(values), len(values[0])),  # null becomes NaN
         )  # fmt: skip
     except OverflowError:
         raise RejectedInput("bad_field", "samples: a whole number beyond 64 bits") from None
 
 
-def _check(message: Samples) -> None:
-    _check_identity(message.run_id, message.recorder_us)
-    _check_time("first_us", message.first_us)
-    columns, n = message.columns, message.sequence.size
+def _check(
+    run_id: str, recorder_us: Any, first_us: Any, columns: Sequence[Any], sequence: Sequence[int], times: Sequence[int]
+) -> None:
+    _check_identity(run_id, recorder_us)
+    _check_time("first_us", first_us)
     if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
         raise RejectedInput("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
     for name in columns:
@@ -217,14 +244,12 @@ def _check(message: Samples) -> None:
             )
     if len(set(columns)) < len(columns):
         raise RejectedInput("bad_field", "columns: a name stands twice")
-    if not n or message.values.shape != (n, len(columns)) or not n == message.time_us.size == message.boot.size:
-        raise RejectedInput("bad_field", "samples: want a number, a time, a mark and a value of each column for each")
-    if message.sequence.min() < 0 or message.sequence.max() >= MAX_RECORDER_SAMPLES:
+    if not sequence:
+        raise RejectedInput("bad_field", "samples: want at least one")
+    if min(sequence) < 0 or max(sequence) >= MAX_RECORDER_SAMPLES:
         raise RejectedInput("bad_field", f"samples: want sequence numbers from 0 to below {MAX_RECORDER_SAMPLES}")
-    if message.time_us.min() < EARLIEST_US or message.time_us.max() >= LATEST_US:
+    if min(times) < EARLIEST_US or max(times) >= LATEST_US:
         raise RejectedInput("bad_time", "samples: want epoch microseconds of 2000 to 2099")
-    if np.isinf(message.values).any():
-        raise RejectedInput("bad_field", "samples: a value without end")
 
 
 def _check_end(message: End) -> None:

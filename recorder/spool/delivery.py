@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from ciml.errors import CimlError, RejectedInput
@@ -222,18 +222,10 @@ class Delivery:
 
 
 def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
-    import numpy as np
+    from ciml.events.samples import encode_rows
 
-    from ciml.events import samples
-
-    count = len(piece.times_us)
-    return samples.encode(
-        samples.Samples(
-            run_id, piece.recorder_us, first_us, piece.columns,
-            np.arange(piece.first, piece.first + count), np.array(piece.times_us, np.int64), np.array(piece.boots),
-            np.array(piece.values, np.float64).reshape(count, len(piece.columns)),
-        )
-    )  # fmt: skip
+    rows = zip(count(piece.first), piece.times_us, piece.boots, piece.values, strict=False)
+    return encode_rows(run_id, piece.recorder_us, first_us, piece.columns, list(rows))
 
 
 def _folder(mention: RunFacts) -> str:
