@@ -85,18 +85,18 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        """Makes folders and files ready and says how to start. ``ports`` has one for each of ``uses``."""
+        """Make folders and files ready and say how to start. ``ports`` has one for each of ``uses``."""
 
     @abstractmethod
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        """Asks the engine itself, for seconds at most: its state with all addresses when it answers, else None."""
+        """Ask the engine itself, for seconds at most: its state with all addresses when it answers, else None."""
 
     def missing(self, home: Path, state: EngineState) -> str:
         """What of it does not answer, where it has parts."""
         return ""
 
     def end(self, home: Path, state: EngineState) -> bool:
-        """Ends its process and those that this started; returns whether it was running.
+        """End its process and those that this started; return whether it was running.
 
         Raises:
           EngineError: when it does not end.
@@ -105,7 +105,7 @@ class Engine(ABC):
 
 
 def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:
-    """Whether something accepts connections there."""
+    """Return whether something accepts connections there."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s):
             return True
@@ -114,7 +114,7 @@ def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:
 
 
 def http_answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether an HTTP server answers there, with whatever status below 500."""
+    """Return whether an HTTP server answers there, with whatever status below 500."""
     from http.client import HTTPConnection, HTTPException
     from urllib.parse import urlsplit
 
@@ -130,7 +130,7 @@ def http_answers(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def java_arguments(folder: Path, class_path: str, options: tuple[str, ...]) -> str:
-    """Writes Java's options to an argument file, so that 160 jars do not fill the process table; returns ``@file``."""
+    """Write Java's options to an argument file, so that 160 jars do not fill the process table; return ``@file``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*options, "-cp", class_path]
     if any('"' in line or "\n" in line for line in lines):

@@ -17,7 +17,7 @@ S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """The environment variables with which boto3, Beam and pyarrow reach the S3 endpoint."""
+    """Return the environment variables with which boto3, Beam and pyarrow reach the S3 endpoint."""
     return {"AWS_ENDPOINT_URL_S3": endpoint, **S3_ENVIRONMENT}
 
 
@@ -61,7 +61,7 @@ class LogServer(Engine):
 
 
 def _absolute(path: str) -> str:
-    """A path that means the same in the engine's own folder."""
+    """Return a path that means the same in the engine's own folder."""
     return path if "://" in path else os.path.abspath(path)
 
 

@@ -25,7 +25,7 @@ class NoJava(EngineError):
 
 
 def find_java() -> str:
-    """The path of a Java that the engines run on: ``$JAVA_HOME``'s, else the first in PATH.
+    """Return the path of a Java that the engines run on: ``$JAVA_HOME``'s, else the first in PATH.
 
     Raises:
       NoJava: when there is none, it is too old, or ``CIML_NO_JAVA`` is set.
@@ -47,7 +47,7 @@ def find_java() -> str:
 
 
 def pom(name: str) -> bytes:
-    """The Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data."""
+    """Return the Maven pom of an engine (``kafka``, ``flink``, ``cluster``, ``flink-s3``): package data."""
     return resources.files("engines").joinpath(f"{name}.pom.xml").read_bytes()
 
 
@@ -62,7 +62,7 @@ def jar_folder(name: str) -> Path:
 
 
 def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
-    """The Java class path of an engine, its jars fetched by Maven where they are not kept yet.
+    """Return the Java class path of an engine, its jars fetched by Maven where they are not kept yet.
 
     Args:
       name: of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.

@@ -140,7 +140,7 @@ def _metadata_answers(address: str) -> bool:
 
 
 def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 30.0) -> dict[str, int]:
-    """Makes the topics that are not there yet, without retention, and waits until each has its leaders.
+    """Make the topics that are not there yet, without retention, and wait until each has its leaders.
 
     Args:
       bootstrap: ``host:port`` of a broker.
@@ -194,7 +194,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
 
 
 def is_mock(cluster_id: str | None) -> bool:
-    """Whether the cluster of that id (in a client's metadata) is librdkafka's mock broker."""
+    """Return whether the cluster of that id (in a client's metadata) is librdkafka's mock broker."""
     return (cluster_id or "").startswith("mockCluster")
 
 

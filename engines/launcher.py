@@ -30,17 +30,17 @@ _ATTEMPTS = 3  # with other ports, where the system chose them and another proce
 
 
 def engine_of(one: EngineState) -> Engine:
-    """The engine that a state is of."""
+    """Return the engine that a state is of."""
     return (LIGHT_ENGINES if one.light else ENGINES)[one.name]
 
 
 def alive(one: EngineState) -> bool:
-    """Whether the engine's process still runs; an engine without a process always does."""
+    """Return whether the engine's process still runs; an engine without a process always does."""
     return one.pid is None or processes.find(one.pid, one.started) is not None
 
 
 def healthy(home: Path, one: EngineState) -> bool:
-    """Whether the engine runs and answers."""
+    """Return whether the engine runs and answers."""
     return alive(one) and engine_of(one).ready(home, one) is not None
 
 
@@ -110,7 +110,7 @@ class Engines:
         return any(one.light for one in self.states.values())
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
-        """Ends engines, by default those that this object started; returns the names of those that ran."""
+        """End engines, by default those that this object started; return the names of those that ran."""
         ended = stop(self.started if names is None else names, self.home)
         self.states = {name: one for name, one in self.states.items() if name not in ended}
         return ended
@@ -125,7 +125,7 @@ class Engines:
 
 
 def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
-    """Starts engines together and waits until each answers. Those that run in ``home`` already are left as they are.
+    """Start engines together and wait until each answers. Those that run in ``home`` already are left as they are.
 
     Args:
       names: of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
@@ -170,7 +170,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
 
 
 def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> list[str]:
-    """Ends engines of ``home``, all by default, and forgets them.
+    """End engines of ``home``, all by default, and forget them.
 
     Returns:
       The names of those that ran.

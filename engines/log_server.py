@@ -31,7 +31,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def main(folder: str, port: int) -> None:
-    """Serves until a signal ends it."""
+    """Serve until a signal ends it."""
     with _Server(("127.0.0.1", port), partial(_Handler, directory=folder)) as server:
         server.serve_forever()
 

@@ -8,7 +8,7 @@ import sys
 
 
 def main(published: str) -> None:
-    """Runs until a signal ends it."""
+    """Run until a signal ends it."""
     from confluent_kafka import Producer
 
     # The brokers live in this client's threads; the client itself does nothing.

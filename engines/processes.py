@@ -56,7 +56,7 @@ def _first_of_connections() -> int:
 
 
 def bindable(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
+    """Return whether a server could listen there now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -85,12 +85,12 @@ def python_environment() -> dict[str, str]:
 
 
 def python_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command line that runs a module with this interpreter."""
+    """Return the command line that runs a module with this interpreter."""
     return (sys.executable, "-m", module, *arguments)
 
 
 def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> tuple[int, float]:
-    """Starts a process in a session of its own (no Ctrl-C reaches it), its output appended to ``log``.
+    """Start a process in a session of its own (no Ctrl-C reaches it), its output appended to ``log``.
 
     Returns:
       Its pid, and its start time in seconds since the epoch.
@@ -118,7 +118,7 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
 
 
 def start_time(pid: int) -> float:
-    """The start time of a process, in seconds since the epoch.
+    """Return the start time of a process, in seconds since the epoch.
 
     Raises:
       EngineError: when there is no such process.
@@ -130,7 +130,7 @@ def start_time(pid: int) -> float:
 
 
 def find(pid: int | None, started: float | None) -> psutil.Process | None:
-    """The process of that pid and start time, or None when it has ended, be its pid in use again or not."""
+    """Return the process of that pid and start time, or None when it has ended, be its pid in use again or not."""
     if pid is None or started is None:
         return None
     child = _children.get(pid)
@@ -147,7 +147,7 @@ def find(pid: int | None, started: float | None) -> psutil.Process | None:
 
 
 def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
-    """Ends a process and those it started: SIGTERM, and SIGKILL for what is left after ``grace_s`` seconds.
+    """End a process and those it started: SIGTERM, and SIGKILL for what is left after ``grace_s`` seconds.
 
     Returns:
       Whether it was running. A process that has the pid by reuse is left alone.
@@ -213,7 +213,7 @@ def memory_mb(pid: int | None, started: float | None) -> int | None:
 
 
 def last_lines(log: Path, count: int = 3) -> str:
-    """The last lines of a log with something in them, in one line."""
+    """Return the last lines of a log with something in them, in one line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
@@ -224,7 +224,7 @@ def last_lines(log: Path, count: int = 3) -> str:
 
 
 def says_port_taken(log: Path) -> bool:
-    """Whether a log tells that a port could not be had."""
+    """Return whether a log tells that a port could not be had."""
     with log.open("rb") as file:
         said = file.read(1 << 20).lower()
     return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

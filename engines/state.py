@@ -65,7 +65,7 @@ def state_file(home: Path) -> Path:
 
 
 def read(home: Path) -> dict[str, EngineState]:
-    """The engines that were started in ``home`` and not ended since, by name; they may have died meanwhile.
+    """Return the engines that were started in ``home`` and not ended since, by name; they may have died meanwhile.
 
     Raises:
       EngineError: when the file is there and cannot be understood.
@@ -81,7 +81,7 @@ def read(home: Path) -> dict[str, EngineState]:
 
 
 def write(home: Path, states: Mapping[str, EngineState]) -> None:
-    """Replaces the file whole: a reader sees the old content or the new."""
+    """Replace the file whole: a reader sees the old content or the new."""
     import tempfile  # only who starts engines writes
 
     content = {name: {k: v for k, v in asdict(state).items() if k != "name"} for name, state in sorted(states.items())}
@@ -95,7 +95,7 @@ def write(home: Path, states: Mapping[str, EngineState]) -> None:
 
 @contextmanager
 def exclusive(home: Path, timeout_s: float = 300) -> Iterator[None]:
-    """Holds the lock of ``home``: one `ciml up` or `ciml down` at a time.
+    """Hold the lock of ``home``: one `ciml up` or `ciml down` at a time.
 
     Raises:
       CimlError: when another holds it for longer than ``timeout_s``, or ``home`` cannot be written.

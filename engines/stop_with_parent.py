@@ -15,7 +15,7 @@ from engines import launcher, processes, state
 
 
 def main(pid: int, started: float, home: Path, names: list[str]) -> None:
-    """Waits for the end of a process, then ends the engines of those names in ``home``."""
+    """Wait for the end of a process, then end the engines of those names in ``home``."""
     with contextlib.suppress(ProcessLookupError):
         watched = os.pidfd_open(pid)
         if processes.find(pid, started) is not None:

@@ -12,7 +12,7 @@ from engines import processes
 
 
 def tie(process: tuple[int, float] | None, end: Callable[[], object]) -> None:
-    """Calls ``end``, from a thread, once the process of that pid and start time is gone. Never for None."""
+    """Call ``end``, from a thread, once the process of that pid and start time is gone. Never for None."""
     if process is None:
         return
 

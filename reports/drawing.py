@@ -91,7 +91,7 @@ class Plot:
 
 
 def shown(name: str, most: int = 26) -> str:
-    """A name from outside as it may stand in a plot: one line, printable, no longer than ``most``."""
+    """Return a name from outside as it may stand in a plot: one line, printable, no longer than ``most``."""
     plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib leaves such names out of legends
     return plain if len(plain) <= most else f"{plain[: most - most // 2 - 1]}…{plain[-(most // 2) :]}"
@@ -123,13 +123,13 @@ def _apart(names: Sequence[str], most: int) -> list[str]:
 
 
 def _alike(names: Sequence[str]) -> int:
-    """How many letters all names begin with."""
+    """Return how many letters all names begin with."""
     ends = (place for place, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1)
     return next(ends, min(map(len, names)))
 
 
 def colors_of(names: Sequence[str]) -> list[str]:
-    """A colour for each of at most eight names."""
+    """Return a colour for each of at most eight names."""
     taken = {_KNOWN[name] for name in names if name in _KNOWN}
     free = iter([color for color in COLORS if color not in taken] + [COLORS[-1]] * len(names))
     last = len(names) - 1
@@ -169,7 +169,7 @@ def percent(share: float) -> str:
 
 
 def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
-    """Marks the features of an unrolled example on the x axis: a line between two, the name in the middle."""
+    """Mark the features of an unrolled example on the x axis: a line between two, the name in the middle."""
     middles = np.arange(len(names)) * width + width / 2
     for bound in range(1, len(names)):
         axes.axvline(bound * width - 0.5, color="#555555", linewidth=0.5)
@@ -184,14 +184,14 @@ def runs_of(count: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration in the unit in which it is short: ``35 s``, ``2.5 min``."""
+    """Return a duration in the unit in which it is short: ``35 s``, ``2.5 min``."""
     if value < 120:
         return f"{value:.4g} s"
     return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value of a telemetry column: ``64 %``, ``3.5 GB``, ``3.9``."""
+    """Return a value of a telemetry column: ``64 %``, ``3.5 GB``, ``3.9``."""
     from matplotlib.ticker import EngFormatter
 
     if unit.startswith("%"):

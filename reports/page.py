@@ -68,7 +68,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page: styles and plots inline, no script, no address outside."""
+    """Return the page: styles and plots inline, no script, no address outside."""
     from markupsafe import Markup
 
     environment = page_environment(drawn=lambda svg: Markup(svg))  # noqa: S704
@@ -77,7 +77,7 @@ def render(page: Page) -> str:
 
 
 def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -> str:
-    """Writes each plot as SVG and PNG, ``others`` by their names, and last the page. Returns where the page is."""
+    """Write each plot as SVG and PNG, ``others`` by their names, and last the page. Return where the page is."""
     for section in page.sections:
         for plot in section.plots:
             folder.replace(f"{plot.name}.svg", plot.svg.encode())

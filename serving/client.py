@@ -113,7 +113,7 @@ class ModelClient:
         label: str = STABLE,
         timeout_s: float | None = None,
     ) -> Prediction:
-        """Asks for the probabilities of runs.
+        """Ask for the probabilities of runs.
 
         Args:
           inputs: float32 [rows, L, features], not normalised.
@@ -143,7 +143,7 @@ class ModelClient:
         return Prediction(probabilities, response.model_spec.version.value, seconds)
 
     def served_version(self, label: str = STABLE) -> int:
-        """The version that a label names. Raises as `predict` does."""
+        """Return the version that a label names. Raises as `predict` does."""
         statuses = self._statuses(None, label)
         for one in statuses:
             if one.state == wire.AVAILABLE:
@@ -151,11 +151,14 @@ class ModelClient:
         raise NotServedError(f"{self.address}: no version of model {self.model} is available under {label}")
 
     def statuses(self) -> list[tuple[int, int, str]]:
-        """(version, state, error) of all versions, as TensorFlow Serving numbers the states. Raises as `predict`."""
+        """Return (version, state, error) of all versions, as TensorFlow Serving numbers the states.
+
+        Raises as `predict`.
+        """
         return [(int(one.version), int(one.state), one.status.error_message) for one in self._statuses(None, "")]
 
     def wait_until_served(self, version: int, timeout_s: float = 30.0, label: str = STABLE) -> None:
-        """Waits until ``label`` names ``version`` on the server. Raises `EngineError` after ``timeout_s``."""
+        """Wait until ``label`` names ``version`` on the server. Raises `EngineError` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -191,7 +194,7 @@ class ModelClient:
             request.model_spec.version_label = label
 
     def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
-        """The answer and the time that it took. ``slow_tries`` bounds the tries that end by their deadline."""
+        """Return the answer and the time that it took. ``slow_tries`` bounds the tries that end by their deadline."""
         policy, slow = self._policy, 0
 
         def passes(error: BaseException) -> bool:

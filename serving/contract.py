@@ -25,7 +25,7 @@ _TOLERANCE = 1e-4
 
 
 def read_definition(data: bytes, where: str) -> ResolvedDefinition:
-    """The data set definition that a model carries. Raises `IntegrityError` where it is none."""
+    """Return the data set definition that a model carries. Raises `IntegrityError` where it is none."""
     from ciml.datasets.definition import ResolvedDefinition
 
     try:
@@ -35,7 +35,7 @@ def read_definition(data: bytes, where: str) -> ResolvedDefinition:
 
 
 def check_candidate(folder: Store) -> ResolvedDefinition:
-    """Loads a candidate as the server will, and queries both signatures.
+    """Load a candidate as the server will, and query both signatures.
 
     Returns:
       The definition in its assets.

@@ -35,14 +35,14 @@ class ModelEntry:
 
 
 def check_model_name(name: str) -> str:
-    """The name, which is safe in a path, a URL and a metric. Raises `CimlError` otherwise."""
+    """Return the name, which is safe in a path, a URL and a metric. Raises `CimlError` otherwise."""
     if not _NAME.fullmatch(name):
         raise CimlError(f"model {name!r:.120}: want letters, digits, dash, dot or underscore, at most 100")
     return name
 
 
 def parse_config(text: str) -> tuple[ModelEntry, ...]:
-    """Reads a ModelServerConfig in text form.
+    """Read a ModelServerConfig in text form.
 
     Raises:
       CimlError: when it is broken, names no model at all, or asks for what this server does not do.
@@ -58,7 +58,7 @@ def parse_config(text: str) -> tuple[ModelEntry, ...]:
 
 
 def entries_of(config: Any) -> tuple[ModelEntry, ...]:
-    """The entries of a ModelServerConfig message. Raises `CimlError` as `parse_config` does."""
+    """Return the entries of a ModelServerConfig message. Raises `CimlError` as `parse_config` does."""
     if config.WhichOneof("config") != "model_config_list":
         # An empty file would otherwise mean "serve nothing", and a file cut short is empty.
         raise CimlError("the model configuration has no model_config_list")
@@ -89,7 +89,7 @@ def _entry(one: Any) -> ModelEntry:
 
 
 def render_config(entries: Iterable[ModelEntry]) -> str:
-    """The text form of ``entries``, the same for the same entries. Only for the policy ``specific``."""
+    """Return the text form of ``entries``, the same for the same entries. Only for the policy ``specific``."""
     lines = [_HEADER + "model_config_list {"]
     for entry in sorted(entries, key=lambda one: one.name):
         lines += [

@@ -56,7 +56,7 @@ def list_versions(base: Store, *, real: bool = True) -> list[int]:
 
 
 def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
-    """(relative path, bytes) of each file of a model folder, sorted by path.
+    """Yield (relative path, bytes) of each file of a model folder, sorted by path.
 
     Raises:
       FileNotFoundError: where there is no such folder.
@@ -84,7 +84,7 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
 
 
 def _local_paths(root: Path) -> list[str]:
-    """All that is below a folder and is no folder itself, as relative POSIX paths. A symlink is an error."""
+    """Return all that is below a folder and is no folder itself, as relative POSIX paths. A symlink is an error."""
     found = []
     pending = [root]
     while pending:
@@ -118,12 +118,12 @@ def file_digests(folder: Store) -> dict[str, str]:
 
 
 def model_digest(files: Mapping[str, str]) -> str:
-    """One digest for a whole model: of its files' paths and digests."""
+    """Return one digest for a whole model: of its files' paths and digests."""
     return sha256_json(dict(files))
 
 
 def check_digests(where: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Raises `IntegrityError`, naming the first file, where a model's files are not those that were recorded."""
+    """Raise `IntegrityError`, naming the first file, where a model's files are not those that were recorded."""
     for path in sorted(set(found) | set(expected)):
         if found.get(path) != expected.get(path):
             what = "is missing" if path not in found else "was added" if path not in expected else "was altered"
@@ -131,7 +131,7 @@ def check_digests(where: str, found: Mapping[str, str], expected: Mapping[str, s
 
 
 def copy_model(source: Store, target: Path) -> dict[str, str]:
-    """Copies a model folder into the new private folder ``target`` and returns the digests of what was copied."""
+    """Copy a model folder into the new private folder ``target`` and return the digests of what was copied."""
     target.mkdir(mode=0o700)
     digests = {}
     for path, data in read_files(source):

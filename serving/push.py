@@ -53,7 +53,7 @@ def push(
     facts: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Pushed:
-    """Records a candidate and its verdict, and pushes it where it is blessed.
+    """Record a candidate and its verdict, and push it where it is blessed.
 
     Args:
       data: the data root.
@@ -75,7 +75,7 @@ def push(
 
 
 def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE, check: bool = True) -> Pushed:
-    """Pushes a candidate that is recorded and blessed. Again is no harm: it becomes no second version. See `push`."""
+    """Push a candidate that is recorded and blessed. Again is no harm: it becomes no second version. See `push`."""
     state = registry.state
     candidate = state.candidates.get(candidate_id)
     verdict = state.verdicts.get(candidate_id)
@@ -111,7 +111,7 @@ def _known_version(state: RegistryState, candidate_id: str) -> int | None:
 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
-    """Takes the next version number: above all that were ever taken, and above whatever lies there."""
+    """Take the next version number: above all that were ever taken, and above whatever lies there."""
     taken: list[int] = []
     pusher = secrets.token_hex(8)
 
@@ -126,7 +126,7 @@ def _take_number(registry: Registry, candidate_id: str) -> int:
 
 
 def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
-    """Copies the candidate to where it can be placed from; returns that folder."""
+    """Copy the candidate to where it can be placed from; return that folder."""
     base = registry.base
     local = isinstance(base, LocalStore)
     target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if local else str(number))
@@ -139,12 +139,12 @@ def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
 
 
 def _check_staged(staged: Store, candidate: Candidate) -> None:
-    """Reads back what was staged. Raises `IntegrityError` where it is not what was blessed."""
+    """Read back what was staged. Raises `IntegrityError` where it is not what was blessed."""
     check_digests(staged.root, file_digests(staged), candidate.files)
 
 
 def _place(registry: Registry, number: int, staged: Store) -> None:
-    """Renames the staged folder to its number. On S3 it lies there already."""
+    """Rename the staged folder to its number. On S3 it lies there already."""
     if not isinstance(staged, LocalStore):
         return
     target = registry.folder(number).root
@@ -175,7 +175,7 @@ def _relabel(registry: Registry, number: int, label: str) -> None:
 
 
 def write_config(data: Store) -> bool:
-    """Brings the server's configuration to what the registries say; returns whether it had to change.
+    """Bring the server's configuration to what the registries say; return whether it had to change.
 
     Several pushers may write it: each looks at the registries again after writing, so the last one to write has seen
     the last commit.
@@ -196,7 +196,7 @@ def write_config(data: Store) -> bool:
 
 
 def rollback(data: Store, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
-    """Moves a label to an earlier version (or any that was pushed). Higher versions are withdrawn.
+    """Move a label to an earlier version (or any that was pushed). Higher versions are withdrawn.
 
     Args:
       version: where to go; None means the predecessor of what the label names now.
@@ -234,7 +234,7 @@ def rollback(data: Store, model: str, version: int | None = None, *, label: str 
 
 
 def reconcile(registry: Registry) -> list[str]:
-    """Clears up after pushers that died, and writes the configuration where it lags behind. Returns what it did."""
+    """Clear up after pushers that died, and write the configuration where it lags behind. Return what it did."""
     done = []
     for number in registry.state.staged():
 
@@ -272,7 +272,7 @@ def _remove(folder: Store) -> None:
 
 
 def verify_versions(data: Store, model: str) -> dict[int, str]:
-    """Compares the folders of a model with its registry.
+    """Compare the folders of a model with its registry.
 
     Returns:
       For each version that was pushed or lies there: "" where all is as it was recorded, else what is wrong.

@@ -84,7 +84,7 @@ class RegistryState:
         self.last_candidate: str = ""
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows. Raises `IntegrityError` where it contradicts what came before."""
+        """Take in the delta that follows. Raises `IntegrityError` where it contradicts what came before."""
         if version != self.version + 1:
             raise IntegrityError(f"registry: version {version} after {self.version}")
         kind, time_us = delta["kind"], delta["time_us"]
@@ -137,19 +137,19 @@ class RegistryState:
         return self.candidates[version.candidate].files
 
     def pushed(self) -> list[int]:
-        """The versions that may be served, ascending."""
+        """Return the versions that may be served, ascending."""
         return sorted(number for number, one in self.versions.items() if one.state == "pushed")
 
     def staged(self) -> list[int]:
-        """The versions whose push is under way, or died."""
+        """Return the versions whose push is under way, or died."""
         return sorted(number for number, one in self.versions.items() if one.state == "staged")
 
     def predecessor(self, number: int) -> int | None:
-        """The version to go back to from ``number``: the highest below it that was not withdrawn."""
+        """Return the version to go back to from ``number``: the highest below it that was not withdrawn."""
         return max((one for one in self.pushed() if one < number and not self.versions[one].withdrawn), default=None)
 
     def served(self) -> list[int]:
-        """The versions that the server is to hold: those with a label, and the champion's predecessor.
+        """Return the versions that the server is to hold: those with a label, and the champion's predecessor.
 
         The predecessor makes a rollback immediate, and stands in when a restarted server finds the champion damaged.
         """
@@ -159,7 +159,7 @@ class RegistryState:
         return sorted(wanted)
 
     def pending(self) -> Candidate | None:
-        """The last candidate, where it was blessed and its push came to nothing: a pusher died."""
+        """Return the last candidate, where it was blessed and its push came to nothing: a pusher died."""
         verdict = self.verdicts.get(self.last_candidate)
         pushed = {one.candidate for one in self.versions.values() if one.state == "pushed"}
         if verdict is None or not verdict.blessed or self.last_candidate in pushed:
@@ -191,7 +191,7 @@ class Registry:
         return self._state
 
     def commit(self, build: Callable[[RegistryState], Delta | None]) -> int | None:
-        """Appends what ``build`` makes of the present state; see `ciml.manifest.log.commit`."""
+        """Append what ``build`` makes of the present state; see `ciml.manifest.log.commit`."""
 
         def stamped() -> Delta | None:
             delta = build(self._state)
@@ -200,7 +200,7 @@ class Registry:
         return commit(self._log, self._state, stamped)
 
     def record_candidate(self, folder: Store, facts: Mapping[str, Any] | None = None) -> Candidate:
-        """Records a trained model with the digests of its files. The same files again are the same candidate.
+        """Record a trained model with the digests of its files. The same files again are the same candidate.
 
         Raises:
           CimlError: where there is no model at ``folder``; `IntegrityError` where it holds what it must not.
@@ -217,7 +217,7 @@ class Registry:
         return self.state.candidates[digest[:16]]
 
     def record_verdict(self, candidate: str, verdict: Verdict) -> None:
-        """Records what the gate said of a candidate; the last verdict counts."""
+        """Record what the gate said of a candidate; the last verdict counts."""
         delta = {
             "kind": "verdict",
             "candidate": candidate,
@@ -238,7 +238,7 @@ class Registry:
         return self.base.child(str(number))
 
     def read_asset(self, number: int, name: str) -> bytes:
-        """The file ``assets/<name>`` of a pushed version, checked against its digest.
+        """Return the file ``assets/<name>`` of a pushed version, checked against its digest.
 
         Raises:
           CimlError: where that version or file does not exist; `IntegrityError` where it was altered.
@@ -266,7 +266,7 @@ class Registry:
 
 
 def registered_models(data: Store) -> list[str]:
-    """The models that have a registry below a data root."""
+    """Return the models that have a registry below a data root."""
     return sorted({path.split("/")[1] for path in data.list("registry") if path.count("/") >= 2})
 
 
@@ -281,7 +281,7 @@ class RegistryVerifier:
         self._root = open_store(root)
 
     def __call__(self, model: str, version: int, digests: Mapping[str, str]) -> None:
-        """Raises `IntegrityError` unless ``version`` was pushed and its files are as they were recorded."""
+        """Raise `IntegrityError` unless ``version`` was pushed and its files are as they were recorded."""
         state = RegistryState()
         catch_up(ManifestLog(self._root.child(check_model_name(model))), state)
         try:

@@ -85,7 +85,7 @@ TensorHead = _CLASSES["TensorHead"]
 
 
 def put_array(request: Any, name: str, array: NDArray[Any]) -> None:
-    """Adds a float32 or int32 array to a PredictRequest."""
+    """Add a float32 or int32 array to a PredictRequest."""
     entry = request.inputs.add(key=name)
     entry.value.dtype = _DTYPES[array.dtype.name]
     for size in array.shape:
@@ -94,7 +94,10 @@ def put_array(request: Any, name: str, array: NDArray[Any]) -> None:
 
 
 def get_floats(response: Any, name: str) -> NDArray[np.float32]:
-    """A float32 output of a PredictResponse. Raises `KeyError` without one, `ValueError` where it is malformed."""
+    """Return a float32 output of a PredictResponse.
+
+    Raises `KeyError` without one, `ValueError` where it is malformed.
+    """
     for entry in response.outputs:
         if entry.key == name:
             tensor = entry.value

@@ -83,7 +83,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
 
 def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
-    """An experiment from a TOML file, with keys that take precedence over the file's.
+    """Return an experiment from a TOML file, with keys that take precedence over the file's.
 
     Raises:
       CimlError: one line that names the file and the key.

@@ -28,7 +28,7 @@ _WARMUP_ROWS = (1, 32)
 
 
 def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, folder: Path, *, name: str) -> Path:
-    """Writes a SavedModel.
+    """Write a SavedModel.
 
     Signatures:
       ``serving_default``: ``inputs`` float32 [batch, L, F], not normalised, and ``n_windows`` int32 [batch] to
@@ -163,7 +163,7 @@ class Exported:
 
 
 def load_exported(folder: Path | str) -> Exported:
-    """Loads a model that `export` wrote, from local disk.
+    """Load a model that `export` wrote, from local disk.
 
     Raises:
       IntegrityError: when there is none, or it has not the signatures of one.

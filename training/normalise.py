@@ -19,7 +19,7 @@ from training.runtime import library_versions
 
 
 def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing function.
+    """Return the preprocessing function.
 
     Args:
       tensors: ``inputs`` float32 [batch, L, F], not normalised; any others are passed on as they are.

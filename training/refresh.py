@@ -101,7 +101,7 @@ def refresh(
     progress: Progress | None = None,
     tensorboard: Path | None = None,
 ) -> Candidate | Skipped:
-    """Makes a snapshot, trains on it, evaluates and judges.
+    """Make a snapshot, train on it, evaluate and judge.
 
     Args:
       data: the data path.
@@ -196,7 +196,7 @@ def _make(
 
 @contextmanager
 def _alone(folder: Path, model: str) -> Iterator[None]:
-    """Keeps two trainers of one model from working in one folder. A killed one holds nothing."""
+    """Keep two trainers of one model from working in one folder. A killed one holds nothing."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -219,7 +219,7 @@ def _work_folder(trainer: Store, work: Path | None) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what earlier refreshes left beside ``folder``: records at once, whole candidates when they are old."""
+    """Remove what earlier refreshes left beside ``folder``: records at once, whole candidates when they are old."""
     others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
     others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
     for place, each in enumerate(others):

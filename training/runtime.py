@@ -17,12 +17,12 @@ _threads = THREADS
 
 
 def threads() -> int:
-    """How many threads an estimator of this process may use."""
+    """Return how many threads an estimator of this process may use."""
     return _threads
 
 
 def use_threads(count: int) -> None:
-    """Sets `threads` for this process, before it trains anything: for one of many that train side by side."""
+    """Set `threads` for this process, before it trains anything: for one of many that train side by side."""
     global _threads
     _threads = count
     import sklearn.ensemble  # noqa: F401  (the pools that are limited have to be loaded)
@@ -32,7 +32,10 @@ def use_threads(count: int) -> None:
 
 
 def tensorflow() -> Any:
-    """The module ``tensorflow``. The first call in a process costs seconds; what is set up cannot be changed later."""
+    """Return the module ``tensorflow``.
+
+    The first call in a process costs seconds; what is set up cannot be changed later.
+    """
     first = "tensorflow" not in sys.modules
     if first:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -55,7 +58,7 @@ def tensorflow() -> Any:
 
 
 def keras() -> Any:
-    """The module ``keras``, version 3. ``tf.keras`` is another version once tf.Transform has been imported."""
+    """Return the module ``keras``, version 3. ``tf.keras`` is another version once tf.Transform has been imported."""
     tensorflow()
     import keras as module
 
@@ -67,7 +70,7 @@ def keras() -> Any:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions that a transform and a model depend on."""
+    """Return the versions that a transform and a model depend on."""
     from importlib.metadata import version
 
     names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")

@@ -26,7 +26,7 @@ def trained_roles(experiment: Experiment, *, carved: bool) -> tuple[Role, ...]:
 
 
 def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Any:
-    """The examples of the given roles as a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one an element.
+    """Return the examples of the given roles as a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one an element.
 
     Its cardinality is asserted: a file that lost records ends training with an error, not with fewer runs.
     """
@@ -55,7 +55,7 @@ def train(
     carved: bool = True,
     tensorboard: Path | None = None,
 ) -> Trained:
-    """Trains the experiment's network. The same arguments give the same weights.
+    """Train the experiment's network. The same arguments give the same weights.
 
     Args:
       experiment: what to train.
@@ -88,7 +88,7 @@ def train(
 
 
 def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Rows:
-    """The normalised examples of the given roles, in the files' order."""
+    """Return the normalised examples of the given roles, in the files' order."""
     parts = list(records(materialised, resolved, *roles).batch(1024).as_numpy_iterator())
     return Rows(
         np.concatenate([given["inputs"] for given, _ in parts]),
@@ -98,7 +98,7 @@ def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role
 
 
 def predict_in_memory(model: Any, materialised: Materialised, resolved: ResolvedDefinition, role: Role) -> np.ndarray:
-    """The model's probabilities float32 [n, C] for the normalised examples of a role, in the files' order."""
+    """Return the model's probabilities float32 [n, C] for the normalised examples of a role, in the files' order."""
     rows = records(materialised, resolved, role).batch(1024)
     parts = [np.asarray(model(inputs, training=False)) for inputs, _ in rows]
     return np.concatenate(parts) if parts else np.zeros((0, len(resolved.classes)), np.float32)

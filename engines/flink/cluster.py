@@ -84,7 +84,7 @@ class Cluster(Engine):
         return ", ".join(f"{name} ({log})" for name, log in unwell.items())
 
     def end(self, home: Path, state: EngineState) -> bool:
-        """Ends the keeper first, which would start the rest again, then all that carries the cluster's mark."""
+        """End the keeper first, which would start the rest again, then all that carries the cluster's mark."""
         keeper = processes.find(state.pid, state.started)
         if keeper is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -115,7 +115,7 @@ def _expect_bucket(state: str) -> None:
 
 
 def health(part: Part, state: PartState) -> Health:
-    """Asks a part how it is."""
+    """Ask a part how it is."""
     if processes.find(state.pid, state.started) is None:
         return "dead"
     if parts.asks(part.check) == "yes":

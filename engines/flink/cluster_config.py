@@ -87,12 +87,12 @@ class Addresses:
 
 
 def state_root(home: Path, settings: Settings) -> str:
-    """The URL below which checkpoints and savepoints are."""
+    """Return the URL below which checkpoints and savepoints are."""
     return settings.state.rstrip("/") if settings.state else (home / "flink").as_uri()
 
 
 def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings) -> Path:
-    """Writes ``flink-conf.yaml`` and returns its folder."""
+    """Write ``flink-conf.yaml`` and return its folder."""
     folder = home / "cluster" / "conf"
     folder.mkdir(parents=True, exist_ok=True)
     text = _CONFIGURATION.format(
@@ -120,7 +120,7 @@ def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings
 
 
 def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list[Part]:
-    """The parts of a cluster, its configuration written.
+    """Return the parts of a cluster, its configuration written.
 
     Raises:
       NoJava: no Java, or no jars and no Maven.

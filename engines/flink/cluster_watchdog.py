@@ -46,7 +46,7 @@ class ClusterWatchdog:
         self._end_strays()
 
     def _end_strays(self) -> None:
-        """Ends what a killed keeper had started and not written down. Workers belong to their pools, and end there."""
+        """End what a killed keeper had started and not written down. Workers belong to their pools, and end there."""
         mine = {os.getpid(), *(one.state.pid for one in self._kept)}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
@@ -54,7 +54,7 @@ class ClusterWatchdog:
                     process.kill()
 
     def run(self) -> None:
-        """Keeps them for ever."""
+        """Keep them for ever."""
         last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
         with ThreadPoolExecutor(max_workers=len(self._kept) + 1) as pool:
             while True:
@@ -101,7 +101,7 @@ class _Kept:
             self.state = replace(state, pid=None, started=None, answered=False)
 
     def look(self) -> bool:
-        """Starts it where it is not running; returns whether anything changed."""
+        """Start it where it is not running; return whether anything changed."""
         if self.state.pid is None:
             if time.monotonic() < self._start_at:
                 return False
@@ -115,7 +115,7 @@ class _Kept:
         return True
 
     def ask(self, pool: ThreadPoolExecutor) -> bool:
-        """Looks at the last question's answer and puts the next one; returns whether anything changed."""
+        """Look at the last question's answer and put the next one; return whether anything changed."""
         if self.state.pid is None:
             self._asking = None
             return False
@@ -164,7 +164,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Iterable[str]) -> None:
-    """Keeps, until it is killed; where another keeper is at work, ends at once."""
+    """Keep, until it is killed; where another keeper is at work, ends at once."""
     from filelock import FileLock, Timeout
 
     home, folder = (Path(each) for each in arguments)

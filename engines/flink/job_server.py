@@ -117,7 +117,7 @@ class MicroBatches(Engine):
 
 
 def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
-    """Whether Beam's job server answers at ``host:port``."""
+    """Return whether Beam's job server answers at ``host:port``."""
     import grpc
 
     with grpc.insecure_channel(address) as channel:

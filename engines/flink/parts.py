@@ -82,12 +82,12 @@ def states_file(folder: Path) -> Path:
 
 
 def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
-    """Writes down what the keeper is to keep, and the settings that it was made from."""
+    """Write down what the keeper is to keep, and the settings that it was made from."""
     _replace(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]})
 
 
 def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
-    """The parts and the settings; nothing of both where there is no plan."""
+    """Return the parts and the settings; nothing of both where there is no plan."""
     content = _read(plan_file(folder))
     return [Part(**each) for each in content.get("parts", [])], dict(content.get("settings", {}))
 
@@ -118,7 +118,7 @@ def _replace(path: Path, content: Any) -> None:
 
 
 def marked(home: Path) -> list[psutil.Process]:
-    """Every process of this user that belongs to the cluster of ``home``, be it recorded or not."""
+    """Return every process of this user that belongs to the cluster of ``home``, be it recorded or not."""
     wanted, me, found = str(home), os.getuid(), []
     for one in psutil.process_iter():
         try:
@@ -130,7 +130,7 @@ def marked(home: Path) -> list[psutil.Process]:
 
 
 def asks(check: list[str]) -> Answer:
-    """Puts a part's question, for two seconds at most."""
+    """Put a part's question, for two seconds at most."""
     kind, *where = check
     if kind == "http":
         from engines.base import http_answers
@@ -146,7 +146,7 @@ def asks(check: list[str]) -> Answer:
 
 
 def pool_socket(home: Path, name: str) -> str:
-    """The abstract socket at which a worker pool is asked how it is (a path would soon be too long)."""
+    """Return the abstract socket at which a worker pool is asked how it is (a path would soon be too long)."""
     import hashlib
 
     return f"ciml-{hashlib.sha256(str(home).encode()).hexdigest()[:16]}-{name}"
@@ -163,7 +163,7 @@ def _pool_answers(name: str) -> bool:
 
 
 def _known_taskmanager(rest: str, name: str) -> Answer:
-    """Whether the JobManager knows a TaskManager; "unknown" where the JobManager itself does not answer."""
+    """Return whether the JobManager knows a TaskManager; "unknown" where the JobManager itself does not answer."""
     import urllib.request
 
     try:

@@ -11,7 +11,7 @@ from ciml.storage.open import open_store
 
 
 def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
-    """Removes the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
+    """Remove the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
 
     Savepoints are left alone: whoever asked for one may want it.
 

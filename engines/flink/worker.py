@@ -18,7 +18,7 @@ _MODULES = ("apache_beam.runners.worker.sdk_worker", "pipelines.ingest.pipeline"
 
 
 def main(parent: int) -> None:
-    """Works for one job until that closes its stream, or the pool is gone."""
+    """Work for one job until that closes its stream, or the pool is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that took effect
         return

@@ -32,7 +32,7 @@ _SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
 
 
 def _message(name: str, **fields: tuple[int, str]) -> Any:
-    """A class for those fields of a message of Beam's protocol that matter here."""
+    """Return a class for those fields of a message of Beam's protocol that matter here."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="pool", syntax="proto3")
     message = file.message_type.add(name=name)
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -122,7 +122,7 @@ class _Worker:
             self._end_at = time.monotonic() + _GRACE_S
 
     def look(self) -> bool:
-        """Whether it still runs; ends it when its time is over or its job has gone."""
+        """Return whether it still runs; ends it when its time is over or its job has gone."""
         code = self._process.poll()
         if code is not None:
             _say(f"worker {self.id} of {self._control}: ended ({code})")
@@ -175,7 +175,7 @@ def _say(text: str) -> None:
 
 
 def main(port: int, name: str) -> None:
-    """Serves until it is killed."""
+    """Serve until it is killed."""
     options = [("grpc.so_reuseport", 1), ("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0)]
     server = grpc.server(ThreadPoolExecutor(max_workers=4), options=options)
     pool = Pool()

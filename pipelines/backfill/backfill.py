@@ -27,7 +27,7 @@ def backfill(
     stop: threading.Event | None = None,
     report: Report | None = None,
 ) -> Tally:
-    """Brings the runs of a listing into the raw store, from its first line that is not settled.
+    """Bring the runs of a listing into the raw store, from its first line that is not settled.
 
     Args:
       config: what to take, and how.

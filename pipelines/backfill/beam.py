@@ -56,7 +56,7 @@ class Settle(beam.DoFn):
 def build_backfill(
     pipeline: beam.Pipeline, config: BackfillConfig, url: str, digest: str, works: list[Work], *, spread: bool
 ) -> None:
-    """Wires a bounded backfill. No shuffle lies between settling and committing, so what is settled is committed soon.
+    """Wire a bounded backfill. No shuffle lies between settling and committing, so what is settled is committed soon.
 
     Args:
       pipeline: to build in.
@@ -80,7 +80,7 @@ def in_beam(
     job_endpoint: str,
     extra: tuple[str, ...],
 ) -> None:
-    """Runs one pipeline after the other until there is no more work.
+    """Run one pipeline after the other until there is no more work.
 
     Raises:
       CimlError: for another runner, or flink without an endpoint; or what a stage raised.

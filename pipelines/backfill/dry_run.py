@@ -55,7 +55,7 @@ class Survey:
 
 
 def survey(config: BackfillConfig, listing: Listing) -> Survey:
-    """Looks through a listing as `pipelines.backfill.backfill.backfill` would with the same configuration."""
+    """Look through a listing as `pipelines.backfill.backfill.backfill` would with the same configuration."""
     following = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, following.tally.settled)
     taken = 0

@@ -18,7 +18,7 @@ _AHEAD = 3  # blocks under way at once: while one waits for files, another is pa
 
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
-    """The settled batches of a piece of work, one for each of its ranges."""
+    """Return the settled batches of a piece of work, one for each of its ranges."""
     lines = listing.read(work.block)
     batches = [
         decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known)
@@ -44,12 +44,12 @@ class OrderedCommitter:
         self._lines, self._since = 0, time.monotonic()
 
     def put(self, work: Work) -> int:
-        """Takes on a piece of work, and waits while there is enough under way. Returns how many lines were settled."""
+        """Take on a piece of work, and wait while there is enough under way. Return how many lines were settled."""
         self._under_way.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
         return self._take() if len(self._under_way) > _AHEAD else 0
 
     def end(self) -> int:
-        """Settles and commits the rest. Returns how many lines that were."""
+        """Settle and commit the rest. Return how many lines that were."""
         lines = 0
         while self._under_way:
             lines += self._take()
@@ -58,7 +58,7 @@ class OrderedCommitter:
         return lines
 
     def abandon(self) -> None:
-        """Commits what is settled, and drops what is not begun."""
+        """Commit what is settled, and drop what is not begun."""
         for _, future in self._under_way:
             future.cancel()
         self._pool.shutdown()

@@ -90,7 +90,7 @@ class Tally:
     whole: bool = False
 
     def totals(self) -> dict[str, int]:
-        """How many there are of each kind, zeros included."""
+        """Return how many there are of each kind, zeros included."""
         totals = dict.fromkeys((str(kind) for kind in LISTS), 0)
         for (kind, _), count in self.counts.items():
             totals[kind] += count
@@ -114,7 +114,7 @@ Report = Callable[[Tally], None]
 
 
 def size_of(work: Work) -> int:
-    """How many lines it takes."""
+    """Return how many lines it takes."""
     return sum(end - start for start, end in work.parts)
 
 
@@ -131,7 +131,7 @@ class BackfillProgress:
         self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
 
     def look(self) -> None:
-        """Takes in what was committed, tells it, and lets the manifest be looked after."""
+        """Take in what was committed, tells it, and lets the manifest be looked after."""
         for version, delta in self.committing.log.since(self._version):
             self._version = version
             for kind, record in records_of(delta):
@@ -144,7 +144,7 @@ class BackfillProgress:
         self.tell()
 
     def known(self, runs: Mapping[int, str]) -> frozenset[int]:
-        """The keys of those runs that have a trusted raw row. What a listing says of others may reclaim them."""
+        """Return the keys of those runs that have a trusted raw row. What a listing says of others may reclaim them."""
         with self.committing.state() as state:
             found = {number: state.index.run(run_id) for number, run_id in runs.items()}
             return frozenset(number for number, run in found.items() if run is not None and run.trusted)
@@ -194,7 +194,7 @@ def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
-    """Looks for the logs of the first lines, before any line of the listing is settled.
+    """Look for the logs of the first lines, before any line of the listing is settled.
 
     Raises:
       CimlError: where there are ten at least, and not one log is there.

@@ -35,7 +35,7 @@ def build_dataset(
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
-    """Makes a data set of all the runs that there are, or goes on with one that was begun.
+    """Make a data set of all the runs that there are, or goes on with one that was begun.
 
     Nothing is created before it is known that the definition can be made: a mistake leaves nothing behind. A slicer is
     resolved at the raw manifest's present end, unless the definition, or the data set of that name, says at which.
@@ -80,7 +80,7 @@ def build_dataset(
 
 
 def _runs(source: Store | ListedRuns, target: Store) -> tuple[RunSource, Mapping[str, Any]]:
-    """The runs, and what a manifest is to say of where they are from."""
+    """Return the runs, and what a manifest is to say of where they are from."""
     if not isinstance(source, Store):
         return source, {"listing": source.told}
     raw = StoredRuns(source.child("raw"))
@@ -101,7 +101,7 @@ def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
 
 
 def remove_dataset(data: Store, name: str) -> None:
-    """Removes a data set and its examples. Killed half-way, it is a data set of fewer spans."""
+    """Remove a data set and its examples. Killed half-way, it is a data set of fewer spans."""
     root = dataset_store(data, name)
     manifest = ManifestLog(root).folder
     for path in sorted(root.list(manifest), reverse=True):

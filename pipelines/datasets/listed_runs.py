@@ -90,11 +90,11 @@ class ListedRuns:
         ]
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
-        """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
+        """Raise `EngineError` where a log cannot be read for a reason that says nothing of it."""
         return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-        """Raises `EngineError` where a log cannot be read for a reason that says nothing of it."""
+        """Raise `EngineError` where a log cannot be read for a reason that says nothing of it."""
 
         def windows_of(taken: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
@@ -167,7 +167,7 @@ class ListedLog:
         self.left_out = Counter[tuple[str, str]]()
 
     def url(self) -> str:
-        """The listing, for messages."""
+        """Return the listing, for messages."""
         return self._listing.url
 
     def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:

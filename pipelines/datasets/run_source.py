@@ -26,10 +26,10 @@ class RunSource(Protocol):
         """The records of the runs."""
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
-        """The names of the columns of each run that has telemetry, in log order."""
+        """Return the names of the columns of each run that has telemetry, in log order."""
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-        """The examples of some runs of a span."""
+        """Return the examples of some runs of a span."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StoredRuns:
         return StoredRunLog(self._manifest, partial(evaluate, TrustPolicy.load()))
 
     def is_empty(self) -> bool:
-        """Whether the raw store has no manifest."""
+        """Return whether the raw store has no manifest."""
         return next(self._manifest.raw_since(0), None) is None
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:

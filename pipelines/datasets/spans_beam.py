@@ -31,7 +31,7 @@ def make_spans(
     runner: str,
     job_endpoint: str = "",
 ) -> dict[tuple[int, int], SpanVersion]:
-    """Makes and writes spans in one batch pipeline.
+    """Make and write spans in one batch pipeline.
 
     Args:
       raw: the raw store.
@@ -73,7 +73,7 @@ def build_spans(
     resolved: ResolvedDefinition,
     results: str,
 ) -> beam.PCollection[str]:
-    """Wires the making of spans: bounded. ``results`` is a folder of ``root``; returns the paths written there."""
+    """Wire the making of spans: bounded. ``results`` is a folder of ``root``; returns the paths written there."""
     parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
     return (
         pipeline

@@ -47,7 +47,7 @@ class Piece:
 
 
 def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[Piece]) -> Iterator[Statistics]:
-    """The statistics of each piece of a data set, from the cache, or computed and kept.
+    """Yield the statistics of each piece of a data set, from the cache, or computed and kept.
 
     Args:
       root: the data set's folder.
@@ -79,7 +79,7 @@ def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
 
 
 def _compute(root: Store, resolved: ResolvedDefinition, piece: Piece) -> Iterator[Statistics]:
-    """The statistics of each file; those of nothing first, since a span may have no example."""
+    """Yield the statistics of each file; those of nothing first, since a span may have no example."""
     names = ["run_id", *columns_needed(resolved)]
     yield statistics(schema_of(resolved).empty_table(), resolved)
     for files in piece.files.values():
@@ -117,7 +117,7 @@ def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Colum
 
 
 def _columns_path(span: SpanVersion) -> str:
-    """All versions of a span have the same runs, and the same rows of them but for reclaims."""
+    """Return all versions of a span have the same runs, and the same rows of them but for reclaims."""
     key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
     return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
 
@@ -136,7 +136,7 @@ class _Raw:
         return self._last[1]
 
     def columns(self, span: SpanVersion) -> Columns | None:
-        """The columns of a span's selected runs; None where the raw manifest does not have them."""
+        """Return the columns of a span's selected runs; None where the raw manifest does not have them."""
         wanted = set(span.run_ids())
         found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         for positions in _parts(span.selected, _RUNS):

@@ -66,7 +66,7 @@ class Update:
 def create_dataset(
     data: Store, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
 ) -> DatasetState:
-    """Creates a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
+    """Create a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
 
     Args:
       data: the data path below which it is to be.
@@ -101,7 +101,7 @@ def update_dataset(
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
-    """Seals every span that the raw manifest has the runs for, and new versions of those with corrected labels.
+    """Seal every span that the raw manifest has the runs for, and new versions of those with corrected labels.
 
     Args:
       data: the data path.
@@ -130,7 +130,7 @@ def producer(runner: str | None, job_endpoint: str = "") -> Produce:
 
 
 def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
-    """Raises `CimlError`, which names what differs."""
+    """Raise `CimlError`, which names what differs."""
     if old != new:
         before, after = old.to_json(), new.to_json()
         keys = ", ".join(key for key in {**before, **after} if before.get(key) != after.get(key))
@@ -149,7 +149,7 @@ def fill(
     progress: Progress | None,
     now_us: int | None,
 ) -> Update:
-    """Seals what there is to be sealed.
+    """Seal what there is to be sealed.
 
     Args:
       source: what has the runs.
@@ -195,7 +195,7 @@ def fill(
 def _resolve(
     state: DatasetState, source: RunSource, runs: Sequence[SelectedRun], *, pin: Pin | None = None
 ) -> ResolvedDefinition:
-    """Resolves by the first span's runs, and the classes by all that are pinned: those that were trusted when they
+    """Resolve by the first span's runs, and the classes by all that are pinned: those that were trusted when they
     came, if any were."""
     if state.definition is None:
         raise CimlError("no such data set")
@@ -208,7 +208,7 @@ def _resolve(
 def _direct(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Makes the spans of one step after another in this process."""
+    """Make the spans of one step after another in this process."""
     done = 0
     for step in steps:
         total = done + sum(len(plan.runs) for plan in step.spans)
@@ -227,7 +227,7 @@ def _direct(
 def _in_beam(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Makes the spans of all steps in one Beam pipeline."""
+    """Make the spans of all steps in one Beam pipeline."""
     from pipelines.datasets.spans_beam import make_spans
 
     if not isinstance(source, StoredRuns):
@@ -262,7 +262,7 @@ def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, n
 
 
 def _sweep(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
-    """Removes what other updaters left in the folders of committed spans.
+    """Remove what other updaters left in the folders of committed spans.
 
     It is theirs to lose: no span is committed twice, so no manifest will ever name it.
     """

@@ -31,7 +31,7 @@ def validate_dataset(
     policy: DriftPolicy | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compares the newest spans of a data set with those before, another data set, or the runs a model learned from.
+    """Compare the newest spans of a data set with those before, another data set, or the runs a model learned from.
 
     Args:
       data: the data path.
@@ -94,7 +94,7 @@ def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
 
 
 def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
-    """Raises `CimlError` where the features of two data sets mean different things."""
+    """Raise `CimlError` where the features of two data sets mean different things."""
     for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
         mine, its = getattr(one.definition, key), getattr(other.definition, key)
         if mine != its:

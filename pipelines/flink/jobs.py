@@ -48,7 +48,7 @@ class Job:
 
 
 def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
-    """The jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
+    """Return the jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
 
     Raises:
       EngineError: when it does not answer.
@@ -61,7 +61,7 @@ def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
 
 
 def list_flink_jobs(endpoint: str) -> list[RestJob]:
-    """The jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
+    """Return the jobs of the Flink inside the job server at ``endpoint``; none when that is not on this machine."""
     found: list[RestJob] = []
     for address in _rest_addresses(endpoint):
         with contextlib.suppress(EngineError, ValueError):
@@ -70,7 +70,7 @@ def list_flink_jobs(endpoint: str) -> list[RestJob]:
 
 
 def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
-    """Cancels a job on both sides and waits until it is over there. One that is over already is left as it is.
+    """Cancel a job on both sides and wait until it is over there. One that is over already is left as it is.
 
     Args:
       endpoint: the job server's ``host:port``; on this machine, to reach the Flink inside.
@@ -119,14 +119,14 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
 
 
 def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancels every job that is not over on both sides, whatever Beam says of it; returns those, as they ended."""
+    """Cancel every job that is not over on both sides, whatever Beam says of it; return those, as they ended."""
     inside = {one.name for one in list_flink_jobs(endpoint) if not one.over}
     jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
     return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
 
 
 def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancels the jobs whose workers were threads of a process that is gone (LOOPBACK); returns those, as they ended.
+    """Cancel the jobs whose workers were threads of a process that is gone (LOOPBACK); return those, as they ended.
 
     Flink would try to restart such a job for ever, with a port, threads and network memory of its own each.
     """
@@ -152,7 +152,7 @@ def forget_job(endpoint: str, job_id: str) -> None:
 
 
 def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
-    """The ports of this machine at which a job expects its workers."""
+    """Return the ports of this machine at which a job expects its workers."""
     from apache_beam.portability.api import beam_job_api_pb2, beam_runner_api_pb2
 
     with _job_service(endpoint) as service:

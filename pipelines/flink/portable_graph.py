@@ -32,7 +32,7 @@ _ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasd
 
 
 def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
-    """The portable form of what ``build`` wires. Nothing is run, and nobody is asked."""
+    """Return the portable form of what ``build`` wires. Nothing is run, and nobody is asked."""
     environment = ExternalEnvironment("localhost:50000", capabilities=python_sdk_capabilities())
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     build(pipeline)
@@ -40,7 +40,7 @@ def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
 
 
 def is_unbounded(proto: api.Pipeline) -> bool:
-    """Whether it runs for ever."""
+    """Return whether it runs for ever."""
     return any(one.is_bounded == api.IsBounded.UNBOUNDED for one in proto.components.pcollections.values())
 
 
@@ -71,7 +71,7 @@ def foreign(proto: api.Pipeline) -> list[str]:
 
 
 def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """(stage, what it is, the stages that it reads) of all that do something, each after those that it reads."""
+    """Yield (stage, what it is, the stages that it reads) of all that do something, each after those that it reads."""
     parts = proto.components.transforms
     makers: dict[str, str] = {}
     names: dict[str, str] = {}
@@ -93,7 +93,7 @@ def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
 
 
 def _works(transform: api.PTransform) -> bool:
-    """Whether it is more than a name for others, or for what it was given."""
+    """Return whether it is more than a name for others, or for what it was given."""
     return not transform.subtransforms and not set(transform.outputs.values()) <= set(transform.inputs.values())
 
 
@@ -112,7 +112,7 @@ def _kind(transform: api.PTransform) -> str:
 
 
 def as_text(name: str, proto: api.Pipeline) -> str:
-    """A pipeline as a list for people: a stage a line, with the numbers of those that it reads."""
+    """Return a pipeline as a list for people: a stage a line, with the numbers of those that it reads."""
     rows = list(stages(proto))
     number = {stage: at for at, (stage, _, _) in enumerate(rows, 1)}
     width = max(len(kind) for _, kind, _ in rows)
@@ -127,7 +127,7 @@ def as_text(name: str, proto: api.Pipeline) -> str:
 
 
 def as_dot(proto: api.Pipeline) -> str:
-    """A pipeline for Graphviz, its composites as clusters."""
+    """Return a pipeline for Graphviz, its composites as clusters."""
     from apache_beam.runners.render import PipelineRenderer, RenderOptions
 
     return str(PipelineRenderer(proto, RenderOptions([])).to_dot())

@@ -69,7 +69,7 @@ class Failure:
 
 
 def overview(base: str, timeout_s: float = _TIMEOUT_S) -> list[RestJob]:
-    """The jobs that Flink knows.
+    """Return the jobs that Flink knows.
 
     Raises:
       EngineError: it does not answer.
@@ -87,7 +87,7 @@ def overview(base: str, timeout_s: float = _TIMEOUT_S) -> list[RestJob]:
 
 
 def last_checkpoint(job: RestJob) -> Checkpoints | None:
-    """The last whole checkpoint of a job; None before the first."""
+    """Return the last whole checkpoint of a job; None before the first."""
     latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
     done = latest.get("completed")
     if not done:
@@ -96,19 +96,19 @@ def last_checkpoint(job: RestJob) -> Checkpoints | None:
 
 
 def checkpoint_counts(job: RestJob) -> CheckpointCounts:
-    """How many checkpoints of a job there were."""
+    """Return how many checkpoints of a job there were."""
     counts = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints")["counts"]
     return CheckpointCounts(**{name: int(counts[name]) for name in ("completed", "failed", "in_progress", "restored")})
 
 
 def find(base: str, name: str) -> RestJob | None:
-    """The job of that name that was submitted last, one that is not over first; None where Flink knows none."""
+    """Return the job of that name that was submitted last, one that is not over first; None where Flink knows none."""
     named = [job for job in overview(base) if job.name == name]
     return max(named, key=lambda job: (not job.over, job.began_s), default=None)
 
 
 def taskmanagers(base: str) -> dict[str, tuple[int, int]]:
-    """The TaskManagers that the JobManager knows by id: (slots, free slots)."""
+    """Return the TaskManagers that the JobManager knows by id: (slots, free slots)."""
     known = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
     return {each["id"]: (int(each["slotsNumber"]), int(each["freeSlots"])) for each in known}
 
@@ -128,7 +128,7 @@ def failures(job: RestJob, most: int = 16) -> list[Failure]:
 
 
 def restarts(job: RestJob) -> int | None:
-    """How often Flink restarted a job; None where it does not say."""
+    """Return how often Flink restarted a job; None where it does not say."""
     for metric in _ask("GET", f"{job.base}/jobs/{job.id}/metrics?get=numRestarts"):
         return int(float(metric["value"]))
     return None
@@ -147,12 +147,12 @@ def failure(job: RestJob) -> tuple[str, str]:
 
 
 def cancel(job: RestJob, timeout_s: float = _TIMEOUT_S) -> None:
-    """Asks for a job's end; one that is over, or unknown, is left as it is."""
+    """Ask for a job's end; one that is over, or unknown, is left as it is."""
     _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409), timeout_s=timeout_s)
 
 
 def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0, drain: bool = False) -> str:
-    """Ends a job with a savepoint, which holds what was under way.
+    """End a job with a savepoint, which holds what was under way.
 
     Args:
       job: one that runs.

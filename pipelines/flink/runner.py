@@ -19,7 +19,7 @@ class SetOptionsRunner(PortableRunner):
     def create_job_service_handle(
         self, job_service: job_api.JobServiceStub, options: PipelineOptions
     ) -> JobServiceHandle:
-        """The job server, told of what was set."""
+        """Return the job server, told of what was set."""
         handle = super().create_job_service_handle(job_service, options)
         handle.options = _OnlySet(options)
         return handle

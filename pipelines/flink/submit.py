@@ -38,7 +38,7 @@ _OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 
 
 def run_here(build: Build) -> None:
-    """Runs a bounded pipeline in this process, to its end.
+    """Run a bounded pipeline in this process, to its end.
 
     Raises:
       CimlError: what a stage raised, as it was raised.
@@ -65,7 +65,7 @@ def flink_options(
     changes: Mapping[str, Any] | None = None,
     extra: Sequence[str] = (),
 ) -> PipelineOptions:
-    """The options of a job on Flink.
+    """Return the options of a job on Flink.
 
     Args:
       endpoint: ``host:port`` of Beam's job server.
@@ -164,7 +164,7 @@ class FlinkJob:
         return self.state in _OVER
 
     def check(self) -> None:
-        """Raises what a stage raised and no further try mends, or `EngineError` where the job has failed."""
+        """Raise what a stage raised and no further try mends, or `EngineError` where the job has failed."""
         error = kept_error()
         if isinstance(error, CimlError) and not isinstance(error, EngineError):
             raise error
@@ -172,6 +172,6 @@ class FlinkJob:
             raise error or EngineError("the Flink job failed; see the job server's log (ciml status names it)")
 
     def cancel(self) -> None:
-        """Cancels the job, if it runs, and waits until it is over in Flink too (Beam's own cancel does not)."""
+        """Cancel the job, if it runs, and wait until it is over in Flink too (Beam's own cancel does not)."""
         _expect_closed_streams()
         cancel_job(self._endpoint, self.id)

@@ -10,7 +10,7 @@ from pipelines.kafka.plan import losses
 
 
 def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
-    """Commits the offsets that a topic no longer holds, and that were never read, as covered by nothing.
+    """Commit the offsets that a topic no longer holds, and that were never read, as covered by nothing.
 
     Args:
       raw: the raw store.

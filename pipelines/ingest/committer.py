@@ -34,7 +34,7 @@ class Committer(LogReplica[RawState]):
         super().__init__(ManifestLog(raw, clock=clock), RAW, limits)
 
     def commit(self, batches: Iterable[Batch]) -> int | None:
-        """Commits what of ``batches`` is not settled yet. Returns the version, or None where there was nothing left.
+        """Commit what of ``batches`` is not settled yet. Return the version, or None where there was nothing left.
 
         Raises:
           EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
@@ -58,7 +58,7 @@ _committers_lock = threading.Lock()
 
 
 def committer(raw: Store) -> Committer:
-    """The process's committer for a raw store: the state of a long manifest takes a while to add up."""
+    """Return the process's committer for a raw store: the state of a long manifest takes a while to add up."""
     key = (os.getpid(), raw.root)
     with _committers_lock:
         if key not in _committers:
@@ -67,7 +67,7 @@ def committer(raw: Store) -> Committer:
 
 
 def seal(batch: Batch) -> bytes:
-    """A settled batch as JSON, for the way to the committer.
+    """Return a settled batch as JSON, for the way to the committer.
 
     Raises:
       IntegrityError: for a batch that is not settled.
@@ -93,7 +93,7 @@ def seal_guarded(batch: Batch) -> bytes:
 
 
 def unseal(data: bytes) -> Batch:
-    """The inverse of `seal`."""
+    """Return the inverse of `seal`."""
     value = json.loads(data)
     covers = OffsetRange(*value["covers"]) if value["covers"] else None
     return Batch(covers, settled=[Outcome.from_json(record) for record in value["settled"]])

@@ -34,7 +34,7 @@ class HandedOut:
         self._lock = threading.Lock()
 
     def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
-        """Those of ``due`` that are not under way, which from now on are."""
+        """Return those of ``due`` that are not under way, which from now on are."""
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}
             found = []

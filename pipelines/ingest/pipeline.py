@@ -86,7 +86,7 @@ class IngestConfig:
 def build_ingest(
     pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[PendingRun] = ()
 ) -> beam.PCollection[int]:
-    """Wires an ingest: bounded where the ``reads`` are, else for ever.
+    """Wire an ingest: bounded where the ``reads`` are, else for ever.
 
     Args:
       pipeline: to build in.
@@ -125,7 +125,7 @@ def _create(batches: list[Batch]) -> beam.PTransform:
 
 
 def settle_known(batch: Batch, index: Index) -> Batch:
-    """Settles the candidates whose event is known to have named their run: as repeats, whose log nobody needs again.
+    """Settle the candidates whose event is known to have named their run: as repeats, whose log nobody needs again.
 
     It only saves work: the commit classifies everything by the state that it follows. The same run in *another* event
     stays a candidate, since other bytes of its log have to be noticed.

@@ -89,7 +89,7 @@ def replay(
     stop: threading.Event | None = None,
     report: Callable[[Replayed], None] | None = None,
 ) -> Replayed:
-    """Tries open dead letters again.
+    """Try open dead letters again.
 
     Args:
       config: which, and by what.
@@ -152,7 +152,7 @@ def _stays(found: Replayed, reason: str, detail: str) -> None:
 
 
 def _closed_by(config: ReplayConfig, version: int | None, found: Replayed, keys: set[LetterKey]) -> set[LetterKey]:
-    """Those of ``keys`` that a version closed; what they became is counted."""
+    """Return those of ``keys`` that a version closed; what they became is counted."""
     if version is None:
         return set()
     delta = committer(config.raw).log.read(version)
@@ -180,7 +180,7 @@ class Preview:
 
 
 def preview(config: ReplayConfig) -> Preview:
-    """Looks at the letters of a choice without fetching or committing anything."""
+    """Look at the letters of a choice without fetching or committing anything."""
     found = Preview()
     for letter in islice(chosen(config.raw, config.choice), config.limit):
         found.letters += 1
@@ -193,7 +193,7 @@ def preview(config: ReplayConfig) -> Preview:
 
 
 def chosen(raw: Store, choice: Choice) -> Iterator[Letter]:
-    """The open letters of a choice, the oldest first."""
+    """Yield the open letters of a choice, the oldest first."""
     committing = committer(raw)
     with committing.state() as state:
         keys = open_keys(state, choice)

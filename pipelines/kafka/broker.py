@@ -35,7 +35,7 @@ _lock = threading.Lock()
 
 
 def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
-    """(the topic's UUID or "", its partitions), as the broker says now.
+    """Return (the topic's UUID or "", its partitions), as the broker says now.
 
     Raises:
       NoTopicError: it has no such topic.
@@ -61,7 +61,7 @@ def offsets_of(
     committed: bool = True,
     timeout_s: float | None = None,
 ) -> dict[int, int]:
-    """The offset that ``spec`` means in each partition; of committed messages only, or of all.
+    """Return the offset that ``spec`` means in each partition; of committed messages only, or of all.
 
     A partition without a leader, as one that was just made, is waited for.
 
@@ -84,7 +84,7 @@ def offsets_of(
 
 
 def list_topic(options: KafkaOptions, topic: str) -> Listing:
-    """Asks the broker for a topic's id and the bounds of its partitions, of committed messages only.
+    """Ask the broker for a topic's id and the bounds of its partitions, of committed messages only.
 
     Raises:
       EngineError: the broker does not answer, has no such topic (`NoTopicError`), or lists no partitions of it.
@@ -113,7 +113,7 @@ def list_again(options: KafkaOptions, before: Listing) -> Listing:
 
 
 def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
-    """Makes sure that a topic is still the one that was read. Returns its partitions.
+    """Make sure that a topic is still the one that was read. Return its partitions.
 
     A topic that the broker does not know counts as gone only when that lasts: a broker that starts may not know yet.
 
@@ -138,7 +138,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
 
 
 def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> None:
-    """Makes sure that what was read under a topic's id is of that topic, and not of one that has taken its name.
+    """Make sure that what was read under a topic's id is of that topic, and not of one that has taken its name.
 
     A topic that is gone is none that has taken the name. A broker that does not answer is waited for, for a minute.
 
@@ -175,7 +175,7 @@ def is_mock(options: KafkaOptions) -> bool:
 
 
 def _cluster_id(options: KafkaOptions) -> str:
-    """The first question to a broker. One that does not let us in is not asked until the time is over."""
+    """Return the first question to a broker. One that does not let us in is not asked until the time is over."""
     client, wait_s, left_s = admin(options), 1.0, options.timeout_s
     while True:
         try:
@@ -198,7 +198,7 @@ def make_topic(
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Creates a topic and waits until its offsets can be asked for; one that exists is left as it is."""
+    """Create a topic and wait until its offsets can be asked for; one that exists is left as it is."""
     try:
         if is_mock(options):
             admin(options).list_topics(topic, timeout=options.timeout_s)  # which makes it

@@ -49,7 +49,7 @@ class TopicEnds:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, partition: int, age_s: float) -> Ends | None:
-        """The end of a partition, at most ``age_s`` old; None where the broker does not answer."""
+        """Return the end of a partition, at most ``age_s`` old; None where the broker does not answer."""
         with self._lock:
             now = self.clock()
             self._wanted[partition] = now

@@ -21,7 +21,7 @@ _headers_of = methodcaller("headers")
 
 
 def message_of_record(record: confluent_kafka.Message) -> Message:
-    """Converts what a consumer has read, which holds no error.
+    """Convert what a consumer has read, which holds no error.
 
     Args:
       record: a record of a topic.

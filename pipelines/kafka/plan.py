@@ -37,7 +37,7 @@ class Coverage(Protocol):
 
 
 def is_older(listing: Listing, state: Coverage) -> bool:
-    """Whether something is covered that a listing does not show: somebody else read and committed it since.
+    """Return whether something is covered that a listing does not show: somebody else read and committed it since.
 
     A topic that is not the one that was read looks the same, until it is listed again.
     """

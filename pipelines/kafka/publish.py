@@ -59,7 +59,7 @@ class Projection:
         self._lock = threading.Lock()
 
     def announce(self) -> int:
-        """Announces all deltas that were not announced yet. Returns the last version.
+        """Announce all deltas that were not announced yet. Return the last version.
 
         Raises:
           EngineError: the broker does not answer.
@@ -80,7 +80,7 @@ class Projection:
             raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Ends the producer."""
+        """End the producer."""
         with self._lock:
             self._forget()
 
@@ -204,7 +204,10 @@ class Projection:
 
 
 def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """The announcements of a raw delta: a reference to each new row, not the row itself. A reclaim is a new row."""
+    """Yield the announcements of a raw delta: a reference to each new row, not the row itself.
+
+    A reclaim is a new row.
+    """
     for record in rows_of(delta):
         mention, file = record["mention"], record["file"]
         value = {
@@ -231,7 +234,7 @@ def render_letters(delta: Delta) -> Iterable[Announcement]:
 
 
 def _letter_key(origin: Sequence[Any], run_id: str) -> bytes:
-    """The same for all that is said of one letter."""
+    """Return the same for all that is said of one letter."""
     return canonical_json([*origin, run_id])
 
 
@@ -259,7 +262,7 @@ class Projections:
         return min(versions, default=0)
 
     def close(self) -> None:
-        """Ends the producers."""
+        """End the producers."""
         for projection in self._each:
             projection.close()
 
@@ -269,7 +272,7 @@ _projections_lock = threading.Lock()
 
 
 def projection(log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> Projection:
-    """The process's projection of a manifest onto a topic: its producer and cursor are made once."""
+    """Return the process's projection of a manifest onto a topic: its producer and cursor are made once."""
     key = (log.store.url(log.folder), topic, kafka)
     with _projections_lock:
         if key not in _projections:

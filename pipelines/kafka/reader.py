@@ -38,7 +38,7 @@ class Reader:
         self.idle = 0
 
     def seek(self, position: int) -> None:
-        """Makes ``position`` the next to be read; keeps what was fetched in advance when it is that already."""
+        """Make ``position`` the next to be read; keep what was fetched in advance when it is that already."""
         if position != self.position:
             self._consumer.assign([TopicPartition(self._topic, self._partition, position)])
             self.position, self.idle = position, 0
@@ -80,7 +80,7 @@ class Reader:
         self._refusal = fault
 
     def reaches(self) -> int:
-        """The end of the partition as the broker said with the last fetch; -1 where it said nothing yet."""
+        """Return the end of the partition as the broker said with the last fetch; -1 where it said nothing yet."""
         try:
             _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, self._partition), cached=True)
         except KafkaException:
@@ -133,7 +133,7 @@ def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader
 
 
 def close_readers() -> None:
-    """Closes all readers that wait."""
+    """Close all readers that wait."""
     with _idle_lock:
         stale = [reader for reader, _ in _idle.values()]
         _idle.clear()

@@ -69,7 +69,7 @@ class _Read(beam.DoFn, RestrictionProvider):
         return OffsetTracker(restriction)
 
     def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
-        """The messages that are to be read, as far as the broker says."""
+        """Return the messages that are to be read, as far as the broker says."""
         if restriction.stop < FOREVER:
             return left(restriction, None)
         ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)

@@ -65,7 +65,7 @@ class OffsetTracker(RestrictionTracker):
         return Restriction(self._start, self._stop, *self._pause)
 
     def try_claim(self, position: Claim | Pause | tuple[int, int]) -> bool:
-        """Claims [first, end), or what of it lies in the restriction: at most up to ``current_restriction().stop``.
+        """Claim [first, end), or what of it lies in the restriction: at most up to ``current_restriction().stop``.
 
         Raises:
           ValueError: the claim leaves offsets out, or takes some again.
@@ -111,7 +111,7 @@ def left(restriction: Restriction, reaches: int | None) -> int:
 
 
 def put_off(tracker: Any, pause_s: float) -> None:
-    """Leaves what was not claimed for later, after a pause; in whole seconds, since Flink's runner cuts off the rest.
+    """Leave what was not claimed for later, after a pause; in whole seconds, since Flink's runner cuts off the rest.
 
     Args:
       tracker: Beam's view of an `OffsetTracker`.
@@ -127,7 +127,7 @@ def put_off(tracker: Any, pause_s: float) -> None:
 
 
 def is_drained(tracker: Any) -> bool:
-    """Whether the runner drains the pipeline, so that a reader for ever has to end; to be asked first of all.
+    """Return whether the runner drains the pipeline, so that a reader for ever has to end; to be asked first of all.
 
     Flink's runner, told to stop with a savepoint and drain, tells nobody. It goes on with what was put off at once,
     whatever pause was asked for, until nothing is put off any more, which would be never. So a reader that is called
@@ -144,7 +144,7 @@ def is_drained(tracker: Any) -> bool:
 
 
 def observe(watermark: Any, look: Look, slack_s: float) -> None:
-    """Advances Beam's manual watermark by what was seen."""
+    """Advance Beam's manual watermark by what was seen."""
     now = watermark.current_watermark()
     before = None if now is None else now.micros / 1e6
     after = advance(before, look, slack_s)

@@ -21,7 +21,7 @@ class Look(NamedTuple):
 
 
 def advance(watermark_s: float | None, look: Look, slack_s: float) -> float | None:
-    """The watermark after a look: no message that is unread then is older than it.
+    """Return the watermark after a look: no message that is unread then is older than it.
 
     That holds for messages whose timestamp is at most ``slack_s`` before the time when the broker took them in, and
     not after it. A timestamp in the future cannot drive it beyond the time of the look less the slack, nor, with one

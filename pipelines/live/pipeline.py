@@ -98,7 +98,7 @@ class LiveMessages:
             yield from self._examples(run, "running")
 
     def over(self, run: LiveRun, standing: Standing) -> Iterator[ToSend]:
-        """The last that is published of a run."""
+        """Yield the last that is published of a run."""
         yield from self._panes(run, over=True)
         yield from self._examples(run, standing)
 
@@ -148,7 +148,7 @@ class DecodeSamples(beam.DoFn):
             note(topic, partition, batch.covers.end)
 
     def _refused(self, partition: int, message: Message, refused: RejectedInput) -> Any:
-        """A message's dead letter, for the output `LETTERS`."""
+        """Return a message's dead letter, for the output `LETTERS`."""
         Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
         letter = refused_message(Origin(self._config.topic, partition, message.offset), message, refused)
         return beam.pvalue.TaggedOutput(
@@ -160,17 +160,17 @@ _reached: dict[tuple[str, int], int] = {}
 
 
 def note(topic: str, partition: int, offset: int) -> None:
-    """Remembers how far this process has decoded."""
+    """Remember how far this process has decoded."""
     _reached[topic, partition] = offset
 
 
 def reached(topic: str) -> dict[int, int]:
-    """How far this process has decoded each partition, where the pipeline's workers are its threads."""
+    """Return how far this process has decoded each partition, where the pipeline's workers are its threads."""
     return {partition: offset for (name, partition), offset in list(_reached.items()) if name == topic}
 
 
 def begin_anew(topic: str) -> None:
-    """Forgets what this process keeps of an earlier job, which is over: its runs, and how far it had decoded."""
+    """Forget what this process keeps of an earlier job, which is over: its runs, and how far it had decoded."""
     _kept.clear()
     for place in [place for place in _reached if place[0] == topic]:
         del _reached[place]
@@ -189,20 +189,20 @@ class KeptRuns:
         self._lock = threading.Lock()
 
     def take(self, job: str, run_id: str, token: str) -> LiveRun | None:
-        """Takes a run out, if it is that of the state with this token; else it is forgotten."""
+        """Take a run out, if it is that of the state with this token; else it is forgotten."""
         with self._lock:
             found = self._runs.pop((job, run_id), None)
         return found[1] if found and found[0] == token else None
 
     def put(self, job: str, token: str, run: LiveRun) -> None:
-        """Puts it back, with the token of its state."""
+        """Put it back, with the token of its state."""
         with self._lock:
             self._runs[job, run.run_id] = (token, run)
             while len(self._runs) > self._most:
                 self._runs.popitem(last=False)
 
     def clear(self) -> None:
-        """Forgets all of them."""
+        """Forget all of them."""
         with self._lock:
             self._runs.clear()
 
@@ -249,7 +249,7 @@ class KeepRun(beam.DoFn):
             self._save(state, head, wake)
 
     def _take(self, part: Part, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        """Takes in a part of a run that is running; returns what to publish."""
+        """Take in a part of a run that is running; return what to publish."""
         outgoing: list[ToSend] = []
         run = _kept.take(self._job, state.run_id, state.token) or self._again(state, older)
         try:
@@ -324,7 +324,7 @@ class KeepRun(beam.DoFn):
         return LiveRun.again(state.run_id, parts, self._config.datasets, self._config.policy)
 
     def _close(self, run: LiveRun, standing: Standing, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        """Lets go of a run's samples; returns the last messages to publish."""
+        """Let go of a run's samples; return the last messages to publish."""
         outgoing = list(self._teller.over(run, standing))
         Metrics.counter(METRICS, f"runs.{standing}").inc()
         older.clear()
@@ -332,7 +332,7 @@ class KeepRun(beam.DoFn):
         return outgoing
 
     def _give_up(self, part: Part, refused: RejectedInput, state: RunState, older: Any, now_s: float) -> list[ToSend]:
-        """Lets go of a run whose windows raise an exception; returns its one dead letter, which names the last."""
+        """Let go of a run whose windows raise an exception; return its one dead letter, which names the last."""
         Metrics.counter(METRICS, "runs.failed").inc()
         older.clear()
         state.is_over("failed", {}, now_s)
@@ -368,7 +368,7 @@ class TellRun(beam.DoFn):
 def build_live(
     pipeline: beam.Pipeline, config: LiveConfig, reads: Sequence[PartitionRead], clock: Callable[[], float]
 ) -> None:
-    """Wires live windows: bounded where the ``reads`` are, else for ever.
+    """Wire live windows: bounded where the ``reads`` are, else for ever.
 
     Args:
       pipeline: to build in.

@@ -99,7 +99,7 @@ class RunState:
 
     @classmethod
     def of(cls, data: bytes) -> RunState:
-        """The inverse of `to_bytes`."""
+        """Return the inverse of `to_bytes`."""
         state, at = cls("", ""), data.index(b"\n") + 1
         fields: dict[str, Any] = orjson.loads(data[:at])
         vars(state).update(fields)

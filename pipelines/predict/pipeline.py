@@ -77,7 +77,7 @@ class PredictionCommitter(LogReplica[PredictionState]):
         super().__init__(ManifestLog(data.child(FOLDER), clock=clock), PREDICTIONS, limits)
 
     def commit(self, ranges: Iterable[Predicted]) -> int | None:
-        """Commits what of ``ranges`` is not covered yet; returns the version, or None where nothing was left."""
+        """Commit what of ``ranges`` is not covered yet; return the version, or None where nothing was left."""
         whole = list(ranges)
         return self.append(lambda state: reconcile(state, whole, int(self.log.clock() * 1e6)))
 
@@ -88,13 +88,13 @@ _lock = threading.Lock()
 
 
 def committer(data: Store) -> PredictionCommitter:
-    """The process's committer of predictions for a data root."""
+    """Return the process's committer of predictions for a data root."""
     with _lock:
         return _committers.setdefault((os.getpid(), data.root), PredictionCommitter(data))
 
 
 def predictor(config: PredictConfig) -> Predictor:
-    """The process's predictor: a connection and the definitions are kept."""
+    """Return the process's predictor: a connection and the definitions are kept."""
     key = (os.getpid(), config.data.root, config.server, config.policy)
     with _lock:
         if key not in _predictors:
@@ -103,7 +103,7 @@ def predictor(config: PredictConfig) -> Predictor:
 
 
 def render_predictions(delta: Delta) -> Iterable[Announcement]:
-    """The messages of a delta: CloudEvents in binary mode, whose id is the prediction's."""
+    """Yield the messages of a delta: CloudEvents in binary mode, whose id is the prediction's."""
     for one in delta["predictions"]:
         headers = [
             ("ce_specversion", b"1.0"),
@@ -157,7 +157,7 @@ class PublishPredictions(beam.DoFn):
 def build_predict(
     pipeline: beam.Pipeline, config: PredictConfig, reads: Sequence[PartitionRead]
 ) -> beam.PCollection[int]:
-    """Wires a predict: bounded where the ``reads`` are, else for ever. Returns the versions that were committed."""
+    """Wire a predict: bounded where the ``reads`` are, else for ever. Return the versions that were committed."""
     bounded = all(read.end is not None for read in reads)
     predicted = (
         pipeline

@@ -57,7 +57,7 @@ class _Names:
         self._proved: dict[str, str] = {}
 
     def load(self, folder: str) -> None:
-        """Looks at a folder's packs; only one at a time is kept."""
+        """Look at a folder's packs; only one at a time is kept."""
         self._packs = {folder: load_packs(self._raw, folder)}
 
     def packed(self, folder: str, name: str) -> bool:
@@ -67,7 +67,7 @@ class _Names:
         return name in self._packs[folder].state.alone or name in self._since.get(folder, ())
 
     def safe(self, folder: str, name: str) -> bool:
-        """Whether the pack that holds a run was known for the grace, and was read back whole."""
+        """Return whether the pack that holds a run was known for the grace, and was read back whole."""
         found = self._packs[folder].find(name)
         if found is None:
             return False
@@ -91,7 +91,7 @@ class _Names:
 def sweep_runs(
     raw: Store, book: CompactionCursor, ripe: Ripe, before_s: float, swept: Swept, told: Callable[[int], None]
 ) -> None:
-    """Removes the objects of packed runs, and moves aside those that nobody names, of folders that are ripe.
+    """Remove the objects of packed runs, and move aside those that nobody names, of folders that are ripe.
 
     Args:
       raw: the raw store.
@@ -131,7 +131,7 @@ def sweep_runs(
 def _listed(
     raw: Store, prefix: str, take: Callable[[str], bool], before_s: float, told: Callable[[int], None]
 ) -> Iterator[dict[str, list[Entry]]]:
-    """The objects of runs below ``prefix`` that are old enough, by folder, so many at a time."""
+    """Yield the objects of runs below ``prefix`` that are old enough, by folder, so many at a time."""
     entries = raw.entries(prefix)
     while chunk := list(islice(entries, _CHUNK)):
         told(len(chunk))
@@ -163,7 +163,7 @@ def _each(raw: Store, work: Callable[[Entry], None], entries: list[Entry]) -> No
 
 
 def sweep_swept(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, forgotten_s: float) -> None:
-    """Brings back what has been named since it was moved aside, and removes for good what nobody will name any more.
+    """Bring back what has been named since it was moved aside, and remove for good what nobody will name any more.
 
     Args:
       raw: the raw store.
@@ -196,7 +196,7 @@ def sweep_swept(raw: Store, book: CompactionCursor, before_s: float, swept: Swep
 
 
 def sweep_packs(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, everything: bool = False) -> None:
-    """Removes replaced packs, and packs that no manifest names, of the folders that the book says are to be tidied.
+    """Remove replaced packs, and packs that no manifest names, of the folders that the book says are to be tidied.
 
     Args:
       raw: the raw store.
@@ -233,7 +233,7 @@ def sweep_packs(raw: Store, book: CompactionCursor, before_s: float, swept: Swep
 
 
 def _pack_place(path: str) -> tuple[str, str] | None:
-    """(folder, file name) of a pack's path; None for what is none."""
+    """Return (folder, file name) of a pack's path; None for what is none."""
     if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
         return None
     return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")

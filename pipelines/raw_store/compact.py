@@ -59,7 +59,7 @@ def compact(
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
 ) -> Compaction:
-    """Packs the runs of days that are over, and removes what the store no longer needs.
+    """Pack the runs of days that are over, and remove what the store no longer needs.
 
     It goes on where the last one stopped, however that ended.
 

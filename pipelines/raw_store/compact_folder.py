@@ -61,7 +61,7 @@ def pack_folder(
     done: Packing,
     told: Callable[[int], None] = lambda runs: None,
 ) -> None:
-    """Packs those of the named runs that are in no pack of the folder yet, and commits the packs.
+    """Pack those of the named runs that are in no pack of the folder yet, and commit the packs.
 
     Args:
       raw: the raw store.
@@ -116,7 +116,7 @@ def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alo
 
 
 def _mend(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
-    """Takes packs that are not there out of the manifest, and brings back those that they replaced.
+    """Take packs that are not there out of the manifest, and bring back those that they replaced.
 
     So it ends when a compactor slept for longer than the grace between writing a pack and committing it, and another
     has swept it meanwhile. Nothing is lost: what a pack replaces is kept until that has been read back.
@@ -126,7 +126,7 @@ def _mend(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
 
 
 def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
-    """Commits a delta, unless another has committed one since it was planned."""
+    """Commit a delta, unless another has committed one since it was planned."""
     state, base = PackState(), planned_on.version
     return commit(pack_log(raw, folder), state, lambda: delta if state.version == base else None) is not None
 
@@ -154,7 +154,7 @@ class _Writing:
             self._end(key)
 
     def finish(self) -> dict[str, Alone]:
-        """Writes what is left. Returns the runs that cannot be packed."""
+        """Write what is left. Return the runs that cannot be packed."""
         for key in list(self._open):
             self._end(key)
         return self.faults
@@ -171,7 +171,7 @@ class _Writing:
 
 
 def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa.Table | None, str]]:
-    """(run, its table, what is wrong with it), some at a time; the digest of each table is the named one."""
+    """Yield (run, its table, what is wrong with it), some at a time; the digest of each table is the named one."""
 
     def read(run: NamedRun) -> tuple[NamedRun, pa.Table | None, str]:
         try:
@@ -195,7 +195,7 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
 
 
 def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing) -> None:
-    """Makes one pack of several small ones with the same columns, where there are such."""
+    """Make one pack of several small ones with the same columns, where there are such."""
     packs = load_packs(raw, folder)
     chosen = _small(packs, pack_bytes)
     if not chosen or packs.gone:
@@ -223,7 +223,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
 
 
 def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
-    """The packs to merge: of each set of columns the smallest, as many as are no more than so much larger."""
+    """Return the packs to merge: of each set of columns the smallest, as many as are no more than so much larger."""
     groups: dict[str, list[OpenPack]] = {}
     for pack in packs.packs:
         if pack.file.size < pack_bytes // 2 and pack.file.runs < PACK_RUNS // 2:

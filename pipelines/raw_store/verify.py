@@ -73,7 +73,7 @@ def verify_raw(
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verifies manifest, accounting and runs. It may be written to meanwhile: what comes later is left out.
+    """Verify manifest, accounting and run. It may be written to meanwhile: what comes later is left out.
 
     Memory grows by 20 bytes for each raw object that the manifest names.
 
@@ -112,7 +112,7 @@ def verify_raw(
 def _audit(
     raw: Store, found: Verification, sample: int | None, seed: int, tell: Progress
 ) -> tuple[_Names, list[NamedRun]]:
-    """Goes through the manifest once: the accounting, the names, and a sample of them."""
+    """Go through the manifest once: the accounting, the names, and a sample of them."""
     log, state = open_raw(raw)
     audit, names, chosen = Audit(), _Names(), list[NamedRun]()
     number, choose = 0, random.Random(seed)  # noqa: S311
@@ -148,7 +148,7 @@ def _audit(
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
-    """Compares rows with the index. A row with another digest has to be followed by a reclaim: see ``superseded``."""
+    """Compare rows with the index. A row with another digest has to be followed by a reclaim: see ``superseded``."""
     rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
     state.index.prefetch(runs=[run_id for run_id, _ in rows])
     for run_id, digest in rows:
@@ -172,7 +172,7 @@ class _Names:
             column.append(value)
 
     def close(self) -> None:
-        """Sorts them. A name that stands there twice is one."""
+        """Sort them. A name that stands there twice is one."""
         paths, first = np.unique(np.frombuffer(self._made[0], np.uint64), return_index=True)
         self.paths = paths
         self.digests = np.frombuffer(self._made[1], np.uint64)[first]
@@ -183,7 +183,7 @@ class _Names:
         return len(self.paths)
 
     def find(self, path: str) -> int | None:
-        """The place of a path; None for one that is not named."""
+        """Return the place of a path; None for one that is not named."""
         wanted = np.uint64(_hash(path))
         at = int(np.searchsorted(self.paths, wanted))
         return at if at < len(self.paths) and self.paths[at] == wanted else None
@@ -206,7 +206,7 @@ class _Objects:
         self._told = np.zeros(len(names), bool)  # what was read, whatever was found
 
     def _check(self, path: str, rows: int, digest: str, where: str) -> None:
-        """Compares a run that was read with what the manifest says of its path."""
+        """Compare a run that was read with what the manifest says of its path."""
         self._found.read += 1
         at = self._names.find(path)
         if at is None:

@@ -92,7 +92,7 @@ class Swept:
 
 
 def run_sweep(place: Place, *, jobs: int, progress: Progress | None = None) -> Swept:
-    """Runs a sweep, or goes on with it.
+    """Run a sweep, or goes on with it.
 
     Args:
       place: the sweep and where it is.
@@ -145,7 +145,7 @@ class _Trials:
         self.trained = 0
 
     def begin(self, number: int) -> None:
-        """Begins the next trial, or reads what it came to."""
+        """Begin the next trial, or reads what it came to."""
         sweep = self._sweep
         self._known = self.outcomes[: max(0, number - sweep.lag + 1)]
         if sweep.trials is None:
@@ -220,7 +220,7 @@ class _Trials:
         return self._pool.submit(_trial, self._place, known, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
-        """Builds a data set, unless it is there. The reason where it cannot be; else nothing."""
+        """Build a data set, unless it is there. The reason where it cannot be; else nothing."""
         if definition.name not in self._built:
             self._built[definition.name] = _result(self._pool.submit(_build, self._place, definition))
         return self._built[definition.name]
@@ -237,7 +237,7 @@ def _build(place: Place, definition: DatasetDefinition) -> str:
 
 
 def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
-    """Trains one trial, and stores what it came to."""
+    """Train one trial, and store what it came to."""
     name, experiment = combination.definition.name, combination.experiment
     network = ESTIMATORS[experiment.estimator].network
     told: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}

@@ -52,11 +52,11 @@ class TrainBoard(Board):
         self._show()
 
     def see(self, state: RegistryState) -> None:
-        """Takes in the registry."""
+        """Take in the registry."""
         self.looked(_registry_families(self._model, state))
 
     def refreshed(self, seconds: Mapping[str, float]) -> None:
-        """Takes in a refresh that ended, with its seconds by step."""
+        """Take in a refresh that ended, with its seconds by step."""
         for step, took in seconds.items():
             number, total = self._steps[step]
             self._steps[step] = (number + 1, total + took)
@@ -64,7 +64,7 @@ class TrainBoard(Board):
         self._show()
 
     def failed(self, error: CimlError) -> None:
-        """Takes in a refresh that an error ended."""
+        """Take in a refresh that an error ended."""
         self._errors[self._model, "engine" if isinstance(error, EngineError) else "data"] += 1
         self._show()
 

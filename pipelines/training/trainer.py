@@ -81,7 +81,7 @@ class TrainResult:
 
 
 def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Path | None = None) -> TrainResult:
-    """Refreshes a model once: trains, judges, and pushes what is blessed.
+    """Refresh a model once: train, judge, and push a blessed candidate.
 
     Args:
       config: what to do.
@@ -148,7 +148,7 @@ def _push(
 
 
 def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | None) -> TrainResult | None:
-    """Pushes what was blessed by a trainer that died before the push, where that still holds."""
+    """Push what was blessed by a trainer that died before the push, where that still holds."""
     state = registry.state
     candidate = state.pending()
     # The verdict compared it with the champion of its time: against another one it says nothing.
@@ -182,7 +182,7 @@ def _last(registry: Registry) -> str | None:
 
 
 def _champion(registry: Registry, version: int | None, folder: Path) -> Champion | None:
-    """A checked copy of the version that is served now. Raises `IntegrityError` where it was altered."""
+    """Return a checked copy of the version that is served now. Raises `IntegrityError` where it was altered."""
     if version is None:
         return None
     source, copy = registry.folder(version), folder / "model"
@@ -203,7 +203,7 @@ def watch(
     progress: Progress | None = None,
     board: TrainBoard | None = None,
 ) -> None:
-    """Refreshes whenever the data set's manifest has grown, until ``stop`` is set.
+    """Refresh whenever the data set's manifest has grown, until ``stop`` is set.
 
     A data set that does not exist yet, or holds too little, is waited for; so is a store that does not answer.
 

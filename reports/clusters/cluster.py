@@ -94,12 +94,12 @@ class Clustering:
         return {name: shares(self.chosen.of, values) for name, values in self.known.items()}
 
     def groups(self) -> Groups:
-        """The clusters as groups of runs, in their order."""
+        """Return the clusters as groups of runs, in their order."""
         counts = np.bincount(self.chosen.of)
         return Groups(tuple(f"cluster {each}" for each in range(len(counts))), self.chosen.of, counts, len(counts))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but the examples."""
+        """Return all of it but the examples."""
         tables = self.tables()
         return {
             "dataset": self.runs.dataset,
@@ -159,7 +159,7 @@ def _shares(table: Shares, cluster: int) -> list[dict[str, Any]]:
 def cluster_dataset(
     data: Store, name: str, wanted: Wanted, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Clustering:
-    """Clusters the normalised examples of a data set.
+    """Cluster the normalised examples of a data set.
 
     Args:
       data: the data path.
@@ -226,12 +226,12 @@ def cluster_runs(
 
 
 def _compared(wanted: Wanted) -> Sequence[str]:
-    """The facts that are read beside the data set's own label: that one is with the examples."""
+    """Return the facts that are read beside the data set's own label: that one is with the examples."""
     return wanted.against or (("build_name",) if wanted.only else ())
 
 
 def _drawn(runs: Runs) -> Runs:
-    """Those of the runs that have arrays, alone."""
+    """Return those of the runs that have arrays, alone."""
     rows = runs.drawn
     return replace(
         runs,
@@ -244,7 +244,10 @@ def _drawn(runs: Runs) -> Runs:
 
 
 def _cut(runs: Runs, first: int | None) -> Runs:
-    """The same runs with their first windows alone: then none of them has padding. Their lengths stay as they were."""
+    """Return the same runs with their first windows alone: then none of them has padding.
+
+    Their lengths stay as they were.
+    """
     if first is None:
         return runs
     if runs.aggregated:

@@ -97,7 +97,7 @@ def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plo
 
 
 def map_plot(found: Clustering) -> Plot:
-    """The runs in the plane twice, coloured by what is known and by cluster."""
+    """Return the runs in the plane twice, coloured by what is known and by cluster."""
     name, values = next(iter(found.known.items()))
     sides = ((grouped(values), f"by {shown(name)}"), (_few(found.groups()), "by cluster"))
     order = np.random.default_rng(found.wanted.seed).permutation(len(found.plane))  # no class hides the others
@@ -135,14 +135,14 @@ def _axis(found: Clustering, axis: int) -> str:
 
 
 def _few(groups: Groups) -> Groups:
-    """The groups with those beyond the seventh taken together, so that colours suffice."""
+    """Return the groups with those beyond the seventh taken together, so that colours suffice."""
     if len(groups.names) <= len(COLORS):
         return groups
     return grouped(np.array(groups.names, object)[groups.of])
 
 
 def agreement_plot(found: Clustering) -> Plot | None:
-    """The adjusted Rand index by k, beside that of chance. None where there is nothing to agree on."""
+    """Return the adjusted Rand index by k, beside that of chance. None where there is nothing to agree on."""
     rows = [
         (fact, [(k, each[fact]) for k, each in sorted(found.agreements.items()) if each[fact] is not None])
         for fact in found.known

@@ -31,7 +31,7 @@ _TOGETHER = 2
 
 
 def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot:
-    """The mean of a feature over time with its quartiles, by class."""
+    """Return the mean of a feature over time with its quartiles, by class."""
     unit = unit_of(course.column)
     paint: Callable[[Figure], None]
     rows = 1
@@ -132,7 +132,7 @@ def _time_axes(axes: Any, course: Course, unit: str) -> None:
 
 
 def _told(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
-    """How classes compare by the mean over the windows that all of them have, or by the first function."""
+    """Return how classes compare by the mean over the windows that all of them have, or by the first function."""
     mean = course.mean[: groups.named, : 1 if runs.aggregated else None]
     together = np.isfinite(mean).all(axis=0)
     if groups.named < 2 or not together.any():
@@ -146,7 +146,7 @@ def _told(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
 
 
 def examples_plot(runs: Runs, groups: Groups) -> Plot:
-    """A few runs, normalised and unrolled, as an estimator sees them."""
+    """Return a few runs, normalised and unrolled, as an estimator sees them."""
     places = typical(runs, groups)
     values = unrolled(runs, places)
     of = groups.of[runs.drawn][places]
@@ -176,7 +176,7 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
 
 
 def image_plot(runs: Runs, groups: Groups) -> Plot:
-    """All runs, or evenly drawn ones, as an image: runs × unrolled features."""
+    """Return all runs, or evenly drawn ones, as an image: runs × unrolled features."""
     found = image(runs, groups)
     tall = 2.2 + 4.4 * min(1.0, len(found.places) / 200)
 

@@ -90,7 +90,7 @@ def read_runs(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Runs:
-    """Reads a data set, file by file.
+    """Read a data set, file by file.
 
     Args:
       data: the data path.
@@ -170,7 +170,7 @@ def read_runs(
 
 
 def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
-    """(split, file) of all files, in an order that a data set keeps."""
+    """Return (split, file) of all files, in an order that a data set keeps."""
     return [(split, file) for span in state.latest() for split in SPLITS for file in span.files.get(split, ())]
 
 

@@ -31,7 +31,7 @@ def plot_dataset(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Draws a data set into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
+    """Draw a data set into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
 
     Args:
       data: the data path.
@@ -53,7 +53,7 @@ def plot_dataset(
 
 
 def dataset_page(runs: Runs, features: list[int]) -> Page:
-    """The page of a data set. ``features``: positions of those whose courses are drawn."""
+    """Return the page of a data set. ``features``: positions of those whose courses are drawn."""
     groups = grouped(runs.class_name)
     definition, resolved = runs.resolved.definition, runs.resolved
     first = [plots.classes_plot(runs, groups)]

@@ -40,7 +40,7 @@ class Groups:
 
 
 def grouped(values: np.ndarray, most: int = MOST_CLASSES, unknown: str = "unknown") -> Groups:
-    """The ``most`` commonest values, each a group, and one group of the rest. Equally common ones go by name."""
+    """Return the ``most`` commonest values, each a group, and one group of the rest. Equally common ones go by name."""
     names, inverse, counts = np.unique(
         np.array([value or unknown for value in values], object), return_inverse=True, return_counts=True
     )
@@ -114,7 +114,7 @@ class Course:
 
 
 def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]:
-    """The course of each of these features (positions in the definition's), by group, of the drawn runs."""
+    """Return the course of each of these features (positions in the definition's), by group, of the drawn runs."""
     n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
     windows = _thinned(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
@@ -139,7 +139,7 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
 
 
 def _thinned(windows: int) -> np.ndarray:
-    """The windows that are drawn of so many: all, or every second, third, …"""
+    """Return the windows that are drawn of so many: all, or every second, third, …"""
     return np.arange(0, windows, -(-windows // MOST_POINTS))
 
 
@@ -217,7 +217,7 @@ class Calendar:
 
 
 def calendar(runs: Runs, groups: Groups) -> Calendar | None:
-    """How many runs of each group began on each UTC day. None where no run has a time."""
+    """Return how many runs of each group began on each UTC day. None where no run has a time."""
     dated = ~np.isnat(runs.day)
     if not dated.any():
         return None
@@ -258,7 +258,7 @@ _UNITS = {
 
 
 def unit_of(column: str) -> str:
-    """The unit of a telemetry column by its full name (``load avg:1m``), "" where it is not known."""
+    """Return the unit of a telemetry column by its full name (``load avg:1m``), "" where it is not known."""
     group, _, name = column.partition(":")
     if (group, name) == ("procs", "new"):
         return "processes/s"

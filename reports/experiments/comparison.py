@@ -41,7 +41,7 @@ class Standing:
 
 
 def standings(trials: Sequence[tuple[Stored, Predictions | None]]) -> list[Standing]:
-    """The experiments that have tested, the most accurate first; of equal ones that of the larger macro F1.
+    """Return the experiments that have tested, the most accurate first; of equal ones that of the larger macro F1.
 
     Those that were tested on other runs than most come last, whatever their figures.
     """

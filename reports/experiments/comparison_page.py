@@ -17,7 +17,7 @@ Trials = Sequence[tuple[Stored, Predictions | None]]
 
 
 def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Page:
-    """How experiments stand on each data set.
+    """Return how experiments stand on each data set.
 
     Args:
       trials: at most one of each experiment on each data set, each with its predictions where they are there.

@@ -32,7 +32,7 @@ def standing_plot(panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
 
 
 def validated_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
-    """The mean accuracy of the folds of several experiments."""
+    """Return the mean accuracy of the folds of several experiments."""
     best = first_by(bars)
     title = (
         f"Held out by {shown(by)}, {shown(best.name)} has the highest mean accuracy: {percent(best.value or 0)}"
@@ -45,7 +45,7 @@ def validated_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
 
 
 def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
-    """The errors of each class, an experiment below the other. ``of``: how many classes there are."""
+    """Return the errors of each class, an experiment below the other. ``of``: how many classes there are."""
     names = list(dict.fromkeys(name for bars in errors.values() for name in bars))[:MOST_CURVES]
     rows = -(-len(errors) // _COLUMNS)
 
@@ -86,7 +86,7 @@ def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
 
 
 def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -> str:
-    """The class in which these experiments differ most."""
+    """Return the class in which these experiments differ most."""
     ranges = {}
     for label, bars in errors.items():
         shares = sorted((bars[name].value or 0.0, name) for name in names if name in bars)
@@ -100,7 +100,10 @@ def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -
 
 
 def curves_plot(standing: Sequence[Standing]) -> Plot:
-    """The precision-recall curves of each class, an experiment beside the other. ``standing``: with predictions."""
+    """Return the precision-recall curves of each class, an experiment beside the other.
+
+    ``standing``: with predictions.
+    """
     drawn = standing[:MOST_CURVES]
     names = [one.name for one in drawn]
     by_name = {

@@ -28,7 +28,7 @@ from training.experiments.results import Predictions, Stored
 
 
 def result_page(trial: Stored, found: Predictions | None) -> Page:
-    """All that is stored of a trial. ``found``: its predictions, None where they are not there any more."""
+    """Return all that is stored of a trial. ``found``: its predictions, None where they are not there any more."""
     folds = [_folded(number, each) for number, each in enumerate(trial.folds, 1)]
     title = f"{trial.experiment} on {trial.dataset}"
     result = trial.result
@@ -65,7 +65,7 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
 
 
 def _what(told: Mapping[str, Any]) -> str:
-    """The estimator and what is not its default, in a line."""
+    """Return the estimator and what is not its default, in a line."""
     defaults = Experiment().to_json()
     own = [
         f"{key.replace('_', ' ')} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
@@ -159,7 +159,7 @@ def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
 
 
 def _made(trial: Stored) -> Section:
-    """How the model came to be, so that it can be made again."""
+    """Return how the model came to be, so that it can be made again."""
     result = trial.result or {}
     snapshot, experiment = result["snapshot"], result["experiment"]
     known = ESTIMATORS.get(experiment["estimator"])

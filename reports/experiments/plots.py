@@ -31,7 +31,7 @@ _NUMBERS = (("D", "#D55E00"), ("s", "#009E73"))
 
 
 def confusion_plot(confusion: Figures) -> Plot:
-    """Counts and row shares: what the runs of a class were taken for."""
+    """Count and row shares: what the runs of a class were taken for."""
     names, counts = folded_confusion(confusion)
     told = distinct(names, 20)
     totals = counts.sum(axis=1)
@@ -75,7 +75,7 @@ def confusion_plot(confusion: Figures) -> Plot:
 
 
 def errors_plot(bars: Sequence[Bar]) -> Plot:
-    """The errors of each class with their intervals. ``bars``: of `errors_by_class`, one or more."""
+    """Return the errors of each class with their intervals. ``bars``: of `errors_by_class`, one or more."""
     worst = bars[0]
     title = (
         f"{shown(worst.name)} is missed most often: {percent(worst.value or 0)} "
@@ -271,7 +271,7 @@ def learning_plot(told: Mapping[str, Mapping[str, np.ndarray]], best_epoch: int 
 
 
 def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
-    """The accuracy by job or provider. ``bars``: of `slice_bars`."""
+    """Return the accuracy by job or provider. ``bars``: of `slice_bars`."""
     known = [bar for bar in bars if bar.value is not None]
     below = [bar for bar in known if (bar.value or 0.0) < next(iter(bar.beside.values()), 0.0)]
     if below:
@@ -287,7 +287,7 @@ def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
 
 
 def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
-    """The accuracy of each fold. ``bars``: of `fold_bars`."""
+    """Return the accuracy of each fold. ``bars``: of `fold_bars`."""
     mean, folds = bars[-1], [bar.value for bar in bars[:-1] if bar.value is not None]
     spread = f", folds from {percent(min(folds))} to {percent(max(folds))}" if folds else ""
     title = f"Held out by {shown(by)}: mean accuracy {percent(mean.value or 0)} ({_interval(mean)}){spread}"

@@ -23,7 +23,7 @@ def report_experiments(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Draws the latest result of each experiment on each data set, and where there are several, how they compare.
+    """Draw the latest result of each experiment on each data set, and where there are several, how they compare.
 
     Args:
       data: the data path.

@@ -26,7 +26,7 @@ def interval(told: Figures) -> str:
 
 
 def metrics_table(title: str, found: Figures, guess: Figures, baselines: Figures) -> Table:
-    """Each figure with its interval, beside that of a constant answer and of one number."""
+    """Return each figure with its interval, beside that of a constant answer and of one number."""
 
     def row(name: str, told: Figures, base: Any, *path: str) -> tuple[str, ...]:
         return (
@@ -99,7 +99,7 @@ def _first(drawn: int, of: int, what: str) -> str:
 
 
 def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
-    """The accuracy by job or provider. ``bars``: of `reports.experiments.views.slice_bars`."""
+    """Return the accuracy by job or provider. ``bars``: of `reports.experiments.views.slice_bars`."""
     rows = [
         (
             shown(bar.name, 80),
@@ -116,7 +116,7 @@ def slices_table(fact: str, slices: Figures, bars: Sequence[Bar]) -> Table:
 
 
 def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
-    """The same model on other data sets."""
+    """Return the same model on other data sets."""
     rows = []
     for each in elsewhere:
         test, left = each["test"], each["left_out"]
@@ -141,7 +141,7 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
 
 
 def folds_table(folds: Figures) -> Table:
-    """Each fold of a cross-validation, and the mean."""
+    """Return each fold of a cross-validation, and the mean."""
     mean, pooled = folds["mean"], folds["pooled"]
     grouped = any(fold["held_out"] for fold in folds["folds"])
     rows = [

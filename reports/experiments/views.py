@@ -79,7 +79,7 @@ def curved(found: Predictions) -> list[int]:
 
 
 def curves(found: Predictions, most: int | None = None) -> list[Curves]:
-    """The curves of the classes that are `curved`, or of the first so many."""
+    """Return the curves of the classes that are `curved`, or of the first so many."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     clean, _ = answers(found.probabilities)
@@ -109,7 +109,7 @@ def right(found: Predictions) -> np.ndarray:
 
 
 def constant(result: Figures, found: Figures) -> dict[str, Any]:
-    """The `training.evaluation.scores.scores` of one answer for all runs: the class shares of the training runs.
+    """Return the `training.evaluation.scores.scores` of one answer for all runs: the class shares of the training runs.
 
     Its accuracy is the base rate. There are no intervals.
 
@@ -128,8 +128,10 @@ def constant(result: Figures, found: Figures) -> dict[str, Any]:
 
 
 def folded_confusion(confusion: Figures, most: int = MOST_BARS) -> tuple[list[str], np.ndarray]:
-    """Classes and counts int64 [C, C], rows the right class: of more than ``most`` classes, those of the fewest runs
-    are one."""
+    """Return class names and counts int64 [C, C] with the true class in rows.
+
+    Of more than ``most`` classes, those with the fewest runs become one.
+    """
     names, counts = list(confusion["classes"]), np.array(confusion["rows_are_labels"], np.int64)
     if len(names) <= most:
         return names, counts
@@ -143,7 +145,7 @@ def folded_confusion(confusion: Figures, most: int = MOST_BARS) -> tuple[list[st
 
 
 def errors_by_class(found: Figures, baselines: Figures) -> list[Bar]:
-    """The share of each class's runs that were taken for another (Wilson's interval), the largest first."""
+    """Return the share of each class's runs that were taken for another (Wilson's interval), the largest first."""
     out = []
     for name, one in found["classes"].items():
         if not one["runs"]:
@@ -163,12 +165,12 @@ def _value(figure: Any) -> float:
 
 
 def accuracy_bar(name: str, found: Figures, baselines: Figures) -> Bar:
-    """An accuracy beside the base rate, and beside what one number does."""
+    """Return an accuracy beside the base rate, and beside what one number does."""
     return _bar(name, found["accuracy"], found["runs"], _beside(found["base_rate"], baselines, "accuracy"))
 
 
 def f1_bar(name: str, found: Figures, baselines: Figures, guess: Figures) -> Bar:
-    """A macro F1 beside that of a `constant` answer, and beside what one number does."""
+    """Return a macro F1 beside that of a `constant` answer, and beside what one number does."""
     return _bar(name, found["macro"]["f1"], found["runs"], _beside(guess["macro"]["f1"], baselines, "macro", "f1"))
 
 
@@ -200,7 +202,7 @@ def slice_bars(slices: Figures) -> list[Bar]:
 
 
 def fold_bars(folds: Figures) -> list[Bar]:
-    """The accuracy of each fold beside its base rate; last their mean, with Student's interval."""
+    """Return the accuracy of each fold beside its base rate; last their mean, with Student's interval."""
     bars = []
     for number, fold in enumerate(folds["folds"], 1):
         name = f"fold {number}"
@@ -239,5 +241,5 @@ def calibration_bars(calibration: Figures) -> list[tuple[float, Bar]]:
 
 
 def first_by(bars: Sequence[Bar]) -> Bar | None:
-    """The bar of the largest value, of equal ones the first."""
+    """Return the bar of the largest value, of equal ones the first."""
     return max((bar for bar in bars if bar.value is not None), key=lambda bar: bar.value or 0.0, default=None)

@@ -26,7 +26,7 @@ _LETTERS = 60
 
 
 def sweep_page(swept: Swept) -> Page:
-    """All that a sweep came to: by axis, by question, by two axes, and each trial."""
+    """Return all that a sweep came to: by axis, by question, by two axes, and each trial."""
     sweep = swept.sweep
     states = [each.state for each in swept.outcomes]
     metric, order = METRICS[sweep.metric], questions(sweep)
@@ -68,7 +68,7 @@ def sweep_page(swept: Swept) -> Page:
 
 
 def trials_table(swept: Swept, question: int) -> Table:
-    """Every trial of a question, best first, beside base rate and one-number baseline."""
+    """Return every trial of a question, best first, beside base rate and one-number baseline."""
     axes, rows = plain_axes(swept.sweep), []
     numbers, base = baselines_of(swept, question), base_rate(swept, question)
     for each in ranked(swept, question):

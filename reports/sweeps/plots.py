@@ -42,7 +42,7 @@ _STATE_COLORS = {"complete": "#0072B2", "pruned": "#E69F00"}
 
 
 def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
-    """The metric by one axis, a line for each value of another."""
+    """Return the metric by one axis, a line for each value of another."""
     by = _lines_by(swept, axis)
     metric = METRICS[swept.sweep.metric]
 
@@ -74,7 +74,7 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
 
 
 def questions_plot(swept: Swept) -> Plot:
-    """The best of each question beside what costs nothing."""
+    """Return the best of each question beside what costs nothing."""
     order = [question for question in questions(swept.sweep) if complete(swept, question)]
     metric = METRICS[swept.sweep.metric]
     best = [complete(swept, question)[0] for question in order]
@@ -109,7 +109,7 @@ def questions_plot(swept: Swept) -> Plot:
 
 
 def heat_plots(swept: Swept) -> Iterator[Plot]:
-    """The best of the metric for each two axes that are listed."""
+    """Yield the best of the metric for each two axes that are listed."""
     listed = [axis for axis in plain_axes(swept.sweep) if len(axis.names) > 1]
     order = ["sample_interval", "features_regex", "hidden_layers"]
     listed.sort(key=lambda axis: order.index(axis.key) if axis.key in order else len(order))
@@ -187,7 +187,7 @@ def time_plot(swept: Swept) -> Plot:
 
 
 def _panels(figure: Figure, swept: Swept, share: bool = False) -> Iterator[tuple[Any, int]]:
-    """A pair of axes for each question that has a trial to show."""
+    """Yield a pair of axes for each question that has a trial to show."""
     drawn = _drawn(swept)
     columns = min(_COLUMNS, len(drawn))
     grid = figure.subplots(-(-len(drawn) // columns), columns, squeeze=False, sharex=share, sharey=share)
@@ -209,7 +209,7 @@ def _height(swept: Swept) -> float:
 
 
 def _lines_by(swept: Swept, axis: Axis) -> Axis | None:
-    """The axis whose values are lines: features, else resolution, else the first that is listed."""
+    """Return the axis whose values are lines: features, else resolution, else the first that is listed."""
     listed = [each for each in plain_axes(swept.sweep) if each != axis and 1 < len(each.names) <= _MOST_LINES]
     order = ["features_regex", "sample_interval"]
     listed.sort(key=lambda each: order.index(each.key) if each.key in order else len(order))

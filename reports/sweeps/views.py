@@ -49,7 +49,7 @@ def scored_on(sweep: Sweep) -> str:
 
 
 def questions(sweep: Sweep) -> list[int]:
-    """The questions in the order of the file."""
+    """Return the questions in the order of the file."""
     axes = [axis for axis in sweep.axes if axis.question]
     places = [tuple(axis.names.index(str(asked[axis.key])) for axis in axes) for asked in sweep.questions]
     return sorted(range(len(places)), key=places.__getitem__)
@@ -62,7 +62,7 @@ def question_name(sweep: Sweep, question: int) -> str:
 
 
 def plain_axes(sweep: Sweep) -> list[Axis]:
-    """The axes that ask no other questions, in the order of the file."""
+    """Return the axes that ask no other questions, in the order of the file."""
     return [axis for axis in sweep.axes if not axis.question]
 
 
@@ -74,12 +74,12 @@ def ranked(swept: Swept, question: int) -> list[Outcome]:
 
 
 def complete(swept: Swept, question: int) -> list[Outcome]:
-    """The trials of a question that came to their ends, best first."""
+    """Return the trials of a question that came to their ends, best first."""
     return [each for each in ranked(swept, question) if each.state == "complete"]
 
 
 def ended_early(swept: Swept, question: int) -> list[Outcome]:
-    """The trials of a question that were pruned, the better ones first."""
+    """Return the trials of a question that were pruned, the better ones first."""
     return [each for each in ranked(swept, question) if each.state == "pruned"]
 
 
@@ -93,23 +93,23 @@ def best_at(outcomes: Sequence[Outcome], *axes: Axis) -> dict[tuple[Value, ...],
 
 
 def base_rate(swept: Swept, question: int) -> float | None:
-    """The accuracy of always saying the most frequent class; None where no trial came to its end."""
+    """Return the accuracy of always saying the most frequent class; None where no trial came to its end."""
     found = complete(swept, question)
     return found[0].scores.get("base_rate") if found else None
 
 
 def number_text(value: Any) -> str:
-    """A figure, or a dash."""
+    """Return a figure, or a dash."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def value_text(value: Value | None) -> str:
-    """A value of an axis."""
+    """Return a value of an axis."""
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def state_text(sweep: Sweep, outcome: Outcome) -> str:
-    """How a trial ended."""
+    """Return how a trial ended."""
     text = f"{outcome.state}"
     if outcome.state == "pruned":
         text = f"pruned at {'fold' if sweep.on == 'folds' else 'epoch'} {outcome.steps[-1][0]}"
@@ -124,7 +124,7 @@ def baselines_of(swept: Swept, question: int) -> dict[str, Mapping[str, Any]]:
 
 
 def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
-    """The command lines that make a trial an experiment, and train and test it once."""
+    """Return the command lines that make a trial an experiment, and train and test it once."""
     name, defaults = f"{swept.sweep.name}-{outcome.number}", Experiment().to_json()
     words = ["ciml", "experiment", "define", name, "--estimator", outcome.experiment["estimator"]]
     for key, value in outcome.experiment.items():
@@ -144,7 +144,7 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
 
 
 def _parameter(value: Any) -> str:
-    """A parameter as ``-p`` reads it."""
+    """Return a parameter as ``-p`` reads it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

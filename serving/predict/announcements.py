@@ -38,7 +38,7 @@ class Announcement:
 
 
 def read_announcement(message: Message) -> Announcement:
-    """Reads a message of the topic `runs`.
+    """Read a message of the topic `runs`.
 
     Raises:
       RejectedInput: ``bad_announcement``, where it is no announcement or its path is not that of its run.

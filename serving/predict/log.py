@@ -26,7 +26,7 @@ LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
-    """The same for the same row, model and version, wherever and however often it is made.
+    """Return the same for the same row, model and version, wherever and however often it is made.
 
     Args:
       run_id: the encoded run id.
@@ -37,12 +37,12 @@ def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> s
 
 
 def predictions_log(data: Store) -> ManifestLog:
-    """The manifest log of predictions below a data root."""
+    """Return the manifest log of predictions below a data root."""
     return ManifestLog(data.child(FOLDER))
 
 
 def read_predictions(data: Store) -> Iterator[dict[str, Any]]:
-    """All predictions below a data root, in the order of their commits."""
+    """Yield all predictions below a data root, in the order of their commits."""
     for _, delta in predictions_log(data).since(0):
         yield from delta["predictions"]
 
@@ -106,11 +106,11 @@ class PredictionState:
         self._covered: dict[tuple[str, int], RangeSet] = {}
 
     def covered(self, topic: str, partition: int) -> RangeSet:
-        """The offsets of a partition that are settled. Not to be changed by the caller."""
+        """Return the offsets of a partition that are settled. Not to be changed by the caller."""
         return self._covered.get((topic, partition), _NOTHING)
 
     def has(self, identity: str) -> bool:
-        """Whether there is a prediction of that id."""
+        """Return whether there is a prediction of that id."""
         return fingerprint(identity) in self._ids
 
     def prefetch(self, identities: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ class PredictionState:
         self._ids.prefetch(fingerprint(identity) for identity in identities)
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
+        """Take in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
         if version != self.version + 1:
             raise IntegrityError(f"predictions: version {version} after {self.version}")
         self.prefetch(one["id"] for one in delta["predictions"])
@@ -162,7 +162,7 @@ class PredictionState:
 
     @classmethod
     def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> PredictionState:
-        """The state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
+        """Return the state at a checkpoint; see `ciml.manifest.checkpoints.Checkpointed`."""
         state = cls(IdSet(tables["ids"]))
         state.version = state.restored = version
         state.time_us = value.get("time_us", 0)
@@ -176,7 +176,7 @@ class PredictionState:
         return state
 
     def recent(self) -> dict[str, Rows]:
-        """The ids since the checkpoint that it was restored from."""
+        """Return the ids since the checkpoint that it was restored from."""
         return {"ids": self._ids.recent()}
 
 
@@ -187,7 +187,7 @@ _NOTHING = RangeSet()
 
 
 def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
-    """The delta that ``ranges`` add to ``state``, or None where they add nothing.
+    """Return the delta that ``ranges`` add to ``state``, or None where they add nothing.
 
     What is covered already is dropped (a replay); a run that the same version has predicted is a repeat.
 

@@ -32,7 +32,7 @@ METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
-    """The metrics of a state."""
+    """Yield the metrics of a state."""
     versions: dict[str, list[int]] = {}
     for model, version in sorted(state.predicted):
         versions.setdefault(model, []).append(version)

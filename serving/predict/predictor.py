@@ -77,7 +77,7 @@ class Predictor:
         self._lock = threading.Lock()
 
     def definition(self, version: int) -> ResolvedDefinition:
-        """The definition in the assets of a pushed version, checked against the registry."""
+        """Return the definition in the assets of a pushed version, checked against the registry."""
         with self._lock:
             if version not in self._definitions:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
@@ -85,7 +85,7 @@ class Predictor:
             return self._definitions[version]
 
     def predict(self, batch: Batch) -> Predicted:
-        """Predicts for the announcements of a batch, all by one version.
+        """Predict for the announcements of a batch, all by one version.
 
         An announcement that cannot be predicted costs only itself, whether it, its run or what the model makes of its
         run is wrong.
@@ -192,7 +192,7 @@ class Predictor:
     def _answers(
         self, parts: list[list[int]], inputs: np.ndarray, n_windows: np.ndarray, version: int
     ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
-        """Queries the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
+        """Query the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
 
         After the first failure calls have a shorter timeout, and after half of the client's budget no part is divided
         any further: a model that hangs for many runs would hold up the others for hours. All of it takes less time

@@ -51,7 +51,7 @@ _SAVING = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "StaticR
 
 
 def check_ops(meta_graph: Any) -> None:
-    """Checks every operation of a model: the graph's, and those of all functions, used or not.
+    """Check every operation of a model: the graph's, and those of all functions, used or not.
 
     Args:
       meta_graph: a ``tensorflow.MetaGraphDef``.
@@ -105,7 +105,7 @@ class _Graph:
         return {node.op for node in nodes} - set(self._functions)
 
     def reached_ops(self, roots: Iterable[str]) -> set[str]:
-        """The operations that run when the nodes or tensors ``roots`` are asked for."""
+        """Return the operations that run when the nodes or tensors ``roots`` are asked for."""
         ops: set[str] = set()
         functions: set[str] = set()
         seen: set[str] = set()
@@ -139,14 +139,20 @@ class _Graph:
 
 
 def is_operation(name: str) -> bool:
-    """Whether TensorFlow has an operation of that name. A function of the same name would hide it, or be hidden."""
+    """Return whether TensorFlow has an operation of that name.
+
+    A function of the same name would hide it, or be hidden.
+    """
     from tensorflow.python.framework import op_def_registry
 
     return name in COMPUTING | _RESTORING | _SAVING or op_def_registry.get(name) is not None
 
 
 def _by_name(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a mapping. Which of two of the same name TensorFlow takes must not matter: none is accepted."""
+    """Return the pairs as a mapping.
+
+    Which of two of the same name TensorFlow takes must not matter: none is accepted.
+    """
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -160,7 +166,7 @@ def _node_name(tensor: str) -> str:
 
 
 def _called(holder: Any) -> Iterable[str]:
-    """The functions that a node's attributes name, also those inside of other functions' attributes."""
+    """Yield the functions that a node's attributes name, also those inside of other functions' attributes."""
     for value in holder.attr.values():
         functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
         for one in functions:

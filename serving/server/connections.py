@@ -61,7 +61,7 @@ class Connections:
             del self._open[one.address]
 
     def protocol(self) -> type[asyncio.Protocol]:
-        """The protocol class for uvicorn."""
+        """Return the protocol class for uvicorn."""
         return type("LimitedConnection", (Connection,), {"table": self})
 
 
@@ -112,7 +112,7 @@ class Connection(H11Protocol):
         self._arm(self.table.request_s)
 
     def refuse(self, status: int, message: str) -> None:
-        """Answers with an error where no answer has begun, and closes."""
+        """Answer with an error where no answer has begun, and close."""
         self._close_count()
         cycle: Any = self.cycle
         begun = cycle is not None and cycle.response_started and not cycle.response_complete

@@ -33,15 +33,15 @@ class RequestError(Exception):
 
 
 def invalid(message: str) -> RequestError:
-    """The request is wrong, and stays so when it is tried again."""
+    """Return an INVALID_ARGUMENT error: the same request fails again."""
     return RequestError("INVALID_ARGUMENT", message)
 
 
 def too_large(message: str) -> RequestError:
-    """The request is larger than a limit, which the message names."""
+    """Return an INVALID_ARGUMENT error (HTTP 413) whose message names the exceeded limit."""
     return RequestError("INVALID_ARGUMENT", message, http_status=413)
 
 
 def not_found(message: str) -> RequestError:
-    """There is no such model or version (yet)."""
+    """Return a NOT_FOUND error: no such model or version (yet)."""
     return RequestError("NOT_FOUND", message)

@@ -36,7 +36,7 @@ class PredictCall:
 
 
 def parse(kind: Any, data: bytes, what: str = "the request") -> Any:
-    """A message of a class. Raises `RequestError`, INVALID_ARGUMENT, when it is malformed."""
+    """Return a message of a class. Raises `RequestError`, INVALID_ARGUMENT, when it is malformed."""
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -44,7 +44,7 @@ def parse(kind: Any, data: bytes, what: str = "the request") -> Any:
 
 
 def parse_predict(data: bytes) -> PredictCall:
-    """A PredictRequest without its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
+    """Return a PredictRequest without its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
     head = parse(wire.RequestHead, data)
     for what, found in (("inputs", head.inputs), ("output filters", head.output_filter)):
         if len(found) > MAX_REQUEST_INPUTS:
@@ -59,7 +59,10 @@ def parse_predict(data: bytes) -> PredictCall:
 
 
 def parse_tensor(name: str, data: bytes) -> Any:
-    """A TensorProto. Raises `RequestError`, INVALID_ARGUMENT, when it is malformed or holds what no input takes."""
+    """Return a TensorProto.
+
+    Raises `RequestError`, INVALID_ARGUMENT, when it is malformed or holds what no input takes.
+    """
     head = parse(wire.TensorHead, data, f"input {name!r}")
     if len(head.tensor_shape) > MAX_SHAPE_BYTES:
         raise invalid(f"input {name!r}: a shape of {len(head.tensor_shape)} bytes; at most {MAX_SHAPE_BYTES}")

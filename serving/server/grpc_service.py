@@ -36,7 +36,7 @@ Reload = Callable[[Iterable[ModelEntry]], None]
 
 
 def spec_of(spec: Any) -> tuple[str, int | None, str]:
-    """(name, version or None, label or "") of a ModelSpec. Raises `RequestError` without a name."""
+    """Return (name, version or None, label or "") of a ModelSpec. Raises `RequestError` without a name."""
     if not spec.name:
         raise invalid("Missing model name in ModelSpec")
     choice = spec.WhichOneof("version_choice")
@@ -44,7 +44,7 @@ def spec_of(spec: Any) -> tuple[str, int | None, str]:
 
 
 def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
-    """Fills a GetModelStatusResponse."""
+    """Fill a GetModelStatusResponse."""
     for one in statuses:
         entry = response.model_version_status.add()
         entry.version = one.version
@@ -54,7 +54,7 @@ def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
 
 
 def fill_metadata(response: Any, name: str, version: int, signature_defs: Any) -> None:
-    """Fills a GetModelMetadataResponse with the signatures of a version."""
+    """Fill a GetModelMetadataResponse with the signatures of a version."""
     response.model_spec.name = name
     response.model_spec.version.value = version
     signatures = get_model_metadata_pb2.SignatureDefMap()
@@ -176,7 +176,7 @@ async def serve_grpc(
     max_bytes: int,
     header_s: float,
 ) -> tuple[grpc.aio.Server, int]:
-    """Starts the gRPC server in the running event loop.
+    """Start the gRPC server in the running event loop.
 
     Args:
       address: ``host:port``; port 0 lets the system choose.

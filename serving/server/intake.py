@@ -58,7 +58,7 @@ class Intake:
             self._counted -= held.counted
 
     async def read(self, held: Held, parts: AsyncIterable[bytes], count: int | None = None) -> bytes:
-        """The body of a request: of ``count`` parts, or of all.
+        """Return the body of a request: of ``count`` parts, or of all.
 
         Raises:
           RequestError: it is too slow (408), too large (413), or refused in favour of others (503).

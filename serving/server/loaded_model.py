@@ -44,7 +44,7 @@ class TensorSpec:
     shape: tuple[int, ...] | None
 
     def check(self, dtype: str, shape: Sequence[int]) -> None:
-        """Raises `RequestError` when a tensor of this type and shape is no such input."""
+        """Raise `RequestError` when a tensor of this type and shape is no such input."""
         if dtype != self.dtype:
             raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
         fits = self.shape is None or (
@@ -70,7 +70,7 @@ class Signature:
         return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
 
     def check_names(self, sent: Collection[str]) -> None:
-        """Raises `RequestError` unless ``sent`` are the names of the inputs."""
+        """Raise `RequestError` unless ``sent`` are the names of the inputs."""
         extra, missing = sorted(set(sent) - set(self.inputs)), sorted(set(self.inputs) - set(sent))
         if extra or missing:
             raise invalid(
@@ -80,7 +80,7 @@ class Signature:
             )
 
     def check(self, declared: Mapping[str, Declared], max_rows: int) -> None:
-        """Raises `RequestError` unless inputs of these types and shapes may be fed."""
+        """Raise `RequestError` unless inputs of these types and shapes may be fed."""
         self.check_names(declared)
         for name, spec in self.inputs.items():
             spec.check(*declared[name])
@@ -111,7 +111,7 @@ class LoadedModel:
         self.signatures = {name: _signature(session, name, one) for name, one in self.signature_defs.items()}
 
     def signature(self, name: str) -> Signature:
-        """The signature of that name, the default one for "". Raises `RequestError`, FAILED_PRECONDITION."""
+        """Return the signature of that name, the default one for "". Raises `RequestError`, FAILED_PRECONDITION."""
         found = self.signatures.get(name or DEFAULT_SIGNATURE)
         if found is None:
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
@@ -124,7 +124,7 @@ class LoadedModel:
         output_filter: Sequence[str] = (),
         timeout_s: float | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Runs a signature.
+        """Run a signature.
 
         Args:
           signature_name: "" for ``serving_default``.
@@ -169,7 +169,7 @@ class LoadedModel:
         return {name: np.asarray(values[name]) for name in (output_filter or values)}
 
     def unpack(self, signature_name: str, protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """The arrays that TensorProtos hold, once their names, types, shapes and sizes have been found right.
+        """Return the arrays that TensorProtos hold, once their names, types, shapes and sizes have been found right.
 
         Raises:
           RequestError: as `predict` does.
@@ -180,7 +180,7 @@ class LoadedModel:
         return from_protos(protos)
 
     def acquire(self) -> bool:
-        """Keeps the model from being closed until `release`. False where it is closed already."""
+        """Keep the model from being closed until `release`. False where it is closed already."""
         with self._idle:
             if self._closed:
                 return False
@@ -193,7 +193,7 @@ class LoadedModel:
             self._idle.notify_all()
 
     def close(self, wait_s: float = 30.0) -> None:
-        """Gives the memory back, once the requests that run now are answered (or ``wait_s`` have passed)."""
+        """Give the memory back, once the requests that run now are answered (or ``wait_s`` have passed)."""
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)

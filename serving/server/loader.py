@@ -27,7 +27,7 @@ Verify = Callable[[Mapping[str, str]], None]
 def load_model(
     folder: Store, verify: Verify | None = None, *, max_rows: int = MAX_REQUEST_ROWS, call_s: float = MAX_MODEL_CALL_S
 ) -> LoadedModel:
-    """Loads the version in ``folder`` and warms it up.
+    """Load the version in ``folder`` and warm it up.
 
     Args:
       folder: ``<base_path>/<version>``, local or on S3.

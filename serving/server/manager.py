@@ -78,7 +78,7 @@ class ModelManager:
         self._step_lock = threading.Lock()
 
     def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
-        """The version that answers: the named one, the labelled one, or the highest that is available.
+        """Return the version that answers: the named one, the labelled one, or the highest that is available.
 
         Raises:
           RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
@@ -110,7 +110,7 @@ class ModelManager:
             model.release()
 
     def status(self, name: str, version: int | None = None, label: str = "") -> list[VersionStatus]:
-        """The versions of a model that were ever wanted here, the highest first. Raises `RequestError`."""
+        """Return the versions of a model that were ever wanted here, the highest first. Raises `RequestError`."""
         model = self._models.get(name)
         if label:
             if model is None or label not in model.labels:
@@ -126,17 +126,17 @@ class ModelManager:
         return [model.statuses[version]]
 
     def labels(self, name: str) -> Mapping[str, int]:
-        """The labels of a model as they are served now."""
+        """Return the labels of a model as they are served now."""
         model = self._models.get(name)
         return dict(model.labels) if model else {}
 
     def available(self, name: str) -> dict[int, float]:
-        """The versions of a model that answer now, with the time (epoch seconds) when each was loaded."""
+        """Return the versions of a model that answer now, with the time (epoch seconds) when each was loaded."""
         model = self._models.get(name)
         return {version: one.loaded_at for version, one in sorted(model.loaded.items())} if model else {}
 
     def names(self) -> list[str]:
-        """The models that are wanted."""
+        """Return the models that are wanted."""
         return sorted(self._models)
 
     @property
@@ -154,7 +154,7 @@ class ModelManager:
                 model.retry = (0.0, _RETRY_S[0])
 
     def step(self) -> None:
-        """Goes as far as it can towards what is wanted. One caller at a time; requests go on meanwhile."""
+        """Go as far as it can towards what is wanted. One caller at a time; requests go on meanwhile."""
         with self._step_lock:
             wanted = {entry.name: entry for entry in self._wanted}
             for name in sorted(set(self._models) - set(wanted)):
@@ -163,7 +163,7 @@ class ModelManager:
                 self._step_model(name, entry)
 
     def close(self) -> None:
-        """Unloads everything."""
+        """Unload everything."""
         with self._step_lock:
             self._wanted = ()
             for name in list(self._models):
@@ -283,7 +283,7 @@ class ModelManager:
 
 
 def _move_labels(model: _Model) -> None:
-    """Moves each label to its version where that is loaded; else it stays where it is, while that is loaded."""
+    """Move each label to its version where that is loaded; else it stays where it is, while that is loaded."""
     labels: dict[str, int] = {}
     for label, target in model.entry.labels.items():
         present = model.labels.get(label)

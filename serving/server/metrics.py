@@ -48,13 +48,13 @@ class Metrics:
         self._manager: ModelManager | None = None
 
     def watch(self, manager: ModelManager) -> None:
-        """Adds what is served now: versions, labels, age."""
+        """Add what is served now: versions, labels, age."""
         self._manager = manager
         self.registry.register(_Served(manager))
 
     @contextmanager
     def request(self, model: str, api: str) -> Iterator[None]:
-        """Measures the block. A `RequestError` or another exception is counted by its status, and passed on."""
+        """Measure the block. A `RequestError` or another exception is counted by its status, and passed on."""
         served = self._manager.names() if self._manager else ()
         known = model if model in served else "unknown"  # labels of a client's choosing would have no bound
         began, code = time.perf_counter(), "OK"
@@ -71,7 +71,7 @@ class Metrics:
             self._seconds.labels(known, api).observe(time.perf_counter() - began)
 
     def loaded(self, model: str, outcome: str, seconds: float) -> None:
-        """Counts an attempt to load: ``loaded``, ``refused`` (it may not be served) or ``failed``."""
+        """Count an attempt to load: ``loaded``, ``refused`` (it may not be served) or ``failed``."""
         self._loads.labels(model, outcome).inc()
         self._load_seconds.labels(model).observe(seconds)
 
@@ -79,7 +79,7 @@ class Metrics:
         self._config_errors.inc()
 
     def text(self) -> bytes:
-        """All metrics in the text format."""
+        """Return all metrics in the text format."""
         return generate_latest(self.registry)
 
 

@@ -31,7 +31,7 @@ _INDENT = 1
 
 
 def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:
-    """The ASGI application.
+    """Return the ASGI application.
 
     Args:
       intake: reads the bodies.

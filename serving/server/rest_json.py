@@ -24,7 +24,7 @@ _LEAVES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b":
 
 
 def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
-    """(the JSON object, its format, the signature's name or "") of a predict request. Raises `RequestError`."""
+    """Return (the JSON object, its format, the signature's name or "") of a predict request. Raises `RequestError`."""
     _check_size(body)
     try:
         value = json.loads(body)
@@ -60,7 +60,7 @@ def _check_size(body: bytes) -> None:
 
 
 def read_inputs(value: Mapping[str, Any], form: Format, signature: Signature) -> dict[str, NDArray[Any]]:
-    """The arrays of a parsed predict request, by input. Raises `RequestError`, INVALID_ARGUMENT."""
+    """Return the arrays of a parsed predict request, by input. Raises `RequestError`, INVALID_ARGUMENT."""
     content = value[form]
     return _rows(content, signature) if form == "instances" else _columns(content, signature)
 
@@ -115,7 +115,7 @@ def _columns(content: Any, signature: Signature) -> dict[str, NDArray[Any]]:
 
 
 def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
-    """A dense array from nested lists, all leaves of the input's type: 1 is no bool, "1" is no number."""
+    """Return a dense array from nested lists, all leaves of the input's type: 1 is no bool, "1" is no number."""
     shape: list[int] = []
     first = value
     while isinstance(first, list):
@@ -147,7 +147,7 @@ def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
 
 
 def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
-    """The leaves of nested lists in row-major order. Raises `RequestError` unless the lists have this shape."""
+    """Return the leaves of nested lists in row-major order. Raises `RequestError` unless the lists have this shape."""
     level = [value]
     for size in shape:
         if not all(type(one) is list and len(one) == size for one in level):

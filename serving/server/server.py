@@ -86,7 +86,10 @@ class ServerOptions:
     metrics_address: str = "127.0.0.1"
 
     def registry_root(self) -> str | None:
-        """The folder of the registries, or None where nothing is verified. Raises `CimlError` where it is unknown."""
+        """Return the folder of the registries, or None where nothing is verified.
+
+        Raises `CimlError` where it is unknown.
+        """
         if not self.verify:
             return None
         if self.registry is not None:
@@ -112,7 +115,7 @@ class ModelServer:
         self.manager: Any = None
 
     def start(self) -> None:
-        """Imports TensorFlow, loads what the configuration names, then listens. Raises `CimlError` where it cannot."""
+        """Import TensorFlow, load what the configuration names, then listen. Raises `CimlError` where it cannot."""
         root = self.options.registry_root()
         _check_open_files(self.options)
         listener = _listener(self.options.host, self.options.rest_port)  # before the seconds that the imports take
@@ -205,7 +208,7 @@ class ModelServer:
         self._threads.append(thread)
 
     def poll(self) -> None:
-        """Looks at the configuration once, and goes towards what it says. Never raises for what it finds there."""
+        """Look at the configuration once, and apply it. Errors in it are logged, not raised."""
         try:
             text = self._config_store.read(self._config_name)
         except FileNotFoundError:
@@ -239,7 +242,7 @@ class ModelServer:
                     raise EngineError(f"model {entry.name}: version {one.version} was not loaded: {one.message}")
 
     def stop(self) -> None:
-        """Answers what is being asked, then ends."""
+        """Answer pending requests, then stop."""
         self._stop.set()
         self._loop.call_soon_threadsafe(self._stopping.set)
         for thread in self._threads:
@@ -280,7 +283,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def run(options: ServerOptions) -> None:
-    """Runs a server until SIGTERM or SIGINT. Says on standard output, as one line of JSON, where it listens."""
+    """Run a server until SIGTERM or SIGINT. Print the ports as one line of JSON."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # looking for a graphics card takes a second
     ended = threading.Event()

@@ -33,7 +33,7 @@ _FIELDS = {
 
 
 def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
-    """(type, shape) that a TensorProto declares, without unpacking it.
+    """Return (type, shape) that a TensorProto declares, without unpacking it.
 
     Raises:
       RequestError: INVALID_ARGUMENT when one of them is unknown.
@@ -53,7 +53,7 @@ def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def declared_bytes(name: str, proto: Any) -> int:
-    """The bytes that a TensorProto takes once it is unpacked, without unpacking it. Raises as `declared` does.
+    """Return the bytes that a TensorProto takes once it is unpacked, without unpacking it. Raises as `declared` does.
 
     A TensorProto may hold one value and declare that it stands for any number of them.
     """
@@ -71,7 +71,7 @@ def declared_bytes(name: str, proto: Any) -> int:
 
 
 def from_protos(protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays that TensorProtos hold, by name; strings as object arrays of bytes.
+    """Return the arrays that TensorProtos hold, by name; strings as object arrays of bytes.
 
     Raises:
       RequestError: INVALID_ARGUMENT when one is malformed, or all together are too large.
@@ -94,7 +94,7 @@ def _unpacked(name: str, proto: Any) -> NDArray[Any]:
 
 
 def to_proto(array: NDArray[Any], proto: Any) -> None:
-    """Fills a TensorProto from an array, its values in the typed field."""
+    """Fill a TensorProto from an array, its values in the typed field."""
     import tensorflow as tf
 
     if array.dtype.kind in "OSU":
@@ -111,7 +111,10 @@ def to_proto(array: NDArray[Any], proto: Any) -> None:
 
 
 def plain(array: NDArray[Any]) -> Any:
-    """An array as nested lists for JSON. float32 becomes the shortest decimal that reads back as the same float32."""
+    """Return an array as nested lists for JSON.
+
+    float32 becomes the shortest decimal that reads back as the same float32.
+    """
     if array.dtype == np.float32:
         numbers = np.empty(array.size)
         flat = array.ravel()

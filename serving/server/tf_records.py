@@ -18,19 +18,19 @@ _MASK = 0xA282EAD8
 
 
 def masked_crc(data: bytes) -> int:
-    """The masked CRC32C that a TFRecord file holds of its lengths and of its data."""
+    """Return the masked CRC32C that a TFRecord file holds of its lengths and of its data."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 
 
 def frame(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file."""
+    """Return a record as it stands in a TFRecord file."""
     length = struct.pack("<Q", len(record))
     return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
 
 
 def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Iterator[bytes]:
-    """Iterates over the records of a TFRecord file (uncompressed).
+    """Iterate over the records of a TFRecord file (uncompressed).
 
     Args:
       data: the whole file.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-    """Runs the requests of a warm-up file, or, without one, zeros through every numeric signature.
+    """Run the requests of a warm-up file, or, without one, zeros through every numeric signature.
 
     Args:
       model: the model that was just loaded.

@@ -63,7 +63,7 @@ class AnalysisCache:
         self.store = store
 
     def read(self, key: str) -> SpanAnalysis | None:
-        """The analysis of that key, or None where there is none that can be used."""
+        """Return the analysis of that key, or None where there is none that can be used."""
         try:
             value = json.loads(self.store.read(f"{key}.json"))
             if value["key"] != key or value["digest"] != sha256_json(value["analysis"]):
@@ -75,7 +75,7 @@ class AnalysisCache:
             return None
 
     def write(self, key: str, analysis: SpanAnalysis) -> None:
-        """Keeps an analysis."""
+        """Keep an analysis."""
         value = analysis.to_json()
         self.store.replace(f"{key}.json", canonical_json({"key": key, "digest": sha256_json(value), "analysis": value}))
 

@@ -60,7 +60,7 @@ class Examples:
 
 
 def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
-    """The files that hold the runs of the given roles (all without), in order."""
+    """Return the files that hold the runs of the given roles (all without), in order."""
     tasks: list[FileTask] = []
     ordinal = 0
     for span in snapshot.spans:
@@ -75,7 +75,7 @@ def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
 
 
 def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Examples:
-    """The wanted rows of a file, in its order.
+    """Return the wanted rows of a file, in its order.
 
     Args:
       root: the data set's folder.
@@ -110,7 +110,7 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
 
 
 def read_snapshot_examples(data: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
-    """All runs of the given roles, in the snapshot's order, as they are before normalising.
+    """Return all runs of the given roles, in the snapshot's order, as they are before normalising.
 
     Raises:
       IntegrityError: when files and snapshot do not agree.
@@ -139,6 +139,6 @@ def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Example
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """The rows in batches of at most ``size``."""
+    """Yield the rows in batches of at most ``size``."""
     for start in range(0, len(examples), size):
         yield examples.take(slice(start, start + size))

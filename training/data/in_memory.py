@@ -56,7 +56,7 @@ class InMemoryDataset:
         return Normalisation.of(self.rows.inputs[self.in_train])
 
     def slices(self, places: np.ndarray) -> dict[str, list[str]]:
-        """The facts of some runs that metrics are given for, apart; those that no run has are left out."""
+        """Return the facts of some runs that metrics are given for, apart; those that no run has are left out."""
         found = {name: facts_of([self.mentions[place] for place in places], fact) for name, fact in SLICES.items()}
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
@@ -64,7 +64,7 @@ class InMemoryDataset:
 def read_material(
     data: Store, dataset: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> InMemoryDataset:
-    """All examples of a data set that may be learned from.
+    """Return all examples of a data set that may be learned from.
 
     Args:
       data: the data path.
@@ -92,5 +92,5 @@ def read_material(
 
 
 def facts_of(runs: Sequence[RunFacts], name: str) -> list[str]:
-    """A fact of each run by its name (``build_name``, ``flavour``, any metadata); empty where it has none."""
+    """Return a fact of each run by its name (``build_name``, ``flavour``, any metadata); empty where it has none."""
     return [label_of(run, "build_name" if name == "job" else name, {}) or "" for run in runs]

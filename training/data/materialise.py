@@ -51,7 +51,7 @@ class Materialised:
         return self.folder / TRANSFORM_FOLDER
 
     def paths(self, role: Role) -> list[str]:
-        """The files of a role, in order."""
+        """Return the files of a role, in order."""
         return [str(self.folder / RECORDS_FOLDER / shard) for shard in self.shards[role]]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Materialised:
 def materialise(
     data: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
 ) -> Materialised:
-    """Writes the normalised examples of a snapshot, and the transform.
+    """Write the normalised examples of a snapshot, and the transform.
 
     Args:
       data: the data path.
@@ -105,12 +105,12 @@ def materialise(
 
 
 def is_materialised(folder: Path) -> bool:
-    """Whether a folder was written by `materialise`, to its end."""
+    """Return whether a folder was written by `materialise`, to its end."""
     return (folder / _MANIFEST).is_file()
 
 
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:
-    """The rows of each file, by role."""
+    """Return the rows of each file, by role."""
     found: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
     for role in ROLES:
         for path in (folder / role).glob("*.tfrecord"):

@@ -52,7 +52,7 @@ _SCALARS = ("n_windows", "label", "ordinal")
 def run_pipeline(
     data: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
 ) -> tuple[int, int]:
-    """Builds the pipeline and runs it to its end.
+    """Build the pipeline and run it to its end.
 
     Returns:
       How many spans were analysed, and how many had their analysis in the cache.
@@ -76,7 +76,7 @@ def run_pipeline(
 def build_materialise(
     pipeline: beam.Pipeline, data: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
 ) -> tuple[int, int]:
-    """Wires the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
+    """Wire the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
 
     Returns:
       How many spans it analyses, and how many have their analysis in the cache.
@@ -125,7 +125,7 @@ def build_materialise(
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
-    """How tf.Transform makes tensors of the record batches of `to_batch`."""
+    """Return how tf.Transform makes tensors of the record batches of `to_batch`."""
 
     def dense(column: str, *sizes: int) -> schema_pb2.TensorRepresentation:
         shape = schema_pb2.FixedShape(dim=[schema_pb2.FixedShape.Dim(size=size) for size in sizes])
@@ -228,7 +228,7 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
 
 
 def _tasks_of(folder: str) -> list[FileTask]:
-    """The files of the snapshot that is materialised in a folder, also in a process that did not begin it."""
+    """Return the files of the snapshot that is materialised in a folder, also in a process that did not begin it."""
     if folder not in _tasks:
         _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
     return _tasks[folder]
@@ -249,7 +249,7 @@ def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
 def _sufficient(
     known: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
 ) -> dict[int, SpanAnalysis]:
-    """Those of the analyses that hold all that the analyzers ask for; the others are made again."""
+    """Return those of the analyses that hold all that the analyzers ask for; the others are made again."""
     if not known:
         return {}
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
@@ -269,7 +269,7 @@ def _cached(pipeline: beam.Pipeline, span: int, found: SpanAnalysis) -> analyzer
 
 
 def _keep(made: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
-    """Collects the accumulators of a span, and its size, and keeps them in the cache."""
+    """Collect the accumulators of a span, and its size, and keep them in the cache."""
     labelled = [
         values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
         for number, (entry, values) in enumerate(sorted(made.items()))
@@ -300,5 +300,5 @@ def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCac
 
 
 def read_transform(folder: Path) -> tft.TFTransformOutput:
-    """The transform that a pipeline wrote."""
+    """Return the transform that a pipeline wrote."""
     return tft.TFTransformOutput(str(folder))

@@ -132,7 +132,7 @@ class Snapshot:
         return sha256_json(told)
 
     def runs(self, *roles: Role) -> Iterator[SnapshotRun]:
-        """The runs of the given roles (all without), span by span."""
+        """Yield the runs of the given roles (all without), span by span."""
         for span in self.spans:
             for run in span.runs:
                 if not roles or run.role in roles:
@@ -144,7 +144,7 @@ class Snapshot:
         return self.resolved.definition.tdt_split[1] == 0
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many runs there are by role and class name, zeros included."""
+        """Return how many runs there are by role and class name, zeros included."""
         counts: dict[str, dict[str, int]] = {role: dict.fromkeys(self.resolved.classes, 0) for role in ROLES}
         for run in self.runs():
             counts[run.role][self.resolved.classes[run.label]] += 1
@@ -155,14 +155,14 @@ class Snapshot:
         return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
 
     def rules(self) -> dict[str, int]:
-        """How many runs each trust rule let in."""
+        """Return how many runs each trust rule let in."""
         return dict(sorted(Counter(run.rule for run in self.runs()).items()))
 
 
 def make_snapshot(
     data: Store, dataset_name: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> Snapshot:
-    """The snapshot of a data set's latest span versions.
+    """Return the snapshot of a data set's latest span versions.
 
     Args:
       data: the data path.
@@ -252,14 +252,14 @@ def snapshot_path(digest: str) -> str:
 
 
 def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
-    """Writes a snapshot, exclusively, below ``DATA/trainer/<model>``; one that is there says the same. Its path."""
+    """Write a snapshot, exclusively, below ``DATA/trainer/<model>``; one that is there says the same. Its path."""
     path = snapshot_path(snapshot.digest)
     trainer.create(path, canonical_json({"digest": snapshot.digest, **snapshot.to_json()}))
     return path
 
 
 def read_snapshot(trainer: Store, digest: str) -> Snapshot:
-    """A snapshot that was written. Raises `IntegrityError` where it is not what its name says."""
+    """Return a snapshot that was written. Raises `IntegrityError` where it is not what its name says."""
     path = snapshot_path(digest)
     try:
         value = json.loads(trainer.read(path))

@@ -76,7 +76,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
-    """The experiment's estimator. Raises `CimlError` where there is none of this name."""
+    """Return the experiment's estimator. Raises `CimlError` where there is none of this name."""
     found = ESTIMATORS.get(experiment.estimator)
     if found is None:
         known = ", ".join(sorted(ESTIMATORS))
@@ -92,7 +92,7 @@ def inputs_for(experiment: Experiment, normalisation: Normalisation, rows: Rows)
 
 
 def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bool = False) -> None:
-    """Finds what keeps an experiment from a data set.
+    """Find what keeps an experiment from a data set.
 
     Args:
       experiment: what to train.
@@ -113,7 +113,7 @@ def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bo
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Finds what is wrong with an experiment before there are data.
+    """Find what is wrong with an experiment before there are data.
 
     Raises:
       CimlError: for an unknown estimator, a key that means nothing to it, or a parameter that it does not take.
@@ -142,7 +142,7 @@ def fit(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Fitted:
-    """Fits the experiment's estimator. The same arguments give the same one.
+    """Fit the experiment's estimator. The same arguments give the same one.
 
     Args:
       experiment: what to fit.
@@ -171,7 +171,7 @@ def fit(
 
 
 def build_model(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
-    """A fresh Keras model; its weights are given by the experiment's seed.
+    """Return a fresh Keras model; its weights are given by the experiment's seed.
 
     Args:
       experiment: what to build.

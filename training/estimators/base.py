@@ -44,7 +44,7 @@ class Fitted(Protocol):
         """Probabilities float [n, C] of inputs float32 [n, L, F], as they were for fitting, and n_windows int32 [n]."""
 
     def to_json(self) -> dict[str, Any]:
-        """How it came to be: ``runs`` that were fitted on, and what else the estimator tells."""
+        """Return how it came to be: ``runs`` that were fitted on, and what else the estimator tells."""
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ class BoostedViews:
         self._fitted: list[tuple[View, np.ndarray, Any]] = []
 
     def fit(self, runs: Windows, labels: np.ndarray) -> BoostedViews:
-        """Fits all members; labels int64 [n]."""
+        """Fit all members; labels int64 [n]."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         views = self._views(runs)
@@ -66,7 +66,7 @@ class BoostedViews:
         return self
 
     def predict_proba(self, runs: Windows) -> np.ndarray:
-        """The mean of the members' probabilities, float64 [n, C]."""
+        """Return the mean of the members' probabilities, float64 [n, C]."""
         views = self._views(runs)
 
         with _alone():
@@ -85,7 +85,7 @@ class BoostedViews:
 
 
 def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
-    """The ensemble of an experiment.
+    """Return the ensemble of an experiment.
 
     Raises:
       CimlError: for numbers of members that make no ensemble.

@@ -97,7 +97,7 @@ class Resident:
         self.counts = np.bincount(rows.labels)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation int32 [n] of an epoch: it follows from the seed and the epoch alone."""
+        """Return the permutation int32 [n] of an epoch: it follows from the seed and the epoch alone."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)).astype(np.int32)
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
@@ -164,7 +164,7 @@ def fit_network(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Trained:
-    """Trains a network, in place. The same arguments give the same weights.
+    """Train a network, in place. The same arguments give the same weights.
 
     Args:
       experiment: how to train.
@@ -248,7 +248,7 @@ def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
 
 
 def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
-    """A function to what the model is worth on the dev runs now."""
+    """Return a function to what the model is worth on the dev runs now."""
     tf = tensorflow()
     inputs, n_windows, labels = map(tf.constant, (dev.inputs, dev.n_windows, dev.labels))
 
@@ -270,7 +270,7 @@ def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
 
 
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
-    """Writes each epoch's figures as TensorBoard reads them; Keras's own callback needs TensorBoard installed."""
+    """Write each epoch's figures as TensorBoard reads them; Keras's own callback needs TensorBoard installed."""
     tf = tensorflow()
     with tf.Graph().as_default():  # where such writers may be made
         writer = tf.compat.v1.summary.FileWriter(str(folder))

@@ -96,7 +96,7 @@ def _model(k: Any, experiment: Experiment, inputs: Any, n_windows: Any, hidden: 
 
 
 def optimizer_of(experiment: Experiment, steps: int) -> Any:
-    """The experiment's optimizer, whose learning rate is laid out for ``steps`` batches."""
+    """Return the experiment's optimizer, whose learning rate is laid out for ``steps`` batches."""
     optimizers = keras().optimizers
     rate: Any = experiment.learning_rate
     if experiment.schedule == "cosine":

@@ -47,7 +47,7 @@ class FittedScikit:
 def fit_scikit(
     experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any, features: Features
 ) -> FittedScikit:
-    """Fits an estimator of this module, or of `training.estimators.boosted`.
+    """Fit an estimator of this module, or of `training.estimators.boosted`.
 
     Args:
       experiment: its ``parameters`` are the estimator's own.
@@ -90,7 +90,7 @@ def svm(experiment: Experiment, smallest: int) -> Any:
 
 
 def random_forest(experiment: Experiment, smallest: int) -> Any:
-    """A random forest."""
+    """Return a random forest."""
     from sklearn.ensemble import RandomForestClassifier
 
     return RandomForestClassifier(n_jobs=threads(), **_options(experiment, {"n_estimators": 300}))

@@ -40,7 +40,7 @@ _NUMBERS: dict[View, int] = {"levels": 19, "shapes": 77}
 
 
 def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
-    """A view of runs. What comes out for a run does not depend on the others, nor on the padding.
+    """Return a view of runs. What comes out for a run does not depend on the others, nor on the padding.
 
     Args:
       inputs: float32 [n, L, F], not normalised: ratios and ticks are those of the recorded numbers.
@@ -85,7 +85,7 @@ def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndar
 
 
 def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
-    """The numbers of n runs beside each other, float32; what is not finite is not known."""
+    """Return the numbers of n runs beside each other, float32; what is not finite is not known."""
     with np.errstate(over="ignore"):
         stored = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
     stored[~np.isfinite(stored)] = np.nan
@@ -115,7 +115,7 @@ class _Column:
         self.deviation = np.sqrt((self.centred**2).sum(axis=1) / counts)
 
     def share(self, which: np.ndarray) -> np.ndarray:
-        """The share of the run's own windows [n, L], or of its steps [n, L - 1], for which something is true."""
+        """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which something is true."""
         whole = which.shape[1] == self.own.shape[1]
         among = self.own if whole else self.stepped
         share: np.ndarray = (which & among).sum(axis=1) / (self.counts if whole else self.pairs)

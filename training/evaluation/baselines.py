@@ -37,7 +37,7 @@ def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
 
 
 def number_of(raw: Store | None, name: str, mentions: Sequence[RunFacts]) -> np.ndarray | None:
-    """A number of each run, float64 [n], NaN where a run has none.
+    """Return a number of each run, float64 [n], NaN where a run has none.
 
     Args:
       raw: the raw store that has the runs, which memory is read from; None where there is none.
@@ -68,7 +68,7 @@ def _duration_s(mention: RunFacts) -> float:
 
 
 def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
-    """The probabilities that one number gives: memory by the nearest training run, duration by a small tree.
+    """Return the probabilities that one number gives: memory by the nearest training run, duration by a small tree.
 
     Args:
       number: one of `NUMBERS`.

@@ -35,7 +35,7 @@ def assess(
     champion: Champion | None,
     gate: GatePolicy,
 ) -> dict[str, Any]:
-    """The figures of a candidate, as `training.evaluation.gate.judge` takes them.
+    """Return the figures of a candidate, as `training.evaluation.gate.judge` takes them.
 
     The exported model answers, from runs that are not normalised, as it will when it is served; the model in memory is
     asked the same runs as they were materialised, and has to agree.
@@ -79,7 +79,7 @@ def _against(
     right: np.ndarray,
     gate: GatePolicy,
 ) -> dict[str, Any]:
-    """The champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
+    """Return the champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
     try:
         champion_right = right_answers(
             raw_store_by_name(data, snapshot.dataset), champion, snapshot.resolved, runs, test
@@ -100,7 +100,7 @@ def _baselines(data: Store, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float | None:
-    """The largest difference of two models' probabilities; None where it cannot be said."""
+    """Return the largest difference of two models' probabilities; None where it cannot be said."""
     if one.shape != other.shape or not one.size or not np.isfinite(one).all() or not np.isfinite(other).all():
         return None
     return float(np.abs(one.astype(np.float64) - other).max())

@@ -38,7 +38,7 @@ class Champion:
 def right_answers(
     raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
 ) -> np.ndarray:
-    """Whether the champion is right on each run, bool [n], by its own SavedModel and its own definition.
+    """Return whether the champion is right on each run, bool [n], by its own SavedModel and its own definition.
 
     A model of another definition (other columns, interval or classes) is given the same runs, prepared from the raw
     store by that definition, and is right when it names the right class. A run that it cannot be given is not answered.
@@ -71,7 +71,7 @@ def right_answers(
 
 
 def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
-    """Answers float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
+    """Answer float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
     from ciml.telemetry import OWN_COLUMNS
     from transforms.examples.prepare import prepare_many
     from transforms.raw.write import read_runs

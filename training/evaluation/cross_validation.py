@@ -43,7 +43,7 @@ class CVSplit:
 
 
 def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
-    """Divides the train and dev runs; see `cross_validate`."""
+    """Divide the train and dev runs; see `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     places = material.of("train", "dev")
@@ -67,7 +67,7 @@ def cross_validate(
     hold_out: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Trains on all folds but one, again and again, and scores each on the one.
+    """Train on all folds but one, again and again, and scores each on the one.
 
     Args:
       experiment: what to train. With early stopping, it looks at the dev runs among those that are trained on.
@@ -117,7 +117,7 @@ def cross_validate(
 
 
 def by_one_number(material: InMemoryDataset, division: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
-    """The probabilities that single numbers give, in place of a model, for the runs that are held out.
+    """Yield the probabilities that single numbers give, in place of a model, for the runs that are held out.
 
     Args:
       material: the runs.
@@ -168,7 +168,7 @@ def _groups(material: InMemoryDataset, places: np.ndarray, hold_out: Sequence[st
 def held_out(
     experiment: Experiment, material: InMemoryDataset, division: CVSplit, number: int, look: Look | None = None
 ) -> np.ndarray:
-    """The probabilities of the runs that a fold holds out, by a model of the others, normalised by these alone.
+    """Return the probabilities of the runs that a fold holds out, by a model of the others, normalised by these alone.
 
     Args:
       experiment: what to train.

@@ -59,7 +59,7 @@ class Verdict:
 
 
 def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Verdict:
-    """Judges a candidate.
+    """Judge a candidate.
 
     Args:
       candidate: ``evaluation`` (of `training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by class),
@@ -143,7 +143,7 @@ def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, ch
 def compare(
     candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
 ) -> dict[str, Any]:
-    """Compares two models on the same runs, pair by pair.
+    """Compare two models on the same runs, pair by pair.
 
     Args:
       candidate_right: bool [n], whether the candidate was right on each run.

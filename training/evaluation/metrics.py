@@ -48,7 +48,7 @@ def evaluate(
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """The metrics of a model on held-out runs, as JSON. Numbers that cannot be had, without runs, are None.
+    """Return the metrics of a model on held-out runs, as JSON. Numbers that cannot be had, without runs, are None.
 
     Args:
       probabilities: float [n, C].
@@ -182,7 +182,10 @@ def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
 
 
 def raw_files(raw: Store, run_ids: set[str]) -> dict[str, RawFile]:
-    """The objects of runs in a raw store, by run id. Raises `IntegrityError` where the raw manifest lacks one."""
+    """Return the objects of runs in a raw store, by run id.
+
+    Raises `IntegrityError` where the raw manifest lacks one.
+    """
     found: dict[str, RawFile] = {}
     for _, delta in ManifestLog(raw).since(0):
         for record in rows_of(delta):  # the last row of a run is the one that is read

@@ -30,7 +30,7 @@ def scores(
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The figures of `training.evaluation.metrics.evaluate` and more, each with ``value``, ``low`` and ``high``:
+    """Return the figures of `training.evaluation.metrics.evaluate` and more, each with ``value``, ``low`` and ``high``:
 
     - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
       its ``share`` of the runs, which is the PR-AUC of a guess;
@@ -85,7 +85,7 @@ def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The figures that can be said of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
+    """Return the figures that can be said of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
     from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support
     from sklearn.metrics import roc_auc_score as roc_auc
 

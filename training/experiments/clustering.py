@@ -85,7 +85,7 @@ def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
 
 
 def different(points: np.ndarray) -> int:
-    """How many different points there are: k-means finds no more clusters."""
+    """Return how many different points there are: k-means finds no more clusters."""
     return len({row.tobytes() for row in np.ascontiguousarray(points)})
 
 
@@ -100,7 +100,7 @@ def elbow(found: Sequence[Clusters]) -> int:
 
 
 def best_silhouette(found: Iterable[Clusters]) -> int | None:
-    """The k of the largest silhouette, the smallest of equals; None where there is none."""
+    """Return the k of the largest silhouette, the smallest of equals; None where there is none."""
     scored = [(-each.silhouette, each.k) for each in found if each.silhouette is not None]
     return min(scored)[1] if scored else None
 
@@ -125,7 +125,7 @@ class Agreement:
 
 
 def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TRIALS) -> Agreement | None:
-    """Compares clusters [n] with names [n]. None where there is one name or one cluster only: nothing to agree on."""
+    """Compare clusters [n] with names [n]. None where there is one name or one cluster only: nothing to agree on."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     _, known = np.unique(names, return_inverse=True)
@@ -171,7 +171,7 @@ class Shares:
 
 
 def shares(of: np.ndarray, names: np.ndarray) -> Shares:
-    """Counts runs by cluster [n] and name [n]. Equally common names are in the order of the alphabet."""
+    """Count runs by cluster [n] and name [n]. Equally common names are in the order of the alphabet."""
     known, inverse, totals = np.unique(names, return_inverse=True, return_counts=True)
     order = np.argsort(-totals, kind="stable")
     counts = np.zeros((int(of.max()) + 1, len(known)), np.int64)

@@ -62,7 +62,7 @@ class Stored:
         return str(self.result["snapshot"]["digest"]) if self.result else ""
 
     def predictions(self) -> Predictions | None:
-        """The answers for the test runs; None where the file is not there any more.
+        """Return the answers for the test runs; None where the file is not there any more.
 
         Raises:
           IntegrityError: when the file is not the one that the result names.
@@ -83,7 +83,7 @@ class Stored:
 
 
 def stored_trials(data: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
-    """The latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
+    """Return the latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
 
     The latest is that of the most spans and versions of them; of trials that have the same, one that others have too,
     since only figures of the same runs can be compared.
@@ -111,7 +111,7 @@ def stored_trials(data: Store, experiments: Iterable[str], datasets: Sequence[st
 
 
 def _age(trial: Stored) -> tuple[int, int]:
-    """(spans, the sum of their versions): both only grow. (0, 0) without a result."""
+    """Return (spans, the sum of their versions): both only grow. (0, 0) without a result."""
     spans = trial.result["snapshot"]["spans"] if trial.result else []
     return len(spans), sum(version for _, version in spans)
 

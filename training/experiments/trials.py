@@ -40,13 +40,13 @@ RESULT = "result.json"
 
 
 def experiment_store(data: Store, name: str) -> Store:
-    """The folder of an experiment. Its name is checked, for it may come from a user."""
+    """Return the folder of an experiment. Its name is checked, for it may come from a user."""
     Experiment.from_json({"name": name}, "experiment")
     return data.child(f"experiments/{name}")
 
 
 def create_experiment(data: Store, experiment: Experiment) -> bool:
-    """Stores an experiment under its name. The same again changes nothing, and gives False.
+    """Store an experiment under its name. The same again changes nothing, and gives False.
 
     Raises:
       CimlError: when it is wrong in itself, or another one has that name.
@@ -66,7 +66,7 @@ def create_experiment(data: Store, experiment: Experiment) -> bool:
 
 
 def load_experiment(data: Store, name: str) -> Experiment:
-    """A stored experiment. Raises `CimlError` where there is none of this name."""
+    """Return a stored experiment. Raises `CimlError` where there is none of this name."""
     store = experiment_store(data, name)
     try:
         value = json.loads(store.read("experiment.json"))
@@ -78,13 +78,13 @@ def load_experiment(data: Store, name: str) -> Experiment:
 
 
 def experiment_names(data: Store) -> list[str]:
-    """The names of all experiments, sorted."""
+    """Return the names of all experiments, sorted."""
     paths = (path.split("/") for path in data.list("experiments"))
     return sorted(parts[1] for parts in paths if parts[2:] == ["experiment.json"])
 
 
 def results_of(data: Store, name: str) -> list[dict[str, Any]]:
-    """All results of an experiment, by data set, those of a data set in no promised order."""
+    """Return all results of an experiment, by data set, those of a data set in no promised order."""
     store = experiment_store(data, name)
     paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
     return [found for path in paths if (found := read_stored(store, path)) is not None]
@@ -160,7 +160,7 @@ class Trial:
         return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
 
     def run(self) -> tuple[dict[str, Any], bool]:
-        """Trains, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.
+        """Train, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.
 
         Returns:
           The result, see docs/experiments.md, and whether it is new.
@@ -196,7 +196,7 @@ class Trial:
         return self._keep(RESULT, result)
 
     def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
-        """Asks the model about the test runs of another data set: what it learned, on other jobs.
+        """Ask the model about the test runs of another data set: what it learned, on other jobs.
 
         Returns:
           The `scores`, with how many runs were left out, and whether they are new.
@@ -245,7 +245,7 @@ class Trial:
         return self._keep(name, found)
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Stores, exclusively. Where another was first, its result is the result."""
+        """Store, exclusively. Where another was first, its result is the result."""
         new = self.store.create(name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
         stored = read_stored(self.store, name)
         if stored is None:
@@ -303,7 +303,10 @@ def _shape(material: InMemoryDataset) -> dict[str, Any]:
 
 
 def read_stored(store: Store, name: str) -> dict[str, Any] | None:
-    """A JSON object of a store; None where there is none of this name. Raises `IntegrityError` for anything else."""
+    """Return a JSON object of a store; None where there is none of this name.
+
+    Raises `IntegrityError` for anything else.
+    """
     try:
         value = json.loads(store.read(name))
     except FileNotFoundError:
@@ -316,7 +319,7 @@ def read_stored(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def _predictions(material: InMemoryDataset, places: np.ndarray, answers: np.ndarray) -> bytes:
-    """A Parquet file with a row a run: who it is, what it was, and the probability of each class."""
+    """Return a Parquet file with a row a run: who it is, what it was, and the probability of each class."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -61,7 +61,7 @@ class Axis:
 
 
 def axes_of(part: Part, keys: Mapping[str, Any]) -> list[Axis]:
-    """The axes that a table of the file describes.
+    """Return the axes that a table of the file describes.
 
     Raises:
       ValueError: names the key and what is wrong with it.
@@ -122,7 +122,7 @@ def _named(place: str, value: Any) -> dict[str, Any]:
 
 
 def name_of(key: str, value: Any) -> str:
-    """The name of a value that was given none: ``3×100`` for three hidden layers of 100 units."""
+    """Return the name of a value that was given none: ``3×100`` for three hidden layers of 100 units."""
     if key.endswith("hidden_layers"):
         units = value.split("/") if isinstance(value, str) else [str(each) for each in value]
         units = [each for each in units if each]

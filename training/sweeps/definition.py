@@ -100,7 +100,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One fact alone stands for a list of one."""
+        """Return one fact alone stands for a list of one."""
         return {**value, "hold_out": (value["hold_out"],)} if isinstance(value.get("hold_out"), str) else value
 
     def __post_init__(self) -> None:
@@ -162,14 +162,14 @@ class Sweep(Settings, frozen=True, kw_only=True):
         return self._experiment({"experiment": self.experiment}).epochs
 
     def axis(self, key: str) -> Axis:
-        """The axis of a key. Raises `CimlError` where it does not vary."""
+        """Return the axis of a key. Raises `CimlError` where it does not vary."""
         for axis in self.axes:
             if axis.key == key:
                 return axis
         raise CimlError(f"{key!r:.60} does not vary in the sweep {self.name!r}")
 
     def effective(self, parameters: Mapping[str, Value]) -> dict[str, Value]:
-        """The values of those axes that mean something to the estimator."""
+        """Return the values of those axes that mean something to the estimator."""
         keys = ESTIMATORS[self._estimator(parameters)].keys
         return {
             axis.key: parameters[axis.key]
@@ -251,7 +251,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
 
 def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefinition:
-    """A definition of these keys, pinned, whose name follows from what it says: so sweeps share data sets."""
+    """Return a definition of these keys, pinned, whose name follows from what it says: so sweeps share data sets."""
     values = {"span_runs": _SPAN_RUNS, "slicer": ":", **keys}
     plain = DatasetDefinition.from_json({**values, "name": "sweep", "raw_version": raw_version}, "dataset")
     name = f"sweep-{plain.sample_interval}-{plain.digest[:16]}"
@@ -259,7 +259,7 @@ def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefi
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The keys in which two JSON objects differ, with dots."""
+    """Yield the keys in which two JSON objects differ, with dots."""
     for key in {**old, **new}:
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

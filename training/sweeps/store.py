@@ -21,13 +21,13 @@ _FORMAT = 1
 
 
 def sweep_store(data: Store, name: str) -> Store:
-    """The folder of a sweep. Its name is checked, for it may come from a user."""
+    """Return the folder of a sweep. Its name is checked, for it may come from a user."""
     Sweep.from_json({"name": name, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "sweep")
     return data.child(f"sweeps/{name}")
 
 
 def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_version: Callable[[], int]) -> int:
-    """Begins a sweep, or goes on with it.
+    """Begin a sweep, or goes on with it.
 
     Args:
       store: its folder.
@@ -75,7 +75,7 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
 
 
 def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
-    """Stores what a trial came to. Where another command was first, what it has stored is what the trial came to."""
+    """Store what a trial came to. Where another command was first, what it has stored is what the trial came to."""
     if store.create(_path(outcome.number), canonical_json(outcome.to_json())):
         return outcome
     return read_outcome(store, outcome.number) or outcome
@@ -87,7 +87,7 @@ def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
 
 
 def keep_baseline(store: Store, question: int, found: Mapping[str, Any]) -> None:
-    """Stores that, once."""
+    """Store that, once."""
     store.create(f"baselines/{question}.json", canonical_json(found))
 
 

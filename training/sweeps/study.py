@@ -47,7 +47,7 @@ class Past:
 
 
 def propose(sweep: Sweep, question: int, past: Sequence[Past]) -> dict[str, Value]:
-    """The next parameters by optuna's TPE. The same arguments give the same ones.
+    """Return the next parameters by optuna's TPE. The same arguments give the same ones.
 
     Args:
       sweep: its axes and seed.
@@ -81,7 +81,7 @@ class Judge:
         self._trial = self._study.ask()
 
     def hopeless(self, step: int, value: float) -> bool:
-        """Whether the trial is to be ended after this step, from 1, and its value."""
+        """Return whether the trial is to be ended after this step, from 1, and its value."""
         self._trial.report(value, step)
         return self._trial.should_prune()
 

@@ -54,7 +54,7 @@ class Scored:
 
 
 def division_of(sweep: Sweep, material: InMemoryDataset) -> CVSplit:
-    """How a sweep divides the runs of a data set: into folds, or into train and dev.
+    """Return how a sweep divides the runs of a data set: into folds, or into train and dev.
 
     Raises:
       CimlError: there are too few.
@@ -69,7 +69,7 @@ def division_of(sweep: Sweep, material: InMemoryDataset) -> CVSplit:
 
 
 def score_trial(sweep: Sweep, experiment: Experiment, material: InMemoryDataset, report: Report) -> Scored:
-    """Trains and scores.
+    """Train and scores.
 
     Args:
       sweep: what is asked.
