@@ -41,7 +41,8 @@ _PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _MENTION, RawFile("runs/1", "0", 60,
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
-    from pipelines.ingest.pipeline import IngestConfig, build_ingest
+    from pipelines.ingest.config import IngestConfig
+    from pipelines.ingest.pipeline import build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
     build_ingest(pipeline, IngestConfig(_DATA, _KAFKA, fetch=fetch), reads, due)

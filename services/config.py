@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ciml.pairs import pairs
 
 if TYPE_CHECKING:
-    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.ingest.config import IngestConfig
 
 
 def make_config(
@@ -34,7 +34,7 @@ def make_config(
     """
     from ciml.events.mentions import source_names
     from ciml.storage.open import open_store
-    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.ingest.config import IngestConfig
     from pipelines.kafka.client import KafkaOptions
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.decode import ALL_JOBS

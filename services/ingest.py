@@ -13,7 +13,8 @@ from ciml.errors import EngineError
 from ciml.raw.accounting import RawState
 from pipelines.flink.submit import FlinkJob, flink_options, run_here
 from pipelines.ingest.committer import committer
-from pipelines.ingest.pipeline import IngestConfig, build_ingest
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import Listing, close_readers, list_again, list_topic
 from pipelines.kafka.plan import is_older
 from pipelines.kafka.source import bases, plan

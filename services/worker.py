@@ -23,7 +23,7 @@ from services.files import Options, ServiceFiles
 
 if TYPE_CHECKING:
     from pipelines.flink.submit import FlinkJob
-    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.ingest.config import IngestConfig
 
 _LOOK_S = 1.0
 _BUSY = 75

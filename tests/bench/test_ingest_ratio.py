@@ -94,7 +94,7 @@ def direct(scene: Scene, folder: Path) -> float:
 
 
 def config(scene: Scene, folder: Path) -> Any:
-    from pipelines.ingest.pipeline import IngestConfig
+    from pipelines.ingest.config import IngestConfig
     from pipelines.kafka.client import KafkaOptions
 
     # Runs are not announced here: the loop announces nothing either.

@@ -34,7 +34,7 @@ CYCLE = "CIML_FAULTS_CYCLE"
 def plant(name: str) -> None:
     """Plants a defect ("" for none) into this process, and what the environment says of the size of batches."""
     if most := int(os.environ.get(CYCLE, "0")):
-        from pipelines.ingest.pipeline import IngestConfig
+        from pipelines.ingest.config import IngestConfig
 
         def make(init: Any) -> Any:
             return lambda self, *arguments, **named: init(self, *arguments, **{"cycle_messages": most, **named})

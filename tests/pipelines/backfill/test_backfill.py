@@ -25,7 +25,7 @@ from ciml.events.payloads import message_of
 from ciml.storage.open import open_store
 from pipelines.backfill.backfill import Tally, backfill
 from pipelines.backfill.dry_run import survey
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from pipelines.raw_store.verify import verify_raw
 from services.ingest import ingest_micro_batches

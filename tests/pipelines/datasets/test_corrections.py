@@ -18,7 +18,7 @@ from ciml.events.records import RunFacts
 from ciml.storage.open import Store, open_store
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets.update import create_dataset, dataset_store, read_span, update_dataset, verify_dataset
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.ingest import ingest_micro_batches
 from tests.pipelines.backfill.backfilling import config as backfill_config

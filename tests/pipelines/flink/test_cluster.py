@@ -21,7 +21,8 @@ from pipelines.flink import rest as flink_rest
 from pipelines.flink.rest import RestJob
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.committer import committer
-from pipelines.ingest.pipeline import IngestConfig, build_ingest
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import list_topic
 from pipelines.kafka.source import plan
 from services.ingest import ingest_micro_batches

@@ -15,7 +15,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, Ra
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.raw.accounting import RawState
 from ciml.storage.open import Store, open_store
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
 from pipelines.kafka.publish import VERSION
 from tests.pipelines.ingest.scenario import Scenario, mentions

@@ -93,7 +93,8 @@ _SLOW_INGEST = """
 import json, sys
 from ciml.storage.open import open_store
 from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.ingest.pipeline import IngestConfig, build_ingest
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.source import plan
 from pipelines.kafka.client import KafkaOptions
 from services.ingest import ingest_micro_batches

@@ -30,7 +30,7 @@ from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.backfill.backfill import backfill
 from pipelines.flink.submit import run_here
 from pipelines.ingest.committer import seal, seal_guarded, unseal
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.replay import ReplayConfig, replay
 from pipelines.kafka.client import KafkaOptions
 from services.ingest import ingest_micro_batches

@@ -14,7 +14,7 @@ from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.ingest import ingest_micro_batches
 from tests.pipelines.ingest.ingesting import MakeTopic, account

@@ -17,7 +17,7 @@ from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
 from ciml.manifest.log import Delta
 from ciml.storage.open import open_store
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, borrow, close_readers, list_topic, make_topic
 from pipelines.kafka.source import FOREVER, OffsetTracker, PartitionRead, ReadOptions, ReadUnbounded, Restriction
 from services.ingest import ingest_micro_batches

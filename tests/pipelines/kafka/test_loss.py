@@ -14,7 +14,8 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome
 from ciml.storage.open import open_store
 from pipelines.ingest.accept_loss import accept_losses
 from pipelines.ingest.committer import committer, seal
-from pipelines.ingest.pipeline import CommitRaw, IngestConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import CommitRaw
 from pipelines.kafka.client import (
     KafkaOptions,
     NoTopicError,

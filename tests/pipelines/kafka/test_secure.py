@@ -14,7 +14,7 @@ import pytest
 
 from ciml.errors import CimlError, EngineError
 from ciml.storage.open import open_store
-from pipelines.ingest.pipeline import IngestConfig
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, close_readers, list_topic, make_topic, read_properties
 from services.ingest import ingest_micro_batches
 from tests.pipelines.ingest.ingesting import account, wait_for

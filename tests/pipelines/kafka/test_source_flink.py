@@ -14,7 +14,8 @@ from ciml.storage.open import open_store
 from pipelines.flink import jobs as flink_jobs
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.submit import FlinkJob, flink_options
-from pipelines.ingest.pipeline import IngestConfig, build_ingest
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import KafkaOptions, admin, close_readers, list_topic, make_topic
 from pipelines.kafka.source import ReadOptions, plan
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
