@@ -34,7 +34,7 @@ from prometheus_client.registry import Collector
 from ciml import __version__
 from ciml.errors import EngineError
 
-__all__ = ["BUILD", "LOOK", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
+__all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody reads
 
@@ -97,7 +97,7 @@ class Metric:
 
 
 BUILD = Metric("ciml_build_info", "gauge", "The version of ciml; always 1.", ("version",))
-LOOK = Metric(
+LAST_OBSERVED = Metric(
     "ciml_last_look_timestamp_seconds", "gauge", "When the service last saw its manifest and its topic, epoch seconds."
 )
 
@@ -115,9 +115,9 @@ class Board(Collector):
         with self._lock:
             self._parts[part] = made
 
-    def looked(self, families: Iterable[Family]) -> None:
+    def observed(self, families: Iterable[Family]) -> None:
         """Replaces what comes of a whole look at manifest and topic, and notes its time."""
-        self.put("look", [*families, LOOK.alone(time.time())])
+        self.put("look", [*families, LAST_OBSERVED.alone(time.time())])
 
     def describe(self) -> list[Family]:
         """Nothing: what there will be is not known when it is registered."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from confluent_kafka import Producer
 
 import engines
-from ciml.events.cloudevents import finished_event, mention_from_listing
+from ciml.events.cloudevents import facts_from_listing, finished_event
 
 HERE = Path(__file__).resolve().parent
 
@@ -38,12 +38,12 @@ def main() -> None:
     with options.listing.open() as lines:
         for line in itertools.islice(lines, options.runs):
             build = json.loads(line)
-            mention = mention_from_listing(build, source="example-ci", logs=options.listing.resolve().parent.as_uri())
+            facts = facts_from_listing(build, source="example-ci", logs=options.listing.resolve().parent.as_uri())
             # What a gate says of itself; a listing's own word for trust is not an event's to use.
-            mention = mention.replace(event="gate", pipeline="gate")
-            value, headers = finished_event(mention, event_id=mention.build_uuid, time_us=mention.end_us)
+            facts = facts.replace(event="gate", pipeline="gate")
+            value, headers = finished_event(facts, event_id=facts.build_uuid, time_us=facts.end_us)
             producer.produce(
-                options.topic, value, key=mention.run_id, headers=headers,
+                options.topic, value, key=facts.run_id, headers=headers,
                 on_delivery=lambda error, _: failed.append(str(error)) if error else None,
             )  # fmt: skip
             producer.poll(0)

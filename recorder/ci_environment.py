@@ -153,7 +153,7 @@ def _short_id(native: str) -> str:
 
 
 def _clean(value: str) -> str:
-    return "".join(letter for letter in value if is_clean(letter))[:MAX_TEXT_CHARACTERS].strip()
+    return "".join(character for character in value if is_clean(character))[:MAX_TEXT_CHARACTERS].strip()
 
 
 def _attempt(value: str) -> int:

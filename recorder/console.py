@@ -14,7 +14,7 @@ def be_quiet() -> None:
     _quiet = True
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     """One line on standard error, written at once; where nobody can hear it, it is lost."""
     if not _quiet:
         with contextlib.suppress(OSError):

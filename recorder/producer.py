@@ -44,7 +44,7 @@ class Sender:
         def delivered(error: KafkaError | None, _: Message) -> None:
             if error is None:
                 self.refused = ""
-            done(self._said(error, topic) if error is not None else "")
+            done(self._describe(error, topic) if error is not None else "")
 
         if self._producer is None:
             self._producer = self._make()
@@ -66,7 +66,7 @@ class Sender:
         if self._producer is not None:
             self._producer.poll(wait_s)
 
-    def _said(self, error: KafkaError, topic: str) -> str:
+    def _describe(self, error: KafkaError, topic: str) -> str:
         return f"Kafka at {self._options.bootstrap}, topic {topic}: {self._options.hide(error.str())}"
 
     def _make(self) -> Producer:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ciml.errors import CimlError
 from recorder import command
-from recorder.console import say
+from recorder.console import report
 from recorder.settings import Settings
 from recorder.signal_watcher import Witness
 from recorder.spool.recording import End, Plan, Recording
@@ -38,7 +38,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
         pid = command.start(argv, mask, sigchld_ignored)
     except command.CannotStartError as error:
         beside.start()
-        say(f"{argv[0]}: {error}")
+        report(f"{argv[0]}: {error}")
         beside.finish(Ending(error.exit_code << 8))
         os._exit(error.exit_code)
     beside.start()
@@ -64,9 +64,9 @@ class _Beside:
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
-            say(f"nothing is recorded: {error}")
+            report(f"nothing is recorded: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is, the command is to run
-            say(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
+            report(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
 
     def start(self) -> None:
         """Starts the worker."""
@@ -76,7 +76,7 @@ class _Beside:
         try:
             self._worker = fork_worker(self._recording, self._settings)
         except OSError as error:
-            say(f"nothing is recorded: {error.strerror}")
+            report(f"nothing is recorded: {error.strerror}")
 
     def ended(self, pid: int) -> None:
         """A child has ended. Where it is the worker, another takes its place."""
@@ -88,10 +88,10 @@ class _Beside:
             self._restarts = 0
         if self._restarts < _RESTARTS:
             self._restarts += 1
-            say("the recorder has ended; it is started again")
+            report("the recorder has ended; it is started again")
             self.start()
         else:
-            say("the recorder has ended too often; the command goes on without it")
+            report("the recorder has ended too often; the command goes on without it")
 
     def finish(self, ending: Ending) -> None:
         """Notes how the command ended, and gives the worker its time; a signal that ends jobs cuts it short."""
@@ -100,9 +100,9 @@ class _Beside:
         try:
             self._recording.write_end(_end_of(ending))
         except OSError as error:
-            say(f"how the command ended cannot be noted: {error.strerror}")
+            report(f"how the command ended cannot be noted: {error.strerror}")
         if self._worker is None:
-            say(f"nothing is sent: {keep(self._recording, self._settings)}")
+            report(f"nothing is sent: {keep(self._recording, self._settings)}")
             return
         pid, pipe = self._worker
         os.close(pipe)
@@ -113,7 +113,7 @@ class _Beside:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                say(f"not all is sent: {keep(self._recording, self._settings)}")
+                report(f"not all is sent: {keep(self._recording, self._settings)}")
                 return
 
 

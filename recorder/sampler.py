@@ -14,7 +14,7 @@ from pathlib import Path
 from ciml.limits import MAX_RECORDER_LOG_BYTES
 from recorder import proc_sampler as proc
 from recorder.command import EVERY_SIGNAL
-from recorder.console import say
+from recorder.console import report
 
 _PLUGINS = ("epoch", "cpu", "load", "mem", "disk", "io", "net", "page", "sys", "proc")
 _PR_SET_PDEATHSIG = 1
@@ -54,7 +54,7 @@ class Recorder:
                 self._program = self._start(dool)
                 self.what = dool
             except OSError as error:
-                say(f"{dool} cannot be started ({error.strerror}): reading /proc instead")
+                report(f"{dool} cannot be started ({error.strerror}): reading /proc instead")
 
     def _start(self, dool: str) -> subprocess.Popen:
         libc = ctypes.CDLL(None)  # before the fork
@@ -66,7 +66,7 @@ class Recorder:
                 os._exit(1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL)
 
-        _mend(self._log)
+        _repair(self._log)
         # Bytes as dstat has them: dool's own default is bits, for disks too.
         arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
         return subprocess.Popen(
@@ -82,19 +82,19 @@ class Recorder:
         size = self._log.stat().st_size if self._log.exists() else 0
         if size > MAX_RECORDER_LOG_BYTES:
             self._full = True
-            say(f"the log has {size >> 20} MiB, and none that is larger can be read: the rest is not recorded")
+            report(f"the log has {size >> 20} MiB, and none that is larger can be read: the rest is not recorded")
             self.end()
             return
         if self._program is None:
             self._sample()
         elif self._program.poll() is not None:
-            say(f"dool ended by itself (code {self._program.returncode}): reading /proc instead")
+            report(f"dool ended by itself (code {self._program.returncode}): reading /proc instead")
             self._program = None
             self._sample()
         elif size != self._size:
             self._size, self._grew_at = size, time.monotonic()
         elif time.monotonic() - self._grew_at > _SILENT_S:
-            say("dool writes nothing: reading /proc instead")
+            report("dool writes nothing: reading /proc instead")
             self._stop_dool()
             self._sample()
 
@@ -123,7 +123,7 @@ class Recorder:
     def _sample(self) -> None:
         try:
             if self._file is None:
-                _mend(self._log)
+                _repair(self._log)
                 self._file = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if self._sampler is None:
                 sampler = proc.Sampler()
@@ -136,7 +136,7 @@ class Recorder:
         except OSError as error:
             if not self._failing:
                 self._failing = True
-                say(f"no sample can be recorded: {error.filename or self._log}: {error.strerror}; it is tried again")
+                report(f"no sample can be recorded: {error.filename or self._log}: {error.strerror}; it is tried again")
 
     def _append(self, text: str) -> None:
         """Whole, or not at all."""
@@ -152,7 +152,7 @@ class Recorder:
             raise
 
 
-def _mend(log: Path) -> None:
+def _repair(log: Path) -> None:
     """Takes away a last line that is cut: a killed recorder or a full disk left it. Raises `OSError`."""
     if not log.exists():
         return

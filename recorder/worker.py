@@ -9,7 +9,7 @@ import time
 
 from ciml.errors import CimlError
 from recorder.command import EVERY_SIGNAL
-from recorder.console import say
+from recorder.console import report
 from recorder.producer import Sender
 from recorder.sampler import Recorder, find_dool
 from recorder.settings import Settings
@@ -46,7 +46,7 @@ def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads that nobody here needs
         code = _work(recording, settings, reading)
     except BaseException as error:  # noqa: BLE001  # nothing may be unwound in a forked child
-        say(f"the recorder fails ({type(error).__name__}: {error}); the command goes on")
+        report(f"the recorder fails ({type(error).__name__}: {error}); the command goes on")
     finally:
         os._exit(code)
 
@@ -56,12 +56,12 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
     dool = find_dool()
     recording.add_start(recorder_us)
     recorder = Recorder(recording.log, dool)
-    say(f"samples by {recorder.what}; run {recording.plan.mention.run_id}")
+    report(f"samples by {recorder.what}; run {recording.plan.mention.run_id}")
     sender = Sender(settings.kafka) if settings.kafka else None
     delivery = Delivery(recording, sender)
     older = Leftovers(recording, settings, sender)
     beat = time.monotonic()
-    broken = "" if recording.plan.leads_somewhere else "neither --kafka nor --log-dir says where to"
+    broken = "" if recording.plan.has_destination else "neither --kafka nor --log-dir says where to"
     while True:
         recorder.tick()
         if not broken:
@@ -88,10 +88,10 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
             time.sleep(0.05)
     if arrived:
         if kept := recording.remove():
-            say(f"all is sent, but {kept}")
+            report(f"all is sent, but {kept}")
         return 0
     why = broken or delivery.failure or (sender.refused if sender else "") or "there was no time"
-    say(f"not all is sent ({why}): {keep(recording, settings)}")
+    report(f"not all is sent ({why}): {keep(recording, settings)}")
     return 0
 
 

@@ -32,7 +32,7 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
     """
-    from ciml.events.mentions import source_names
+    from ciml.events.run_facts import source_names
     from ciml.storage.open import open_store
     from pipelines.ingest.config import IngestConfig
     from pipelines.kafka.client import KafkaOptions

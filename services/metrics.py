@@ -41,7 +41,7 @@ class IngestBoard(Board):
 
     def see(self, state: RawState, listing: Listing) -> None:
         """Takes in a look at the raw manifest and the topic."""
-        self.looked([*raw_families(state), *_topic_families(state, listing)])
+        self.observed([*raw_families(state), *_topic_families(state, listing)])
 
     def see_status(self, status: Mapping[str, Any]) -> None:
         """Takes in what a supervisor tells; see `services.supervisor.Supervisor`."""
@@ -53,7 +53,7 @@ class PredictBoard(Board):
 
     def see(self, state: PredictionState, listing: Listing) -> None:
         """Takes in a look at the predictions' manifest and the topic."""
-        self.looked([*prediction_families(state), *_topic_families(state, listing)])
+        self.observed([*prediction_families(state), *_topic_families(state, listing)])
 
 
 def _topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:

@@ -69,8 +69,8 @@ def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Reje
     """
     try:
         return function(*arguments)
-    except Exception as error:  # noqa: BLE001  # `refusal` raises it again where it is not the input's fault
-        return refusal(stage, error)
+    except Exception as error:  # noqa: BLE001  # `rejection` raises it again where it is not the input's fault
+        return rejection(stage, error)
 
 
 def bisect(
@@ -94,19 +94,19 @@ def bisect(
     except Exception as error:
         if not items:
             raise
-        refused = refusal(stage, error)
+        rejected = rejection(stage, error)
     else:
         yield items, made
         return
     if len(items) == 1:
-        yield items, refused
+        yield items, rejected
         return
     half = len(items) // 2  # no traceback holds the batch any more
     yield from bisect(stage, items[:half], work)
     yield from bisect(stage, items[half:], work)
 
 
-def guarded_candidates(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
+def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
     """A stage over a batch's candidates and outcomes; one that raises becomes a dead letter.
 
     Args:
@@ -115,16 +115,16 @@ def guarded_candidates(stage: str, function: Callable[[Batch], Batch], batch: Ba
         fill in of a candidate.
       batch: with candidates, outcomes, or both.
     """
-    items: list[PendingRun | Outcome] = [*batch.settled, *batch.candidates]
-    before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.candidates}
+    items: list[PendingRun | Outcome] = [*batch.settled, *batch.pending_runs]
+    before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.pending_runs}
 
     def work(some: Sequence[PendingRun | Outcome]) -> Batch:
         if len(some) == len(items):
             return function(batch)
-        candidates = [each for each in some if isinstance(each, PendingRun)]
-        for each in candidates:  # a stage that failed may have changed it
+        pending_runs = [each for each in some if isinstance(each, PendingRun)]
+        for each in pending_runs:  # a stage that failed may have changed it
             each.trust, each.log, each.telemetry = before[id(each)]
-        return function(Batch(batch.covers, [], candidates, [each for each in some if isinstance(each, Outcome)]))
+        return function(Batch(batch.covers, [], pending_runs, [each for each in some if isinstance(each, Outcome)]))
 
     return _together(Batch(batch.covers, batch.messages), bisect(stage, items, work), dead_letter)
 
@@ -144,10 +144,10 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
     def work(some: Sequence[Message]) -> Batch:
         return function(batch if len(some) == len(messages) else Batch(covers, list(some)))
 
-    def letter(message: Message, refused: RejectedInput) -> Outcome:
-        return unread_letter(Origin(covers.topic, covers.partition, message.offset), message, refused)
+    def letter(message: Message, rejected: RejectedInput) -> Outcome:
+        return unread_dead_letter(Origin(covers.topic, covers.partition, message.offset), message, rejected)
 
-    rest = Batch(covers, [], list(batch.candidates), list(batch.settled))
+    rest = Batch(covers, [], list(batch.pending_runs), list(batch.settled))
     return _together(rest, bisect(stage, messages, work), letter)
 
 
@@ -164,27 +164,27 @@ def _together(
         if isinstance(made, RejectedInput):
             rest.settled.append(letter(some[0], made))
         else:
-            rest.candidates += made.candidates
+            rest.pending_runs += made.pending_runs
             rest.settled += made.settled
     return rest
 
 
-def dead_letter(item: PendingRun | Outcome, refused: RejectedInput) -> Outcome:
+def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
     """A candidate, or what had become of one, as a dead letter."""
     if isinstance(item, Outcome):
         return item.replace(
-            kind="dead_letter", reason=refused.reason, detail=refused.detail, file=None, not_before_us=None
+            kind="dead_letter", reason=rejected.reason, detail=rejected.detail, file=None, not_before_us=None
         )
     return Outcome(
-        "dead_letter", item.origin, item.event_key, item.mention, refused.reason, refused.detail,
+        "dead_letter", item.origin, item.event_key, item.mention, rejected.reason, rejected.detail,
         item.trust, payload=kept_payload(item.message) if item.message else None,
         attempts=item.attempts, first_seen_us=item.first_seen_us,
     )  # fmt: skip
 
 
-def unread_letter(origin: Origin, message: Message, refused: RejectedInput) -> Outcome:
+def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:
     """A message of which no run is known, as a dead letter."""
-    return Outcome("dead_letter", origin, reason=refused.reason, detail=refused.detail, payload=kept_payload(message))
+    return Outcome("dead_letter", origin, reason=rejected.reason, detail=rejected.detail, payload=kept_payload(message))
 
 
 def kept_payload(message: Message) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def kept_payload(message: Message) -> dict[str, Any]:
     return {"size": len(value), "sha256": hashlib.sha256(value).hexdigest(), "timestamp_ms": message.timestamp_ms}
 
 
-def refusal(stage: str, error: Exception) -> RejectedInput:
+def rejection(stage: str, error: Exception) -> RejectedInput:
     """Why an input is refused that a stage raised an exception for.
 
     Returns:

@@ -227,14 +227,14 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
     def L(self) -> int:  # noqa: N802 (the design's word)
         return self.windows
 
-    def label_of(self, mention: RunFacts) -> tuple[int, str] | str:
+    def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
         """(label, class) of a run, or the reason for which it is no example.
 
         That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
         """
-        if not self.definition.selects(mention.build_name):
+        if not self.definition.selects(facts.build_name):
             return "other_job"
-        name = label_of(mention, self.definition.class_label, self.definition.class_map)
+        name = label_of(facts, self.definition.class_label, self.definition.class_map)
         if name is None:
             return "no_label"
         try:
@@ -253,7 +253,7 @@ def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
 
 
 def resolve(
-    definition: DatasetDefinition, columns: Iterable[Sequence[str]], mentions: Iterable[RunFacts]
+    definition: DatasetDefinition, columns: Iterable[Sequence[str]], run_facts: Iterable[RunFacts]
 ) -> ResolvedDefinition:
     """Resolves a definition against the runs of its first span.
 
@@ -263,7 +263,7 @@ def resolve(
     Args:
       definition: what to resolve.
       columns: of each run the full names of its telemetry columns, in log order.
-      mentions: what is known of each run.
+      run_facts: what is known of each run.
 
     Raises:
       CimlError: where no column or fewer than two classes come out.
@@ -285,17 +285,17 @@ def resolve(
         definition=definition,
         columns=chosen,
         features=features,
-        classes=definition.classes or _classes(definition, mentions),
+        classes=definition.classes or _classes(definition, run_facts),
         windows=definition.windows,
     )
 
 
-def _classes(definition: DatasetDefinition, mentions: Iterable[RunFacts]) -> tuple[str, ...]:
+def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tuple[str, ...]:
     if definition.class_map:
         return tuple(dict.fromkeys(name for name in definition.class_map.values() if name))
     if definition.class_label == "status":
         return STATUS_CLASSES
-    names = {label_of(mention, definition.class_label, {}) for mention in mentions} - {None}
+    names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
     if len(names) < 2:
         found = f"only the class {names.pop()!r}" if names else "no class at all"
         raise CimlError(

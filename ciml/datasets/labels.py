@@ -19,25 +19,23 @@ _FACTS = frozenset(
 )
 
 
-def label_of(mention: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
+def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
     """The class of a run, or None where it has none.
 
     Args:
-      mention: what is known of the run.
+      facts: what is known of the run.
       class_label: ``status``; ``provider`` (its regions merged) or ``provider-region``; or any metadata's name.
       class_map: from a value to its class; a value that is not in it is its own class.
     """
-    value = _value(
-        mention, _ALIASES.get(class_label, class_label) if class_label not in mention.labels else class_label
-    )
+    value = _value(facts, _ALIASES.get(class_label, class_label) if class_label not in facts.labels else class_label)
     return class_map.get(value, value) or None if value else None
 
 
-def _value(mention: RunFacts, name: str) -> str | None:
+def _value(facts: RunFacts, name: str) -> str | None:
     if name == "status":
-        return _STATUS.get(mention.outcome or "")
+        return _STATUS.get(facts.outcome or "")
     if name == "provider-region":
-        return "-".join(part for part in (mention.provider, mention.region) if part)
-    if name in _FACTS and (fact := getattr(mention, name)):
+        return "-".join(part for part in (facts.provider, facts.region) if part)
+    if name in _FACTS and (fact := getattr(facts, name)):
         return str(fact)
-    return mention.labels.get(name)
+    return facts.labels.get(name)

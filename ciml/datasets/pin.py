@@ -48,13 +48,13 @@ class Pin:
                 break
             self.version = version
             for index, record in enumerate(delta.rows):
-                mention, row = record.mention, None
-                if definition.selects(job := mention.build_name):
-                    row = (mention.end_us or mention.start_us or 0, mention.run_id, (version, index), encode(record))
+                facts, row = record.mention, None
+                if definition.selects(job := facts.build_name):
+                    row = (facts.end_us or facts.start_us or 0, facts.run_id, (version, index), encode(record))
                 else:
                     self.other_jobs.add(job)
                 if index >= len(delta.runs):
-                    reclaimed[mention.run_id] = row
+                    reclaimed[facts.run_id] = row
                 elif row is not None:
                     found.append(row)
             for reclaim in delta.reclaims:

@@ -14,18 +14,18 @@ from ciml.digest import sha256_json
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import identifier, iso_time, kind_of, needed_text, time_us
 from ciml.events.json_input import parse_json
-from ciml.events.mentions import (
-    LISTING,
-    log_address,
-    mention_from_listing,
-    mention_of_run,
-    run_identity,
-    run_of_mention,
-    source_name,
-)
 from ciml.events.payloads import UNREADABLE_HEADERS, excess
 from ciml.events.records import Message, Phase, RunFacts
 from ciml.events.redaction import redact_url, shown
+from ciml.events.run_facts import (
+    LISTING,
+    facts_from_listing,
+    facts_from_run,
+    log_address,
+    run_from_facts,
+    run_identity,
+    source_name,
+)
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_EVENT_RUNS, MAX_ID_CHARACTERS
 
@@ -44,7 +44,7 @@ _STRUCTURED = (("content-type", b"application/cloudevents+json"),)
 
 __all__ = [
     "FINISHED", "LISTING", "PHASES", "QUEUED", "REASONS", "STARTED", "Event", "decode_message",
-    "finished_event", "log_address", "mention_from_listing", "run_event", "source_name",
+    "facts_from_listing", "finished_event", "log_address", "run_event", "source_name",
 ]  # fmt: skip
 
 
@@ -57,8 +57,8 @@ class Event(NamedTuple):
       id: the CloudEvent's id, unique within the source.
       type: one of `PHASES`.
       time_us: the CloudEvent's own time, epoch microseconds, or None.
-      mentions: the runs, in the event's order; no run id stands twice.
-      refusals: runs that have an id but some field that cannot be used; their mention holds the identity alone.
+      run_facts: the runs, in the event's order; no run id stands twice.
+      rejections: runs that have an id but some field that cannot be used; their mention holds the identity alone.
       addresses: run id -> the log's full address, where it differs from the mention's `log_url`, which has no secrets.
       runs: run id -> the run's own JSON, where the event names several: what a dead letter needs of it.
     """
@@ -68,14 +68,14 @@ class Event(NamedTuple):
     id: str
     type: str
     time_us: int | None
-    mentions: tuple[RunFacts, ...]
-    refusals: tuple[tuple[RunFacts, RejectedInput], ...]
+    run_facts: tuple[RunFacts, ...]
+    rejections: tuple[tuple[RunFacts, RejectedInput], ...]
     addresses: Mapping[str, str]
     runs: Mapping[str, Mapping[str, Any]]
 
     def __repr__(self) -> str:
         """Without what may hold secrets."""
-        return f"Event({self.key!r}, {self.type!r}, {self.mentions!r}, {self.refusals!r})"
+        return f"Event({self.key!r}, {self.type!r}, {self.run_facts!r}, {self.rejections!r})"
 
     def message_for(self, run_id: str, message: Message) -> Message:
         """The message that says of one run what ``message`` says of it: itself where there is no other run.
@@ -97,11 +97,11 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
 
     Args:
       message: as read.
-      names: CloudEvent source -> the run ids' source, as `ciml.events.mentions.source_name` takes them.
+      names: CloudEvent source -> the run ids' source, as `ciml.events.run_facts.source_name` takes them.
 
     Raises:
       RejectedInput: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
-        `Event.refusals` instead, so that it is known whose it is and the event's other runs are not lost.
+        `Event.rejections` instead, so that it is known whose it is and the event's other runs are not lost.
     """
     if not message.value:
         raise RejectedInput("tombstone", "no data")
@@ -132,19 +132,19 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
         return Event(key, ce_source, ce_id, ce_type, when_us, *_many(data["runs"], phase, source))
     identity = run_identity(data, source)
     try:
-        mention, address = mention_of_run(data, identity, phase)
-    except RejectedInput as refused:
-        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, refused),), {}, {})
-    addresses = {mention.run_id: address} if address != mention.log_url else {}
-    return Event(key, ce_source, ce_id, ce_type, when_us, (mention,), (), addresses, {})
+        facts, address = facts_from_run(data, identity, phase)
+    except RejectedInput as rejected:
+        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, rejected),), {}, {})
+    addresses = {facts.run_id: address} if address != facts.log_url else {}
+    return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
 
 
-_Refusal = tuple[RunFacts, RejectedInput]
-_Many = tuple[tuple[RunFacts, ...], tuple[_Refusal, ...], dict[str, str], dict[str, Mapping[str, Any]]]
+_Rejection = tuple[RunFacts, RejectedInput]
+_Many = tuple[tuple[RunFacts, ...], tuple[_Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
-def _nothing_but(identity: RunId, phase: Phase, refused: RejectedInput) -> _Refusal:
-    return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), refused
+def _nothing_but(identity: RunId, phase: Phase, rejected: RejectedInput) -> _Rejection:
+    return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), rejected
 
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:
@@ -153,8 +153,8 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
         raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
     if len(listed) > MAX_EVENT_RUNS:
         raise RejectedInput("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
-    mentions: list[RunFacts] = []
-    refusals: list[_Refusal] = []
+    run_facts: list[RunFacts] = []
+    rejections: list[_Rejection] = []
     addresses: dict[str, str] = {}
     runs: dict[str, Mapping[str, Any]] = {}
     for index, run in enumerate(listed):
@@ -167,14 +167,14 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
             raise RejectedInput("bad_field", f"{where}id: the same run stands twice in the event")
         runs[run_id] = run
         try:
-            mention, address = mention_of_run(run, identity, phase, where)
-        except RejectedInput as refused:
-            refusals.append(_nothing_but(identity, phase, refused))
+            facts, address = facts_from_run(run, identity, phase, where)
+        except RejectedInput as rejected:
+            rejections.append(_nothing_but(identity, phase, rejected))
             continue
-        mentions.append(mention)
-        if address != mention.log_url:
+        run_facts.append(facts)
+        if address != facts.log_url:
             addresses[run_id] = address
-    return tuple(mentions), tuple(refusals), addresses, runs
+    return tuple(run_facts), tuple(rejections), addresses, runs
 
 
 def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[Mapping[str, Any], Any]:
@@ -216,18 +216,18 @@ def _open_binary(value: bytes, headers: Mapping[str, bytes], media: str) -> tupl
 
 
 def finished_event(
-    *mentions: RunFacts,
+    *run_facts: RunFacts,
     event_id: str | None = None,
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
     """A message, as (value, headers), that says that runs have finished. See `run_event`."""
-    return run_event(FINISHED, *mentions, event_id=event_id, time_us=time_us, mode=mode)
+    return run_event(FINISHED, *run_facts, event_id=event_id, time_us=time_us, mode=mode)
 
 
 def run_event(
     event_type: str,
-    *mentions: RunFacts,
+    *run_facts: RunFacts,
     event_id: str | None = None,
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
@@ -236,7 +236,7 @@ def run_event(
 
     Args:
       event_type: `FINISHED`, `STARTED` or `QUEUED`.
-      mentions: one run or several, all of one `source`, which becomes the CloudEvent's.
+      run_facts: one run or several, all of one `source`, which becomes the CloudEvent's.
       event_id: the CloudEvent's id; the default follows from type and data, so the same event sent again is the same.
       time_us: the CloudEvent's time, epoch microseconds; by default the last time that the mentions name.
       mode: how the CloudEvent is laid out.
@@ -247,13 +247,13 @@ def run_event(
     Raises:
       CimlError: for no mention, or mentions of several sources.
     """
-    sources = {mention.source for mention in mentions}
+    sources = {facts.source for facts in run_facts}
     if len(sources) != 1 or event_type not in PHASES:
         raise CimlError("an event needs a type of ciml.events.cloudevents and one run at least, all of one source")
-    runs = [run_of_mention(mention) for mention in mentions]
+    runs = [run_from_facts(facts) for facts in run_facts]
     data: dict[str, Any] = runs[0] if len(runs) == 1 else {"runs": runs}
     if time_us is None:
-        times = [moment for mention in mentions for moment in (mention.start_us, mention.end_us) if moment is not None]
+        times = [moment for facts in run_facts for moment in (facts.start_us, facts.end_us) if moment is not None]
         time_us = max(times, default=None)
     envelope = _envelope(event_id or sha256_json([event_type, data])[:32], sources.pop(), event_type, time_us)
     if mode == "binary":

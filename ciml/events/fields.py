@@ -53,7 +53,7 @@ def is_clean(text: str) -> bool:
     It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no character
     of private use or without a meaning.
     """
-    return text.isprintable() or not any(unicodedata.category(letter) in _UNSAFE for letter in text)
+    return text.isprintable() or not any(unicodedata.category(character) in _UNSAFE for character in text)
 
 
 def text(

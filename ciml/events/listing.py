@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ciml.errors import RejectedInput
 from ciml.events.fields import kind_of
 from ciml.events.json_input import parse_json
-from ciml.events.mentions import check_source_name, listed_run, run_identity
 from ciml.events.payloads import message_of
 from ciml.events.records import Message, Origin, Outcome, RunFacts
+from ciml.events.run_facts import check_source_name, listed_run, run_identity
 from ciml.limits import MAX_LISTING_LINE_BYTES
 
 TOPIC = "listing:"
@@ -83,12 +83,12 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
         raise RejectedInput("bad_field", f"the line: want an object, not {kind_of(line)}")
     identity = run_identity(line, reading.runs_of, name="build_uuid")
     try:
-        mention, address = listed_run(line, identity, reading.source, reading.logs)
+        facts, address = listed_run(line, identity, reading.source, reading.logs)
         if not address:
             raise RejectedInput("missing_field", "log_path")
-    except RejectedInput as refused:
-        return ListedRun(RunFacts(identity.encode(), identity.native_id, source=reading.source), "", refused)
-    return ListedRun(mention, address, None)
+    except RejectedInput as rejected:
+        return ListedRun(RunFacts(identity.encode(), identity.native_id, source=reading.source), "", rejected)
+    return ListedRun(facts, address, None)
 
 
 def too_long(origin: Origin, line: Line) -> Outcome:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ciml.storage.open import Store
 
 #: The folder of a raw store with the payloads that are too large for a manifest, each named by its digest.
-LETTERS = "letters"
+PAYLOAD_FOLDER = "letters"
 #: A payload whose JSON is larger than this is kept beside the manifest: deltas are read often, letters are not.
 INLINE_BYTES = 16 << 10
 #: The headers of a message that has a name which is not UTF-8: then none of them can be had.
@@ -82,7 +82,7 @@ def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
     payload = record.get("payload")
     if not payload or len(data := canonical_json(payload)) <= INLINE_BYTES:
         return record
-    path = f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json"
+    path = f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json"
     raw.create(path, data)
     aside = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
     return {**record, "payload": aside}
@@ -100,7 +100,7 @@ def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         data = raw.read(path)
     except FileNotFoundError:
         raise IntegrityError(f"{raw.url(path)} is gone, and a dead letter names it: restore it from a copy") from None
-    if path != f"{LETTERS}/{hashlib.sha256(data).hexdigest()}.json":
+    if path != f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json":
         raise IntegrityError(f"{raw.url(path)} is not as it was written: restore it from a copy")
     whole: dict[str, Any] = json.loads(data)
     return whole

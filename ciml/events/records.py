@@ -162,7 +162,7 @@ class RawFile(Record, frozen=True, gc=False):
 
 
 class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
-    """What became of one (event, run), or of a message that could not be decoded (then without ``mention``).
+    """What became of one (event, run), or of a message that could not be decoded (then without ``facts``).
 
     ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). ``payload`` is, in a dead
     letter, all that is needed to try again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
@@ -254,10 +254,10 @@ class Batch:
     """The unit of work of ingest: the messages of one range of one partition, kept together until the commit.
 
     ``covers`` is None for retries of deferred logs. Each stage takes a batch and returns it with fewer ``messages``
-    or ``candidates`` and more ``settled``; the commit takes batches that hold nothing but ``settled``.
+    or ``pending_runs`` and more ``settled``; the commit takes batches that hold nothing but ``settled``.
     """
 
     covers: OffsetRange | None
     messages: list[Message] = field(default_factory=list)
-    candidates: list[PendingRun] = field(default_factory=list)
+    pending_runs: list[PendingRun] = field(default_factory=list)
     settled: list[Outcome] = field(default_factory=list)

@@ -202,14 +202,14 @@ def decoded(text: str) -> str:
 
 def _unescaped(match: re.Match[str]) -> str:
     code = match[1] or match[2]
-    return _letter(int(code, 16)) if code else match[3]
+    return _character(int(code, 16)) if code else match[3]
 
 
 def _unescaped_entity(match: re.Match[str]) -> str:
     if match[3]:
         return _ENTITIES[match[3]]
-    return _letter(int(match[1], 16) if match[1] else int(match[2]))
+    return _character(int(match[1], 16) if match[1] else int(match[2]))
 
 
-def _letter(code: int) -> str:
+def _character(code: int) -> str:
     return chr(code) if code < 0xD800 or 0xE000 <= code <= 0x10FFFF else "\N{REPLACEMENT CHARACTER}"

@@ -47,7 +47,7 @@ def make_client(
     kind: Callable[[dict[str, Any]], T],
     options: KafkaOptions,
     properties: Mapping[str, Any],
-    refused: Callable[[KafkaError], None] | None = None,
+    rejected: Callable[[KafkaError], None] | None = None,
 ) -> T:
     """A client of confluent-kafka.
 
@@ -55,7 +55,7 @@ def make_client(
       kind: its class.
       options: whose secrets are not to be told.
       properties: its configuration.
-      refused: is told when the broker does not let it in; by default that is remembered for `as_engine_error`.
+      rejected: is told when the broker does not let it in; by default that is remembered for `as_engine_error`.
 
     Raises:
       CimlError: a property is unknown, or its value is none that it can have.
@@ -63,8 +63,8 @@ def make_client(
 
     def on_error(error: KafkaError) -> None:
         if error.code() in _REFUSED:
-            if refused is not None:
-                refused(error)
+            if rejected is not None:
+                rejected(error)
             else:
                 _refusals[options] = error.str()
 
@@ -101,8 +101,10 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
             client = _clients.get(options)
         if client is not None:
             client.poll(0)  # calls `on_error`
-        refusal = _refusals.pop(options, "")
-        if refusal or fault.code() in _REFUSED:
-            return EngineError(f"Kafka at {options.bootstrap} refuses the connection: {options.hide(refusal) or said}")
+        rejection = _refusals.pop(options, "")
+        if rejection or fault.code() in _REFUSED:
+            return EngineError(
+                f"Kafka at {options.bootstrap} refuses the connection: {options.hide(rejection) or said}"
+            )
         return EngineError(f"Kafka at {options.bootstrap} does not answer ({said})")
     return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {said}")

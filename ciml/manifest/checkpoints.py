@@ -29,7 +29,7 @@ from ciml.manifest.segments import Segment
 from ciml.storage.open import Entry
 
 _FORMAT = 1
-_SWEEP_S = 3600.0
+_GC_INTERVAL_S = 3600.0
 _ATTEMPTS = 5
 _STEP_RECORDS = 2000
 
@@ -144,7 +144,7 @@ class Checkpoints(Generic[S]):
         self.log, self.kind, self.limits = log, kind, limits or Limits()
         self.files = PartFiles(log.store, f"{log.folder}/index", cache)
         self._work: Generator[None, None, None] | None = None
-        self._swept_s: float | None = None
+        self._collected_s: float | None = None
 
     def read(self, version: int) -> Checkpoint:
         """The checkpoint of a version.
@@ -162,7 +162,7 @@ class Checkpoints(Generic[S]):
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint there is now."""
         for _ in range(_ATTEMPTS):
-            if not (version := self.log.look_again()):
+            if not (version := self.log.newest_checkpoint()):
                 return None
             try:
                 return self.read(version)
@@ -209,10 +209,10 @@ class Checkpoints(Generic[S]):
         """
         started = self.log.clock()
         if self._work is None:
-            sweeps = self._swept_s is None or not 0 <= started - self._swept_s < _SWEEP_S
-            if not due and not sweeps:
+            collects = self._collected_s is None or not 0 <= started - self._collected_s < _GC_INTERVAL_S
+            if not due and not collects:
                 return False
-            self._work = self._steps(sweeps)
+            self._work = self._steps(collects)
         work, self._work = self._work, None  # what fails is not gone on with
         for _ in work:
             if not 0 <= self.log.clock() - started < budget_s:
@@ -220,19 +220,19 @@ class Checkpoints(Generic[S]):
                 return True
         return False
 
-    def _steps(self, sweeps: bool) -> Generator[None, None, None]:
+    def _steps(self, collects: bool) -> Generator[None, None, None]:
         more = True
         while more:
             base = self.newest()
             try:
                 more = yield from self._make(base)
             except IndexFileMissingError:
-                if self.log.look_again() <= (base.version if base else 0):
+                if self.log.newest_checkpoint() <= (base.version if base else 0):
                     raise  # it was not replaced, it was lost
-        if sweeps:
+        if collects:
             now_s = self.log.clock()
             yield from self._prune()
-            self._swept_s = now_s
+            self._collected_s = now_s
 
     def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
         """Makes the checkpoint after ``base``; False where none is due."""
@@ -303,7 +303,7 @@ class Checkpoints(Generic[S]):
         for path in removed:
             store.delete(path)
             yield
-        store.sweep(log.folder, before_s)
+        store.delete_leftovers(log.folder, before_s)
 
     def _single_deltas(self) -> list[Entry]:
         found: list[Entry] = []

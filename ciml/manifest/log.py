@@ -106,11 +106,11 @@ class ManifestLog:
         """The newest checkpoint's version, 0 without one. Looked for again when it was not for half the grace."""
         return self._fresh().checkpoint
 
-    def look_again(self) -> int:
+    def newest_checkpoint(self) -> int:
         """The newest checkpoint's version as of now."""
-        return self._look().checkpoint
+        return self._reload().checkpoint
 
-    def _look(self) -> _Known:
+    def _reload(self) -> _Known:
         asked_s = self.clock()
         checkpoint = max(self.checkpoints(), default=0)
         # From the checkpoint on it is a short listing. There are more segments than it knows of while checkpoints that
@@ -124,7 +124,7 @@ class ManifestLog:
 
     def _fresh(self) -> _Known:
         known = self._known
-        return known if known is not None and self._is_fresh(known) else self._look()
+        return known if known is not None and self._is_fresh(known) else self._reload()
 
     def read(self, version: int) -> Delta:
         """Delta ``version``; `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
@@ -146,7 +146,7 @@ class ManifestLog:
                 if missing is not None:
                     raise missing
                 return data
-            self._look()
+            self._reload()
 
     def since(self, version: int) -> Iterator[tuple[int, Delta]]:
         """(version, delta) of all deltas after ``version``, in order, up to the present end."""
@@ -164,7 +164,7 @@ class ManifestLog:
                 continue
             found = self.store.read_while([self.path(version + 1 + number) for number in range(ahead)])
             if not self._is_fresh(known):
-                self._look()
+                self._reload()
                 continue
             for data in found:
                 version += 1
@@ -179,7 +179,7 @@ class ManifestLog:
         found = self.store.list(self.folder)
         if not found or self.path(1) in found:
             return True  # the first delta came just now, and is found by the next look
-        if self._look().archived:
+        if self._reload().archived:
             return False
         raise IntegrityError(f"{self.store.url(self.path(1))} is gone, and others are not: restore it from a copy")
 
@@ -215,14 +215,14 @@ class ManifestLog:
                 if self.store.read(path) != data:
                     return False
             except FileNotFoundError:  # removed meanwhile, so it is in a segment
-                self._look()
+                self._reload()
                 return False
         if not (lasts := self.archive.lasts(version - 1)):
             return True
         if self.archive.find(version, lasts[-1]).line(version) == data:
             return True  # others were quick
         self.store.delete(path)
-        self._look()
+        self._reload()
         raise StaleWriterError(
             f"{self.store.url(path)} was committed long ago, and so were others: what was computed is void"
         )

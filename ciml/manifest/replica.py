@@ -11,7 +11,7 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints, Limits, Restora
 from ciml.manifest.index_files import IndexFileMissingError
 from ciml.manifest.log import Delta, ManifestLog, StaleWriterError, catch_up, commit
 
-_LOOK_EVERY = 100
+_RELOAD_EVERY = 100
 _UNSEEN_S = 10.0
 
 S = TypeVar("S", bound=Restorable)
@@ -34,7 +34,7 @@ class LogReplica(Generic[S]):
         self._checkpoints = Checkpoints(log, kind, limits)
         self._held: S | None = None
         self._caught_up_s = 0.0
-        self._looked = 0  # the version at which a newer checkpoint was looked for
+        self._reloaded_at = 0  # the version at which a newer checkpoint was looked for
         self._lock = threading.RLock()
         self._maintaining = threading.Lock()
 
@@ -102,7 +102,7 @@ class LogReplica(Generic[S]):
                 self._held = None
                 state = self._checkpoints.open()
                 self._catch_up(state)
-                self._looked, self._held = state.version, state
+                self._reloaded_at, self._held = state.version, state
             try:
                 yield state
             except IndexFileMissingError:
@@ -112,7 +112,11 @@ class LogReplica(Generic[S]):
     def _is_passed(self, state: S) -> bool:
         """Whether there is a checkpoint that the state should begin at instead."""
         newest = self.log.checkpoint()
-        if newest <= state.restored and self._checkpoints.is_due(state) and state.version - self._looked >= _LOOK_EVERY:
-            self._looked = state.version
-            newest = self.log.look_again()
+        if (
+            newest <= state.restored
+            and self._checkpoints.is_due(state)
+            and state.version - self._reloaded_at >= _RELOAD_EVERY
+        ):
+            self._reloaded_at = state.version
+            newest = self.log.newest_checkpoint()
         return newest > state.restored

@@ -17,11 +17,11 @@ from ciml.errors import IntegrityError
 from ciml.events.records import LISTS, Batch, Kind, OffsetRange, Origin, Outcome, lists_of
 from ciml.manifest.log import Delta
 from ciml.manifest.offsets import RangeSet
-from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenLetter
+from ciml.raw.known_ids import Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.raw.state import RawState, check_topic_id, open_raw, retry
 
 __all__ = [
-    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenLetter", "RawState", "check_topic_id",
+    "Index", "KnownRun", "LayeredIndex", "MemoryIndex", "OpenDeadLetter", "RawState", "check_topic_id",
     "open_raw", "reconcile", "retry",
 ]  # fmt: skip
 
@@ -47,7 +47,7 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     state.index.prefetch(
         events=[(outcome.event_key, outcome.run_id) for outcome in settled if outcome.event_key],
         runs=[outcome.run_id for outcome in settled if outcome.run_id],
-        letters=[
+        dead_letters=[
             (outcome.origin, run_id)
             for batch in ordered
             if not batch.covers
@@ -57,7 +57,7 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     )
     draft = _Draft(state)
     for batch in ordered:
-        if batch.messages or batch.candidates:
+        if batch.messages or batch.pending_runs:
             raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
         settled = sorted(batch.settled, key=_place)
         if batch.covers is None:
@@ -177,13 +177,13 @@ class _Draft:
                 offsets[topic] = {"id": self._topic_ids[topic], "partitions": parts}
         if not offsets and not any(self._lists.values()):
             return None
-        letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
+        dead_letters = [[key[0].to_json(), key[1]] for key in self._closes if key not in self._state.deferred]
         return {
             "time_us": time_us,
             "offsets": offsets,
             **lists_of(self._lists),
             "closes": [[origin.to_json(), run_id] for origin, run_id in self._closes],
-            **({"closed_letters": letters} if letters else {}),
+            **({"closed_letters": dead_letters} if dead_letters else {}),
         }
 
 

@@ -11,7 +11,7 @@ from ciml.manifest.log import Delta, ManifestLog
 from ciml.raw.packs import PACKS, NamedRun, named_runs
 from ciml.storage.open import Store
 
-BOOK = f"{PACKS}/compaction.json"
+CURSOR_PATH = f"{PACKS}/compaction.json"
 
 #: Named runs by folder, then by file name.
 Named = dict[str, dict[str, NamedRun]]
@@ -38,24 +38,31 @@ class CompactionCursor:
     tidy: dict[str, int] = field(default_factory=dict)
 
 
-def load_book(raw: Store) -> CompactionCursor:
+def load_cursor(raw: Store) -> CompactionCursor:
     """The book of a raw store; an empty one where there is none, or one that does not fit the manifest."""
     try:
-        value = json.loads(raw.read(BOOK))
-        book = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
+        value = json.loads(raw.read(CURSOR_PATH))
+        compaction = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return CompactionCursor()
-    if book.cursor:
-        at, delta = next(ManifestLog(raw).since(book.cursor - 1), (0, {}))
-        if at != book.cursor or sha256_json(delta) != book.digest:
-            return CompactionCursor(tidy=book.tidy)
-    return book
+    if compaction.cursor:
+        at, delta = next(ManifestLog(raw).since(compaction.cursor - 1), (0, {}))
+        if at != compaction.cursor or sha256_json(delta) != compaction.digest:
+            return CompactionCursor(tidy=compaction.tidy)
+    return compaction
 
 
-def save_book(raw: Store, book: CompactionCursor) -> None:
+def save_cursor(raw: Store, compaction: CompactionCursor) -> None:
     raw.replace(
-        BOOK,
-        canonical_json({"cursor": book.cursor, "digest": book.digest, "pending": book.pending, "tidy": book.tidy}),
+        CURSOR_PATH,
+        canonical_json(
+            {
+                "cursor": compaction.cursor,
+                "digest": compaction.digest,
+                "pending": compaction.pending,
+                "tidy": compaction.tidy,
+            }
+        ),
     )
 
 
@@ -78,16 +85,16 @@ class Window:
     runs: int = 0
 
 
-def windows(raw: Store, book: CompactionCursor, ripe: Callable[[str], bool], size: int) -> Iterator[Window]:
+def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool], size: int) -> Iterator[Window]:
     """What is to be packed, in parts: what is beyond the book's cursor, and what was pending and is ripe by now.
 
     Args:
       raw: the raw store.
-      book: as it is when the iteration begins; it may be changed between the parts.
+      compaction: as it is when the iteration begins; it may be changed between the parts.
       ripe: says whether a folder is to be packed now.
       size: a part ends with the delta that brings it to so many runs.
     """
-    cursor, due = book.cursor, {folder: version for folder, version in book.pending.items() if ripe(folder)}
+    cursor, due = compaction.cursor, {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
     window, delta = Window(), Delta()
     known: dict[str, bool] = {}
     for version, delta in ManifestLog(raw).since(min([cursor + 1, *due.values()]) - 1):
@@ -111,17 +118,17 @@ def windows(raw: Store, book: CompactionCursor, ripe: Callable[[str], bool], siz
         yield window
 
 
-def look_done(book: CompactionCursor, window: Window, ripe: Callable[[str], bool]) -> None:
+def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[[str], bool]) -> None:
     """Notes in the book that what a window names is packed."""
-    for folder in [folder for folder in book.pending if ripe(folder)]:
-        if window.to_version >= book.cursor:
-            del book.pending[folder]
+    for folder in [folder for folder in compaction.pending if ripe(folder)]:
+        if window.to_version >= compaction.cursor:
+            del compaction.pending[folder]
         else:
-            book.pending[folder] = max(book.pending[folder], window.to_version + 1)
-    if window.to_version > book.cursor:
-        book.cursor, book.digest = window.to_version, window.digest
+            compaction.pending[folder] = max(compaction.pending[folder], window.to_version + 1)
+    if window.to_version > compaction.cursor:
+        compaction.cursor, compaction.digest = window.to_version, window.digest
     for folder, version in window.waiting.items():
-        book.pending.setdefault(folder, version)
+        compaction.pending.setdefault(folder, version)
 
 
 def names_since(raw: Store, version: int) -> dict[str, set[str]]:

@@ -12,14 +12,14 @@ from ciml.events.globs import glob_pattern
 from ciml.events.records import Origin, Outcome, records_of
 from ciml.events.redaction import redact_text
 from ciml.manifest.log import Delta, ManifestLog
-from ciml.raw.known_ids import LetterKey
+from ciml.raw.known_ids import DeadLetterKey
 from ciml.raw.state import RawState
 
 _ALL = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """A dead letter.
 
     Attributes:
@@ -37,7 +37,7 @@ class Letter:
     became: tuple[str, ...] = ()
 
     @property
-    def key(self) -> LetterKey:
+    def key(self) -> DeadLetterKey:
         return self.outcome.origin, self.outcome.run_id
 
     @property
@@ -74,17 +74,17 @@ class Choice:
     since_us: int | None = None
     until_us: int | None = None
 
-    def may_take(self, key: LetterKey, reason: str) -> bool:
+    def may_take(self, key: DeadLetterKey, reason: str) -> bool:
         """Whether it may be one of them, as far as the index knows it."""
         return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
 
-    def takes(self, letter: Letter) -> bool:
+    def takes(self, dead_letter: DeadLetter) -> bool:
         """Whether it is one of them."""
         return (
-            self.may_take(letter.key, letter.outcome.reason)
-            and _matches(self.jobs, letter.job)
-            and (self.since_us is None or letter.time_us >= self.since_us)
-            and (self.until_us is None or letter.time_us < self.until_us)
+            self.may_take(dead_letter.key, dead_letter.outcome.reason)
+            and _matches(self.jobs, dead_letter.job)
+            and (self.since_us is None or dead_letter.time_us >= self.since_us)
+            and (self.until_us is None or dead_letter.time_us < self.until_us)
         )
 
 
@@ -92,7 +92,9 @@ def _matches(globs: tuple[str, ...], text: str) -> bool:
     return globs == _ALL or glob_pattern(globs).fullmatch(text) is not None
 
 
-def open_letters(log: ManifestLog, keys: Iterable[tuple[LetterKey, int]], choice: Choice) -> Iterator[Letter]:
+def open_dead_letters(
+    log: ManifestLog, keys: Iterable[tuple[DeadLetterKey, int]], choice: Choice
+) -> Iterator[DeadLetter]:
     """The open letters of a choice, the oldest first. Only deltas that hold one are read.
 
     Args:
@@ -100,41 +102,45 @@ def open_letters(log: ManifestLog, keys: Iterable[tuple[LetterKey, int]], choice
       keys: of `open_keys`; what is closed meanwhile is still given.
       choice: which are meant.
     """
-    wanted: dict[int, set[LetterKey]] = defaultdict(set)
+    wanted: dict[int, set[DeadLetterKey]] = defaultdict(set)
     for key, version in keys:
         wanted[version].add(key)
     for version in sorted(wanted):
         mine = wanted.pop(version)
-        for letter in _letters_of(version, log.read(version)):
-            if letter.key in mine:
-                mine.remove(letter.key)
-                if choice.takes(letter):
-                    yield letter
+        for dead_letter in _dead_letters_of(version, log.read(version)):
+            if dead_letter.key in mine:
+                mine.remove(dead_letter.key)
+                if choice.takes(dead_letter):
+                    yield dead_letter
         if mine:
             raise IntegrityError(f"raw manifest: version {version} does not hold the dead letter of {min(mine)[0]}")
 
 
-def open_keys(state: RawState, choice: Choice) -> list[tuple[LetterKey, int]]:
+def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]]:
     """(key, version) of the open letters that may be of a choice. The state must not change meanwhile."""
-    return [(key, letter.version) for key, letter in state.dead_letters.items() if choice.may_take(key, letter.reason)]
+    return [
+        (key, dead_letter.version)
+        for key, dead_letter in state.dead_letters.items()
+        if choice.may_take(key, dead_letter.reason)
+    ]
 
 
-def all_letters(log: ManifestLog, choice: Choice) -> Iterator[Letter]:
+def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
     """The letters of a choice, open or closed, the oldest first. Every delta is read."""
-    found: dict[LetterKey, Letter] = {}
-    past: list[Letter] = []
+    found: dict[DeadLetterKey, DeadLetter] = {}
+    past: list[DeadLetter] = []
     for version, delta in log.since(0):
         for origin, run_id in delta["closes"]:
             key = (Origin.from_json(origin), run_id)
             if key in found:
                 past.append(replace(found.pop(key), closed=version, became=_what_became(delta, key)))
-        for letter in _letters_of(version, delta):
-            if choice.takes(letter):
-                found[letter.key] = letter
-    yield from sorted([*past, *found.values()], key=lambda letter: (letter.version, _place(letter.key)))
+        for dead_letter in _dead_letters_of(version, delta):
+            if choice.takes(dead_letter):
+                found[dead_letter.key] = dead_letter
+    yield from sorted([*past, *found.values()], key=lambda dead_letter: (dead_letter.version, _place(dead_letter.key)))
 
 
-def _what_became(delta: Delta, key: LetterKey) -> tuple[str, ...]:
+def _what_became(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
     origin, run_id = key
     return tuple(
         f"{kind} {record.get('reason', '')}".rstrip()
@@ -143,12 +149,12 @@ def _what_became(delta: Delta, key: LetterKey) -> tuple[str, ...]:
     )
 
 
-def _letters_of(version: int, delta: Delta) -> Iterator[Letter]:
+def _dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:
     for record in delta["dead_letters"]:
-        yield Letter(Outcome.from_json(record), version, delta["time_us"])
+        yield DeadLetter(Outcome.from_json(record), version, delta["time_us"])
 
 
-def _place(key: LetterKey) -> tuple[str, int, int, str]:
+def _place(key: DeadLetterKey) -> tuple[str, int, int, str]:
     origin, run_id = key
     return origin.topic, origin.partition, origin.offset, run_id
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: (event key, run id). The run id is empty where the event was seen and not understood.
 Event = tuple[str, str]
 #: Where a dead letter comes from, and the run that it is of ("" where it could not be decoded).
-LetterKey = tuple[Origin, str]
+DeadLetterKey = tuple[Origin, str]
 
 
 class KnownRun(NamedTuple):
@@ -34,7 +34,7 @@ class KnownRun(NamedTuple):
     trusted: bool
 
 
-class OpenLetter(NamedTuple):
+class OpenDeadLetter(NamedTuple):
     """A dead letter that no later delta has closed: where it is recorded, and why it is one."""
 
     version: int
@@ -45,7 +45,7 @@ class Index(Protocol):
     """The ids that were ever seen. The one thing here that grows with every event, so it can be replaced."""
 
     def prefetch(
-        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
         """Says what will be asked for next, so that it can be looked up at once. Nothing depends on it but speed, and
         that no question about what was named here can fail until the next call."""
@@ -61,12 +61,12 @@ class Index(Protocol):
 
     def run_count(self) -> int: ...
 
-    def letter(self, key: LetterKey) -> OpenLetter | None: ...
+    def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None: ...
 
-    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
+    def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
         """Opens a dead letter, or closes it (None)."""
 
-    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+    def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         """All open dead letters. The index must not change meanwhile."""
 
 
@@ -76,10 +76,10 @@ class MemoryIndex:
     def __init__(self) -> None:
         self._events = IdSet()
         self._runs: dict[str, KnownRun] = {}
-        self._letters: dict[LetterKey, OpenLetter | None] = {}
+        self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
 
     def prefetch(
-        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
         """Nothing to do."""
 
@@ -98,19 +98,19 @@ class MemoryIndex:
     def run_count(self) -> int:
         return len(self._runs)
 
-    def letter(self, key: LetterKey) -> OpenLetter | None:
-        return self._letters.get(key)
+    def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None:
+        return self._dead_letters.get(key)
 
-    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
-        if letter is None:
-            self._letters.pop(key, None)
+    def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
+        if dead_letter is None:
+            self._dead_letters.pop(key, None)
         else:
-            self._letters[key] = letter
+            self._dead_letters[key] = dead_letter
 
-    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
-        for key, letter in self._letters.items():
-            if letter is not None:
-                yield key, letter
+    def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
+        for key, dead_letter in self._dead_letters.items():
+            if dead_letter is not None:
+                yield key, dead_letter
 
 
 def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
@@ -155,26 +155,26 @@ class LayeredIndex:
         self._run_count = runs
         self._events = IdSet(tables["events"])
         self._runs: dict[str, KnownRun] = {}
-        self._letters: dict[LetterKey, OpenLetter | None] = {}
+        self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
         self._found_runs: dict[str, KnownRun | None] = {}  # what was looked up last; tables never change
-        self._found_letters: dict[LetterKey, OpenLetter | None] = {}
+        self._found_dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
 
     def prefetch(
-        self, events: Iterable[Event] = (), runs: Iterable[str] = (), letters: Iterable[LetterKey] = ()
+        self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
         self._events.prefetch(fingerprint(*event) for event in events)
         wanted, before = set(runs) - self._runs.keys(), self._found_runs
-        found = self._look_up_runs([run_id for run_id in wanted if run_id not in before])
+        found = self._find_runs([run_id for run_id in wanted if run_id not in before])
         self._found_runs = {run_id: before[run_id] for run_id in wanted if run_id in before} | found
-        self._found_letters = self._look_up_letters(set(letters) - self._letters.keys())
+        self._found_dead_letters = self._find_dead_letters(set(dead_letters) - self._dead_letters.keys())
 
-    def _look_up_runs(self, run_ids: Collection[str]) -> dict[str, KnownRun | None]:
+    def _find_runs(self, run_ids: Collection[str]) -> dict[str, KnownRun | None]:
         values = self._tables["runs"].get([fingerprint(run_id) for run_id in run_ids])
         return {run_id: _known_run(value) for run_id, value in zip(run_ids, values, strict=True)}
 
-    def _look_up_letters(self, keys: Collection[LetterKey]) -> dict[LetterKey, OpenLetter | None]:
-        values = self._tables["letters"].get([_letter_id(key) for key in keys])
-        return {key: _open_letter(value) for key, value in zip(keys, values, strict=True)}
+    def _find_dead_letters(self, keys: Collection[DeadLetterKey]) -> dict[DeadLetterKey, OpenDeadLetter | None]:
+        values = self._tables["letters"].get([_dead_letter_id(key) for key in keys])
+        return {key: _open_dead_letter(value) for key, value in zip(keys, values, strict=True)}
 
     def has_event(self, event_key: str, run_id: str) -> bool:
         return fingerprint(event_key, run_id) in self._events
@@ -186,7 +186,7 @@ class LayeredIndex:
         if (known := self._runs.get(run_id)) is not None:
             return known
         if run_id not in self._found_runs:
-            self._found_runs.update(self._look_up_runs([run_id]))
+            self._found_runs.update(self._find_runs([run_id]))
         return self._found_runs[run_id]
 
     def put_run(self, run_id: str, run: KnownRun) -> None:
@@ -197,30 +197,30 @@ class LayeredIndex:
     def run_count(self) -> int:
         return self._run_count
 
-    def letter(self, key: LetterKey) -> OpenLetter | None:
-        if key in self._letters:
-            return self._letters[key]
-        if key not in self._found_letters:
-            self._found_letters.update(self._look_up_letters([key]))
-        return self._found_letters[key]
+    def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None:
+        if key in self._dead_letters:
+            return self._dead_letters[key]
+        if key not in self._found_dead_letters:
+            self._found_dead_letters.update(self._find_dead_letters([key]))
+        return self._found_dead_letters[key]
 
-    def put_letter(self, key: LetterKey, letter: OpenLetter | None) -> None:
-        self._letters[key] = letter
+    def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
+        self._dead_letters[key] = dead_letter
 
-    def letters(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+    def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         for rows in self._tables["letters"].scan():
             for at in range(len(rows)):
                 value = rows.row(at)
                 key = (Origin(value["topic"], value["partition"], value["offset"]), value["run_id"])
-                if key not in self._letters:
-                    yield key, OpenLetter(value["version"], value["reason"])
-        for key, letter in self._letters.items():
-            if letter is not None:
-                yield key, letter
+                if key not in self._dead_letters:
+                    yield key, OpenDeadLetter(value["version"], value["reason"])
+        for key, dead_letter in self._dead_letters.items():
+            if dead_letter is not None:
+                yield key, dead_letter
 
     def recent(self) -> dict[str, Rows]:
         """What came since the checkpoint, as rows for its tables."""
-        runs, letters = self._runs, self._letters
+        runs, dead_letters = self._runs, self._dead_letters
         return {
             "events": self._events.recent(),
             "runs": TABLES["runs"].rows(
@@ -231,26 +231,26 @@ class LayeredIndex:
                 },
             ),
             "letters": TABLES["letters"].rows(
-                [_letter_id(key) for key in letters],
+                [_dead_letter_id(key) for key in dead_letters],
                 {
-                    "version": [letter.version if letter else 0 for letter in letters.values()],
-                    "reason": [letter.reason if letter else "" for letter in letters.values()],
-                    "topic": [origin.topic for origin, _ in letters],
-                    "partition": [origin.partition for origin, _ in letters],
-                    "offset": [origin.offset for origin, _ in letters],
-                    "run_id": [run_id for _, run_id in letters],
+                    "version": [dead_letter.version if dead_letter else 0 for dead_letter in dead_letters.values()],
+                    "reason": [dead_letter.reason if dead_letter else "" for dead_letter in dead_letters.values()],
+                    "topic": [origin.topic for origin, _ in dead_letters],
+                    "partition": [origin.partition for origin, _ in dead_letters],
+                    "offset": [origin.offset for origin, _ in dead_letters],
+                    "run_id": [run_id for _, run_id in dead_letters],
                 },
             ),
         }
 
 
-def _letter_id(key: LetterKey) -> bytes:
+def _dead_letter_id(key: DeadLetterKey) -> bytes:
     origin, run_id = key
     return fingerprint(origin.topic, str(origin.partition), str(origin.offset), run_id)
 
 
-def _open_letter(value: Mapping[str, Any] | None) -> OpenLetter | None:
-    return OpenLetter(value["version"], value["reason"]) if value is not None and value["version"] else None
+def _open_dead_letter(value: Mapping[str, Any] | None) -> OpenDeadLetter | None:
+    return OpenDeadLetter(value["version"], value["reason"]) if value is not None and value["version"] else None
 
 
 def _known_run(value: Mapping[str, Any] | None) -> KnownRun | None:

@@ -14,7 +14,7 @@ EVENTS = Metric(
 RUNS = Metric("ciml_runs_total", "counter", "Raw rows, by the trust rule of their ingestion.", ("trusted", "rule"))
 IGNORED = Metric("ciml_ignored_total", "counter", "Ignored (event, run), by reason.", ("reason",))
 DEAD_LETTERS = Metric("ciml_dead_letter_total", "counter", "Dead letters ever recorded, by reason.", ("reason",))
-OPEN_LETTERS = Metric("ciml_dead_letters_open", "gauge", "Dead letters that no replay has closed.", ("reason",))
+OPEN_DEAD_LETTERS = Metric("ciml_dead_letters_open", "gauge", "Dead letters that no replay has closed.", ("reason",))
 DEFERRED = Metric("ciml_deferred_logs", "gauge", "Runs whose log was not there yet, and is tried again.", ("reason",))
 NEXT_TRY = Metric(
     "ciml_deferred_next_try_timestamp_seconds", "gauge", "When the next deferred log is tried, epoch seconds."
@@ -31,7 +31,7 @@ SINCE_CHECKPOINT = Metric(
 )
 
 METRICS = (
-    EVENTS, RUNS, IGNORED, DEAD_LETTERS, OPEN_LETTERS, DEFERRED, NEXT_TRY, VERSION, COMMITTED, SINCE_CHECKPOINT,
+    EVENTS, RUNS, IGNORED, DEAD_LETTERS, OPEN_DEAD_LETTERS, DEFERRED, NEXT_TRY, VERSION, COMMITTED, SINCE_CHECKPOINT,
 )  # fmt: skip
 
 
@@ -45,12 +45,12 @@ def raw_families(state: RawState) -> Iterator[Family]:
     for (kind, reason), number in state.counts.items():
         if kind in by_kind:
             by_kind[kind][reason,] += number
-    letters = Counter({(reason,): number for reason, number in state.closed.items()})
+    dead_letters = Counter({(reason,): number for reason, number in state.closed.items()})
     yield EVENTS.of(state.recorded)
     yield RUNS.of({(str(trusted).lower(), rule): number for (trusted, rule), number in state.trust.items()})
     yield IGNORED.of(by_kind["ignored"])
-    yield DEAD_LETTERS.of(letters + by_kind["dead_letter"])
-    yield OPEN_LETTERS.of({**dict.fromkeys(letters, 0), **by_kind["dead_letter"]})
+    yield DEAD_LETTERS.of(dead_letters + by_kind["dead_letter"])
+    yield OPEN_DEAD_LETTERS.of({**dict.fromkeys(dead_letters, 0), **by_kind["dead_letter"]})
     yield DEFERRED.of(by_kind["deferred"])
     due_us = state.next_due_us()
     yield NEXT_TRY.alone(None if due_us is None else due_us / 1e6)

@@ -12,7 +12,7 @@ from ciml.manifest.checkpoints import Checkpointed, Checkpoints
 from ciml.manifest.id_index import IdTable, Rows
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.manifest.offsets import RangeSet
-from ciml.raw.known_ids import TABLES, Index, KnownRun, LayeredIndex, LetterKey, MemoryIndex, OpenLetter
+from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.storage.open import Store
 
 #: So many sources are counted each by itself, the first that came: a source is what an event says it is.
@@ -57,8 +57,8 @@ class RawState:
         self._sources: set[str] = set()
 
     @property
-    def dead_letters(self) -> Mapping[LetterKey, OpenLetter]:
-        return _Letters(self)
+    def dead_letters(self) -> Mapping[DeadLetterKey, OpenDeadLetter]:
+        return _DeadLetters(self)
 
     def covered(self, topic: str, partition: int) -> RangeSet:
         """The offsets of a partition that are settled. Not to be changed by the caller."""
@@ -94,10 +94,10 @@ class RawState:
         """
         if version != self.version + 1:
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
-        closes: list[LetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
+        closes: list[DeadLetterKey] = [(Origin.from_json(origin), run_id) for origin, run_id in delta["closes"]]
         self.index.prefetch(
             runs=[record["mention"]["run_id"] for record in (*rows_of(delta), *delta["corrections"])],
-            letters=[key for key in closes if key not in self.deferred],
+            dead_letters=[key for key in closes if key not in self.deferred],
         )
         self.torn = True
         for topic, entry in delta["offsets"].items():
@@ -144,7 +144,7 @@ class RawState:
                     self._close(key)
                 self.deferred[key] = Outcome.from_json(record)
             else:
-                self.index.put_letter(key, OpenLetter(version, reason))
+                self.index.put_dead_letter(key, OpenDeadLetter(version, reason))
         self.counts[kind, reason] += 1
         if kind != "deferred":
             self.recorded[self._source(run_id), kind] += 1
@@ -164,9 +164,9 @@ class RawState:
         kind: Kind
         if key in self.deferred:
             kind, reason = "deferred", self.deferred.pop(key).reason
-        elif (letter := self.index.letter(key)) is not None:
-            kind, reason = "dead_letter", letter.reason
-            self.index.put_letter(key, None)
+        elif (dead_letter := self.index.dead_letter(key)) is not None:
+            kind, reason = "dead_letter", dead_letter.reason
+            self.index.put_dead_letter(key, None)
             self.closed[reason] += 1
         else:
             raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed, and was not open")
@@ -236,36 +236,36 @@ class RawState:
         return self.index.recent()
 
 
-class _Letters(Mapping[LetterKey, OpenLetter]):
+class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):
     """The open dead letters of a state."""
 
     def __init__(self, state: RawState) -> None:
         self._state = state
 
-    def __getitem__(self, key: LetterKey) -> OpenLetter:
-        if (letter := self._state.index.letter(key)) is None:
+    def __getitem__(self, key: DeadLetterKey) -> OpenDeadLetter:
+        if (dead_letter := self._state.index.dead_letter(key)) is None:
             raise KeyError(key)
-        return letter
+        return dead_letter
 
-    def __iter__(self) -> Iterator[LetterKey]:
-        for key, _ in self._state.index.letters():
+    def __iter__(self) -> Iterator[DeadLetterKey]:
+        for key, _ in self._state.index.dead_letters():
             yield key
 
     def __len__(self) -> int:
         return sum(number for (kind, _), number in self._state.counts.items() if kind == "dead_letter")
 
-    def items(self) -> ItemsView[LetterKey, OpenLetter]:
-        return _LetterItems(self)
+    def items(self) -> ItemsView[DeadLetterKey, OpenDeadLetter]:
+        return _DeadLetterItems(self)
 
-    def pairs(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+    def pairs(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         """All of them, one by one, without a look-up for each."""
-        return self._state.index.letters()
+        return self._state.index.dead_letters()
 
 
-class _LetterItems(ItemsView[LetterKey, OpenLetter]):
-    _mapping: _Letters
+class _DeadLetterItems(ItemsView[DeadLetterKey, OpenDeadLetter]):
+    _mapping: _DeadLetters
 
-    def __iter__(self) -> Iterator[tuple[LetterKey, OpenLetter]]:
+    def __iter__(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         return self._mapping.pairs()
 
 

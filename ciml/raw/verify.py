@@ -172,9 +172,9 @@ class _Replay:
 
 
 def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay: _Replay) -> Iterator[str]:
-    told = replay.state.snapshot()
-    for name in sorted(told.keys() | checkpoint.state.keys()):
-        if told.get(name) != checkpoint.state.get(name):
+    facts = replay.state.snapshot()
+    for name in sorted(facts.keys() | checkpoint.state.keys()):
+        if facts.get(name) != checkpoint.state.get(name):
             yield f"{name} is not what the deltas add up to"
     faults = [
         checkpoints.files.check(part) for runs in checkpoint.tables.values() for run in runs for part in run.parts

@@ -80,7 +80,7 @@ class Store(ABC):
     def delete(self, path: str) -> None:
         """Removes an object; none there is no error."""
 
-    def sweep(self, prefix: str, before_s: float) -> int:
+    def delete_leftovers(self, prefix: str, before_s: float) -> int:
         """Removes below ``prefix`` what killed writers left half-written before ``before_s`` (epoch seconds), and
         folders that have been empty since then. Never an object. Returns how many files were removed."""
         return 0

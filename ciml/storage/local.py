@@ -152,7 +152,7 @@ class LocalStore(Store):
         except OSError as error:
             raise _failed("delete", self._path(path), error) from error
 
-    def sweep(self, prefix: str, before_s: float) -> int:
+    def delete_leftovers(self, prefix: str, before_s: float) -> int:
         removed = 0
         top = self._path(prefix)
         for folder, names in self._walk(prefix):

@@ -43,5 +43,5 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
     for job in old:
         for path in paths[job]:
             store.delete(path)
-    top.sweep("checkpoints", before_s)
+    top.delete_leftovers("checkpoints", before_s)
     return old

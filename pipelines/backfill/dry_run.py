@@ -10,7 +10,7 @@ from typing import Any
 from ciml.events.listing_files import Listing
 from ciml.events.records import OffsetRange, Outcome
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
-from transforms.guard import guarded_candidates
+from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import judge
 
@@ -65,16 +65,16 @@ def survey(config: BackfillConfig, listing: Listing) -> Survey:
         runs: dict[int, str] = {}
         for start, end in work.parts:
             decoded = decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading)
-            batch = guarded_candidates("trust", lambda part: judge(part, config.trust), decoded)
-            found.blank += end - start - len(batch.candidates) - len(batch.settled)
+            batch = guarded_runs("trust", lambda part: judge(part, config.trust), decoded)
+            found.blank += end - start - len(batch.pending_runs) - len(batch.settled)
             for outcome in batch.settled:
                 _count(found, outcome)
-            for candidate in batch.candidates:
-                mention, trust = candidate.mention, candidate.trust
+            for pending in batch.pending_runs:
+                mention, trust = pending.mention, pending.trust
                 found.take[mention.build_name, mention.result] += 1
                 if trust is not None:
                     found.trust[trust.trusted, trust.rule] += 1
-                runs[candidate.origin.offset] = mention.run_id
+                runs[pending.origin.offset] = mention.run_id
         found.known += len(following.known(runs))
     found.others = found.lines - found.settled - taken
     return found

@@ -202,12 +202,12 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
     if tally.settled or config.take_missing or not listing.blocks:
         return
     covers = OffsetRange(listing.topic, "", 0, 0, listing.blocks[0].end)
-    candidates = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).candidates
+    pending_runs = decode_lines(covers, listing.read(listing.blocks[0]), config.reading).pending_runs
     selected = glob_pattern(config.selection).fullmatch
-    probes = [each for each in candidates if selected(each.mention.build_name)][:_PROBES]
+    probes = [each for each in pending_runs if selected(each.mention.build_name)][:_PROBES]
     reasons: set[str] = set()
-    for part in fetch_in_parts(Batch(None, candidates=probes), config.fetch, 0):
-        if part.candidates:
+    for part in fetch_in_parts(Batch(None, pending_runs=probes), config.fetch, 0):
+        if part.pending_runs:
             return
         reasons |= {each.reason for each in part.settled}
     if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:

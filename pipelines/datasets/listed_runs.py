@@ -28,7 +28,7 @@ from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
 from transforms.examples.prepare import Examples, examples_from
 from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_candidates
+from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import TrustPolicy, judge
 
@@ -195,8 +195,8 @@ class ListedLog:
         return msgspec.convert(delta, RunDelta)
 
     def _settled(self, decoded: Batch) -> Batch:
-        runs, batch = [], guarded_candidates("trust", lambda part: judge(part, self._trust), decoded)
-        for each in batch.candidates:
+        runs, batch = [], guarded_runs("trust", lambda part: judge(part, self._trust), decoded)
+        for each in batch.pending_runs:
             runs.append(Outcome("run", each.origin, mention=each.mention, trust=each.trust, file=_NO_FILE))
             if each.address:
                 self.addresses.setdefault(each.mention.run_id, each.address)

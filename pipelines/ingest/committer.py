@@ -72,7 +72,7 @@ def seal(batch: Batch) -> bytes:
     Raises:
       IntegrityError: for a batch that is not settled.
     """
-    if batch.messages or batch.candidates:
+    if batch.messages or batch.pending_runs:
         raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
     covers = batch.covers
     place = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None

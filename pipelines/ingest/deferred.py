@@ -38,11 +38,11 @@ class HandedOut:
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}
             found = []
-            for candidate in due:
-                key = (candidate.origin, candidate.mention.run_id, candidate.attempts)
+            for pending in due:
+                key = (pending.origin, pending.mention.run_id, pending.attempts)
                 if key not in self._since:
                     self._since[key] = now_s
-                    found.append(candidate)
+                    found.append(pending)
             return found
 
 
@@ -78,7 +78,7 @@ class _LookForDue(beam.DoFn):
         with keep_error(), committer(element).state() as state:
             due, next_us = state.due(int(now_s * 1e6)), state.next_due_us()
         for at in range(0, len(fresh := _handed_out.setdefault(element.root, HandedOut()).fresh(due, now_s)), _MOST):
-            yield TimestampedValue(Batch(None, candidates=fresh[at : at + _MOST]), Timestamp.of(now_s))
+            yield TimestampedValue(Batch(None, pending_runs=fresh[at : at + _MOST]), Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
         wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
         put_off(tracker, min(max(wait_s, _PAUSE_S), _IDLE_S))

@@ -26,7 +26,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.deferred import ReadDue
 from pipelines.kafka.client import check_still_that_topic
 from pipelines.kafka.source import PartitionRead, ReadFromKafka
-from transforms.guard import guarded_candidates
+from transforms.guard import guarded_runs
 from transforms.ingest.beam import Decode, Judge, TakeLogs, keep_error
 from transforms.ingest.timings_beam import COMMIT
 
@@ -51,8 +51,8 @@ def build_ingest(
     settled = []
     if reads:
         events = pipeline | "Events" >> ReadFromKafka(config.kafka, reads, config.read)
-        candidates = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
-        unknown = candidates | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
+        pending_runs = events | Decode(config.selection, dict(config.names)) | Judge(config.trust)
+        unknown = pending_runs | "KnownEvents" >> beam.ParDo(SettleKnown(config.raw)).with_output_types(Batch)
         settled.append(unknown | "NewLogs" >> _Settle(config))
     if not bounded:
         settled.append(pipeline | ReadDue(config.raw) | "DueLogs" >> _Settle(config))
@@ -65,9 +65,9 @@ def build_ingest(
     return gathered | "Commit" >> beam.ParDo(CommitRaw(config)) | "Publish" >> beam.ParDo(Publish(config))
 
 
-def in_batches(candidates: Sequence[PendingRun], most: int = 200) -> list[Batch]:
+def in_batches(pending_runs: Sequence[PendingRun], most: int = 200) -> list[Batch]:
     """Candidates that are tried again, as batches that cover no offsets."""
-    return [Batch(None, candidates=list(candidates[at : at + most])) for at in range(0, len(candidates), most)]
+    return [Batch(None, pending_runs=list(pending_runs[at : at + most])) for at in range(0, len(pending_runs), most)]
 
 
 def _create(batches: list[Batch]) -> beam.PTransform:
@@ -85,7 +85,7 @@ def settle_known(batch: Batch, index: Index) -> Batch:
       index: of what is committed.
     """
     kept, settled = [], list(batch.settled)
-    for each in batch.candidates:
+    for each in batch.pending_runs:
         if each.event_key and index.has_event(each.event_key, each.mention.run_id):
             settled.append(Outcome("repeat", each.origin, each.event_key, each.mention, "event", trust=each.trust))
         else:
@@ -100,10 +100,10 @@ class SettleKnown(beam.DoFn):
         self._raw = raw
 
     def process(self, batch: Batch) -> Iterator[Batch]:
-        if batch.candidates:
+        if batch.pending_runs:
             with keep_error(), committer(self._raw).state() as state:
                 index = state.index
-                batch = guarded_candidates("known", lambda part: settle_known(part, index), batch)
+                batch = guarded_runs("known", lambda part: settle_known(part, index), batch)
         yield batch
 
 

@@ -15,8 +15,8 @@ from itertools import islice
 from ciml.errors import RejectedInput
 from ciml.events.payloads import whole_payload
 from ciml.events.records import Batch, Origin, records_of
-from ciml.raw.dead_letters import Choice, Letter, open_keys, open_letters
-from ciml.raw.known_ids import LetterKey
+from ciml.raw.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
+from ciml.raw.known_ids import DeadLetterKey
 from ciml.storage.open import Store
 from pipelines.ingest.committer import committer
 from transforms.fetch.policy import FetchPolicy
@@ -105,7 +105,7 @@ def replay(
     with committing.state() as state:
         keys = sorted(open_keys(state, config.choice), key=lambda entry: entry[1])
     found = Replayed(letters=min(len(keys), config.limit or len(keys)))
-    letters = islice(open_letters(committing.log, keys, config.choice), config.limit)
+    letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
     while not stop.is_set() and (some := list(islice(letters, config.together))):
         _replay(config, some, found)
         committing.maintain()
@@ -115,8 +115,8 @@ def replay(
     return found
 
 
-def _replay(config: ReplayConfig, letters: list[Letter], found: Replayed) -> None:
-    read: list[tuple[Letter, Batch]] = []
+def _replay(config: ReplayConfig, letters: list[DeadLetter], found: Replayed) -> None:
+    read: list[tuple[DeadLetter, Batch]] = []
     for letter in letters:
         try:
             read.append((letter, _read(config, letter)))
@@ -137,7 +137,7 @@ def _replay(config: ReplayConfig, letters: list[Letter], found: Replayed) -> Non
     found.tried += len(letters)
 
 
-def _read(config: ReplayConfig, letter: Letter) -> Batch:
+def _read(config: ReplayConfig, letter: DeadLetter) -> Batch:
     payload = letter.outcome.payload
     whole = whole_payload(config.raw, payload) if payload else None
     batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
@@ -151,7 +151,9 @@ def _stays(found: Replayed, reason: str, detail: str) -> None:
     found.details.setdefault(reason, detail)
 
 
-def _closed_by(config: ReplayConfig, version: int | None, found: Replayed, keys: set[LetterKey]) -> set[LetterKey]:
+def _closed_by(
+    config: ReplayConfig, version: int | None, found: Replayed, keys: set[DeadLetterKey]
+) -> set[DeadLetterKey]:
     """Return those of ``keys`` that a version closed; what they became is counted."""
     if version is None:
         return set()
@@ -192,9 +194,9 @@ def preview(config: ReplayConfig) -> Preview:
     return found
 
 
-def chosen(raw: Store, choice: Choice) -> Iterator[Letter]:
+def chosen(raw: Store, choice: Choice) -> Iterator[DeadLetter]:
     """Yield the open letters of a choice, the oldest first."""
     committing = committer(raw)
     with committing.state() as state:
         keys = open_keys(state, choice)
-    yield from open_letters(committing.log, keys, choice)
+    yield from open_dead_letters(committing.log, keys, choice)

@@ -39,7 +39,7 @@ from transforms.live.messages import (
     example_message,
     late_message,
     pane_message,
-    refused_message,
+    rejected_message,
 )
 from transforms.live.samples import NO_SAMPLES, Part, join_parts, pack, part_of, unpack
 from transforms.live.windows import LiveDataset, LivePolicy, LiveRun, columns_of
@@ -150,7 +150,7 @@ class DecodeSamples(beam.DoFn):
     def _refused(self, partition: int, message: Message, refused: RejectedInput) -> Any:
         """Return a message's dead letter, for the output `LETTERS`."""
         Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
-        letter = refused_message(Origin(self._config.topic, partition, message.offset), message, refused)
+        letter = rejected_message(Origin(self._config.topic, partition, message.offset), message, refused)
         return beam.pvalue.TaggedOutput(
             self.LETTERS, (self._config.letters_topic, redact_bytes(message.key or b""), letter)
         )

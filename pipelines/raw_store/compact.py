@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ciml.raw.compaction_cursor import load_book, look_done, save_book, windows
+from ciml.raw.compaction_cursor import load_cursor, mark_compacted, save_cursor, windows
 from ciml.raw.packs import PACKS, RUNS, SWEPT, day_ends_s
 from ciml.storage.open import Store
 from pipelines.raw_store.collect_garbage import Swept, sweep_packs, sweep_runs, sweep_swept
@@ -85,7 +85,7 @@ def compact(
     def ripe(folder: str) -> bool:
         return day_ends_s(folder) + older_than_s <= now_s
 
-    book = load_book(raw)
+    book = load_cursor(raw)
     done = 0
     for window in windows(raw, book, ripe, window_runs):
         total = done + window.runs
@@ -98,8 +98,8 @@ def compact(
             book.tidy[folder] = int(clock() * 1e6)
             done += len(named)
             tell("packing runs", done, total)
-        look_done(book, window, ripe)
-        save_book(raw, book)
+        mark_compacted(book, window, ripe)
+        save_cursor(raw, book)
     result.to_version, result.waiting = book.cursor, len(book.pending)
     before_s, looked = clock() - grace_s, 0
 
@@ -113,6 +113,6 @@ def compact(
     sweep_runs(raw, book, ripe, before_s, result.swept, told)
     sweep_packs(raw, book, before_s, result.swept, everything=everything)
     for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):
-        raw.sweep(prefix, before_s)
-    save_book(raw, book)
+        raw.delete_leftovers(prefix, before_s)
+    save_cursor(raw, book)
     return result

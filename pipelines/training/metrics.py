@@ -53,7 +53,7 @@ class TrainBoard(Board):
 
     def see(self, state: RegistryState) -> None:
         """Take in the registry."""
-        self.looked(_registry_families(self._model, state))
+        self.observed(_registry_families(self._model, state))
 
     def refreshed(self, seconds: Mapping[str, float]) -> None:
         """Take in a refresh that ended, with its seconds by step."""

@@ -14,8 +14,8 @@ from itertools import count, islice
 from typing import Any
 
 from ciml.errors import CimlError, RejectedInput
-from ciml.events.mentions import log_address
 from ciml.events.records import RunFacts
+from ciml.events.run_facts import log_address
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_LABELS
 from recorder.producer import Sender
@@ -173,7 +173,7 @@ class Delivery:
         from ciml.events.cloudevents import finished_event
 
         assert self._end is not None
-        value, headers = finished_event(self._finished_mention(self._end))
+        value, headers = finished_event(self._finished_facts(self._end))
         return self._plan.events_topic, value, headers
 
     def _end_of(self, recorder_us: int) -> tuple[str, bytes, Any]:
@@ -182,11 +182,11 @@ class Delivery:
         end = samples.End(self._plan.mention.run_id, recorder_us, self._tail.counts[recorder_us])
         return self._plan.samples_topic, samples.encode(end), None
 
-    def _finished_mention(self, end: End) -> RunFacts:
-        mention = self._plan.mention
-        labels = {**end.labels, **mention.labels, **end.labels}  # those of the end first: an event holds so many
-        return mention.replace(
-            phase="finished", result=end.result, end_us=max(end.end_us, mention.start_us or 0),
+    def _finished_facts(self, end: End) -> RunFacts:
+        facts = self._plan.mention
+        labels = {**end.labels, **facts.labels, **end.labels}  # those of the end first: an event holds so many
+        return facts.replace(
+            phase="finished", result=end.result, end_us=max(end.end_us, facts.start_us or 0),
             log_url=self._log_at or "", labels=dict(islice(labels.items(), MAX_LABELS)),
         )  # fmt: skip
 
@@ -216,7 +216,7 @@ class Delivery:
         from ciml.storage.open import open_store
 
         folder = _folder(self._plan.mention)
-        line = _listing_line(self._finished_mention(end), f"{folder}/{LOG}.gz")
+        line = _listing_line(self._finished_facts(end), f"{folder}/{LOG}.gz")
         open_store(self._plan.log_dir).replace(f"{folder}/run.json", line)
         return True
 
@@ -228,8 +228,8 @@ def encode_piece(run_id: str, piece: Piece, first_us: int) -> bytes:
     return encode_rows(run_id, piece.recorder_us, first_us, piece.columns, list(rows))
 
 
-def _folder(mention: RunFacts) -> str:
-    return f"{path_safe(mention.build_name)}/{mention.run_id}"
+def _folder(facts: RunFacts) -> str:
+    return f"{path_safe(facts.build_name)}/{facts.run_id}"
 
 
 def _compressed(recording: Recording) -> bytes:
@@ -243,16 +243,16 @@ def _compressed(recording: Recording) -> bytes:
     return out.getvalue()
 
 
-def _listing_line(mention: RunFacts, log_path: str) -> bytes:
-    from ciml.events.mentions import run_of_mention
+def _listing_line(facts: RunFacts, log_path: str) -> bytes:
+    from ciml.events.run_facts import run_from_facts
 
-    run = run_of_mention(mention)
+    run = run_from_facts(facts)
     labels = run.pop("labels", {})
-    identity = RunId.decode(mention.run_id)
+    identity = RunId.decode(facts.run_id)
     for name in ("log_url", "id", "job", "event"):
         run.pop(name, None)
     line = {
-        "build_uuid": identity.native_id, "build_name": mention.build_name, **run, "log_path": log_path,
+        "build_uuid": identity.native_id, "build_name": facts.build_name, **run, "log_path": log_path,
         "labels": labels,
     }  # fmt: skip
     return json.dumps(line).encode() + b"\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ciml.errors import CimlError, EngineError
-from recorder.console import say
+from recorder.console import report
 from recorder.producer import Sender
 from recorder.settings import Settings
 from recorder.spool.folder import open_private
@@ -27,7 +27,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
     try:
         spool = open_private(settings.spool)
     except FileNotFoundError:
-        say("0 recordings are sent")
+        report("0 recordings are sent")
         return
     except OSError as error:
         raise CimlError(f"{settings.spool}: cannot be read ({error.strerror})") from None
@@ -39,7 +39,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
             recording = Recording.take(spool, name)
         except CimlError as error:
             failed += 1
-            say(str(error))
+            report(str(error))
             continue
         if recording is None:
             continue
@@ -48,20 +48,20 @@ def send_leftovers(settings: Settings, places: Places) -> None:
         if why:
             failed += 1
             recording.release()
-            say(f"{run_id} is not sent: {why}")
+            report(f"{run_id} is not sent: {why}")
         else:
             sent += 1
             stays = recording.remove()
             kept += bool(stays)
             lost = f", without {', '.join(FACTS)}: it was not sealed" if is_unsealed(recording.plan) else ""
-            say(f"{run_id} is sent{lost}" + (f", but {stays}" if stays else ""))
+            report(f"{run_id} is sent{lost}" + (f", but {stays}" if stays else ""))
     if more:
-        say(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
+        report(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
     if failed:
         raise EngineError(f"{failed} recordings are not sent, and stay in {settings.spool}; {sent} are")
     if kept:
         raise EngineError(f"{sent} recordings are sent, but {kept} of them cannot be removed from {settings.spool}")
-    say(f"{sent} recordings are sent")
+    report(f"{sent} recordings are sent")
 
 
 def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:

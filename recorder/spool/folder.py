@@ -70,8 +70,8 @@ class Folder:
           OSError: it cannot be opened; a link is an `OSError` too.
         """
         descriptor = os.open(name, flags | _FILE, 0o600, dir_fd=self.descriptor)
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_nlink != 1:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
             os.close(descriptor)
             raise CimlError(f"{self.path / name} is not a regular file of this user with a single name")
         return descriptor
@@ -128,12 +128,12 @@ def open_private(path: Path, *, create: bool = False) -> Folder:
         if path.is_symlink():
             raise CimlError(f"{path} is a symbolic link; name the folder itself by --spool") from None
         raise
-    facts = os.fstat(descriptor)
+    status = os.fstat(descriptor)
     problem = ""
-    if facts.st_uid != os.geteuid():
-        problem = f"{path} belongs to another user (uid {facts.st_uid}); name a folder of your own by --spool"
-    elif facts.st_mode & 0o077:
-        mode = stat.S_IMODE(facts.st_mode)
+    if status.st_uid != os.geteuid():
+        problem = f"{path} belongs to another user (uid {status.st_uid}); name a folder of your own by --spool"
+    elif status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
         problem = f"{path} is open to other users (mode {mode:04o}); check what is in it, then: chmod 700 {path}"
     if problem:
         os.close(descriptor)

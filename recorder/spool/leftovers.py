@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 from ciml.errors import CimlError
 from ciml.limits import MAX_SPOOL_BYTES
-from recorder.console import say
+from recorder.console import report
 from recorder.producer import Sender
 from recorder.settings import Settings
 from recorder.spool.delivery import Delivery
@@ -39,9 +39,9 @@ def is_unsealed(plan: Plan) -> bool:
 
 def without_facts(plan: Plan) -> Plan:
     """The same run, of which nothing is said that a trust policy asks for."""
-    mention = plan.mention
-    labels = {**UNSEALED, **mention.labels, **UNSEALED}  # first, so that it stays where there are too many
-    return replace(plan, mention=mention.replace(**dict.fromkeys(FACTS, ""), labels=labels))
+    facts = plan.mention
+    labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays where there are too many
+    return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), labels=labels))
 
 
 def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
@@ -59,7 +59,7 @@ def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
       CimlError: it asks for rights of this recorder that it may not have had.
     """
     plan = recording.plan
-    if plan.kafka != (settings.kafka.bootstrap if settings.kafka else "") or not plan.leads_somewhere:
+    if plan.kafka != (settings.kafka.bootstrap if settings.kafka else "") or not plan.has_destination:
         return None
     secrets = secrets_of(settings.kafka, plan.log_dir)
     if is_sealed(recording, secrets):
@@ -92,7 +92,7 @@ def by_command(recording: Recording, settings: Settings, places: Places) -> Plan
         return plan
     if secrets:  # its own word on where it goes is no reason to use them
         plan = replace(plan, **asdict(places))
-    if not plan.leads_somewhere:
+    if not plan.has_destination:
         raise CimlError("neither --kafka nor --log-dir says where to")
     return without_facts(plan)
 
@@ -165,9 +165,9 @@ class Leftovers:
     def _report(self, line: str) -> None:
         self._reported += 1
         if self._reported <= _MOST_LINES:
-            say(line)
+            report(line)
         elif self._reported == _MOST_LINES + 1:
-            say("more of the spool is not sent; ciml record --send says what and why")
+            report("more of the spool is not sent; ciml record --send says what and why")
 
 
 def trim(spool: Folder, names: list[str]) -> list[str]:
@@ -193,7 +193,7 @@ def trim(spool: Folder, names: list[str]) -> list[str]:
         if recording is not None and not recording.remove():
             stay.remove(name)
             total -= sizes[name]
-            say(f"the spool is full: the oldest recording is given up, run {recording.plan.mention.run_id}")
+            report(f"the spool is full: the oldest recording is given up, run {recording.plan.mention.run_id}")
     return stay
 
 

@@ -26,8 +26,8 @@ import msgspec
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import is_clean, labels
 from ciml.events.json_input import parse_json
-from ciml.events.mentions import mention_of_run, run_of_mention
 from ciml.events.records import RunFacts
+from ciml.events.run_facts import facts_from_run, run_from_facts
 from ciml.events.run_id import RunId
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES, MAX_RECORDING_STARTS, MAX_SPOOL_ENTRIES
 from recorder.spool.folder import Folder, open_private
@@ -75,7 +75,7 @@ class Plan:
     log_url: str = ""
 
     @property
-    def leads_somewhere(self) -> bool:
+    def has_destination(self) -> bool:
         """Whether there is a place to send it to."""
         return bool(self.kafka or self.log_dir)
 
@@ -218,8 +218,8 @@ class Recording:
 
     def changed_us(self) -> int:
         """When the log last grew, or without a log the folder last changed, epoch microseconds."""
-        facts = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)
-        return facts.st_mtime_ns // 1000
+        status = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)
+        return status.st_mtime_ns // 1000
 
     def remove(self) -> str:
         """Removes it, for all of it has arrived, and lets go of it. Returns what kept it from that, or ""."""
@@ -253,8 +253,8 @@ def size_of(folder: Folder) -> int:
     """The bytes of a recording's files; one that is too large for a recording does not count. Raises `OSError`."""
     total = 0
     for name in set(folder.names(len(_FILES))) & set(_FILES):
-        facts = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-        total += facts.st_size if facts.st_size <= MAX_RECORDING_LOG_BYTES else 0
+        status = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+        total += status.st_size if status.st_size <= MAX_RECORDING_LOG_BYTES else 0
     return total
 
 
@@ -287,15 +287,15 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
             return None
         raise CimlError(f"{folder.path}: not a recording: it has no {RUN}")
     for name in names:  # also those that are not read: a folder of that name could not be removed
-        facts = folder.stat(name)
+        status = folder.stat(name)
         most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
-        if facts is not None and facts.st_size > most:
+        if status is not None and status.st_size > most:
             raise CimlError(f"{folder.path / name} is larger than {most} bytes")
     plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
-    mention = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
-    if mention.start_us is None or not 0 <= mention.start_us < 1 << 53:
+    facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
+    if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
         raise RejectedInput("bad_time", "start_us")
-    checked, _ = mention_of_run(run_of_mention(mention), RunId.decode(mention.run_id), "started")
+    checked, _ = facts_from_run(run_from_facts(facts), RunId.decode(facts.run_id), "started")
     for place in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
         if len(place) > _MAX_PLACE or not is_clean(place):
             raise RejectedInput("bad_field", f"{place!r:.80} is no place")

@@ -15,7 +15,7 @@ from ciml.datasets.state import DatasetState, ExampleFile, dataset_state, datase
 from ciml.errors import CimlError
 from ciml.storage.open import Store
 from training.normalise import Normalisation
-from transforms.examples.prepare import mentions
+from transforms.examples.prepare import run_facts
 from transforms.examples.spans import inputs_of, read_examples
 from transforms.examples.split import SPLITS
 
@@ -143,7 +143,7 @@ def read_runs(
         table, arrays = _wanted(table, arrays, only, at_least)
         known.append(table.select(_FACTS))
         if facts:
-            for mention in mentions(table):
+            for mention in run_facts(table):
                 for fact, values in told.items():
                     values.append(label_of(mention, fact, {}) or "")
         rows = chosen[(chosen >= place) & (chosen < place + len(arrays))] - place

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from ciml.digest import telemetry_digest
-from ciml.events.mentions import mention_from_listing
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
+from ciml.events.run_facts import facts_from_listing
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import pack_log, split_path
 from ciml.storage.open import Store, open_store
@@ -92,7 +92,7 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
 def main() -> None:
     listing, logs, data, number = sys.argv[1:]
     builds = [json.loads(line) for line in Path(listing).read_text().splitlines()]
-    mentions = [mention_from_listing(each, source="backfill") for each in builds]
+    mentions = [facts_from_listing(each, source="backfill") for each in builds]
     texts = [Log(Path(logs, each["log_path"]).read_bytes(), mention.start_us, mention.end_us)
              for each, mention in zip(builds, mentions, strict=True)]  # fmt: skip
     real = [(mention, table) for mention, table in zip(mentions, parse_logs(texts), strict=True)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from ciml.events.cloudevents import finished_event
-from ciml.events.mentions import mention_from_listing
 from ciml.events.records import Batch, Message, OffsetRange
+from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
 from ciml.storage.open import open_store
 from transforms.fetch.fetch import Fetcher
@@ -62,7 +62,7 @@ def scene(kafka: str) -> Iterator[Scene]:
         build = builds[number % len(builds)]
         native = f"{build['build_uuid']}.{number // len(builds)}"
         url = f"http://127.0.0.1:{port}/{build['log_path']}"
-        mention = mention_from_listing(build, source="zuul").replace(
+        mention = facts_from_listing(build, source="zuul").replace(
             run_id=RunId("zuul", native).encode(), build_uuid=native, pipeline="gate", event="", log_url=url,
         )  # fmt: skip
         value, headers = finished_event(mention, event_id=native)

@@ -15,8 +15,8 @@ import pytest
 
 from ciml.datasets.definition import DatasetDefinition, resolve
 from ciml.events.cloudevents import decode_message, finished_event
-from ciml.events.mentions import mention_from_listing
 from ciml.events.records import Message
+from ciml.events.run_facts import facts_from_listing
 from ciml.telemetry import telemetry_columns
 from transforms.examples.downsample import downsample
 from transforms.parse.logs import Log, parse_logs
@@ -60,15 +60,15 @@ def test_parsing_batches_against_one_log_at_a_time(logs: list[Log]) -> None:
 
 
 def test_logs_to_windows_against_pandas_run_by_run(logs: list[Log], builds: list[dict]) -> None:
-    mentions = [mention_from_listing(build, source="bench") for build in builds]
+    run_facts = [facts_from_listing(build, source="bench") for build in builds]
     definition = DatasetDefinition.from_json(
         {"name": "bench", "features_regex": "(usr|1min)", "class_label": "provider", "sample_interval": "10s"}
     )
-    resolved = resolve(definition, [telemetry_columns(table.column_names) for table in parse_logs(logs)], mentions)
+    resolved = resolve(definition, [telemetry_columns(table.column_names) for table in parse_logs(logs)], run_facts)
 
     def pandas() -> list[pd.DataFrame]:
         frames = []
-        for log, mention in zip(logs, mentions, strict=True):
+        for log, mention in zip(logs, run_facts, strict=True):
             text = gzip.decompress(log.data).decode()
             frame = pd.read_csv(io.StringIO(text), skiprows=6, usecols=["time", "usr", "1m"])
             year = pd.Timestamp(mention.end_us, unit="us").year
@@ -89,12 +89,10 @@ def test_logs_to_windows_against_pandas_run_by_run(logs: list[Log], builds: list
 def test_decoding_against_json_alone(builds: list[dict]) -> None:
     messages = []
     for number, build in enumerate(builds):
-        mention = mention_from_listing(build, source="bench").replace(
-            event="gate", log_url="https://logs.example.org/x"
-        )
+        mention = facts_from_listing(build, source="bench").replace(event="gate", log_url="https://logs.example.org/x")
         value, headers = finished_event(mention, event_id=build["build_uuid"], time_us=mention.end_us)
         messages.append(Message(number, value, tuple(headers)))
-    assert decode_message(messages[0]).mentions[0].build_uuid == builds[0]["build_uuid"]
+    assert decode_message(messages[0]).run_facts[0].build_uuid == builds[0]["build_uuid"]
     ours = seconds(lambda: [decode_message(one) for one in messages])
     bare = seconds(lambda: [json.loads(message.value or b"") for message in messages])
     tell(f"decode {len(messages)} events", ours, bare, "json alone")

@@ -24,10 +24,10 @@ from tests.scraping import Samples, collected, parsed, scrape
 
 def outcome(offset: int, source: str, kind: str, reason: str = "", **more: object) -> Outcome:
     run_id = f"{source}~{offset}~1"
-    mention = RunFacts(run_id, str(offset), "job", outcome="success", source=source) if source else None
+    facts = RunFacts(run_id, str(offset), "job", outcome="success", source=source) if source else None
     file = RawFile(f"runs/{offset}", f"digest-{offset}", 1, 1) if kind == "run" else None
-    trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if mention else UNJUDGED
-    made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", mention, reason, trust=trust, file=file)  # type: ignore[arg-type]
+    trust = Trust(offset % 2 == 0, "gated" if offset % 2 == 0 else "otherwise", "p") if facts else UNJUDGED
+    made = Outcome(kind, Origin("t", 0, offset), f"e{offset}", facts, reason, trust=trust, file=file)  # type: ignore[arg-type]
     return made.replace(**more)
 
 

@@ -119,7 +119,7 @@ def test_jobs_are_recorded(kafka: str, topic: Any, tmp_path: Path) -> None:
         "numpy.fft.tests.test_helper, none: exit status 0", "numpy.fft.tests.test_helper, patch: exit status 1",
     ]  # fmt: skip
     told = [decode_message(message) for message in consume(kafka, events)]
-    runs = [event.mentions[0] for event in told if event.type == FINISHED]
+    runs = [event.run_facts[0] for event in told if event.type == FINISHED]
     assert [(run.result, run.change, run.labels["fault"]) for run in runs] == [
         ("SUCCESS", "0", "none"), ("FAILURE", "1", "patch"),
     ]  # fmt: skip

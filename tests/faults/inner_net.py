@@ -162,15 +162,15 @@ def main(seed: int, cases: int, defect: str) -> None:
         hosts=("http://*.example.org",), private_hosts=("http://*.inner.example.org",), connect_s=3.0, read_s=3.0,
         delays_s=(),
     )  # fmt: skip
-    candidates = [
+    pending_runs = [
         PendingRun(Origin("t", 0, number), "", RunFacts(f"run-{number}", "", log_url=url))
         for number, (url, _) in enumerate(urls)
     ]
     wrong: list[str] = []
     reasons: Counter[str] = Counter()
     for _ in range(2):  # a name that is asked again may have another answer
-        for part in fetch_in_parts(Batch(None, candidates=candidates), policy, 0):
-            for each in part.candidates:
+        for part in fetch_in_parts(Batch(None, pending_runs=pending_runs), policy, 0):
+            for each in part.pending_runs:
                 reasons["log"] += 1
                 if each.log != LOG or not urls[each.origin.offset][1]:
                     wrong.append(f"{each.mention.log_url} gave a log")

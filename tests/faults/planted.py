@@ -109,23 +109,23 @@ def _stock_sink() -> None:
 
             def read(batch: Any) -> Batch:
                 parts = [parse(part) for part in fetch_in_parts(batch, policy, int(time.time() * 1e6))]
-                candidates = [each for part in parts for each in part.candidates]
+                pending_runs = [each for part in parts for each in part.pending_runs]
                 return Batch(
-                    batch.covers, [], candidates, batch.settled + [one for part in parts for one in part.settled]
+                    batch.covers, [], pending_runs, batch.settled + [one for part in parts for one in part.settled]
                 )
 
-            def name(candidate: Any) -> str:
-                return f"job={candidate.mention.build_name}.parquet"
+            def name(pending: Any) -> str:
+                return f"job={pending.mention.build_name}.parquet"
 
             def rows(batch: Any) -> Any:
-                for each in batch.candidates:
+                for each in batch.pending_runs:
                     table = each.telemetry.replace_schema_metadata(None)
                     ids = pa.array([each.mention.run_id] * table.num_rows, pa.string())
                     yield name(each), table.append_column("run_id", ids)
 
             def settle(batch: Any) -> Batch:
                 done = []
-                for each in batch.candidates:
+                for each in batch.pending_runs:
                     digest = telemetry_digest(each.mention.run_id, each.telemetry)
                     file = RawFile(f"runs/{name(each)}", digest, each.telemetry.num_rows, 1)
                     done.append(

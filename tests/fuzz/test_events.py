@@ -32,7 +32,7 @@ def decoded(message: Message) -> Event | RejectedInput:
         return refused
 
 
-def check_mention(mention: RunFacts) -> None:
+def check_facts(mention: RunFacts) -> None:
     canonical_json(mention.to_json())
     assert RunFacts.from_json(mention.to_json()) == mention
     assert RunId.decode(mention.run_id).native_id == mention.build_uuid
@@ -66,9 +66,9 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
     if isinstance(event, RejectedInput):
         check_refused(event, decoder.REASONS)
     else:
-        for mention in (*event.mentions, *(mention for mention, _ in event.refusals)):
-            check_mention(mention)
-        for _, fault in event.refusals:
+        for mention in (*event.run_facts, *(mention for mention, _ in event.rejections)):
+            check_facts(mention)
+        for _, fault in event.rejections:
             check_refused(fault, decoder.REASONS)
     if "value" not in payload:
         assert isinstance(event, RejectedInput)
@@ -79,7 +79,7 @@ def test_an_event_is_decoded_or_refused(message: Message) -> None:
     again = decoded(kept)  # what is kept says what came: of the same runs, or that it cannot be used
     assert isinstance(again, RejectedInput) == isinstance(event, RejectedInput)
     if isinstance(event, Event) and isinstance(again, Event):
-        assert [each.run_id for each in again.mentions] == [each.run_id for each in event.mentions]
+        assert [each.run_id for each in again.run_facts] == [each.run_id for each in event.run_facts]
 
 
 @fuzz
@@ -90,7 +90,7 @@ def test_a_line_is_decoded_or_refused(line: bytes) -> None:
     except RejectedInput as refused:
         check_refused(refused, decoder.REASONS)
         return
-    check_mention(run.mention)
+    check_facts(run.mention)
     assert CANARY not in repr(run.mention)
     if run.fault:
         check_refused(run.fault, decoder.REASONS)

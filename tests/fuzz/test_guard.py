@@ -12,7 +12,7 @@ from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, Pe
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 from pipelines.ingest.committer import seal_guarded, unseal
 from tests.fuzz.frame import fuzz
-from transforms.guard import INTERNAL, attempt, guarded_candidates, guarded_messages, is_input_fault
+from transforms.guard import INTERNAL, attempt, guarded_messages, guarded_runs, is_input_fault
 
 #: Built-in exceptions that an input can cause and that are made of one text.
 KINDS = sorted(
@@ -60,18 +60,18 @@ batches = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40)
 def test_candidates_are_each_settled_once_and_in_order(inputs: list[tuple[bool, bool]], error: Exception) -> None:
     """Some are candidates, the others settled before; some of both are poisoned. A stage eats the logs it has seen."""
     covers = OffsetRange("t", "", 0, 0, 100)
-    candidates, before = [], []
+    pending_runs, before = [], []
     for number, (is_candidate, _) in enumerate(inputs):
         origin, mention = Origin("t", 0, number), RunFacts(f"zuul~{number}~1", f"{number}")
         if is_candidate:
-            candidates.append(PendingRun(origin, "", mention, Message(number, b"x"), log=b"log"))
+            pending_runs.append(PendingRun(origin, "", mention, Message(number, b"x"), log=b"log"))
         else:
             before.append(Outcome("ignored", origin, "", mention))
     poisoned = {number for number, (_, bad) in enumerate(inputs) if bad}
 
     def stage(batch: Batch) -> Batch:
         done = []
-        for each in batch.candidates:
+        for each in batch.pending_runs:
             data, each.log = each.log, None
             assert data == b"log"
             if each.origin.offset in poisoned:
@@ -82,10 +82,10 @@ def test_candidates_are_each_settled_once_and_in_order(inputs: list[tuple[bool, 
                 raise error
         return Batch(batch.covers, batch.messages, [], batch.settled + done)
 
-    batch = guarded_candidates("stage", stage, Batch(covers, [], candidates, before))
+    batch = guarded_runs("stage", stage, Batch(covers, [], pending_runs, before))
     assert batch.covers == covers
-    assert batch.candidates == []
-    in_order = [each.origin.offset for each in [*before, *candidates]]
+    assert batch.pending_runs == []
+    in_order = [each.origin.offset for each in [*before, *pending_runs]]
     assert [each.origin.offset for each in batch.settled] == in_order
     assert {each.origin.offset for each in batch.settled if each.reason == INTERNAL} == poisoned
     assert {each.kind for each in batch.settled if each.origin.offset in poisoned} <= {"dead_letter"}

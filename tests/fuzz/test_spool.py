@@ -24,7 +24,7 @@ from recorder.spool.leftovers import FACTS, UNSEALED, Leftovers
 from recorder.spool.recording import Places, Plan, Recording
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools
-from tests.recorder.planted import T0_US, TELEMETRY, mention
+from tests.recorder.planted import T0_US, TELEMETRY, planted_facts
 
 BROKER = "127.0.0.1:9"
 #: ``LOGS`` stands for the folder of the logs.
@@ -70,7 +70,7 @@ def world(fill: Make) -> Iterator[tuple[Path, Path, Path]]:
 
 
 def plan(logs: Path, kafka: str = "") -> Plan:
-    return Plan(RunFacts.from_json(mention("own", start_us=T0_US + 10**9)), kafka, log_dir=str(logs))
+    return Plan(RunFacts.from_json(planted_facts("own", start_us=T0_US + 10**9)), kafka, log_dir=str(logs))
 
 
 def send_all(spool: Path, own: Plan, settings: Settings, sender: Sender | None) -> None:
@@ -124,7 +124,7 @@ def test_a_recorder_sends_no_fact_of_an_unsealed_recording(fill: Make) -> None:
                 event = decode_message(message)
             except RejectedInput:
                 continue  # an end that no event can have: ingest says so
-            for run in event.mentions:
+            for run in event.run_facts:
                 assert [getattr(run, fact) for fact in FACTS] == [""] * len(FACTS)
                 assert UNSEALED.items() <= run.labels.items()
 

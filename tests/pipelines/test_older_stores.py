@@ -20,7 +20,7 @@ from pipelines.raw_store.verify import verify_raw
 from tests.pipelines.raw_store.compacting import FAR, all_there, objects, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.raw.stored import DATASET, OLD, example_files, runs_of
-from tests.transforms.samples import LOAD, USR, mention, table
+from tests.transforms.samples import LOAD, USR, make_facts, table
 from transforms.examples.spans import read_span, verify_span
 from transforms.raw.write import read_run, run_path, write_run
 
@@ -64,7 +64,7 @@ def test_an_older_raw_store_is_read_verified_and_continued(data: Store) -> None:
     all_equal(raw)
     assert verify_raw(raw, clock=FAR).findings == []
 
-    RawStore(data).add([(mention(7, start_us=START_US + 420_000_000), telemetry(7))])
+    RawStore(data).add([(make_facts(7, start_us=START_US + 420_000_000), telemetry(7))])
     done = squeeze(raw)
     assert (done.packing.runs, done.packing.merged, done.packing.faults) == (4, 2, [])
     assert objects(raw) == {"runs": 0, "packs": 1, "swept": 0}
@@ -77,7 +77,7 @@ def test_an_older_raw_store_is_read_verified_and_continued(data: Store) -> None:
 
 def test_an_older_data_set_is_read_verified_and_continued(data: Store) -> None:
     RawStore(data).add(
-        [(mention(number, start_us=START_US + number * 60_000_000), telemetry(number)) for number in (7, 8, 9)]
+        [(make_facts(number, start_us=START_US + number * 60_000_000), telemetry(number)) for number in (7, 8, 9)]
     )
     update_dataset(data, DATASET)
     state = dataset_state(data, DATASET)
@@ -99,7 +99,7 @@ def test_an_older_data_set_is_read_verified_and_continued(data: Store) -> None:
 
 def test_the_seal_is_no_part_of_the_telemetry(data: Store) -> None:
     raw, one = data.child("raw"), telemetry(7)
-    path = run_path(mention(7), one, "0" * 64)
+    path = run_path(make_facts(7), one, "0" * 64)
     raw.create(path, write_run(one, path))
     assert SEAL in pq.read_metadata(raw.url(path)).metadata
     assert read_run(raw, path).equals(one, check_metadata=True)

@@ -15,7 +15,7 @@ FILES = {"dstat-csv_log.txt": TELEMETRY}
 GATE = {"pipeline": "gate", "project": "nova", "branch": "main", "event": "merge", "review": "approved"}
 
 
-def mention(native: str = "planted", source: str = "zuul", **more: Any) -> dict[str, Any]:
+def planted_facts(native: str = "planted", source: str = "zuul", **more: Any) -> dict[str, Any]:
     """The run of a planted recording, as ``run.json`` holds it."""
     return {
         "run_id": f"{source}~{native}~1", "build_uuid": native, "build_name": "job", "phase": "started",
@@ -29,7 +29,7 @@ def plant(spool: Path, name: str | None = None, *, result: str = "SUCCESS", **pl
     folder = spool / (name or f"{T0_US}-1")
     folder.mkdir(mode=0o700)
     content = {
-        "mention": mention(), "kafka": "", "samples_topic": "samples", "events_topic": "ci-events", "log_dir": "",
+        "mention": planted_facts(), "kafka": "", "samples_topic": "samples", "events_topic": "ci-events", "log_dir": "",
         "log_url": "", **plan,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(content))

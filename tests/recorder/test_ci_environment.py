@@ -97,8 +97,8 @@ def test_options_go_before_the_environment(no_ci: pytest.MonkeyPatch) -> None:
     assert plan().build_name == "make"
     for name, value in ZUUL.items():
         no_ci.setenv(name, value)
-    mention = plan({"change": "7", "size": "big"}, job="j", run_id="r/1")
-    assert (mention.run_id, mention.build_name, mention.change, mention.patchset, mention.labels) == (
+    facts = plan({"change": "7", "size": "big"}, job="j", run_id="r/1")
+    assert (facts.run_id, facts.build_name, facts.change, facts.patchset, facts.labels) == (
         "zuul~r%2F1~1", "j", "7", "3", {"size": "big"},
     )  # fmt: skip
     assert plan({"job": "k"}, source="tekton").run_id == "tekton~5e70~1"
@@ -111,11 +111,11 @@ def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) 
                "CI_COMMIT_SHA": "\udcff"}  # fmt: skip
     for name, value in hostile.items():
         no_ci.setenv(name, value)
-    mention = plan()
-    assert mention.build_name == "é" * 33
-    assert (mention.source, mention.run_id[-2:]) == (("my-ci-" * 11)[:63].strip("-"), "~1")
-    assert (mention.project[:10], mention.change) == ("[31m[31m[3", "")
-    assert mention.build_uuid == hashlib.sha256(b"1/" * 300).hexdigest()
+    facts = plan()
+    assert facts.build_name == "é" * 33
+    assert (facts.source, facts.run_id[-2:]) == (("my-ci-" * 11)[:63].strip("-"), "~1")
+    assert (facts.project[:10], facts.change) == ("[31m[31m[3", "")
+    assert facts.build_uuid == hashlib.sha256(b"1/" * 300).hexdigest()
 
 
 @pytest.mark.parametrize(

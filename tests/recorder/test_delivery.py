@@ -82,7 +82,7 @@ def test_a_run_arrives_whole(kafka: str, topic: Callable[..., str], tmp_path: Pa
 
     started, finished = events(kafka, ci_events)
     assert (started.type, finished.type) == (STARTED, FINISHED)
-    (run,) = finished.mentions
+    (run,) = finished.run_facts
     assert (run.run_id, run.build_name, run.change, run.pipeline, run.result, run.outcome) == (
         "zuul~b%2F1~1", "unit tests", "42", "gate", "FAILURE", "failure",
     )  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     found = events(broker.address, "ci-events")
     assert [event.type for event in found if event.type == FINISHED] == [FINISHED]
     assert len({event.key for event in found}) == 2
-    assert found[-1].mentions[0].result == "SUCCESS"
+    assert found[-1].run_facts[0].result == "SUCCESS"
 
 
 def test_no_secret_is_said_or_kept(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_run_in_s3(kafka: str, topic: Callable[..., str], s3: object, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "spool").iterdir()) == []
-    assert events(kafka, ci_events)[-1].mentions[0].log_url == f"{place}/unit/record~1~1/dstat-csv_log.txt.gz"
+    assert events(kafka, ci_events)[-1].run_facts[0].log_url == f"{place}/unit/record~1~1/dstat-csv_log.txt.gz"
     (path,) = open_store(place).list()
     (table,) = parse_logs([Log(open_store(place).read(path))])
     assert isinstance(table, pa.Table)

@@ -25,7 +25,7 @@ def test_the_command_waits_for_no_slow_import() -> None:
     assert (
         loaded(
             "import cli.main, cli.commands.operate.record, recorder.record, recorder.ci_environment,"
-            " ciml.events.mentions"
+            " ciml.events.run_facts"
         )
         == []
     )

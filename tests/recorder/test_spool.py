@@ -20,7 +20,7 @@ from recorder.spool.folder import open_private
 from recorder.spool.leftovers import FACTS
 from recorder.spool.recording import Recording
 from recorder.spool.seal import is_sealed, seal, secrets_of
-from tests.recorder.planted import GATE, T0_US, TELEMETRY, mention, plant
+from tests.recorder.planted import GATE, T0_US, TELEMETRY, plant, planted_facts
 from tests.recorder.recorded import record
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.trust import FACTS as FACTS_OF_TRUST
@@ -38,8 +38,8 @@ def finished(broker: str, topic: str) -> dict[str, dict[str, Any]]:
     """The finished runs that a topic names, as the events have them."""
     from tests.recorder.test_delivery import events
 
-    return {each.mentions[0].run_id: each.mentions[0].to_json() for each in events(broker, topic)
-            if each.mentions[0].phase == "finished"}  # fmt: skip
+    return {each.run_facts[0].run_id: each.run_facts[0].to_json() for each in events(broker, topic)
+            if each.run_facts[0].phase == "finished"}  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_planted_recording_is_not_sent_with_the_credentials_of_the_next_job(
     places = {"kafka": kafka, "samples_topic": samples, "log_dir": str(logs)}
     planted = [
         plant(spool, f"{T0_US}-1", **places, events_topic=own),
-        plant(spool, f"{T0_US}-2", **places, events_topic=other, mention=mention("elsewhere")),
+        plant(spool, f"{T0_US}-2", **places, events_topic=other, mention=planted_facts("elsewhere")),
     ]
     done = record_beside(spool, logs, "--kafka", kafka, *SECRET, "--samples-topic", samples, "--topic", own, sleep="5")
     assert done.returncode == 0
@@ -85,9 +85,16 @@ def test_a_recording_without_a_seal_says_nothing_that_is_trusted(
     places = {"kafka": kafka, "samples_topic": samples, "log_dir": str(logs)}
     plant(spool, f"{T0_US}-1", **places, events_topic=own)
     stay = [
-        plant(spool, f"{T0_US}-2", **places, events_topic="elsewhere", mention=mention("topic")),
-        plant(spool, f"{T0_US}-3", **places, events_topic=own, mention=mention("source", "jenkins")),
-        plant(spool, f"{T0_US}-4", **places, events_topic=own, mention=mention("url"), log_url="https://evil.example"),
+        plant(spool, f"{T0_US}-2", **places, events_topic="elsewhere", mention=planted_facts("topic")),
+        plant(spool, f"{T0_US}-3", **places, events_topic=own, mention=planted_facts("source", "jenkins")),
+        plant(
+            spool,
+            f"{T0_US}-4",
+            **places,
+            events_topic=own,
+            mention=planted_facts("url"),
+            log_url="https://evil.example",
+        ),
     ]
     done = record_beside(spool, logs, "--kafka", kafka, "--samples-topic", samples, "--topic", own, sleep="6")
     assert done.returncode == 0
@@ -288,12 +295,12 @@ def deep_json(folder: Path, tmp_path: Path) -> None:
 
 
 def other_types(folder: Path, tmp_path: Path) -> None:
-    (folder / "run.json").write_text(json.dumps({"mention": {**mention(), "start_us": 10**30, "labels": [1]}}))
+    (folder / "run.json").write_text(json.dumps({"mention": {**planted_facts(), "start_us": 10**30, "labels": [1]}}))
 
 
 def upward_run(folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**content, "mention": {**mention(), "run_id": "../../x"}}))
+    (folder / "run.json").write_text(json.dumps({**content, "mention": {**planted_facts(), "run_id": "../../x"}}))
 
 
 def more_files(folder: Path, tmp_path: Path) -> None:
@@ -318,7 +325,7 @@ def test_what_is_no_recording_is_reported_and_left_and_recording_goes_on(
     spool = tmp_path / "spool"
     folder = plant(spool, log_dir=str(logs))
     spoil(folder, tmp_path)
-    plant(spool, f"{T0_US + 1}-1", log_dir=str(logs), mention=mention("good"))
+    plant(spool, f"{T0_US + 1}-1", log_dir=str(logs), mention=planted_facts("good"))
     done = record_beside(spool, logs)
     assert done.returncode == 0
     assert logs_of(logs) == ["zuul~good~1", "zuul~own~1"]
@@ -350,7 +357,7 @@ def bind_by_permissions() -> None:
 def test_an_unreadable_folder_stops_no_recording(tmp_path: Path, logs: Path) -> None:
     spool = tmp_path / "spool"
     folder = plant(spool, log_dir=str(logs))
-    plant(spool, f"{T0_US + 1}-1", log_dir=str(logs), mention=mention("good"))
+    plant(spool, f"{T0_US + 1}-1", log_dir=str(logs), mention=planted_facts("good"))
     folder.chmod(0)
     done = record_beside(spool, logs, preexec_fn=bind_by_permissions)
     folder.chmod(0o700)

@@ -13,7 +13,7 @@ from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset
 from reports.dataset.read import Runs
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import USR, mention, table
+from tests.transforms.samples import USR, make_facts, table
 from training.normalise import Normalisation
 
 SECOND_US = 1_000_000
@@ -80,7 +80,7 @@ def hostile_data(folder: Path) -> Store:
         usr = [10.0 * (number % len(HOSTILE)) + window for window in range(windows)]
         found.append(
             (
-                mention(number, build_name=name, start_us=times[0], end_us=times[-1], labels={"who": name}),
+                make_facts(number, build_name=name, start_us=times[0], end_us=times[-1], labels={"who": name}),
                 table(times, usr=usr, load=[float(number)] * windows),
             )
         )

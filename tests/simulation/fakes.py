@@ -273,12 +273,12 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
     ManifestLog.__init__.__kwdefaults__ = {**defaults, "clock": fake.time, "grace_s": grace_s}
     committing, Committer.__init__.__defaults__ = Committer.__init__.__defaults__, (fake.time, limits)
     shelf, raw_reader._shelf = raw_reader._shelf, raw_reader._Shelf()
-    sweep_s, checkpoints._SWEEP_S = checkpoints._SWEEP_S, min(checkpoints._SWEEP_S, grace_s / 4)
+    sweep_s, checkpoints._GC_INTERVAL_S = checkpoints._GC_INTERVAL_S, min(checkpoints._GC_INTERVAL_S, grace_s / 4)
     try:
         with standing_in({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
             yield
     finally:
         ManifestLog.__init__.__kwdefaults__ = defaults
         Committer.__init__.__defaults__ = committing
-        checkpoints._SWEEP_S = sweep_s
+        checkpoints._GC_INTERVAL_S = sweep_s
         raw_reader._shelf = shelf

@@ -53,7 +53,7 @@ def _us(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
 
 
-def mention(number: int = 1, **facts: Any) -> RunFacts:
+def make_facts(number: int = 1, **facts: Any) -> RunFacts:
     values = {"build_name": "unit-tests", "outcome": "success", "result": "SUCCESS", "source": "zuul", **facts}
     return RunFacts(run_id=f"zuul~{number}~1", build_uuid=str(number), **values)
 

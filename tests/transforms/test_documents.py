@@ -9,7 +9,7 @@ from pathlib import Path
 from ciml.events.cloudevents import PHASES, REASONS, decode_message
 from ciml.events.outcomes import _WORDS, NEVER_RAN, OUTCOMES
 from ciml.events.records import Message, RunFacts
-from transforms.fetch.fetch import DEFERRED, REFUSED, FetchPolicy
+from transforms.fetch.fetch import DEFERRED, REJECTED, FetchPolicy
 from transforms.ingest.decode import IGNORED
 from transforms.ingest.trust import FACTS, NO_RULE, TrustPolicy, evaluate
 
@@ -28,10 +28,10 @@ def words(name: str) -> set[str]:
 
 def test_events() -> None:
     text = code("formats/events.md", "json")
-    (mention,) = decode_message(Message(0, text.encode())).mentions
-    assert mention.run_id == "zuul~5e70d239-95b5-466e-9798-41053314c81b~1"
-    assert (mention.outcome, mention.result) == ("timeout", "TIMED_OUT")
-    assert mention.labels == {"node": "n7", "nodes": "2", "voting": "true"}
+    (facts,) = decode_message(Message(0, text.encode())).run_facts
+    assert facts.run_id == "zuul~5e70d239-95b5-466e-9798-41053314c81b~1"
+    assert (facts.outcome, facts.result) == ("timeout", "TIMED_OUT")
+    assert facts.labels == {"node": "n7", "nodes": "2", "voting": "true"}
     told = words("formats/events.md")
     assert set(json.loads(text)["data"]) | REASONS | set(IGNORED) | set(NEVER_RAN.values()) | set(PHASES) <= told
     table = dict(
@@ -54,4 +54,4 @@ def test_fetch(tmp_path: Path) -> None:
     (tmp_path / "fetch.toml").write_text(code("fetch.md", "toml"))
     policy = FetchPolicy.load(tmp_path / "fetch.toml")
     assert (policy.max_bytes, policy.delays_s) == (FetchPolicy().max_bytes, FetchPolicy().delays_s)
-    assert {*DEFERRED, *REFUSED} <= words("fetch.md")
+    assert {*DEFERRED, *REJECTED} <= words("fetch.md")

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 from ciml.errors import CimlError, EngineError, IntegrityError, RejectedInput
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from transforms import guard
-from transforms.guard import INTERNAL, attempt, bisect, guarded_candidates, guarded_messages
+from transforms.guard import INTERNAL, attempt, bisect, guarded_messages, guarded_runs
 
 
 def _raise(error: BaseException) -> None:
@@ -31,11 +31,11 @@ def _raise(error: BaseException) -> None:
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_what_an_input_can_cause_refuses_it(error: Exception) -> None:
-    refused = attempt("parse", _raise, error)
-    assert isinstance(refused, RejectedInput)
-    assert refused.reason == "internal_error"
-    assert refused.detail.startswith(f"parse: {type(error).__name__}")
-    assert refused.detail.endswith("test_guard.py:26 _raise]".replace("26", str(_raise.__code__.co_firstlineno + 1)))
+    rejected = attempt("parse", _raise, error)
+    assert isinstance(rejected, RejectedInput)
+    assert rejected.reason == "internal_error"
+    assert rejected.detail.startswith(f"parse: {type(error).__name__}")
+    assert rejected.detail.endswith("test_guard.py:26 _raise]".replace("26", str(_raise.__code__.co_firstlineno + 1)))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_library_that_is_not_loaded_is_not_loaded_by_a_guard() -> None:
 
 
 def test_a_refused_input_keeps_its_own_reason() -> None:
-    refused = RejectedInput("no_time", "none of 3 rows")
-    assert attempt("parse", _raise, refused) is refused
+    rejected = RejectedInput("no_time", "none of 3 rows")
+    assert attempt("parse", _raise, rejected) is rejected
 
 
 class _Unprintable(Exception):
@@ -83,10 +83,10 @@ def test_the_detail_is_one_printable_line_without_secrets_and_bounded() -> None:
     def wide(left: int) -> None:
         deep(left)
 
-    refused = attempt("parse", deep, 300)
-    assert isinstance(refused, RejectedInput)
-    said, _, frames = refused.detail.rpartition(" [")
-    assert refused.detail.isprintable()
+    rejected = attempt("parse", deep, 300)
+    assert isinstance(rejected, RejectedInput)
+    said, _, frames = rejected.detail.rpartition(" [")
+    assert rejected.detail.isprintable()
     assert "pw" not in said
     assert "abcdefgh" not in said
     assert "example.org" in said
@@ -95,19 +95,19 @@ def test_the_detail_is_one_printable_line_without_secrets_and_bounded() -> None:
     assert frames.endswith(f" > transforms/test_guard.py:{deep.__code__.co_firstlineno + 3} deep]")
     assert frames.count("deep") > 5
 
-    refused = attempt("parse", _raise, _Unprintable())
-    assert isinstance(refused, RejectedInput)
-    assert refused.detail.startswith("parse: _Unprintable [")
+    rejected = attempt("parse", _raise, _Unprintable())
+    assert isinstance(rejected, RejectedInput)
+    assert rejected.detail.startswith("parse: _Unprintable [")
 
 
 def test_a_recursion_is_named_once() -> None:
     def again() -> None:
         again()
 
-    refused = attempt("parse", again)
-    assert isinstance(refused, RejectedInput)
-    assert refused.detail.count(" again") == 1
-    assert "RecursionError" in refused.detail
+    rejected = attempt("parse", again)
+    assert isinstance(rejected, RejectedInput)
+    assert rejected.detail.count(" again") == 1
+    assert "RecursionError" in rejected.detail
 
 
 @pytest.mark.parametrize("poisoned", [(), (0,), (6,), (2, 3), (0, 3, 6), tuple(range(7))])
@@ -152,7 +152,7 @@ def test_work_that_fails_without_inputs_is_an_error() -> None:
 COVERS = OffsetRange("t", "id", 3, 10, 20)
 
 
-def _candidates(count: int) -> list[PendingRun]:
+def _pending_runs(count: int) -> list[PendingRun]:
     return [
         PendingRun(Origin("t", 3, 10 + n), f"e{n}", RunFacts(f"zuul~{n}~1", f"{n}"), Message(10 + n, f"v{n}".encode()),
                   attempts=2, first_seen_us=5, log=f"log {n}".encode())
@@ -165,7 +165,7 @@ def _swallow(poison: str) -> Callable[[Batch], Batch]:
 
     def stage(batch: Batch) -> Batch:
         settled = list(batch.settled)
-        for each in batch.candidates:
+        for each in batch.pending_runs:
             data, each.log = each.log, None
             assert data is not None, "the log was eaten by an earlier try"
             if each.mention.build_uuid == poison:
@@ -181,18 +181,23 @@ def _swallow(poison: str) -> Callable[[Batch], Batch]:
 
 def test_a_stage_that_changes_candidates_in_place_can_be_run_again() -> None:
     before = Outcome("ignored", Origin("t", 3, 19), reason="cancelled")
-    clean = guarded_candidates("eat", _swallow("none"), Batch(COVERS, [], _candidates(6), [before]))
-    batch = guarded_candidates("eat", _swallow("4"), Batch(COVERS, [], _candidates(6), [before]))
+    clean = guarded_runs("eat", _swallow("none"), Batch(COVERS, [], _pending_runs(6), [before]))
+    batch = guarded_runs("eat", _swallow("4"), Batch(COVERS, [], _pending_runs(6), [before]))
     assert batch.covers == COVERS
-    assert batch.candidates == []
+    assert batch.pending_runs == []
     assert [each.origin.offset for each in batch.settled] == [19, 10, 11, 12, 13, 14, 15]
     assert batch.settled[:5] + batch.settled[6:] == clean.settled[:5] + clean.settled[6:]
-    letter = batch.settled[5]
-    assert (letter.kind, letter.reason) == ("dead_letter", "internal_error")
-    assert letter.detail.startswith("eat: IndexError: 4 [")
-    assert (letter.event_key, letter.run_id, letter.attempts, letter.first_seen_us) == ("e4", "zuul~4~1", 2, 5)
-    assert letter.payload is not None
-    assert letter.payload["value"] == "djQ="
+    dead_letter = batch.settled[5]
+    assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
+    assert dead_letter.detail.startswith("eat: IndexError: 4 [")
+    assert (dead_letter.event_key, dead_letter.run_id, dead_letter.attempts, dead_letter.first_seen_us) == (
+        "e4",
+        "zuul~4~1",
+        2,
+        5,
+    )
+    assert dead_letter.payload is not None
+    assert dead_letter.payload["value"] == "djQ="
 
 
 def test_a_settled_outcome_that_a_stage_fails_for_is_a_dead_letter() -> None:
@@ -204,10 +209,10 @@ def test_a_settled_outcome_that_a_stage_fails_for_is_a_dead_letter() -> None:
                 raise IndexError("eleven")
         return batch
 
-    batch = guarded_candidates("trust", stage, Batch(COVERS, [], _candidates(1), outcomes))
+    batch = guarded_runs("trust", stage, Batch(COVERS, [], _pending_runs(1), outcomes))
     assert [each.kind for each in batch.settled] == ["ignored", "dead_letter"]
     assert (batch.settled[1].run_id, batch.settled[1].reason) == ("zuul~11~1", INTERNAL)
-    assert len(batch.candidates) == 1
+    assert len(batch.pending_runs) == 1
 
 
 def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself() -> None:
@@ -215,7 +220,7 @@ def test_a_message_that_cannot_be_decoded_for_an_unexpected_reason_costs_itself(
         if any(message.value == b"v2" for message in batch.messages):
             raise KeyError("v2")
         done = [Outcome("ignored", Origin("t", 3, each.offset)) for each in batch.messages]
-        return Batch(batch.covers, [], list(batch.candidates), [*batch.settled, *done])
+        return Batch(batch.covers, [], list(batch.pending_runs), [*batch.settled, *done])
 
     batch = guarded_messages(
         "decode", stage, Batch(COVERS, [Message(10 + n, f"v{n}".encode(), (("content-type", b"x"),)) for n in range(4)])

@@ -19,7 +19,7 @@ from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Role, Snapshot, snapshot_of
 from training.estimators import Rows
 from training.normalise import Normalisation
-from transforms.examples.prepare import mentions
+from transforms.examples.prepare import run_facts
 from transforms.examples.spans import read_span
 from transforms.ingest.trust import TrustPolicy
 
@@ -78,7 +78,7 @@ def read_material(
     """
     state, root = dataset_state(data, dataset), dataset_store(data, dataset)
     spans = [span for span in state.latest() if span.files]
-    known = {each.run_id: each for span in spans for each in mentions(read_span(root, span, columns=METADATA_COLUMNS))}
+    known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
     snapshot = snapshot_of(dataset, state, known, policy, exclusions or {})
     runs, examples = read_snapshot_examples(data, snapshot)
     return InMemoryDataset(

@@ -30,14 +30,14 @@ class Windows:
       run: int64 [W], which run each belongs to, ascending.
       position: int64 [W], its place in the run, from 0, always below L.
       n_windows: int32 [n], how many each run has; 0 where the run was refused.
-      refused: (position in the given list, reason) of runs that have none.
+      rejected: (position in the given list, reason) of runs that have none.
     """
 
     values: np.ndarray
     run: np.ndarray
     position: np.ndarray
     n_windows: np.ndarray
-    refused: tuple[tuple[int, RejectedInput], ...]
+    rejected: tuple[tuple[int, RejectedInput], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,9 +61,9 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
       The windows of all runs. A run is refused as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
       window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
     """
-    refused: dict[int, RejectedInput] = {}
-    joined, runs = _join(tables, resolved, refused)
-    return _windows(joined, runs, len(tables), resolved, refused)
+    rejected: dict[int, RejectedInput] = {}
+    joined, runs = _join(tables, resolved, rejected)
+    return _windows(joined, runs, len(tables), resolved, rejected)
 
 
 def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefinition) -> Windows:
@@ -74,22 +74,22 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
       rows: int64 [n], how many rows each has.
       resolved: which columns, and how.
     """
-    refused: dict[int, RejectedInput] = {}
+    rejected: dict[int, RejectedInput] = {}
     part = _needed(joined, _schema(resolved))
     runs = np.repeat(np.arange(rows.size), rows)
     if isinstance(part, RejectedInput):
-        refused = dict.fromkeys(range(rows.size), part)
+        rejected = dict.fromkeys(range(rows.size), part)
         part, runs = empty_table(_schema(resolved)), runs[:0]
     elif part.column(0).null_count:
         timeless = np.zeros(rows.size, bool)
         timeless[runs[plain(part.column(0).is_null().cast(pa.uint8())) == 1]] = True
-        refused = {int(run): _no_time() for run in np.flatnonzero(timeless)}
+        rejected = {int(run): _no_time() for run in np.flatnonzero(timeless)}
         part, runs = part.filter(pa.array((~timeless[runs]).tolist(), pa.bool_())), runs[~timeless[runs]]
-    return _windows(part, runs, rows.size, resolved, refused)
+    return _windows(part, runs, rows.size, resolved, rejected)
 
 
 def _windows(
-    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, refused: dict[int, RejectedInput]
+    joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> Windows:
     """The windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
     definition = resolved.definition
@@ -103,17 +103,17 @@ def _windows(
     values = as_stored(columns)
     if not (finite := np.isfinite(values).all(axis=1)).all():
         for index in np.unique(run[~finite]).tolist():
-            refused[index] = RejectedInput("out_of_range", "a value is larger than float32 holds")
+            rejected[index] = RejectedInput("out_of_range", "a value is larger than float32 holds")
         whole = ~np.isin(run, run[~finite])
         values, run, position = values[whole], run[whole], position[whole]
     n_windows = np.bincount(run, minlength=n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
-        refused.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
-    return Windows(values, run, position, n_windows, tuple(sorted(refused.items())))
+        rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
+    return Windows(values, run, position, n_windows, tuple(sorted(rejected.items())))
 
 
 def _join(
-    tables: Sequence[pa.Table], resolved: ResolvedDefinition, refused: dict[int, RejectedInput]
+    tables: Sequence[pa.Table], resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> tuple[pa.Table, np.ndarray]:
     """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
     parts, index, rows = [], [], []
@@ -123,7 +123,7 @@ def _join(
         if not isinstance(part, RejectedInput) and part.column(0).null_count:
             part = _no_time()
         if isinstance(part, RejectedInput):
-            refused[number] = part
+            rejected[number] = part
             continue
         parts.append(part)
         index.append(number)
@@ -155,13 +155,13 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
     run = np.concatenate([at[windows.run] for at, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
-    refused: list[tuple[int, RejectedInput]] = []
+    rejected: list[tuple[int, RejectedInput]] = []
     for at, windows in parts:
         n_windows[at] = windows.n_windows
-        refused.extend((int(at[place]), why) for place, why in windows.refused)
+        rejected.extend((int(at[place]), why) for place, why in windows.rejected)
     values = np.concatenate([windows.values for _, windows in parts])[order]
     position = np.concatenate([windows.position for _, windows in parts])[order]
-    return Windows(values, run[order], position, n_windows, tuple(sorted(refused, key=lambda each: each[0])))
+    return Windows(values, run[order], position, n_windows, tuple(sorted(rejected, key=lambda each: each[0])))
 
 
 def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:

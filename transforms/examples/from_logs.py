@@ -66,9 +66,9 @@ class LogReader:
         """
         kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
         parts = [_windows_of(kept, resolved)] if kept or not logs else []
-        refused: list[tuple[int, RejectedInput]] = []
+        rejected: list[tuple[int, RejectedInput]] = []
         for part in self._parts(logs, [at for at in range(len(logs)) if at not in kept]):
-            refused += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
+            rejected += [(at, table) for at, table in part.items() if isinstance(table, RejectedInput)]
             tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
             if tables or not parts:
                 parts.append(_windows_of(tables, resolved))
@@ -76,14 +76,14 @@ class LogReader:
         whole = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
             whole.values, whole.run, whole.position, whole.n_windows,
-            tuple(sorted((*whole.refused, *refused), key=lambda each: each[0])),
+            tuple(sorted((*whole.rejected, *rejected), key=lambda each: each[0])),
         )  # fmt: skip
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
         """What became of the logs at some places, by place, part by part."""
         from transforms.ingest.run_stages import PASSING, read_logs  # the processes that read import it side by side
 
-        candidates = [
+        pending_runs = [
             PendingRun(
                 Origin("", 0, at),
                 "",
@@ -92,9 +92,9 @@ class LogReader:
             for at in wanted
             for log in [logs[at]]
         ]
-        for batch in read_logs(candidates, self._fetch):
+        for batch in read_logs(pending_runs, self._fetch):
             found: dict[int, pa.Table | RejectedInput] = {
-                each.origin.offset: each.telemetry for each in batch.candidates
+                each.origin.offset: each.telemetry for each in batch.pending_runs
             }
             for outcome in batch.settled:
                 if outcome.reason in PASSING:

@@ -103,9 +103,9 @@ def examples_from(
             labels[index] = label
     taken = list(labels)
     windows = windows_of(taken)
-    for place, refused in windows.refused:
+    for place, rejected in windows.rejected:
         index = taken[place]
-        reasons[index] = Excluded(runs[index].run_id, refused.reason, refused.detail)
+        reasons[index] = Excluded(runs[index].run_id, rejected.reason, rejected.detail)
     wanted = max(resolved.definition.min_windows or 1, 1)
     for place in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
         detail = f"{windows.n_windows[place]} of {wanted} windows"
@@ -135,9 +135,9 @@ def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, 
     Raises:
       RejectedInput: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
     """
-    inputs, n_windows, refused = prepare_many([table], resolved)
-    if refused:
-        raise refused[0][1]
+    inputs, n_windows, rejected = prepare_many([table], resolved)
+    if rejected:
+        raise rejected[0][1]
     return inputs[0], int(n_windows[0])
 
 
@@ -153,10 +153,10 @@ def prepare_many(
     windows = downsample(tables, resolved)
     inputs = np.zeros((len(tables), resolved.windows, len(resolved.columns)), np.float32)
     inputs[windows.run, windows.position] = windows.values
-    return inputs, windows.n_windows, list(windows.refused)
+    return inputs, windows.n_windows, list(windows.rejected)
 
 
-def mentions(examples: pa.Table) -> list[RunFacts]:
+def run_facts(examples: pa.Table) -> list[RunFacts]:
     """What is known of each example's run, as trust is judged by: all facts but the address of the log."""
     names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
     plain = examples.select(names)

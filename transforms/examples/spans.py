@@ -29,8 +29,8 @@ from transforms.examples.prepare import (
     Excluded,
     example_schema,
     examples_from,
-    mentions,
     row_digests,
+    run_facts,
     schema_of,
 )
 from transforms.examples.split import SPLITS
@@ -166,17 +166,17 @@ def write_examples(table: pa.Table, path: str) -> bytes:
 def rows_digest(table: pa.Table) -> str:
     """Digest of examples: for each row all metadata, and by its ``digest`` the arrays."""
     names = ["split", "label", "label_name", "n_windows", "digest"]
-    facts = [mention.to_json() for mention in mentions(table)]
-    return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), facts, strict=True)])
+    stored = [facts.to_json() for facts in run_facts(table)]
+    return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), stored, strict=True)])
 
 
 def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
     """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
     rows = []
-    for run, told in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
-        told["phase"] = "finished"
-        told.pop("log_url", None)
-        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, told])
+    for run, known in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
+        known["phase"] = "finished"
+        known.pop("log_url", None)
+        rows.append([run.split, run.label, run.label_name, run.n_windows, run.digest, known])
     return hashlib.sha256(orjson.dumps(rows, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 

@@ -229,8 +229,8 @@ def host_rule(text: str, private: bool = False) -> HostRule:
     wild = rest.startswith("*.")
     try:
         host, port = _host_port(rest.removeprefix("*."), scheme)
-    except RejectedInput as refused:
-        raise CimlError(f"allowed host {text!r}: {refused.detail}; want [scheme://]host[:port]") from None
+    except RejectedInput as rejected:
+        raise CimlError(f"allowed host {text!r}: {rejected.detail}; want [scheme://]host[:port]") from None
     ip = as_ip(host)
     if ip is not None and (wild or is_never(ip)):
         raise CimlError(f"allowed host {text!r}: logs are never fetched from such an address")

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from transforms.fetch.http import HttpLogs, Resolve
     from transforms.fetch.s3 import S3Logs
 
-__all__ = ["DEFERRED", "REFUSED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
+__all__ = ["DEFERRED", "REJECTED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_parts"]
 
 #: Why a log makes a run a dead letter at once: a closed set.
-REFUSED = (
+REJECTED = (
     "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
 )  # fmt: skip
 #: Why a log is deferred; also a dead letter's reason when the last try failed so. ``batch_full`` is never one.
@@ -44,7 +44,7 @@ class _Job:
     """An address, and the candidates whose log is there: repeats of an event share it."""
 
     text: str
-    candidates: list[PendingRun]
+    pending_runs: list[PendingRun]
     address: Address | None = None
     data: bytes | None = None
     failure: RejectedInput | LogUnavailableError | None = None
@@ -225,22 +225,22 @@ class Fetcher:
     ) -> Batch:
         """As `fetch`, with so many threads, for so long; no log is begun once the others have ``enough`` bytes."""
         jobs: dict[str, _Job] = {}
-        for candidate in batch.candidates:
-            text = candidate.address or candidate.mention.log_url
-            jobs.setdefault(text, _Job(text, [])).candidates.append(candidate)
+        for pending in batch.pending_runs:
+            text = pending.address or pending.mention.log_url
+            jobs.setdefault(text, _Job(text, [])).pending_runs.append(pending)
         self._run(list(jobs.values()), threads, batch_s, enough)
         if seconds is not None:
             seconds += [job.seconds for job in jobs.values() if job.seconds is not None]
         fetched = []
         settled = list(batch.settled)
-        for candidate in batch.candidates:
-            job = jobs[candidate.address or candidate.mention.log_url]
+        for pending in batch.pending_runs:
+            job = jobs[pending.address or pending.mention.log_url]
             if job.failure is None:
-                candidate.log = job.data
-                fetched.append(candidate)
+                pending.log = job.data
+                fetched.append(pending)
             else:
-                outcome = attempt("fetch", _settle, candidate, job.failure, self.policy, now_us)
-                settled.append(dead_letter(candidate, outcome) if isinstance(outcome, RejectedInput) else outcome)
+                outcome = attempt("fetch", _settle, pending, job.failure, self.policy, now_us)
+                settled.append(dead_letter(pending, outcome) if isinstance(outcome, RejectedInput) else outcome)
         return Batch(batch.covers, batch.messages, fetched, settled)
 
     def _run(self, jobs: list[_Job], threads: int, batch_s: float, enough: int) -> None:
@@ -293,7 +293,7 @@ class Fetcher:
         """The log at an address, unpacked.
 
         Raises:
-          RejectedInput: with one of `REFUSED`.
+          RejectedInput: with one of `REJECTED`.
           LogUnavailableError: with one of `DEFERRED`.
         """
         if address.scheme == "file":
@@ -309,30 +309,30 @@ class Fetcher:
 
 
 def _settle(
-    candidate: PendingRun, failure: RejectedInput | LogUnavailableError, policy: FetchPolicy, now_us: int
+    pending: PendingRun, failure: RejectedInput | LogUnavailableError, policy: FetchPolicy, now_us: int
 ) -> Outcome:
     detail = failure.detail
-    spent = candidate.attempts > len(policy.delays_s)
-    if isinstance(failure, LogUnavailableError) and candidate.address:
+    spent = pending.attempts > len(policy.delays_s)
+    if isinstance(failure, LogUnavailableError) and pending.address:
         spent = True
         detail += "; its address holds a secret, so it is not kept to be tried again: send the event anew"
     defer = isinstance(failure, LogUnavailableError) and (
-        not spent or (failure.reason == "batch_full" and not candidate.address)
+        not spent or (failure.reason == "batch_full" and not pending.address)
     )
     delay_s = 0.0
     if defer and policy.delays_s and failure.reason != "batch_full":
-        delay_s = policy.delays_s[candidate.attempts - 1]
+        delay_s = policy.delays_s[pending.attempts - 1]
     return Outcome(
         "deferred" if defer else "dead_letter",
-        candidate.origin,
-        candidate.event_key,
-        candidate.mention,
+        pending.origin,
+        pending.event_key,
+        pending.mention,
         failure.reason,
         detail,
-        candidate.trust,
-        payload=payload_of(candidate.message) if candidate.message and not defer else None,
-        attempts=candidate.attempts,
-        first_seen_us=candidate.first_seen_us if candidate.first_seen_us is not None else now_us,
+        pending.trust,
+        payload=payload_of(pending.message) if pending.message and not defer else None,
+        attempts=pending.attempts,
+        first_seen_us=pending.first_seen_us if pending.first_seen_us is not None else now_us,
         not_before_us=now_us + round(delay_s * _SECOND_US) if defer else None,
     )
 
@@ -352,7 +352,7 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] |
 
     Returns:
       The batch with those candidates whose `log` is there, unpacked. Each of the others is settled: ``deferred`` with
-      ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REFUSED`, or of `DEFERRED` where
+      ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED` where
       ``delays_s`` is spent. The order of the batch is kept.
     """
     return _fetcher(policy).fetch(batch, now_us, seconds)
@@ -371,9 +371,9 @@ def fetch_in_parts(
       caller holds its log.
     """
     fetcher, end = _fetcher(policy), time.monotonic() + policy.batch_s
-    waiting, threads = batch.candidates, policy.threads
+    waiting, threads = batch.pending_runs, policy.threads
     while waiting:
-        copies = Batch(None, candidates=[replace(each) for each in waiting])
+        copies = Batch(None, pending_runs=[replace(each) for each in waiting])
         part = fetcher.fetch_part(copies, now_us, seconds, threads, end - time.monotonic(), PART_BYTES)
         del copies
         full = {(each.origin, each.run_id) for each in part.settled if each.reason == "batch_full"}
@@ -381,7 +381,7 @@ def fetch_in_parts(
             part.settled = [each for each in part.settled if each.reason != "batch_full"]
             waiting = [each for each in waiting if (each.origin, each.mention.run_id) in full]
             # Where logs are so large that few fit, fetching many at once is work thrown away.
-            threads = min(policy.threads, max(1, len(part.candidates)) * 2)
+            threads = min(policy.threads, max(1, len(part.pending_runs)) * 2)
         else:
             waiting = []
         yield from _split(part)
@@ -389,15 +389,15 @@ def fetch_in_parts(
 
 def _split(part: Batch) -> Iterator[Batch]:
     """The same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
-    rest, settled = part.candidates[::-1], part.settled
-    part.candidates = []
+    rest, settled = part.pending_runs[::-1], part.settled
+    part.pending_runs = []
     while rest or settled:
         group = [rest.pop()] if rest else []
         size = sum(len(each.log or b"") for each in group)
         while rest and size + len(rest[-1].log or b"") <= PART_BYTES:
             size += len(rest[-1].log or b"")
             group.append(rest.pop())
-        yield Batch(None, candidates=group, settled=settled)
+        yield Batch(None, pending_runs=group, settled=settled)
         settled = []
         del group
 

@@ -287,8 +287,8 @@ def _redirected(address: Address, location: str) -> Address:
         raise LogUnavailableError("log_unavailable", "redirected to nowhere")
     try:
         return parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
-    except RejectedInput as refused:
-        raise RejectedInput(refused.reason, f"redirected: {refused.detail}") from None
+    except RejectedInput as rejected:
+        raise RejectedInput(rejected.reason, f"redirected: {rejected.detail}") from None
     except ValueError:
         raise RejectedInput("bad_address", "redirected to what is no address") from None
 

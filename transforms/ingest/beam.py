@@ -14,7 +14,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch
 from ciml.storage.open import Store as ObjectStore
 from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_candidates, guarded_messages
+from transforms.guard import guarded_messages, guarded_runs
 from transforms.ingest.decode import ALL_JOBS, decode
 from transforms.ingest.run_stages import take_logs
 from transforms.ingest.timings_beam import FETCH
@@ -58,7 +58,7 @@ class BatchCoder(beam.coders.Coder):
         return cast(Batch, pickle.loads(encoded))  # noqa: S301  # what `encode` made, in the same job
 
     def estimate_size(self, value: Batch) -> int:
-        return 1000 * (len(value.messages) + len(value.candidates) + len(value.settled))
+        return 1000 * (len(value.messages) + len(value.pending_runs) + len(value.settled))
 
     def is_deterministic(self) -> bool:
         return False
@@ -101,7 +101,7 @@ class Judge(_Stage):
     """`transforms.ingest.trust.judge`."""
 
     def __init__(self, policy: TrustPolicy) -> None:
-        super().__init__(guarded_candidates, "trust", judge, policy)
+        super().__init__(guarded_runs, "trust", judge, policy)
 
 
 class _Take(beam.DoFn):

@@ -23,7 +23,7 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
     Args:
       batch: with ``covers``, which names the topic and partition of its messages.
       selection: globs of the jobs to take; ``all`` and ``*`` take every job.
-      names: CloudEvent source -> the run ids' source (`ciml.events.mentions.source_name`).
+      names: CloudEvent source -> the run ids' source (`ciml.events.run_facts.source_name`).
 
     Returns:
       A batch without messages: finished runs of selected jobs as candidates; the others settled, ``ignored`` with a
@@ -35,48 +35,48 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
         return batch
     topic, partition = batch.covers.topic, batch.covers.partition
     selected = glob_pattern(selection).fullmatch
-    candidates = list(batch.candidates)
+    pending_runs = list(batch.pending_runs)
     settled = list(batch.settled)
     for message in batch.messages:
         origin = Origin(topic, partition, message.offset)
         try:
             event = decode_message(message, names)
-        except RejectedInput as refused:
-            settled.append(dead_letter(origin, message, refused))
+        except RejectedInput as rejected:
+            settled.append(dead_letter(origin, message, rejected))
             continue
-        for mention in event.mentions:
-            reason = why_ignored(mention)
-            if not reason and not selected(mention.build_name):
+        for facts in event.run_facts:
+            reason = why_ignored(facts)
+            if not reason and not selected(facts.build_name):
                 reason = "job_not_selected"
             if reason:
-                settled.append(Outcome("ignored", origin, event.key, mention, reason))
+                settled.append(Outcome("ignored", origin, event.key, facts, reason))
                 continue
-            own = event.message_for(mention.run_id, message)
-            if not mention.log_url:
-                settled.append(dead_letter(origin, own, RejectedInput("missing_field", "log_url"), event.key, mention))
+            own = event.message_for(facts.run_id, message)
+            if not facts.log_url:
+                settled.append(dead_letter(origin, own, RejectedInput("missing_field", "log_url"), event.key, facts))
                 continue
-            address = event.addresses.get(mention.run_id, "")
-            candidates.append(PendingRun(origin, event.key, mention, own, address=address))
-        for mention, fault in event.refusals:
-            own = event.message_for(mention.run_id, message)
-            settled.append(dead_letter(origin, own, fault, event.key, mention))
-    return Batch(batch.covers, [], candidates, settled)
+            address = event.addresses.get(facts.run_id, "")
+            pending_runs.append(PendingRun(origin, event.key, facts, own, address=address))
+        for facts, fault in event.rejections:
+            own = event.message_for(facts.run_id, message)
+            settled.append(dead_letter(origin, own, fault, event.key, facts))
+    return Batch(batch.covers, [], pending_runs, settled)
 
 
-def why_ignored(mention: RunFacts) -> str:
+def why_ignored(facts: RunFacts) -> str:
     """The reason of `IGNORED` that lies in the run itself, or ""."""
-    if mention.phase != "finished":
+    if facts.phase != "finished":
         return "not_finished"
-    if mention.outcome == "cancellation":
+    if facts.outcome == "cancellation":
         return "cancelled"
-    if mention.outcome == "skip":
+    if facts.outcome == "skip":
         return "skipped"
-    return NEVER_RAN.get(normal_word(mention.result), "") if mention.outcome == "error" else ""
+    return NEVER_RAN.get(normal_word(facts.result), "") if facts.outcome == "error" else ""
 
 
 def dead_letter(
-    origin: Origin, message: Message, refused: RejectedInput, event_key: str = "", mention: RunFacts | None = None
+    origin: Origin, message: Message, rejected: RejectedInput, event_key: str = "", facts: RunFacts | None = None
 ) -> Outcome:
     """A message, or what it says of one run, as a dead letter that can be tried again."""
     payload = payload_of(message)
-    return Outcome("dead_letter", origin, event_key, mention, refused.reason, refused.detail, payload=payload)
+    return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)

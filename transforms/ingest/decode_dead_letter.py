@@ -8,10 +8,10 @@ from typing import Any
 
 from ciml.errors import CimlError, IntegrityError, RejectedInput
 from ciml.events.listing import Line, Reading, is_listing
-from ciml.events.mentions import ANY_SOURCE
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, PendingRun
 from ciml.events.redaction import REDACTED
+from ciml.events.run_facts import ANY_SOURCE
 from ciml.events.run_id import RunId
 from ciml.raw.state import retry
 from transforms.guard import guarded_messages
@@ -23,7 +23,7 @@ UNTRIED = ("not_held", "secret_not_held", "other_run")
 
 
 def read_again(
-    letter: Outcome,
+    dead_letter: Outcome,
     payload: Mapping[str, Any] | None,
     selection: Sequence[str] = ALL_JOBS,
     names: Mapping[str, str] | None = None,
@@ -32,7 +32,7 @@ def read_again(
     """Decodes a dead letter again.
 
     Args:
-      letter: as it was recorded.
+      dead_letter: as it was recorded.
       payload: its whole payload (`ciml.events.payloads.whole_payload`); None if it has none, as after a deferred log.
       selection: globs of the jobs to take.
       names: CloudEvent source -> the run ids' source, as ingest has it. The run of a letter that has one keeps its id.
@@ -46,33 +46,33 @@ def read_again(
       RejectedInput: with a reason of `UNTRIED`.
     """
     if payload is None or "value" not in payload:
-        if payload is not None or letter.mention is None or not letter.mention.log_url:
+        if payload is not None or dead_letter.mention is None or not dead_letter.mention.log_url:
             raise RejectedInput("not_held", "the manifest does not hold the message: read it again at its origin")
-        return _checked(letter, Batch(None, candidates=[retry(letter)]))
+        return _checked(dead_letter, Batch(None, pending_runs=[retry(dead_letter)]))
     try:
-        message = message_of(payload, letter.origin.offset)
+        message = message_of(payload, dead_letter.origin.offset)
     except (IntegrityError, ValueError):
         raise RejectedInput("not_held", "the payload is broken") from None
-    if is_listing(letter.origin.topic):
-        return _checked(letter, _read_line(letter, message, logs))
-    return _checked(letter, _read_message(letter, message, selection, names or {}))
+    if is_listing(dead_letter.origin.topic):
+        return _checked(dead_letter, _read_line(dead_letter, message, logs))
+    return _checked(dead_letter, _read_message(dead_letter, message, selection, names or {}))
 
 
-def _read_line(letter: Outcome, message: Message, logs: str) -> Batch:
+def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
     try:
         reading = Reading.of(message.headers)
     except (CimlError, ValueError):
         raise RejectedInput("not_held", "it is not said how the line was read") from None
     if logs:
         reading = replace(reading, logs=logs)
-    return decode_lines(_place_of(letter), [Line(letter.origin.offset, message.value or b"")], reading)
+    return decode_lines(_place_of(dead_letter), [Line(dead_letter.origin.offset, message.value or b"")], reading)
 
 
-def _read_message(letter: Outcome, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
-    covers = _place_of(letter)
+def _read_message(dead_letter: Outcome, message: Message, selection: Sequence[str], names: Mapping[str, str]) -> Batch:
+    covers = _place_of(dead_letter)
     batch = _decoded(covers, message, selection, names)
-    if letter.run_id and letter.run_id not in _runs(batch):
-        known = RunId.decode(letter.run_id).source  # the name that its source had when it came
+    if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
+        known = RunId.decode(dead_letter.run_id).source  # the name that its source had when it came
         batch = _decoded(covers, message, selection, {ANY_SOURCE: known})
     return batch
 
@@ -81,35 +81,35 @@ def _decoded(covers: OffsetRange, message: Message, selection: Sequence[str], na
     return guarded_messages("decode", lambda part: decode(part, selection, names), Batch(covers, [message]))
 
 
-def _place_of(letter: Outcome) -> OffsetRange:
-    topic, partition, offset = letter.origin.topic, letter.origin.partition, letter.origin.offset
+def _place_of(dead_letter: Outcome) -> OffsetRange:
+    topic, partition, offset = dead_letter.origin.topic, dead_letter.origin.partition, dead_letter.origin.offset
     return OffsetRange(topic, "", partition, offset, offset + 1)
 
 
 def _runs(batch: Batch) -> set[str]:
-    return {each.run_id for each in batch.settled} | {each.mention.run_id for each in batch.candidates}
+    return {each.run_id for each in batch.settled} | {each.mention.run_id for each in batch.pending_runs}
 
 
-def _checked(letter: Outcome, batch: Batch) -> Batch:
+def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
     """The batch, of a letter's one run alone where it has one."""
-    candidates, settled = batch.candidates, batch.settled
-    if letter.run_id:
-        candidates = [each for each in candidates if each.mention.run_id == letter.run_id]
-        settled = [each for each in settled if each.run_id == letter.run_id]
-        if not candidates and not settled:
+    pending_runs, settled = batch.pending_runs, batch.settled
+    if dead_letter.run_id:
+        pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]
+        settled = [each for each in settled if each.run_id == dead_letter.run_id]
+        if not pending_runs and not settled:
             reasons = [each for each in batch.settled if not each.run_id]
             if not reasons:
                 raise RejectedInput("other_run", "its message names another run now")
-            settled = [reasons[0].replace(mention=letter.mention)]  # it cannot be decoded any more
-    for candidate in candidates:
-        if letter.run_id and _holds_secret(candidate):
+            settled = [reasons[0].replace(mention=dead_letter.mention)]  # it cannot be decoded any more
+    for pending in pending_runs:
+        if dead_letter.run_id and _holds_secret(pending):
             raise RejectedInput(
                 "secret_not_held", "the log's address held a secret, which is not kept: send the event anew"
             )
-        candidate.attempts = letter.attempts + 1
-        candidate.first_seen_us = letter.first_seen_us
-    return Batch(None, candidates=candidates, settled=settled)
+        pending.attempts = dead_letter.attempts + 1
+        pending.first_seen_us = dead_letter.first_seen_us
+    return Batch(None, pending_runs=pending_runs, settled=settled)
 
 
-def _holds_secret(candidate: PendingRun) -> bool:
-    return f"={REDACTED}" in (candidate.address or candidate.mention.log_url)
+def _holds_secret(pending: PendingRun) -> bool:
+    return f"={REDACTED}" in (pending.address or pending.mention.log_url)

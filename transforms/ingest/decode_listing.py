@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from ciml.errors import RejectedInput
 from ciml.events.listing import Line, Reading, decode_line, too_long
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun
-from transforms.guard import bisect, unread_letter
+from transforms.guard import bisect, unread_dead_letter
 from transforms.ingest.decode import dead_letter, why_ignored
 
 
@@ -29,16 +29,16 @@ def decode_lines(
     done = Batch(covers)
     for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known)):
         if isinstance(made, Batch):
-            done.candidates += made.candidates
+            done.pending_runs += made.pending_runs
             done.settled += made.settled
         elif covers.start <= some[0].number < covers.end:
             origin = Origin(covers.topic, covers.partition, some[0].number)
-            done.settled.append(unread_letter(origin, some[0].message(reading), made))
+            done.settled.append(unread_dead_letter(origin, some[0].message(reading), made))
     return done
 
 
 def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int]) -> Batch:
-    candidates: list[PendingRun] = []
+    pending_runs: list[PendingRun] = []
     settled: list[Outcome] = []
     for line in lines:
         if not covers.start <= line.number < covers.end:
@@ -50,17 +50,17 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
         message = line.message(reading)
         try:
             run = decode_line(line.data, reading)
-        except RejectedInput as refused:
-            settled.append(dead_letter(origin, message, refused))
+        except RejectedInput as rejected:
+            settled.append(dead_letter(origin, message, rejected))
             continue
-        mention = run.mention
+        facts = run.mention
         if run.fault is not None:
-            settled.append(dead_letter(origin, message, run.fault, mention=mention))
-        elif reason := why_ignored(mention):
-            settled.append(Outcome("ignored", origin, mention=mention, reason=reason))
+            settled.append(dead_letter(origin, message, run.fault, facts=facts))
+        elif reason := why_ignored(facts):
+            settled.append(Outcome("ignored", origin, mention=facts, reason=reason))
         elif line.number in known:  # the accounting makes a correction of it where the outcome differs
-            settled.append(Outcome("repeat", origin, mention=mention, reason="run"))
+            settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
         else:
-            address = run.address if run.address != mention.log_url else ""
-            candidates.append(PendingRun(origin, "", mention, message, address=address))
-    return Batch(covers, [], candidates, settled)
+            address = run.address if run.address != facts.log_url else ""
+            pending_runs.append(PendingRun(origin, "", facts, message, address=address))
+    return Batch(covers, [], pending_runs, settled)

@@ -14,7 +14,7 @@ from ciml.limits import SMALL_PART_BYTES
 from ciml.storage.open import Store
 from transforms.fetch.fetch import fetch_in_parts
 from transforms.fetch.policy import FetchPolicy
-from transforms.guard import guarded_candidates
+from transforms.guard import guarded_runs
 from transforms.ingest.trust import TrustPolicy, judge
 from transforms.raw.write import parse, store
 
@@ -54,8 +54,8 @@ def settle(
     Raises:
       EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
     """
-    judged = [guarded_candidates("trust", lambda part: judge(part, trust), batch) for batch in batches]
-    waiting = [each for batch in judged for each in batch.candidates]
+    judged = [guarded_runs("trust", lambda part: judge(part, trust), batch) for batch in batches]
+    waiting = [each for batch in judged for each in batch.pending_runs]
     done: list[Outcome] = []
     for part in _fetched(waiting, policy, outages=outages, sleep=sleep, now_us=now_us):
         done += _stored(part, raw)
@@ -87,27 +87,27 @@ def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, second
 
 
 def _stored(part: Batch, raw: Store) -> list[Outcome]:
-    size = sum(len(each.log or b"") for each in part.candidates)
+    size = sum(len(each.log or b"") for each in part.pending_runs)
     with _one_at_a_time if size > SMALL_PART_BYTES else nullcontext():
-        parsed = guarded_candidates("parse", parse, part)
-        return guarded_candidates("store", lambda some: store(some, raw), parsed).settled
+        parsed = guarded_runs("parse", parse, part)
+        return guarded_runs("store", lambda some: store(some, raw), parsed).settled
 
 
 def read_logs(
-    candidates: Sequence[PendingRun], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
+    pending_runs: Sequence[PendingRun], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Batch]:
     """Fetches and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
 
     Yields:
       Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them, as a copy.
     """
-    for part in _fetched(candidates, policy, sleep=sleep):
-        yield guarded_candidates("parse", parse, part)
+    for part in _fetched(pending_runs, policy, sleep=sleep):
+        yield guarded_runs("parse", parse, part)
         del part
 
 
 def _fetched(
-    candidates: Sequence[PendingRun],
+    pending_runs: Sequence[PendingRun],
     policy: FetchPolicy,
     *,
     outages: bool = True,
@@ -117,7 +117,7 @@ def _fetched(
     """The parts of `fetch_in_parts`, in as many rounds as what may pass takes. Arguments and errors: see `settle`."""
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
-    waiting = list(candidates)
+    waiting = list(pending_runs)
     of = {(each.origin, each.mention.run_id): each for each in waiting}
     lost: list[Outcome] = []
     pauses = list(_PAUSES_S)
@@ -125,12 +125,12 @@ def _fetched(
     while waiting:
         later: list[Outcome] = []
         passing = False
-        for part in fetch_in_parts(Batch(None, candidates=waiting), policy, moment):
+        for part in fetch_in_parts(Batch(None, pending_runs=waiting), policy, moment):
             settled: list[Outcome] = []
             for each in part.settled:
                 once_more = each.reason == "batch_full" or (pauses and each.reason in PASSING)
                 (later if once_more else settled).append(each)
-            answered = answered or bool(part.candidates) or any(each.reason not in PASSING for each in part.settled)
+            answered = answered or bool(part.pending_runs) or any(each.reason not in PASSING for each in part.settled)
             passing = passing or any(each.reason in PASSING for each in part.settled)
             lost += [each for each in settled if each.reason in PASSING]
             part.settled = settled
@@ -149,7 +149,7 @@ def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch
     return [
         Batch(
             batch.covers,
-            settled=batch.settled + [found[each.origin, each.mention.run_id] for each in batch.candidates],
+            settled=batch.settled + [found[each.origin, each.mention.run_id] for each in batch.pending_runs],
         )
         for batch in batches
     ]

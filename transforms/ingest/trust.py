@@ -126,21 +126,21 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
     return Rule(name, item["trusted"], tuple(facts))
 
 
-def evaluate(policy: TrustPolicy, mention: RunFacts) -> Trust:
+def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     """The policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
-    facts = (mention.source, mention.pipeline, mention.project, mention.branch, mention.event, mention.review)
+    values = (facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review)
     decided = policy._decided
-    trust = decided.get(facts)
+    trust = decided.get(values)
     if trust is None:
         if len(decided) >= _MAX_REMEMBERED:  # facts come from outside: what is remembered has to stay bounded
             decided.clear()
-        trust = decided[facts] = _evaluate(policy, facts)
+        trust = decided[values] = _evaluate(policy, values)
     return trust
 
 
-def _evaluate(policy: TrustPolicy, facts: tuple[str, ...]) -> Trust:
+def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
     for tests, trust in policy._tests:
-        if all(pattern.fullmatch(facts[index]) for index, pattern in tests):
+        if all(pattern.fullmatch(values[index]) for index, pattern in tests):
             return trust
     return Trust(False, NO_RULE, policy.digest)
 
@@ -157,10 +157,10 @@ def judge(batch: Batch, policy: TrustPolicy) -> Batch:
     Returns:
       The batch with its settled outcomes judged. One without a run has no facts, and stays as it is.
     """
-    for candidate in batch.candidates:
-        candidate.trust = evaluate(policy, candidate.mention)
+    for pending in batch.pending_runs:
+        pending.trust = evaluate(policy, pending.mention)
     settled = [
         outcome if outcome.mention is None else outcome.replace(trust=evaluate(policy, outcome.mention))
         for outcome in batch.settled
     ]
-    return Batch(batch.covers, batch.messages, batch.candidates, settled)
+    return Batch(batch.covers, batch.messages, batch.pending_runs, settled)

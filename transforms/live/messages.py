@@ -59,8 +59,8 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
         "n_windows": 0,
     }
     if example.values is None:
-        if example.refused is not None:
-            fields["excluded"] = {"reason": example.refused.reason, "detail": example.refused.detail}
+        if example.rejected is not None:
+            fields["excluded"] = {"reason": example.rejected.reason, "detail": example.rejected.detail}
         return _dumps(fields)
     fields |= {"n_windows": len(example.values), "features": example.dataset.resolved.features}
     if standing != "running":
@@ -69,24 +69,24 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
     return value if len(value) <= MAX_EXAMPLE_BYTES else _dumps({**fields, "values": None})
 
 
-def refused_message(origin: Origin, message: Message, refused: RejectedInput) -> bytes:
+def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
     """A message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
     return _dumps({
-        "reason": refused.reason,
-        "detail": refused.detail,
+        "reason": rejected.reason,
+        "detail": rejected.detail,
         "origin": origin.to_json(),
         "payload": payload_of(message),
     })  # fmt: skip
 
 
-def late_message(topic: str, run_id: str, part: Part, refused: RejectedInput) -> bytes:
+def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
     """Samples that no run takes any more, as a dead letter: whose they are, and between which offsets of the topic."""
     numbers: dict[str, list[int]] = {}
     for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
         numbers.setdefault(str(recorder), []).append(sequence)
     return _dumps({
-        "reason": refused.reason,
-        "detail": refused.detail,
+        "reason": rejected.reason,
+        "detail": rejected.detail,
         "origin": [topic, part.partition, part.first],
         "last_offset": part.last,
         "run_id": run_id,

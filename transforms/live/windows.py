@@ -105,7 +105,7 @@ class LiveExample(NamedTuple):
       missing: how many samples are known to be missing: holes in the numbers, and what an end said there are.
       values: float32 [n_windows, F]; None where the run is refused.
       digest: as of the example that batch makes of the same samples; "" while the run is not over, or is refused.
-      refused: why there is no example, or None.
+      rejected: why there is no example, or None.
     """
 
     dataset: LiveDataset
@@ -113,7 +113,7 @@ class LiveExample(NamedTuple):
     missing: int
     values: np.ndarray | None
     digest: str
-    refused: RejectedInput | None
+    rejected: RejectedInput | None
 
 
 @dataclass(eq=False)
@@ -298,11 +298,11 @@ class LiveRun:
         out = []
         for book in self._books:
             resolved = book.dataset.resolved
-            inputs, n_windows, refused = prepare_many([table], resolved)
+            inputs, n_windows, rejected = prepare_many([table], resolved)
             count = int(n_windows[0])
-            digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over and not refused else ""
-            values = None if refused else inputs[0, :count]
-            why = refused[0][1] if refused else None
+            digest = row_digest(self.run_id, inputs[0].T, resolved.features, count) if over and not rejected else ""
+            values = None if rejected else inputs[0, :count]
+            why = rejected[0][1] if rejected else None
             out.append(LiveExample(book.dataset, self.size, self.missing, values, digest, why))
         return out
 

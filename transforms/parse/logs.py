@@ -104,8 +104,8 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
         try:
             text = inflate(log.data, limits.max_bytes)
             batch[index] = [_Part(index, each, not number) for number, each in enumerate(split_segments(text))]
-        except RejectedInput as refusal:
-            results[index] = refusal
+        except RejectedInput as rejection:
+            results[index] = rejection
             continue
         size += len(text)
         if size >= limits.batch_bytes:
@@ -126,30 +126,30 @@ def _with_possible_times(log: Log) -> Log:
 
 def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: list[pa.Table | RejectedInput]) -> None:
     groups: dict[Columns, list[_Part]] = defaultdict(list)
-    refused: dict[int, RejectedInput] = {}
+    rejected: dict[int, RejectedInput] = {}
     for index, parts in batch.items():
         try:
             check_size([part.segment for part in parts])
-        except RejectedInput as refusal:
-            refused[index] = refusal
+        except RejectedInput as rejection:
+            rejected[index] = rejection
             continue
         for part in parts:
             groups[part.segment.columns].append(part)
     for columns, parts in groups.items():
-        _parse_group(logs, columns, parts, refused)
+        _parse_group(logs, columns, parts, rejected)
     for index, parts in batch.items():
         try:
-            results[index] = refused[index] if index in refused else _assemble(parts)
-        except RejectedInput as refusal:
-            results[index] = refusal
+            results[index] = rejected[index] if index in rejected else _assemble(parts)
+        except RejectedInput as rejection:
+            results[index] = rejection
 
 
-def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], refused: dict[int, RejectedInput]) -> None:
+def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], rejected: dict[int, RejectedInput]) -> None:
     """Fills in the tables of parts that have the same columns."""
     rows = read_rows([part.segment.body for part in parts], columns)
     ends = np.cumsum(rows.counts, dtype=np.int64)
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
-    utc, ok = _times(logs, columns, parts, rows, slices, refused)
+    utc, ok = _times(logs, columns, parts, rows, slices, rejected)
     boot = np.zeros(len(utc), np.bool_)
     for where, kept in zip(slices, rows.first_kept, strict=True):
         if where.start < where.stop:
@@ -180,7 +180,7 @@ def _times(
     parts: list[_Part],
     rows: Rows,
     slices: list[slice],
-    refused: dict[int, RejectedInput],
+    rejected: dict[int, RejectedInput],
 ) -> tuple[Int64, Bool]:
     """The time of each row in µs UTC, and where there is one."""
     if rows.epoch is not None:
@@ -216,8 +216,8 @@ def _times(
             utc[where][here] = to_utc(
                 local[where][here], segment.date_us, segment.zone, log.start_us, log.end_us, log.zone
             )
-        except RejectedInput as refusal:
-            refused[part.log] = refusal
+        except RejectedInput as rejection:
+            rejected[part.log] = rejection
     ok |= cells.ok & cells.absolute
     return utc, ok & (utc >= EARLIEST) & (utc < LATEST)
 

@@ -38,27 +38,27 @@ def parse(batch: Batch) -> Batch:
     Returns:
       The batch, where a log that is refused has become a dead letter with the parser's reason.
     """
-    if not batch.candidates:
+    if not batch.pending_runs:
         return batch
-    logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.candidates]
+    logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.pending_runs]
     kept: list[PendingRun] = []
     settled = list(batch.settled)
-    for candidate, result in zip(batch.candidates, parse_logs(logs), strict=True):
-        candidate.log = None
+    for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
+        pending.log = None
         if isinstance(result, RejectedInput):
             let_go(result)
-            settled.append(_dead_letter(candidate, result))
+            settled.append(_dead_letter(pending, result))
         else:
-            candidate.telemetry = result
-            kept.append(candidate)
+            pending.telemetry = result
+            kept.append(pending)
     return Batch(batch.covers, batch.messages, kept, settled)
 
 
-def _dead_letter(candidate: PendingRun, refused: RejectedInput) -> Outcome:
+def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
     return Outcome(
-        "dead_letter", candidate.origin, candidate.event_key, candidate.mention, refused.reason, refused.detail,
-        candidate.trust, payload=payload_of(candidate.message) if candidate.message else None,
-        attempts=candidate.attempts, first_seen_us=candidate.first_seen_us,
+        "dead_letter", pending.origin, pending.event_key, pending.mention, rejected.reason, rejected.detail,
+        pending.trust, payload=payload_of(pending.message) if pending.message else None,
+        attempts=pending.attempts, first_seen_us=pending.first_seen_us,
     )  # fmt: skip
 
 
@@ -73,9 +73,9 @@ def store(batch: Batch, raw: Store) -> Batch:
     Raises:
       EngineError: the store does not answer.
     """
-    if not batch.candidates:
+    if not batch.pending_runs:
         return batch
-    encoded = [_encode(candidate) for candidate in batch.candidates]  # holds the interpreter: threads only slow it down
+    encoded = [_encode(pending) for pending in batch.pending_runs]  # holds the interpreter: threads only slow it down
     with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
         # An object that is there already holds the same telemetry: its name says so.
         for _ in pool.map(lambda each: raw.create(each[0].path, each[1]), encoded):
@@ -85,28 +85,28 @@ def store(batch: Batch, raw: Store) -> Batch:
             "run", each.origin, each.event_key, each.mention, trust=each.trust, file=file,
             attempts=each.attempts, first_seen_us=each.first_seen_us,
         )
-        for each, (file, _) in zip(batch.candidates, encoded, strict=True)
+        for each, (file, _) in zip(batch.pending_runs, encoded, strict=True)
     ]  # fmt: skip
     return Batch(batch.covers, batch.messages, [], batch.settled + settled)
 
 
-def _encode(candidate: PendingRun) -> tuple[RawFile, bytes]:
-    mention, table = candidate.mention, candidate.telemetry
+def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
+    facts, table = pending.mention, pending.telemetry
     if table is None:
-        raise IntegrityError(f"{candidate.origin} {mention.run_id}: to be stored before it was parsed")
-    digest = telemetry_digest(mention.run_id, table)
-    path = run_path(mention, table, digest)
+        raise IntegrityError(f"{pending.origin} {facts.run_id}: to be stored before it was parsed")
+    digest = telemetry_digest(facts.run_id, table)
+    path = run_path(facts, table, digest)
     data = write_run(table, path)
     return RawFile(path, digest, table.num_rows, len(data)), data
 
 
-def run_path(mention: RunFacts, table: pa.Table, digest: str) -> str:
+def run_path(facts: RunFacts, table: pa.Table, digest: str) -> str:
     """``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
-    time_us = mention.start_us if mention.start_us is not None else mention.end_us
+    time_us = facts.start_us if facts.start_us is not None else facts.end_us
     if time_us is None:
         time_us = table.column(TIME)[0].value
     day = (_EPOCH + timedelta(microseconds=time_us)).date().isoformat()
-    return f"runs/job={_segment(mention.build_name)}/date={day}/{mention.run_id}.{digest[:16]}.parquet"
+    return f"runs/job={_segment(facts.build_name)}/date={day}/{facts.run_id}.{digest[:16]}.parquet"
 
 
 def _segment(job: str) -> str:

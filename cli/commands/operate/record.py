@@ -154,7 +154,7 @@ def make_plan(
     import time
 
     from ciml.errors import CimlError, RejectedInput
-    from ciml.events.mentions import mention_of_run, run_identity
+    from ciml.events.run_facts import facts_from_run, run_identity
     from recorder.ci_environment import FACTS, known_run
     from recorder.spool.recording import Plan
 
@@ -170,7 +170,7 @@ def make_plan(
     }
     try:
         identity = run_identity(run, source or known.source)
-        mention, _ = mention_of_run(run, identity, "started")
+        mention, _ = facts_from_run(run, identity, "started")
     except RejectedInput as refused:
         raise CimlError(f"this cannot stand in an event: {refused}") from None
     return Plan(mention, kafka, samples_topic, events_topic, log_dir, log_url)

@@ -18,8 +18,8 @@ from ciml.events.cloudevents import (
     REASONS,
     STARTED,
     decode_message,
+    facts_from_listing,
     finished_event,
-    mention_from_listing,
     run_event,
 )
 from ciml.events.outcomes import outcome_of
@@ -46,7 +46,7 @@ RUN: dict[str, Any] = {
     "end_time": 1795521600.25,
     "labels": {"framework": "hadoop", "rows": 43, "elapsed_s": 41.5, "voting": True, "none": None},
 }
-MENTION = RunFacts(
+FACTS = RunFacts(
     run_id=f"zuul~{UUID}~1",
     build_uuid=UUID,
     build_name="tempest-full",
@@ -78,7 +78,7 @@ def bare(run: Any, **changes: Any) -> Message:
     return Message(7, json.dumps(envelope(**{"data": run, **changes})).encode())
 
 
-def refusal(message: Message) -> RejectedInput:
+def rejection(message: Message) -> RejectedInput:
     with pytest.raises(RejectedInput) as caught:
         decode_message(message)
     assert caught.value.reason in REASONS
@@ -87,10 +87,10 @@ def refusal(message: Message) -> RejectedInput:
 
 def test_one_run() -> None:
     event = decode_message(bare(RUN, time="2026-11-24T12:00:01.5Z"))
-    assert event.mentions == (MENTION,)
+    assert event.run_facts == (FACTS,)
     assert (event.key, event.source, event.id, event.type) == ("zuul e1", "zuul", "e1", FINISHED)
     assert event.time_us == 1795521601_500000
-    assert (event.refusals, event.addresses, event.runs) == ((), {}, {})
+    assert (event.rejections, event.addresses, event.runs) == ((), {}, {})
 
 
 def test_structured_binary_and_bare_mean_the_same() -> None:
@@ -101,36 +101,36 @@ def test_structured_binary_and_bare_mean_the_same() -> None:
     binary = Message(7, json.dumps(RUN).encode(), (*headers, ("content-type", b"application/json")))
     events = [decode_message(message) for message in (structured, binary, Message(7, value))]
     assert events[0] == events[1] == events[2]
-    assert events[0].mentions == (MENTION,)
+    assert events[0].run_facts == (FACTS,)
 
 
 @pytest.mark.parametrize("mode", ["structured", "binary", "bare"])
 @pytest.mark.parametrize("event_type", [FINISHED, STARTED, QUEUED])
 def test_what_is_written_is_read_back(mode: Any, event_type: str) -> None:
     phase = event_type.split(".")[3]
-    first = MENTION.replace(phase=phase, outcome="success" if phase == "finished" else None)  # type: ignore[arg-type]
+    first = FACTS.replace(phase=phase, outcome="success" if phase == "finished" else None)  # type: ignore[arg-type]
     second = first.replace(run_id="zuul~..%2Fx~2", build_uuid="../x", labels={}, end_us=None, event="ref-updated")
     value, headers = run_event(event_type, first, mode=mode)
     event = decode_message(Message(0, value, tuple(headers)))
-    assert event.mentions == (first,)
-    assert event.time_us == MENTION.end_us
+    assert event.run_facts == (first,)
+    assert event.time_us == FACTS.end_us
     # An id that begins with a dot has no dot first in its encoded form.
     second = second.replace(run_id="zuul~%2E.%2Fx~2")
     value, headers = run_event(event_type, first, second, event_id="other", mode=mode, time_us=1795521600_000000)
     event = decode_message(Message(0, value, tuple(headers)))
-    assert event.mentions == (first, second)
+    assert event.run_facts == (first, second)
     assert (event.key, event.time_us) == ("zuul other", 1795521600_000000)
 
 
 def test_the_same_said_again_is_the_same_event() -> None:
-    first, again = (decode_message(Message(0, finished_event(MENTION)[0])).key for _ in range(2))
-    other = decode_message(Message(0, finished_event(MENTION.replace(outcome="failure", result="FAILURE"))[0])).key
+    first, again = (decode_message(Message(0, finished_event(FACTS)[0])).key for _ in range(2))
+    other = decode_message(Message(0, finished_event(FACTS.replace(outcome="failure", result="FAILURE"))[0])).key
     assert first == again != other
 
 
 def test_an_event_has_one_source() -> None:
     with pytest.raises(CimlError):
-        finished_event(MENTION, MENTION.replace(source="github"))
+        finished_event(FACTS, FACTS.replace(source="github"))
     with pytest.raises(CimlError):
         finished_event()
 
@@ -138,7 +138,7 @@ def test_an_event_has_one_source() -> None:
 @pytest.mark.parametrize("value", [None, b""])
 @pytest.mark.parametrize("headers", [(), (("ce_id", b"1"), ("ce_specversion", b"1.0"))])
 def test_tombstone(value: bytes | None, headers: Any) -> None:
-    assert refusal(Message(0, value, headers)).reason == "tombstone"
+    assert rejection(Message(0, value, headers)).reason == "tombstone"
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_tombstone(value: bytes | None, headers: Any) -> None:
     ],
 )
 def test_broken_json(value: bytes, detail: str) -> None:
-    refused = refusal(Message(0, value))
-    assert refused.reason == "broken_json"
-    assert detail in refused.detail
+    rejected = rejection(Message(0, value))
+    assert rejected.reason == "broken_json"
+    assert detail in rejected.detail
 
 
 def test_many_brackets_are_not_deep() -> None:
     wide = {**RUN, "labels": {f"n{i}": i for i in range(60)}, "more": [[[]], {}] * 200}
-    assert decode_message(bare(wide)).mentions[0].run_id == MENTION.run_id
+    assert decode_message(bare(wide)).run_facts[0].run_id == FACTS.run_id
 
 
 @pytest.mark.parametrize(
@@ -187,17 +187,17 @@ def test_many_brackets_are_not_deep() -> None:
     ],
 )
 def test_not_an_event(message: Message, detail: str) -> None:
-    refused = refusal(message)
-    assert refused.reason == "not_an_event"
-    assert detail in refused.detail
+    rejected = rejection(message)
+    assert rejected.reason == "not_an_event"
+    assert detail in rejected.detail
 
 
 def test_size_limit() -> None:
     padding = "x" * MAX_MESSAGE_BYTES
-    assert refusal(bare({**RUN, "more": padding})).reason == "too_large"
-    assert refusal(Message(0, b"{}", (("more", padding.encode()),))).reason == "too_large"
+    assert rejection(bare({**RUN, "more": padding})).reason == "too_large"
+    assert rejection(Message(0, b"{}", (("more", padding.encode()),))).reason == "too_large"
     fits = bare({**RUN, "more": padding[: MAX_MESSAGE_BYTES - 2000]})
-    assert decode_message(fits).mentions == (MENTION,)
+    assert decode_message(fits).run_facts == (FACTS,)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ def test_size_limit() -> None:
     ],
 )
 def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> None:
-    refused = refusal(bare(RUN, **changes))
-    assert (refused.reason, refused.detail) == (reason, detail)
+    rejected = rejection(bare(RUN, **changes))
+    assert (rejected.reason, rejected.detail) == (reason, detail)
 
 
 @pytest.mark.parametrize(
@@ -283,38 +283,38 @@ def test_bad_runs(changes: dict[str, Any], reason: str, detail: str) -> None:
     alone = bare({**RUN, **changes})
     several = bare({"runs": [{**RUN, "id": "first"}, {**RUN, **changes}, {**RUN, "id": "last"}]})
     if reason == "bad_run_id" or detail == "id":  # whose fault it is can't be said
-        refused = refusal(alone)
-        assert refused.reason == reason
-        assert refused.detail.startswith(detail)
-        assert refusal(several).detail.startswith(f"runs[1].{detail}")
+        rejected = rejection(alone)
+        assert rejected.reason == reason
+        assert rejected.detail.startswith(detail)
+        assert rejection(several).detail.startswith(f"runs[1].{detail}")
         return
     event = decode_message(alone)
-    assert (event.mentions, event.key) == ((), "zuul e1")
-    ((mention, fault),) = event.refusals
-    assert mention == RunFacts(MENTION.run_id, UUID, "", source="zuul")
+    assert (event.run_facts, event.key) == ((), "zuul e1")
+    ((facts, fault),) = event.rejections
+    assert facts == RunFacts(FACTS.run_id, UUID, "", source="zuul")
     assert fault.reason == reason
     assert fault.detail.startswith(detail)
     assert fault.detail.isprintable()
     # The same fault in one of several runs takes that run alone.
     event = decode_message(several)
-    assert [mention.build_uuid for mention in event.mentions] == ["first", "last"]
-    ((mention, fault),) = event.refusals
-    assert (mention.run_id, fault.reason) == (MENTION.run_id, reason)
+    assert [facts.build_uuid for facts in event.run_facts] == ["first", "last"]
+    ((facts, fault),) = event.rejections
+    assert (facts.run_id, fault.reason) == (FACTS.run_id, reason)
     assert fault.detail.startswith(f"runs[1].{detail}")
 
 
 def test_several_runs_in_one_event() -> None:
-    assert refusal(bare({"runs": []})).detail == "runs: want a list of runs, not an empty one"
-    assert refusal(bare({"runs": RUN})).detail == "runs: want a list of runs, not an object"
-    assert refusal(bare({"runs": [RUN, 3]})).detail == "runs[1]: want an object, not a whole number"
-    assert refusal(bare({"runs": [RUN, RUN]})).detail == "runs[1].id: the same run stands twice in the event"
-    assert decode_message(bare({"runs": [RUN]})) == decode_message(bare(RUN))._replace(runs={MENTION.run_id: RUN})
+    assert rejection(bare({"runs": []})).detail == "runs: want a list of runs, not an empty one"
+    assert rejection(bare({"runs": RUN})).detail == "runs: want a list of runs, not an object"
+    assert rejection(bare({"runs": [RUN, 3]})).detail == "runs[1]: want an object, not a whole number"
+    assert rejection(bare({"runs": [RUN, RUN]})).detail == "runs[1].id: the same run stands twice in the event"
+    assert decode_message(bare({"runs": [RUN]})) == decode_message(bare(RUN))._replace(runs={FACTS.run_id: RUN})
     short = {"job": "j", "result": "SUCCESS", "end_time": 1795521600}
     most = [{**short, "id": str(i)} for i in range(MAX_EVENT_RUNS)]
-    assert len(decode_message(bare({"runs": most})).mentions) == MAX_EVENT_RUNS
-    assert refusal(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
-    attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).mentions
-    assert [mention.run_id for mention in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]
+    assert len(decode_message(bare({"runs": most})).run_facts) == MAX_EVENT_RUNS
+    assert rejection(bare({"runs": [*most, RUN]})).reason == "too_many_runs"
+    attempts = decode_message(bare({"runs": [RUN, {**RUN, "attempt": 2}]})).run_facts
+    assert [facts.run_id for facts in attempts] == [f"zuul~{UUID}~1", f"zuul~{UUID}~2"]
 
 
 def test_each_run_of_an_event_has_a_message_of_its_own() -> None:
@@ -323,19 +323,19 @@ def test_each_run_of_an_event_has_a_message_of_its_own() -> None:
     own = event.message_for("zuul~b~1", message)
     assert len(own.value or b"") < len(message.value or b"")
     alone = decode_message(own)
-    assert (alone.key, alone.time_us, alone.mentions) == (event.key, event.time_us, (event.mentions[1],))
+    assert (alone.key, alone.time_us, alone.run_facts) == (event.key, event.time_us, (event.run_facts[1],))
     single = bare(RUN)
-    assert decode_message(single).message_for(MENTION.run_id, single) is single
+    assert decode_message(single).message_for(FACTS.run_id, single) is single
 
 
 def test_started_and_queued_runs_need_neither_outcome_nor_time() -> None:
     for event_type, phase in ((STARTED, "started"), (QUEUED, "queued")):
-        (mention,) = decode_message(bare({"id": UUID, "job": "j"}, type=event_type)).mentions
-        assert mention == RunFacts(f"zuul~{UUID}~1", UUID, "j", phase=phase, source="zuul")  # type: ignore[arg-type]
+        (facts,) = decode_message(bare({"id": UUID, "job": "j"}, type=event_type)).run_facts
+        assert facts == RunFacts(f"zuul~{UUID}~1", UUID, "j", phase=phase, source="zuul")  # type: ignore[arg-type]
 
 
 def test_fields_that_the_format_does_not_know_are_passed_over() -> None:
-    assert decode_message(bare({**RUN, "new": {"deep": [1]}}, traceparent="00-1-1-00")).mentions == (MENTION,)
+    assert decode_message(bare({**RUN, "new": {"deep": [1]}}, traceparent="00-1-1-00")).run_facts == (FACTS,)
 
 
 @pytest.mark.parametrize(
@@ -354,13 +354,13 @@ def test_fields_that_the_format_does_not_know_are_passed_over() -> None:
 def test_outcome_words(word: str, outcome: str | None) -> None:
     assert outcome_of(word) == outcome
     if outcome:
-        (mention,) = decode_message(bare({**RUN, "result": word})).mentions
-        assert (mention.outcome, mention.result) == (outcome, word)
+        (facts,) = decode_message(bare({**RUN, "result": word})).run_facts
+        assert (facts.outcome, facts.result) == (outcome, word)
 
 
 def test_an_outcome_beside_a_message_of_the_job_s_own() -> None:
-    (mention,) = decode_message(bare({**RUN, "outcome": "failure", "result": "see the wiki"})).mentions
-    assert (mention.outcome, mention.result) == ("failure", "see the wiki")
+    (facts,) = decode_message(bare({**RUN, "outcome": "failure", "result": "see the wiki"})).run_facts
+    assert (facts.outcome, facts.result) == ("failure", "see the wiki")
 
 
 LINE: dict[str, Any] = {
@@ -372,15 +372,15 @@ LINE: dict[str, Any] = {
 
 
 def test_a_line_of_a_listing() -> None:
-    assert mention_from_listing(LINE, "old", "s3://logs/x/") == RunFacts(
+    assert facts_from_listing(LINE, "old", "s3://logs/x/") == RunFacts(
         run_id=f"old~{UUID}~1", build_uuid=UUID, build_name="hadoop-sort", outcome="timeout", result="TIMED_OUT",
         source="old", event=LISTING, pipeline="check", provider="alibaba", flavour="c6.2xlarge",
         log_url="s3://logs/x/logs/hadoop-sort/dstat csv.gz", start_us=1605789695_000000, end_us=1605789737_000000,
         labels={"framework": "hadoop", "size": "small", "elapsed_s": "41.59", "rows": "43"},
     )  # fmt: skip
-    assert mention_from_listing(LINE).log_url == LINE["log_path"]
-    assert mention_from_listing(LINE, logs="/srv/a b").log_url == "file:///srv/a%20b/logs/hadoop-sort/dstat%20csv.gz"
-    assert mention_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/hadoop-sort/dstat%20csv.gz"
+    assert facts_from_listing(LINE).log_url == LINE["log_path"]
+    assert facts_from_listing(LINE, logs="/srv/a b").log_url == "file:///srv/a%20b/logs/hadoop-sort/dstat%20csv.gz"
+    assert facts_from_listing(LINE, logs="https://h/x").log_url == "https://h/x/logs/hadoop-sort/dstat%20csv.gz"
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_a_line_of_a_listing() -> None:
 )
 def test_bad_lines_of_a_listing(changes: dict[str, Any], reason: str, detail: str) -> None:
     with pytest.raises(RejectedInput) as caught:
-        mention_from_listing({**LINE, **changes}, logs="/srv/logs")
+        facts_from_listing({**LINE, **changes}, logs="/srv/logs")
     assert caught.value.reason == reason
     assert caught.value.detail.startswith(detail)
 
@@ -421,18 +421,18 @@ SECRET = "s3cr3t"
 def test_no_secret_is_kept(url: str, shown: str) -> None:
     message = bare({**RUN, "log_url": url, "labels": {"web": url}}, source=f"https://ci:{SECRET}@zuul.example")
     event = decode_message(message, {"*": "ci"})
-    (mention,) = event.mentions
-    assert (mention.log_url, mention.labels["web"]) == (shown, shown)
-    assert event.addresses == {mention.run_id: url}
-    assert (event.source, mention.source) == ("https://zuul.example", "ci")
-    kept = repr(event._replace(addresses={})) + json.dumps(mention.to_json())
+    (facts,) = event.run_facts
+    assert (facts.log_url, facts.labels["web"]) == (shown, shown)
+    assert event.addresses == {facts.run_id: url}
+    assert (event.source, facts.source) == ("https://zuul.example", "ci")
+    kept = repr(event._replace(addresses={})) + json.dumps(facts.to_json())
     assert SECRET not in kept
     payload = payload_of(Message(1, message.value, (("authorization", SECRET.encode()), ("ce_source", url.encode()))))
     again = message_of(payload, 1)
     assert SECRET.encode() not in (again.value or b"")
     assert [name for name, _ in again.headers] == ["ce_source"]
     assert SECRET not in repr(again)
-    assert decode_message(Message(1, again.value), {"*": "ci"}).mentions == (mention,)
+    assert decode_message(Message(1, again.value), {"*": "ci"}).run_facts == (facts,)
 
 
 def test_payloads_hold_what_is_needed_to_try_again() -> None:
@@ -463,14 +463,14 @@ def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
             message = Message(0, value, headers)
             try:
                 event = decode_message(message, {"*": "ci"})
-            except RejectedInput as refused:
-                faults, mentions = [refused], []
+            except RejectedInput as rejected:
+                faults, run_facts = [rejected], []
             else:
-                faults = [fault for _, fault in event.refusals]
-                mentions = [*event.mentions, *(mention for mention, _ in event.refusals)]
+                faults = [fault for _, fault in event.rejections]
+                run_facts = [*event.run_facts, *(facts for facts, _ in event.rejections)]
             assert {fault.reason for fault in faults} <= REASONS
             canonical_json([fault.detail for fault in faults])
             canonical_json(payload_of(message))
-            for mention in mentions:
-                canonical_json(mention.to_json())
-                assert RunFacts.from_json(mention.to_json()) == mention
+            for facts in run_facts:
+                canonical_json(facts.to_json())
+                assert RunFacts.from_json(facts.to_json()) == facts

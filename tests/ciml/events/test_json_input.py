@@ -47,8 +47,8 @@ _VALUES = st.recursive(
 def _outcome(parse: Any, data: bytes) -> tuple[str, str]:
     try:
         return "value", repr(parse(data))
-    except RejectedInput as refused:
-        return refused.reason, refused.detail
+    except RejectedInput as rejected:
+        return rejected.reason, rejected.detail
 
 
 @given(_VALUES, st.booleans(), st.sampled_from(["", " ", "\n\t"]))

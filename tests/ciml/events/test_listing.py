@@ -25,9 +25,9 @@ from ciml.events.listing import (
     too_long,
 )
 from ciml.events.listing_files import Listing, open_listing, shared_listing
-from ciml.events.mentions import mention_from_listing
 from ciml.events.payloads import message_bytes, payload_of
 from ciml.events.records import Origin, RunFacts
+from ciml.events.run_facts import facts_from_listing
 from ciml.limits import MAX_LISTING_LINE_BYTES, MAX_MESSAGE_BYTES
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
@@ -52,7 +52,7 @@ def all_lines(listing: Listing) -> list[Line]:
 def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
     run = decode_line(encoded(), READING)
     assert run == (
-        mention_from_listing(LINE, "old", "/srv/logs", "zuul"),
+        facts_from_listing(LINE, "old", "/srv/logs", "zuul"),
         "file:///srv/logs/logs/unit/a1/dstat.gz",
         None,
     )
@@ -140,8 +140,8 @@ def test_no_line_is_a_crash(line: bytes) -> None:
     reason = ""
     try:
         run = decode_line(line, READING)
-    except RejectedInput as refused:
-        reason = refused.reason
+    except RejectedInput as rejected:
+        reason = rejected.reason
     if reason:
         assert reason in REASONS
         return

@@ -134,8 +134,8 @@ def outcome(message: Message) -> tuple[Event | None, str]:
     """What becomes of a message, and all that is said of it."""
     try:
         event = decode_message(message)
-    except RejectedInput as refused:
-        return None, repr(refused)
+    except RejectedInput as rejected:
+        return None, repr(rejected)
     return event, repr(event)
 
 
@@ -163,7 +163,7 @@ def test_no_secret_is_in_a_mention_or_a_detail(name: str) -> None:
         if decoded and name not in ("quote in a password", "html"):  # there the address ends at another place
             again, _ = outcome(message_of(payload_of(message), 0))
             assert again
-            assert (again.mentions, again.key) == (decoded.mentions, decoded.key), field
+            assert (again.run_facts, again.key) == (decoded.run_facts, decoded.key), field
     for attribute in ("type", "source", "id", "time", "specversion"):
         envelope = json.loads(event())
         envelope[attribute] = text

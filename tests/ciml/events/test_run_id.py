@@ -62,5 +62,5 @@ def test_only_canonical_text_decodes(text: str) -> None:
 
 
 def test_a_refusal_survives_pickling() -> None:
-    refused = pickle.loads(pickle.dumps(RejectedInput("bad_time", "end_time")))
-    assert (refused.reason, refused.detail, str(refused)) == ("bad_time", "end_time", "bad_time: end_time")
+    rejected = pickle.loads(pickle.dumps(RejectedInput("bad_time", "end_time")))
+    assert (rejected.reason, rejected.detail, str(rejected)) == ("bad_time", "end_time", "bad_time: end_time")

@@ -186,8 +186,8 @@ def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
     reason = ""
     try:
         decode(value)
-    except RejectedInput as refused:
-        reason = refused.reason
+    except RejectedInput as rejected:
+        reason = rejected.reason
     assert reason in {"", *REASONS}
 
 

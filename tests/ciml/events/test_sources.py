@@ -6,14 +6,14 @@ import pytest
 
 from ciml.errors import CimlError, RejectedInput
 from ciml.events.cloudevents import decode_message
-from ciml.events.mentions import source_name, source_names
+from ciml.events.run_facts import source_name, source_names
 from tests.ciml.events.test_cloudevents import RUN, UUID, bare
 
 
 @pytest.mark.parametrize("name", ["zuul", "7", "x" * 63, "zuul-example-org-t-main"])
 def test_a_source_that_is_a_name_stands_for_itself(name: str) -> None:
     assert source_name(name) == name
-    assert decode_message(bare(RUN, source=name)).mentions[0].source == name
+    assert decode_message(bare(RUN, source=name)).run_facts[0].source == name
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_no_two_sources_become_one(source: str, proposal: str) -> None:
         decode_message(bare(RUN, source=source))
     assert caught.value.reason == "bad_field"
     assert caught.value.detail == f"source: {source!r:.80} has no name; give it one: --source {source!r:.80}={proposal}"
-    assert decode_message(bare(RUN, source=source), {source: "ci"}).mentions[0].source == "ci"
+    assert decode_message(bare(RUN, source=source), {source: "ci"}).run_facts[0].source == "ci"
 
 
 def test_a_topic_of_one_source_passes_over_what_messages_say() -> None:
     names = {"*": "zuul", "https://two.example.org": "two"}
     said = ["github", "zuul", "https://zuul.example.org", "two", "https://two.example.org"]
-    found = [decode_message(bare(RUN, source=source), names).mentions[0].source for source in said]
+    found = [decode_message(bare(RUN, source=source), names).run_facts[0].source for source in said]
     assert found == ["zuul", "zuul", "zuul", "zuul", "two"]
 
 
@@ -59,7 +59,7 @@ def test_names_that_no_source_can_have_are_an_error(pairs: list[tuple[str, str]]
 
 def test_configured_source_names_are_not_for_others() -> None:
     names = {"https://zuul.example.org": "zuul"}
-    (mention,) = decode_message(bare(RUN, source="https://zuul.example.org"), names).mentions
-    assert (mention.source, mention.run_id) == ("zuul", f"zuul~{UUID}~1")
+    (facts,) = decode_message(bare(RUN, source="https://zuul.example.org"), names).run_facts
+    assert (facts.source, facts.run_id) == ("zuul", f"zuul~{UUID}~1")
     with pytest.raises(RejectedInput, match="source: zuul is the name of another source"):
         decode_message(bare(RUN, source="zuul"), names)

@@ -110,11 +110,11 @@ def _outcome(rng: random.Random, partition: int, offset: int) -> Outcome:
         return Outcome("dead_letter", origin, reason="broken_json", payload={"value": "eA==", "headers": []})
     run = f"zuul~{rng.randrange(120)}~1"
     word: Any = rng.choice(["success", "failure", None])
-    mention = RunFacts(run_id=run, build_uuid=run, build_name="job", outcome=word)
+    facts = RunFacts(run_id=run, build_uuid=run, build_name="job", outcome=word)
     digest = rng.choice([f"{rng.getrandbits(256):064x}", f"{run}d"])
     file = RawFile(f"runs/{run}.{digest}", digest, 3, 99) if kind == "run" else None
     trust = Trust(rng.random() < 0.5, "gated", "p")
-    return Outcome(kind, origin, key, mention, "" if kind == "run" else "why", trust=trust, file=file)  # type: ignore[arg-type]
+    return Outcome(kind, origin, key, facts, "" if kind == "run" else "why", trust=trust, file=file)  # type: ignore[arg-type]
 
 
 class World:

@@ -21,7 +21,7 @@ from ciml.storage.open import LocalStore
 TOPIC = "ci-events"
 
 
-def mention(run: str, outcome: str | None = "success", phase: str = "finished") -> RunFacts:
+def make_facts(run: str, outcome: str | None = "success", phase: str = "finished") -> RunFacts:
     return RunFacts(run_id=f"zuul~{run}~1", build_uuid=run, build_name="job", phase=phase, outcome=outcome)  # type: ignore[arg-type]
 
 
@@ -41,7 +41,7 @@ def outcome(
     trust = (Trust(True, "gated", "p") if trusted else Trust(False, "no rule", "p")) if run else UNJUDGED
     return Outcome(  # type: ignore[arg-type]
         kind=kind, origin=Origin(TOPIC, partition, offset), event_key=event and f"zuul {event}",
-        mention=mention(run, word) if run else None, reason=reason, file=file, trust=trust, **more,
+        mention=make_facts(run, word) if run else None, reason=reason, file=file, trust=trust, **more,
     )  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def test_a_deferred_log_is_due_in_time_and_settled_once() -> None:
     state = deferred_once()
     assert state.due(49) == []
     assert state.next_due_us() == 50
-    [candidate] = state.due(50)
-    assert (candidate.attempts, candidate.first_seen_us, candidate.origin) == (2, 10, Origin(TOPIC, 0, 0))
+    [pending] = state.due(50)
+    assert (pending.attempts, pending.first_seen_us, pending.origin) == (2, 10, Origin(TOPIC, 0, 0))
     step(state, retried("deferred", 2, reason="log_not_found", not_before_us=70))
     assert state.counts == {("deferred", "log_not_found"): 1}
     assert step(state, retried("deferred", 2, reason="log_not_found", not_before_us=99)) is None  # a replay

@@ -12,7 +12,7 @@ from ciml.errors import IntegrityError
 from ciml.events.records import Origin
 from ciml.manifest.id_index import IdTable
 from ciml.manifest.index_files import PartFiles
-from ciml.raw.known_ids import TABLES, Index, KnownRun, LayeredIndex, MemoryIndex, OpenLetter
+from ciml.raw.known_ids import TABLES, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.storage.open import LocalStore
 
 _NAMES = [f"r{number}" for number in range(6)]
@@ -29,7 +29,7 @@ _STEPS = st.one_of(
     st.tuples(
         st.just("letter"),
         st.sampled_from(_KEYS),
-        st.none() | st.builds(OpenLetter, st.integers(1, 1 << 40), st.sampled_from(["why", "broken_json"])),
+        st.none() | st.builds(OpenDeadLetter, st.integers(1, 1 << 40), st.sampled_from(["why", "broken_json"])),
     ),
     st.tuples(st.just("flush"), st.none(), st.none()),
     st.tuples(st.just("prefetch"), st.none(), st.none()),
@@ -40,8 +40,8 @@ def says(index: Index) -> Any:
     return (
         [index.has_event(one, two) for one in _NAMES for two in _NAMES],
         [index.run(name) for name in _NAMES],
-        [index.letter(key) for key in _KEYS],
-        sorted(index.letters(), key=str),
+        [index.dead_letter(key) for key in _KEYS],
+        sorted(index.dead_letters(), key=str),
         index.run_count(),
     )
 
@@ -77,7 +77,7 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
                 elif verb == "run":
                     index.put_run(one, two)
                 else:
-                    index.put_letter(one, two)
+                    index.put_dead_letter(one, two)
     assert says(layered) == says(memory)
     assert says(flushed(layered, tables)) == says(memory)
 

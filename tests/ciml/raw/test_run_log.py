@@ -16,9 +16,9 @@ TRUST = Trust(True, "gated", "p")
 
 
 def outcome(number: int, **more: object) -> Outcome:
-    mention = RunFacts(f"zuul~{number}~1", str(number), "job", outcome="success", start_us=number, labels={"size": "ä"})
+    facts = RunFacts(f"zuul~{number}~1", str(number), "job", outcome="success", start_us=number, labels={"size": "ä"})
     file = RawFile(f"runs/job=job/date=2026-01-01/{number}.parquet", "0" * 64, 60, 1000)
-    return Outcome("run", Origin("t", 0, number), "key", mention, trust=TRUST, file=file).replace(**more)
+    return Outcome("run", Origin("t", 0, number), "key", facts, trust=TRUST, file=file).replace(**more)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def log(tmp_path: Path) -> ManifestLog:
     return log
 
 
-def judge(mention: RunFacts) -> Trust:
-    return Trust(False, f"judged {mention.build_uuid}", "now")
+def judge(facts: RunFacts) -> Trust:
+    return Trust(False, f"judged {facts.build_uuid}", "now")
 
 
 def test_they_are_those_of_the_deltas(log: ManifestLog) -> None:

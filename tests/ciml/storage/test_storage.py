@@ -167,10 +167,10 @@ def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
         path.write_bytes(b"half")
     os.utime(old, (100, 100))
     os.utime(tmp_path / "m" / "empty", (100, 100))
-    assert store.sweep("m", 200.0) == 1
+    assert store.delete_leftovers("m", 200.0) == 1
     assert (old.exists(), new.exists(), store.list()) == (False, True, ["m/a/x"])
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["a"]
-    assert store.sweep("none", 200.0) == 0
+    assert store.delete_leftovers("none", 200.0) == 0
 
 
 def test_a_folder_that_is_swept_while_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from ciml.datasets.definition import DatasetDefinition
 from ciml.storage.open import open_store
 from cli.main import cli
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import mention, table
+from tests.transforms.samples import make_facts, table
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"
 
@@ -27,7 +27,7 @@ def data_path(tmp_path: Path) -> str:
     raw = RawStore(open_store(tmp_path / "data"))
     raw.add(
         [
-            (mention(number, outcome=outcome), table([1_000_000 * number], usr=[1.0], load=[2.0]))
+            (make_facts(number, outcome=outcome), table([1_000_000 * number], usr=[1.0], load=[2.0]))
             for number, outcome in enumerate(["success", "failure", "error", "success", "success"], 1)
         ]
     )

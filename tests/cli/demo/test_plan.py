@@ -63,13 +63,13 @@ def test_decode_and_trust_agree_with_the_plan(plan: Plan) -> None:
     for outcome in batch.settled:
         expected = by_offset[outcome.origin.offset].pop(outcome.run_id)
         assert (outcome.kind, outcome.reason, outcome.event_key) == (expected.kind, expected.reason, expected.event_key)
-    for candidate in batch.candidates:
-        expected = by_offset[candidate.origin.offset].pop(candidate.mention.run_id)
+    for pending in batch.pending_runs:
+        expected = by_offset[pending.origin.offset].pop(pending.mention.run_id)
         assert expected.kind in ("run", "repeat", "correction", "dead_letter")
-        assert candidate.event_key == expected.event_key
+        assert pending.event_key == expected.event_key
         if expected.kind == "run":
-            assert candidate.trust is not None
-            assert candidate.trust.trusted == expected.trusted
+            assert pending.trust is not None
+            assert pending.trust.trusted == expected.trusted
     assert not any(by_offset.values())
 
 

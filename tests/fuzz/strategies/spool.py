@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.recorder.planted import T0_US, TELEMETRY, mention
+from tests.recorder.planted import T0_US, TELEMETRY, planted_facts
 
 #: In a file outside of the spool that no recording may bring in.
 MARK = b"1795600001.5,77777,77777,77777\n"
@@ -40,7 +40,11 @@ def changed(draw: st.DrawFn, content: dict[str, Any]) -> dict[str, Any]:
 @st.composite
 def plans(draw: st.DrawFn, places: st.SearchStrategy[dict[str, str]]) -> bytes:
     """A ``run.json``: mostly one that can be read."""
-    run = draw(changed(mention(draw(st.sampled_from(["1", "a/b", "x" * 90]))))) if draw(st.booleans()) else mention()
+    run = (
+        draw(changed(planted_facts(draw(st.sampled_from(["1", "a/b", "x" * 90])))))
+        if draw(st.booleans())
+        else planted_facts()
+    )
     if draw(st.integers(0, 3)) == 3:
         run = {**run, "run_id": draw(st.text(max_size=30) | st.just("../../x")), "start_us": draw(_TIMES)}
     content = {"mention": run, "kafka": "", "samples_topic": "samples", "events_topic": "ci-events", "log_dir": "",

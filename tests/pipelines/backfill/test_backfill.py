@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError, EngineError
-from ciml.events.cloudevents import finished_event, mention_from_listing
+from ciml.events.cloudevents import facts_from_listing, finished_event
 from ciml.events.listing import Reading, reading_of
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
@@ -96,7 +96,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
     for line in made.lines:
         try:
             value = json.loads(line)
-            mention = mention_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
+            mention = facts_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
         except Exception:  # noqa: BLE001  # the odd ones
             continue
         if mention.run_id in made.runs and mention.outcome == "success":

@@ -14,7 +14,7 @@ from pipelines.datasets.update import (
     create_dataset,
 )
 from tests.golden import make_logs
-from tests.transforms.samples import mention, table
+from tests.transforms.samples import make_facts, table
 
 NOON = make_logs.instant("2026-11-24T12:00:00Z")
 SECOND = 1_000_000
@@ -30,7 +30,7 @@ def runs(first: int, last: int, **facts: Any) -> list[tuple[RunFacts, pa.Table]]
     out = []
     for number in range(first, last + 1):
         outcome = "success" if number % 3 else "failure"
-        out.append((mention(number, outcome=outcome, result=outcome.upper(), **facts), telemetry(number)))
+        out.append((make_facts(number, outcome=outcome, result=outcome.upper(), **facts), telemetry(number)))
     return out
 
 

@@ -16,7 +16,7 @@ from pipelines.datasets.build import build_dataset, remove_dataset
 from pipelines.datasets.update import create_dataset, dataset_state, dataset_store, update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted, ids, run_ids, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
-from tests.transforms.samples import mention
+from tests.transforms.samples import make_facts
 from training.data.snapshot import make_snapshot
 from training.evaluation.metrics import raw_files
 from transforms.ingest.trust import TrustPolicy
@@ -28,7 +28,7 @@ def ended(number: int, hour: int, **facts: Any) -> tuple[RunFacts, Any]:
     """A run that ended at an hour; every third has failed."""
     outcome = "failure" if number % 3 == 0 else "success"
     facts = {"outcome": outcome, "end_us": hour * HOUR_US, "source": "backfill", "event": "listing", **facts}
-    return mention(number, **facts), telemetry(number)
+    return make_facts(number, **facts), telemetry(number)
 
 
 def defined(**keys: Any) -> DatasetDefinition:

@@ -30,7 +30,7 @@ from pipelines.datasets.update import (
 from tests.golden import make_logs
 from tests.pipelines.datasets.dataset_scenes import NOON, FailingStore, Interrupted, define, ids, run_ids, runs
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import corpus, mention
+from tests.transforms.samples import corpus, make_facts
 from transforms.parse.logs import Log, parse_logs
 
 
@@ -136,7 +136,7 @@ def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
     parsed = parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in logs])
     for number, each in enumerate(parsed, 900):
         assert isinstance(each, pa.Table)
-        yield mention(number, provider="north", start_us=NOON), each
+        yield make_facts(number, provider="north", start_us=NOON), each
 
 
 def _equals_direct(data: Store, **arguments: Any) -> None:

@@ -20,7 +20,7 @@ from pipelines.datasets.update import (
 )
 from tests.pipelines.datasets.dataset_scenes import NOON, define, ids, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
-from tests.transforms.samples import LOAD, mention, table
+from tests.transforms.samples import LOAD, make_facts, table
 from transforms.examples.prepare import make_examples
 
 
@@ -104,9 +104,9 @@ def test_excluded_runs_belong_to_their_span(data: Store, raw: RawStore) -> None:
     raw.add(
         [
             *good,
-            (mention(2, outcome="error"), telemetry(2)),
-            (mention(3), telemetry(3).drop_columns([LOAD])),
-            (mention(4), table([NOON], usr=[None], load=[1.0])),
+            (make_facts(2, outcome="error"), telemetry(2)),
+            (make_facts(3), telemetry(3).drop_columns([LOAD])),
+            (make_facts(4), table([NOON], usr=[None], load=[1.0])),
         ]
     )
     define(data)
@@ -122,7 +122,7 @@ def test_excluded_runs_belong_to_their_span(data: Store, raw: RawStore) -> None:
 
 
 def test_a_span_of_excluded_runs_alone_has_no_files(data: Store, raw: RawStore) -> None:
-    raw.add([(mention(number, outcome="error"), telemetry(number)) for number in range(1, 5)])
+    raw.add([(make_facts(number, outcome="error"), telemetry(number)) for number in range(1, 5)])
     define(data)
     (span,) = update_dataset(data, "cpu").sealed
     assert (span.runs, span.files, len(span.excluded)) == ((), {}, 4)
@@ -131,7 +131,7 @@ def test_a_span_of_excluded_runs_alone_has_no_files(data: Store, raw: RawStore) 
 
 def test_trusted_runs_decide_on_columns_and_classes(data: Store, raw: RawStore) -> None:
     wide = telemetry(1).append_column("evil:usr2", pa.array([1.0] * 5))
-    raw.add([(mention(number, provider="evil"), wide) for number in (1, 2)], trust=UNTRUSTED)
+    raw.add([(make_facts(number, provider="evil"), wide) for number in (1, 2)], trust=UNTRUSTED)
     raw.add(runs(3, 3, provider="north") + runs(4, 4, provider="south"))
     define(data, class_label="provider")
     state = update_dataset(data, "cpu").state
@@ -143,7 +143,7 @@ def test_trusted_runs_decide_on_columns_and_classes(data: Store, raw: RawStore) 
 
 def test_a_correction_before_the_span_ends_is_in_its_first_version(data: Store, raw: RawStore) -> None:
     define(data)
-    raw.add(runs(1, 2), corrections=[mention(1, outcome="failure", result="FAILURE")])
+    raw.add(runs(1, 2), corrections=[make_facts(1, outcome="failure", result="FAILURE")])
     update_dataset(data, "cpu")
     raw.add(runs(3, 4))
     (span,) = update_dataset(data, "cpu").sealed
@@ -151,7 +151,7 @@ def test_a_correction_before_the_span_ends_is_in_its_first_version(data: Store, 
     state = dataset_state(data, "cpu")
     assert state.corrected == {"zuul~1~1": ("failure", "FAILURE")}
     # back again: what the span says is compared, not the raw row
-    raw.add(corrections=[mention(1)])
+    raw.add(corrections=[make_facts(1)])
     (again,) = update_dataset(data, "cpu").sealed
     assert (again.span, again.version) == (1, 2)
     assert [run.label_name for run in again.runs] == ["passed", "passed", "failed", "passed"]
@@ -159,9 +159,9 @@ def test_a_correction_before_the_span_ends_is_in_its_first_version(data: Store, 
 
 def test_a_late_correction_makes_a_new_version_of_its_span(data: Store, raw: RawStore) -> None:
     define(data)
-    raw.add([*runs(1, 5), (mention(6, outcome="error"), telemetry(6)), *runs(7, 8)])
+    raw.add([*runs(1, 5), (make_facts(6, outcome="error"), telemetry(6)), *runs(7, 8)])
     first, second = update_dataset(data, "cpu").sealed
-    raw.add(corrections=[mention(2, outcome="timeout", result="TIMED_OUT", project="forged")])
+    raw.add(corrections=[make_facts(2, outcome="timeout", result="TIMED_OUT", project="forged")])
     (new,) = update_dataset(data, "cpu").sealed
     assert (new.span, new.version, new.selected) == (1, 2, first.selected)
     assert [run.label_name for run in new.runs] == ["passed", "failed", "failed", "passed"]
@@ -170,7 +170,7 @@ def test_a_late_correction_makes_a_new_version_of_its_span(data: Store, raw: Raw
     assert rows.column("result").to_pylist() == ["SUCCESS", "TIMED_OUT", "FAILURE", "SUCCESS"]
     assert set(rows.column("project").to_pylist()) == {""}  # what trust is judged by is not corrected
     # a run that had no label gains one, and one that has one loses it
-    raw.add(corrections=[mention(6), mention(5, outcome="cancellation", result="ABORTED")])
+    raw.add(corrections=[make_facts(6), make_facts(5, outcome="cancellation", result="ABORTED")])
     (new,) = update_dataset(data, "cpu").sealed
     assert (new.span, new.version) == (2, 2)
     assert [run.run_id for run in new.runs] == ["zuul~6~1", "zuul~7~1", "zuul~8~1"]
@@ -186,19 +186,19 @@ def test_a_correction_without_effect_makes_no_version(data: Store, raw: RawStore
     define(data, build_name="unit-tests")
     raw.add(runs(1, 4) + runs(5, 6, build_name="docs"))
     assert len(update_dataset(data, "cpu").sealed) == 1
-    raw.add(corrections=[mention(3, outcome="timeout"), mention(5, outcome="failure"), mention(99)])
+    raw.add(corrections=[make_facts(3, outcome="timeout"), make_facts(5, outcome="failure"), make_facts(99)])
     assert update_dataset(data, "cpu").sealed == ()
 
 
 def test_what_is_trusted_is_not_corrected_by_what_is_not(data: Store, raw: RawStore) -> None:
     define(data)
     raw.add(runs(1, 2))
-    raw.add(corrections=[mention(1, outcome="failure")], trust=UNTRUSTED)
+    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
     raw.add(runs(3, 4))
     (span,) = update_dataset(data, "cpu").sealed
     assert span.runs[0].label_name == "passed"
-    raw.add(corrections=[mention(2, outcome="failure")])
-    raw.add(corrections=[mention(2, outcome="success")], trust=UNTRUSTED)
+    raw.add(corrections=[make_facts(2, outcome="failure")])
+    raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
     (span,) = update_dataset(data, "cpu").sealed
     assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
 
@@ -227,7 +227,7 @@ def test_at_the_end_every_run_has_its_last_label_whenever_updates_happened(
         outcomes.update({int(run.build_uuid): run.outcome or "" for run, _ in fresh})
         known = [(number, outcome) for number, outcome in fixes if number in outcomes]
         outcomes.update(known)
-        raw.add(fresh, corrections=[mention(number, outcome=outcome) for number, outcome in known])
+        raw.add(fresh, corrections=[make_facts(number, outcome=outcome) for number, outcome in known])
         if update:
             update_dataset(data, "cpu")
     if not outcomes:

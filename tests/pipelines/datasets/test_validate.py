@@ -20,7 +20,7 @@ from serving.push import push
 from serving.registry import Verdict
 from tests.pipelines.datasets.dataset_scenes import NOON, SECOND, define
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import mention, table
+from tests.transforms.samples import make_facts, table
 from training.data.snapshot import make_snapshot, write_snapshot
 from transforms.drift.statistics import columns_needed, merge, statistics
 from transforms.examples.spans import read_span
@@ -39,7 +39,7 @@ def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -
         columns.pop(drop, None)
         outcome = "success" if number % 3 else "failure"
         facts = {"build_name": f"job-{number % 2}", "provider": "ovh", "flavour": "m1"}
-        run = mention(number, outcome=outcome, result=outcome.upper(), **facts)
+        run = make_facts(number, outcome=outcome, result=outcome.upper(), **facts)
         out.append((run, table([NOON + second * 10 * SECOND for second in range(6)], **columns)))
     return out
 
@@ -131,7 +131,7 @@ def test_without_the_raw_store_columns_are_not_known(data: Store, tmp_path: Path
 def test_a_new_version_of_a_span_has_statistics_of_its_own(data: Store) -> None:
     fill(data, some_runs(1), some_runs(101))
     before = validate_dataset(data, "cpu").after.categories(3)
-    flipped = [mention(101, outcome="failure", result="FAILURE", build_name="job-1", provider="ovh", flavour="m1")]
+    flipped = [make_facts(101, outcome="failure", result="FAILURE", build_name="job-1", provider="ovh", flavour="m1")]
     RawStore(data).add(corrections=flipped)
     update_dataset(data, "cpu")
     after = validate_dataset(data, "cpu").after.categories(3)

@@ -118,7 +118,7 @@ def test_only_what_is_settled_is_sealed() -> None:
     mention, _ = mentions(1)[0]
     for batch in (
         Batch(OffsetRange("t", "", 0, 0, 1), messages=[Message(0, b"")]),
-        Batch(None, candidates=[PendingRun(Origin("t", 0, 0), "e", mention)]),
+        Batch(None, pending_runs=[PendingRun(Origin("t", 0, 0), "e", mention)]),
     ):
         with pytest.raises(IntegrityError):
             seal(batch)

@@ -17,7 +17,7 @@ from tests.pipelines.ingest.scenario import mentions
 TRUST = Trust(True, "gate", "p")
 
 
-def candidate(offset: int, event: int, run: int) -> PendingRun:
+def pending(offset: int, event: int, run: int) -> PendingRun:
     return PendingRun(
         Origin("t", 0, offset), f"source e{event}" if event else "", mentions(run + 1)[run][0], trust=TRUST
     )
@@ -30,14 +30,14 @@ def stored(batch: Batch, log: str = "log") -> Batch:
             "run", each.origin, each.event_key, each.mention, trust=each.trust,
             file=RawFile(f"runs/{each.mention.run_id}", f"digest of {log} {each.mention.run_id}", 1, 1),
         )
-        for each in batch.candidates
+        for each in batch.pending_runs
     ]  # fmt: skip
     return Batch(batch.covers, settled=batch.settled + runs)
 
 
 def batch(first: int, *pairs: tuple[int, int]) -> Batch:
-    found = [candidate(first + number, *pair) for number, pair in enumerate(pairs)]
-    return Batch(OffsetRange("t", "T", 0, first, first + len(pairs)), candidates=found)
+    found = [pending(first + number, *pair) for number, pair in enumerate(pairs)]
+    return Batch(OffsetRange("t", "T", 0, first, first + len(pairs)), pending_runs=found)
 
 
 def state_after(*batches: Batch) -> RawState:
@@ -52,7 +52,7 @@ def state_after(*batches: Batch) -> RawState:
 def test_the_same_event_needs_no_log_and_another_of_the_same_run_does() -> None:
     state = state_after(stored(batch(0, (1, 0))))
     after = settle_known(batch(1, (1, 0), (2, 0), (1, 1), (0, 0)), state.index)
-    assert [each.origin.offset for each in after.candidates] == [2, 3, 4]
+    assert [each.origin.offset for each in after.pending_runs] == [2, 3, 4]
     assert [(each.kind, each.reason, each.origin.offset, each.trust) for each in after.settled] == [
         ("repeat", "event", 1, TRUST)
     ]

@@ -27,7 +27,7 @@ from serving.predict.announcements import read_announcement
 from serving.predict.log import prediction_id
 from tests.pipelines.datasets.dataset_scenes import define, run_ids, runs, telemetry
 from tests.pipelines.raw_store.scenes import TRUSTED, UNTRUSTED, RawStore
-from tests.transforms.samples import mention
+from tests.transforms.samples import make_facts
 from training.data.snapshot import make_snapshot
 from transforms.examples.prepare import make_examples
 from transforms.ingest.trust import TrustPolicy
@@ -36,11 +36,11 @@ GATED = TrustPolicy.parse('[[rule]]\nname = "gated"\ntrusted = true\npipeline = 
 
 
 def claim(number: int, **facts: Any) -> tuple[RunFacts, pa.Table]:
-    return mention(number, outcome="success", result="SUCCESS", pipeline="check", **facts), telemetry(number + 50)
+    return make_facts(number, outcome="success", result="SUCCESS", pipeline="check", **facts), telemetry(number + 50)
 
 
 def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[RunFacts, pa.Table]:
-    told = mention(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
+    told = make_facts(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
     return told, telemetry(number)
 
 
@@ -85,15 +85,15 @@ def test_what_untrusted_events_said_before_a_reclaim_is_forgotten(data: Store, r
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 4))
     update_dataset(data, "cpu")
-    raw.add(corrections=[mention(1, outcome="timeout", result="TIMED_OUT")], trust=UNTRUSTED)
+    raw.add(corrections=[make_facts(1, outcome="timeout", result="TIMED_OUT")], trust=UNTRUSTED)
     (second,) = update_dataset(data, "cpu").sealed
     assert second.runs[0].label_name == "failed"
     raw.add(reclaims=[reclaim(1, "success")])
     (third,) = update_dataset(data, "cpu").sealed
     assert (third.version, third.runs[0].label_name) == (3, "passed")
-    raw.add(corrections=[mention(1, outcome="failure")], trust=UNTRUSTED)
+    raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
     assert update_dataset(data, "cpu").sealed == ()
-    raw.add(corrections=[mention(1, outcome="failure")])
+    raw.add(corrections=[make_facts(1, outcome="failure")])
     (fourth,) = update_dataset(data, "cpu").sealed
     assert (fourth.version, fourth.runs[0].label_name, fourth.selected[0]) == (4, "failed", third.selected[0])
     assert verify_dataset(data, "cpu") == []
@@ -155,7 +155,7 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
         known |= {number: Known(*reclaim(number), True) for number in taken}
         for number, outcome, said in fixes:
             if number in known:
-                raw.add(corrections=[mention(number, outcome=outcome)], trust=TRUSTED if said else UNTRUSTED)
+                raw.add(corrections=[make_facts(number, outcome=outcome)], trust=TRUSTED if said else UNTRUSTED)
                 if said or not known[number].trusted:
                     known[number].told = known[number].told.replace(outcome=outcome, result="")
         if update:

@@ -23,7 +23,7 @@ from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.raw.audit import Audit
-from ciml.raw.dead_letters import Choice, all_letters
+from ciml.raw.dead_letters import Choice, all_dead_letters
 from ciml.storage.open import Store, open_store
 from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
@@ -135,7 +135,7 @@ def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     assert replay(place.config()).became == {("run", ""): 1}
     assert replay(place.config()).tried == 0
     assert place.counts == {("run", ""): 3, ("ignored", "cancelled"): 1, ("repeat", "event"): 3}
-    became = {letter.key[0].offset: letter.became for letter in all_letters(committer_log(place.data), Choice())}
+    became = {letter.key[0].offset: letter.became for letter in all_dead_letters(committer_log(place.data), Choice())}
     assert became[1] == ("repeat event", "repeat event", "repeat event")
 
 
@@ -178,7 +178,7 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
     ours.commit([fetch(batch, policy, 1)])
     with ours.state() as state:
         (deferred,) = state.deferred.values()
-    ours.commit([fetch(Batch(None, candidates=[retry(deferred)]), policy, 2)])
+    ours.commit([fetch(Batch(None, pending_runs=[retry(deferred)]), policy, 2)])
     assert place.counts == {("dead_letter", "log_not_found"): 1}
     place.log_arrives(0)
     assert replay(place.config()).became == {("run", ""): 1}
@@ -395,4 +395,4 @@ def test_no_letter_is_no_work(place: Place) -> None:
     assert replay(place.config()) == Replayed(whole=True)
     place.take(run_event(events.STARTED, place.mention(0, phase="started")))
     assert replay(place.config()) == Replayed(whole=True)
-    assert list(all_letters(committer_log(place.data), Choice())) == []
+    assert list(all_dead_letters(committer_log(place.data), Choice())) == []

@@ -20,7 +20,7 @@ from services.ingest import ingest_micro_batches
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import CORPUS, mentions
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import mention, table
+from tests.transforms.samples import make_facts, table
 from training.data.snapshot import make_snapshot
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.trust import TrustPolicy
@@ -102,7 +102,7 @@ def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts
     raw = RawStore(data)
     create_dataset(data, DatasetDefinition.from_json({"name": "cpu", "span_runs": 4, "max_windows": 4}))
     times = [1_795_521_600_000_000 + second * 1_000_000 for second in range(20)]
-    told = [mention(number, outcome="failure", pipeline="gate") for number in range(1, 5)]
+    told = [make_facts(number, outcome="failure", pipeline="gate") for number in range(1, 5)]
     raw.add([(each, table(times, usr=list(range(20)), load=[1.0] * 20)) for each in told])
     raw.add(corrections=[told[0].replace(outcome="success", pipeline="check"), told[1].replace(outcome="success")])
     path = raw.log.path(2)
@@ -111,7 +111,7 @@ def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts
         del record["trust"]
     raw.log.store.delete(path)
     assert raw.log.try_append(2, {key: value for key, value in stored.items() if key != "version"})
-    raw.add([(mention(9, outcome="success"), table(times, usr=list(range(20)), load=[2.0] * 20))])
+    raw.add([(make_facts(9, outcome="success"), table(times, usr=list(range(20)), load=[2.0] * 20))])
     update_dataset(data, "cpu")
     (span,) = update_dataset(data, "cpu").state.latest()
     assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "failed"]

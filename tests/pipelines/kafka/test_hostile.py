@@ -98,7 +98,7 @@ def test_headers_without_number_take_no_memory(kafka: str, topic: MakeTopic) -> 
     many, most, tombstone = read(kafka, name, 3)
     assert (len(many.headers), len(most.headers), tombstone.headers) == (257, 256, ())
     assert (tombstone.value, tombstone.key) == (None, None)
-    assert len(decode_message(most).mentions) == 1
+    assert len(decode_message(most).run_facts) == 1
 
 
 class Slice:

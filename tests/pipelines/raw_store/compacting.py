@@ -13,7 +13,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import named_runs, run_of
 from ciml.storage.open import Store
 from pipelines.raw_store.compact import Compaction, compact
-from tests.transforms.samples import mention, table
+from tests.transforms.samples import make_facts, table
 from transforms.raw.write import read_runs, verify_run
 
 DAY = 86_400
@@ -26,7 +26,7 @@ def run(number: int, day: int = 0, rows: int = 4, **facts: Any) -> tuple[RunFact
     start = day * DAY * 1_000_000
     times = [start + at * 1_000_000 for at in range(rows)]
     made = table(times, usr=[number + at / 4 for at in range(rows)], load=[1.0] * rows)
-    return mention(number, start_us=start, **facts), made
+    return make_facts(number, start_us=start, **facts), made
 
 
 def named(raw: Store) -> dict[str, RawFile]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ciml.raw.compaction_cursor import BOOK, CompactionCursor, load_book
+from ciml.raw.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
 from ciml.raw.packs import pack_state
 from ciml.storage.open import Store
 from pipelines.datasets.update import update_dataset, verify_dataset
@@ -16,7 +16,7 @@ from pipelines.raw_store.compact import Compaction, compact
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
-from tests.transforms.samples import mention
+from tests.transforms.samples import make_facts
 from transforms.raw.reader import load_packs
 from transforms.raw.write import verify_run
 
@@ -29,7 +29,7 @@ def test_runs_of_days_that_are_over_are_packed(anywhere: Store) -> None:
     done = compact(raw.store, older_than_s=3600, grace_s=0, min_runs=1, clock=Clock(NOON))
     assert (done.packing.runs, done.packing.packs, done.packing.faults) == (8, 2, [])
     assert (done.to_version, done.waiting, done.swept.objects) == (3, 1, 0)  # the objects are younger than 1970
-    assert load_book(raw.store).pending == {SECOND: 2}
+    assert load_cursor(raw.store).pending == {SECOND: 2}
     assert objects(raw.store) == {"runs": 11, "packs": 2, "swept": 0}
     all_there(raw.store)
     assert len(load_packs(raw.store, FIRST).runs) == 7  # the other log of run 1 among them
@@ -86,7 +86,7 @@ def test_runs_that_come_late_are_packed_and_packs_stay_few(raw: RawStore) -> Non
 def test_columns_apart_and_packs_of_a_bounded_size(raw: RawStore) -> None:
     many = [run(number, rows=2000) for number in range(1, 41)]
     narrow = [(about, one.drop_columns(["load avg:1m"])) for about, one in (run(n) for n in range(50, 55))]
-    raw.add([*many, *narrow, (mention(60, start_us=0), many[0][1].replace_schema_metadata({"recorder": "dool"}))])
+    raw.add([*many, *narrow, (make_facts(60, start_us=0), many[0][1].replace_schema_metadata({"recorder": "dool"}))])
     done = squeeze(raw.store, pack_bytes=8 << 10)
     assert done.packing.runs == 46
     packs = pack_state(raw.store, FIRST).packs.values()
@@ -187,20 +187,20 @@ def test_no_object_goes_while_its_pack_is_broken(raw: RawStore) -> None:
 def test_the_book_may_be_lost_or_belong_to_another_manifest(raw: RawStore, left: Any) -> None:
     raw.add([run(1), run(2)])
     squeeze(raw.store)
-    old = raw.store.read(BOOK)
+    old = raw.store.read(CURSOR_PATH)
     raw.add([run(3), run(4)])
     squeeze(raw.store)
-    raw.store.delete(BOOK)
+    raw.store.delete(CURSOR_PATH)
     if left == "old":
-        raw.store.replace(BOOK, old)
+        raw.store.replace(CURSOR_PATH, old)
     elif left == "other":
-        raw.store.replace(BOOK, b'{"cursor":2,"digest":"0","pending":{},"tidy":{}}')
-        assert load_book(raw.store) == CompactionCursor()
+        raw.store.replace(CURSOR_PATH, b'{"cursor":2,"digest":"0","pending":{},"tidy":{}}')
+        assert load_cursor(raw.store) == CompactionCursor()
     elif left is not None:
-        raw.store.replace(BOOK, left)
+        raw.store.replace(CURSOR_PATH, left)
     raw.add([run(5), run(6)])
     assert squeeze(raw.store).packing.runs == 2
-    assert load_book(raw.store).cursor == 3
+    assert load_cursor(raw.store).cursor == 3
     assert objects(raw.store)["runs"] == objects(raw.store)["swept"] == 0
     all_there(raw.store)
 
@@ -223,11 +223,11 @@ def test_pending_folders_are_taken_up_where_they_began(raw: RawStore) -> None:
     raw.add([run(2)])
     raw.add([run(3, 1), run(4, 2)])
     assert compact(raw.store, older_than_s=0, clock=Clock(NOON), min_runs=1).packing.runs == 1
-    assert load_book(raw.store).pending == {SECOND: 1, "job=unit-tests/date=1970-01-03": 3}
+    assert load_cursor(raw.store).pending == {SECOND: 1, "job=unit-tests/date=1970-01-03": 3}
     raw.add([run(5), run(6, 1)])
     done = compact(raw.store, older_than_s=0, clock=Clock(NOON + DAY), min_runs=1, window_runs=1)
     assert done.packing.runs == 4
-    assert load_book(raw.store).pending == {"job=unit-tests/date=1970-01-03": 3}
+    assert load_cursor(raw.store).pending == {"job=unit-tests/date=1970-01-03": 3}
     assert squeeze(raw.store).packing.runs == 1
     assert objects(raw.store)["runs"] == 0
     all_there(raw.store)

@@ -34,8 +34,8 @@ def test_every_run_of_the_corpus_equals_pandas(interval: str) -> None:
         made = resolve(definition, [telemetry_columns(each.column_names) for each in tables], runs)
         assert len(made.columns) == (2 if pattern != "." else 23)
         for start in range(0, len(tables), 100):
-            inputs, n_windows, refused = prepare_many(tables[start : start + 100], made)
-            assert refused == []
+            inputs, n_windows, rejected = prepare_many(tables[start : start + 100], made)
+            assert rejected == []
             for row in range(len(inputs)):
                 wanted, valid = direct.unrolled(bins[start + row], made.columns, made.L)
                 assert n_windows[row] == valid
@@ -50,8 +50,8 @@ def _golden_tables() -> list[pa.Table]:
 @pytest.mark.parametrize("columns", [(USR, LOAD), tuple(make_logs.names_of(make_logs.USUAL))], ids=["usr-1m", "all"])
 def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> None:
     made = resolved(columns, sample_interval=interval)
-    inputs, n_windows, refused = prepare_many(_golden_tables(), made)
-    assert refused == []
+    inputs, n_windows, rejected = prepare_many(_golden_tables(), made)
+    assert rejected == []
     for row, golden in enumerate(GOLDEN.values()):
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), interval)
         wanted, valid = direct.unrolled(bins, columns, made.L)
@@ -176,7 +176,7 @@ def test_refusals_name_their_reason_and_leave_the_others_alone() -> None:
         good,
     ]
     windows = downsample(tables, resolved(count_first_sample=False))
-    assert [(index, refused.reason, refused.detail) for index, refused in windows.refused] == [
+    assert [(index, rejected.reason, rejected.detail) for index, rejected in windows.rejected] == [
         (0, "missing_column", LOAD),
         (2, "no_time", "a sample has no time"),
         (3, "empty", "no window has a value in every selected column"),
@@ -191,9 +191,9 @@ def test_refusals_name_their_reason_and_leave_the_others_alone() -> None:
 
 def test_no_runs_make_no_windows() -> None:
     for made in (resolved(), resolved(aggregation_functions=FUNCTIONS), resolved(sample_statistic="std")):
-        inputs, n_windows, refused = prepare_many([], made)
+        inputs, n_windows, rejected = prepare_many([], made)
         assert inputs.shape == (0, made.L, 2)
-        assert (n_windows.tolist(), refused) == ([], [])
+        assert (n_windows.tolist(), rejected) == ([], [])
 
 
 @pytest.mark.parametrize("keys", [{}, {"sample_statistic": "std"}, {"aggregation_functions": FUNCTIONS}])
@@ -244,8 +244,8 @@ def test_equals_brute_force(
         )
         for run in runs
     ]
-    inputs, n_windows, refused = prepare_many(tables, made)
-    assert {index for index, _ in refused} == set(np.flatnonzero(n_windows == 0).tolist())
+    inputs, n_windows, rejected = prepare_many(tables, made)
+    assert {index for index, _ in rejected} == set(np.flatnonzero(n_windows == 0).tolist())
     for row, run in enumerate(runs):
         wanted = direct.brute_force(run, made.definition.interval_us, statistic, length, count_first=count_first)
         assert n_windows[row] == len(wanted)

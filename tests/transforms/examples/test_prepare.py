@@ -7,8 +7,8 @@ import pytest
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.digest import arrays_digest
 from ciml.errors import RejectedInput
-from tests.transforms.samples import LOAD, USR, corpus, mention, resolved, table
-from transforms.examples.prepare import Excluded, make_examples, mentions, prepare, prepare_many, schema_of
+from tests.transforms.samples import LOAD, USR, corpus, make_facts, resolved, table
+from transforms.examples.prepare import Excluded, make_examples, prepare, prepare_many, run_facts, schema_of
 from transforms.examples.spans import inputs_of
 from transforms.examples.split import split_of
 
@@ -17,7 +17,7 @@ RUN = table([NOON, NOON + 10_000_000], usr=[1.0, 3.0], load=[0.5, 0.25])
 
 
 def test_a_row_says_all_that_is_known() -> None:
-    run = mention(
+    run = make_facts(
         7,
         project="nova",
         change="17",
@@ -65,7 +65,7 @@ def test_a_row_says_all_that_is_known() -> None:
         "usr": usr.tolist(),
         "1m": load.tolist(),
     }
-    assert mentions(table_) == [run]
+    assert run_facts(table_) == [run]
 
 
 def test_metadata_columns_are_those_of_the_schema() -> None:
@@ -79,12 +79,12 @@ def test_a_feature_with_the_name_of_a_metadata_column_goes_by_its_full_name() ->
 
 def test_runs_that_are_no_examples_are_excluded_with_their_reason_in_order() -> None:
     runs = [
-        mention(1, provider="a"),
-        mention(2, provider="other"),
-        mention(3),
-        mention(4, provider="a"),
-        mention(5, provider="b"),
-        mention(6, provider="b"),
+        make_facts(1, provider="a"),
+        make_facts(2, provider="other"),
+        make_facts(3),
+        make_facts(4, provider="a"),
+        make_facts(5, provider="b"),
+        make_facts(6, provider="b"),
     ]
     tables = [RUN, RUN, RUN, RUN.drop_columns([LOAD]), table([NOON], usr=[None], load=[1.0]), RUN]
     made = resolved(class_label="provider", classes=["a", "b"])
@@ -105,14 +105,14 @@ def test_runs_that_are_no_examples_are_excluded_with_their_reason_in_order() -> 
     [("success", 0), ("failure", 1), ("timeout", 1), ("error", None), ("cancellation", None), ("skip", None)],
 )
 def test_status(outcome: str, label: int | None) -> None:
-    examples = make_examples([mention(outcome=outcome)], [RUN], resolved())
+    examples = make_examples([make_facts(outcome=outcome)], [RUN], resolved())
     assert examples.table.column("label").to_pylist() == ([] if label is None else [label])
     assert [each.reason for each in examples.excluded] == (["no_label"] if label is None else [])
 
 
 def test_no_runs_and_no_examples_are_empty_tables() -> None:
     made = resolved()
-    for runs, tables in (([], []), ([mention(outcome="error")], [RUN])):
+    for runs, tables in (([], []), ([make_facts(outcome="error")], [RUN])):
         examples = make_examples(runs, tables, made)
         assert examples.table.num_rows == 0
         assert examples.table.schema == schema_of(made)
@@ -131,8 +131,8 @@ def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]
     place = {run_id: row for row, run_id in enumerate(examples.table.column("run_id").to_pylist())}
     order = [place[run.run_id] for run in runs]
     learnt = inputs_of(examples.table, made)[order]
-    many, n_windows, refused = prepare_many(tables, made)
-    assert refused == []
+    many, n_windows, rejected = prepare_many(tables, made)
+    assert rejected == []
     assert learnt.tobytes() == many.tobytes()
     told = examples.table.column("n_windows").to_pylist()
     assert [told[row] for row in order] == n_windows.tolist()
@@ -148,10 +148,10 @@ def test_predicting_takes_columns_by_name_and_refuses_a_run_that_lacks_one() -> 
     assert prepare(mixed, made)[0].tolist() == prepare(RUN, made)[0].tolist() == [[1.0, 0.5], [3.0, 0.25]]
     with pytest.raises(RejectedInput, match="missing_column: load avg:1m"):
         prepare(RUN.drop_columns([LOAD]), made)
-    inputs, n_windows, refused = prepare_many([RUN.drop_columns([LOAD]), RUN], made)
+    inputs, n_windows, rejected = prepare_many([RUN.drop_columns([LOAD]), RUN], made)
     assert inputs.tolist() == [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.5], [3.0, 0.25]]]
     assert n_windows.tolist() == [0, 2]
-    assert [(index, str(error)) for index, error in refused] == [(0, "missing_column: load avg:1m")]
+    assert [(index, str(error)) for index, error in rejected] == [(0, "missing_column: load avg:1m")]
 
 
 def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> None:
@@ -160,11 +160,11 @@ def test_the_digest_depends_on_the_run_its_arrays_and_the_windows_alone() -> Non
     def digest(run: object, telemetry: pa.Table) -> str:
         return make_examples([run], [telemetry], made).table.column("digest")[0].as_py()  # type: ignore[list-item]
 
-    run = mention(1)
+    run = make_facts(1)
     padded = table([NOON, NOON + 10_000_000, NOON + 20_000_000], usr=[1.0, 3.0, 0.0], load=[0.5, 0.25, 0.0])
     same = digest(run, RUN)
     assert digest(run.replace(outcome="failure", project="nova"), RUN) == same
-    assert len({same, digest(mention(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
+    assert len({same, digest(make_facts(2), RUN), digest(run, padded), digest(run, RUN.slice(0, 1))}) == 4
 
 
 def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
@@ -172,7 +172,7 @@ def test_beginnings_of_equal_length_leave_out_what_is_shorter() -> None:
         table([NOON + 10_000_000 * at for at in range(n)], usr=range(1, n + 1), load=[0.0] * n) for n in (2, 4)
     )
     made = resolved(max_windows=3, min_windows=3)
-    table_, excluded = make_examples([mention(1), mention(2), mention(3)], [short, long, short], made)
+    table_, excluded = make_examples([make_facts(1), make_facts(2), make_facts(3)], [short, long, short], made)
 
     assert excluded == (
         Excluded("zuul~1~1", "too_short", "2 of 3 windows"),

@@ -11,27 +11,27 @@ from transforms.fetch.fetch import Fetcher, FetchPolicy
 from .log_server import LogServer
 
 NOW = 1795521600_000000
-MENTION = RunFacts("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)
+FACTS = RunFacts("zuul~a~1", "a", "job", outcome="success", source="zuul", end_us=NOW)
 TRUST = Trust(True, "gated", "d")
 MIB = 1 << 20
 
 
-def candidate(url: str, attempts: int = 1, number: int = 0, **more: Any) -> PendingRun:
-    mention = MENTION.replace(log_url=url, run_id=f"zuul~{number}~1")
-    message = Message(number, finished_event(mention)[0]) if attempts == 1 else None
-    return PendingRun(Origin("ci-events", 0, number), "zuul e", mention, message, TRUST, attempts, **more)
+def pending(url: str, attempts: int = 1, number: int = 0, **more: Any) -> PendingRun:
+    facts = FACTS.replace(log_url=url, run_id=f"zuul~{number}~1")
+    message = Message(number, finished_event(facts)[0]) if attempts == 1 else None
+    return PendingRun(Origin("ci-events", 0, number), "zuul e", facts, message, TRUST, attempts, **more)
 
 
 def run(
     policy: FetchPolicy, *urls: str, resolve: Any = None, attempts: int = 1
 ) -> tuple[list[bytes | None], list[Outcome]]:
     fetcher = Fetcher(policy, resolve) if resolve else Fetcher(policy)
-    given = Batch(None, [], [candidate(url, attempts, number) for number, url in enumerate(urls)])
+    given = Batch(None, [], [pending(url, attempts, number) for number, url in enumerate(urls)])
     try:
         taken = fetcher.fetch(given, NOW)
     finally:
         fetcher.close()
-    return [item.log for item in taken.candidates], taken.settled
+    return [item.log for item in taken.pending_runs], taken.settled
 
 
 def allow(*servers: LogServer, **options: Any) -> FetchPolicy:

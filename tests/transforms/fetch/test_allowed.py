@@ -16,7 +16,7 @@ from ciml.errors import CimlError
 from ciml.events.records import Batch
 from transforms.fetch.fetch import Fetcher, FetchPolicy
 
-from .fetching import NOW, allow, candidate, only, run
+from .fetching import NOW, allow, only, pending, run
 from .log_server import LOG, LogServer, serving
 
 
@@ -94,14 +94,14 @@ def test_rebinding_finds_nothing_to_change(server: LogServer) -> None:
         resolve = resolving(["127.0.0.1"], ["127.0.0.2"])
         fetcher = Fetcher(FetchPolicy(private_hosts=(url,), threads=1), resolve)
         for number in range(3):
-            taken = fetcher.fetch(Batch(None, [], [candidate(f"{url}/plain/{number}")]), NOW)
-            assert taken.candidates[0].log == LOG
+            taken = fetcher.fetch(Batch(None, [], [pending(f"{url}/plain/{number}")]), NOW)
+            assert taken.pending_runs[0].log == LOG
         assert resolve.asked == [(NAME, server.server_port)]
         fetcher.close()
         # Public first, private when asked again: the second connection is checked as the first was.
         resolve = resolving(["127.0.0.1"], ["169.254.169.254"])
         fetcher = Fetcher(FetchPolicy(private_hosts=(url,), threads=1), resolve)
-        taken = fetcher.fetch(Batch(None, [], [candidate(f"{url}/hangup")]), NOW)
+        taken = fetcher.fetch(Batch(None, [], [pending(f"{url}/hangup")]), NOW)
         assert only(taken.settled) == ("dead_letter", "address_not_allowed")
         fetcher.close()
         assert inside.asked == {}

@@ -18,9 +18,9 @@ from ciml.errors import CimlError
 from ciml.events.cloudevents import finished_event
 from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, Origin, Outcome
-from transforms.fetch.fetch import DEFERRED, REFUSED, Fetcher, FetchPolicy, fetch
+from transforms.fetch.fetch import DEFERRED, REJECTED, Fetcher, FetchPolicy, fetch
 
-from .fetching import MIB, NOW, TRUST, allow, candidate, only, run
+from .fetching import MIB, NOW, TRUST, allow, only, pending, run
 from .log_server import LOG, LogServer, bomb, serving
 
 
@@ -46,10 +46,10 @@ def test_members_and_empty(server: LogServer) -> None:
 def test_order_repeats_and_what_else_is_in_the_batch(server: LogServer) -> None:
     urls = [f"{server.url}/{path}" for path in ("gz/1", "missing/1", "gz/2", "gz/1", "plain/1", "gz/1")]
     earlier = Outcome("ignored", Origin("t", 0, 1), reason="skipped")
-    given = Batch(None, [], [candidate(url, number=number) for number, url in enumerate(urls)], [earlier])
+    given = Batch(None, [], [pending(url, number=number) for number, url in enumerate(urls)], [earlier])
     taken = Fetcher(allow(server)).fetch(given, NOW)
-    assert [item.origin.offset for item in taken.candidates] == [0, 2, 3, 4, 5]
-    assert {item.log for item in taken.candidates} == {LOG}
+    assert [item.origin.offset for item in taken.pending_runs] == [0, 2, 3, 4, 5]
+    assert {item.log for item in taken.pending_runs} == {LOG}
     assert [outcome.origin for outcome in taken.settled] == [earlier.origin, Origin("ci-events", 0, 1)]
     assert server.asked["/gz/1"] == 1
 
@@ -80,7 +80,7 @@ def test_what_may_come_later_is_deferred(server: LogServer, path: str, reason: s
         "deferred",
         Origin("ci-events", 0, 0),
         "zuul e",
-        candidate(f"{server.url}/{path}").mention,
+        pending(f"{server.url}/{path}").mention,
         reason,
         outcome.detail,
         TRUST,
@@ -97,7 +97,7 @@ def test_backoff_and_its_end(server: LogServer) -> None:
     policy = allow(server, delays_s=(1, 2.5))
     waits = []
     for attempts in (1, 2, 3):
-        given = Batch(None, [], [candidate(url, attempts, first_seen_us=NOW - 1 if attempts > 1 else None)])
+        given = Batch(None, [], [pending(url, attempts, first_seen_us=NOW - 1 if attempts > 1 else None)])
         (outcome,) = Fetcher(policy).fetch(given, NOW).settled
         assert outcome.attempts == attempts
         assert outcome.first_seen_us == (NOW - 1 if attempts > 1 else NOW)
@@ -105,7 +105,7 @@ def test_backoff_and_its_end(server: LogServer) -> None:
     assert waits == [("deferred", 1_000_000, True), ("deferred", 2_500_000, True), ("dead_letter", None, True)]
     logs, settled = run(replace(policy, delays_s=()), url)
     assert (logs, only(settled)) == ([], ("dead_letter", "log_not_found"))
-    assert message_of(settled[0].payload or {}, 0) == candidate(url).message
+    assert message_of(settled[0].payload or {}, 0) == pending(url).message
 
 
 def test_a_log_that_is_not_there_yet(server: LogServer) -> None:
@@ -124,10 +124,10 @@ def test_a_hiccup_is_tried_again_at_once(server: LogServer, path: str) -> None:
 def test_a_stale_connection_is_replaced(server: LogServer) -> None:
     fetcher = Fetcher(allow(server, threads=1))
     for path in ("plain/1", "hangup/2", "plain/3", "plain/4"):
-        fetcher.fetch(Batch(None, [], [candidate(f"{server.url}/{path}")]), NOW)
+        fetcher.fetch(Batch(None, [], [pending(f"{server.url}/{path}")]), NOW)
     connections = len(server.peers)
     for number in range(5):
-        taken = fetcher.fetch(Batch(None, [], [candidate(f"{server.url}/missing/{number}")]), NOW)
+        taken = fetcher.fetch(Batch(None, [], [pending(f"{server.url}/missing/{number}")]), NOW)
         assert only(taken.settled) == ("deferred", "log_not_found")
     assert len(server.peers) == connections  # a small answer that is no log does not cost the connection
     fetcher.close()
@@ -150,7 +150,7 @@ def test_a_stale_connection_is_replaced(server: LogServer) -> None:
     ],
 )
 def test_what_time_does_not_mend_is_a_dead_letter(server: LogServer, path: str, reason: str) -> None:
-    assert reason in REFUSED
+    assert reason in REJECTED
     server.bomb = bomb(64 * MIB)
     policy = allow(server, max_bytes=2 * MIB, max_wire_bytes=MIB, threads=1)
     started = time.monotonic()
@@ -278,11 +278,11 @@ def test_objects_below_a_prefix(s3: Any) -> None:
 def test_a_signed_address_is_used_and_not_kept(server: LogServer) -> None:
     secret = "s3cr3t"
     shown = f"{server.url}/plain?sig=REDACTED"
-    good = candidate(shown, address=f"{server.url}/plain?sig={secret}")
-    gone = candidate(shown, number=1, address=f"{server.url}/missing?sig={secret}")
+    good = pending(shown, address=f"{server.url}/plain?sig={secret}")
+    gone = pending(shown, number=1, address=f"{server.url}/missing?sig={secret}")
     gone.message = Message(1, finished_event(gone.mention.replace(log_url=gone.address))[0])
     taken = fetch(Batch(None, [], [good, gone]), allow(server), NOW)
-    assert [item.log for item in taken.candidates] == [LOG]
+    assert [item.log for item in taken.pending_runs] == [LOG]
     assert f"/plain?sig={secret}" in server.asked
     (outcome,) = taken.settled
     assert (outcome.kind, outcome.reason) == ("dead_letter", "log_not_found")
@@ -294,8 +294,8 @@ def test_a_signed_address_is_used_and_not_kept(server: LogServer) -> None:
 def test_fetch_keeps_its_connections(server: LogServer) -> None:
     policy = allow(server, threads=2)
     for number in range(5):
-        batch = Batch(None, [], [candidate(f"{server.url}/plain/{number}/{n}") for n in range(4)])
-        assert len(fetch(batch, policy, NOW).candidates) == 4
+        batch = Batch(None, [], [pending(f"{server.url}/plain/{number}/{n}") for n in range(4)])
+        assert len(fetch(batch, policy, NOW).pending_runs) == 4
     assert len(server.peers) <= 2
     assert fetch(Batch(None), policy, NOW) == Batch(None)
 

@@ -17,7 +17,7 @@ from ciml.limits import PART_BYTES
 from transforms.fetch.fetch import Fetcher, FetchPolicy, fetch_in_parts
 from transforms.raw.write import parse
 
-from .fetching import MIB, NOW, allow, candidate
+from .fetching import MIB, NOW, allow, pending
 from .log_server import LOG, LogServer, serving
 
 
@@ -30,23 +30,23 @@ def server() -> Iterator[LogServer]:
 def test_each_log_is_in_one_part(server: LogServer) -> None:
     urls = [f"{server.url}/{path}" for n in range(20) for path in (f"plain/{n}", f"missing/{n}", f"cutgzip/{n}")]
     policy = allow(server, max_bytes=len(LOG), max_batch_bytes=3 * len(LOG) + 10, delays_s=())
-    batch = Batch(None, candidates=[candidate(url, number=number) for number, url in enumerate(urls)])
+    batch = Batch(None, pending_runs=[pending(url, number=number) for number, url in enumerate(urls)])
     parts = [
-        ([each.origin.offset for each in part.candidates], {each.origin.offset: each.reason for each in part.settled})
+        ([each.origin.offset for each in part.pending_runs], {each.origin.offset: each.reason for each in part.settled})
         for part in fetch_in_parts(batch, policy, NOW)
     ]
     assert sorted(number for fetched, _ in parts for number in fetched) == list(range(0, 60, 3))
     assert all(len(fetched) <= 3 for fetched, _ in parts)
     settled = {number: reason for _, each in parts for number, reason in each.items()}
     assert settled == {n: "log_not_found" if n % 3 == 1 else "corrupt_gzip" for n in range(60) if n % 3}
-    assert [each.log for each in batch.candidates] == [None] * 60
+    assert [each.log for each in batch.pending_runs] == [None] * 60
 
 
 def test_large_logs_are_not_fetched_again_and_again(server: LogServer) -> None:
     urls = [f"{server.url}/plain/{number}" for number in range(40)]
-    batch = Batch(None, candidates=[candidate(url, number=number) for number, url in enumerate(urls)])
+    batch = Batch(None, pending_runs=[pending(url, number=number) for number, url in enumerate(urls)])
     policy = allow(server, max_bytes=len(LOG), max_batch_bytes=len(LOG))
-    parts = [len(part.candidates) for part in fetch_in_parts(batch, policy, NOW)]
+    parts = [len(part.pending_runs) for part in fetch_in_parts(batch, policy, NOW)]
     assert parts == [1] * 40
     assert sum(server.asked.values()) <= 16 + 3 * 40  # one that fits, and those begun beside it
 
@@ -57,16 +57,16 @@ def test_a_part_ends_when_it_has_enough(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / str(number)).hardlink_to(tmp_path / "log")
     policy = FetchPolicy(file_roots=(str(tmp_path),), threads=1)
-    each = [candidate(f"{tmp_path}/{number}", number=number) for number in range(20)]
-    assert [len(part.candidates) for part in fetch_in_parts(Batch(None, candidates=each), policy, NOW)] == [8, 8, 4]
-    one = [candidate(f"{tmp_path}/log", number=number) for number in range(20)]  # each event has a table of its own
-    assert [len(part.candidates) for part in fetch_in_parts(Batch(None, candidates=one), policy, NOW)] == [8, 8, 4]
+    each = [pending(f"{tmp_path}/{number}", number=number) for number in range(20)]
+    assert [len(part.pending_runs) for part in fetch_in_parts(Batch(None, pending_runs=each), policy, NOW)] == [8, 8, 4]
+    one = [pending(f"{tmp_path}/log", number=number) for number in range(20)]  # each event has a table of its own
+    assert [len(part.pending_runs) for part in fetch_in_parts(Batch(None, pending_runs=one), policy, NOW)] == [8, 8, 4]
 
 
 def test_a_batch_whose_time_is_over_is_deferred(server: LogServer) -> None:
     urls = [f"{server.url}/drip/{number}" for number in range(6)]
     policy = allow(server, threads=1, total_s=0.3, batch_s=0.5)
-    batch = Batch(None, candidates=[candidate(url, number=number) for number, url in enumerate(urls)])
+    batch = Batch(None, pending_runs=[pending(url, number=number) for number, url in enumerate(urls)])
     (part,) = fetch_in_parts(batch, policy, NOW)
     assert Counter((each.kind, each.reason) for each in part.settled) == {
         ("deferred", "log_timeout"): 2, ("deferred", "batch_full"): 4,
@@ -74,9 +74,9 @@ def test_a_batch_whose_time_is_over_is_deferred(server: LogServer) -> None:
 
 
 def test_a_cut_log_that_comes_again_counts_once(server: LogServer) -> None:
-    batch = Batch(None, candidates=[candidate(f"{server.url}/oncecut")])
+    batch = Batch(None, pending_runs=[pending(f"{server.url}/oncecut")])
     (part,) = fetch_in_parts(batch, allow(server, max_bytes=len(LOG), max_batch_bytes=len(LOG)), NOW)
-    assert [each.log for each in part.candidates] == [LOG]
+    assert [each.log for each in part.pending_runs] == [LOG]
 
 
 def test_what_a_refused_log_took_is_let_go_at_once(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_a_refused_log_took_is_let_go_at_once(tmp_path: Path) -> None:
     try:
         for name in ("words", "bomb"):
             arrow, python = pa.total_allocated_bytes(), tracemalloc.get_traced_memory()[0]
-            for part in fetch_in_parts(Batch(None, candidates=[candidate(f"{tmp_path}/{name}")]), policy, NOW):
+            for part in fetch_in_parts(Batch(None, pending_runs=[pending(f"{tmp_path}/{name}")]), policy, NOW):
                 settled = parse(part).settled
                 del part
             assert len(settled) == 1
@@ -103,7 +103,7 @@ def test_what_a_refused_log_took_is_let_go_at_once(tmp_path: Path) -> None:
 
 def test_the_last_log_always_fits(server: LogServer) -> None:
     fetcher = Fetcher(allow(server, max_bytes=len(LOG), max_batch_bytes=len(LOG)))
-    batch = Batch(None, candidates=[candidate(f"{server.url}/plain/{n}", number=n) for n in range(16)])
+    batch = Batch(None, pending_runs=[pending(f"{server.url}/plain/{n}", number=n) for n in range(16)])
     for _ in range(20):
-        assert len(fetcher.fetch(batch, NOW).candidates) == 1
+        assert len(fetcher.fetch(batch, NOW).pending_runs) == 1
     fetcher.close()

@@ -14,7 +14,7 @@ from ciml.events.payloads import message_of
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, PendingRun, RunFacts
 from transforms.ingest.decode import IGNORED, decode
 
-MENTION = RunFacts(
+FACTS = RunFacts(
     run_id="zuul~a~1",
     build_uuid="a",
     build_name="tempest-full",
@@ -35,14 +35,14 @@ def batch(*values: tuple[bytes | None, list[tuple[str, bytes]]] | bytes | None) 
 
 
 def named(name: str, **changes: Any) -> RunFacts:
-    return MENTION.replace(run_id=f"zuul~{name}~1", build_uuid=name, **changes)
+    return FACTS.replace(run_id=f"zuul~{name}~1", build_uuid=name, **changes)
 
 
 def test_a_finished_run_is_a_candidate() -> None:
-    given = batch(finished_event(MENTION, event_id="e"))
+    given = batch(finished_event(FACTS, event_id="e"))
     taken = decode(given)
     assert taken == Batch(
-        given.covers, [], [PendingRun(Origin("ci-events", 3, 10), "zuul e", MENTION, given.messages[0])], []
+        given.covers, [], [PendingRun(Origin("ci-events", 3, 10), "zuul e", FACTS, given.messages[0])], []
     )
     assert len(given.messages) == 1  # what was given stays as it was
 
@@ -50,30 +50,30 @@ def test_a_finished_run_is_a_candidate() -> None:
 @pytest.mark.parametrize(
     ("event", "reason"),
     [
-        (run_event(QUEUED, MENTION.replace(phase="queued", outcome=None)), "not_finished"),
-        (run_event(STARTED, MENTION.replace(phase="started", outcome=None)), "not_finished"),
-        (finished_event(MENTION.replace(outcome="cancellation", result="ABORTED")), "cancelled"),
-        (finished_event(MENTION.replace(outcome="cancellation", result="stale", log_url="")), "cancelled"),
-        (finished_event(MENTION.replace(outcome="skip", result="SKIPPED")), "skipped"),
-        (finished_event(MENTION.replace(outcome="error", result="NODE_FAILURE", log_url="")), "node_lost"),
-        (finished_event(MENTION.replace(outcome="error", result="CONFIG_ERROR")), "never_started"),
-        (finished_event(MENTION.replace(build_name="docs")), "job_not_selected"),
-        (finished_event(MENTION.replace(build_name="Tempest-full")), "job_not_selected"),
+        (run_event(QUEUED, FACTS.replace(phase="queued", outcome=None)), "not_finished"),
+        (run_event(STARTED, FACTS.replace(phase="started", outcome=None)), "not_finished"),
+        (finished_event(FACTS.replace(outcome="cancellation", result="ABORTED")), "cancelled"),
+        (finished_event(FACTS.replace(outcome="cancellation", result="stale", log_url="")), "cancelled"),
+        (finished_event(FACTS.replace(outcome="skip", result="SKIPPED")), "skipped"),
+        (finished_event(FACTS.replace(outcome="error", result="NODE_FAILURE", log_url="")), "node_lost"),
+        (finished_event(FACTS.replace(outcome="error", result="CONFIG_ERROR")), "never_started"),
+        (finished_event(FACTS.replace(build_name="docs")), "job_not_selected"),
+        (finished_event(FACTS.replace(build_name="Tempest-full")), "job_not_selected"),
     ],
 )
 def test_ignored(event: Any, reason: str) -> None:
     assert reason in IGNORED
     taken = decode(batch(event), ["tempest-*", "unit"])
-    assert (taken.messages, taken.candidates) == ([], [])
+    assert (taken.messages, taken.pending_runs) == ([], [])
     (outcome,) = taken.settled
     assert (outcome.kind, outcome.reason, outcome.payload) == ("ignored", reason, None)
-    assert outcome.mention == decode_message(Message(0, event[0], tuple(event[1]))).mentions[0]
+    assert outcome.mention == decode_message(Message(0, event[0], tuple(event[1]))).run_facts[0]
 
 
 @pytest.mark.parametrize("result", ["FAILURE", "TIMED_OUT", "POST_FAILURE", "DISK_FULL"])
 def test_runs_that_did_not_pass_are_candidates(result: str) -> None:
-    (candidate,) = decode(batch(finished_event(MENTION.replace(outcome=None, result=result)))).candidates
-    assert candidate.mention.result == result
+    (pending,) = decode(batch(finished_event(FACTS.replace(outcome=None, result=result)))).pending_runs
+    assert pending.mention.result == result
 
 
 @pytest.mark.parametrize(
@@ -89,28 +89,29 @@ def test_runs_that_did_not_pass_are_candidates(result: str) -> None:
 def test_selection(selection: list[str], taken: list[str]) -> None:
     given = batch(*(finished_event(named(job, build_name=job)) for job in ("tempest-full", "unit-1", "docs")))
     out = decode(given, selection)
-    assert [candidate.mention.build_name for candidate in out.candidates] == taken
+    assert [pending.mention.build_name for pending in out.pending_runs] == taken
     assert [outcome.reason for outcome in out.settled] == ["job_not_selected"] * (3 - len(taken))
 
 
 def test_dead_letters_can_be_tried_again() -> None:
     broken = b'{"specversion": "1.0", "id": "e"'
-    out = decode(
-        batch(None, broken, (b"{}", [("ce_specversion", b"1.0")]), finished_event(MENTION.replace(log_url="")))
-    )
-    assert out.candidates == []
-    assert [(letter.kind, letter.reason, letter.detail, letter.origin.offset) for letter in out.settled] == [
+    out = decode(batch(None, broken, (b"{}", [("ce_specversion", b"1.0")]), finished_event(FACTS.replace(log_url=""))))
+    assert out.pending_runs == []
+    assert [
+        (dead_letter.kind, dead_letter.reason, dead_letter.detail, dead_letter.origin.offset)
+        for dead_letter in out.settled
+    ] == [
         ("dead_letter", "tombstone", "no data", 10),
         ("dead_letter", "broken_json", "Expecting ',' delimiter at character 32", 11),
         ("dead_letter", "missing_field", "source", 12),
         ("dead_letter", "missing_field", "log_url", 13),
     ]
-    assert {letter.reason for letter in out.settled} <= REASONS
-    assert [letter.mention for letter in out.settled[:3]] == [None] * 3
-    for letter, message in zip(out.settled, batch(None, broken).messages, strict=False):
-        stored = Outcome.from_json(json.loads(json.dumps(letter.to_json())))
-        assert stored == letter
-        assert message_of(stored.payload or {}, letter.origin.offset) == message
+    assert {dead_letter.reason for dead_letter in out.settled} <= REASONS
+    assert [dead_letter.mention for dead_letter in out.settled[:3]] == [None] * 3
+    for dead_letter, message in zip(out.settled, batch(None, broken).messages, strict=False):
+        stored = Outcome.from_json(json.loads(json.dumps(dead_letter.to_json())))
+        assert stored == dead_letter
+        assert message_of(stored.payload or {}, dead_letter.origin.offset) == message
 
 
 def test_every_run_of_an_event_is_accounted_for_once() -> None:
@@ -123,7 +124,7 @@ def test_every_run_of_an_event_is_accounted_for_once() -> None:
         named("also-good"),
     ]
     out = decode(batch(finished_event(*runs, event_id="many")), ["tempest-full"])
-    assert [candidate.mention.build_uuid for candidate in out.candidates] == ["good", "also-good"]
+    assert [pending.mention.build_uuid for pending in out.pending_runs] == ["good", "also-good"]
     assert Counter((outcome.kind, outcome.reason, outcome.run_id) for outcome in out.settled) == Counter([
         ("dead_letter", "bad_time", "zuul~late~1"),
         ("ignored", "cancelled", "zuul~cancelled~1"),
@@ -131,32 +132,30 @@ def test_every_run_of_an_event_is_accounted_for_once() -> None:
         ("dead_letter", "missing_field", "zuul~logless~1"),
     ])  # fmt: skip
     assert {outcome.event_key for outcome in out.settled} == {"zuul many"}
-    for letter in out.settled:
-        if letter.payload:  # the message of each speaks of that run alone
-            message = message_of(letter.payload, 0)
+    for dead_letter in out.settled:
+        if dead_letter.payload:  # the message of each speaks of that run alone
+            message = message_of(dead_letter.payload, 0)
             again = decode(Batch(OffsetRange("t", "", 0, 0, 1), [message])).settled
             assert [(item.reason, item.run_id, item.event_key) for item in again] == [
-                (letter.reason, letter.run_id, letter.event_key)
+                (dead_letter.reason, dead_letter.run_id, dead_letter.event_key)
             ]
 
 
 def test_a_signed_address_is_fetched_from_and_not_kept() -> None:
     url = "https://logs.example.org/a.gz?sig=s3cr3t"
-    out = decode(
-        batch(finished_event(MENTION.replace(log_url=url)), finished_event(named("b", log_url=url), named("c")))
-    )
-    assert [candidate.address for candidate in out.candidates] == [url, url, ""]
-    assert {candidate.mention.log_url for candidate in out.candidates} == {
-        "https://logs.example.org/a.gz?sig=REDACTED", MENTION.log_url,
+    out = decode(batch(finished_event(FACTS.replace(log_url=url)), finished_event(named("b", log_url=url), named("c"))))
+    assert [pending.address for pending in out.pending_runs] == [url, url, ""]
+    assert {pending.mention.log_url for pending in out.pending_runs} == {
+        "https://logs.example.org/a.gz?sig=REDACTED", FACTS.log_url,
     }  # fmt: skip
 
 
 def test_what_was_settled_before_stays() -> None:
     earlier = Outcome("ignored", Origin("t", 0, 1), reason="skipped")
-    given = batch(finished_event(MENTION))
+    given = batch(finished_event(FACTS))
     given.settled.append(earlier)
     assert decode(given, ["docs"]).settled[0] == earlier
-    retries = Batch(None, [], [PendingRun(Origin("t", 0, 1), "k", MENTION)])
+    retries = Batch(None, [], [PendingRun(Origin("t", 0, 1), "k", FACTS)])
     assert decode(retries) == retries
     with pytest.raises(CimlError):
         decode(Batch(None, [Message(0, b"{}")]))

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ciml.errors import CimlError
-from ciml.events.cloudevents import mention_from_listing
+from ciml.events.cloudevents import facts_from_listing
 from ciml.events.records import Batch, Origin, PendingRun, RunFacts, Trust
 from transforms.ingest.trust import NO_RULE, TrustPolicy, evaluate, judge
 
-MENTION = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
+FACTS = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ MENTION = RunFacts("zuul~a~1", "a", "job", source="zuul", outcome="success")
 )
 def test_default_policy(facts: dict[str, Any], rule: str | None) -> None:
     policy = TrustPolicy.load()
-    trust = evaluate(policy, MENTION.replace(**facts))
+    trust = evaluate(policy, FACTS.replace(**facts))
     assert trust == Trust(rule is not None, rule or NO_RULE, policy.digest)
     assert len(policy.digest) == 16
 
@@ -60,8 +60,8 @@ def test_a_listing_is_trusted_as_its_source_is_named() -> None:
         "log_path": "a",
     }
     policy = TrustPolicy.load()
-    assert evaluate(policy, mention_from_listing(line)).trusted
-    assert not evaluate(policy, mention_from_listing(line, "found-somewhere")).trusted
+    assert evaluate(policy, facts_from_listing(line)).trusted
+    assert not evaluate(policy, facts_from_listing(line, "found-somewhere")).trusted
 
 
 POLICY = """
@@ -90,7 +90,7 @@ project = ["acme/*"]
     ],
 )
 def test_first_match_decides(facts: dict[str, Any], expected: tuple[bool, str]) -> None:
-    trust = evaluate(TrustPolicy.parse(POLICY), MENTION.replace(**facts))
+    trust = evaluate(TrustPolicy.parse(POLICY), FACTS.replace(**facts))
     assert (trust.trusted, trust.rule) == expected
 
 
@@ -100,7 +100,7 @@ def test_digest_is_of_the_rules_and_their_order() -> None:
     assert TrustPolicy.of(policy.rules[::-1]).digest != policy.digest
     assert TrustPolicy.parse(POLICY.replace("main", "MAIN", 1)).digest != policy.digest
     assert pickle.loads(pickle.dumps(policy)) == policy
-    assert evaluate(TrustPolicy.parse(""), MENTION) == Trust(False, NO_RULE, TrustPolicy.parse("").digest)
+    assert evaluate(TrustPolicy.parse(""), FACTS) == Trust(False, NO_RULE, TrustPolicy.parse("").digest)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,12 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_judge_fills_in_a_batch() -> None:
-    candidates = [
-        PendingRun(Origin("t", 0, i), "k", MENTION.replace(pipeline=name))
-        for i, name in enumerate(["gate", "check"] * 3)
+    pending_runs = [
+        PendingRun(Origin("t", 0, i), "k", FACTS.replace(pipeline=name)) for i, name in enumerate(["gate", "check"] * 3)
     ]
     policy = TrustPolicy.load()
-    judged = judge(Batch(None, [], candidates), policy)
-    assert [candidate.trust for candidate in judged.candidates] == [
+    judged = judge(Batch(None, [], pending_runs), policy)
+    assert [pending.trust for pending in judged.pending_runs] == [
         Trust(True, "gated", policy.digest), Trust(False, NO_RULE, policy.digest),
     ] * 3  # fmt: skip
 
@@ -154,5 +153,5 @@ def test_judge_fills_in_a_batch() -> None:
 def test_what_is_remembered_stays_bounded() -> None:
     policy = TrustPolicy.load()
     for number in range(20_500):
-        assert not evaluate(policy, MENTION.replace(branch=str(number))).trusted
+        assert not evaluate(policy, FACTS.replace(branch=str(number))).trusted
     assert len(policy._decided) <= 10_000

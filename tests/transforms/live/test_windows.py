@@ -20,7 +20,7 @@ from ciml.events.samples import End, Samples
 from ciml.telemetry import telemetry_columns
 from tests.golden import make_logs
 from tests.transforms.live.live_scenes import CALM, SECOND, Disorder, arrivals, feed, recorded, some
-from tests.transforms.samples import LOAD, USR, corpus, mention, resolved, table
+from tests.transforms.samples import LOAD, USR, corpus, make_facts, resolved, table
 from transforms.examples.downsample import downsample
 from transforms.examples.prepare import make_examples
 from transforms.live.messages import example_message, pane_message
@@ -78,8 +78,8 @@ def assert_equals_batch(told: Told, run: RunFacts, stored: pa.Table, datasets: S
         made = make_examples([run], [stored], dataset.resolved)
         example = last[dataset.name]
         if made.excluded:
-            assert example.refused is not None
-            assert (example.refused.reason, example.values) == (made.excluded[0].reason, None)
+            assert example.rejected is not None
+            assert (example.rejected.reason, example.values) == (made.excluded[0].reason, None)
             continue
         there += 1
         assert [example.digest] == made.table.column("digest").to_pylist()
@@ -143,7 +143,7 @@ def test_golden_logs_equal_the_batch_result(name: str) -> None:
             ("1min", "max", True),
         ]
     ]  # fmt: skip
-    run, messages = mention(1), recorded(RUN, stored)
+    run, messages = make_facts(1), recorded(RUN, stored)
     for seed, disorder in enumerate((CALM, Disorder(late=0.05))):
         arriving = arrivals(messages, np.random.default_rng(seed), disorder)
         assert_equals_batch(live(RUN, datasets, arriving, together=seed + 1), run, stored, datasets)
@@ -234,7 +234,7 @@ def test_windows_count_from_the_first_day_that_is_known() -> None:
         run.add(part_of([(1, some(knows, np.array([0]))), (2, End(RUN, knows.recorder_us, 3))], run.columns))
         told = Told()
         told.take(run, over=True)
-        assert_equals_batch(told, mention(1), stored, [one("7s")])
+        assert_equals_batch(told, make_facts(1), stored, [one("7s")])
         # 86,400 = 7 × 12,342 + 6: the window over midnight begins six seconds before it
         later = [(12_342, -6), (12_343, 1), (12_344, 8)]
         assert [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in told.panes] == later
@@ -248,7 +248,7 @@ def test_a_run_whose_clock_is_ahead_has_nothing_to_do_with_another() -> None:
     jumps = at(*((second + (7200 if 50 <= second < 60 else 0), float(second)) for second in range(200)))
     for each in (stored, ahead, jumps):
         told = live(RUN, [one("7s")], arrivals(recorded(RUN, each), rng))
-        assert_equals_batch(told, mention(1), each, [one("7s")])
+        assert_equals_batch(told, make_facts(1), each, [one("7s")])
 
 
 def test_a_restarted_recorder_s_samples_are_others() -> None:
@@ -256,7 +256,7 @@ def test_a_restarted_recorder_s_samples_are_others() -> None:
     stored = rows.set_column(1, "boot", pa.array([True, False, True, False]))
     datasets = [one("10s"), LiveDataset("not first", one("10s", count_first_sample=False).resolved)]
     told = live(RUN, datasets, arrivals(recorded(RUN, stored), np.random.default_rng(1)))
-    assert_equals_batch(told, mention(1), stored, datasets)
+    assert_equals_batch(told, make_facts(1), stored, datasets)
     assert told.values("one")[:, 0].tolist() == [1.5, 9.5]
     assert told.values("not first")[:, 0].tolist() == [2.0, 10.0]
 
@@ -305,8 +305,8 @@ def test_the_first_of_two_that_say_different_things_counts() -> None:
 def test_a_run_that_is_refused_says_why(stored: pa.Table, reason: str) -> None:
     told = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
     (example,) = told.examples[-1:]
-    assert example.refused is not None
-    assert (example.refused.reason, example.values, example.digest) == (reason, None, "")
+    assert example.rejected is not None
+    assert (example.rejected.reason, example.values, example.digest) == (reason, None, "")
     assert all(np.isfinite(pane.values).all() for pane in told.panes)
     assert json.loads(example_message(RUN, example, "ended"))["excluded"]["reason"] == reason
 

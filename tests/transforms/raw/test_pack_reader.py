@@ -16,7 +16,7 @@ from ciml.events.records import RawFile
 from ciml.storage.open import LocalStore
 from ciml.telemetry import telemetry_columns
 from tests.transforms.raw.test_packs import FOLDER, keep, name_of, packed
-from tests.transforms.samples import LOAD, USR, corpus, mention, resolved, table
+from tests.transforms.samples import LOAD, USR, corpus, make_facts, resolved, table
 from transforms.examples.downsample import downsample, downsample_joined, merge_windows
 from transforms.examples.prepare import make_examples, row_digest
 from transforms.examples.spans import examples_of
@@ -117,19 +117,19 @@ def test_windows_of_a_joined_table_are_those_of_its_runs() -> None:
         found, wanted = downsample_joined(pa.concat_tables(tables), rows, made), downsample(tables, made)
         for name in ("values", "run", "position", "n_windows"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-        told = [[(at, why.reason, why.detail) for at, why in each.refused] for each in (found, wanted)]
+        told = [[(at, why.reason, why.detail) for at, why in each.rejected] for each in (found, wanted)]
         assert told[0] == told[1]
         assert told[0]
         parts = [np.array([4, 0, 5]), np.array([2, 3, 1])]
         merged = merge_windows([(at, downsample([tables[one] for one in at], made)) for at in parts], 6)
         for name in ("values", "run", "position", "n_windows"):
             np.testing.assert_array_equal(getattr(merged, name), getattr(wanted, name))
-        assert [at for at, _ in merged.refused] == [at for at, _ in wanted.refused]
+        assert [at for at, _ in merged.rejected] == [at for at, _ in wanted.rejected]
 
 
 def test_digests_of_many_rows_are_those_of_each() -> None:
     runs, tables, _ = corpus(5)
-    named = [mention(at, build_name=run.build_name) for at, run in enumerate(runs)]
+    named = [make_facts(at, build_name=run.build_name) for at, run in enumerate(runs)]
     definition = resolved().definition.replace(features_regex="(usr|1min|wai)")
     made = resolve(definition, [telemetry_columns(each.column_names) for each in tables], named)
     examples = make_examples(named, tables, made).table

@@ -107,8 +107,8 @@ class Watched(LocalStore):
 
 
 def test_real_runs_come_back_as_they_were(tmp_path: Path) -> None:
-    mentions, tables, _ = corpus(300)
-    runs = {run.run_id: one for run, one in zip(mentions, tables, strict=True)}
+    run_facts, tables, _ = corpus(300)
+    runs = {run.run_id: one for run, one in zip(run_facts, tables, strict=True)}
     file, data = packed(runs)
     raw = Watched(tmp_path)
     keep(raw, (file, data))
@@ -126,7 +126,7 @@ def test_real_runs_come_back_as_they_were(tmp_path: Path) -> None:
     for got, at in zip(narrow, (299, 3, 3, 150, 0), strict=True):
         assert got.column_names == ["load avg:1m", "time"]
         assert got.equals(tables[at].select(["load avg:1m", "time"]), check_metadata=True)
-    assert read_run(raw, paths[mentions[7].run_id]).equals(tables[7], check_metadata=True)
+    assert read_run(raw, paths[run_facts[7].run_id]).equals(tables[7], check_metadata=True)
     assert read_runs(raw, files, threads=4) == found
     assert len(data) < 0.5 * sum(len(write_run(one)) for one in tables)
 
@@ -194,8 +194,8 @@ def test_a_few_runs_do_not_keep_the_others_in_memory(tmp_path: Path) -> None:
 
 def test_an_opened_pack_is_let_go_of_at_once(tmp_path: Path) -> None:
     """What a build opens and puts away is megabytes a second; it looks for cycles once in a million objects."""
-    mentions, tables, _ = corpus(20)
-    runs = {run.run_id: one for run, one in zip(mentions, tables, strict=True)}
+    run_facts, tables, _ = corpus(20)
+    runs = {run.run_id: one for run, one in zip(run_facts, tables, strict=True)}
     file, data = packed(runs)
     raw = LocalStore(tmp_path)
     raw.create(file.path, data)

@@ -13,16 +13,16 @@ from ciml.digest import telemetry_digest
 from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun, RawFile, Trust
 from ciml.storage.open import LocalStore
-from tests.transforms.samples import corpus, mention
+from tests.transforms.samples import corpus, make_facts
 from transforms.raw.write import parse, read_run, read_runs, run_path, store, verify_run, write_run
 
 COVERS = OffsetRange("t", "T", 0, 0, 9)
 TRUST = Trust(True, "gated", "p")
 
 
-def candidate(offset: int, log: bytes, **more: Any) -> PendingRun:
+def pending(offset: int, log: bytes, **more: Any) -> PendingRun:
     return PendingRun(
-        Origin("t", 0, offset), f"e{offset}", mention(offset, **more), Message(offset, b"{}"), TRUST, log=log
+        Origin("t", 0, offset), f"e{offset}", make_facts(offset, **more), Message(offset, b"{}"), TRUST, log=log
     )
 
 
@@ -32,7 +32,7 @@ def from_corpus(count: int) -> Batch:
         PendingRun(Origin("t", 0, at), f"e{at}", run, Message(at, b"{}"), TRUST, log=path.read_bytes())
         for at, (run, path) in enumerate(zip(runs, paths, strict=True))
     ]
-    return Batch(COVERS, candidates=made)
+    return Batch(COVERS, pending_runs=made)
 
 
 def table(rows: int = 3, **columns: list[float | None]) -> pa.Table:
@@ -48,7 +48,7 @@ def test_logs_become_raw_objects_that_read_back_equal(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     _, tables, _ = corpus(40)
     batch = store(parse(from_corpus(40)), raw)
-    assert (batch.messages, batch.candidates, len(batch.settled)) == ([], [], 40)
+    assert (batch.messages, batch.pending_runs, len(batch.settled)) == ([], [], 40)
     files = [outcome.file for outcome in batch.settled]
     assert all(outcome.kind == "run" and outcome.trust == TRUST for outcome in batch.settled)
     found = read_runs(raw, [file for file in files if file])
@@ -74,23 +74,23 @@ def test_a_second_store_finds_what_the_first_wrote(tmp_path: Path) -> None:
 
 
 def test_a_log_that_is_refused_is_a_dead_letter_and_holds_nobody_up(tmp_path: Path) -> None:
-    good = from_corpus(1).candidates[0]
-    bad = candidate(5, b"<html>502</html>\n")
-    batch = store(parse(Batch(COVERS, candidates=[bad, good])), LocalStore(tmp_path))
-    letter, run = batch.settled
-    assert (letter.kind, letter.reason, letter.origin.offset) == ("dead_letter", "not_telemetry", 5)
-    assert letter.payload == {"value": "e30=", "headers": [], "timestamp_ms": 0}
+    good = from_corpus(1).pending_runs[0]
+    bad = pending(5, b"<html>502</html>\n")
+    batch = store(parse(Batch(COVERS, pending_runs=[bad, good])), LocalStore(tmp_path))
+    dead_letter, run = batch.settled
+    assert (dead_letter.kind, dead_letter.reason, dead_letter.origin.offset) == ("dead_letter", "not_telemetry", 5)
+    assert dead_letter.payload == {"value": "e30=", "headers": [], "timestamp_ms": 0}
     assert (run.kind, run.origin.offset) == ("run", 0)
 
 
 def test_a_retry_keeps_its_attempts_and_needs_no_message(tmp_path: Path) -> None:
-    good = from_corpus(1).candidates[0]
+    good = from_corpus(1).pending_runs[0]
     good.message, good.attempts, good.first_seen_us = None, 3, 17
-    bad = candidate(5, b"")
+    bad = pending(5, b"")
     bad.message, bad.attempts = None, 2
-    letter, run = store(parse(Batch(None, candidates=[good, bad])), LocalStore(tmp_path)).settled
+    dead_letter, run = store(parse(Batch(None, pending_runs=[good, bad])), LocalStore(tmp_path)).settled
     assert (run.attempts, run.first_seen_us) == (3, 17)
-    assert (letter.attempts, letter.payload) == (2, None)
+    assert (dead_letter.attempts, dead_letter.payload) == (2, None)
 
 
 def test_the_same_table_gives_the_same_bytes() -> None:
@@ -120,11 +120,11 @@ def test_long_runs_are_read_back_too(tmp_path: Path) -> None:
     ],
 )
 def test_where_a_run_lies(facts: dict[str, Any], path: str) -> None:
-    assert run_path(mention(**facts), table(), "abcd" * 16) == f"runs/{path}/zuul~1~1.abcdabcdabcdabcd.parquet"
+    assert run_path(make_facts(**facts), table(), "abcd" * 16) == f"runs/{path}/zuul~1~1.abcdabcdabcdabcd.parquet"
 
 
 def test_a_job_with_an_endless_name_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    paths = {run_path(mention(build_name="é" * 400 + end), table(), "abcd" * 16) for end in ("a", "b")}
+    paths = {run_path(make_facts(build_name="é" * 400 + end), table(), "abcd" * 16) for end in ("a", "b")}
     assert len(paths) == 2
     for path in paths:
         LocalStore(tmp_path).create(path, b"")

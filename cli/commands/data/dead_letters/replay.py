@@ -108,7 +108,7 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, no folder of logs, a scheme that no store has.
     """
-    from ciml.events.mentions import source_names
+    from ciml.events.run_facts import source_names
     from ciml.storage.open import open_store
     from cli.batch_options import logs_place
     from pipelines.ingest.replay import ReplayConfig

@@ -17,21 +17,21 @@ from cli.commands.data.dead_letters.filters import choice_of, choice_options
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
-    from ciml.raw.dead_letters import Letter
+    from ciml.raw.dead_letters import DeadLetter
     from ciml.storage.open import Store
 
 _SHORT = len(TOPIC) + 8  # of a listing's digest, enough to tell it from others
 
 
-def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[Letter]:
+def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
     """The open letters of the filters, or all, the oldest first."""
-    from ciml.raw.dead_letters import all_letters, open_keys, open_letters
+    from ciml.raw.dead_letters import all_dead_letters, open_dead_letters, open_keys
     from ciml.raw.state import open_raw
     from ciml.storage.open import open_store
 
     choice = choice_of(**filters)
     log, state = open_raw(open_store(data_path).child("raw"))
-    return all_letters(log, choice) if everything else open_letters(log, open_keys(state, choice), choice)
+    return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
 
 @click.command("list", short_help="List dead letters.")
@@ -58,7 +58,7 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
         return
     count = 0
 
-    def counted() -> Iterator[Letter]:
+    def counted() -> Iterator[DeadLetter]:
         nonlocal count
         for letter in letters:
             count += 1
@@ -73,7 +73,7 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
         click.echo(f"{count - len(shown):,} older ones are not shown: --last {count} or --json shows them.")
 
 
-def _print_letters(letters: Iterable[Letter], now_us: int, everything: bool) -> None:
+def _print_letters(letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
     """A line each, in columns, so that it can be searched and cut."""
     rows = []
     for letter in letters:
@@ -87,7 +87,7 @@ def _print_letters(letters: Iterable[Letter], now_us: int, everything: bool) -> 
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _origin(letter: Letter) -> str:
+def _origin(letter: DeadLetter) -> str:
     origin = letter.key[0]
     topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
     return f"{topic}:{origin.partition}:{origin.offset}"
@@ -177,7 +177,7 @@ def _literal(text: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
-def _message(raw: Store, letter: Letter) -> Any:
+def _message(raw: Store, letter: DeadLetter) -> Any:
     """What is kept of the message, for people."""
     from ciml.events.payloads import message_of, whole_payload
 

@@ -20,7 +20,7 @@ from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 LISTING = "listing"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_NO_LETTERS = re.compile(r"[^a-z0-9]+")
+_OTHER_CHARACTERS = re.compile(r"[^a-z0-9]+")
 _TEXTS = ("pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour")
 _LISTING_NAMES = {"provider": "node_provider", "region": "node_region", "flavour": "node_flavor"}
 _LISTING_TAKEN = {
@@ -50,7 +50,9 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
     if named:
         return named
     if not _SLUG.fullmatch(source):
-        proposal = _NO_LETTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
+        proposal = (
+            _OTHER_CHARACTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
+        )
         said = shown(source)
         raise RejectedInput("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
     if source in names.values():
@@ -98,11 +100,11 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
         raise RejectedInput("bad_run_id", f"{where}attempt: want a whole number from 1")
     try:
         return RunId(source, native, attempt)
-    except RejectedInput as refused:
-        raise RejectedInput("bad_run_id", f"{where}{name}: {refused.detail}") from None
+    except RejectedInput as rejected:
+        raise RejectedInput("bad_run_id", f"{where}{name}: {rejected.detail}") from None
 
 
-def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str]:
+def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str]:
     """What a run object of an event says.
 
     Args:
@@ -130,7 +132,7 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
     if event == LISTING:
         raise RejectedInput("bad_field", f"{where}event: only a listing is a {LISTING}")
     address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
-    mention = RunFacts(
+    facts = RunFacts(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
         build_name=job,
@@ -153,33 +155,33 @@ def mention_of_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
         end_us=end_us,
         labels=labels(run.get("labels"), where),
     )
-    return mention, address
+    return facts, address
 
 
-def run_of_mention(mention: RunFacts) -> dict[str, Any]:
-    """The run object that `mention_of_run` reads back as ``mention``."""
-    identity = RunId.decode(mention.run_id)
+def run_from_facts(facts: RunFacts) -> dict[str, Any]:
+    """The run object that `facts_from_run` reads back as ``facts``."""
+    identity = RunId.decode(facts.run_id)
     run: dict[str, Any] = {"id": identity.native_id}
     if identity.attempt > 1:
         run["attempt"] = identity.attempt
-    run["job"] = mention.build_name
-    if mention.outcome:
-        run["outcome"] = mention.outcome
-    if mention.start_us is not None:
-        run["start_time"] = iso_time(mention.start_us)
-    if mention.end_us is not None:
-        run["end_time"] = iso_time(mention.end_us)
-    if mention.event and mention.event != LISTING:
-        run["event"] = mention.event
+    run["job"] = facts.build_name
+    if facts.outcome:
+        run["outcome"] = facts.outcome
+    if facts.start_us is not None:
+        run["start_time"] = iso_time(facts.start_us)
+    if facts.end_us is not None:
+        run["end_time"] = iso_time(facts.end_us)
+    if facts.event and facts.event != LISTING:
+        run["event"] = facts.event
     for name in ("result", *_TEXTS, "log_url"):
-        if value := getattr(mention, name):
+        if value := getattr(facts, name):
             run[name] = value
-    if mention.labels:
-        run["labels"] = dict(mention.labels)
+    if facts.labels:
+        run["labels"] = dict(facts.labels)
     return run
 
 
-def mention_from_listing(
+def facts_from_listing(
     line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
 ) -> RunFacts:
     """The run that a line of a listing names.
@@ -202,7 +204,7 @@ def mention_from_listing(
 
 
 def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[RunFacts, str]:
-    """What `mention_from_listing` says of a run whose identity is known, and the log's full address.
+    """What `facts_from_listing` says of a run whose identity is known, and the log's full address.
 
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
@@ -229,7 +231,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
     more.update(labels(further))
-    mention = RunFacts(
+    facts = RunFacts(
         run_id=identity.encode(),
         build_uuid=identity.native_id,
         build_name=job,
@@ -243,7 +245,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
         labels=more,
         **texts,
     )
-    return mention, address
+    return facts, address
 
 
 def _address(line: Mapping[str, Any], name: str) -> str:
