@@ -1,4 +1,4 @@
-"""Every command of the README runs as it stands, in order, in one folder with the examples, on real engines."""
+"""Every command of the README and of the tutorial runs as it stands, in order, on real engines."""
 
 import os
 import re
@@ -29,10 +29,18 @@ def test_commands_are_found() -> None:
     assert commands(text) == ["a b", "c"]
 
 
+def test_the_readme_is_short_and_the_index_complete() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
 @pytest.mark.engines
 @pytest.mark.timeout(600)
-def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
-    found = [line for line in commands((ROOT / "README.md").read_text()) if not NOT_HERE.match(line)]
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_every_command_of_a_document_runs(document: str, tmp_path: Path) -> None:
+    found = [line for line in commands((ROOT / document).read_text()) if not NOT_HERE.match(line)]
     assert len(found) >= 8, found
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
