@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: The server is away, or too slow: trying again may help. Any other status stays what it is.
+#: The server is unreachable or too slow: a retry may help. Other statuses are final.
 _PASSING = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
 
 
-#: The server answers, and cannot answer this request: the same request again fails again.
+#: The server answered with an error about this request: a retry fails too.
 _FAILED = frozenset({
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
     grpc.StatusCode.OUT_OF_RANGE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED,
@@ -34,22 +34,22 @@ _FAILED = frozenset({
 
 
 class NotServedError(EngineError):
-    """The server has no such model, version or label (now)."""
+    """The server serves no such model, version or label at present."""
 
 
 class FailedCallError(EngineError):
-    """The model fails for these runs, or takes too long for them. It may answer others."""
+    """The model fails or times out for these runs. Other runs may succeed."""
 
 
 @dataclass(frozen=True)
 class ClientPolicy:
-    """How patient a client is.
+    """Timeouts and retries of a client.
 
     Attributes:
-      timeout_s: for one call. A batch of 256 runs takes milliseconds; this is for a server that loads or swaps.
-      slow_tries: how often a prediction that takes longer than ``timeout_s`` is tried.
-      budget_s: for all tries of a call together, while the server is away.
-      first_wait_s, most_wait_s: between tries; doubles from the one to the other, with jitter.
+      timeout_s: limit of one call. A batch of 256 runs takes milliseconds; the rest allows for a model swap.
+      slow_tries: attempts at a prediction that exceeds ``timeout_s``.
+      budget_s: limit of all attempts of a call together, while the server is unreachable.
+      first_wait_s, most_wait_s: first and longest wait between attempts; the wait doubles, with jitter.
     """
 
     timeout_s: float = 10.0
@@ -65,8 +65,8 @@ class Prediction:
 
     Attributes:
       probabilities: float32 [rows, classes].
-      version: the version that answered, as the response says.
-      seconds: the time that the successful call took.
+      version: the version that answered, from the response.
+      seconds: duration of the successful call.
     """
 
     probabilities: NDArray[np.float32]
@@ -75,12 +75,12 @@ class Prediction:
 
 
 class ModelClient:
-    """A connection to a model server. Safe to use from several threads; make it after a fork.
+    """A connection to a model server. Thread-safe; create it after a fork.
 
     Args:
       address: ``host:port`` of the server's gRPC.
       model: the model's name.
-      policy: how patient it is.
+      policy: timeouts and retries.
     """
 
     def __init__(self, address: str, model: str, policy: ClientPolicy | None = None) -> None:
@@ -113,18 +113,18 @@ class ModelClient:
         label: str = STABLE,
         timeout_s: float | None = None,
     ) -> Prediction:
-        """Ask for the probabilities of runs.
+        """Query the class probabilities of runs.
 
         Args:
           inputs: float32 [rows, L, features], not normalised.
           n_windows: int32 [rows].
-          version: the one to ask; without, the one that ``label`` names.
-          timeout_s: for one call that is tried once where it is too slow; by default as the policy has it.
+          version: the version to query; by default the one that ``label`` names.
+          timeout_s: limit of a call, which is then attempted once; by default the policy's.
 
         Raises:
-          NotServedError: when the server has no such model, version or label.
-          FailedCallError: when the model answers with an error, or not in time.
-          EngineError: when it does not answer within the budget, or answers with an error.
+          NotServedError: if the server has no such model, version or label.
+          FailedCallError: if the model answers with an error or too late.
+          EngineError: if the server does not answer within the budget, or answers with another error.
         """
         request = wire.PredictRequest()
         self._spec(request, version, label)
@@ -136,10 +136,10 @@ class ModelClient:
             probabilities = wire.get_floats(response, "probabilities")
         except (KeyError, ValueError) as error:
             raise EngineError(
-                f"{self.address}: model {self.model} has no probabilities in its answer: {error}"
+                f"{self.address}: the answer of model {self.model} has no probabilities: {error}"
             ) from None
         if len(probabilities) != len(inputs):
-            raise EngineError(f"{self.address}: {len(probabilities)} answers to {len(inputs)} runs")
+            raise EngineError(f"{self.address}: {len(probabilities)} answers for {len(inputs)} runs")
         return Prediction(probabilities, response.model_spec.version.value, seconds)
 
     def served_version(self, label: str = STABLE) -> int:
@@ -194,7 +194,7 @@ class ModelClient:
             request.model_spec.version_label = label
 
     def _retried(self, call: Callable[[], Any], slow_tries: int | None = None) -> tuple[Any, float]:
-        """Return the answer and the time that it took. ``slow_tries`` bounds the tries that end by their deadline."""
+        """Return the answer and its duration. ``slow_tries`` limits the attempts that end by their deadline."""
         policy, slow = self._policy, 0
 
         def passes(error: BaseException) -> bool:

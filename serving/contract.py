@@ -1,4 +1,4 @@
-"""What a candidate has to be before it is pushed: the signatures, the assets, and sound answers when it is asked."""
+"""Checks before a push: a candidate's signatures, assets and answers."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 DEFINITION = "definition.json"
 EXAMPLES = "examples"
-#: One run takes a fraction of a millisecond; a model that takes this long would hold up predictions.
+#: One run takes a fraction of a millisecond; a slower model would delay predictions.
 MAX_CALL_S = 1.0
 _TOLERANCE = 1e-4
 
 
 def read_definition(data: bytes, where: str) -> ResolvedDefinition:
-    """Return the data set definition that a model carries. Raises `IntegrityError` where it is none."""
+    """Parse the data set definition of a model. Raises `IntegrityError` if it is invalid."""
     from ciml.datasets.definition import ResolvedDefinition
 
     try:
         return ResolvedDefinition.from_json(json.loads(data))
     except (ValueError, KeyError, TypeError, CimlError) as error:
-        raise IntegrityError(f"{where} is no data set definition: {error}") from None
+        raise IntegrityError(f"{where} is not a data set definition: {error}") from None
 
 
 def check_candidate(folder: Store) -> ResolvedDefinition:
-    """Load a candidate as the server will, and query both signatures.
+    """Load a candidate as the model server does, and query both signatures.
 
     Returns:
-      The definition in its assets.
+      The data set definition in its assets.
 
     Raises:
-      IntegrityError: naming the first thing that is wrong.
+      IntegrityError: naming the first defect.
     """
     where = folder.root
     try:
@@ -53,7 +53,7 @@ def check_candidate(folder: Store) -> ResolvedDefinition:
         _check_signatures(model, definition, where)
         _query(model, definition, where)
     except RequestError as error:
-        raise IntegrityError(f"{where} does not answer: {error}") from None
+        raise IntegrityError(f"{where} fails a test query: {error}") from None
     finally:
         model.close()
     return definition
@@ -75,7 +75,7 @@ def _check_signatures(model: LoadedModel, definition: ResolvedDefinition, where:
         for specs, expected in ((signature.inputs, inputs), (signature.outputs, outputs)):
             found = {key: (one.dtype, one.shape) for key, one in specs.items()}
             if found != expected:
-                raise IntegrityError(f"{where}: signature {name!r} has {found}, its definition wants {expected}")
+                raise IntegrityError(f"{where}: signature {name!r} has {found}, expected {expected} by its definition")
 
 
 def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> None:
@@ -89,12 +89,12 @@ def _query(model: LoadedModel, definition: ResolvedDefinition, where: str) -> No
         inputs[row, count:] = 0.0
     answers = model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"]
     if not np.isfinite(answers).all():
-        raise IntegrityError(f"{where} answers with numbers that are not finite")
+        raise IntegrityError(f"{where} answers with probabilities that are not finite")
     if answers.min() < 0 or np.abs(answers.sum(axis=1) - 1).max() > _TOLERANCE:
-        raise IntegrityError(f"{where} answers with numbers that are no probabilities")
+        raise IntegrityError(f"{where} answers with values that are not probabilities")
     parsed = model.predict(EXAMPLES, {"examples": _examples(inputs, n_windows, definition)})["probabilities"]
     if np.abs(parsed - answers).max() > _TOLERANCE:
-        raise IntegrityError(f"{where}: its signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} disagree")
+        raise IntegrityError(f"{where}: signatures {DEFAULT_SIGNATURE!r} and {EXAMPLES!r} give different answers")
     began = time.perf_counter()
     model.predict("", {"inputs": inputs[:1], "n_windows": n_windows[:1]})
     if time.perf_counter() - began > MAX_CALL_S:

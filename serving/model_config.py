@@ -10,20 +10,20 @@ from typing import Any, Literal
 from ciml.errors import CimlError
 
 CONFIG_NAME = "models.config"
-_HEADER = "# Written by ciml from the registry; `ciml models reconcile` writes it anew. Changes by hand are lost.\n"
+_HEADER = "# Written by ciml from the registry; `ciml models reconcile` rewrites it; manual changes are lost.\n"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What the server is to serve of one model.
+    """The versions of one model that the server serves.
 
     Attributes:
       name: the model's name in requests.
       base_path: the folder of its versions, absolute or ``s3://``.
       policy: ``specific`` serves ``versions``; ``latest`` the ``latest`` highest ones; ``all`` every one.
       versions: ascending; only for ``specific``.
-      labels: versions by label. A label moves only to a version that is loaded.
+      labels: versions by label. A label moves only to a loaded version.
     """
 
     name: str
@@ -35,9 +35,9 @@ class ModelEntry:
 
 
 def check_model_name(name: str) -> str:
-    """Return the name, which is safe in a path, a URL and a metric. Raises `CimlError` otherwise."""
+    """Return the name if it is safe in a path, a URL and a metric; else raise `CimlError`."""
     if not _NAME.fullmatch(name):
-        raise CimlError(f"model {name!r:.120}: want letters, digits, dash, dot or underscore, at most 100")
+        raise CimlError(f"invalid model name {name!r:.120}: use up to 100 letters, digits, -, . or _")
     return name
 
 
@@ -45,7 +45,7 @@ def parse_config(text: str) -> tuple[ModelEntry, ...]:
     """Read a ModelServerConfig in text form.
 
     Raises:
-      CimlError: when it is broken, names no model at all, or asks for what this server does not do.
+      CimlError: if it is malformed, has no model_config_list, or uses an unsupported option.
     """
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
@@ -53,7 +53,7 @@ def parse_config(text: str) -> tuple[ModelEntry, ...]:
     try:
         config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except text_format.ParseError as error:
-        raise CimlError(f"the model configuration is no ModelServerConfig: {error}") from None
+        raise CimlError(f"the model configuration is not a ModelServerConfig: {error}") from None
     return entries_of(config)
 
 
@@ -65,17 +65,17 @@ def entries_of(config: Any) -> tuple[ModelEntry, ...]:
     entries = [_entry(one) for one in config.model_config_list.config]
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
-        raise CimlError("the model configuration names a model twice")
+        raise CimlError("the model configuration lists a model twice")
     return tuple(entries)
 
 
 def _entry(one: Any) -> ModelEntry:
     name = check_model_name(one.name)
     if one.model_platform not in ("", "tensorflow"):
-        raise CimlError(f"model {name}: platform {one.model_platform!r:.40}; only tensorflow")
+        raise CimlError(f"model {name}: unsupported platform {one.model_platform!r:.40}; use tensorflow")
     base_path: str = one.base_path
     if not base_path:
-        raise CimlError(f"model {name}: has no base_path")
+        raise CimlError(f"model {name}: base_path is missing")
     policy = one.model_version_policy
     kind = policy.WhichOneof("policy_choice") or "latest"
     return ModelEntry(
@@ -111,5 +111,5 @@ def render_config(entries: Iterable[ModelEntry]) -> str:
 
 def _quoted(text: str) -> str:
     if any(ord(letter) < 32 for letter in text):
-        raise CimlError(f"{text!r:.120}: a control character in a name or path")
+        raise CimlError(f"invalid name or path {text!r:.120}: contains a control character")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,7 +1,7 @@
 """Model folders: which files may be in one, their digests, and private copies to load from.
 
-A version is loaded from a private copy that was checked after it was made, never from the folder where others write:
-what was checked is then what is loaded, on a disk and on S3 alike.
+A version is loaded from a private copy that was checked after copying, never from the shared folder. So the checked
+files are the loaded files, on a disk and on S3 alike.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_GRAPH_BYTES, MAX_MODEL_BYTES, MAX_MODEL_FILES, MAX_WARMUP_BYTES
 from ciml.storage.open import LocalStore, Store
 
-#: The file that makes a folder a model for whoever looks at it: written last, where there is no rename.
+#: A folder counts as a model once it holds this file; written last where there is no rename.
 LAST_FILE = "saved_model.pb"
-#: The requests that a version is warmed up with: TFRecords of PredictionLog.
+#: Warm-up requests of a version: TFRecords of PredictionLog.
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
-#: What a SavedModel consists of. Anything else (a pickle, a Keras archive, a script) has no business in one.
+#: The files of a SavedModel. Anything else (a pickle, a Keras archive, a script) is rejected.
 _ALLOWED = re.compile(
     r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
     r"|variables/variables\.(index|data-[0-9]{5}-of-[0-9]{5})"
     r"|assets/[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}"
     r"|assets\.extra/(tf_serving_warmup_requests|[A-Za-z0-9_][A-Za-z0-9_-]{0,100}\.json)"
 )
-#: What one file may take, where it is less than a whole model: bytes by path.
+#: Largest size of single files, bytes by path; other files may take MAX_MODEL_BYTES.
 _FILE_BYTES = {LAST_FILE: MAX_GRAPH_BYTES, WARMUP_FILE: MAX_WARMUP_BYTES}
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def version_number(name: str) -> int | None:
-    """The version that a folder's name means; None where it is no version (a staging name, a leading zero, …)."""
+    """Return the version number in a folder's name, or None (a staging name, a leading zero, …)."""
     return int(name) if _VERSION.fullmatch(name) else None
 
 
 def list_versions(base: Store, *, real: bool = True) -> list[int]:
-    """The versions below a base path, ascending: real folders whose name is a whole number. No symlink is followed.
+    """Return the versions below a base path, ascending: folders whose name is a whole number. Symlinks are skipped.
 
-    With ``real=False``, whatever has such a name: these numbers are not free.
+    With ``real=False``, files and symlinks of such a name count too: their numbers are not free.
     """
     if isinstance(base, LocalStore):
         try:
@@ -59,14 +59,14 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
     """Yield (relative path, bytes) of each file of a model folder, sorted by path.
 
     Raises:
-      FileNotFoundError: where there is no such folder.
-      IntegrityError: for a file that a SavedModel does not have, anything but regular files, or too much of them.
+      FileNotFoundError: if there is no such folder.
+      IntegrityError: for a file that is not part of a SavedModel, an irregular file, or a limit exceeded.
     """
     total, count = 0, 0
     local = isinstance(folder, LocalStore)
     for path in _local_paths(Path(folder.root)) if local else folder.list():
         if not _ALLOWED.fullmatch(path):
-            raise IntegrityError(f"{folder.url(path)} does not belong into a model: move it away")
+            raise IntegrityError(f"{folder.url(path)} is not part of a SavedModel; move it out of the model's folder")
         count += 1
         if count > MAX_MODEL_FILES:
             raise IntegrityError(f"{folder.root} holds more than {MAX_MODEL_FILES} files")
@@ -84,17 +84,17 @@ def read_files(folder: Store) -> Iterator[tuple[str, bytes]]:
 
 
 def _local_paths(root: Path) -> list[str]:
-    """Return all that is below a folder and is no folder itself, as relative POSIX paths. A symlink is an error."""
+    """Return all files below a folder as relative POSIX paths. Raises `IntegrityError` for a symlink."""
     found = []
     pending = [root]
     while pending:
         folder = pending.pop()
         if folder.is_symlink():
-            raise IntegrityError(f"{folder} is a symbolic link: a model is loaded from real folders only")
+            raise IntegrityError(f"{folder} is a symbolic link; a model folder must be a real folder")
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise IntegrityError(f"{entry.path} is a symbolic link: a model consists of regular files only")
+                    raise IntegrityError(f"{entry.path} is a symbolic link; a model may hold regular files only")
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(Path(entry.path))
                 else:
@@ -103,17 +103,17 @@ def _local_paths(root: Path) -> list[str]:
 
 
 def _read_regular(path: Path, most: int) -> bytes:
-    """At most the first ``most`` bytes of a regular file."""
+    """Return at most the first ``most`` bytes of a regular file."""
     # O_NONBLOCK: opening a FIFO must not wait for its writer. It has no effect on regular files.
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise IntegrityError(f"{path} is no regular file")
+            raise IntegrityError(f"{path} is not a regular file")
         return file.read(most)
 
 
 def file_digests(folder: Store) -> dict[str, str]:
-    """Hex sha256 of each file of a model folder, by relative path. Raises as `read_files` does."""
+    """Return the hex sha256 of each file of a model folder, by relative path. Raises as `read_files` does."""
     return {path: hashlib.sha256(data).hexdigest() for path, data in read_files(folder)}
 
 
@@ -123,15 +123,15 @@ def model_digest(files: Mapping[str, str]) -> str:
 
 
 def check_digests(where: str, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Raise `IntegrityError`, naming the first file, where a model's files are not those that were recorded."""
+    """Raise `IntegrityError`, naming the first file, if a model's files differ from the recorded ones."""
     for path in sorted(set(found) | set(expected)):
         if found.get(path) != expected.get(path):
             what = "is missing" if path not in found else "was added" if path not in expected else "was altered"
-            raise IntegrityError(f"{where}/{path} {what} since the model was recorded: it is not served")
+            raise IntegrityError(f"{where}/{path} {what} since the model was recorded; not served")
 
 
 def copy_model(source: Store, target: Path) -> dict[str, str]:
-    """Copy a model folder into the new private folder ``target`` and return the digests of what was copied."""
+    """Copy a model folder into the new private folder ``target`` and return the copies' digests."""
     target.mkdir(mode=0o700)
     digests = {}
     for path, data in read_files(source):

@@ -1,10 +1,10 @@
 """Push, rollback and repair: how a blessed candidate becomes a served version.
 
-In this order, each step harmless when it is the last one: the version number is taken in the registry; the files are
-staged beside the versions under a name that no server loads, and checked; the folder is renamed to its number (S3 has
-no rename: there the files are copied, ``saved_model.pb`` last, and the number is named nowhere yet); the registry
-commits version and label; the server's configuration, which is derived from the registry, is replaced. A pusher that
-dies leaves the old version served; the next push, or `reconcile`, clears up after it.
+Steps, each safe to stop after: 1. take the version number in the registry; 2. stage the files beside the versions
+under a name that no server loads, and check them; 3. rename the folder to its number (S3 has no rename: the files are
+copied under a number that nothing names yet, ``saved_model.pb`` last); 4. commit version and label in the registry;
+5. replace the server's configuration, which is derived from the registry. If a pusher dies, the old version stays
+served; the next push, or `reconcile`, cleans up.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _STAGING = "staging-"
 
 
 class NotBlessedError(CimlError):
-    """A push of a candidate that the gate did not bless."""
+    """The candidate to push is not blessed by the gate."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A version that may be served now, and its label."""
+    """A pushed version and its label."""
 
     model: str
     version: int
@@ -53,20 +53,20 @@ def push(
     facts: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Pushed:
-    """Record a candidate and its verdict, and push it where it is blessed.
+    """Record a candidate and the gate's decision, and push it if it is blessed.
 
     Args:
       data: the data root.
       model: the model's name.
-      candidate_folder: the SavedModel as it was exported.
-      verdict: the gate's.
-      label: what will name the new version; ``stable`` makes it the champion.
-      facts: what the candidate was made of, for the record.
-      check: whether to load the candidate first and to query it (`serving.contract.check_candidate`).
+      candidate_folder: the exported SavedModel.
+      verdict: the gate's decision.
+      label: the label of the new version; ``stable`` makes it the champion.
+      facts: the candidate's data set, experiment, snapshot, …, recorded with it.
+      check: load and query the candidate first (`serving.contract.check_candidate`).
 
     Raises:
-      NotBlessedError: with the verdict's reasons. Candidate and verdict are recorded all the same.
-      IntegrityError: when the candidate is no model that ciml serves, or its files changed meanwhile.
+      NotBlessedError: with the decision's reasons. Candidate and decision are recorded nevertheless.
+      IntegrityError: if the candidate fails its checks, or its files changed meanwhile.
     """
     registry = Registry(data, model)
     candidate = registry.record_candidate(candidate_folder, facts)
@@ -75,12 +75,12 @@ def push(
 
 
 def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE, check: bool = True) -> Pushed:
-    """Push a candidate that is recorded and blessed. Again is no harm: it becomes no second version. See `push`."""
+    """Push a recorded and blessed candidate. Idempotent: a repeated push adds no version. See `push`."""
     state = registry.state
     candidate = state.candidates.get(candidate_id)
     verdict = state.verdicts.get(candidate_id)
     if candidate is None or verdict is None or not verdict.blessed:
-        why = "; ".join(verdict.reasons) if verdict else "the gate has not spoken"
+        why = "; ".join(verdict.reasons) if verdict else "no decision of the gate is recorded"
         raise NotBlessedError(f"model {registry.model}: candidate {candidate_id} is not blessed: {why}")
     reconcile(registry)
     if check:
@@ -111,14 +111,14 @@ def _known_version(state: RegistryState, candidate_id: str) -> int | None:
 
 
 def _take_number(registry: Registry, candidate_id: str) -> int:
-    """Take the next version number: above all that were ever taken, and above whatever lies there."""
+    """Take the next version number, above all taken numbers and all folders below the base path."""
     taken: list[int] = []
     pusher = secrets.token_hex(8)
 
     def build(state: RegistryState) -> Delta:
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
         taken[:] = [number]
-        # With the pusher's own mark: two that take a number at once must not take each other's delta for their own.
+        # The pusher's mark: of two concurrent pushers neither may mistake the other's delta for its own.
         return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
     registry.commit(build)
@@ -126,30 +126,30 @@ def _take_number(registry: Registry, candidate_id: str) -> int:
 
 
 def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
-    """Copy the candidate to where it can be placed from; return that folder."""
+    """Copy the candidate to a staging folder and return it."""
     base = registry.base
     local = isinstance(base, LocalStore)
     target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if local else str(number))
     files = dict(read_files(_store(candidate.folder)))
     for path in sorted(files, key=lambda one: (one == LAST_FILE, one)):
-        # Read back where something is there already: a writer that was answered twice finds what it wrote itself.
+        # An existing object is read back: after a retried write, the writer finds its own object.
         if not target.create(path, files[path]) and target.read(path) != files[path]:
-            raise IntegrityError(f"{target.url(path)} exists already: another wrote into {base.root}")
+            raise IntegrityError(f"{target.url(path)} exists already: another process writes to {base.root}")
     return target
 
 
 def _check_staged(staged: Store, candidate: Candidate) -> None:
-    """Read back what was staged. Raises `IntegrityError` where it is not what was blessed."""
+    """Read the staged files back. Raises `IntegrityError` if they differ from the blessed ones."""
     check_digests(staged.root, file_digests(staged), candidate.files)
 
 
 def _place(registry: Registry, number: int, staged: Store) -> None:
-    """Rename the staged folder to its number. On S3 it lies there already."""
+    """Rename the staged folder to its number. On S3 it has that name already."""
     if not isinstance(staged, LocalStore):
         return
     target = registry.folder(number).root
     try:
-        os.rename(staged.root, target)  # fails where something is there already
+        os.rename(staged.root, target)  # fails if the target exists
         handle = os.open(registry.base.root, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -162,7 +162,7 @@ def _place(registry: Registry, number: int, staged: Store) -> None:
 def _commit(registry: Registry, number: int, label: str) -> None:
     def build(state: RegistryState) -> Delta:
         if state.versions[number].state != "staged":
-            raise CimlError(f"model {registry.model}: another pusher gave up version {number} for dead; push again")
+            raise CimlError(f"model {registry.model}: another pusher abandoned version {number} meanwhile; push again")
         return {"kind": "pushed", "model_version": number, "labels": {label: number}}
 
     registry.commit(build)
@@ -175,10 +175,10 @@ def _relabel(registry: Registry, number: int, label: str) -> None:
 
 
 def write_config(data: Store) -> bool:
-    """Bring the server's configuration to what the registries say; return whether it had to change.
+    """Write the server's configuration from the registries; return whether it changed.
 
-    Several pushers may write it: each looks at the registries again after writing, so the last one to write has seen
-    the last commit.
+    Safe for concurrent pushers: each reads the registries again after it wrote, so the last writer has seen the last
+    commit.
     """
     models = data.child("models")
     changed = False
@@ -196,29 +196,29 @@ def write_config(data: Store) -> bool:
 
 
 def rollback(data: Store, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
-    """Move a label to an earlier version (or any that was pushed). Higher versions are withdrawn.
+    """Move a label to an earlier version (or any pushed one). Higher versions are withdrawn.
 
     Args:
-      version: where to go; None means the predecessor of what the label names now.
+      version: the target; None means the predecessor of the version that the label names.
 
     Raises:
-      CimlError: where there is no such version; `IntegrityError` where its files were altered.
+      CimlError: if there is no such version; `IntegrityError` if its files were altered.
     """
     registry = Registry(data, model)
     state = registry.state
     present = state.labels.get(label)
     if present is None:
-        raise CimlError(f"model {model}: nothing is labelled {label}")
+        raise CimlError(f"model {model}: no version has the label {label}")
     if version is None:
         version = state.predecessor(present)
         if version is None:
-            raise CimlError(f"model {model}: version {present} has no predecessor to go back to")
+            raise CimlError(f"model {model}: version {present} has no predecessor; nothing to roll back to")
     target, files = version, state.files(version)
     folder = registry.folder(target)
     try:
         check_digests(folder.root, file_digests(folder), files)
     except FileNotFoundError:
-        raise IntegrityError(f"{folder.root} is gone") from None
+        raise IntegrityError(f"{folder.root} is missing") from None
 
     def build(state: RegistryState) -> Delta | None:
         now = state.labels.get(label)
@@ -234,7 +234,7 @@ def rollback(data: Store, model: str, version: int | None = None, *, label: str 
 
 
 def reconcile(registry: Registry) -> list[str]:
-    """Clear up after pushers that died, and write the configuration where it lags behind. Return what it did."""
+    """Clean up after pushers that died, and update the configuration. Return a line for each action."""
     done = []
     for number in registry.state.staged():
 
@@ -245,7 +245,7 @@ def reconcile(registry: Registry) -> list[str]:
 
         if registry.commit(build) is not None:
             _remove(registry.folder(number))
-            done.append(f"version {number} was never finished: given up")
+            done.append(f"version {number} was never completed: abandoned")
     if isinstance(registry.base, LocalStore) and os.path.isdir(registry.base.root):
         for name in sorted(os.listdir(registry.base.root)):
             if name.startswith(_STAGING):
@@ -266,7 +266,7 @@ def _remove(folder: Store) -> None:
         elif place.is_dir():
             shutil.rmtree(place)
         return
-    # The file that makes it a model goes first.
+    # Without this file the folder no longer counts as a model.
     for path in sorted(folder.list(), key=lambda one: (one != LAST_FILE, one)):
         folder.delete(path)
 
@@ -275,7 +275,7 @@ def verify_versions(data: Store, model: str) -> dict[int, str]:
     """Compare the folders of a model with its registry.
 
     Returns:
-      For each version that was pushed or lies there: "" where all is as it was recorded, else what is wrong.
+      "" for each version whose files match the registry, else the defect; includes folders that were never pushed.
     """
     registry = Registry(data, model)
     state = registry.state
@@ -284,7 +284,7 @@ def verify_versions(data: Store, model: str) -> dict[int, str]:
         folder = registry.folder(number)
         try:
             if number not in state.pushed():
-                raise IntegrityError(f"{folder.root} was not pushed by ciml: it is never served; move it away")
+                raise IntegrityError(f"{folder.root} was not pushed by ciml and is never served; move it elsewhere")
             check_digests(folder.root, file_digests(folder), state.files(number))
             found[number] = ""
         except (CimlError, OSError) as error:

@@ -1,8 +1,8 @@
-"""The registry of a model: its candidates, their verdicts, the versions that were pushed, and the labels.
+"""The registry of a model: its candidates, the gate's decisions, the pushed versions, and the labels.
 
-It is a manifest log at ``DATA/registry/<model>``: whoever reads it sees one history, and two writers cannot both have
-the same version. The files of a version are recorded with their digests, so that an altered one is seen. What
-``stable`` names is the champion. The model server's configuration is derived from here and holds nothing of its own.
+It is a manifest log at ``DATA/registry/<model>``: all readers see one history, and two writers cannot take the same
+version. It records the digests of a version's files, so that alterations are detected. The version that ``stable``
+names is the champion. The model server's configuration is derived from the registry.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CANARY = "canary"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was trained. Its id is of its content: the same files are the same candidate.
+    """A trained model. Its id is derived from its content: the same files are the same candidate.
 
     Attributes:
-      id: the first 16 letters of ``digest``.
+      id: the first 16 characters of ``digest``.
       digest: of all files (`serving.model_files.model_digest`).
       files: hex sha256 by relative path.
-      folder: where it was when it was recorded.
-      facts: what it was made of: data set, experiment, snapshot, …
+      folder: its folder when it was recorded.
+      facts: its data set, experiment, snapshot, …
     """
 
     id: str
@@ -44,12 +44,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a candidate.
+    """The gate's decision on a candidate.
 
     Attributes:
       blessed: whether it may be served.
-      reasons: why not, one line each; or what spoke for it.
-      metrics: the figures that decided.
+      reasons: for the decision, one line each.
+      metrics: the figures behind the decision.
     """
 
     blessed: bool
@@ -59,10 +59,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Version:
-    """A version number and what became of it. Numbers are never used again.
+    """A version number and its state. Numbers are never reused.
 
-    ``staged``: a push is under way, or died. ``pushed``: it may be served. ``abandoned``: the push came to nothing.
-    ``withdrawn`` is a pushed version that was rolled back from; it is served again only when someone says so.
+    ``staged``: a push is in progress, or died. ``pushed``: may be served. ``abandoned``: the push failed.
+      ``withdrawn``:
+    rolled back from; served again only after an explicit rollback to it.
     """
 
     number: int
@@ -73,7 +74,7 @@ class Version:
 
 
 class RegistryState:
-    """What the deltas of a registry add up to."""
+    """The state of a registry after its deltas."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -84,9 +85,9 @@ class RegistryState:
         self.last_candidate: str = ""
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows. Raises `IntegrityError` where it contradicts what came before."""
+        """Apply the next delta. Raises `IntegrityError` if it contradicts the earlier ones."""
         if version != self.version + 1:
-            raise IntegrityError(f"registry: version {version} after {self.version}")
+            raise IntegrityError(f"registry: version {version} follows {self.version}")
         kind, time_us = delta["kind"], delta["time_us"]
         if kind == "candidate":
             one = delta["candidate"]
@@ -102,7 +103,7 @@ class RegistryState:
         elif kind in ("pushed", "abandoned"):
             number = delta["model_version"]
             if number not in self.versions or self.versions[number].state != "staged":
-                raise IntegrityError(f"registry: model version {number} is {kind} without having been staged")
+                raise IntegrityError(f"registry: model version {number} is {kind} but was never staged")
             self.versions[number] = Version(number, self.versions[number].candidate, kind, time_us)
             self._label(delta.get("labels", {}))
         elif kind == "labels":
@@ -113,7 +114,7 @@ class RegistryState:
             for label in delta.get("removed", ()):
                 self.labels.pop(label, None)
         else:
-            raise IntegrityError(f"registry: version {version} is a {kind!r}, which this ciml does not know")
+            raise IntegrityError(f"registry: version {version} has the unknown kind {kind!r}; upgrade ciml")
         self.version = version
 
     def _label(self, labels: Mapping[str, int]) -> None:
@@ -126,32 +127,32 @@ class RegistryState:
 
     @property
     def champion(self) -> int | None:
-        """The version that `stable` names."""
+        """The version labelled `stable`, or None."""
         return self.labels.get(STABLE)
 
     def files(self, number: int) -> Mapping[str, str]:
-        """Digests by path of a pushed version. Raises `CimlError` where there is none."""
+        """Return the digests of a pushed version by path. Raises `CimlError` if it was not pushed."""
         version = self.versions.get(number)
         if version is None or version.state != "pushed":
-            raise CimlError(f"version {number} was never pushed: there are {self.pushed() or 'none'}")
+            raise CimlError(f"version {number} was never pushed; pushed versions: {self.pushed() or 'none'}")
         return self.candidates[version.candidate].files
 
     def pushed(self) -> list[int]:
-        """Return the versions that may be served, ascending."""
+        """Return the pushed versions, ascending."""
         return sorted(number for number, one in self.versions.items() if one.state == "pushed")
 
     def staged(self) -> list[int]:
-        """Return the versions whose push is under way, or died."""
+        """Return the versions whose push is in progress, or died."""
         return sorted(number for number, one in self.versions.items() if one.state == "staged")
 
     def predecessor(self, number: int) -> int | None:
-        """Return the version to go back to from ``number``: the highest below it that was not withdrawn."""
+        """Return the rollback target of ``number``: the highest lower version that was not withdrawn."""
         return max((one for one in self.pushed() if one < number and not self.versions[one].withdrawn), default=None)
 
     def served(self) -> list[int]:
-        """Return the versions that the server is to hold: those with a label, and the champion's predecessor.
+        """Return the versions that the server loads: the labelled ones, and the champion's predecessor.
 
-        The predecessor makes a rollback immediate, and stands in when a restarted server finds the champion damaged.
+        The predecessor makes a rollback immediate, and replaces a damaged champion when the server restarts.
         """
         wanted = set(self.labels.values())
         if self.champion is not None and (before := self.predecessor(self.champion)) is not None:
@@ -159,7 +160,7 @@ class RegistryState:
         return sorted(wanted)
 
     def pending(self) -> Candidate | None:
-        """Return the last candidate, where it was blessed and its push came to nothing: a pusher died."""
+        """Return the last candidate if it is blessed but was never pushed because a pusher died, else None."""
         verdict = self.verdicts.get(self.last_candidate)
         pushed = {one.candidate for one in self.versions.values() if one.state == "pushed"}
         if verdict is None or not verdict.blessed or self.last_candidate in pushed:
@@ -173,7 +174,7 @@ class Registry:
     Args:
       data: the data root.
       model: the model's name.
-      now_us: epoch microseconds, for what is recorded.
+      now_us: clock of the recorded times, epoch microseconds.
     """
 
     def __init__(self, data: Store, model: str, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
@@ -186,12 +187,12 @@ class Registry:
 
     @property
     def state(self) -> RegistryState:
-        """The present state, read anew. Not to be changed by the caller."""
+        """The current state, read from the store. The caller must not change it."""
         catch_up(self._log, self._state)
         return self._state
 
     def commit(self, build: Callable[[RegistryState], Delta | None]) -> int | None:
-        """Append what ``build`` makes of the present state; see `ciml.manifest.log.commit`."""
+        """Append the delta that ``build`` derives from the current state; see `ciml.manifest.log.commit`."""
 
         def stamped() -> Delta | None:
             delta = build(self._state)
@@ -200,15 +201,15 @@ class Registry:
         return commit(self._log, self._state, stamped)
 
     def record_candidate(self, folder: Store, facts: Mapping[str, Any] | None = None) -> Candidate:
-        """Record a trained model with the digests of its files. The same files again are the same candidate.
+        """Record a trained model with the digests of its files. Idempotent for the same files.
 
         Raises:
-          CimlError: where there is no model at ``folder``; `IntegrityError` where it holds what it must not.
+          CimlError: if there is no model at ``folder``; `IntegrityError` if it holds forbidden files.
         """
         try:
             files = file_digests(folder)
         except FileNotFoundError:
-            raise CimlError(f"there is no model at {folder.root}") from None
+            raise CimlError(f"no model at {folder.root}") from None
         digest = model_digest(files)
         one = {"id": digest[:16], "digest": digest, "files": files, "folder": folder.root, "facts": dict(facts or {})}
         self.commit(
@@ -217,7 +218,7 @@ class Registry:
         return self.state.candidates[digest[:16]]
 
     def record_verdict(self, candidate: str, verdict: Verdict) -> None:
-        """Record what the gate said of a candidate; the last verdict counts."""
+        """Record the gate's decision on a candidate; the last decision counts."""
         delta = {
             "kind": "verdict",
             "candidate": candidate,
@@ -228,20 +229,20 @@ class Registry:
 
         def build(state: RegistryState) -> Delta | None:
             if candidate not in state.candidates:
-                raise CimlError(f"model {self.model}: there is no candidate {candidate}")
+                raise CimlError(f"model {self.model}: unknown candidate {candidate}")
             return None if state.verdicts.get(candidate) == verdict else delta
 
         self.commit(build)
 
     def folder(self, number: int) -> Store:
-        """Where version ``number`` lies."""
+        """Return the folder of version ``number``."""
         return self.base.child(str(number))
 
     def read_asset(self, number: int, name: str) -> bytes:
         """Return the file ``assets/<name>`` of a pushed version, checked against its digest.
 
         Raises:
-          CimlError: where that version or file does not exist; `IntegrityError` where it was altered.
+          CimlError: if that version or file does not exist; `IntegrityError` if it was altered.
         """
         path = f"assets/{name}"
         files = self.state.files(number)
@@ -258,7 +259,7 @@ class Registry:
         return data
 
     def entry(self) -> ModelEntry | None:
-        """This model's part of the server's configuration; None where no version has a label."""
+        """Return this model's part of the server's configuration; None without a labelled version."""
         state = self.state
         if not state.labels:
             return None
@@ -266,12 +267,12 @@ class Registry:
 
 
 def registered_models(data: Store) -> list[str]:
-    """Return the models that have a registry below a data root."""
+    """Return the names of the models with a registry below a data root."""
     return sorted({path.split("/")[1] for path in data.list("registry") if path.count("/") >= 2})
 
 
 class RegistryVerifier:
-    """Says for the model server whether a version's files are those that were pushed with a blessing.
+    """Verifies for the model server that a version's files are those of a blessed push.
 
     Args:
       root: the folder of all registries, local or ``s3://``.
@@ -281,7 +282,7 @@ class RegistryVerifier:
         self._root = open_store(root)
 
     def __call__(self, model: str, version: int, digests: Mapping[str, str]) -> None:
-        """Raise `IntegrityError` unless ``version`` was pushed and its files are as they were recorded."""
+        """Raise `IntegrityError` unless ``version`` was pushed and its files match the registry."""
         state = RegistryState()
         catch_up(ManifestLog(self._root.child(check_model_name(model))), state)
         try:
@@ -289,5 +290,5 @@ class RegistryVerifier:
         except CimlError as error:
             raise IntegrityError(f"model {model}: {error}") from None
         if not state.verdicts.get(state.versions[version].candidate, Verdict(False)).blessed:
-            raise IntegrityError(f"model {model}: version {version} has no blessing")
+            raise IntegrityError(f"model {model}: version {version} is not blessed")
         check_digests(f"{model}/{version}", digests, files)

@@ -1,8 +1,8 @@
-"""The messages that a client of TensorFlow Serving needs, made without importing TensorFlow.
+"""The messages of a TensorFlow Serving client, without importing TensorFlow.
 
-The stubs of tensorflow-serving-api import TensorFlow: seconds and half a gigabyte for a worker that only asks. What
-goes over the wire is decided by field numbers alone; these are the ones of ``tensorflow_serving/apis`` and
-``tensorflow/core/framework``, under a package of our own so that both can live in one process.
+The stubs of tensorflow-serving-api import TensorFlow: seconds and half a gigabyte in a worker that only sends requests.
+The wire format depends on field numbers alone: these are the numbers of ``tensorflow_serving/apis`` and
+``tensorflow/core/framework``, in a package of our own, so that both can exist in one process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KINDS = {
     "int64": _Field.TYPE_INT64,
     "float": _Field.TYPE_FLOAT,
 }
-# Message: fields as (name, number, type); "*" repeats. Enumerations are int32, which is how they travel.
+# Message: fields as (name, number, type); "*" means repeated. Enumerations are int32 on the wire.
 _MESSAGES = {
     "Int64Value": [("value", 1, "int64")],
     "ModelSpec": [
@@ -48,7 +48,7 @@ _MESSAGES = {
     "Status": [("error_code", 1, "int32"), ("error_message", 2, "string")],
     "VersionStatus": [("version", 1, "int64"), ("state", 2, "int32"), ("status", 3, "Status")],
     "StatusResponse": [("model_version_status", 1, "*VersionStatus")],
-    # For the server: as above, with what is inside as bytes, to be counted before it is parsed.
+    # For the server: nested messages stay bytes, to be counted before they are parsed.
     "RequestHead": [("model_spec", 1, "bytes"), ("inputs", 2, "*bytes"), ("output_filter", 3, "*bytes")],
     "RequestInput": [("key", 1, "string"), ("value", 2, "bytes")],
     "TensorHead": [("tensor_shape", 2, "bytes"), ("resource_handle_val", 14, "*bytes"), ("variant_val", 15, "*bytes")],

@@ -1,4 +1,4 @@
-"""Announcements: messages of the topic `runs`, each of which names a run that the raw store holds."""
+"""Announcements: messages of the topic `runs`, each naming a run of the raw store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ciml.events.records import Message
 from ciml.events.run_id import RunId
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-#: Where `transforms.raw.write.run_path` puts a run; a job's name is percent-encoded there.
+#: The folders of `transforms.raw.write.run_path`; the job's name is percent-encoded.
 _FOLDER = re.compile(r"runs/job=[A-Za-z0-9_.~%-]{1,200}/date=[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -25,8 +25,8 @@ class Announcement:
       timestamp_ms: when it was announced, epoch milliseconds.
       run_id: the encoded run id.
       build_name: the job.
-      path: the raw object's path; its name is made of run id and digest.
-      reclaim: the digest of its row where the row is that of a reclaim; "" for the first row of a run.
+      path: the raw object's path; its file name consists of run id and digest.
+      reclaim: the row's digest if the row is a reclaim; "" for the first row of a run.
     """
 
     offset: int
@@ -41,7 +41,7 @@ def read_announcement(message: Message) -> Announcement:
     """Read a message of the topic `runs`.
 
     Raises:
-      RejectedInput: ``bad_announcement``, where it is no announcement or its path is not that of its run.
+      RejectedInput: ``bad_announcement``, if it is malformed or its path is not that of its run.
     """
     try:
         return _read(message)
@@ -52,19 +52,19 @@ def read_announcement(message: Message) -> Announcement:
 def _read(message: Message) -> Announcement:
     value = parse_json(message.value or b"")
     if not isinstance(value, dict):
-        raise RejectedInput("bad_announcement", "is no JSON object")
+        raise RejectedInput("bad_announcement", "not a JSON object")
     run_id, build_name, path, digest = (_text(value, name) for name in ("run_id", "build_name", "path", "digest"))
     RunId.decode(run_id)
     if not _DIGEST.fullmatch(digest):
-        raise RejectedInput("bad_announcement", f"digest {digest!r:.80}: want 64 hexadecimal digits")
+        raise RejectedInput("bad_announcement", f"invalid digest {digest!r:.80}: expected 64 hexadecimal digits")
     folder, _, name = path.rpartition("/")
     if not _FOLDER.fullmatch(folder) or name != f"{run_id}.{digest[:16]}.parquet":
-        raise RejectedInput("bad_announcement", f"path {path!r:.200}: want that of run {run_id} with its digest")
+        raise RejectedInput("bad_announcement", f"path {path!r:.200} does not match run {run_id} and its digest")
     reclaim = digest if value.get("reclaim") is True else ""
     return Announcement(message.offset, message.timestamp_ms, run_id, build_name, path, reclaim)
 
 
 def _text(value: dict[str, object], name: str) -> str:
     if not isinstance(value.get(name), str) or not value[name]:
-        raise RejectedInput("bad_announcement", f"{name}: want a text")
+        raise RejectedInput("bad_announcement", f"{name}: expected a text")
     return text(value, name)

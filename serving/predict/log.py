@@ -1,4 +1,4 @@
-"""The manifest of predictions: which announcements are covered, and what was predicted, each run once a version."""
+"""The manifest of predictions: covered announcements and their predictions, one for each run and version."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from ciml.storage.open import Store
 
 FOLDER = "predictions"
 
-#: Bounds of the latencies that are counted, s. Checkpoints hold counts by them: other bounds need another key there.
+#: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> str:
-    """Return the same for the same row, model and version, wherever and however often it is made.
+    """Return a deterministic id for a row, model and version.
 
     Args:
       run_id: the encoded run id.
-      model: the model's name; ``version`` the one that answered.
-      reclaim: the digest of the row where it is a reclaim's: that is predicted again, whatever the first row said.
+      model: the model's name.
+      version: the version that answered.
+      reclaim: the row's digest if it is a reclaim, which is predicted again; else "".
     """
     return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
 
@@ -49,10 +50,10 @@ def read_predictions(data: Store) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Predicted:
-    """What became of the announcements of one range. Each record holds the ``offset`` that it comes from.
+    """The results of one range of announcements. Each record holds the ``offset`` of its announcement.
 
     Attributes:
-      covers: the range; all of it is settled by the records here (offsets without a record are no messages).
+      covers: the range, fully settled by these records (offsets without a record hold no message).
       predictions: records with ``id``, ``run_id``, ``model``, ``version``, ``class``, ``probabilities``, …
       unpredictable: records with ``run_id``, ``reason`` and perhaps ``detail``.
     """
@@ -75,21 +76,21 @@ class Predicted:
 
 
 class PredictionState:
-    """What the deltas of the predictions' manifest add up to.
+    """The state of the predictions' manifest after its deltas.
 
     Attributes:
-      version: that of the last delta applied.
-      topic_ids: the broker's UUID of each topic as it was first seen.
+      version: of the last delta applied.
+      topic_ids: the broker's UUID of each topic when it was first read.
       predicted: predictions by (model, version).
-      unpredictable: announcements that led to no prediction, by reason.
-      repeats: announcements of runs that the same version had predicted before.
-      latencies: predictions by (model, place of the first of `LATENCIES_S` that is not less than the time from the
-        announcement to the prediction; one more for what is above all of them).
+      unpredictable: announcements without a prediction, by reason.
+      repeats: announcements of runs that the same version had already predicted.
+      latencies: predictions by (model, bucket): the bucket is the index of the first of `LATENCIES_S` that is not less
+        than the time from announcement to prediction; one more bucket for longer times.
       latency_us: the sum of those times by model, microseconds.
       time_us: when the last delta was committed.
-      restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: how many records came since then.
-      torn: whether `apply` was broken off, so that this is no state any more.
+      restored: the version of the checkpoint that the state was restored from, 0 without one.
+      records: number of records since then.
+      torn: whether `apply` failed midway, which makes the state unusable.
     """
 
     def __init__(self, ids: IdSet | None = None) -> None:
@@ -106,21 +107,21 @@ class PredictionState:
         self._covered: dict[tuple[str, int], RangeSet] = {}
 
     def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the offsets of a partition that are settled. Not to be changed by the caller."""
+        """Return the settled offsets of a partition. The caller must not change them."""
         return self._covered.get((topic, partition), _NOTHING)
 
     def has(self, identity: str) -> bool:
-        """Return whether there is a prediction of that id."""
+        """Return whether a prediction with that id exists."""
         return fingerprint(identity) in self._ids
 
     def prefetch(self, identities: Iterable[str]) -> None:
-        """Says which ids `has` is asked for next, so that they are looked up at once."""
+        """Look up in one go the ids that `has` is called with next."""
         self._ids.prefetch(fingerprint(identity) for identity in identities)
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows. Raises `IntegrityError` where it does not, or holds a prediction again."""
+        """Apply the next delta. Raises `IntegrityError` if it is not the next, or repeats a prediction."""
         if version != self.version + 1:
-            raise IntegrityError(f"predictions: version {version} after {self.version}")
+            raise IntegrityError(f"predictions manifest: version {version} follows {self.version}")
         self.prefetch(one["id"] for one in delta["predictions"])
         self.torn = True
         for topic, entry in delta["offsets"].items():
@@ -132,7 +133,7 @@ class PredictionState:
                     covered.add(start, end)
         for one in delta["predictions"]:
             if self.has(one["id"]):
-                raise IntegrityError(f"predictions: version {version} holds {one['id']} again")
+                raise IntegrityError(f"predictions manifest: version {version} repeats prediction {one['id']}")
             self._ids.add(fingerprint(one["id"]))
             self.predicted[one["model"], one["version"]] += 1
             if (latency_ms := one.get("latency_ms")) is not None:
@@ -147,7 +148,7 @@ class PredictionState:
         self.time_us = delta["time_us"]
 
     def snapshot(self) -> dict[str, Any]:
-        """What it adds up to, as JSON, without the ids."""
+        """Return the state as JSON, without the ids."""
         covered = sorted(self._covered.items(), key=lambda item: item[0])
         return {
             "time_us": self.time_us,
@@ -176,23 +177,23 @@ class PredictionState:
         return state
 
     def recent(self) -> dict[str, Rows]:
-        """Return the ids since the checkpoint that it was restored from."""
+        """Return the ids added since the checkpoint it was restored from."""
         return {"ids": self._ids.recent()}
 
 
-#: How checkpoints of a predictions' manifest are made.
+#: Checkpoint format of a predictions' manifest.
 PREDICTIONS = Checkpointed({"ids": TableKind()}, PredictionState.restored_from)
 
 _NOTHING = RangeSet()
 
 
 def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int) -> Delta | None:
-    """Return the delta that ``ranges`` add to ``state``, or None where they add nothing.
+    """Return the delta that ``ranges`` add to ``state``, or None if they add nothing.
 
-    What is covered already is dropped (a replay); a run that the same version has predicted is a repeat.
+    Covered offsets are dropped (a replay); a run that the same version has predicted is a repeat.
 
     Raises:
-      IntegrityError: for a record outside of its range, or a topic made anew.
+      IntegrityError: for a record outside of its range, or a topic that was recreated.
     """
     offsets: dict[str, dict[int, RangeSet]] = {}
     topic_ids: dict[str, str] = {}
@@ -214,7 +215,7 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
                 fresh.add(*part)
         for record in [*one.predictions, *one.unpredictable]:
             if not covers.start <= record["offset"] < covers.end:
-                raise IntegrityError(f"{covers}: offset {record['offset']} is outside of it")
+                raise IntegrityError(f"{covers}: offset {record['offset']} is outside of this range")
         for record in one.predictions:
             if record["offset"] in fresh:
                 if record["id"] in new or state.has(record["id"]):

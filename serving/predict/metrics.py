@@ -1,4 +1,4 @@
-"""The metrics of the predictions' manifest."""
+"""Metrics of the predictions' manifest."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from ciml.metrics import Family, Metric
 from ciml.raw.metrics import manifest_families
 from serving.predict.log import LATENCIES_S, PredictionState
 
-#: Of each model so many versions are counted by themselves, the latest; those before them together.
+#: The latest versions of each model have series of their own; older ones are counted together.
 _VERSIONS = 10
 OLDER = "older"
 
-PREDICTIONS = Metric("ciml_predictions_total", "counter", "Predictions that are committed.", ("model", "version"))
+PREDICTIONS = Metric("ciml_predictions_total", "counter", "Committed predictions.", ("model", "version"))
 LATENCY = Metric(
     "ciml_prediction_latency_seconds",
     "histogram",
-    "From a run's announcement to its prediction.",
+    "Time from a run's announcement to its prediction.",
     ("model",),
     LATENCIES_S,
 )
 UNPREDICTABLE = Metric(
-    "ciml_unpredictable_total", "counter", "Announcements that led to no prediction, by reason.", ("reason",)
+    "ciml_unpredictable_total", "counter", "Announcements without a prediction, by reason.", ("reason",)
 )
 REPEATS = Metric(
-    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had predicted before."
+    "ciml_prediction_repeats_total", "counter", "Announcements of runs that the same version had already predicted."
 )
 
 METRICS = (PREDICTIONS, LATENCY, UNPREDICTABLE, REPEATS)
 
 
 def prediction_families(state: PredictionState) -> Iterator[Family]:
-    """Yield the metrics of a state."""
+    """Yield the metric families of a state."""
     versions: dict[str, list[int]] = {}
     for model, version in sorted(state.predicted):
         versions.setdefault(model, []).append(version)

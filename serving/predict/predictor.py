@@ -1,4 +1,4 @@
-"""Predict: from announcements of runs to predictions, by the definition that the served version carries."""
+"""Predicts announced runs, by the data set definition of the served version."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
     from ciml.datasets.definition import ResolvedDefinition
 
-#: A call takes no more than this: the server's own limit is 16 MiB.
+#: Largest call, bytes: the server's own limit is 16 MiB.
 _MAX_CALL_BYTES = 8 << 20
 _RELOADS = 10
-_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # of why there is no prediction: also with a traceback
-#: For a call that finds out for which runs of a failed call a model fails. `serving.contract` asks for a second a run.
+_DETAIL_CHARACTERS = 2 * MAX_TRACEBACK_BYTES  # enough for a traceback
+#: Timeout of the calls that locate the runs for which a model fails; `serving.contract` allows a second a run.
 _DIVIDED_TIMEOUT_S = 2.0
-#: The reason of a run for which the model answers with an error, with no number, or not in time.
+#: The reason of a run for which the model answers with an error, a value that is not finite, or too late.
 MODEL_ERROR = "model_error"
 
 
 @dataclass(frozen=True)
 class PredictPolicy:
-    """How runs are predicted.
+    """Configuration of a `Predictor`.
 
     Attributes:
       model: the model's name.
-      label: which of its versions is asked.
-      rows: the most runs of one call.
-      client: how patient the client is while the server is away.
+      label: version label to query.
+      rows: most runs in one call.
+      client: timeouts and retries of the client.
     """
 
     model: str
@@ -57,12 +57,12 @@ class PredictPolicy:
 
 
 class Predictor:
-    """Predicts for announced runs. Safe to use from threads; make it after a fork.
+    """Predicts announced runs. Thread-safe; create it after a fork.
 
     Args:
-      data: the data root: raw objects, and the definition in the served version's assets.
+      data: the data root, for raw objects and the definition in the served version's assets.
       address: ``host:port`` of the model server's gRPC.
-      policy: which model, and how.
+      policy: the model, and how to query it.
       clock: epoch seconds.
     """
 
@@ -77,7 +77,7 @@ class Predictor:
         self._lock = threading.Lock()
 
     def definition(self, version: int) -> ResolvedDefinition:
-        """Return the definition in the assets of a pushed version, checked against the registry."""
+        """Return the definition in the assets of a pushed version, verified against the registry."""
         with self._lock:
             if version not in self._definitions:
                 where = f"model {self._policy.model}, version {version}: {DEFINITION}"
@@ -85,18 +85,18 @@ class Predictor:
             return self._definitions[version]
 
     def predict(self, batch: Batch) -> Predicted:
-        """Predict for the announcements of a batch, all by one version.
+        """Predict the announced runs of a batch, all by one version.
 
-        An announcement that cannot be predicted costs only itself, whether it, its run or what the model makes of its
-        run is wrong.
+        An announcement that cannot be predicted becomes an ``unpredictable`` record; the rest of the batch is
+        predicted.
 
         Raises:
-          NotServedError: when no version is served under the policy's label.
-          EngineError: when the server or the store does not answer within the client's budget, or the model answers
-            nothing at all.
+          NotServedError: if no version is served under the policy's label.
+          EngineError: if the server or the store does not answer within the client's budget, the model fails for all
+            input, or the served version keeps changing.
         """
         if batch.covers is None:
-            raise IntegrityError("announcements without the range that they come from")
+            raise IntegrityError("the batch of announcements has no offset range")
         result = Predicted(batch.covers)
         runs = []
         for message in batch.messages:
@@ -110,19 +110,21 @@ class Predictor:
             try:
                 predictions, unpredictable = self._predict_guarded(runs, version)
             except NotServedError:
-                continue  # it was replaced since: its successor may prepare runs in another way
+                continue  # it was replaced meanwhile; its successor may prepare runs differently
             result.predictions += predictions
             result.unpredictable += unpredictable
             return result
         if runs:
-            raise EngineError(f"model {self._policy.model}: versions change faster than they answer")
+            raise EngineError(
+                f"model {self._policy.model}: the served version kept changing; gave up after {_RELOADS} tries"
+            )
         return result
 
     def _predict_guarded(
         self, runs: list[Announcement], version: int
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """`_predict`, where a run that it fails for costs itself alone (`transforms.guard`)."""
-        definition = self.definition(version)  # no run's fault, if it fails
+        """Call `_predict` guarded: a run that raises becomes unpredictable, alone (`transforms.guard`)."""
+        definition = self.definition(version)  # outside of the guard: an error here is not a run's
         predictions, unpredictable = list[dict[str, Any]](), list[dict[str, Any]]()
         for some, made in bisect("predict", runs, lambda some: self._predict(some, version, definition)):
             if isinstance(made, RejectedInput):
@@ -168,13 +170,13 @@ class Predictor:
                 continue
             if answer.probabilities.shape[1:] != (len(definition.classes),):
                 raise IntegrityError(
-                    f"model {self._policy.model}, version {version}: answers of shape {answer.probabilities.shape[1:]} "
+                    f"model {self._policy.model}, version {version}: answer of shape {answer.probabilities.shape[1:]} "
                     f"for {len(definition.classes)} classes"
                 )
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
                 if not np.isfinite(probabilities).all():
-                    refuse(kept[row], MODEL_ERROR, "the model answers with numbers that are not finite")
+                    refuse(kept[row], MODEL_ERROR, "the model's probabilities are not finite")
                     continue
                 predictions.append(
                     self._record(kept[row], answer.version, definition, probabilities)
@@ -192,14 +194,15 @@ class Predictor:
     def _answers(
         self, parts: list[list[int]], inputs: np.ndarray, n_windows: np.ndarray, version: int
     ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
-        """Query the model for each part; a part for which it fails, in halves, down to the runs that it fails for.
+        """Query the model part by part; halve a part that fails, down to the failing runs.
 
-        After the first failure calls have a shorter timeout, and after half of the client's budget no part is divided
-        any further: a model that hangs for many runs would hold up the others for hours. All of it takes less time
-        than the watchdog allows a batch.
+        After the first failure calls have a shorter timeout. After half of the client's budget no part is divided
+        further: a model that hangs for many runs would delay the others for hours. The total stays below the watchdog's
+          limit for a batch.
+
 
         Raises:
-          FailedCallError: when the model also fails for zeros, which every pushed model answers.
+          FailedCallError: if the model also fails for zeros, which every pushed model answers.
         """
         counts = n_windows.astype(np.int32, copy=False)
         until = 0.0
@@ -224,7 +227,7 @@ class Predictor:
     def _record(
         self, run: Announcement, version: int, definition: ResolvedDefinition, probabilities: np.ndarray
     ) -> dict[str, Any]:
-        # The shortest decimals that read back as the same float32: a tenth of the bytes of the exact ones.
+        # The shortest decimals that read back as the same float32 take a tenth of the bytes.
         values = [float(str(value)) for value in probabilities]
         return {
             "id": prediction_id(run.run_id, self._policy.model, version, run.reclaim),
@@ -248,7 +251,7 @@ class Predictor:
         try:
             return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
         except IntegrityError:
-            pass  # one of them: find out which, and go on with the others
+            pass  # one of them failed: read one by one
         kept, tables = [], []
         for run in runs:
             try:

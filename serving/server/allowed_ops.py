@@ -1,8 +1,8 @@
-"""Which TensorFlow operations a model may consist of: computing, and nothing that reaches out of the graph.
+"""The TensorFlow operations that a model may contain: computations without side effects.
 
-A SavedModel is a program. An operation that is not listed here (reading or writing files, Python functions, sockets,
-data pipelines, custom kernels) refuses the whole model before any of it is run. The few that a checkpoint needs are
-let in only where they are reached by saving or restoring it.
+A SavedModel is a program. An operation that is not listed here (file access, Python functions, sockets, data pipelines,
+custom kernels) rejects the whole model before any of it runs. The operations of checkpoints are allowed only where the
+saving or restoring nodes reach them.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ HashTableV2 LookupTableFindV2 LookupTableSizeV2 LookupTableImportV2 InitializeTa
 """
 #: Operations that compute.
 COMPUTING = frozenset(_COMPUTING.split())
-#: What restoring a checkpoint needs besides; it reads the file that the loader names.
+#: Additional operations that restore a checkpoint from the file that the loader names.
 _RESTORING = frozenset({"RestoreV2"})
-#: What saving one needs besides. The server never saves: these may be there, and must not be reached otherwise.
+#: Additional operations that save one. The server never saves; no other node may reach them.
 _SAVING = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "StaticRegexFullMatch", "DisableCopyOnRead"})
 
 
 def check_ops(meta_graph: Any) -> None:
-    """Check every operation of a model: the graph's, and those of all functions, used or not.
+    """Check every operation of a model: of its graph, and of all functions, used or not.
 
     Args:
       meta_graph: a ``tensorflow.MetaGraphDef``.
 
     Raises:
-      IntegrityError: naming the first operation that a model must not have, or not there.
+      IntegrityError: naming the first forbidden or misplaced operation.
     """
     graph = _Graph(meta_graph.graph_def)
     strange = graph.all_ops() - COMPUTING - _RESTORING - _SAVING
@@ -77,11 +77,11 @@ def check_ops(meta_graph: Any) -> None:
     ):
         beyond = graph.reached_ops(roots) - allowed
         if beyond:
-            raise IntegrityError(f"operation {min(beyond)} is not allowed where {what} a model reaches it")
+            raise IntegrityError(f"operation {min(beyond)} is not allowed for {what} a model")
 
 
 class _Graph:
-    """Nodes by name, and functions by name, of a GraphDef."""
+    """Nodes and functions of a GraphDef by name."""
 
     def __init__(self, graph_def: Any) -> None:
         self._nodes: Mapping[str, Any] = _by_name("node", ((node.name, node) for node in graph_def.node))
@@ -92,7 +92,7 @@ class _Graph:
         for name in self._functions:
             if is_operation(name):
                 raise IntegrityError(f"function {name} has the name of an operation")
-        # Functions that say that they implement the same thing: TensorFlow may run any of them for another.
+        # Functions with the same ``api_implements``: TensorFlow may run any of them for another.
         self._alike: dict[str, str] = {}
         self._implementations: dict[str, set[str]] = {}
         for one in library:
@@ -105,7 +105,7 @@ class _Graph:
         return {node.op for node in nodes} - set(self._functions)
 
     def reached_ops(self, roots: Iterable[str]) -> set[str]:
-        """Return the operations that run when the nodes or tensors ``roots`` are asked for."""
+        """Return the operations that run when the nodes or tensors ``roots`` are evaluated."""
         ops: set[str] = set()
         functions: set[str] = set()
         seen: set[str] = set()
@@ -139,20 +139,14 @@ class _Graph:
 
 
 def is_operation(name: str) -> bool:
-    """Return whether TensorFlow has an operation of that name.
-
-    A function of the same name would hide it, or be hidden.
-    """
+    """Return whether TensorFlow has an operation of that name; a function of the same name is ambiguous."""
     from tensorflow.python.framework import op_def_registry
 
     return name in COMPUTING | _RESTORING | _SAVING or op_def_registry.get(name) is not None
 
 
 def _by_name(what: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a mapping.
-
-    Which of two of the same name TensorFlow takes must not matter: none is accepted.
-    """
+    """Return the pairs as a mapping. Raises `IntegrityError` for a duplicate name, which is ambiguous."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -166,7 +160,7 @@ def _node_name(tensor: str) -> str:
 
 
 def _called(holder: Any) -> Iterable[str]:
-    """Yield the functions that a node's attributes name, also those inside of other functions' attributes."""
+    """Yield the functions named by a node's attributes, nested ones included."""
     for value in holder.attr.values():
         functions = [value.func] if value.HasField("func") else value.list.func if value.HasField("list") else ()
         for one in functions:

@@ -1,7 +1,7 @@
-"""REST's connections: how many, and how long one may take for a header, for a whole request, and to read an answer.
+"""Limits of REST connections: their number, and the time for a header, a request, and reading a response.
 
-uvicorn limits neither the connections (its ``limit_concurrency`` refuses requests, and every open connection counts)
-nor the time for a header. A connection is a file descriptor: when the process has no more, gRPC cannot accept either.
+uvicorn limits neither the number of connections (its ``limit_concurrency`` rejects requests and counts idle
+connections) nor the time for a header. A connection takes a file descriptor: without a free one, gRPC cannot accept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _PHRASES = {408: "Request Timeout", 503: "Service Unavailable"}
 
 
 class Connections:
-    """The open connections, and which of them wait for a whole request. Of one event loop.
+    """The open connections, and which of them await a complete request. Belongs to one event loop.
 
     Args:
-      most: connections at once. One more, and the address with the most connections loses the one that has waited
-        longest for a whole request; so those who open many cost themselves.
-      header_s: the time for the header of a request, and for reading an answer.
-      body_s: the time for its body.
+      most: open connections. At one more, the client address with the most connections loses the one that has waited
+        longest for a complete request. So a client with many connections affects only itself.
+      header_s: limit for the header of a request, and for reading a response, seconds.
+      body_s: limit for its body, seconds.
     """
 
     def __init__(self, most: int, header_s: float, body_s: float) -> None:
@@ -43,12 +43,12 @@ class Connections:
             oldest.refuse(503, f"more than {self.most} connections (MAX_REST_CONNECTIONS)")
 
     def waits(self, one: Connection) -> None:
-        """It has no whole request from now on."""
+        """Mark a connection as waiting for a complete request."""
         self.works(one)
         self._waiting.setdefault(one.address, {})[one] = None
 
     def works(self, one: Connection) -> None:
-        """Its request is whole, or it is closed."""
+        """Mark a connection's request as complete, or the connection as closed."""
         waiting = self._waiting.get(one.address, {})
         waiting.pop(one, None)
         if not waiting:
@@ -66,7 +66,7 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """One connection of uvicorn's, with a time limit in each state."""
+    """A uvicorn connection with a time limit in each state."""
 
     table: Connections
     address = ""
@@ -105,19 +105,19 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._arm(self.table.header_s)  # the client has as long to read, before more of the answer is made
+        self._arm(self.table.header_s)  # limits how long a slow reader can stall the response
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._arm(self.table.request_s)
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer with an error where no answer has begun, and close."""
+        """Send an error unless a response has begun, and close."""
         self._close_count()
         cycle: Any = self.cycle
         begun = cycle is not None and cycle.response_started and not cycle.response_complete
         if begun or self.transport.is_closing() or self.transport.get_write_buffer_size():
-            self.transport.abort()  # `close` would wait for a client that does not read
+            self.transport.abort()  # `close` waits for a client that does not read
             return
         body = json.dumps({"error": message})
         self.transport.write(
@@ -132,10 +132,10 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(seconds, self._late, seconds)
 
     def _late(self, seconds: float) -> None:
-        self.refuse(408, f"no whole request within {seconds:g} s (MAX_HEADER_S)")
+        self.refuse(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
 
     def _close_count(self) -> None:
-        # At once when it is refused: the transport itself is closed in the next turn of the loop.
+        # At once on rejection: the transport itself closes in the next turn of the loop.
         if self._counted:
             self._counted = False
             self.table.closed(self)

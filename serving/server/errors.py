@@ -1,4 +1,4 @@
-"""What a request is answered with when it fails: a gRPC status code by name, and a line that says what to change."""
+"""Errors of requests: the name of a gRPC status code, and a message that says what to change."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MESSAGE_CHARS = 1000
 
 
 class RequestError(Exception):
-    """A request that cannot be answered: ``code`` is the name of a gRPC status, ``http_status`` its counterpart."""
+    """A failed request: ``code`` names a gRPC status, ``http_status`` is the HTTP status."""
 
     def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
-        # gRPC sends it in a header, and the header has a limit; a part of it may be what the client sent.
+        # gRPC sends the message in a header of limited size, and it may quote the client's input.
         message = message if len(message) <= _MESSAGE_CHARS else message[:_MESSAGE_CHARS] + "…"
         super().__init__(message)
         self.code = code

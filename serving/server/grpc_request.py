@@ -1,7 +1,7 @@
-"""A PredictRequest in steps, each checked before the next: the number of inputs, their names, types and shapes.
+"""Parses a PredictRequest step by step, with limits on the number, names, types and shapes of inputs.
 
-Parsed at once, 16 MiB of empty inputs become 1.4 GiB. Here a message holds what is inside it as bytes until it has been
-counted; a field that a step does not know stays as it came, and costs nothing.
+Parsed at once, 16 MiB of empty inputs become 1.4 GiB. Here nested messages stay bytes until they are counted; fields
+that a step does not use stay unparsed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from serving.server.tensors import MAX_SHAPE_BYTES
 
 @dataclass(frozen=True)
 class PredictCall:
-    """A request whose tensors are not parsed yet.
+    """A request with unparsed tensors.
 
     Attributes:
       spec: the ModelSpec.
       inputs: a serialized TensorProto by name.
-      output_filter: the outputs that are wanted.
+      output_filter: names of the requested outputs.
     """
 
     spec: Any
@@ -36,15 +36,15 @@ class PredictCall:
 
 
 def parse(kind: Any, data: bytes, what: str = "the request") -> Any:
-    """Return a message of a class. Raises `RequestError`, INVALID_ARGUMENT, when it is malformed."""
+    """Parse a message. Raises `RequestError`, INVALID_ARGUMENT, if it is malformed."""
     try:
         return kind.FromString(data)
     except DecodeError:
-        raise invalid(f"{what} is no {kind.DESCRIPTOR.name}") from None
+        raise invalid(f"{what} is not a {kind.DESCRIPTOR.name}") from None
 
 
 def parse_predict(data: bytes) -> PredictCall:
-    """Return a PredictRequest without its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
+    """Parse a PredictRequest except its tensors. Raises `RequestError`, INVALID_ARGUMENT."""
     head = parse(wire.RequestHead, data)
     for what, found in (("inputs", head.inputs), ("output filters", head.output_filter)):
         if len(found) > MAX_REQUEST_INPUTS:
@@ -53,15 +53,15 @@ def parse_predict(data: bytes) -> PredictCall:
     try:
         names = tuple(each.decode() for each in head.output_filter)
     except UnicodeDecodeError:
-        raise invalid("an output filter is not UTF-8") from None
+        raise invalid("an output filter name is not valid UTF-8") from None
     spec = parse(model_pb2.ModelSpec, head.model_spec)
     return PredictCall(spec, {each.key: each.value for each in inputs}, names)
 
 
 def parse_tensor(name: str, data: bytes) -> Any:
-    """Return a TensorProto.
+    """Parse a TensorProto.
 
-    Raises `RequestError`, INVALID_ARGUMENT, when it is malformed or holds what no input takes.
+    Raises `RequestError`, INVALID_ARGUMENT, if it is malformed or holds resources or variants.
     """
     head = parse(wire.TensorHead, data, f"input {name!r}")
     if len(head.tensor_shape) > MAX_SHAPE_BYTES:

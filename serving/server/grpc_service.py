@@ -1,4 +1,4 @@
-"""PredictionService and ModelService over gRPC, as TensorFlow Serving has them."""
+"""TensorFlow Serving's PredictionService and ModelService over gRPC."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STATUS_NUMBERS = {code.name: code.value[0] for code in grpc.StatusCode}
 
 _IDLE_MS = 60_000
 
-#: Applies a configuration and waits until it is served; raises `CimlError` where that fails.
+#: Applies a configuration and waits until it is served; raises `CimlError` on failure.
 Reload = Callable[[Iterable[ModelEntry]], None]
 
 
@@ -54,7 +54,7 @@ def fill_status(response: Any, statuses: Iterable[VersionStatus]) -> None:
 
 
 def fill_metadata(response: Any, name: str, version: int, signature_defs: Any) -> None:
-    """Fill a GetModelMetadataResponse with the signatures of a version."""
+    """Fill a GetModelMetadataResponse with a version's signatures."""
     response.model_spec.name = name
     response.model_spec.version.value = version
     signatures = get_model_metadata_pb2.SignatureDefMap()
@@ -98,10 +98,10 @@ class _Api:
                 await context.abort(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message)
             except Exception:  # noqa: BLE001 - the client gets an answer, the log the traceback
                 _LOG.exception("%s failed", api)
-                await context.abort(grpc.StatusCode.INTERNAL, "the request failed inside of the server; see its log")
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
             raise AssertionError("abort raises")
 
-        # The calls are unary on both sides. Read as a stream of one message, its time can be limited: for a unary call
+        # The calls are unary on both sides. Read as a stream of one message, a call has a time limit: for a unary call
         # gRPC waits as long as the client keeps the connection.
         return grpc.stream_unary_rpc_method_handler(answer)
 
@@ -146,7 +146,7 @@ class _Api:
     def _reload_config(self, data: bytes, _: float | None) -> bytes:
         with self._metrics.request("", "grpc_reload"):
             if self._reload is None:
-                raise RequestError("PERMISSION_DENIED", "this server takes its configuration from its file alone")
+                raise RequestError("PERMISSION_DENIED", "reconfiguration is disabled (--allow-reload)")
             request = _parse_small(model_management_pb2.ReloadConfigRequest, data)
             try:
                 self._reload(entries_of(request.config))
@@ -158,9 +158,9 @@ class _Api:
 
 
 def _parse_small(kind: Any, data: bytes) -> Any:
-    # These name a model and some fields; parsed at once, a message may become a hundred times as large.
+    # Valid ones are small; parsing can make a message a hundred times as large.
     if len(data) > LARGE_REQUEST_BYTES:
-        raise too_large(f"a {kind.DESCRIPTOR.name} of {len(data)} bytes; at most {LARGE_REQUEST_BYTES}")
+        raise too_large(f"{kind.DESCRIPTOR.name} of {len(data)} bytes exceeds {LARGE_REQUEST_BYTES} bytes")
     return parse(kind, data)
 
 
@@ -180,18 +180,18 @@ async def serve_grpc(
 
     Args:
       address: ``host:port``; port 0 lets the system choose.
-      reload: what HandleReloadConfigRequest does; None refuses it.
+      reload: handler of HandleReloadConfigRequest; None rejects it.
       intake: reads the requests.
       workers: answers them.
-      connections: open ones; more are refused.
+      connections: most open connections; more are rejected.
       max_bytes: the largest request.
-      header_s: for a handshake.
+      header_s: limit for a handshake, seconds.
 
     Returns:
       The running server and its port.
 
     Raises:
-      EngineError: when the port is taken.
+      EngineError: if the port is in use.
     """
     server = grpc.aio.server(
         options=[
@@ -202,7 +202,7 @@ async def serve_grpc(
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.server_handshake_timeout_ms", int(header_s * 1000)),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
-            # A client that vanished without a word is noticed, and its connection closed.
+            # Detect clients that vanished, and close their connections.
             ("grpc.keepalive_time_ms", _IDLE_MS),
             ("grpc.keepalive_timeout_ms", int(header_s * 1000)),
         ]

@@ -1,4 +1,4 @@
-"""How much of requests is read, kept and worked on at once: slow and large ones must not use up what others need."""
+"""Limits on requests that are read, held and processed at once, so that slow or large ones do not block others."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Held:
 
     @property
     def counted(self) -> int:
-        """What counts against MAX_HELD_BYTES: small requests must get through when large ones have used it up."""
+        """Bytes that count against MAX_HELD_BYTES: none for a small request, so that large ones cannot block it."""
         return max(self.size - SMALL_REQUEST_BYTES, 0)
 
 
 class Intake:
-    """Reads requests, each within a time, and all within MAX_HELD_BYTES. Of one event loop.
+    """Reads requests, each within a time limit, all within MAX_HELD_BYTES. Belongs to one event loop.
 
     Args:
-      body_s: the time for one request to arrive, from its header.
+      body_s: limit from a request's header to its end, seconds.
       max_bytes: of one request.
-      max_reading: requests that are read at once; the oldest is refused for a new one.
+      max_reading: requests that are read at once; one more rejects the oldest.
     """
 
     def __init__(self, *, body_s: float, max_bytes: int, max_reading: int) -> None:
@@ -50,7 +50,7 @@ class Intake:
 
     @contextmanager
     def hold(self) -> Iterator[Held]:
-        """A request, from its first byte to its answer."""
+        """Hold a request from its first byte to its response."""
         held = Held()
         try:
             yield held
@@ -58,13 +58,13 @@ class Intake:
             self._counted -= held.counted
 
     async def read(self, held: Held, parts: AsyncIterable[bytes], count: int | None = None) -> bytes:
-        """Return the body of a request: of ``count`` parts, or of all.
+        """Read the body of a request: ``count`` parts, or all.
 
         Raises:
-          RequestError: it is too slow (408), too large (413), or refused in favour of others (503).
+          RequestError: the request is too slow (408), too large (413), or dropped in favour of others (503).
         """
         if len(self._reading) >= self._max_reading:
-            message = f"the oldest of {self._max_reading} half-sent requests (MAX_READING_REQUESTS)"
+            message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
             self._refuse(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
         self._reading[held] = None
         found: list[bytes] = []
@@ -90,7 +90,7 @@ class Intake:
             raise too_large(f"the request is larger than {self._max_bytes} bytes (MAX_REQUEST_BYTES)")
         if self._counted > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda one: one.size)
-            message = f"all requests hold more than {MAX_HELD_BYTES} bytes; this is the largest (MAX_HELD_BYTES)"
+            message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
             refusal = RequestError("RESOURCE_EXHAUSTED", message)
             if largest is held:
                 raise refusal
@@ -104,7 +104,7 @@ class Intake:
 
 
 class Workers:
-    """Threads that answer requests; of large ones, one at a time. Of one event loop."""
+    """Threads that process requests, large ones one at a time. Belongs to one event loop."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
@@ -112,13 +112,13 @@ class Workers:
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
-        """Runs ``work``, which belongs to a request of ``size`` bytes, in a thread.
+        """Run ``work`` for a request of ``size`` bytes in a thread.
 
         Raises:
-          RequestError: RESOURCE_EXHAUSTED when too many wait already.
+          RequestError: RESOURCE_EXHAUSTED if too many requests wait.
         """
         if self._waiting >= MAX_WAITING_REQUESTS:
-            message = f"{MAX_WAITING_REQUESTS} requests wait already (MAX_WAITING_REQUESTS)"
+            message = f"{MAX_WAITING_REQUESTS} requests are waiting already (MAX_WAITING_REQUESTS)"
             raise RequestError("RESOURCE_EXHAUSTED", message)
         self._waiting += 1
         try:
@@ -138,7 +138,7 @@ class Workers:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._large.release)
 
-        # With the thread and not with the caller, who may go away while the thread still works.
+        # When the thread ends, not when the caller does: a caller may leave while the thread still works.
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
@@ -147,8 +147,8 @@ class Workers:
 
 
 def _forgetful(work: Callable[[], T]) -> T:
-    # A traceback keeps the variables of all its frames, and the future that carries it makes a cycle: what was parsed
-    # of a large request would stay until a collection of garbage finds it.
+    # A traceback keeps the variables of all its frames, and the future that holds it forms a cycle: the parsed request
+    # would stay in memory until the garbage collector runs.
     try:
         return work()
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""A model version in memory: its signatures, its calls and its end."""
+"""A model version in memory: its signatures, its calls, and how it is closed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _NAMES_SHOWN = 10
 _LOG = logging.getLogger(__name__)
 
 
-#: The type and the shape of an input, as a request declares them.
+#: Dtype and shape of an input, as a request declares them.
 Declared = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a signature. In ``shape`` -1 is any size; None is any rank."""
+    """An input or output of a signature. In ``shape``, -1 means any size; None means any rank."""
 
     name: str
     tensor: str
@@ -44,7 +44,7 @@ class TensorSpec:
     shape: tuple[int, ...] | None
 
     def check(self, dtype: str, shape: Sequence[int]) -> None:
-        """Raise `RequestError` when a tensor of this type and shape is no such input."""
+        """Raise `RequestError` if a tensor of this dtype and shape does not fit."""
         if dtype != self.dtype:
             raise invalid(f"input {self.name!r}: expects {self.dtype} but {dtype} is provided")
         fits = self.shape is None or (
@@ -57,7 +57,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature: its inputs and outputs by name, and the call itself."""
+    """A signature: its inputs and outputs by name, and its callable."""
 
     name: str
     inputs: Mapping[str, TensorSpec]
@@ -70,7 +70,7 @@ class Signature:
         return all(one.shape is not None and one.shape[:1] == (-1,) for one in self.inputs.values())
 
     def check_names(self, sent: Collection[str]) -> None:
-        """Raise `RequestError` unless ``sent`` are the names of the inputs."""
+        """Raise `RequestError` unless ``sent`` are exactly the inputs' names."""
         extra, missing = sorted(set(sent) - set(self.inputs)), sorted(set(self.inputs) - set(sent))
         if extra or missing:
             raise invalid(
@@ -80,7 +80,7 @@ class Signature:
             )
 
     def check(self, declared: Mapping[str, Declared], max_rows: int) -> None:
-        """Raise `RequestError` unless inputs of these types and shapes may be fed."""
+        """Raise `RequestError` unless inputs of these dtypes and shapes fit."""
         self.check_names(declared)
         for name, spec in self.inputs.items():
             spec.check(*declared[name])
@@ -88,13 +88,13 @@ class Signature:
             rows = {declared[name][1][0] for name in self.inputs}
             if len(rows) > 1:
                 shapes = ", ".join(f"{name} {list(declared[name][1])}" for name in self.inputs)
-                raise invalid(f"the inputs have different numbers of rows: {shapes}")
+                raise invalid(f"inputs have different numbers of rows: {shapes}")
             if max(rows) > max_rows:
-                raise invalid(f"a batch of {max(rows)} rows; at most {max_rows} (MAX_REQUEST_ROWS)")
+                raise invalid(f"batch of {max(rows)} rows exceeds {max_rows} (MAX_REQUEST_ROWS)")
 
 
 class LoadedModel:
-    """A version in memory. `predict` may be called from any thread until `close`."""
+    """A version in memory. `predict` is thread-safe until `close`."""
 
     def __init__(self, session: Any, meta_graph: Any, source: str, max_rows: int, call_s: float) -> None:
         self.source = source
@@ -111,7 +111,7 @@ class LoadedModel:
         self.signatures = {name: _signature(session, name, one) for name, one in self.signature_defs.items()}
 
     def signature(self, name: str) -> Signature:
-        """Return the signature of that name, the default one for "". Raises `RequestError`, FAILED_PRECONDITION."""
+        """Return a signature by name; "" is the default one. Raises `RequestError`, FAILED_PRECONDITION."""
         found = self.signatures.get(name or DEFAULT_SIGNATURE)
         if found is None:
             raise RequestError("FAILED_PRECONDITION", f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found.')
@@ -129,12 +129,12 @@ class LoadedModel:
         Args:
           signature_name: "" for ``serving_default``.
           inputs: an array for each input of the signature.
-          output_filter: the outputs that are wanted, in their order; all of them without.
-          timeout_s: how long the client waits, seconds; the model's own limit is not exceeded.
+          output_filter: names of the requested outputs, in order; empty means all.
+          timeout_s: how long the client waits, seconds, up to the model's own limit.
 
         Raises:
-          RequestError: INVALID_ARGUMENT when the inputs do not fit, FAILED_PRECONDITION without such a signature,
-            DEADLINE_EXCEEDED when it takes too long.
+          RequestError: INVALID_ARGUMENT if the inputs do not fit, FAILED_PRECONDITION without such a signature,
+            DEADLINE_EXCEEDED if it takes too long.
         """
         import tensorflow as tf
 
@@ -149,7 +149,7 @@ class LoadedModel:
         if len(set(output_filter)) != len(output_filter):
             raise invalid(f"duplicate output tensor alias in {list(output_filter)}")
         feeds = [inputs[name] for name in signature.inputs]
-        # A call that the client no longer waits for must not take the threads of those that come after it.
+        # An abandoned call must not occupy the threads of later ones.
         limit_s = self._call_s if timeout_s is None else min(self._call_s, timeout_s)
         options = tf.compat.v1.RunOptions(timeout_in_ms=max(int(limit_s * 1000), 1))
         try:
@@ -158,7 +158,7 @@ class LoadedModel:
             raise invalid(one_line(error.message)) from None
         except UnicodeDecodeError:
             # TensorFlow quotes the input in its error, and then cannot decode the error.
-            raise invalid(f"signature {signature.name!r} rejects the inputs, which are not UTF-8") from None
+            raise invalid(f"signature {signature.name!r} rejects the inputs: they are not valid UTF-8") from None
         except tf.errors.DeadlineExceededError:
             raise RequestError(
                 "DEADLINE_EXCEEDED", f"signature {signature.name!r} takes longer than {limit_s:.3g} s for one call"
@@ -169,7 +169,7 @@ class LoadedModel:
         return {name: np.asarray(values[name]) for name in (output_filter or values)}
 
     def unpack(self, signature_name: str, protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Return the arrays that TensorProtos hold, once their names, types, shapes and sizes have been found right.
+        """Check names, dtypes, shapes and sizes of TensorProtos, and return their arrays.
 
         Raises:
           RequestError: as `predict` does.
@@ -180,7 +180,7 @@ class LoadedModel:
         return from_protos(protos)
 
     def acquire(self) -> bool:
-        """Keep the model from being closed until `release`. False where it is closed already."""
+        """Prevent closing until `release`. Return False if the model is closed already."""
         with self._idle:
             if self._closed:
                 return False
@@ -193,7 +193,7 @@ class LoadedModel:
             self._idle.notify_all()
 
     def close(self, wait_s: float = 30.0) -> None:
-        """Give the memory back, once the requests that run now are answered (or ``wait_s`` have passed)."""
+        """Free the memory once running requests have ended, or after ``wait_s`` seconds."""
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._running == 0, timeout=wait_s)
@@ -212,7 +212,7 @@ def _signature(session: Any, name: str, definition: Any) -> Signature:
         for key in sorted(infos):
             info = infos[key]
             if not info.name:
-                raise IntegrityError(f"signature {name!r}: {key!r} is no dense tensor")
+                raise IntegrityError(f"signature {name!r}: {key!r} is not a dense tensor")
             shape = None if info.tensor_shape.unknown_rank else tuple(dim.size for dim in info.tensor_shape.dim)
             found[key] = TensorSpec(key, info.name, tf.as_dtype(info.dtype).name, shape)
         return found
@@ -233,8 +233,8 @@ def one_line(text: str | None) -> str:
 
 
 def _trim() -> None:
-    # glibc keeps freed memory; without this a server that swaps models every hour looks as if it leaked.
+    # glibc keeps freed memory; without this a server that swaps models hourly seems to leak.
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
-        _LOG.debug("no malloc_trim here")
+        _LOG.debug("malloc_trim is not available")

@@ -1,7 +1,7 @@
-"""Loads one version of a model: a checked private copy, its graph in a session of its own, warmed up.
+"""Loads a model version: a checked private copy, a session of its own, and warm-up requests.
 
-A session owns its graph, its variables and its thread-safe callables, and gives all of it back when it is closed. The
-object graph of a SavedModel (which names Python classes) is never looked at.
+A session owns its graph, variables and thread-safe callables, and frees them when it is closed. The SavedModel's object
+graph, which names Python classes, is never read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serving.server.allowed_ops import check_ops
 from serving.server.loaded_model import LoadedModel, one_line
 from serving.server.warmup import warm_up
 
-#: Says whether the files that were copied (digests by path) are those of a version that may be served.
+#: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]
 
 
@@ -31,13 +31,13 @@ def load_model(
 
     Args:
       folder: ``<base_path>/<version>``, local or on S3.
-      verify: raises where the copied files are not those of a version that may be served.
+      verify: raises if the copied files are not those of a version that may be served.
       max_rows: the largest batch of one request.
-      call_s: how long one call may take, seconds; restoring the variables is one.
+      call_s: limit of a call, seconds, also of restoring the variables.
 
     Raises:
-      FileNotFoundError: where there is nothing.
-      IntegrityError: when it is corrupt, was altered, holds a forbidden operation, or fails its warm-up.
+      FileNotFoundError: if there is no such version.
+      IntegrityError: if it is corrupt or altered, holds a forbidden operation, or fails its warm-up.
     """
     import tensorflow as tf
 
@@ -46,7 +46,7 @@ def load_model(
         copy = work / "model"
         digests = copy_model(folder, copy)
         if LAST_FILE not in digests:
-            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: it is no (whole) SavedModel")
+            raise IntegrityError(f"{folder.root} has no {LAST_FILE}: not a complete SavedModel")
         if verify is not None:
             verify(digests)
         meta_graph = _checked_meta_graph(folder.root, copy / LAST_FILE)
@@ -81,7 +81,7 @@ def _checked_meta_graph(where: str, file: Path) -> Any:
         raise IntegrityError(f"{where}/{LAST_FILE} is corrupt") from None
     graphs = [one for one in saved_model.meta_graphs if "serve" in one.meta_info_def.tags]
     if len(graphs) != 1 or len(saved_model.meta_graphs) != 1:
-        raise IntegrityError(f"{where} holds {len(saved_model.meta_graphs)} graphs; want one, tagged serve")
+        raise IntegrityError(f"{where} holds {len(saved_model.meta_graphs)} graphs; expected one, tagged serve")
     try:
         check_ops(graphs[0])
     except IntegrityError as error:

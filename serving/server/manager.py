@@ -1,8 +1,7 @@
-"""Which versions are served: loads what the configuration names, and never lets go of the old before the new is there.
+"""Loads and unloads versions by the configuration; an old version stays until the new one is available.
 
-Availability comes first. A version is unloaded only when one that is wanted is available; a version that fails to load
-leaves everything as it was, stands in the status with its error, and is tried again later. A label moves only to a
-loaded version.
+A version is unloaded only while another wanted version is available. A version that fails to load changes nothing: its
+status shows the error, and the load is retried. A label moves only to a loaded version.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ _LOG = logging.getLogger(__name__)
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
-_RETRY_S = (1.0, 60.0)  # doubles from the one to the other: a store that is away comes back, a bad model does not
+_RETRY_S = (1.0, 60.0)  # first and longest delay; it doubles: a store recovers, a bad model does not
 
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """Where a version stands. ``code`` is the name of a gRPC status, ``OK`` when nothing went wrong."""
+    """State of a version. ``code`` names a gRPC status, ``OK`` without an error."""
 
     version: int
     state: State
@@ -42,23 +41,23 @@ class VersionStatus:
 
 @dataclass
 class _Model:
-    """What is known of one model. Replaced as a whole where requests look at it, so that they need no lock."""
+    """State of one model. Replaced as a whole, so that requests need no lock."""
 
     entry: ModelEntry
     loaded: dict[int, LoadedModel] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     statuses: dict[int, VersionStatus] = field(default_factory=dict)
     retries: dict[int, tuple[float, float]] = field(default_factory=dict)  # version: (not before, next delay)
-    fault: str = ""  # why its folder cannot be looked at
-    retry: tuple[float, float] = (0.0, _RETRY_S[0])  # when that is tried again, as in ``retries``
+    fault: str = ""  # why its folder cannot be listed
+    retry: tuple[float, float] = (0.0, _RETRY_S[0])  # (not before, next delay) of listing it again
 
 
 class ModelManager:
-    """Loads, serves and unloads. `apply` says what is wanted, `step` goes there; requests use `find`.
+    """Loads, serves and unloads versions. `apply` sets the target, `step` moves towards it, requests use `find`.
 
     Args:
-      verifier: raises unless a version's files (digests by path) may be served; None takes every model.
-      load: how a version is loaded.
+      verifier: raises unless a version's files (digests by path) may be served; None accepts all.
+      load: loads a version.
       clock: monotonic seconds.
     """
 
@@ -78,7 +77,7 @@ class ModelManager:
         self._step_lock = threading.Lock()
 
     def find(self, name: str, version: int | None = None, label: str = "") -> tuple[int, LoadedModel]:
-        """Return the version that answers: the named one, the labelled one, or the highest that is available.
+        """Return the version for a request: the named, the labelled, or the highest available one.
 
         Raises:
           RequestError: NOT_FOUND, or INVALID_ARGUMENT for an unknown label.
@@ -99,18 +98,18 @@ class ModelManager:
 
     @contextmanager
     def lease(self, name: str, version: int | None = None, label: str = "") -> Iterator[tuple[int, LoadedModel]]:
-        """As `find`; the version stays loaded until the block is left."""
+        """Find a version as `find` does, and keep it loaded until the block ends."""
         while True:
             number, model = self.find(name, version, label)
             if model.acquire():
-                break  # else it was replaced between the two lines: the next look finds its successor
+                break  # else it was replaced meanwhile: retry finds its successor
         try:
             yield number, model
         finally:
             model.release()
 
     def status(self, name: str, version: int | None = None, label: str = "") -> list[VersionStatus]:
-        """Return the versions of a model that were ever wanted here, the highest first. Raises `RequestError`."""
+        """Return the statuses of a model's versions, highest first. Raises `RequestError`."""
         model = self._models.get(name)
         if label:
             if model is None or label not in model.labels:
@@ -126,27 +125,27 @@ class ModelManager:
         return [model.statuses[version]]
 
     def labels(self, name: str) -> Mapping[str, int]:
-        """Return the labels of a model as they are served now."""
+        """Return the labels of a model as they are served at present."""
         model = self._models.get(name)
         return dict(model.labels) if model else {}
 
     def available(self, name: str) -> dict[int, float]:
-        """Return the versions of a model that answer now, with the time (epoch seconds) when each was loaded."""
+        """Return the available versions of a model with their load times, epoch seconds."""
         model = self._models.get(name)
         return {version: one.loaded_at for version, one in sorted(model.loaded.items())} if model else {}
 
     def names(self) -> list[str]:
-        """Return the models that are wanted."""
+        """Return the names of the configured models."""
         return sorted(self._models)
 
     @property
     def ready(self) -> bool:
-        """Whether every model that is wanted has an available version."""
+        """Whether every configured model has an available version."""
         models = self._models
         return all(entry.name in models and models[entry.name].loaded for entry in self._wanted)
 
     def apply(self, entries: Iterable[ModelEntry]) -> None:
-        """Says what is wanted from now on. What failed before is tried at once."""
+        """Set the target configuration. Earlier failures are retried at once."""
         with self._step_lock:
             self._wanted = tuple(entries)
             for model in self._models.values():
@@ -154,7 +153,7 @@ class ModelManager:
                 model.retry = (0.0, _RETRY_S[0])
 
     def step(self) -> None:
-        """Go as far as it can towards what is wanted. One caller at a time; requests go on meanwhile."""
+        """Move towards the target as far as possible. For one caller at a time; requests continue meanwhile."""
         with self._step_lock:
             wanted = {entry.name: entry for entry in self._wanted}
             for name in sorted(set(self._models) - set(wanted)):
@@ -195,11 +194,11 @@ class ModelManager:
         try:
             base = open_store(entry.base_path)
             wanted = self._wanted_versions(entry, base)
-        except (CimlError, OSError, ValueError) as error:  # ValueError: a path that no file can have
+        except (CimlError, OSError, ValueError) as error:  # ValueError: an impossible path
             self._postpone(name, model, error)
             return
         model.fault, model.retry = "", (0.0, _RETRY_S[0])
-        # The highest first: it is most likely the one that a label wants.
+        # The highest first: it most likely has a label.
         for version in sorted(wanted, reverse=True):
             held = model.loaded.get(version)
             folder = base.child(str(version))
@@ -218,7 +217,7 @@ class ModelManager:
         self._unload(name, model, wanted)
 
     def _postpone(self, name: str, model: _Model, error: Exception) -> None:
-        """A model whose folder cannot be looked at: what is loaded goes on serving, and so do the other models."""
+        """Record that a model's folder cannot be listed. Its loaded versions and other models keep serving."""
         fault, code = str(error), "UNAVAILABLE" if isinstance(error, EngineError | OSError) else "INVALID_ARGUMENT"
         if fault != model.fault:
             _LOG.error("model %s: %s", name, fault)
@@ -253,7 +252,7 @@ class ModelManager:
             delay = model.retries.get(version, (0.0, first))[1]
             model.retries[version] = (self._clock() + delay, min(delay * 2, most))
             model.statuses[version] = VersionStatus(version, "END", code, str(error))
-            _LOG.error("model %s: version %d was not loaded: %s", name, version, error)
+            _LOG.error("model %s: version %d failed to load: %s", name, version, error)
             self._on_load(name, "refused" if code == "DATA_LOSS" else "failed", self._clock() - began)
             return
         model.retries.pop(version, None)
@@ -265,10 +264,10 @@ class ModelManager:
     def _unload(self, name: str, model: _Model, wanted: set[int]) -> None:
         surplus = set(model.loaded) - wanted
         if wanted and not wanted & set(model.loaded):
-            surplus = set()  # nothing that is wanted is there: whatever is there goes on serving
+            surplus = set()  # no wanted version is available: keep serving the loaded ones
         surplus -= set(model.labels.values())
         for version in set(model.statuses) - wanted - set(model.loaded):
-            del model.statuses[version]  # an error, or the end, of what is no longer wanted
+            del model.statuses[version]  # the status of a version that is no longer wanted
         closing: list[LoadedModel] = []
         for version in sorted(surplus):
             closing.append(model.loaded.pop(version))
@@ -283,7 +282,7 @@ class ModelManager:
 
 
 def _move_labels(model: _Model) -> None:
-    """Move each label to its version where that is loaded; else it stays where it is, while that is loaded."""
+    """Move each label to its version if that is loaded; else keep its present version while that is loaded."""
     labels: dict[str, int] = {}
     for label, target in model.entry.labels.items():
         present = model.labels.get(label)
@@ -292,7 +291,7 @@ def _move_labels(model: _Model) -> None:
         elif present is not None and present in model.loaded:
             labels[label] = present
         elif (status := model.statuses.get(target)) is not None and status.state == "END":
-            # Just started, and the version is bad: its predecessor answers, and says so in each response.
+            # After a start with a bad version its predecessor answers; each response names the version.
             below = [version for version in model.loaded if version < target]
             if below:
                 labels[label] = max(below)

@@ -1,4 +1,4 @@
-"""The model server's metrics, in Prometheus' own format."""
+"""The model server's metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOADS = Metric("ciml_model_loads_total", "counter", "Attempts to load a version.
 LOAD_SECONDS = Metric(
     "ciml_model_load_seconds", "histogram", "Time to load and warm up a version.", ("model",), _LOAD_SECONDS
 )
-CONFIG_ERRORS = Metric("ciml_model_config_errors_total", "counter", "Configurations that were not taken.")
+CONFIG_ERRORS = Metric("ciml_model_config_errors_total", "counter", "Configurations that were rejected.")
 INFO = Metric("ciml_model_info", "gauge", "Versions that are served; always 1.", ("model", "version", "label"))
 AGE = Metric("ciml_model_age_seconds", "gauge", "Time since the version was loaded.", ("model", "version"))
 
@@ -33,10 +33,10 @@ METRICS = (REQUESTS, REQUEST_SECONDS, LOADS, LOAD_SECONDS, CONFIG_ERRORS, INFO, 
 
 
 class Metrics:
-    """Counts requests and loads. No label holds what a client sent, but for the names of models that are served.
+    """Counts requests and loads. Labels hold no client input except the names of served models.
 
     Attributes:
-      registry: of all of them.
+      registry: Prometheus registry of all metrics.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class Metrics:
         self._manager: ModelManager | None = None
 
     def watch(self, manager: ModelManager) -> None:
-        """Add what is served now: versions, labels, age."""
+        """Add the metrics of served versions: labels and age."""
         self._manager = manager
         self.registry.register(_Served(manager))
 
     @contextmanager
     def request(self, model: str, api: str) -> Iterator[None]:
-        """Measure the block. A `RequestError` or another exception is counted by its status, and passed on."""
+        """Measure the block. An exception is counted by its status and raised again."""
         served = self._manager.names() if self._manager else ()
-        known = model if model in served else "unknown"  # labels of a client's choosing would have no bound
+        known = model if model in served else "unknown"  # client input as a label would be unbounded
         began, code = time.perf_counter(), "OK"
         try:
             yield
@@ -71,7 +71,7 @@ class Metrics:
             self._seconds.labels(known, api).observe(time.perf_counter() - began)
 
     def loaded(self, model: str, outcome: str, seconds: float) -> None:
-        """Count an attempt to load: ``loaded``, ``refused`` (it may not be served) or ``failed``."""
+        """Count a load by its outcome: ``loaded``, ``refused`` (may not be served) or ``failed``."""
         self._loads.labels(model, outcome).inc()
         self._load_seconds.labels(model).observe(seconds)
 

@@ -1,4 +1,4 @@
-"""The REST API of TensorFlow Serving: status, metadata and predict, with Prometheus' metrics and health beside them."""
+"""TensorFlow Serving's REST API (status, metadata, predict), and endpoints for metrics and health."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _LOG = logging.getLogger(__name__)
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]{1,18})|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(_MODEL + r":(?P<method>predict|classify|regress)")
 _STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?")
-#: Status and metadata answers are for people, too.
+#: Status and metadata are indented for people.
 _INDENT = 1
 
 
 def rest_app(manager: ModelManager, metrics: Metrics, intake: Intake, workers: Workers) -> Starlette:
-    """Return the ASGI application.
+    """Build the ASGI application.
 
     Args:
       intake: reads the bodies.
-      workers: answers the requests.
+      workers: process the requests.
     """
     api = _Api(manager, metrics, intake, workers)
     return Starlette(
@@ -66,7 +66,7 @@ def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
             return Response(status_code=499)
         except Exception:  # noqa: BLE001 - the client gets an answer, the log the traceback
             _LOG.exception("%s %.200r failed", request.method, request.url.path)
-            return _error("the request failed inside of the server; see its log", 500)
+            return _error("internal error; see the server's log", 500)
 
     return guarded
 
@@ -83,7 +83,7 @@ class _Api:
                 try:
                     body = await self._intake.read(held, request.stream())
                 except RequestError as error:
-                    # The rest of the body may still come: it must not be read as the next request.
+                    # The rest of the body may still arrive and must not be read as the next request.
                     return _error(error.message, error.http_status, {"connection": "close"})
                 return await self._workers.run(len(body), lambda: self._predict(match, body))
         found = _STATUS.fullmatch(path) if request.method == "GET" else None
@@ -111,7 +111,7 @@ class _Api:
         with self._metrics.request(name, "rest_status"):
             response = get_model_status_pb2.GetModelStatusResponse()
             fill_status(response, self._manager.status(name, version, label))
-            # Codes that are zero are printed as well: "status": {"error_code": "OK", "error_message": ""}
+            # Codes that are zero are printed too: "status": {"error_code": "OK", "error_message": ""}
             return _json(_proto_json(response))
 
     def _metadata(self, match: re.Match[str]) -> Response:

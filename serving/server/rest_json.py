@@ -1,4 +1,4 @@
-"""The JSON of TensorFlow Serving's REST API: rows ("instances") or columns ("inputs") in, the same form out."""
+"""The JSON of TensorFlow Serving's REST API: rows ("instances") or columns ("inputs"), in requests and responses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Format = Literal["instances", "inputs"]
-#: The Python types of JSON that an input takes, by the kind of its numpy dtype.
+#: Accepted Python types of JSON values, by the kind of the input's numpy dtype.
 _LEAVES: dict[str, set[type]] = {"f": {int, float}, "i": {int}, "u": {int}, "b": {bool}}
 
 
 def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
-    """Return (the JSON object, its format, the signature's name or "") of a predict request. Raises `RequestError`."""
+    """Return (JSON object, format, signature name or "") of a predict request. Raises `RequestError`."""
     _check_size(body)
     try:
         value = json.loads(body)
@@ -49,14 +49,14 @@ def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
 
 
 def _check_size(body: bytes) -> None:
-    # A value of two bytes becomes an object of up to 32, a list or an object of three one of up to 230. Signs inside
-    # of strings are counted as well: numbers and base64 have none.
+    # Two bytes can become an object of 32 bytes, three bytes a list or object of 230. Signs inside strings count too:
+    # numbers and base64 have none.
     for what, found, most, limit in (
         ("values", body.count(b","), MAX_JSON_VALUES, "MAX_JSON_VALUES"),
         ("lists and objects", body.count(b"[") + body.count(b"{"), MAX_JSON_CONTAINERS, "MAX_JSON_CONTAINERS"),
     ):
         if found > most:
-            raise too_large(f"a body of {found} {what}; at most {most} ({limit})")
+            raise too_large(f"the body has {found} {what}; at most {most} ({limit})")
 
 
 def read_inputs(value: Mapping[str, Any], form: Format, signature: Signature) -> dict[str, NDArray[Any]]:
@@ -110,12 +110,12 @@ def _columns(content: Any, signature: Signature) -> dict[str, NDArray[Any]]:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
     extra = sorted(set(content) - set(names))
     if extra:
-        raise invalid(f"'inputs' object has no input named {extra[0][:100]}: there are {','.join(names)}")
+        raise invalid(f"'inputs' object has no input named {extra[0][:100]}: choose from {','.join(names)}")
     return {name: _array(content[name], signature.inputs[name]) for name in names}
 
 
 def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
-    """Return a dense array from nested lists, all leaves of the input's type: 1 is no bool, "1" is no number."""
+    """Return a dense array from nested lists, all leaves of the input's type: 1 is not a bool, "1" is not a number."""
     shape: list[int] = []
     first = value
     while isinstance(first, list):
@@ -132,7 +132,7 @@ def _array(value: Any, spec: TensorSpec) -> NDArray[Any]:
         target = np.dtype(spec.dtype)
     except TypeError:
         raise invalid(f"input {spec.name!r}: {spec.dtype} cannot be sent as JSON") from None
-    # Before numpy looks at them: among strings it would make every element as wide as the longest.
+    # Checked before numpy converts them: it would make every string as wide as the longest.
     if not set(map(type, leaves)) <= _LEAVES.get(target.kind, set()):
         raise invalid(f"input {spec.name!r}: JSON Value is not of expected type: {spec.dtype}")
     try:
@@ -159,7 +159,7 @@ def _leaves(value: Any, shape: list[int], name: str) -> list[Any]:
 
 
 def _strings(leaves: list[Any], shape: list[int], name: str) -> NDArray[Any]:
-    array = np.empty(len(leaves), dtype=object)  # of pointers: a long string costs the short ones nothing
+    array = np.empty(len(leaves), dtype=object)  # of pointers, so that a long string does not widen the others
     array[:] = [_bytes(one, name) for one in leaves]
     return array.reshape(shape)
 
@@ -176,10 +176,10 @@ def _bytes(leaf: Any, name: str) -> bytes:
 
 
 def write_outputs(outputs: Mapping[str, NDArray[Any]], form: Format) -> bytes:
-    """The body of the answer: ``predictions`` for rows, ``outputs`` for columns; a single output goes without a name.
+    """Render the response: ``predictions`` for rows, ``outputs`` for columns; a single output has no name.
 
     Raises:
-      RequestError: INVALID_ARGUMENT where outputs cannot be put in rows.
+      RequestError: INVALID_ARGUMENT if outputs cannot be arranged in rows.
     """
     values = {name: _listed(name, array) for name, array in sorted(outputs.items())}
     single = next(iter(values.values())) if len(values) == 1 else None

@@ -1,4 +1,4 @@
-"""The model server: TensorFlow Serving's gRPC and REST API in one process, over a configuration file that it polls.
+"""The model server: TensorFlow Serving's gRPC and REST API in one process, with a polled configuration file.
 
 python -m serving.server.server --config DATA/models/models.config --grpc-port 8500 --rest-port 8501
 """
@@ -39,32 +39,32 @@ from ciml.storage.open import open_store
 from serving.model_config import CONFIG_NAME, ModelEntry, parse_config
 
 _LOG = logging.getLogger(__name__)
-_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it can be counted
+_ACCEPTED_AT_ONCE = 64  # each takes a file descriptor before it is counted
 _BACKLOG = 1024
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a model server runs.
+    """Options of a model server.
 
     Attributes:
-      config: the ModelServerConfig in text form, local or ``s3://``. It may appear later.
-      registry: the folder of the registries that say which versions may be served and what their files are. None
-        takes it from the place of ``config`` (``DATA/models/models.config`` has ``DATA/registry``).
-      verify: False serves every version that the configuration names, as TensorFlow Serving would.
-      host: the address to listen on. There is no authentication: keep it on a private one.
+      config: the ModelServerConfig in text form, local or ``s3://``. It may be created later.
+      registry: the folder of the registries, which name the versions that may be served and their files. None derives
+        it from ``config`` (``DATA/models/models.config`` has ``DATA/registry``).
+      verify: False serves every configured version, as TensorFlow Serving does.
+      host: the address to listen on. There is no authentication: use a private one.
       grpc_port, rest_port: 0 lets the system choose.
-      poll_s: how often the configuration is looked at; a push is served at most this and a load later.
+      poll_s: interval of polling the configuration; a push is served after at most this and the load.
       max_bytes: the largest request. 16 MiB is a batch of 500 runs of 550 windows and 14 features.
       max_rows: the largest batch.
-      threads: requests that are worked on at once. A call takes a fraction of a millisecond: a few suffice.
-      rest_connections, grpc_connections: open at once. They and SPARE_FILES must fit into the process's limit of open
-        files.
-      header_s: the time for the header of a request, for a handshake, and for reading an answer.
-      body_s: the time for the rest of a request.
-      metrics_port, metrics_address: where metrics are shown too, apart from requests; None for nowhere else than
+      threads: requests processed at once. A call takes a fraction of a millisecond: a few suffice.
+      rest_connections, grpc_connections: most open connections. With SPARE_FILES they must fit into the process's limit
+        of open files.
+      header_s: limit for a request's header, a handshake, and reading a response, seconds.
+      body_s: limit for the rest of a request, seconds.
+      metrics_port, metrics_address: an additional endpoint of the metrics, apart from requests; None serves them only
         under REST's ``/monitoring/prometheus/metrics``.
-      allow_reload: whether HandleReloadConfigRequest is answered: it lets any client choose what is served.
+      allow_reload: accept HandleReloadConfigRequest, with which any client chooses the served models.
     """
 
     config: str
@@ -86,9 +86,9 @@ class ServerOptions:
     metrics_address: str = "127.0.0.1"
 
     def registry_root(self) -> str | None:
-        """Return the folder of the registries, or None where nothing is verified.
+        """Return the folder of the registries, or None without verification.
 
-        Raises `CimlError` where it is unknown.
+        Raises `CimlError` if it is unknown.
         """
         if not self.verify:
             return None
@@ -97,11 +97,11 @@ class ServerOptions:
         path = PurePosixPath(self.config)
         if path.name == CONFIG_NAME and path.parent.name == "models":
             return self.config[: -len(f"models/{CONFIG_NAME}")].rstrip("/") + "/registry"
-        raise CimlError(f"{self.config}: where is its registry? Give --registry FOLDER, or --unverified to do without")
+        raise CimlError(f"cannot derive the registry from {self.config}; give --registry FOLDER, or --unverified")
 
 
 class ModelServer:
-    """A model server in this process. As a context manager it is started on entering and stopped on leaving."""
+    """A model server in this process. As a context manager it starts on entry and stops on exit."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -115,10 +115,10 @@ class ModelServer:
         self.manager: Any = None
 
     def start(self) -> None:
-        """Import TensorFlow, load what the configuration names, then listen. Raises `CimlError` where it cannot."""
+        """Import TensorFlow, load the configured versions, then listen. Raises `CimlError` on failure."""
         root = self.options.registry_root()
         _check_open_files(self.options)
-        listener = _listener(self.options.host, self.options.rest_port)  # before the seconds that the imports take
+        listener = _listener(self.options.host, self.options.rest_port)  # first, since the imports take seconds
         self.rest_port = listener.getsockname()[1]
         from serving.registry import RegistryVerifier
         from serving.server.loader import load_model
@@ -134,7 +134,7 @@ class ModelServer:
         )
         metrics.watch(self.manager)
         self.poll()
-        # What was imported stays. Without this, the collection after an unload walks over all of TensorFlow, and
+        # Imported objects stay for ever. Without this, the collection after an unload traverses all of TensorFlow, and
         # every request waits for it.
         gc.collect()
         gc.freeze()
@@ -200,7 +200,7 @@ class ModelServer:
             if self._rest_done.done():
                 self._rest_done.result()
             await asyncio.sleep(0.01)
-        listener.listen(_BACKLOG)  # uvicorn's backlog is both: accepted in one turn of the loop, and waiting for that
+        listener.listen(_BACKLOG)  # also the number of connections that uvicorn accepts in one turn
 
     def _run(self, name: str, work: Any) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -208,11 +208,11 @@ class ModelServer:
         self._threads.append(thread)
 
     def poll(self) -> None:
-        """Look at the configuration once, and apply it. Errors in it are logged, not raised."""
+        """Read the configuration once and apply it. Errors in it are logged, not raised."""
         try:
             text = self._config_store.read(self._config_name)
         except FileNotFoundError:
-            text = None  # nothing was pushed yet; or it is being restored: what is served stays
+            text = None  # nothing was pushed yet, or it is being restored: keep serving
         except CimlError as error:
             _LOG.warning("%s", error)
             text = None
@@ -222,7 +222,7 @@ class ModelServer:
                 self.manager.apply(parse_config(text.decode("utf-8", "replace")))
             except CimlError as error:
                 self.metrics.config_error()
-                _LOG.error("%s: %s; what is served stays", self.options.config, error)
+                _LOG.error("%s: %s; the served versions stay", self.options.config, error)
         self.manager.step()
 
     def _poll_forever(self) -> None:
@@ -230,7 +230,7 @@ class ModelServer:
             try:
                 self.poll()
             except Exception:  # noqa: BLE001 - the loop that takes in pushes must not end
-                _LOG.exception("a look at the configuration failed; what is served stays")
+                _LOG.exception("polling the configuration failed; the served versions stay")
 
     def _reload(self, entries: Iterable[ModelEntry]) -> None:
         entries = tuple(entries)
@@ -239,7 +239,7 @@ class ModelServer:
         for entry in entries:
             for one in self.manager.status(entry.name):
                 if one.code != "OK":
-                    raise EngineError(f"model {entry.name}: version {one.version} was not loaded: {one.message}")
+                    raise EngineError(f"model {entry.name}: version {one.version} failed to load: {one.message}")
 
     def stop(self) -> None:
         """Answer pending requests, then stop."""
@@ -258,19 +258,19 @@ class ModelServer:
 
 
 def _check_open_files(options: ServerOptions) -> None:
-    # Without file descriptors neither API accepts a connection: better not to start.
+    # Without free file descriptors neither API accepts a connection.
     needed = options.rest_connections + options.grpc_connections + SPARE_FILES
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed != resource.RLIM_INFINITY and needed > allowed:
         raise CimlError(
-            f"{options.rest_connections} REST and {options.grpc_connections} gRPC connections need {needed} files; "
-            f"the limit is {allowed}: raise it (ulimit -n {needed}), or lower --rest-connections, --grpc-connections"
+            f"{options.rest_connections} REST and {options.grpc_connections} gRPC connections take {needed} files; "
+            f"the limit is {allowed}: raise it (ulimit -n {needed}) or lower --rest-connections or --grpc-connections"
         )
 
 
 def _listener(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio turns off Nagle's algorithm on what is accepted: else each answer waits 40 ms.
+    # With an explicit protocol asyncio sets TCP_NODELAY on accepted sockets; else each answer waits 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -285,7 +285,7 @@ def _listener(host: str, port: int) -> socket.socket:
 def run(options: ServerOptions) -> None:
     """Run a server until SIGTERM or SIGINT. Print the ports as one line of JSON."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # looking for a graphics card takes a second
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # the search for a GPU takes a second
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -305,8 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``python -m serving.server.server``."""
     parser = argparse.ArgumentParser(prog="python -m serving.server.server", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="ModelServerConfig in text form, local or s3://")
-    parser.add_argument("--registry", help="folder of the registries; by default beside the models' folder")
-    parser.add_argument("--unverified", action="store_true", help="serve whatever the configuration names")
+    parser.add_argument("--registry", help="folder of the registries [default: registry/ beside the models' folder]")
+    parser.add_argument("--unverified", action="store_true", help="serve every configured version unverified")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--grpc-port", type=int, default=8500, help="0: the system chooses")
     parser.add_argument("--rest-port", type=int, default=8501, help="0: the system chooses")

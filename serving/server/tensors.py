@@ -1,4 +1,4 @@
-"""Tensors between numpy and the protos of requests and answers, with limits on what a request may ask for."""
+"""Converts between numpy arrays and TensorProtos, with limits on requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 16
 #: A dimension takes at most 14 bytes, without a name.
 MAX_SHAPE_BYTES = 64 * MAX_TENSOR_RANK
-# Where TensorFlow Serving puts the values of an output: clients read these fields.
+# The typed fields in which TensorFlow Serving returns values, and that clients read.
 _FIELDS = {
     "float32": "float_val",
     "float64": "double_val",
@@ -33,10 +33,10 @@ _FIELDS = {
 
 
 def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
-    """Return (type, shape) that a TensorProto declares, without unpacking it.
+    """Return the declared (dtype, shape) of a TensorProto, without unpacking it.
 
     Raises:
-      RequestError: INVALID_ARGUMENT when one of them is unknown.
+      RequestError: INVALID_ARGUMENT if either is unknown.
     """
     import tensorflow as tf
 
@@ -45,7 +45,7 @@ def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
         raise invalid(f"input {name!r}: {rank} dimensions; at most {MAX_TENSOR_RANK} (MAX_TENSOR_RANK)")
     sizes = tuple(dim.size for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"input {name!r}: its shape is not fully known: {list(sizes)}")
+        raise invalid(f"input {name!r}: shape {list(sizes)} is not fully defined")
     try:
         return tf.as_dtype(proto.dtype).name, sizes
     except TypeError:
@@ -53,9 +53,9 @@ def declared(name: str, proto: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def declared_bytes(name: str, proto: Any) -> int:
-    """Return the bytes that a TensorProto takes once it is unpacked, without unpacking it. Raises as `declared` does.
+    """Return the unpacked size of a TensorProto in bytes, without unpacking it. Raises as `declared` does.
 
-    A TensorProto may hold one value and declare that it stands for any number of them.
+    A TensorProto may hold one value that stands for any number of elements.
     """
     import tensorflow as tf
 
@@ -71,15 +71,15 @@ def declared_bytes(name: str, proto: Any) -> int:
 
 
 def from_protos(protos: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return the arrays that TensorProtos hold, by name; strings as object arrays of bytes.
+    """Unpack TensorProtos to arrays by name; strings become object arrays of bytes.
 
     Raises:
-      RequestError: INVALID_ARGUMENT when one is malformed, or all together are too large.
+      RequestError: INVALID_ARGUMENT if one is malformed, or all together are too large.
     """
     size = sum(declared_bytes(name, proto) for name, proto in protos.items())
     if size > MAX_TENSOR_BYTES:
         names = ",".join(protos)
-        raise too_large(f"inputs {names}: {size} bytes unpacked; at most {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
+        raise too_large(f"inputs {names}: {size} bytes unpacked exceed {MAX_TENSOR_BYTES} (MAX_TENSOR_BYTES)")
     return {name: _unpacked(name, proto) for name, proto in protos.items()}
 
 
@@ -94,7 +94,7 @@ def _unpacked(name: str, proto: Any) -> NDArray[Any]:
 
 
 def to_proto(array: NDArray[Any], proto: Any) -> None:
-    """Fill a TensorProto from an array, its values in the typed field."""
+    """Fill a TensorProto from an array, with the values in its typed field."""
     import tensorflow as tf
 
     if array.dtype.kind in "OSU":
@@ -118,7 +118,7 @@ def plain(array: NDArray[Any]) -> Any:
     if array.dtype == np.float32:
         numbers = np.empty(array.size)
         flat = array.ravel()
-        for at in range(0, array.size, _BLOCK):  # as text a number takes 128 bytes
+        for at in range(0, array.size, _BLOCK):  # a number takes 128 bytes as text
             numbers[at : at + _BLOCK] = flat[at : at + _BLOCK].astype("U32").astype(np.float64)
         return numbers.reshape(array.shape).tolist()
     return array.tolist()

@@ -1,6 +1,6 @@
-"""TFRecord framing, read with bounds: a length is believed only after its checksum and what is left of the file.
+"""TFRecord framing with bounds: a length is trusted only after its checksum and the file's size are checked.
 
-TensorFlow's own reader allocates what the length says, and ends the process when that fails.
+TensorFlow's own reader allocates the declared length, and aborts the process if that fails.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _MASK = 0xA282EAD8
 
 
 def masked_crc(data: bytes) -> int:
-    """Return the masked CRC32C that a TFRecord file holds of its lengths and of its data."""
+    """Return the masked CRC32C of TFRecord files."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 
 
 def frame(record: bytes) -> bytes:
-    """Return a record as it stands in a TFRecord file."""
+    """Return a record in TFRecord framing."""
     length = struct.pack("<Q", len(record))
     return length + _FOOT.pack(masked_crc(length)) + record + _FOOT.pack(masked_crc(record))
 
@@ -38,7 +38,7 @@ def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Ite
       max_record_bytes: the largest record, bytes.
 
     Raises:
-      IntegrityError: naming the first record that is cut short, does not match its checksum, or exceeds a limit.
+      IntegrityError: naming the first record that is truncated, fails its checksum, or exceeds a limit.
     """
     at = number = 0
     while at < len(data):
@@ -48,15 +48,15 @@ def read_records(data: bytes, *, max_records: int, max_record_bytes: int) -> Ite
             raise IntegrityError(f"record {number} is cut short")
         length, length_crc = _HEAD.unpack_from(data, at)
         if masked_crc(data[at : at + 8]) != length_crc:
-            raise IntegrityError(f"record {number}: its length does not match its checksum")
+            raise IntegrityError(f"record {number}: checksum of the length does not match")
         if length > max_record_bytes:
-            raise IntegrityError(f"record {number} has {length} bytes; at most {max_record_bytes}")
+            raise IntegrityError(f"record {number}: {length} bytes exceed {max_record_bytes}")
         at += _HEAD.size
         end = at + length
         if end + _FOOT.size > len(data):
             raise IntegrityError(f"record {number} is cut short")
         record = data[at:end]
         if masked_crc(record) != _FOOT.unpack_from(data, end)[0]:
-            raise IntegrityError(f"record {number} does not match its checksum")
+            raise IntegrityError(f"record {number}: checksum of the data does not match")
         yield record
         at, number = end + _FOOT.size, number + 1

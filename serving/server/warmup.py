@@ -1,7 +1,7 @@
-"""Warm-up: the requests that a model brings along, run once before it answers anyone.
+"""Warm-up: runs the requests stored with a model once, before it is served.
 
-A warm-up file is input like any other. Its framing is read with bounds, and each of its requests meets the limits of
-a client's request; the first one that fails, fails the load.
+A warm-up file is untrusted input. Its framing is read with bounds, and its requests have the limits of client requests.
+The first request that fails, fails the load.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-    """Run the requests of a warm-up file, or, without one, zeros through every numeric signature.
+    """Run the requests of a warm-up file; without one, run zeros through every numeric signature.
 
     Args:
-      model: the model that was just loaded.
+      model: the newly loaded model.
       file: its warm-up file: TFRecords of PredictionLog.
       clock: monotonic seconds.
 
     Raises:
-      IntegrityError: the file is malformed or exceeds a limit, or the model fails one of its requests.
+      IntegrityError: if the file is malformed or exceeds a limit, or the model fails a request.
     """
     if not file.exists():
         _run_zeros(model)
@@ -47,11 +47,11 @@ def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.mo
         except (RequestError, IntegrityError) as error:
             raise IntegrityError(f"warm-up request {number}: {error}") from None
         if clock() > until:
-            raise IntegrityError(f"warm-up takes longer than {MAX_WARMUP_S:g} s; request {number} was the last one")
+            raise IntegrityError(f"warm-up exceeds {MAX_WARMUP_S:g} s at request {number}")
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    # Its size was checked when it was copied (`serving.model_files.read_files`).
+    # The size was checked during the copy (`serving.model_files.read_files`).
     try:
         yield from read_records(
             file.read_bytes(), max_records=MAX_WARMUP_RECORDS, max_record_bytes=MAX_WARMUP_RECORD_BYTES
@@ -67,10 +67,10 @@ def _run_record(model: LoadedModel, record: bytes) -> None:
     try:
         log = prediction_log_pb2.PredictionLog.FromString(record)
     except DecodeError:
-        raise IntegrityError("is no PredictionLog") from None
+        raise IntegrityError("not a PredictionLog") from None
     kind = log.WhichOneof("log_type")
     if kind != "predict_log":
-        raise IntegrityError(f"is a {kind or 'log without a type'}; only predict_log")
+        raise IntegrityError(f"unsupported log type {kind or 'none'!r}; use predict_log")
     request = log.predict_log.request
     signature = request.model_spec.signature_name
     outputs = model.predict(signature, model.unpack(signature, request.inputs), request.output_filter)
@@ -89,11 +89,11 @@ def _run_zeros(model: LoadedModel) -> None:
         except RequestError as error:
             if error.code == "DEADLINE_EXCEEDED":
                 raise IntegrityError(f"signature {signature.name!r} with zeros: {error}") from None
-            # A model may well reject zeros; it was its turn to compile.
+            # A model may reject zeros; the call has compiled it nevertheless.
 
 
 def _zeros(signature: Signature) -> dict[str, NDArray[Any]] | None:
-    """One row of zeros for each input; None where a size is unknown, a dtype is no number, or it is too large."""
+    """Return a row of zeros for each input; None if a size is unknown, a dtype not numeric, or it is too large."""
     shapes: dict[str, list[int]] = {}
     for name, spec in signature.inputs.items():
         if spec.shape is None or -1 in spec.shape[1:] or spec.dtype == "string":

@@ -165,7 +165,7 @@ def test_only_passing_faults_are_tried_again() -> None:
         client.predict(inputs, n_windows)
     assert len(asked) == 1
     script += [None]
-    with pytest.raises(EngineError, match="1 answers to 2 runs"):
+    with pytest.raises(EngineError, match="1 answers for 2 runs"):
         client.predict(*runs(2))
     client.close()
     server.stop(0)

@@ -68,7 +68,7 @@ def test_without_a_blessing_nothing_moves(data: Store, good: dict[int, Path]) ->
     with pytest.raises(NotBlessedError, match="worse than the champion"):
         push(data, "m", open_store(good[2]), Verdict(False, ("worse than the champion",)), check=False)
     registry = Registry(data, "m")
-    with pytest.raises(NotBlessedError, match="the gate has not spoken"):
+    with pytest.raises(NotBlessedError, match="no decision of the gate is recorded"):
         push_candidate(registry, registry.record_candidate(open_store(good[3])).id, check=False)
     assert config(data) == {"m": ((1,), {"stable": 1})}
     assert registry.state.pushed() == [1]
@@ -145,7 +145,7 @@ def test_two_pushers_never_share_a_number(data: Store, good: dict[int, Path], mo
         return real(*arguments)
 
     monkeypatch.setattr(push_module, "_stage", overtaken)
-    with pytest.raises(CimlError, match="gave up version 1 for dead; push again"):
+    with pytest.raises(CimlError, match="abandoned version 1 meanwhile; push again"):
         pushed(data, good[1])
     assert config(data) == {"m": ((2,), {"stable": 2})}
     assert pushed(data, good[1]).version == 3
@@ -185,7 +185,7 @@ def test_rollback_withdraws_and_can_be_undone(data: Store, good: dict[int, Path]
     assert config(data) == {"m": ((1, 3), {"stable": 3})}  # 2 stays withdrawn
     with pytest.raises(CimlError, match="version 9 was never pushed"):
         rollback(data, "m", 9)
-    with pytest.raises(CimlError, match="nothing is labelled"):
+    with pytest.raises(CimlError, match="no version has the label"):
         rollback(data, "other")
 
 

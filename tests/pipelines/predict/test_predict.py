@@ -220,7 +220,7 @@ def test_reconcile_drops_replays_and_counts_repeats() -> None:
     assert state.repeats == 1
     with pytest.raises(IntegrityError, match="made anew"):
         reconcile(state, [Predicted(covers(5, 6, "U"))], 8)
-    with pytest.raises(IntegrityError, match="outside of it"):
+    with pytest.raises(IntegrityError, match="outside of this range"):
         reconcile(state, [Predicted(covers(5, 6), [record("q", 9)])], 8)
 
 

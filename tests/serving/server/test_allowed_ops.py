@@ -97,7 +97,7 @@ def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path
             one.attr["api_implements"].s = b"the_same"
 
     folder = altered(good[2], tmp_path / "m", alter)
-    with pytest.raises(IntegrityError, match="operation SaveV2 is not allowed where serving a model reaches it"):
+    with pytest.raises(IntegrityError, match="operation SaveV2 is not allowed for serving a model"):
         check_ops(meta_graph(folder))
 
 

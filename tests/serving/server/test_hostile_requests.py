@@ -112,7 +112,7 @@ def test_grpc_rows_are_counted_before_tensors_are_unpacked(server: ServerProcess
     repeated(request.inputs["n_windows"], 3, [1 << 20], int_val=1)
     server.reset_peak()
     before = server.rss()
-    assert "a batch of 1048576 rows; at most 1024 (MAX_REQUEST_ROWS)" in refused(predict, request)
+    assert "batch of 1048576 rows exceeds 1024 (MAX_REQUEST_ROWS)" in refused(predict, request)
     assert server.peak_rss() - before < 32 * MIB
 
 
@@ -121,7 +121,7 @@ def test_grpc_rows_are_counted_before_tensors_are_unpacked(server: ServerProcess
     [
         ({"dtype": 3, "sizes": [1, L, F], "int_val": 1}, "expects float32 but int32 is provided"),
         ({"dtype": 99, "sizes": [1, L, F]}, "unknown type 99"),
-        ({"dtype": 1, "sizes": [1, -1, F], "float_val": 1.0}, "not fully known"),
+        ({"dtype": 1, "sizes": [1, -1, F], "float_val": 1.0}, "not fully defined"),
         ({"dtype": 1, "sizes": [1] * 40, "float_val": 1.0}, "40 dimensions; at most 32"),
         ({"dtype": 1, "sizes": [1, L, F + 1], "float_val": 1.0}, "expects [-1, 5, 3]"),
     ],
@@ -138,7 +138,7 @@ def test_grpc_types_and_shapes_are_checked_by_what_is_declared(
 def test_grpc_an_error_that_quotes_bytes_is_the_input_s_fault(predict: Any) -> None:
     request = request_of("examples")
     repeated(request.inputs["examples"], 7, [1], string_val=b"\x80")
-    assert "signature 'examples' rejects the inputs, which are not UTF-8" in refused(predict, request)
+    assert "signature 'examples' rejects the inputs: they are not valid UTF-8" in refused(predict, request)
 
 
 def test_grpc_one_repeated_value_is_a_tensor(predict: Any) -> None:
@@ -188,9 +188,9 @@ def test_rest_json_is_counted_before_it_is_parsed(
     [
         (b"\x12\x00" * 8_000_000, "8000000 inputs; at most 64 (MAX_REQUEST_INPUTS)"),
         (b"\x1a\x00" * 8_000_000, "8000000 output filters; at most 64 (MAX_REQUEST_INPUTS)"),
-        (b"\x12\x01\xff", "is no RequestInput"),
-        (b"\xff", "the request is no RequestHead"),
-        (b"\x1a\x01\xff", "an output filter is not UTF-8"),
+        (b"\x12\x01\xff", "is not a RequestInput"),
+        (b"\xff", "the request is not a RequestHead"),
+        (b"\x1a\x01\xff", "an output filter name is not valid UTF-8"),
     ],
     ids=["inputs", "filters", "a broken input", "broken", "a broken filter"],
 )

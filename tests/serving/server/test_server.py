@@ -140,7 +140,7 @@ def test_grpc_output_filter(channel: grpc.Channel) -> None:
         ({"label": "x"}, (1, L, F), "INVALID_ARGUMENT", "Unrecognized servable version label: x"),
         ({"signature": "x"}, (1, L, F), "FAILED_PRECONDITION", 'Serving signature key "x" not found.'),
         ({}, (1, L, F + 1), "INVALID_ARGUMENT", "has shape [1, 5, 4], expects [-1, 5, 3]"),
-        ({}, (2000, L, F), "INVALID_ARGUMENT", "a batch of 2000 rows; at most 1024"),
+        ({}, (2000, L, F), "INVALID_ARGUMENT", "batch of 2000 rows exceeds 1024"),
         ({}, (20000, L, F), "RESOURCE_EXHAUSTED", "larger than max"),
         ({"name": ""}, (1, L, F), "INVALID_ARGUMENT", "Missing model name"),
     ],

@@ -64,8 +64,8 @@ def good_body() -> bytes:
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (b"", "no whole request within 3 s (MAX_HEADER_S)"),
-        (b"POST /v1/models/m:predict HTTP/1.1\r\nX: ", "no whole request within 3 s (MAX_HEADER_S)"),
+        (b"", "no complete request within 3 s (MAX_HEADER_S)"),
+        (b"POST /v1/models/m:predict HTTP/1.1\r\nX: ", "no complete request within 3 s (MAX_HEADER_S)"),
         (post(b"{", 100_000), "the request did not arrive within 3.5 s (MAX_BODY_S)"),
     ],
     ids=["silent", "half a header", "half a body"],
@@ -133,7 +133,7 @@ def test_grpc_half_sent_messages_are_ended_and_use_no_thread(server: ServerProce
             return await asyncio.gather(*calls, return_exceptions=True)
 
     ended = [(one.code().name, one.details()) for one in asyncio.run(ask())]
-    oldest = f"the oldest of {limits.MAX_READING_REQUESTS} half-sent requests (MAX_READING_REQUESTS)"
+    oldest = f"dropped as the oldest of {limits.MAX_READING_REQUESTS} incomplete requests (MAX_READING_REQUESTS)"
     assert set(ended) == {
         ("RESOURCE_EXHAUSTED", oldest),
         ("DEADLINE_EXCEEDED", "the request did not arrive within 3.5 s (MAX_BODY_S)"),
@@ -159,5 +159,5 @@ def test_a_server_whose_connections_exceed_its_open_files_does_not_start(tmp_pat
     options = ServerOptions(
         str(tmp_path / "x.config"), verify=False, grpc_port=0, rest_port=0, rest_connections=1 << 30
     )
-    with pytest.raises(CimlError, match=r"raise it .ulimit -n 1073742336., or lower --rest-connections"):
+    with pytest.raises(CimlError, match=r"raise it .ulimit -n 1073742336. or lower --rest-connections"):
         ModelServer(options).start()

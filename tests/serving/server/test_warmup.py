@@ -75,16 +75,16 @@ GOOD = frame(b"fine")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (GOOD + head(1 << 36) + b"x" * 100, "record 1 has 68719476736 bytes; at most 1000"),
-        (GOOD + head(2**64 - 1), f"record 1 has {2**64 - 1} bytes; at most 1000"),
-        (GOOD + head(1001) + b"x" * 2000, "record 1 has 1001 bytes; at most 1000"),
+        (GOOD + head(1 << 36) + b"x" * 100, "record 1: 68719476736 bytes exceed 1000"),
+        (GOOD + head(2**64 - 1), f"record 1: {2**64 - 1} bytes exceed 1000"),
+        (GOOD + head(1001) + b"x" * 2000, "record 1: 1001 bytes exceed 1000"),
         (GOOD + head(900) + b"x" * 903, "record 1 is cut short"),
         (GOOD + head(9)[:-1], "record 1 is cut short"),
         (GOOD + b"x", "record 1 is cut short"),
         (GOOD[:-1], "record 0 is cut short"),
-        (GOOD + struct.pack("<QI", 4, 7) + GOOD[12:], "record 1: its length does not match its checksum"),
-        (GOOD[:-1] + b"\x00", "record 0 does not match its checksum"),
-        (GOOD[:12] + b"Fine" + GOOD[16:], "record 0 does not match its checksum"),
+        (GOOD + struct.pack("<QI", 4, 7) + GOOD[12:], "record 1: checksum of the length does not match"),
+        (GOOD[:-1] + b"\x00", "record 0: checksum of the data does not match"),
+        (GOOD[:12] + b"Fine" + GOOD[16:], "record 0: checksum of the data does not match"),
         (GOOD * 5, "more than 4 records"),
     ],
 )
@@ -107,7 +107,7 @@ def test_forged_length_fails_the_load_and_the_old_version_answers(good: dict[int
     number, model = manager.find("m")
     assert number == 1
     assert model.predict("", {"inputs": np.ones((1, L, F), "f4"), "n_windows": np.ones(1, "i4")})
-    message = f"{base}/2: {WARMUP_FILE}: record 0 has {1 << 36} bytes; at most {MAX_WARMUP_RECORD_BYTES}"
+    message = f"{base}/2: {WARMUP_FILE}: record 0: {1 << 36} bytes exceed {MAX_WARMUP_RECORD_BYTES}"
     assert manager.status("m") == [VersionStatus(2, "END", "DATA_LOSS", message), VersionStatus(1, "AVAILABLE")]
     manager.close()
 
@@ -119,9 +119,11 @@ def cases() -> dict[str, tuple[bytes, str]]:
     other = prediction_log_pb2.PredictionLog()
     other.classify_log.request.model_spec.name = "m"
     return {
-        "no message": (b"\xff\xff\xff", "warm-up request 0: is no PredictionLog"),
-        "empty": (b"", "warm-up request 0: is a log without a type; only predict_log"),
-        "another kind": (other.SerializeToString(), "warm-up request 0: is a classify_log; only predict_log"),
+        "no message": (b"\xff\xff\xff", "warm-up request 0: not a PredictionLog"),
+        "empty": (b"", "warm-up request 0: unsupported log type 'none'; use predict_log"),
+        "another kind": (
+        other.SerializeToString(), "warm-up request 0: unsupported log type 'classify_log'; use predict_log",
+    ),
         "too large": (
             request(inputs=expanding(1 << 40)), r"warm-up request 0: input 'inputs': has shape \[1099511627776\]"
         ),
@@ -133,7 +135,7 @@ def cases() -> dict[str, tuple[bytes, str]]:
         ),
         "no such dtype": (request(inputs=tensor_pb2.TensorProto(dtype=77)), "warm-up request 0: input 'inputs': "),
         "too many rows": (
-            request(inputs=np.ones((2000, L, F), "f4"), n_windows=np.ones(2000, "i4")), "a batch of 2000 rows"
+            request(inputs=np.ones((2000, L, F), "f4"), n_windows=np.ones(2000, "i4")), "batch of 2000 rows"
         ),
     }  # fmt: skip
 
@@ -166,6 +168,6 @@ def test_warmup_of_many_slow_requests_ends(good: dict[int, Path], tmp_path: Path
     folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 9)
     model = load_model(folder)
     times = iter([0.0, 100.0, 200.0, 301.0])
-    with pytest.raises(IntegrityError, match="warm-up takes longer than 300 s; request 2 was the last one"):
+    with pytest.raises(IntegrityError, match="warm-up exceeds 300 s at request 2"):
         warm_up(model, Path(folder.root, WARMUP_FILE), lambda: next(times))
     model.close()
