@@ -1,4 +1,4 @@
-"""Options that the commands share which work in batch: where they run, and where the logs are."""
+"""Options of batch commands: the runner and the folder of the logs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """For what reads large manifests: some hundred thousand objects that stay, and no cycles. At the usual thresholds
-    the garbage collector looks at them again and again, for a quarter of the time. Not for what runs for months: there,
-    cycles would hold for longer what is large."""
+    """Raise the garbage collector's thresholds while large manifests are read.
+
+    They make some hundred thousand objects that stay and form no cycles; at the usual thresholds the collector scans
+    them repeatedly, for a quarter of the time. Not for long-running processes, where cycles would keep large objects.
+    """
     before = gc.get_threshold()
     gc.set_threshold(1_000_000, 50, 100)
     try:
         yield
     finally:
-        gc.freeze()  # else the first collection after this looks at all of it
+        gc.freeze()  # else the first collection after this scans all of it
         gc.set_threshold(*before)
 
 
@@ -41,11 +43,13 @@ def _runner(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
         return None, ""
     name, _, endpoint = value.partition(":")
     if name not in ("fnapi", "flink") or (name == "fnapi" and endpoint):
-        raise click.BadParameter(f"{value!r} is neither fnapi, flink nor flink:HOST:PORT", ctx, param)
+        raise click.BadParameter(f"unknown runner {value!r}; choose from fnapi, flink, flink:HOST:PORT", ctx, param)
     if name == "flink" and not endpoint:
         flink = running_engines(ctx).get("flink")
         if flink is None or flink.light:
-            raise CimlError("no Flink runs here: start it (ciml up flink), or name one (--runner flink:HOST:PORT)")
+            raise CimlError(
+                "no Flink runs here: start it (ciml up flink) or name a job server (--runner flink:HOST:PORT)"
+            )
         endpoint = flink.address
     return name, endpoint
 
@@ -56,18 +60,18 @@ def runner_option(command: F) -> F:
         "--runner",
         metavar="fnapi|flink",
         callback=_runner,
-        help="Run in Beam; flink:HOST:PORT names a job server.  [default: directly, without Beam]",
+        help="Beam runner; flink:HOST:PORT names a job server.  [default: none, without Beam]",
     )(command)
 
 
 def logs_place(text: str) -> str:
-    """The place of a listing's logs: an ``s3://`` prefix, or a folder as a full path.
+    """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
 
     Raises:
-      CimlError: it is neither, or the folder is not there.
+      CimlError: it is neither, or the folder does not exist.
     """
     if text.startswith("s3://"):
         return text
     if "://" in text or not Path(text).is_dir():
-        raise CimlError(f"--logs {text}: want a folder that is there, or an s3:// prefix")
+        raise CimlError(f"--logs {text}: no such folder; name a folder or an s3:// prefix")
     return str(Path(text).resolve())

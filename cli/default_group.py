@@ -1,4 +1,4 @@
-"""A group of commands of which one is meant when none is named."""
+"""A group of commands with a default command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class DefaultGroup(click.Group):
-    """A group that means its ``default`` command when no command is named, and shows that one's options as its own."""
+    """A group that runs its ``default`` command when none is named, and lists the options of that command."""
 
     def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The program ``ciml``: a table of commands, each imported when it is used."""
+"""The program ``ciml``: commands from a table, each imported when it is called."""
 
 from __future__ import annotations
 
@@ -9,78 +9,60 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import click
 
 from ciml.errors import CimlError
 from ciml.logs import configure_logging
-
-# name: (module:attribute, the line that `ciml --help` shows). The lines stand here so that help imports no command.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("cli.commands.operate.demo.run:command", "Run the whole chain on sample runs and report on it."),
-    "report": ("cli.commands.operate.demo.report:command", "Write the HTML report of a demo anew."),
-    "up": ("cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
-    "down": ("cli.commands.operate.down:command", "End local engines."),
-    "status": ("cli.commands.serve.status:command", "Show the local engines and how they are."),
-    "record": ("cli.commands.operate.record:command", "Run a command and record it."),
-    "ingest": ("cli.commands.operate.ingest:command", "Turn CI events into raw runs."),
-    "backfill": ("cli.commands.operate.backfill:command", "Bring historical logs into the raw store."),
-    "letters": ("cli.commands.data.dead_letters:command", "Show dead letters, and try them again."),
-    "runs": ("cli.commands.data.runs:command", "Show, verify and compact the stored runs."),
-    "spans": ("cli.commands.data.dataset.spans:command", "List and verify the spans of data sets."),
-    "dataset": ("cli.commands.data.dataset:command", "Define, build and update data sets."),
-    "validate": ("cli.commands.data.drift:command", "Tell what moved in a data set."),
-    "experiment": ("cli.commands.learn.experiment:command", "Define experiments, train them, read the results."),
-    "plot": ("cli.commands.data.plot:command", "Draw a data set."),
-    "cluster": ("cli.commands.data.cluster:command", "Find groups of runs in a data set."),
-    "build-dataset": ("cli.commands.data.dataset.build:command", "Build a data set from the stored runs."),
-    "train": ("cli.commands.learn.refresh:command", "Train, evaluate and push models."),
-    "models": ("cli.commands.learn.models:command", "Show and roll back models."),
-    "serve": ("cli.commands.serve.serve:command", "Serve the pushed models."),
-    "graph": ("cli.commands.operate.graph:command", "Show a pipeline's portable graph."),
-    "predict": ("cli.commands.learn.predict:command", "Predict for runs as they arrive."),
-    "live": ("cli.commands.operate.live:command", "Tell the windows of runs that are running."),
-}
+from cli.command_table import COMMANDS, RENAMED, Table
+from cli.data_path import group_data_path
 
 _INTERNAL_ERROR = 1
+_WRONG_USE = 2
 
 
 class LazyGroup(click.Group):
-    """A group whose commands come from a table and are imported when they are used."""
+    """A group whose commands come from a table and are imported when they are called."""
 
-    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, table: Table, renamed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
+        self.renamed = renamed or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.table)
+        return [name for group in self.table.values() for name in group]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.table:
+        place = next((group[cmd_name][0] for group in self.table.values() if cmd_name in group), None)
+        if place is None:
             return None
-        module, _, attribute = self.table[cmd_name][0].partition(":")
+        module, _, attribute = place.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{self.table[cmd_name][0]} is no click command")
+            raise TypeError(f"{place} is not a click command")
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if args and not name.startswith("-") and name not in self.table:
+        name, names = args[0] if args else "", self.list_commands(ctx)
+        if name in self.renamed:
+            raise Failure(f"no command {name!r} any more; use {self.renamed[name]}", _WRONG_USE)
+        if args and not name.startswith("-") and name not in names:
             import difflib
 
-            near = difflib.get_close_matches(name, self.table, n=1)
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry[1]) for name, entry in self.table.items()])
+        width = max(map(len, self.list_commands(ctx)))
+        for title, group in self.table.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in group.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         with guarded(debug=bool(ctx.params.get("debug"))):
@@ -88,7 +70,7 @@ class LazyGroup(click.Group):
 
 
 class Failure(click.ClickException):
-    """An error as the user sees it: one line on standard error, and an exit code."""
+    """An error for the user: one line on standard error and an exit code."""
 
     exit_code: int  # type: ignore[misc]  # click has it for the class alone
 
@@ -102,10 +84,10 @@ class Failure(click.ClickException):
 
 @contextlib.contextmanager
 def guarded(debug: bool = False) -> Iterator[None]:
-    """Turns errors into one line and an exit code: `CimlError` has its own, anything unexpected exits with 1.
+    """Turn errors into one line and an exit code: `CimlError` has its own, an unexpected error exits with 1.
 
     Args:
-      debug: shows the traceback too.
+      debug: print the traceback too.
     """
     try:
         yield
@@ -120,18 +102,18 @@ def guarded(debug: bool = False) -> Iterator[None]:
             traceback.print_exc()
             hint = ""
         else:
-            hint = " (ciml --debug … shows where)"
+            hint = " (ciml --debug … prints the traceback)"
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
 
 
 def run(command: click.Command, args: list[str] | None = None, prog_name: str = "ciml") -> NoReturn:
-    """Runs a command as the program and exits: the end of ``ciml`` itself and of the console scripts.
+    """Run a command as the program and exit; ``ciml`` and the console scripts end here.
 
     Exit codes: 0 done, 1 internal error, 2 wrong use or input, 3 an engine, 4 integrity, 130 interrupted; a command may
     return another.
     """
     debug = bool(os.environ.get("CIML_DEBUG"))
-    atexit.register(gc.freeze)  # else the garbage collector looks at everything once more at the end
+    atexit.register(gc.freeze)  # else the garbage collector scans all objects once more at exit
     try:
         with guarded(debug):
             code = command.main(args, prog_name=prog_name, standalone_mode=False)
@@ -148,7 +130,7 @@ def run(command: click.Command, args: list[str] | None = None, prog_name: str = 
 
 
 def run_script(command: click.Command, prog_name: str, args: list[str] | None = None) -> NoReturn:
-    """Runs one command as a console script of its own, with the logging of ``ciml``."""
+    """Run one command as a console script, with the logging of ``ciml``."""
     configure_logging(debug=bool(os.environ.get("CIML_DEBUG")))
     run(command, args, prog_name=prog_name)
 
@@ -156,19 +138,35 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
 @click.group(
     cls=LazyGroup,
     table=COMMANDS,
+    renamed=RENAMED,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Example: ciml up, then ciml status. Each command has its own --help with an example.",
 )
-@click.option("--debug", is_flag=True, envvar="CIML_DEBUG", help="Show the traceback of an error.")
-@click.option("-v", "--verbose", count=True, help="Say what is being done; twice with --debug for everything.")
-@click.version_option(package_name="ciml", message="ciml %(version)s")
+@click.option(
+    "--data-path",
+    metavar="DATA",
+    expose_value=False,
+    callback=group_data_path,
+    help="Data root for the command: a folder or an s3:// prefix.  [default: $CIML_DATA_PATH]",
+)
+@click.option("--debug", is_flag=True, envvar="CIML_DEBUG", show_envvar=True, help="Print the traceback of an error.")
+@click.option("-v", "--verbose", count=True, help="Log more; with --debug, -vv logs everything.")
+@click.version_option(package_name="ciml", message="ciml %(version)s", help="Print the version.")
 def cli(debug: bool, verbose: int) -> None:
-    """Machine learning for continuous integration: from the telemetry of CI jobs to served models."""
+    """Train and serve models on telemetry of CI jobs.
+
+    Each command has its own --help with an example.
+
+    \b
+    Example:
+      ciml up
+      ciml status
+      ciml --data-path data runs list
+    """
     configure_logging(verbose, debug)
 
 
 def main() -> NoReturn:
-    """The console script ``ciml``."""
+    """Run the console script ``ciml``."""
     run(cli)
 
 

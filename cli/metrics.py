@@ -1,4 +1,4 @@
-"""The metrics of a service that runs in this process."""
+"""The metrics endpoint of a service that runs in this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown(port: int | None, address: str, *collectors: Collector) -> Iterator[None]:
-    """Shows what ``collectors`` hold within the ``with``, and says where; nothing for a ``port`` of None.
+    """Serve the metrics of ``collectors`` within the ``with`` and print the URL; nothing for a ``port`` of None.
 
     Raises:
-      EngineError: it cannot listen there.
+      EngineError: the address cannot be listened on.
     """
     if port is None:
         yield

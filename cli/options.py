@@ -1,4 +1,4 @@
-"""Options that many commands share, with one meaning everywhere."""
+"""Options that commands share, with one meaning everywhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ciml.errors import CimlError
+from cli.data_path import DataPathOption
 from engines import state
 from engines.local_s3 import use_local_s3
 
@@ -24,9 +25,9 @@ class EngineChoice:
     """What runs a streaming pipeline.
 
     Attributes:
-      name: ``flink``, or ``micro-batches`` for bounded batches on Beam's FnApiRunner, again and again.
+      name: ``flink``, or ``micro-batches`` for repeated bounded batches on Beam's FnApiRunner.
       job_endpoint: the job server's ``host:port`` for ``flink``, else None.
-      named: whether the user named that address; else it is that of the home's own engine.
+      named: whether the user named that address; else it is the address of the home's own engine.
     """
 
     name: str
@@ -44,7 +45,7 @@ def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
 
 
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
-    """The engines that run in the home that `home_option` gave, by name."""
+    """Return the engines that run in the home of `home_option`, by name."""
     known = state.read(ctx.meta.get("ciml.home") or state.default_home())
     if not known:
         return {}
@@ -54,7 +55,7 @@ def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
 
 
 def s3_place(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The callback of an option or argument that may name an ``s3://`` place: see `use_local_s3`."""
+    """Callback of an option or argument that may be an ``s3://`` prefix: see `use_local_s3`."""
     if value and value.startswith("s3://") and not ctx.resilient_parsing:
         use_local_s3(running_engines(ctx).get("s3"))
     return value
@@ -65,7 +66,9 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
         return None
     name, _, endpoint = (value or "").partition(":")
     if name not in ("", FLINK, MICRO_BATCHES) or (name == MICRO_BATCHES and endpoint):
-        raise click.BadParameter(f"{value!r} is neither {FLINK}, {FLINK}:HOST:PORT nor {MICRO_BATCHES}", ctx, param)
+        raise click.BadParameter(
+            f"unknown engine {value!r}; choose from {FLINK}, {FLINK}:HOST:PORT, {MICRO_BATCHES}", ctx, param
+        )
     if name == MICRO_BATCHES:
         return EngineChoice(MICRO_BATCHES)
     if endpoint:
@@ -75,32 +78,33 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
     if flink is not None and not flink.light:
         return EngineChoice(FLINK, flink.address)
     if name == FLINK:
-        said = f"only {flink.what} runs here" if flink else "no Flink runs here"
-        raise CimlError(f"{said}: start it (ciml up flink), name a job server (--engine flink:HOST:PORT)")
+        running = f"only {flink.what} runs here" if flink else "no Flink runs here"
+        raise CimlError(f"{running}: start it (ciml up flink) or name a job server (--engine flink:HOST:PORT)")
     return EngineChoice(MICRO_BATCHES)
 
 
 def home_option(command: F) -> F:
-    """``--home``, as ``home``: a `pathlib.Path`, absolute. Apply it below the options that look there."""
+    """``--home``, as ``home``: a `pathlib.Path`, absolute. Apply it below the options that read it."""
     return click.option(
         "--home",
         metavar="FOLDER",
         is_eager=True,
         callback=_home,
-        help="Where the local engines keep their files.  [default: $CIML_HOME or .ciml]",
+        help="Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
     )(command)
 
 
 def data_path_option(required: bool = True) -> Callable[[F], F]:
-    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open.open_store`."""
+    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open.open_store`; see `cli.data_path`."""
     return click.option(
         "--data-path",
+        cls=DataPathOption,
         metavar="DATA",
         required=required,
         envvar="CIML_DATA_PATH",
         show_envvar=True,
         callback=s3_place,
-        help="A folder or an s3:// prefix.",
+        help="Data root: a folder or an s3:// prefix.",
     )
 
 
@@ -108,7 +112,7 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
     """``--kafka``, as ``kafka``: ``host:port``, by default the broker of `ciml up`.
 
     Args:
-      required: without a broker the command ends with one line; else ``kafka`` is None then.
+      required: fail without a broker; else ``kafka`` is None then.
     """
 
     def broker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -125,7 +129,7 @@ def kafka_option(required: bool = True) -> Callable[[F], F]:
         envvar="CIML_KAFKA",
         show_envvar=True,
         callback=broker,
-        help="The Kafka broker.  [default: the one of ciml up]",
+        help="Kafka broker.  [default: the broker of ciml up]",
     )
 
 
@@ -137,8 +141,7 @@ def kafka_config_option(command: F) -> F:
         envvar="CIML_KAFKA_CONFIG",
         show_envvar=True,
         type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-        help="Properties of librdkafka, a line NAME=VALUE each, such as those of TLS and SASL: what is secret is better"
-        " there than on a command line. Those of -X win.",
+        help="File of librdkafka properties, one NAME=VALUE a line, for TLS, SASL and secrets. -X overrides it.",
     )(command)
 
 
@@ -149,14 +152,18 @@ def kafka_properties_option(command: F) -> F:
         "kafka_options",
         multiple=True,
         metavar="PROPERTY=VALUE",
-        help="A property of librdkafka, such as those of TLS and SASL; may be repeated.",
+        help="librdkafka property, such as security.protocol=SSL; may be repeated.",
     )(command)
 
 
 def beam_option(command: F) -> F:
     """``--beam-option``, as ``beam_options``: a tuple of ``--NAME=VALUE``."""
     return click.option(
-        "--beam-option", "beam_options", multiple=True, metavar="--NAME=VALUE", help="A further option of Beam."
+        "--beam-option",
+        "beam_options",
+        multiple=True,
+        metavar="--NAME=VALUE",
+        help="Further Beam option; may be repeated.",
     )(command)
 
 
@@ -168,7 +175,8 @@ def engine_option(command: F) -> F:
         envvar="CIML_ENGINE",
         show_envvar=True,
         callback=_engine,
-        help="What runs the pipeline; flink:HOST:PORT names a job server.  [default: flink if it is up]",
+        help="Engine of the pipeline; flink:HOST:PORT names a job server.  [default: flink if it runs, else"
+        " micro-batches]",
     )(command)
 
 
@@ -182,7 +190,7 @@ def metrics_options(command: F) -> F:
             show_envvar=True,
             default="127.0.0.1",
             show_default=True,
-            help="Where metrics are shown. There is no authentication.",
+            help="Address of the metrics endpoint, which has no authentication.",
         ),
         click.option(
             "--metrics-port",
@@ -190,7 +198,7 @@ def metrics_options(command: F) -> F:
             envvar="CIML_METRICS_PORT",
             show_envvar=True,
             type=click.IntRange(0, 65535),
-            help="Show metrics for Prometheus at http://ADDRESS:PORT/metrics; 0: the system chooses.  [default: none]",
+            help="Port of the Prometheus endpoint /metrics; 0 for any free port.  [default: no metrics]",
         ),
     ):
         command = option(command)

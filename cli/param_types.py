@@ -1,4 +1,4 @@
-"""Parameter types of options."""
+"""Types of option values."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class Duration(click.ParamType):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)?", value)
         if match is None:
-            self.fail(f"{value!r} is no time: want a number with ms, s, min, h or d", param, ctx)
+            self.fail(f"invalid time {value!r}; give a number with ms, s, min, h or d, such as 10s", param, ctx)
         return float(match[1]) * _UNITS_S[match[2] or "s"]

@@ -1,4 +1,4 @@
-"""What the commands that draw share on the command line."""
+"""Options and arguments of the commands that plot."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def dataset_argument(command: F) -> F:
-    """NAME, or ``--dataset NAME`` as the talk writes it; as ``name`` and ``dataset``, for `dataset_name`."""
-    command = click.option("--dataset", metavar="NAME", help="The data set, as the talk names it: the same as NAME.")(
-        command
-    )
+    """NAME, or ``--dataset NAME`` as in the talk; as ``name`` and ``dataset``, for `dataset_name`."""
+    command = click.option("--dataset", metavar="NAME", help="Data set, in place of NAME.")(command)
     return click.argument("name", required=False)(command)
 
 
 def dataset_name(name: str | None, dataset: str | None) -> str:
-    """The data set that was named, one way or the other. Raises `click.UsageError` where it is none or two."""
+    """Return the data set of NAME or ``--dataset``. Raises `click.UsageError` for none or two different ones."""
     if (chosen := name or dataset) is None:
-        raise click.UsageError("name a data set: NAME, or --dataset NAME")
+        raise click.UsageError("no data set: give NAME or --dataset NAME")
     if name and dataset and name != dataset:
-        raise click.UsageError(f"two data sets are named, {name!r} and {dataset!r}")
+        raise click.UsageError(f"two data sets: {name!r} and --dataset {dataset!r}; give one")
     return chosen
 
 
@@ -37,11 +35,11 @@ def output_option(command: F) -> F:
         "--data-plots-folder",
         metavar="FOLDER",
         callback=s3_place,
-        help="A folder or an s3:// prefix for the files; those of the same names are written over.",
+        help="Folder or s3:// prefix of the files; existing ones are replaced.  [default: a folder named after NAME]",
     )(command)
 
 
 def output_options(command: F) -> F:
     """`output_option`, ``--seed``, and the talk's S3 options."""
-    seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of chance.")
+    seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
     return output_option(seed(s3_options(command)))

@@ -1,4 +1,4 @@
-"""Bars for long work: one for all of it, or one for each part."""
+"""Progress bars of long work: one for all of it, or one for each part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def error_console() -> Console:
-    """Standard error, which is a terminal where it is one: FORCE_COLOR is for colours."""
+    """Return a console on standard error; FORCE_COLOR does not make it a terminal."""
     from rich.console import Console
 
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
@@ -21,10 +21,10 @@ def error_console() -> Console:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Bars on a terminal, one for each part of the work; elsewhere nothing.
+    """Show progress bars on a terminal, one for each part of the work; elsewhere nothing.
 
     Yields:
-      What is to be called with (which part, so many done, of how many or None where that is not known).
+      A function of (part, number done, total or None if unknown).
     """
     if not sys.stderr.isatty():
         yield lambda what, done, total: None  # and nothing is imported
@@ -35,17 +35,17 @@ def bars() -> Iterator[Callable[[str, int, int | None], None]]:
     with Progress(*columns, console=error_console(), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def tell(what: str, done: int, total: int | None) -> None:
+        def update(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        yield tell
+        yield update
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, told (done, total); nothing elsewhere."""
+    """Show a progress bar on a terminal, elsewhere nothing. Yields a function of (number done, total)."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return

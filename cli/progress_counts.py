@@ -1,4 +1,4 @@
-"""What long work shows: how many (event, run) there are of each kind, and how much is still to be done."""
+"""Progress of ingest and backfill: the number of (event, run) by kind, and the work left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = {
 
 
 class Counts:
-    """On a terminal one line that changes; elsewhere a line every five seconds in which something changed."""
+    """A status line: updated in place on a terminal, elsewhere printed at most every five seconds if it changed."""
 
     def __init__(self, what: str) -> None:
         self._console = error_console()
@@ -49,13 +49,13 @@ class Counts:
             self._console.print(self._last, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, state: RawState, lag: int) -> None:
-        """Shows the counts of a state, and the lag in offsets."""
+        """Show the counts of a state and the lag in offsets."""
         totals = state.totals()
         parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
         self.say(f"{', '.join(parts)}; {lag:,} messages to go")
 
     def say(self, words: str) -> None:
-        """Shows words after what it is about."""
+        """Show a status after the title."""
         line = f"{self._what}: {words}"
         if line == self._last:
             return
@@ -70,10 +70,10 @@ class Counts:
 
 
 class Bar:
-    """On a terminal a bar with rate and remaining time; elsewhere a line every five seconds in which it moved.
+    """A progress bar with rate and remaining time; elsewhere than on a terminal a line at most every five seconds.
 
     Attributes:
-      seconds: how long it has been there.
+      seconds: time since it was made, in seconds.
     """
 
     def __init__(self, what: str, unit: str = "lines") -> None:
@@ -111,7 +111,7 @@ class Bar:
             self._bar.stop()
 
     def show(self, done: int, total: int, totals: Mapping[str, int]) -> None:
-        """Shows how much is done of how much, and the counts by kind."""
+        """Show the number done, the total and the counts by kind."""
         rate = done / self.seconds if self.seconds > 0 else 0.0
         counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind]]
         if self._bar is not None and self._task is not None:

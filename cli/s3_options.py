@@ -20,10 +20,10 @@ def _sets(variable: str) -> Callable[[click.Context, click.Parameter, str | None
 
 
 def s3_options(command: F) -> F:
-    """``--s3-profile`` and ``--s3-url``, which stand for AWS_PROFILE and AWS_ENDPOINT_URL_S3; they pass no argument."""
+    """``--s3-profile`` and ``--s3-url``, which set AWS_PROFILE and AWS_ENDPOINT_URL_S3; they pass no argument."""
     for name, variable, metavar, text in (
-        ("--s3-url", "AWS_ENDPOINT_URL_S3", "URL", "The endpoint of S3."),
-        ("--s3-profile", "AWS_PROFILE", "NAME", "The profile of the AWS configuration that has the credentials."),
+        ("--s3-url", "AWS_ENDPOINT_URL_S3", "URL", "S3 endpoint.  [default: $AWS_ENDPOINT_URL_S3]"),
+        ("--s3-profile", "AWS_PROFILE", "NAME", "AWS profile of the S3 credentials.  [default: $AWS_PROFILE]"),
     ):
         command = click.option(
             name, metavar=metavar, expose_value=False, is_eager=True, callback=_sets(variable), help=text

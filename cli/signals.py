@@ -1,4 +1,4 @@
-"""Signals to a command that works for long."""
+"""Signals to a long-running command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets, for work that then ends in order; the next one interrupts it."""
+    """Return an event that the first SIGINT or SIGTERM sets, for an orderly stop; the next signal interrupts."""
     stop = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:

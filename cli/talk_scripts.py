@@ -1,4 +1,4 @@
-"""The console scripts by their names in the talk (``ciml-build-dataset``, …), which take what is pasted from slides."""
+"""The console scripts of the talk (``ciml-build-dataset``, …); they accept lines pasted from its slides."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 from cli.main import run_script
 
-# Slides and word processors make a dash of two hyphens, or of one.
+# Slides and word processors turn two hyphens, or one, into a dash.
 _DASHES = re.compile(r"[‒–—―−]+-*(?=[A-Za-z])")
 
 
 def undashed(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the dashes that were meant: ``--dataset`` for ``—dataset``, ``-h`` for ``–h``."""
+    """Return the arguments with hyphens for dashes: ``--dataset`` for ``—dataset``, ``-h`` for ``–h``."""
     out = []
     for argument in arguments:
         dashes = _DASHES.match(argument)
@@ -27,40 +27,40 @@ def undashed(arguments: Sequence[str]) -> list[str]:
 
 
 def main(command: click.Command) -> NoReturn:
-    """Runs a command as a console script of its own, and exits with the codes of ``ciml``."""
+    """Run a command as a console script, and exit with the codes of ``ciml``."""
     run_script(command, Path(sys.argv[0]).name, undashed(sys.argv[1:]))
 
 
 def cache_data() -> NoReturn:
-    """The console script ``ciml-cache-data``: ``ciml backfill`` by its name in the talk."""
+    """Run ``ciml-cache-data``: ``ciml backfill``."""
     from cli.commands.operate.backfill import command
 
     main(command)
 
 
 def setup_experiment() -> NoReturn:
-    """The console script ``ciml-setup-experiment``: ``ciml experiment define`` by its name in the talk."""
+    """Run ``ciml-setup-experiment``: ``ciml experiment define`` with the options of the talk."""
     from cli.commands.learn.experiment.define import setup
 
     main(setup)
 
 
 def train_model() -> NoReturn:
-    """The console script ``ciml-train-model``: ``ciml experiment train`` by its name in the talk."""
+    """Run ``ciml-train-model``: ``ciml experiment train``."""
     from cli.commands.learn.experiment.train import train
 
     main(train)
 
 
 def plot_data() -> NoReturn:
-    """The console script ``ciml-plot-data``: ``ciml plot`` by its name in the talk."""
+    """Run ``ciml-plot-data``: ``ciml plot``."""
     from cli.commands.data.plot import command
 
     main(command)
 
 
 def build_dataset() -> NoReturn:
-    """The console script ``ciml-build-dataset``: ``ciml build-dataset``."""
+    """Run ``ciml-build-dataset``: ``ciml dataset build``."""
     from cli.commands.data.dataset.build import command
 
     main(command)

@@ -1,4 +1,4 @@
-"""Options of the commands that learn: whose runs may be learned from."""
+"""Options of the commands that train: trusted and excluded runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def learn_from_options(command: F) -> F:
             "--exclude",
             type=click.Path(exists=True, dir_okay=False),
             metavar="FILE",
-            help="Runs that must not be learned from: a run id a line, perhaps with a reason after a blank.",
+            help="File of runs excluded from training: one run id a line, optionally with a blank and a reason.",
         ),
         click.option(
             "--trust-policy",
             type=click.Path(exists=True, dir_okay=False),
             metavar="FILE",
-            help="TOML: which runs may be learned from.  [default: reviewed, gated or merged work]",
+            help="TOML file of the trust policy for training.  [default: reviewed, gated or merged changes]",
         ),
     ):
         command = option(command)
@@ -32,7 +32,7 @@ def learn_from_options(command: F) -> F:
 
 
 def read_exclusions(path: str | None) -> dict[str, str]:
-    """The reason by run id, from the file of ``--exclude``; none without a file."""
+    """Return the reason by run id from the file of ``--exclude``; an empty dict without a file."""
     exclusions = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines() if path else ():
         run_id, _, reason = line.strip().partition(" ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from cli.main import COMMANDS, LazyGroup, cli
+from cli.command_table import COMMANDS, RENAMED
+from cli.main import LazyGroup, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,17 +48,30 @@ def test_help_is_quick_and_imports_no_command():
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", list(cli.table))
+LINES = {name: line for group in COMMANDS.values() for name, (_, line) in group.items()}
+
+
+@pytest.mark.parametrize("name", LINES)
 def test_every_command_is_what_the_table_says(name: str):
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     assert command.name == name
-    assert command.get_short_help_str(200) == COMMANDS[name][1]
-    assert command.help is not None
-    assert "Example" in (command.help + (command.epilog or ""))
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, f"{name} {parameter.opts} has no help"
+    assert command.get_short_help_str(200) == LINES[name]
+
+
+def test_help_shows_the_groups_in_order():
+    help_text = CliRunner().invoke(cli, ["--help"]).output
+    assert re.findall(r"^(\w+):$", help_text, re.M) == ["Options", "Data", "Learn", "Serve", "Operate"]
+    assert re.findall(r"^  ([a-z][a-z-]*)  +[A-Z]", help_text, re.M) == list(LINES)
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_former_name_is_one_line_that_has_the_new_one(name: str):
+    result = CliRunner().invoke(cli, [name, "list", "--data-path", "data"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"ciml: no command {name!r} any more; use {RENAMED[name]}\n"
+    for new in RENAMED[name].split(" or "):
+        assert CliRunner().invoke(cli, [*new.split()[1:], "--help"]).exit_code == 0
 
 
 @pytest.fixture
@@ -66,7 +81,7 @@ def failing() -> LazyGroup:
     def group(debug: bool) -> None:
         pass
 
-    group.table = {"fail": (f"{__name__}:fail", "Fail.")}
+    group.table = {"Test": {"fail": (f"{__name__}:fail", "Fail.")}}
     return group
 
 
@@ -89,7 +104,7 @@ def fail(how: str) -> int | None:
         ("user", 2, "ciml: no data set named x\n"),
         ("engine", 3, "ciml: no broker\n"),
         ("integrity", 4, "ciml: a digest differs\n"),
-        ("bug", 1, "ciml: internal error: KeyError: 'oops' (ciml --debug … shows where)\n"),
+        ("bug", 1, "ciml: internal error: KeyError: 'oops' (ciml --debug … prints the traceback)\n"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(failing: LazyGroup, how: str, code: int, line: str):
@@ -125,7 +140,7 @@ def test_version():
     assert done.stdout == "ciml 0.1.0\n"
 
 
-@pytest.mark.parametrize("shown", ["progress_bar('x') as tell: tell(1, 2)", "bars() as tell: tell('x', 1, 2)"])
+@pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])
 def test_bars_are_for_terminals_alone_whatever_is_said_of_colours(shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"from cli.progress_bar import bars, progress_bar\nwith {shown}"],

@@ -1,4 +1,4 @@
-"""``ciml cluster``: groups of runs that nobody named, beside what is known of them."""
+"""``ciml cluster``: clusters of runs, compared with their labels and metadata."""
 
 from __future__ import annotations
 
@@ -14,45 +14,43 @@ if TYPE_CHECKING:
     from reports.clusters.cluster import Clustering
 
 
-@click.command(
-    "cluster",
-    epilog="Example: ciml cluster cpu-load --only failed --against build_name --data-path DATA",
-    short_help="Find groups of runs in a data set.",
-)
+@click.command("cluster")
 @dataset_argument
 @data_path_option()
-@click.option("--only", metavar="CLASS", help="Cluster the runs of this class alone, such as failed.  [default: all]")
+@click.option("--only", metavar="CLASS", help="Class of the runs to cluster, such as failed.  [default: all]")
 @click.option(
     "--split",
     "splits",
     multiple=True,
     type=click.Choice(["train", "dev", "test"]),
-    help="Cluster the runs of this split; may be repeated.  [default: all]",
+    help="Split of the runs to cluster; may be repeated.  [default: all]",
 )
 @click.option(
     "--first",
     type=click.IntRange(1),
     metavar="WINDOWS",
-    help="Compare so many windows of each run that has them, so that no length and no padding takes part.",
+    help="Number of leading windows to compare; shorter runs are left out.  [default: all, with padding]",
 )
 @click.option(
     "--against",
     multiple=True,
     metavar="LABEL",
-    help="Compare the clusters with this label or metadata, such as build_name or provider; may be repeated."
+    help="Label or metadata to compare with, such as build_name or provider; may be repeated."
     "  [default: the data set's label; with --only, build_name]",
 )
-@click.option("--k", type=click.IntRange(1, 100), help="How many clusters.  [default: by the best silhouette]")
-@click.option("--max-k", type=click.IntRange(2, 100), default=10, show_default=True, help="The most that are tried.")
+@click.option("--k", type=click.IntRange(1, 100), help="Number of clusters.  [default: of the best silhouette]")
+@click.option(
+    "--max-k", type=click.IntRange(2, 100), default=10, show_default=True, help="Largest number of clusters to try."
+)
 @click.option(
     "--map",
     "projection",
     type=click.Choice(["pca", "tsne"]),
     default="pca",
     show_default=True,
-    help="How the runs come into the plane.",
+    help="Projection of the runs to two dimensions.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON, without the run of each cluster.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, without the cluster of each run.")
 @output_options
 def command(
     name: str | None,
@@ -69,10 +67,16 @@ def command(
     output: str | None,
     seed: int,
 ) -> None:
-    """Cluster the normalised examples of the data set NAME by k-means, and compare the clusters with what is known.
+    """Cluster the runs of a data set.
 
-    Into --output (NAME-clusters by default) go clusters.json, which has the cluster of each run, the plots as PNG and
-    SVG, and index.html with all of them. The same data set, options and seed give the same clusters.
+    It clusters normalised examples by k-means and compares the clusters with labels and metadata. --output (default
+    NAME-clusters) gets clusters.json with the cluster of each run, the plots as PNG and SVG, and the page index.html.
+    The same data set, options and seed give the same clusters.
+
+    \b
+    Example:
+      ciml cluster cpu-load --only failed --against build_name --data-path DATA
+      ciml cluster cpu-load --k 4 --map tsne --data-path DATA
     """
     from ciml.digest import canonical_json
     from ciml.storage.open import open_store
@@ -94,13 +98,13 @@ def command(
     )
     with progress_bar("clustering") as progress:
         found = cluster_dataset(open_store(data_path), chosen, wanted, progress)
-    told = found.to_json()
+    value = found.to_json()
     folder = open_store(output or f"{chosen}-clusters")
-    page = save(folder, cluster_page(found), {"clusters.json": canonical_json(told) + b"\n"})
+    page = save(folder, cluster_page(found), {"clusters.json": canonical_json(value) + b"\n"})
     if as_json:
         import json
 
-        click.echo(json.dumps({key: value for key, value in told.items() if key != "assignments"}, indent=2))
+        click.echo(json.dumps({key: part for key, part in value.items() if key != "assignments"}, indent=2))
         return
     _show(found)
     click.echo(page)

@@ -1,4 +1,4 @@
-"""``ciml validate``: whether a data set is still what it was."""
+"""``ciml drift``: changes in the distribution of a data set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cli.options import data_path_option, home_option
 if TYPE_CHECKING:
     from transforms.drift.report import Finding, Report
 
-#: Something moved. Nothing is wrong with what is stored; a script may want to know.
-MOVED = 5
+#: Exit code for drift: the stored data is intact, and a script can react.
+DRIFT = 5
 _KINDS = ("lost_column", "new_column", "unit", "shift", "lost_group", "new_group", "mix")
 _AGGREGATED = re.compile(r"(\w+)\((.+)\)")
 _FEW_GROUPS = 3
@@ -23,31 +23,31 @@ _WIDTH = 118  # of a table in a file or a pipe
 _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 
 
-@click.command("validate", short_help="Tell what moved in a data set.")
+@click.command("drift")
 @click.argument("name")
 @click.option(
     "--last",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many spans are the newest.  [default: 1; all with --model]",
+    help="Number of newest spans to test.  [default: 1; with --model all new ones]",
 )
-@click.option("--against", metavar="NAME", help="Compare with another data set, not with the spans before.")
-@click.option("--model", metavar="MODEL", help="Compare with the runs that this model's champion learned from.")
+@click.option("--against", metavar="NAME", help="Data set to compare with.  [default: the earlier spans]")
+@click.option("--model", metavar="MODEL", help="Model whose champion's training runs to compare with.")
 @click.option(
     "--psi", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True,
-    help="From this on a distribution has moved; from 2.5 times this on, much.",
+    help="PSI from which a distribution has drifted; from 2.5 times this the drift is large.",
 )  # fmt: skip
 @click.option(
     "--min-runs", type=click.IntRange(min=2), default=30, show_default=True,
-    help="With fewer runs on a side, nothing is said of a job or provider.",
+    help="Minimum runs on each side to test a job or provider.",
 )  # fmt: skip
 @click.option(
     "--allow",
     multiple=True,
     type=click.Choice(_KINDS),
-    help="Findings of this kind leave the exit code 0; may be repeated.",
+    help="Kind of findings that does not set exit code 5; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: findings, and what they follow from.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, with the measures of each finding.")
 @data_path_option()
 @home_option
 def command(
@@ -62,20 +62,21 @@ def command(
     data_path: str,
     **_: object,
 ) -> int:
-    """Tell what moved in the newest spans of the data set NAME, and in which job and on which provider.
+    """Detect data drift.
 
-    A column that came or went, another unit, a shifted distribution; and, told apart from these, another mix of jobs,
-    providers, flavours and classes. PSI says how much a distribution moved, KS whether that is more than chance.
+    It compares the newest spans of the data set NAME with the earlier ones, for each job and provider. Findings are
+    new or lost columns, changed units, shifted distributions and, separately, a changed mix of jobs, providers,
+    flavours and classes. PSI measures the size of a shift, KS its significance.
 
     \b
     Example:
-      ciml validate cpu-load --data-path DATA
-      ciml validate cpu-load --last 5 --allow mix --json --data-path DATA
-      ciml validate cpu-load --against cpu-load-2025 --data-path DATA
-      ciml validate cpu-load --model cpu-load --data-path DATA
+      ciml drift cpu-load --data-path DATA
+      ciml drift cpu-load --last 5 --allow mix --json --data-path DATA
+      ciml drift cpu-load --against cpu-load-2025 --data-path DATA
+      ciml drift cpu-load --model cpu-load --data-path DATA
 
-    Exit codes: 0 nothing moved, or there are too few runs to say; 5 something did; 2 wrong use, or nothing to compare
-    with; 3 a store does not answer; 4 what is stored contradicts itself.
+    Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
+    4 stored data is inconsistent.
     """  # fmt: skip
     from ciml.storage.open import open_store
     from cli.progress_bar import bars
@@ -83,9 +84,9 @@ def command(
     from transforms.drift.detect import DriftPolicy
 
     if against is not None and model is not None:
-        raise click.UsageError("--against and --model are two things to compare with: give one")
+        raise click.UsageError("--against and --model exclude each other: give one")
     policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
-    with bars() as tell:
+    with bars() as show:
         report = validate_dataset(
             open_store(data_path),
             name,
@@ -93,7 +94,7 @@ def command(
             against=against,
             model=model,
             policy=policy,
-            progress=lambda done, total: tell("spans", done, total),
+            progress=lambda done, total: show("spans", done, total),
         )
     if as_json:
         import json
@@ -101,7 +102,7 @@ def command(
         click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         _print(report)
-    return MOVED if any(finding.kind not in allow for finding in report.findings) else 0
+    return DRIFT if any(finding.kind not in allow for finding in report.findings) else 0
 
 
 def _print(report: Report) -> None:
@@ -120,7 +121,7 @@ def _print(report: Report) -> None:
         for findings in _together(report.findings):
             table.add_row(*map(Text, _row(*findings)))
         console = Console(highlight=False)
-        if not console.is_terminal:  # nobody looks at its width
+        if not console.is_terminal:  # its width is unknown
             console.width = max(console.width, _WIDTH)
         console.print(table)
     else:
@@ -130,9 +131,9 @@ def _print(report: Report) -> None:
 
 
 def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings; those that say one thing stand together, the clearest first.
+    """Return the findings in groups of one cause, the clearest first.
 
-    That is: aggregations of one feature that moved in the same place; and more than a few groups that came or went.
+    A group is: aggregations of one feature that shifted in the same place; many groups that were added or lost.
     """
     often = Counter((finding.kind, finding.what) for finding in findings)
     rows: dict[object, list[Finding]] = {}
@@ -169,7 +170,7 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
 
 
 def _features(names: Sequence[str]) -> list[str]:
-    """Names of features, aggregations of one by its own name."""
+    """Return names of features, an aggregation as the feature's name."""
     found = (_AGGREGATED.fullmatch(name) for name in names)
     return list(dict.fromkeys(each[2] if each else name for each, name in zip(found, names, strict=True)))
 
@@ -185,8 +186,8 @@ def _notes(report: Report) -> list[str]:
     itself = set(_features([finding.what for finding in report.findings]))
     if mixed := [name for name in _features(report.with_the_mix) if name not in itself]:
         lines.append(f"moved with the mix alone: {', '.join(mixed)}")
-    if told := ", ".join(_features(report.untold)):
-        lines.append(f"moved, and too few runs are alike to tell whether with the mix alone: {told}")
+    if undecided := ", ".join(_features(report.untold)):
+        lines.append(f"moved, with too few comparable runs to rule out the mix: {undecided}")
     narrow = [one for one in report.few if one != (None, None) and None in one]
     if report.enough and narrow:
         lines.append(f"too few runs to say anything of {len(narrow)} jobs and providers by themselves")

@@ -1,4 +1,4 @@
-"""``ciml plot``, and ``ciml-plot-data``: a data set as plots and one page."""
+"""``ciml plot`` and ``ciml-plot-data``: a data set as plots and one page."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from cli.plot_options import dataset_argument, dataset_name, output_options
 from cli.progress_bar import progress_bar
 
 
-@click.command(
-    "plot",
-    epilog="Example: ciml plot cpu-load --data-path DATA, then open cpu-load-plots/index.html.",
-    short_help="Draw a data set.",
-)
+@click.command("plot")
 @dataset_argument
 @data_path_option()
 @click.option(
     "--features-regex",
     metavar="REGEX",
-    help="Draw the courses of these features alone, chosen as in a definition.  [default: the first 30]",
+    help="Pattern of the features whose courses are plotted.  [default: the first 30]",
 )
 @output_options
 def command(
     name: str | None, dataset: str | None, data_path: str, features_regex: str | None, output: str | None, seed: int
 ) -> None:
-    """Draw the data set NAME: runs by class, by day and by job, how long they run, the course of each feature by class,
-    and examples as an estimator sees them.
+    """Plot a data set.
 
-    Each plot is a PNG and an SVG in --output (NAME-plots by default); index.html holds all of them and needs nothing
-    else. The same data set and seed give the same plots.
+    The plots show runs by class, by day and by job, their durations, the course of each feature by class, and examples
+    as the estimator's input. --output (default NAME-plots) gets each plot as PNG and SVG, and a self-contained page
+    index.html. The same data set and seed give the same plots.
+
+    \b
+    Example:
+      ciml plot cpu-load --data-path DATA
+      ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
     from ciml.storage.open import open_store
     from reports.dataset.render import plot_dataset

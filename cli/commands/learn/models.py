@@ -1,4 +1,4 @@
-"""``ciml models``: what was trained, blessed, pushed, and what is served; and the way back."""
+"""``ciml models``: candidates, decisions, versions and labels of the registry; rollback."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from serving.registry import Registry
 
 
-@click.group("models", short_help="Show and roll back models.")
+@click.group("models")
 def command() -> None:
-    """Show what was trained, blessed and pushed; roll back; compare folders with the registry.
+    """List, verify and roll back models.
 
     \b
     Example:
@@ -30,9 +30,11 @@ def command() -> None:
 @click.argument("model", required=False)
 @data_path_option()
 @home_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def list_models(model: str | None, data_path: str, as_json: bool, **_: Any) -> None:
-    """List candidates with their verdicts, versions and labels, the latest last.
+    """List candidates, decisions, versions and labels.
+
+    Without MODEL it lists all models. The latest candidate is the last.
 
     \b
     Example:
@@ -44,7 +46,7 @@ def list_models(model: str | None, data_path: str, as_json: bool, **_: Any) -> N
         click.echo(json.dumps(models, indent=2))
         return
     if not models:
-        click.echo("no models yet: ciml train makes one")
+        click.echo("no models yet; train one by ciml refresh")
     for name, one in models.items():
         labels = ", ".join(f"{label} = {version}" for label, version in one["labels"].items()) or "nothing is served"
         click.echo(f"{name}: {labels}")
@@ -53,14 +55,14 @@ def list_models(model: str | None, data_path: str, as_json: bool, **_: Any) -> N
                 f"  version {version['number']}" + (" (withdrawn)" if version["withdrawn"] else "")
                 for version in candidate["versions"]
             )
-            verdict = {None: "no verdict", True: "blessed", False: "not blessed"}[candidate["blessed"]]
-            click.echo(f"  {candidate['time']}  {candidate['id']}  {verdict}{versions}")
+            decision = {None: "no decision", True: "blessed", False: "not blessed"}[candidate["blessed"]]
+            click.echo(f"  {candidate['time']}  {candidate['id']}  {decision}{versions}")
             for reason in candidate["reasons"]:
                 click.echo(f"    {reason}")
 
 
 def as_dict(registry: Registry) -> dict[str, Any]:
-    """A registry as JSON: labels, candidates in their order, each with its verdict and versions."""
+    """Return a registry as JSON: labels and candidates in order, each with its decision and versions."""
     state = registry.state
     candidates = []
     for candidate in sorted(state.candidates.values(), key=lambda one: one.time_us):
@@ -88,10 +90,12 @@ def as_dict(registry: Registry) -> dict[str, Any]:
 @click.argument("model")
 @data_path_option()
 @home_option
-@click.option("--version", type=click.IntRange(1), help="Where to go.  [default: the one before]")
-@click.option("--label", default="stable", show_default=True, help="What is moved.")
+@click.option("--version", type=click.IntRange(1), help="Version to serve.  [default: the previous one]")
+@click.option("--label", default="stable", show_default=True, help="Label to move.")
 def rollback_model(model: str, data_path: str, version: int | None, label: str, **_: Any) -> None:
-    """Move a label back. Versions above are withdrawn until someone names them here again.
+    """Move a label to an earlier version.
+
+    Later versions are withdrawn until a rollback names them with --version.
 
     \b
     Example:
@@ -110,7 +114,9 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str, 
 @data_path_option()
 @home_option
 def verify_models(model: str | None, data_path: str, **_: Any) -> int:
-    """Compare every version's files with the registry; exit code 4 if any was altered, is missing or is a stranger.
+    """Verify the files of all versions.
+
+    It compares them with the registry. The exit code is 4 if a file was altered, is missing or is not registered.
 
     \b
     Example:
@@ -135,7 +141,9 @@ def verify_models(model: str | None, data_path: str, **_: Any) -> int:
 @data_path_option()
 @home_option
 def reconcile_models(model: str | None, data_path: str, **_: Any) -> None:
-    """Clear up after pushes that died, and write the model server's configuration anew.
+    """Repair the state after interrupted pushes.
+
+    It removes partial versions and rewrites the model server's configuration.
 
     \b
     Example:
@@ -157,5 +165,5 @@ def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
     data = open_store(data_path)
     known = registered_models(data)
     if model is not None and model not in known:
-        raise CimlError(f"no model {model!r} in {data_path}; there are {', '.join(known) or 'none'}")
+        raise CimlError(f"no model {model!r} in {data_path}; choose from {', '.join(known) or 'none'}")
     return {name: Registry(data, name) for name in known if model in (None, name)}

@@ -1,4 +1,4 @@
-"""``ciml predict``: predictions for runs as they are announced."""
+"""``ciml predict``: predictions for finished runs."""
 
 from __future__ import annotations
 
@@ -37,32 +37,37 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return one.urls["grpc"]
 
 
-@click.command("predict", short_help="Predict for runs as they arrive.")
+@click.command("predict")
 @data_path_option()
 @kafka_option()
 @kafka_config_option
 @engine_option
 @home_option
-@click.option("--model", required=True, help="The model's name.")
-@click.option("--label", default="stable", show_default=True, help="Which of its versions is asked.")
+@click.option("--model", required=True, metavar="NAME", help="Model to query.")
+@click.option("--label", default="stable", show_default=True, help="Version label to query.")
 @click.option(
     "--server",
     metavar="HOST:PORT",
     envvar="CIML_MODEL_SERVER",
     show_envvar=True,
     callback=_server,
-    help="The model server's gRPC.  [default: the one of ciml up]",
+    help="gRPC address of the model server.  [default: the model server of ciml up]",
 )
-@click.option("--runs-topic", default="runs", show_default=True, metavar="TOPIC", help="Where runs are announced.")
+@click.option("--runs-topic", default="runs", show_default=True, metavar="TOPIC", help="Topic of announced runs.")
 @click.option(
     "--predictions-topic",
     default="predictions",
     show_default=True,
     metavar="TOPIC",
-    help="Where predictions are published; '' for nowhere.",
+    help="Topic of predictions; '' for none.",
 )
-@click.option("--once", is_flag=True, help="End when what the topic holds now is predicted.")
-@click.option("--until-idle", type=Duration(), metavar="TIME", help="End when nothing new came for so long.")
+@click.option("--once", is_flag=True, help="Stop at the present end of the topic.")
+@click.option(
+    "--until-idle",
+    type=Duration(),
+    metavar="TIME",
+    help="Time without new runs after which it stops.  [default: never]",
+)
 @kafka_properties_option
 @beam_option
 @metrics_options
@@ -84,11 +89,11 @@ def command(
     metrics_address: str,
     **_: Any,
 ) -> None:
-    """Predict for runs as ingest announces them, trusted or not.
+    """Predict for finished runs as they arrive.
 
-    Each run is prepared by the definition that the served version carries, predicted once by that version, committed
-    to DATA/predictions with the offset that it came from, and published. While no version is served nothing is read.
-    Stop it at any time, by Ctrl-C or harder: it goes on from what is committed.
+    Ingest announces the runs, trusted or not. Each run is prepared by the definition of the served version, predicted
+    once by it, committed to DATA/predictions with its offset, and published. Without a served version nothing is read.
+    An interrupted predict continues from the last commit.
 
     \b
     Example:
@@ -128,14 +133,14 @@ def command(
 
 
 class _Shown:
-    """On a terminal one line that changes; elsewhere a line every five seconds in which something changed."""
+    """A status line: updated in place on a terminal, elsewhere printed at most every five seconds if it changed."""
 
     def __init__(self) -> None:
         self._last = ""
-        self._said = 0.0
+        self._printed = 0.0
 
     def finish(self) -> None:
-        """Says the last line for good."""
+        """Print the last line."""
         import sys
 
         click.echo(("\r\x1b[K" if sys.stderr.isatty() else "") + (self._last or "nothing was announced"), err=True)
@@ -152,6 +157,6 @@ class _Shown:
         self._last = line
         if sys.stderr.isatty():
             click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-        elif time.monotonic() - self._said > 5.0:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed > 5.0:
+            self._printed = time.monotonic()
             click.echo(line, err=True)

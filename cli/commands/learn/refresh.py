@@ -1,4 +1,4 @@
-"""``ciml train``: from a data set to a served model, or why not."""
+"""``ciml refresh``: train a candidate on a data set, and push it if the gate blesses it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from cli.trust_options import learn_from_options, read_exclusions
 if TYPE_CHECKING:
     from pipelines.training.trainer import TrainConfig, TrainResult
 
-#: The gate said no. Nothing is wrong; a script may want to know.
-REFUSED = 5
+#: Exit code if the gate rejects the candidate: not an error, and a script can react.
+REJECTED = 5
 
 
-@click.command("train", short_help="Train, evaluate and push models.")
+@click.command("refresh")
 @data_path_option()
 @home_option
-@click.option("--dataset", required=True, metavar="NAME", help="What to learn from.")
-@click.option("--model", metavar="NAME", help="The name to serve it under.  [default: the data set's]")
+@click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
+@click.option("--model", metavar="NAME", help="Name of the served model.  [default: the data set's name]")
 @click.option(
     "--experiment",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="TOML: the estimator and its hyper-parameters.  [default: a small dense network]",
+    help="TOML file of the estimator and its hyper-parameters.  [default: a small dense network]",
 )
 @click.option(
-    "--watch/--once", default=False, help="Go on whenever the data set grows, or end after one.  [default: once]"
+    "--watch/--once", default=False, help="Refresh whenever the data set grows, or a single one.  [default: once]"
 )
 @learn_from_options
-@click.option("--label", default="stable", show_default=True, help="What will name a pushed version.")
-@click.option("--min-test-runs", type=click.IntRange(1), help="The gate says no on fewer held-out runs.")
-@click.option("--tolerance", type=click.FloatRange(0), help="How much worse than the champion a candidate may be.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs, a line for each refresh.")
+@click.option("--label", default="stable", show_default=True, help="Label of a pushed version.")
+@click.option("--min-test-runs", type=click.IntRange(1), help="Minimum held-out runs; the gate rejects on fewer.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), help="Accuracy by which a candidate may be worse than the champion."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
 @metrics_options
 def command(
     data_path: str,
@@ -49,15 +51,15 @@ def command(
     metrics_address: str,
     **options: Any,
 ) -> int:
-    """Train on a data set's trusted runs, evaluate on held-out ones, and push what the gate blesses, or say why not.
+    """Train, evaluate and push a model.
 
-    A candidate is compared with the served model on the same runs. Exit code 5: the gate refused it. Metrics are shown
-    with --watch alone.
+    It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate
+    that the gate blesses is pushed; else the reasons are printed, and the exit code is 5. Metrics need --watch.
 
     \b
     Example:
-      ciml train --dataset provider --data-path data
-      ciml train --dataset provider --model provider --watch --data-path data
+      ciml refresh --dataset provider --data-path data
+      ciml refresh --dataset provider --model provider --watch --data-path data
     """
     from cli.metrics import shown
     from pipelines.training.metrics import TrainBoard
@@ -67,19 +69,19 @@ def command(
     options.pop("home")
     config = make_config(data_path, dataset, model, experiment, **options)
 
-    def step(word: str) -> None:
-        click.echo(f"{config.model}: {word}", err=True)
+    def step(name: str) -> None:
+        click.echo(f"{config.model}: {name}", err=True)
 
     def show(result: TrainResult) -> None:
         if as_json:
             click.echo(json.dumps(as_dict(config.model, result), sort_keys=True))
         else:
-            click.echo("\n".join(told(config.model, result)))
+            click.echo("\n".join(result_lines(config.model, result)))
 
     if not watch:
         result = run_once(config, progress=step)
         show(result)
-        return REFUSED if result.outcome == "refused" else 0
+        return REJECTED if result.outcome == "refused" else 0
     stop, board = stop_on_signals(), TrainBoard(config.model)
     with shown(metrics_port, metrics_address, board):
         watch_data(config, report=show, stop=stop, progress=step, board=board)
@@ -98,7 +100,7 @@ def make_config(
     min_test_runs: int | None = None,
     tolerance: float | None = None,
 ) -> TrainConfig:
-    """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
+    """Return the configuration of the options. Raises `CimlError` for unreadable files."""
     from dataclasses import replace
 
     from ciml.storage.open import open_store
@@ -125,8 +127,8 @@ def make_config(
     )
 
 
-def told(model: str, result: TrainResult) -> list[str]:
-    """A result as lines for people."""
+def result_lines(model: str, result: TrainResult) -> list[str]:
+    """Return a result as lines of text."""
     evaluation = result.metrics.get("evaluation") or {}
     lines = []
     accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
@@ -142,7 +144,7 @@ def told(model: str, result: TrainResult) -> list[str]:
 
 
 def as_dict(model: str, result: TrainResult) -> dict[str, Any]:
-    """A result as JSON."""
+    """Return a result as JSON."""
     return {
         "model": model,
         "outcome": result.outcome,

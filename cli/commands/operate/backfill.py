@@ -1,4 +1,4 @@
-"""``ciml backfill``: historical logs, by a listing, to raw runs."""
+"""``ciml backfill``: historical logs of a listing into the raw store."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 
 
-@click.command("backfill", short_help="Bring historical logs into the raw store.")
+@click.command("backfill")
 @click.argument("listing", metavar="LISTING", callback=s3_place)
 @click.option(
     "--logs",
     required=True,
     metavar="ROOT",
     callback=s3_place,
-    help="The folder or s3:// prefix below which the listing's log paths lie.",
+    help="Folder or s3:// prefix of the listing's log paths.",
 )
 @data_path_option()
 @home_option
@@ -38,13 +38,13 @@ _INTERRUPTED = 130
     default="backfill",
     show_default=True,
     metavar="NAME",
-    help="The name that the trust policy knows this listing by.",
+    help="Name of the listing in the trust policy.",
 )
 @click.option(
     "--runs-of",
     metavar="NAME",
-    help="The CI system whose runs these are, as ciml ingest names it (--source there): a run that also comes as an "
-    "event is then the same run.  [default: as --source]",
+    help="CI system of the runs, as named by ciml ingest --source; identifies them with runs of events.  [default: "
+    "--source]",
 )
 @click.option(
     "--job",
@@ -52,31 +52,31 @@ _INTERRUPTED = 130
     "jobs",
     multiple=True,
     metavar="GLOB",
-    help="Take only these jobs; may be repeated.  [default: all]",
+    help="Jobs to load; may be repeated.  [default: all]",
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Take at most so many lines.")
-@click.option("--dry-run", is_flag=True, help="Say what would be taken, and do nothing.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of lines.  [default: all]")
+@click.option("--dry-run", is_flag=True, help="Survey the lines; load nothing.")
 @click.option(
     "--skip-known",
     is_flag=True,
-    help="Do not read the logs of runs that are in the raw store: for a listing that grew.",
+    help="Skip the logs of stored runs, for a listing that grew.",
 )
-@click.option("--take-missing", is_flag=True, help="Go on even if not one of the first logs is there.")
+@click.option("--take-missing", is_flag=True, help="Continue if none of the first logs exists.")
 @click.option(
     "--trust-policy",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="TOML: which runs are trusted.  [default: reviewed, gated or merged work, and listings as backfill]",
+    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes, and backfills]",
 )
 @click.option(
     "--fetch-policy",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="TOML: the limits of logs, and further places that they may be in.",
+    help="TOML file of the limits of logs and of further allowed roots.",
 )
 @beam_option
 @s3_options
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def command(
     listing: str,
     runner: tuple[str | None, str],
@@ -85,20 +85,19 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Bring historical logs into the raw store.
+    """Load historical logs into the raw store.
 
-    LISTING is a file of JSON lines, which may be gzip and may be s3://…: build_uuid, build_name, result, start_time,
-    end_time, log_path and any further fields, which become labels. Each line is settled exactly once, as a raw run, a
-    repeat, a correction, ignored, or a dead letter with its reason. Stop it at any time, by Ctrl-C or harder, and say
-    it again: it goes on from what is committed.
+    LISTING is a file or s3:// object of JSON lines, optionally gzip: build_uuid, build_name, result, start_time,
+    end_time, log_path, and further fields, which become labels. Each line is settled exactly once: as a raw run, a
+    repeat, a correction, ignored, or a dead letter. An interrupted backfill continues from the last commit.
 
     \b
     Example:
       ciml backfill builds.jsonl --logs . --data-path data --dry-run
       ciml backfill s3://ci-logs/builds.jsonl.gz --logs s3://ci-logs --runs-of zuul --data-path s3://cimlrawdata
 
-    Exit codes: 0 every line that was to be taken is settled, 130 stopped before, 2 wrong use, or no such listing or
-    logs, 3 a store or Flink does not answer, 4 what is stored contradicts itself.
+    Exit codes: 0 all selected lines are settled, 130 interrupted, 2 wrong use or no such listing or logs, 3 a store or
+    Flink does not answer, 4 stored data is inconsistent.
     """  # fmt: skip
     from ciml.events.listing_files import open_listing
     from cli.progress_counts import Bar
@@ -126,7 +125,9 @@ def command(
     if as_json:
         _print_json({**tally.to_json(), "seconds": round(bar.seconds, 3)})
     else:
-        click.echo(summary(opened, tally, bar.seconds, letters=f"ciml letters list --data-path {options['data_path']}"))
+        click.echo(
+            summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options['data_path']}")
+        )
     return 0 if tally.whole else _INTERRUPTED
 
 
@@ -143,10 +144,10 @@ def make_config(
     trust_policy: str | None = None,
     fetch_policy: str | None = None,
 ) -> BackfillConfig:
-    """The configuration that the command's options mean.
+    """Return the configuration of the options.
 
     Raises:
-      CimlError: a policy that cannot be read, a name of no source, no folder of logs, a scheme that no store has.
+      CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
     """
     from ciml.events.listing import Reading
     from ciml.storage.open import open_store
@@ -156,7 +157,7 @@ def make_config(
     from transforms.ingest.trust import TrustPolicy
 
     logs = logs_place(logs)
-    # Several blocks of lines are under way at once, so each has a share of the memory that ingest gives to one batch.
+    # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
     fetch = fetch.allowing(roots=(logs,))
     return BackfillConfig(
@@ -171,8 +172,8 @@ def make_config(
     )
 
 
-def summary(listing: Listing, tally: Tally, seconds: float, letters: str = "") -> str:
-    """What was done, in a few lines."""
+def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> str:
+    """Return the result as a few lines; ``hint`` is the command that lists dead letters."""
     from cli.progress_counts import WORDS
 
     name, totals = Path(listing.url).name, tally.totals()
@@ -182,16 +183,16 @@ def summary(listing: Listing, tally: Tally, seconds: float, letters: str = "") -
         return f"{name} holds no line."
     if not left and not new:
         return f"{name}: all {tally.lines:,} lines are settled already."
-    said = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
+    counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
-    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(said)}."
+    text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(counts)}."
     text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."
     if not tally.whole:
-        text += " It was stopped: say it again, and it goes on."
+        text += " Interrupted: run the same command to continue."
     if totals["dead_letter"]:
         reasons = [(-count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]
         listed = ", ".join(f"{reason} {-count:,}" for count, reason in sorted(reasons))
-        text += f"\nDead letters by reason: {listed}" + (f"; see: {letters}" if letters else "")
+        text += f"\nDead letters by reason: {listed}" + (f"; see: {hint}" if hint else "")
     return text
 
 
@@ -208,7 +209,7 @@ def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> No
     jobs = sorted({job for job, _ in found.take})
     results = sorted({result for _, result in found.take})
     if jobs:
-        table = Table("job", title="Lines that would be taken", title_justify="left")
+        table = Table("job", title="Lines that would be loaded", title_justify="left")
         for result in [*results, "all"]:
             table.add_column(Text(result), justify="right")
         for job in jobs:
@@ -220,7 +221,7 @@ def _print_survey(found: Survey, listing: Listing, config: BackfillConfig) -> No
         console.print(table)
     lines = [
         (found.settled, "settled already"),
-        (sum(found.take.values()), "to be taken"),
+        (sum(found.take.values()), "to be loaded"),
         (found.known, "  of runs that are in the raw store: repeats or corrections"),
         *((count, f"  {'' if trusted else 'not '}trusted: {rule}") for (trusted, rule), count in found.trust.items()),
         *((count, f"ignored: {reason}") for reason, count in sorted(found.ignored.items())),

@@ -1,4 +1,4 @@
-"""``ciml down``: ends local engines."""
+"""``ciml down``: stop local engines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ciml.errors import CimlError
 from cli.options import home_option
 
 
-@click.command("down", short_help="End local engines.")
+@click.command("down")
 @click.argument("names", nargs=-1, metavar="[ENGINE]...")
-@click.option("--purge", is_flag=True, help="Also remove what they kept: Kafka's topics, Flink's checkpoints, logs.")
+@click.option("--purge", is_flag=True, help="Remove the engines' data: Kafka's topics, Flink's checkpoints, logs.")
 @home_option
 def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
-    """End local engines: by default all that ciml up started.
+    """Stop local engines.
 
-    Kafka's topics stay in the home folder and are there again after the next ciml up. S3's buckets are in memory and
-    go. A Flink job that runs is not drained: its committed work stays, and it goes on from there when submitted again.
+    The default is all engines of ciml up. Kafka's topics stay in the home folder for the next ciml up. S3's buckets are
+    in memory and are lost. A running Flink job is not drained; a resubmitted job continues from the last commit.
 
     \b
     Example:
@@ -31,9 +31,9 @@ def command(names: tuple[str, ...], purge: bool, home: Path) -> None:
     """
     unknown = [name for name in names if name not in engines.ENGINES]
     if unknown:
-        raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(engines.ENGINES)}")
-    ended = engines.stop(names or None, home) if home.exists() else []
-    click.echo(f"Ended {', '.join(ended)}." if ended else "No engine was running.")
+        raise CimlError(f"unknown engine {', '.join(unknown)}; choose from {', '.join(engines.ENGINES)}")
+    stopped = engines.stop(names or None, home) if home.exists() else []
+    click.echo(f"Stopped {', '.join(stopped)}." if stopped else "No engine was running.")
     if purge:
         for name in names or engines.ENGINES:
             shutil.rmtree(home / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""``ciml graph``: a pipeline as an engine sees it."""
+"""``ciml graph``: the portable graph of a pipeline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 _NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "materialise")
 
 
-@click.command("graph", short_help="Show a pipeline's portable graph.")
+@click.command("graph")
 @click.argument("pipeline", type=click.Choice(_NAMES))
 @click.option(
     "--format",
@@ -17,14 +17,14 @@ _NAMES = ("ingest", "ingest-micro-batch", "predict", "backfill", "dataset", "mat
     type=click.Choice(("text", "dot", "json", "proto")),
     default="text",
     show_default=True,
-    help="For people, for Graphviz, and Beam's own pipeline message as JSON or binary.",
+    help="Format: text, dot for Graphviz, or Beam's pipeline message as json or proto.",
 )
-@click.option("--output", type=click.File("wb"), default="-", help="A file.  [default: standard output]")
+@click.option("--output", type=click.File("wb"), default="-", help="Output file.  [default: standard output]")
 def command(pipeline: str, form: str, output: BinaryIO) -> None:
-    """Show the graph of PIPELINE that every engine is given: FnApiRunner, Flink, Dataflow.
+    """Show the Beam graph of a pipeline.
 
-    It is wired by the function that runs it, on an example: two partitions of ci-events, one span of a data set.
-    Nothing is run, and no broker, store or network is needed.
+    It is the portable graph that FnApiRunner, Flink and Dataflow get, for an example input: two partitions of ci-events
+    or one span of a data set. Nothing runs; no broker, store or network is needed.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``ciml live``: the windows and examples of runs that are running."""
+"""``ciml live``: windows and examples of running jobs."""
 
 from __future__ import annotations
 
@@ -25,36 +25,41 @@ if TYPE_CHECKING:
     from transforms.live.windows import LiveDataset
 
 
-@click.command("live", short_help="Tell the windows of runs that are running.")
+@click.command("live")
 @data_path_option()
 @kafka_option()
 @kafka_config_option
 @engine_option
 @home_option
 @click.option(
-    "--dataset", "datasets", multiple=True, required=True, metavar="NAME", help="A data set; may be repeated."
+    "--dataset",
+    "datasets",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Data set that defines the windows; may be repeated.",
 )
-@click.option("--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Where the samples are.")
+@click.option("--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Topic of samples.")
 @click.option(
     "--windows-topic",
     default="windows",
     show_default=True,
     metavar="TOPIC",
-    help="Where windows are told; '' for nowhere.",
+    help="Topic of windows; '' for none.",
 )
 @click.option(
     "--examples-topic",
     default="live-examples",
     show_default=True,
     metavar="TOPIC",
-    help="Where each run's example is told as it grows; '' for nowhere.",
+    help="Topic of the growing examples; '' for none.",
 )
 @click.option(
     "--dead-letters-topic",
     default="live-dead-letters",
     show_default=True,
     metavar="TOPIC",
-    help="Where samples are told that could not be used.",
+    help="Topic of samples that could not be used.",
 )
 @click.option(
     "--since",
@@ -62,16 +67,23 @@ if TYPE_CHECKING:
     default="3h",
     show_default=True,
     metavar="TIME",
-    help="How far back reading begins: longer than any run lasts.",
+    help="Age from which samples are read; longer than any run.",
 )
 @click.option("--slack", type=Duration(), default="60s", show_default=True, metavar="TIME",
-              help="How long after its end, by the run's own clock, a window waits for late samples.")  # fmt: skip
+              help="Time after its end, by the run's clock, for which a window waits for late samples.")  # fmt: skip
 @click.option("--grace", type=Duration(), default="60s", show_default=True, metavar="TIME",
-              help="How long a run that ended waits for samples that are missing.")  # fmt: skip
+              help="Time for which a finished run waits for missing samples.")  # fmt: skip
 @click.option("--silence", type=Duration(), default="30min", show_default=True, metavar="TIME",
-              help="How long a run may say nothing before it is given up.")  # fmt: skip
-@click.option("--once", is_flag=True, help="Read what the topic holds now, here and without Flink; tell it; end.")
-@click.option("--until-idle", type=Duration(), metavar="TIME", help="End when nothing new came for so long.")
+              help="Time without samples after which a run is abandoned.")  # fmt: skip
+@click.option(
+    "--once", is_flag=True, help="Make one pass to the present end of the topic, in this process, without Flink."
+)
+@click.option(
+    "--until-idle",
+    type=Duration(),
+    metavar="TIME",
+    help="Time without new samples after which it stops.  [default: never]",
+)
 @kafka_properties_option
 @beam_option
 def command(
@@ -94,11 +106,11 @@ def command(
     beam_options: tuple[str, ...],
     **_: Any,
 ) -> None:
-    """Tell the windows of runs while they are running, and their examples as they grow.
+    """Stream windows of running jobs.
 
-    Samples come from a topic, run by run; each window of a data set is told early, again when it is final, and again
-    when a sample comes late. A run that has ended equals the example that its log makes. It runs on Flink until it is
-    stopped; --once reads the runs again from their first samples and needs none. docs/live.md has the formats.
+    It reads samples from a topic and publishes each window of a data set early, when it is final, and after late
+    samples; and each run's example as it grows. A finished run equals the example of its log. It runs on Flink until a
+    signal; --once reads the runs from their first samples, without Flink. docs/live.md describes the formats.
 
     \b
     Example:
@@ -117,7 +129,7 @@ def command(
     if once and until_idle is not None:
         raise click.UsageError("--once and --until-idle exclude each other")
     if not dead_letters_topic:
-        raise click.UsageError("--dead-letters-topic: want a topic: what cannot be used has to be somewhere")
+        raise click.UsageError("--dead-letters-topic: must not be empty")
     data = open_store(data_path)
     config = LiveConfig(
         KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
@@ -130,8 +142,7 @@ def command(
     )
     if not once and engine.name == MICRO_BATCHES:
         raise CimlError(
-            "live windows need Flink, whose state keeps the runs: start it (ciml up flink), or read the runs again "
-            "from their first samples, now and then (--once)"
+            "live windows need Flink for the state of the runs: start it (ciml up flink), or make one pass (--once)"
         )
     with Counts(f"{samples_topic} by {'this process' if once else engine}") as counts:
 
@@ -155,7 +166,6 @@ def _dataset(data: Store, name: str) -> LiveDataset:
     resolved = dataset_state(data, name).resolved
     if resolved is None:
         raise CimlError(
-            f"the data set {name!r} has no columns yet: they are known when its first span is sealed "
-            f"(ciml dataset update {name} --seal)"
+            f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
         )
     return LiveDataset(name, resolved)

@@ -1,4 +1,4 @@
-"""``ciml record``: any command, with a recorder beside it."""
+"""``ciml record``: run a command and record its machine's telemetry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recorder.spool.recording import Plan
 
 
-@click.command("record", short_help="Run a command and record it.", context_settings={"allow_interspersed_args": False})
+@click.command("record", context_settings={"allow_interspersed_args": False})
 @click.argument("argv", metavar="COMMAND…", nargs=-1, type=click.UNPROCESSED)
 @kafka_option(required=False)
 @kafka_config_option
@@ -28,27 +28,33 @@ if TYPE_CHECKING:
     envvar="CIML_LOG_DIR",
     show_envvar=True,
     callback=s3_place,
-    help="Where the log is put at the end, as JOB/RUN-ID/dstat-csv_log.txt.gz.",
+    help="Folder or s3:// prefix of the log, stored as JOB/RUN-ID/dstat-csv_log.txt.gz.",
 )
 @click.option(
     "--log-url",
     metavar="URL",
     envvar="CIML_LOG_URL",
     show_envvar=True,
-    help="The address under which ingest finds what is in --log-dir.  [default: --log-dir itself]",
+    help="URL of --log-dir for ingest.  [default: --log-dir]",
 )
-@click.option("--job", metavar="NAME", help="The kind of job.  [default: $CIML_JOB, or as the CI system says]")
-@click.option("--run-id", metavar="ID", help="The run's own id.  [default: $CIML_RUN_ID, the CI system's, or random]")
-@click.option("--source", metavar="NAME", help="The CI system.  [default: $CIML_SOURCE, or the one that is found]")
+@click.option("--job", metavar="NAME", help="Job of the run.  [default: $CIML_JOB or the CI system's]")
+@click.option(
+    "--run-id", metavar="ID", help="Native id of the run.  [default: $CIML_RUN_ID, the CI system's or random]"
+)
+@click.option("--source", metavar="NAME", help="CI system of the run.  [default: $CIML_SOURCE or the detected one]")
 @click.option(
     "--label",
     "labels",
     multiple=True,
     metavar="K=V",
-    help="What is known of the run: change, project, branch, pipeline, provider, flavour, … or anything else; may be "
-    "repeated.",
+    help="Metadata of the run: change, project, branch, pipeline, provider, flavour or any other; may be repeated.",
 )
-@click.option("--timeout", type=Duration(), metavar="TIME", help="End the command after so long, as TIMED_OUT.")
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="TIME",
+    help="Timeout of the command, with outcome TIMED_OUT.  [default: none]",
+)
 @click.option(
     "--flush",
     type=Duration(),
@@ -57,20 +63,20 @@ if TYPE_CHECKING:
     metavar="TIME",
     envvar="CIML_FLUSH",
     show_envvar=True,
-    help="How long to send after the command's end (with --send: how long to wait while nothing gets on). What is left "
-    "then is sent by the next.",
+    help="Time for sending after the command's end; with --send the longest time without progress. The next recorder"
+    " sends the rest.",
 )
 @click.option(
     "--spool",
     metavar="FOLDER",
-    help="Where recordings wait until they are sent.  [default: $CIML_SPOOL or ~/.local/state/ciml/record]",
+    help="Folder of unsent recordings.  [default: $CIML_SPOOL or ~/.local/state/ciml/record]",
 )
-@click.option("--send", is_flag=True, help="Run nothing: send what earlier recorders have left in the spool.")
+@click.option("--send", is_flag=True, help="Send unsent recordings; run no command.")
 @click.option(
-    "--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Where samples go; '' for nowhere."
+    "--samples-topic", default="samples", show_default=True, metavar="TOPIC", help="Topic of samples; '' for none."
 )
-@click.option("--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Where the run's events go.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing: standard error is the command's alone.")
+@click.option("--topic", default="ci-events", show_default=True, metavar="TOPIC", help="Topic of the run's events.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing on standard error.")
 def command(
     argv: tuple[str, ...],
     kafka: str | None,
@@ -91,12 +97,11 @@ def command(
     topic: str,
     quiet: bool,
 ) -> None:
-    """Run a command and record how its machine feels meanwhile: CPU, load, memory, disk, network, once a second.
+    """Run a command and record its machine's telemetry.
 
-    The command has its terminal, its streams, its signals and its exit status as without ciml. Samples go to Kafka
-    as they come, events tell of the run's start and finish, and the log is put where ingest fetches it. What cannot
-    be sent stays in the spool and is sent by the next recorder. Samples are dool's, where it is there, else read from
-    /proc.
+    It records CPU, load, memory, disk and network once a second, by dool or else from /proc. The command keeps its
+    terminal, streams, signals and exit status. Samples and the events of start and finish go to Kafka, the log to
+    --log-dir for ingest. Unsent recordings stay in the spool for the next recorder.
 
     \b
     Example:
@@ -111,10 +116,10 @@ def command(
     from recorder.spool.recording import Places, default_spool
 
     if bool(argv) == send:
-        raise click.UsageError("want a command, such as: ciml record -- make test" if not send else
-                               "--send runs no command")  # fmt: skip
+        raise click.UsageError("no command; give one, such as: ciml record -- make test" if not send else
+                               "--send takes no command")  # fmt: skip
     if log_url and not log_dir:
-        raise click.UsageError("--log-url says how others find --log-dir, which is not given")
+        raise click.UsageError("--log-url needs --log-dir")
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config) if kafka else None
     settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush)
     if quiet:
@@ -146,10 +151,10 @@ def make_plan(
     log_dir: str,
     log_url: str,
 ) -> Plan:
-    """What is known of the run: from the options, then from the environment.
+    """Return the facts of the run, from the options, then from the environment.
 
     Raises:
-      CimlError: an option is none that an event can hold.
+      CimlError: an option is not valid in an event.
     """
     import time
 
@@ -171,8 +176,8 @@ def make_plan(
     try:
         identity = run_identity(run, source or known.source)
         mention, _ = facts_from_run(run, identity, "started")
-    except RejectedInput as refused:
-        raise CimlError(f"this cannot stand in an event: {refused}") from None
+    except RejectedInput as rejected:
+        raise CimlError(f"invalid event field: {rejected}") from None
     return Plan(mention, kafka, samples_topic, events_topic, log_dir, log_url)
 
 

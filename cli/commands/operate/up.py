@@ -1,4 +1,4 @@
-"""``ciml up``: starts local engines."""
+"""``ciml up``: start local engines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cli.options import home_option
 from engines.local_s3 import use_local_s3
 
 _DEFAULT = ("kafka", "flink", "s3")
-#: What ciml reads and writes, and how many partitions each topic gets on a local broker.
+#: Topics of ciml and their partitions on a local broker.
 _TOPICS = {"ci-events": 2, "samples": 2, "runs": 1, "predictions": 1, "dead-letters": 1}
 _PORT_USES = tuple(use for one in engines.ENGINES.values() for use in one.uses)
 
@@ -23,7 +23,7 @@ def _ports(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     for value in values:
         use, _, number = value.partition("=")
         if use not in _PORT_USES or not number.isdecimal() or not 0 < int(number) < 65536:
-            raise click.BadParameter(f"{value!r}: want USE=PORT with USE of {', '.join(_PORT_USES)}", ctx, param)
+            raise click.BadParameter(f"{value!r} is not USE=PORT; choose USE from {', '.join(_PORT_USES)}", ctx, param)
         ports[use] = int(number)
     return ports
 
@@ -34,34 +34,47 @@ def _state(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
-@click.command("up", short_help="Start local engines: Kafka, Flink, S3 and others.")
+@click.command("up")
 @click.argument("names", nargs=-1, metavar="[ENGINE]...")
-@click.option("--logs-root", metavar="FOLDER", help="The folder that the log server serves (engine logs).")
-@click.option("--models-config", metavar="FILE", help="The configuration that the model server polls (engine models).")
+@click.option("--logs-root", metavar="FOLDER", help="Folder of the log server (engine logs).")
+@click.option("--models-config", metavar="FILE", help="Configuration of the model server (engine models).")
 @click.option(
-    "--port", "ports", multiple=True, metavar="USE=PORT", callback=_ports, help="A fixed port, such as kafka=9092."
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="USE=PORT",
+    callback=_ports,
+    help="Fixed port, such as kafka=9092; may be repeated.  [default: free ports]",
 )
-@click.option("--kafka-heap", default=512, show_default=True, metavar="MIB", help="Kafka's Java heap.")
-@click.option("--flink-heap", default=768, show_default=True, metavar="MIB", help="Flink's Java heap.")
-@click.option("--cluster", is_flag=True, help="A standalone Flink cluster in place of the embedded Flink.")
+@click.option("--kafka-heap", default=512, show_default=True, metavar="MIB", help="Java heap of Kafka, in MiB.")
+@click.option("--flink-heap", default=768, show_default=True, metavar="MIB", help="Java heap of Flink, in MiB.")
+@click.option("--cluster", is_flag=True, help="Start a standalone Flink cluster in place of the embedded Flink.")
 @click.option(
-    "--task-managers", default=1, show_default=True, type=click.IntRange(1, 16), help="TaskManagers of the cluster."
+    "--task-managers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 16),
+    help="Number of TaskManagers of the cluster.",
 )
-@click.option("--slots", default=2, show_default=True, type=click.IntRange(1, 64), help="Slots of each TaskManager.")
+@click.option(
+    "--slots", default=2, show_default=True, type=click.IntRange(1, 64), help="Number of slots of each TaskManager."
+)
 @click.option(
     "--state",
     metavar="s3://PREFIX",
     callback=_state,
-    help="Where the cluster keeps checkpoints and savepoints.  [default: the home folder]",
+    help="Prefix of the cluster's checkpoints and savepoints.  [default: the home folder]",
 )
 @click.option(
     "--state-backend",
     type=click.Choice(["hashmap", "rocksdb"]),
     default="hashmap",
     show_default=True,
-    help="Where the cluster's running state is: in the heap, or on disk.",
+    help="State backend of the cluster: hashmap (heap) or rocksdb (disk).",
 )
-@click.option("--timeout", default=90.0, show_default=True, metavar="SECONDS", help="How long an engine may take.")
+@click.option(
+    "--timeout", default=90.0, show_default=True, metavar="SECONDS", help="Start timeout of an engine, in seconds."
+)
 @home_option
 def command(
     names: tuple[str, ...],
@@ -78,12 +91,11 @@ def command(
     timeout: float,
     home: Path,
 ) -> None:
-    """Start local engines and wait until each answers.
+    """Start local engines: Kafka, Flink, S3 and others.
 
-    ENGINE is any of kafka, flink, cluster, s3, logs and models; without one: kafka, flink and s3, or, with --cluster,
-    kafka, cluster and s3. Those that run already are left as they are; a new broker gets the topics ci-events, runs,
-    predictions and dead-letters. Where there is no Java, light engines take over for Kafka and Flink, and are named as
-    such.
+    ENGINE is kafka, flink, cluster, s3, logs or models; the default is kafka, flink and s3, with --cluster kafka,
+    cluster and s3. It waits until each engine answers. Running engines stay unchanged; a new broker gets the topics of
+    ciml. Without Java, light engines replace Kafka and Flink and are reported as such.
 
     \b
     Example:
@@ -102,7 +114,7 @@ def command(
     if not names:
         wanted += ["logs"] * bool(logs_root) + ["models"] * bool(models_config)
     if min(kafka_heap, flink_heap) < 128:
-        raise CimlError("a Java heap below 128 MiB is too small for an engine")
+        raise CimlError("--kafka-heap and --flink-heap: an engine needs at least 128 MiB")
     if state is not None:
         use_local_s3(engines.read(home).get("s3"))
     began = time.monotonic()
@@ -135,5 +147,5 @@ def command(
             click.echo(f"{name}: already running: {one.what}{at}")
     if running.started:
         click.echo(
-            f"All ready in {time.monotonic() - began:.1f} s; logs are in {home / 'logs'}; end them by: ciml down"
+            f"All ready in {time.monotonic() - began:.1f} s; logs are in {home / 'logs'}; stop them by: ciml down"
         )

@@ -10,29 +10,39 @@ from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST
 from cli.options import data_path_option, home_option, metrics_options
 
 
-@click.command("serve", short_help="Serve the pushed models.")
+@click.command("serve")
 @data_path_option(required=False)
 @home_option
 @click.option(
     "--config",
     metavar="FILE|s3://OBJECT",
-    help="A ModelServerConfig in text form, polled.  [default: DATA/models/models.config]",
-)
-@click.option("--registry", metavar="FOLDER", help="Where the registries are.  [default: beside the models' folder]")
-@click.option(
-    "--unverified", is_flag=True, help="Serve whatever the configuration names, without a registry: for foreign models."
+    help="ModelServerConfig in text format, polled.  [default: DATA/models/models.config]",
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="The address to listen on. There is no authentication."
+    "--registry", metavar="FOLDER", help="Folder of the model registries.  [default: beside the models' folder]"
 )
-@click.option("--grpc-port", default=8500, show_default=True, help="0: the system chooses.")
-@click.option("--rest-port", default=8501, show_default=True, help="0: the system chooses.")
-@click.option("--poll-seconds", default=0.5, show_default=True, help="How often the configuration is looked at.")
-@click.option("--rest-connections", default=MAX_REST_CONNECTIONS, show_default=True, help="Open REST connections.")
-@click.option("--grpc-connections", default=MAX_GRPC_CONNECTIONS, show_default=True, help="Open gRPC connections.")
-@click.option("--header-seconds", default=MAX_HEADER_S, show_default=True, help="Time for a request's header.")
-@click.option("--body-seconds", default=MAX_BODY_S, show_default=True, help="Time for the rest of a request.")
-@click.option("--allow-reload", is_flag=True, help="Answer HandleReloadConfigRequest: any client may then change it.")
+@click.option("--unverified", is_flag=True, help="Serve models without registry and digests, for foreign models.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on, without authentication.")
+@click.option("--grpc-port", default=8500, show_default=True, help="Port of the gRPC API; 0 for any free port.")
+@click.option("--rest-port", default=8501, show_default=True, help="Port of the REST API; 0 for any free port.")
+@click.option(
+    "--poll-seconds", default=0.5, show_default=True, help="Interval of polling the configuration, in seconds."
+)
+@click.option(
+    "--rest-connections", default=MAX_REST_CONNECTIONS, show_default=True, help="Maximum open REST connections."
+)
+@click.option(
+    "--grpc-connections", default=MAX_GRPC_CONNECTIONS, show_default=True, help="Maximum open gRPC connections."
+)
+@click.option(
+    "--header-seconds", default=MAX_HEADER_S, show_default=True, help="Timeout of a request's header, in seconds."
+)
+@click.option("--body-seconds", default=MAX_BODY_S, show_default=True, help="Timeout of a request's body, in seconds.")
+@click.option(
+    "--allow-reload",
+    is_flag=True,
+    help="Answer HandleReloadConfigRequest; any client can then change the configuration.",
+)
 @metrics_options
 def command(
     data_path: str | None,
@@ -52,11 +62,11 @@ def command(
     metrics_address: str,
     **_: Any,
 ) -> None:
-    """Serve the pushed models: TensorFlow Serving's gRPC and REST API, and metrics for Prometheus.
+    """Serve pushed models over gRPC and REST.
 
-    Only versions that were pushed with a blessing, and whose files are as they were then, are loaded. A push is taken
-    in while it runs, and no request fails of it. Prints one line of JSON with its ports when it is ready; runs until
-    it is ended.
+    The API is that of TensorFlow Serving, with metrics for Prometheus. Only blessed versions with unaltered files are
+    loaded. A push takes effect without a restart or a failed request. The server prints one line of JSON with its ports
+    when it is ready, and runs until a signal.
 
     \b
     Example:
@@ -71,9 +81,9 @@ def command(
 
     if config is None:
         if data_path is None:
-            raise click.UsageError("give --data-path DATA or --config FILE")
+            raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
         config = open_store(data_path).url(f"models/{CONFIG_NAME}")
-    logging.getLogger("serving").setLevel(logging.INFO)  # which version is served since when: what one looks for
+    logging.getLogger("serving").setLevel(logging.INFO)  # logs the served versions
     run(
         ServerOptions(
             config=config,

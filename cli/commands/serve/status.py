@@ -1,4 +1,4 @@
-"""``ciml status``: shows the local engines."""
+"""``ciml status``: the local engines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def _look(home: Path, one: engines.EngineState) -> dict[str, Any]:
     return row
 
 
-@click.command("status", short_help="Show the local engines and how they are.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 @home_option
 def command(as_json: bool, home: Path) -> int:
-    """Show the local engines: real or light, process, address, memory and health.
+    """Show the status of local engines.
 
-    The exit code is 0 when all of them answer, 3 when one does not, and 0 when there are none.
+    It shows the kind (real or light), process, address, memory and health. The exit code is 3 if an engine does not
+    answer, else 0.
 
     \b
     Example:
@@ -44,7 +45,7 @@ def command(as_json: bool, home: Path) -> int:
     if as_json:
         click.echo(json.dumps({one["name"]: one for one in seen}, indent=2))
     elif not seen:
-        click.echo(f"No engine runs in {home}. Start some by: ciml up")
+        click.echo(f"No engine runs in {home}. Start engines by: ciml up")
     else:
         _show(seen)
     return 0 if all(one["health"] == "ok" for one in seen) else 3
@@ -75,7 +76,7 @@ def _show(seen: list[dict[str, Any]]) -> None:
 
 
 def _parts(one: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of an engine, as rows below its own."""
+    """Return the parts of an engine as rows below its own."""
     return [
         {**row, "name": f"  {name}", "kind": f"{row['restarts']} restarts" if row["restarts"] else ""}
         for name, row in one.get("parts", {}).items()

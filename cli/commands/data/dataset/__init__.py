@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
-from cli.commands.data.dataset.manage import command
+import click
 
-__all__ = ["command"]
+from cli.commands.data.dataset.build import command as build
+from cli.commands.data.dataset.manage import create, records, show, update
+from cli.commands.data.dataset.spans import spans, verify
+
+
+@click.group("dataset")
+def command() -> None:
+    """Build, update, show and verify data sets.
+
+    A data set is a definition and its examples, one a run, sealed in spans. It covers all runs of the raw store, also
+    those older than the definition. `build` makes one from options; `create` and `update` follow a stream of runs.
+
+    \b
+    Example:
+      ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
+      ciml dataset update cpu-load --data-path DATA
+      ciml dataset build --dataset cpu --features-regex "(usr|1min)" --data-path DATA
+    """
+
+
+for each in (build, create, update, show, spans, verify, records):
+    command.add_command(each)

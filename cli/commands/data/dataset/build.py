@@ -1,4 +1,4 @@
-"""``ciml build-dataset``, which is ``ciml-build-dataset`` in the talk: a data set at one go, from its options."""
+"""``ciml dataset build``, in the talk ``ciml-build-dataset``: a data set from options, in one command."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pipelines.datasets.listed_runs import ListedRuns
     from pipelines.datasets.update import Update
 
-#: The folder of the plots in that of the data set: no reader of examples looks there, and it goes with them.
+#: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
-#: Runs of a span where the definition does not say: fewer files than a stream's spans make, which are to be fresh.
+#: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
 SPAN_RUNS = 5000
 
 
@@ -35,87 +35,100 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     pairs = [text.rpartition("=") for text in value]
     for text, (key, _, _) in zip(value, pairs, strict=True):
         if not key:
-            raise CimlError(f"--class-map {text!r:.60}: want VALUE=CLASS")
+            raise CimlError(f"--class-map {text!r:.60}: not VALUE=CLASS")
     return {key: name for key, _, name in pairs} or None
 
 
-@click.command("build-dataset", short_help="Build a data set from the stored runs.")
-@click.option("--dataset", metavar="NAME", help="The data set's name.  [default: the definition's]")
+@click.command("build")
+@click.option("--dataset", metavar="NAME", help="Name of the data set.  [default: the definition's name]")
 @click.option(
     "--definition",
     "definition_file",
     metavar="FILE",
     callback=s3_place,
-    help="TOML, a file or s3://…: what to make. The other options win over its keys; docs/datasets.md names them.",
+    help="TOML file or s3:// object of the definition; options override its keys. Keys: docs/datasets.md.",
 )
 @click.option(
     "--build-name",
     multiple=True,
     metavar="GLOB",
-    help="A job, a glob of jobs, or all; may be repeated.  [default: all]",
+    help="Job, glob of jobs, or all; may be repeated.  [default: all]",
 )
 @click.option(
     "--slicer",
     metavar="SLICE",
-    help="Take only these of the runs, ordered by (end time, run id), such as :2000 or -500:, once and for all.  "
-    "[default: all, and those to come when the same line is said again]",
+    help="Slice of the runs by (end time, run id), such as :2000 or -500:, fixed at the first build.  "
+    "[default: all; a repeated build adds new runs]",
 )
-@click.option("--sample-interval", metavar="INTERVAL", help="Length of a window, such as 1s or 10min.  [default: 10s]")
-@click.option("--features-regex", metavar="REGEX", help="Columns, by their short names.  [default: all]")
+@click.option("--sample-interval", metavar="INTERVAL", help="Window length, such as 1s or 10min.  [default: 10s]")
+@click.option("--features-regex", metavar="REGEX", help="Pattern of the columns' short names.  [default: all columns]")
 @click.option(
     "--class-label",
     metavar="NAME",
-    help="status, provider, provider-region, or any metadata of a run.  [default: status]",
+    help="Label: status, provider, provider-region or any run metadata.  [default: status]",
 )
 @click.option(
     "--class-map",
     multiple=True,
     callback=_pairs,
     metavar="VALUE=CLASS",
-    help="Runs with this label are of this class, such as a region of its provider; may be repeated.",
+    help="Class of a label value, such as a region's provider; may be repeated.",
 )
 @click.option(
-    "--tdt-split", nargs=3, type=int, metavar="TRAIN DEV TEST", help="Weights of the splits.  [default: 7 0 3]"
+    "--tdt-split",
+    nargs=3,
+    type=int,
+    metavar="TRAIN DEV TEST",
+    help="Weights of the train, dev and test splits.  [default: 7 0 3]",
 )
-@click.option("--sample-statistic", metavar="NAME", help="mean, min, max, std or last of a window.  [default: mean]")
+@click.option(
+    "--sample-statistic", metavar="NAME", help="Statistic of a window: mean, min, max, std or last.  [default: mean]"
+)
 @click.option(
     "--aggregation-functions",
     multiple=True,
     callback=_parts,
     metavar="NAMES",
-    help="In place of windows, these functions of a run's windows, such as mean,std; may be repeated.",
+    help="Functions of a run's windows, such as mean,std, in place of the windows; may be repeated.",
 )
-@click.option("--max-windows", type=int, metavar="L", help="Cut or pad runs to this.  [default: 5500 s of windows]")
-@click.option("--min-windows", type=int, metavar="N", help="Leave out runs that have fewer.  [default: 1]")
-@click.option("--force/--no-force", help="Replace a data set of that name that has another definition.")
+@click.option(
+    "--max-windows",
+    type=int,
+    metavar="L",
+    help="Windows of an example; runs are cut or padded.  [default: 5500 s of windows]",
+)
+@click.option(
+    "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
+)
+@click.option("--force/--no-force", help="Replace a data set that has another definition.  [default: no-force]")
 @click.option(
     "--listing",
     metavar="LISTING",
     callback=s3_place,
-    help="Straight from logs: the runs of this listing (as ciml backfill takes it), without a raw store. With --logs.",
+    help="Listing of runs, as for ciml backfill, in place of the raw store; requires --logs.",
 )
 @click.option(
     "--logs",
     metavar="ROOT",
     callback=s3_place,
-    help="The folder or s3:// prefix below which the listing's log paths lie.",
+    help="Folder or s3:// prefix of the listing's log paths.",
 )
 @click.option(
     "--visualize/--no-visualize",
-    help="Draw the data set, as ciml plot does, into _plots in its folder: there is a page, index.html.",
+    help="Plot as ciml plot does, into the folder _plots of the data set.  [default: no-visualize]",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1),
     metavar="N",
-    help="Processes that read the logs of a listing.  [default: one a processor]",
+    help="Processes that read the listing's logs.  [default: one a processor]",
 )
 @data_path_option()
 @click.option(
     "--target-data-path",
     metavar="DATA",
     callback=s3_place,
-    help="Where data sets are: a folder or an s3:// prefix.  [default: the data path, which has the raw store]",
+    help="Data root of the data set: a folder or an s3:// prefix.  [default: --data-path]",
 )
 @home_option
 @runner_option
@@ -133,44 +146,43 @@ def command(
     runner: tuple[str | None, str],
     **options: Any,
 ) -> None:
-    """Build a data set from the stored runs.
+    """Build a data set from runs or a listing.
 
-    The definition that the options say is written beside the data set, as _definition.toml; --definition builds from
-    it. The same line again changes nothing; one that was stopped goes on. A data set with --slicer keeps its runs and
-    their outcomes for ever, whatever is stored later.
+    The definition is stored beside the data set as _definition.toml, for --definition. A repeated build changes nothing
+    or adds new runs; a stopped build continues. With --slicer the runs and their outcomes are fixed.
 
     \b
     Example:
       ciml-build-dataset --dataset cpu-load-1min-dataset --build-name tempest-full --slicer :2000
         --sample-interval 10min --features-regex "(usr|1min)" --class-label status --tdt-split 7 0 3
         --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
-      ciml build-dataset --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
-      ciml build-dataset --dataset cpu --listing builds.jsonl --logs . --data-path data
+      ciml dataset build --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
+      ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.storage.open import open_store
     from pipelines.datasets.build import build_dataset, remove_dataset
 
     options.pop("home")
     if (listing is None) != (logs is None):
-        raise CimlError("--listing and --logs go together: the runs, and where their logs are")
+        raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:
-        raise CimlError("--runner makes examples of stored runs: leave it out with --listing")
+        raise CimlError("--runner: not supported with --listing; leave it out")
     stored = open_store(data_path)
     target = stored if target_data_path is None else open_store(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
     definition = _definition(dataset, definition_file, options)
     if force and _is_another(target, definition):
         remove_dataset(target, definition.name)
-    with collecting_rarely(), listed or nullcontext(), bars() as tell:
+    with collecting_rarely(), listed or nullcontext(), bars() as show:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
-            progress=lambda done, total: tell("making examples", done, total),
+            progress=lambda done, total: show("making examples", done, total),
         )  # fmt: skip
     for line in _summary(update, target.url(f"datasets/{definition.name}")):
         click.echo(line)
     if listed is not None and (left_out := listed.log.left_out):
-        told = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
-        click.echo(f"  no runs   {left_out.total():,} lines of the listing: {told}")
+        reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
+        click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
     if visualize:
         click.echo(f"  plots     {_visualize(target, definition.name)}")
 
@@ -197,28 +209,28 @@ def _visualize(target: Store, name: str) -> str:
 
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
-    """What the options say, over what the file says, over what is said nowhere."""
+    """Return the definition of the options, which override the file, which overrides the defaults."""
     from ciml.datasets.definition import DatasetDefinition
     from ciml.settings import parse_toml, read_toml
     from ciml.storage.open import open_store
 
-    said = {key: value for key, value in options.items() if value not in (None, ())}
+    given = {key: value for key, value in options.items() if value not in (None, ())}
     if name is not None:
-        said["name"] = name
-    stands: dict[str, Any] = {}
+        given["name"] = name
+    stored: dict[str, Any] = {}
     if file is not None and file.startswith("s3://"):
         folder, _, key = file.rpartition("/")
         try:
-            stands = parse_toml(open_store(folder).read(key).decode(), file)
+            stored = parse_toml(open_store(folder).read(key).decode(), file)
         except FileNotFoundError:
             raise CimlError(f"{file}: no such file") from None
     elif file is not None:
-        stands = read_toml(file)
-    if "slicer" in said and said["slicer"] != stands.get("slicer"):
-        stands.pop("raw_version", None)
-    values = {"span_runs": SPAN_RUNS, **stands, **said}
+        stored = read_toml(file)
+    if "slicer" in given and given["slicer"] != stored.get("slicer"):
+        stored.pop("raw_version", None)
+    values = {"span_runs": SPAN_RUNS, **stored, **given}
     if "name" not in values:
-        raise CimlError("which data set? Say --dataset NAME, or a --definition that has a name")
+        raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
     return DatasetDefinition.from_json(values, file or "data set")
 
 

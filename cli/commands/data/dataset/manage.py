@@ -1,4 +1,4 @@
-"""``ciml dataset``: create, update, show and verify data sets."""
+"""``ciml dataset create``, ``update``, ``show`` and ``records``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ciml.errors import IntegrityError
 from cli.batch_options import collecting_rarely, runner_option
 from cli.options import data_path_option
 from cli.progress_bar import progress_bar
@@ -17,21 +16,7 @@ if TYPE_CHECKING:
     from ciml.datasets.state import DatasetState, SpanVersion
 
 
-@click.group("dataset", short_help="Define, build and update data sets.")
-def command() -> None:
-    """Define, build and update data sets.
-
-    A data set is a definition and the examples made by it, one a run, sealed in spans. It reads the raw store from the
-    first run on, whenever it was created.
-
-    \b
-    Example:
-      ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
-      ciml dataset update cpu-load --data-path DATA
-    """
-
-
-@command.command("create")
+@click.command("create")
 @click.argument("name")
 @click.option(
     "--definition",
@@ -39,13 +24,13 @@ def command() -> None:
     required=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
-    help="TOML; docs/datasets.md names the keys.",
+    help="TOML file of the definition; docs/datasets.md lists the keys.",
 )
 @data_path_option()
 def create(name: str, definition_file: str, data_path: str) -> None:
-    """Create the data set NAME from a definition.
+    """Create a data set from a definition.
 
-    The same definition again changes nothing; another one under the same name is an error.
+    NAME is the new data set. The same definition again changes nothing; a different one under NAME is an error.
 
     \b
     Example:
@@ -59,19 +44,19 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     create_dataset(open_store(data_path), definition)
     click.echo(
         f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {definition.windows} at "
-        f"{definition.sample_interval}; fill it by: ciml dataset update {name} --data-path {data_path}"
+        f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {data_path}"
     )
 
 
-@command.command("update", short_help="Seal the spans for which there are enough runs.")
+@click.command("update")
 @click.argument("name")
 @runner_option
-@click.option("--seal", is_flag=True, help="Close the last span with fewer runs than the definition wants.")
+@click.option("--seal", is_flag=True, help="Seal the last span even if it has too few runs.")
 @data_path_option()
 def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str) -> None:
-    """Seal the spans of the data set NAME for which there are enough runs by now.
+    """Seal the spans that have enough runs.
 
-    It may run at any time, also twice at once.
+    Concurrent updates of a data set are safe.
 
     \b
     Example:
@@ -95,12 +80,12 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
     )
 
 
-@command.command("show")
+@click.command("show")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="For scripts: definition, columns, classes, spans and counts.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output: definition, columns, classes, spans and counts.")
 @data_path_option()
 def show(name: str | None, as_json: bool, data_path: str) -> None:
-    """Show the data set NAME, or the names of all.
+    """Show a data set, or the names of all.
 
     \b
     Example:
@@ -125,48 +110,27 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
         _print_spans(name, state.latest())
 
 
-@command.command("verify", short_help="Check every number and digest of a data set.")
+@click.command("records")
 @click.argument("name")
-@data_path_option()
-def verify(name: str, data_path: str) -> None:
-    """Check every number and digest of the data set NAME; exits with 4 where one does not add up.
-
-    \b
-    Example:
-      ciml dataset verify cpu-load --data-path DATA
-    """
-    from ciml.datasets.state import dataset_state
-    from ciml.storage.open import open_store
-    from pipelines.datasets.update import verify_dataset
-
-    data = open_store(data_path)
-    with progress_bar("reading spans") as progress:
-        wrong = verify_dataset(data, name, progress=progress)
-    for line in wrong:
-        click.echo(line)
-    if wrong:
-        raise IntegrityError(f"data set {name!r}: {len(wrong)} findings")
-    state = dataset_state(data, name)
-    click.echo(
-        f"{name}: {sum(state.counts().values())} examples in {_spans(len(state.spans))}, all as the manifest says"
-    )
-
-
-@command.command("records", short_help="Write a data set's normalised examples as TFRecord.")
-@click.argument("name")
-@click.option("--to", "folder", required=True, metavar="FOLDER", help="A local folder, which is made anew.")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    metavar="FOLDER",
+    help="Local output folder; an existing folder of records is replaced.",
+)
 @click.option(
     "--trust-policy",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="TOML: which runs are trusted.  [default: reviewed, gated or merged work, and listings as backfill]",
+    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes, and backfills]",
 )
 @data_path_option()
 def records(name: str, folder: str, trust_policy: str | None, data_path: str) -> None:
-    """Write the trusted examples of the data set NAME as TFRecord, normalised by its training runs.
+    """Write normalised examples as TFRecord files.
 
-    FOLDER/records/train, dev and test hold tf.Example; FOLDER/transform is what tf.Transform's TFTransformOutput reads.
-    Spans that were analysed before are not analysed again.
+    They are the trusted examples of the data set NAME, normalised by its training runs. FOLDER/records/train, dev and
+    test hold tf.Example; tf.Transform's TFTransformOutput reads FOLDER/transform. Analyses of spans are cached.
 
     \b
     Example:
@@ -184,7 +148,7 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
 
     to, data = Path(folder), open_store(data_path)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
-        raise CimlError(f"--to {folder}: holds something else; name a folder that is not there yet")
+        raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
         snapshot = make_snapshot(data, name, TrustPolicy.load(trust_policy))
         made = materialise(data, snapshot, to, cache=AnalysisCache(dataset_store(data, name).child("_analyses")))

@@ -1,4 +1,4 @@
-"""``ciml spans``: the spans of data sets, their versions and files."""
+"""``ciml dataset spans`` and ``ciml dataset verify``."""
 
 from __future__ import annotations
 
@@ -18,32 +18,23 @@ if TYPE_CHECKING:
 _SPLITS = ("train", "dev", "test")
 
 
-@click.group("spans", short_help="List and verify the spans of data sets.")
-def command() -> None:
-    """List and verify the spans of data sets: the examples that were sealed together, and their versions.
-
-    \b
-    Example:
-      ciml spans list --data-path data
-      ciml spans verify cpu-load --data-path data
-    """
-
-
-@command.command("list", short_help="Spans and versions, rows by split and class, files.")
+@click.command("spans")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @data_path_option()
 @home_option
-@click.option("--files", is_flag=True, help="Show the files of each version, too.")
-@click.option("--latest", is_flag=True, help="Only the last version of each span.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each version of a span.")
-def list_spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool, **_: Any) -> None:
-    """List the spans of the data sets NAME, or of all: rows by split and class, exclusions, files.
+@click.option("--files", is_flag=True, help="List the files of each version.")
+@click.option("--latest", is_flag=True, help="List only the latest version of each span.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each version of a span.")
+def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool, **_: Any) -> None:
+    """List spans and versions of data sets.
+
+    Without NAME it lists all data sets. It shows rows by split and class, exclusions and, with --files, files.
 
     \b
     Example:
-      ciml spans list --data-path data
-      ciml spans list cpu-load --files --data-path data
-      ciml spans list --latest --json --data-path data
+      ciml dataset spans --data-path data
+      ciml dataset spans cpu-load --files --data-path data
+      ciml dataset spans --latest --json --data-path data
     """
     from ciml.datasets.state import dataset_state
     from ciml.storage.open import open_store
@@ -69,21 +60,21 @@ def list_spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool
                         click.echo(f"{data.url(f'datasets/{name}/{file.path}')}  {split}  {file.rows:,} rows")
 
 
-@command.command("verify", short_help="Check every number and digest of data sets.")
+@click.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @data_path_option()
 @home_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> int:
-    """Check every number and digest of the data sets NAME, or of all; exit code 4 with findings.
+    """Verify all counts and digests of data sets.
 
-    Each file that a manifest names is there with its rows and digests, each selected run is in exactly one span, and
-    nothing lies around that no manifest names.
+    Without NAME it verifies all data sets: each file in a manifest exists with its rows and digests, each selected run
+    is in exactly one span, and no file is unreferenced. The exit code is 4 with findings.
 
     \b
     Example:
-      ciml spans verify --data-path data
-      ciml spans verify cpu-load --json --data-path data
+      ciml dataset verify --data-path data
+      ciml dataset verify cpu-load --json --data-path data
     """
     from ciml.datasets.state import dataset_state
     from ciml.errors import IntegrityError
@@ -92,27 +83,27 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
     from pipelines.datasets.update import verify_dataset
 
     data = open_store(data_path)
-    said: dict[str, dict[str, Any]] = {}
-    with bars() as tell:
+    found: dict[str, dict[str, Any]] = {}
+    with bars() as progress:
         for name in _chosen(data, names):
             try:
-                # a manifest that contradicts itself is a finding of this data set, and the others are looked at
+                # a manifest that contradicts itself is a finding of this data set; the others are verified too
                 state = dataset_state(data, name)
                 wrong = verify_dataset(
                     data,
                     name,
-                    progress=lambda done, total, name=name: tell(name, done, total),  # type: ignore[misc]
+                    progress=lambda done, total, name=name: progress(name, done, total),  # type: ignore[misc]
                 )
             except IntegrityError as error:
-                said[name] = {"examples": None, "spans": None, "findings": [str(error)]}
+                found[name] = {"examples": None, "spans": None, "findings": [str(error)]}
                 continue
             examples = sum(state.counts().values())
-            said[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
-    broken = sum(len(each["findings"]) for each in said.values())
+            found[name] = {"examples": examples, "spans": len(state.spans), "findings": wrong}
+    broken = sum(len(each["findings"]) for each in found.values())
     if as_json:
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps(found, indent=2))
         return 4 if broken else 0
-    for name, each in said.items():
+    for name, each in found.items():
         for line in each["findings"]:
             click.echo(f"BROKEN {name}: {line}")
         if not each["findings"]:
@@ -123,17 +114,17 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
 def _chosen(data: Store, names: tuple[str, ...]) -> list[str]:
     from ciml.datasets.state import dataset_names
 
-    there = dataset_names(data)
+    known = dataset_names(data)
     for name in names:
-        if name not in there:
-            raise CimlError(f"no data set {name!r} in {data.url('datasets')}; there are: {', '.join(there) or 'none'}")
-    if not there:
+        if name not in known:
+            raise CimlError(f"no data set {name!r} in {data.url('datasets')}; choose from {', '.join(known) or 'none'}")
+    if not known:
         click.echo(f"no data sets in {data.url('datasets')}", err=True)
-    return list(dict.fromkeys(names)) or there
+    return list(dict.fromkeys(names)) or known
 
 
 def describe(span: SpanVersion) -> dict[str, Any]:
-    """A version of a span as JSON: examples by split and class, exclusions by reason, files."""
+    """Return a version of a span as JSON: examples by split and class, exclusions by reason, files."""
     by_split: dict[str, Counter[str]] = {}
     for run in span.runs:
         by_split.setdefault(run.split, Counter())[run.label_name] += 1

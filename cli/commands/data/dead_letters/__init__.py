@@ -1,4 +1,4 @@
-"""``ciml letters``: dead letters listed, counted, shown and tried again."""
+"""``ciml dead-letters``: list, count, show and replay dead letters."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from cli.commands.data.dead_letters.replay import replay_command
 from cli.commands.data.dead_letters.show import count, list_command, show
 
 
-@click.group("letters", short_help="Show dead letters, and try them again.")
+@click.group("dead-letters")
 def command() -> None:
-    """Show dead letters, and try them again.
+    """List, count, show and replay dead letters.
 
-    A dead letter is an input that could not be used: an event, what an event says of one run, or a line of a listing.
-    It is kept in the raw manifest with its reason and all that is needed to try again.
+    A dead letter is an input that could not be used: an event, one run of an event, or a line of a listing. The raw
+    manifest keeps it with its reason and all data for a replay.
 
     \b
     Example:
-      ciml letters count --data-path data
-      ciml letters replay --reason 'log_*' --allow-host logs.example.org --data-path data
+      ciml dead-letters count --data-path data
+      ciml dead-letters replay --reason 'log_*' --allow-host logs.example.org --data-path data
     """  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Which letters are meant: the filters that all of ``ciml letters`` share."""
+"""The filters of all ``ciml dead-letters`` commands."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FILTERS = ("reasons", "jobs", "topics", "runs", "since", "until")
 def choice_options(command: F) -> F:
     """The filters, as ``reasons, jobs, topics, runs, since, until``."""
     globs = [
-        ("--reason", "reasons", "for these reasons"),
-        ("--job", "jobs", "of these jobs ('' where the job is not known)"),
-        ("--topic", "topics", "of these topics; a listing is 'listing:*'"),
-        ("--run", "runs", "of these run ids ('' where it could not be decoded)"),
+        ("--reason", "reasons", "Reason of the dead letters"),
+        ("--job", "jobs", "Job of the dead letters, '' for an unknown one"),
+        ("--topic", "topics", "Topic of the dead letters, 'listing:*' for listings"),
+        ("--run", "runs", "Run id of the dead letters, '' for an undecoded one"),
     ]
     table = [
-        click.option(option, name, multiple=True, metavar="GLOB", help=f"Only letters {what}; may be repeated.")
+        click.option(option, name, multiple=True, metavar="GLOB", help=f"{what}; may be repeated.  [default: all]")
         for option, name, what in globs
     ]
     table += [
-        click.option("--since", type=Duration(), metavar="TIME", help="Only letters of the last TIME, as 2h or 7d."),
-        click.option("--until", type=Duration(), metavar="TIME", help="Only letters that are older than TIME."),
+        click.option("--since", type=Duration(), metavar="TIME", help="Maximum age, such as 7d.  [default: none]"),
+        click.option("--until", type=Duration(), metavar="TIME", help="Minimum age, such as 7d.  [default: none]"),
     ]  # fmt: skip
     for option in reversed(table):
         command = option(command)
@@ -47,7 +47,7 @@ def choice_of(
     since: float | None,
     until: float | None,
 ) -> Choice:
-    """What the filters mean."""
+    """Return the choice of the filters."""
     from ciml.raw.dead_letters import Choice
 
     now_us = time.time_ns() // 1000

@@ -1,4 +1,4 @@
-"""``ciml letters replay``."""
+"""``ciml dead-letters replay``."""
 
 from __future__ import annotations
 
@@ -19,61 +19,77 @@ if TYPE_CHECKING:
 
 _INTERRUPTED, _SOME_LEFT = 130, 5
 _REMEDIES = {
-    "address_not_allowed": "--allow-root or --allow-host lets it in; of a listing, --logs",
-    "log_not_found": "of a listing, --logs says where the logs are now",
+    "address_not_allowed": "allow it by --allow-root or --allow-host; for a listing by --logs",
+    "log_not_found": "for a listing, name the present folder of the logs by --logs",
 }
 
 
-@click.command("replay", short_help="Try open dead letters again.")
+@click.command("replay")
 @data_path_option()
 @home_option
 @choice_options
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, the oldest first.")
-@click.option("--dry-run", is_flag=True, help="Say what would be tried, and do nothing.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Maximum number of dead letters, the oldest first.  [default: all]",
+)
+@click.option("--dry-run", is_flag=True, help="Count the dead letters; replay nothing.")
 @click.option(
     "--logs",
     metavar="ROOT",
     callback=s3_place,
-    help="Of letters of a listing: the folder or s3:// prefix where the logs are now; it is allowed then.",
+    help="Present folder or s3:// prefix of a listing's logs; it becomes an allowed root.",
 )
 @click.option(
     "--source",
     "sources",
     multiple=True,
     metavar="EVENT-SOURCE=NAME",
-    help="Name of an event source, as ciml ingest has it. May be repeated.",
+    help="Name of an event source, as for ciml ingest; may be repeated.",
 )
 @click.option(
     "--select",
     "selection",
     multiple=True,
     metavar="GLOB",
-    help="The jobs that ciml ingest takes (--job there), if not all: others are ignored.",
+    help="Jobs of ciml ingest (--job there); others are ignored.  [default: all]",
 )
-@click.option("--allow-host", "hosts", multiple=True, metavar="[http://]HOST[:PORT]", help="Logs may come from here.")
-@click.option("--allow-root", "roots", multiple=True, metavar="FOLDER|s3://PREFIX", help="Logs may be below here.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="[http://]HOST[:PORT]",
+    help="Allowed host of logs; may be repeated.",
+)
+@click.option(
+    "--allow-root", "roots", multiple=True, metavar="FOLDER|s3://PREFIX", help="Allowed root of logs; may be repeated."
+)
 @click.option(
     "--fetch-policy",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="TOML: allowed places and limits of logs.",
+    help="TOML file of allowed hosts and roots, and limits of logs.",
 )
 @click.option(
-    "--trust-policy", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="TOML: which runs are trusted."
+    "--trust-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any) -> int:
-    """Try open dead letters again, by what is known and allowed today.
+    """Replay open dead letters.
 
-    A letter that comes to something is closed by the same commit. One that fails again stays as it is. It may be
-    killed, said again, or said twice at once.
+    It applies the present policies and program. The commit of a result closes its dead letter; a dead letter that fails
+    again stays open. Interrupted and concurrent replays are safe.
 
     \b
     Example:
-      ciml letters replay --reason address_not_allowed --allow-host logs.example.org --data-path data
-      ciml letters replay --topic 'listing:*' --logs /srv/logs --data-path data
+      ciml dead-letters replay --reason address_not_allowed --allow-host logs.example.org --data-path data
+      ciml dead-letters replay --topic 'listing:*' --logs /srv/logs --data-path data
 
-    Exit codes: 0 none of them is left open, 5 some are, 130 stopped before, 2 wrong use, 3 a store does not answer.
+    Exit codes: 0 all closed, 5 some stay open, 130 interrupted, 2 wrong use, 3 a store does not answer.
     """
     from cli.progress_counts import Bar
     from pipelines.ingest.replay import preview, replay
@@ -103,10 +119,10 @@ def make_config(
     fetch_policy: str | None = None,
     trust_policy: str | None = None,
 ) -> ReplayConfig:
-    """The configuration that the options mean.
+    """Return the configuration of the options.
 
     Raises:
-      CimlError: a policy that cannot be read, an option that is no pair, no folder of logs, a scheme that no store has.
+      CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
     """
     from ciml.events.run_facts import source_names
     from ciml.storage.open import open_store

@@ -1,4 +1,4 @@
-"""``ciml letters list``, ``count`` and ``show``."""
+"""``ciml dead-letters list``, ``count`` and ``show``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ciml.raw.dead_letters import DeadLetter
     from ciml.storage.open import Store
 
-_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to tell it from others
+_SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 
 def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
-    """The open letters of the filters, or all, the oldest first."""
+    """Yield the open dead letters of the filters, or all of them, the oldest first."""
     from ciml.raw.dead_letters import all_dead_letters, open_dead_letters, open_keys
     from ciml.raw.state import open_raw
     from ciml.storage.open import open_store
@@ -34,20 +34,20 @@ def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLet
     return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
 
-@click.command("list", short_help="List dead letters.")
+@click.command("list")
 @data_path_option()
 @home_option
 @choice_options
-@click.option("--all", "everything", is_flag=True, help="Also those that are closed, and by what.")
-@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Only the latest so many.")
-@click.option("--json", "as_json", is_flag=True, help="All of them, one JSON object a line.")
+@click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of dead letters.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output of all, one object a line.")
 def list_command(data_path: str, everything: bool, last: int, as_json: bool, **filters: Any) -> None:
     """List open dead letters, the latest last.
 
     \b
     Example:
-      ciml letters list --data-path data
-      ciml letters list --reason log_not_found --since 1d --json --data-path data
+      ciml dead-letters list --data-path data
+      ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
     """
     filters.pop("home")
     letters = _found(data_path, everything, **filters)
@@ -70,11 +70,11 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
         return
     _print_letters(shown, now_us, everything)
     if count > len(shown):
-        click.echo(f"{count - len(shown):,} older ones are not shown: --last {count} or --json shows them.")
+        click.echo(f"{count - len(shown):,} older ones are not shown; show them by --last {count} or --json.")
 
 
 def _print_letters(letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
-    """A line each, in columns, so that it can be searched and cut."""
+    """Print one line each, in columns."""
     rows = []
     for letter in letters:
         said = letter.to_json(now_us)
@@ -100,19 +100,19 @@ def _age(seconds: int) -> str:
     return f"{max(seconds, 0)} s"
 
 
-@click.command("count", short_help="Count open dead letters by reason.")
+@click.command("count")
 @data_path_option()
 @home_option
 @choice_options
-@click.option("--by-job", is_flag=True, help="By reason and job.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--by-job", is_flag=True, help="Count by reason and job.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
     """Count open dead letters by reason.
 
     \b
     Example:
-      ciml letters count --data-path data
-      ciml letters count --by-job --since 7d --data-path data
+      ciml dead-letters count --data-path data
+      ciml dead-letters count --by-job --since 7d --data-path data
     """
     filters.pop("home")
     counts: Counter[tuple[str, str]] = Counter()
@@ -141,11 +141,13 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
 @data_path_option()
 @home_option
 def show(origin: str, run_id: str, data_path: str, **_: Any) -> None:
-    """Show the open dead letters of one origin with their message, as it is kept: without secrets.
+    """Show the open dead letters of an origin.
+
+    It shows their reasons and the message, from which secrets were removed.
 
     \b
     Example:
-      ciml letters show ci-events:0:1234 --data-path data
+      ciml dead-letters show ci-events:0:1234 --data-path data
     """
     from ciml.raw.dead_letters import Choice
     from ciml.storage.open import open_store
@@ -157,7 +159,7 @@ def show(origin: str, run_id: str, data_path: str, **_: Any) -> None:
     now_us = time.time_ns() // 1000
     found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]
     if not found:
-        raise CimlError(f"no open dead letter of {origin}: see ciml letters list")
+        raise CimlError(f"no open dead letter of {origin}; list them by ciml dead-letters list")
     for letter in found:
         value = letter.to_json(now_us)
         value["time"] = datetime.fromtimestamp(letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
@@ -168,17 +170,17 @@ def _parsed_origin(text: str) -> tuple[str, int, int]:
     topic, _, rest = text.rpartition(":")
     topic, _, partition = topic.rpartition(":")
     if not topic or not partition.isdecimal() or not rest.isdecimal():
-        raise click.UsageError(f"{text!r}: want TOPIC:PARTITION:OFFSET, as ciml letters list has it")
+        raise click.UsageError(f"invalid origin {text!r}; give TOPIC:PARTITION:OFFSET as in ciml dead-letters list")
     return topic, int(partition), int(rest)
 
 
 def _literal(text: str) -> str:
-    """A glob that matches a text alone."""
+    """Return a glob that matches only a text."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def _message(raw: Store, letter: DeadLetter) -> Any:
-    """What is kept of the message, for people."""
+    """Return the stored message, readable."""
     from ciml.events.payloads import message_of, whole_payload
 
     payload = letter.outcome.payload

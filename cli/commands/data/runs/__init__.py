@@ -1,4 +1,4 @@
-"""``ciml runs``: what became of events and runs, and the care of the raw store."""
+"""``ciml runs``: the accounting of events and runs, and maintenance of the raw store."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cli.default_group import DefaultGroup
 __all__ = ["command"]
 
 
-@click.group("runs", cls=DefaultGroup, default="summary", short_help="Show, verify and compact the stored runs.")
+@click.group("runs", cls=DefaultGroup, default="summary")
 def command() -> None:
-    """Show what became of events and runs, verify them, and compact the raw store.
+    """Show, verify and compact stored runs.
 
     Without a COMMAND it shows the accounting of DATA/raw by class and reason, and the latest runs.
 

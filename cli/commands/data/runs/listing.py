@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     from ciml.storage.open import Store
 
 
-@click.command("list", short_help="List runs, the latest first.")
+@click.command("list")
 @data_path_option()
 @home_option
-@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Only runs of these jobs; may be repeated.")
-@click.option("--outcome", "outcomes", multiple=True, metavar="WORD", help="Only runs that ended so, such as failure.")
-@click.option("--date", metavar="YYYY-MM-DD", help="Only runs that began on this day, UTC; 2026-11 is a month.")
-@click.option("--trusted/--untrusted", default=None, help="Only runs that were trusted, or not, when they came.")
-@click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="How many to list at most.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each run.")
+@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs of the runs; may be repeated.  [default: all]")
+@click.option(
+    "--outcome",
+    "outcomes",
+    multiple=True,
+    metavar="WORD",
+    help="Outcome of the runs, such as failure; may be repeated.  [default: all]",
+)
+@click.option("--date", metavar="YYYY-MM-DD", help="Start day (UTC) or month (2026-11) of the runs.  [default: all]")
+@click.option("--trusted/--untrusted", default=None, help="Trust of the runs when they were ingested.  [default: both]")
+@click.option("--last", default=50, show_default=True, type=click.IntRange(1), help="Maximum number of runs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line.")
 def list_runs(
     data_path: str,
     jobs: tuple[str, ...],
@@ -36,7 +42,9 @@ def list_runs(
     as_json: bool,
     **_: Any,
 ) -> None:
-    """List the runs of DATA/raw, the last committed first, with the outcome that counts now.
+    """List runs, the latest first.
+
+    The order is that of the commits to DATA/raw; the outcome includes corrections.
 
     \b
     Example:
@@ -70,7 +78,7 @@ def list_runs(
 
 
 def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
-    """All runs up to the state, the last committed first, as JSON. Reads as much of the manifest as is asked for."""
+    """Yield all runs up to the state as JSON, the last committed first. Reads the manifest lazily."""
     from ciml.events.records import rows_of
 
     for version in range(state.version, 0, -1):
@@ -95,7 +103,7 @@ def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
 
 
 def print_runs(runs: list[dict[str, Any]], title: str) -> None:
-    """A table of runs."""
+    """Print a table of runs."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -107,15 +115,16 @@ def print_runs(runs: list[dict[str, Any]], title: str) -> None:
     Console(highlight=False).print(table)
 
 
-@click.command("show", short_help="Show all that is known of one run.")
+@click.command("show")
 @click.argument("run_id")
 @data_path_option()
 @home_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
-    """Show all that is known of the run RUN_ID: where it lies, its columns, and every record that names it.
+    """Show a run and its records in the manifest.
 
-    It exits with 4 where the run's telemetry is not as it was committed.
+    It shows the run's object, columns and metadata, and each record with its RUN_ID. The exit code is 4 if the stored
+    telemetry is not as committed.
 
     \b
     Example:
@@ -128,18 +137,18 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
     log, state = open_raw(raw)
     records = list(_records(log, state.version, run_id))
     if not records:
-        raise CimlError(f"{raw.url()} knows no run {run_id!r}: ciml runs list shows those that it has")
+        raise CimlError(f"no run {run_id!r} in {raw.url()}; list the runs by ciml runs list")
     known = state.index.run(run_id)
-    told: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
+    found: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
     stored = next((record for _, kind, record in reversed(records) if kind in ("run", "reclaim")), None)
     if stored is not None:
-        told |= _place(raw, run_id, stored["file"])
-    told["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
+        found |= _place(raw, run_id, stored["file"])
+    found["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(found, indent=2))
     else:
-        _print(told)
-    return 4 if told.get("fault") else 0
+        _print(found)
+    return 4 if found.get("fault") else 0
 
 
 def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -147,11 +156,11 @@ def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, s
     from cli.progress_bar import bars
 
     needle = json.dumps(run_id, ensure_ascii=False).encode()  # as the manifest encodes it: most deltas are not parsed
-    with bars() as tell:
+    with bars() as progress:
         for version, data in log.raw_since(0):
             if version > until:
                 return
-            tell("looking through the manifest", version, until)
+            progress("searching the manifest", version, until)
             if needle not in data:
                 continue
             delta = log.parse(version, data)
@@ -161,7 +170,7 @@ def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, s
 
 
 def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
-    """Where a run lies now, and how it is."""
+    """Return the present place of a run and its state."""
     from ciml.errors import IntegrityError
     from ciml.events.records import RawFile
     from ciml.raw.packs import split_path
@@ -170,32 +179,32 @@ def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
     named = RawFile.from_json(file)
     place = split_path(named.path)
     pack = load_packs(raw, place[0]).find(place[1]) if place is not None else None
-    told: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
-    told |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
+    found: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
+    found |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
     try:
         table = read_run(raw, named)
     except IntegrityError:
-        return told
-    told["columns"] = table.column_names
-    told["metadata"] = {
+        return found
+    found["columns"] = table.column_names
+    found["metadata"] = {
         key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in (table.schema.metadata or {}).items()
     }
-    return told
+    return found
 
 
-def _print(told: dict[str, Any]) -> None:
+def _print(found: dict[str, Any]) -> None:
     from cli.progress_counts import WORDS
 
     for key in ("run_id", "outcome", "path", "pack", "rows", "digest"):
-        if told.get(key) is not None:
-            click.echo(f"{key:<10} {told[key]}")
-    if "columns" in told:
-        click.echo(f"{'columns':<10} {', '.join(told['columns'])}")
-        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in told['metadata'].items())}")
-    if "fault" in told:
-        click.echo(f"{'telemetry':<10} {told['fault'] or 'as it was committed'}")
-    for record in told["records"]:
+        if found.get(key) is not None:
+            click.echo(f"{key:<10} {found[key]}")
+    if "columns" in found:
+        click.echo(f"{'columns':<10} {', '.join(found['columns'])}")
+        click.echo(f"{'recorded':<10} {', '.join(f'{key}={value}' for key, value in found['metadata'].items())}")
+    if "fault" in found:
+        click.echo(f"{'telemetry':<10} {found['fault'] or 'as it was committed'}")
+    for record in found["records"]:
         topic, partition, offset = record["origin"]
         reason = f" ({record['reason']})" if record.get("reason") else ""
         click.echo(f"{WORDS[record['kind']]:<16}{reason} version {record['version']}, {topic}[{partition}] {offset}")

@@ -1,4 +1,4 @@
-"""``ciml runs verify`` and ``ciml runs compact``: the care of the raw store."""
+"""``ciml runs verify`` and ``ciml runs compact``: maintenance of the raw store."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from cli.options import data_path_option, home_option
 from cli.param_types import Duration
 
 
-@click.command("verify", short_help="Check every number and digest of the raw store.")
+@click.command("verify")
 @data_path_option()
 @home_option
 @click.option(
-    "--sample", type=click.IntRange(0), metavar="N", help="Read N runs, chosen at random.  [default: read all]"
+    "--sample", type=click.IntRange(0), metavar="N", help="Number of runs to read, chosen at random.  [default: all]"
 )
-@click.option("--seed", default=0, show_default=True, help="Of the choice.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of --sample.")
 @click.option(
-    "--grace", default="3d", show_default=True, type=Duration(), help="What nobody names is a finding from this age on."
+    "--grace",
+    default="3d",
+    show_default=True,
+    type=Duration(),
+    help="Age from which an unreferenced object is a finding.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool, **_: Any) -> int:
-    """Check every number and digest of DATA/raw; exit code 4 with findings.
+    """Verify all counts and digests of the raw store.
 
-    The manifest is replayed from its first delta, and compared with its segments, checkpoints and index. The accounting
-    is counted anew. Each run that is named is there, alone or in a pack, with its rows and digest; and nothing lies
-    around that nobody names. It may run beside ingest and compaction.
+    It replays the manifest from the first delta, compares it with segments, checkpoints and index, and recounts the
+    accounting. It reads each run, alone or in a pack, and reports unreferenced objects. It can run beside ingest and
+    compaction. The exit code is 4 with findings.
 
     \b
     Example:
@@ -39,8 +43,10 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     from cli.progress_bar import bars
     from pipelines.raw_store.verify import verify_raw
 
-    with bars() as tell:
-        found = verify_raw(open_store(data_path).child("raw"), sample=sample, seed=seed, grace_s=grace, progress=tell)
+    with bars() as progress:
+        found = verify_raw(
+            open_store(data_path).child("raw"), sample=sample, seed=seed, grace_s=grace, progress=progress
+        )
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return 4 if found.number else 0
@@ -60,27 +66,36 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     return 4 if found.number else 0
 
 
-@click.command("compact", short_help="Pack the runs of days that are over; remove what is not needed.")
+@click.command("compact")
 @data_path_option()
 @home_option
 @click.option(
-    "--older-than", default="1d", show_default=True, type=Duration(), help="Pack a day this long after its end (UTC)."
+    "--older-than",
+    default="1d",
+    show_default=True,
+    type=Duration(),
+    help="Age after a day's end (UTC) from which it is packed.",
 )
 @click.option(
-    "--grace", default="1d", show_default=True, type=Duration(), help="How long objects stay that are not needed."
+    "--grace", default="1d", show_default=True, type=Duration(), help="Time for which unneeded objects are kept."
 )
 @click.option(
     "--min-runs",
     default=2,
     show_default=True,
     type=click.IntRange(1),
-    help="Fewer runs of a job and day stay as they are.",
+    help="Minimum runs of a job and day to pack.",
 )
 @click.option(
-    "--pack-size", default=32, show_default=True, type=click.IntRange(1, 1024), metavar="MIB", help="About the largest."
+    "--pack-size",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    metavar="MIB",
+    help="Approximate maximum size of a pack, in MiB.",
 )
-@click.option("--everything", is_flag=True, help="Look for packs to remove in every folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--everything", is_flag=True, help="Collect garbage in all folders, not only in changed ones.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def compact(
     data_path: str,
     older_than: float,
@@ -91,10 +106,10 @@ def compact(
     as_json: bool,
     **_: Any,
 ) -> int:
-    """Put the runs of each job and day that are over into packs, and remove objects that are no longer needed.
+    """Pack runs of past days and collect garbage.
 
-    Stop it at any time, run it twice at once: nothing is lost, and the next goes on from there. Runs stay readable
-    under the same names throughout. It exits with 4 where runs or packs are broken; those stay as they are.
+    Each job and day becomes a pack, and unneeded objects are removed. Interrupted and concurrent compactions are safe;
+    runs stay readable throughout. The exit code is 4 if runs or packs are broken; those are left in place.
 
     \b
     Example:
@@ -105,7 +120,7 @@ def compact(
     from cli.progress_bar import bars
     from pipelines.raw_store.compact import compact as run
 
-    with bars() as tell:
+    with bars() as progress:
         done = run(
             open_store(data_path).child("raw"),
             older_than_s=older_than,
@@ -113,7 +128,7 @@ def compact(
             min_runs=min_runs,
             pack_bytes=pack_size << 20,
             everything=everything,
-            progress=tell,
+            progress=progress,
         )
     faults = [*done.packing.faults, *done.swept.faults]
     if as_json:

@@ -1,4 +1,4 @@
-"""``ciml runs`` alone: the accounting, and the latest runs."""
+"""``ciml runs summary``, the default of ``ciml runs``: the accounting and the latest runs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ if TYPE_CHECKING:
     from ciml.storage.open import Store
 
 
-@click.command("summary", short_help="The accounting and the latest runs; what ciml runs alone means.")
+@click.command("summary")
 @data_path_option()
 @home_option
-@click.option("--count", is_flag=True, help="Print the number of raw runs, and nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-@click.option(
-    "--last", default=10, show_default=True, type=click.IntRange(0), help="How many of the latest runs to show."
-)
-@click.option(
-    "--verify", is_flag=True, help="Read every raw object and compare its rows and digest; exit code 4 if not equal."
-)
+@click.option("--count", is_flag=True, help="Print only the number of raw runs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output.")
+@click.option("--last", default=10, show_default=True, type=click.IntRange(0), help="Number of latest runs to show.")
+@click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
 def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
-    """Show what became of events and runs: the accounting of DATA/raw by class and reason, and the latest runs.
+    """Show the accounting and the latest runs.
+
+    It counts the events and runs of DATA/raw by class and reason. It is the default of ciml runs.
 
     \b
     Example:
@@ -90,9 +88,9 @@ def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[s
                 yield record["mention"]["run_id"], RawFile.from_json(record["file"])
 
     faults: list[str] = []
-    with bars() as tell:
+    with bars() as progress:
         for done, fault in enumerate(verify_runs(raw, named()), 1):
-            tell("verifying", done, total)
+            progress("verifying", done, total)
             if fault:
                 faults.append(fault)
     return faults

@@ -11,11 +11,11 @@ from cli.commands.learn.experiment.sweep import sweep
 from cli.commands.learn.experiment.train import train
 
 
-@click.group("experiment", short_help="Define experiments, train them, read the results.")
+@click.group("experiment")
 def command() -> None:
-    """Define experiments, train them on data sets, and read the results.
+    """Define, train and compare experiments.
 
-    An experiment is an estimator and its hyper-parameters under a name. To serve a model, see ciml train.
+    An experiment is an estimator and its hyper-parameters under a name. To train a model for serving, see ciml refresh.
 
     \b
     Example:

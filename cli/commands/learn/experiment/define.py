@@ -15,7 +15,7 @@ from cli.s3_options import s3_options
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_ESTIMATOR = "tf.estimator.DNNClassifier"
-#: What the estimators of the talk meant by themselves: its names mean the same training, not this project's defaults.
+#: Defaults of the talk's estimators, which differ from this project's: its names keep their training.
 _TALK: dict[str, dict[str, Any]] = {
     "tf.estimator.DNNClassifier": {"optimizer": "adagrad", "learning_rate": 0.05, "l2": 0.0}
 }
@@ -24,7 +24,7 @@ _PARAMETER = re.compile(r"([a-z_]+)=(.*)")
 
 
 def _parameters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
-    """``NAME=VALUE`` pairs; a value is a number, true, false or none, or else a word."""
+    """Parse ``NAME=VALUE`` pairs; a value is a number, true, false, none or a string."""
     import json
 
     found: dict[str, Any] = {}
@@ -57,29 +57,41 @@ hyper_parameters = _of(
             "--estimator",
             default=DEFAULT_ESTIMATOR,
             show_default=True,
-            help="dnn, cnn, gru, svm, random_forest or hist_gradient_boosting; tf.estimator.DNNClassifier is dnn with"
-            " Adagrad at 0.05 and no penalty, tf.contrib.learn.SVM is svm.",
+            help="Estimator: dnn, cnn, gru, svm, random_forest or hist_gradient_boosting. tf.estimator.DNNClassifier is"
+            " dnn with Adagrad, learning rate 0.05 and no penalty; tf.contrib.learn.SVM is svm.",
         ),
-        click.option("--hidden-layers", metavar="N/N/…", help="Units (cnn: filters) of each hidden layer."),
-        click.option("--steps", type=click.IntRange(1), help="At most so many batches."),
-        click.option("--batch-size", type=click.IntRange(1), help="Runs a step."),
-        click.option("--epochs", type=click.IntRange(1), help="At most so many passes over the training runs."),
-        click.option("--optimizer", type=click.Choice(_OPTIMIZERS, case_sensitive=False), help="Of a network."),
-        click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="At the start."),
-        click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the learning rate."),
-        click.option("--activation", type=click.Choice(["relu", "gelu", "tanh", "elu"]), help="Of hidden layers."),
-        click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Before each hidden layer."),
-        click.option("--l2", type=click.FloatRange(0), help="Weight of the squared weights in the loss."),
-        click.option("--batch-norm", is_flag=True, default=None, help="Normalise over the batch before each layer."),
-        click.option("--kernel-size", type=click.IntRange(1), help="Windows that a convolution sees at once."),
+        click.option(
+            "--hidden-layers", metavar="N/N/…", help="Units (cnn: filters) of each hidden layer, such as 100/100."
+        ),
+        click.option("--steps", type=click.IntRange(1), help="Maximum number of batches."),
+        click.option("--batch-size", type=click.IntRange(1), help="Runs of a batch."),
+        click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training runs."),
+        click.option(
+            "--optimizer", type=click.Choice(_OPTIMIZERS, case_sensitive=False), help="Optimizer of a network."
+        ),
+        click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Initial learning rate."),
+        click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Schedule of the learning rate."),
+        click.option(
+            "--activation", type=click.Choice(["relu", "gelu", "tanh", "elu"]), help="Activation of the hidden layers."
+        ),
+        click.option(
+            "--dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout rate before each hidden layer."
+        ),
+        click.option("--l2", type=click.FloatRange(0), help="L2 penalty of the weights."),
+        click.option("--batch-norm", is_flag=True, default=None, help="Batch normalisation before each layer."),
+        click.option("--kernel-size", type=click.IntRange(1), help="Kernel size of a convolution, in windows."),
         click.option(
             "--early-stopping",
             type=click.IntRange(1),
             metavar="EPOCHS",
-            help="End when the loss on the dev runs has not fallen for so many epochs.",
+            help="Epochs without a lower dev loss after which training stops.",
         ),
-        click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="balanced: for rare failures."),
-        click.option("--seed", type=click.IntRange(0), help="Of weights, order and dropout."),
+        click.option(
+            "--class-weights",
+            type=click.Choice(["none", "balanced"]),
+            help="Class weights; balanced weights rare classes higher.",
+        ),
+        click.option("--seed", type=click.IntRange(0), help="Random seed of weights, order and dropout."),
         click.option(
             "-p",
             "--parameter",
@@ -87,7 +99,7 @@ hyper_parameters = _of(
             multiple=True,
             metavar="NAME=VALUE",
             callback=_parameters,
-            help="A parameter of scikit-learn's estimator, by its name there; may be repeated.",
+            help="Parameter of scikit-learn's estimator; may be repeated.",
         ),
     )
 )
@@ -100,7 +112,7 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
 
     given = {key: value for key, value in options.items() if value is not None}
     if "optimizer" in given:
-        # without penalties of its own, which it was never given, the proximal one is Adagrad
+        # the proximal one without penalties, which it has no options for, is Adagrad
         given["optimizer"] = given["optimizer"].lower().removeprefix("proximal")
     experiment = Experiment.from_json({"name": name, **_TALK.get(given["estimator"], {}), **given})
     data = open_store(data_path)
@@ -110,17 +122,17 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
     click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
 
 
-@click.command("define", short_help="Store an experiment under a name.")
+@click.command("define")
 @click.argument("name")
 @hyper_parameters
 @data_path_option()
 @home_option
 @s3_options
 def define(name: str, data_path: str, **options: Any) -> None:
-    """Store the experiment NAME: an estimator and its hyper-parameters.
+    """Define an experiment.
 
-    The same again changes nothing; another one under the same name is an error. What is not given has the default that
-    docs/training.md tells.
+    It stores an estimator and its hyper-parameters under NAME. The same definition again changes nothing; a different
+    one under NAME is an error. Defaults are listed in docs/training.md.
 
     \b
     Example:
@@ -132,14 +144,16 @@ def define(name: str, data_path: str, **options: Any) -> None:
 
 
 @click.command("ciml-setup-experiment")
-@click.option("--experiment", "name", default="experiment", show_default=True, help="The experiment's name.")
+@click.option("--experiment", "name", default="experiment", show_default=True, help="Name of the experiment.")
 @hyper_parameters
-@click.option("--force/--no-force", default=False, hidden=True, help="Of the talk; refused.")
+@click.option("--force/--no-force", default=False, hidden=True, help="Option of the talk; not supported.")
 @data_path_option()
 @home_option
 @s3_options
 def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
-    """Store an experiment: an estimator and its hyper-parameters. As ciml experiment define, in the words of the talk.
+    """Define an experiment.
+
+    It stores an estimator and its hyper-parameters, as ciml experiment define does, with the options of the talk.
 
     \b
     Example:
@@ -147,6 +161,6 @@ def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
         --hidden-layers 100/100/100/100/100 --steps 7500 --batch-size 128 --epochs 500 --data-path s3://cimldatasets
     """
     if force:
-        raise CimlError("--force: a stored experiment is never changed, for results name it; take another name")
+        raise CimlError("--force: a stored experiment cannot change, as results refer to it; choose another name")
     options.pop("home")
     _define(name, data_path, options)

@@ -12,10 +12,14 @@ from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
 
 
-@click.command("report", short_help="Draw the results of experiments, and compare them.")
+@click.command("report")
 @click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]…")
 @click.option(
-    "--dataset", "datasets", multiple=True, metavar="NAME", help="Results on this one; may be repeated.  [default: all]"
+    "--dataset",
+    "datasets",
+    multiple=True,
+    metavar="NAME",
+    help="Data set of the results; may be repeated.  [default: all]",
 )
 @data_path_option()
 @output_option
@@ -24,13 +28,13 @@ from cli.s3_options import s3_options
 def report(
     experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: str, output: str | None, **_: object
 ) -> None:
-    """Write the results of each EXPERIMENT (all by default) as HTML pages: figures with their intervals beside the base
-    rate and one number, confusion, errors by class, curves, calibration, learning, jobs and providers, folds, and other
-    data sets.
+    """Write HTML reports of experiments.
 
-    A single result is index.html in --output (EXPERIMENT-report, DATASET-report or experiments-report by default). Of
-    several, index.html compares them, and DATASET/EXPERIMENT/index.html is the page of each. Every page needs nothing
-    but itself; its plots are beside it as PNG and SVG.
+    A report has the figures of each EXPERIMENT (default all) with intervals beside the baselines, confusion, errors by
+    class, curves, calibration, learning, jobs and providers, folds, and other data sets. A single result is index.html
+    in --output (default EXPERIMENT-report, DATASET-report or experiments-report). Of several results, index.html
+    compares them, and DATASET/EXPERIMENT/index.html is the page of each. Pages are self-contained, with plots as PNG
+    and SVG beside them.
 
     \b
     Example:
@@ -47,6 +51,6 @@ def report(
 
 
 def default_folder(experiments: Sequence[str], datasets: Sequence[str]) -> str:
-    """Where a report is written to when nobody says: below the present folder, by the one thing that was named."""
+    """Return the default folder of a report, named after a single experiment or data set."""
     name = experiments[0] if len(experiments) == 1 else datasets[0] if len(datasets) == 1 else "experiments"
     return f"{name}-report"

@@ -7,19 +7,21 @@ from typing import Any
 
 import click
 
-from cli.commands.learn.experiment.text import told_result
+from cli.commands.learn.experiment.text import result_lines
 from cli.options import data_path_option, home_option
 from cli.s3_options import s3_options
 
 
-@click.command("show", short_help="Show an experiment and its results, or the names of all.")
+@click.command("show")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print what is stored, as JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output of the stored experiment and results.")
 @data_path_option()
 @home_option
 @s3_options
 def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
-    """Show the experiment NAME and its results, or the names of all.
+    """Show an experiment and its results.
+
+    Without NAME it lists the names of all experiments.
 
     \b
     Example:
@@ -43,6 +45,6 @@ def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
         if key in ("name", "estimator") or value != defaults[key]:
             click.echo(f"{key:<15} {value}")
     for result in results:
-        click.echo("\n".join(told_result(result)))
+        click.echo("\n".join(result_lines(result)))
     if not results:
         click.echo(f"not trained yet: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")

@@ -16,18 +16,18 @@ from cli.trust_options import learn_from_options, read_exclusions
 if TYPE_CHECKING:
     from pipelines.training.hyperparameter_sweep import Swept
 
-#: Rows of a table that is printed, unless all are asked for; the page and the CSV have them all.
+#: Rows of a printed table; the page and the CSV have all.
 _MOST_ROWS = 20
 
 
-@click.command("sweep", short_help="Try features, resolution, topology and classes, and find the best.")
+@click.command("sweep")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--jobs",
     type=click.IntRange(1, 256),
     metavar="N",
-    help="Train so many trials at once, at most the file's lag, each in a process of one thread.  [default: one for"
-    " each processor]",
+    help="Number of parallel trials, at most the lag in FILE, each a process of one thread.  [default: one a"
+    " processor]",
 )
 @click.option(
     "--best",
@@ -35,23 +35,22 @@ _MOST_ROWS = 20
     default=1,
     show_default=True,
     metavar="N",
-    help="Tell how to define and test the N best trials of each question.",
+    help="Number of best trials of each question to print commands for.",
 )
 @learn_from_options
 @click.option(
     "--output",
     metavar="FOLDER",
     callback=s3_place,
-    help="A folder or an s3:// prefix for index.html, the plots and trials.csv.  [default: NAME-sweep]",
+    help="Folder or s3:// prefix of index.html, the plots and trials.csv.  [default: NAME-sweep]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print every trial, as JSON for programs.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output of all trials.")
 @data_path_option()
 @click.option(
     "--target-data-path",
     metavar="DATA",
     callback=s3_place,
-    help="Where data sets and the sweep are: a folder or an s3:// prefix.  [default: the data path, which has the raw "
-    "store]",
+    help="Data root of data sets and the sweep: a folder or an s3:// prefix.  [default: --data-path]",
 )
 @home_option
 @s3_options
@@ -67,11 +66,11 @@ def sweep(
     target_data_path: str | None,
     home: Path,
 ) -> None:
-    """Build a data set and train a model for each combination that FILE describes, and compare them.
+    """Sweep over data sets and hyper-parameters.
 
-    FILE is TOML: what all trials have in common, and lists or ranges of what varies; docs/sweeps.md names the keys.
-    Trials are scored on folds or on dev; the test runs are never read. Stop it at any time, by Ctrl-C or harder, and
-    say it again: it goes on with the trials that are not done, and comes to the same result.
+    It builds a data set and trains a model for each combination of FILE, and compares them. FILE is TOML with common
+    values and lists or ranges of varied ones; docs/sweeps.md lists the keys. Trials are scored on folds or on dev; the
+    test runs stay unread. An interrupted sweep continues with the remaining trials, to the same result.
 
     \b
     Example:
@@ -94,13 +93,13 @@ def sweep(
     most = min(jobs or processors(), what.lag)
     with progress_bar(f"sweep {what.name}") as bar:
         swept = run_sweep(place, jobs=most, progress=lambda outcome, done, total: bar(done, total))
-    told = _json(swept)
+    result = _json(swept)
     page = save(open_store(output or f"{what.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
     if as_json:
-        click.echo(canonical_json(told))
+        click.echo(canonical_json(result))
         return
     _show(swept)
-    _tell_best(swept, best, target_data_path or data_path)
+    _print_best(swept, best, target_data_path or data_path)
     click.echo(page)
 
 
@@ -148,7 +147,7 @@ def _show(swept: Swept) -> None:
             console.print(f"{len(made.rows) - _MOST_ROWS} more are on the page and in trials.csv", markup=False)
 
 
-def _tell_best(swept: Swept, best: int, data_path: str) -> None:
+def _print_best(swept: Swept, best: int, data_path: str) -> None:
     from reports.sweeps.views import complete, define_lines, question_name, questions
 
     states = [outcome.state for outcome in swept.outcomes]
@@ -158,7 +157,7 @@ def _tell_best(swept: Swept, best: int, data_path: str) -> None:
     click.echo(f"{len(states)} trials: {counts}; {swept.trained} trained now")
     chosen = [(question, one) for question in questions(swept.sweep) for one in complete(swept, question)[:best]]
     if chosen:
-        click.echo("the test runs are unread; what you choose is tested once, by:")
+        click.echo("the test runs are unread; test your choice once, by:")
     for question, one in chosen:
         click.echo(f"# trial {one.number}, {question_name(swept.sweep, question)}")
         for line in define_lines(swept, one, data_path):
@@ -166,7 +165,7 @@ def _tell_best(swept: Swept, best: int, data_path: str) -> None:
 
 
 def _plain(text: str) -> Any:
-    """A cell whose brackets are no markup."""
+    """Return a cell whose brackets are not markup."""
     from rich.text import Text
 
     return Text(text)

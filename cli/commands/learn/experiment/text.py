@@ -1,4 +1,4 @@
-"""Results of experiments as lines for people. Every figure stands beside the base rate and the one-number baseline."""
+"""Results of experiments as text. Each figure stands beside the base rate and the one-number baseline."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 Figures = Mapping[str, Any]
 
 
-def told_result(result: Figures) -> list[str]:
-    """A result of `training.experiments.trials.Trial.run`."""
-    lines = [f"{result['experiment']['name']} on {result['dataset']}: {told_training(result['training'])}"]
+def result_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `training.experiments.trials.Trial.run`."""
+    lines = [f"{result['experiment']['name']} on {result['dataset']}: {training_text(result['training'])}"]
     if result["dev"]:
-        lines += told_scores("dev", result["dev"])
-    return [*lines, *told_scores("test", result["test"]), *told_baselines(result["baselines"])]
+        lines += score_lines("dev", result["dev"])
+    return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
 
 
-def told_on(result: Figures) -> list[str]:
-    """A result of `training.experiments.trials.Trial.run_on`."""
+def other_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `training.experiments.trials.Trial.run_on`."""
     left = [f"{count} {reason.replace('_', ' ')}" for reason, count in result["left_out"].items() if count]
     lines = [f"the same on the test runs of {result['dataset']}{', without ' + ', '.join(left) if left else ''}"]
-    return [*lines, *told_scores("test", result["test"]), *told_baselines(result["baselines"])]
+    return [*lines, *score_lines("test", result["test"]), *baseline_lines(result["baselines"])]
 
 
-def told_folds(result: Figures) -> list[str]:
-    """A result of `training.evaluation.cross_validation.cross_validate`."""
+def fold_lines(result: Figures) -> list[str]:
+    """Return the lines of a result of `training.evaluation.cross_validation.cross_validate`."""
     mean = result["mean"]
     lines = [f"{len(result['folds'])} folds by {result['by']}, test runs unread"]
     lines += [
@@ -33,23 +33,23 @@ def told_folds(result: Figures) -> list[str]:
         for number, fold in enumerate(result["folds"], 1)
     ]
     lines.append(f"  mean    accuracy {_within(mean['accuracy'])}; macro F1 {_within(mean['f1'])}")
-    lines += told_scores("pooled", result["pooled"])
+    lines += score_lines("pooled", result["pooled"])
     for name, found in result.get("baselines", {}).items():
         by_folds, pooled = found["mean"]["accuracy"], found["pooled"]["macro"]["f1"]
         lines.append(f"  {name} alone: mean accuracy {_within(by_folds)}; pooled macro F1 {_within(pooled)}")
     return lines
 
 
-def told_training(training: Figures) -> str:
-    """How a model came to be."""
+def training_text(training: Figures) -> str:
+    """Return the runs, epochs and steps of a training."""
     if "epochs" not in training:
         return f"{training['runs']} runs"
     best = f", the best of them {training['best_epoch']}" if training["best_epoch"] != training["epochs"] else ""
     return f"{training['runs']} runs, {training['epochs']} epochs, {training['steps']} steps{best}"
 
 
-def told_scores(what: str, found: Figures) -> list[str]:
-    """The figures of some runs."""
+def score_lines(what: str, found: Figures) -> list[str]:
+    """Return the lines of the figures of some runs."""
     accuracy, base, macro = found["accuracy"], found["base_rate"], found["macro"]
     if not found["runs"]:
         return [f"  {what}: no runs"]
@@ -67,8 +67,8 @@ def told_scores(what: str, found: Figures) -> list[str]:
     return lines
 
 
-def told_baselines(baselines: Figures) -> list[str]:
-    """What one number does on the test runs."""
+def baseline_lines(baselines: Figures) -> list[str]:
+    """Return the lines of the one-number baselines on the test runs."""
     return [
         f"  {name} alone: accuracy {_within(found['accuracy'])}, macro F1 {_within(found['macro']['f1'])}"
         for name, found in baselines.items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.commands.learn.experiment.text import told_folds, told_on, told_result
+from cli.commands.learn.experiment.text import fold_lines, other_lines, result_lines
 from cli.options import data_path_option, home_option
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
@@ -22,34 +22,39 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip())) if value else ()
 
 
-@click.command("train", short_help="Train an experiment on a data set, and test it.")
-@click.option("--dataset", required=True, metavar="NAME", help="What to learn from.")
-@click.option("--experiment", required=True, metavar="NAME", help="What to train.")
+@click.command("train")
+@click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
+@click.option("--experiment", required=True, metavar="NAME", help="Experiment to train.")
 @click.option(
     "--eval-dataset",
     "others",
     multiple=True,
     metavar="NAME",
-    help="A data set on whose test runs the model is tested as well; may be repeated.",
+    help="Further data set to test on; may be repeated.",
 )
 @click.option(
     "--cross-validate",
     "folds",
     type=click.IntRange(2),
     metavar="FOLDS",
-    help="Divide the training runs in so many parts instead; the test runs stay unread.",
+    help="Number of cross-validation folds of the training runs; the test runs stay unread.",
 )
 @click.option(
     "--hold-out",
     metavar="FACT[,FACT…]",
     callback=_facts,
-    help="With --cross-validate: runs that have this in common are held out together, such as flavour, change or job.",
+    help="Fact by which --cross-validate groups runs into folds, such as flavour, change or job.",
 )
 @learn_from_options
-@click.option("--tensorboard", metavar="FOLDER", type=click.Path(file_okay=False), help="Write TensorBoard's files.")
-@click.option("--gpu/--no-gpu", default=False, hidden=True, help="Of the talk; training is on the CPU.")
-@click.option("--debug/--no-debug", default=None, hidden=True, help="Of the talk; see CIML_DEBUG.")
-@click.option("--json", "as_json", is_flag=True, help="Print what is stored, as JSON for programs.")
+@click.option(
+    "--tensorboard",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False),
+    help="Folder of TensorBoard's event files.  [default: none]",
+)
+@click.option("--gpu/--no-gpu", default=False, hidden=True, help="Option of the talk; training is on the CPU.")
+@click.option("--debug/--no-debug", default=None, hidden=True, help="Option of the talk; see CIML_DEBUG.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output of the stored result.")
 @data_path_option()
 @home_option
 @s3_options
@@ -68,9 +73,10 @@ def train(
     as_json: bool,
     home: Path,
 ) -> None:
-    """Train an experiment on a data set's trusted runs, test it on held-out ones, and store the result.
+    """Train and test an experiment on a data set.
 
-    The same experiment on the same runs again changes nothing, and shows what is stored.
+    It trains on trusted runs, tests on held-out ones and stores the result. The same experiment on the same runs again
+    shows the stored result.
 
     \b
     Example:
@@ -79,11 +85,13 @@ def train(
       ciml experiment train --experiment wide --dataset cpu-load --cross-validate 5 --hold-out flavour --data-path DATA
     """
     if gpu:
-        raise CimlError("--gpu: training is on the CPU, so that a seed gives one model everywhere; leave it out")
+        raise CimlError("--gpu: training is on the CPU, so that a seed gives the same model everywhere; leave it out")
     if hold_out and folds is None:
-        raise CimlError("--hold-out: say in how many parts (--cross-validate FOLDS)")
+        raise CimlError("--hold-out: needs --cross-validate FOLDS")
     if folds is not None and others:
-        raise CimlError("--eval-dataset: has no meaning beside --cross-validate, which trains many models")
+        raise CimlError(
+            "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
+        )
     from ciml.storage.open import open_store
     from training.data.in_memory import read_material
     from training.experiments.trials import Trial, load_experiment
@@ -97,11 +105,11 @@ def train(
         trial = Trial(data, what, material, Path(tensorboard) if tensorboard else None, progress)
         if folds is not None:
             found, new = trial.cross_validate(folds, hold_out, progress)
-            _show(trial, found, new, as_json, told_folds(found))
+            _show(trial, found, new, as_json, fold_lines(found))
             return
         results = [trial.run(), *(trial.run_on(each) for each in materials)]
     for place, (found, new) in enumerate(results):
-        _show(trial, found, new, as_json, told_on(found) if place else told_result(found))
+        _show(trial, found, new, as_json, other_lines(found) if place else result_lines(found))
 
 
 def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:

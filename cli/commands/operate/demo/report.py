@@ -1,23 +1,33 @@
-"""``ciml report``: the HTML report of a finished demo, written anew from its result."""
+"""``ciml demo report``: the HTML report of a finished demo, from its stored result."""
 
 from __future__ import annotations
 
 import click
 
+from cli.data_path import DataPathOption
 
-@click.command(
-    "report",
-    epilog="Example: ciml report --data-path demo --output report.html",
-    short_help="Write the HTML report of a demo anew.",
+
+@click.command("report")
+@click.option(
+    "--data-path",
+    cls=DataPathOption,
+    metavar="DATA",
+    default="demo",
+    show_default=True,
+    help="Data root of the demo: a folder or an s3:// prefix.",
 )
 @click.option(
-    "--data-path", default="demo", show_default=True, help="The folder or s3:// prefix that the demo wrote to."
-)
-@click.option(
-    "--output", type=click.Path(dir_okay=False), help="Where to write it.  [default: demo/report.html below DATA]"
+    "--output", type=click.Path(dir_okay=False), help="Output file.  [default: demo/report.html below --data-path]"
 )
 def command(data_path: str, output: str | None) -> None:
-    """Writes the HTML report of a finished ``ciml demo`` anew, from demo/result.json below DATA."""
+    """Write the HTML report of a finished demo.
+
+    It renders demo/result.json below DATA.
+
+    \b
+    Example:
+      ciml demo report --data-path demo --output report.html
+    """
     from pathlib import Path
 
     import msgspec
@@ -31,9 +41,9 @@ def command(data_path: str, output: str | None) -> None:
     try:
         result = msgspec.json.decode(store.read("demo/result.json"), type=DemoResult)
     except FileNotFoundError:
-        raise CimlError(f"{data_path} holds no demo/result.json: run ciml demo --data-path {data_path} first") from None
+        raise CimlError(f"no demo/result.json in {data_path}; run ciml demo --data-path {data_path} first") from None
     except msgspec.MsgspecError as error:
-        raise CimlError(f"{data_path}: demo/result.json is no result of this version of the demo: {error}") from None
+        raise CimlError(f"{data_path}: demo/result.json is of another version: {error}; run ciml demo again") from None
     page = render(result).encode()
     if output:
         Path(output).write_bytes(page)

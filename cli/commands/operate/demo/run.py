@@ -1,4 +1,4 @@
-"""``ciml demo``: the whole chain on the sample runs, with one command."""
+"""``ciml demo run``, the default of ``ciml demo``: the whole chain on the sample runs."""
 
 from __future__ import annotations
 
@@ -6,40 +6,48 @@ from pathlib import Path
 
 import click
 
+from cli.data_path import DataPathOption
 
-@click.command("demo", short_help="Run the whole chain on sample runs and report on it.")
+
+@click.command("run")
 @click.option(
     "--data-path",
+    cls=DataPathOption,
     metavar="FOLDER",
     default="demo",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where everything is written. What an earlier demo left there is removed first.",
+    help="Folder of the demo; an earlier demo in it is removed.",
 )
 @click.option(
     "--home",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the engines keep their files.  [default: home below --data-path]",
+    help="Folder of the engines' files.  [default: home below --data-path]",
 )
 @click.option(
     "--engine",
     type=click.Choice(["auto", "flink", "micro-batches"]),
     default="auto",
     show_default=True,
-    help="What runs the ingest; auto means Flink where there is Java.",
+    help="Engine of the ingest; auto is flink where Java is installed.",
 )
 @click.option(
     "--corpus",
     metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False),
-    help="Sample runs: builds.jsonl and logs.  [default: examples/corpus of the checkout]",
+    help="Folder of the sample runs: builds.jsonl and logs.  [default: examples/corpus of the checkout]",
 )
-@click.option("--runs", type=click.IntRange(min=120), metavar="N", help="Only the first N sample runs.  [default: all]")
+@click.option("--runs", type=click.IntRange(min=120), metavar="N", help="Number of sample runs.  [default: all]")
 @click.option(
-    "--span-runs", type=click.IntRange(min=20), default=150, show_default=True, metavar="N", help="Runs of a span."
+    "--span-runs",
+    type=click.IntRange(min=20),
+    default=150,
+    show_default=True,
+    metavar="N",
+    help="Number of runs of a span.",
 )
-@click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running at the end.")
+@click.option("--keep", is_flag=True, help="Leave engines, ingest and predict running.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -51,11 +59,11 @@ def command(
     span_runs: int,
     keep: bool,
 ) -> None:
-    """Run the whole chain on real sample runs, from CI events to a served model and predictions, and report on it.
+    """Run the whole chain on sample runs.
 
-    One event in twenty is spoilt on purpose. At the end every number is counted anew from what is stored and held
-    against the producer's own list. Exit code 0 means that all of them add up, 4 that some do not; demo/report.html
-    below the folder shows everything.
+    It goes from CI events to a served model and predictions, with one event in twenty broken on purpose. At the end it
+    recounts all numbers from the stored data and compares them with the producer's list. The exit code is 4 if one
+    differs. The report is demo/report.html below the folder.
 
     \b
     Example:
@@ -82,10 +90,10 @@ def command(
     )
     out = Console()
     if not out.is_terminal:
-        out = Console(width=120)  # a log is read with longer lines than a terminal of unknown width has
+        out = Console(width=120)  # wider than the default for a terminal of unknown width
 
     def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt  # so that whatever was started is ended
+        raise KeyboardInterrupt  # so that all started processes are stopped
 
     signal.signal(signal.SIGTERM, end)
     result = demo(options, Console(stderr=True), out)

@@ -1,4 +1,4 @@
-"""``ciml ingest accept-loss``: going on after a topic's retention was faster than ingest."""
+"""``ciml ingest accept-loss``: continue after a topic lost unread messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import click
 from cli.options import data_path_option, home_option, kafka_config_option, kafka_option, kafka_properties_option
 
 
-@click.command("accept-loss", short_help="Go on without messages that a topic no longer holds.")
+@click.command("accept-loss")
 @data_path_option()
 @kafka_option()
 @kafka_config_option
 @home_option
-@click.option("--topic", default="ci-events", show_default=True, help="Where the events were.")
+@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
 @kafka_properties_option
-@click.option("--dry-run", is_flag=True, help="Only say what is lost.")
+@click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
 def accept_loss(
     data_path: str,
     kafka: str,
@@ -24,10 +24,10 @@ def accept_loss(
     dry_run: bool,
     **_: object,
 ) -> None:
-    """Record as settled what a topic lost before it was read, so that ingest can go on.
+    """Accept the loss of unread messages.
 
-    An ingest stops when the broker's retention has deleted messages that it never read: it skips nothing by itself.
-    When they cannot be had any more, this says so in the manifest, as ranges of offsets without any event.
+    An ingest stops when the broker's retention deletes messages that it has not read. This records their ranges of
+    offsets in the manifest as lost, so that the ingest can continue.
 
     \b
     Example:

@@ -15,7 +15,7 @@ from cli.param_types import Duration
 if TYPE_CHECKING:
     from services.files import ServiceFiles
 
-_NAME = click.option("--name", help="Which ingest.  [default: the only one]")
+_NAME = click.option("--name", help="Name of the ingest.  [default: the only one]")
 _WAIT = click.option(
     "--wait",
     "wait_s",
@@ -23,20 +23,22 @@ _WAIT = click.option(
     default="3min",
     show_default=True,
     metavar="TIME",
-    help="How long to wait until it is seen to work; 0 for not at all.",
+    help="Time to wait for the first sign of work; 0 for none.",
 )
-_PARALLELISM = "Of the job on Flink: at most one for each partition does anything."
+_PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 
 
-@click.command("start", short_help="Start an ingest that is kept at work.")
+@click.command("start")
 @ingest_options(endings=False)
-@click.option("--name", default="ingest", show_default=True, help="What it is called; one home may have several.")
+@click.option("--name", default="ingest", show_default=True, help="Name of the ingest.")
 @click.option("--parallelism", type=click.IntRange(1, 1024), default=1, show_default=True, help=_PARALLELISM)
 @click.option("--flink-rest", metavar="URL", help="Flink's REST API, for --engine flink:HOST:PORT.")
-@click.option("--workers", metavar="HOST:PORT", help="The pool of Python workers, for --engine flink:HOST:PORT.")
+@click.option("--workers", metavar="HOST:PORT", help="Pool of Python workers, for --engine flink:HOST:PORT.")
 @_WAIT
 @click.option(
-    "--foreground", is_flag=True, help="Be the supervisor, for whoever keeps processes; SIGTERM ends the watch alone."
+    "--foreground",
+    is_flag=True,
+    help="Run in the foreground (systemd, containers); SIGTERM stops only the supervisor.",
 )
 @click.option("--tied-to", type=int, hidden=True, help="End with the process of this pid.")
 def start(
@@ -54,11 +56,10 @@ def start(
     metrics_address: str,
     **ingest: Any,
 ) -> int:
-    """Start an ingest, and leave a supervisor that keeps it at work.
+    """Start a supervised ingest.
 
-    Reading starts where the manifest says. The supervisor submits the job again when it is gone, has failed, or commits
-    nothing though there is something to read; it waits for a broker or a store that is away, however long. It ends by
-    ciml ingest stop alone. The command itself ends when the ingest is seen to work, or says why it is not.
+    Reading starts at the offsets of the manifest. The supervisor resubmits a lost, failed or stalled job, and waits for
+    an unavailable broker or store, until ciml ingest stop. The command returns when the ingest works or has failed.
 
     \b
     Example:
@@ -88,16 +89,16 @@ def start(
     return starting.start(ServiceFiles(home, name), located(home, options), wait_s, click.echo, foreground=foreground)
 
 
-@click.command("resume", short_help="Go on with an ingest that was stopped.")
+@click.command("resume")
 @_NAME
 @click.option("--parallelism", type=click.IntRange(1, 1024), help=f"{_PARALLELISM}  [default: as before]")
 @_WAIT
 @home_option
 def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path) -> None:
-    """Go on with an ingest that was stopped, or whose supervisor was killed, with the options of its start.
+    """Resume a stopped ingest.
 
-    A job that still runs is taken over. Else it begins with the savepoint of the last stop, where there is one, and on
-    from the manifest where there is none, or where Flink refuses it.
+    It keeps the options of the start. A running job is adopted. Else the ingest begins with the savepoint of the last
+    stop, or with the manifest if there is no usable savepoint.
 
     \b
     Example:
@@ -109,17 +110,18 @@ def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path)
     starting.resume(choose(home, name), parallelism, wait_s, click.echo)
 
 
-@click.command("stop", short_help="Stop an ingest.")
+@click.command("stop")
 @_NAME
-@click.option("--savepoint", is_flag=True, help="On Flink: with a savepoint, from which resume goes on.")
+@click.option("--savepoint", is_flag=True, help="Take a savepoint for resume (Flink).")
 @click.option(
-    "--wait", "wait_s", type=Duration(), default="3min", show_default=True, metavar="TIME", help="How long it may take."
+    "--wait", "wait_s", type=Duration(), default="3min", show_default=True, metavar="TIME", help="Timeout of the stop."
 )
 @home_option
 def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
-    """Stop an ingest: the job, then its supervisor. It works without the supervisor too.
+    """Stop an ingest.
 
-    What is committed stays, and what was under way is read again; with --savepoint it is kept and not read again.
+    It stops the job, then the supervisor. Committed work stays, and uncommitted work is read again, unless --savepoint
+    keeps it.
 
     \b
     Example:
@@ -131,15 +133,15 @@ def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
     starting.stop(choose(home, name), wait_s, click.echo, savepoint=savepoint)
 
 
-@click.command("status", short_help="Show how an ingest is.")
+@click.command("status")
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: an object, by name.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, an object by name.")
 @home_option
 def status(name: str | None, as_json: bool, home: Path) -> int:
-    """Show how the ingests of the home are: the job, the lag, the last commit, what was mended and why.
+    """Show the status of ingests.
 
-    The exit code is 0 when all are well (or starting), 1 when one is stopped, 2 when one has stalled, failed, waits for
-    an engine, or has lost its supervisor. What is not known is shown as a dash.
+    It shows the job, the lag, the last commit, and restarts with their reasons; a dash is unknown. The exit code is 0
+    if all work or start, 1 if one is stopped, 2 if one has stalled, failed, waits for an engine or has no supervisor.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What all ways of running an ingest are told by: one table of options, and the configuration that they mean."""
+"""The options of an ingest."""
 
 from __future__ import annotations
 
@@ -28,48 +28,46 @@ _PLACES = [
     kafka_config_option,
     engine_option,
     home_option,
-    click.option("--topic", default="ci-events", show_default=True, help="Where the events are."),
+    click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events."),
     click.option(
         "--runs-topic",
         default="runs",
         show_default=True,
         metavar="TOPIC",
-        help="Where committed runs are announced; '' for nowhere.",
+        help="Topic of committed runs; '' for none.",
     ),
-    click.option(
-        "--dead-letters-topic", default="", metavar="TOPIC", help="Where dead letters are told.  [default: nowhere]"
-    ),
+    click.option("--dead-letters-topic", default="", metavar="TOPIC", help="Topic of dead letters.  [default: none]"),
 ]
 _SELECTION = [
     click.option(
-        "--job", "jobs", multiple=True, metavar="GLOB", help="Take only these jobs; may be repeated.  [default: all]"
+        "--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]"
     ),
     click.option(
         "--source",
         "sources",
         multiple=True,
         metavar="EVENT-SOURCE=NAME",
-        help="Name of an event source in run ids and policies; '*' for all others. May be repeated.",
+        help="Name of an event source in run ids and policies, '*' for all others; may be repeated.",
     ),
     click.option(
         "--allow-host",
         "hosts",
         multiple=True,
         metavar="[http://]HOST[:PORT]",
-        help="Logs may come from here; https unless http:// is said; may be repeated.",
+        help="Allowed host of logs, by https unless http:// is given; may be repeated.",
     ),
     click.option(
         "--allow-root",
         "roots",
         multiple=True,
         metavar="FOLDER|s3://PREFIX",
-        help="Logs may be files or objects below here; may be repeated.",
+        help="Allowed root of log files or objects; may be repeated.",
     ),
     click.option(
         "--fetch-policy",
         type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
-        help="TOML: allowed places and limits of logs. Options of the command line are added to it.",
+        help="TOML file of allowed hosts and roots, and limits of logs; options add to it.",
     ),
     click.option(
         "--retry-after",
@@ -77,26 +75,26 @@ _SELECTION = [
         multiple=True,
         type=Duration(),
         metavar="TIME",
-        help="How long to wait before each further try of a log that is not there; once for each try."
+        help="Delay before a further fetch of an unavailable log; repeated for each fetch."
         "  [default: 10s, 1min, 5min, 30min, 2h]",
     ),
     click.option(
         "--trust-policy",
         type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
-        help="TOML: which runs are trusted.  [default: reviewed, gated or merged work]",
+        help="TOML file of the trust policy.  [default: reviewed, gated or merged changes]",
     ),
 ]
 _ENGINES = [
     kafka_properties_option,
     beam_option,
 ]
-#: The options that are not `make_config`'s.
+#: The options that `make_config` does not take.
 APART = ("engine", "home", "beam_options", "metrics_port", "metrics_address")
 
 
 def ingest_options(*, endings: bool) -> Callable[[F], F]:
-    """All options of an ingest; with ``endings`` also those of one that ends by itself."""
+    """Return the options of an ingest; with ``endings`` also those that make it end by itself."""
     table = [*_PLACES, *(_ENDINGS if endings else []), *_SELECTION, *_ENGINES, metrics_options]
 
     def apply(command: F) -> F:
@@ -108,11 +106,11 @@ def ingest_options(*, endings: bool) -> Callable[[F], F]:
 
 
 _ENDINGS = [
-    click.option("--once", is_flag=True, help="End when what the topic holds now has been settled."),
+    click.option("--once", is_flag=True, help="Stop at the present end of the topic."),
     click.option(
         "--until-idle",
         type=Duration(),
         metavar="TIME",
-        help="End when nothing new came for so long and no log is waited for.",
+        help="Time without new events and deferred runs after which it stops.  [default: never]",
     ),
 ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.progress import Until
 
 
-@click.command("run", short_help="Ingest in the foreground (the default).")
+@click.command("run")
 @ingest_options(endings=True)
 def command(
     data_path: str,
@@ -28,7 +28,13 @@ def command(
     metrics_address: str,
     **options: Any,
 ) -> None:
-    """Turn CI events into raw runs, in the foreground."""
+    """Ingest in the foreground.
+
+    \b
+    Example:
+      ciml ingest --data-path data --allow-host logs.example.org
+      ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
+    """
     from cli.metrics import shown
     from cli.progress_counts import Counts
     from services.ingest import ingest_micro_batches, ingest_on_flink

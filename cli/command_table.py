@@ -1,0 +1,50 @@
+"""The table of commands, by the groups of ``ciml --help``. It holds the help lines, so that help imports no command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+#: By group: the command's name, its place (module:attribute) and the line that help shows.
+Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
+
+COMMANDS: Table = {
+    "Data": {
+        "runs": ("cli.commands.data.runs:command", "Show, verify and compact stored runs."),
+        "dataset": ("cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
+        "plot": ("cli.commands.data.plot:command", "Plot a data set."),
+        "cluster": ("cli.commands.data.cluster:command", "Cluster the runs of a data set."),
+        "drift": ("cli.commands.data.drift:command", "Detect data drift."),
+        "dead-letters": ("cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),
+    },
+    "Learn": {
+        "experiment": ("cli.commands.learn.experiment:command", "Define, train and compare experiments."),
+        "refresh": ("cli.commands.learn.refresh:command", "Train, evaluate and push a model."),
+        "models": ("cli.commands.learn.models:command", "List, verify and roll back models."),
+        "predict": ("cli.commands.learn.predict:command", "Predict for finished runs as they arrive."),
+    },
+    "Serve": {
+        "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
+        "status": ("cli.commands.serve.status:command", "Show the status of local engines."),
+    },
+    "Operate": {
+        "up": ("cli.commands.operate.up:command", "Start local engines: Kafka, Flink, S3 and others."),
+        "down": ("cli.commands.operate.down:command", "Stop local engines."),
+        "record": ("cli.commands.operate.record:command", "Run a command and record its machine's telemetry."),
+        "ingest": ("cli.commands.operate.ingest:command", "Ingest CI events into the raw store."),
+        "backfill": ("cli.commands.operate.backfill:command", "Load historical logs into the raw store."),
+        "live": ("cli.commands.operate.live:command", "Stream windows of running jobs."),
+        "graph": ("cli.commands.operate.graph:command", "Show the Beam graph of a pipeline."),
+        "demo": ("cli.commands.operate.demo:command", "Run the whole chain on sample runs."),
+    },
+}
+
+#: Former names of commands and what to call instead.
+RENAMED: Mapping[str, str] = {
+    "letters": "ciml dead-letters",
+    "validate": "ciml drift",
+    "train": "ciml refresh",
+    "spans": "ciml dataset spans or ciml dataset verify",
+    "build-dataset": "ciml dataset build",
+    "report": "ciml demo report",
+}
