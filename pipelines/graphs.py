@@ -96,5 +96,5 @@ PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
     "predict": (_predict, "ciml predict: for ever"),
     "backfill": (_backfill, "ciml backfill --runner: one pipeline of it"),
     "dataset": (_dataset, "ciml dataset update --runner: the making of spans"),
-    "materialise": (_materialise, "ciml train: from examples to normalised records, by tf.Transform"),
+    "materialise": (_materialise, "ciml refresh: from examples to normalised records, by tf.Transform"),
 }

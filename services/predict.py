@@ -189,7 +189,7 @@ class _Watch:
                 version = predictor(self._config).client.served_version(self._config.policy.label)
             except NotServedError as error:
                 if self._until is not None:
-                    raise EngineError(f"{error}; push a model first (ciml train)") from None
+                    raise EngineError(f"{error}; push a model first (ciml refresh)") from None
                 self._wait(f"waits: no version of {self._config.policy.model} is served")
             except EngineError as error:
                 if self._until is not None:

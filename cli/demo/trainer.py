@@ -1,6 +1,6 @@
 """The trainer of the demo: one process beside it that has TensorFlow loaded, and is told when to refresh which model.
 
-A user runs ``ciml train``. The demo wants each refresh at its time and all in one process: TensorFlow takes seconds
+A user runs ``ciml refresh``. The demo wants each refresh at its time and all in one process: TensorFlow takes seconds
 to import, which here go by while the first events come in.
 """
 

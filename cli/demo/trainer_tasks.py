@@ -33,7 +33,7 @@ def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
-    """Refreshes a model from the data set of the same name, once, as ``ciml train`` does."""
+    """Refreshes a model from the data set of the same name, once, as ``ciml refresh`` does."""
     from pipelines.training.trainer import TrainConfig, run_once
 
     began = time.perf_counter()

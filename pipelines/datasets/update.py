@@ -78,7 +78,7 @@ def create_dataset(
       CimlError: when there is one of that name with another definition; or a slicer that nobody has resolved.
     """
     if definition.slicer is not None and definition.raw_version is None:
-        raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml build-dataset finds")
+        raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml dataset build finds")
     log, state = ManifestLog(dataset_store(data, definition.name)), DatasetState()
 
     def build() -> Delta | None:

@@ -52,9 +52,7 @@ def validate_dataset(
     if model is not None:
         snapshot = champions_snapshot(data, model)
         if snapshot.dataset != name:
-            raise CimlError(
-                f"model {model!r} was trained on {snapshot.dataset!r}: say ciml validate {snapshot.dataset}"
-            )
+            raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}: say ciml drift {snapshot.dataset}")
         known = {span.span for span in snapshot.spans}
         newest = [span for span in spans if span.span > max(known, default=0)][-(last or len(spans)) :]
         if not newest:

@@ -2,7 +2,7 @@
 
     python -m tests.bench.datasets LISTING LOGS [--runs N …] [--rounds N] [--records] [--stores FOLDER] [--aligned]
 
-For each number of runs (the listing's own, again and again under new ids): `ciml build-dataset` of (usr, 1m) at 10 s
+For each number of runs (the listing's own, again and again under new ids): `ciml dataset build` of (usr, 1m) at 10 s
 from a compacted raw store, and, up to 10,000 runs, `by_pandas.py` from the logs; beyond, by its own rate. The first
 number is also built straight from the logs. ``--records`` adds tf.Transform's analysis and the normalised TFRecord
 files. ``--aligned`` makes spans of as many runs as the listing has, so that each is the same work: spans of the usual
@@ -67,7 +67,7 @@ def of_rounds(costs: list[Cost]) -> Cost:
 
 
 def built(target: Path, *more: str | Path) -> Cost:
-    """What `ciml build-dataset` takes."""
+    """What `ciml dataset build` takes."""
     shutil.rmtree(target, ignore_errors=True)
     line = [
         "--dataset",
@@ -79,7 +79,7 @@ def built(target: Path, *more: str | Path) -> Cost:
         "--sample-interval",
         "10s",
     ]
-    return run(sys.executable, "-m", "cli.main", "build-dataset", *line, *more, "--target-data-path", target)
+    return run(sys.executable, "-m", "cli.main", "dataset", "build", *line, *more, "--target-data-path", target)
 
 
 def with_records(target: Path, runs: int, done: Cost) -> Cost:

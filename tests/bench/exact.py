@@ -2,7 +2,7 @@
 
     python -m tests.bench.exact LISTING LOGS [--data-path DATA] [--normalised] [INTERVAL[:PATTERN] …]
 
-Builds the data sets by `ciml build-dataset`'s own function from a raw store that a backfill fills, and prints for each
+Builds the data sets by `ciml dataset build`'s own function from a raw store that a backfill fills, and prints for each
 how many runs there were, the largest error relative to max(|x|, 1), and whether any run changed its split between a
 data set of the first half of the runs and that of all. Ends with 1 where an error is above 1e-6 (normalised: 1e-5).
 """

@@ -132,7 +132,7 @@ def lines(plan: Plan, listing: str, logs: str, data: str) -> Iterator[list[str]]
     """The command lines of a plan, in order."""
     yield ["ciml", "backfill", listing, "--logs", logs, "--data-path", data]
     for name, options in plan.datasets.items():
-        yield ["ciml", "build-dataset", "--dataset", name, *options, "--data-path", data]
+        yield ["ciml", "dataset", "build", "--dataset", name, *options, "--data-path", data]
     for name, options in plan.experiments.items():
         yield ["ciml", "experiment", "define", name, *options, "--data-path", data]
     for cell in plan.cells:

@@ -96,4 +96,4 @@ def test_an_engine_that_died_is_no_default(tmp_path: Path):
 def test_an_unknown_engine_is_refused(tmp_path: Path, value: str):
     result, _ = run(["--kafka", "x:1", "--engine", value], tmp_path)
     assert result.exit_code == 2
-    assert f"{value!r} is neither flink, flink:HOST:PORT nor micro-batches" in result.output
+    assert f"unknown engine {value!r}; choose from flink, flink:HOST:PORT, micro-batches" in result.output

@@ -281,7 +281,7 @@ def test_up_status_and_down_of_a_cluster(tmp_path: Path):
         workers = [child.pid for name in names[4:] for child in psutil.Process(now[name].pid).children()]
         os.kill(now["workers-1"].pid or 0, signal.SIGSTOP)  # ends all the same
         os.kill(again.pid or 0, signal.SIGKILL)
-        assert ciml("down", home=home).stdout == "Ended cluster.\n"
+        assert ciml("down", home=home).stdout == "Stopped cluster.\n"
         assert parts.marked(home) == []
         assert not any(runs(pid) for pid in [*workers, *(part.pid for part in now.values())])
         assert engines.read(home) == {}

@@ -82,7 +82,7 @@ def test_up_status_down(home: Path, tmp_path: Path):
     assert pids(home)["s3"] != first["s3"].pid
 
     running = pids(home)
-    assert ciml("down", home=home).stdout == "Ended kafka, logs, s3.\n"
+    assert ciml("down", home=home).stdout == "Stopped kafka, logs, s3.\n"
     assert engines.read(home) == {}
     assert not [pid for pid in running.values() if psutil.pid_exists(pid) and _command_runs(pid)]
     assert ciml("down", home=home).stdout == "No engine was running.\n"
@@ -119,7 +119,7 @@ def test_without_java_light_engines_take_over_and_are_named(home: Path):
     assert "light: librdkafka mock broker" in table
     assert "light: bounded micro-batches" in table
     pid = written["kafka"]["pid"]
-    assert ciml("down", home=home).stdout == "Ended flink, kafka.\n"
+    assert ciml("down", home=home).stdout == "Stopped flink, kafka.\n"
     assert not _command_runs(pid)
 
 
@@ -254,9 +254,9 @@ def test_ports_are_none_that_connections_are_given():
 
 def test_an_unknown_engine_is_one_line(home: Path):
     done = ciml("up", "kafak", home=home, code=2)
-    assert done.stderr == "ciml: no engine named kafak; there are kafka, flink, cluster, s3, logs, models\n"
+    assert done.stderr == "ciml: unknown engine kafak; choose from kafka, flink, cluster, s3, logs, models\n"
     done = ciml("up", "--port", "kafka=http", home=home, code=2)
-    assert "'kafka=http': want USE=PORT" in done.stderr
+    assert "'kafka=http' is not USE=PORT" in done.stderr
 
 
 def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch):

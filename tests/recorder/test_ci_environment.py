@@ -128,5 +128,5 @@ def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) 
     ],
 )
 def test_an_option_that_no_event_can_hold(no_ci: pytest.MonkeyPatch, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(CimlError, match=f"this cannot stand in an event: .*{said}"):
+    with pytest.raises(CimlError, match=f"invalid event field: .*{said}"):
         plan(**options)

@@ -21,7 +21,7 @@ from training.sweeps.axes import Axis, Part, Value, axes_of
 Metric = Literal["accuracy", "f1", "roc_auc", "pr_auc", "brier", "log_loss"]
 #: Metrics of which less is better.
 LOSSES = frozenset({"brier", "log_loss"})
-#: Runs of a span, as of ``ciml build-dataset``.
+#: Runs of a span, as of ``ciml dataset build``.
 _SPAN_RUNS = 5000
 _MOST_TRIALS = 10_000
 #: Shorter than other names: a trial becomes an experiment under it and the trial's number.

@@ -35,7 +35,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(*arguments: str, exit_code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["build-dataset", *arguments])
+    result = CliRunner().invoke(cli, ["dataset", "build", *arguments])
     assert result.exit_code == exit_code, result.output
     return result
 
@@ -121,8 +121,8 @@ def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
     said = build(*line, *logs).stdout.splitlines()
     assert said[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
     assert said[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
-    assert "go together" in build(*line, *logs[:2], exit_code=2).output
-    assert "--runner makes examples of stored runs" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
+    assert "give both or neither" in build(*line, *logs[:2], exit_code=2).output
+    assert "--runner: not supported with --listing" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
     assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
 
 
@@ -177,10 +177,10 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
         (["--dataset", "x", "--tdt-split", "0", "0", "3"], "tdt_split: want three weights"),
         (["--dataset", "x", "--aggregation-functions", "mean,nosuch"], "aggregation_functions"),
         (["--dataset", "x", "--definition", "nowhere.toml"], "nowhere.toml"),
-        (["--dataset", "x", "--class-map", "aws"], "'aws': want VALUE=CLASS"),
+        (["--dataset", "x", "--class-map", "aws"], "'aws': not VALUE=CLASS"),
         (["--dataset", "x", "--class-map", "aws=one"], "class_map: one class teaches nothing: map to at least two"),
         (["--dataset", "../x"], "name"),
-        ([], "which data set?"),
+        ([], "no name of the data set"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, data_path: str, wrong: list[str], said: str) -> None:

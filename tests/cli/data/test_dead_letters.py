@@ -1,4 +1,4 @@
-"""``ciml letters``: what it lists, counts, shows and closes, and how it says what stays open."""
+"""``ciml dead-letters``: what it lists, counts, shows and closes, and how it says what stays open."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_letters_are_listed_and_chosen(made: Listed, tmp_path: Path) -> None:
     assert gone.endswith("no such file")
     few = letters(tmp_path, "list", "--last", "2").output.splitlines()
     assert few[:2] == [" ".join(line.split()) for line in lines[-2:]] or len(few) == 3
-    assert few[-1] == "8 older ones are not shown: --last 10 or --json shows them."
+    assert few[-1] == "8 older ones are not shown; show them by --last 10 or --json."
     found = [json.loads(line) for line in letters(tmp_path, "list", "--reason", "bad_*", "--json").output.splitlines()]
     assert [each["reason"] for each in found] == ["bad_field"] * 3
     assert {each["open"] for each in found} == {True}
@@ -80,24 +80,24 @@ def test_a_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -> Non
         assert json.loads(said["message"]["value"]) == json.loads(made.lines[number])
         assert said["message"]["headers"][0] == ["listing-source", "backfill"]
         assert said["reason"] == "log_not_found"
-    for wrong, message in ((f"{topic}:0:9999", "no open dead letter of"), ("x", "want TOPIC:PARTITION:OFFSET")):
+    for wrong, message in ((f"{topic}:0:9999", "no open dead letter of"), ("x", "give TOPIC:PARTITION:OFFSET")):
         result = letters(tmp_path, "show", wrong)
         assert message in str(result.exception.message if hasattr(result.exception, "message") else result.exception)
 
 
 def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
     dry = letters(tmp_path, "replay", "--dry-run", "--reason", "log_*").output
-    assert dry.splitlines() == ["         1 log_not_found", "         1 dead letters would be tried again"]
+    assert dry.splitlines() == ["         1 log_not_found", "         1 dead letters would be replayed"]
     still = letters(tmp_path, "replay", "--reason", "log_*")
     assert still.return_value == 5
     assert still.output.splitlines() == [
-        "1 dead letters tried again: 0 closed",
+        "1 dead letters replayed: 0 closed",
         "         1 stay open: address_not_allowed (the file is not below an allowed root)",
-        "           --allow-root or --allow-host lets it in; of a listing, --logs",
+        "           allow it by --allow-root or --allow-host; for a listing by --logs",
     ]
     shutil.copy(next(made.folder.rglob("dstat*.gz")), made.folder / "none")
     done = letters(tmp_path, "replay", "--run", "*~gone~*", "--logs", str(made.folder))
-    assert (done.return_value, done.output) == (0, "1 dead letters tried again: 1 closed (1 runs)\n")
+    assert (done.return_value, done.output) == (0, "1 dead letters replayed: 1 closed (1 runs)\n")
     assert account(open_store(tmp_path / "data"))[0].totals()["dead_letter"] == 9
     line = letters(tmp_path, "list", "--all", "--reason", "log_*").output
     assert line.split()[-4:] == ["run", "no", "such", "file"]
@@ -108,12 +108,12 @@ def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for words, message in (
-        (["replay", "--logs", "none"], "--logs none: want a folder that is there"),
+        (["replay", "--logs", "none"], "--logs none: no such folder"),
         (["replay", "--source", "x"], "want NAME=VALUE"),
-        (["list", "--since", "soon"], "is no time"),
+        (["list", "--since", "soon"], "invalid time 'soon'"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "cli.main", "letters", *words, "--data-path", str(tmp_path)],
+            [sys.executable, "-m", "cli.main", "dead-letters", *words, "--data-path", str(tmp_path)],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 2
@@ -126,12 +126,12 @@ def test_nothing_is_no_error(tmp_path: Path) -> None:
     assert letters(tmp_path, "list", "--all").output == "No dead letters.\n"
     assert letters(tmp_path, "count").output == "         0 open dead letters\n"
     done = letters(tmp_path, "replay")
-    assert (done.return_value, done.output) == (0, "0 dead letters tried again: 0 closed\n")
+    assert (done.return_value, done.output) == (0, "0 dead letters replayed: 0 closed\n")
 
 
 def test_it_is_light(made: Listed, tmp_path: Path) -> None:
     for words in (["list"], ["replay", "--logs", str(made.folder)]):
-        line: list[Any] = ["letters", *words, "--data-path", str(tmp_path / "data")]
+        line: list[Any] = ["dead-letters", *words, "--data-path", str(tmp_path / "data")]
         loaded = loaded_by(f"from cli.main import cli; cli.main({line!r}, standalone_mode=False)")
         assert loaded <= {"pandas"}  # which pyarrow imports when it makes an array of Python's values
 

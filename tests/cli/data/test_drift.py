@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ciml.storage.open import open_store
-from cli.commands.data import drift as validate
+from cli.commands.data import drift
 from cli.main import cli
 from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
 from transforms.drift.report import KINDS
@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "drift.md"
 
 
 def ciml(*arguments: str, exit_code: int) -> Result:
-    result = CliRunner().invoke(cli, ["validate", *arguments], standalone_mode=False, env={"COLUMNS": "140"})
+    result = CliRunner().invoke(cli, ["drift", *arguments], standalone_mode=False, env={"COLUMNS": "140"})
     code = result.return_value if result.exception is None else getattr(result.exception, "exit_code", None)
     assert code == exit_code, result.output
     return result
@@ -60,7 +60,7 @@ def test_nothing_moved_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Pa
 
 def test_wrong_use_gets_one_line(data_path: str) -> None:
     both = ciml("cpu", "--against", "a", "--model", "b", "--data-path", data_path, exit_code=2)
-    assert "--against and --model are two things to compare with" in str(both.exception)
+    assert "--against and --model exclude each other" in str(both.exception)
     none = ciml("nothing", "--data-path", data_path, exit_code=2)
     assert "no data set 'nothing' in" in str(none.exception)
     last = ciml("cpu", "--last", "3", "--data-path", data_path, exit_code=2)
@@ -68,6 +68,6 @@ def test_wrong_use_gets_one_line(data_path: str) -> None:
 
 
 def test_kinds_are_those_of_the_report_and_documented() -> None:
-    assert validate._KINDS == KINDS
+    assert drift._KINDS == KINDS
     documented = re.findall(r"^\| `([a-z_]+)` \| ", DOCS.read_text(), re.MULTILINE)
     assert documented[: len(KINDS)] == list(KINDS)

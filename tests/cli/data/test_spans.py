@@ -1,4 +1,4 @@
-"""``ciml spans``: listing and verifying from the command line."""
+"""``ciml dataset spans`` and ``ciml dataset verify``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ciml.datasets.state import dataset_state
 from ciml.storage.open import Store, open_store
-from cli.commands.data.dataset.spans import command
+from cli.commands.data.dataset import command
 from pipelines.datasets.update import update_dataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Store:
 
 
 def test_spans_are_listed(tmp_path: Path, data: Store) -> None:
-    lines = [json.loads(line) for line in ciml(tmp_path, "list", "cpu", "--json").output.splitlines()]
+    lines = [json.loads(line) for line in ciml(tmp_path, "spans", "cpu", "--json").output.splitlines()]
     assert [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines] == [
         (1, 1, False, 4),
         (1, 2, True, 4),
@@ -50,11 +50,11 @@ def test_spans_are_listed(tmp_path: Path, data: Store) -> None:
         }
     failed = [sum(classes.get("failed", 0) for classes in line["splits"].values()) for line in lines]
     assert failed == [1, 2, 1]
-    newest = [json.loads(line) for line in ciml(tmp_path, "list", "--latest", "--json").output.splitlines()]
+    newest = [json.loads(line) for line in ciml(tmp_path, "spans", "--latest", "--json").output.splitlines()]
     assert [(one["data_set"], one["span"], one["version"]) for one in newest] == [
         ("cpu", 1, 2), ("cpu", 2, 1), ("load", 1, 1), ("load", 2, 1)
     ]  # fmt: skip
-    text = ciml(tmp_path, "list", "cpu", "--files").output
+    text = ciml(tmp_path, "spans", "cpu", "--files").output
     assert "1 old" in text
     assert all(data.url(f"datasets/cpu/{path}") in text for path in state.spans[1][2].paths)
 
@@ -80,13 +80,6 @@ def test_spans_are_verified(tmp_path: Path, data: Store) -> None:
 
 
 def test_no_such_data_set(tmp_path: Path, data: Store) -> None:
-    assert "there are: cpu, load" in str(ciml(tmp_path, "list", "nothing").exception)
+    assert "choose from cpu, load" in str(ciml(tmp_path, "spans", "nothing").exception)
     empty = ciml(tmp_path / "empty", "verify")
     assert (empty.return_value, "no data sets" in empty.output) == (0, True)
-
-
-@pytest.mark.parametrize("name", ["list", "verify", ""])
-def test_help_has_an_example(name: str) -> None:
-    said = CliRunner().invoke(command, [*([name] if name else []), "--help"])
-    assert said.exit_code == 0
-    assert "Example:" in said.output

@@ -52,7 +52,9 @@ def test_list(data: Store) -> None:
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
     assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
-    assert run("models", "list", "--data-path", data.root + "-none").output == "no models yet: ciml train makes one\n"
+    assert (
+        run("models", "list", "--data-path", data.root + "-none").output == "no models yet; train one by ciml refresh\n"
+    )
 
 
 def test_rollback(data: Store) -> None:

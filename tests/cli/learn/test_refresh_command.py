@@ -1,4 +1,4 @@
-"""``ciml train``: what it says, and its exit codes."""
+"""``ciml refresh``: what it says, and its exit codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.commands.learn.refresh import REFUSED, make_config, told
+from cli.commands.learn.refresh import REJECTED, make_config, result_lines
 from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
@@ -28,7 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -
         return result
 
     monkeypatch.setattr(trainer, "run_once", once)
-    command = ["train", "--dataset", "d", "--data-path", "data", *arguments]
+    command = ["refresh", "--dataset", "d", "--data-path", "data", *arguments]
     return CliRunner().invoke(cli, command, standalone_mode=False), configs
 
 
@@ -53,7 +53,7 @@ def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     done, _ = run(monkeypatch, TrainResult("refused", ("it may be worse",), champion=2), "--json")
-    assert done.return_value == REFUSED
+    assert done.return_value == REJECTED
     found = json.loads(done.output)
     assert (found["outcome"], found["reasons"], found["version"]) == ("refused", ["it may be worse"], None)
     done, _ = run(monkeypatch, TrainResult("nothing_new", ("the same runs",)))
@@ -62,7 +62,7 @@ def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
-    assert told("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
-    done = CliRunner().invoke(cli, ["train", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
+    assert result_lines("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
+    done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model 'a/b'" in done.output

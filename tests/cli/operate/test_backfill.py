@@ -53,7 +53,7 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     assert second.startswith(
         "Dead letters by reason: bad_field 3, address_not_allowed 2, broken_json 2, corrupt_gzip 1, "
     )
-    assert "ciml letters list --data-path" in second
+    assert "ciml dead-letters list --data-path" in second
     rows_of(made, tmp_path / "data")
     again = ciml(*words)
     assert (again.returncode, again.stdout) == (0, "builds.jsonl.gz: all 75 lines are settled already.\n")
@@ -80,13 +80,13 @@ def test_results_for_programs(tmp_path: Path) -> None:
     [
         ("none", "logs", [], "none: no such listing"),
         ("logs", "logs", [], "logs is no regular file"),
-        ("builds.jsonl", "none", [], "none: want a folder that is there"),
-        ("builds.jsonl", "builds.jsonl", [], "builds.jsonl: want a folder that is there"),
-        ("builds.jsonl", "https://h/x", [], "https://h/x: want a folder that is there, or an s3:// prefix"),
+        ("builds.jsonl", "none", [], "none: no such folder"),
+        ("builds.jsonl", "builds.jsonl", [], "builds.jsonl: no such folder"),
+        ("builds.jsonl", "https://h/x", [], "https://h/x: no such folder; name a folder or an s3:// prefix"),
         ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is no name of a source"),
         ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is no name of a source"),
         ("builds.jsonl", "logs", [], "none of the first 12 logs is there"),
-        ("builds.jsonl", "logs", ["--runner", "spark"], "is neither fnapi, flink"),
+        ("builds.jsonl", "logs", ["--runner", "spark"], "unknown runner 'spark'"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, listing: str, logs: str, more: list[str], message: str) -> None:
@@ -129,7 +129,7 @@ def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
             process.kill()
     assert "Traceback" not in errors
     assert process.returncode == 130, (said, errors)
-    assert "It was stopped: say it again, and it goes on." in said
+    assert "Interrupted: run the same command to continue." in said
     state, _ = account(open_store(data))
     assert 0 < state.index.run_count() < 500
     done = ciml(*words)
@@ -149,10 +149,10 @@ def test_what_is_said_in_the_end() -> None:
     tally.counts["run", ""] = 30
     tally.counts["dead_letter", "log_not_found"] = 7
     tally.counts["dead_letter", "broken_json"] = 3
-    assert summary(_Named(), tally, 2.0, "ciml letters list") == (  # type: ignore[arg-type]
+    assert summary(_Named(), tally, 2.0, "ciml dead-letters list") == (  # type: ignore[arg-type]
         "builds.jsonl: 40 lines settled in 2.0 s, 20 lines/s: 30 runs, 10 dead letters. 50 of 100 lines are left. "
-        "It was stopped: say it again, and it goes on.\n"
-        "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml letters list"
+        "Interrupted: run the same command to continue.\n"
+        "Dead letters by reason: log_not_found 7, broken_json 3; see: ciml dead-letters list"
     )
 
 

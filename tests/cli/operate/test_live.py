@@ -43,12 +43,12 @@ def data(tmp_path: Path) -> Store:
 def test_what_it_needs(data: Store, tmp_path: Path) -> None:
     common = ["--data-path", data.root, "--kafka", "127.0.0.1:9", "--home", str(tmp_path)]
     assert "no data set 'none'" in ciml(*common, "--dataset", "none", exit_code=2).output
-    assert "'new' has no columns yet" in ciml(*common, "--dataset", "new", exit_code=2).output
+    assert "'new' has no columns before" in ciml(*common, "--dataset", "new", exit_code=2).output
     assert "cpu is named twice" in ciml(*common, "--dataset", "cpu", "--dataset", "cpu", exit_code=2).output
     assert "exclude each other" in ciml(*common, "--dataset", "cpu", "--once", "--until-idle", "1s", exit_code=2).output
     without = ciml(*common, "--dataset", "cpu", "--engine", "micro-batches", exit_code=2).output
     assert without.startswith("ciml: live windows need Flink")
-    assert "want a topic" in ciml(*common, "--dataset", "cpu", "--dead-letters-topic", "", exit_code=2).output
+    assert "must not be empty" in ciml(*common, "--dataset", "cpu", "--dead-letters-topic", "", exit_code=2).output
 
 
 @pytest.mark.engines

@@ -106,7 +106,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     places = ["--listing", str(path), "--logs", str(CORPUS), "--data-path", str(tmp_path / "three")]
     definition = tmp_path / "definition.toml"
     definition.write_text("span_runs = 40\n")
-    command = [sys.executable, "-m", "cli.main", "build-dataset", *line, *places, "--definition", str(definition)]
+    command = [sys.executable, "-m", "cli.main", "dataset", "build", *line, *places, "--definition", str(definition)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CORPUS.parents[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert "log_not_found 1" in done.stdout

@@ -168,10 +168,10 @@ def _print_replayed(found: Replayed, as_json: bool) -> None:
     from cli.progress_counts import WORDS
 
     totals = _totals(found)
-    said = ", ".join(f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind])
-    click.echo(f"{found.tried:,} dead letters tried again: {found.closed:,} closed{f' ({said})' if said else ''}")
+    counts = ", ".join(f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind])
+    click.echo(f"{found.tried:,} dead letters replayed: {found.closed:,} closed{f' ({counts})' if counts else ''}")
     if found.elsewhere:
-        click.echo(f"{found.elsewhere:,} were closed by another meanwhile")
+        click.echo(f"{found.elsewhere:,} were closed by a concurrent replay")
     for reason, number in sorted(found.still.items(), key=lambda entry: (-entry[1], entry[0])):
         detail = found.details.get(reason, "")
         click.echo(f"{number:>10,} stay open: {reason}{f' ({detail})' if detail else ''}")
@@ -186,6 +186,6 @@ def _print_preview(found: Preview, as_json: bool) -> None:
         return
     for reason, number in sorted(found.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
         click.echo(f"{number:>10,} {reason}")
-    click.echo(f"{found.letters:>10,} dead letters would be tried again")
+    click.echo(f"{found.letters:>10,} dead letters would be replayed")
     for reason, number in found.untried.items():
-        click.echo(f"{number:>10,} of them cannot be: {reason}")
+        click.echo(f"{number:>10,} of them cannot be replayed: {reason}")
