@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from ciml import limits
 from ciml.limits import MAX_MODEL_SERVER_RSS
-from cli.main import COMMANDS, cli
+from cli.main import cli
 from engines.flink import cluster_config
 from engines.flink.job_server import JOB_SERVER_MAIN, OPENED
 from tests.project.test_metrics_document import declared
@@ -243,8 +243,9 @@ def test_commands_have_the_options_that_they_are_given(words: list[str], argumen
 
 def test_what_the_environment_says_is_known() -> None:
     known = {"CIML_HOME"}
-    for name in COMMANDS:
-        known |= _variables(cli.get_command(click.Context(cli), name))
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        known |= _variables(cli.get_command(context, name))
     told = set(resource("ConfigMap", "ciml")["data"])
     told |= {each["name"] for _, one in containers() for each in one.get("env", ()) if each["name"].startswith("CIML")}
     assert told <= known, told - known
