@@ -42,7 +42,7 @@ class RejectedInput(Exception):
 
 
 def let_go(error: Exception) -> None:
-    """Drops what an exception that is kept holds: the frames that raised it, and with them the input's buffers.
+    """Drop what an exception that is kept holds: the frames that raised it, and with them the input's buffers.
 
     A frame that stores the exception which it caught is a cycle, and stays until the collector happens to look.
     """

@@ -8,7 +8,7 @@ import sys
 
 
 def configure_logging(verbose: int = 0, debug: bool = False) -> None:
-    """Sets up logging, once for the program: to standard error, warnings only unless more is asked for."""
+    """Set up logging, once for the program: to standard error, warnings only unless more is asked for."""
     level = logging.DEBUG if debug and verbose > 1 else logging.INFO if verbose or debug else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     # TensorFlow's C++ side has a log of its own and says much at import.

@@ -60,7 +60,7 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
     def of(self, values: Mapping[Any, float]) -> Family:
-        """A counter or gauge with a value for each tuple of label values."""
+        """Return a counter or gauge with a value for each tuple of label values."""
         kind = CounterMetricFamily if self.type == "counter" else GaugeMetricFamily
         family = kind(self.name, self.help, labels=self.labels)
         for labels, value in sorted(values.items()):
@@ -68,7 +68,7 @@ class Metric:
         return family
 
     def alone(self, value: float | None) -> Family:
-        """One value without labels; none at all for None, which is what is not known."""
+        """Return one value without labels; none at all for None, which is what is not known."""
         return self.of({} if value is None else {(): value})
 
     def distribution(self, values: Mapping[Any, tuple[Sequence[int], float]]) -> Family:
@@ -81,18 +81,18 @@ class Metric:
         return family
 
     def sums(self, values: Mapping[Any, tuple[int, float]]) -> Family:
-        """A summary: for each tuple of label values how many there were, and their sum."""
+        """Return a summary: for each tuple of label values how many there were, and their sum."""
         family = SummaryMetricFamily(self.name, self.help, labels=self.labels)
         for labels, (count, total) in sorted(values.items()):
             family.add_metric(labels, count, total)
         return family
 
     def histogram(self, registry: CollectorRegistry | None = None) -> Histogram:
-        """A histogram of this process."""
+        """Return a histogram of this process."""
         return Histogram(self.name, self.help, self.labels, registry=registry, buckets=self.buckets)
 
     def counter(self, registry: CollectorRegistry | None = None) -> Counter:
-        """A counter of this process."""
+        """Return a counter of this process."""
         return Counter(self.name, self.help, self.labels, registry=registry)
 
 
@@ -110,13 +110,13 @@ class Board(Collector):
         self._lock = threading.Lock()
 
     def put(self, part: str, families: Iterable[Family]) -> None:
-        """Replaces a part."""
+        """Replace a part."""
         made = tuple(families)
         with self._lock:
             self._parts[part] = made
 
     def observed(self, families: Iterable[Family]) -> None:
-        """Replaces what comes of a whole look at manifest and topic, and notes its time."""
+        """Replace what comes of a whole look at manifest and topic, and notes its time."""
         self.put("look", [*families, LAST_OBSERVED.alone(time.time())])
 
     def describe(self) -> list[Family]:
@@ -131,7 +131,7 @@ class Board(Collector):
 
 
 def registry_of(*collectors: Collector) -> CollectorRegistry:
-    """A registry with these, ciml's version, and the process's own memory, CPU time and open files."""
+    """Return a registry with these, ciml's version, and the process's own memory, CPU time and open files."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     build = Board()
@@ -143,7 +143,7 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
 
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = "127.0.0.1") -> Iterator[str]:
-    """Answers ``GET /metrics`` within the ``with``.
+    """Answer ``GET /metrics`` within the ``with``.
 
     Args:
       registry: what is shown.

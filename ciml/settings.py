@@ -22,13 +22,13 @@ _PLACE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<place>[^`]*)`", 
 
 
 def check_name(name: str, *, most: int = 100) -> None:
-    """Raises `ValueError` where a name is not safe in a path, or longer than ``most`` letters."""
+    """Raise `ValueError` where a name is not safe in a path, or longer than ``most`` letters."""
     if len(name) > most or not _NAME.fullmatch(name):
         raise ValueError(f"name: {name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
 
 
 def checked(place: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a check; its `CimlError` as the ValueError of a ``__post_init__``, after ``place``, such as ``slicer: ``."""
+    """Run a check; its `CimlError` as the ValueError of a ``__post_init__``, after ``place``, such as ``slicer: ``."""
     try:
         check(*arguments)
     except CimlError as error:
@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
     what: ClassVar[str] = "settings"
 
     def to_json(self) -> dict[str, Any]:
-        """All that it says, as JSON has it: lists, no tuples."""
+        """Return all that it says, as JSON has it: lists, no tuples."""
         return {key: _plain(value) for key, value in msgspec.to_builtins(self).items()}
 
     @classmethod
@@ -82,11 +82,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A mapping with the short forms that people write spelt out."""
+        """Return a mapping with the short forms that people write spelt out."""
         return value
 
     def replace(self, **changes: Any) -> Self:
-        """The same but for these keys."""
+        """Return the same but for these keys."""
         return msgspec.structs.replace(self, **changes)
 
     @classmethod
@@ -99,7 +99,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return cls.from_json({**read_toml(path), **overrides}, where=str(path))
 
     def to_toml(self) -> str:
-        """The file that `load` reads the same from: a line a key, without those that say nothing."""
+        """Return the file that `load` reads the same from: a line a key, without those that say nothing."""
         return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_json().items() if value is not None)
 
     @cached_property
@@ -140,7 +140,7 @@ def _line(error: msgspec.ValidationError, kind: type) -> str:
 
 
 def _choices(kind: Any, path: list[str]) -> list[str]:
-    """The values that a key of a class takes."""
+    """Return the values that a key of a class takes."""
     for part in path:
         kind = get_type_hints(kind)[part] if isinstance(kind, type) and issubclass(kind, Settings) else kind
     while kind is not None and get_origin(kind) is not Literal:

@@ -28,7 +28,7 @@ _MAX_PATTERN = 1000
 
 
 def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
-    """The names of the telemetry columns among a table's, in their order."""
+    """Return the names of the telemetry columns among a table's, in their order."""
     return tuple(name for name in names if name not in OWN_COLUMNS)
 
 
@@ -66,7 +66,7 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
 
 
 def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ...]:
-    """The full names of the columns that a definition's ``features_regex`` means, in the order of the log.
+    """Return the full names of the columns that a definition's ``features_regex`` means, in the order of the log.
 
     The pattern is searched for in the short names, where ``1m``, ``5m`` and ``15m`` are also called ``1min``, ``5min``
     and ``15min``. When it holds a colon (one of ``(?:…)`` does not count) it is searched for in the full names instead,

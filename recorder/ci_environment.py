@@ -121,7 +121,7 @@ def _zuul(env: Environment) -> Known | None:
 
 
 def _jenkins(env: Environment) -> Known | None:
-    """Jenkins. A build has one tag."""
+    """Read Jenkins' variables. A build has one tag."""
     run = env.get("BUILD_TAG")
     if not env.get("JENKINS_URL") or not run:
         return None
@@ -148,7 +148,7 @@ def _short_job(job: str) -> str:
 
 
 def _short_id(native: str) -> str:
-    """An id, or its digest where it is longer than a path allows."""
+    """Return an id, or its digest where it is longer than a path allows."""
     return native if len(path_safe(native)) <= _MAX_ID_PATH else hashlib.sha256(native.encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ class CannotStartError(Exception):
 
 
 def block_signals() -> tuple[Mask, bool]:
-    """Blocks every signal of this thread, and sees to it that ended children wait to be asked for.
+    """Block every signal of this thread, and sees to it that ended children wait to be asked for.
 
     Returns:
       The mask as it was, and whether SIGCHLD was ignored: what `start` gives to the command.
@@ -42,7 +42,9 @@ def block_signals() -> tuple[Mask, bool]:
 
 
 def own_environment() -> dict[bytes, bytes]:
-    """The environment as this process was given it. Python itself adds to it: LC_CTYPE in the C locale (PEP 538)."""
+    """Return the environment as this process was given it.
+
+    Python itself adds to it: LC_CTYPE in the C locale (PEP 538)."""
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
@@ -52,7 +54,7 @@ def own_environment() -> dict[bytes, bytes]:
 
 
 def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
-    """Starts the command in this process's group, and returns its pid once it runs.
+    """Start the command in this process's group, and returns its pid once it runs.
 
     Raises:
       CannotStartError: there is no such program, or it cannot be executed.
@@ -108,7 +110,7 @@ def _by_shell(place: bytes, argv: list[bytes], environment: Mapping[bytes, bytes
 
 
 def end_as(status: int) -> NoReturn:
-    """Ends this process as one of that wait status ended: with its code, or by the same signal.
+    """End this process as one of that wait status ended: with its code, or by the same signal.
 
     A signal that does not end this process (it may be the first of a container) becomes the exit code 128 + n.
     """

@@ -28,7 +28,7 @@ _SECTOR, _PAGE = 512, os.sysconf("SC_PAGESIZE")
 
 
 def header(moment: float) -> str:
-    """The lines above the samples of one start of the recorder.
+    """Return the lines above the samples of one start of the recorder.
 
     Args:
       moment: when it starts, epoch seconds.
@@ -50,7 +50,7 @@ class Sampler:
         self._at = 0.0
 
     def sample(self) -> str:
-        """One row of the log, with its line feed.
+        """Return one row of the log, with its line feed.
 
         Raises:
           OSError: /proc cannot be read.
@@ -97,7 +97,7 @@ def _number(value: float) -> str:
 
 
 def _named(path: str, colon: str = "") -> dict[str, list[str]]:
-    """A file of lines, each a name and what follows it. The first of a name counts."""
+    """Return a file of lines, each a name and what follows it. The first of a name counts."""
     found: dict[str, list[str]] = {}
     with open(path) as file:
         for line in file:

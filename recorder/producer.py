@@ -32,7 +32,7 @@ class Sender:
         self, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] | None,
         done: Callable[[str], None],
     ) -> bool:  # fmt: skip
-        """Takes a message to be sent; ``done`` is told by `poll` of its end: "" or what went wrong.
+        """Take a message to be sent; ``done`` is told by `poll` of its end: "" or what went wrong.
 
         Returns:
           False where no more can be taken now.

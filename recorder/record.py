@@ -24,7 +24,7 @@ _GRACE_S = 2.0  # beyond the time to flush, for a worker that hangs
 
 
 def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float | None = None) -> NoReturn:
-    """Runs a command with a recorder beside it, and ends as the command ended.
+    """Run a command with a recorder beside it, and ends as the command ended.
 
     Args:
       argv: the command and its arguments.
@@ -69,7 +69,7 @@ class _Beside:
             report(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
 
     def start(self) -> None:
-        """Starts the worker."""
+        """Start the worker."""
         if self._recording is None:
             return
         self._started_at = time.monotonic()
@@ -94,7 +94,7 @@ class _Beside:
             report("the recorder has ended too often; the command goes on without it")
 
     def finish(self, ending: Ending) -> None:
-        """Notes how the command ended, and gives the worker its time; a signal that ends jobs cuts it short."""
+        """Note how the command ended, and gives the worker its time; a signal that ends jobs cuts it short."""
         if self._recording is None:
             return
         try:

@@ -22,7 +22,7 @@ _SILENT_S = 5.0
 
 
 def find_dool() -> str | None:
-    """The program: that of ``$CIML_DOOL`` ("" for none), beside this interpreter, or on the PATH."""
+    """Return the program: that of ``$CIML_DOOL`` ("" for none), beside this interpreter, or on the PATH."""
     named = os.environ.get("CIML_DOOL")
     if named is not None:
         return shutil.which(named) if named else None
@@ -99,7 +99,7 @@ class Recorder:
             self._sample()
 
     def end(self) -> None:
-        """Ends dool. A run that was too short for it has one sample, from /proc."""
+        """End dool. A run that was too short for it has one sample, from /proc."""
         if self._ended:
             return
         self._ended = True
@@ -153,7 +153,7 @@ class Recorder:
 
 
 def _repair(log: Path) -> None:
-    """Takes away a last line that is cut: a killed recorder or a full disk left it. Raises `OSError`."""
+    """Take away a last line that is cut: a killed recorder or a full disk left it. Raises `OSError`."""
     if not log.exists():
         return
     with log.open("rb+") as file:
@@ -166,7 +166,7 @@ def _repair(log: Path) -> None:
 
 
 def _has_sample(log: Path) -> bool:
-    """Whether a log's last lines hold a sample."""
+    """Return whether a log's last lines hold a sample."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))

@@ -20,7 +20,7 @@ _ANSWER_S = 0.5  # a witness that somebody stopped may not stop the recorder
 
 
 def close_descriptors(*kept: int) -> None:
-    """Closes what this process inherited, but for ``kept``: nobody waits for the end of a pipe because of it."""
+    """Close what this process inherited, but for ``kept``: nobody waits for the end of a pipe because of it."""
     low = 0
     for one in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
         os.closerange(low, one)
@@ -47,7 +47,7 @@ class Witness:
         self._socket.settimeout(_ANSWER_S)
 
     def seen(self) -> frozenset[int]:
-        """The signals that the group was sent since the last call."""
+        """Return the signals that the group was sent since the last call."""
         try:
             self._socket.send(b"?")
             return frozenset(self._socket.recv(256))
@@ -55,7 +55,7 @@ class Witness:
             return frozenset()
 
     def end(self) -> None:
-        """Ends it. The command must have ended."""
+        """End it. The command must have ended."""
         self._socket.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)

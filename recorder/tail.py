@@ -89,7 +89,7 @@ class Tail:
         self.counts: dict[int, int] = {start.recorder_us: 0 for start in starts}
 
     def read(self) -> Piece | None:
-        """The next samples; None where there are no more whole lines now.
+        """Return the next samples; None where there are no more whole lines now.
 
         Raises:
           OSError: the log cannot be read.
@@ -114,7 +114,7 @@ class Tail:
         return data[:whole]
 
     def _take(self, data: bytes) -> Piece | None:
-        """Takes lines up to the next header behind samples, and moves the mark there."""
+        """Take lines up to the next header behind samples, and moves the mark there."""
         mark, offset = self.mark, self.mark.offset
         recorder_us = self._starts[mark.start].recorder_us
         header, boot = mark.header, mark.boot
@@ -155,7 +155,7 @@ def _named(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _to_float(cell: bytes) -> float:
-    """The number that a cell holds; NaN where it holds none that is finite."""
+    """Return the number that a cell holds; NaN where it holds none that is finite."""
     text = cell.decode("ascii", "replace").strip()
     value = float(text) if _NUMBER.match(text) else math.nan
     return value if math.isfinite(value) else math.nan

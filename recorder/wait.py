@@ -47,7 +47,7 @@ class Ending:
 def supervise(
     command: int, witness: Witness | None, timeout_s: float | None, on_child: Callable[[int], None]
 ) -> Ending:
-    """Waits for the end of the command, and passes on what is sent to this process, all of whose signals are blocked.
+    """Wait for the end of the command, and passes on what is sent to this process, all of whose signals are blocked.
 
     Args:
       command: its pid.
@@ -106,7 +106,7 @@ def supervise(
 
 
 def ended_children(options: int = 0) -> list[tuple[int, int]]:
-    """(pid, status) of each child that changed; as the first process of a container, orphans of others too."""
+    """Return (pid, status) of each child that changed; as the first process of a container, orphans of others too."""
     found: list[tuple[int, int]] = []
     while True:
         try:

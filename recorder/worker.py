@@ -23,7 +23,7 @@ _INTERVAL_S = 1.0
 
 
 def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
-    """Starts the worker, in a session of its own.
+    """Start the worker, in a session of its own.
 
     Returns:
       Its pid, and the pipe that it listens to: closed, it says that the command has ended (or that this process was
@@ -96,7 +96,7 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
 
 
 def keep(recording: Recording, settings: Settings) -> str:
-    """Seals a recording that was not sent, so that the next recorder may. Returns where it is and what will send it."""
+    """Seal a recording that was not sent, so that the next recorder may. Return where it is and what will send it."""
     note = f"kept in {recording.folder.path}, for the next ciml record or ciml record --send"
     try:
         seal(recording, secrets_of(settings.kafka, recording.plan.log_dir))

@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 
 def is_input_fault(error: BaseException) -> bool:
-    """Whether an exception of a stage is the fault of what it worked on."""
+    """Return whether an exception of a stage is the fault of what it worked on."""
     if not isinstance(error, Exception) or isinstance(error, _PASSING):
         return False
     elsewhere = (getattr(sys.modules.get(module), name, None) for module, name in _PASSING_ELSEWHERE)
@@ -59,7 +59,7 @@ def is_input_fault(error: BaseException) -> bool:
 
 
 def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | RejectedInput:
-    """Calls a function for one input.
+    """Call a function for one input.
 
     Returns:
       Its result; or why the input cannot be used: `INTERNAL`, or the reason of a `RejectedInput` that it raised.
@@ -76,7 +76,7 @@ def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Reje
 def bisect(
     stage: str, items: Sequence[T], work: Callable[[Sequence[T]], R]
 ) -> Iterator[tuple[Sequence[T], R | RejectedInput]]:
-    """Works on items together; where that raises, on their halves, down to single ones.
+    """Work on items together; where that raises, on their halves, down to single ones.
 
     Args:
       stage: named in the detail of what is refused.
@@ -107,7 +107,7 @@ def bisect(
 
 
 def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
-    """A stage over a batch's candidates and outcomes; one that raises becomes a dead letter.
+    """Return a stage over a batch's candidates and outcomes; one that raises becomes a dead letter.
 
     Args:
       stage: the stage's name.
@@ -130,7 +130,7 @@ def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -
 
 
 def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
-    """A stage that decodes a batch's messages; one that raises becomes a dead letter of no run.
+    """Return a stage that decodes a batch's messages; one that raises becomes a dead letter of no run.
 
     Args:
       stage: the stage's name.
@@ -170,7 +170,7 @@ def _together(
 
 
 def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
-    """A candidate, or what had become of one, as a dead letter."""
+    """Return a candidate, or what had become of one, as a dead letter."""
     if isinstance(item, Outcome):
         return item.replace(
             kind="dead_letter", reason=rejected.reason, detail=rejected.detail, file=None, not_before_us=None
@@ -183,7 +183,7 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
 
 
 def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:
-    """A message of which no run is known, as a dead letter."""
+    """Return a message of which no run is known, as a dead letter."""
     return Outcome("dead_letter", origin, reason=rejected.reason, detail=rejected.detail, payload=kept_payload(message))
 
 

@@ -49,7 +49,7 @@ _OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
 
 
 def interval_us(text: str) -> int:
-    """An interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
+    """Return an interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
 
     Raises:
       CimlError: for any other form, and for zero.
@@ -64,7 +64,7 @@ def interval_us(text: str) -> int:
 
 
 def slice_of(text: str) -> slice:
-    """A slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
+    """Return a slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
 
     Raises:
       CimlError: for any other form, and for a step of zero.
@@ -137,7 +137,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One name alone stands for a list of one."""
+        """Return one name alone stands for a list of one."""
         many = ("build_name", "classes", "aggregation_functions")
         return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
@@ -193,7 +193,7 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         return self.max_windows or -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
 
     def selects(self, build_name: str) -> bool:
-        """Whether the data set takes runs of this job."""
+        """Return whether the data set takes runs of this job."""
         return self._matching(build_name) is not None
 
     @cached_property
@@ -228,7 +228,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
         return self.windows
 
     def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
-        """(label, class) of a run, or the reason for which it is no example.
+        """Return (label, class) of a run, or the reason for which it is no example.
 
         That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
         """
@@ -244,7 +244,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
 
 def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
-    """A definition from a TOML file, with keys that take precedence over the file's.
+    """Return a definition from a TOML file, with keys that take precedence over the file's.
 
     Raises:
       CimlError: one line that names the file and the key.
@@ -255,7 +255,7 @@ def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
 def resolve(
     definition: DatasetDefinition, columns: Iterable[Sequence[str]], run_facts: Iterable[RunFacts]
 ) -> ResolvedDefinition:
-    """Resolves a definition against the runs of its first span.
+    """Resolve a definition against the runs of its first span.
 
     The columns are those that the pattern selects in most runs (the earliest of equals), so that one odd recorder does
     not decide; the classes are the definition's own, or the sorted ones of these runs.
@@ -306,5 +306,5 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
 
 
 def dumps(resolved: ResolvedDefinition) -> bytes:
-    """The file ``definition.json`` that a model carries in its assets."""
+    """Return the file ``definition.json`` that a model carries in its assets."""
     return json.dumps(resolved.to_json(), indent=2, sort_keys=True).encode() + b"\n"

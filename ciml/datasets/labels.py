@@ -20,7 +20,7 @@ _FACTS = frozenset(
 
 
 def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) -> str | None:
-    """The class of a run, or None where it has none.
+    """Return the class of a run, or None where it has none.
 
     Args:
       facts: what is known of the run.

@@ -31,7 +31,7 @@ class Pin:
     """
 
     def __init__(self, raw: RunLog, definition: DatasetDefinition) -> None:
-        """Reads the raw manifest up to the version that the definition names, or to its end.
+        """Read the raw manifest up to the version that the definition names, or to its end.
 
         Raises:
           CimlError: the manifest does not reach that version.
@@ -85,12 +85,12 @@ class Pin:
             yield run.corrected(self.fix(run))
 
     def voters(self) -> Iterator[SelectedRun]:
-        """The runs that were trusted when they came, or all where none was: whose classes count."""
+        """Yield the runs that were trusted when they came, or all where none was: whose classes count."""
         some = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not some or run.trust.trusted)
 
     def fix(self, run: SelectedRun) -> Fix | None:
-        """The last correction of a run that counts; None for a run without."""
+        """Return the last correction of a run that counts; None for a run without."""
         return apply_changes(run, self._corrections.get(run.run_id, ()))[1]
 
 
@@ -114,7 +114,7 @@ class PinnedPlan:
         self.other_jobs = pin.other_jobs
 
     def steps(self, *, seal: bool = True) -> Iterator[Step]:
-        """The steps that are not done yet, one a span.
+        """Yield the steps that are not done yet, one a span.
 
         Raises:
           IntegrityError: what is sealed holds other runs than the raw manifest has.
@@ -142,7 +142,7 @@ class PinnedPlan:
 
 
 def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
-    """The definition with the raw version that it was cut at.
+    """Return the definition with the raw version that it was cut at.
 
     Raises:
       CimlError: nothing is left.

@@ -37,7 +37,7 @@ class SelectedRun(Record, frozen=True, gc=False):
         return cls(position, record.mention, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
-        """The same run with another outcome. All that trust is judged by stays."""
+        """Return the same run with another outcome. All that trust is judged by stays."""
         if fix is None:
             return self
         outcome = cast("OutcomeWord | None", fix[0] or None)
@@ -130,7 +130,7 @@ class Plan:
         self.waiting = len(self._pending)
 
     def _collect(self, version: int, delta: RunDelta) -> None:
-        """Takes in the reclaims and the corrections of a raw version, after its runs."""
+        """Take in the reclaims and the corrections of a raw version, after its runs."""
         for run_id, change in changes_of(version, delta):
             if run := self._pending.get(run_id):
                 changed, fix = apply_change(run, change)
@@ -196,7 +196,7 @@ class Plan:
         return self._resolved.label_of(run.mention)
 
     def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
-        """The last version of a span, and its runs as they are in it."""
+        """Return the last version of a span, and its runs as they are in it."""
         if planned := self._planned.get(span):
             last, positions = planned
         else:
@@ -227,7 +227,7 @@ def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[Selected
 
 
 def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | None]:
-    """A run after a change, and the outcome that it has by that; None where the change does not count.
+    """Return a run after a change, and the outcome that it has by that; None where the change does not count.
 
     A correction counts where it is at least as trusted as the run, a reclaim where it was recorded after the row.
     """

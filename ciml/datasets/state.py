@@ -88,7 +88,7 @@ class SpanVersion:
         return {file.path for files in self.files.values() for file in files}
 
     def run_ids(self) -> Iterator[str]:
-        """The ids of all selected runs, examples first."""
+        """Yield the ids of all selected runs, examples first."""
         yield from (run.run_id for run in self.runs)
         yield from (each["run_id"] for each in self.excluded)
 
@@ -117,7 +117,7 @@ class SpanVersion:
 
 
 def span_folder(span: int, version: int) -> str:
-    """The folder of a span's version: ``span-1/version-1``."""
+    """Return the folder of a span's version: ``span-1/version-1``."""
     return f"span-{span}/version-{version}"
 
 
@@ -152,19 +152,19 @@ class DatasetState:
         self.time_us = 0
 
     def latest(self) -> list[SpanVersion]:
-        """The last version of each span, in order."""
+        """Return the last version of each span, in order."""
         return [versions[max(versions)] for _, versions in sorted(self.spans.items())]
 
     def counts(self) -> Counter[tuple[str, str]]:
-        """How many examples there are by (split, class), in the last version of each span."""
+        """Return how many examples there are by (split, class), in the last version of each span."""
         return Counter((run.split, run.label_name) for span in self.latest() for run in span.runs)
 
     def excluded(self) -> Counter[str]:
-        """How many selected runs are no examples, by reason, in the last version of each span."""
+        """Return how many selected runs are no examples, by reason, in the last version of each span."""
         return Counter(each["reason"] for span in self.latest() for each in span.excluded)
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows.
+        """Take in the delta that follows.
 
         Raises:
           IntegrityError: when it does not follow, or contradicts what came before.
@@ -199,13 +199,15 @@ class DatasetState:
 
 
 def dataset_store(data: Store, name: str) -> Store:
-    """The folder of a data set below the data path. Its name is checked, for it may come from a user."""
+    """Return the folder of a data set below the data path. Its name is checked, for it may come from a user."""
     DatasetDefinition.from_json({"name": name}, "data set")
     return data.child(f"datasets/{name}")
 
 
 def raw_store_of(data: Store, state: DatasetState) -> Store:
-    """The raw store that a data set below ``data`` reads. Raises `CimlError` where it was made straight from logs."""
+    """Return the raw store that a data set below ``data`` reads.
+
+    Raises `CimlError` where it was made straight from logs."""
     if state.listing is not None:
         name = state.definition.name if state.definition is not None else ""
         raise CimlError(
@@ -221,7 +223,7 @@ def raw_store_by_name(data: Store, name: str) -> Store:
 
 
 def dataset_state(data: Store, name: str) -> DatasetState:
-    """The present state of a data set.
+    """Return the present state of a data set.
 
     Raises:
       CimlError: when there is none of this name.
@@ -234,7 +236,7 @@ def dataset_state(data: Store, name: str) -> DatasetState:
 
 
 def dataset_names(data: Store) -> list[str]:
-    """The names of all data sets."""
+    """Return the names of all data sets."""
     first = f"/{ManifestLog(data).path(1)}"
     return [
         path.removeprefix("datasets/").removesuffix(first) for path in data.list("datasets") if path.endswith(first)

@@ -85,7 +85,7 @@ class Segment:
 
 
 def split_segments(text: bytes) -> list[Segment]:
-    """The starts of the recorder in a log, in its order.
+    """Return the starts of the recorder in a log, in its order.
 
     Raises:
       RejectedInput: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.

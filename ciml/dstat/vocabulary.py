@@ -23,7 +23,9 @@ NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
-    """A civil time as µs since 1970 without a zone; None where there is no such time. Second 60 is the next minute."""
+    """Return a civil time as µs since 1970 without a zone; None where there is no such time.
+
+    Second 60 is the next minute."""
     try:
         days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
     except ValueError:

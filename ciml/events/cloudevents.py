@@ -78,7 +78,7 @@ class Event(NamedTuple):
         return f"Event({self.key!r}, {self.type!r}, {self.run_facts!r}, {self.rejections!r})"
 
     def message_for(self, run_id: str, message: Message) -> Message:
-        """The message that says of one run what ``message`` says of it: itself where there is no other run.
+        """Return the message that says of one run what ``message`` says of it: itself where there is no other run.
 
         So the dead letters of an event with a thousand runs hold it once, not a thousand times.
         """
@@ -93,7 +93,7 @@ _plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few
 
 
 def decode_message(message: Message, names: Mapping[str, str] | None = None) -> Event:
-    """The event that a Kafka message holds: structured, binary or bare JSON.
+    """Return the event that a Kafka message holds: structured, binary or bare JSON.
 
     Args:
       message: as read.
@@ -178,7 +178,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
 
 
 def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[Mapping[str, Any], Any]:
-    """(the CloudEvent's attributes, its data) of a message in any of the three modes."""
+    """Return (the CloudEvent's attributes, its data) of a message in any of the three modes."""
     found: dict[str, bytes] = {}
     for name, content in headers:
         name = name.lower()
@@ -221,7 +221,7 @@ def finished_event(
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """A message, as (value, headers), that says that runs have finished. See `run_event`."""
+    """Return a message, as (value, headers), that says that runs have finished. See `run_event`."""
     return run_event(FINISHED, *run_facts, event_id=event_id, time_us=time_us, mode=mode)
 
 
@@ -232,7 +232,7 @@ def run_event(
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """A Kafka message that says of runs what their mentions say.
+    """Return a Kafka message that says of runs what their mentions say.
 
     Args:
       event_type: `FINISHED`, `STARTED` or `QUEUED`.

@@ -35,20 +35,20 @@ _SHORT = 64
 
 @lru_cache(maxsize=8192)
 def _kept(text: str) -> str | None:
-    """A text without the secrets in it; None where it is not clean."""
+    """Return a text without the secrets in it; None where it is not clean."""
     return redact_text(text) if is_clean(text) else None
 
 
 @lru_cache(maxsize=1024)
 def _label_name(name: str) -> tuple[str, bool] | None:
-    """A label's name without secrets, and whether its values may be secret; None for one that no label has."""
+    """Return a label's name without secrets, and whether its values may be secret; None for one that no label has."""
     if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
         return None
     return redact_text(name), is_secret_name(name)
 
 
 def is_clean(text: str) -> bool:
-    """Whether a text holds visible characters and spaces alone.
+    """Return whether a text holds visible characters and spaces alone.
 
     It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no character
     of private use or without a meaning.
@@ -87,7 +87,9 @@ def text(
 
 
 def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
-    """An identifier: as `text`, but refused where it holds a secret. Without the secret it could be another's."""
+    """Return an identifier: as `text`, but refused where it holds a secret.
+
+    Without the secret it could be another's."""
     value = fields.get(name)
     if type(value) is str and _PLAIN_ID.fullmatch(value):
         return value
@@ -140,7 +142,7 @@ def iso_time(micros: int) -> str:
 
 
 def label_text(value: Any) -> str | None:
-    """A scalar as a label's text (true, false and numbers as in JSON), or None for anything else."""
+    """Return a scalar as a label's text (true, false and numbers as in JSON), or None for anything else."""
     if type(value) is str:
         if len(value) > MAX_TEXT_CHARACTERS or not is_clean(value):
             return None
@@ -156,7 +158,7 @@ _short_label = lru_cache(maxsize=8192)(label_text)
 
 
 def labels(value: Any, where: str = "") -> dict[str, str]:
-    """The labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
+    """Return the labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
 
     Raises:
       RejectedInput: ``bad_field``.

@@ -20,7 +20,7 @@ def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
-    """One pattern for ``fullmatch``: any of the globs (``*``, ``?``, ``[…]``) satisfies it; case counts.
+    """Return one pattern for ``fullmatch``: any of the globs (``*``, ``?``, ``[…]``) satisfies it; case counts.
 
     ``all`` as the only glob means ``*``; no glob at all matches nothing.
 

@@ -54,7 +54,7 @@ _LONG = b"0" * 19  # whole numbers that may be beyond 64 bits, which orjson make
 
 
 def parse_json(data: bytes) -> Any:
-    """Parses strict JSON: UTF-8, no NaN, no infinity, no key twice in an object, no deeper than `MAX_JSON_DEPTH`.
+    """Parse strict JSON: UTF-8, no NaN, no infinity, no key twice in an object, no deeper than `MAX_JSON_DEPTH`.
 
     Raises:
       RejectedInput: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
@@ -99,7 +99,7 @@ def _strictly(data: bytes) -> Any:
 
 
 def parse_numbers(data: bytes, most_bytes: int) -> Any:
-    """Parses JSON that is mostly numbers, several times as fast as `parse_json`.
+    """Parse JSON that is mostly numbers, several times as fast as `parse_json`.
 
     Of a key that stands twice in an object the last counts. A whole number beyond 64 bits becomes a float. Nesting is
     bounded by the parser itself, at 1,024.

@@ -46,7 +46,7 @@ class Reading:
 
     @classmethod
     def of(cls, headers: Iterable[tuple[str, bytes | None]]) -> Reading:
-        """The inverse of `headers`."""
+        """Return the inverse of `headers`."""
         found = {name: (value or b"").decode() for name, value in headers}
         return cls(**{name: found[header] for name, header in _HEADERS.items() if header in found})
 
@@ -60,7 +60,7 @@ class Line(NamedTuple):
     sha256: str = ""
 
     def message(self, reading: Reading) -> Message:
-        """The line as a message, whose payload is all that is needed to try again."""
+        """Return the line as a message, whose payload is all that is needed to try again."""
         return Message(self.number, self.data, reading.headers())
 
 
@@ -73,7 +73,7 @@ class ListedRun(NamedTuple):
 
 
 def decode_line(data: bytes, reading: Reading) -> ListedRun:
-    """The run that a line names.
+    """Return the run that a line names.
 
     Raises:
       RejectedInput: with one of `ciml.events.cloudevents.REASONS`, where it is not even known which run it is.
@@ -92,17 +92,17 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
 
 
 def too_long(origin: Origin, line: Line) -> Outcome:
-    """The dead letter of a line that is longer than `MAX_LISTING_LINE_BYTES`: it names size and digest alone."""
+    """Return the dead letter of a line that is longer than `MAX_LISTING_LINE_BYTES`: it names size and digest alone."""
     payload = {"size": line.size, "sha256": line.sha256, "timestamp_ms": 0}
     detail = f"{line.size} bytes, at most {MAX_LISTING_LINE_BYTES}"
     return Outcome("dead_letter", origin, reason="too_large", detail=detail, payload=payload)
 
 
 def is_listing(topic: str) -> bool:
-    """Whether an origin's topic is a listing. No topic of Kafka can have such a name."""
+    """Return whether an origin's topic is a listing. No topic of Kafka can have such a name."""
     return topic.startswith(TOPIC)
 
 
 def reading_of(payload: Mapping[str, Any]) -> Reading:
-    """How the line of a dead letter was read."""
+    """Return how the line of a dead letter was read."""
     return Reading.of(message_of(payload, 0).headers)

@@ -65,7 +65,7 @@ class Listing:
         return TOPIC + self.digest[:32]
 
     def read(self, block: Block) -> list[Line]:
-        """The lines of a block, without their ends; blank ones are left out.
+        """Return the lines of a block, without their ends; blank ones are left out.
 
         Raises:
           CimlError: where the file has been changed since it was opened.
@@ -150,7 +150,7 @@ def _block_digest(data: bytes) -> bytes:
 
 
 def open_listing(url: str) -> Listing:
-    """Opens a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
+    """Open a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
 
     A plain local file is read where it is; any other is unpacked into an unnamed temporary file first.
 
@@ -175,7 +175,7 @@ def open_listing(url: str) -> Listing:
 
 
 def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
-    """A temporary file without a name that holds the listing, unpacked."""
+    """Return a temporary file without a name that holds the listing, unpacked."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
     whole = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
     size = 0
@@ -224,7 +224,7 @@ _open_lock = threading.Lock()
 
 
 def shared_listing(url: str, digest: str) -> Listing:
-    """The process's own copy of a listing, opened once: for workers.
+    """Return the process's own copy of a listing, opened once: for workers.
 
     Raises:
       CimlError: it is not the one with that digest (any more). Further as `open_listing`.

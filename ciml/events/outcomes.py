@@ -51,7 +51,7 @@ NEVER_RAN: dict[str, str] = {
 
 
 def outcome_of(word: str) -> OutcomeWord | None:
-    """The outcome that a producer's word means, or None for an unknown word (such as a job's own message).
+    """Return the outcome that a producer's word means, or None for an unknown word (such as a job's own message).
 
     Upper and lower case, blanks and dashes make no difference: ``Timed out`` is ``TIMED_OUT``.
     """
@@ -59,5 +59,5 @@ def outcome_of(word: str) -> OutcomeWord | None:
 
 
 def normal_word(word: str) -> str:
-    """A producer's word in the form of this module's tables."""
+    """Return a producer's word in the form of this module's tables."""
     return word.strip().upper().replace(" ", "_").replace("-", "_")

@@ -16,7 +16,7 @@ _VALUES = ("value", "values", "default")  # of what an object's "name" or "key" 
 
 
 def redact_bytes(data: bytes) -> bytes:
-    """A payload, whole or broken, with the secrets in it replaced by ``REDACTED``.
+    """Return a payload, whole or broken, with the secrets in it replaced by ``REDACTED``.
 
     JSON is redacted by its decoded keys and texts and encoded again; anything else as text. A payload without secrets
     comes back unchanged.
@@ -41,7 +41,7 @@ def _names_a_secret(text: str) -> bool:
 
 
 def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
-    """A header's name and value, without secrets."""
+    """Return a header's name and value, without secrets."""
     if value and (is_secret_name(name) or (name == "ce_id" and redact_bytes(value) != value)):
         value = REDACTED.encode()
     return redact_text(name), value if value is None else redact_bytes(value)
@@ -58,7 +58,7 @@ _decode = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
 
 
 def _redact_json(value: Any, secret: bool = False) -> Any:
-    """A decoded value. Of what is ``secret`` all texts and numbers are replaced."""
+    """Return a decoded value. Of what is ``secret`` all texts and numbers are replaced."""
     if type(value) is str:
         return REDACTED if secret and value else redact_text(value)
     if type(value) is dict:

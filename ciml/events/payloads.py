@@ -28,7 +28,7 @@ _READ_HEADERS = ("content-type", "ce_", "listing-")
 
 
 def message_bytes(message: Message) -> int:
-    """The size of value, key and headers, bytes."""
+    """Return the size of value, key and headers, bytes."""
     _, sent, headers, key, _ = message
     size = len(sent or b"") + len(key or b"")
     for name, value in headers:
@@ -45,7 +45,7 @@ def excess(message: Message) -> str:
 
 
 def payload_of(message: Message) -> dict[str, Any]:
-    """The message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
+    """Return the message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
 
     Secrets within it are replaced, headers that ciml does not read are left out. Where the message is larger
     than a limit (`excess`) there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
@@ -68,7 +68,7 @@ def payload_of(message: Message) -> dict[str, Any]:
 
 
 def offload_payloads(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
-    """The delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
+    """Return the delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
 
     Each becomes an object of the raw store, named by its content, before the delta that names it is committed.
     """
@@ -89,7 +89,7 @@ def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A payload as `payload_of` made it, fetched where `offload_payloads` has put it.
+    """Return a payload as `payload_of` made it, fetched where `offload_payloads` has put it.
 
     Raises:
       IntegrityError: it is gone, or not what its name says.
@@ -107,7 +107,7 @@ def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def message_of(payload: Mapping[str, Any], offset: int) -> Message:
-    """The message that `payload_of` kept. A payload that was put aside is to be fetched first: `whole_payload`.
+    """Return the message that `payload_of` kept. A payload that was put aside is to be fetched first: `whole_payload`.
 
     Raises:
       IntegrityError: where the payload does not hold the message's bytes.

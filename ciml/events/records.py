@@ -39,19 +39,19 @@ _LEFT_OUT = frozenset({"reclaims"})
 
 
 def records_of(delta: Mapping[str, Any]) -> Iterator[tuple[Kind, dict[str, Any]]]:
-    """The records of a delta of the raw manifest with their kinds, in the order in which they apply."""
+    """Yield the records of a delta of the raw manifest with their kinds, in the order in which they apply."""
     for kind, name in LISTS.items():
         for record in delta.get(name, ()) if name in _LEFT_OUT else delta[name]:
             yield kind, record
 
 
 def rows_of(delta: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
+    """Return the raw rows of a delta: its runs, then its reclaims. A row's index in a position counts in this list."""
     return [*delta["runs"], *delta.get("reclaims", ())]
 
 
 def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
-    """The lists of a delta that holds these records, as JSON."""
+    """Return the lists of a delta that holds these records, as JSON."""
     lists = {name: [record.to_json() for record in records.get(kind, ())] for kind, name in LISTS.items()}
     return {name: found for name, found in lists.items() if found or name not in _LEFT_OUT}
 
@@ -65,7 +65,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         return msgspec.to_builtins(self)
 
     def replace(self, **changes: Any) -> Self:
-        """The same but for these fields."""
+        """Return the same but for these fields."""
         return msgspec.structs.replace(self, **changes)
 
 

@@ -60,7 +60,7 @@ def may_hold_secret(text: str) -> bool:
 
 
 def redact_url(url: str) -> str:
-    """An address as it may be stored and shown: no userinfo, no fragment, secret query values replaced.
+    """Return an address as it may be stored and shown: no userinfo, no fragment, secret query values replaced.
 
     The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
     """
@@ -93,13 +93,13 @@ def redact_text(text: str) -> str:
 
 
 def shown(text: str, most: int = 80) -> str:
-    """A text as a message may quote it: without secrets, in quotation marks, its first ``most`` characters."""
+    """Return a text as a message may quote it: without secrets, in quotation marks, its first ``most`` characters."""
     return f"{redact_text(text)!r:.{most}}"
 
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str, in_query: bool = False) -> bool:
-    """Whether a name (of a field, a header, a parameter) says that its value is secret.
+    """Return whether a name (of a field, a header, a parameter) says that its value is secret.
 
     Args:
       name: in any spelling: ``apiKey``, ``X-Api-Key``, ``user[password]``.
@@ -112,7 +112,9 @@ def is_secret_name(name: str, in_query: bool = False) -> bool:
 
 
 def hides(name: str, value: object) -> bool:
-    """Whether a field's value is secret by its name. Truth values and numbers of things (``max_tokens``) are not."""
+    """Return whether a field's value is secret by its name.
+
+    Truth values and numbers of things (``max_tokens``) are not."""
     if type(value) is bool or (type(value) in (int, float) and name[-1:] in "sS"):
         return False
     return is_secret_name(name)
@@ -188,7 +190,7 @@ def _names_a_secret(name: str, separator: str, before: str, after: str) -> bool:
 
 
 def decoded(text: str) -> str:
-    """The text with one layer of each encoding removed."""
+    """Return the text with one layer of each encoding removed."""
     if "\0" in text:
         text = text.replace("\0", "")  # as UTF-16 has them
     if "\\" in text:

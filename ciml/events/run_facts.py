@@ -34,7 +34,7 @@ ANY_SOURCE = "*"
 
 
 def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
-    """The run ids' source for a CloudEvent source: the name that is configured for it, or the source itself.
+    """Return the run ids' source for a CloudEvent source: the name that is configured for it, or the source itself.
 
     Only a source that is a name already stands for itself, so that two sources never become one.
 
@@ -61,7 +61,7 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
 
 
 def check_source_name(name: str) -> str:
-    """The name, if it is one that a source can have.
+    """Return the name, if it is one that a source can have.
 
     Raises:
       CimlError: it is not.
@@ -72,7 +72,7 @@ def check_source_name(name: str) -> str:
 
 
 def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Pairs of a CloudEvent source (or `ANY_SOURCE`) and its name, checked.
+    """Pair of a CloudEvent source (or `ANY_SOURCE`) and its name, checked.
 
     Raises:
       CimlError: a name that no source can have, or two names for one source.
@@ -85,7 +85,7 @@ def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...
 
 
 def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str = "id") -> RunId:
-    """The identity of a run: its ``id`` and ``attempt`` (1 where it has none) at the source.
+    """Return the identity of a run: its ``id`` and ``attempt`` (1 where it has none) at the source.
 
     Raises:
       RejectedInput: ``missing_field`` or ``bad_run_id``.
@@ -159,7 +159,7 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
-    """The run object that `facts_from_run` reads back as ``facts``."""
+    """Return the run object that `facts_from_run` reads back as ``facts``."""
     identity = RunId.decode(facts.run_id)
     run: dict[str, Any] = {"id": identity.native_id}
     if identity.attempt > 1:
@@ -184,7 +184,7 @@ def run_from_facts(facts: RunFacts) -> dict[str, Any]:
 def facts_from_listing(
     line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
 ) -> RunFacts:
-    """The run that a line of a listing names.
+    """Return the run that a line of a listing names.
 
     Args:
       line: the JSON object: ``build_uuid``, ``build_name``, ``result`` (or ``outcome``), ``start_time``, ``end_time``
@@ -253,7 +253,7 @@ def _address(line: Mapping[str, Any], name: str) -> str:
 
 
 def log_address(logs: str, path: str) -> str:
-    """The address of the log at ``path`` below ``logs`` (a folder or an address). A full address stays as it is.
+    """Return the address of the log at ``path`` below ``logs`` (a folder or an address). A full address stays as it is.
 
     Raises:
       RejectedInput: ``bad_field``, for a path that is absolute or leads upwards.

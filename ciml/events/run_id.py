@@ -49,7 +49,9 @@ class RunId:
 
     @classmethod
     def decode(cls, text: str) -> RunId:
-        """The inverse of `encode`. Raises `RejectedInput` (``bad_run_id``) for what `encode` does not produce."""
+        """Return the inverse of `encode`.
+
+        Raises `RejectedInput` (``bad_run_id``) for what `encode` does not produce."""
         parts = text.split("~")
         if len(parts) != 3 or not re.fullmatch(r"[1-9][0-9]{0,8}", parts[2]):
             raise RejectedInput("bad_run_id", f"{shown(text)}: want source~native~attempt")

@@ -76,7 +76,7 @@ class End:
 
 
 def encode(message: Samples | End) -> bytes:
-    """A message's JSON.
+    """Return a message's JSON.
 
     Raises:
       RejectedInput: what `decode` would refuse.
@@ -92,7 +92,7 @@ def encode(message: Samples | End) -> bytes:
 
 
 def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
-    """The JSON of a message of samples, without numpy: a recorder has none.
+    """Return the JSON of a message of samples, without numpy: a recorder has none.
 
     Args:
       run_id: as in `Samples`, as are ``recorder_us``, ``first_us`` and ``columns``.
@@ -115,7 +115,7 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
 
 
 def decode(value: bytes | None) -> Samples | End:
-    """The message that a Kafka value holds. Fields that are not known are passed over.
+    """Return the message that a Kafka value holds. Fields that are not known are passed over.
 
     Raises:
       RejectedInput: with one of `REASONS`.
@@ -145,7 +145,7 @@ def decode(value: bytes | None) -> Samples | End:
 
 
 def to_table(parts: Sequence[Samples]) -> pa.Table:
-    """The samples of one run as a stored telemetry table: each once, in the order in which they were recorded.
+    """Return the samples of one run as a stored telemetry table: each once, in the order in which they were recorded.
 
     Args:
       parts: at least one, in any order. Of a sample that is there more than once, the first counts.
@@ -177,7 +177,7 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
 
 
 def telemetry_table(names: Sequence[str], time_us: np.ndarray, boot: np.ndarray, values: np.ndarray) -> pa.Table:
-    """A telemetry table of time_us int64 [n], boot bool [n] and values float64 [n, F], whose NaN become null."""
+    """Return a telemetry table of time_us int64 [n], boot bool [n] and values float64 [n, F], whose NaN become null."""
     import numpy as np
     import pyarrow as pa
 
@@ -197,7 +197,7 @@ def _needed(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _rows(rows: Any, width: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[list[Any], ...]]:
-    """The samples' numbers, times, marks and lists of ``width`` values, each of the one right type."""
+    """Return the samples' numbers, times, marks and lists of ``width`` values, each of the one right type."""
     if type(rows) is not list or not rows:
         raise RejectedInput("bad_field", "samples: want a list of at least one")
     if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:

@@ -49,7 +49,7 @@ def make_client(
     properties: Mapping[str, Any],
     rejected: Callable[[KafkaError], None] | None = None,
 ) -> T:
-    """A client of confluent-kafka.
+    """Return a client of confluent-kafka.
 
     Args:
       kind: its class.
@@ -77,7 +77,7 @@ def make_client(
 
 
 def admin(options: KafkaOptions) -> AdminClient:
-    """The process's admin client for a broker."""
+    """Return the process's admin client for a broker."""
     with _lock:
         if options not in _clients:
             _clients[options] = make_client(AdminClient, options, options.common())
@@ -85,13 +85,13 @@ def admin(options: KafkaOptions) -> AdminClient:
 
 
 def is_refused(options: KafkaOptions) -> bool:
-    """Whether the broker has said that it does not let the admin client in, and nobody was told yet."""
+    """Return whether the broker has said that it does not let the admin client in, and nobody was told yet."""
     admin(options).poll(0)  # calls `on_error`
     return options in _refusals
 
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
-    """The one line for a failed call."""
+    """Return the one line for a failed call."""
     fault = error.args[0]
     if fault.code() in NO_TOPIC:
         return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}: create it, or name another by --topic")

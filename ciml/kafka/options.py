@@ -50,7 +50,7 @@ class KafkaOptions:
                 )
 
     def common(self) -> dict[str, Any]:
-        """Properties of every client. librdkafka mends connections itself, so their errors are not logged."""
+        """Return the properties of every client. librdkafka mends connections itself, so their errors are not logged."""
         return {
             "socket.keepalive.enable": True,
             "reconnect.backoff.max.ms": 2000,
@@ -61,7 +61,7 @@ class KafkaOptions:
         }
 
     def consumer(self) -> dict[str, Any]:
-        """Properties of a reader: nothing is committed to Kafka, and a lost position is an error, never a reset."""
+        """Return the properties of a reader: nothing is committed to Kafka, and a lost position is an error, never a reset."""
         return {
             "fetch.queue.backoff.ms": 10,  # a full queue is looked at again soon: by default only after a second
             "fetch.wait.max.ms": 100,

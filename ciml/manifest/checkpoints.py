@@ -48,10 +48,10 @@ class Restorable(State, Protocol):
     torn: bool
 
     def snapshot(self) -> dict[str, Any]:
-        """All but its ids, as JSON. The same deltas give the same."""
+        """Return all but its ids, as JSON. The same deltas give the same."""
 
     def recent(self) -> dict[str, Rows]:
-        """The ids that came since ``restored``, a table each."""
+        """Return the ids that came since ``restored``, a table each."""
 
 
 S = TypeVar("S", bound=Restorable)
@@ -108,7 +108,7 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Checkpoint:
-        """The inverse of `encode`. Raises `IntegrityError`, which names ``where``, for anything else."""
+        """Return the inverse of `encode`. Raises `IntegrityError`, which names ``where``, for anything else."""
         try:
             content = json.loads(data)
             whole = content.pop("sha256") == sha256_json(content)
@@ -124,7 +124,7 @@ class Checkpoint(NamedTuple):
         return checkpoint
 
     def paths(self) -> set[str]:
-        """The paths of all parts that it names."""
+        """Return the paths of all parts that it names."""
         return {part.path for runs in self.tables.values() for run in runs for part in run.parts}
 
 
@@ -147,7 +147,7 @@ class Checkpoints(Generic[S]):
         self._collected_s: float | None = None
 
     def read(self, version: int) -> Checkpoint:
-        """The checkpoint of a version.
+        """Return the checkpoint of a version.
 
         Raises:
           FileNotFoundError: there is none (any more).
@@ -160,7 +160,7 @@ class Checkpoints(Generic[S]):
         return checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint there is now."""
+        """Return the newest checkpoint there is now."""
         for _ in range(_ATTEMPTS):
             if not (version := self.log.newest_checkpoint()):
                 return None
@@ -171,29 +171,29 @@ class Checkpoints(Generic[S]):
         raise IntegrityError(f"{self.log.store.url(self.log.checkpoint_path(version))} comes and goes")
 
     def restore(self, checkpoint: Checkpoint | None) -> S:
-        """The state at a checkpoint, or before all deltas."""
+        """Return the state at a checkpoint, or before all deltas."""
         if checkpoint is None:
             return self.kind.restore(0, {}, self.tables(None))
         return self.kind.restore(checkpoint.version, checkpoint.state, self.tables(checkpoint))
 
     def tables(self, checkpoint: Checkpoint | None) -> dict[str, IdTable]:
-        """The tables of a checkpoint; empty ones without one."""
+        """Return the tables of a checkpoint; empty ones without one."""
         runs = checkpoint.tables if checkpoint else {}
         return {name: IdTable(kind, runs.get(name, ()), self.files) for name, kind in self.kind.tables.items()}
 
     def open(self) -> S:
-        """The state at the newest checkpoint. `ciml.manifest.log.catch_up` applies the deltas since then."""
+        """Return the state at the newest checkpoint. `ciml.manifest.log.catch_up` applies the deltas since then."""
         checkpoint = self.newest()
         if checkpoint is not None:
             self.files.let_go(checkpoint.paths())
         return self.restore(checkpoint)
 
     def is_due(self, state: S) -> bool:
-        """Whether enough came since the checkpoint that a state was restored from."""
+        """Return whether enough came since the checkpoint that a state was restored from."""
         return state.version - state.restored >= self.limits.deltas or state.records >= self.limits.records
 
     def maintain(self, *, due: bool = True, budget_s: float = 1.0) -> bool:
-        """Makes the checkpoints that are due, and removes once an hour what is not needed any more.
+        """Make the checkpoints that are due, and removes once an hour what is not needed any more.
 
         Args:
           due: whether a checkpoint may be due. With False, and within the hour, it does nothing at all.
@@ -235,7 +235,7 @@ class Checkpoints(Generic[S]):
             self._collected_s = now_s
 
     def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
-        """Makes the checkpoint after ``base``; False where none is due."""
+        """Make the checkpoint after ``base``; False where none is due."""
         log = self.log
         state, lines, size, done = self.restore(base), [], 0, 0
         for version, data in log.raw_since(state.version):
@@ -265,7 +265,7 @@ class Checkpoints(Generic[S]):
         return True
 
     def _put(self, segment: Segment) -> bool:
-        """Writes a segment; False where it is another's by now."""
+        """Write a segment; False where it is another's by now."""
         log = self.log
         path = log.archive.path(segment.last)
         if log.store.create(path, segment.encode()):
@@ -277,7 +277,7 @@ class Checkpoints(Generic[S]):
         raise IntegrityError(f"{log.store.url(path)} does not hold what the deltas say: see docs/manifests.md")
 
     def _prune(self) -> Generator[None, None, None]:
-        """Removes what has been replaced for longer than the grace."""
+        """Remove what has been replaced for longer than the grace."""
         log, store = self.log, self.log.store
         deltas = _numbered(log.folder, self._single_deltas())
         checkpoints = _numbered(f"{log.folder}/checkpoints", store.entries(f"{log.folder}/checkpoints"))

@@ -51,7 +51,7 @@ class Rows:
         return len(self.high)
 
     def row(self, at: int) -> dict[str, Any]:
-        """The values of one row."""
+        """Return the values of one row."""
         return {name: column[at].as_py() for name, column in self.values.items()}
 
     def slice(self, start: int, end: int) -> Rows:
@@ -103,10 +103,10 @@ class Files(Protocol):
     """Where parts are. See `ciml.manifest.index_files.PartFiles`."""
 
     def write(self, rows: Rows) -> Part:
-        """Writes rows as a part; the same rows are the same part."""
+        """Write rows as a part; the same rows are the same part."""
 
     def open(self, part: Part) -> Rows:
-        """The rows of a part."""
+        """Return the rows of a part."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class IdTable:
         self.kind, self.runs, self.files = kind, tuple(runs), files
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
-        """Whether each of the ids is there."""
+        """Return whether each of the ids is there."""
         found = [False] * len(ids)
         for _, asked, _ in self._find(ids):
             for index in asked.tolist():
@@ -163,7 +163,7 @@ class IdTable:
         return found
 
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """The values of each of the ids, None where it is not there."""
+        """Return the values of each of the ids, None where it is not there."""
         found: list[dict[str, Any] | None] = [None] * len(ids)
         for rows, asked, places in self._find(ids):
             for index, place in zip(asked.tolist(), places.tolist(), strict=True):
@@ -171,7 +171,7 @@ class IdTable:
         return found
 
     def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
-        """(rows, which of ``ids`` are in them and in none newer, where)."""
+        """Yield (rows, which of ``ids`` are in them and in none newer, where)."""
         import numpy as np
 
         if not ids:
@@ -201,19 +201,19 @@ class IdTable:
                     return
 
     def scan(self) -> Iterator[Rows]:
-        """All rows, each id once, without those that are gone; one range of ids at a time."""
+        """Yield all rows, each id once, without those that are gone; one range of ids at a time."""
         for rows in _merge(self.kind, self.runs, self.files, drop=True):
             if len(rows):
                 yield rows
 
     def with_rows(self, rows: Rows) -> IdTable:
-        """The table with newer rows, which become a run of level 0."""
+        """Return the table with newer rows, which become a run of level 0."""
         if not len(rows):
             return self
         return IdTable(self.kind, [*self.runs, Run(0, (self.files.write(rows),))], self.files)
 
     def merged(self) -> Generator[None, None, IdTable]:
-        """The table with as few runs as there are to be, in steps: one part is written in each."""
+        """Yield the table with as few runs as there are to be, in steps: one part is written in each."""
         runs = list(self.runs)
         while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
             old, runs = runs[-TIER:], runs[:-TIER]
@@ -243,7 +243,7 @@ def _places(rows: Rows, high: np.ndarray, low: np.ndarray, places: np.ndarray) -
 
 
 def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) -> Iterator[Rows]:
-    """The rows of runs, the newest of each id, by equal ranges of ids.
+    """Yield the rows of runs, the newest of each id, by equal ranges of ids.
 
     Args:
       drop: whether nothing older is elsewhere, so that rows that are gone need not be kept.

@@ -20,7 +20,7 @@ class IdSet:
         self._seen: dict[bytes, bool] = {}  # what was looked up last; a table never changes
 
     def prefetch(self, ids: Iterable[bytes]) -> None:
-        """Looks up at once what will be asked for next. Until the next call no question about it can fail."""
+        """Look up at once what will be asked for next. Until the next call no question about it can fail."""
         if self._table is None:
             return
         seen = {identity: self._seen.get(identity) for identity in ids if identity not in self._recent}
@@ -36,7 +36,7 @@ class IdSet:
         return self._table is not None and self._table.contains([identity])[0]
 
     def add(self, identity: bytes) -> None:
-        """Takes in an id."""
+        """Take in an id."""
         self._recent.add(identity)
 
     def recent(self) -> Rows:

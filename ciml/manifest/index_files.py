@@ -39,7 +39,7 @@ class PartFiles:
         self._open: dict[str, Rows] = {}
 
     def write(self, rows: Rows) -> Part:
-        """Writes rows as a part; the same rows are the same part."""
+        """Write rows as a part; the same rows are the same part."""
         data = _encode(rows)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{self._folder}/{digest[:32]}.arrow"
@@ -47,7 +47,7 @@ class PartFiles:
         return Part(path, digest, len(data), len(rows), int(rows.high[0]), int(rows.high[-1]))
 
     def open(self, part: Part) -> Rows:
-        """The rows of a part.
+        """Return the rows of a part.
 
         Raises:
           IndexFileMissingError: there is no such part (any more).
@@ -65,7 +65,7 @@ class PartFiles:
         return rows
 
     def let_go(self, kept: Container[str]) -> None:
-        """Closes all parts but those at the paths ``kept``, and removes them from the cache."""
+        """Close all parts but those at the paths ``kept``, and removes them from the cache."""
         for path in [path for path in self._open if path not in kept]:
             self._open.pop(path, None)
         if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():

@@ -41,7 +41,7 @@ class State(Protocol):
     version: int
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows."""
+        """Take in the delta that follows."""
 
 
 class StaleWriterError(EngineError):
@@ -97,17 +97,19 @@ class ManifestLog:
         return f"{self.folder}/checkpoints/{version:012d}.json"
 
     def checkpoints(self, after: int = 0) -> list[int]:
-        """The versions of the checkpoints beyond ``after`` that there are now, in order."""
+        """Return the versions of the checkpoints beyond ``after`` that there are now, in order."""
         folder = f"{self.folder}/checkpoints"
         found = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
         return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in found]
 
     def checkpoint(self) -> int:
-        """The newest checkpoint's version, 0 without one. Looked for again when it was not for half the grace."""
+        """Return the newest checkpoint's version, 0 without one.
+
+        Looked for again when it was not for half the grace."""
         return self._fresh().checkpoint
 
     def newest_checkpoint(self) -> int:
-        """The newest checkpoint's version as of now."""
+        """Return the newest checkpoint's version as of now."""
         return self._reload().checkpoint
 
     def _reload(self) -> _Known:
@@ -149,7 +151,7 @@ class ManifestLog:
             self._reload()
 
     def since(self, version: int) -> Iterator[tuple[int, Delta]]:
-        """(version, delta) of all deltas after ``version``, in order, up to the present end."""
+        """Yield (version, delta) of all deltas after ``version``, in order, up to the present end."""
         for number, data in self.raw_since(version):
             yield number, self.parse(number, data)
 
@@ -175,7 +177,9 @@ class ManifestLog:
             ahead = max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))
 
     def _is_empty(self) -> bool:
-        """Whether a log whose first delta is not there has none. Else whoever writes to it began a second history."""
+        """Return whether a log whose first delta is not there has none.
+
+        Else whoever writes to it began a second history."""
         found = self.store.list(self.folder)
         if not found or self.path(1) in found:
             return True  # the first delta came just now, and is found by the next look
@@ -184,14 +188,16 @@ class ManifestLog:
         raise IntegrityError(f"{self.store.url(self.path(1))} is gone, and others are not: restore it from a copy")
 
     def end(self, version: int = 0) -> int:
-        """The version of the last delta there is, known to be ``version`` or beyond. Reads a delta for each step."""
+        """Return the version of the last delta there is, known to be ``version`` or beyond.
+
+        Reads a delta for each step."""
         last = max(version, self._fresh().archived)
         for found, _ in self.raw_since(last):
             last = found
         return last
 
     def parse(self, version: int, data: bytes) -> Delta:
-        """A delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
+        """Return a delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
         try:
             delta = orjson.loads(data)
         except ValueError:
@@ -201,7 +207,7 @@ class ManifestLog:
         return delta
 
     def try_append(self, version: int, delta: Delta) -> bool:
-        """Creates delta ``version``; False where another's is there.
+        """Create delta ``version``; False where another's is there.
 
         True also where the very same delta was there: an answer that was lost, and asked for again.
 
@@ -229,13 +235,13 @@ class ManifestLog:
 
 
 def catch_up(log: ManifestLog, state: State) -> None:
-    """Applies to ``state`` all deltas that it has not seen."""
+    """Apply to ``state`` all deltas that it has not seen."""
     for version, delta in log.since(state.version):
         state.apply(version, delta)
 
 
 def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) -> int | None:
-    """Appends what ``build`` computes from ``state``, starting over for as long as other writers come first.
+    """Append what ``build`` computes from ``state``, starting over for as long as other writers come first.
 
     Args:
       log: the log to append to.

@@ -18,7 +18,7 @@ class RangeSet:
             self.add(start, end)
 
     def add(self, start: int, end: int) -> None:
-        """Takes in [start, end); ranges that overlap or touch become one."""
+        """Take in [start, end); ranges that overlap or touch become one."""
         if end <= start:
             return
         first = bisect_left(self._ends, start)  # the first range that ends at start or after it
@@ -30,7 +30,7 @@ class RangeSet:
         self._ends[first:last] = [end]
 
     def missing(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The parts of [start, end) that are not in the set, in order."""
+        """Return the parts of [start, end) that are not in the set, in order."""
         found: list[tuple[int, int]] = []
         index = bisect_right(self._ends, start)
         while start < end:
@@ -44,7 +44,7 @@ class RangeSet:
         return found
 
     def first_missing(self, start: int = 0) -> int:
-        """The smallest number from ``start`` on that is not in the set."""
+        """Return the smallest number from ``start`` on that is not in the set."""
         index = bisect_right(self._ends, start)
         inside = index < len(self._starts) and self._starts[index] <= start
         return self._ends[index] if inside else start
@@ -68,5 +68,5 @@ class RangeSet:
         return f"RangeSet({list(self)})"
 
     def count(self) -> int:
-        """How many numbers are in the set."""
+        """Return how many numbers are in the set."""
         return sum(self._ends) - sum(self._starts)

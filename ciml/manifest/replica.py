@@ -39,7 +39,7 @@ class LogReplica(Generic[S]):
         self._maintaining = threading.Lock()
 
     def append(self, build: Callable[[S], Delta | None]) -> int | None:
-        """Commits what ``build`` makes of the present state; see `ciml.manifest.log.commit`.
+        """Commit what ``build`` makes of the present state; see `ciml.manifest.log.commit`.
 
         Raises:
           EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
@@ -65,7 +65,7 @@ class LogReplica(Generic[S]):
             yield state
 
     def maintain(self, *, budget_s: float = 1.0) -> bool:
-        """Makes the checkpoint that is due, if one is, and removes what older ones replaced. Call it every few seconds.
+        """Make the checkpoint that is due, if one is, and removes what older ones replaced. Call it every few seconds.
 
         With nothing due it touches the store only to see what others committed, where nobody here has looked for ten
         seconds, and once an hour to see what is old. A checkpoint is due after a thousand commits or 50,000 records; to
@@ -110,7 +110,7 @@ class LogReplica(Generic[S]):
                 raise
 
     def _is_passed(self, state: S) -> bool:
-        """Whether there is a checkpoint that the state should begin at instead."""
+        """Return whether there is a checkpoint that the state should begin at instead."""
         newest = self.log.checkpoint()
         if (
             newest <= state.restored

@@ -45,11 +45,11 @@ class Segment:
         return hashlib.sha256(self._content()).hexdigest()
 
     def line(self, version: int) -> bytes:
-        """The delta of a version from ``first`` to ``last``."""
+        """Return the delta of a version from ``first`` to ``last``."""
         return self.lines[version - self.first]
 
     def encode(self) -> bytes:
-        """The file: zstd of header, deltas and footer."""
+        """Return the file: zstd of header, deltas and footer."""
         import pyarrow as pa
 
         content = self._content()
@@ -61,7 +61,7 @@ class Segment:
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Segment:
-        """The inverse of `encode`.
+        """Return the inverse of `encode`.
 
         Raises:
           IntegrityError: the file is not as it was written; the message names ``where``.
@@ -98,12 +98,12 @@ class Archive:
         return f"{self._folder}/{last // _A_FOLDER:06d}/{last:012d}.jsonl.zst"
 
     def lasts(self, after: int = 0) -> list[int]:
-        """The last versions of all segments beyond version ``after``, in order."""
+        """Return the last versions of all segments beyond version ``after``, in order."""
         paths = self._store.list(self._folder, after=self.path(after) if after else "")
         return [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in paths]
 
     def read(self, last: int) -> Segment:
-        """The segment that ends with ``last``. Raises `FileNotFoundError` where there is none."""
+        """Return the segment that ends with ``last``. Raises `FileNotFoundError` where there is none."""
         newest = self._newest
         if newest is not None and newest.last == last:
             return newest
@@ -115,7 +115,7 @@ class Archive:
         return segment
 
     def find(self, version: int, until: int) -> Segment:
-        """The segment that holds ``version``, known to be in one. ``until`` is a version that ends a segment.
+        """Return the segment that holds ``version``, known to be in one. ``until`` is a version that ends a segment.
 
         Raises:
           IntegrityError: it is gone.
@@ -141,6 +141,6 @@ class Archive:
         return lasts
 
     def since(self, version: int, until: int) -> Iterator[tuple[int, bytes]]:
-        """(version, delta) of all after ``version`` up to ``until``, which ends a segment."""
+        """Yield (version, delta) of all after ``version`` up to ``until``, which ends a segment."""
         for number in range(version + 1, until + 1):
             yield number, self.find(number, until).line(number)

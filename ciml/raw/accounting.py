@@ -30,7 +30,7 @@ _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"
 
 
 def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta | None:
-    """The delta that ``batches`` add to ``state``, or None where they add nothing.
+    """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
 
     Args:
       state: not changed. It has to be the state after the last delta (`ciml.manifest.log.commit` sees to it).
@@ -115,7 +115,7 @@ class _Draft:
             mine.add(start, end)
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
-        """Settles what retries of one origin came to."""
+        """Settle what retries of one origin came to."""
         origin, unread = outcomes[0].origin, (outcomes[0].origin, "")
         if unread in self._tried:
             return
@@ -206,7 +206,7 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
-    """Whether an outcome is the first of its trust that names its run.
+    """Return whether an outcome is the first of its trust that names its run.
 
     What an untrusted event said of a run does not bind a trusted one: that brings its own row, or waits for its log.
     """

@@ -44,7 +44,7 @@ class Audit:
             self.findings.append(text)
 
     def add(self, version: int, delta: Delta) -> None:
-        """Takes in the next delta."""
+        """Take in the next delta."""
         self.version = version
         fresh = self._cover(version, delta)
         settled = {_key(origin, run_id) for origin, run_id in delta["closes"]}
@@ -110,11 +110,11 @@ class Audit:
 
     @staticmethod
     def _is_decoded(record: Delta, settled: set[bytes]) -> bool:
-        """Whether a record is what a message says that could not be decoded before, and is closed by it."""
+        """Return whether a record is what a message says that could not be decoded before, and is closed by it."""
         return _key(record["origin"], "") in settled
 
     def compare(self, state: RawState) -> None:
-        """Finds what the state says otherwise. It is that of the version that was told last."""
+        """Find what the state says otherwise. It is that of the version that was told last."""
         counts = Counter({key: number for key, number in self.counts.items() if number})
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
@@ -132,7 +132,7 @@ class Audit:
             self._find(f"{total} (event, run) are accounted for, and the totals say {sum(state.totals().values())}")
 
     def offsets(self) -> Iterator[tuple[str, int, int, int]]:
-        """(topic, partition, offsets covered, how many of them have a record), in order.
+        """Yield (topic, partition, offsets covered, how many of them have a record), in order.
 
         One without a record held no message (it was removed, or is a transaction's mark), or one that names no run.
         """

@@ -39,7 +39,7 @@ class CompactionCursor:
 
 
 def load_cursor(raw: Store) -> CompactionCursor:
-    """The book of a raw store; an empty one where there is none, or one that does not fit the manifest."""
+    """Return the book of a raw store; an empty one where there is none, or one that does not fit the manifest."""
     try:
         value = json.loads(raw.read(CURSOR_PATH))
         compaction = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
@@ -119,7 +119,7 @@ def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool
 
 
 def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[[str], bool]) -> None:
-    """Notes in the book that what a window names is packed."""
+    """Note in the book that what a window names is packed."""
     for folder in [folder for folder in compaction.pending if ripe(folder)]:
         if window.to_version >= compaction.cursor:
             del compaction.pending[folder]
@@ -132,7 +132,7 @@ def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[
 
 
 def names_since(raw: Store, version: int) -> dict[str, set[str]]:
-    """The file names, by folder, of all raw objects that the raw manifest names after a version."""
+    """Return the file names, by folder, of all raw objects that the raw manifest names after a version."""
     names: dict[str, set[str]] = {}
     for _, delta in ManifestLog(raw).since(version):
         for run in named_runs(delta):

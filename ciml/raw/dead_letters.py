@@ -75,11 +75,11 @@ class Choice:
     until_us: int | None = None
 
     def may_take(self, key: DeadLetterKey, reason: str) -> bool:
-        """Whether it may be one of them, as far as the index knows it."""
+        """Return whether it may be one of them, as far as the index knows it."""
         return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
 
     def takes(self, dead_letter: DeadLetter) -> bool:
-        """Whether it is one of them."""
+        """Return whether it is one of them."""
         return (
             self.may_take(dead_letter.key, dead_letter.outcome.reason)
             and _matches(self.jobs, dead_letter.job)
@@ -95,7 +95,7 @@ def _matches(globs: tuple[str, ...], text: str) -> bool:
 def open_dead_letters(
     log: ManifestLog, keys: Iterable[tuple[DeadLetterKey, int]], choice: Choice
 ) -> Iterator[DeadLetter]:
-    """The open letters of a choice, the oldest first. Only deltas that hold one are read.
+    """Yield the open letters of a choice, the oldest first. Only deltas that hold one are read.
 
     Args:
       log: the raw manifest.
@@ -117,7 +117,7 @@ def open_dead_letters(
 
 
 def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]]:
-    """(key, version) of the open letters that may be of a choice. The state must not change meanwhile."""
+    """Return (key, version) of the open letters that may be of a choice. The state must not change meanwhile."""
     return [
         (key, dead_letter.version)
         for key, dead_letter in state.dead_letters.items()
@@ -126,7 +126,7 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
 
 
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
-    """The letters of a choice, open or closed, the oldest first. Every delta is read."""
+    """Yield the letters of a choice, open or closed, the oldest first. Every delta is read."""
     found: dict[DeadLetterKey, DeadLetter] = {}
     past: list[DeadLetter] = []
     for version, delta in log.since(0):

@@ -64,10 +64,10 @@ class Index(Protocol):
     def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None: ...
 
     def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
-        """Opens a dead letter, or closes it (None)."""
+        """Open a dead letter, or closes it (None)."""
 
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """All open dead letters. The index must not change meanwhile."""
+        """Return all open dead letters. The index must not change meanwhile."""
 
 
 class MemoryIndex:
@@ -268,7 +268,7 @@ def _outcome_number(run: KnownRun) -> int:
 
 
 def _pack(digest: str) -> bytes:
-    """A digest in half the bytes where it is one in hex; what it is stands before it."""
+    """Return a digest in half the bytes where it is one in hex; what it is stands before it."""
     try:
         data = bytes.fromhex(digest)
     except ValueError:

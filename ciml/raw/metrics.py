@@ -36,7 +36,9 @@ METRICS = (
 
 
 def raw_families(state: RawState) -> Iterator[Family]:
-    """The metrics of a state. Their labels are of closed sets, but for ``source``, of which there are at most 52."""
+    """Yield the metrics of a state.
+
+    Their labels are of closed sets, but for ``source``, of which there are at most 52."""
     by_kind: dict[str, Counter[tuple[str, ...]]] = {
         "dead_letter": Counter(),
         "deferred": Counter(),
@@ -58,7 +60,7 @@ def raw_families(state: RawState) -> Iterator[Family]:
 
 
 def manifest_families(manifest: str, version: int, time_us: int, restored: int) -> Iterator[Family]:
-    """Those of any manifest with checkpoints."""
+    """Yield those of any manifest with checkpoints."""
     yield VERSION.of({(manifest,): version})
     yield COMMITTED.of({(manifest,): time_us / 1e6} if time_us else {})
     yield SINCE_CHECKPOINT.of({(manifest,): version - restored})

@@ -23,7 +23,7 @@ SWEPT = "swept"
 
 
 def split_path(path: str) -> tuple[str, str] | None:
-    """(folder, file name) of a run's path; None for a path that is no run's, and so never in a pack."""
+    """Return (folder, file name) of a run's path; None for a path that is no run's, and so never in a pack."""
     prefix, _, name = path.rpartition("/")
     folder = _folder(prefix)
     return None if folder is None else (folder, name)
@@ -38,7 +38,7 @@ def _folder(prefix: str) -> str | None:
 
 
 def run_of(name: str) -> str:
-    """The run id in a file name ``<run id>.<digest>.parquet``."""
+    """Return the run id in a file name ``<run id>.<digest>.parquet``."""
     return name.rsplit(".", 2)[0]
 
 
@@ -69,7 +69,7 @@ class NamedRun(Record, frozen=True, gc=False):
 
 
 def named_runs(delta: Delta) -> Iterator[NamedRun]:
-    """All raw objects that a delta of the raw manifest names, whatever the record."""
+    """Yield all raw objects that a delta of the raw manifest names, whatever the record."""
     for list_name in LISTS.values():
         for record in delta.get(list_name, ()):
             file = record.get("file")
@@ -146,7 +146,7 @@ class PackState:
         self.alone: dict[str, Alone] = {}
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows. Raises `IntegrityError` when it does not."""
+        """Take in the delta that follows. Raises `IntegrityError` when it does not."""
         if version != self.version + 1:
             raise IntegrityError(f"pack manifest: version {version} after {self.version}")
         for path in delta["replaces"]:
@@ -164,12 +164,12 @@ class PackState:
 
 
 def pack_log(raw: Store, folder: str) -> ManifestLog:
-    """The manifest of the packs of a folder."""
+    """Return the manifest of the packs of a folder."""
     return ManifestLog(raw, f"{PACKS}/{folder}/_manifest")
 
 
 def pack_state(raw: Store, folder: str) -> PackState:
-    """The packs of a folder at present.
+    """Return the packs of a folder at present.
 
     Their manifest is short and never shortened: a listing and its few deltas are less to ask for than `catch_up` does.
     """

@@ -65,10 +65,10 @@ class RunLog(Protocol):
     """What has the records of runs: a raw manifest (`StoredRunLog`), or what stands for one."""
 
     def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
-        """The deltas after a version, with theirs."""
+        """Return the deltas after a version, with theirs."""
 
     def read(self, version: int) -> RunDelta:
-        """One delta; `FileNotFoundError` where there is none."""
+        """Return one delta; `FileNotFoundError` where there is none."""
 
     def url(self) -> str:
         """Where it is, for messages."""

@@ -18,7 +18,7 @@ _DIGITS = 64
 
 
 def unsealed(path: str) -> dict[bytes, bytes]:
-    """The entry of the key-value metadata that `seal` completes. It has to be added last.
+    """Return the entry of the key-value metadata that `seal` completes. It has to be added last.
 
     Args:
       path: where the file will be stored. Its folder does not count, since objects move.
@@ -27,13 +27,13 @@ def unsealed(path: str) -> dict[bytes, bytes]:
 
 
 def seal(data: bytes) -> bytes:
-    """A file, which has the entry of `unsealed`, with its seal."""
+    """Return a file, which has the entry of `unsealed`, with its seal."""
     at = data.rindex(_MARK) + len(_MARK)
     return b"".join((data[:at], _digest(data, at), data[at + _DIGITS :]))
 
 
 def is_sealed(data: bytes, path: str, url: str) -> bool:
-    """Whether a file has a seal; a file of an older version has none.
+    """Return whether a file has a seal; a file of an older version has none.
 
     Args:
       data: the file.
@@ -55,12 +55,12 @@ def is_sealed(data: bytes, path: str, url: str) -> bool:
 
 
 def damaged(url: str) -> IntegrityError:
-    """The error for a stored file whose bytes are not those that were written."""
+    """Return the error for a stored file whose bytes are not those that were written."""
     return IntegrityError(f"{url} is not as it was written: restore it from a copy")
 
 
 def unreadable(url: str, error: Exception) -> IntegrityError:
-    """The error for a stored file that Parquet's reader cannot read; its own words can have several lines."""
+    """Return the error for a stored file that Parquet's reader cannot read; its own words can have several lines."""
     return IntegrityError(
         f"{url} cannot be read as Parquet: {' '.join(str(error).split()):.200}: restore it from a copy"
     )

@@ -61,16 +61,16 @@ class RawState:
         return _DeadLetters(self)
 
     def covered(self, topic: str, partition: int) -> RangeSet:
-        """The offsets of a partition that are settled. Not to be changed by the caller."""
+        """Return the offsets of a partition that are settled. Not to be changed by the caller."""
         return self._covered.get((topic, partition), _NOTHING)
 
     def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
-        """(topic, partition, covered offsets) of all that was ever read, in order."""
+        """Yield (topic, partition, covered offsets) of all that was ever read, in order."""
         for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
             yield topic, partition, ranges
 
     def due(self, now_us: int) -> list[PendingRun]:
-        """The deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
+        """Return the deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
         due = [outcome for outcome in self.deferred.values() if (outcome.not_before_us or 0) <= now_us]
         due.sort(key=lambda outcome: (outcome.not_before_us or 0, str(outcome.origin), outcome.run_id))
         return [retry(outcome) for outcome in due]
@@ -80,14 +80,14 @@ class RawState:
         return min((outcome.not_before_us or 0 for outcome in self.deferred.values()), default=None)
 
     def totals(self) -> dict[str, int]:
-        """How many (event, run) there are of each kind, zeros included."""
+        """Return how many (event, run) there are of each kind, zeros included."""
         totals = dict.fromkeys(LISTS, 0)
         for (kind, _), count in self.counts.items():
             totals[kind] += count  # type: ignore[index]
         return {str(kind): count for kind, count in totals.items()}
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Takes in the delta that follows.
+        """Take in the delta that follows.
 
         Raises:
           IntegrityError: when it does not follow, or contradicts what came before (a run twice, a topic made anew).
@@ -195,7 +195,7 @@ class RawState:
 
     @classmethod
     def restored_from(cls, version: int, value: Mapping[str, Any], tables: Mapping[str, IdTable]) -> RawState:
-        """The state at a checkpoint.
+        """Return the state at a checkpoint.
 
         Args:
           version: that of the checkpoint; 0 for the state before all deltas.
@@ -226,7 +226,7 @@ class RawState:
         return state
 
     def recent(self) -> dict[str, Rows]:
-        """The ids since the checkpoint that it was restored from, for the tables of the next.
+        """Return the ids since the checkpoint that it was restored from, for the tables of the next.
 
         Raises:
           TypeError: its index is not one over tables.
@@ -258,7 +258,7 @@ class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):
         return _DeadLetterItems(self)
 
     def pairs(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """All of them, one by one, without a look-up for each."""
+        """Return all of them, one by one, without a look-up for each."""
         return self._state.index.dead_letters()
 
 
@@ -276,7 +276,7 @@ RAW = Checkpointed(TABLES, RawState.restored_from)
 
 
 def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
-    """The raw manifest of a raw store and its present state, from the newest checkpoint on."""
+    """Return the raw manifest of a raw store and its present state, from the newest checkpoint on."""
     log = ManifestLog(raw)
     state = Checkpoints(log, RAW).open()
     catch_up(log, state)
@@ -284,7 +284,7 @@ def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
 
 
 def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raises `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
+    """Raise `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
     if known and found and known != found:
         raise IntegrityError(
             f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says "
@@ -293,7 +293,7 @@ def check_topic_id(topic: str, known: str, found: str) -> None:
 
 
 def retry(outcome: Outcome) -> PendingRun:
-    """The candidate that tries a deferred outcome again."""
+    """Return the candidate that tries a deferred outcome again."""
     if outcome.mention is None:
         raise IntegrityError(f"{outcome.origin}: deferred without a run")
     return PendingRun(

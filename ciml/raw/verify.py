@@ -158,7 +158,7 @@ class _Replay:
         self.state = RawState.restored_from(0, {}, self.tables)
 
     def flush(self) -> None:
-        """Moves the ids from memory to the tables."""
+        """Move the ids from memory to the tables."""
         recent = self.state.recent()
         for name, table in self.tables.items():
             steps = table.with_rows(recent[name]).merged()
@@ -191,7 +191,7 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay:
 
 
 def _digest(table: IdTable) -> Mapping[str, str]:
-    """A digest of each column over all rows, in the order of the ids."""
+    """Return a digest of each column over all rows, in the order of the ids."""
     digests = {name: hashlib.sha256() for name in ("high", "low", *table.kind.columns)}
     for rows in table.scan():
         digests["high"].update(rows.high.tobytes())

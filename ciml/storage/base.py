@@ -31,18 +31,18 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Writes a new object, whole or not at all. Returns False, and writes nothing, where one exists already."""
+        """Write a new object, whole or not at all. Return False, and writes nothing, where one exists already."""
 
     @abstractmethod
     def replace(self, path: str, data: bytes) -> None:
-        """Writes an object whole, over an older one. Only for what is no record: reports, caches, pointers."""
+        """Write an object whole, over an older one. Only for what is no record: reports, caches, pointers."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The object's bytes. Raises `FileNotFoundError` where there is none."""
+        """Return the object's bytes. Raises `FileNotFoundError` where there is none."""
 
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
-        """The objects at the first of ``paths``, up to one that is not there: fewer where one is missing."""
+        """Return the objects at the first of ``paths``, up to one that is not there: fewer where one is missing."""
         found: list[bytes] = []
         for path in paths:
             try:
@@ -60,16 +60,18 @@ class Store(ABC):
         return self.read(path)[start : start + size]
 
     def pieces(self, path: str) -> Iterator[bytes]:
-        """The object's bytes in their order, piece by piece: for what may be larger than memory. Raises as `read`."""
+        """Yield the object's bytes in their order, piece by piece: for what may be larger than memory.
+
+        Raises as `read`."""
         yield self.read(path)
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Whether there is such an object (a folder is none)."""
+        """Return whether there is such an object (a folder is none)."""
 
     @abstractmethod
     def list(self, prefix: str = "", after: str = "") -> list[str]:
-        """The paths of all objects below the folder ``prefix``, sorted; only those greater than ``after``."""
+        """Return the paths of all objects below the folder ``prefix``, sorted; only those greater than ``after``."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[Entry]:
@@ -78,19 +80,19 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Removes an object; none there is no error."""
+        """Remove an object; none there is no error."""
 
     def delete_leftovers(self, prefix: str, before_s: float) -> int:
-        """Removes below ``prefix`` what killed writers left half-written before ``before_s`` (epoch seconds), and
+        """Remove below ``prefix`` what killed writers left half-written before ``before_s`` (epoch seconds), and
         folders that have been empty since then. Never an object. Returns how many files were removed."""
         return 0
 
     @abstractmethod
     def child(self, path: str) -> Store:
-        """The store whose root is the folder ``path`` of this one."""
+        """Return the store whose root is the folder ``path`` of this one."""
 
     def url(self, path: str = "") -> str:
-        """The full address of an object, as pyarrow, Beam and TensorFlow take it."""
+        """Return the full address of an object, as pyarrow, Beam and TensorFlow take it."""
         return f"{self.root}/{checked(path)}" if path else self.root
 
     def __repr__(self) -> str:
@@ -104,7 +106,7 @@ class Store(ABC):
 
 
 def checked(path: str) -> str:
-    """A path below a store's root in its plain form. Raises `CimlError` for one that leaves it."""
+    """Return a path below a store's root in its plain form. Raises `CimlError` for one that leaves it."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts or path.startswith("/") or ".." in parts or "\x00" in path:
         raise CimlError(f"{path!r} is no path below a store's root")

@@ -188,7 +188,7 @@ def _remove_old(path: str, before_s: float) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, each of them on the disk before the next."""
+    """Make a folder and those above it, each of them on the disk before the next."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

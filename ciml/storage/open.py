@@ -13,7 +13,7 @@ __all__ = ["Entry", "LocalStore", "S3Store", "Store", "open_store"]
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
-    """The store at a local folder or an ``s3://bucket/prefix``.
+    """Return the store at a local folder or an ``s3://bucket/prefix``.
 
     S3 takes its endpoint and credentials from the environment, as boto3 does (``AWS_ENDPOINT_URL_S3``, …).
 

@@ -46,7 +46,7 @@ _S3_SETTINGS = (
 
 @lru_cache(maxsize=8)
 def _s3_client(pid: int, *settings: str | None) -> Any:
-    """One client a process for all stores: making one takes a tenth of a second, and clients are thread-safe."""
+    """Return one client a process for all stores: making one takes a tenth of a second, and clients are thread-safe."""
     import boto3
     from botocore.config import Config
 
@@ -110,7 +110,7 @@ class S3Store(Store):
         raise EngineError(f"{self.root}: put_object of {path} conflicts with another all the time")
 
     def _is_of(self, key: str, write: str) -> bool:
-        """Whether the object was created by that call of `create`."""
+        """Return whether the object was created by that call of `create`."""
         try:
             return bool(self._call("head_object", Key=key)["Metadata"].get(_WRITE) == write)
         except FileNotFoundError:
@@ -178,7 +178,7 @@ class S3Store(Store):
         return True
 
     def _pages(self, prefix: str, after: str = "") -> Iterator[dict[str, Any]]:
-        """The listing's items, in the order of their keys."""
+        """Yield the listing's items, in the order of their keys."""
         folder = (self._key(prefix) if prefix else self._prefix).rstrip("/")
         arguments: dict[str, Any] = {"Prefix": f"{folder}/" if folder else ""}
         if after:

@@ -74,7 +74,7 @@ class Delivery:
         self._end = end
 
     def step(self) -> bool:
-        """Sends what can be sent now without waiting. Returns whether all has arrived.
+        """Send what can be sent now without waiting. Return whether all has arrived.
 
         Raises:
           CimlError: it can never be sent as it is.
@@ -109,7 +109,7 @@ class Delivery:
         return self._once("finished", self._finished) and all(self._states.values())
 
     def _once(self, name: str, render: Callable[[], tuple[str, bytes, Any]]) -> bool:
-        """Sends a message where it is not on its way or there yet. Returns whether it is at least on its way."""
+        """Send a message where it is not on its way or there yet. Return whether it is at least on its way."""
         assert self._sender is not None
         if self._states.get(name, False) is not False:
             return True
@@ -127,7 +127,7 @@ class Delivery:
         return True
 
     def _samples(self) -> bool:
-        """Sends what is in the log. Returns whether all of it is on its way or has arrived."""
+        """Send what is in the log. Return whether all of it is on its way or has arrived."""
         if not self._plan.samples_topic:
             return True
         while self._sent and self._sent[0].arrived:
@@ -191,7 +191,7 @@ class Delivery:
         )  # fmt: skip
 
     def _put_log(self) -> bool:
-        """Puts the log, compressed, where it is fetched from, once. Without such a place it stays in the topic."""
+        """Put the log, compressed, where it is fetched from, once. Without such a place it stays in the topic."""
         if self._log_at is not None:
             return True
         if not self._plan.log_dir:
@@ -233,7 +233,7 @@ def _folder(facts: RunFacts) -> str:
 
 
 def _compressed(recording: Recording) -> bytes:
-    """The log in gzip, the same bytes each time."""
+    """Return the log in gzip, the same bytes each time."""
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:
         offset = 0

@@ -14,7 +14,7 @@ from recorder.spool.recording import Places, Recording, waiting
 
 
 def send_leftovers(settings: Settings, places: Places) -> None:
-    """Sends every recording of the spool that no process is recording.
+    """Send every recording of the spool that no process is recording.
 
     Args:
       settings: the spool, the broker and the time to wait.
@@ -65,7 +65,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
 
 
 def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:
-    """Sends one, as long as it gets on. Returns why it could not be sent, or ""."""
+    """Send one, as long as it gets on. Return why it could not be sent, or ""."""
     progress = -1
     try:
         recording.plan = by_command(recording, settings, places)

@@ -29,7 +29,7 @@ class Folder:
         self.path, self.descriptor = path, descriptor
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Let go of it."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Folder:
@@ -39,7 +39,7 @@ class Folder:
         self.close()
 
     def folder(self, name: str) -> Folder:
-        """The folder of that name in it.
+        """Return the folder of that name in it.
 
         Raises:
           CimlError: it belongs to another user.
@@ -53,7 +53,9 @@ class Folder:
         return Folder(path, descriptor)
 
     def names(self, most: int) -> list[str]:
-        """The names in it, sorted; where there are more than ``most``, any ``most`` + 1 of them. Raises `OSError`."""
+        """Return the names in it, sorted; where there are more than ``most``, any ``most`` + 1 of them.
+
+        Raises `OSError`."""
         found: list[str] = []
         with os.scandir(self.descriptor) as entries:
             for entry in entries:
@@ -63,7 +65,7 @@ class Folder:
         return sorted(found)
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """A descriptor of the file of that name.
+        """Return a descriptor of the file of that name.
 
         Raises:
           CimlError: it is no regular file, or another's, or has a second name.
@@ -77,7 +79,7 @@ class Folder:
         return descriptor
 
     def read(self, name: str, most: int) -> bytes:
-        """The content of a file of at most so many bytes.
+        """Return the content of a file of at most so many bytes.
 
         Raises:
           CimlError: as `open`, or it is larger.
@@ -99,7 +101,7 @@ class Folder:
             return os.fstat(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file whole. Raises `OSError`."""
+        """Replace a file whole. Raises `OSError`."""
         staged = f"{name}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged, dir_fd=self.descriptor)
@@ -109,7 +111,7 @@ class Folder:
 
 
 def open_private(path: Path, *, create: bool = False) -> Folder:
-    """A folder that this user owns and no other may enter.
+    """Return a folder that this user owns and no other may enter.
 
     Args:
       path: its path; its last part may not be a link.

@@ -23,22 +23,22 @@ _TAKEN_A_STEP = 10  # of those that are not sent: samples are taken between the 
 
 
 def end_of(recording: Recording) -> End:
-    """How a recording that was left behind ended: killed with its recorder, where nothing says so."""
+    """Return how a recording that was left behind ended: killed with its recorder, where nothing says so."""
     return recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
 
 
 def deliver(recording: Recording, sender: Sender | None) -> Delivery:
-    """The delivery of a recording that was left behind, as its plan now says."""
+    """Return the delivery of a recording that was left behind, as its plan now says."""
     return Delivery(recording, sender, end_of(recording), announce=not is_unsealed(recording.plan))
 
 
 def is_unsealed(plan: Plan) -> bool:
-    """Whether it is sent without the facts that a seal would have proved."""
+    """Return whether it is sent without the facts that a seal would have proved."""
     return UNSEALED.items() <= plan.mention.labels.items()
 
 
 def without_facts(plan: Plan) -> Plan:
-    """The same run, of which nothing is said that a trust policy asks for."""
+    """Return the same run, of which nothing is said that a trust policy asks for."""
     facts = plan.mention
     labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays where there are too many
     return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), labels=labels))
@@ -124,7 +124,7 @@ class Leftovers:
         self._waiting = trim(self._spool, [name for name in names if name != own.folder.path.name])
 
     def step(self) -> None:
-        """Sends what can be sent of one of them without waiting."""
+        """Send what can be sent of one of them without waiting."""
         for _ in range(_TAKEN_A_STEP):
             if self._current is not None or not self._waiting:
                 break
@@ -171,7 +171,7 @@ class Leftovers:
 
 
 def trim(spool: Folder, names: list[str]) -> list[str]:
-    """Removes the oldest recordings that no process records or sends, until the rest has `MAX_SPOOL_BYTES` at most.
+    """Remove the oldest recordings that no process records or sends, until the rest has `MAX_SPOOL_BYTES` at most.
 
     Args:
       spool: where they are.
@@ -198,7 +198,7 @@ def trim(spool: Folder, names: list[str]) -> list[str]:
 
 
 def _size(spool: Folder, name: str) -> int:
-    """The bytes of a recording; 0 for what is none."""
+    """Return the bytes of a recording; 0 for what is none."""
     try:
         with spool.folder(name) as folder:
             return size_of(folder)

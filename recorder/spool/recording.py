@@ -113,7 +113,7 @@ class Recording:
 
     @classmethod
     def create(cls, spool: Path, plan: Plan) -> Recording:
-        """A new recording.
+        """Return a new recording.
 
         Raises:
           CimlError: the spool is no private folder of this user.
@@ -137,7 +137,7 @@ class Recording:
 
     @classmethod
     def take(cls, spool: Folder, name: str) -> Recording | None:
-        """An older recording, or None where another process has it, or it is gone.
+        """Return an older recording, or None where another process has it, or it is gone.
 
         Raises:
           CimlError: what is there is no recording, or cannot be read; the message says which.
@@ -176,13 +176,13 @@ class Recording:
                     os.close(lock)
 
     def add_start(self, recorder_us: int) -> None:
-        """Notes a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
+        """Note a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
         start = Start(self.log.stat().st_size if self.log.exists() else 0, recorder_us)
         with os.fdopen(self.folder.open(STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
             file.write(json.dumps(asdict(start)) + "\n")
 
     def starts(self) -> list[Start]:
-        """The starts of the recorder, one at least, in their order."""
+        """Return the starts of the recorder, one at least, in their order."""
         found: list[Start] = []
         with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last
             for line in self.folder.read(STARTS, MAX_RECORDING_FILE_BYTES).splitlines()[:MAX_RECORDING_STARTS]:
@@ -193,11 +193,11 @@ class Recording:
         return found or [Start(0, self.plan.mention.start_us or 0)]
 
     def write_end(self, end: End) -> None:
-        """Notes how the command ended. Raises `OSError`."""
+        """Note how the command ended. Raises `OSError`."""
         self.folder.write(END, json.dumps(asdict(end)).encode())
 
     def end(self) -> End | None:
-        """How the command ended, or None where nothing readable says so."""
+        """Return how the command ended, or None where nothing readable says so."""
         try:
             content = parse_json(self.folder.read(END, MAX_RECORDING_FILE_BYTES))
             end = msgspec.convert(content, End)
@@ -222,13 +222,13 @@ class Recording:
         return status.st_mtime_ns // 1000
 
     def remove(self) -> str:
-        """Removes it, for all of it has arrived, and lets go of it. Returns what kept it from that, or ""."""
+        """Remove it, for all of it has arrived, and lets go of it. Return what kept it from that, or ""."""
         kept = _remove(self.folder)
         os.close(self.lock)
         return kept
 
     def release(self) -> None:
-        """Lets another process have it."""
+        """Let another process have it."""
         self.folder.close()
         os.close(self.lock)
 
@@ -250,7 +250,9 @@ def waiting(spool: Folder) -> tuple[list[str], bool]:
 
 
 def size_of(folder: Folder) -> int:
-    """The bytes of a recording's files; one that is too large for a recording does not count. Raises `OSError`."""
+    """Return the bytes of a recording's files; one that is too large for a recording does not count.
+
+    Raises `OSError`."""
     total = 0
     for name in set(folder.names(len(_FILES))) & set(_FILES):
         status = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
@@ -303,7 +305,7 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
 
 
 def _remove(folder: Folder) -> str:
-    """Removes a recording's folder and the files that it may hold; nothing else is ever removed from the spool.
+    """Remove a recording's folder and the files that it may hold; nothing else is ever removed from the spool.
 
     Returns:
       A line that says why the folder is still there, or "".
@@ -333,7 +335,9 @@ def _lock(folder: Folder) -> int | None:
 
 
 def _lock_of_mine(folder: Folder) -> int:
-    """The lock of a new folder. A recorder that looks through the spool may hold it for a moment. Raises `OSError`."""
+    """Return the lock of a new folder.
+
+    A recorder that looks through the spool may hold it for a moment. Raises `OSError`."""
     for _ in range(_LOCK_TRIES):
         lock = _lock(folder)
         if lock is not None:

@@ -49,7 +49,7 @@ def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[st
 
 
 def seal(recording: Recording, secrets: bytes) -> None:
-    """Seals a recording as it is now. Without secrets there is no seal: anyone could make it. Raises `OSError`."""
+    """Seal a recording as it is now. Without secrets there is no seal: anyone could make it. Raises `OSError`."""
     if not secrets:
         return
     salt = os.urandom(16)
@@ -58,7 +58,7 @@ def seal(recording: Recording, secrets: bytes) -> None:
 
 
 def is_sealed(recording: Recording, secrets: bytes) -> bool:
-    """Whether a process with the same secrets sealed it, and nothing was changed since."""
+    """Return whether a process with the same secrets sealed it, and nothing was changed since."""
     if not secrets:
         return False
     try:

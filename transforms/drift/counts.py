@@ -19,7 +19,7 @@ Columns = Mapping[tuple[str, str, tuple[str, ...]], int]
 
 
 def add_columns(parts: Iterable[Columns]) -> Columns:
-    """The columns of all parts together."""
+    """Return the columns of all parts together."""
     total: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
     for part in parts:
         total.update(part)
@@ -27,14 +27,14 @@ def add_columns(parts: Iterable[Columns]) -> Columns:
 
 
 def columns_to_json(columns: Columns) -> dict[str, Any]:
-    """Each order of columns once, and how many runs of a job and provider have it."""
+    """Return each order of columns once, and how many runs of a job and provider have it."""
     layouts = sorted({layout for *_, layout in columns})
     groups = [[job, provider, layouts.index(layout), runs] for (job, provider, layout), runs in sorted(columns.items())]
     return {"layouts": [list(layout) for layout in layouts], "groups": groups}
 
 
 def columns_from_json(value: Mapping[str, Any]) -> Columns:
-    """Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` for what is none."""
+    """Raise `ValueError`, `KeyError`, `TypeError` or `IndexError` for what is none."""
     layouts = [tuple(layout) for layout in value["layouts"]]
     return {(job, provider, layouts[layout]): int(runs) for job, provider, layout, runs in value["groups"]}
 
@@ -72,7 +72,7 @@ class Presence:
         return bool(((have > 0) & (have < runs) & part.cells).any())
 
     def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
-        """The share of runs with a column in each of some slices, cells weighted alike.
+        """Return the share of runs with a column in each of some slices, cells weighted alike.
 
         p is exact: the chance of as many in ``after`` when in each cell those with the column are drawn at random.
         """
@@ -153,7 +153,7 @@ class Group(NamedTuple):
 
 
 def one_sided(before: Mapping[str, int], after: Mapping[str, int]) -> list[Group]:
-    """The categories that only one side has."""
+    """Return the categories that only one side has."""
     from scipy.stats import hypergeom
 
     n, m = sum(before.values()), sum(after.values())

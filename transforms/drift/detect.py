@@ -149,7 +149,7 @@ class Pair:
 
 
 def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
-    """The slices that have enough runs on both sides, the widest first, and those that have too few.
+    """Return the slices that have enough runs on both sides, the widest first, and those that have too few.
 
     A slice that holds the same runs as a wider one is left out, as one that holds runs of one side alone.
     """
@@ -181,7 +181,7 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
 
 
 def measure_slices(pair: Pair, sides: Sides, parts: Sequence[Part]) -> list[Measure]:
-    """Compares the ranks of one series in each of some slices, cells weighted alike on both sides."""
+    """Compare the ranks of one series in each of some slices, cells weighted alike on both sides."""
     rows, means = [], []
     for part in parts:
         before, after = distributions(pair.ranked, sides, part)
@@ -201,7 +201,7 @@ def distributions(pair: Pair, sides: Sides, part: Part) -> tuple[np.ndarray, np.
 
 
 def measure_pooled(pair: Pair, sides: Sides) -> Measure:
-    """Compares one series of all runs as they are, with whatever the mix did to them."""
+    """Compare one series of all runs as they are, with whatever the mix did to them."""
     n, m = int(sides.before.sum()), int(sides.after.sum())
     before = _distribution(pair, pair.before, np.full(len(sides.cells), 1 / max(n, 1)))
     after = _distribution(pair, pair.after, np.full(len(sides.cells), 1 / max(m, 1)))
@@ -210,7 +210,7 @@ def measure_pooled(pair: Pair, sides: Sides) -> Measure:
 
 
 def _distribution(pair: Pair, entries: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """The share of each value, float64 [values], where a run of a cell weighs ``weight`` [C]."""
+    """Return the share of each value, float64 [values], where a run of a cell weighs ``weight`` [C]."""
     cell, place, runs = entries
     shares: np.ndarray = np.bincount(place, runs * weight[cell], pair.values.size)
     return shares
@@ -226,7 +226,7 @@ def _measures(
 
 
 def ks_distance(before: np.ndarray, after: np.ndarray) -> float:
-    """The largest distance of two distributions, given as shares of the same ascending values."""
+    """Return the largest distance of two distributions, given as shares of the same ascending values."""
     return float(np.abs(np.cumsum(before - after)).max(initial=0.0))
 
 
@@ -242,7 +242,7 @@ def ks_p(distance: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def psi_of(before: np.ndarray, after: np.ndarray, runs_before: int, runs_after: int, weight: float) -> float:
-    """The population stability index of two distributions, given as shares of the same ascending values.
+    """Return the population stability index of two distributions, given as shares of the same ascending values.
 
     The bins are tenths of ``before``, fewer for few runs: a value is in the tenth that the middle of its own share
     falls into, so a value that many runs have is never thrown together with what lies beside it. Each bin counts half
@@ -272,7 +272,7 @@ def places(
     moved: Callable[[Measure], bool],
     min_runs: int,
 ) -> Iterator[Place]:
-    """The fewest slices that account for what moved.
+    """Yield the fewest slices that account for what moved.
 
     The slice in which it shows most clearly (the largest KS · √H) is told, its runs are left out, and the rest is
     looked at again: a job that moved is told once, and not again for its provider and for all runs.

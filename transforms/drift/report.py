@@ -32,7 +32,7 @@ class Side:
     excluded: Mapping[str, int] = field(default_factory=dict)
 
     def categories(self, dimension: int) -> dict[str, int]:
-        """The runs by job (0), provider (1), flavour (2) or class (3)."""
+        """Return the runs by job (0), provider (1), flavour (2) or class (3)."""
         counts: dict[str, int] = {}
         for cell, runs in zip(self.statistics.cells, self.statistics.runs.tolist(), strict=True):
             counts[cell[dimension]] = counts.get(cell[dimension], 0) + runs
@@ -136,7 +136,7 @@ def _side_to_json(side: Side) -> dict[str, Any]:
 
 
 def summary_of(statistics: Statistics, name: str) -> dict[str, float]:
-    """A series of all cells together: count of windows, mean, std, min, max and the share of zeros."""
+    """Return a series of all cells together: count of windows, mean, std, min, max and the share of zeros."""
     series = statistics.series[name]
     count = int(series.count.sum())
     if not count:

@@ -80,7 +80,7 @@ class Statistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:
-        """Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+        """Raise `ValueError`, `KeyError` or `TypeError` for what is none."""
         cells = tuple(Cell(*cell[:-1]) for cell in value["cells"])
         series = {each["name"]: _series_from_json(each, len(cells)) for each in value["series"]}
         return cls(cells, np.array([cell[-1] for cell in value["cells"]], np.int64), series)
@@ -108,7 +108,7 @@ def _series_from_json(value: Mapping[str, Any], cells: int) -> Series:
 
 
 def buckets(values: np.ndarray) -> np.ndarray:
-    """The bucket of each value, int64: the same edges for all data, each at most 0.8 % above the one before.
+    """Return the bucket of each value, int64: the same edges for all data, each at most 0.8 % above the one before.
 
     A bucket is what the upper 16 bits of a float32 say, in the order of the values. So distributions add up whatever
     they are of, a power of two moves a value by whole buckets, and 0 has one of its own.
@@ -119,7 +119,7 @@ def buckets(values: np.ndarray) -> np.ndarray:
 
 
 def middles(bucket: np.ndarray) -> np.ndarray:
-    """The value in the middle of each bucket, float64; 0 for the bucket of 0."""
+    """Return the value in the middle of each bucket, float64; 0 for the bucket of 0."""
     magnitude = np.abs(bucket)
     bits = ((magnitude << _SHIFT) + np.where(magnitude > 0, 1 << (_SHIFT - 1), 0)).astype(np.int32)
     values: np.ndarray = np.where(bucket < 0, -1.0, 1.0) * bits.view(np.float32)
@@ -127,12 +127,12 @@ def middles(bucket: np.ndarray) -> np.ndarray:
 
 
 def columns_needed(resolved: ResolvedDefinition) -> list[str]:
-    """The columns of examples that `statistics` looks at."""
+    """Return the columns of examples that `statistics` looks at."""
     return [*Cell._fields, "n_windows", *resolved.features]
 
 
 def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
-    """The statistics of examples.
+    """Return the statistics of examples.
 
     Args:
       examples: rows with the columns `columns_needed`, not normalised; padding is left out by ``n_windows``.
@@ -158,7 +158,7 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
 
 
 def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
-    """The cells of examples, sorted, and int64 [rows], which one each row is in."""
+    """Return the cells of examples, sorted, and int64 [rows], which one each row is in."""
     names = [examples.column(name).to_pylist() for name in Cell._fields]
     rows = [Cell(*(value or "" for value in row)) for row in zip(*names, strict=True)]
     cells = tuple(sorted(set(rows)))
@@ -167,7 +167,9 @@ def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
 
 
 def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> Series:
-    """A series of runs. ``values`` [sum of n] are those of run 0, of run 1, …; ``n`` int64 [rows] is 1 or more."""
+    """Return a series of runs.
+
+    ``values`` [sum of n] are those of run 0, of run 1, …; ``n`` int64 [rows] is 1 or more."""
     if not n.size:
         return _grouped(Series(*([np.zeros(0, np.int64)] * len(Series.__slots__))), cell, cells)
     values = values.astype(np.float64)
@@ -188,7 +190,7 @@ def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> 
 
 
 def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
-    """Joins the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches name it already."""
+    """Join the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches name it already."""
     count = np.bincount(owner, parts.count, cells)
     some = np.maximum(count, 1)
     mean = np.bincount(owner, parts.count * parts.mean, cells) / some
@@ -211,7 +213,7 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
-    """The statistics of all parts together: one or more, of the same series. A few are held at a time."""
+    """Return the statistics of all parts together: one or more, of the same series. A few are held at a time."""
     held: list[Statistics] = []
     for part in parts:
         held.append(part)

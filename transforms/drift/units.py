@@ -32,7 +32,7 @@ class Unit(NamedTuple):
 
 
 def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: float) -> Unit | None:
-    """Whether ``after`` is ``before`` in another unit.
+    """Return whether ``after`` is ``before`` in another unit.
 
     Args:
       values: float64 [K] ascending.

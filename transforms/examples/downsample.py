@@ -50,7 +50,7 @@ class _Samples:
 
 
 def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Windows:
-    """Downsamples the telemetry of many runs at once. What becomes of a run does not depend on the others.
+    """Downsample the telemetry of many runs at once. What becomes of a run does not depend on the others.
 
     Args:
       tables: of each run its telemetry as stored: ``time`` timestamp[us, UTC], ``boot`` bool, float64 columns; a null
@@ -91,7 +91,7 @@ def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefi
 def _windows(
     joined: pa.Table, runs: np.ndarray, n: int, resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> Windows:
-    """The windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
+    """Return the windows of n runs. ``runs`` int64 [S] is the run of each row, ascending."""
     definition = resolved.definition
     samples, origin = _samples(joined, runs, resolved)
     columns, run = _bins(samples, origin, definition.interval_us, definition.sample_statistic)
@@ -115,7 +115,7 @@ def _windows(
 def _join(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> tuple[pa.Table, np.ndarray]:
-    """One table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
+    """Return one table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
     parts, index, rows = [], [], []
     schema = _schema(resolved)
     for number, table in enumerate(tables):
@@ -151,7 +151,7 @@ def _no_time() -> RejectedInput:
 
 
 def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
-    """The windows of n runs from those of its parts, one at least: (int64 [m], which runs; their windows)."""
+    """Return the windows of n runs from those of its parts, one at least: (int64 [m], which runs; their windows)."""
     run = np.concatenate([at[windows.run] for at, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
@@ -199,7 +199,7 @@ def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
-    """How many elements each group has: int64 [groups]. (np.diff takes ten times as long for a few.)"""
+    """Return how many elements each group has: int64 [groups]. (np.diff takes ten times as long for a few.)"""
     sizes = np.empty_like(begins)
     sizes[:-1] = begins[1:] - begins[:-1]
     sizes[-1:] = total - begins[-1:]
@@ -221,7 +221,7 @@ def _bins(
 def reduce_windows(
     columns: Sequence[np.ndarray], begins: np.ndarray, statistic: str
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The sample statistic of windows whose samples stand one after another.
+    """Return the sample statistic of windows whose samples stand one after another.
 
     Args:
       columns: F columns float64 [S]; NaN is no value.

@@ -39,7 +39,7 @@ class LogReader:
         self._kept: dict[str, pa.Table] = {}
 
     def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...]]:
-        """The names of the columns of each log that can be used, in log order.
+        """Return the names of the columns of each log that can be used, in log order.
 
         Raises:
           EngineError: a log cannot be read for a reason that says nothing of it.
@@ -59,7 +59,7 @@ class LogReader:
         return [found[at] for at in sorted(found)]
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
-        """The windows of the runs; a log that cannot be used is refused as its dead letter would be.
+        """Return the windows of the runs; a log that cannot be used is refused as its dead letter would be.
 
         Raises:
           EngineError: a log cannot be read for a reason that says nothing of it.
@@ -106,6 +106,6 @@ class LogReader:
 
 
 def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
-    """(their places int64 [m], their windows)."""
+    """Return (their places int64 [m], their windows)."""
     places = sorted(tables)
     return np.array(places, np.int64), downsample([tables[at] for at in places], resolved)

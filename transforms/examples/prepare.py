@@ -47,7 +47,7 @@ class Examples(NamedTuple):
 
 
 def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
-    """The schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
+    """Return the schema of a data set's examples: metadata, then each feature as fixed_size_list<float32>[L]."""
     return example_schema(resolved.features, resolved.windows)
 
 
@@ -76,7 +76,7 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
 
 
 def make_examples(runs: Sequence[RunFacts], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
-    """The examples of runs. What comes out for a run does not depend on the others.
+    """Return the examples of runs. What comes out for a run does not depend on the others.
 
     Args:
       runs: what is known of each run.
@@ -127,7 +127,7 @@ def examples_from(
 
 
 def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, int]:
-    """One run as a model takes it.
+    """Return one run as a model takes it.
 
     Returns:
       inputs float32 [L, F], not normalised, padded with zeros; and n_windows, how many of the L are the run's own.
@@ -172,7 +172,7 @@ def run_facts(examples: pa.Table) -> list[RunFacts]:
 
 
 def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
-    """The digest of an example, by which two ways of making it are compared. ``arrays`` float32 [F, L]."""
+    """Return the digest of an example, by which two ways of making it are compared. ``arrays`` float32 [F, L]."""
     return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
 
 
@@ -210,7 +210,7 @@ def _table(
     kept: np.ndarray,
     resolved: ResolvedDefinition,
 ) -> pa.Table:
-    """The rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
+    """Return the rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
     L = resolved.windows
     place = np.full(windows.n_windows.size, -1)
     place[kept] = np.arange(kept.size)

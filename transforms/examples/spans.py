@@ -43,14 +43,14 @@ _GROUP_BYTES = 4 << 20  # of a row group, before compression: writing takes as m
 
 
 def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPlan]:
-    """The runs of a span in parts whose examples fit in memory."""
+    """Yield the runs of a span in parts whose examples fit in memory."""
     size = min(_BATCH_RUNS, max(1, _BATCH_BYTES // (4 * resolved.windows * len(resolved.features))))
     for start in range(0, len(plan.runs), size):
         yield SpanPlan(plan.span, plan.version, plan.runs[start : start + size])
 
 
 def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-    """Reads the telemetry of runs, only what the definition needs of it, and makes their examples."""
+    """Read the telemetry of runs, only what the definition needs of it, and makes their examples."""
 
     def windows_of(taken: Sequence[int]) -> Windows:
         files = [plan.runs[index].file for index in taken]
@@ -91,7 +91,7 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
-    """Writes a span's files, content-named and exclusively, and describes them as the manifest is to.
+    """Write a span's files, content-named and exclusively, and describes them as the manifest is to.
 
     Args:
       root: the data set's folder.
@@ -130,7 +130,7 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
 
 
 def _of_splits(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each split that has any: they lie together."""
+    """Yield the rows of each split that has any: they lie together."""
     splits = table.column("split").to_pylist()
     for split in SPLITS:
         if count := splits.count(split):
@@ -183,7 +183,7 @@ def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
 def read_span(
     root: Store, span: SpanVersion, *, splits: Sequence[str] = SPLITS, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The examples of a span, split by split, each in the order of the raw manifest.
+    """Return the examples of a span, split by split, each in the order of the raw manifest.
 
     Args:
       root: the data set's folder (`ciml.datasets.state.dataset_store`).
@@ -203,7 +203,7 @@ def read_span(
 
 
 def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one file.
+    """Return the rows of one file.
 
     A sealed file is checked before it is parsed. One of an older version is read whole, and compared with its digest.
 
@@ -265,7 +265,7 @@ def _faults(table: pa.Table, digest: str) -> list[str]:
 
 
 def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
-    """The features of examples as a model takes them: float32 [rows, L, F], not normalised."""
+    """Return the features of examples as a model takes them: float32 [rows, L, F], not normalised."""
     out = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
     for index, name in enumerate(resolved.features):
         out[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)

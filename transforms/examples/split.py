@@ -12,13 +12,13 @@ _RANGE = 1 << 64
 
 @lru_cache(maxsize=16)
 def _hash(salt: str) -> Any:
-    """The keyed hash, ready for a subject. To be copied: making one takes longer than what it hashes here."""
+    """Return the keyed hash, ready for a subject. To be copied: making one takes longer than what it hashes here."""
     key = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
     return hashlib.blake2b(key=key, digest_size=8, person=b"ciml split")
 
 
 def split_of(project: str, change: str, run_id: str, salt: str, weights: tuple[int, int, int] = (7, 0, 3)) -> str:
-    """The split of a run: that of its change where the change is known, so that reruns never face each other.
+    """Return the split of a run: that of its change where the change is known, so that reruns never face each other.
 
     Args:
       project: the project of the change; may be empty.

@@ -85,7 +85,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """An address in parts.
+    """Return an address in parts.
 
     Takes ``http://``, ``https://`` (without user or password; non-ASCII paths are percent-encoded), ``s3://bucket/key``,
     ``file:///path`` and absolute paths.
@@ -166,7 +166,7 @@ def _host(text: str) -> str:
 
 
 def as_ip(host: str) -> IPAddress | None:
-    """The IP address that a host is, or None for a name."""
+    """Return the IP address that a host is, or None for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -174,13 +174,13 @@ def as_ip(host: str) -> IPAddress | None:
 
 
 def is_never(ip: IPAddress) -> bool:
-    """Whether an address is link-local, multicast, unspecified, reserved or a cloud's metadata service."""
+    """Return whether an address is link-local, multicast, unspecified, reserved or a cloud's metadata service."""
     inner = getattr(ip, "ipv4_mapped", None) or ip
     return any(inner.version == network.version and inner in network for network in _NEVER)
 
 
 def is_plain(ip: IPAddress) -> bool:
-    """Whether an address wraps no other, as NAT64, 6to4 and mapped ones do, and has no scope."""
+    """Return whether an address wraps no other, as NAT64, 6to4 and mapped ones do, and has no scope."""
     if ip.is_loopback:
         return not getattr(ip, "ipv4_mapped", None)
     if getattr(ip, "scope_id", None) or getattr(ip, "ipv4_mapped", None):
@@ -189,7 +189,7 @@ def is_plain(ip: IPAddress) -> bool:
 
 
 def is_public(ip: IPAddress) -> bool:
-    """Whether an address is a machine of the open Internet, by itself and not by what it wraps."""
+    """Return whether an address is a machine of the open Internet, by itself and not by what it wraps."""
     if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6):
         return False
     if any(ip.version == network.version and ip in network for network in _SPECIAL):
@@ -240,7 +240,7 @@ def host_rule(text: str, private: bool = False) -> HostRule:
 
 
 def check_ips(found: list[str], private: bool) -> list[str]:
-    """All addresses that a host resolved to, in order, once each has been checked.
+    """Return all addresses that a host resolved to, in order, once each has been checked.
 
     Raises:
       RejectedInput: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).

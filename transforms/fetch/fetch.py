@@ -75,7 +75,7 @@ class _Schedule:
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[_Job]:
-        """The jobs for one thread; a job counts as over when the thread asks for the next."""
+        """Yield the jobs for one thread; a job counts as over when the thread asks for the next."""
         while True:
             job = self._take()
             if job is None:
@@ -138,13 +138,13 @@ class _Budget:
         self._lock = threading.Lock()
 
     def release(self, job: _Job) -> None:
-        """Gives back all bytes of a job."""
+        """Give back all bytes of a job."""
         with self._lock:
             self._held -= job.held
             job.held, job.dropped = 0, True
 
     def grow(self, job: _Job, size: int) -> None:
-        """Takes bytes for a job, or gives them back where the size is negative."""
+        """Take bytes for a job, or gives them back where the size is negative."""
         with self._lock:
             if job.dropped:
                 return
@@ -210,7 +210,7 @@ class Fetcher:
             return self._s3
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         if self._http is not None:
             self._http.close()
         if self._s3 is not None:
@@ -290,7 +290,7 @@ class Fetcher:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """The log at an address, unpacked.
+        """Return the log at an address, unpacked.
 
         Raises:
           RejectedInput: with one of `REJECTED`.
@@ -342,7 +342,7 @@ _fetchers_lock = threading.Lock()
 
 
 def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetches the logs of a batch's candidates, `FetchPolicy.threads` at once.
+    """Fetch the logs of a batch's candidates, `FetchPolicy.threads` at once.
 
     Args:
       batch: whose candidates have an `address` or a `log_url` in their mention.
@@ -388,7 +388,7 @@ def fetch_in_parts(
 
 
 def _split(part: Batch) -> Iterator[Batch]:
-    """The same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
+    """Yield the same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
     rest, settled = part.pending_runs[::-1], part.settled
     part.pending_runs = []
     while rest or settled:

@@ -27,7 +27,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None = None) -> bytes:
-    """The log in a file, unpacked.
+    """Return the log in a file, unpacked.
 
     Raises:
       RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
@@ -55,7 +55,7 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
 
 
 def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
-    """Opens a regular file for reading, if its path leads below one of the roots at every step.
+    """Open a regular file for reading, if its path leads below one of the roots at every step.
 
     Args:
       roots: of `FetchPolicy.roots`.
@@ -84,7 +84,7 @@ def _not_regular() -> RejectedInput:
 
 
 def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:
-    """The path with a root's own symlinks followed, which is known without a look at the file system."""
+    """Return the path with a root's own symlinks followed, which is known without a look at the file system."""
     for spelled, real in roots:
         if path.startswith(spelled):
             return real + path[len(spelled) :]
@@ -139,7 +139,7 @@ class _Walk:
         raise _not_allowed()
 
     def _folder(self) -> int:
-        """A handle of the folder that was reached, which is a root or in a folder that has a handle."""
+        """Return a handle of the folder that was reached, which is a root or in a folder that has a handle."""
         handle = self._handles.get(self._at)
         if handle is None:
             above, _, name = self._at.rpartition("/")

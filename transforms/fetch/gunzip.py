@@ -91,7 +91,7 @@ class _Layer:
 
 
 def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | None = None) -> bytes:
-    """Joins chunks, unpacking them where they are gzip (by their first bytes, never by a name), at most twice.
+    """Join chunks, unpacking them where they are gzip (by their first bytes, never by a name), at most twice.
 
     Args:
       chunks: bytes in their order, of any sizes.
@@ -122,7 +122,7 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """A log at hand: unpacked where it is gzip, else itself, not a copy. Raises as `gunzip`."""
+    """Return a log at hand: unpacked where it is gzip, else itself, not a copy. Raises as `gunzip`."""
     if data.startswith(_MAGIC):
         return gunzip((data,), limit)
     if len(data) > limit:

@@ -33,7 +33,7 @@ _SLACK_S = 0.001
 
 
 def system_resolve(host: str, port: int) -> list[str]:
-    """The addresses that the system's resolver gives, without repeats."""
+    """Return the addresses that the system's resolver gives, without repeats."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -44,7 +44,7 @@ class _Deadline(threading.local):
     at: float = float("inf")
 
     def left(self, timeout: float | None) -> float:
-        """The time that one step may take."""
+        """Return the time that one step may take."""
         left = self.at - time.monotonic()
         if left <= _SLACK_S:
             raise httpcore.ReadTimeout("the time for the whole fetch is over")
@@ -172,11 +172,11 @@ class HttpLogs:
         )
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._pool.close()
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """The log at an address, unpacked.
+        """Return the log at an address, unpacked.
 
         A hiccup (a connection reset or refused, an answer of 5xx) is tried once more at once.
 

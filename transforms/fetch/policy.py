@@ -101,7 +101,7 @@ class FetchPolicy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None, **options: Any) -> FetchPolicy:
-        """The policy in a TOML file whose keys are the attributes; ``options`` go before what the file says.
+        """Return the policy in a TOML file whose keys are the attributes; ``options`` go before what the file says.
 
         Raises:
           CimlError: one line, for a file that cannot be read, an unknown key or a value that is of no use.

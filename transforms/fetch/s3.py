@@ -47,11 +47,11 @@ class S3Logs:
         self._client = boto3.session.Session().client("s3", config=config)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._client.close()
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """The log in an object, unpacked. An answer that is cut is tried once more at once.
+        """Return the log in an object, unpacked. An answer that is cut is tried once more at once.
 
         Args:
           address: of s3.
@@ -93,7 +93,7 @@ class S3Logs:
             body.close()
 
     def _ask(self, address: Address, end: float) -> Any:
-        """The object, once its headers have come. A server that is too slow is left behind in its thread."""
+        """Return the object, once its headers have come. A server that is too slow is left behind in its thread."""
         answers: list[Any] = []
         left_behind = threading.Event()
 

@@ -29,7 +29,7 @@ _kept: list[CimlError] = []
 
 @contextmanager
 def keep_error() -> Iterator[None]:
-    """Keeps an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
+    """Keep an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
     try:
         yield
     except CimlError as error:

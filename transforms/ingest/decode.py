@@ -18,7 +18,7 @@ ALL_JOBS = ("*",)
 
 
 def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str, str] | None = None) -> Batch:
-    """Decodes a batch's messages.
+    """Decode a batch's messages.
 
     Args:
       batch: with ``covers``, which names the topic and partition of its messages.
@@ -64,7 +64,7 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
 
 
 def why_ignored(facts: RunFacts) -> str:
-    """The reason of `IGNORED` that lies in the run itself, or ""."""
+    """Return the reason of `IGNORED` that lies in the run itself, or ""."""
     if facts.phase != "finished":
         return "not_finished"
     if facts.outcome == "cancellation":
@@ -77,6 +77,6 @@ def why_ignored(facts: RunFacts) -> str:
 def dead_letter(
     origin: Origin, message: Message, rejected: RejectedInput, event_key: str = "", facts: RunFacts | None = None
 ) -> Outcome:
-    """A message, or what it says of one run, as a dead letter that can be tried again."""
+    """Return a message, or what it says of one run, as a dead letter that can be tried again."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)

@@ -29,7 +29,7 @@ def read_again(
     names: Mapping[str, str] | None = None,
     logs: str = "",
 ) -> Batch:
-    """Decodes a dead letter again.
+    """Decode a dead letter again.
 
     Args:
       dead_letter: as it was recorded.
@@ -91,7 +91,7 @@ def _runs(batch: Batch) -> set[str]:
 
 
 def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
-    """The batch, of a letter's one run alone where it has one."""
+    """Return the batch, of a letter's one run alone where it has one."""
     pending_runs, settled = batch.pending_runs, batch.settled
     if dead_letter.run_id:
         pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]

@@ -14,7 +14,7 @@ from transforms.ingest.decode import dead_letter, why_ignored
 def decode_lines(
     covers: OffsetRange, lines: Sequence[Line], reading: Reading, known: Collection[int] = frozenset()
 ) -> Batch:
-    """Decodes the lines of a range.
+    """Decode the lines of a range.
 
     Args:
       covers: the range; ``lines`` outside of it are left out.

@@ -35,7 +35,7 @@ def settle(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> list[Batch]:
-    """Judges, fetches, parses and stores the candidates of batches, all together.
+    """Judge, fetches, parses and stores the candidates of batches, all together.
 
     None is deferred: a log is there or it is not. What may be so for a moment only is tried again at once.
 
@@ -64,7 +64,7 @@ def settle(
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetches, parses and stores the logs of a batch, part by part, so that memory is bounded however many there are.
+    """Fetch, parses and stores the logs of a batch, part by part, so that memory is bounded however many there are.
 
     Args:
       batch: its candidates are judged.
@@ -96,7 +96,7 @@ def _stored(part: Batch, raw: Store) -> list[Outcome]:
 def read_logs(
     pending_runs: Sequence[PendingRun], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Batch]:
-    """Fetches and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
+    """Fetch and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
 
     Yields:
       Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them, as a copy.
@@ -114,7 +114,9 @@ def _fetched(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> Iterator[Batch]:
-    """The parts of `fetch_in_parts`, in as many rounds as what may pass takes. Arguments and errors: see `settle`."""
+    """Yield the parts of `fetch_in_parts`, in as many rounds as what may pass takes.
+
+    Arguments and errors: see `settle`."""
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
     waiting = list(pending_runs)
@@ -144,7 +146,7 @@ def _fetched(
 
 
 def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
-    """The outcomes, each in the batch that its candidate was in."""
+    """Return the outcomes, each in the batch that its candidate was in."""
     found: dict[tuple[Origin, str], Outcome] = {(each.origin, each.run_id): each for each in done}
     return [
         Batch(

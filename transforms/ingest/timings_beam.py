@@ -48,7 +48,7 @@ class Timing:
         self._name = name
 
     def observe(self, seconds: Iterable[float], *labels: str) -> None:
-        """Takes in times. To be called from the thread that works on the bundle: Beam knows no other."""
+        """Take in times. To be called from the thread that works on the bundle: Beam knows no other."""
         found = list(seconds)
         mine = self.histogram.labels(*labels) if labels else self.histogram
         for each in found:
@@ -59,7 +59,7 @@ class Timing:
 
     @contextmanager
     def timed(self, *labels: str) -> Iterator[None]:
-        """Measures the block, where it ends well."""
+        """Measure the block, where it ends well."""
         began = time.perf_counter()
         yield
         self.observe([time.perf_counter() - began], *labels)

@@ -56,7 +56,7 @@ class TrustPolicy:
 
     @classmethod
     def of(cls, rules: tuple[Rule, ...]) -> TrustPolicy:
-        """The policy of these rules."""
+        """Return the policy of these rules."""
         digest = sha256_json([[rule.name, rule.trusted, rule.facts] for rule in rules])[:16]
         tests = tuple(
             (
@@ -69,7 +69,7 @@ class TrustPolicy:
 
     @classmethod
     def parse(cls, text: str, where: str = "the trust policy") -> TrustPolicy:
-        """The policy that a TOML text holds.
+        """Return the policy that a TOML text holds.
 
         Raises:
           CimlError: one line that names the rule and the key, for anything that the format does not know.
@@ -78,7 +78,7 @@ class TrustPolicy:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
-        """The policy that a document with the list ``rule`` is. Raises as `parse`."""
+        """Return the policy that a document with the list ``rule`` is. Raises as `parse`."""
         for key in document:
             if key != "rule":
                 raise CimlError(f"{where}: unknown key {key!r}; a policy is a list of [[rule]]")
@@ -94,7 +94,7 @@ class TrustPolicy:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
-        """The policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
+        """Return the policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
 
         Raises:
           CimlError: where the file cannot be read or is no policy.
@@ -127,7 +127,7 @@ def _rule(item: dict[str, Any], where: str) -> Rule:
 
 
 def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
-    """The policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
+    """Return the policy's decision on a run, with the name of the rule that made it (`NO_RULE` where none matched)."""
     values = (facts.source, facts.pipeline, facts.project, facts.branch, facts.event, facts.review)
     decided = policy._decided
     trust = decided.get(values)
@@ -146,7 +146,7 @@ def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
 
 
 def judge(batch: Batch, policy: TrustPolicy) -> Batch:
-    """Judges all that a batch says of runs: its candidates, and what is settled without a log.
+    """Judge all that a batch says of runs: its candidates, and what is settled without a log.
 
     Whatever is settled may change a run that is stored: its outcome, or whether it is waited for.
 

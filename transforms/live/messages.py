@@ -28,7 +28,7 @@ LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 
 def pane_message(run_id: str, pane: Pane) -> bytes:
-    """A pane of a window, as JSON. The same pane has the same bytes."""
+    """Return a pane of a window, as JSON. The same pane has the same bytes."""
     return _dumps({
         "run_id": run_id,
         "dataset": pane.dataset.name,
@@ -45,7 +45,7 @@ def pane_message(run_id: str, pane: Pane) -> bytes:
 
 
 def example_message(run_id: str, example: LiveExample, standing: Standing) -> bytes:
-    """A run's example so far, as JSON; the values are left out where they are more than `MAX_EXAMPLE_BYTES`."""
+    """Return a run's example so far, as JSON; the values are left out where they are more than `MAX_EXAMPLE_BYTES`."""
     fields: dict[str, Any] = {
         "run_id": run_id,
         "dataset": example.dataset.name,
@@ -70,7 +70,7 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
 
 
 def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
-    """A message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
+    """Return a message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
     return _dumps({
         "reason": rejected.reason,
         "detail": rejected.detail,

@@ -51,7 +51,7 @@ class Part:
         return int(self.sequence.size)
 
     def take(self, rows: np.ndarray, ends: tuple[tuple[int, int], ...]) -> Part:
-        """The samples of ``rows``, positions int64 or bool [n], with other ends."""
+        """Return the samples of ``rows``, positions int64 or bool [n], with other ends."""
         recorder, sequence, time_us, boot, values = (
             each[rows] for each in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
         )
@@ -105,7 +105,7 @@ def _concatenated(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
 
 
 def join_parts(parts: Sequence[Part]) -> Part:
-    """Parts of one run, at least one, as one: samples and ends in the given order."""
+    """Join parts of one run, at least one, as one: samples and ends in the given order."""
     if len(parts) == 1:
         return parts[0]
     recorder, sequence, time_us, boot, values, present = (
@@ -143,7 +143,7 @@ def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
 
 
 def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
-    """Each start of the recorder, with the positions int64 [m] of its samples by number; of equal ones the first.
+    """Yield each start of the recorder, with the positions int64 [m] of its samples by number; of equal ones the first.
 
     One sort for all: a hostile part has as many starts as samples.
     """
@@ -159,7 +159,7 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def pack(part: Part) -> bytes:
-    """A part as bytes, the same for the same part: little-endian, a head of fixed size, then the arrays."""
+    """Return a part as bytes, the same for the same part: little-endian, a head of fixed size, then the arrays."""
     return b"".join((
         _HEAD.pack(part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last),
         *(_END.pack(*end) for end in part.ends),
@@ -173,7 +173,7 @@ def pack(part: Part) -> bytes:
 
 
 def unpack(data: bytes) -> Part:
-    """The inverse of `pack`, of what it made."""
+    """Return the inverse of `pack`, of what it made."""
     columns, n, ends, first_us, partition, first, last = _HEAD.unpack_from(data)
     at = _HEAD.size + _END.size * ends
     found = tuple(_END.iter_unpack(data[_HEAD.size : at]))

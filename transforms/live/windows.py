@@ -69,7 +69,7 @@ class LiveDataset:
 
 
 def columns_of(datasets: Sequence[LiveDataset]) -> tuple[str, ...]:
-    """The columns that any of the data sets needs, in the order of their first use."""
+    """Return the columns that any of the data sets needs, in the order of their first use."""
     return tuple(dict.fromkeys(column for dataset in datasets for column in dataset.resolved.columns))
 
 
@@ -176,7 +176,7 @@ class LiveRun:
         return self.ended and self.seen.keys() <= self.ends.keys() and self.missing == 0
 
     def add(self, part: Part) -> Part | None:
-        """Takes in what is new.
+        """Take in what is new.
 
         Returns:
           What of ``part`` was new; None where nothing was, neither a sample nor an end.
@@ -208,7 +208,7 @@ class LiveRun:
         return taken
 
     def _insert(self, part: Part) -> None:
-        """Puts samples where they belong. What is behind the first of them is moved, most often nothing."""
+        """Put samples where they belong. What is behind the first of them is moved, most often nothing."""
         begin = int(np.searchsorted(self._time[: self.size], part.time_us.min(), side="left"))
         size = self.size + part.size
         kept = (self._time, self._recorder, self._sequence, self._boot, self._values)
@@ -223,7 +223,7 @@ class LiveRun:
         self.size = size
 
     def panes(self, *, over: bool = False) -> list[Pane]:
-        """The windows that are to be told since the last call, data set by data set in the order of their times.
+        """Return the windows that are to be told since the last call, data set by data set in the order of their times.
 
         Args:
           over: the run is over: every window that is not final becomes so.
@@ -267,7 +267,7 @@ class LiveRun:
         ]
 
     def _values_of(self, book: _Book, begins: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The values of windows, float32 [W, F], and which of them have any: bool [W]."""
+        """Return the values of windows, float32 [W, F], and which of them have any: bool [W]."""
         definition = book.dataset.resolved.definition
         window = np.repeat(np.arange(begins.size), counts)
         rows = np.arange(window.size) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
@@ -285,11 +285,11 @@ class LiveRun:
         return values, kept
 
     def examples_due(self) -> bool:
-        """Whether the run has grown by so much that its examples are to be told again."""
+        """Return whether the run has grown by so much that its examples are to be told again."""
         return self.size > self.told and self.size >= self.told * (1 + self.policy.example_growth)
 
     def examples(self, *, over: bool = False) -> list[LiveExample]:
-        """The run's example of each data set, by the batch function over all its samples.
+        """Return the run's example of each data set, by the batch function over all its samples.
 
         Args:
           over: the run is over, so that its digests are wanted.
@@ -307,14 +307,14 @@ class LiveRun:
         return out
 
     def table(self) -> pa.Table:
-        """The telemetry that the data sets need, as stored, in the order of its times."""
+        """Return the telemetry that the data sets need, as stored, in the order of its times."""
         size, there = self.size, np.flatnonzero(self._present)
         names = [self.columns[at] for at in there.tolist()]
         return telemetry_table(names, self._time[:size], self._boot[:size], self._values[:size, there])
 
     @classmethod
     def again(cls, run_id: str, parts: Sequence[Part], datasets: Sequence[LiveDataset], policy: LivePolicy) -> LiveRun:
-        """The run that `add` took these parts of. What was due then counts as told."""
+        """Return the run that `add` took these parts of. What was due then counts as told."""
         run = cls(run_id, datasets, policy)
         if parts:
             run.add(join_parts(parts))

@@ -25,7 +25,7 @@ _MAX_SPAN = 400 * DAY
 
 
 def may_change(zone: str, local: Int64, date_us: int | None) -> bool:
-    """Whether a place that writes its zone as this offset changes its clocks while such samples are taken.
+    """Return whether a place that writes its zone as this offset changes its clocks while such samples are taken.
 
     Args:
       zone: the header's, of which `fixed_offset` is not None.
@@ -47,7 +47,7 @@ _Reading = int | Int64
 def to_utc(
     local: Int64, date_us: int | None, zone: str, start_us: int | None, end_us: int | None, hint: str | None
 ) -> Int64:
-    """Converts the times of one start of the recorder.
+    """Convert the times of one start of the recorder.
 
     Args:
       local: int64 [rows], µs by the recorder's clock, in recorded order; at least one.
@@ -109,7 +109,7 @@ def _jumps(utc: Int64) -> int:
 
 
 def _readings(local: Int64, clock: Clock, date_utc: int | None) -> Iterator[_Reading]:
-    """The series in UTC by one clock: once, or twice where an hour that came twice can be read in both ways."""
+    """Yield the series in UTC by one clock: once, or twice where an hour that came twice can be read in both ways."""
     if len(clock.offsets) == 1:
         yield clock.offsets[0]
         return

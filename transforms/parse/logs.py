@@ -75,7 +75,7 @@ class _Part:
 
 
 def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[pa.Table | RejectedInput]:
-    """Parses telemetry logs.
+    """Parse telemetry logs.
 
     Args:
       logs: any number, in any mixture of variants.
@@ -116,7 +116,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
 
 
 def _with_possible_times(log: Log) -> Log:
-    """The log, where what its event says of its times is used only as far as a run can have such times."""
+    """Return the log, where what its event says of its times is used only as far as a run can have such times."""
     start, end = log.start_us, log.end_us
     if (start is None or EARLIEST <= start < LATEST) and (end is None or EARLIEST <= end < LATEST):
         return log
@@ -145,7 +145,7 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
 
 
 def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], rejected: dict[int, RejectedInput]) -> None:
-    """Fills in the tables of parts that have the same columns."""
+    """Fill in the tables of parts that have the same columns."""
     rows = read_rows([part.segment.body for part in parts], columns)
     ends = np.cumsum(rows.counts, dtype=np.int64)
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
@@ -182,7 +182,7 @@ def _times(
     slices: list[slice],
     rejected: dict[int, RejectedInput],
 ) -> tuple[Int64, Bool]:
-    """The time of each row in µs UTC, and where there is one."""
+    """Return the time of each row in µs UTC, and where there is one."""
     if rows.epoch is not None:
         return read_epochs(with_nans(rows.epoch))
     if rows.time is None:
@@ -223,7 +223,7 @@ def _times(
 
 
 def _reference(log: Log, segment: Segment) -> int | None:
-    """A local time near the samples of a segment; within a day of it is near enough."""
+    """Return a local time near the samples of a segment; within a day of it is near enough."""
     if segment.near_us is not None:
         return segment.near_us
     near = log.start_us if log.start_us is not None else log.end_us
@@ -252,7 +252,7 @@ def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: l
 
 
 def _assemble(parts: list[_Part]) -> pa.Table:
-    """The table of one log, from its starts of the recorder."""
+    """Return the table of one log, from its starts of the recorder."""
     tables = [part.table for part in parts if part.table is not None and part.table.num_rows]
     dropped = sum(part.dropped for part in parts)
     nulls = sum(part.nulls for part in parts)

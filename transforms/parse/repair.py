@@ -27,7 +27,7 @@ class Repaired:
 
 
 def repair(body: bytes, columns: Columns) -> Repaired:
-    """Makes a body regular, block by block, so that memory stays bounded.
+    """Make a body regular, block by block, so that memory stays bounded.
 
     - Carriage returns end rows, blank lines are no rows, lines beyond `MAX_LOG_ROW_BYTES` are dropped.
     - A quoted cell loses its quotes and its commas.
@@ -92,12 +92,12 @@ class _Lines:
         self.surplus = self.last - self.first + 1 - self.cells
 
     def sample(self, limit: int = 32) -> list[list[bytes]]:
-        """The cells of the first regular lines."""
+        """Return the cells of the first regular lines."""
         rows = np.flatnonzero((self.surplus == 0) & (self.ends - self.starts <= MAX_LOG_ROW_BYTES))[:limit].tolist()
         return [bytes(self.buffer[self.starts[row] : self.ends[row]]).split(b",") for row in rows]
 
     def regularise(self, words: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
-        """Takes surplus cells away; returns which lines are regular now."""
+        """Take surplus cells away; returns which lines are regular now."""
         if (self.surplus == 1).any():
             empty_last = np.zeros(len(self.ends), np.bool_)
             several = self.last > self.first
@@ -121,14 +121,14 @@ class _Lines:
         return regular
 
     def _fill(self, begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> None:
-        """Blanks over regions of different lines."""
+        """Return the blanks over regions of different lines."""
         edge = np.zeros(len(self.buffer) + 1, np.int8)
         edge[begin] += 1
         edge[end] -= 1
         self.buffer[np.cumsum(edge[:-1], dtype=np.int8) > 0] = _BLANK
 
     def joined(self, keep: npt.NDArray[np.bool_]) -> bytes:
-        """The lines to keep, one after another."""
+        """Return the lines to keep, one after another."""
         edge = np.zeros(len(self.buffer) + 1, np.int8)
         edge[self.starts[keep]] += 1
         edge[self.ends[keep] + 1] -= 1

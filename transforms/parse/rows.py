@@ -48,7 +48,7 @@ class Rows:
 
 
 def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
-    """Reads the bodies of segments that have the same columns. Each body ends in a line feed, or is empty."""
+    """Read the bodies of segments that have the same columns. Each body ends in a line feed, or is empty."""
     cells = len(columns.names)
     counts = [body.count(b"\n") for body in bodies]
     plain = not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies)
@@ -78,7 +78,7 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
 
 
 def _is_regular(body: bytes, rows: int, cells: int) -> bool:
-    """Whether a body is likely to be read in the fast way; cheap, and mistakes cost only time."""
+    """Return whether a body is likely to be read in the fast way; cheap, and mistakes cost only time."""
     if b",-," in body or b",-\n" in body or _has_long_row(body):
         return False  # a word for "nothing", or what only `repair` takes out
     rest = body.translate(None, _NUMERIC_BYTES)
@@ -86,7 +86,7 @@ def _is_regular(body: bytes, rows: int, cells: int) -> bool:
 
 
 def _has_long_row(body: bytes) -> bool:
-    """Whether a body has a row beyond `MAX_LOG_ROW_BYTES`."""
+    """Return whether a body has a row beyond `MAX_LOG_ROW_BYTES`."""
     at = 0
     while len(body) - at > MAX_LOG_ROW_BYTES:
         end = body.rfind(b"\n", at, at + MAX_LOG_ROW_BYTES + 1)
@@ -97,7 +97,7 @@ def _has_long_row(body: bytes) -> bool:
 
 
 def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
-    """The rows of two reads in the order of their bodies."""
+    """Return the rows of two reads in the order of their bodies."""
     where: dict[int, tuple[int, int, int]] = {}  # body -> part, its first row within all parts, its number in the part
     base = 0
     for part, (index, rows) in enumerate(parts):
@@ -124,7 +124,7 @@ def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
 
 
 def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, as_numbers: bool) -> pa.Table | None:
-    """Reads regular bodies; None where they turn out not to be."""
+    """Read regular bodies; None where they turn out not to be."""
     cells = len(columns.names)
     names = [str(index) for index in range(cells)]
     words = set(columns.text) if as_numbers else set(range(cells))
@@ -179,7 +179,7 @@ def to_floats(cells: pa.Array) -> pa.Array:
 
 
 def with_nans(cells: pa.Array) -> npt.NDArray[np.float64]:
-    """The values of a float64 array, with NaN for null. (`pyarrow.compute.fill_null` would import pandas.)"""
+    """Return the values of a float64 array, with NaN for null. (`pyarrow.compute.fill_null` would import pandas.)"""
     values = _buffer(cells)
     if not cells.null_count:
         return values
@@ -187,5 +187,5 @@ def with_nans(cells: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def _buffer(cells: pa.Array) -> npt.NDArray[np.float64]:
-    """The values of a float64 array as they lie in memory: what stands at a null is unspecified."""
+    """Return the values of a float64 array as they lie in memory: what stands at a null is unspecified."""
     return np.frombuffer(cells.buffers()[1], np.float64)[cells.offset : cells.offset + len(cells)]

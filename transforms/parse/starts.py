@@ -16,7 +16,7 @@ from transforms.parse.times import Bool
 
 
 def check_size(segments: Sequence[Segment]) -> None:
-    """Checks how large the table of a log becomes, before any of it is made.
+    """Check how large the table of a log becomes, before any of it is made.
 
     Args:
       segments: the starts of the recorder.
@@ -48,20 +48,20 @@ def check_size(segments: Sequence[Segment]) -> None:
 
 
 def _columns(headers: Collection[Columns]) -> int:
-    """How many columns the headers name together, without those of the time."""
+    """Return how many columns the headers name together, without those of the time."""
     if len(headers) == 1:
         return sum(len(each.names) - each.names.count("") for each in headers)
     return len({name for each in headers for name in each.names if name})
 
 
 def _lines(body: bytes) -> int:
-    """How many rows a body has at most: a carriage return ends one as well."""
+    """Return how many rows a body has at most: a carriage return ends one as well."""
     lines = body.count(b"\n")
     return lines if b"\r" not in body else lines + body.count(b"\r") - body.count(b"\r\n")
 
 
 def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
-    """The table of a log from those of its starts, at least two.
+    """Return the table of a log from those of its starts, at least two.
 
     Work is linear in the cells of the tables, however their columns differ: to Arrow a column that a table lacks is a
     piece of that column, of which thousands of starts would have millions.

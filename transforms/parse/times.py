@@ -59,7 +59,7 @@ class Cells:
 
 
 def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
-    """An epoch column (NaN for no value) as µs UTC, and where it holds a possible time.
+    """Return an epoch column (NaN for no value) as µs UTC, and where it holds a possible time.
 
     Whole and fractional seconds, or whole milliseconds: what is too large for one is the other.
     """
@@ -71,7 +71,7 @@ def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
 
 
 def read_cells(cells: pa.Array) -> Cells:
-    """Reads a column of time cells (binary, one chunk), whatever mixture of forms it holds."""
+    """Read a column of time cells (binary, one chunk), whatever mixture of forms it holds."""
     rows = len(cells)
     out = Cells(*(np.zeros(rows, np.bool_ if name in ("ok", "absolute") else np.int64) for name in Cells.__slots__))
     _read_widths(cells, out)
@@ -83,7 +83,7 @@ def read_cells(cells: pa.Array) -> Cells:
 
 
 def _read_widths(cells: pa.Array, out: Cells) -> None:
-    """Fills in what is not ``ok`` yet, all cells of one width at a time."""
+    """Fill in what is not ``ok`` yet, all cells of one width at a time."""
     if not len(cells):
         return
     _, offsets_buffer, data_buffer = cells.buffers()
@@ -129,7 +129,7 @@ def _forms(width: int) -> list[str]:
 
 
 def _match(matrix: npt.NDArray[np.uint8], form: str) -> tuple[dict[str, Int64], Bool]:
-    """The number in each field of a form, and which rows have that form."""
+    """Return the number in each field of a form, and which rows have that form."""
     ok = np.ones(len(matrix), np.bool_)
     fields: dict[str, Int64] = {}
     for index, kind in enumerate(form):
@@ -197,7 +197,7 @@ def _is_leap(year: Int64) -> Bool:
 
 
 def civil_days(year: Int64, month: Int64, day: Int64) -> Int64:
-    """Days since 1970 of dates whose month is 1 to 12."""
+    """Return the days since 1970 of dates whose month is 1 to 12."""
     before = year - 1
     start = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
     return start + _DAYS_BEFORE[month] + (_is_leap(year) & (month > 2)) + day - 1

@@ -106,7 +106,7 @@ def clocks(
 
 
 def numbered_clocks(name: str, anchor: int, first: int, last: int) -> Iterator[tuple[Clock, int]]:
-    """The clocks of places that write their zone as ``name`` at the time ``anchor``, and that instant, µs UTC."""
+    """Yield the clocks of places that write their zone as ``name`` at the time ``anchor``, and that instant, µs UTC."""
     years = range(_year(anchor - 2 * DAY), _year(anchor + 2 * DAY) + 1)
     for place in _NUMBERED:
         if not any(name in {called for _, _, called in _changes(place, year) or ()} for year in years):
@@ -117,7 +117,7 @@ def numbered_clocks(name: str, anchor: int, first: int, last: int) -> Iterator[t
 
 
 def _instants(place: str, local: int, name: str) -> list[int]:
-    """The instants, none to two, at which a place's clock showed a time and its zone was called ``name``."""
+    """Return the instants, none to two, at which a place's clock showed a time and its zone was called ``name``."""
     pieces = _pieces(place, local - 2 * DAY, local + 2 * DAY) or []
     since = [instant for instant, _, _ in pieces]
     found = (
@@ -143,7 +143,9 @@ def _zone(place: str) -> ZoneInfo | None:
 
 
 def _history(place: str, first: int, last: int) -> Clock | None:
-    """A zone's offsets while its clock shows ``first`` to ``last``, µs, and some days around. None: unknown zone."""
+    """Return a zone's offsets while its clock shows ``first`` to ``last``, µs, and some days around.
+
+    None: unknown zone."""
     pieces = _pieces(place, first - 2 * DAY, last + 2 * DAY)
     if pieces is None:
         return None
@@ -156,7 +158,7 @@ _Piece = tuple[int, int, str]
 
 
 def _pieces(place: str, begin: int, end: int) -> list[_Piece] | None:
-    """A zone's history from one instant, µs UTC, to another, without what is before and after it."""
+    """Return a zone's history from one instant, µs UTC, to another, without what is before and after it."""
     pieces: list[_Piece] = []
     for year in range(_year(begin), _year(end) + 1):
         changes = _changes(place, year)
@@ -176,7 +178,7 @@ def _year(us: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _changes(place: str, year: int) -> tuple[_Piece, ...] | None:
-    """The history of a zone in a year of UTC, one within or next to those of `EARLIEST` to `LATEST`."""
+    """Return the history of a zone in a year of UTC, one within or next to those of `EARLIEST` to `LATEST`."""
     zone = _zone(place)
     if zone is None:
         return None

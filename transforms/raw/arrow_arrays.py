@@ -16,7 +16,7 @@ _TYPES = {"f4": pa.float32(), "i4": pa.int32(), "i8": pa.int64()}
 
 
 def numbers(values: np.ndarray) -> pa.Array:
-    """A contiguous array float32, int32 or int64 [n] as Arrow, without a copy."""
+    """Return a contiguous array float32, int32 or int64 [n] as Arrow, without a copy."""
     return pa.Array.from_buffers(_TYPES[values.dtype.str[1:]], values.size, [None, pa.py_buffer(values)])
 
 
@@ -28,7 +28,7 @@ def plain(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def texts(values: Sequence[str]) -> pa.StringArray:
-    """Texts, none of them null."""
+    """Return the texts, none of them null."""
     if values and values.count(values[0]) == len(values):  # as facts often are
         same = values[0].encode()
         offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(len(same))
@@ -55,7 +55,7 @@ def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
 
 
 def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:
-    """Maps from text to text, none of them null, each in the order of its keys."""
+    """Map from text to text, none of them null, each in the order of its keys."""
     ordered = [sorted(value.items()) for value in values]
     flat = list(chain.from_iterable(ordered))
     return pa.MapArray.from_arrays(
@@ -64,7 +64,7 @@ def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:
-    """A table without rows."""
+    """Return a table without rows."""
     return pa.Table.from_batches([], schema=schema)
 
 

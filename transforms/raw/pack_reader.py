@@ -39,7 +39,7 @@ class Joined(NamedTuple):
 def read_joined(
     store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
 ) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
-    """The telemetry of many runs, pack by pack, in no order: what lies together is not taken apart.
+    """Yield the telemetry of many runs, pack by pack, in no order: what lies together is not taken apart.
 
     Args:
       store: the raw store.

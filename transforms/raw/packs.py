@@ -75,7 +75,7 @@ def _chunks(metadata: pq.FileMetaData, groups: Iterable[int], columns: Iterable[
 
 
 def _checksums(metadata: pq.FileMetaData, data: bytes) -> list[int]:
-    """The CRC-32 of each column chunk, row group after row group."""
+    """Return the CRC-32 of each column chunk, row group after row group."""
     view = memoryview(data)
     chunks = _chunks(metadata, range(metadata.num_row_groups), range(metadata.num_columns))
     return [zlib.crc32(view[chunk.start : chunk.end]) for chunk in chunks]
@@ -91,7 +91,7 @@ def _decode(value: bytes) -> list[int]:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A pack with the checksums of its column chunks where it has noughts: they are known when it is written."""
+    """Return a pack with the checksums of its column chunks where it has noughts: they are known when it is written."""
     checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
     at = data.rindex(_CHECKSUMS + b"=")
     return data[:at] + checksums + data[at + len(checksums) :]
@@ -134,7 +134,7 @@ class PackWriter:
         return len(self.places) >= PACK_RUNS
 
     def add(self, name: str, digest: str, table: pa.Table) -> None:
-        """Appends a run. Its columns are those of the pack."""
+        """Append a run. Its columns are those of the pack."""
         self.places.append(Place(name, digest, self.rows, table.num_rows, table.schema.metadata))
         self.rows += table.num_rows
         self._waiting.append(table.replace_schema_metadata(None))
@@ -149,7 +149,7 @@ class PackWriter:
         self._waiting, self._waiting_rows = [], 0
 
     def finish(self) -> tuple[PackFile, bytes]:
-        """The pack, which every one of its runs was read back from as it was, and its bytes.
+        """Return the pack, which every one of its runs was read back from as it was, and its bytes.
 
         Raises:
           IntegrityError: where one was not: the file is of no use.
@@ -171,7 +171,7 @@ class PackWriter:
 
 
 def _describe(folder: str, places: Iterable[Place]) -> bytes:
-    """The runs of a pack as JSON; metadata that they share stands there once."""
+    """Return the runs of a pack as JSON; metadata that they share stands there once."""
     different: dict[str, int] = {}
     kinds: list[Any] = []
     runs = []
@@ -329,7 +329,7 @@ class OpenPack:
         return self._ends[group - 1] if group else 0
 
     def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
-        """A file to read row groups from, with only as much of the pack as that takes.
+        """Return a file to read row groups from, with only as much of the pack as that takes.
 
         Parquet's page checksums do not cover the pages' headers: each column chunk is compared as a whole.
         """
@@ -398,7 +398,7 @@ class _Parts(io.RawIOBase):
 
 
 def open_pack(store: Store, file: PackFile) -> OpenPack:
-    """Reads a pack's own description. Raises `FileNotFoundError`, `IntegrityError`."""
+    """Read a pack's own description. Raises `FileNotFoundError`, `IntegrityError`."""
     return OpenPack(file, store.read_range(file.path, file.size - file.footer, file.footer))
 
 

@@ -56,12 +56,14 @@ class FolderPacks:
         self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
 
     def find(self, name: str) -> tuple[OpenPack, int] | None:
-        """The pack that holds the run of this name, and the run's number in there."""
+        """Return the pack that holds the run of this name, and the run's number in there."""
         return self.runs.get(name)
 
 
 def load_packs(store: Store, folder: str) -> FolderPacks:
-    """The present packs of a folder, opened. One that is broken or not there is left out: its runs may be elsewhere."""
+    """Return the present packs of a folder, opened.
+
+    One that is broken or not there is left out: its runs may be elsewhere."""
     version = -1
     while True:
         state = pack_state(store, folder)
@@ -103,7 +105,7 @@ class _Shelf:
             return found
 
     def load(self, store: Store, folder: str) -> FolderPacks:
-        """Looks at the manifest anew."""
+        """Look at the manifest anew."""
         found = load_packs(store, folder)
         with self._lock:
             if (old := self._folders.pop((store, folder), None)) is not None:
@@ -119,12 +121,12 @@ _shelf = _Shelf()
 
 
 def packs_of(store: Store, folder: str) -> FolderPacks:
-    """The packs of a folder as this process knows them, by a look at the manifest where it knows none."""
+    """Return the packs of a folder as this process knows them, by a look at the manifest where it knows none."""
     return _shelf.get(store, folder) or _shelf.load(store, folder)
 
 
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The telemetry of a raw object that is one.
+    """Return the telemetry of a raw object that is one.
 
     A sealed object is checked before it is parsed. One of an older version is read whole, and the digest of its
     telemetry compared with the digest in its name, however few columns are asked for.
@@ -150,7 +152,7 @@ def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -
 
 
 def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
-    """Compares telemetry with the digest in its object's name. Every name that `run_path` makes has one."""
+    """Compare telemetry with the digest in its object's name. Every name that `run_path` makes has one."""
     if (named := _NAME.fullmatch(path.rpartition("/")[2])) is None:
         return
     # The digest does not cover the unit of times.
@@ -165,7 +167,7 @@ def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
 
 
 def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The telemetry of a run. Raises `IntegrityError` where it is missing, broken or has other rows."""
+    """Return the telemetry of a run. Raises `IntegrityError` where it is missing, broken or has other rows."""
     path = file if isinstance(file, str) else file.path
     table = _find(store, path, columns)
     if isinstance(file, RawFile):
@@ -174,7 +176,7 @@ def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None
 
 
 def check_rows(store: Store, file: RawFile, rows: int) -> None:
-    """Raises `IntegrityError` where a run has other rows than the manifest says."""
+    """Raise `IntegrityError` where a run has other rows than the manifest says."""
     if rows != file.rows:
         raise IntegrityError(
             f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}: restore it from a copy"
@@ -182,7 +184,7 @@ def check_rows(store: Store, file: RawFile, rows: int) -> None:
 
 
 def threads_for(store: Store, threads: int | None) -> int:
-    """How many threads read at once: see `read_runs`."""
+    """Return how many threads read at once: see `read_runs`."""
     if threads is not None:
         return threads
     return 1 if isinstance(store, LocalStore) else _THREADS
@@ -221,7 +223,7 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
 def read_runs(
     store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
 ) -> list[pa.Table]:
-    """The telemetry of many runs, in the order given. A pack is read once for all its runs.
+    """Return the telemetry of many runs, in the order given. A pack is read once for all its runs.
 
     Args:
       store: the raw store.
@@ -257,7 +259,7 @@ def read_runs(
 
 
 def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
-    """The names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
+    """Return the names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
 
     Raises:
       IntegrityError: a run is missing or broken.
@@ -289,7 +291,7 @@ def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
 def _packed(
     store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
 ) -> dict[int, pa.Table]:
-    """Those of a folder's runs that are in packs, by the number under which they are asked for."""
+    """Return those of a folder's runs that are in packs, by the number under which they are asked for."""
     packs = _shelf.get(store, folder)
     if packs is None:
         packs = _shelf.load(store, folder)

@@ -33,7 +33,7 @@ _MAX_SEGMENT = 150  # bytes of a job's folder; with its `job=` it has to stay wi
 
 
 def parse(batch: Batch) -> Batch:
-    """Parses the logs of a batch's candidates: ``log`` becomes ``telemetry``.
+    """Parse the logs of a batch's candidates: ``log`` becomes ``telemetry``.
 
     Returns:
       The batch, where a log that is refused has become a dead letter with the parser's reason.
@@ -63,7 +63,7 @@ def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
 
 
 def store(batch: Batch, raw: Store) -> Batch:
-    """Writes the raw objects of a batch's candidates, which thereby are settled as runs (or as whatever the
+    """Write the raw objects of a batch's candidates, which thereby are settled as runs (or as whatever the
     accounting makes of them).
 
     Args:
