@@ -1,6 +1,6 @@
-"""What CI says of runs: CloudEvents on Kafka, decoded into typed mentions or refused with a reason; and their writing.
+"""CI events: CloudEvents on Kafka, decoded into typed run facts or rejected with a reason; and their encoding.
 
-docs/formats/events.md has the format. Everything in a message is hostile until it has passed here.
+docs/formats/events.md describes the format. Treat everything in a message as hostile until it has passed this module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STARTED = "dev.ciml.run.started.v1"
 QUEUED = "dev.ciml.run.queued.v1"
 PHASES: dict[str, Phase] = {FINISHED: "finished", STARTED: "started", QUEUED: "queued"}
 
-#: Why `decode_message` refuses: a closed set.
+#: Why `decode_message` rejects a message: a closed set.
 REASONS = frozenset({
     "broken_json", "not_an_event", "tombstone", "unknown_type", "missing_field", "bad_field", "bad_time", "bad_run_id",
     "too_large", "too_many_runs",
@@ -52,15 +52,15 @@ class Event(NamedTuple):
     """A decoded message. Only ``addresses`` and ``runs`` may hold secrets; neither is stored as it is.
 
     Attributes:
-      key: ``source id``: the same event has the same key, in whatever message it comes.
+      key: ``source id``; the same event has the same key in every message that carries it.
       source: the CloudEvent's source, without userinfo or tokens.
       id: the CloudEvent's id, unique within the source.
       type: one of `PHASES`.
       time_us: the CloudEvent's own time, epoch microseconds, or None.
-      run_facts: the runs, in the event's order; no run id stands twice.
-      rejections: runs that have an id but some field that cannot be used; their mention holds the identity alone.
-      addresses: run id -> the log's full address, where it differs from the mention's `log_url`, which has no secrets.
-      runs: run id -> the run's own JSON, where the event names several: what a dead letter needs of it.
+      run_facts: the runs, in the event's order; each run id appears once.
+      rejections: runs that have an id but an unusable field, and why; their facts hold the identity alone.
+      addresses: run id -> the log's full address, where it differs from the facts' `log_url`, which holds no secret.
+      runs: run id -> the run's own JSON, where the event names several: a dead letter keeps it.
     """
 
     key: str
@@ -74,13 +74,13 @@ class Event(NamedTuple):
     runs: Mapping[str, Mapping[str, Any]]
 
     def __repr__(self) -> str:
-        """Without what may hold secrets."""
+        """Leave out the fields that may hold secrets."""
         return f"Event({self.key!r}, {self.type!r}, {self.run_facts!r}, {self.rejections!r})"
 
     def message_for(self, run_id: str, message: Message) -> Message:
-        """Return the message that says of one run what ``message`` says of it: itself where there is no other run.
+        """Return a message about one run alone; ``message`` itself where the event names no other run.
 
-        So the dead letters of an event with a thousand runs hold it once, not a thousand times.
+        So the dead letters of an event with a thousand runs hold each run once, not a thousand times.
         """
         if run_id not in self.runs:
             return message
@@ -89,26 +89,26 @@ class Event(NamedTuple):
         return Message(message.offset, value, _STRUCTURED, message.key, message.timestamp_ms)
 
 
-_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few
+_plain_source = lru_cache(maxsize=1024)(redact_url)  # a topic has few sources
 
 
 def decode_message(message: Message, names: Mapping[str, str] | None = None) -> Event:
-    """Return the event that a Kafka message holds: structured, binary or bare JSON.
+    """Decode the CloudEvent in a Kafka message: structured, binary or bare JSON.
 
     Args:
-      message: as read.
-      names: CloudEvent source -> the run ids' source, as `ciml.events.run_facts.source_name` takes them.
+      message: the message as it was read.
+      names: CloudEvent source -> source name in the run ids, as `ciml.events.run_facts.source_name` takes them.
 
     Raises:
-      RejectedInput: with one of `REASONS`, where nothing can be said of any run. A fault in a run that has an id is in
-        `Event.rejections` instead, so that it is known whose it is and the event's other runs are not lost.
+      RejectedInput: with one of `REASONS`, where no run can be identified. A fault in a run that has an id goes into
+        `Event.rejections` instead: the fault belongs to that run, and the event's other runs are not lost.
     """
     if not message.value:
-        raise RejectedInput("tombstone", "no data")
+        raise RejectedInput("tombstone", "the message has no value")
     if fault := excess(message):
         raise RejectedInput("too_large", fault)
     if message.headers == UNREADABLE_HEADERS:
-        raise RejectedInput("not_an_event", "a header's name is not UTF-8")
+        raise RejectedInput("not_an_event", "a header name is not UTF-8")
     attributes, data = _open(message.value, message.headers)
     ce_source = needed_text(attributes, "source", limit=MAX_ID_CHARACTERS)
     ce_id = identifier(attributes, "id")
@@ -149,10 +149,10 @@ def _nothing_but(identity: RunId, phase: Phase, rejected: RejectedInput) -> _Rej
 
 def _many(listed: Any, phase: Phase, source: str) -> _Many:
     if type(listed) is not list or not listed:
-        kind = "an empty one" if listed == [] else kind_of(listed)
+        kind = "an empty list" if listed == [] else kind_of(listed)
         raise RejectedInput("bad_field", f"runs: want a list of runs, not {kind}")
     if len(listed) > MAX_EVENT_RUNS:
-        raise RejectedInput("too_many_runs", f"runs: {len(listed)} of them, at most {MAX_EVENT_RUNS}")
+        raise RejectedInput("too_many_runs", f"runs: {len(listed)} runs, at most {MAX_EVENT_RUNS}")
     run_facts: list[RunFacts] = []
     rejections: list[_Rejection] = []
     addresses: dict[str, str] = {}
@@ -161,10 +161,10 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
         where = f"runs[{index}]."
         if type(run) is not dict:
             raise RejectedInput("bad_field", f"runs[{index}]: want an object, not {kind_of(run)}")
-        identity = run_identity(run, source, where)  # a run without one can't be accounted for: so not the event either
+        identity = run_identity(run, source, where)  # without it the event cannot be accounted for
         run_id = identity.encode()
         if run_id in runs:
-            raise RejectedInput("bad_field", f"{where}id: the same run stands twice in the event")
+            raise RejectedInput("bad_field", f"{where}id: the run appears twice in the event")
         runs[run_id] = run
         try:
             facts, address = facts_from_run(run, identity, phase, where)
@@ -178,19 +178,19 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
 
 
 def _open(value: bytes, headers: tuple[tuple[str, bytes | None], ...]) -> tuple[Mapping[str, Any], Any]:
-    """Return (the CloudEvent's attributes, its data) of a message in any of the three modes."""
+    """Return (the CloudEvent's attributes, its data) of a structured, binary or bare message."""
     found: dict[str, bytes] = {}
     for name, content in headers:
         name = name.lower()
         if content is None or not (name == "content-type" or name.startswith("ce_")):
             continue
         if name in found:
-            raise RejectedInput("not_an_event", f"the header {shown(name)} stands twice")
+            raise RejectedInput("not_an_event", f"header {shown(name)} appears twice")
         found[name] = content
     media = found.pop("content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if media.startswith("application/cloudevents"):
         if media not in ("application/cloudevents", "application/cloudevents+json"):
-            raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not one CloudEvent in JSON")
+            raise RejectedInput("not_an_event", f"content-type: {shown(media)} is not a single CloudEvent in JSON")
     elif found:
         return _open_binary(value, found, media)
     envelope = parse_json(value)
@@ -221,7 +221,7 @@ def finished_event(
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Return a message, as (value, headers), that says that runs have finished. See `run_event`."""
+    """Return a message (value, headers) that reports finished runs. See `run_event`."""
     return run_event(FINISHED, *run_facts, event_id=event_id, time_us=time_us, mode=mode)
 
 
@@ -232,24 +232,24 @@ def run_event(
     time_us: int | None = None,
     mode: Literal["structured", "binary", "bare"] = "structured",
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Return a Kafka message that says of runs what their mentions say.
+    """Return a Kafka message that reports runs.
 
     Args:
       event_type: `FINISHED`, `STARTED` or `QUEUED`.
       run_facts: one run or several, all of one `source`, which becomes the CloudEvent's.
       event_id: the CloudEvent's id; the default follows from type and data, so the same event sent again is the same.
-      time_us: the CloudEvent's time, epoch microseconds; by default the last time that the mentions name.
-      mode: how the CloudEvent is laid out.
+      time_us: the CloudEvent's time, epoch microseconds; by default the latest start or end of the runs.
+      mode: content mode of the CloudEvent.
 
     Returns:
-      (value, headers), for a producer.
+      (value, headers) for a producer.
 
     Raises:
-      CimlError: for no mention, or mentions of several sources.
+      CimlError: no run, runs of several sources, or an unknown ``event_type``.
     """
     sources = {facts.source for facts in run_facts}
     if len(sources) != 1 or event_type not in PHASES:
-        raise CimlError("an event needs a type of ciml.events.cloudevents and one run at least, all of one source")
+        raise CimlError("an event needs a known type and at least one run, all runs of one source")
     runs = [run_from_facts(facts) for facts in run_facts]
     data: dict[str, Any] = runs[0] if len(runs) == 1 else {"runs": runs}
     if time_us is None:

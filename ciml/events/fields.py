@@ -1,4 +1,4 @@
-"""Fields of hostile JSON, each taken in its one right form or refused. Hand-written, because decode is a hot path."""
+"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decode is a hot path."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ _MICROSECOND = timedelta(microseconds=1)
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
-#: Digits of numbers and UUIDs: no secret has such a form alone, or stands in it.
+#: Digits of numbers and UUIDs: no secret has this form or contains it.
 _PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
-#: Texts of events are mostly short names that come again and again: what is kept of them is looked up.
+#: Most texts of events are short names that recur, so their redacted forms are cached up to this length.
 _SHORT = 64
 
 
 @lru_cache(maxsize=8192)
 def _kept(text: str) -> str | None:
-    """Return a text without the secrets in it; None where it is not clean."""
+    """Return a text without the secrets in it; None for one that is not clean."""
     return redact_text(text) if is_clean(text) else None
 
 
 @lru_cache(maxsize=1024)
 def _label_name(name: str) -> tuple[str, bool] | None:
-    """Return a label's name without secrets, and whether its values may be secret; None for one that no label has."""
+    """Return a label's name without secrets, and whether its values may be secret; None for an invalid name."""
     if not name or len(name) > MAX_LABEL_NAME_CHARACTERS or not is_clean(name):
         return None
     return redact_text(name), is_secret_name(name)
 
 
 def is_clean(text: str) -> bool:
-    """Return whether a text holds visible characters and spaces alone.
+    """Return whether a text holds only visible characters and spaces.
 
-    It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no character
-    of private use or without a meaning.
+    It then has no control or format character (U+202E, U+200D), no lone surrogate, no line separator, and no
+    private-use or unassigned character.
     """
     return text.isprintable() or not any(unicodedata.category(character) in _UNSAFE for character in text)
 
@@ -64,8 +64,10 @@ def text(
     reason: str = "bad_field",
     secrets: bool = False,
 ) -> str:
-    """A text field; absent and null are "". A whole number is taken as its digits: change and build numbers come so.
-    Secrets in it are replaced, unless ``secrets`` are wanted.
+    """Return a text field; "" where it is absent or null.
+
+    A whole number becomes its digits, because producers send change and build numbers so. Secrets are replaced unless
+    ``secrets`` is set.
 
     Raises:
       RejectedInput: ``reason``, for another type, a text that is too long or one that is not clean (`is_clean`).
@@ -80,16 +82,17 @@ def text(
             return value if secrets else redact_text(value)
         if len(value) > limit:
             raise RejectedInput(reason, f"{where}{name}: {len(value)} characters, at most {limit}")
-        raise RejectedInput(reason, f"{where}{name}: holds a character that cannot be shown")
+        raise RejectedInput(reason, f"{where}{name}: holds an unprintable character")
     if type(value) is int and abs(value) < 1 << 63:
         return str(value)
     raise RejectedInput(reason, f"{where}{name}: want a text, not {kind_of(value)}")
 
 
 def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: str = "bad_field") -> str:
-    """Return an identifier: as `text`, but refused where it holds a secret.
+    """Return an identifier: as `text`, but rejected where it holds a secret.
 
-    Without the secret it could be another's."""
+    A redacted identifier could equal another one.
+    """
     value = fields.get(name)
     if type(value) is str and _PLAIN_ID.fullmatch(value):
         return value
@@ -100,7 +103,7 @@ def identifier(fields: Mapping[str, Any], name: str, where: str = "", reason: st
 
 
 def needed_text(fields: Mapping[str, Any], name: str, where: str = "", limit: int = MAX_TEXT_CHARACTERS) -> str:
-    """Like `text`, but refused as ``missing_field`` where it is absent or empty."""
+    """Return a text field as `text` does; reject it as ``missing_field`` where it is absent or empty."""
     value = text(fields, name, where, limit)
     if not value or value.isspace():
         raise RejectedInput("missing_field", f"{where}{name}")
@@ -108,11 +111,11 @@ def needed_text(fields: Mapping[str, Any], name: str, where: str = "", limit: in
 
 
 def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None:
-    """A time as epoch microseconds: ISO 8601 with a zone, or epoch seconds as a number; absent and null are None.
+    """Return a time as epoch microseconds; None where it is absent or null. ISO 8601 with a zone, or epoch seconds.
 
     Raises:
-      RejectedInput: ``bad_time``, for a time without a zone, before 2000 or after 2099 (as milliseconds would be), or
-        anything else.
+      RejectedInput: ``bad_time``, for a time without a zone, before 2000 or after 2099 (milliseconds are), or of
+        another type.
     """
     value = fields.get(name)
     if value is None:
@@ -123,7 +126,7 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
         except ValueError:
             raise RejectedInput("bad_time", f"{where}{name}: {shown(value)} is not ISO 8601") from None
         if moment.tzinfo is None:
-            raise RejectedInput("bad_time", f"{where}{name}: {shown(value)} has no zone")
+            raise RejectedInput("bad_time", f"{where}{name}: {shown(value)} has no time zone")
         micros = (moment - _EPOCH) // _MICROSECOND
     elif type(value) is int or type(value) is float:
         if not EARLIEST_US <= value * 1_000_000 < LATEST_US:
@@ -137,7 +140,7 @@ def time_us(fields: Mapping[str, Any], name: str, where: str = "") -> int | None
 
 
 def iso_time(micros: int) -> str:
-    """Epoch microseconds as ISO 8601 in UTC, as short as is exact."""
+    """Format epoch microseconds as ISO 8601 in UTC, as short as is exact."""
     return (_EPOCH + timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
 
 
@@ -158,7 +161,7 @@ _short_label = lru_cache(maxsize=8192)(label_text)
 
 
 def labels(value: Any, where: str = "") -> dict[str, str]:
-    """Return the labels of a run: at most `MAX_LABELS` scalars under clean names; those that are null are left out.
+    """Return the labels of a run: at most `MAX_LABELS` scalars under clean names; nulls are left out.
 
     Raises:
       RejectedInput: ``bad_field``.
@@ -168,7 +171,7 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
     if type(value) is not dict:
         raise RejectedInput("bad_field", f"{where}labels: want an object, not {kind_of(value)}")
     if len(value) > MAX_LABELS:
-        raise RejectedInput("bad_field", f"{where}labels: {len(value)} of them, at most {MAX_LABELS}")
+        raise RejectedInput("bad_field", f"{where}labels: {len(value)} labels, at most {MAX_LABELS}")
     taken: dict[str, str] = {}
     for name, item in value.items():
         named = _label_name(name)
@@ -179,26 +182,26 @@ def labels(value: Any, where: str = "") -> dict[str, str]:
             taken[name] = REDACTED
             continue
         if type(item) is str and len(item) <= _SHORT and (kept := _short_label(item)) is not None:
-            taken[name] = kept  # nearly all of them
+            taken[name] = kept  # the common case
             continue
         if item is None:
             continue
         taken_text = label_text(item)
         if taken_text is None:
             raise RejectedInput(
-                "bad_field", f"{where}labels.{name}: want a short text or a number, not {kind_of(item)}"
+                "bad_field", f"{where}labels.{name}: want a short printable text or a number, got {kind_of(item)}"
             )
         taken[name] = taken_text
     return taken
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value, for messages; never the value itself, which may be huge or secret."""
+    """Name the JSON type of a value for messages; never the value itself, which may be huge or secret."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int):
         return "a whole number" if abs(value) < 1 << 63 else "a huge number"
-    names = {float: "a number", str: "such a text", list: "a list", dict: "an object"}
+    names = {float: "a number", str: "a text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)

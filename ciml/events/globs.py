@@ -1,4 +1,4 @@
-"""Lists of globs, compiled once: the selections of jobs, and what a trust rule asks of a fact."""
+"""Lists of globs, compiled once: selections of jobs, and the facts that a trust rule matches."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def glob_pattern(globs: Iterable[str]) -> re.Pattern[str]:
-    """Return one pattern for ``fullmatch``: any of the globs (``*``, ``?``, ``[…]``) satisfies it; case counts.
+    """Return one pattern for ``fullmatch``: it matches any of the globs (``*``, ``?``, ``[…]``), case-sensitive.
 
     ``all`` as the only glob means ``*``; no glob at all matches nothing.
 
     Raises:
-      CimlError: for a glob that is no text.
+      CimlError: a glob is not a text.
     """
     listed = tuple(globs)
     try:
         return _compiled(listed)
     except TypeError:
-        raise CimlError(f"globs are texts: {listed!r:.120}") from None
+        raise CimlError(f"globs must be texts, got {listed!r:.120}") from None

@@ -1,4 +1,4 @@
-"""JSON from outside: parsed in one of two ways, in linear time and within limits, or rejected as ``broken_json``."""
+"""JSON from outside: parsed in linear time and within limits, or rejected as ``broken_json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ciml.limits import MAX_JSON_DEPTH, MAX_JSON_DIGITS, MAX_MESSAGE_BYTES
 
 
 class _NotJson(ValueError):
-    """What the strict decoder adds to JSON's own errors."""
+    """An error that the strict decoder adds to JSON's own."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = set[str]()
         for name, _ in pairs:
             if name in seen:
-                raise _NotJson(f"the key {shown(name)} stands twice")
+                raise _NotJson(f"key {shown(name)} appears twice")
             seen.add(name)
     return made
 
@@ -38,7 +38,7 @@ def _whole(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise _NotJson(f"{text:.40} is beyond any number")
+        raise _NotJson(f"{text:.40} exceeds the range of a float")
     return value
 
 
@@ -50,11 +50,11 @@ _decode: Callable[[str], Any] = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_constant
 ).decode
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_LONG = b"0" * 19  # whole numbers that may be beyond 64 bits, which orjson makes floats of
+_LONG = b"0" * 19  # may exceed 64 bits, which orjson turns into floats
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse strict JSON: UTF-8, no NaN, no infinity, no key twice in an object, no deeper than `MAX_JSON_DEPTH`.
+    """Parse strict JSON: UTF-8, no NaN, no infinity, no duplicate key, nested no deeper than `MAX_JSON_DEPTH`.
 
     Raises:
       RejectedInput: ``broken_json``, or ``too_large`` for more than `MAX_MESSAGE_BYTES`.
@@ -63,17 +63,17 @@ def parse_json(data: bytes) -> Any:
     value = _quickly(data)
     if value is None:
         value = _strictly(data)
-    # Most messages have too few brackets to be too deep; the walk is for the others.
+    # Most messages have too few brackets to be too deep; only the others are walked.
     if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
         _check_depth(value)
     return value
 
 
 def _quickly(data: bytes) -> Any:
-    """What orjson makes of it, in half the time, where that is certain to be what `_strictly` makes; otherwise None.
+    """Parse with orjson, in half the time, where the result certainly equals `_strictly`'s; else return None.
 
-    orjson keeps the last of two values of one key. The other's colon is then missing from what it writes again, and no
-    colon is written in another way where there is no backslash.
+    orjson keeps the last of two values of one key. Then the other's colon is missing from what orjson writes again.
+    Without a backslash, no colon is encoded in another way.
     """
     if b"\\" in data or _LONG in data.translate(_DIGITS):
         return None
@@ -101,8 +101,8 @@ def _strictly(data: bytes) -> Any:
 def parse_numbers(data: bytes, most_bytes: int) -> Any:
     """Parse JSON that is mostly numbers, several times as fast as `parse_json`.
 
-    Of a key that stands twice in an object the last counts. A whole number beyond 64 bits becomes a float. Nesting is
-    bounded by the parser itself, at 1,024.
+    The last value of a duplicate key wins. A whole number beyond 64 bits becomes a float. The parser bounds nesting
+    at 1,024.
 
     Raises:
       RejectedInput: ``broken_json``, or ``too_large`` for more than ``most_bytes``.

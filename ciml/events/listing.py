@@ -1,4 +1,4 @@
-"""Lines of listings of historical runs, and what they say.
+"""Lines of listings of historical runs, and their decoding.
 
 A line is an input like any message: it may be hostile, and it has an origin (topic ``listing:<digest>``, partition 0,
 its number from 0). `ciml.events.listing_files` reads the files.
@@ -24,11 +24,10 @@ _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "l
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the lines of a listing mean; kept with each dead letter, since without it a line cannot be tried again.
-
+    """How the lines of a listing are read. Each dead letter keeps it: without it a line cannot be tried again.
     Attributes:
-      source: the name that the trust policy knows the listing by.
-      runs_of: how the run ids begin: the name that the runs' own events have, or another.
+      source: the name of the listing in the trust policy.
+      runs_of: the source in the run ids: the one of the runs' own events, or another.
       logs: the folder (a full path) or ``s3://`` prefix below which every ``log_path`` lies.
     """
 
@@ -41,7 +40,7 @@ class Reading:
             check_source_name(name)
 
     def headers(self) -> tuple[tuple[str, bytes], ...]:
-        """As a message has them."""
+        """Return the headers of a listing's message."""
         return tuple((header, str(getattr(self, name)).encode()) for name, header in _HEADERS.items())
 
     @classmethod
@@ -52,7 +51,7 @@ class Reading:
 
 
 class Line(NamedTuple):
-    """A line: its number from 0, and its bytes; or, where it is too long to be held, its size and its hex sha256."""
+    """A line: its number from 0, and its bytes. For a line above the size limit, its size and hex sha256 instead."""
 
     number: int
     data: bytes
@@ -60,12 +59,12 @@ class Line(NamedTuple):
     sha256: str = ""
 
     def message(self, reading: Reading) -> Message:
-        """Return the line as a message, whose payload is all that is needed to try again."""
+        """Return the line as a message, whose payload suffices to try it again."""
         return Message(self.number, self.data, reading.headers())
 
 
 class ListedRun(NamedTuple):
-    """What a line says: its run, where the log is, and why it cannot be used, if so (then all but the id is empty)."""
+    """A decoded line: its run, the log's address, and its fault, if any (then only the identity is filled)."""
 
     mention: RunFacts
     address: str
@@ -73,14 +72,14 @@ class ListedRun(NamedTuple):
 
 
 def decode_line(data: bytes, reading: Reading) -> ListedRun:
-    """Return the run that a line names.
+    """Decode the run in a line.
 
     Raises:
-      RejectedInput: with one of `ciml.events.cloudevents.REASONS`, where it is not even known which run it is.
+      RejectedInput: with one of `ciml.events.cloudevents.REASONS`, where the run cannot be identified.
     """
     line = parse_json(data)
     if type(line) is not dict:
-        raise RejectedInput("bad_field", f"the line: want an object, not {kind_of(line)}")
+        raise RejectedInput("bad_field", f"line: want an object, not {kind_of(line)}")
     identity = run_identity(line, reading.runs_of, name="build_uuid")
     try:
         facts, address = listed_run(line, identity, reading.source, reading.logs)
@@ -92,17 +91,17 @@ def decode_line(data: bytes, reading: Reading) -> ListedRun:
 
 
 def too_long(origin: Origin, line: Line) -> Outcome:
-    """Return the dead letter of a line that is longer than `MAX_LISTING_LINE_BYTES`: it names size and digest alone."""
+    """Return the dead letter of a line above `MAX_LISTING_LINE_BYTES`: it holds only the size and digest."""
     payload = {"size": line.size, "sha256": line.sha256, "timestamp_ms": 0}
     detail = f"{line.size} bytes, at most {MAX_LISTING_LINE_BYTES}"
     return Outcome("dead_letter", origin, reason="too_large", detail=detail, payload=payload)
 
 
 def is_listing(topic: str) -> bool:
-    """Return whether an origin's topic is a listing. No topic of Kafka can have such a name."""
+    """Return whether an origin's topic is a listing. No Kafka topic can have such a name."""
     return topic.startswith(TOPIC)
 
 
 def reading_of(payload: Mapping[str, Any]) -> Reading:
-    """Return how the line of a dead letter was read."""
+    """Return the reading options of a dead letter's line."""
     return Reading.of(message_of(payload, 0).headers)

@@ -1,8 +1,7 @@
 """Files of listings: JSON lines, plain or gzip, in a folder or on S3, read in blocks of whole lines.
 
-Whatever they hold, memory is bounded: a block has few lines, and a line that is too long is never held. The whole is
-passed through once, to know its digest and where its lines are; the lines are read again, block by block, when they are
-taken.
+Memory is bounded for any content: a block has few lines, and an oversized line is never held. The file is read once to
+find its digest and its lines. The lines are read again, block by block, for processing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Block(NamedTuple):
-    """Whole lines [start, end) at bytes [at, at + size), and their digest. A line that is too long is alone."""
+    """Whole lines [start, end) at bytes [at, at + size), and their digest. An oversized line has its own block."""
 
     start: int
     end: int
@@ -43,10 +42,10 @@ class Listing:
     """An open listing. Make it with `open_listing`; reading blocks is safe from threads.
 
     Attributes:
-      url: what was opened.
+      url: the address that was opened.
       digest: hex sha256 of all its bytes, unpacked.
-      lines: how many there are, empty ones included.
-      blocks: in order; together they are all lines.
+      lines: number of lines, empty ones included.
+      blocks: in order; together they hold all lines.
     """
 
     def __init__(self, url: str, file: IO[bytes]) -> None:
@@ -61,20 +60,20 @@ class Listing:
 
     @property
     def topic(self) -> str:
-        """The topic of its lines' origins: it follows from what the listing holds, not from its name."""
+        """The topic of its lines' origins: it depends on the content, not on the name."""
         return TOPIC + self.digest[:32]
 
     def read(self, block: Block) -> list[Line]:
-        """Return the lines of a block, without their ends; blank ones are left out.
+        """Return the lines of a block, without their ends; without blank lines.
 
         Raises:
-          CimlError: where the file has been changed since it was opened.
+          CimlError: the file was changed since it was opened.
         """
         if block.too_long:
             return [Line(block.start, b"", block.size, block.too_long)]
         data = os.pread(self._file.fileno(), block.size, block.at)
         if _block_digest(data) != block.digest:
-            raise CimlError(f"{self.url} was changed while it was read: say the command again")
+            raise CimlError(f"{self.url} changed while it was read; run the command again")
         if not block.at:
             data = data.removeprefix(_BOM)
         found = enumerate(data.split(b"\n"), block.start)
@@ -85,7 +84,7 @@ class Listing:
 
 
 class _Scan:
-    """Where the lines are, found piece by piece."""
+    """Find the lines of a listing, chunk by chunk."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -93,7 +92,7 @@ class _Scan:
         self._parts: list[bytes] = []  # of the block that is being filled
         self._line = self._first = self._at = self._size = 0
         self._begun = 0  # bytes of the last line so far
-        self._long: Any = None  # the hash of a line that is too long
+        self._long: Any = None  # the hash of an oversized line
 
     def feed(self, piece: bytes) -> None:
         self.digest.update(piece)
@@ -120,7 +119,7 @@ class _Scan:
         return self._blocks
 
     def _begin_long(self) -> None:
-        """What came of the line so far gets a block of its own."""
+        """Give the line so far a block of its own."""
         held: list[bytes] = []
         while self._parts and not self._parts[-1].endswith(b"\n"):
             held.append(self._parts.pop())
@@ -152,18 +151,18 @@ def _block_digest(data: bytes) -> bytes:
 def open_listing(url: str) -> Listing:
     """Open a listing: a local file or an ``s3://`` object, gzip or not by its first bytes.
 
-    A plain local file is read where it is; any other is unpacked into an unnamed temporary file first.
+    A plain local file is read in place; any other is unpacked into an unnamed temporary file first.
 
     Raises:
-      CimlError: there is none, it is no file, its gzip is broken, or it is larger than `MAX_LISTING_BYTES`.
+      CimlError: it does not exist, is not a file, is broken gzip, or exceeds `MAX_LISTING_BYTES`.
       EngineError: the storage does not answer.
     """
     folder, _, name = url.rstrip("/").rpartition("/")
     if not name or url.endswith("/"):
-        raise CimlError(f"{url}: want a file of JSON lines")
+        raise CimlError(f"{url}: not a file; give a file of JSON lines")
     local = "://" not in url
     if local and os.path.exists(url) and not os.path.isfile(url):
-        raise CimlError(f"{url} is no regular file: want a file of JSON lines")
+        raise CimlError(f"{url} is not a regular file; give a file of JSON lines")
     store = open_store(folder or ("/" if url.startswith("/") else "."))
     try:
         packed = next(store.pieces(name), b"").startswith(b"\x1f\x8b")
@@ -175,7 +174,7 @@ def open_listing(url: str) -> Listing:
 
 
 def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
-    """Return a temporary file without a name that holds the listing, unpacked."""
+    """Return an unnamed temporary file with the unpacked listing."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
     whole = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
     size = 0
@@ -183,11 +182,11 @@ def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
         while piece := source.read(_PIECE):
             size += len(piece)
             if size > MAX_LISTING_BYTES:
-                raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB: cut it into several")
+                raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB; split it")
             whole.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         whole.close()
-        raise CimlError(f"{url} is gzip, and broken: {error}") from None
+        raise CimlError(f"{url}: broken gzip: {error}") from None
     except OSError as error:
         whole.close()
         raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
@@ -199,7 +198,7 @@ def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
 
 
 class _Pieces(RawIOBase):
-    """Pieces of bytes as a file that can only be read on."""
+    """Chunks of bytes as a file that can only be read forwards."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._rest = pieces, b""
@@ -224,10 +223,10 @@ _open_lock = threading.Lock()
 
 
 def shared_listing(url: str, digest: str) -> Listing:
-    """Return the process's own copy of a listing, opened once: for workers.
+    """Return this process's open copy of a listing; for workers.
 
     Raises:
-      CimlError: it is not the one with that digest (any more). Further as `open_listing`.
+      CimlError: the listing no longer has that digest. Further errors as `open_listing`.
     """
     key = (os.getpid(), url, digest)
     with _open_lock:
@@ -235,6 +234,6 @@ def shared_listing(url: str, digest: str) -> Listing:
             listing = open_listing(url)
             if listing.digest != digest:
                 listing.close()
-                raise CimlError(f"{url} was changed while it was read: say the command again")
+                raise CimlError(f"{url} changed while it was read; run the command again")
             _open[key] = listing
         return _open[key]

@@ -16,7 +16,7 @@ _WORDS: dict[str, OutcomeWord] = {
     "FAILED": "failure",
     "TIMED_OUT": "timeout",
     "TIMEOUT": "timeout",
-    # The system's doing, not the change's: Zuul's further results, GitHub's startup_failure.
+    # Caused by the system, not the change: Zuul's further results, GitHub's startup_failure.
     "ERROR": "error",
     "POST_FAILURE": "error",
     "RETRY": "error",
@@ -40,7 +40,7 @@ _WORDS: dict[str, OutcomeWord] = {
     "ACTION_REQUIRED": "skip",
 }
 
-#: Results of runs that never began, so that there is no telemetry to wait for: why they are ignored.
+#: Results of runs that never began and have no telemetry: the reason why each is ignored.
 NEVER_RAN: dict[str, str] = {
     "NODE_FAILURE": "node_lost",
     "MERGE_CONFLICT": "never_started",

@@ -1,4 +1,4 @@
-"""Payloads as they may be kept: a message's bytes without the secrets in them, and without needless headers."""
+"""Redacted payloads: a message's bytes without secrets and without needless headers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 
 _QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
-#: Fields that name an event or a run. Without its secret such a name could be another's, so nothing of it is kept.
+#: Fields that name an event or a run. A redacted name could equal another one, so nothing of it is kept.
 _IDS = ("id", "build_uuid")
-_VALUES = ("value", "values", "default")  # of what an object's "name" or "key" names
+_VALUES = ("value", "values", "default")  # the value that belongs to an object's "name" or "key"
 
 
 def redact_bytes(data: bytes) -> bytes:
-    """Return a payload, whole or broken, with the secrets in it replaced by ``REDACTED``.
+    """Return a payload, complete or cut, with the secrets in it replaced by ``REDACTED``.
 
     JSON is redacted by its decoded keys and texts and encoded again; anything else as text. A payload without secrets
-    comes back unchanged.
+    is returned unchanged.
     """
     text = data.decode("utf-8", "surrogateescape")
     try:
@@ -28,7 +28,7 @@ def redact_bytes(data: bytes) -> bytes:
         if shown == value:
             return data
         return json.dumps(shown).encode()
-    except (ValueError, RecursionError):  # no JSON, a key that stands twice, too deep
+    except (ValueError, RecursionError):  # not JSON, a duplicate key, or too deep
         plain = redact_text(text)
         if _names_a_secret(plain) or _names_a_secret(decoded(plain)):
             return REDACTED.encode()
@@ -36,7 +36,7 @@ def redact_bytes(data: bytes) -> bytes:
 
 
 def _names_a_secret(text: str) -> bool:
-    """Whether a quoted secret name is a value in broken JSON, as in ``"name": "DB_PASSWORD"``; its value is unknown."""
+    """Return whether a quoted value in broken JSON is a secret name, as in ``"name": "DB_PASSWORD"``."""
     return any(is_secret_name(quoted[1]) for quoted in _QUOTED.finditer(text))
 
 
@@ -50,7 +50,7 @@ def redact_header(name: str, value: bytes | None) -> tuple[str, bytes | None]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
     return made
 
 
@@ -58,7 +58,7 @@ _decode = json.JSONDecoder(object_pairs_hook=_object, strict=False).decode
 
 
 def _redact_json(value: Any, secret: bool = False) -> Any:
-    """Return a decoded value. Of what is ``secret`` all texts and numbers are replaced."""
+    """Return a decoded value. ``secret`` replaces all its texts and numbers."""
     if type(value) is str:
         return REDACTED if secret and value else redact_text(value)
     if type(value) is dict:

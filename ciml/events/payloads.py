@@ -1,4 +1,4 @@
-"""The payload of a dead letter: a message, kept so that it can be tried again, without its secrets."""
+"""The payload of a dead letter: a message without its secrets, kept so that it can be tried again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ciml.limits import MAX_MESSAGE_BYTES, MAX_MESSAGE_HEADERS
 if TYPE_CHECKING:
     from ciml.storage.open import Store
 
-#: The folder of a raw store with the payloads that are too large for a manifest, each named by its digest.
+#: The folder of a raw store for payloads too large for a manifest, each named by its digest.
 PAYLOAD_FOLDER = "letters"
-#: A payload whose JSON is larger than this is kept beside the manifest: deltas are read often, letters are not.
+#: A payload whose JSON is larger than this becomes an object of its own: deltas are read often, payloads rarely.
 INLINE_BYTES = 16 << 10
-#: The headers of a message that has a name which is not UTF-8: then none of them can be had.
+#: Stands for all headers of a message where one header name is not UTF-8: the client then returns none of them.
 UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
-#: What begins the names of the headers that ciml reads; no other header is kept in a dead letter.
+#: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
 _READ_HEADERS = ("content-type", "ce_", "listing-")
 
 
@@ -37,7 +37,7 @@ def message_bytes(message: Message) -> int:
 
 
 def excess(message: Message) -> str:
-    """What of a message is above `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" where nothing is."""
+    """Describe how a message exceeds `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" where it does not."""
     if len(message.headers) > MAX_MESSAGE_HEADERS:
         return f"more than {MAX_MESSAGE_HEADERS} headers"
     size = message_bytes(message)
@@ -47,8 +47,8 @@ def excess(message: Message) -> str:
 def payload_of(message: Message) -> dict[str, Any]:
     """Return the message as JSON: ``value`` and ``key`` and each header's value in base64, ``timestamp_ms``.
 
-    Secrets within it are replaced, headers that ciml does not read are left out. Where the message is larger
-    than a limit (`excess`) there are only ``size`` and ``sha256``; it can be read again at the letter's origin.
+    Secrets are replaced, and headers that ciml does not read are left out. A message above a limit (`excess`) has only
+    ``size`` and ``sha256``; it can be read again at the dead letter's origin.
     """
     if excess(message):
         digest = hashlib.sha256(message.value or b"").hexdigest()
@@ -68,17 +68,17 @@ def payload_of(message: Message) -> dict[str, Any]:
 
 
 def offload_payloads(raw: Store, delta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the delta of a raw manifest with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
+    """Return a raw delta with its large payloads replaced by ``object``, ``size`` and ``timestamp_ms``.
 
-    Each becomes an object of the raw store, named by its content, before the delta that names it is committed.
+    Each payload becomes an object of the raw store, named by its digest, before the delta is committed.
     """
-    return {**delta, **{name: [_put_aside(raw, record) for record in delta[name]] for name in _WITH_PAYLOADS}}
+    return {**delta, **{name: [_offload(raw, record) for record in delta[name]] for name in _WITH_PAYLOADS}}
 
 
 _WITH_PAYLOADS = ("dead_letters", "deferred")
 
 
-def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
+def _offload(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
     payload = record.get("payload")
     if not payload or len(data := canonical_json(payload)) <= INLINE_BYTES:
         return record
@@ -89,33 +89,33 @@ def _put_aside(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a payload as `payload_of` made it, fetched where `offload_payloads` has put it.
+    """Return a payload as `payload_of` made it; fetch it where `offload_payloads` stored it separately.
 
     Raises:
-      IntegrityError: it is gone, or not what its name says.
+      IntegrityError: the object is missing, or differs from its digest.
     """
     if not (path := payload.get("object")):
         return payload
     try:
         data = raw.read(path)
     except FileNotFoundError:
-        raise IntegrityError(f"{raw.url(path)} is gone, and a dead letter names it: restore it from a copy") from None
+        raise IntegrityError(f"{raw.url(path)} is missing but a dead letter needs it; restore a backup") from None
     if path != f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json":
-        raise IntegrityError(f"{raw.url(path)} is not as it was written: restore it from a copy")
+        raise IntegrityError(f"{raw.url(path)} differs from its digest; restore a backup")
     whole: dict[str, Any] = json.loads(data)
     return whole
 
 
 def message_of(payload: Mapping[str, Any], offset: int) -> Message:
-    """Return the message that `payload_of` kept. A payload that was put aside is to be fetched first: `whole_payload`.
+    """Return the message that `payload_of` kept. Fetch an offloaded payload first, with `whole_payload`.
 
     Raises:
-      IntegrityError: where the payload does not hold the message's bytes.
+      IntegrityError: the payload does not hold the message's bytes.
     """
     if "object" in payload:
-        raise IntegrityError("the dead letter's message is beside the manifest: fetch it with whole_payload")
+        raise IntegrityError("the dead letter's message is stored separately; fetch it with whole_payload")
     if "value" not in payload:
-        raise IntegrityError("the dead letter does not hold its message: read it again at its topic and offset")
+        raise IntegrityError("the dead letter does not hold its message; read it again at its topic and offset")
     return Message(
         offset,
         _decode(payload["value"]),

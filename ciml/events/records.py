@@ -1,7 +1,7 @@
-"""What travels between the stages of ingest, and what a raw manifest records.
+"""Records that pass between the stages of ingest, and the records of a raw manifest.
 
-Everything here is a frozen record or a plain data class whose ``to_json`` is what the manifest holds. Times are epoch
-microseconds in UTC (int), so that they compare, sort and encode in one way.
+Each is a frozen record or a plain data class; ``to_json`` is its form in the manifest. Times are epoch microseconds in
+UTC (int), so that they compare, sort and encode in one way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Phase = Literal["queued", "started", "finished"]
 #: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
-#: What became of one (event, run). ``deferred`` is the only one that is not final: its log is tried again later.
-#: ``reclaim`` is the raw row that a trusted event gives to a run whose row came from an untrusted one.
+#: What became of one (event, run). Only ``deferred`` is not final: its log is tried again later.
+#: ``reclaim`` is a raw row from a trusted event for a run whose row came from an untrusted one.
 Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred"]
 #: The list of a delta that holds the records of each kind.
 LISTS: Mapping[Kind, str] = {
@@ -34,7 +34,7 @@ LISTS: Mapping[Kind, str] = {
 }
 
 
-#: The lists of `LISTS` that a delta leaves out where they are empty: deltas of older versions do not have them.
+#: The lists of `LISTS` that a delta omits where they are empty; deltas of older versions lack them.
 _LEFT_OUT = frozenset({"reclaims"})
 
 
@@ -57,15 +57,17 @@ def lists_of(records: Mapping[Kind, list[Any]]) -> dict[str, list[Any]]:
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """What there are hundreds of thousands of: made in a quarter of a data class's time, and left alone by the garbage
-    collector, for a record holds no records in a circle."""
+    """Base of high-volume objects.
+
+    Construction takes a quarter of a data class's time. The garbage collector ignores records: they form no cycles.
+    """
 
     def to_json(self) -> Any:
-        """What a manifest holds of it: an object, or a list where the class is ``array_like``."""
+        """Return the JSON form in a manifest: an object, or a list where the class is ``array_like``."""
         return msgspec.to_builtins(self)
 
     def replace(self, **changes: Any) -> Self:
-        """Return the same but for these fields."""
+        """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
 
 
@@ -85,7 +87,7 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
 
 
 class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
-    """What one event says of one run: the typed form of hostile input, after decoding.
+    """The facts that one event states of one run: the typed form of hostile input, after decoding.
 
     ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
     ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
@@ -114,7 +116,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without those that hold their default: manifests stay small. The phase is always said."""
+        """Return the fields that differ from their defaults, and always the phase. Manifests stay small."""
         return {**msgspec.to_builtins(self), "phase": self.phase}
 
     @classmethod
@@ -123,7 +125,7 @@ class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
 
 
 class Trust(Record, frozen=True, gc=False):
-    """The trust decision for a run: the rule that decided is kept with it."""
+    """The trust decision for a run, and the rule that decided."""
 
     trusted: bool
     rule: str
@@ -136,11 +138,11 @@ class Trust(Record, frozen=True, gc=False):
 
 @lru_cache(maxsize=256)
 def _trust(trusted: bool, rule: str, policy: str) -> Trust:
-    """What many runs share is made once."""
+    """Return one shared object for equal decisions."""
     return Trust(trusted, rule, policy)
 
 
-#: The trust of what no policy has judged: none. Where it is stored it is left out.
+#: The trust before any policy was evaluated: none. Stored records leave it out.
 UNJUDGED = Trust(False, "not judged", "")
 
 
@@ -162,12 +164,13 @@ class RawFile(Record, frozen=True, gc=False):
 
 
 class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
-    """What became of one (event, run), or of a message that could not be decoded (then without ``facts``).
+    """The outcome of one (event, run), or of a message that could not be decoded (then without ``mention``).
 
-    ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). ``payload`` is, in a dead
-    letter, all that is needed to try again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
+    ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). A dead letter's ``payload``
+    suffices
+    to try it again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
     ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
-    ``not_before_us`` is when a deferred log is to be tried again.
+    ``not_before_us`` is the time of a deferred log's next try.
     """
 
     kind: Kind
@@ -188,9 +191,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
         return self.mention.run_id if self.mention else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without those that hold their default."""
-        told: dict[str, Any] = msgspec.to_builtins(self)
-        return told if self.mention is None else {**told, "mention": self.mention.to_json()}
+        """Return the fields that differ from their defaults."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields if self.mention is None else {**fields, "mention": self.mention.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Outcome:
@@ -203,9 +206,9 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
 
 
 class Message(NamedTuple):
-    """One Kafka message as it was read. A header's value may be None; so may the value (a tombstone).
+    """One Kafka message as it was read. A header's value may be None; the value is None for a tombstone.
 
-    A tuple, since one is made for each event that ever comes: a frozen data class takes three times as long.
+    A tuple, because each event makes one: a frozen data class takes three times as long.
     """
 
     offset: int
@@ -217,9 +220,10 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OffsetRange:
-    """Positions [start, end) of a partition, all of which are settled once the batch that holds it is committed.
+    """Positions [start, end) of a partition, settled as a whole once its batch is committed.
 
-    ``topic_id`` is the broker's UUID of the topic ("" where the broker has none): a topic made anew is another topic.
+    ``topic_id`` is the broker's UUID of the topic ("" where the broker has none): a
+    topic that was deleted and created again has another id.
     """
 
     topic: str
@@ -233,7 +237,7 @@ class OffsetRange:
 class PendingRun:
     """A run on its way to the raw store. Stages fill it in; one that fails becomes an `Outcome` instead.
 
-    ``address`` is where the log is fetched from when that differs from ``mention.log_url``, which is free of secrets
+    ``address`` is the address to fetch the log from, where it differs from ``mention.log_url``, which holds no secret
     (a signed address). It is never stored.
     """
 
@@ -253,8 +257,8 @@ class PendingRun:
 class Batch:
     """The unit of work of ingest: the messages of one range of one partition, kept together until the commit.
 
-    ``covers`` is None for retries of deferred logs. Each stage takes a batch and returns it with fewer ``messages``
-    or ``pending_runs`` and more ``settled``; the commit takes batches that hold nothing but ``settled``.
+    ``covers`` is None for retries of deferred logs. Each stage returns the batch with fewer ``messages`` or
+    ``pending_runs`` and more ``settled``. The commit takes batches that hold only ``settled``.
     """
 
     covers: OffsetRange | None

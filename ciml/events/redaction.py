@@ -1,7 +1,7 @@
-"""Addresses, texts and payloads without what gives access: user names, passwords, tokens and signatures.
+"""Removal of secrets from addresses, texts and payloads: user names, passwords, tokens and signatures.
 
-Secrets are found by the names that stand before them, in plain text and under percent-, JSON- and HTML-encoding, by the
-place of user names in addresses, and by the shapes of well-known tokens. All of it takes linear time.
+Secrets are found by the names before them (in plain text and under percent-, JSON- and HTML-encoding), by the place of
+user names in addresses, and by the shapes of well-known tokens. All of it takes linear time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 REDACTED = "REDACTED"
-#: How often a text may be encoded upon itself; one that is encoded more often is replaced as a whole.
+#: Layers of encoding that are undone; a text with more layers is replaced as a whole.
 _MAX_ENCODINGS = 8
 _MAX_NAME = 512
 
@@ -26,10 +26,10 @@ _SECRET_NAME = re.compile(rf"(?:(?<![a-z0-9])(?:{_WORD}|{_KEY})|(?:{_LAST}|{_KEY
 _QUERY_NAME = re.compile(r"key|code|sid|session(?:[_-]?id)?")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
-# What secrets stand beside, or begin with: nearly no text has any of it, and decoding an event looks at all of them.
+# Marks of a possible secret. Few texts have one, and decoding an event checks every text.
 _BESIDE = re.compile(r"[=:@%\\&\0]")
 _BEGIN = re.compile(r"[gAxe\-Bb](?:h[pousr]_|ithub_pat_|lpat-|KIA|ox[a-z]-|yJ|----BEGIN|[Ee][Aa]|[Aa][Ss])")
-# A user name and the begin of a password: what follows the colon is no port.
+# A user name and the start of a password: no port follows the colon.
 _PASSWORD = re.compile(r"//[^/?#\s:@\"'<>\[\]]*+:(?!\d{1,5}(?:[/?#]|$))")
 _USER = re.compile(r"[^/?#\s\"'<>@]*+")
 _NAME = r"A-Za-z0-9_.\-%\[\]"
@@ -55,14 +55,14 @@ _ENTITIES = {
 
 
 def may_hold_secret(text: str) -> bool:
-    """Whether a text has anything that a secret stands beside or begins with; where not, it holds none for certain."""
+    """Return whether a text has any mark of a secret; a text without one certainly holds none."""
     return _BESIDE.search(text) is not None or _BEGIN.search(text) is not None
 
 
 def redact_url(url: str) -> str:
     """Return an address as it may be stored and shown: no userinfo, no fragment, secret query values replaced.
 
-    The rest stays as it is, so an address without secrets comes back unchanged (fragment apart).
+    The rest stays as it is, so an address without secrets is returned unchanged (fragment apart).
     """
     _, scheme, rest = url.partition("://")
     if scheme and "#" not in rest and not _BESIDE.search(rest) and not _BEGIN.search(rest):
@@ -75,9 +75,9 @@ def redact_url(url: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """A text with the secrets in it replaced by ``REDACTED``, and user names and passwords left out of its addresses.
+    """Return a text with its secrets replaced by ``REDACTED``, and its addresses without user names and passwords.
 
-    A text without secrets comes back unchanged. One whose secrets are encoded comes back decoded.
+    A text without secrets is returned unchanged. One whose secrets are encoded is returned decoded.
     """
     if not may_hold_secret(text):
         return text
@@ -93,13 +93,13 @@ def redact_text(text: str) -> str:
 
 
 def shown(text: str, most: int = 80) -> str:
-    """Return a text as a message may quote it: without secrets, in quotation marks, its first ``most`` characters."""
+    """Return a text for quoting in a message: redacted, in quotation marks, its first ``most`` characters."""
     return f"{redact_text(text)!r:.{most}}"
 
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str, in_query: bool = False) -> bool:
-    """Return whether a name (of a field, a header, a parameter) says that its value is secret.
+    """Return whether a name (of a field, a header, a parameter) marks its value as secret.
 
     Args:
       name: in any spelling: ``apiKey``, ``X-Api-Key``, ``user[password]``.
@@ -114,7 +114,8 @@ def is_secret_name(name: str, in_query: bool = False) -> bool:
 def hides(name: str, value: object) -> bool:
     """Return whether a field's value is secret by its name.
 
-    Truth values and numbers of things (``max_tokens``) are not."""
+    Booleans and counts (``max_tokens``) are not secret.
+    """
     if type(value) is bool or (type(value) in (int, float) and name[-1:] in "sS"):
         return False
     return is_secret_name(name)
@@ -130,10 +131,10 @@ def _redact_plain(text: str) -> str:
 
 
 def _without_userinfo(text: str) -> str:
-    """The text without what stands between ``//`` and ``@`` in its addresses, even where a password holds either."""
+    """Return the text without user names and passwords in addresses, even where a password holds ``//`` or ``@``."""
     *parts, last = text.split("@")
     out: list[str] = []
-    before = ""  # the slashes of an address whose user name was just left out
+    before = ""  # the slashes of an address whose user name was just removed
     for part in parts:
         part = before + part
         start = _userinfo(part)
@@ -152,7 +153,7 @@ def _without_userinfo(text: str) -> str:
 
 
 def _userinfo(before_at: str) -> int:
-    """Where the ``//`` of an address is whose user name and password end before an ``@``; -1 where there is none."""
+    """Return the index of the ``//`` of an address with user name and password before an ``@``; -1 for none."""
     word = _last_word(before_at)
     if found := _PASSWORD.search(before_at, word):
         return found.start()
@@ -161,12 +162,12 @@ def _userinfo(before_at: str) -> int:
 
 
 def _last_word(text: str) -> int:
-    """Where what follows the last space of a text begins."""
+    """Return the index after the last space of a text."""
     return len(text) if text[-1:].isspace() else len(text) - len((text.rsplit(None, 1) or [""])[-1])
 
 
 def _without_values(text: str) -> str:
-    """The text with the values of secret names replaced: ``name=value``, ``name: value``, ``"name": "value"``."""
+    """Replace the values of secret names: ``name=value``, ``name: value``, ``"name": "value"``."""
     out: list[str] = []
     at = copied = 0
     while pair := _PAIR.search(text, at):
@@ -185,7 +186,7 @@ def _names_a_secret(name: str, separator: str, before: str, after: str) -> bool:
     if separator == ":" and (before in ("/", "@") or after == "//"):
         return False  # a host and its port, a scheme
     if len(name) > _MAX_NAME or name.endswith("data_base64"):
-        return True  # what cannot be looked into
+        return True  # too many layers to check
     return is_secret_name(name, before in ("?", "&", ";", "#"))
 
 

@@ -1,4 +1,4 @@
-"""One run as an event or a listing tells it, and as a `RunFacts`: every field checked, or refused by name."""
+"""Conversion of one run of an event or a listing to `RunFacts` and back: every field is checked by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciml.events.redaction import redact_url, shown
 from ciml.events.run_id import RunId, path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_LABELS, MAX_URL_CHARACTERS
 
-#: The `RunFacts.event` of a run that a listing brought. No message may say so, hence a policy can rely on it.
+#: The `RunFacts.event` of a run from a listing. Messages that claim it are rejected, so a policy can rely on it.
 LISTING = "listing"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -29,21 +29,21 @@ _LISTING_TAKEN = {
 }  # fmt: skip
 
 
-#: In a mapping of source names: any CloudEvent source that has no name of its own there.
+#: In a mapping of source names: any CloudEvent source without an entry of its own.
 ANY_SOURCE = "*"
 
 
 def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
-    """Return the run ids' source for a CloudEvent source: the name that is configured for it, or the source itself.
+    """Return the run ids' source for a CloudEvent source: its configured name, or the source itself.
 
-    Only a source that is a name already stands for itself, so that two sources never become one.
+    A source without an entry must be a valid name itself, so that two sources never become one.
 
     Args:
       source: the CloudEvent's source.
-      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others, whose own words do not count then.
+      names: CloudEvent source -> name; under `ANY_SOURCE` the name of all others.
 
     Raises:
-      RejectedInput: ``bad_field``, where it has no name, or its own is given to another source.
+      RejectedInput: ``bad_field``, it has no name, or another source has its name.
     """
     names = names or {}
     named = names.get(source) or names.get(ANY_SOURCE)
@@ -53,34 +53,34 @@ def source_name(source: str, names: Mapping[str, str] | None = None) -> str:
         proposal = (
             _OTHER_CHARACTERS.sub("-", re.sub(r"^https?:", "", source.lower())).strip("-")[:63].rstrip("-") or "NAME"
         )
-        said = shown(source)
-        raise RejectedInput("bad_field", f"source: {said} has no name; give it one: --source {said}={proposal}")
+        quoted = shown(source)
+        raise RejectedInput("bad_field", f"source: {quoted} has no configured name; add --source {quoted}={proposal}")
     if source in names.values():
-        raise RejectedInput("bad_field", f"source: {source} is the name of another source")
+        raise RejectedInput("bad_field", f"source: {source} is the configured name of another source")
     return source
 
 
 def check_source_name(name: str) -> str:
-    """Return the name, if it is one that a source can have.
+    """Return the name if it is a valid source name.
 
     Raises:
-      CimlError: it is not.
+      CimlError: the name is invalid.
     """
     if not _SLUG.fullmatch(name):
-        raise CimlError(f"{name!r:.80} is no name of a source: want lower case letters, digits and dashes")
+        raise CimlError(f"{name!r:.80} is not a source name; use lower-case letters, digits and dashes")
     return name
 
 
 def source_names(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Pair of a CloudEvent source (or `ANY_SOURCE`) and its name, checked.
+    """Check pairs of a CloudEvent source (or `ANY_SOURCE`) and its name.
 
     Raises:
-      CimlError: a name that no source can have, or two names for one source.
+      CimlError: an invalid name, or two names for one source.
     """
     found: dict[str, str] = {}
     for source, name in pairs:
         if found.setdefault(source, check_source_name(name)) != name:
-            raise CimlError(f"--source: {source!r:.80} has two names, {found[source]} and {name}")
+            raise CimlError(f"--source: {source!r:.80} has two names, {found[source]} and {name}; give one")
     return tuple(found.items())
 
 
@@ -105,16 +105,16 @@ def run_identity(run: Mapping[str, Any], source: str, where: str = "", name: str
 
 
 def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where: str = "") -> tuple[RunFacts, str]:
-    """What a run object of an event says.
+    """Parse the run object of an event.
 
     Args:
-      run: the object; fields that the format does not name are passed over, so a producer may add some.
+      run: the object; unknown fields are ignored, so producers may add some.
       identity: from `run_identity`.
       phase: from the event's type. Only a finished run needs an outcome and a time.
-      where: goes before a field's name in a refusal's detail.
+      where: prefix of field names in the detail of a rejection.
 
     Returns:
-      (the mention, the log's full address): the mention's own `log_url` holds no secret and is what may be stored.
+      (the facts, the log's full address). The facts' own `log_url` holds no secret; only it may be stored.
 
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
@@ -130,7 +130,7 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
             raise RejectedInput("missing_field", f"{where}start_time")
     event = text(run, "event", where)
     if event == LISTING:
-        raise RejectedInput("bad_field", f"{where}event: only a listing is a {LISTING}")
+        raise RejectedInput("bad_field", f"{where}event: {LISTING!r} is reserved for listings")
     address = text(run, "log_url", where, MAX_URL_CHARACTERS, secrets=True)
     facts = RunFacts(
         run_id=identity.encode(),
@@ -159,7 +159,7 @@ def facts_from_run(run: Mapping[str, Any], identity: RunId, phase: Phase, where:
 
 
 def run_from_facts(facts: RunFacts) -> dict[str, Any]:
-    """Return the run object that `facts_from_run` reads back as ``facts``."""
+    """Return the run object that `facts_from_run` parses to ``facts``."""
     identity = RunId.decode(facts.run_id)
     run: dict[str, Any] = {"id": identity.native_id}
     if identity.attempt > 1:
@@ -184,27 +184,28 @@ def run_from_facts(facts: RunFacts) -> dict[str, Any]:
 def facts_from_listing(
     line: Mapping[str, Any], source: str = "backfill", logs: str = "", runs_of: str = ""
 ) -> RunFacts:
-    """Return the run that a line of a listing names.
+    """Parse the run in a line of a listing.
 
     Args:
       line: the JSON object: ``build_uuid``, ``build_name``, ``result`` (or ``outcome``), ``start_time``, ``end_time``
         (one at least), ``log_path``; optional ``attempt``, ``node_provider``, ``node_region``, ``node_flavor``, and the
-        names that events use. Any other text, number, true or false becomes a label; lists and objects are passed over.
-      source: the name of the listing's source, which the trust policy knows.
-      logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves it as it is.
-      runs_of: how the run ids begin, where it is not with ``source``: the name that the runs' own events have.
+        names of event fields. Any other text, number or boolean becomes a label; lists and objects are ignored.
+      source: the name of the listing's source, as in the trust policy.
+      logs: the folder, ``s3://`` prefix or ``https://`` address below which ``log_path`` lies; "" leaves the path
+        unchanged.
+      runs_of: the source in the run ids, where it is not ``source``: that of the runs' own events.
 
     Returns:
-      A finished mention whose `event` is ``listing``.
+      Facts of a finished run whose `event` is ``listing``.
 
     Raises:
-      RejectedInput: as events are, with the listing's names of the fields.
+      RejectedInput: as for events, with the listing's field names.
     """
     return listed_run(line, run_identity(line, runs_of or source, name="build_uuid"), source, logs)[0]
 
 
 def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str) -> tuple[RunFacts, str]:
-    """What `facts_from_listing` says of a run whose identity is known, and the log's full address.
+    """Return the facts of a listed run whose identity is known, and the log's full address.
 
     Raises:
       RejectedInput: ``missing_field``, ``bad_field`` or ``bad_time``.
@@ -226,7 +227,7 @@ def listed_run(line: Mapping[str, Any], identity: RunId, source: str, logs: str)
             continue
         taken = label_text(value)
         if taken is None:
-            raise RejectedInput("bad_field", f"{shown(name)}: too long, not clean or no finite number")
+            raise RejectedInput("bad_field", f"{shown(name)}: too long, unprintable or not a finite number")
         further[name] = taken
     if (count := len(more.keys() | further.keys())) > MAX_LABELS:
         raise RejectedInput("bad_field", f"{count} further fields, at most {MAX_LABELS}")
@@ -253,7 +254,9 @@ def _address(line: Mapping[str, Any], name: str) -> str:
 
 
 def log_address(logs: str, path: str) -> str:
-    """Return the address of the log at ``path`` below ``logs`` (a folder or an address). A full address stays as it is.
+    """Return the address of the log at ``path`` below ``logs`` (a folder or an address).
+
+    A full address is returned unchanged.
 
     Raises:
       RejectedInput: ``bad_field``, for a path that is absolute or leads upwards.
@@ -286,23 +289,25 @@ def _times(run: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
 
 
 def _check_job(job: str, where: str) -> None:
-    # Percent-encoding makes at most three characters of an ASCII one, so only long or foreign names need the count.
+    # Percent-encoding makes at most three characters of an ASCII one, so only long or non-ASCII names are encoded and
+    # counted.
     if (len(job) * 3 > MAX_JOB_PATH_CHARACTERS or not job.isascii()) and len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
-        raise RejectedInput("bad_field", f"{where}: longer than a path allows")
+        raise RejectedInput("bad_field", f"{where}: too long for a path")
 
 
 def _outcome(run: Mapping[str, Any], result: str, where: str) -> OutcomeWord:
-    """``outcome``, else what the producer's own word means. A word that means none is refused: it is never guessed."""
-    said = text(run, "outcome", where)
-    if said in OUTCOMES:
-        return said  # type: ignore[return-value]
-    if said:
-        raise RejectedInput("bad_field", f"{where}outcome: {said!r:.80} is none of {', '.join(sorted(OUTCOMES))}")
+    """Return ``outcome``, else the outcome of the producer's own word. An unknown word is rejected, never guessed."""
+    word = text(run, "outcome", where)
+    if word in OUTCOMES:
+        return word  # type: ignore[return-value]
+    if word:
+        known = ", ".join(sorted(OUTCOMES))
+        raise RejectedInput("bad_field", f"{where}outcome: unknown {word!r:.80}; choose from {known}")
     if not result:
         raise RejectedInput("missing_field", f"{where}result")
     outcome = outcome_of(result)
     if outcome is None:
         raise RejectedInput(
-            "bad_field", f"{where}result: {normal_word(result)!r:.80} is no known word; say the outcome too"
+            "bad_field", f"{where}result: {normal_word(result)!r:.80} is an unknown word; set outcome too"
         )
     return outcome

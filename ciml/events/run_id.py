@@ -19,12 +19,12 @@ class RunId:
     """One execution of a CI job. A rerun of the same change is another run.
 
     Attributes:
-      source: the system that ran it, such as ``zuul`` or ``backfill``: lower case letters, digits and dashes.
+      source: the system that executed it, such as ``zuul`` or ``backfill``: lower case letters, digits and dashes.
       native_id: the id that the source gave it, any non-empty text.
       attempt: counts from 1.
 
     Raises:
-      RejectedInput: ``bad_run_id`` when a part is empty, malformed or too long for a path.
+      RejectedInput: ``bad_run_id`` a part is empty, malformed or too long for a path.
     """
 
     source: str
@@ -41,17 +41,18 @@ class RunId:
         if not isinstance(self.attempt, int) or isinstance(self.attempt, bool) or self.attempt < 1:
             raise RejectedInput("bad_run_id", f"attempt {self.attempt!r:.80}: want a whole number from 1")
         if len(self.encode()) > _MAX_ENCODED:
-            raise RejectedInput("bad_run_id", f"native id {shown(self.native_id, 40)}… is longer than a path allows")
+            raise RejectedInput("bad_run_id", f"native id {shown(self.native_id, 40)}… is too long for a path")
 
     def encode(self) -> str:
-        """The one text form, ``source~native~attempt``: no slash, no leading dot, percent-encoded where needed."""
+        """Return the one text form, ``source~native~attempt``: without slash or leading dot, percent-encoded."""
         return f"{self.source}~{path_safe(self.native_id)}~{self.attempt}"
 
     @classmethod
     def decode(cls, text: str) -> RunId:
         """Return the inverse of `encode`.
 
-        Raises `RejectedInput` (``bad_run_id``) for what `encode` does not produce."""
+        Raises `RejectedInput` (``bad_run_id``) for a text that `encode` does not produce.
+        """
         parts = text.split("~")
         if len(parts) != 3 or not re.fullmatch(r"[1-9][0-9]{0,8}", parts[2]):
             raise RejectedInput("bad_run_id", f"{shown(text)}: want source~native~attempt")
@@ -68,8 +69,8 @@ class RunId:
 
 
 def path_safe(text: str) -> str:
-    """Any text as one path segment, reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty of letters."""
+    """Return any text as one path segment: reversible with `urllib.parse.unquote`, never ``.``, ``..`` or empty."""
     if _PLAIN.fullmatch(text):
-        return text  # nearly all of them, and three times as fast
+        return text  # the common case, and three times as fast
     quoted = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

@@ -1,6 +1,6 @@
-"""Live samples: what a recorder says of a run while it runs, as messages; encoded, decoded, and as a telemetry table.
+"""Live samples: messages of a recorder during a run; encoded, decoded, and as a telemetry table.
 
-docs/formats/samples.md has the format. Everything in a message is hostile until it has passed `decode`.
+docs/formats/samples.md describes the format. Treat everything in a message as hostile until it has passed `decode`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: A sample as it stands in a message: its number, its time (epoch microseconds), its mark, and a value of each column.
+#: A sample of a message: its number, its time (epoch microseconds), its mark, and a value of each column.
 Row = tuple[int, int, bool, Sequence[float]]
 
-#: Why `decode` refuses: a closed set.
+#: Why `decode` rejects a message: a closed set.
 REASONS = frozenset({
     "tombstone", "too_large", "broken_json", "not_samples", "missing_field", "bad_field", "bad_time", "bad_run_id",
 })  # fmt: skip
@@ -48,12 +48,12 @@ class Samples:
     Attributes:
       run_id: the encoded run id.
       recorder_us: when this start of the recorder began, epoch microseconds: a restarted recorder has another.
-      first_us: the time of the run's first sample that the recorder knows of, epoch microseconds.
+      first_us: the time of the run's first sample known to the recorder, epoch microseconds.
       columns: the full names of the F columns, ``group:name``.
       sequence: int64 [n], from 0 for each start of the recorder.
       time_us: int64 [n], each sample's own time, epoch microseconds.
       boot: bool [n], true for the first sample after a start, the averages since boot.
-      values: float64 [n, F]; NaN is no value.
+      values: float64 [n, F]; NaN is a missing value.
     """
 
     run_id: str
@@ -68,7 +68,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The run ended, and this start of its recorder sent so many ``samples``, numbered from 0."""
+    """The end of a run: this start of its recorder sent ``samples`` samples, numbered from 0."""
 
     run_id: str
     recorder_us: int
@@ -79,7 +79,7 @@ def encode(message: Samples | End) -> bytes:
     """Return a message's JSON.
 
     Raises:
-      RejectedInput: what `decode` would refuse.
+      RejectedInput: `decode` would reject the message.
     """
     if isinstance(message, Samples):
         arrays = (message.sequence, message.time_us, message.boot, message.values)
@@ -96,16 +96,16 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
 
     Args:
       run_id: as in `Samples`, as are ``recorder_us``, ``first_us`` and ``columns``.
-      rows: the samples; NaN is no value.
+      rows: the samples; NaN is a missing value.
 
     Raises:
-      RejectedInput: what `decode` would refuse.
+      RejectedInput: `decode` would reject the message.
     """
     _check(run_id, recorder_us, first_us, columns, [row[0] for row in rows], [row[1] for row in rows])
     if {len(row[3]) for row in rows} != {len(columns)}:
         raise RejectedInput("bad_field", "samples: want a value of each column for each")
     if any(map(math.isinf, chain.from_iterable(row[3] for row in rows))):
-        raise RejectedInput("bad_field", "samples: a value without end")
+        raise RejectedInput("bad_field", "samples: a value is infinite")
     value = orjson.dumps({  # which writes NaN as null
         "run_id": run_id, "recorder_us": recorder_us, "first_us": first_us, "columns": columns, "samples": rows,
     })  # fmt: skip
@@ -115,13 +115,13 @@ def encode_rows(run_id: str, recorder_us: int, first_us: int, columns: Sequence[
 
 
 def decode(value: bytes | None) -> Samples | End:
-    """Return the message that a Kafka value holds. Fields that are not known are passed over.
+    """Decode the value of a Kafka message. Unknown fields are ignored.
 
     Raises:
       RejectedInput: with one of `REASONS`.
     """
     if not value:
-        raise RejectedInput("tombstone", "no data")
+        raise RejectedInput("tombstone", "the message has no value")
     fields = parse_numbers(value, MAX_SAMPLES_BYTES)
     if type(fields) is not dict:
         raise RejectedInput("not_samples", f"want an object, not {kind_of(fields)}")
@@ -145,10 +145,10 @@ def decode(value: bytes | None) -> Samples | End:
 
 
 def to_table(parts: Sequence[Samples]) -> pa.Table:
-    """Return the samples of one run as a stored telemetry table: each once, in the order in which they were recorded.
+    """Return the samples of one run as a stored telemetry table: each once, in recording order.
 
     Args:
-      parts: at least one, in any order. Of a sample that is there more than once, the first counts.
+      parts: at least one, in any order. The first of several copies of a sample counts.
 
     Returns:
       ``time`` timestamp[us, UTC], ``boot`` bool, and a float64 column for each column of any part, those of earlier
@@ -197,7 +197,7 @@ def _needed(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _rows(rows: Any, width: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[list[Any], ...]]:
-    """Return the samples' numbers, times, marks and lists of ``width`` values, each of the one right type."""
+    """Return the samples' numbers, times, marks and lists of ``width`` values, each type-checked."""
     if type(rows) is not list or not rows:
         raise RejectedInput("bad_field", "samples: want a list of at least one")
     if set(map(type, rows)) != {list} or set(map(len, rows)) != {4}:
@@ -235,15 +235,15 @@ def _check(
     _check_identity(run_id, recorder_us)
     _check_time("first_us", first_us)
     if not 1 <= len(columns) <= MAX_SAMPLES_COLUMNS:
-        raise RejectedInput("bad_field", f"columns: {len(columns)} of them, want 1 to {MAX_SAMPLES_COLUMNS}")
+        raise RejectedInput("bad_field", f"columns: {len(columns)} columns, want 1 to {MAX_SAMPLES_COLUMNS}")
     for name in columns:
         sound = type(name) is str and 0 < len(name) <= MAX_COLUMN_NAME_CHARACTERS and is_clean(name)
         if not sound or name in OWN_COLUMNS:
             raise RejectedInput(
-                "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is no column's name"
+                "bad_field", f"columns: {shown(name) if type(name) is str else kind_of(name)} is not a column name"
             )
     if len(set(columns)) < len(columns):
-        raise RejectedInput("bad_field", "columns: a name stands twice")
+        raise RejectedInput("bad_field", "columns: a name appears twice")
     if not sequence:
         raise RejectedInput("bad_field", "samples: want at least one")
     if min(sequence) < 0 or max(sequence) >= MAX_RECORDER_SAMPLES:
@@ -255,7 +255,7 @@ def _check(
 def _check_end(message: End) -> None:
     _check_identity(message.run_id, message.recorder_us)
     if type(message.samples) is not int or not 0 <= message.samples <= MAX_RECORDER_SAMPLES:
-        raise RejectedInput("bad_field", f"samples: want how many were sent, 0 to {MAX_RECORDER_SAMPLES}")
+        raise RejectedInput("bad_field", f"samples: want the number of samples sent, 0 to {MAX_RECORDER_SAMPLES}")
 
 
 def _check_identity(run_id: str, recorder_us: Any) -> None:

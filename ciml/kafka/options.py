@@ -50,7 +50,10 @@ class KafkaOptions:
                 )
 
     def common(self) -> dict[str, Any]:
-        """Return the properties of every client. librdkafka mends connections itself, so their errors are not logged."""
+        """Return the properties of every client.
+
+        librdkafka reconnects by itself, so connection errors are not logged.
+        """
         return {
             "socket.keepalive.enable": True,
             "reconnect.backoff.max.ms": 2000,
@@ -61,7 +64,7 @@ class KafkaOptions:
         }
 
     def consumer(self) -> dict[str, Any]:
-        """Return the properties of a reader: nothing is committed to Kafka, and a lost position is an error, never a reset."""
+        """Return the properties of a consumer: it commits no offset, and a lost offset is an error, never a reset."""
         return {
             "fetch.queue.backoff.ms": 10,  # a full queue is looked at again soon: by default only after a second
             "fetch.wait.max.ms": 100,

@@ -122,7 +122,7 @@ def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) 
     ("options", "said"),
     [
         ({"source": "A B"}, "source"),
-        ({"job": "j" * 300}, "job: longer than a path allows"),
+        ({"job": "j" * 300}, "job: too long for a path"),
         ({"labels": {"a": "x" * 2000}}, "labels.a"),
         ({"run_id": "x" * 300}, "id"),
     ],

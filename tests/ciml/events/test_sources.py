@@ -33,7 +33,8 @@ def test_no_two_sources_become_one(source: str, proposal: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         decode_message(bare(RUN, source=source))
     assert caught.value.reason == "bad_field"
-    assert caught.value.detail == f"source: {source!r:.80} has no name; give it one: --source {source!r:.80}={proposal}"
+    quoted = f"{source!r:.80}"
+    assert caught.value.detail == f"source: {quoted} has no configured name; add --source {quoted}={proposal}"
     assert decode_message(bare(RUN, source=source), {source: "ci"}).run_facts[0].source == "ci"
 
 
@@ -47,8 +48,8 @@ def test_a_topic_of_one_source_passes_over_what_messages_say() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([("a", "Zuul")], "'Zuul' is no name of a source"),
-        ([("a", "")], "'' is no name of a source"),
+        ([("a", "Zuul")], "'Zuul' is not a source name"),
+        ([("a", "")], "'' is not a source name"),
         ([("a", "x"), ("a", "y")], "'a' has two names, x and y"),
     ],
 )
@@ -61,5 +62,5 @@ def test_configured_source_names_are_not_for_others() -> None:
     names = {"https://zuul.example.org": "zuul"}
     (facts,) = decode_message(bare(RUN, source="https://zuul.example.org"), names).run_facts
     assert (facts.source, facts.run_id) == ("zuul", f"zuul~{UUID}~1")
-    with pytest.raises(RejectedInput, match="source: zuul is the name of another source"):
+    with pytest.raises(RejectedInput, match="source: zuul is the configured name of another source"):
         decode_message(bare(RUN, source="zuul"), names)

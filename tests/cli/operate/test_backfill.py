@@ -79,12 +79,12 @@ def test_results_for_programs(tmp_path: Path) -> None:
     ("listing", "logs", "more", "message"),
     [
         ("none", "logs", [], "none: no such listing"),
-        ("logs", "logs", [], "logs is no regular file"),
+        ("logs", "logs", [], "logs is not a regular file"),
         ("builds.jsonl", "none", [], "none: no such folder"),
         ("builds.jsonl", "builds.jsonl", [], "builds.jsonl: no such folder"),
         ("builds.jsonl", "https://h/x", [], "https://h/x: no such folder; name a folder or an s3:// prefix"),
-        ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is no name of a source"),
-        ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is no name of a source"),
+        ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is not a source name"),
+        ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is not a source name"),
         ("builds.jsonl", "logs", [], "none of the first 12 logs is there"),
         ("builds.jsonl", "logs", ["--runner", "spark"], "unknown runner 'spark'"),
     ],
@@ -161,7 +161,7 @@ def test_what_the_options_mean(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "logs")
     config = make_config(str(tmp_path / "data"), str(tmp_path / "link"), source="old", runs_of="zuul")
     assert (config.reading.source, config.reading.runs_of) == ("old", "zuul")
-    with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is no name of a source"):
+    with pytest.raises(CimlError, match=r"'https://zuul\.example\.org' is not a source name"):
         make_config("d", "s3://b/x", runs_of="https://zuul.example.org")
     assert config.fetch.file_roots == (config.reading.logs,) == (str(tmp_path / "logs"),)
     assert make_config("d", "s3://b/x").fetch.s3_prefixes == ("s3://b/x",)

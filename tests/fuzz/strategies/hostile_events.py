@@ -152,7 +152,7 @@ KINDS: dict[str, Callable[[random.Random, int], Parts]] = {
     "the same run twice": lambda r, n: (bare({"runs": [run(n), run(n)]}, n), []),
     "headers": _header,
     "binary": _binary,
-    "a header's name is not UTF-8": lambda r, n: (bare(run(n), n), [(r.choice((b"\xff", b"ce_\xe9", b"\xc3")), b"")]),
+    "a header name is not UTF-8": lambda r, n: (bare(run(n), n), [(r.choice((b"\xff", b"ce_\xe9", b"\xc3")), b"")]),
     "a header twice": lambda r, n: (json.dumps(run(n)).encode(), [*binary(n), *binary(n)]),
     "headers without number": lambda r, n: (bare(run(n), n), [("", None)] * r.choice((257, 3000))),
     "a huge header": lambda r, n: (b"{", [("ce_id", b"x" * r.choice((600, 100_000)))]),

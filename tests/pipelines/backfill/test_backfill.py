@@ -356,5 +356,5 @@ def test_a_listing_that_changes_under_a_worker_stops_it(tmp_path: Path) -> None:
     made.lines[1] = json.dumps({**corpus_lines(2)[1], "result": "FAILURE"}).encode()
     assert made.path
     for runner in (None, "fnapi"):
-        with pytest.raises(CimlError, match="was changed while it was read"):
+        with pytest.raises(CimlError, match="changed while it was read"):
             backfill(made.config(tmp_path / "data"), listing, runner=runner)

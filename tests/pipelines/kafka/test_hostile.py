@@ -68,7 +68,7 @@ def test_a_header_name_that_is_not_utf_8_costs_its_message_alone(kafka: str, top
     assert [run["origin"][2] for delta in deltas for run in delta["runs"]] == [0, 2]
     letters = [letter for delta in deltas for letter in delta["dead_letters"]]
     assert [(each["origin"][2], each["reason"], each["detail"]) for each in letters] == [
-        (offset, "not_an_event", "a header's name is not UTF-8") for offset in (1, 3)
+        (offset, "not_an_event", "a header name is not UTF-8") for offset in (1, 3)
     ]
     assert base64.b64decode(letters[0]["payload"]["value"]) == value
     assert base64.b64decode(letters[0]["payload"]["key"]) == b"k"

@@ -101,7 +101,7 @@ def test_dead_letters_can_be_tried_again() -> None:
         (dead_letter.kind, dead_letter.reason, dead_letter.detail, dead_letter.origin.offset)
         for dead_letter in out.settled
     ] == [
-        ("dead_letter", "tombstone", "no data", 10),
+        ("dead_letter", "tombstone", "the message has no value", 10),
         ("dead_letter", "broken_json", "Expecting ',' delimiter at character 32", 11),
         ("dead_letter", "missing_field", "source", 12),
         ("dead_letter", "missing_field", "log_url", 13),
