@@ -1,1 +1,1 @@
-"""The whole chain on the sample runs, and the proof that its numbers add up."""
+"""The whole chain on the sample runs, and the checks of its numbers."""

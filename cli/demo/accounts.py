@@ -1,4 +1,4 @@
-"""What the raw manifest says of every (event, run), read straight from its deltas, beside the producer's own list."""
+"""Accounting of the demo: outcomes by (event, run) in the raw manifest's deltas, against the producer's list."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ("run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "de
 
 @dataclass(slots=True)
 class Accounts:
-    """The raw manifest up to ``version``.
+    """Outcomes of the raw manifest up to ``version``.
 
     Attributes:
       final: place -> its outcomes that no later delta closed. Right is one outcome each.
@@ -35,7 +35,7 @@ class Accounts:
     covered: dict[tuple[str, int], RangeSet] = field(default_factory=dict)
 
     def catch_up(self, raw: Store) -> None:
-        """Reads the deltas that are new."""
+        """Read new deltas."""
         for version, delta in ManifestLog(raw).since(self.version):
             self.apply(delta)
             self.version = version
@@ -56,19 +56,19 @@ class Accounts:
             self.final[place].append(outcome)
 
     def runs(self) -> list[Outcome]:
-        """The raw rows, in the manifest's order."""
+        """Return the raw rows in the manifest's order."""
         return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "run"]
 
     def paths(self) -> set[str]:
-        """The raw objects that the manifest names: of raw rows, and of other logs that came for the same runs."""
+        """Return the raw objects in the manifest: of raw rows, and of further logs of the same runs."""
         return {one.file.path for outcomes in self.final.values() for one in outcomes if one.file is not None}
 
     def deferred(self) -> list[Outcome]:
-        """What is still waiting for its log."""
+        """Return the deferred (event, run) pairs."""
         return [outcome for outcomes in self.final.values() for outcome in outcomes if outcome.kind == "deferred"]
 
     def unsettled(self, produced: Iterable[Produced]) -> int:
-        """How many of the acknowledged messages are not covered yet."""
+        """Return the number of acknowledged messages that are not covered yet."""
         places = {(line.topic, line.partition, line.offset) for line in produced}
         return sum(offset not in self.covered.get((topic, part), ()) for topic, part, offset in places)
 
@@ -78,7 +78,7 @@ def _place(origin: Origin, run_id: str) -> Place:
 
 
 def accounting_lines(produced: Iterable[Produced], accounts: Accounts) -> list[AccountingLine]:
-    """Expected and counted (event, run) by class and reason."""
+    """Return expected and counted (event, run) by class and reason."""
     expected = Counter((line.kind, line.reason) for line in produced)
     counted = Counter((one.kind, one.reason) for outcomes in accounts.final.values() for one in outcomes)
     order = sorted({*expected, *counted}, key=lambda key: (KINDS.index(key[0]), -expected[key], key[1]))
@@ -86,7 +86,7 @@ def accounting_lines(produced: Iterable[Produced], accounts: Accounts) -> list[A
 
 
 def spoilt_lines(produced: Iterable[Produced], accounts: Accounts) -> list[SpoiltLine]:
-    """What became of each trick."""
+    """Return the outcomes of each kind of damaged event."""
     messages: dict[str, set[Place]] = defaultdict(set)
     became: dict[str, Counter[str]] = defaultdict(Counter)
     for line in produced:
@@ -110,7 +110,7 @@ def spoilt_lines(produced: Iterable[Produced], accounts: Accounts) -> list[Spoil
 
 
 def check_accounting(produced: list[Produced], accounts: Accounts) -> Check:
-    """Each acknowledged (event, run) has exactly one outcome, the expected one, and there is no other outcome."""
+    """Check that each acknowledged (event, run) has exactly its expected outcome, and no others exist."""
     wrong: list[str] = []
     for line in produced:
         found = accounts.final.get(line.place, [])
@@ -130,7 +130,7 @@ def check_accounting(produced: list[Produced], accounts: Accounts) -> Check:
 
 
 def check_offsets(produced: list[Produced], accounts: Accounts) -> Check:
-    """The covered offsets are the acknowledged ones: none is missing and there is none besides."""
+    """Check that the covered offsets are exactly the acknowledged ones."""
     sent: dict[tuple[str, int], RangeSet] = {}
     for line in produced:
         sent.setdefault((line.topic, line.partition), RangeSet()).add(line.offset, line.offset + 1)
@@ -144,7 +144,7 @@ def check_offsets(produced: list[Produced], accounts: Accounts) -> Check:
 
 
 def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
-    """Each raw row was judged at ingestion as the producer knows it."""
+    """Check that the trust of each raw row is as the producer expects."""
     wrong = [
         f"{line.run_id} was judged {one.trust}"
         for line in produced
@@ -156,11 +156,11 @@ def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
 
 
 def check_waited(produced: list[Produced], accounts: Accounts) -> Check:
-    """Logs that came late were waited for, those that were there were not, and nothing waits any more."""
+    """Check that exactly the runs with late logs were deferred, and that none still is."""
     wrong = [f"{one.run_id} still waits: {one.reason}" for one in accounts.deferred()]
     for line in produced:
         if line.deferred and line.place not in accounts.waited:
-            wrong.append(f"{line.run_id}: its log was not there, and nobody waited for it")
+            wrong.append(f"{line.run_id}: its log was unavailable, and the run was not deferred")
     expected = {line.place for line in produced if line.deferred}
     wrong += [f"{place[3]}: its log was there, and was waited for" for place in accounts.waited - expected]
     return made_check("late logs were waited for, and nothing waits any more", wrong, f"{len(expected)} waited")
@@ -171,7 +171,7 @@ def _where(line: Produced) -> str:
 
 
 def made_check(name: str, wrong: list[str], right: str) -> Check:
-    """A check that passed with the detail ``right``, or failed with the first of what is wrong."""
+    """Return a check that passed with the detail ``right``, or failed with the first findings."""
     if not wrong:
         return Check(name=name, passed=True, detail=right)
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -1,4 +1,4 @@
-"""The books of the demo: every number counted anew from what is stored, as checks that may turn red."""
+"""Checks of the demo: every number, recounted from the stored data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROFILE_INTERVAL_S = 10
 
 
 def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict[str, pa.Table], Check]:
-    """The telemetry of every raw row, and whether each object is what the manifest says of it.
+    """Read the telemetry of all raw rows, and check each object against the manifest.
 
     Args:
       raw: the raw store.
@@ -52,7 +52,7 @@ def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict
 
 
 def check_raw(produced: Iterable[Produced], runs: Sequence[Outcome]) -> Check:
-    """Each accepted run has exactly one raw row, with as many samples as its log has."""
+    """Check that each accepted run has exactly one raw row, with as many samples as its log."""
     rows = {line.run_id: line.rows for line in produced if line.kind == "run"}
     found = Counter(one.run_id for one in runs)
     wrong = [
@@ -67,7 +67,7 @@ def check_raw(produced: Iterable[Produced], runs: Sequence[Outcome]) -> Check:
 
 
 def check_dataset(state: DatasetState, runs: Iterable[str]) -> Check:
-    """Each raw row is exactly one example of the data set, or one exclusion with a reason."""
+    """Check that each raw row is exactly one example of the data set, or one exclusion with a reason."""
     name = state.definition.name if state.definition else "?"
     examples, excluded = Counter[str](), Counter[str]()
     wrong: list[str] = []
@@ -84,7 +84,7 @@ def check_dataset(state: DatasetState, runs: Iterable[str]) -> Check:
 
 
 def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Produced]) -> Check:
-    """No snapshot holds a run that is not trusted, and none holds a run on both sides of a split.
+    """Check that no snapshot holds an untrusted run, or a run on both sides of a split.
 
     Args:
       snapshots: by a name for people.
@@ -111,10 +111,10 @@ def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Produc
 
 
 def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) -> Check:
-    """The model server serves what the registry calls stable, by gRPC and by REST.
+    """Check that the model server serves the registry's stable version, by gRPC and by REST.
 
     Args:
-      served: model -> the versions that were told, such as ``{"gRPC": 2, "REST": 2}``.
+      served: model -> the reported versions, such as ``{"gRPC": 2, "REST": 2}``.
       stable: model -> the registry's champion.
     """
     wrong = [
@@ -129,7 +129,7 @@ def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) ->
 
 
 def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: float = 1e-5) -> Check:
-    """The served signature and the trainer's model give the same probabilities for the same raw runs.
+    """Check that the served signature and the trainer's model give the same probabilities for the same raw runs.
 
     Args:
       differences: model -> (how many runs were asked for, the largest difference of any probability).
@@ -144,7 +144,7 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: flo
 
 
 def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[ExclusionLine]]:
-    """Rows by split and by class of each span, and the exclusions of each data set."""
+    """Return rows by split and by class of each span, and the exclusions of each data set."""
     spans, exclusions = [], []
     for state in states:
         name = state.definition.name if state.definition else "?"
@@ -165,7 +165,7 @@ def span_lines(states: Iterable[DatasetState]) -> tuple[list[SpanLine], list[Exc
 
 
 def profiles(tables: Mapping[str, pa.Table], providers: Mapping[str, str]) -> list[Profile]:
-    """The mean course of `PROFILE_COLUMN` by provider, in windows from each run's first sample."""
+    """Return the mean course of `PROFILE_COLUMN` by provider, in windows from each run's first sample."""
     import numpy as np
 
     sums: dict[str, Any] = defaultdict(lambda: np.zeros(PROFILE_WINDOWS))

@@ -20,7 +20,7 @@ RUNS_A_CHANGE = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of the corpus: its mention (without a log's address), and where its log is below the corpus."""
+    """One run of the corpus: its facts (without a log's address), and the path of its log below the corpus."""
 
     mention: RunFacts
     log_path: str
@@ -28,19 +28,19 @@ class Sample:
 
 
 def corpus_folder(folder: str | None = None) -> Path:
-    """The corpus: ``folder``, else examples/corpus of the checkout.
+    """Return the corpus: ``folder``, else examples/corpus of the checkout.
 
     Raises:
       CimlError: where there is no listing.
     """
     path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "examples" / "corpus"
     if not (path / "builds.jsonl").is_file():
-        raise CimlError(f"{path} holds no builds.jsonl: run ciml demo in a checkout, or name a corpus with --corpus")
+        raise CimlError(f"no builds.jsonl in {path}; run ciml demo in a checkout, or name a corpus by --corpus")
     return path
 
 
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
-    """The runs in the order in which the demo's CI finishes them.
+    """Return the runs in the order in which the demo's CI finishes them.
 
     That order is a hash of the run, not the listing's: the clouds were recorded one after the other, and a CI farm uses
     them side by side. Changes, which decide the split, are numbered along it.

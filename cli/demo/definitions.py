@@ -13,7 +13,7 @@ MEMORY = ("used", "free", "buff", "cach")
 
 
 def definitions(span_runs: int) -> tuple[DatasetDefinition, DatasetDefinition]:
-    """Provider of a run by five aggregations of its windows of 2 s, with and without absolute memory.
+    """Return definitions of the provider by five aggregations of 2 s windows, with and without absolute memory.
 
     Windows are this short because the clouds differ in peaks that last a second or two: of windows of 10 s, the same
     network knows 78 % of held-out training runs instead of 84 %.

@@ -1,4 +1,4 @@
-"""From the options to the result: the run, the books, the table and the report."""
+"""The demo from options to result: the run, the checks, the tables and the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from ciml.datasets.state import dataset_state
 from ciml.errors import CimlError
 from cli.demo import accounts as accounting
-from cli.demo import checks as books
+from cli.demo import checks as verify
 from cli.demo.definitions import ALL, RELATIVE
 from cli.demo.direct import check_examples
 from cli.demo.predictions import Predictions, check_predictions, check_topic, prediction_lines
@@ -23,22 +23,22 @@ WANTED_ACCURACY = 0.75
 
 
 def demo(options: Options, progress: Any, out: Any) -> DemoResult:
-    """Runs the demo and reports on it.
+    """Run the demo and report on it.
 
     Args:
-      options: how.
+      options: of the command.
       progress: a `rich.console.Console` for the steps.
       out: one for the tables.
 
     Raises:
-      CimlError: when something keeps the chain from coming to its end; then there are no books.
+      CimlError: the chain did not finish; then there are no checks.
     """
     from cli.demo.report.page import render
     from cli.demo.report.table import show
 
     with Steps(progress) as steps, prepared(options, steps) as running:
         run(running)
-        with steps.step("make the books") as step:
+        with steps.step("verify the numbers") as step:
             result = balance(running, step.say)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
@@ -64,7 +64,7 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
 
 
 def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
-    """Counts everything anew from what is stored, and makes the checks."""
+    """Recount all numbers from the stored data, and make the checks."""
     produced, accounts = demo.sender.produced, demo.accounts
     runs = accounts.runs()
     checks = [
@@ -72,20 +72,22 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         accounting.check_offsets(produced, accounts),
         accounting.check_waited(produced, accounts),
         accounting.check_trust(produced, accounts),
-        books.check_raw(produced, runs),
+        verify.check_raw(produced, runs),
     ]
     say("raw objects")
-    tables, check = books.read_raw(demo.raw, runs, accounts.paths())
+    tables, check = verify.read_raw(demo.raw, runs, accounts.paths())
     checks.append(check)
     say("data sets")
     states = [dataset_state(demo.data, name) for name in (ALL, RELATIVE)]
     for state in states:
-        checks.append(books.check_dataset(state, [one.run_id for one in runs]))
+        checks.append(verify.check_dataset(state, [one.run_id for one in runs]))
         checks.append(_examples(demo, state, runs))
     say("models")
-    checks.append(books.check_snapshots(_snapshots(demo), produced))
+    checks.append(verify.check_snapshots(_snapshots(demo), produced))
     versions = [
-        version_line(told) for told in sorted(demo.refreshes, key=lambda told: str(told["model"])) if "metrics" in told
+        version_line(refresh)
+        for refresh in sorted(demo.refreshes, key=lambda refresh: str(refresh["model"]))
+        if "metrics" in refresh
     ]
     checks += [
         check_refreshes(demo.refreshes),
@@ -102,7 +104,7 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         check_topic(RUNS, _keys(demo, RUNS), list(trusted)),
         check_topic(PREDICTIONS, _ids(demo), [one["id"] for one in predictions.records]),
     ]
-    spans, exclusions = books.span_lines(states)
+    spans, exclusions = verify.span_lines(states)
     providers = {one.run_id: one.mention.provider for one in runs if one.mention is not None}
     untrusted = {run_id for run_id, good in trusted.items() if not good}
     return DemoResult(
@@ -118,24 +120,24 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         versions=versions,
         confusions=_confusions(demo.refreshes),
         predictions=prediction_lines(predictions.records, untrusted, _first_push_us(demo)),
-        profile_column=books.PROFILE_COLUMN,
-        profile_interval_s=books.PROFILE_INTERVAL_S,
-        profiles=books.profiles(tables, providers),
+        profile_column=verify.PROFILE_COLUMN,
+        profile_interval_s=verify.PROFILE_INTERVAL_S,
+        profiles=verify.profiles(tables, providers),
         checks=checks,
         notes=demo.engines.notes,
     )
 
 
-def version_line(told: dict[str, Any]) -> VersionLine:
-    """A refresh as the table has it."""
-    metrics = told["metrics"]
+def version_line(refresh: dict[str, Any]) -> VersionLine:
+    """Return a refresh as a line of the table."""
+    metrics = refresh["metrics"]
     evaluation, baseline = metrics["evaluation"], metrics["baselines"].get("memory")
     champion = metrics.get("champion")
     return VersionLine(
-        model=told["model"],
-        version=told["version"] or 0,
-        verdict="pushed" if told["version"] else "kept",
-        why="" if told["version"] else "; ".join(told["reasons"]),
+        model=refresh["model"],
+        version=refresh["version"] or 0,
+        verdict="pushed" if refresh["version"] else "kept",
+        why="" if refresh["version"] else "; ".join(refresh["reasons"]),
         accuracy=evaluation["accuracy"]["value"],
         low=evaluation["accuracy"]["low"],
         high=evaluation["accuracy"]["high"],
@@ -146,32 +148,32 @@ def version_line(told: dict[str, Any]) -> VersionLine:
         one_number_low=baseline["low"] if baseline else None,
         one_number_high=baseline["high"] if baseline else None,
         champion=champion["accuracy"]["value"] if champion else None,
-        took_s=told["took_s"],
+        took_s=refresh["took_s"],
     )
 
 
 def check_refreshes(refreshes: list[dict[str, Any]]) -> Check:
-    """Each model was refreshed as often as planned, twice at least, and each refresh ended in a push or a reason."""
-    found = Counter(told["model"] for told in refreshes if "metrics" in told)
+    """Check that each model was refreshed as planned, and each refresh ended in a push or a reason."""
+    found = Counter(refresh["model"] for refresh in refreshes if "metrics" in refresh)
     wrong = [
         f"{model} was refreshed {found[model]} times, not {len(waves)}"
         for model, waves in REFRESHES.items()
         if found[model] != len(waves)
     ]
-    wrong += [f"{told['model']}: {told['skipped']}" for told in refreshes if "skipped" in told]
+    wrong += [f"{refresh['model']}: {refresh['skipped']}" for refresh in refreshes if "skipped" in refresh]
     wrong += [
-        f"{told['model']}: neither pushed nor refused"
-        for told in refreshes
-        if "metrics" in told and not told["version"] and not told["reasons"]
+        f"{refresh['model']}: neither pushed nor rejected"
+        for refresh in refreshes
+        if "metrics" in refresh and not refresh["version"] and not refresh["reasons"]
     ]
-    pushed = sum(bool(told.get("version")) for told in refreshes)
+    pushed = sum(bool(refresh.get("version")) for refresh in refreshes)
     return accounting.made_check(
         "every refresh ended in a push or a reason", wrong, f"{found.total()} refreshes, {pushed} pushed"
     )
 
 
 def check_accuracy(versions: list[VersionLine], wanted: float | None = WANTED_ACCURACY) -> Check:
-    """The last pushed model that sees all columns is as good as it has to be.
+    """Check the accuracy of the last pushed model with all columns.
 
     Args:
       versions: all refreshes, in order.
@@ -188,7 +190,7 @@ def check_accuracy(versions: list[VersionLine], wanted: float | None = WANTED_AC
 
 
 def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
-    """The examples of a data set against the direct computation."""
+    """Check the examples of a data set against the direct computation."""
     from pipelines.datasets.update import dataset_store, read_span
 
     name = state.definition.name
@@ -209,16 +211,16 @@ def _snapshots(demo: Demo) -> dict[str, Any]:
     from training.data.snapshot import read_snapshot
 
     return {
-        f"snapshot {told['snapshot'][:8]} of {told['model']}": read_snapshot(
-            demo.data.child("trainer").child(told["model"]), told["snapshot"]
+        f"snapshot {refresh['snapshot'][:8]} of {refresh['model']}": read_snapshot(
+            demo.data.child("trainer").child(refresh["model"]), refresh["snapshot"]
         )
-        for told in demo.refreshes
-        if "snapshot" in told
+        for refresh in demo.refreshes
+        if "snapshot" in refresh
     }
 
 
 def _served(demo: Demo, tables: dict[str, Any]) -> list[Check]:
-    """What the server says of itself, and its answers to raw runs beside the trainer's."""
+    """Check the server's versions, and its answers to raw runs against the trainer's."""
     import json
 
     import httpx
@@ -243,9 +245,9 @@ def _served(demo: Demo, tables: dict[str, Any]) -> list[Check]:
             states = rest.get("model_version_status", [])
             available = [int(one["version"]) for one in states if one["state"] == "AVAILABLE"]
             served[model] = {"gRPC": client.served_version(), "REST": available[0] if available else None}
-            told = demo.trainer.probabilities(model)
+            trained = demo.trainer.probabilities(model)
             definition = read_definition(registry.read_asset(champion, DEFINITION), DEFINITION)
-            inputs, n_windows, _ = prepare_many([tables[run_id] for run_id in told["runs"]], definition)
+            inputs, n_windows, _ = prepare_many([tables[run_id] for run_id in trained["runs"]], definition)
             answer = client.predict(inputs, n_windows, version=champion).probabilities
             over_rest = httpx.post(
                 f"{demo.engines.models['rest']}/v1/models/{model}:predict",
@@ -253,25 +255,25 @@ def _served(demo: Demo, tables: dict[str, Any]) -> list[Check]:
                 trust_env=False,
             ).json()
             rest_answer = np.array(over_rest.get("outputs", np.nan), np.float64)
-            wanted = np.array(told["probabilities"], np.float64)
+            wanted = np.array(trained["probabilities"], np.float64)
             worst = max(
                 float(np.abs(answer - wanted).max(initial=0.0)),
                 float(np.abs(rest_answer - wanted[:8]).max(initial=0.0)),
-                float(told["disagreement"]),
+                float(trained["disagreement"]),
             )
-            apart[model] = (len(told["runs"]), worst)
-    return [books.check_served(served, stable), books.check_probabilities(apart)]
+            apart[model] = (len(trained["runs"]), worst)
+    return [verify.check_served(served, stable), verify.check_probabilities(apart)]
 
 
 def _confusions(refreshes: list[dict[str, Any]]) -> list[Confusion]:
-    """Of each model's last pushed version."""
+    """Return the confusion of each model's last pushed version."""
     last: dict[str, Confusion] = {}
-    for told in refreshes:
-        if told.get("version"):
-            found = told["metrics"]["evaluation"]["confusion"]
-            last[told["model"]] = Confusion(
-                model=told["model"],
-                version=told["version"],
+    for refresh in refreshes:
+        if refresh.get("version"):
+            found = refresh["metrics"]["evaluation"]["confusion"]
+            last[refresh["model"]] = Confusion(
+                model=refresh["model"],
+                version=refresh["version"],
                 classes=found["classes"],
                 counts=found["rows_are_labels"],
             )
@@ -286,24 +288,24 @@ def _first_push_us(demo: Demo) -> int:
 
 def _engines(demo: Demo) -> dict[str, str]:
     states = demo.engines.states
-    told = {"events": states["kafka"].what, "ingest": "bounded micro-batches"}
+    kinds = {"events": states["kafka"].what, "ingest": "bounded micro-batches"}
     if demo.on_flink:
-        told["ingest"] = states["flink"].what
-    return {**told, "models": states["models"].what}
+        kinds["ingest"] = states["flink"].what
+    return {**kinds, "models": states["models"].what}
 
 
 def _keys(demo: Demo, topic: str) -> list[str]:
-    """The keys of a topic's messages."""
+    """Return the keys of a topic's messages."""
     return [(message.key or b"").decode() for message in _messages(demo, topic)]
 
 
 def _ids(demo: Demo) -> list[str]:
-    """The ids of a topic's CloudEvents."""
+    """Return the ids of a topic's CloudEvents."""
     return [(dict(message.headers).get("ce_id") or b"").decode() for message in _messages(demo, PREDICTIONS)]
 
 
 def _messages(demo: Demo, topic: str) -> list[Any]:
-    """All messages of a topic, as a reader of committed ones sees them."""
+    """Return all committed messages of a topic."""
     from pipelines.kafka.client import KafkaOptions, Reader, list_topic
 
     kafka = KafkaOptions(demo.engines.kafka)
@@ -325,7 +327,7 @@ def _messages(demo: Demo, topic: str) -> list[Any]:
 
 
 def _print_kept(demo: Demo, out: Any) -> None:
-    """Where everything is that goes on, and how it is ended."""
+    """Print the addresses and processes that --keep left running, and how to stop them."""
     lines = {
         "Kafka": demo.engines.kafka,
         "logs": demo.engines.logs,
@@ -336,4 +338,4 @@ def _print_kept(demo: Demo, out: Any) -> None:
     for name, value in lines.items():
         out.print(f"{name:<15} {value}", soft_wrap=True, highlight=False, markup=False)
     pids = " ".join(str(child.pid) for child in demo.kept)
-    out.print(f"End it:         kill {pids}; ciml down --home {demo.options.home}", soft_wrap=True, highlight=False)
+    out.print(f"Stop by:        kill {pids}; ciml down --home {demo.options.home}", soft_wrap=True, highlight=False)

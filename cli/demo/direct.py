@@ -1,4 +1,4 @@
-"""Examples computed once more, the short way: straight from the text of the log, without the pipeline's code."""
+"""An independent computation of examples from the text of the log, without the pipeline's code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 def direct_example(
     text: str, columns: Sequence[str], interval_s: int, functions: Sequence[str], windows: int
 ) -> tuple[dict[str, list[float]], int]:
-    """One run's example, from a dstat log with its date in the header (UTC).
+    """Compute one run's example from a dstat log with its date in the header (UTC).
 
     Args:
       text: the log.
@@ -74,7 +74,7 @@ def _aggregate(name: str, values: list[float]) -> float:
 
 
 def difference(found: Sequence[float], direct: Sequence[float], n_windows: int) -> float:
-    """The largest difference relative to max(|x|, 1) over valid values and padding; infinite where lengths differ."""
+    """Return the largest difference relative to max(|x|, 1) over values and padding; infinite if lengths differ."""
     if len(direct) != n_windows or len(found) < n_windows:
         return math.inf
     want = [*direct, *([0.0] * (len(found) - n_windows))]
@@ -82,7 +82,7 @@ def difference(found: Sequence[float], direct: Sequence[float], n_windows: int) 
 
 
 def check_examples(examples: Mapping[str, Mapping[str, Any]], texts: Mapping[str, str], resolved: Any) -> Check:
-    """Every example equals the direct computation from the log that the log server gave out.
+    """Check that every example equals the direct computation from the log that the log server served.
 
     Args:
       examples: run id -> its row: ``n_windows`` and each feature's list.

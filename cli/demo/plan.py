@@ -1,4 +1,4 @@
-"""What the demo's CI says, and what must become of it: the producer's own account, made before anything is sent."""
+"""The demo's events and their expected outcomes, planned before the first is sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTED_EVERY = 12
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What must become of one (event, run), or of a message that says nothing of any run (``run_id`` is "").
+    """The expected outcome of one (event, run), or of a message without a run (``run_id`` is "").
 
     Attributes:
       kind, reason: as the raw manifest has to record it in the end.
@@ -43,7 +43,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One message and what must become of it."""
+    """One message and its expected outcomes."""
 
     wave: int
     key: bytes
@@ -55,7 +55,7 @@ class Planned:
 
 @dataclass(slots=True)
 class Plan:
-    """All messages in their order, and the logs that the log server must have.
+    """All messages in order, and the logs of the log server.
 
     Attributes:
       messages: in the order of sending; those of a wave stand together.
@@ -73,29 +73,29 @@ class Plan:
 
 
 def cut_gzip(log: bytes) -> bytes:
-    """A log whose upload broke off: the first two thirds of the compressed bytes."""
+    """Return a log whose upload broke off: the first two thirds of the compressed bytes."""
     return log[: len(log) * 2 // 3]
 
 
 def cut_text(log: bytes) -> bytes:
-    """A log that was not compressed, and whose last line broke off in the middle."""
+    """Return an uncompressed log whose last line is incomplete."""
     text = gzip.decompress(log).rstrip(b"\n")
     return text[: text.rindex(b"\n") + 12]
 
 
 def not_telemetry(log: bytes) -> bytes:
-    """What a proxy serves in place of a log."""
+    """Return the page that a proxy serves in place of a log."""
     return b"<html><body><h1>502 Bad Gateway</h1></body></html>\n" * 20
 
 
 def other_log(log: bytes) -> bytes:
-    """Another log of the same run: without its last sample."""
+    """Return another log of the same run: without its last sample."""
     text = gzip.decompress(log).rstrip(b"\n")
     return gzip.compress(text[: text.rindex(b"\n") + 1], mtime=0)
 
 
 def make_plan(samples: list[Sample], logs_url: str) -> Plan:
-    """Plans one run of the demo. Everything follows from the samples alone.
+    """Plan one run of the demo. The plan depends on the samples alone.
 
     Every twentieth run meets one of the tricks below, every fortieth comes from the pipeline ``check``.
     """
@@ -181,7 +181,7 @@ class _Planner:
         event_id: str = "",
         event_type: str = "",
     ) -> str:
-        """Sends one event that names the runs, each of which becomes ``kind``. Returns its id."""
+        """Send one event with the runs, each of which becomes ``kind``. Returns its id."""
         event_id = event_id or f"event-{self._sent:05d}"
         mode = _MODES[self._sent % len(_MODES)]
         self._sent += 1
@@ -274,7 +274,7 @@ class _Planner:
 
 
 def expectations(messages: list[Planned]) -> Iterator[tuple[Planned, Expected]]:
-    """Each message with each of its expectations."""
+    """Yield each message with each of its expected outcomes."""
     for message in messages:
         for expected in message.expected:
             yield message, expected

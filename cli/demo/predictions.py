@@ -1,4 +1,4 @@
-"""What was predicted: the manifest of predictions, beside what the topics hold."""
+"""The predictions of the demo: their manifest against the topics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.predict.log import predictions_log
 
 
 class Predictions:
-    """The predictions below a data root, as far as they were read."""
+    """The predictions of a data root, as far as they were read."""
 
     def __init__(self, data: Store) -> None:
         self._log = predictions_log(data)
@@ -22,7 +22,7 @@ class Predictions:
         self.unpredictable: list[dict[str, Any]] = []
 
     def catch_up(self) -> None:
-        """Reads the deltas that are new."""
+        """Read new deltas."""
         for version, delta in self._log.since(self._version):
             self.records += delta["predictions"]
             self.unpredictable += delta["unpredictable"]
@@ -35,7 +35,7 @@ class Predictions:
 def prediction_lines(
     records: Iterable[Mapping[str, Any]], untrusted: set[str], since_us: int = 0
 ) -> list[PredictionLine]:
-    """Count and latency by model.
+    """Return count and latency by model.
 
     Args:
       records: of the manifest.
@@ -65,13 +65,13 @@ def prediction_lines(
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least ``share`` of the values do not exceed."""
+    """Return the smallest value that at least ``share`` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 
 
 def check_predictions(runs: Mapping[str, bool], records: Iterable[Mapping[str, Any]], versions: Iterable[int]) -> Check:
-    """Each raw row is predicted exactly once, trusted or not, by a version that was pushed.
+    """Check that each raw row, trusted or not, is predicted exactly once by a pushed version.
 
     Args:
       runs: run id of each raw row -> whether it is trusted.
@@ -88,7 +88,7 @@ def check_predictions(runs: Mapping[str, bool], records: Iterable[Mapping[str, A
 
 
 def check_topic(name: str, found: Iterable[str], wanted: Iterable[str]) -> Check:
-    """A topic holds each of what a manifest committed exactly once."""
+    """Check that a topic holds each record of a manifest exactly once."""
     counted, expected = Counter(found), Counter(wanted)
     wrong = [
         f"{key}: {counted[key]} times, not {expected[key]}"

@@ -1,4 +1,4 @@
-"""The ciml commands that the demo runs beside itself, as a user would; each with its log, ended by pid."""
+"""The ciml commands that the demo runs as child processes, each with a log; stopped by pid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engines import processes
 
 @dataclass
 class Child:
-    """A command that runs: ``ciml <arguments>``."""
+    """A running command ``ciml <arguments>``."""
 
     name: str
     arguments: tuple[str, ...]
@@ -22,21 +22,21 @@ class Child:
     log: Path
 
     def check(self) -> None:
-        """Raises `EngineError` where it has ended by itself."""
+        """Raise `EngineError` if it has ended."""
         if processes.find(self.pid, self.started) is None:
             raise EngineError(f"ciml {self.name} ended: {processes.last_lines(self.log)} (log: {self.log})")
 
 
 @dataclass
 class Children:
-    """All of them. As a context manager, ends those that still run."""
+    """The running commands. A context manager that stops them."""
 
     logs: Path
     cwd: Path
     running: dict[str, Child] = field(default_factory=dict)
 
     def start(self, name: str, *arguments: str) -> Child:
-        """Starts ``ciml <arguments>``, its output in ``<logs>/<name>.log``."""
+        """Start ``ciml <arguments>`` with its output in ``<logs>/<name>.log``."""
         log = self.logs / f"{name}.log"
         command = processes.python_command("cli.main", *arguments)
         environment = {**processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
@@ -45,12 +45,12 @@ class Children:
         return child
 
     def check(self) -> None:
-        """Raises `EngineError` where one of them has ended by itself."""
+        """Raise `EngineError` if one of them has ended."""
         for child in self.running.values():
             child.check()
 
     def end(self, name: str, grace_s: float = 30.0) -> None:
-        """Asks a command to end, and waits until it has."""
+        """Stop a command, and wait for its end."""
         child = self.running.pop(name, None)
         if child is not None:
             processes.end(child.pid, child.started, grace_s)
@@ -67,14 +67,14 @@ class Children:
 
 
 def wait_for(ready: Callable[[], bool], what: str, children: Children, timeout_s: float, every_s: float = 0.2) -> None:
-    """Polls ``ready`` until it is so.
+    """Poll ``ready`` until it is true.
 
     Raises:
-      EngineError: after ``timeout_s``, or when a command that runs beside has ended.
+      EngineError: after ``timeout_s``, or if a child process has ended.
     """
     deadline = time.monotonic() + timeout_s
     while not ready():
         children.check()
         if time.monotonic() > deadline:
-            raise EngineError(f"{what}: not within {timeout_s:g} s; logs are in {children.logs}")
+            raise EngineError(f"{what}: timed out after {timeout_s:g} s; see the logs in {children.logs}")
         time.sleep(every_s)

@@ -1,4 +1,4 @@
-"""Sends what was planned, and keeps the producer's own list: what was acknowledged, where, and what it must become."""
+"""The producer of the demo; its list has each acknowledged message with position and expected outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cli.demo.plan import Plan, Planned
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """One (event, run) of an acknowledged message: its position, and what must become of it (see `plan.Expected`)."""
+    """One (event, run) of an acknowledged message: its position and expected outcome (see `plan.Expected`)."""
 
     topic: str
     partition: int
@@ -35,19 +35,19 @@ class Produced:
 
     @property
     def place(self) -> tuple[str, int, int, str]:
-        """What the raw manifest knows the same (event, run) by."""
+        """Return the key of the (event, run) in the raw manifest."""
         return self.topic, self.partition, self.offset, self.run_id
 
 
 class LogRoot:
-    """The folder that the log server serves: the corpus' logs, some changed, some not there yet."""
+    """The folder of the log server: the corpus' logs, some changed, some late."""
 
     def __init__(self, folder: Path, corpus: Path) -> None:
         self.folder = folder
         self.corpus = corpus
 
     def make(self, plan: Plan) -> None:
-        """Puts every log in place but the late ones."""
+        """Write all logs but the late ones."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -56,7 +56,7 @@ class LogRoot:
                 self._put(plan, path)
 
     def release(self, plan: Plan, path: str) -> None:
-        """Puts a late log in place, whole or not at all."""
+        """Write a late log atomically."""
         self._put(plan, path)
 
     def _put(self, plan: Plan, path: str) -> None:
@@ -74,7 +74,7 @@ class LogRoot:
             os.replace(staged, target)
 
     def read_text(self, log_url: str, logs_url: str) -> bytes:
-        """The text of the log that a run names, as the server would give it out, decompressed."""
+        """Return the text of a run's log as served, decompressed."""
         data = (self.folder / log_url.removeprefix(f"{logs_url}/")).read_bytes()
         return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
@@ -87,7 +87,7 @@ class Sender:
         self.produced: list[Produced] = []
 
     def send(self, messages: Sequence[Planned]) -> list[Produced]:
-        """Sends the messages and waits until all are acknowledged. Returns what was added to ``produced``.
+        """Send the messages and wait until all are acknowledged. Returns the additions to ``produced``.
 
         Raises:
           EngineError: when the broker refuses one, or does not acknowledge all in time.
@@ -142,12 +142,12 @@ def _facts(expected: Any) -> dict[str, Any]:
 
 
 def dump(produced: Iterable[Produced]) -> bytes:
-    """The list as JSON lines."""
+    """Return the list as JSON lines."""
     return "".join(json.dumps(asdict(line), sort_keys=True) + "\n" for line in produced).encode()
 
 
 def load(data: bytes) -> list[Produced]:
-    """The inverse of `dump`.
+    """Parse the output of `dump`.
 
     Raises:
       CimlError: for a line that is no such record.
@@ -155,4 +155,4 @@ def load(data: bytes) -> list[Produced]:
     try:
         return [Produced(**json.loads(line)) for line in data.splitlines()]
     except (TypeError, ValueError) as error:
-        raise CimlError(f"the producer's list holds a line that it did not write: {error}") from None
+        raise CimlError(f"invalid line in the producer's list: {error}") from None

@@ -1,4 +1,4 @@
-"""The whole chain, once: engines, events, ingest, data sets, models, predictions; and then the books."""
+"""The chain of the demo: engines, events, ingest, data sets, models and predictions."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from engines import processes
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
-#: When a log that is not there is tried again, s. Late logs are put in place as soon as their runs wait.
+#: Delays of further fetches of a log, s. Late logs are written as soon as their runs are deferred.
 RETRIES_S = (3, 6)
 WAIT_S = 120.0
-#: Every model that is refreshed after each wave of events. The other comparison needs its first and its last.
+#: Waves of events after which each model is refreshed. The comparison without memory needs the first and last.
 REFRESHES: dict[str, tuple[int, ...]] = {ALL: (0, 1, 2), RELATIVE: (0, 2)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the demo is run.
+    """Options of the demo.
 
     Attributes:
-      data: the folder that everything is written to, and emptied first.
+      data: the folder of all output; it is emptied first.
       home: the folder of the engines' files.
       engine: ``flink``, ``micro-batches``, or ``auto`` for Flink where there is Java.
       corpus: the folder of sample runs; None for the checkout's.
-      runs: so many of them; None for all.
-      span_runs: how many runs make a span.
-      keep: leaves everything running at the end.
+      runs: number of sample runs; None for all.
+      span_runs: number of runs of a span.
+      keep: leave engines and services running at the end.
     """
 
     data: Path
@@ -60,7 +60,7 @@ class Options:
 
 @dataclass
 class Demo:
-    """What runs, and what is known of it, while the demo goes on and when its books are made."""
+    """The state of a running demo: processes, stores, plan and accounts."""
 
     options: Options
     steps: Steps
@@ -90,19 +90,19 @@ class Demo:
 
 
 MARK = ".ciml-demo"
-#: The processes that ``--keep`` left running, which the next demo in the same folder ends.
+#: The processes that ``--keep`` left running; the next demo in the same folder stops them.
 KEPT = "demo/kept.json"
 
 
 def empty(options: Options) -> None:
-    """Makes the demo's folder, without what an earlier demo left in it.
+    """Make an empty folder for the demo; an earlier demo in it is removed.
 
     Raises:
-      CimlError: where there is something that no demo wrote.
+      CimlError: the folder has other content.
     """
     folder = options.data
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
-        raise CimlError(f"{folder} holds something that no demo wrote: name another folder with --data-path")
+        raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
     if (folder / KEPT).exists():
         for pid, started in json.loads((folder / KEPT).read_bytes()):
             processes.end(pid, started)
@@ -115,7 +115,7 @@ def empty(options: Options) -> None:
 
 @contextlib.contextmanager
 def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
-    """Starts engines and makes everything ready for the first event; ends all of it, but with ``keep``."""
+    """Start engines and services, ready for the first event; stop them at the end unless ``keep``."""
     began = datetime.now(UTC)
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
@@ -139,7 +139,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             step.say(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
         stack.enter_context(children)  # ended before the engines that they talk to
         if options.engine == "flink" and running.states["flink"].light:
-            raise EngineError("--engine flink: there is no Java here; --engine micro-batches works without")
+            raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
         logs.make(plan)
         demo = Demo(options, steps, children, running, data, plan, logs, Sender(running.kafka, EVENTS), trainer, began)
@@ -163,7 +163,7 @@ def _end_engines(home: Path, keep: bool) -> bool:
 
 
 def run(demo: Demo) -> None:
-    """Events in waves; after each, spans and refreshes. Ends when every run is predicted.
+    """Send events in waves, with spans and refreshes after each, until every run is predicted.
 
     The next wave comes when the main model has been refreshed, so that each of its versions predicts some; the other
     model is refreshed meanwhile.
@@ -206,7 +206,7 @@ def start_predict(demo: Demo) -> None:
 
 
 def ingest_wave(demo: Demo, wave: int) -> None:
-    """Sends a wave and waits until the raw manifest covers it."""
+    """Send a wave and wait until the raw manifest covers it."""
     messages = demo.plan.waves()[wave]
     with demo.steps.step(f"ingest events, wave {wave + 1} of {len(WAVES)}") as step:
         demo.sender.send(messages)
@@ -223,7 +223,7 @@ def ingest_wave(demo: Demo, wave: int) -> None:
 
 
 def look(demo: Demo) -> None:
-    """Reads what is new in the raw manifest, and puts the late logs in place whose runs wait."""
+    """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
     demo.accounts.catch_up(demo.raw)
     waiting = {one.run_id for one in demo.accounts.deferred()}
     for path, run_id in demo.plan.late.items():
@@ -232,7 +232,7 @@ def look(demo: Demo) -> None:
 
 
 def settle(demo: Demo) -> None:
-    """Waits until no run waits for its log any more."""
+    """Wait until no run is deferred."""
     with demo.steps.step("wait for late logs") as step:
 
         def settled() -> bool:
@@ -244,7 +244,7 @@ def settle(demo: Demo) -> None:
 
 
 def update(demo: Demo, *, seal: bool) -> None:
-    """Seals the spans that are full, in both data sets; with ``seal`` also the last one."""
+    """Seal the full spans of both data sets; with ``seal`` also the last one."""
     from pipelines.datasets.update import update_dataset
 
     with demo.steps.step("seal spans") as step:
@@ -254,17 +254,17 @@ def update(demo: Demo, *, seal: bool) -> None:
 
 
 def refresh(demo: Demo, model: str, wave: int) -> None:
-    """Trains, judges and pushes a model, where it is its turn."""
+    """Refresh a model if it is due after this wave."""
     waves = REFRESHES[model]
     if wave in waves:
         with demo.steps.step(f"refresh {model} ({waves.index(wave) + 1} of {len(waves)})") as step:
-            told = demo.trainer.refresh(model, step.say)
-            demo.refreshes.append(told)
-            step.say(f"pushed as v{told['version']}" if told.get("version") else "not pushed")
+            result = demo.trainer.refresh(model, step.say)
+            demo.refreshes.append(result)
+            step.say(f"pushed as v{result['version']}" if result.get("version") else "not pushed")
 
 
 def drain(demo: Demo) -> None:
-    """Waits until every raw row is predicted, then ends ingest and predict."""
+    """Wait until every raw row is predicted, then stop ingest and predict."""
     with demo.steps.step("predict every run") as step:
         wanted = {one.run_id for one in demo.accounts.runs()}
         predictions = Predictions(demo.data)

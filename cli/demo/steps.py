@@ -1,4 +1,4 @@
-"""Steps of a long run: what goes on, how far it is and how long it took. Steps may overlap."""
+"""Steps of a long run with progress and duration. Steps may overlap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 @dataclass
 class Step:
-    """One step that goes on. ``say`` may be called from any thread."""
+    """One step. ``say`` may be called from any thread."""
 
     name: str
     began: float
@@ -24,13 +24,13 @@ class Step:
     took: float | None = None
 
     def say(self, word: str) -> None:
-        """Says how far it is, in a few words; what it said last stays beside the step when it is over."""
+        """Report progress in a few words; the last report stays beside the finished step."""
         self.word = word
 
 
 @dataclass
 class Steps:
-    """On a terminal a list of steps that lives, elsewhere a line when a step begins and one when it ends.
+    """A live list of steps on a terminal, elsewhere a line at the start and the end of a step.
 
     Attributes:
       began: `time.monotonic` of the start.
@@ -60,7 +60,7 @@ class Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Step]:
-        """A step that is over, or has failed, on leaving."""
+        """Run a step; it has finished or failed on leaving."""
         one = Step(name, time.monotonic() - self.began)
         with self._lock:
             self.steps.append(one)
@@ -76,11 +76,11 @@ class Steps:
             self._print(f"{self._clock(one.began + one.took)}  {mark} {name}, {one.took:.1f} s  {one.word}".rstrip())
 
     def seconds(self) -> float:
-        """How long all of it took so far."""
+        """Return the time since the start, in seconds."""
         return time.monotonic() - self.began
 
     def lines(self) -> list[StepLine]:
-        """The steps as the report has them."""
+        """Return the steps for the report."""
         now = time.monotonic() - self.began
         with self._lock:
             return [

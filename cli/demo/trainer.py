@@ -1,7 +1,7 @@
-"""The trainer of the demo: one process beside it that has TensorFlow loaded, and is told when to refresh which model.
+"""The trainer of the demo: a child process that has TensorFlow loaded and refreshes models on request.
 
-A user runs ``ciml refresh``. The demo wants each refresh at its time and all in one process: TensorFlow takes seconds
-to import, which here go by while the first events come in.
+A user runs ``ciml refresh``. The demo runs all refreshes in one process: importing TensorFlow takes seconds, which
+pass here while the first events arrive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENTRY = "cli.demo.trainer"
 
 
 class Trainer:
-    """The process, as seen by the demo. Tasks are done one after the other, in the order of asking."""
+    """The client of the process. Tasks run one after the other, in the order of the requests."""
 
     def __init__(self, data: Store, log: Path, timeout_s: float = 180.0) -> None:
         self._log, self._timeout_s = log, timeout_s
@@ -41,15 +41,15 @@ class Trainer:
             )
 
     def refresh(self, model: str, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Refreshes a model from the data set of the same name; returns what was told of it.
+        """Refresh a model from the data set of the same name; return the result.
 
         Raises:
-          EngineError: when the refresh failed, with its error; or the process ended, or takes too long.
+          EngineError: the refresh failed, or the process ended or timed out.
         """
         return self._ask({"task": "refresh", "model": model}, say)
 
     def probabilities(self, model: str, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """What the trainer's own model says of its held-out runs; see `cli.demo.trainer_tasks`."""
+        """Return the trainer's own predictions of held-out runs; see `cli.demo.trainer_tasks`."""
         return self._ask({"task": "probabilities", "model": model}, say)
 
     def _ask(self, task: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -63,22 +63,22 @@ class Trainer:
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()
                 for line in process.stdout:
-                    told = json.loads(line)
-                    if "say" in told:
-                        say(told["say"])
-                    elif "error" in told:
-                        raise EngineError(f"{task['task']} {task['model']}: {told['error']} (log: {self._log})")
+                    answer = json.loads(line)
+                    if "say" in answer:
+                        say(answer["say"])
+                    elif "error" in answer:
+                        raise EngineError(f"{task['task']} {task['model']}: {answer['error']} (log: {self._log})")
                     else:
-                        done: dict[str, Any] = told["done"]
+                        done: dict[str, Any] = answer["done"]
                         return done
             except (OSError, ValueError) as error:
-                raise EngineError(f"the trainer broke off: {error} (log: {self._log})") from error
+                raise EngineError(f"the trainer failed: {error} (log: {self._log})") from error
             finally:
                 watchdog.cancel()
             raise EngineError(f"the trainer ended: {processes.last_lines(self._log)} (log: {self._log})")
 
     def close(self) -> None:
-        """Ends the process."""
+        """Stop the process."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -92,18 +92,18 @@ class Trainer:
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is not None:
-            self._process.kill()  # nobody waits any more for what it does
+            self._process.kill()  # its result is no longer needed
         self.close()
 
 
 def main(data_root: str) -> None:
-    """Does one task after the other, as they are read from standard input, until it is closed."""
-    # What libraries print must not come between the lines that the demo reads.
+    """Run the tasks that are read from standard input, until it is closed."""
+    # Output of libraries must not mix with the lines that the demo reads.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def tell(**told: Any) -> None:
-        answers.write(json.dumps(told) + "\n")
+    def answer(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
 
     import traceback
 
@@ -113,10 +113,10 @@ def main(data_root: str) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            tell(done=tasks.do(data_root, task, lambda word: tell(say=word)))
-        except Exception as error:  # noqa: BLE001 (told to the demo, which ends with it)
+            answer(done=tasks.do(data_root, task, lambda word: answer(say=word)))
+        except Exception as error:  # noqa: BLE001 (reported to the demo, which ends)
             traceback.print_exc()
-            tell(error=f"{type(error).__name__}: {error}")
+            answer(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the demo's trainer does when it is told to."""
+"""The tasks of the demo's trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Say = Callable[[str], None]
 
 
 def warm_up() -> None:
-    """Imports what costs seconds, while nothing is asked for yet."""
+    """Import the libraries that take seconds, before the first request."""
     from training.runtime import tensorflow
 
     tensorflow()  # set up before anything else imports it
@@ -23,7 +23,7 @@ def warm_up() -> None:
 
 
 def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Does one task; what it returns is JSON."""
+    """Run one task; the result is JSON."""
     data, model = open_store(data_root), str(task["model"])
     if task["task"] == "refresh":
         return _refresh(data, model, say)
@@ -33,7 +33,7 @@ def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
 
 
 def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
-    """Refreshes a model from the data set of the same name, once, as ``ciml refresh`` does."""
+    """Refresh a model from the data set of the same name once, as ``ciml refresh`` does."""
     from pipelines.training.trainer import TrainConfig, run_once
 
     began = time.perf_counter()
@@ -51,7 +51,7 @@ def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
 
 
 def _probabilities(data: Store, model: str) -> dict[str, Any]:
-    """The trainer's own copy of the champion, asked about its held-out runs.
+    """Predict the held-out runs by the trainer's own copy of the champion.
 
     Returns:
       ``runs`` (ids), ``probabilities`` [n][C] as the exported model gives them from the examples of the data set, and

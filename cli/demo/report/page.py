@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reports.page import page_environment
 
 
 def render(result: DemoResult) -> str:
-    """The page: styles, plots and figures inline, no script, no address outside."""
+    """Return the page, with styles, plots and figures inline, no script and no external address."""
     from markupsafe import Markup
 
     environment = page_environment(
@@ -23,7 +23,7 @@ def render(result: DemoResult) -> str:
 
 
 def last_versions(result: DemoResult) -> list[VersionLine]:
-    """For each model the newest version that was pushed, or where none was, its last refresh."""
+    """Return the newest pushed version of each model, or its last refresh if none was pushed."""
     last: dict[str, VersionLine] = {}
     for line in result.versions:
         if line.verdict == "pushed" or line.model not in last or last[line.model].verdict != "pushed":

@@ -1,4 +1,4 @@
-"""The plots of the report, each as one SVG text that stands inside the page."""
+"""The plots of the report, each as inline SVG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def draw(result: DemoResult) -> dict[str, str]:
-    """Name -> SVG of every plot that the result has data for."""
+    """Return name -> SVG of every plot that the result has data for."""
     plots: dict[str, Callable[[], str]] = {}
     if result.accounting:
         plots["accounting"] = lambda: accounting(result.accounting)
@@ -41,7 +41,7 @@ def draw(result: DemoResult) -> dict[str, str]:
 
 
 def _svg(width: float, height: float, paint: Callable[[Axes], None]) -> str:
-    """What ``paint`` draws, as an SVG element. Uses no global state of matplotlib, and none of its dates or ids."""
+    """Return the drawing of ``paint`` as an SVG element, without matplotlib's global state, dates or ids."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def _svg(width: float, height: float, paint: Callable[[Axes], None]) -> str:
 
 
 def accounting(lines: Sequence[AccountingLine]) -> str:
-    """One bar a (class, reason), on a scale that shows both 3 and 700."""
+    """Plot one bar for each (class, reason), on a scale that shows both 3 and 700."""
 
     def paint(axes: Axes) -> None:
         names = [
@@ -84,7 +84,7 @@ def accounting(lines: Sequence[AccountingLine]) -> str:
 
 
 def spans(lines: Sequence[SpanLine]) -> str:
-    """Class counts by span, stacked, of the first data set (all select the same runs or nearly so)."""
+    """Plot class counts by span, stacked, of the first data set (all select nearly the same runs)."""
 
     def paint(axes: Axes) -> None:
         mine = [line for line in lines if line.dataset == lines[0].dataset]
@@ -106,7 +106,7 @@ def spans(lines: Sequence[SpanLine]) -> str:
 
 
 def profiles(lines: Sequence[Profile], column: str, interval_s: float) -> str:
-    """The mean course of one column by provider."""
+    """Plot the mean course of one column by provider."""
 
     def paint(axes: Axes) -> None:
         for color, line in zip(PALETTE, lines, strict=False):
@@ -121,7 +121,7 @@ def profiles(lines: Sequence[Profile], column: str, interval_s: float) -> str:
 
 
 def versions(lines: Sequence[VersionLine]) -> str:
-    """Accuracy with its interval by refresh, beside the base rate and the one-number baseline."""
+    """Plot accuracy with its interval by refresh, beside the base rate and the one-number baseline."""
 
     def paint(axes: Axes) -> None:
         models = list(dict.fromkeys(line.model for line in lines))
@@ -157,7 +157,7 @@ def versions(lines: Sequence[VersionLine]) -> str:
 
 
 def confusion_matrix(confusion: Confusion) -> str:
-    """Counts, coloured by the share of the true class."""
+    """Plot counts, coloured by the share of the true class."""
 
     def paint(axes: Axes) -> None:
         size = list(range(len(confusion.classes)))
@@ -180,7 +180,7 @@ def confusion_matrix(confusion: Confusion) -> str:
 
 
 def latency(lines: Sequence[PredictionLine]) -> str:
-    """How long predictions took, on a logarithmic scale."""
+    """Plot the latency of predictions, on a logarithmic scale."""
 
     def paint(axes: Axes) -> None:
         values = [value for line in lines for value in line.latencies_ms if value > 0]

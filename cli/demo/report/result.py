@@ -1,4 +1,4 @@
-"""What a run of the whole chain found, as one JSON document: the table, the checks and the report all render this."""
+"""The result of a demo as one JSON document, which the tables and the report render."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AccountingLine(_Record, frozen=True, kw_only=True):
 
 
 class SpoiltLine(_Record, frozen=True, kw_only=True):
-    """One way in which events were spoilt on purpose, and what became of them."""
+    """One kind of damaged event, and the outcomes."""
 
     trick: str
     messages: int
@@ -43,7 +43,7 @@ class ExclusionLine(_Record, frozen=True, kw_only=True):
 
 
 class VersionLine(_Record, frozen=True, kw_only=True):
-    """One refresh of a model: its accuracy on runs that it did not learn from, beside what needs no network.
+    """One refresh of a model: its accuracy on held-out runs, beside the baselines.
 
     ``low`` and ``high`` bound the accuracy at 95 %. ``base_rate`` is the share of the commonest class, ``one_number``
     the accuracy of the sum of used, free, buff and cach of the first sample (nearest neighbour), on the same runs.
@@ -77,7 +77,7 @@ class Confusion(_Record, frozen=True, kw_only=True):
 
 
 class PredictionLine(_Record, frozen=True, kw_only=True):
-    """The predictions of one model: how many by each version, and the time from reading a run to its probabilities."""
+    """The predictions of one model: the number by version, and the time from reading a run to its probabilities."""
 
     model: str
     by_version: dict[str, int]
@@ -102,7 +102,7 @@ class Check(_Record, frozen=True, kw_only=True):
 
 
 class StepLine(_Record, frozen=True, kw_only=True):
-    """One step: when it began, counted from the start of the whole run, and how long it took, in seconds."""
+    """One step: its begin after the start of the demo and its duration, in seconds."""
 
     name: str
     began_s: float
@@ -110,7 +110,7 @@ class StepLine(_Record, frozen=True, kw_only=True):
 
 
 class DemoResult(_Record, frozen=True, kw_only=True):
-    """Everything that a run of the demo found."""
+    """The result of a demo."""
 
     started: str
     took_s: float

@@ -8,7 +8,7 @@ from cli.demo.report.result import DemoResult
 
 
 def show(result: DemoResult, console: Any) -> None:
-    """Prints what the demo found: accounting, spans, models, predictions and checks."""
+    """Print accounting, spans, models, predictions and checks."""
     for table in (_accounting(result), _spoilt(result), _spans(result), _models(result), _predictions(result)):
         if table.row_count:
             console.print(table)
@@ -24,12 +24,12 @@ def show(result: DemoResult, console: Any) -> None:
         )
 
 
-#: Columns that are never broken.
+#: Columns that never wrap.
 _WHOLE = ("model", "data set", "(95 %)", "")
 
 
 def _table(title: str, *columns: str) -> Any:
-    """A table; a column whose name begins with > is aligned to the right."""
+    """Return a table; a column whose name begins with > is aligned to the right."""
     from rich import box
     from rich.table import Table
 

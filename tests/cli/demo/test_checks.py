@@ -1,4 +1,4 @@
-"""The other checks of the demo's books: green on what is right, and red on every planted defect."""
+"""The other checks of the demo: green on correct data, red on every planted defect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciml.datasets.state import DatasetState, SpanRun, SpanVersion
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.storage.open import LocalStore
-from cli.demo import checks as books
+from cli.demo import checks as verify
 from cli.demo.corpus import corpus_folder, read_corpus
 from cli.demo.definitions import ALL, MEMORY, RELATIVE, definitions
 from cli.demo.demo import check_accuracy, check_refreshes, version_line
@@ -37,7 +37,7 @@ LIST = [
 
 def table(value: float) -> pa.Table:
     times = pa.array([0, 1_000_000, 12_000_000], pa.timestamp("us", tz="UTC"))
-    return pa.table({"time": times, "boot": [False] * 3, books.PROFILE_COLUMN: [value, value + 2.0, value + 6.0]})
+    return pa.table({"time": times, "boot": [False] * 3, verify.PROFILE_COLUMN: [value, value + 2.0, value + 6.0]})
 
 
 def stored(raw: LocalStore) -> list[Outcome]:
@@ -60,17 +60,17 @@ def paths(runs: list[Outcome]) -> set[str]:
 def test_raw_objects_that_are_right(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
-    tables, check = books.read_raw(raw, runs, paths(runs))
+    tables, check = verify.read_raw(raw, runs, paths(runs))
     assert check.passed, check.detail
     assert list(tables) == RUNS
-    assert books.check_raw(LIST, runs).passed
+    assert verify.check_raw(LIST, runs).passed
 
 
 def test_a_raw_object_that_is_gone(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
     raw.delete(next(iter(paths(runs))))
-    assert not books.read_raw(raw, runs, paths(runs))[1].passed
+    assert not verify.read_raw(raw, runs, paths(runs))[1].passed
 
 
 def test_a_raw_object_with_other_content(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_raw_object_with_other_content(tmp_path: Path) -> None:
     runs = stored(raw)
     assert runs[1].file is not None
     raw.replace(runs[1].file.path, write_run(table(99.0)))
-    check = books.read_raw(raw, runs, paths(runs))[1]
+    check = verify.read_raw(raw, runs, paths(runs))[1]
     assert not check.passed
     assert "another digest" in check.detail
 
@@ -87,16 +87,16 @@ def test_a_raw_object_that_nobody_names(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
     raw.create("runs/job=j/date=2020-01-01/stray.parquet", b"x")
-    assert "stray" in books.read_raw(raw, runs, paths(runs))[1].detail
+    assert "stray" in verify.read_raw(raw, runs, paths(runs))[1].detail
 
 
 def test_a_raw_row_that_is_missing_twice_or_too_short(tmp_path: Path) -> None:
     runs = stored(LocalStore(tmp_path))
-    assert not books.check_raw(LIST, runs[1:]).passed
-    assert not books.check_raw(LIST, [*runs, runs[0]]).passed
+    assert not verify.check_raw(LIST, runs[1:]).passed
+    assert not verify.check_raw(LIST, [*runs, runs[0]]).passed
     assert runs[0].file is not None
     short = runs[0].replace(file=runs[0].file.replace(rows=2))
-    assert books.check_raw(LIST, [short, *runs[1:]]).detail == "r0 has 2 samples, not 3"
+    assert verify.check_raw(LIST, [short, *runs[1:]]).detail == "r0 has 2 samples, not 3"
 
 
 def span(number: int, runs: list[str], excluded: tuple[dict[str, str], ...] = ()) -> SpanVersion:
@@ -114,14 +114,14 @@ def state(*spans: SpanVersion) -> DatasetState:
 def test_each_run_is_one_example_or_excluded() -> None:
     excluded = ({"run_id": "r2", "reason": "empty"},)
     good = state(span(1, ["r0"]), span(2, ["r1"], excluded))
-    assert books.check_dataset(good, RUNS).detail == "2 examples, 1 exclusions"
-    assert books.check_dataset(good, RUNS).passed
-    assert not books.check_dataset(state(span(1, ["r0", "r1"])), RUNS).passed  # lost
-    assert not books.check_dataset(state(span(1, RUNS), span(2, ["r1"])), RUNS).passed  # twice
-    assert not books.check_dataset(state(span(1, [*RUNS, "r3"])), RUNS).passed  # from nowhere
-    assert not books.check_dataset(state(span(1, RUNS, excluded)), RUNS).passed  # both
+    assert verify.check_dataset(good, RUNS).detail == "2 examples, 1 exclusions"
+    assert verify.check_dataset(good, RUNS).passed
+    assert not verify.check_dataset(state(span(1, ["r0", "r1"])), RUNS).passed  # lost
+    assert not verify.check_dataset(state(span(1, RUNS), span(2, ["r1"])), RUNS).passed  # twice
+    assert not verify.check_dataset(state(span(1, [*RUNS, "r3"])), RUNS).passed  # from nowhere
+    assert not verify.check_dataset(state(span(1, RUNS, excluded)), RUNS).passed  # both
     nameless = ({"run_id": "r2", "reason": ""},)
-    assert not books.check_dataset(state(span(1, ["r0", "r1"], nameless)), RUNS).passed
+    assert not verify.check_dataset(state(span(1, ["r0", "r1"], nameless)), RUNS).passed
 
 
 def snapshot(*runs: tuple[str, str]) -> Any:
@@ -129,11 +129,11 @@ def snapshot(*runs: tuple[str, str]) -> Any:
 
 
 def test_no_untrusted_run_is_in_a_snapshot() -> None:
-    assert books.check_snapshots({"s": snapshot(("r0", "train"), ("r2", "test"))}, LIST).passed
-    assert not books.check_snapshots({"s": snapshot(("r0", "train"), ("r1", "test"))}, LIST).passed  # untrusted
-    assert not books.check_snapshots({"s": snapshot(("r9", "train"))}, LIST).passed  # unknown
-    assert not books.check_snapshots({"s": snapshot(("r0", "train"), ("r0", "test"))}, LIST).passed  # on both sides
-    assert not books.check_snapshots({}, LIST).passed
+    assert verify.check_snapshots({"s": snapshot(("r0", "train"), ("r2", "test"))}, LIST).passed
+    assert not verify.check_snapshots({"s": snapshot(("r0", "train"), ("r1", "test"))}, LIST).passed  # untrusted
+    assert not verify.check_snapshots({"s": snapshot(("r9", "train"))}, LIST).passed  # unknown
+    assert not verify.check_snapshots({"s": snapshot(("r0", "train"), ("r0", "test"))}, LIST).passed  # on both sides
+    assert not verify.check_snapshots({}, LIST).passed
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_no_untrusted_run_is_in_a_snapshot() -> None:
     ],
 )
 def test_the_served_version_is_the_stable_one(served: Any, stable: Any, passed: bool) -> None:
-    assert books.check_served(served, stable).passed is passed
+    assert verify.check_served(served, stable).passed is passed
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_served_version_is_the_stable_one(served: Any, stable: Any, passed: 
     ],
 )
 def test_probabilities_are_the_same(apart: Any, passed: bool) -> None:
-    assert books.check_probabilities(apart).passed is passed
+    assert verify.check_probabilities(apart).passed is passed
 
 
 def prediction(run_id: str, number: int = 1, time_us: int = 9_000_000, latency_ms: float = 10.0) -> dict[str, Any]:
@@ -286,6 +286,6 @@ def test_the_direct_computation_itself() -> None:
 
 def test_profiles_are_means_by_provider(tmp_path: Path) -> None:
     tables = {run_id: table(float(number)) for number, run_id in enumerate(RUNS)}
-    alibaba, aws = books.profiles(tables, {"r0": "alibaba", "r1": "aws", "r2": "aws"})
+    alibaba, aws = verify.profiles(tables, {"r0": "alibaba", "r1": "aws", "r2": "aws"})
     assert (alibaba.provider, alibaba.runs, alibaba.means) == ("alibaba", 1, [1.0, 6.0])
     assert (aws.runs, aws.means) == (2, [2.5, 7.5])

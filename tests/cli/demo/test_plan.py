@@ -116,5 +116,5 @@ def test_a_smaller_corpus_has_its_waves_too() -> None:
 
 
 def test_a_folder_without_listing_is_named(tmp_path: object) -> None:
-    with pytest.raises(CimlError, match=r"holds no builds\.jsonl"):
+    with pytest.raises(CimlError, match=r"no builds\.jsonl in"):
         corpus_folder(str(tmp_path))
