@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What runs a streaming pipeline.
+    """The engine of a streaming pipeline.
 
     Attributes:
       name: ``flink``, or ``micro-batches`` for repeated bounded batches on Beam's FnApiRunner.

@@ -320,7 +320,9 @@ def _messages(demo: Demo, topic: str) -> list[Any]:
                 found += reader.read(5000, 1.0)
                 idle = 0 if reader.position > before else idle + 1
                 if idle > 10:
-                    raise CimlError(f"{topic}[{partition}] {reader.position}: no answer to reads")
+                    raise CimlError(
+                        f"{topic}[{partition}] at offset {reader.position}: the broker does not answer reads"
+                    )
         finally:
             reader.close()
     return found

@@ -4,17 +4,62 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from cli import talk_scripts
 from cli.s3_options import s3_options
 from cli.talk_scripts import undashed
 
 SCRIPTS = Path(sys.executable).parent
-CORPUS = Path(__file__).resolve().parents[2] / "examples/corpus"
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = ROOT / "examples/corpus"
+
+
+#: The options of each script of the talk, and those that it got since; none may go.
+OPTIONS = {
+    "build_dataset": (
+        "--aggregation-functions --build-name --class-label --class-map --data-path --dataset --definition"
+        " --features-regex --force --home --jobs --listing --logs --max-windows --min-windows --no-force --no-visualize"
+        " --runner --s3-profile --s3-url --sample-interval --sample-statistic --slicer --target-data-path --tdt-split"
+        " --visualize"
+    ),
+    "cache_data": (
+        "--beam-option --build-name --data-path --dry-run --fetch-policy --home --job --json --limit --logs --runner"
+        " --runs-of --s3-profile --s3-url --skip-known --source --take-missing --trust-policy"
+    ),
+    "setup_experiment": (
+        "--activation --batch-norm --batch-size --class-weights --data-path --dropout --early-stopping --epochs"
+        " --estimator --experiment --force --hidden-layers --home --kernel-size --l2 --learning-rate --no-force"
+        " --optimizer --parameter --s3-profile --s3-url --schedule --seed --steps -p"
+    ),
+    "train_model": (
+        "--cross-validate --data-path --dataset --debug --eval-dataset --exclude --experiment --gpu --hold-out --home"
+        " --json --no-debug --no-gpu --s3-profile --s3-url --tensorboard --trust-policy"
+    ),
+    "plot_data": ("--data-path --data-plots-folder --dataset --features-regex --output --s3-profile --s3-url --seed"),
+}
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_a_script_keeps_its_options(script: str, monkeypatch: pytest.MonkeyPatch):
+    run: list[click.Command] = []
+    monkeypatch.setattr(talk_scripts, "main", run.append)
+    getattr(talk_scripts, script)()
+    (command,) = run
+    options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    assert set(OPTIONS[script].split()) - options == set()
+
+
+def test_every_script_is_installed():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {target for name, target in scripts.items() if name != "ciml"} == {
+        f"cli.talk_scripts:{name}" for name in OPTIONS
+    }
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def as_dict(state: RawState) -> dict[str, Any]:
 
 
 def verify_all(raw: Store, log: ManifestLog, version: int, total: int) -> list[str]:
-    """What is wrong with the runs that the manifest names up to ``version``, a line each."""
+    """Return the faults of the runs in the manifest up to ``version``, one line each."""
     from ciml.events.records import RawFile, rows_of
     from cli.progress_bar import bars
     from transforms.raw.reader import verify_runs

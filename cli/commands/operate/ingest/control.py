@@ -182,5 +182,5 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     if len(places) == 1:
         return places[0]
     if not places:
-        raise CimlError(f"no ingest was started in {home}: ciml ingest start")
-    raise CimlError(f"say which ingest by --name: {', '.join(place.name for place in places)}")
+        raise CimlError(f"no ingest was started in {home}; start one by ciml ingest start")
+    raise CimlError(f"several ingests; choose one by --name: {', '.join(place.name for place in places)}")
