@@ -95,7 +95,7 @@ def home_option(command: F) -> F:
 
 
 def data_path_option(required: bool = True) -> Callable[[F], F]:
-    """``--data-path``, as ``data_path``: the text, for `ciml.storage.open.open_store`; see `cli.data_path`."""
+    """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`."""
     return click.option(
         "--data-path",
         cls=DataPathOption,

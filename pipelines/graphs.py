@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apache_beam as beam
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
 from ciml.datasets.plan import SelectedRun, SpanPlan
 from ciml.datasets.state import ExampleFile
@@ -24,7 +25,7 @@ from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.source import PartitionRead
 from transforms.fetch.policy import FetchPolicy
 
-_DATA = LocalStore("data")
+_DATA = DataRoot(LocalStore("data"))
 _KAFKA = KafkaOptions("kafka:9092")
 _READS = (PartitionRead("ci-events", "T", 0, 0, None), PartitionRead("ci-events", "T", 1, 1200, None))
 _BOUNDED = (PartitionRead("ci-events", "T", 0, 0, 500), PartitionRead("ci-events", "T", 1, 1200, 1300))
@@ -45,7 +46,7 @@ def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tupl
     from pipelines.ingest.pipeline import build_ingest
 
     fetch = FetchPolicy(hosts=("logs.example.org",))
-    build_ingest(pipeline, IngestConfig(_DATA, _KAFKA, fetch=fetch), reads, due)
+    build_ingest(pipeline, IngestConfig(_DATA.raw, _KAFKA, fetch=fetch), reads, due)
 
 
 def _predict(pipeline: beam.Pipeline) -> None:
@@ -61,13 +62,13 @@ def _backfill(pipeline: beam.Pipeline) -> None:
 
     reading = Reading(source="backfill", logs="/logs")
     works = [Work(Block(0, 1000, 0, 100_000, b""), ((0, 1000),))]
-    build_backfill(pipeline, BackfillConfig(_DATA, reading), "listing.jsonl", "0", works, spread=True)
+    build_backfill(pipeline, BackfillConfig(_DATA.raw, reading), "listing.jsonl", "0", works, spread=True)
 
 
 def _dataset(pipeline: beam.Pipeline) -> None:
     from pipelines.datasets.spans_beam import build_spans
 
-    build_spans(pipeline, _DATA.child("raw"), _DATA.child("datasets/example"), [_PLAN], _RESOLVED, "results")
+    build_spans(pipeline, _DATA.raw, _DATA.dataset("example").store, [_PLAN], _RESOLVED, "results")
 
 
 def _materialise(pipeline: beam.Pipeline) -> None:
@@ -83,7 +84,7 @@ def _materialise(pipeline: beam.Pipeline) -> None:
     files = {"train": (ExampleFile("span-1/version-1/train.parquet", "0", len(runs)),)}
     snapshot = Snapshot("example", _RESOLVED, "p", (SnapshotSpan(1, 1, files, runs),))
     with tempfile.TemporaryDirectory(prefix="ciml-graph-") as folder, tft_beam.Context(temp_dir=folder):
-        build_materialise(pipeline, _DATA, snapshot, Path("work"), None)
+        build_materialise(pipeline, _DATA.dataset("example").store, snapshot, Path("work"), None)
 
 
 #: What can be drawn, by name: how it is wired, and what it is.

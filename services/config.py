@@ -32,8 +32,8 @@ def make_config(
     Raises:
       CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
     """
+    from ciml.data_root import DataRoot
     from ciml.events.run_facts import source_names
-    from ciml.storage.open import open_store
     from pipelines.ingest.config import IngestConfig
     from pipelines.kafka.client import KafkaOptions
     from transforms.fetch.policy import FetchPolicy
@@ -44,7 +44,7 @@ def make_config(
         hosts=hosts, roots=roots
     )
     return IngestConfig(
-        open_store(data_path),
+        DataRoot.open(data_path).raw,
         KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
         topic=topic,
         runs_topic=runs_topic,

@@ -160,7 +160,7 @@ class _Watch:
         # As ingest's announcer makes it: whichever of the two is started first.
         make_topic(config.kafka, config.runs_topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         self.listing = self.first = list_topic(config.kafka, config.runs_topic)
-        self.committing = committer(config.data)
+        self.committing = committer(config.data.predictions)
         with self.committing.state() as state:
             gone = [Predicted(batch.covers) for batch in bases(state, self.listing) if batch.covers]
         if gone:

@@ -122,8 +122,8 @@ class _Timings(Collector):
 
 def watched(options: Options) -> Any:
     """What is watched, without all that an ingest's own configuration loads."""
+    from ciml.data_root import DataRoot
     from ciml.pairs import pairs
-    from ciml.storage.open import open_store
     from pipelines.kafka.client import KafkaOptions
     from pipelines.kafka.publish import render_letters, render_runs
     from services.supervisor import Watched
@@ -133,7 +133,7 @@ def watched(options: Options) -> Any:
     kafka = KafkaOptions.of(given["kafka"], pairs("-X", given["kafka_options"]), given.get("kafka_config"))
     kafka = replace(kafka, timeout_s=5.0)
     told = [(given["runs_topic"], render_runs), (given.get("dead_letters_topic", ""), render_letters)]
-    raw = open_store(given["data_path"]).child("raw")
+    raw = DataRoot.open(given["data_path"]).raw
     return Watched(raw, kafka, given["topic"], tuple(each for each in told if each[0]))
 
 

@@ -139,10 +139,10 @@ def submit(
 
 def identity(options: Options) -> str:
     """What tells the jobs of two ingests of one name apart, on a cluster that two homes share."""
+    from ciml.data_root import DataRoot
     from ciml.digest import sha256_json
-    from ciml.storage.open import open_store
 
-    return sha256_json([open_store(options.ingest["data_path"]).root, options.ingest["topic"]])[:8]
+    return sha256_json([DataRoot.open(options.ingest["data_path"]).url, options.ingest["topic"]])[:8]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import Delta
 from ciml.storage.open import LocalStore, Store
@@ -44,7 +45,7 @@ class Pushed:
 
 
 def push(
-    data: Store,
+    data: DataRoot,
     model: str,
     candidate_folder: Store,
     verdict: Verdict,
@@ -174,13 +175,13 @@ def _relabel(registry: Registry, number: int, label: str) -> None:
     )
 
 
-def write_config(data: Store) -> bool:
+def write_config(data: DataRoot) -> bool:
     """Write the server's configuration from the registries; return whether it changed.
 
     Safe for concurrent pushers: each reads the registries again after it wrote, so the last writer has seen the last
     commit.
     """
-    models = data.child("models")
+    models = data.models
     changed = False
     while True:
         entries = [Registry(data, name).entry() for name in registered_models(data)]
@@ -195,7 +196,7 @@ def write_config(data: Store) -> bool:
         changed = True
 
 
-def rollback(data: Store, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
+def rollback(data: DataRoot, model: str, version: int | None = None, *, label: str = STABLE) -> Pushed:
     """Move a label to an earlier version (or any pushed one). Higher versions are withdrawn.
 
     Args:
@@ -271,7 +272,7 @@ def _remove(folder: Store) -> None:
         folder.delete(path)
 
 
-def verify_versions(data: Store, model: str) -> dict[int, str]:
+def verify_versions(data: DataRoot, model: str) -> dict[int, str]:
     """Compare the folders of a model with its registry.
 
     Returns:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store, open_store
@@ -177,11 +178,11 @@ class Registry:
       now_us: clock of the recorded times, epoch microseconds.
     """
 
-    def __init__(self, data: Store, model: str, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(self, data: DataRoot, model: str, now_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self.data = data
         self.model = check_model_name(model)
-        self.base = data.child("models").child(model)
-        self._log = ManifestLog(data.child("registry").child(model))
+        self.base = data.models.child(model)
+        self._log = ManifestLog(data.registry.child(model))
         self._state = RegistryState()
         self._now_us = now_us
 
@@ -266,9 +267,9 @@ class Registry:
         return ModelEntry(self.model, self.base.root, "specific", tuple(state.served()), labels=dict(state.labels))
 
 
-def registered_models(data: Store) -> list[str]:
+def registered_models(data: DataRoot) -> list[str]:
     """Return the names of the models with a registry below a data root."""
-    return sorted({path.split("/")[1] for path in data.list("registry") if path.count("/") >= 2})
+    return sorted({path.split("/")[0] for path in data.registry.list() if "/" in path})
 
 
 class RegistryVerifier:

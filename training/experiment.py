@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from ciml.digest import sha256_json
 from ciml.settings import Settings, check_name
 
 #: Names under which an estimator is known as well. TensorFlow no longer has the classes that these name.
@@ -89,3 +90,11 @@ def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
       CimlError: one line that names the file and the key.
     """
     return Experiment.load(path, **overrides)
+
+
+def refresh_key(snapshot: str, experiment: Experiment) -> str:
+    """Return the key of what a candidate follows from: the digest of a snapshot, and an experiment.
+
+    The same key is the same model.
+    """
+    return sha256_json({"snapshot": snapshot, "experiment": experiment.to_json()})[:24]

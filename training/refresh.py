@@ -17,16 +17,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ciml.digest import sha256_json
+from ciml.data_root import DataRoot, StoredDataset
 from ciml.errors import CimlError
 from ciml.storage.open import LocalStore, Store
+from training.data.analysis_cache import AnalysisCache
 from training.data.layout import RECORDS_FOLDER
 from training.data.materialise import materialise
 from training.data.snapshot import Snapshot, make_snapshot, write_snapshot
 from training.estimators import check_use
 from training.evaluation.champion import Champion
 from training.evaluation.gate import GatePolicy, Verdict, judge
-from training.experiment import Experiment
+from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
 
 _KEPT = 5  # candidates whose files stay on disk: the last one may still be on its way to being pushed
@@ -62,7 +63,7 @@ class Candidate:
             "snapshot": self.snapshot.digest,
             "definition": self.snapshot.resolved.digest,
             "experiment": self.experiment.to_json(),
-            "refresh": refresh_key(self.snapshot, self.experiment),
+            "refresh": refresh_key(self.snapshot.digest, self.experiment),
             "rejected": self.snapshot.rejected(),
         }
 
@@ -80,13 +81,8 @@ class Skipped:
     snapshot: Snapshot
 
 
-def refresh_key(snapshot: Snapshot, experiment: Experiment) -> str:
-    """What a candidate follows from: the same key is the same model."""
-    return sha256_json({"snapshot": snapshot.digest, "experiment": experiment.to_json()})[:24]
-
-
 def refresh(
-    data: Store,
+    data: DataRoot,
     dataset: str,
     experiment: Experiment,
     *,
@@ -104,7 +100,7 @@ def refresh(
     """Make a snapshot, train on it, evaluate and judge.
 
     Args:
-      data: the data path.
+      data: the data root.
       dataset: name of the data set.
       experiment: what to train.
       model: the model's name; ``DATA/trainer/<model>`` holds what the trainer keeps.
@@ -124,11 +120,11 @@ def refresh(
       IntegrityError: when what is stored contradicts itself.
     """
     steps = _Steps(progress)
-    trainer = data.child("trainer").child(model)
+    trainer, stored = data.trainer(model), data.dataset(dataset)
     with steps("snapshot"):
-        snapshot = make_snapshot(data, dataset, policy or TrustPolicy.load(), exclusions)
+        snapshot = make_snapshot(stored, policy or TrustPolicy.load(), exclusions)
         check_use(experiment, snapshot.resolved, served=True)
-        key = refresh_key(snapshot, experiment)
+        key = refresh_key(snapshot.digest, experiment)
         if key == last:
             return Skipped("nothing new: the same runs and the same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
@@ -136,15 +132,17 @@ def refresh(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone(folder, model):
         candidate = _make(
-            data, snapshot, experiment, model, champion, gate or GatePolicy(), folder / key, runner, steps, tensorboard
-        )
+            stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
+            gate or GatePolicy(), folder / key, runner, steps, tensorboard,
+        )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
         _sweep(folder / key)
     return candidate
 
 
 def _make(
-    data: Store,
+    dataset: StoredDataset,
+    cache: AnalysisCache,
     snapshot: Snapshot,
     experiment: Experiment,
     model: str,
@@ -157,21 +155,19 @@ def _make(
 ) -> Candidate:
     with steps("import"):
         import training.data.materialise_beam  # noqa: F401  (so that its seconds are told apart)
-        from training.data.analysis_cache import AnalysisCache
         from training.evaluation.candidate import assess
         from training.export import export, load_exported
         from training.train import train
     resolved = snapshot.resolved
     with steps("materialise"):
-        cache = AnalysisCache(data.child("trainer").child(model).child("analyses"))
-        made = materialise(data, snapshot, folder, cache=cache, runner=runner)
+        made = materialise(dataset.store, snapshot, folder, cache=cache, runner=runner)
     with steps("train"):
         trained = train(experiment, made, resolved, carved=snapshot.carved, tensorboard=tensorboard)
     with steps("export"):
         saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
         exported = load_exported(saved)
     with steps("evaluate"):
-        figures = assess(data, snapshot, made, trained.model, exported, experiment, champion, gate)
+        figures = assess(dataset, snapshot, made, trained.model, exported, experiment, champion, gate)
     verdict = judge(figures, gate, has_champion=champion is not None)
     metrics = {
         **figures,

@@ -15,10 +15,9 @@ from typing import Any
 import msgspec
 
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import IntegrityError
 from ciml.events.records import Record
-from ciml.manifest.log import Delta, ManifestLog, catch_up
-from ciml.storage.open import Store, open_store
+from ciml.manifest.log import Delta
 
 #: A position in the raw manifest: (version, index within that version's runs).
 Position = tuple[int, int]
@@ -196,48 +195,3 @@ class DatasetState:
             if self.span_of.setdefault(run_id, span.span) != span.span:
                 raise IntegrityError(f"data set manifest: version {version} holds the run {run_id} again")
         versions[span.version] = span
-
-
-def dataset_store(data: Store, name: str) -> Store:
-    """Return the folder of a data set below the data path. Its name is checked, for it may come from a user."""
-    DatasetDefinition.from_json({"name": name}, "data set")
-    return data.child(f"datasets/{name}")
-
-
-def raw_store_of(data: Store, state: DatasetState) -> Store:
-    """Return the raw store that a data set below ``data`` reads.
-
-    Raises `CimlError` where it was made straight from logs."""
-    if state.listing is not None:
-        name = state.definition.name if state.definition is not None else ""
-        raise CimlError(
-            f"data set {name!r} was made straight from the logs of {state.listing['url']}: for this it has to be built "
-            "from a raw store (ciml-cache-data, then ciml-build-dataset)"
-        )
-    return (data if state.source is None else open_store(state.source)).child("raw")
-
-
-def raw_store_by_name(data: Store, name: str) -> Store:
-    """`raw_store_of` the data set of this name. Raises as `dataset_state`."""
-    return raw_store_of(data, dataset_state(data, name))
-
-
-def dataset_state(data: Store, name: str) -> DatasetState:
-    """Return the present state of a data set.
-
-    Raises:
-      CimlError: when there is none of this name.
-    """
-    state = DatasetState()
-    catch_up(ManifestLog(dataset_store(data, name)), state)
-    if state.definition is None:
-        raise CimlError(f"no data set {name!r} in {data.url('datasets')}: create it with ciml dataset create")
-    return state
-
-
-def dataset_names(data: Store) -> list[str]:
-    """Return the names of all data sets."""
-    first = f"/{ManifestLog(data).path(1)}"
-    return [
-        path.removeprefix("datasets/").removesuffix(first) for path in data.list("datasets") if path.endswith(first)
-    ]

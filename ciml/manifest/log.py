@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 
@@ -28,6 +28,7 @@ from ciml.manifest.segments import Archive
 from ciml.storage.open import Store
 
 Delta = dict[str, Any]
+D = TypeVar("D")
 
 #: How long a delta stays after it came into a segment, and a checkpoint after the next, seconds.
 GRACE_S = 24 * 3600.0
@@ -198,12 +199,17 @@ class ManifestLog:
 
     def parse(self, version: int, data: bytes) -> Delta:
         """Return a delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
+        return self.decode(version, data, orjson.loads, lambda delta: isinstance(delta, dict) and delta.get("version"))
+
+    def decode(self, version: int, data: bytes, decoder: Callable[[bytes], D], version_of: Callable[[D], object]) -> D:
+        """`parse` with a decoder that raises `ValueError` for anything else than a delta that holds ``version_of``."""
+        where = self.store.url(self.path(version))
         try:
-            delta = orjson.loads(data)
-        except ValueError:
-            raise IntegrityError(f"{self.store.url(self.path(version))} is not JSON: restore it from a copy") from None
-        if not isinstance(delta, dict) or delta.get("version") != version:
-            raise IntegrityError(f"{self.store.url(self.path(version))} does not hold version {version}")
+            delta = decoder(data)
+        except ValueError as error:
+            raise IntegrityError(f"{where} is no delta of this manifest: restore it from a copy ({error})") from None
+        if version_of(delta) != version:
+            raise IntegrityError(f"{where} does not hold version {version}")
         return delta
 
     def try_append(self, version: int, delta: Delta) -> bool:

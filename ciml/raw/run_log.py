@@ -5,7 +5,7 @@ A delta is decoded straight into records. By way of dicts it takes four times as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -99,13 +99,7 @@ class StoredRunLog:
         return self._log.url()
 
     def _parse(self, version: int, data: bytes) -> RunDelta:
-        where = self._log.store.url(self._log.path(version))
-        try:
-            delta = self._decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{where} is no delta of a raw manifest: restore it from a copy ({error})") from None
-        if delta.version != version:
-            raise IntegrityError(f"{where} does not hold version {version}")
+        delta = self._log.decode(version, data, self._decoder.decode, lambda delta: delta.version)
         return delta.replace(
             runs=self._judged(delta.runs),
             reclaims=self._judged(delta.reclaims),
@@ -119,3 +113,38 @@ class StoredRunLog:
             record.replace(trust=self._judge(record.mention)) if record.trust is UNJUDGED else record
             for record in records
         )
+
+
+class _Id(msgspec.Struct, frozen=True, gc=False):
+    run_id: str
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
+    mention: _Id
+    file: RawFile
+
+
+class _Rows(msgspec.Struct, frozen=True, gc=False):
+    """Of a delta, the raw rows."""
+
+    runs: tuple[_Row, ...] = ()
+    reclaims: tuple[_Row, ...] = ()
+    version: int = 0
+
+
+def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
+    """The raw objects of runs, by run id: of each its last row, which is the one that is read.
+
+    The manifest is read through once, whatever the number of runs; ids and files are all that is decoded.
+
+    Raises:
+      IntegrityError: the raw manifest lacks a run.
+    """
+    wanted, decoder = set(run_ids), msgspec.json.Decoder(_Rows)
+    found: dict[str, RawFile] = {}
+    for version, data in log.raw_since(0):
+        delta = log.decode(version, data, decoder.decode, lambda delta: delta.version)
+        found |= {row.mention.run_id: row.file for row in delta.runs + delta.reclaims if row.mention.run_id in wanted}
+    if missing := wanted - found.keys():
+        raise IntegrityError(f"{log.url()}: the raw manifest does not have the run {min(missing)}")
+    return found

@@ -33,7 +33,7 @@ def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict
     """
     from ciml.digest import telemetry_digest
     from ciml.errors import IntegrityError
-    from transforms.raw.write import read_runs
+    from transforms.raw.reader import read_runs
 
     name = "every raw object is there with its rows and digest"
     files = [one.file for one in runs if one.file is not None]

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from ciml.datasets.state import dataset_state
 from ciml.errors import CimlError
 from cli.demo import accounts as accounting
 from cli.demo import checks as verify
@@ -42,8 +41,8 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
             result = balance(running, step.say)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
-            running.data.replace("demo/result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
-            running.data.replace("demo/report.html", render(result).encode())
+            running.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
+            running.data.demo.replace("report.html", render(result).encode())
         if not options.keep:
             with steps.step("shut down"):
                 running.trainer.close()
@@ -78,7 +77,7 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
     tables, check = verify.read_raw(demo.raw, runs, accounts.paths())
     checks.append(check)
     say("data sets")
-    states = [dataset_state(demo.data, name) for name in (ALL, RELATIVE)]
+    states = [demo.data.dataset(name).state() for name in (ALL, RELATIVE)]
     for state in states:
         checks.append(verify.check_dataset(state, [one.run_id for one in runs]))
         checks.append(_examples(demo, state, runs))
@@ -95,7 +94,7 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         *_served(demo, tables),
     ]
     say("predictions")
-    predictions = Predictions(demo.data)
+    predictions = Predictions(demo.data.predictions)
     predictions.catch_up()
     trusted = {one.run_id: one.trust.trusted for one in runs}
     pushed = [line.version for line in versions if line.model == ALL and line.verdict == "pushed"]
@@ -191,7 +190,7 @@ def check_accuracy(versions: list[VersionLine], wanted: float | None = WANTED_AC
 
 def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
     """Check the examples of a data set against the direct computation."""
-    from pipelines.datasets.update import dataset_store, read_span
+    from pipelines.datasets.update import read_span
 
     name = state.definition.name
     texts = {
@@ -201,7 +200,7 @@ def _examples(demo: Demo, state: Any, runs: list[Any]) -> Check:
     }
     rows: dict[str, Any] = {}
     for span in state.latest():
-        table = read_span(dataset_store(demo.data, name), span)
+        table = read_span(demo.data.dataset(name).store, span)
         for row in table.select(["run_id", "n_windows", *state.resolved.features]).to_pylist():
             rows[row["run_id"]] = row
     return check_examples(rows, texts, state.resolved)
@@ -212,7 +211,7 @@ def _snapshots(demo: Demo) -> dict[str, Any]:
 
     return {
         f"snapshot {refresh['snapshot'][:8]} of {refresh['model']}": read_snapshot(
-            demo.data.child("trainer").child(refresh["model"]), refresh["snapshot"]
+            demo.data.trainer(refresh["model"]), refresh["snapshot"]
         )
         for refresh in demo.refreshes
         if "snapshot" in refresh

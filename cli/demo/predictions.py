@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from cli.demo.accounts import made_check
 from cli.demo.report.result import Check, PredictionLine
-from serving.predict.log import predictions_log
 
 
 class Predictions:
     """The predictions of a data root, as far as they were read."""
 
-    def __init__(self, data: Store) -> None:
-        self._log = predictions_log(data)
+    def __init__(self, predictions: Store) -> None:
+        self._log = ManifestLog(predictions)
         self._version = 0
         self.records: list[dict[str, Any]] = []
         self.unpredictable: list[dict[str, Any]] = []

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import engines
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import Store
 from cli.demo.accounts import Accounts
 from cli.demo.corpus import corpus_folder, read_corpus
 from cli.demo.definitions import ALL, RELATIVE, definitions
@@ -25,6 +26,7 @@ from cli.demo.produce import LogRoot, Sender, dump
 from cli.demo.steps import Steps
 from cli.demo.trainer import Trainer
 from engines import processes
+from serving.model_config import CONFIG_NAME
 
 EVENTS, RUNS, PREDICTIONS = "ci-events", "runs", "predictions"
 PARTITIONS = 3
@@ -66,7 +68,7 @@ class Demo:
     steps: Steps
     children: Children
     engines: engines.Engines
-    data: Store
+    data: DataRoot
     plan: Plan
     logs: LogRoot
     sender: Sender
@@ -78,7 +80,7 @@ class Demo:
 
     @property
     def raw(self) -> Store:
-        return self.data.child("raw")
+        return self.data.raw
 
     @property
     def on_flink(self) -> bool:
@@ -91,7 +93,7 @@ class Demo:
 
 MARK = ".ciml-demo"
 #: The processes that ``--keep`` left running; the next demo in the same folder stops them.
-KEPT = "demo/kept.json"
+KEPT = "kept.json"
 
 
 def empty(options: Options) -> None:
@@ -103,8 +105,8 @@ def empty(options: Options) -> None:
     folder = options.data
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / MARK).exists():
         raise CimlError(f"{folder} is not a demo folder; refusing to overwrite it. Name another one by --data-path")
-    if (folder / KEPT).exists():
-        for pid, started in json.loads((folder / KEPT).read_bytes()):
+    with contextlib.suppress(FileNotFoundError):
+        for pid, started in json.loads(DataRoot.open(folder).demo.read(KEPT)):
             processes.end(pid, started)
     if engines.read(options.home):
         engines.stop(None, options.home)
@@ -120,15 +122,13 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
     corpus = corpus_folder(options.corpus)
     samples = read_corpus(corpus, options.runs)
     empty(options)
-    data = open_store(options.data)
-    logs = LogRoot(options.data / "demo" / "served-logs", corpus)
+    data = DataRoot.open(options.data)
+    logs = LogRoot(Path(data.demo.url("served-logs")), corpus)
     logs.folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        children = Children(options.data / "demo" / "logs", options.data)
-        trainer = stack.enter_context(Trainer(data, children.logs / "trainer.log"))
-        settings = engines.Settings(
-            logs_root=str(logs.folder), models_config=str(options.data / "models" / "models.config")
-        )
+        children = Children(Path(data.demo.url("logs")), options.data)
+        trainer = stack.enter_context(Trainer(data.url, children.logs / "trainer.log"))
+        settings = engines.Settings(logs_root=str(logs.folder), models_config=data.models.url(CONFIG_NAME))
         names = (
             ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
         )
@@ -153,7 +153,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             demo.kept += children.running.values()
             children.running.clear()
             pids = [[child.pid, child.started] for child in demo.kept]
-            data.replace(KEPT, json.dumps(pids).encode())
+            data.demo.replace(KEPT, json.dumps(pids).encode())
 
 
 def _end_engines(home: Path, keep: bool) -> bool:
@@ -191,7 +191,7 @@ def start_ingest(demo: Demo) -> None:
     retries = [part for delay in RETRIES_S for part in ("--retry-after", f"{delay}s")]
     demo.children.start(
         "ingest",
-        *("ingest", "--data-path", demo.data.root, "--kafka", demo.engines.kafka, "--engine", demo.engine),
+        *("ingest", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", demo.engine),
         *("--allow-host", demo.engines.logs, *retries),
     )
 
@@ -200,7 +200,7 @@ def start_predict(demo: Demo) -> None:
     # In bounded batches on either engine: a second Flink job would take a gigabyte more, and says nothing new.
     demo.children.start(
         "predict",
-        *("predict", "--data-path", demo.data.root, "--kafka", demo.engines.kafka, "--engine", "micro-batches"),
+        *("predict", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", "micro-batches"),
         *("--server", demo.engines.models["grpc"], "--model", ALL),
     )
 
@@ -210,7 +210,7 @@ def ingest_wave(demo: Demo, wave: int) -> None:
     messages = demo.plan.waves()[wave]
     with demo.steps.step(f"ingest events, wave {wave + 1} of {len(WAVES)}") as step:
         demo.sender.send(messages)
-        LocalStore(demo.options.data).replace("demo/produced.jsonl", dump(demo.sender.produced))
+        demo.data.demo.replace("produced.jsonl", dump(demo.sender.produced))
 
         def covered() -> bool:
             look(demo)
@@ -249,7 +249,7 @@ def update(demo: Demo, *, seal: bool) -> None:
 
     with demo.steps.step("seal spans") as step:
         for name in (ALL, RELATIVE):
-            done = update_dataset(demo.data, name, seal=seal)
+            done = update_dataset(demo.data.dataset(name), seal=seal)
             step.say(f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans")
 
 
@@ -267,7 +267,7 @@ def drain(demo: Demo) -> None:
     """Wait until every raw row is predicted, then stop ingest and predict."""
     with demo.steps.step("predict every run") as step:
         wanted = {one.run_id for one in demo.accounts.runs()}
-        predictions = Predictions(demo.data)
+        predictions = Predictions(demo.data.predictions)
 
         def predicted() -> bool:
             predictions.catch_up()

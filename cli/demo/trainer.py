@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import EngineError
-from ciml.storage.open import Store
 from engines import processes
 
 _ENTRY = "cli.demo.trainer"
@@ -25,13 +24,13 @@ _ENTRY = "cli.demo.trainer"
 class Trainer:
     """The client of the process. Tasks run one after the other, in the order of the requests."""
 
-    def __init__(self, data: Store, log: Path, timeout_s: float = 180.0) -> None:
+    def __init__(self, data_path: str, log: Path, timeout_s: float = 180.0) -> None:
         self._log, self._timeout_s = log, timeout_s
         self._lock = threading.Lock()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                processes.python_command(_ENTRY, data.root),
+                processes.python_command(_ENTRY, data_path),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=out,

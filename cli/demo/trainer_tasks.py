@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ciml.storage.open import Store, open_store
+from ciml.data_root import DataRoot
 
 Say = Callable[[str], None]
 
@@ -24,7 +24,7 @@ def warm_up() -> None:
 
 def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
     """Run one task; the result is JSON."""
-    data, model = open_store(data_root), str(task["model"])
+    data, model = DataRoot.open(data_root), str(task["model"])
     if task["task"] == "refresh":
         return _refresh(data, model, say)
     if task["task"] == "probabilities":
@@ -32,7 +32,7 @@ def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
     raise ValueError(f"no such task: {task['task']}")
 
 
-def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
+def _refresh(data: DataRoot, model: str, say: Say) -> dict[str, Any]:
     """Refresh a model from the data set of the same name once, as ``ciml refresh`` does."""
     from pipelines.training.trainer import TrainConfig, run_once
 
@@ -50,7 +50,7 @@ def _refresh(data: Store, model: str, say: Say) -> dict[str, Any]:
     }
 
 
-def _probabilities(data: Store, model: str) -> dict[str, Any]:
+def _probabilities(data: DataRoot, model: str) -> dict[str, Any]:
     """Predict the held-out runs by the trainer's own copy of the champion.
 
     Returns:
@@ -68,9 +68,10 @@ def _probabilities(data: Store, model: str) -> dict[str, Any]:
     if state.champion is None:
         return {"runs": [], "probabilities": [], "disagreement": None}
     candidate = state.candidates[state.versions[state.champion].candidate]
-    trainer = data.child("trainer").child(model)
+    trainer = data.trainer(model)
     metrics = json.loads(trainer.read(f"metrics/{candidate.facts['refresh']}.json"))
-    runs, test = read_snapshot_examples(data, read_snapshot(trainer, candidate.facts["snapshot"]), "test")
+    snapshot = read_snapshot(trainer, candidate.facts["snapshot"])
+    runs, test = read_snapshot_examples(data.dataset(snapshot.dataset).store, snapshot, "test")
     answers = load_exported(candidate.folder).predict(test.inputs, test.n_windows)
     return {
         "runs": [run.run_id for run in runs],

@@ -17,7 +17,7 @@ from ciml.events.listing_files import Listing, shared_listing
 from pipelines.backfill.ordered_committer import OrderedCommitter
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, Work, size_of
 from pipelines.flink.submit import FlinkJob, flink_options, run_here
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 _POLL_S = 0.5
 #: How many pieces of work one pipeline has. On Flink a job costs seconds, and can be cancelled at any time; here it

@@ -33,7 +33,7 @@ class BackfillConfig:
     """What a backfill takes, and how.
 
     Attributes:
-      data: the data root; the raw store is its folder ``raw``.
+      raw: the raw store.
       reading: what the lines mean.
       selection: globs of the jobs to take. Lines of other jobs stay as they are, for another time.
       limit: take at most so many lines, the first that are not settled; None for all.
@@ -45,7 +45,7 @@ class BackfillConfig:
       commit_s: what is settled waits no longer for others, s.
     """
 
-    data: Store
+    raw: Store
     reading: Reading
     selection: tuple[str, ...] = ALL_JOBS
     limit: int | None = None
@@ -55,10 +55,6 @@ class BackfillConfig:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     commit_lines: int = 2000
     commit_s: float = 10.0
-
-    @property
-    def raw(self) -> Store:
-        return self.data.child("raw")
 
 
 class Work(NamedTuple):

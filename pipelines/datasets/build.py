@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.pin import Pin, pinned
-from ciml.datasets.state import DatasetState, dataset_store
+from ciml.datasets.state import DatasetState
 from ciml.errors import CimlError
-from ciml.manifest.log import ManifestLog, catch_up
-from ciml.storage.open import Store
+from ciml.manifest.log import catch_up
 from pipelines.datasets.run_source import RunSource, StoredRuns
 from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, producer
 
@@ -26,8 +26,8 @@ DEFINITION = "_definition.toml"
 
 
 def build_dataset(
-    source: Store | ListedRuns,
-    target: Store,
+    source: DataRoot | ListedRuns,
+    target: DataRoot,
     definition: DatasetDefinition,
     *,
     runner: str | None = None,
@@ -41,8 +41,8 @@ def build_dataset(
     resolved at the raw manifest's present end, unless the definition, or the data set of that name, says at which.
 
     Args:
-      source: the data path that has the raw store; or the runs of a listing.
-      target: the data path below which the data set is to be; may be the same.
+      source: the data root that has the raw store; or the runs of a listing.
+      target: the data root below which the data set is to be; may be the same.
       definition: what to make.
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam, on stored runs alone.
       job_endpoint: of Beam's job server, for ``flink``.
@@ -54,9 +54,10 @@ def build_dataset(
         is a data set of that name with another definition, or of another listing.
       EngineError: a store does not answer.
     """
-    root, state = dataset_store(target, definition.name), DatasetState()
+    dataset, state = target.dataset(definition.name), DatasetState()
+    root = dataset.store
     runs, told = _runs(source, target)
-    catch_up(ManifestLog(root), state)
+    catch_up(dataset.log, state)
     pin = None
     if definition.slicer is not None:
         if definition.raw_version is None and state.definition is not None and state.definition.slicer is not None:
@@ -79,16 +80,16 @@ def build_dataset(
     return update
 
 
-def _runs(source: Store | ListedRuns, target: Store) -> tuple[RunSource, Mapping[str, Any]]:
+def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
     """Return the runs, and what a manifest is to say of where they are from."""
-    if not isinstance(source, Store):
+    if not isinstance(source, DataRoot):
         return source, {"listing": source.told}
-    raw = StoredRuns(source.child("raw"))
+    raw = StoredRuns(source.raw)
     if raw.is_empty():
         raise CimlError(
             f"no raw store at {raw.log.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA"
         )
-    return raw, {} if source == target else {"source": source.root}
+    return raw, {} if source == target else {"source": source.url}
 
 
 def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
@@ -100,10 +101,9 @@ def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
         raise CimlError(f"data set {name!r} exists, and was made {made}: choose another name, or say --force")
 
 
-def remove_dataset(data: Store, name: str) -> None:
+def remove_dataset(dataset: StoredDataset) -> None:
     """Remove a data set and its examples. Killed half-way, it is a data set of fewer spans."""
-    root = dataset_store(data, name)
-    manifest = ManifestLog(root).folder
+    root, manifest = dataset.store, dataset.log.folder
     for path in sorted(root.list(manifest), reverse=True):
         root.delete(path)
     for path in root.list():

@@ -26,7 +26,7 @@ from transforms.drift.counts import Columns, add_columns, columns_from_json, col
 from transforms.drift.statistics import Statistics, columns_needed, merge, statistics
 from transforms.examples.prepare import schema_of
 from transforms.examples.spans import read_examples
-from transforms.raw.write import read_runs
+from transforms.raw.reader import read_runs
 
 FOLDER = "statistics"
 _FORMAT = 1

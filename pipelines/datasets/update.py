@@ -13,18 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition, resolve
 from ciml.datasets.pin import Pin, PinnedPlan
 from ciml.datasets.plan import Plan, SelectedRun, SpanPlan, Step
-from ciml.datasets.state import (
-    DatasetState,
-    SpanVersion,
-    dataset_names,
-    dataset_state,
-    dataset_store,
-    raw_store_of,
-    span_folder,
-)
+from ciml.datasets.state import DatasetState, SpanVersion, span_folder
 from ciml.errors import CimlError
 from ciml.manifest.log import Delta, ManifestLog, catch_up, commit
 from ciml.storage.open import Store
@@ -32,16 +25,7 @@ from ciml.telemetry import telemetry_columns
 from pipelines.datasets.run_source import RunSource, StoredRuns
 from transforms.examples.spans import batches_of, guarded_examples, read_span, verify_span, write_span
 
-__all__ = [
-    "Update",
-    "create_dataset",
-    "dataset_names",
-    "dataset_state",
-    "dataset_store",
-    "read_span",
-    "update_dataset",
-    "verify_dataset",
-]
+__all__ = ["Update", "create_dataset", "read_span", "update_dataset", "verify_dataset"]
 
 #: (runs made so far, runs to make) of the spans that are being sealed.
 Progress = Callable[[int, int], None]
@@ -64,12 +48,12 @@ class Update:
 
 
 def create_dataset(
-    data: Store, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
+    data: DataRoot, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
 ) -> DatasetState:
     """Create a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
 
     Args:
-      data: the data path below which it is to be.
+      data: the data root below which it is to be.
       definition: what it is made of.
       told: what the manifest is to say beside it: where the runs are, unless in the raw store of ``data``.
       now_us: the time of the commit; the present by default.
@@ -79,7 +63,7 @@ def create_dataset(
     """
     if definition.slicer is not None and definition.raw_version is None:
         raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml dataset build finds")
-    log, state = ManifestLog(dataset_store(data, definition.name)), DatasetState()
+    log, state = data.dataset(definition.name).log, DatasetState()
 
     def build() -> Delta | None:
         if state.definition is None:
@@ -92,8 +76,7 @@ def create_dataset(
 
 
 def update_dataset(
-    data: Store,
-    name: str,
+    dataset: StoredDataset,
     *,
     runner: str | None = None,
     job_endpoint: str = "",
@@ -104,8 +87,7 @@ def update_dataset(
     """Seal every span that the raw manifest has the runs for, and new versions of those with corrected labels.
 
     Args:
-      data: the data path.
-      name: of a data set that was created.
+      dataset: one that was created.
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: of Beam's job server, for ``flink``.
       seal: whether the last span is closed with fewer runs than the definition wants.
@@ -115,13 +97,13 @@ def update_dataset(
     Raises:
       CimlError: when there is no such data set, or its first span does not resolve.
     """
-    state = dataset_state(data, name)
-    raw = raw_store_of(data, state)
+    state = dataset.state()
+    raw = dataset.raw(state)
     pin = None
     if state.definition is not None and state.definition.slicer is not None:
         pin = Pin(StoredRuns(raw).log, state.definition)
-    produce, root = producer(runner, job_endpoint), dataset_store(data, name)
-    return fill(StoredRuns(raw), root, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
+    produce = producer(runner, job_endpoint)
+    return fill(StoredRuns(raw), dataset.store, state, produce, pin, seal=seal, progress=progress, now_us=now_us)
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:
@@ -273,13 +255,13 @@ def _sweep(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> No
                     root.delete(path)
 
 
-def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) -> list[str]:
+def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) -> list[str]:
     """What is wrong with a data set, a line each; nothing when every number and digest adds up.
 
     Every file that the manifest names is there with its rows and digests; every selected run before the cursor is in
     exactly one span; no other files lie beside them.
     """
-    state, root = dataset_state(data, name), dataset_store(data, name)
+    state, root = dataset.state(), dataset.store
     wrong: list[str] = []
     definition, resolved = state.definition, state.resolved
     if definition is None or resolved is None:
@@ -293,12 +275,12 @@ def verify_dataset(data: Store, name: str, *, progress: Progress | None = None) 
     if state.listing is not None:
         wanted = set(have)  # those of a listing, which may be anywhere
     elif definition.slicer is not None:
-        pin = Pin(StoredRuns(raw_store_of(data, state)).log, definition)
+        pin = Pin(StoredRuns(dataset.raw(state)).log, definition)
         wanted = set(pin.run_ids[: len(state.spans) * definition.span_runs])
     else:
         wanted = {
             record.mention.run_id
-            for version, delta in StoredRuns(raw_store_of(data, state)).log.since(0)
+            for version, delta in StoredRuns(dataset.raw(state)).log.since(0)
             for index, record in enumerate(delta.rows)
             if (version, index) < state.cursor and definition.selects(record.mention.build_name)
         }

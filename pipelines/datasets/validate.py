@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from ciml.data_root import DataRoot, StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.state import DatasetState, SpanVersion, dataset_state, dataset_store, raw_store_by_name
+from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.errors import CimlError
-from ciml.storage.open import Store
 from pipelines.datasets.statistics import Piece, kept_columns, kept_statistics
 from training.data.snapshot import Snapshot, read_snapshot
 from transforms.drift.compare import compare
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 def validate_dataset(
-    data: Store,
+    data: DataRoot,
     name: str,
     *,
     last: int | None = None,
@@ -34,7 +34,7 @@ def validate_dataset(
     """Compare the newest spans of a data set with those before, another data set, or the runs a model learned from.
 
     Args:
-      data: the data path.
+      data: the data root.
       name: of the data set.
       last: how many spans are the newest: 1 by default; with ``model``, all that it was not trained on.
       against: another data set, of which all spans are compared with.
@@ -46,7 +46,8 @@ def validate_dataset(
       CimlError: when there is no such data set or model, or nothing to compare with.
       IntegrityError: when what is stored contradicts itself.
     """
-    state = dataset_state(data, name)
+    dataset = base = data.dataset(name)
+    state = dataset.state()
     spans = state.latest()
     resolved = _resolved(name, state)
     if model is not None:
@@ -59,13 +60,14 @@ def validate_dataset(
             raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
         pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
         older = [span for span in spans if span.span in known]
-        source, told = (name, snapshot.resolved), f"what {model} was trained on"
+        reference, told = snapshot.resolved, f"what {model} was trained on"
     elif against is not None:
-        other = dataset_state(data, against)
+        base = data.dataset(against)
+        other = base.state()
         newest, older = spans[-(last or 1) :], other.latest()
         pieces = [_piece(span) for span in older]
-        source, told = (against, _resolved(against, other)), against
-        _check_alike(name, resolved, *source)
+        reference, told = _resolved(against, other), against
+        _check_alike(name, resolved, against, reference)
     else:
         last = last or 1
         newest, older = spans[-last:], spans[:-last]
@@ -75,11 +77,11 @@ def validate_dataset(
                 "or name another with --against"
             )
         pieces = [_piece(span) for span in older]
-        source, told = (name, resolved), f"{name}, {_spans(older)}"
+        reference, told = resolved, f"{name}, {_spans(older)}"
     total = len(pieces) + len(newest)
-    before = _side(data, *source, told, pieces, older, progress, 0, total)
+    before = _side(base, reference, told, pieces, older, progress, 0, total)
     now = f"{name}, {_spans(newest)}"
-    after = _side(data, name, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
+    after = _side(dataset, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
     if before.columns is None or after.columns is None:
         before, after = replace(before, columns=None), replace(after, columns=None)
     return compare(before, after, policy)
@@ -112,21 +114,21 @@ def _piece(span: SpanVersion) -> Piece:
     return Piece(span.span, span.version, span.files)
 
 
-def champions_snapshot(data: Store, model: str) -> Snapshot:
+def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
     """What the model that is served now was trained on. Raises `CimlError` where no version of it is."""
     from serving.registry import Registry
 
     state = Registry(data, model).state
     if state.champion is None:
-        raise CimlError(f"model {model!r} has no champion in {data.url()}: train and push one, or leave out --model")
+        raise CimlError(f"model {model!r} has no champion in {data.url}: train and push one, or leave out --model")
     candidate = state.candidates[state.versions[state.champion].candidate]
     if not (digest := candidate.facts.get("snapshot")):
         raise CimlError(f"model {model!r}: its champion does not say what it was trained on")
-    return read_snapshot(data.child("trainer").child(model), digest)
+    return read_snapshot(data.trainer(model), digest)
 
 
 def _side(
-    data: Store, name: str, resolved: ResolvedDefinition, told: str, pieces: Sequence[Piece],
+    dataset: StoredDataset, resolved: ResolvedDefinition, told: str, pieces: Sequence[Piece],
     spans: Sequence[SpanVersion], progress: Progress | None, done: int, total: int,
 ) -> Side:  # fmt: skip
     def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
@@ -135,7 +137,7 @@ def _side(
             if progress:
                 progress(number, total)
 
-    root = dataset_store(data, name)
-    merged = merge(counted(kept_statistics(root, resolved, pieces)))
+    merged = merge(counted(kept_statistics(dataset.store, resolved, pieces)))
+    columns = kept_columns(dataset.raw(), dataset.store, spans)
     excluded = Counter(each["reason"] for span in spans for each in span.excluded)
-    return Side(told, merged, kept_columns(raw_store_by_name(data, name), root, spans), dict(sorted(excluded.items())))
+    return Side(told, merged, columns, dict(sorted(excluded.items())))

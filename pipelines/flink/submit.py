@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 from ciml.errors import CimlError, EngineError
 from pipelines.flink.jobs import cancel_job, cancel_orphans
 from pipelines.flink.runner import SetOptionsRunner
-from transforms.ingest.beam import kept_error
+from transforms.ingest.errors import kept_error
 
 EngineName = Literal["flink", "micro-batches"]
 ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")

@@ -19,7 +19,7 @@ class IngestConfig:
     """What an ingest is made of.
 
     Attributes:
-      data: the data root; the raw store is its folder ``raw``.
+      raw: the raw store.
       kafka: how to reach the broker.
       topic: where events come from.
       runs_topic: where committed runs are announced; "" for nowhere.
@@ -34,7 +34,7 @@ class IngestConfig:
       commit_batches: how many do not wait any longer.
     """
 
-    data: ObjectStore
+    raw: ObjectStore
     kafka: KafkaOptions
     topic: str = "ci-events"
     runs_topic: str = "runs"
@@ -47,10 +47,6 @@ class IngestConfig:
     commit_s: float = 2.0
     commit_batches: int = 20
     dead_letters_topic: str = ""
-
-    @property
-    def raw(self) -> ObjectStore:
-        return self.data.child("raw")
 
     def projection(self) -> Projections | None:
         """What announces runs and dead letters, in this process."""

@@ -17,7 +17,7 @@ from ciml.events.records import Batch, PendingRun
 from ciml.storage.open import Store
 from pipelines.ingest.committer import committer
 from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 # Each look adds some KiB to the state of a job on Flink, for good: without need there are few.
 _PAUSE_S = 5.0

@@ -27,7 +27,8 @@ from pipelines.ingest.deferred import ReadDue
 from pipelines.kafka.client import check_still_that_topic
 from pipelines.kafka.source import PartitionRead, ReadFromKafka
 from transforms.guard import guarded_runs
-from transforms.ingest.beam import Decode, Judge, TakeLogs, keep_error
+from transforms.ingest.beam import Decode, Judge, TakeLogs
+from transforms.ingest.errors import keep_error
 from transforms.ingest.timings_beam import COMMIT
 
 _KEY = "raw"  # one key: one committer at a time, in the usual course

@@ -32,7 +32,7 @@ class ReplayConfig:
     """Which letters are tried again, and by what.
 
     Attributes:
-      data: the data root.
+      raw: the raw store.
       choice: which of the open letters.
       limit: at most so many, the oldest first; None for all.
       selection: globs of the jobs to take, as ingest has them.
@@ -43,7 +43,7 @@ class ReplayConfig:
       together: how many letters are committed together.
     """
 
-    data: Store
+    raw: Store
     choice: Choice = field(default_factory=Choice)
     limit: int | None = None
     selection: tuple[str, ...] = ALL_JOBS
@@ -52,10 +52,6 @@ class ReplayConfig:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     logs: str = ""
     together: int = 200
-
-    @property
-    def raw(self) -> Store:
-        return self.data.child("raw")
 
 
 @dataclass

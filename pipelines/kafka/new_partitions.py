@@ -28,7 +28,7 @@ from pipelines.kafka.tracker import (
     put_off,
 )
 from pipelines.kafka.watermark import Look
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ciml.errors import CimlError, EngineError
 from ciml.kafka.connect import make_client
 from pipelines.kafka.client import KafkaOptions, as_engine_error
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 #: (topic, key, value)
 ToSend = tuple[str, bytes, bytes]

@@ -42,7 +42,7 @@ from pipelines.kafka.tracker import (
     put_off,
 )
 from pipelines.kafka.watermark import Look
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 __all__ = [
     "FOREVER", "Claim", "Coverage", "FindPartitions", "OffsetTracker", "PartitionRead", "ReadFromKafka", "ReadOptions",

@@ -32,7 +32,7 @@ from pipelines.kafka.produce import Send, ToSend
 from pipelines.kafka.source import PartitionRead, ReadFromKafka, ReadOptions
 from pipelines.live.run_state import RunState, Wake
 from transforms.guard import INTERNAL, attempt, bisect
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 from transforms.live.messages import (
     LATE,
     Standing,

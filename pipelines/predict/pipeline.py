@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import apache_beam as beam
 
+from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.events.records import Batch
 from ciml.manifest.checkpoints import Limits
@@ -27,9 +28,9 @@ from pipelines.ingest.pipeline import Gather
 from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import Announcement, Projection, projection
 from pipelines.kafka.source import PartitionRead, ReadFromKafka, ReadOptions
-from serving.predict.log import FOLDER, PREDICTIONS, Predicted, PredictionState, predictions_log, reconcile
+from serving.predict.log import PREDICTIONS, Predicted, PredictionState, reconcile
 from serving.predict.predictor import Predictor, PredictPolicy
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 from transforms.ingest.timings_beam import COMMIT
 
 _KEY = "predictions"
@@ -52,7 +53,7 @@ class PredictConfig:
       commit_batches: how many do not wait any longer.
     """
 
-    data: Store
+    data: DataRoot
     kafka: KafkaOptions
     server: str
     policy: PredictPolicy
@@ -67,14 +68,16 @@ class PredictConfig:
         """What publishes predictions, in this process."""
         if not self.predictions_topic:
             return None
-        return projection(predictions_log(self.data), self.predictions_topic, render_predictions, self.kafka)
+        return projection(ManifestLog(self.data.predictions), self.predictions_topic, render_predictions, self.kafka)
 
 
 class PredictionCommitter(LogReplica[PredictionState]):
     """The predictions' manifest and what its deltas add up to. Safe to use from threads."""
 
-    def __init__(self, data: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
-        super().__init__(ManifestLog(data.child(FOLDER), clock=clock), PREDICTIONS, limits)
+    def __init__(
+        self, predictions: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None
+    ) -> None:
+        super().__init__(ManifestLog(predictions, clock=clock), PREDICTIONS, limits)
 
     def commit(self, ranges: Iterable[Predicted]) -> int | None:
         """Commit what of ``ranges`` is not covered yet; return the version, or None where nothing was left."""
@@ -87,15 +90,15 @@ _predictors: dict[tuple[int, str, str, PredictPolicy], Predictor] = {}
 _lock = threading.Lock()
 
 
-def committer(data: Store) -> PredictionCommitter:
-    """Return the process's committer of predictions for a data root."""
+def committer(predictions: Store) -> PredictionCommitter:
+    """Return the process's committer of predictions below a folder."""
     with _lock:
-        return _committers.setdefault((os.getpid(), data.root), PredictionCommitter(data))
+        return _committers.setdefault((os.getpid(), predictions.root), PredictionCommitter(predictions))
 
 
 def predictor(config: PredictConfig) -> Predictor:
-    """Return the process's predictor: a connection and the definitions are kept."""
-    key = (os.getpid(), config.data.root, config.server, config.policy)
+    """The process's predictor: a connection and the definitions are kept."""
+    key = (os.getpid(), config.data.url, config.server, config.policy)
     with _lock:
         if key not in _predictors:
             _predictors[key] = Predictor(config.data, config.server, config.policy)
@@ -135,7 +138,9 @@ class CommitPredictions(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[int]:
         with keep_error(), COMMIT.timed("predictions"):
-            version = committer(self._config.data).commit(Predicted.from_json(json.loads(one)) for one in element[1])
+            version = committer(self._config.data.predictions).commit(
+                Predicted.from_json(json.loads(one)) for one in element[1]
+            )
         if version is not None:
             yield version
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.digest import sha256_json
 from ciml.errors import CimlError, EngineError, IntegrityError
@@ -55,15 +56,15 @@ class Place:
     """What all trials of a sweep need, in whichever process.
 
     Attributes:
-      source: the data path that has the raw store.
-      target: the data path below which data sets and the sweep are.
+      source: the data root that has the raw store.
+      target: the data root below which data sets and the sweep are.
       sweep: what is asked.
       policy: decides who may be learned from.
       exclusions: reason by run id of runs that must not be learned from.
     """
 
-    source: Store
-    target: Store
+    source: DataRoot
+    target: DataRoot
     sweep: Sweep
     policy: TrustPolicy
     exclusions: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Place:
     @property
     def store(self) -> Store:
         """The sweep's folder."""
-        return sweep_store(self.target, self.sweep.name)
+        return sweep_store(self.target.sweeps, self.sweep.name)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def run_sweep(place: Place, *, jobs: int, progress: Progress | None = None) -> S
       CimlError: another sweep has the name, or no trial came to an end.
       EngineError: the store does not answer, or a process was killed; the same call goes on.
     """
-    sweep, store, raw = place.sweep, place.store, ManifestLog(place.source.child("raw"))
+    sweep, store, raw = place.sweep, place.store, ManifestLog(place.source.raw)
     rests_on = {"trust_policy": place.policy.digest, "exclusions": sha256_json(dict(place.exclusions))}
     version = begin_sweep(store, sweep, rests_on, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
@@ -242,7 +243,7 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
     network = ESTIMATORS[experiment.estimator].network
     told: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
     try:
-        material = read_material(place.target, name, place.policy, place.exclusions)
+        material = read_material(place.target.dataset(name), place.policy, place.exclusions)
         judge = Judge(place.sweep, past)
         if network:
             keras()  # it takes seconds to import, which are not the trial's
@@ -274,7 +275,7 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
 
 
 def _look_at_number(place: Place, question: int, name: str) -> None:
-    found = one_number(place.sweep, read_material(place.target, name, place.policy, place.exclusions))
+    found = one_number(place.sweep, read_material(place.target.dataset(name), place.policy, place.exclusions))
     keep_baseline(place.store, question, found)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import open_store
 from pipelines.training.metrics import TrainBoard
 from serving.model_files import check_digests, copy_model
 from serving.push import NotBlessedError, push, push_candidate, reconcile
@@ -45,7 +45,7 @@ class TrainConfig:
       label: what names a pushed version; ``stable`` makes it the champion.
     """
 
-    data: Store
+    data: DataRoot
     dataset: str
     model: str
     experiment: Experiment = field(default_factory=Experiment)
@@ -219,7 +219,7 @@ def watch(
       IntegrityError: when what is stored contradicts itself.
     """
     stop = stop or threading.Event()
-    log = ManifestLog(config.data.child("datasets").child(config.dataset))
+    log = config.data.dataset(config.dataset).log
     seen, pause_s, registry = -1, _PAUSE_S[0], Registry(config.data, config.model)
     while not stop.is_set():
         version = max(seen, 0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
-from ciml.storage.open import Store
 from reports.dataset.read import Runs, read_runs
 from reports.dataset.views import Groups, unrolled
 from training.experiments.clustering import (
@@ -157,13 +157,12 @@ def _shares(table: Shares, cluster: int) -> list[dict[str, Any]]:
 
 
 def cluster_dataset(
-    data: Store, name: str, wanted: Wanted, progress: Callable[[int, int], None] = lambda done, total: None
+    dataset: StoredDataset, wanted: Wanted, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Clustering:
     """Cluster the normalised examples of a data set.
 
     Args:
-      data: the data path.
-      name: of the data set.
+      dataset: a data set.
       wanted: which runs, and how.
       progress: is told how many of how many steps are done.
 
@@ -172,8 +171,7 @@ def cluster_dataset(
       IntegrityError: when a file is not what the manifest says.
     """
     runs = read_runs(
-        data,
-        name,
+        dataset,
         splits=wanted.splits,
         only=wanted.only,
         at_least=wanted.first or 1,

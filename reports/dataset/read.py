@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.labels import label_of
-from ciml.datasets.state import DatasetState, ExampleFile, dataset_state, dataset_store
+from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import CimlError
-from ciml.storage.open import Store
 from training.normalise import Normalisation
 from transforms.examples.prepare import run_facts
 from transforms.examples.spans import inputs_of, read_examples
@@ -79,8 +79,7 @@ class Runs:
 
 
 def read_runs(
-    data: Store,
-    name: str,
+    dataset: StoredDataset,
     *,
     splits: Sequence[str] = SPLITS,
     only: str | None = None,
@@ -93,8 +92,7 @@ def read_runs(
     """Read a data set, file by file.
 
     Args:
-      data: the data path.
-      name: of the data set.
+      dataset: a data set.
       splits: which runs are looked at. The normalisation is that of the training split, whatever they are.
       only: the class whose runs are looked at; all by default.
       at_least: how many windows a run must have to be looked at.
@@ -107,7 +105,7 @@ def read_runs(
       CimlError: when there is no such data set or class, or no example that is wanted.
       IntegrityError: when a file is not what the manifest says.
     """
-    state = dataset_state(data, name)
+    state, name = dataset.state(), dataset.name
     resolved = state.resolved
     if resolved is None:
         raise CimlError(f"data set {name!r} has no sealed span yet: ciml dataset update {name} --seal")
@@ -134,7 +132,7 @@ def read_runs(
         progress(done, len(files))
         if split not in splits and split != "train":
             continue
-        table = read_examples(dataset_store(data, name), file)
+        table = read_examples(dataset.store, file)
         arrays = inputs_of(table, resolved)
         if split == "train":
             scale.add(arrays)

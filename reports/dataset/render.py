@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ciml.data_root import StoredDataset
 from ciml.errors import CimlError
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import open_store
 from ciml.telemetry import select_columns
 from reports.dataset import feature_plots, plots
 from reports.dataset.read import Runs, read_runs
@@ -23,8 +24,7 @@ MOST_COURSES = 30
 
 
 def plot_dataset(
-    data: Store,
-    name: str,
+    dataset: StoredDataset,
     folder: str | os.PathLike[str],
     *,
     features_regex: str | None = None,
@@ -34,8 +34,7 @@ def plot_dataset(
     """Draw a data set into a folder: each plot as SVG and PNG, and ``index.html`` with all of them.
 
     Args:
-      data: the data path.
-      name: of the data set.
+      dataset: a data set.
       folder: a folder or an ``s3://`` prefix; files of the same names are written over.
       features_regex: whose courses are drawn, as in a definition; without, the first 30.
       seed: of the drawing of runs, where not all fit in memory.
@@ -48,7 +47,7 @@ def plot_dataset(
       CimlError: when there is no such data set, no example in it, or no such feature.
       IntegrityError: when a file is not what the manifest says.
     """
-    runs = read_runs(data, name, seed=seed, progress=progress)
+    runs = read_runs(dataset, seed=seed, progress=progress)
     return save(open_store(folder), dataset_page(runs, _features(runs, features_regex)))
 
 

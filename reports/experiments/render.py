@@ -16,7 +16,7 @@ from training.experiments.trials import experiment_names, load_experiment
 
 
 def report_experiments(
-    data: Store,
+    store: Store,
     experiments: Sequence[str],
     datasets: Sequence[str],
     folder: str | os.PathLike[str],
@@ -26,7 +26,7 @@ def report_experiments(
     """Draw the latest result of each experiment on each data set, and where there are several, how they compare.
 
     Args:
-      data: the data path.
+      store: the folder of all experiments.
       experiments: names; all that are stored by default.
       datasets: names of those whose results are wanted; all by default.
       folder: a folder or an ``s3://`` prefix. Files of the same names are written over. A single result is its
@@ -40,14 +40,14 @@ def report_experiments(
       CimlError: when there is no such experiment, or no result.
       IntegrityError: when what is stored is not what it was.
     """
-    names = list(dict.fromkeys(experiments)) or experiment_names(data)
+    names = list(dict.fromkeys(experiments)) or experiment_names(store)
     for name in experiments:
-        load_experiment(data, name)
-    trials = [(trial, trial.predictions()) for trial in stored_trials(data, names, datasets)]
+        load_experiment(store, name)
+    trials = [(trial, trial.predictions()) for trial in stored_trials(store, names, datasets)]
     if not trials:
-        raise CimlError(_nothing(data, names, datasets))
+        raise CimlError(_nothing(store, names, datasets))
     if missing := set(datasets) - {trial.dataset for trial, _ in trials}:
-        raise CimlError(_nothing(data, names, sorted(missing)))
+        raise CimlError(_nothing(store, names, sorted(missing)))
     root = open_store(folder)
     if len(trials) == 1:
         return save(root, result_page(*trials[0]))
@@ -60,10 +60,10 @@ def report_experiments(
     return save(root, comparison_page(trials, links))
 
 
-def _nothing(data: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
+def _nothing(store: Store, names: Sequence[str], datasets: Sequence[str]) -> str:
     of = f" of {names[0]}" if len(names) == 1 else f" of {len(names)} experiments"
     on = f" on {', '.join(datasets)}" if datasets else ""
     dataset = datasets[0] if datasets else "NAME"
     which = names[0] if len(names) == 1 else "EXPERIMENT"
     remedy = f"ciml experiment train --experiment {which} --dataset {dataset}"
-    return f"no result{of}{on} in {data.url('experiments')}: {remedy}"
+    return f"no result{of}{on} in {store.url()}: {remedy}"

@@ -19,8 +19,6 @@ from ciml.manifest.offsets import RangeSet
 from ciml.raw.accounting import check_topic_id
 from ciml.storage.open import Store
 
-FOLDER = "predictions"
-
 #: Bounds of the latency histogram, seconds. Checkpoints store counts by them: other bounds need another key.
 LATENCIES_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
@@ -37,14 +35,9 @@ def prediction_id(run_id: str, model: str, version: int, reclaim: str = "") -> s
     return sha256_json([run_id, model, version, *([reclaim] if reclaim else [])])[:32]
 
 
-def predictions_log(data: Store) -> ManifestLog:
-    """Return the manifest log of predictions below a data root."""
-    return ManifestLog(data.child(FOLDER))
-
-
-def read_predictions(data: Store) -> Iterator[dict[str, Any]]:
+def read_predictions(predictions: Store) -> Iterator[dict[str, Any]]:
     """Yield all predictions below a data root, in the order of their commits."""
-    for _, delta in predictions_log(data).since(0):
+    for _, delta in ManifestLog(predictions).since(0):
         yield from delta["predictions"]
 
 

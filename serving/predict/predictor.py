@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError, RejectedInput
 from ciml.events.records import Batch
 from ciml.limits import MAX_TRACEBACK_BYTES
-from ciml.storage.open import Store
 from ciml.telemetry import BOOT, TIME
 from serving.client import ClientPolicy, FailedCallError, ModelClient, NotServedError, Prediction
 from serving.contract import DEFINITION, read_definition
@@ -22,7 +22,7 @@ from serving.predict.log import Predicted, prediction_id
 from serving.registry import STABLE, Registry
 from transforms.examples.prepare import prepare_many
 from transforms.guard import attempt, bisect
-from transforms.raw.write import read_run, read_runs
+from transforms.raw.reader import read_run, read_runs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,9 +67,9 @@ class Predictor:
     """
 
     def __init__(
-        self, data: Store, address: str, policy: PredictPolicy, clock: Callable[[], float] = time.time
+        self, data: DataRoot, address: str, policy: PredictPolicy, clock: Callable[[], float] = time.time
     ) -> None:
-        self._raw = data.child("raw")
+        self._raw = data.raw
         self._registry = Registry(data, policy.model)
         self._policy, self._clock = policy, clock
         self.client = ModelClient(address, policy.model, policy.client)

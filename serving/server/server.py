@@ -19,9 +19,9 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.limits import (
     MAX_BODY_S,
@@ -94,9 +94,10 @@ class ServerOptions:
             return None
         if self.registry is not None:
             return self.registry
-        path = PurePosixPath(self.config)
-        if path.name == CONFIG_NAME and path.parent.name == "models":
-            return self.config[: -len(f"models/{CONFIG_NAME}")].rstrip("/") + "/registry"
+        folder, name = os.path.split(self.config)
+        data = DataRoot.open(os.path.dirname(folder) or ".")
+        if name == CONFIG_NAME and open_store(folder or ".") == data.models:
+            return data.registry.root
         raise CimlError(f"cannot derive the registry from {self.config}; give --registry FOLDER, or --unverified")
 
 

@@ -31,11 +31,13 @@ OPPONENT = Path(__file__).with_name("by_pandas.py")
 AT_MOST = 10_000
 NAME = "bench"
 RECORDS = f"""
-import sys; from pathlib import Path; from ciml.storage.open import open_store
+import sys; from pathlib import Path
+from ciml.data_root import DataRoot
 from training.data.materialise import materialise; from training.data.snapshot import make_snapshot
 from transforms.ingest.trust import TrustPolicy
-data = open_store(sys.argv[1])
-done = materialise(data, make_snapshot(data, {NAME!r}, TrustPolicy.load(None)), Path(sys.argv[2]))
+data = DataRoot.open(sys.argv[1])
+dataset = data.dataset({NAME!r})
+done = materialise(dataset.store, make_snapshot(dataset, TrustPolicy.load(None)), Path(sys.argv[2]))
 assert sum(done.counts.values()) == int(sys.argv[3])
 """
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.datasets.state import DatasetState, dataset_store
+from ciml.datasets.state import DatasetState
 from ciml.events.listing_files import open_listing
-from ciml.storage.open import Store, open_store
 from cli.commands.operate.backfill import make_config
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets.build import build_dataset
@@ -31,7 +31,7 @@ from transforms.examples.spans import inputs_of
 USUAL = ("1s", "10s", "1min", "10min", "7s", "10s:.")
 
 
-def built(data: Store, target: Store, name: str, interval: str, pattern: str, slicer: str | None) -> DatasetState:
+def built(data: DataRoot, target: DataRoot, name: str, interval: str, pattern: str, slicer: str | None) -> DatasetState:
     """A data set of the provider, by `build_dataset`."""
     definition = DatasetDefinition.from_json(
         {
@@ -46,11 +46,11 @@ def splits_of(state: DatasetState) -> dict[str, str]:
     return {run.run_id: run.split for span in state.latest() for run in span.runs}
 
 
-def compare(target: Store, state: DatasetState, paths: dict[str, Path], interval: str) -> tuple[int, float]:
+def compare(target: DataRoot, state: DatasetState, paths: dict[str, Path], interval: str) -> tuple[int, float]:
     """How many examples there are, and the largest error."""
     assert state.definition is not None
     assert state.resolved is not None
-    resolved, root, worst, count = state.resolved, dataset_store(target, state.definition.name), 0.0, 0
+    resolved, root, worst, count = state.resolved, target.dataset(state.definition.name).store, 0.0, 0
     for span in state.latest():
         table = read_span(root, span)
         inputs = inputs_of(table, resolved)
@@ -66,14 +66,14 @@ def compare(target: Store, state: DatasetState, paths: dict[str, Path], interval
     return count, worst
 
 
-def compare_normalised(target: Store, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
+def compare_normalised(target: DataRoot, name: str, paths: dict[str, Path], interval: str) -> tuple[int, float]:
     """The largest error of the normalised records, against the same by numpy from pandas' windows in float64."""
     from tests.training.records import written
     from training.data.materialise import materialise
     from training.data.snapshot import ROLES, make_snapshot
     from transforms.ingest.trust import TrustPolicy
 
-    snapshot = make_snapshot(target, name, TrustPolicy.load(None))
+    snapshot = make_snapshot(target.dataset(name), TrustPolicy.load(None))
     runs, resolved = list(snapshot.runs()), snapshot.resolved
     examples = []
     for run in runs:
@@ -86,7 +86,7 @@ def compare_normalised(target: Store, name: str, paths: dict[str, Path], interva
     spread[spread == 0] = 1
     mean, worst, count = train.mean(axis=0), 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
-        made = materialise(target, snapshot, Path(folder, "records"))
+        made = materialise(target.dataset(name).store, snapshot, Path(folder, "records"))
         for role in ROLES:
             for ordinal, (inputs, *_) in written(made, role, snapshot).items():
                 direct_value = (whole[ordinal] - mean) / spread
@@ -107,12 +107,12 @@ def main() -> int:
     paths = {each["build_uuid"]: given.logs / each["log_path"] for each in builds}
     good = True
     with tempfile.TemporaryDirectory(prefix="exact-") as folder:
-        data = open_store(given.data_path or Path(folder, "data"))
+        data = DataRoot.open(given.data_path or Path(folder, "data"))
         if given.data_path is None:
-            backfill(make_config(data.root, str(given.logs)), open_listing(str(given.listing)))
+            backfill(make_config(data.url, str(given.logs)), open_listing(str(given.listing)))
         for number, said in enumerate(given.sets):
             interval, _, pattern = said.partition(":")
-            target = open_store(Path(folder, str(number)))
+            target = DataRoot.open(Path(folder, str(number)))
             state = built(data, target, "all", interval, pattern or "(usr|1min)", None)
             half = splits_of(built(data, target, "half", interval, pattern or "(usr|1min)", f":{len(builds) // 2}"))
             moved = sum(splits_of(state)[run] != split for run, split in half.items())

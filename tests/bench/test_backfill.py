@@ -17,7 +17,8 @@ from tests.pipelines.backfill.backfilling import config, listed
 from transforms.fetch.fetch import fetch
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import judge
-from transforms.raw.write import parse, store
+from transforms.parse.stage import parse
+from transforms.raw.write import store
 
 pytestmark = pytest.mark.bench
 

@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import Batch, Message, OffsetRange
 from ciml.events.run_facts import facts_from_listing
 from ciml.events.run_id import RunId
-from ciml.storage.open import open_store
 from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
 from transforms.ingest.trust import TrustPolicy, judge
-from transforms.raw.write import parse, store
+from transforms.parse.stage import parse
+from transforms.raw.write import store
 
 pytestmark = [pytest.mark.bench, pytest.mark.engines, pytest.mark.timeout(900)]
 
@@ -79,7 +80,7 @@ def scene(kafka: str) -> Iterator[Scene]:
 
 def direct(scene: Scene, folder: Path) -> float:
     """The pure functions, batch by batch; seconds."""
-    raw, trust, fetcher = open_store(str(folder)).child("raw"), TrustPolicy.load(), Fetcher(scene.fetch)
+    raw, trust, fetcher = DataRoot.open(str(folder)).raw, TrustPolicy.load(), Fetcher(scene.fetch)
     runs = 0
     began = time.perf_counter()
     for at in range(0, EVENTS, BATCH):
@@ -98,7 +99,7 @@ def config(scene: Scene, folder: Path) -> Any:
     from pipelines.kafka.client import KafkaOptions
 
     # Runs are not announced here: the loop announces nothing either.
-    return IngestConfig(open_store(str(folder)), KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)
+    return IngestConfig(DataRoot.open(str(folder)).raw, KafkaOptions(scene.broker), scene.topic, "", fetch=scene.fetch)
 
 
 def micro_batches(scene: Scene, folder: Path) -> float:

@@ -23,7 +23,8 @@ from pipelines.raw_store.compact import compact
 from pipelines.raw_store.verify import Verification, verify_raw
 from tests.transforms.samples import corpus
 from transforms.raw import reader as raw_reader
-from transforms.raw.write import read_run, read_runs, run_path, write_run
+from transforms.raw.reader import read_run, read_runs
+from transforms.raw.write import run_path, write_run
 
 pytestmark = pytest.mark.bench
 

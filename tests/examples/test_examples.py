@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import FINISHED, decode_message
 from ciml.storage.open import open_store
@@ -83,13 +84,13 @@ def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path: Path) -> None:
-    data = open_store(tmp_path)
+    data = DataRoot.open(tmp_path)
     RawStore(data).add([(sample.mention, table_of(sample)) for sample in samples])
     definition = DatasetDefinition(
         name="provider", class_label="provider", features_regex="^(usr|sys)$", aggregation_functions=("mean", "std")
     )
     create_dataset(data, definition)
-    state = update_dataset(data, "provider", seal=True).state
+    state = update_dataset(data.dataset("provider"), seal=True).state
     # what no manifest names is no part of it
     (tmp_path / "datasets" / "provider" / "span-1" / "version-1" / "train" / "examples-stray.parquet").write_bytes(b"x")
     lines = example("read_a_data_set.py", tmp_path, "provider").splitlines()
@@ -103,7 +104,7 @@ def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path
 
 
 def test_a_data_set_without_spans_is_named(tmp_path: Path) -> None:
-    create_dataset(open_store(tmp_path), DatasetDefinition(name="empty", class_label="provider"))
+    create_dataset(DataRoot.open(tmp_path), DatasetDefinition(name="empty", class_label="provider"))
     assert "ciml dataset update empty" in example("read_a_data_set.py", tmp_path, "empty", code=1)
 
 
@@ -143,12 +144,12 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
         [sample.mention for sample in samples[:20]],
     )
     model = save_model(tmp_path / "candidate", definition=definition)
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     push(data, "m", open_store(model), Verdict(True), check=False)
-    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
+    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
     with ModelServer(options) as server:
         log = CORPUS / samples[0].log_path
-        lines = example("ask_the_model_server.py", f"127.0.0.1:{server.grpc_port}", "m", data.root, log).splitlines()
+        lines = example("ask_the_model_server.py", f"127.0.0.1:{server.grpc_port}", "m", data.url, log).splitlines()
     inputs, n_windows = prepare(tables[0], definition)
     expected = direct(model, inputs[np.newaxis], np.array([n_windows], np.int32))[0]
     assert lines[0] == "m version 1:"

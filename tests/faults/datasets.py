@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import CimlError
-from ciml.storage.open import open_store
 from tests.faults.direct import table_of
 from tests.faults.judge import MOST
 from tests.faults.oracle import Objects
@@ -48,8 +48,8 @@ def update(data: str, folder: Path, names: Collection[str] = DEFINITIONS) -> lis
                 continue
             definition = folder / f"{name}.toml"
             definition.write_text(text)
-            create_dataset(open_store(data), load_definition(definition, name=name))
-            update_dataset(open_store(data), name, seal=True)
+            create_dataset(DataRoot.open(data), load_definition(definition, name=name))
+            update_dataset(DataRoot.open(data).dataset(name), seal=True)
     except CimlError as error:
         return [f"I1: a data set: {error}"]
     return []

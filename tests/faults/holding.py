@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ciml.datasets.state import dataset_names, dataset_state, dataset_store
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import RawFile
 from ciml.raw.state import open_raw
@@ -72,7 +72,7 @@ def sound(data: str, before: Ledger | None = None) -> list[str]:
         wrong += [f"I4: the row of {run} is gone, or another" for run in old if now.get(run) != old[run]]
     try:
         least = ledger.version
-        _, state = open_raw(open_store(data).child("raw"))
+        _, state = open_raw(DataRoot.open(data).raw)
         ledger.poll()  # others may be at work
         if not least <= state.version <= ledger.version:
             wrong.append(f"I3: ciml reads up to version {state.version}, and there are {least} to {ledger.version}")
@@ -84,7 +84,7 @@ def sound(data: str, before: Ledger | None = None) -> list[str]:
 
 
 def _rows_there(data: str, ledger: Ledger) -> Iterable[str]:
-    raw = open_store(data).child("raw")
+    raw = DataRoot.open(data).raw
     for run_id, entries in ledger.rows.items():
         try:
             read_run(raw, RawFile.from_json(entries[0].record["file"]))
@@ -93,12 +93,13 @@ def _rows_there(data: str, ledger: Ledger) -> Iterable[str]:
 
 
 def _spans_there(data: str) -> Iterable[str]:
-    store = open_store(data)
-    for name in dataset_names(store):
-        state = dataset_state(store, name)
+    root = DataRoot.open(data)
+    for name in root.dataset_names():
+        dataset = root.dataset(name)
+        state = dataset.state()
         for span in state.latest():
             if state.resolved is not None:
-                yield from (f"I3: {line}" for line in verify_span(dataset_store(store, name), span, state.resolved))
+                yield from (f"I3: {line}" for line in verify_span(dataset.store, span, state.resolved))
 
 
 def exact(data: str, sent: Sequence[Delivery]) -> list[str]:

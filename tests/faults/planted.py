@@ -82,7 +82,7 @@ def _stock_sink() -> None:
     from ciml.events.records import Batch, Outcome, RawFile
     from pipelines.ingest import pipeline as ingest
     from transforms.fetch.fetch import fetch_in_parts
-    from transforms.raw.write import parse
+    from transforms.parse.stage import parse
 
     class Sink(fileio.FileSink):
         def open(self, handle: Any) -> None:
@@ -365,7 +365,7 @@ def _no_limits() -> None:
 @_defect("stores-infinity")
 def _stores_infinity() -> None:
     """What is no number becomes infinite, not null."""
-    from transforms.raw import write as store
+    from transforms.parse import stage
 
     def make(parse_logs: Any) -> Any:
         def parsed(logs: Any, *arguments: Any) -> Any:
@@ -382,18 +382,18 @@ def _stores_infinity() -> None:
 
         return parsed
 
-    _patch(store, "parse_logs", make)
+    _patch(stage, "parse_logs", make)
 
 
 @_defect("this-year")
 def _this_year() -> None:
     """The event's times do not settle the year."""
-    from transforms.raw import write as store
+    from transforms.parse import stage
 
     def make(log: Any) -> Any:
         return lambda data, start_us=None, end_us=None: log(data, None, None)
 
-    _patch(store, "Log", make)
+    _patch(stage, "Log", make)
 
 
 if __name__ == "__main__":

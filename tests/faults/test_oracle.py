@@ -27,7 +27,8 @@ def honest(tmp_path: Path) -> tuple[Path, list[Delivery]]:
     """A raw store that ciml's own functions made of a mixed plan, in two commits, and what was sent."""
     from ciml.events.records import Batch, Message, OffsetRange
     from transforms.fetch.fetch import fetch
-    from transforms.raw.write import parse, store
+    from transforms.parse.stage import parse
+    from transforms.raw.write import store
 
     planner = Planner(1, "", tmp_path / "logs", (tmp_path / "logs").as_uri(), partitions=1)
     for send in planner.mixed(40, Mix(bad=0.3)).sends:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ciml.storage.open import Store, open_store
+from ciml.data_root import DataRoot
 from serving.server.server import ModelServer, ServerOptions
 from tests.pipelines.predict.predicting import World
 from tests.pipelines.raw_store.scenes import RawStore
@@ -14,27 +14,27 @@ from tests.serving.models_fixture import DEFINITION, save_model
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
-    return open_store(tmp_path)
+def data(tmp_path: Path) -> DataRoot:
+    return DataRoot.open(tmp_path)
 
 
 @pytest.fixture
-def raw(data: Store) -> RawStore:
+def raw(data: DataRoot) -> RawStore:
     return RawStore(data)
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> DataRoot:
     if request.param == "local":
-        return open_store(tmp_path / "data")
+        return DataRoot.open(tmp_path / "data")
     s3: Any = request.getfixturevalue("s3")
-    return open_store(f"{s3.bucket()}/data")
+    return DataRoot.open(f"{s3.bucket()}/data")
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    data = open_store(tmp_path / "data")
-    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
+    data = DataRoot.open(tmp_path / "data")
+    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, poll_s=0.1)
     with ModelServer(options) as server:
         yield World(data, server)
 

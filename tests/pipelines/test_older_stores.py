@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ciml.datasets.state import dataset_state, dataset_store
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.raw.packs import pack_state
 from ciml.raw.seal import SEAL, is_sealed
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import Store
 from pipelines.datasets.update import update_dataset
 from pipelines.raw_store.verify import verify_raw
 from tests.pipelines.raw_store.compacting import FAR, all_there, objects, squeeze
@@ -22,7 +22,8 @@ from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.raw.stored import DATASET, OLD, example_files, runs_of
 from tests.transforms.samples import LOAD, USR, make_facts, table
 from transforms.examples.spans import read_span, verify_span
-from transforms.raw.write import read_run, run_path, write_run
+from transforms.raw.reader import read_run
+from transforms.raw.write import run_path, write_run
 
 START_US = 1_600_000_000_000_000
 
@@ -40,9 +41,9 @@ def telemetry(number: int) -> pa.Table:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
+def data(tmp_path: Path) -> DataRoot:
     shutil.copytree(OLD, tmp_path / "data")
-    return open_store(tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
 
 
 def numbers(raw: Store) -> list[int]:
@@ -57,8 +58,8 @@ def all_equal(raw: Store) -> None:
         )
 
 
-def test_an_older_raw_store_is_read_verified_and_continued(data: Store) -> None:
-    raw = data.child("raw")
+def test_an_older_raw_store_is_read_verified_and_continued(data: DataRoot) -> None:
+    raw = data.raw
     assert numbers(raw) == [1, 2, 3, 4, 5, 6]
     assert objects(raw) == {"runs": 3, "packs": 1, "swept": 0}
     all_equal(raw)
@@ -75,13 +76,13 @@ def test_an_older_raw_store_is_read_verified_and_continued(data: Store) -> None:
     assert verify_raw(raw, clock=FAR).findings == []
 
 
-def test_an_older_data_set_is_read_verified_and_continued(data: Store) -> None:
+def test_an_older_data_set_is_read_verified_and_continued(data: DataRoot) -> None:
     RawStore(data).add(
         [(make_facts(number, start_us=START_US + number * 60_000_000), telemetry(number)) for number in (7, 8, 9)]
     )
-    update_dataset(data, DATASET)
-    state = dataset_state(data, DATASET)
-    root, resolved = dataset_store(data, DATASET), state.resolved
+    update_dataset(data.dataset(DATASET))
+    state = data.dataset(DATASET).state()
+    root, resolved = data.dataset(DATASET).store, state.resolved
     assert resolved is not None
     assert [[run.run_id for run in span.runs] for span in state.latest()] == [
         [f"zuul~{number}~1" for number in range(first, first + 3)] for first in (1, 4, 7)
@@ -93,12 +94,12 @@ def test_an_older_data_set_is_read_verified_and_continued(data: Store) -> None:
         for run_id, usr in zip(*(read.column(name).to_pylist() for name in ("run_id", "usr")), strict=True):
             number = int(run_id.split("~")[1])  # a window has no value of both columns in its second sample
             assert usr == [number + at / 4 for at in (0, 2, 3, 4)][: 2 + number] + [0.0] * max(0, 2 - number)
-    sealed = [is_sealed(root.read(file.path), file.path, "") for file in example_files(dataset_state(data, DATASET))]
+    sealed = [is_sealed(root.read(file.path), file.path, "") for file in example_files(data.dataset(DATASET).state())]
     assert sealed == [False] * (len(sealed) - 1) + [True]
 
 
-def test_the_seal_is_no_part_of_the_telemetry(data: Store) -> None:
-    raw, one = data.child("raw"), telemetry(7)
+def test_the_seal_is_no_part_of_the_telemetry(data: DataRoot) -> None:
+    raw, one = data.raw, telemetry(7)
     path = run_path(make_facts(7), one, "0" * 64)
     raw.create(path, write_run(one, path))
     assert SEAL in pq.read_metadata(raw.url(path)).metadata
@@ -112,8 +113,8 @@ def test_a_file_is_sealed_with_its_name() -> None:
         is_sealed(sealed, "runs/b.parquet", "b")
 
 
-def test_the_manifest_of_packs_is_as_older_versions_read_it(data: Store) -> None:
-    raw = data.child("raw")
+def test_the_manifest_of_packs_is_as_older_versions_read_it(data: DataRoot) -> None:
+    raw = data.raw
     squeeze(raw)
     fields = {"path", "size", "footer", "footer_digest", "rows", "runs", "columns"}
     deltas = [json.loads(raw.read(path)) for path in raw.list(f"packs/{runs_of(raw)[0].folder}/_manifest")]

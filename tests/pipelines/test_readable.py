@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.datasets.state import dataset_state, dataset_store
-from ciml.storage.open import open_store
 from cli.main import cli
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.update import read_span
@@ -28,11 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place where DATA has the data set ``cpu-load``, and cpu-load-records its normalised records."""
     folder = tmp_path_factory.mktemp("readable")
     runs, tables, _ = corpus()
-    data = open_store(folder / "DATA")
+    data = DataRoot.open(folder / "DATA")
     RawStore(data).add([(run.replace(event="listing"), tables[at]) for at, run in list(enumerate(runs))[::12]])
     definition = {"name": "cpu-load", "features_regex": "(usr|1min)", "class_label": "provider", "span_runs": 30}
     build_dataset(data, data, DatasetDefinition.from_json({**definition, "slicer": ":", "sample_interval": "10s"}))
-    line = ["dataset", "records", "cpu-load", "--to", str(folder / "cpu-load-records"), "--data-path", data.root]
+    line = ["dataset", "records", "cpu-load", "--to", str(folder / "cpu-load-records"), "--data-path", data.url]
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
     assert re.fullmatch(r"cpu-load: train \d+, dev \d+, test \d+; 3 of 3 spans analysed: \S+\n", done.output)
@@ -56,12 +55,12 @@ def test_pandas_duckdb_and_tf_data_read_it_in_one_line_each(folder: Path, monkey
     names = {"pd": pd, "duckdb": duckdb, "tf": tensorflow()}
     for line in LINES:
         exec(line, names)
-    data = open_store("DATA")
-    state = dataset_state(data, "cpu-load")
+    data = DataRoot.open("DATA")
+    state = data.dataset("cpu-load").state()
     wanted = {
         row["run_id"]: row
         for span in state.latest()
-        for row in read_span(dataset_store(data, "cpu-load"), span).to_pylist()
+        for row in read_span(data.dataset("cpu-load").store, span).to_pylist()
     }
     frame = names["frame"]
     assert sorted(frame["run_id"]) == sorted(wanted)

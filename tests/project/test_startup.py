@@ -44,9 +44,9 @@ def test_building_a_data_set_from_packs_stays_light(tmp_path: Path) -> None:
     fill_store(open_store(tmp_path), zip(runs, tables, strict=True), per_folder=100)
     code = f"""
 from ciml.datasets.definition import DatasetDefinition
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from pipelines.datasets.build import build_dataset
-data = open_store({str(tmp_path)!r})
+data = DataRoot.open({str(tmp_path)!r})
 done = build_dataset(data, data, DatasetDefinition(name="x", slicer=":15", class_label="build_name", span_runs=10))
 assert len(done.sealed) == 2 and len(done.state.span_of) == 15
 """

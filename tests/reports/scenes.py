@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, ResolvedDefinition
-from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset
 from reports.dataset.read import Runs
 from tests.pipelines.raw_store.scenes import RawStore
@@ -68,9 +68,9 @@ def runs(values: Sequence[Sequence[float]], label: Sequence[int], **facts: Any) 
     )
 
 
-def hostile_data(folder: Path) -> Store:
+def hostile_data(folder: Path) -> DataRoot:
     """A data path with the data set ``bad``: 24 runs of 2 to 5 windows, whose jobs and classes have hostile names."""
-    data = open_store(folder)
+    data = DataRoot.open(folder)
     raw = RawStore(data)
     found = []
     for number in range(24):
@@ -87,5 +87,5 @@ def hostile_data(folder: Path) -> Store:
     raw.add(found)
     keys = {"name": "bad", "class_label": "who", "sample_interval": "1s", "max_windows": 5, "features_regex": "."}
     create_dataset(data, DatasetDefinition.from_json(keys))
-    update_dataset(data, "bad", seal=True)
+    update_dataset(data.dataset("bad"), seal=True)
     return data

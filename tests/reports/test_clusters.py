@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
 from reports.clusters.page import cluster_page, telling_features
 from reports.page import render
@@ -85,13 +85,15 @@ def test_the_features_that_tell_clusters_apart_come_first():
 
 
 def test_one_class_alone_is_compared_by_job(data: Path):
-    found = cluster_dataset(open_store(data), "bad", Wanted(only="_hidden"))
+    found = cluster_dataset(DataRoot.open(data).dataset("bad"), Wanted(only="_hidden"))
     assert set(found.runs.class_name) == {"_hidden"}
     assert (len(found.runs), found.of_runs, list(found.known)) == (4, 4, ["build_name"])
 
 
 def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
-    found = cluster_dataset(open_store(data), "bad", Wanted(first=4, against=("who", "build_name", "source")))
+    found = cluster_dataset(
+        DataRoot.open(data).dataset("bad"), Wanted(first=4, against=("who", "build_name", "source"))
+    )
     assert (len(found.runs), found.runs.inputs.shape) == (12, (12, 4, 2))
     assert set(found.runs.n_windows.tolist()) == {4, 5}
     assert list(found.known) == ["who", "build_name", "source"]

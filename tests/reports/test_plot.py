@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from reports.dataset.render import dataset_page, plot_dataset
 from reports.drawing import COLORS, colors_of, distinct, quantity, seconds, shown
 from tests.reports.scenes import hostile_data, runs
@@ -50,7 +51,7 @@ def self_contained(page: str, *links: str) -> Tags:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    where = plot_dataset(hostile_data(folder / "data"), "bad", folder / "plots")
+    where = plot_dataset(hostile_data(folder / "data").dataset("bad"), folder / "plots")
     assert where == f"{folder}/plots/index.html"
     return folder
 
@@ -122,7 +123,7 @@ def test_sixty_jobs_are_twenty_rows_and_the_rest():
 def test_what_is_drawn_of_many_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from reports.dataset.read import read_runs
 
-    scene = read_runs(hostile_data(tmp_path), "bad", most_values=70)
+    scene = read_runs(hostile_data(tmp_path).dataset("bad"), most_values=70)
     lead = dataset_page(scene, [1]).lead
     assert lead.endswith("Counts are of all runs; courses and examples of 7 that were drawn evenly.")
 
@@ -185,10 +186,9 @@ def test_a_mistake_is_one_line(hostile: Path, arguments: list[str], line: str):
 
 
 def test_a_data_set_without_examples_says_how_to_fill_it(tmp_path: Path):
-    from ciml.storage.open import open_store
     from tests.pipelines.datasets.dataset_scenes import define
 
-    define(open_store(tmp_path))
+    define(DataRoot.open(tmp_path))
     done = ciml("cpu", "--data-path", str(tmp_path))
     assert done.exit_code == 2
     assert done.stderr == "ciml: data set 'cpu' has no sealed span yet: ciml dataset update cpu --seal\n"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore, open_store
 from cli.commands.learn.experiment.report import default_folder
 from cli.main import cli
@@ -37,17 +38,17 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     data = hostile_data(folder)
     everybody = TrustPolicy.from_json({"rule": [{"name": "everybody", "trusted": True, "source": ["*"]}]})
-    material = read_material(data, "bad", everybody)
+    material = read_material(data.dataset("bad"), everybody)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "RESAMPLES", 5)
         for name, trees in (("one", 1), ("ten", 10)):
             what = Experiment(name=name, estimator="random_forest", parameters={"n_estimators": trees})
-            create_experiment(data, what)
-            trial = Trial(data, what, material)
+            create_experiment(data.experiments, what)
+            trial = Trial(data.experiments, what, material)
             trial.run()
             trial.run_on(material)
             trial.cross_validate(2, ("job",))
-        create_experiment(data, Experiment(name="idle"))
+        create_experiment(data.experiments, Experiment(name="idle"))
     return folder
 
 
@@ -55,7 +56,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reported(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of all that is in ``hostile``."""
     folder = tmp_path_factory.mktemp("reported")
-    assert report_experiments(open_store(hostile), [], [], folder) == f"{folder}/index.html"
+    assert report_experiments(DataRoot.open(hostile).experiments, [], [], folder) == f"{folder}/index.html"
     return folder
 
 
@@ -94,10 +95,10 @@ def test_several_are_compared_and_each_has_a_page(reported: Path):
 
 @pytest.mark.engines
 def test_a_report_on_s3_is_the_same(hostile: Path, reported: Path, s3: Any):
-    data, remote = open_store(hostile), open_store(f"{s3.bucket()}/of")
-    for path in data.list():
-        assert remote.create(path, data.read(path))
-    where = report_experiments(remote, ["one"], ["bad"], remote.url("report"))
+    data, remote = DataRoot.open(hostile), open_store(f"{s3.bucket()}/of")
+    for path in data.store.list():
+        assert remote.create(path, data.store.read(path))
+    where = report_experiments(remote.child("experiments"), ["one"], ["bad"], remote.url("report"))
     assert where == remote.url("report/index.html")
     local, there = LocalStore(reported / "bad/one"), remote.child("report")
     assert there.list() == local.list()

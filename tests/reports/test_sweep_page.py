@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.storage.open import open_store
 from pipelines.training.hyperparameter_sweep import Swept
 from reports.page import save
@@ -203,4 +204,4 @@ def test_the_winner_is_defined_by_a_line_that_gives_the_same_experiment(
     assert train == f"ciml experiment train --experiment tests-7 --dataset sweep-1s-00 --data-path {tmp_path}"
     done = CliRunner().invoke(cli, define.split()[1:])
     assert done.exit_code == 0, done.output
-    assert load_experiment(open_store(tmp_path), "tests-7").replace(name="tests") == experiment
+    assert load_experiment(DataRoot.open(tmp_path).experiments, "tests-7").replace(name="tests") == experiment

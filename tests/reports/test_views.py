@@ -147,7 +147,7 @@ def test_columns_have_units(column: str, unit: str):
 
 def test_what_is_read_is_what_the_data_set_holds(tmp_path):
     data = hostile_data(tmp_path)
-    whole = read_runs(data, "bad", facts=["build_name", "who"])
+    whole = read_runs(data.dataset("bad"), facts=["build_name", "who"])
     assert (len(whole), whole.inputs.shape) == (24, (24, 5, 2))
     assert (
         whole.facts["build_name"].tolist()
@@ -163,20 +163,20 @@ def test_what_is_read_is_what_the_data_set_holds(tmp_path):
     assert str(whole.day[3]) == str(np.datetime64("1970-01-01") + number)
     assert whole.inputs[3, 0].tolist() == [10.0 * (number % 6), number]
 
-    part = read_runs(data, "bad", most_values=10 * 7, seed=5)
+    part = read_runs(data.dataset("bad"), most_values=10 * 7, seed=5)
     assert (len(part), len(part.drawn), part.inputs.shape) == (24, 7, (7, 5, 2))
     np.testing.assert_array_equal(part.inputs, whole.inputs[part.drawn])
     np.testing.assert_allclose(part.normalisation.mean, whole.normalisation.mean)
-    assert read_runs(data, "bad", most_values=70, seed=5).drawn.tolist() == part.drawn.tolist()
-    test = read_runs(data, "bad", splits=["test"])
+    assert read_runs(data.dataset("bad"), most_values=70, seed=5).drawn.tolist() == part.drawn.tolist()
+    test = read_runs(data.dataset("bad"), splits=["test"])
     assert set(test.split) == {"test"}
     np.testing.assert_allclose(test.normalisation.mean, whole.normalisation.mean)
 
 
 def test_only_the_runs_that_are_wanted_are_read(tmp_path):
     data = hostile_data(tmp_path)
-    whole = read_runs(data, "bad")
-    some = read_runs(data, "bad", only="_hidden", at_least=4)
+    whole = read_runs(data.dataset("bad"))
+    some = read_runs(data.dataset("bad"), only="_hidden", at_least=4)
     rows = [row for row in range(24) if whole.class_name[row] == "_hidden" and whole.n_windows[row] >= 4]
     assert rows
     assert some.run_id.tolist() == whole.run_id[rows].tolist()

@@ -14,7 +14,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from cli.commands.operate.ingest import command
 from services.files import ServiceFiles
 from tests.pipelines.ingest.ingesting import account, check
@@ -69,7 +69,7 @@ class Ingest:
 
     def settled(self) -> int:
         """How many (event, run) are settled, deferred ones not counted."""
-        state, _ = account(open_store(self.data))
+        state, _ = account(DataRoot.open(self.data).raw)
         return sum(state.counts.values()) - len(state.deferred)
 
     def wait(self, done: Callable[[], bool], what: str, most_s: float = 90.0) -> None:
@@ -83,7 +83,7 @@ class Ingest:
         self.wait(lambda: self.settled() == self.scenario.counts().total(), "not all is settled")
         done = self.ask("stop", "--name", "one")
         assert done.exception is None, done.exception
-        check(self.scenario, open_store(self.data), self.runs_topic)
+        check(self.scenario, DataRoot.open(self.data).raw, self.runs_topic)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import open_store
 from serving import wire
 from serving.client import ClientPolicy, ModelClient, NotServedError
 from serving.push import push
@@ -27,16 +28,16 @@ IMPATIENT = ClientPolicy(timeout_s=2, budget_s=0.3, first_wait_s=0.05, most_wait
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Store:
-    data = open_store(tmp_path_factory.mktemp("data"))
+def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> DataRoot:
+    data = DataRoot.open(tmp_path_factory.mktemp("data"))
     for seed in (1, 2):
         push(data, "m", open_store(good[seed]), Verdict(True), check=False)
     return data
 
 
 @pytest.fixture(scope="module")
-def server(data: Store) -> Iterator[ModelServer]:
-    with ModelServer(ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0)) as running:
+def server(data: DataRoot) -> Iterator[ModelServer]:
+    with ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)) as running:
         yield running
 
 
@@ -111,13 +112,13 @@ def test_predict_and_status(server: ModelServer, good: dict[int, Path]) -> None:
         client.served_version()
 
 
-def test_server_that_comes_back_is_waited_for(data: Store) -> None:
+def test_server_that_comes_back_is_waited_for(data: DataRoot) -> None:
     inputs, n_windows = runs(2)
-    with ModelServer(ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0)) as first:
+    with ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)) as first:
         port = first.grpc_port
         client = ModelClient(f"127.0.0.1:{port}", "m", ClientPolicy(timeout_s=5, budget_s=30))
         assert client.predict(inputs, n_windows).version == 2
-    second = ModelServer(ServerOptions(data.url("models/models.config"), grpc_port=port, rest_port=0))
+    second = ModelServer(ServerOptions(data.models.url("models.config"), grpc_port=port, rest_port=0))
     starting = threading.Timer(1.0, second.start)
     starting.start()
     try:

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.storage.open import Store, open_store
 from serving import push as push_module
 from serving.client import ClientPolicy, ModelClient
@@ -69,16 +70,16 @@ class Probe:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
-    return open_store(tmp_path / "data")
+def data(tmp_path: Path) -> DataRoot:
+    return DataRoot.open(tmp_path / "data")
 
 
-def options(data: Store, **changes: Any) -> ServerOptions:
-    return ServerOptions(data.url("models/models.config"), **{"grpc_port": 0, "rest_port": 0, "poll_s": 0.05} | changes)
+def options(data: DataRoot, **changes: Any) -> ServerOptions:
+    return ServerOptions(data.models.url("models.config"), **{"grpc_port": 0, "rest_port": 0, "poll_s": 0.05} | changes)
 
 
 @pytest.fixture
-def server(data: Store, good: dict[int, Path]) -> Iterator[ModelServer]:
+def server(data: DataRoot, good: dict[int, Path]) -> Iterator[ModelServer]:
     push(data, "m", open_store(good[1]), BLESSED, check=False)
     with ModelServer(options(data)) as running:
         yield running
@@ -95,7 +96,7 @@ def stable(server: ModelServer) -> int | None:
     return server.manager.labels("m").get("stable")
 
 
-def test_swaps_and_rollbacks_under_load(data: Store, good: dict[int, Path], server: ModelServer) -> None:
+def test_swaps_and_rollbacks_under_load(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     with Probe(server.grpc_port) as probe:
         for seed in (2, 3):
             version = push(data, "m", open_store(good[seed]), BLESSED, check=False).version
@@ -115,7 +116,7 @@ def test_swaps_and_rollbacks_under_load(data: Store, good: dict[int, Path], serv
         np.testing.assert_allclose(probe.rows[version], direct(good[seed], inputs, n_windows), atol=1e-6)
 
 
-def test_many_swaps_give_memory_back(data: Store, good: dict[int, Path], server: ModelServer) -> None:
+def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
     process = psutil.Process()
     sizes: list[float] = []
     with Probe(server.grpc_port, every_s=0.005) as probe:
@@ -153,12 +154,12 @@ def refused(folder: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["flipped byte", "cut", "gone", "link", "pickle"])
 def test_spoilt_version_leaves_the_old_one_also_after_a_restart(
-    data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, server: ModelServer, how: str
+    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, server: ModelServer, how: str
 ) -> None:
     real = push_module.write_config
 
-    def spoils_first(data: Store) -> bool:
-        folder = Path(data.root, "models", "m", "2")
+    def spoils_first(data: DataRoot) -> bool:
+        folder = Path(data.url, "models", "m", "2")
         if folder.exists():
             refused(folder, how)
         return real(data)
@@ -180,7 +181,7 @@ def test_spoilt_version_leaves_the_old_one_also_after_a_restart(
 
 @pytest.mark.parametrize("spoil", ["python", "read", "write"])
 def test_forbidden_operations_never_serve_even_when_blessed(
-    data: Store, server: ModelServer, tmp_path: Path, spoil: str
+    data: DataRoot, server: ModelServer, tmp_path: Path, spoil: str
 ) -> None:
     folder = save_model(tmp_path / "bad", spoil=spoil)
     push(data, "m", open_store(folder), BLESSED, check=False)  # a gate that was fooled
@@ -190,8 +191,8 @@ def test_forbidden_operations_never_serve_even_when_blessed(
     assert not Path(f"{folder}.written").exists()
 
 
-def test_strangers_are_never_served(data: Store, good: dict[int, Path], server: ModelServer) -> None:
-    base = Path(data.root, "models", "m")
+def test_strangers_are_never_served(data: DataRoot, good: dict[int, Path], server: ModelServer) -> None:
+    base = Path(data.url, "models", "m")
     shutil.copytree(good[2], base / "5")
     shutil.copytree(good[2], base / "staging-6-aa")
     time.sleep(0.3)
@@ -199,39 +200,39 @@ def test_strangers_are_never_served(data: Store, good: dict[int, Path], server: 
     entry = Registry(data, "m").entry()
     assert entry is not None
     forged = ModelEntry("m", entry.base_path, versions=(1, 5), labels={"stable": 5})
-    data.child("models").replace("models.config", render_config([forged]).encode())
+    data.models.replace("models.config", render_config([forged]).encode())
     until(lambda: any(one.version == 5 and one.state == "END" for one in server.manager.status("m")))
     assert "version 5 was never pushed" in server.manager.status("m", 5)[0].message
     assert (list(server.manager.available("m")), stable(server)) == ([1], 1)
 
 
 @pytest.mark.parametrize("text", ["", "garbage {", "model_config_list { config { name: 'm' } }"])
-def test_broken_configuration_changes_nothing(data: Store, server: ModelServer, text: str) -> None:
-    good_text = data.child("models").read("models.config")
-    data.child("models").replace("models.config", text.encode())
+def test_broken_configuration_changes_nothing(data: DataRoot, server: ModelServer, text: str) -> None:
+    good_text = data.models.read("models.config")
+    data.models.replace("models.config", text.encode())
     time.sleep(0.3)
     assert stable(server) == 1
     assert b"ciml_model_config_errors_total 1.0" in server.metrics.text()
-    data.child("models").delete("models.config")
+    data.models.delete("models.config")
     time.sleep(0.2)
     assert stable(server) == 1
-    data.child("models").replace("models.config", good_text)
+    data.models.replace("models.config", good_text)
 
 
-def test_models_that_the_configuration_lacks_are_dropped(data: Store, good: dict[int, Path]) -> None:
+def test_models_that_the_configuration_lacks_are_dropped(data: DataRoot, good: dict[int, Path]) -> None:
     for name in ("m", "n"):
         push(data, name, open_store(good[1]), BLESSED, check=False)
     with ModelServer(options(data)) as server:
         assert server.manager.names() == ["m", "n"]
         entry = Registry(data, "n").entry()
         assert entry is not None
-        data.child("models").replace("models.config", render_config([entry]).encode())
+        data.models.replace("models.config", render_config([entry]).encode())
         until(lambda: server.manager.names() == ["n"])
         with pytest.raises(RequestError, match="Could not find any versions of model m"):
             server.manager.status("m")
 
 
-def test_first_push_is_served_without_a_restart(data: Store, good: dict[int, Path]) -> None:
+def test_first_push_is_served_without_a_restart(data: DataRoot, good: dict[int, Path]) -> None:
     with ModelServer(options(data)) as server:
         assert httpx.get(f"http://127.0.0.1:{server.rest_port}/v1/models/m", trust_env=False).status_code == 404
         push(data, "m", open_store(good[1]), BLESSED, check=False)
@@ -240,7 +241,7 @@ def test_first_push_is_served_without_a_restart(data: Store, good: dict[int, Pat
 
 @pytest.mark.engines
 def test_models_on_s3(s3: Any, good: dict[int, Path]) -> None:
-    data = open_store(s3.bucket() + "/data")
+    data = DataRoot.open(s3.bucket() + "/data")
     push(data, "m", open_store(good[1]), BLESSED, check=False)
     with ModelServer(options(data)) as server, Probe(server.grpc_port) as probe:
         push(data, "m", open_store(good[2]), BLESSED, check=False)
@@ -288,10 +289,10 @@ def test_latest_and_all_as_in_tensorflow_serving(good: dict[int, Path], tmp_path
 
 
 def test_server_as_a_process_comes_back_with_the_blessed_version(
-    data: Store, good: dict[int, Path], tmp_path: Path
+    data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:
     push(data, "m", open_store(good[1]), BLESSED, check=False)
-    command = [sys.executable, "-m", "serving.server.server", "--config", data.url("models/models.config")]
+    command = [sys.executable, "-m", "serving.server.server", "--config", data.models.url("models.config")]
     command += ["--grpc-port", "0", "--rest-port", "0"]
     for ending in (signal.SIGKILL, signal.SIGTERM):
         with open(tmp_path / "log", "ab") as log:

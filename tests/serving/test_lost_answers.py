@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog, commit
 from ciml.storage.open import Store, open_store
 from serving import push as module
@@ -111,7 +112,7 @@ def test_commits_are_made_once(lossy: Lossy, root: str, fault: str) -> None:
 @pytest.mark.parametrize("fault", LOST)
 def test_push_whose_answers_are_lost(lossy: Lossy, root: str, good: dict[int, Path], fault: str) -> None:
     """Each PUT is stored, and answered only when it is sent again."""
-    data = open_store(root)
+    data = DataRoot.open(root)
     lossy.every = fault
     for seed in (1, 2):
         assert push(data, "m", open_store(good[seed]), Verdict(True), check=False).version == seed
@@ -123,7 +124,7 @@ def test_two_pushers_of_one_moment_take_two_numbers(tmp_path: Path, good: dict[i
     """Their deltas differ in nothing but who wrote them."""
 
     def registry() -> Registry:
-        return Registry(open_store(tmp_path), "m", now_us=lambda: 1_000_000)
+        return Registry(DataRoot.open(tmp_path), "m", now_us=lambda: 1_000_000)
 
     first, second = registry(), registry()
     candidate = first.record_candidate(open_store(good[1]))

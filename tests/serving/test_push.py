@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store, open_store
 from serving import push as push_module
@@ -32,23 +33,23 @@ class KilledError(BaseException):
     """As a SIGKILL: nothing that catches errors catches it."""
 
 
-def pushed(data: Store, folder: Path, **options: Any) -> Pushed:
+def pushed(data: DataRoot, folder: Path, **options: Any) -> Pushed:
     return push(data, "m", open_store(folder), BLESSED, check=False, **options)
 
 
-def config(data: Store) -> dict[str, tuple[tuple[int, ...], dict[str, int]]]:
-    text = data.child("models").read("models.config").decode()
+def config(data: DataRoot) -> dict[str, tuple[tuple[int, ...], dict[str, int]]]:
+    text = data.models.read("models.config").decode()
     return {one.name: (one.versions, dict(one.labels)) for one in parse_config(text)}
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
-def data(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> DataRoot:
     if request.param == "local":
-        return open_store(tmp_path / "data")
-    return open_store(request.getfixturevalue("s3").bucket() + "/data")
+        return DataRoot.open(tmp_path / "data")
+    return DataRoot.open(request.getfixturevalue("s3").bucket() + "/data")
 
 
-def test_pushes_count_up_and_keep_the_predecessor(data: Store, good: dict[int, Path]) -> None:
+def test_pushes_count_up_and_keep_the_predecessor(data: DataRoot, good: dict[int, Path]) -> None:
     assert [pushed(data, good[seed]).version for seed in (1, 2, 3)] == [1, 2, 3]
     assert config(data) == {"m": ((2, 3), {"stable": 3})}
     assert verify_versions(data, "m") == {1: "", 2: "", 3: ""}
@@ -58,12 +59,12 @@ def test_pushes_count_up_and_keep_the_predecessor(data: Store, good: dict[int, P
     assert state.verdicts[state.versions[2].candidate] == BLESSED
 
 
-def test_same_candidate_again_becomes_no_second_version(data: Store, good: dict[int, Path]) -> None:
+def test_same_candidate_again_becomes_no_second_version(data: DataRoot, good: dict[int, Path]) -> None:
     assert pushed(data, good[1]) == pushed(data, good[1])
     assert Registry(data, "m").state.pushed() == [1]
 
 
-def test_without_a_blessing_nothing_moves(data: Store, good: dict[int, Path]) -> None:
+def test_without_a_blessing_nothing_moves(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
     with pytest.raises(NotBlessedError, match="worse than the champion"):
         push(data, "m", open_store(good[2]), Verdict(False, ("worse than the champion",)), check=False)
@@ -78,7 +79,7 @@ def test_without_a_blessing_nothing_moves(data: Store, good: dict[int, Path]) ->
 @pytest.mark.parametrize("step", ["_take_number", "_stage", "_check_staged", "_place", "_commit", "write_config"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_step(
-    data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str, when: str
+    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
     pushed(data, good[1])
     real = getattr(push_module, step)
@@ -117,11 +118,11 @@ def test_killed_at_any_step(
     assert champion in (2, 3)
     assert config(data) == {"m": ((1, champion), {"stable": champion})}
     assert verify_versions(data, "m") == {1: "", champion: ""}
-    assert [path for path in data.child("models").list("m") if "staging" in path] == []
+    assert [path for path in data.models.list("m") if "staging" in path] == []
     assert reconcile(Registry(data, "m")) == []
 
 
-def test_torn_staging_is_noticed(data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torn_staging_is_noticed(data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     real = push_module._stage
 
     def torn(*arguments: Any) -> Store:
@@ -133,10 +134,12 @@ def test_torn_staging_is_noticed(data: Store, good: dict[int, Path], monkeypatch
     with pytest.raises(IntegrityError, match=r"saved_model\.pb was altered"):
         pushed(data, good[1])
     assert Registry(data, "m").state.pushed() == []
-    assert not data.exists("models/models.config")
+    assert not data.store.exists("models/models.config")
 
 
-def test_two_pushers_never_share_a_number(data: Store, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_pushers_never_share_a_number(
+    data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = push_module._stage
 
     def overtaken(*arguments: Any) -> Store:
@@ -152,7 +155,7 @@ def test_two_pushers_never_share_a_number(data: Store, good: dict[int, Path], mo
 
 
 def test_candidate_that_changes_after_its_blessing_is_refused(
-    data: Store, good: dict[int, Path], tmp_path: Path
+    data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))
     registry = Registry(data, "m")
@@ -166,13 +169,13 @@ def test_candidate_that_changes_after_its_blessing_is_refused(
 def test_unsound_candidate_is_not_pushed_even_with_a_blessing(tmp_path: Path) -> None:
     from tests.serving.models_fixture import save_model
 
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     with pytest.raises(IntegrityError, match="not finite"):
         push(data, "m", open_store(save_model(tmp_path / "nan", spoil="nan")), BLESSED)
     assert Registry(data, "m").state.pushed() == []
 
 
-def test_rollback_withdraws_and_can_be_undone(data: Store, good: dict[int, Path]) -> None:
+def test_rollback_withdraws_and_can_be_undone(data: DataRoot, good: dict[int, Path]) -> None:
     for seed in (1, 2, 3):
         pushed(data, good[seed])
     assert rollback(data, "m").version == 2
@@ -189,7 +192,7 @@ def test_rollback_withdraws_and_can_be_undone(data: Store, good: dict[int, Path]
         rollback(data, "other")
 
 
-def test_canary_beside_stable(data: Store, good: dict[int, Path]) -> None:
+def test_canary_beside_stable(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
     pushed(data, good[2], label="canary")
     assert config(data) == {"m": ((1, 2), {"stable": 1, "canary": 2})}
@@ -199,7 +202,7 @@ def test_canary_beside_stable(data: Store, good: dict[int, Path]) -> None:
     assert config(data) == {"m": ((1,), {"stable": 1})}
 
 
-def test_models_share_one_configuration(data: Store, good: dict[int, Path]) -> None:
+def test_models_share_one_configuration(data: DataRoot, good: dict[int, Path]) -> None:
     pushed(data, good[1])
     push(data, "other", open_store(good[2]), BLESSED, check=False)
     assert config(data) == {"m": ((1,), {"stable": 1}), "other": ((1,), {"stable": 1})}
@@ -207,7 +210,7 @@ def test_models_share_one_configuration(data: Store, good: dict[int, Path]) -> N
 
 
 def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     pushed(data, good[1])
     base = tmp_path / "data" / "models" / "m"
     assert Registry(data, "m").read_asset(1, "definition.json") == (good[1] / "assets" / "definition.json").read_bytes()
@@ -225,10 +228,10 @@ def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
 
 
 def test_verifier_knows_only_what_was_pushed(tmp_path: Path, good: dict[int, Path]) -> None:
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     pushed(data, good[1])
     files = Registry(data, "m").state.files(1)
-    verify = RegistryVerifier(data.url("registry"))
+    verify = RegistryVerifier(data.registry.root)
     verify("m", 1, files)
     for model, version, digests, message in (
         ("m", 2, files, "version 2 was never pushed"),

@@ -24,7 +24,8 @@ from transforms.fetch.fetch import Fetcher
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
 from transforms.ingest.trust import TrustPolicy, judge
-from transforms.raw.write import parse, store
+from transforms.parse.stage import parse
+from transforms.raw.write import store
 
 POLICY = TrustPolicy.load()
 DATASETS = (
@@ -63,7 +64,7 @@ class Stages:
 
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
-        self.raw = process.data.child("raw")
+        self.raw = process.data.raw
         self.committing = Committer(self.raw)
         self._host = LogHost(process)
 
@@ -181,7 +182,7 @@ def ghost(process: Process) -> None:
 
 def keeper(process: Process) -> None:
     """Makes checkpoints, and removes what they replaced."""
-    committing = Committer(process.data.child("raw"))
+    committing = Committer(process.data.raw)
 
     def work() -> bool:
         committing.maintain(budget_s=process.world.random.choice((0.0, 0.01, 10.0)))
@@ -196,7 +197,7 @@ def compactor(process: Process) -> None:
 
     def work() -> bool:
         done = compact(
-            process.data.child("raw"), grace_s=grace_s, aside_s=30 * grace_s, min_runs=rng.choice((1, 2)),
+            process.data.raw, grace_s=grace_s, aside_s=30 * grace_s, min_runs=rng.choice((1, 2)),
             pack_bytes=rng.choice((1, 3000, 32 << 20)), window_runs=rng.choice((2, 100)), clock=process.clock,
             everything=rng.random() < 0.3,
         )  # fmt: skip
@@ -222,8 +223,7 @@ def updater(process: Process) -> None:
                 made.add(definition.name)
             seal = process.world.chaos.on and process.world.random.random() < 0.03
             try:
-                sealed += len(update_dataset(
-                    process.data, definition.name, now_us=process.now_us(), seal=seal
+                sealed += len(update_dataset(process.data.dataset(definition.name), now_us=process.now_us(), seal=seal
                 ).sealed)  # fmt: skip
             except CimlError as error:
                 if type(error) is not CimlError:  # a user's: nothing to seal yet

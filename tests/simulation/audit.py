@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, cast
 
-from ciml.datasets.state import DatasetState, SpanVersion, dataset_names, dataset_state, dataset_store
+from ciml.datasets.state import DatasetState, SpanVersion
 from ciml.digest import sha256_json
 from ciml.events.records import OutcomeWord, RawFile, RunFacts, rows_of
 from ciml.manifest.log import ManifestLog
@@ -15,7 +15,7 @@ from tests.simulation.scheduler import Violation
 from tests.simulation.world import INGEST, Process, World
 from transforms.examples.prepare import make_examples
 from transforms.examples.spans import verify_span
-from transforms.raw.write import verify_run
+from transforms.raw.reader import verify_run
 
 
 class Poller:
@@ -28,7 +28,7 @@ class Poller:
     """
 
     def __init__(self, process: Process) -> None:
-        self.process, self.raw = process, process.data.child("raw")
+        self.process, self.raw = process, process.data.raw
         self.deltas: dict[str, list[str]] = {}
         self.runs: dict[str, RawFile] = {}
         self.states: dict[str, DatasetState] = {}
@@ -50,7 +50,7 @@ class Poller:
             file = self.runs[run_id]
             if self._is_new(f"raw/{file.path}") and (wrong := verify_run(self.raw, run_id, file)):
                 raise Violation(wrong)
-        for name in dataset_names(self.process.data):
+        for name in self.process.data.dataset_names():
             self._dataset(name, whole)
 
     def _read(self, name: str, store: Any, anew: bool) -> list[dict[str, Any]]:
@@ -68,14 +68,14 @@ class Poller:
         return out
 
     def _dataset(self, name: str, whole: bool) -> None:
-        root = dataset_store(self.process.data, name)
+        root = self.process.data.dataset(name).store
         state = self.states.setdefault(name, DatasetState())
         new: list[SpanVersion] = []
         for delta in self._read(name, root, whole or self.process.world.random.random() < 0.3):
             state.apply(state.version + 1, delta)
             new += [SpanVersion.from_json(span) for span in delta.get("spans", ())]
         if whole:
-            if dataset_state(self.process.data, name).spans != state.spans:
+            if self.process.data.dataset(name).state().spans != state.spans:
                 raise Violation(f"{name}: the spans are others now")
             new = [span for versions in state.spans.values() for span in versions.values()]
         for span in new:
@@ -112,9 +112,9 @@ def auditor(process: Process) -> None:
             raise Violation(f"{lost[:3]} are lost, and {silent} did not stop")
     else:
         world.reckoning.finish(ends={number: part.end for number, part in enumerate(world.broker.partitions)})
-    for name in dataset_names(process.data):
-        before = dataset_state(process.data, name)
-        state = update_dataset(process.data, name, seal=bool(before.spans), now_us=process.now_us()).state
+    for name in process.data.dataset_names():
+        before = process.data.dataset(name).state()
+        state = update_dataset(process.data.dataset(name), seal=bool(before.spans), now_us=process.now_us()).state
         if not world.reckoning.blind:
             _check_dataset(world, process, state)
     mine = Poller(process)

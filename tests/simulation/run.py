@@ -17,8 +17,8 @@ from tests.simulation.fakes import replaced
 from tests.simulation.reading import reading_by
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import Process, World
+from transforms.parse import stage as parsing
 from transforms.parse.logs import Log, parse_logs
-from transforms.raw import write as storing
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ def _parse_one(log: Log) -> Any:
 @contextmanager
 def _parsed_once() -> Any:
     """Within it, a log that was parsed before is not parsed again: the parser is pure, and not what is looked at."""
-    real = storing.parse_logs
-    storing.parse_logs = lambda logs, *_: [_parse_one(log) for log in logs]
+    real = parsing.parse_logs
+    parsing.parse_logs = lambda logs, *_: [_parse_one(log) for log in logs]
     try:
         yield
     finally:
-        storing.parse_logs = real
+        parsing.parse_logs = real
 
 
 def simulate_all(seeds: Sequence[int], workers: int = 2) -> list[Result]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import OffsetRange, rows_of
 from ciml.manifest.checkpoints import Limits
@@ -228,7 +229,7 @@ class Process:
 
     def __init__(self, world: World, actor: Actor, role: str, chaos: Chaos | None) -> None:
         self.world, self.actor, self.role = world, actor, role
-        self.data = SimStore(f"sim://{world.seed}/{actor.name}", world.disk, world.scheduler, chaos)
+        self.data = DataRoot(SimStore(f"sim://{world.seed}/{actor.name}", world.disk, world.scheduler, chaos))
         self.client = Client(world.broker, chaos)
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import corpus
@@ -24,7 +24,7 @@ RUNS = 160
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data path with the data set ``providers``: three spans of real runs, every tenth or so of no trust."""
-    data = LocalStore(tmp_path_factory.mktemp("data"))
+    data = DataRoot.open(tmp_path_factory.mktemp("data"))
     mentions, tables, _ = corpus()
     # the corpus is in order of time, and so of providers: take it evenly
     step = len(mentions) // RUNS
@@ -46,25 +46,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         span_runs=60,
     )
     create_dataset(data, definition)
-    update_dataset(data, "providers", seal=True)
-    return Path(data.root)
+    update_dataset(data.dataset("providers"), seal=True)
+    return Path(data.url)
 
 
 @pytest.fixture
-def data(made: Path, tmp_path: Path) -> LocalStore:
+def data(made: Path, tmp_path: Path) -> DataRoot:
     """A copy of that data path, for a test of its own."""
     shutil.copytree(made, tmp_path / "data")
-    return LocalStore(tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def snapshot(made: Path) -> Snapshot:
-    return make_snapshot(LocalStore(made), "providers", TrustPolicy.load())
+    return make_snapshot(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
 
 
 @pytest.fixture(scope="session")
 def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Materialised:
-    return materialise(LocalStore(made), snapshot, tmp_path_factory.mktemp("work") / "materialised")
+    return materialise(
+        DataRoot.open(made).dataset("providers").store, snapshot, tmp_path_factory.mktemp("work") / "materialised"
+    )
 
 
 #: Small and quick, and good enough to beat the base rate.

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import prediction_log_pb2
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import files_of
 from ciml.storage.open import LocalStore
 from serving.contract import check_candidate
 from serving.server.loader import load_model
@@ -21,7 +24,7 @@ from training.export import export, load_exported
 from training.runtime import tensorflow
 from training.train import Trained, predict_in_memory
 from transforms.examples.prepare import prepare_many
-from transforms.raw.write import read_runs
+from transforms.raw.reader import read_runs
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def folder(
 def test_the_served_signature_gives_what_the_trainers_model_gives(
     folder: Path, made: Path, snapshot: Snapshot, materialised: Materialised, trained: Trained
 ):
-    _, test = read_snapshot_examples(LocalStore(made), snapshot, "test")
+    _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     in_memory = predict_in_memory(trained.model, materialised, snapshot.resolved, "test")
     exported = load_exported(folder).predict(test.inputs, test.n_windows)
 
@@ -49,7 +52,7 @@ def test_the_exported_normalisation_is_that_of_the_training_data(
     folder: Path, made: Path, snapshot: Snapshot, trained: Trained
 ):
     """Normalised by numpy from the training runs, the model in memory says what the exported one says of raw runs."""
-    data = LocalStore(made)
+    data = DataRoot.open(made)
     train, test = of_split(data, snapshot, "train"), of_split(data, snapshot, "test")
     inputs = directly(train.inputs, test.inputs).astype(np.float32)
     want = np.asarray(trained.model({"inputs": inputs, "n_windows": test.n_windows}, training=False))
@@ -58,12 +61,10 @@ def test_the_exported_normalisation_is_that_of_the_training_data(
 
 
 def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, made: Path, snapshot: Snapshot):
-    from training.evaluation.metrics import raw_files
-
-    data, model = LocalStore(made), load_exported(folder)
-    runs, test = read_snapshot_examples(data, snapshot, "test")
-    files = raw_files(data.child("raw"), {run.run_id for run in runs})
-    tables = read_runs(data.child("raw"), [files[run.run_id] for run in runs])
+    data, model = DataRoot.open(made), load_exported(folder)
+    runs, test = read_snapshot_examples(data.dataset("providers").store, snapshot, "test")
+    files = files_of(ManifestLog(data.raw), [run.run_id for run in runs])
+    tables = read_runs(data.raw, [files[run.run_id] for run in runs])
     inputs, n_windows, refused = prepare_many(tables, model.definition)
 
     assert refused == []
@@ -73,7 +74,7 @@ def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, ma
 
 def test_both_signatures_agree(folder: Path, made: Path, snapshot: Snapshot):
     tf = tensorflow()
-    _, test = read_snapshot_examples(LocalStore(made), snapshot, "test")
+    _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     model = load_exported(folder)
     serialized = []
     for row in range(len(test)):
@@ -87,7 +88,7 @@ def test_both_signatures_agree(folder: Path, made: Path, snapshot: Snapshot):
 
 
 def test_the_model_server_takes_it(folder: Path, made: Path, snapshot: Snapshot):
-    _, test = read_snapshot_examples(LocalStore(made), snapshot, "test")
+    _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     assert check_candidate(LocalStore(folder)) == snapshot.resolved
     served = load_model(LocalStore(folder))
     try:
@@ -130,7 +131,7 @@ def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot
 def test_it_needs_nothing_of_the_trainer(folder: Path, made: Path, snapshot: Snapshot, tmp_path: Path):
     """The transform's folder and the files of variables are not looked at again: a copy elsewhere says the same."""
     shutil.copytree(folder, tmp_path / "elsewhere")
-    _, test = read_snapshot_examples(LocalStore(made), snapshot, "test")
+    _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     one, two = load_exported(folder), load_exported(tmp_path / "elsewhere")
     np.testing.assert_array_equal(one.predict(test.inputs, test.n_windows), two.predict(test.inputs, test.n_windows))
     assert one.predict(test.inputs[:0], test.n_windows[:0]).shape == (0, 4)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError
-from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import QUICK
@@ -26,19 +26,19 @@ from transforms.ingest.trust import TrustPolicy
 
 
 @pytest.fixture(scope="module")
-def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, Candidate, list[str]]:
+def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Candidate, list[str]]:
     """A first refresh, its data, and the steps that it told of."""
     root = tmp_path_factory.mktemp("refresh") / "data"
     shutil.copytree(made, root)
     steps: list[str] = []
-    done = refresh(LocalStore(root), "providers", QUICK, model="m", progress=steps.append)
+    done = refresh(DataRoot.open(root), "providers", QUICK, model="m", progress=steps.append)
     assert isinstance(done, Candidate)
-    return LocalStore(root), done, steps
+    return DataRoot.open(root), done, steps
 
 
-def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[LocalStore, Candidate, list[str]]):
+def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, steps = first
-    metrics = json.loads(data.child("trainer/m").read(f"metrics/{done.facts()['refresh']}.json"))
+    metrics = json.loads(data.trainer("m").read(f"metrics/{done.facts()['refresh']}.json"))
 
     assert done.verdict.blessed, done.verdict.reasons
     assert steps == ["snapshot", "import", "materialise", "train", "export", "evaluate"]
@@ -53,18 +53,18 @@ def test_a_first_refresh_is_a_blessed_candidate_with_all_figures(first: tuple[Lo
     assert metrics["snapshot"]["spans"] == [[1, 1], [2, 1], [3, 1]]
     assert metrics["materialised"] == {"analysed": 3, "cached": 0}
     assert metrics["experiment"] == QUICK.to_json()
-    assert read_snapshot(data.child("trainer/m"), done.snapshot.digest) == done.snapshot
+    assert read_snapshot(data.trainer("m"), done.snapshot.digest) == done.snapshot
     assert sum(one["runs"] for one in metrics["evaluation"]["slices"]["job"].values()) == 40
 
 
-def test_the_metrics_are_those_of_the_exported_model(first: tuple[LocalStore, Candidate, list[str]]):
+def test_the_metrics_are_those_of_the_exported_model(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
-    _, test = read_snapshot_examples(data, done.snapshot, "test")
+    _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
     answers = load_exported(done.folder).predict(test.inputs, test.n_windows)
     assert done.metrics["evaluation"]["accuracy"]["right"] == int((answers.argmax(axis=1) == test.labels).sum())
 
 
-def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[LocalStore, Candidate, list[str]]):
+def test_the_same_again_is_nothing_new_and_another_experiment_is(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
     last = done.facts()["refresh"]
     steps: list[str] = []
@@ -82,14 +82,14 @@ def refresh_key_of(done: Candidate, experiment: object) -> str:
     return str(replace(done, experiment=experiment).facts()["refresh"])  # type: ignore[arg-type]
 
 
-def test_against_a_champion_on_the_same_runs(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     again = refresh(data, "providers", QUICK, model="m2", champion=Champion(tmp_path / "champion", 7))
     assert isinstance(again, Candidate)
 
     # the same runs and the same seed are the same model
-    _, test = read_snapshot_examples(data, done.snapshot, "test")
+    _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
     answers = [load_exported(each.folder).predict(test.inputs, test.n_windows) for each in (done, again)]
     np.testing.assert_array_equal(*answers)
     assert again.metrics["champion"]["version"] == 7
@@ -98,7 +98,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[LocalStore, Candidate,
     assert again.verdict.blessed
 
 
-def test_a_candidate_that_learned_nothing_is_refused(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+def test_a_candidate_that_learned_nothing_is_refused(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())
@@ -109,7 +109,7 @@ def test_a_candidate_that_learned_nothing_is_refused(first: tuple[LocalStore, Ca
     assert any("against the champion" in reason for reason in bad.verdict.reasons)
 
 
-def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[LocalStore, Candidate, list[str]], tmp_path: Path):
+def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, _, _ = first
     (tmp_path / "champion").mkdir()
     done = refresh(data, "providers", QUICK, model="m4", champion=Champion(tmp_path / "champion", 1))
@@ -122,7 +122,7 @@ def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[LocalStore, Candi
 
 
 def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_way(
-    first: tuple[LocalStore, Candidate, list[str]],
+    first: tuple[DataRoot, Candidate, list[str]],
 ):
     data, done, _ = first
     create_dataset(
@@ -132,14 +132,14 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
             classes=("tencent", "huawei", "aws", "alibaba"), span_runs=60,
         ),
     )  # fmt: skip
-    update_dataset(data, "other", seal=True)
+    update_dataset(data.dataset("other"), seal=True)
     from training.data.snapshot import make_snapshot
 
-    mine = make_snapshot(data, "other", TrustPolicy.load())
-    runs, test = read_snapshot_examples(data, mine, "test")
-    found = right_answers(data.child("raw"), Champion(done.folder, 1), mine.resolved, runs, test)
+    mine = make_snapshot(data.dataset("other"), TrustPolicy.load())
+    runs, test = read_snapshot_examples(data.dataset("other").store, mine, "test")
+    found = right_answers(data.raw, Champion(done.folder, 1), mine.resolved, runs, test)
     theirs = {run.run_id: place for place, run in enumerate(done.snapshot.runs("test"))}
-    _, their_test = read_snapshot_examples(data, done.snapshot, "test")
+    _, their_test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
     right = (
         load_exported(done.folder).predict(their_test.inputs, their_test.n_windows).argmax(axis=1) == their_test.labels
     )
@@ -148,7 +148,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
     assert found.tolist() == [bool(right[theirs[run.run_id]]) for run in runs]
 
 
-def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[LocalStore, Candidate, list[str]]):
+def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
     mentions, tables, _ = corpus()
     more = [
@@ -156,7 +156,7 @@ def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: t
         for index in range(3, 123, 2)
     ]
     RawStore(data).add(more)
-    update_dataset(data, "providers", seal=True)
+    update_dataset(data.dataset("providers"), seal=True)
     again = refresh(data, "providers", QUICK, model="m", last=done.facts()["refresh"])
 
     assert isinstance(again, Candidate)
@@ -168,17 +168,17 @@ def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: t
     assert (again.folder.parent / "records").is_dir()
 
 
-def test_two_trainers_of_one_model_do_not_meet(first: tuple[LocalStore, Candidate, list[str]]):
+def test_two_trainers_of_one_model_do_not_meet(first: tuple[DataRoot, Candidate, list[str]]):
     data, _, _ = first
     with (
-        FileLock(Path(data.root, "trainer/m/work/.lock")),
+        FileLock(Path(data.url, "trainer/m/work/.lock")),
         pytest.raises(CimlError, match="model 'm' is being trained by another process"),
     ):
         refresh(data, "providers", QUICK, model="m")
 
 
-def test_nothing_trusted_nothing_trained(data: LocalStore):
+def test_nothing_trusted_nothing_trained(data: DataRoot):
     none = TrustPolicy.parse('[[rule]]\nname = "merged"\ntrusted = true\npipeline = "post"\n')
     with pytest.raises(CimlError, match="no run to train on: 160 of its examples are untrusted"):
         refresh(data, "providers", QUICK, model="m", policy=none, gate=GatePolicy())
-    assert not (Path(data.root) / "trainer/m/metrics").exists()
+    assert not (Path(data.url) / "trainer/m/metrics").exists()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ciml.storage.open import LocalStore, open_store
+from ciml.data_root import DataRoot
+from ciml.storage.open import LocalStore
 from tests.training.conftest import QUICK
 from training.data.snapshot import Snapshot, read_snapshot
 from training.export import load_exported
@@ -18,9 +19,9 @@ def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
     s3: Any, made: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    local, data = LocalStore(made), open_store(s3.bucket())
+    local, data = LocalStore(made), DataRoot.open(s3.bucket())
     for path in local.list():
-        assert data.create(path, local.read(path))
+        assert data.store.create(path, local.read(path))
     done = refresh(data, "providers", QUICK, model="m")
 
     assert isinstance(done, Candidate)
@@ -28,7 +29,7 @@ def test_a_data_path_on_s3_gives_the_same_snapshot_and_keeps_its_records_there(
     assert done.verdict.blessed, done.verdict.reasons
     assert done.folder.is_relative_to(tmp_path / "ciml/trainer")
     assert load_exported(done.folder).definition == snapshot.resolved
-    kept = data.child("trainer/m")
+    kept = data.trainer("m")
     assert read_snapshot(kept, snapshot.digest) == snapshot
     assert sorted({path.split("/")[0] for path in kept.list()}) == ["analyses", "metrics", "snapshots"]
     assert len(kept.list("analyses")) == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.state import ExampleFile, dataset_store
+from ciml.datasets.state import ExampleFile
 from ciml.errors import IntegrityError
 from ciml.storage.open import Store
 from training.data.snapshot import Role, Snapshot, SnapshotRun
@@ -109,13 +109,18 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
     return Examples(np.array([each.ordinal for each in wanted], np.int64), inputs, n_windows, labels)
 
 
-def read_snapshot_examples(data: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
+def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
     """Return all runs of the given roles, in the snapshot's order, as they are before normalising.
+
+    Args:
+      root: the folder of the snapshot's data set.
+      snapshot: what to read.
+      roles: whose runs; all without.
 
     Raises:
       IntegrityError: when files and snapshot do not agree.
     """
-    root, resolved = dataset_store(data, snapshot.dataset), snapshot.resolved
+    resolved = snapshot.resolved
     parts = [read_rows(root, task, resolved) for task in file_tasks(snapshot, *roles)]
     runs = list(snapshot.runs())
     whole = _concatenate(parts, resolved)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ciml.data_root import StoredDataset
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.labels import label_of
-from ciml.datasets.state import dataset_state, dataset_store, raw_store_of
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
@@ -62,13 +62,12 @@ class InMemoryDataset:
 
 
 def read_material(
-    data: Store, dataset: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
+    dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> InMemoryDataset:
     """Return all examples of a data set that may be learned from.
 
     Args:
-      data: the data path.
-      dataset: name of the data set.
+      dataset: a data set.
       policy: decides who may be learned from.
       exclusions: reason by run id of runs that must not be learned from.
 
@@ -76,18 +75,18 @@ def read_material(
       CimlError: when the data set does not exist, or has no sealed span.
       IntegrityError: when files and manifest do not agree.
     """
-    state, root = dataset_state(data, dataset), dataset_store(data, dataset)
+    state, root = dataset.state(), dataset.store
     spans = [span for span in state.latest() if span.files]
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    snapshot = snapshot_of(dataset, state, known, policy, exclusions or {})
-    runs, examples = read_snapshot_examples(data, snapshot)
+    snapshot = snapshot_of(dataset.name, state, known, policy, exclusions or {})
+    runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(
         snapshot,
         tuple(known[run.run_id] for run in runs),
         Rows(examples.inputs, examples.n_windows, examples.labels),
         np.array([run.role for run in runs], "U5"),
         np.array([run.split == "train" for run in runs], bool),
-        raw_store_of(data, state) if state.listing is None else None,
+        dataset.raw(state) if state.listing is None else None,
     )
 
 

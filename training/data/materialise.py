@@ -65,12 +65,12 @@ class Materialised:
 
 
 def materialise(
-    data: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
+    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
 ) -> Materialised:
     """Write the normalised examples of a snapshot, and the transform.
 
     Args:
-      data: the data path.
+      root: the folder of the snapshot's data set.
       snapshot: what to write.
       folder: on local disk; made anew. Workers of a ``runner`` of one's own have to see it.
       cache: of analyses by span; None analyses everything.
@@ -92,7 +92,7 @@ def materialise(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    analysed, cached = run_pipeline(data, snapshot, folder, cache=cache, runner=runner)
+    analysed, cached = run_pipeline(root, snapshot, folder, cache=cache, runner=runner)
     shards = _shards(folder / RECORDS_FOLDER)
     counts: dict[Role, int] = {role: sum(shards[role].values()) for role in ROLES}
     if counts != {role: wanted[role] for role in ROLES}:

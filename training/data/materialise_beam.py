@@ -32,7 +32,6 @@ from tensorflow_transform.beam import analyzer_cache  # noqa: E402
 from tfx_bsl.tfxio import tensor_adapter  # noqa: E402
 
 from ciml.datasets.definition import ResolvedDefinition  # noqa: E402
-from ciml.datasets.state import dataset_store  # noqa: E402
 from ciml.digest import canonical_json  # noqa: E402
 from ciml.storage.open import Store  # noqa: E402
 from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key  # noqa: E402
@@ -40,7 +39,7 @@ from training.data.examples import Examples, FileTask, batches, file_tasks, read
 from training.data.layout import RECORDS_FOLDER, TRANSFORM_FOLDER, shard_name  # noqa: E402
 from training.data.snapshot import ROLES, Role, Snapshot  # noqa: E402
 from training.normalise import normalise, transform_digest  # noqa: E402
-from transforms.ingest.beam import keep_error, kept_error  # noqa: E402
+from transforms.ingest.errors import keep_error, kept_error  # noqa: E402
 
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
@@ -50,7 +49,7 @@ _SCALARS = ("n_windows", "label", "ordinal")
 
 
 def run_pipeline(
-    data: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
+    root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
 ) -> tuple[int, int]:
     """Build the pipeline and run it to its end.
 
@@ -60,7 +59,7 @@ def run_pipeline(
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
-        fresh, known = build_materialise(pipeline, data, snapshot, folder, cache)
+        fresh, known = build_materialise(pipeline, root, snapshot, folder, cache)
         if runner is not None:  # whose workers may be other processes
             (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
@@ -74,7 +73,7 @@ def run_pipeline(
 
 
 def build_materialise(
-    pipeline: beam.Pipeline, data: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
+    pipeline: beam.Pipeline, root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
 ) -> tuple[int, int]:
     """Wire the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
 
@@ -82,7 +81,6 @@ def build_materialise(
       How many spans it analyses, and how many have their analysis in the cache.
     """
     resolved = snapshot.resolved
-    root = dataset_store(data, snapshot.dataset)
     transform = transform_digest()
     keys = {
         span.span: analysis_key(span, resolved.features, resolved.windows, transform)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from ciml.data_root import StoredDataset
 from ciml.datasets.definition import ResolvedDefinition
-from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion, dataset_state, raw_store_of
+from ciml.datasets.state import DatasetState, ExampleFile, Position, SpanVersion
 from ciml.digest import canonical_json, sha256_json
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts, rows_of
@@ -159,14 +160,11 @@ class Snapshot:
         return dict(sorted(Counter(run.rule for run in self.runs()).items()))
 
 
-def make_snapshot(
-    data: Store, dataset_name: str, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
-) -> Snapshot:
+def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None) -> Snapshot:
     """Return the snapshot of a data set's latest span versions.
 
     Args:
-      data: the data path.
-      dataset_name: of a data set.
+      dataset: a data set.
       policy: decides, on the facts of the raw manifest, who may be learned from.
       exclusions: the reason by run id for which a run must not be learned from, whatever the policy says.
 
@@ -174,9 +172,9 @@ def make_snapshot(
       CimlError: when the data set does not exist, or has no sealed span.
       IntegrityError: when its manifest names a run that the raw manifest does not have there.
     """
-    state = dataset_state(data, dataset_name)
-    mentions = _mentions(raw_store_of(data, state), state.latest())
-    return snapshot_of(dataset_name, state, mentions, policy, exclusions or {})
+    state = dataset.state()
+    mentions = _mentions(dataset.raw(state), state.latest())
+    return snapshot_of(dataset.name, state, mentions, policy, exclusions or {})
 
 
 def snapshot_of(

@@ -7,20 +7,26 @@ better than that has learned nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import files_of
 from ciml.storage.open import Store
-from training.evaluation.metrics import first_memory
+from training.data.snapshot import Snapshot
+from training.evaluation.metrics import accuracy
 
 #: The numbers that there are, and what each one is.
 NUMBERS = {
     "duration": "seconds from a run's start to its end",
     "memory": "used + free + buff + cach of a run's first sample",
 }
+#: Columns whose sum at the first sample is the memory of the machine, which names a provider's flavours.
+MEMORY = ("used", "free", "buff", "cach")
 _MIN_LEAF = 5  # runs: a tree with leaves of one run learns single runs by heart
 
 
@@ -94,3 +100,50 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
     answers[answerable] = found
     return answers
+
+
+MEMORY = ("used", "free", "buff", "cach")
+
+
+def one_number_baseline(raw: Store, snapshot: Snapshot) -> dict[str, Any] | None:
+    """The accuracy of `predict_by` memory on a snapshot's test runs.
+
+    Args:
+      raw: the raw store that has the runs.
+      snapshot: whose runs of train and dev are known, and whose test runs are asked.
+
+    Returns:
+      As `accuracy`; None where the telemetry has no such columns, or there is nothing to test on.
+    """
+    train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
+    if not train or not test:
+        return None
+    totals = first_memory(raw, [run.run_id for run in (*train, *test)])
+    known, asked = totals[: len(train)], totals[len(train) :]
+    if not np.isfinite(known).any():
+        return None
+    labels = np.array([run.label for run in train])
+    answers = predict_by("memory", known, labels, asked, len(snapshot.resolved.classes))
+    right = (answers.argmax(axis=1) == [run.label for run in test]) & np.isfinite(answers).all(axis=1)
+    return {"name": "memory of the first sample, nearest training run", **accuracy(right)}
+
+
+def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
+    """used + free + buff + cach of each run's first sample, float64 [n]; NaN where a run has none.
+
+    Raises:
+      IntegrityError: where the raw manifest lacks a run.
+    """
+    from transforms.raw.reader import read_runs
+
+    files = files_of(ManifestLog(raw), run_ids)
+    columns = [f"memory usage:{name}" for name in MEMORY]
+    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
+    totals = np.full(len(run_ids), np.nan)
+    for index, table in enumerate(tables):
+        if table.num_rows == 0 or set(table.column_names) != set(columns):
+            continue
+        first = table.slice(0, 1).to_pylist()[0]
+        if all(value is not None for value in first.values()):
+            totals[index] = sum(first.values())
+    return totals

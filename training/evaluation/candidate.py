@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ciml.datasets.state import raw_store_by_name
+from ciml.data_root import StoredDataset
 from ciml.errors import IntegrityError
-from ciml.storage.open import Store
 from training.data.examples import Examples, read_snapshot_examples
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot, SnapshotRun
+from training.evaluation.baselines import one_number_baseline
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
-from training.evaluation.metrics import accuracy, evaluate, one_number_baseline, slices_of
+from training.evaluation.metrics import accuracy, evaluate, slices_of
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def assess(
-    data: Store,
+    dataset: StoredDataset,
     snapshot: Snapshot,
     materialised: Materialised,
     model: Any,
@@ -41,7 +41,7 @@ def assess(
     asked the same runs as they were materialised, and has to agree.
 
     Args:
-      data: the data path.
+      dataset: the snapshot's data set.
       snapshot: what was trained on, and what is tested on.
       materialised: its normalised examples.
       model: the Keras model in memory.
@@ -51,7 +51,7 @@ def assess(
       gate: for the confidence of the comparison.
     """
     resolved = snapshot.resolved
-    runs, test = read_snapshot_examples(data, snapshot, "test")
+    runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
     answers = exported.predict(test.inputs, test.n_windows)
     in_memory = predict_in_memory(model, materialised, resolved, "test")
     learned = list(snapshot.runs(*trained_roles(experiment, carved=snapshot.carved)))
@@ -62,16 +62,16 @@ def assess(
         "class_counts": {name: counts[label] for label, name in enumerate(resolved.classes)},
         "disagreement": _difference(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,
-        "baselines": _baselines(data, snapshot),
+        "baselines": _baselines(dataset, snapshot),
     }
     if champion is not None:
         right = (np.nan_to_num(answers).argmax(axis=1) == test.labels) & np.isfinite(answers).all(axis=1)
-        figures |= _against(data, champion, snapshot, runs, test, right, gate)
+        figures |= _against(dataset, champion, snapshot, runs, test, right, gate)
     return figures
 
 
 def _against(
-    data: Store,
+    dataset: StoredDataset,
     champion: Champion,
     snapshot: Snapshot,
     runs: Sequence[SnapshotRun],
@@ -81,9 +81,7 @@ def _against(
 ) -> dict[str, Any]:
     """Return the champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
     try:
-        champion_right = right_answers(
-            raw_store_by_name(data, snapshot.dataset), champion, snapshot.resolved, runs, test
-        )
+        champion_right = right_answers(dataset.raw(), champion, snapshot.resolved, runs, test)
     except IntegrityError as error:
         _LOG.warning("the champion cannot be asked: %s", error)
         return {"champion": None, "comparison": None}
@@ -91,11 +89,11 @@ def _against(
     return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
 
 
-def _baselines(data: Store, snapshot: Snapshot) -> dict[str, Any]:
+def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
     """What a single number can do, where the data set is about providers."""
     if snapshot.resolved.definition.class_label not in ("provider", "node_provider"):
         return {}
-    found = one_number_baseline(data, snapshot)
+    found = one_number_baseline(dataset.raw(), snapshot)
     return {"memory": found} if found else {}
 
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.errors import IntegrityError
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import files_of
 from ciml.storage.open import Store
 from training.data.examples import Examples
 from training.data.snapshot import SnapshotRun
-from training.evaluation.metrics import raw_files
 
 if TYPE_CHECKING:
     from training.export import Exported
@@ -74,9 +75,9 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     """Answer float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
     from ciml.telemetry import OWN_COLUMNS
     from transforms.examples.prepare import prepare_many
-    from transforms.raw.write import read_runs
+    from transforms.raw.reader import read_runs
 
-    files = raw_files(raw, {run.run_id for run in runs})
+    files = files_of(ManifestLog(raw), [run.run_id for run in runs])
     answers, given = [], []
     for start in range(0, len(runs), _BATCH):
         some = [files[run.run_id] for run in runs[start : start + _BATCH]]

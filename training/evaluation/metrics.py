@@ -9,17 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ciml.datasets.state import raw_store_by_name
-from ciml.errors import IntegrityError
-from ciml.events.records import RawFile, rows_of
-from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store
-from training.data.snapshot import Snapshot, SnapshotRun
+from training.data.snapshot import SnapshotRun
 
 CONFIDENCE = 0.95
 _BINS = 10
-#: Columns whose sum at the first sample is the memory of the machine, which names a provider's flavours.
-MEMORY = ("used", "free", "buff", "cach")
 
 
 def wilson(right: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -128,72 +121,6 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
             error += runs / len(right) * abs(mean - share)
             bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
     return {"ece": error, "bins": bins}
-
-
-def one_number_baseline(data: Store, snapshot: Snapshot) -> dict[str, Any] | None:
-    """The accuracy of one number, to hold a model against: memory in all (used + free + buff + cach) of a run's first
-    sample, and the class of the training run that is nearest in it.
-
-    Returns:
-      As `accuracy`; None where the telemetry has no such columns, or there is nothing to test on.
-    """
-    train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
-    if not train or not test:
-        return None
-    totals = first_memory(raw_store_by_name(data, snapshot.dataset), [run.run_id for run in (*train, *test)])
-    usable = np.isfinite(totals)
-    known = np.flatnonzero(usable[: len(train)])
-    if not known.size:
-        return None
-    labels = np.array([run.label for run in train])[known]
-    order = np.argsort(totals[known], kind="stable")
-    values, labels = totals[known][order], labels[order]
-    right = []
-    for run, total in zip(test, totals[len(train) :], strict=True):
-        if not math.isfinite(total):
-            right.append(False)
-            continue
-        after = min(int(np.searchsorted(values, total)), len(values) - 1)
-        before = max(after - 1, 0)
-        nearest = after if abs(values[after] - total) < abs(values[before] - total) else before
-        right.append(bool(labels[nearest] == run.label))
-    return {"name": "memory of the first sample, nearest training run", **accuracy(right)}
-
-
-def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
-    """used + free + buff + cach of each run's first sample, float64 [n]; NaN where a run has none.
-
-    Raises:
-      IntegrityError: where the raw manifest lacks a run.
-    """
-    from transforms.raw.write import read_runs
-
-    files = raw_files(raw, set(run_ids))
-    columns = [f"memory usage:{name}" for name in MEMORY]
-    tables = read_runs(raw, [files[run_id] for run_id in run_ids], columns=columns)
-    totals = np.full(len(run_ids), np.nan)
-    for index, table in enumerate(tables):
-        if table.num_rows == 0 or set(table.column_names) != set(columns):
-            continue
-        first = table.slice(0, 1).to_pylist()[0]
-        if all(value is not None for value in first.values()):
-            totals[index] = sum(first.values())
-    return totals
-
-
-def raw_files(raw: Store, run_ids: set[str]) -> dict[str, RawFile]:
-    """Return the objects of runs in a raw store, by run id.
-
-    Raises `IntegrityError` where the raw manifest lacks one.
-    """
-    found: dict[str, RawFile] = {}
-    for _, delta in ManifestLog(raw).since(0):
-        for record in rows_of(delta):  # the last row of a run is the one that is read
-            if record["mention"]["run_id"] in run_ids:
-                found[record["mention"]["run_id"]] = RawFile.from_json(record["file"])
-    if missing := run_ids - set(found):
-        raise IntegrityError(f"the raw manifest does not have the run {min(missing)}")
-    return found
 
 
 def slices_of(runs: Sequence[SnapshotRun]) -> dict[str, list[str]]:

@@ -82,14 +82,14 @@ class Stored:
         return _predictions(data, classes)
 
 
-def stored_trials(data: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
+def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
     """Return the latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
 
     The latest is that of the most spans and versions of them; of trials that have the same, one that others have too,
     since only figures of the same runs can be compared.
 
     Args:
-      data: the data path.
+      store: the folder of all experiments.
       experiments: names.
       datasets: names of those that are wanted; all by default.
 
@@ -98,7 +98,7 @@ def stored_trials(data: Store, experiments: Iterable[str], datasets: Sequence[st
     """
     found: dict[str, dict[str, list[Stored]]] = {}
     for experiment in experiments:
-        for each in _trials(data, experiment, datasets):
+        for each in _trials(store, experiment, datasets):
             found.setdefault(each.dataset, {}).setdefault(experiment, []).append(each)
     out = []
     for dataset in sorted(found):
@@ -116,8 +116,8 @@ def _age(trial: Stored) -> tuple[int, int]:
     return len(spans), sum(version for _, version in spans)
 
 
-def _trials(data: Store, experiment: str, datasets: Sequence[str]) -> Iterable[Stored]:
-    store = experiment_store(data, experiment)
+def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Iterable[Stored]:
+    store = experiment_store(experiments, experiment)
     files: dict[tuple[str, str], list[str]] = {}
     for path in store.list("results"):
         parts = path.split("/")

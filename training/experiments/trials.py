@@ -8,7 +8,7 @@ Everything is created exclusively and follows from its name, so a trial may be k
                                                         on-<other data set>-<snapshot>.json
                                                         folds-<by>-<folds>.json
 
-``<trial>`` is `training.refresh.refresh_key`: of the runs and of the experiment.
+``<trial>`` is `training.experiment.refresh_key`: of the runs and of the experiment.
 """
 
 from __future__ import annotations
@@ -30,32 +30,31 @@ from training.data.in_memory import InMemoryDataset
 from training.estimators import Fitted, Progress, Rows, check_experiment, check_use, fit, inputs_for
 from training.evaluation.baselines import NUMBERS, number_of, numbers_for, predict_by
 from training.evaluation.scores import scores
-from training.experiment import Experiment
+from training.experiment import Experiment, refresh_key
 from training.normalise import Normalisation
-from training.refresh import refresh_key
 from training.train import trained_roles
 
 _FORMAT = 1
 RESULT = "result.json"
 
 
-def experiment_store(data: Store, name: str) -> Store:
+def experiment_store(experiments: Store, name: str) -> Store:
     """Return the folder of an experiment. Its name is checked, for it may come from a user."""
     Experiment.from_json({"name": name}, "experiment")
-    return data.child(f"experiments/{name}")
+    return experiments.child(name)
 
 
-def create_experiment(data: Store, experiment: Experiment) -> bool:
+def create_experiment(experiments: Store, experiment: Experiment) -> bool:
     """Store an experiment under its name. The same again changes nothing, and gives False.
 
     Raises:
       CimlError: when it is wrong in itself, or another one has that name.
     """
     check_experiment(experiment)
-    store = experiment_store(data, experiment.name)
+    store = experiment_store(experiments, experiment.name)
     if store.create("experiment.json", canonical_json(experiment.to_json())):
         return True
-    there = load_experiment(data, experiment.name)
+    there = load_experiment(experiments, experiment.name)
     old, new = there.to_json(), experiment.to_json()
     differ = [f"{key} is {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
     if differ:
@@ -65,27 +64,27 @@ def create_experiment(data: Store, experiment: Experiment) -> bool:
     return False
 
 
-def load_experiment(data: Store, name: str) -> Experiment:
+def load_experiment(experiments: Store, name: str) -> Experiment:
     """Return a stored experiment. Raises `CimlError` where there is none of this name."""
-    store = experiment_store(data, name)
+    store = experiment_store(experiments, name)
     try:
         value = json.loads(store.read("experiment.json"))
     except FileNotFoundError:
-        raise CimlError(f"no experiment {name!r} in {data.url('experiments')}: define it first") from None
+        raise CimlError(f"no experiment {name!r} in {experiments.url()}: define it first") from None
     except ValueError:
         raise IntegrityError(f"{store.url('experiment.json')} is not JSON") from None
     return Experiment.from_json(value, store.url("experiment.json"))
 
 
-def experiment_names(data: Store) -> list[str]:
+def experiment_names(experiments: Store) -> list[str]:
     """Return the names of all experiments, sorted."""
-    paths = (path.split("/") for path in data.list("experiments"))
-    return sorted(parts[1] for parts in paths if parts[2:] == ["experiment.json"])
+    paths = (path.split("/") for path in experiments.list())
+    return sorted(parts[0] for parts in paths if parts[1:] == ["experiment.json"])
 
 
-def results_of(data: Store, name: str) -> list[dict[str, Any]]:
+def results_of(experiments: Store, name: str) -> list[dict[str, Any]]:
     """Return all results of an experiment, by data set, those of a data set in no promised order."""
-    store = experiment_store(data, name)
+    store = experiment_store(experiments, name)
     paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
     return [found for path in paths if (found := read_stored(store, path)) is not None]
 
@@ -95,14 +94,14 @@ class Trial:
     """An experiment on a data set.
 
     Attributes:
-      data: the data path.
+      experiments: the folder of all experiments.
       experiment: what to train.
       material: the data set's examples.
       tensorboard: where a network writes TensorBoard's event files.
       progress: told of each pass of a network.
     """
 
-    data: Store
+    experiments: Store
     experiment: Experiment
     material: InMemoryDataset
     tensorboard: Path | None = None
@@ -111,8 +110,8 @@ class Trial:
     @property
     def store(self) -> Store:
         """Where its results are."""
-        dataset, key = self.material.snapshot.dataset, refresh_key(self.material.snapshot, self.experiment)
-        return experiment_store(self.data, self.experiment.name).child(f"results/{dataset}/{key}")
+        dataset, key = self.material.snapshot.dataset, refresh_key(self.material.snapshot.digest, self.experiment)
+        return experiment_store(self.experiments, self.experiment.name).child(f"results/{dataset}/{key}")
 
     @cached_property
     def learned(self) -> np.ndarray:

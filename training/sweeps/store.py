@@ -20,10 +20,10 @@ from training.sweeps.outcome import Outcome
 _FORMAT = 1
 
 
-def sweep_store(data: Store, name: str) -> Store:
+def sweep_store(sweeps: Store, name: str) -> Store:
     """Return the folder of a sweep. Its name is checked, for it may come from a user."""
     Sweep.from_json({"name": name, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "sweep")
-    return data.child(f"sweeps/{name}")
+    return sweeps.child(name)
 
 
 def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_version: Callable[[], int]) -> int:

@@ -13,7 +13,7 @@ from ciml.digest import canonical_json
 from ciml.storage.open import Store
 from transforms.examples.prepare import Examples, Excluded
 from transforms.examples.spans import examples_of, guarded_examples, write_span
-from transforms.ingest.beam import keep_error
+from transforms.ingest.errors import keep_error
 
 #: A part of a span on its way through a pipeline: (which span and version, (which part, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]

@@ -186,7 +186,7 @@ def read_span(
     """Return the examples of a span, split by split, each in the order of the raw manifest.
 
     Args:
-      root: the data set's folder (`ciml.datasets.state.dataset_store`).
+      root: the data set's folder (`ciml.data_root.StoredDataset.store`).
       span: the version to read (`ciml.datasets.state.DatasetState.latest`).
       splits: which of ``train``, ``dev`` and ``test``.
       columns: only these; all by default.

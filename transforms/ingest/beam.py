@@ -5,45 +5,22 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import apache_beam as beam
 
-from ciml.errors import CimlError, EngineError
 from ciml.events.records import Batch
 from ciml.storage.open import Store as ObjectStore
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_messages, guarded_runs
 from transforms.ingest.decode import ALL_JOBS, decode
+from transforms.ingest.errors import keep_error
 from transforms.ingest.run_stages import take_logs
 from transforms.ingest.timings_beam import FETCH
 from transforms.ingest.trust import TrustPolicy, judge
 
 #: How a stage's batch is taken apart where it fails: `transforms.guard`.
 Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
-
-_MOST_KEPT = 100
-_kept: list[CimlError] = []
-
-
-@contextmanager
-def keep_error() -> Iterator[None]:
-    """Keep an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
-    try:
-        yield
-    except CimlError as error:
-        if len(_kept) < _MOST_KEPT:
-            _kept.append(error)
-        raise
-
-
-def kept_error(*, clear: bool = False) -> CimlError | None:
-    """What a stage raised for people in this process, or None: the first error that no further try mends, if any."""
-    found = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
-    if clear:
-        _kept.clear()
-    return found
 
 
 class BatchCoder(beam.coders.Coder):

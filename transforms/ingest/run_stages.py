@@ -16,7 +16,8 @@ from transforms.fetch.fetch import fetch_in_parts
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_runs
 from transforms.ingest.trust import TrustPolicy, judge
-from transforms.raw.write import parse, store
+from transforms.parse.stage import parse
+from transforms.raw.write import store
 
 #: Reasons of a log that say nothing of the log itself.
 PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})

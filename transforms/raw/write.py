@@ -1,4 +1,4 @@
-"""Parse and store: fetched logs become telemetry, and telemetry becomes the raw objects of runs.
+"""The stage that stores: telemetry becomes the raw objects of runs.
 
 A raw object is named by its content and created exclusively, before the commit that makes it known. So a worker that
 is killed between the two leaves an object that the next try finds and uses, or that no manifest ever names.
@@ -14,52 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ciml.digest import telemetry_digest
-from ciml.errors import IntegrityError, RejectedInput, let_go
-from ciml.events.payloads import payload_of
+from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Outcome, PendingRun, RawFile, RunFacts
 from ciml.events.run_id import path_safe
 from ciml.raw.seal import seal, unsealed
 from ciml.storage.open import Store
 from ciml.telemetry import TIME
-from transforms.parse.logs import Log, parse_logs
-from transforms.raw.reader import read_run, read_runs, verify_run
-
-__all__ = ["parse", "read_run", "read_runs", "run_path", "store", "verify_run", "write_run"]
 
 _THREADS = 16
 _ZSTD_ROWS = 3000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SEGMENT = 150  # bytes of a job's folder; with its `job=` it has to stay within the 255 of a file name
-
-
-def parse(batch: Batch) -> Batch:
-    """Parse the logs of a batch's candidates: ``log`` becomes ``telemetry``.
-
-    Returns:
-      The batch, where a log that is refused has become a dead letter with the parser's reason.
-    """
-    if not batch.pending_runs:
-        return batch
-    logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.pending_runs]
-    kept: list[PendingRun] = []
-    settled = list(batch.settled)
-    for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
-        pending.log = None
-        if isinstance(result, RejectedInput):
-            let_go(result)
-            settled.append(_dead_letter(pending, result))
-        else:
-            pending.telemetry = result
-            kept.append(pending)
-    return Batch(batch.covers, batch.messages, kept, settled)
-
-
-def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
-    return Outcome(
-        "dead_letter", pending.origin, pending.event_key, pending.mention, rejected.reason, rejected.detail,
-        pending.trust, payload=payload_of(pending.message) if pending.message else None,
-        attempts=pending.attempts, first_seen_us=pending.first_seen_us,
-    )  # fmt: skip
 
 
 def store(batch: Batch, raw: Store) -> Batch:

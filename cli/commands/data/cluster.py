@@ -78,6 +78,7 @@ def command(
       ciml cluster cpu-load --only failed --against build_name --data-path DATA
       ciml cluster cpu-load --k 4 --map tsne --data-path DATA
     """
+    from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
     from ciml.storage.open import open_store
     from reports.clusters.cluster import Wanted, cluster_dataset
@@ -97,7 +98,7 @@ def command(
         seed=seed,
     )
     with progress_bar("clustering") as progress:
-        found = cluster_dataset(open_store(data_path), chosen, wanted, progress)
+        found = cluster_dataset(DataRoot.open(data_path).dataset(chosen), wanted, progress)
     value = found.to_json()
     folder = open_store(output or f"{chosen}-clusters")
     page = save(folder, cluster_page(found), {"clusters.json": canonical_json(value) + b"\n"})

@@ -78,7 +78,7 @@ def command(
     Exit codes: 0 no drift or too few runs; 5 drift; 2 wrong use or nothing to compare with; 3 a store does not answer;
     4 stored data is inconsistent.
     """  # fmt: skip
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.datasets.validate import validate_dataset
     from transforms.drift.detect import DriftPolicy
@@ -88,7 +88,7 @@ def command(
     policy = DriftPolicy(psi=psi, psi_large=2.5 * psi, min_runs=min_runs)
     with bars() as show:
         report = validate_dataset(
-            open_store(data_path),
+            DataRoot.open(data_path),
             name,
             last=last,
             against=against,

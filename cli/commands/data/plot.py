@@ -32,14 +32,13 @@ def command(
       ciml plot cpu-load --data-path DATA
       ciml plot cpu-load --features-regex usr --output s3://reports/cpu-load --data-path DATA
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from reports.dataset.render import plot_dataset
 
     chosen = dataset_name(name, dataset)
     with progress_bar("reading examples") as progress:
         page = plot_dataset(
-            open_store(data_path),
-            chosen,
+            DataRoot.open(data_path).dataset(chosen),
             output or f"{chosen}-plots",
             features_regex=features_regex,
             seed=seed,

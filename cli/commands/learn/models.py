@@ -102,10 +102,10 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str, 
       ciml models rollback provider --data-path data
       ciml models rollback provider --version 3 --data-path data
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from serving.push import rollback
 
-    done = rollback(open_store(data_path), model, version, label=label)
+    done = rollback(DataRoot.open(data_path), model, version, label=label)
     click.echo(f"{model}: {done.label} = {done.version}")
 
 
@@ -122,12 +122,12 @@ def verify_models(model: str | None, data_path: str, **_: Any) -> int:
     Example:
       ciml models verify --data-path data
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from serving.push import verify_versions
 
     faults = 0
     for name in _registries(data_path, model):
-        found = verify_versions(open_store(data_path), name)
+        found = verify_versions(DataRoot.open(data_path), name)
         for version, fault in found.items():
             if fault:
                 faults += 1
@@ -158,11 +158,11 @@ def reconcile_models(model: str | None, data_path: str, **_: Any) -> None:
 
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
+    from ciml.data_root import DataRoot
     from ciml.errors import CimlError
-    from ciml.storage.open import open_store
     from serving.registry import Registry, registered_models
 
-    data = open_store(data_path)
+    data = DataRoot.open(data_path)
     known = registered_models(data)
     if model is not None and model not in known:
         raise CimlError(f"no model {model!r} in {data_path}; choose from {', '.join(known) or 'none'}")

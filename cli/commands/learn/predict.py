@@ -100,8 +100,8 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
+    from ciml.data_root import DataRoot
     from ciml.pairs import pairs
-    from ciml.storage.open import open_store
     from cli.metrics import shown
     from pipelines.kafka.client import KafkaOptions
     from pipelines.predict.pipeline import PredictConfig
@@ -114,7 +114,7 @@ def command(
         raise click.UsageError("--once and --until-idle exclude each other")
     until: Until = "end" if once else until_idle
     config = PredictConfig(
-        open_store(data_path),
+        DataRoot.open(data_path),
         KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
         server,
         PredictPolicy(model, label),

@@ -103,7 +103,7 @@ def make_config(
     """Return the configuration of the options. Raises `CimlError` for unreadable files."""
     from dataclasses import replace
 
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from pipelines.training.trainer import TrainConfig
     from serving.model_config import check_model_name
     from training.evaluation.gate import GatePolicy
@@ -116,7 +116,7 @@ def make_config(
     if tolerance is not None:
         gate = replace(gate, tolerance=tolerance)
     return TrainConfig(
-        open_store(data_path),
+        DataRoot.open(data_path),
         dataset,
         check_model_name(model or dataset),
         load_experiment(experiment) if experiment else Experiment(),

@@ -149,8 +149,8 @@ def make_config(
     Raises:
       CimlError: an unreadable policy, an invalid source, a missing folder of logs, an unknown scheme.
     """
+    from ciml.data_root import DataRoot
     from ciml.events.listing import Reading
-    from ciml.storage.open import open_store
     from pipelines.backfill.plan import BackfillConfig
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.decode import ALL_JOBS
@@ -161,7 +161,7 @@ def make_config(
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
     fetch = fetch.allowing(roots=(logs,))
     return BackfillConfig(
-        open_store(data_path),
+        DataRoot.open(data_path).raw,
         Reading(source, runs_of or source, logs),
         selection=jobs or ALL_JOBS,
         limit=limit,

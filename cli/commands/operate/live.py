@@ -21,7 +21,7 @@ from cli.param_types import Duration
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from ciml.storage.open import Store
+    from ciml.data_root import StoredDataset
     from transforms.live.windows import LiveDataset
 
 
@@ -117,9 +117,9 @@ def command(
       ciml live --dataset provider --data-path data
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
+    from ciml.data_root import DataRoot
     from ciml.errors import CimlError
     from ciml.pairs import pairs
-    from ciml.storage.open import open_store
     from cli.progress_counts import Counts
     from pipelines.kafka.client import KafkaOptions
     from pipelines.live.pipeline import LiveConfig
@@ -130,10 +130,10 @@ def command(
         raise click.UsageError("--once and --until-idle exclude each other")
     if not dead_letters_topic:
         raise click.UsageError("--dead-letters-topic: must not be empty")
-    data = open_store(data_path)
+    data = DataRoot.open(data_path)
     config = LiveConfig(
         KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        tuple(_dataset(data, name) for name in datasets),
+        tuple(_resolved(data.dataset(name)) for name in datasets),
         samples_topic,
         windows_topic,
         examples_topic,
@@ -158,12 +158,11 @@ def command(
             )  # fmt: skip
 
 
-def _dataset(data: Store, name: str) -> LiveDataset:
-    from ciml.datasets.state import dataset_state
+def _resolved(dataset: StoredDataset) -> LiveDataset:
     from ciml.errors import CimlError
     from transforms.live.windows import LiveDataset
 
-    resolved = dataset_state(data, name).resolved
+    name, resolved = dataset.name, dataset.state().resolved
     if resolved is None:
         raise CimlError(
             f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"

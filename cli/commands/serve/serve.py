@@ -75,14 +75,14 @@ def command(
     """
     import logging
 
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from serving.model_config import CONFIG_NAME
     from serving.server.server import ServerOptions, run
 
     if config is None:
         if data_path is None:
             raise click.UsageError("no configuration: give --data-path DATA or --config FILE")
-        config = open_store(data_path).url(f"models/{CONFIG_NAME}")
+        config = DataRoot.open(data_path).models.url(CONFIG_NAME)
     logging.getLogger("serving").setLevel(logging.INFO)  # logs the served versions
     run(
         ServerOptions(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.datasets.state import dataset_state
+from ciml.data_root import DataRoot
 from ciml.storage.open import open_store
 from cli.main import cli
 from tests.pipelines.raw_store.scenes import RawStore
@@ -29,7 +29,7 @@ LINE = """--dataset cpu-load-1min-dataset --build-name tempest-full --slicer :20
 def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data")
     runs, tables, _ = corpus(60)
-    raw = RawStore(open_store(path))
+    raw = RawStore(DataRoot.open(path))
     raw.add([(run.replace(build_name="tempest-full"), table) for run, table in zip(runs, tables, strict=True)])
     return str(path)
 
@@ -53,7 +53,7 @@ def test_the_line_of_the_talk_works_as_pasted_and_twice(tmp_path: Path, data_pat
     )
     assert second == [first[0].replace("60 of them new", "all were there"), *first[1:]]
     assert "  features  usr, 1m" in first
-    state = dataset_state(open_store(target), "cpu-load-1min-dataset")
+    state = DataRoot.open(target).dataset("cpu-load-1min-dataset").state()
     assert state.version == 2
     assert state.definition is not None
     assert state.definition.to_json() | {"version": 0, "salt": "", "span_runs": 0} == {
@@ -156,9 +156,9 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
         seen = build(*line, "--target-data-path", target, "--visualize").stdout.splitlines()
         assert seen[-1] == f"  plots     {target}/datasets/x/_plots/index.html"
         found[target] = drawn(target, "datasets/x/_plots")
-        assert verify_dataset(open_store(target), "x") == []
+        assert verify_dataset(DataRoot.open(target).dataset("x")) == []
     local, remote = found.values()
-    plot_dataset(open_store(tmp_path / "sets"), "x", tmp_path / "plots")
+    plot_dataset(DataRoot.open(tmp_path / "sets").dataset("x"), tmp_path / "plots")
     assert local == remote == drawn(str(tmp_path), "plots")
     assert {"index.html", "classes.png", "course-001-usr.svg"} <= set(local)
     build(*line, "--slicer", ":20", "--force", "--target-data-path", str(tmp_path / "sets"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.storage.open import open_store
 from cli.main import cli
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
@@ -24,7 +24,7 @@ def ciml(*arguments: str, exit_code: int = 0) -> Result:
 
 @pytest.fixture
 def data_path(tmp_path: Path) -> str:
-    raw = RawStore(open_store(tmp_path / "data"))
+    raw = RawStore(DataRoot.open(tmp_path / "data"))
     raw.add(
         [
             (make_facts(number, outcome=outcome), table([1_000_000 * number], usr=[1.0], load=[2.0]))
@@ -69,9 +69,9 @@ def test_a_data_set_from_definition_to_verification(data_path: str, definition: 
 def test_verify_exits_with_4_and_names_what_is_wrong(data_path: str, definition: str) -> None:
     ciml("create", "cpu", "--definition", definition, "--data-path", data_path)
     ciml("update", "cpu", "--data-path", data_path)
-    data = open_store(data_path)
-    (path, *_) = data.list("datasets/cpu/span-1")
-    data.delete(path)
+    data = DataRoot.open(data_path)
+    (path, *_) = data.store.list("datasets/cpu/span-1")
+    data.store.delete(path)
     result = CliRunner().invoke(cli, ["dataset", "verify", "cpu", "--data-path", data_path], standalone_mode=False)
     assert result.return_value == 4
     assert result.stdout.startswith("BROKEN cpu: ")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from ciml.events.listing_files import open_listing
-from ciml.storage.open import open_store
 from cli.commands.data.dead_letters import command
 from cli.commands.data.dead_letters.show import _age, _literal
 from pipelines.backfill.backfill import backfill
@@ -98,7 +98,7 @@ def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
     shutil.copy(next(made.folder.rglob("dstat*.gz")), made.folder / "none")
     done = letters(tmp_path, "replay", "--run", "*~gone~*", "--logs", str(made.folder))
     assert (done.return_value, done.output) == (0, "1 dead letters replayed: 1 closed (1 runs)\n")
-    assert account(open_store(tmp_path / "data"))[0].totals()["dead_letter"] == 9
+    assert account(DataRoot.open(tmp_path / "data").raw)[0].totals()["dead_letter"] == 9
     line = letters(tmp_path, "list", "--all", "--reason", "log_*").output
     assert line.split()[-4:] == ["run", "no", "such", "file"]
     said = json.loads(letters(tmp_path, "replay", "--json", "--limit", "2").output)

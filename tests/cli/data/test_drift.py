@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from cli.commands.data import drift
 from cli.main import cli
 from tests.pipelines.datasets.test_validate import SPAN, fill, some_runs
@@ -26,7 +26,7 @@ def ciml(*arguments: str, exit_code: int) -> Result:
 @pytest.fixture(scope="module")
 def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data")
-    fill(open_store(path), some_runs(1), some_runs(101), some_runs(201, factor=1024))
+    fill(DataRoot.open(path), some_runs(1), some_runs(101), some_runs(201, factor=1024))
     return str(path)
 
 
@@ -51,7 +51,7 @@ def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None
 
 
 def test_nothing_moved_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -> None:
-    fill(open_store(tmp_path), some_runs(1), some_runs(101))
+    fill(DataRoot.open(tmp_path), some_runs(1), some_runs(101))
     still = ciml("cpu", "--data-path", str(tmp_path), exit_code=0).stdout
     assert re.search(r"\nnothing moved, by \d+ tests\n", still)
     few = ciml("cpu", "--min-runs", "31", "--data-path", data_path, exit_code=0).stdout

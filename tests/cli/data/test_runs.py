@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from cli.commands.data.runs import command
 from tests.pipelines.raw_store.compacting import FIRST, run
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
@@ -21,7 +21,7 @@ def ciml(data: Path, *arguments: str) -> Result:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> RawStore:
-    raw = RawStore(open_store(tmp_path))
+    raw = RawStore(DataRoot.open(tmp_path))
     raw.add([run(1), run(2, outcome="failure")])
     raw.add([run(3, 1, build_name="tempest-full")], trust=UNTRUSTED)
     raw.add(corrections=[run(1, outcome="timeout")[0]])

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.datasets.state import dataset_state
-from ciml.storage.open import Store, open_store
+from ciml.data_root import DataRoot
 from cli.commands.data.dataset import command
 from pipelines.datasets.update import update_dataset
 from tests.pipelines.datasets.dataset_scenes import define, runs
@@ -21,27 +20,27 @@ def ciml(data: Path, *arguments: str) -> Result:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
+def data(tmp_path: Path) -> DataRoot:
     """Two data sets; a span of the first has a corrected label, and so a second version."""
-    data = open_store(tmp_path)
+    data = DataRoot.open(tmp_path)
     raw = RawStore(data)
     raw.add(runs(1, 8))
     for name in ("cpu", "load"):
         define(data, name)
-        update_dataset(data, name)
+        update_dataset(data.dataset(name))
     raw.add(corrections=[runs(1, 1)[0][0].replace(outcome="failure", result="FAILURE")])
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     return data
 
 
-def test_spans_are_listed(tmp_path: Path, data: Store) -> None:
+def test_spans_are_listed(tmp_path: Path, data: DataRoot) -> None:
     lines = [json.loads(line) for line in ciml(tmp_path, "spans", "cpu", "--json").output.splitlines()]
     assert [(one["span"], one["version"], one["latest"], one["examples"]) for one in lines] == [
         (1, 1, False, 4),
         (1, 2, True, 4),
         (2, 1, True, 4),
     ]
-    state = dataset_state(data, "cpu")
+    state = data.dataset("cpu").state()
     for line in lines:
         span = state.spans[line["span"]][line["version"]]
         assert sum(sum(classes.values()) for classes in line["splits"].values()) == 4
@@ -56,17 +55,17 @@ def test_spans_are_listed(tmp_path: Path, data: Store) -> None:
     ]  # fmt: skip
     text = ciml(tmp_path, "spans", "cpu", "--files").output
     assert "1 old" in text
-    assert all(data.url(f"datasets/cpu/{path}") in text for path in state.spans[1][2].paths)
+    assert all(data.dataset("cpu").store.url(path) in text for path in state.spans[1][2].paths)
 
 
-def test_spans_are_verified(tmp_path: Path, data: Store) -> None:
+def test_spans_are_verified(tmp_path: Path, data: DataRoot) -> None:
     good = ciml(tmp_path, "verify")
     assert (good.return_value, good.output) == (
         0, "cpu: 8 examples, spans 2, all as committed\nload: 8 examples, spans 2, all as committed\n"
     )  # fmt: skip
-    path = f"datasets/load/{min(dataset_state(data, 'load').spans[2][1].paths)}"
-    data.delete(path)
-    data.replace("datasets/load/span-9/x", b"")
+    path = f"datasets/load/{min(data.dataset('load').state().spans[2][1].paths)}"
+    data.store.delete(path)
+    data.store.replace("datasets/load/span-9/x", b"")
     bad = ciml(tmp_path, "verify")
     assert bad.return_value == 4
     assert bad.output.splitlines()[0] == "cpu: 8 examples, spans 2, all as committed"
@@ -75,11 +74,11 @@ def test_spans_are_verified(tmp_path: Path, data: Store) -> None:
     assert told.return_value == 4
     assert len(json.loads(told.output)["load"]["findings"]) == 2
     assert ciml(tmp_path, "verify", "cpu").return_value == 0
-    data.replace("datasets/load/_manifest/000000000002.json", b"{")
-    assert "is not JSON" in ciml(tmp_path, "verify").output
+    data.store.replace("datasets/load/_manifest/000000000002.json", b"{")
+    assert "is no delta" in ciml(tmp_path, "verify").output
 
 
-def test_no_such_data_set(tmp_path: Path, data: Store) -> None:
+def test_no_such_data_set(tmp_path: Path, data: DataRoot) -> None:
     assert "choose from cpu, load" in str(ciml(tmp_path, "spans", "nothing").exception)
     empty = ciml(tmp_path / "empty", "verify")
     assert (empty.return_value, "no data sets" in empty.output) == (0, True)

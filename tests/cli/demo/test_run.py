@@ -118,10 +118,9 @@ def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_trainer_is_told(tmp_path: Path) -> None:
-    from ciml.storage.open import open_store
 
     with (
-        Trainer(open_store(tmp_path), tmp_path / "trainer.log") as trainer,
+        Trainer(str(tmp_path), tmp_path / "trainer.log") as trainer,
         pytest.raises(EngineError, match="no data set 'none'"),
     ):
         trainer.refresh("none")

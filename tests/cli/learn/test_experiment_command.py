@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.storage.open import LocalStore
+from ciml.data_root import DataRoot
 from cli.commands.learn.experiment.train import train
 from cli.main import cli
 from cli.talk_scripts import undashed
@@ -41,7 +41,7 @@ def test_the_lines_of_the_talk_work_as_pasted(data: Path):
     )
     done = subprocess.run(["bash", "-ec", f"{SCRIPTS}/{line}{data}"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("dnn-5x100: dnn, stored in ")
-    stored = load_experiment(LocalStore(data), "dnn-5x100")
+    stored = load_experiment(DataRoot.open(data).experiments, "dnn-5x100")
     assert (stored.estimator, stored.hidden_layers) == ("dnn", (100,) * 5)
     assert (stored.steps, stored.epochs, stored.batch_size) == (75, 5, 128)
     assert (stored.optimizer, stored.learning_rate, stored.l2) == ("adagrad", 0.05, 0.0)
@@ -108,4 +108,4 @@ def test_each_optimizer_of_the_original_is_one(tmp_path: Path):
     wanted = {"Adagrad": "adagrad", "ProximalAdagrad": "adagrad", "Ftrl": "ftrl", "RMSProp": "rmsprop", "SGD": "sgd"}
     for name, want in wanted.items():
         assert run("define", name, "--optimizer", name, data=tmp_path).exit_code == 0
-        assert load_experiment(LocalStore(tmp_path), name).optimizer == want
+        assert load_experiment(DataRoot.open(tmp_path).experiments, name).optimizer == want

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import dumps
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import open_store
 from cli.main import cli
 from serving.push import NotBlessedError, push
 from serving.registry import Registry, Verdict
@@ -17,9 +18,9 @@ from tests.serving.models_fixture import DEFINITION
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
+def data(tmp_path: Path) -> DataRoot:
     """Two versions and a candidate without a blessing. The files are no models: nothing here loads one."""
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     for number in (1, 2, 3):
         folder = tmp_path / f"candidate-{number}"
         (folder / "assets").mkdir(parents=True)
@@ -37,8 +38,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
-def test_list(data: Store) -> None:
-    lines = run("models", "list", "--data-path", data.root).output.splitlines()
+def test_list(data: DataRoot) -> None:
+    lines = run("models", "list", "--data-path", data.url).output.splitlines()
     assert lines[0] == "m: stable = 2"
     assert [line.split("  ")[3:] for line in lines[1::2]] == [
         ["blessed", "version 1"],
@@ -46,36 +47,36 @@ def test_list(data: Store) -> None:
         ["not blessed"],
     ]
     assert lines[6] == "    accuracy 0.3"
-    found = json.loads(run("models", "list", "m", "--data-path", data.root, "--json").output)
+    found = json.loads(run("models", "list", "m", "--data-path", data.url, "--json").output)
     assert found["m"]["labels"] == {"stable": 2}
     assert found["m"]["served"] == [1, 2]
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
     assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
     assert (
-        run("models", "list", "--data-path", data.root + "-none").output == "no models yet; train one by ciml refresh\n"
+        run("models", "list", "--data-path", data.url + "-none").output == "no models yet; train one by ciml refresh\n"
     )
 
 
-def test_rollback(data: Store) -> None:
-    assert run("models", "rollback", "m", "--data-path", data.root).output == "m: stable = 1\n"
-    assert "version 2 (withdrawn)" in run("models", "list", "--data-path", data.root).output
-    failed = run("models", "rollback", "m", "--data-path", data.root)
+def test_rollback(data: DataRoot) -> None:
+    assert run("models", "rollback", "m", "--data-path", data.url).output == "m: stable = 1\n"
+    assert "version 2 (withdrawn)" in run("models", "list", "--data-path", data.url).output
+    failed = run("models", "rollback", "m", "--data-path", data.url)
     assert failed.exit_code != 0
     assert "no predecessor" in failed.output
-    assert run("models", "rollback", "m", "--version", "2", "--data-path", data.root).output == "m: stable = 2\n"
+    assert run("models", "rollback", "m", "--version", "2", "--data-path", data.url).output == "m: stable = 2\n"
     assert Registry(data, "m").state.champion == 2
-    assert "no model 'x'" in run("models", "verify", "x", "--data-path", data.root).output
+    assert "no model 'x'" in run("models", "verify", "x", "--data-path", data.url).output
 
 
-def test_verify_and_reconcile(data: Store) -> None:
-    done = run("models", "verify", "--data-path", data.root)
+def test_verify_and_reconcile(data: DataRoot) -> None:
+    done = run("models", "verify", "--data-path", data.url)
     assert done.output == "m: 2 of 2 versions are as recorded\n"
-    assert run("models", "reconcile", "--data-path", data.root).output == "nothing to do\n"
-    Path(data.root, "models", "m", "1", "saved_model.pb").write_bytes(b"other")
-    data.child("models").delete("models.config")
-    assert run("models", "reconcile", "--data-path", data.root).output == "m: models.config written\n"
-    done = CliRunner().invoke(cli, ["models", "verify", "--data-path", data.root], standalone_mode=False)
+    assert run("models", "reconcile", "--data-path", data.url).output == "nothing to do\n"
+    Path(data.url, "models", "m", "1", "saved_model.pb").write_bytes(b"other")
+    data.models.delete("models.config")
+    assert run("models", "reconcile", "--data-path", data.url).output == "m: models.config written\n"
+    done = CliRunner().invoke(cli, ["models", "verify", "--data-path", data.url], standalone_mode=False)
     assert done.return_value == 4
     assert "BROKEN m 1:" in done.output
     assert "saved_model.pb was altered" in done.output

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
-from ciml.storage.open import open_store
 from cli.commands.operate.backfill import make_config, summary
 from pipelines.backfill.plan import Tally
 from tests.pipelines.backfill.backfilling import listed, rows_of
@@ -130,12 +130,12 @@ def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert process.returncode == 130, (said, errors)
     assert "Interrupted: run the same command to continue." in said
-    state, _ = account(open_store(data))
+    state, _ = account(DataRoot.open(data).raw)
     assert 0 < state.index.run_count() < 500
     done = ciml(*words)
     assert done.returncode == 0, done.stderr
     assert "All 4,000 lines are settled." in done.stdout
-    state, deltas = account(open_store(data))
+    state, deltas = account(DataRoot.open(data).raw)
     assert state.counts == made.expected
     assert raw_rows(deltas).keys() == made.runs
 

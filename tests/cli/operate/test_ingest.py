@@ -16,6 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.events.records import LISTS
 from ciml.storage.open import open_store
@@ -55,7 +56,7 @@ def test_options_become_a_configuration(tmp_path: Path) -> None:
         hosts=("logs.example.org",), roots=(str(tmp_path), "s3://bucket/logs"), delays=(1.0, 2.0),
         kafka_options=("security.protocol=SSL", "sasl.password=a=b"),
     )  # fmt: skip
-    assert made.data == open_store(tmp_path)
+    assert made.raw == DataRoot.open(tmp_path).raw
     assert (made.topic, made.runs_topic, made.selection) == ("t", "", ("a*",))
     assert made.names == (("https://zuul.example/x?a=b", "zuul"),)
     assert made.kafka.extra == {"security.protocol": "SSL", "sasl.password": "a=b"}

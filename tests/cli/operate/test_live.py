@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ciml.datasets.state import dataset_state
-from ciml.storage.open import Store, open_store
+from ciml.data_root import DataRoot
 from cli.main import cli
 from pipelines.datasets.update import update_dataset
 from pipelines.kafka.client import KafkaOptions
@@ -30,18 +29,18 @@ def ciml(*arguments: str, exit_code: int = 0) -> Result:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
+def data(tmp_path: Path) -> DataRoot:
     """With a data set that was sealed, and one that has no columns yet."""
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     RawStore(data).add(runs(1, 6))
     define(data, "cpu", sample_interval="7s")
     define(data, "new")
-    update_dataset(data, "cpu", seal=True)
+    update_dataset(data.dataset("cpu"), seal=True)
     return data
 
 
-def test_what_it_needs(data: Store, tmp_path: Path) -> None:
-    common = ["--data-path", data.root, "--kafka", "127.0.0.1:9", "--home", str(tmp_path)]
+def test_what_it_needs(data: DataRoot, tmp_path: Path) -> None:
+    common = ["--data-path", data.url, "--kafka", "127.0.0.1:9", "--home", str(tmp_path)]
     assert "no data set 'none'" in ciml(*common, "--dataset", "none", exit_code=2).output
     assert "'new' has no columns before" in ciml(*common, "--dataset", "new", exit_code=2).output
     assert "cpu is named twice" in ciml(*common, "--dataset", "cpu", "--dataset", "cpu", exit_code=2).output
@@ -55,7 +54,7 @@ def test_what_it_needs(data: Store, tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", ["once", pytest.param("flink")])
 def test_runs_are_told_as_their_logs_make_them(
-    data: Store, kafka: str, topic: MakeTopic, engine: str, request: pytest.FixtureRequest
+    data: DataRoot, kafka: str, topic: MakeTopic, engine: str, request: pytest.FixtureRequest
 ) -> None:
     need_real(kafka)
     names = {name: topic(1, name) for name in ("samples", "windows", "examples", "dead-letters")}
@@ -66,10 +65,10 @@ def test_runs_are_told_as_their_logs_make_them(
     if engine == "flink":
         how = ["--engine", f"flink:{request.getfixturevalue('flink_jobs')}", "--until-idle", "4s"]
     options = [text for name, one in names.items() for text in (f"--{name}-topic", one)]
-    done = ciml("--data-path", data.root, "--kafka", kafka, "--dataset", "cpu", *options, *how)
+    done = ciml("--data-path", data.url, "--kafka", kafka, "--dataset", "cpu", *options, *how)
     assert "messages read; 0 to go" in done.stderr
 
-    resolved = dataset_state(data, "cpu").resolved
+    resolved = data.dataset("cpu").state().resolved
     assert resolved is not None
     config = LiveConfig(
         KafkaOptions(kafka), (LiveDataset("cpu", resolved),), *(names[name] for name in list(names)[:3]),

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ciml.data_root import DataRoot
 from ciml.events.listing import Reading
-from ciml.storage.open import open_store
 from pipelines.backfill.plan import BackfillConfig
 from tests.pipelines.ingest.ingesting import account, raw_rows
 from transforms.fetch.policy import FetchPolicy
-from transforms.raw.write import verify_run
+from transforms.raw.reader import verify_run
 
 CORPUS = Path(__file__).parents[3] / "examples" / "corpus"
 
@@ -61,7 +61,7 @@ class Listed:
 def config(logs: Path | str, data: Path | str, **changes: Any) -> BackfillConfig:
     place = {"s3_prefixes": (str(logs),)} if str(logs).startswith("s3://") else {"file_roots": (str(logs),)}
     made = {"reading": Reading("backfill", "zuul", str(logs)), "fetch": FetchPolicy(**place), **changes}
-    return BackfillConfig(open_store(str(data)), **made)
+    return BackfillConfig(DataRoot.open(str(data)).raw, **made)
 
 
 def listed(folder: Path, runs: int = 40, tricks: bool = True) -> Listed:
@@ -117,8 +117,8 @@ def listed(folder: Path, runs: int = 40, tricks: bool = True) -> Listed:
 
 def rows_of(made: Listed, data: Path | str) -> dict[str, str]:
     """Compares the raw store with what the listing says; returns run id -> digest."""
-    store = open_store(str(data))
-    state, deltas = account(store)
+    raw = DataRoot.open(str(data)).raw
+    state, deltas = account(raw)
     assert state.counts == made.expected
     assert state.deferred == {}
     ((topic, partition, ranges),) = state.partitions()
@@ -126,7 +126,7 @@ def rows_of(made: Listed, data: Path | str) -> dict[str, str]:
     assert topic.startswith("listing:")
     rows = raw_rows(deltas)
     assert rows.keys() == made.runs
-    assert [fault for run_id, file in rows.items() if (fault := verify_run(store.child("raw"), run_id, file))] == []
+    assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
     offsets = [
         record["origin"][2]
         for delta in deltas

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from ciml.events.cloudevents import facts_from_listing, finished_event
 from ciml.events.listing import Reading, reading_of
 from ciml.events.listing_files import Listing, open_listing
 from ciml.events.payloads import message_of
-from ciml.storage.open import open_store
 from pipelines.backfill.backfill import Tally, backfill
 from pipelines.backfill.dry_run import survey
 from pipelines.ingest.config import IngestConfig
@@ -52,13 +52,13 @@ def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
     assert tallies == sorted(tallies)
     again = run(made, tmp_path / "data")
     assert (again.before, again.passed, again.counts, again.whole) == (75, 0, {}, True)
-    assert account(open_store(tmp_path / "data"))[0].version == 1  # one block: it is committed once
+    assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 1  # one block: it is committed once
 
 
 def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=60)
     run(made, tmp_path / "data")
-    letters = [letter for delta in account(open_store(tmp_path / "data"))[1] for letter in delta["dead_letters"]]
+    letters = [letter for delta in account(DataRoot.open(tmp_path / "data").raw)[1] for letter in delta["dead_letters"]]
     assert letters
     for letter in letters:
         number = letter["origin"][2]
@@ -84,7 +84,7 @@ def test_beam_and_events_give_the_same_rows(
         assert rows_of(made, tmp_path / runner) == direct
     # the same runs as events, through a broker
     streamed = stream(made, kafka, topic, tmp_path / "streamed")
-    assert {run_id: file.digest for run_id, file in raw_rows(account(streamed.data)[1]).items()} == direct
+    assert {run_id: file.digest for run_id, file in raw_rows(account(streamed.raw)[1]).items()} == direct
 
 
 def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipeline: str = "gate") -> IngestConfig:
@@ -104,7 +104,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
             producer.produce(events, message, headers=headers)
     assert producer.flush(30) == 0
     ours = IngestConfig(
-        open_store(data), KafkaOptions(kafka), events, "", names=(("https://zuul.example.org", "zuul"),),
+        DataRoot.open(data).raw, KafkaOptions(kafka), events, "", names=(("https://zuul.example.org", "zuul"),),
         fetch=FetchPolicy(file_roots=(str(made.folder),)),
     )  # fmt: skip
     ingest_micro_batches(ours, until="end")
@@ -115,7 +115,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
 def test_a_run_that_comes_by_both_ways_is_one_row(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=12, tricks=False)
     ours = stream(made, kafka, topic, tmp_path / "data")
-    rows = raw_rows(account(ours.data)[1])
+    rows = raw_rows(account(ours.raw)[1])
     assert rows.keys() == made.runs
     # the listing knows better of one run, and of another that its log is another one
     lines = [json.loads(line) for line in made.lines]
@@ -124,7 +124,7 @@ def test_a_run_that_comes_by_both_ways_is_one_row(kafka: str, topic: MakeTopic, 
     made.lines = [json.dumps(line).encode() for line in lines]
     tally = run(made, tmp_path / "data")
     assert tally.counts == {("repeat", "run"): 10, ("correction", "outcome"): 1, ("repeat", "other_log"): 1}
-    state, deltas = account(ours.data)
+    state, deltas = account(ours.raw)
     assert raw_rows(deltas) == rows
     assert state.index.run(f"zuul~{lines[3]['build_uuid']}~1").outcome == "timeout"  # type: ignore[union-attr]
 
@@ -134,7 +134,7 @@ def test_a_trusted_listing_reclaims_the_runs_of_untrusted_events(kafka: str, top
     made = listed(tmp_path / "logs", runs=6, tricks=False)
     ours = stream(made, kafka, topic, tmp_path / "data", pipeline="check")
     assert run(made, tmp_path / "data", changes={"skip_known": True}).counts == {("reclaim", ""): 6}
-    state, deltas = account(ours.data)
+    state, deltas = account(ours.raw)
     assert state.trust == {(False, "no rule"): 6, (True, "listing"): 6}
     assert {row["mention"]["run_id"] for delta in deltas for row in delta.get("reclaims", ())} == made.runs
     assert verify_raw(ours.raw).findings == []
@@ -199,7 +199,7 @@ def test_a_source_is_named_by_the_policy(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=3, tricks=False)
     for source, trusted in (("backfill", True), ("found-somewhere", False)):
         run(made, tmp_path / source, changes={"reading": Reading(source, "zuul", str(made.folder))})
-        state, deltas = account(open_store(tmp_path / source))
+        state, deltas = account(DataRoot.open(tmp_path / source).raw)
         assert {key[0] for key in state.trust} == {trusted}
         assert {record["mention"]["source"] for delta in deltas for record in delta["runs"]} == {source}
         assert raw_rows(deltas).keys() == made.runs
@@ -210,7 +210,7 @@ def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) ->
     wrong = config(tmp_path, tmp_path / "data")
     with pytest.raises(CimlError, match=r"none of the first 12 logs is there .* is --logs right"):
         backfill(wrong, open_listing(str(made.path)))
-    assert account(open_store(tmp_path / "data"))[0].version == 0
+    assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 0
     tally = backfill(replace(wrong, take_missing=True), open_listing(str(made.path)))
     assert tally.counts == {("dead_letter", "log_not_found"): 12}
 
@@ -226,7 +226,7 @@ def test_an_outage_settles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         with pytest.raises(EngineError, match="none of 12 logs can be read: log_unavailable"):
             backfill(away, open_listing(str(made.path)))
-    assert account(open_store(tmp_path / "data"))[0].version == 0
+    assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 0
     run(made, tmp_path / "data")
     rows_of(made, tmp_path / "data")
 
@@ -239,7 +239,7 @@ def test_logs_that_are_too_large_together_are_read_one_after_the_other(tmp_path:
     assert {reason for kind, reason in tally.counts if kind == "dead_letter"} <= {"log_too_large"}
     run(made, tmp_path / "whole")
     assert tally.counts["run", ""] > 10
-    ours, whole = (raw_rows(account(open_store(tmp_path / name))[1]) for name in ("data", "whole"))
+    ours, whole = (raw_rows(account(DataRoot.open(tmp_path / name).raw)[1]) for name in ("data", "whole"))
     assert ours.items() <= whole.items()
 
 
@@ -286,7 +286,7 @@ def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
         try:
             deadline = time.monotonic() + 60
-            while sum(account(open_store(data))[0].counts.values()) < share * made.expected.total():
+            while sum(account(DataRoot.open(data).raw)[0].counts.values()) < share * made.expected.total():
                 assert process.poll() is None, "it ended before it was killed"
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -297,7 +297,7 @@ def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -
                 kills += 1
             process.wait(30)
     assert kills == 3
-    before = sum(account(open_store(data))[0].counts.values())
+    before = sum(account(DataRoot.open(data).raw)[0].counts.values())
     assert before < made.expected.total()
     tally = run(made, data)
     assert tally.before >= before
@@ -307,17 +307,17 @@ def test_killed_at_any_moment_it_goes_on_by_the_manifest_alone(tmp_path: Path) -
 #: Takes few lines at a time, so that a kill meets each step.
 _SLOW_BACKFILL = """
 import json, sys
-from ciml import listing_files
+from ciml.events import listing_files
 from ciml.events.payloads import message_of
 from ciml.events.listing import Reading
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from pipelines.backfill.backfill import backfill
 from pipelines.backfill.plan import BackfillConfig
 from transforms.fetch.policy import FetchPolicy
 listing_files.BLOCK_LINES = 4
 path, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,))
-config = BackfillConfig(open_store(data), Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
+config = BackfillConfig(DataRoot.open(data).raw, Reading("backfill", "zuul", logs), fetch=fetch, commit_lines=4)
 backfill(config, listing_files.open_listing(path))
 """
 

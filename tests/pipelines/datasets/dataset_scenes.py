@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
-from ciml.storage.open import LocalStore, Store
+from ciml.storage.open import LocalStore
 from pipelines.datasets.update import (
     create_dataset,
 )
@@ -34,7 +35,7 @@ def runs(first: int, last: int, **facts: Any) -> list[tuple[RunFacts, pa.Table]]
     return out
 
 
-def define(data: Store, name: str = "cpu", **keys: Any) -> None:
+def define(data: DataRoot, name: str = "cpu", **keys: Any) -> None:
     create_dataset(data, DatasetDefinition.from_json({"name": name, "span_runs": 4, "max_windows": 4, **keys}))
 
 

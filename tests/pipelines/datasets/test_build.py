@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition, load_definition
-from ciml.datasets.state import dataset_names, raw_store_by_name
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.storage.open import Store, open_store
+from ciml.manifest.log import ManifestLog
+from ciml.raw.run_log import files_of
 from pipelines.datasets.build import build_dataset, remove_dataset
-from pipelines.datasets.update import create_dataset, dataset_state, dataset_store, update_dataset, verify_dataset
+from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted, ids, run_ids, telemetry
 from tests.pipelines.raw_store.scenes import UNTRUSTED, RawStore
 from tests.transforms.samples import make_facts
 from training.data.snapshot import make_snapshot
-from training.evaluation.metrics import raw_files
 from transforms.ingest.trust import TrustPolicy
 
 HOUR_US = 3_600_000_000
@@ -35,9 +35,9 @@ def defined(**keys: Any) -> DatasetDefinition:
     return DatasetDefinition.from_json({"name": "cpu", "span_runs": 2, "max_windows": 4, "slicer": ":3", **keys})
 
 
-def files(store: Store) -> dict[str, bytes]:
+def files(store: DataRoot) -> dict[str, bytes]:
     """All that makes up the data set, but for the manifest's deltas, which hold the time."""
-    root = dataset_store(store, "cpu")
+    root = store.dataset("cpu").store
     return {path: root.read(path) for path in root.list() if not path.startswith("_manifest")}
 
 
@@ -54,97 +54,97 @@ def files(store: Store) -> dict[str, bytes]:
     ],
 )
 def test_a_slicer_cuts_the_runs_in_the_order_of_end_time_and_run_id(
-    data: Store, raw: RawStore, slicer: str, wanted: list[str]
+    data: DataRoot, raw: RawStore, slicer: str, wanted: list[str]
 ) -> None:
     raw.add([ended(1, 8), ended(5, 7), ended(9, 1, build_name="docs")])
     raw.add([ended(3, 9), ended(2, 7), ended(4, 6)])
     update = build_dataset(data, data, defined(slicer=slicer, build_name=["unit-*"]))
     assert [run for span in run_ids(update.state) for run in span] == wanted
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_a_pinned_data_set_comes_out_the_same_elsewhere_after_more_runs_and_corrections(
-    tmp_path: Path, data: Store, raw: RawStore
+    tmp_path: Path, data: DataRoot, raw: RawStore
 ) -> None:
     raw.add([ended(2, 2), ended(4, 4), ended(3, 3)])
     raw.add([], corrections=[ended(2, 2, outcome="failure")[0], ended(3, 3, outcome="success")[0]])
     raw.add([], corrections=[ended(4, 4, outcome="failure")[0]], trust=UNTRUSTED)
-    first = build_dataset(data, open_store(tmp_path / "first"), defined(slicer="-3:"))
+    first = build_dataset(data, DataRoot.open(tmp_path / "first"), defined(slicer="-3:"))
     assert [(run.run_id, run.label_name) for span in first.state.latest() for run in span.runs] == [
         ("zuul~2~1", "failed"),
         ("zuul~3~1", "passed"),
         ("zuul~4~1", "passed"),
     ]
     raw.add([ended(1, 1), ended(9, 9)], corrections=[ended(2, 2, outcome="success")[0]])
-    again = build_dataset(data, open_store(tmp_path / "first"), defined(slicer="-3:"))
+    again = build_dataset(data, DataRoot.open(tmp_path / "first"), defined(slicer="-3:"))
     assert (again.sealed, again.state.version) == ((), first.state.version)
-    assert update_dataset(open_store(tmp_path / "first"), "cpu", seal=True).sealed == ()
+    assert update_dataset(DataRoot.open(tmp_path / "first").dataset("cpu"), seal=True).sealed == ()
 
     kept = load_definition(tmp_path / "first/datasets/cpu/_definition.toml")
     assert kept == defined(slicer="-3:", raw_version=3)
-    rebuilt = build_dataset(data, open_store(tmp_path / "second"), kept)
-    assert files(open_store(tmp_path / "second")) == files(open_store(tmp_path / "first"))
-    assert len(files(open_store(tmp_path / "first"))) >= 3
+    rebuilt = build_dataset(data, DataRoot.open(tmp_path / "second"), kept)
+    assert files(DataRoot.open(tmp_path / "second")) == files(DataRoot.open(tmp_path / "first"))
+    assert len(files(DataRoot.open(tmp_path / "first"))) >= 3
     assert [span.to_json() for span in rebuilt.state.latest()] == [span.to_json() for span in first.state.latest()]
     # and anew, the slicer takes the runs of now
-    new = build_dataset(data, open_store(tmp_path / "third"), defined(slicer="-3:"))
+    new = build_dataset(data, DataRoot.open(tmp_path / "third"), defined(slicer="-3:"))
     assert run_ids(new.state) == [["3", "4"], ["9"]]
 
 
-def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: Store, tmp_path: Path) -> None:
-    source, target = open_store(tmp_path / "raw"), anywhere.child("sets")
+def test_raw_store_and_data_sets_may_lie_in_different_places(anywhere: DataRoot, tmp_path: Path) -> None:
+    source, target = DataRoot.open(tmp_path / "raw"), DataRoot(anywhere.store.child("sets"))
     RawStore(source).add([ended(number, number) for number in range(1, 6)])
     update = build_dataset(source, target, defined(slicer=":"))
     assert run_ids(update.state) == [ids(1, 2), ids(3, 4), ["5"]]
-    assert source.list("datasets") == []
-    assert verify_dataset(target, "cpu") == []
-    assert update_dataset(target, "cpu").sealed == ()
-    snapshot = make_snapshot(target, "cpu", TrustPolicy.load(None))
+    assert source.store.list("datasets") == []
+    assert verify_dataset(target.dataset("cpu")) == []
+    assert update_dataset(target.dataset("cpu")).sealed == ()
+    snapshot = make_snapshot(target.dataset("cpu"), TrustPolicy.load(None))
     assert [run.run_id for run in snapshot.runs()] == [f"zuul~{number}~1" for number in range(1, 6)]
     taken = {run.run_id for run in snapshot.runs()}
-    assert raw_files(raw_store_by_name(target, "cpu"), taken).keys() == taken
+    assert files_of(ManifestLog(target.dataset("cpu").raw()), taken).keys() == taken
 
 
-def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: Store, raw: RawStore) -> None:
+def test_without_a_slicer_the_same_line_takes_in_what_has_come(data: DataRoot, raw: RawStore) -> None:
     definition = defined(slicer=None, span_runs=4)
     raw.add([ended(1, 9), ended(3, 8)])
     assert run_ids(build_dataset(data, data, definition).state) == [["1", "3"]]
     assert build_dataset(data, data, definition).sealed == ()
     raw.add([ended(2, 1)])
     assert run_ids(build_dataset(data, data, definition).state) == [["1", "3"], ["2"]]
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path, data: Store, raw: RawStore) -> None:
+def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     raw.add([ended(number, 10 - number) for number in range(1, 8)])
     whole: dict[str, bytes] = {}
     for kill in range(30):
         target = tmp_path / str(kill)
         try:
-            build_dataset(data, FailingStore(str(target), [kill]), defined(slicer=":6", raw_version=1))
+            build_dataset(data, DataRoot(FailingStore(str(target), [kill])), defined(slicer=":6", raw_version=1))
             killed = False
         except Interrupted:
             killed = True
         raw.add([ended(100 + kill, 20 + kill)])  # what comes meanwhile is not in the slice
-        build_dataset(data, open_store(target), defined(slicer=":6", raw_version=1))
-        assert verify_dataset(open_store(target), "cpu") == []
-        whole = whole or files(open_store(target))
-        assert files(open_store(target)) == whole
+        build_dataset(data, DataRoot.open(target), defined(slicer=":6", raw_version=1))
+        assert verify_dataset(DataRoot.open(target).dataset("cpu")) == []
+        whole = whole or files(DataRoot.open(target))
+        assert files(DataRoot.open(target)) == whole
         if not killed:
             break
     assert kill >= 7
     assert not killed
 
 
-def test_a_beam_runner_gives_the_same_bytes(tmp_path: Path, data: Store, raw: RawStore) -> None:
+def test_a_beam_runner_gives_the_same_bytes(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     raw.add([ended(number, 10 - number) for number in range(1, 8)])
-    direct, beam = open_store(tmp_path / "direct"), open_store(tmp_path / "beam")
+    direct, beam = DataRoot.open(tmp_path / "direct"), DataRoot.open(tmp_path / "beam")
     build_dataset(data, direct, defined(slicer=":5"))
     build_dataset(data, beam, defined(slicer=":5"), runner="fnapi")
     assert files(beam) == files(direct)
 
 
-def test_classes_are_those_of_all_pinned_runs(data: Store, raw: RawStore) -> None:
+def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> None:
     clouds = ["aws", "aws", "aws", "oracle"]
     raw.add([ended(number, number, provider=cloud) for number, cloud in enumerate(clouds, 1)])
     raw.add([ended(9, 9, provider="forged")], trust=UNTRUSTED)
@@ -166,19 +166,19 @@ def test_classes_are_those_of_all_pinned_runs(data: Store, raw: RawStore) -> Non
     ],
 )
 def test_a_mistake_is_told_in_a_line_and_leaves_nothing_behind(
-    data: Store, raw: RawStore, keys: dict[str, Any], said: str
+    data: DataRoot, raw: RawStore, keys: dict[str, Any], said: str
 ) -> None:
     raw.add([ended(number, number) for number in range(1, 5)])
     with pytest.raises(CimlError, match=r"^[^\n]+$") as error:
         build_dataset(data, data, defined(**keys))
     assert said in str(error.value)
     assert error.value.exit_code == 2
-    assert dataset_names(data) == []
+    assert data.dataset_names() == []
 
 
-def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data: Store, raw: RawStore) -> None:
+def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
     with pytest.raises(CimlError, match=r"no raw store at .*/nowhere/raw: fill it by ciml-cache-data"):
-        build_dataset(open_store(tmp_path / "nowhere"), data, defined())
+        build_dataset(DataRoot.open(tmp_path / "nowhere"), data, defined())
     raw.add([ended(number, number) for number in range(1, 5)])
     build_dataset(data, data, defined())
     with pytest.raises(CimlError, match="'cpu' exists with another sample_statistic: choose another name"):
@@ -187,11 +187,11 @@ def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data:
         build_dataset(data, data, defined(slicer=":2"))
     with pytest.raises(CimlError, match="a slicer needs its raw_version"):
         create_dataset(data, defined(name="other"))
-    other = open_store(tmp_path / "other")
+    other = DataRoot.open(tmp_path / "other")
     RawStore(other).add([ended(number, number) for number in range(11, 15)])
     with pytest.raises(IntegrityError, match=r"span 1 has other runs than .*/other/raw"):
         build_dataset(other, data, defined())
-    remove_dataset(data, "cpu")
-    assert data.list("datasets") == []
+    remove_dataset(data.dataset("cpu"))
+    assert data.store.list("datasets") == []
     assert run_ids(build_dataset(data, data, defined(slicer=":2")).state) == [ids(1, 2)]
-    assert dataset_state(data, "cpu").source is None
+    assert data.dataset("cpu").state().source is None

@@ -15,15 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.state import DatasetState
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import LocalStore, Store
 from pipelines.datasets import update as datasets
 from pipelines.datasets.update import (
-    dataset_state,
-    dataset_store,
     update_dataset,
     verify_dataset,
 )
@@ -37,15 +36,15 @@ from transforms.parse.logs import Log, parse_logs
 def test_an_update_that_is_killed_at_any_write_leaves_nothing_behind_that_counts(tmp_path: Path) -> None:
     whole = None
     for kill in range(9):
-        data = LocalStore(tmp_path / str(kill))
+        data = DataRoot.open(tmp_path / str(kill))
         raw = RawStore(data)
         raw.add(runs(1, 5))
         define(data, tdt_split=[1, 1, 1])
         with pytest.raises(Interrupted) if kill < 3 else _maybe(Interrupted):
-            update_dataset(FailingStore(data.root, [kill]), "cpu", seal=True, now_us=0)
+            update_dataset(DataRoot(FailingStore(data.url, [kill])).dataset("cpu"), seal=True, now_us=0)
         raw.add(runs(6, 9))  # so that what was to be a short span becomes a full one
-        state = update_dataset(data, "cpu", seal=True, now_us=0).state
-        assert verify_dataset(data, "cpu") == []
+        state = update_dataset(data.dataset("cpu"), seal=True, now_us=0).state
+        assert verify_dataset(data.dataset("cpu")) == []
         assert [run for span in run_ids(state) for run in span] == ids(1, 9)
         assert run_ids(state)[0] == ids(1, 4)
         whole = whole or state.spans[1]
@@ -64,7 +63,7 @@ class _maybe:  # noqa: N801
 
 
 def test_an_updater_that_loses_takes_over_what_the_other_did(
-    data: Store, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.add(runs(1, 9))
     define(data)
@@ -76,17 +75,17 @@ def test_an_updater_that_loses_takes_over_what_the_other_did(
         if not others:  # between this one's files and its commit, another runs from beginning to end
             others.append(1)
             raw.add(runs(10, 10))
-            others.append(len(update_dataset(data, "cpu", seal=True).sealed))
+            others.append(len(update_dataset(data.dataset("cpu"), seal=True).sealed))
         return span
 
     monkeypatch.setattr(datasets, "write_span", write_late)
-    update = update_dataset(data, "cpu")
+    update = update_dataset(data.dataset("cpu"))
     assert (len(update.sealed), others) == (0, [1, 3])
     assert run_ids(update.state) == [ids(1, 4), ids(5, 8), ids(9, 10)]
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_files_of_a_loser_that_differ_are_swept(data: Store, raw: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_loser_that_differ_are_swept(data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.add(runs(1, 2))
     define(data)
     write = datasets.write_span
@@ -97,35 +96,35 @@ def test_files_of_a_loser_that_differ_are_swept(data: Store, raw: RawStore, monk
         if not others:
             others.append(1)
             raw.add(runs(3, 4))
-            others.append(len(update_dataset(data, "cpu").sealed))
+            others.append(len(update_dataset(data.dataset("cpu")).sealed))
         return span
 
     monkeypatch.setattr(datasets, "write_span", write_late)
-    update = update_dataset(data, "cpu", seal=True)  # would have sealed runs 1 and 2 alone
+    update = update_dataset(data.dataset("cpu"), seal=True)  # would have sealed runs 1 and 2 alone
     assert (len(update.sealed), others) == (0, [1, 1])
     assert run_ids(update.state) == [ids(1, 4)]
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def _update(root: str, start: Any) -> None:
     start.wait()
-    update_dataset(open_store(root), "cpu", seal=True)
+    update_dataset(DataRoot.open(root).dataset("cpu"), seal=True)
 
 
-def test_updaters_in_several_processes_give_one_result(data: Store, raw: RawStore) -> None:
+def test_updaters_in_several_processes_give_one_result(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 18))
     define(data)
     processes = multiprocessing.get_context("spawn")
     start = processes.Event()
-    workers = [processes.Process(target=_update, args=(data.root, start)) for _ in range(3)]
+    workers = [processes.Process(target=_update, args=(data.url, start)) for _ in range(3)]
     for worker in workers:
         worker.start()
     start.set()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert run_ids(dataset_state(data, "cpu")) == [ids(1, 4), ids(5, 8), ids(9, 12), ids(13, 16), ids(17, 18)]
-    assert verify_dataset(data, "cpu") == []
+    assert run_ids(data.dataset("cpu").state()) == [ids(1, 4), ids(5, 8), ids(9, 12), ids(13, 16), ids(17, 18)]
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
@@ -139,7 +138,7 @@ def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
         yield make_facts(number, provider="north", start_us=NOON), each
 
 
-def _equals_direct(data: Store, **arguments: Any) -> None:
+def _equals_direct(data: DataRoot, **arguments: Any) -> None:
     raw = RawStore(data)
     given = list(_real_runs())
     raw.add(given[:25])
@@ -154,11 +153,11 @@ def _equals_direct(data: Store, **arguments: Any) -> None:
     }
     for name in ("direct", "beam"):
         define(data, name, **keys)
-    direct = update_dataset(data, "direct", seal=True, now_us=5)
-    beam = update_dataset(data, "beam", seal=True, now_us=5, **arguments)
+    direct = update_dataset(data.dataset("direct"), seal=True, now_us=5)
+    beam = update_dataset(data.dataset("beam"), seal=True, now_us=5, **arguments)
     assert [len(span.runs) + len(span.excluded) for span in beam.sealed] == [25, 25, 12]
     assert [span.to_json() for span in beam.sealed] == [span.to_json() for span in direct.sealed]
-    stores = [dataset_store(data, name) for name in ("direct", "beam")]
+    stores = [data.dataset(name).store for name in ("direct", "beam")]
     for span in beam.sealed:
         for path in span.paths:
             assert stores[0].read(path) == stores[1].read(path)
@@ -167,42 +166,42 @@ def _equals_direct(data: Store, **arguments: Any) -> None:
     ]
     assert deltas[0] == deltas[1]
     assert stores[1].list("results") == []
-    assert verify_dataset(data, "beam") == []
+    assert verify_dataset(data.dataset("beam")) == []
 
 
-def test_beam_in_this_process_gives_the_same_bytes(data: Store) -> None:
+def test_beam_in_this_process_gives_the_same_bytes(data: DataRoot) -> None:
     _equals_direct(data, runner="fnapi")
 
 
 @pytest.mark.engines
-def test_flink_gives_the_same_bytes(data: Store, flink_jobs: str) -> None:
+def test_flink_gives_the_same_bytes(data: DataRoot, flink_jobs: str) -> None:
     _equals_direct(data, runner="flink", job_endpoint=flink_jobs)
 
 
 @pytest.mark.engines
-def test_s3_gives_the_same_as_a_folder(data: Store, s3: Any) -> None:
-    bucket = open_store(f"{s3.bucket()}/ci/data")
+def test_s3_gives_the_same_as_a_folder(data: DataRoot, s3: Any) -> None:
+    bucket = DataRoot.open(f"{s3.bucket()}/ci/data")
     states = []
     for store in (data, bucket):
         RawStore(store).add(runs(1, 9))
         define(store)
-        update_dataset(store, "cpu", seal=True)
-        assert verify_dataset(store, "cpu") == []
-        states.append([span.to_json() for span in dataset_state(store, "cpu").latest()])
+        update_dataset(store.dataset("cpu"), seal=True)
+        assert verify_dataset(store.dataset("cpu")) == []
+        states.append([span.to_json() for span in store.dataset("cpu").state().latest()])
     assert states[0] == states[1]
 
 
-def test_a_stage_that_fails_in_beam_says_what_it_said(data: Store, raw: RawStore) -> None:
+def test_a_stage_that_fails_in_beam_says_what_it_said(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 4))
     define(data)
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     raw.add(runs(5, 8))
     (path,) = [path for path in raw.store.list("runs") if "~7~1." in path]
     raw.store.delete(path)
     for runner in (None, "fnapi"):
         with pytest.raises(IntegrityError, match=r"~7~1\..*is named by the manifest, and is not there"):
-            update_dataset(data, "cpu", runner=runner)
-    assert dataset_state(data, "cpu").version == 2
+            update_dataset(data.dataset("cpu"), runner=runner)
+    assert data.dataset("cpu").state().version == 2
 
 
 def _flip(store: Store, path: str) -> None:
@@ -236,36 +235,36 @@ def _change_a_value(store: Store, path: str) -> None:
     ],
     ids=["deleted", "flipped", "changed", "foreign"],
 )
-def test_verify_finds_damage(data: Store, raw: RawStore, damage: Callable[[Store, str], None], message: str) -> None:
+def test_verify_finds_damage(data: DataRoot, raw: RawStore, damage: Callable[[Store, str], None], message: str) -> None:
     raw.add(runs(1, 4))
     define(data)
-    (span,) = update_dataset(data, "cpu").sealed
-    damage(dataset_store(data, "cpu"), span.files["train"][0].path)
-    wrong = verify_dataset(data, "cpu")
+    (span,) = update_dataset(data.dataset("cpu")).sealed
+    damage(data.dataset("cpu").store, span.files["train"][0].path)
+    wrong = verify_dataset(data.dataset("cpu"))
     assert len(wrong) >= 1
     assert message in wrong[0]
 
 
-def test_verify_finds_a_run_that_no_span_has(data: Store, raw: RawStore) -> None:
+def test_verify_finds_a_run_that_no_span_has(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 4))
     define(data)
-    update_dataset(data, "cpu")
-    manifest = dataset_store(data, "cpu")
+    update_dataset(data.dataset("cpu"))
+    manifest = data.dataset("cpu").store
     path = ManifestLog(manifest).path(2)
     delta = json.loads(manifest.read(path))
     delta["spans"][0]["runs"][1]["run_id"] = "zuul~77~1"
     manifest.replace(path, json.dumps(delta).encode())
-    assert [line for line in verify_dataset(data, "cpu") if line.startswith("the run")] == [
+    assert [line for line in verify_dataset(data.dataset("cpu")) if line.startswith("the run")] == [
         "the run zuul~2~1 is selected, and in no span",
         "the run zuul~77~1 is in a span, and not selected",
     ]
 
 
-def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: Store, raw: RawStore) -> None:
+def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 8))
     define(data)
-    update_dataset(data, "cpu")
-    log = ManifestLog(dataset_store(data, "cpu"))
+    update_dataset(data.dataset("cpu"))
+    log = ManifestLog(data.dataset("cpu").store)
     delta = log.read(3)
     for change, message in (
         ({"cursor": [1, 2]}, "goes back"),
@@ -281,12 +280,12 @@ def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: Store, r
         DatasetState().apply(9, delta)
 
 
-def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: Store, raw: RawStore) -> None:
+def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 4))
     define(data)
     program = (
-        "import sys; from ciml.storage.open import open_store; from pipelines.datasets.update import update_dataset; "
-        f"print(len(update_dataset(open_store({data.root!r}), 'cpu').sealed), "
+        "import sys; from ciml.data_root import DataRoot; from pipelines.datasets.update import update_dataset; "
+        f"print(len(update_dataset(DataRoot.open({data.url!r}).dataset('cpu')).sealed), "
         "[name for name in ('apache_beam', 'tensorflow') if name in sys.modules])"
     )
     root = Path(__file__).parents[3]
@@ -296,16 +295,16 @@ def test_neither_beam_nor_tensorflow_is_imported_without_a_runner(data: Store, r
     assert out.stdout == "1 []\n"
 
 
-def test_the_store_that_does_not_answer_is_an_engine_error(data: Store, raw: RawStore) -> None:
+def test_the_store_that_does_not_answer_is_an_engine_error(data: DataRoot, raw: RawStore) -> None:
     raw.add(runs(1, 4))
     define(data)
     full = _full(data)
     with pytest.raises(EngineError, match="disk is full"):
-        update_dataset(full, "cpu")
-    assert dataset_state(data, "cpu").version == 1
+        update_dataset(full.dataset("cpu"))
+    assert data.dataset("cpu").state().version == 1
 
 
-def _full(data: Store) -> Store:
+def _full(data: DataRoot) -> DataRoot:
     class Full(LocalStore):
         def create(self, path: str, data: bytes) -> bool:
             raise EngineError("cannot write: disk is full")
@@ -313,4 +312,4 @@ def _full(data: Store) -> Store:
         def child(self, path: str) -> LocalStore:
             return Full(super().child(path).root)
 
-    return Full(data.root)
+    return DataRoot(Full(data.url))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import RunFacts
-from ciml.storage.open import Store, open_store
 from pipelines.backfill.backfill import backfill
-from pipelines.datasets.update import create_dataset, dataset_store, read_span, update_dataset, verify_dataset
+from pipelines.datasets.update import create_dataset, read_span, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.ingest import ingest_micro_batches
@@ -39,13 +39,13 @@ def send(kafka: str, topic: str, said: Sequence[RunFacts]) -> None:
     assert producer.flush(30) == 0
 
 
-def labels(data: Store, span: SpanVersion) -> dict[str, int]:
-    table = read_span(dataset_store(data, "status"), span)
+def labels(data: DataRoot, span: SpanVersion) -> dict[str, int]:
+    table = read_span(data.dataset("status").store, span)
     return dict(zip(table["run_id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
-def files(data: Store) -> dict[str, bytes]:
-    root = dataset_store(data, "status")
+def files(data: DataRoot) -> dict[str, bytes]:
+    root = data.dataset("status").store
     return {path: root.read(path) for path in root.list() if path.startswith("span-")}
 
 
@@ -53,9 +53,8 @@ def files(data: Store) -> dict[str, bytes]:
 def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     kafka: str, topic: MakeTopic, tmp_path: Path
 ) -> None:
-    data, name = open_store(tmp_path / "data"), topic(1, "events")
-    ours = IngestConfig(
-        data, KafkaOptions(kafka), name, "", fetch=FetchPolicy(file_roots=(str(CORPUS),))
+    data, name = DataRoot.open(tmp_path / "data"), topic(1, "events")
+    ours = IngestConfig(data.raw, KafkaOptions(kafka), name, "", fetch=FetchPolicy(file_roots=(str(CORPUS),))
     )  # fmt: skip
     said = [mention.replace(log_url=path.as_uri()) for mention, path in mentions(RUNS)]
     failed = [mention if number % 2 else mention.replace(outcome="failure") for number, mention in enumerate(said)]
@@ -64,14 +63,14 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
 
     send(kafka, name, failed)
     ingest_micro_batches(ours, until="end")
-    (first,) = update_dataset(data, "status").sealed
+    (first,) = update_dataset(data.dataset("status")).sealed
     assert labels(data, first) == {mention.run_id: 1 - number % 2 for number, mention in enumerate(said)}
     before = files(data)
 
     # by an event: the first run passed after all
     send(kafka, name, [said[0]])
     ingest_micro_batches(ours, until="end")
-    (second,) = update_dataset(data, "status").sealed
+    (second,) = update_dataset(data.dataset("status")).sealed
     assert (second.span, second.version) == (first.span, first.version + 1)
     assert labels(data, second) == {**labels(data, first), said[0].run_id: 0}
 
@@ -79,23 +78,23 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     line = json.loads(_line(said[1]))
     listing = tmp_path / "corrected.jsonl"
     listing.write_text(json.dumps({**line, "build_uuid": said[1].build_uuid, "result": "FAILURE"}))
-    tally = backfill(backfill_config(CORPUS, data.root), open_listing(str(listing)))
+    tally = backfill(backfill_config(CORPUS, data.url), open_listing(str(listing)))
     assert tally.counts == {("correction", "outcome"): 1}
-    (third,) = update_dataset(data, "status").sealed
+    (third,) = update_dataset(data.dataset("status")).sealed
     assert (third.span, third.version) == (first.span, first.version + 2)
     assert labels(data, third) == {**labels(data, second), said[1].run_id: 1}
 
     # nothing but the labels is another, and every file of the old versions is as it was
-    tables = [read_span(dataset_store(data, "status"), each) for each in (first, third)]
+    tables = [read_span(data.dataset("status").store, each) for each in (first, third)]
     for column in tables[0].column_names:
         if column not in ("label", "label_name", "outcome", "result"):
             assert tables[0][column].equals(tables[1][column]), column
     assert np.sum(np.array(tables[0]["label"]) != np.array(tables[1]["label"])) == 2
     now = files(data)
     assert {path: now[path] for path in before} == before
-    assert verify_dataset(data, "status") == []
-    assert account(data)[0].counts == {("run", ""): RUNS, ("correction", "outcome"): 2}
-    assert update_dataset(data, "status").sealed == ()
+    assert verify_dataset(data.dataset("status")) == []
+    assert account(data.raw)[0].counts == {("run", ""): RUNS, ("correction", "outcome"): 2}
+    assert update_dataset(data.dataset("status")).sealed == ()
 
 
 def _line(mention: RunFacts) -> Any:

@@ -11,18 +11,17 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
-from ciml.datasets.state import dataset_state
 from ciml.errors import CimlError, EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
-from ciml.storage.open import Store, open_store
 from cli.commands.operate.backfill import make_config
 from pipelines.backfill.backfill import backfill
 from pipelines.datasets import listed_runs
 from pipelines.datasets.build import DEFINITION, build_dataset
 from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import dataset_store, update_dataset, verify_dataset
+from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted
 from training.data.in_memory import read_material
 from training.data.snapshot import make_snapshot
@@ -55,8 +54,8 @@ def defined(**keys: Any) -> DatasetDefinition:
     return DatasetDefinition.from_json({"name": "cpu", **keys})
 
 
-def files(store: Store) -> dict[str, bytes]:
-    root = dataset_store(store, "cpu")
+def files(store: DataRoot) -> dict[str, bytes]:
+    root = store.dataset("cpu").store
     return {path: root.read(path) for path in root.list() if not path.startswith("_manifest")}
 
 
@@ -71,25 +70,25 @@ def files(store: Store) -> dict[str, bytes]:
 )
 def test_the_files_are_those_that_a_raw_store_gives(tmp_path: Path, keys: dict[str, Any]) -> None:
     path = listing(tmp_path, lines(100))
-    stored = open_store(tmp_path / "stored")
-    backfill(make_config(stored.root, str(CORPUS)), open_listing(str(path)))
+    stored = DataRoot.open(tmp_path / "stored")
+    backfill(make_config(stored.url, str(CORPUS)), open_listing(str(path)))
     by_store = build_dataset(stored, stored, defined(**keys))
-    straight = open_store(tmp_path / "straight")
+    straight = DataRoot.open(tmp_path / "straight")
     by_logs = build_dataset(listed(path), straight, defined(**keys))
     assert files(straight) == files(stored)
     assert len(files(straight)) > 2
     assert [span.to_json() for span in by_logs.state.latest()] == [span.to_json() for span in by_store.state.latest()]
-    assert not list(Path(straight.root).glob("raw/*"))
-    assert verify_dataset(straight, "cpu") == []
+    assert not list(Path(straight.url).glob("raw/*"))
+    assert verify_dataset(straight.dataset("cpu")) == []
 
 
 def test_what_is_kept_of_the_logs_that_decide_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = listing(tmp_path, lines(60))
-    kept = open_store(tmp_path / "kept")
+    kept = DataRoot.open(tmp_path / "kept")
     build_dataset(listed(path), kept, defined())
     monkeypatch.setattr(listed_runs.LogReader, "__init__", partialmethod(listed_runs.LogReader.__init__, kept_bytes=0))
     monkeypatch.setattr(listed_runs, "_LOGS", 7)
-    again = open_store(tmp_path / "again")
+    again = DataRoot.open(tmp_path / "again")
     build_dataset(listed(path), again, defined())
     assert files(again) == files(kept)
 
@@ -99,7 +98,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     builds = lines(100)
     builds[7]["log_path"] = "nowhere.gz"
     path = listing(tmp_path, builds)
-    one = open_store(tmp_path / "one")
+    one = DataRoot.open(tmp_path / "one")
     state = build_dataset(listed(path), one, defined()).state
     assert state.excluded()["log_not_found"] == 1
     line = ["--dataset", "cpu", "--class-label", "provider", "--features-regex", "(usr|1min)", "--jobs", "3"]
@@ -110,7 +109,7 @@ def test_several_processes_read_and_fail_as_one_does(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=CORPUS.parents[1])
     assert (done.returncode, done.stderr) == (0, "")
     assert "log_not_found 1" in done.stdout
-    assert files(open_store(tmp_path / "three")) == files(one)
+    assert files(DataRoot.open(tmp_path / "three")) == files(one)
 
 
 def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
@@ -125,9 +124,9 @@ def test_lines_count_as_a_backfill_counts_them(tmp_path: Path) -> None:
         *rest,
     ]
     path = listing(tmp_path, builds)
-    stored, straight = open_store(tmp_path / "stored"), open_store(tmp_path / "straight")
+    stored, straight = DataRoot.open(tmp_path / "stored"), DataRoot.open(tmp_path / "straight")
     keys = {"class_label": "status", "span_runs": 200}
-    backfill(make_config(stored.root, str(CORPUS)), open_listing(str(path)))
+    backfill(make_config(stored.url, str(CORPUS)), open_listing(str(path)))
     build_dataset(stored, stored, defined(**keys))
     source = listed(path)
     state = build_dataset(source, straight, defined(**keys)).state
@@ -151,7 +150,7 @@ def test_a_log_that_cannot_be_used_excludes_its_run(tmp_path: Path) -> None:
     (logs / builds[0]["log_path"]).unlink()
     (logs / builds[3]["log_path"]).write_bytes(b"nothing of the kind\n")
     builds[5]["log_path"] = "https://example.org/log.txt"
-    state = build_dataset(listed(listing(tmp_path, builds), logs), open_store(tmp_path / "sets"), defined()).state
+    state = build_dataset(listed(listing(tmp_path, builds), logs), DataRoot.open(tmp_path / "sets"), defined()).state
     excluded = {each["run_id"].split("~")[1]: each["reason"] for span in state.latest() for each in span.excluded}
     assert excluded == {
         builds[0]["build_uuid"]: "log_not_found",
@@ -167,7 +166,7 @@ def test_a_log_that_cannot_be_read_now_excludes_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(settle, "read_logs", lambda logs, policy: real(logs, policy, sleep=lambda _: None))
     monkeypatch.setattr("transforms.fetch.fetch.os.read", _broken)
     with pytest.raises(EngineError, match="log_unavailable"):
-        build_dataset(listed(listing(tmp_path, lines(5))), open_store(tmp_path / "sets"), defined())
+        build_dataset(listed(listing(tmp_path, lines(5))), DataRoot.open(tmp_path / "sets"), defined())
     assert not (tmp_path / "sets").exists()
 
 
@@ -177,44 +176,44 @@ def _broken(handle: int, size: int) -> bytes:
 
 def test_a_build_that_is_killed_at_any_write_goes_on(tmp_path: Path) -> None:
     path, definition = listing(tmp_path, lines(30)), defined(span_runs=10)
-    build_dataset(listed(path), open_store(tmp_path / "whole"), definition)
-    whole = files(open_store(tmp_path / "whole"))
+    build_dataset(listed(path), DataRoot.open(tmp_path / "whole"), definition)
+    whole = files(DataRoot.open(tmp_path / "whole"))
     for writes in range(9):
         folder = tmp_path / f"killed-{writes}"
         try:
-            build_dataset(listed(path), FailingStore(str(folder), [writes]), definition)
+            build_dataset(listed(path), DataRoot(FailingStore(str(folder), [writes])), definition)
         except Interrupted:
-            build_dataset(listed(path), open_store(folder), definition)
+            build_dataset(listed(path), DataRoot.open(folder), definition)
         else:
             assert writes == 8
-        assert files(open_store(folder)) == whole
-        assert verify_dataset(open_store(folder), "cpu") == []
+        assert files(DataRoot.open(folder)) == whole
+        assert verify_dataset(DataRoot.open(folder).dataset("cpu")) == []
 
 
 def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
-    path, target = listing(tmp_path, lines(20)), open_store(tmp_path / "sets")
+    path, target = listing(tmp_path, lines(20)), DataRoot.open(tmp_path / "sets")
     first = build_dataset(listed(path), target, defined())
     assert build_dataset(listed(path), target, defined()).sealed == ()
     moved = path.rename(tmp_path / "moved.jsonl")
     assert build_dataset(listed(moved), target, defined()).state.version == first.state.version
     with pytest.raises(CimlError, match=r"was made straight from the logs of .*listing.jsonl: choose another name"):
         build_dataset(listed(listing(tmp_path, lines(21))), target, defined())
-    backfill(make_config(target.root, str(CORPUS)), open_listing(str(moved)))
+    backfill(make_config(target.url, str(CORPUS)), open_listing(str(moved)))
     with pytest.raises(CimlError, match="was made straight from the logs"):
         build_dataset(target, target, defined())
     with pytest.raises(CimlError, match="has to be built from a raw store"):
-        update_dataset(target, "cpu")
+        update_dataset(target.dataset("cpu"))
     with pytest.raises(CimlError, match="has to be built from a raw store"):
-        make_snapshot(target, "cpu", TrustPolicy.load(None))
+        make_snapshot(target.dataset("cpu"), TrustPolicy.load(None))
 
 
 def test_an_experiment_takes_it(tmp_path: Path) -> None:
-    target = open_store(tmp_path / "sets")
+    target = DataRoot.open(tmp_path / "sets")
     build_dataset(listed(listing(tmp_path, lines(20))), target, defined())
-    material = read_material(target, "cpu", TrustPolicy.load(None))
+    material = read_material(target.dataset("cpu"), TrustPolicy.load(None))
     assert len(material.rows.labels) == 20
     assert material.raw is None
-    state = dataset_state(target, "cpu")
+    state = target.dataset("cpu").state()
     assert state.listing is not None
     assert state.listing["logs"] == str(CORPUS)
-    assert dataset_store(target, "cpu").exists(DEFINITION)
+    assert target.dataset("cpu").store.exists(DEFINITION)

@@ -14,16 +14,16 @@ import pytest
 
 import transforms.examples.from_logs
 import transforms.examples.spans
-import transforms.raw.write
+import transforms.parse.stage
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.datasets.state import SpanVersion
 from ciml.errors import EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import open_listing
-from ciml.storage.open import Store, open_store
 from pipelines.datasets.build import build_dataset
 from pipelines.datasets.listed_runs import ListedRuns
-from pipelines.datasets.update import dataset_store, read_span, update_dataset, verify_dataset
+from pipelines.datasets.update import read_span, update_dataset, verify_dataset
 from tests.pipelines.backfill.backfilling import Listed, listed
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.scenes import RawStore
@@ -52,47 +52,47 @@ def _begins_with_5(table: pa.Table) -> bool:
 
 @pytest.mark.parametrize("runner", [None, "fnapi"])
 def test_a_poisoned_run_is_excluded_and_the_others_are_examples(
-    data: Store, raw: RawStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, runner: str | None
+    data: DataRoot, raw: RawStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, runner: str | None
 ) -> None:
     stored = runs(1, 8)
     raw.add(stored)
     define(data, span_runs=8, tdt_split=[1, 1, 1])
-    other = open_store(tmp_path / "other")
+    other = DataRoot.open(tmp_path / "other")
     RawStore(other).add([each for number, each in enumerate(stored) if number != 4])
     define(other, span_runs=7, tdt_split=[1, 1, 1])
-    update_dataset(other, "cpu")  # the direct computation on the others
+    update_dataset(other.dataset("cpu"))  # the direct computation on the others
     _fails_for(monkeypatch, transforms.examples.spans, "downsample", _begins_with_5, FloatingPointError("five"))
-    (span,) = update_dataset(data, "cpu", runner=runner).sealed
+    (span,) = update_dataset(data.dataset("cpu"), runner=runner).sealed
     (excluded,) = span.excluded
     assert (excluded["run_id"], excluded["reason"]) == (stored[4][0].run_id, "internal_error")
     assert excluded["detail"].startswith("examples: FloatingPointError: five [")
     assert excluded["detail"].endswith(" fails]")
     assert len(excluded["detail"]) < 1500
-    wanted = update_dataset(other, "cpu").state.latest()[0]
+    wanted = update_dataset(other.dataset("cpu")).state.latest()[0]
     assert span.runs == wanted.runs
     assert {split: [file.digest for file in files] for split, files in span.files.items()} == {
         split: [file.digest for file in files] for split, files in wanted.files.items()
     }
-    assert read_span(dataset_store(data, "cpu"), span).equals(read_span(dataset_store(other, "cpu"), wanted))
-    assert verify_dataset(data, "cpu") == []
+    assert read_span(data.dataset("cpu").store, span).equals(read_span(other.dataset("cpu").store, wanted))
+    assert verify_dataset(data.dataset("cpu")) == []
     monkeypatch.undo()
     # a later version of the span tries it again: here one with a corrected label
     failed = stored[0][0].replace(outcome="failure", result="FAILURE")
     raw.add(corrections=[failed])
-    (again,) = update_dataset(data, "cpu", runner=runner).sealed
+    (again,) = update_dataset(data.dataset("cpu"), runner=runner).sealed
     assert (again.version, again.excluded, len(again.runs)) == (2, (), 8)
 
 
 def test_a_store_that_does_not_answer_excludes_nobody(
-    data: Store, raw: RawStore, monkeypatch: pytest.MonkeyPatch
+    data: DataRoot, raw: RawStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.add(runs(1, 8))
     define(data, span_runs=8)
     _fails_for(monkeypatch, transforms.examples.spans, "downsample", _begins_with_5, EngineError("the store is away"))
     with pytest.raises(EngineError, match="is away"):
-        update_dataset(data, "cpu")
+        update_dataset(data.dataset("cpu"))
     monkeypatch.undo()
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert (span.excluded, len(span.runs)) == ((), 8)
 
 
@@ -112,10 +112,10 @@ def test_a_poisoned_line_of_a_listing_is_excluded(
     for name, poison in {"good": "", "bad": stage}.items():
         with monkeypatch.context() as patch:
             if poison == "parse":
-                _fails_for(patch, transforms.raw.write, "parse_logs", lambda log: log.data == text, error)
+                _fails_for(patch, transforms.parse.stage, "parse_logs", lambda log: log.data == text, error)
             if poison == "examples":
                 _fails_for(patch, transforms.examples.from_logs, "downsample", lambda each: each.equals(table), error)
-            found[name] = _built(made, open_store(tmp_path / name), jobs)
+            found[name] = _built(made, DataRoot.open(tmp_path / name), jobs)
     good, bad = found.values()
     assert good.excluded == ()
     (excluded,) = bad.excluded
@@ -125,7 +125,7 @@ def test_a_poisoned_line_of_a_listing_is_excluded(
     assert bad.runs == tuple(run for run in good.runs if run.run_id != excluded["run_id"])
 
 
-def _built(made: Listed, target: Store, jobs: int) -> SpanVersion:
+def _built(made: Listed, target: DataRoot, jobs: int) -> SpanVersion:
     keys = {"name": "cpu", "class_label": "provider", "features_regex": "(usr|1min)", "span_runs": 40}
     reading, fetch = Reading("backfill", "zuul", str(made.folder)), FetchPolicy(file_roots=(str(made.folder),))
     with (
@@ -133,5 +133,5 @@ def _built(made: Listed, target: Store, jobs: int) -> SpanVersion:
         ListedRuns(listing, reading, TrustPolicy.load(), fetch, jobs=jobs) as source,
     ):
         (span,) = build_dataset(source, target, DatasetDefinition.from_json(keys)).sealed
-    assert verify_dataset(target, "cpu") == []
+    assert verify_dataset(target.dataset("cpu")) == []
     return span

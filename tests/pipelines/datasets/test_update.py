@@ -7,13 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciml.datasets.state import dataset_names
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import (
-    dataset_state,
-    dataset_store,
     read_span,
     update_dataset,
     verify_dataset,
@@ -24,34 +21,34 @@ from tests.transforms.samples import LOAD, make_facts, table
 from transforms.examples.prepare import make_examples
 
 
-def test_a_span_is_the_next_selected_runs_in_the_raw_manifests_order(data: Store, raw: RawStore) -> None:
+def test_a_span_is_the_next_selected_runs_in_the_raw_manifests_order(data: DataRoot, raw: RawStore) -> None:
     define(data)
-    assert update_dataset(data, "cpu").sealed == ()
+    assert update_dataset(data.dataset("cpu")).sealed == ()
     raw.add(runs(1, 3))
-    update = update_dataset(data, "cpu")
+    update = update_dataset(data.dataset("cpu"))
     assert (update.sealed, update.waiting, update.state.cursor) == ((), 3, (1, 0))
     raw.add(runs(4, 9))
-    update = update_dataset(data, "cpu", now_us=17)
+    update = update_dataset(data.dataset("cpu"), now_us=17)
     assert [(span.span, span.version) for span in update.sealed] == [(1, 1), (2, 1)]
     assert run_ids(update.state) == [ids(1, 4), ids(5, 8)]
     assert update.waiting == 1
     assert (update.state.cursor, update.state.version, update.state.time_us) == ((2, 5), 3, 17)
     assert update.sealed[0].selected == ((1, 0), (1, 1), (1, 2), (2, 0))
-    assert update_dataset(data, "cpu").sealed == ()
-    update = update_dataset(data, "cpu", seal=True)
+    assert update_dataset(data.dataset("cpu")).sealed == ()
+    update = update_dataset(data.dataset("cpu"), seal=True)
     assert run_ids(update.state) == [ids(1, 4), ids(5, 8), ["9"]]
     assert (update.state.cursor, update.waiting) == ((3, 0), 0)
-    assert update_dataset(data, "cpu", seal=True).sealed == ()
-    assert verify_dataset(data, "cpu") == []
+    assert update_dataset(data.dataset("cpu"), seal=True).sealed == ()
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
 def test_files_are_laid_out_by_span_version_and_split_and_hold_what_the_manifest_says(
-    data: Store, raw: RawStore
+    data: DataRoot, raw: RawStore
 ) -> None:
     raw.add(runs(1, 8))
     define(data, tdt_split=[1, 1, 1], span_runs=8)
-    (span,) = update_dataset(data, "cpu").sealed
-    root = dataset_store(data, "cpu")
+    (span,) = update_dataset(data.dataset("cpu")).sealed
+    root = data.dataset("cpu").store
     assert set(span.files) == {"train", "dev", "test"}
     assert root.list("span-1") == sorted(
         f"span-1/version-1/{split}/examples-{file.digest[:16]}.parquet"
@@ -62,7 +59,7 @@ def test_files_are_laid_out_by_span_version_and_split_and_hold_what_the_manifest
     assert delta["spans"] == [span.to_json()]
     assert (delta["cursor"], delta["corrections_to"], delta["corrections"]) == ([1, 8], 1, [])
     assert delta["resolved"]["features"] == ["usr", "1m"]
-    state = dataset_state(data, "cpu")
+    state = data.dataset("cpu").state()
     assert state.resolved is not None
     rows = read_span(root, span)
     direct = make_examples([run for run, _ in runs(1, 8)], [each for _, each in runs(1, 8)], state.resolved).table
@@ -73,11 +70,11 @@ def test_files_are_laid_out_by_span_version_and_split_and_hold_what_the_manifest
     assert train.num_rows == span.files["train"][0].rows
 
 
-def test_only_selected_jobs_are_taken_and_a_late_data_set_starts_at_record_0(data: Store, raw: RawStore) -> None:
+def test_only_selected_jobs_are_taken_and_a_late_data_set_starts_at_record_0(data: DataRoot, raw: RawStore) -> None:
     for first in (1, 5, 9):
         raw.add(runs(first, first + 1, build_name="unit-py3") + runs(first + 2, first + 3, build_name="docs"))
     define(data, build_name=["unit-*"], span_runs=3)
-    update = update_dataset(data, "cpu")
+    update = update_dataset(data.dataset("cpu"))
     assert run_ids(update.state) == [["1", "2", "5"], ["6", "9", "10"]]
     assert update.waiting == 0
 
@@ -86,20 +83,20 @@ def test_only_selected_jobs_are_taken_and_a_late_data_set_starts_at_record_0(dat
 def test_when_updates_happen_makes_no_difference_to_full_spans(tmp_path: Path, seal: bool) -> None:
     found = []
     for often in (False, True):
-        data = open_store(tmp_path / str(often))
+        data = DataRoot.open(tmp_path / str(often))
         raw = RawStore(data)
         define(data)
         for first in range(1, 20, 3):
             raw.add(runs(first, first + 2))
             if often:
-                update_dataset(data, "cpu")
-        state = update_dataset(data, "cpu", seal=seal).state
+                update_dataset(data.dataset("cpu"))
+        state = update_dataset(data.dataset("cpu"), seal=seal).state
         found.append([span.to_json() for span in state.latest()])
         assert len(found[-1]) == (6 if seal else 5)
     assert found[0] == found[1]
 
 
-def test_excluded_runs_belong_to_their_span(data: Store, raw: RawStore) -> None:
+def test_excluded_runs_belong_to_their_span(data: DataRoot, raw: RawStore) -> None:
     good = runs(1, 1)
     raw.add(
         [
@@ -110,96 +107,96 @@ def test_excluded_runs_belong_to_their_span(data: Store, raw: RawStore) -> None:
         ]
     )
     define(data)
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert [run.run_id for run in span.runs] == ["zuul~1~1"]
     assert span.excluded == (
         {"run_id": "zuul~2~1", "reason": "no_label"},
         {"run_id": "zuul~3~1", "reason": "missing_column", "detail": LOAD},
         {"run_id": "zuul~4~1", "reason": "empty", "detail": "no window has a value in every selected column"},
     )
-    assert dataset_state(data, "cpu").excluded() == {"no_label": 1, "missing_column": 1, "empty": 1}
-    assert verify_dataset(data, "cpu") == []
+    assert data.dataset("cpu").state().excluded() == {"no_label": 1, "missing_column": 1, "empty": 1}
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_a_span_of_excluded_runs_alone_has_no_files(data: Store, raw: RawStore) -> None:
+def test_a_span_of_excluded_runs_alone_has_no_files(data: DataRoot, raw: RawStore) -> None:
     raw.add([(make_facts(number, outcome="error"), telemetry(number)) for number in range(1, 5)])
     define(data)
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert (span.runs, span.files, len(span.excluded)) == ((), {}, 4)
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_trusted_runs_decide_on_columns_and_classes(data: Store, raw: RawStore) -> None:
+def test_trusted_runs_decide_on_columns_and_classes(data: DataRoot, raw: RawStore) -> None:
     wide = telemetry(1).append_column("evil:usr2", pa.array([1.0] * 5))
     raw.add([(make_facts(number, provider="evil"), wide) for number in (1, 2)], trust=UNTRUSTED)
     raw.add(runs(3, 3, provider="north") + runs(4, 4, provider="south"))
     define(data, class_label="provider")
-    state = update_dataset(data, "cpu").state
+    state = update_dataset(data.dataset("cpu")).state
     assert state.resolved is not None
     assert state.resolved.classes == ("north", "south")
     assert state.resolved.features == ("usr", "1m")
     assert [each["reason"] for each in state.latest()[0].excluded] == ["unknown_class"] * 2
 
 
-def test_a_correction_before_the_span_ends_is_in_its_first_version(data: Store, raw: RawStore) -> None:
+def test_a_correction_before_the_span_ends_is_in_its_first_version(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add(runs(1, 2), corrections=[make_facts(1, outcome="failure", result="FAILURE")])
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     raw.add(runs(3, 4))
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "passed"]
-    state = dataset_state(data, "cpu")
+    state = data.dataset("cpu").state()
     assert state.corrected == {"zuul~1~1": ("failure", "FAILURE")}
     # back again: what the span says is compared, not the raw row
     raw.add(corrections=[make_facts(1)])
-    (again,) = update_dataset(data, "cpu").sealed
+    (again,) = update_dataset(data.dataset("cpu")).sealed
     assert (again.span, again.version) == (1, 2)
     assert [run.label_name for run in again.runs] == ["passed", "passed", "failed", "passed"]
 
 
-def test_a_late_correction_makes_a_new_version_of_its_span(data: Store, raw: RawStore) -> None:
+def test_a_late_correction_makes_a_new_version_of_its_span(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add([*runs(1, 5), (make_facts(6, outcome="error"), telemetry(6)), *runs(7, 8)])
-    first, second = update_dataset(data, "cpu").sealed
+    first, second = update_dataset(data.dataset("cpu")).sealed
     raw.add(corrections=[make_facts(2, outcome="timeout", result="TIMED_OUT", project="forged")])
-    (new,) = update_dataset(data, "cpu").sealed
+    (new,) = update_dataset(data.dataset("cpu")).sealed
     assert (new.span, new.version, new.selected) == (1, 2, first.selected)
     assert [run.label_name for run in new.runs] == ["passed", "failed", "failed", "passed"]
     assert [run.digest for run in new.runs] == [run.digest for run in first.runs]
-    rows = read_span(dataset_store(data, "cpu"), new).sort_by("run_id")
+    rows = read_span(data.dataset("cpu").store, new).sort_by("run_id")
     assert rows.column("result").to_pylist() == ["SUCCESS", "TIMED_OUT", "FAILURE", "SUCCESS"]
     assert set(rows.column("project").to_pylist()) == {""}  # what trust is judged by is not corrected
     # a run that had no label gains one, and one that has one loses it
     raw.add(corrections=[make_facts(6), make_facts(5, outcome="cancellation", result="ABORTED")])
-    (new,) = update_dataset(data, "cpu").sealed
+    (new,) = update_dataset(data.dataset("cpu")).sealed
     assert (new.span, new.version) == (2, 2)
     assert [run.run_id for run in new.runs] == ["zuul~6~1", "zuul~7~1", "zuul~8~1"]
     assert new.excluded == ({"run_id": "zuul~5~1", "reason": "no_label"},)
-    assert update_dataset(data, "cpu", seal=True).sealed == ()
-    state = dataset_state(data, "cpu")
+    assert update_dataset(data.dataset("cpu"), seal=True).sealed == ()
+    state = data.dataset("cpu").state()
     assert [(span.span, span.version) for span in state.latest()] == [(1, 2), (2, 2)]
     assert state.spans[2][1] == second
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_a_correction_without_effect_makes_no_version(data: Store, raw: RawStore) -> None:
+def test_a_correction_without_effect_makes_no_version(data: DataRoot, raw: RawStore) -> None:
     define(data, build_name="unit-tests")
     raw.add(runs(1, 4) + runs(5, 6, build_name="docs"))
-    assert len(update_dataset(data, "cpu").sealed) == 1
+    assert len(update_dataset(data.dataset("cpu")).sealed) == 1
     raw.add(corrections=[make_facts(3, outcome="timeout"), make_facts(5, outcome="failure"), make_facts(99)])
-    assert update_dataset(data, "cpu").sealed == ()
+    assert update_dataset(data.dataset("cpu")).sealed == ()
 
 
-def test_what_is_trusted_is_not_corrected_by_what_is_not(data: Store, raw: RawStore) -> None:
+def test_what_is_trusted_is_not_corrected_by_what_is_not(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add(runs(1, 2))
     raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
     raw.add(runs(3, 4))
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert span.runs[0].label_name == "passed"
     raw.add(corrections=[make_facts(2, outcome="failure")])
     raw.add(corrections=[make_facts(2, outcome="success")], trust=UNTRUSTED)
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert [run.label_name for run in span.runs] == ["passed", "failed", "failed", "passed"]
 
 
@@ -218,7 +215,7 @@ def test_what_is_trusted_is_not_corrected_by_what_is_not(data: Store, raw: RawSt
 def test_at_the_end_every_run_has_its_last_label_whenever_updates_happened(
     tmp_path_factory: pytest.TempPathFactory, deltas: list[tuple[int, list[tuple[int, str]], bool]]
 ) -> None:
-    data = open_store(tmp_path_factory.mktemp("data"))
+    data = DataRoot.open(tmp_path_factory.mktemp("data"))
     raw = RawStore(data)
     define(data)
     outcomes: dict[int, str] = {}
@@ -229,46 +226,48 @@ def test_at_the_end_every_run_has_its_last_label_whenever_updates_happened(
         outcomes.update(known)
         raw.add(fresh, corrections=[make_facts(number, outcome=outcome) for number, outcome in known])
         if update:
-            update_dataset(data, "cpu")
+            update_dataset(data.dataset("cpu"))
     if not outcomes:
         return
-    update_dataset(data, "cpu", seal=True)
-    state = update_dataset(data, "cpu").state  # sealing takes in corrections of what it seals; those of others next
+    update_dataset(data.dataset("cpu"), seal=True)
+    state = update_dataset(
+        data.dataset("cpu")
+    ).state  # sealing takes in corrections of what it seals; those of others next
     labels = {int(run.run_id.split("~")[1]): run.label_name for span in state.latest() for run in span.runs}
     words = {"success": "passed", "failure": "failed"}
     assert labels == {number: words[outcome] for number, outcome in outcomes.items() if outcome in words}
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_creating_again_changes_nothing_and_another_definition_is_an_error(data: Store) -> None:
+def test_creating_again_changes_nothing_and_another_definition_is_an_error(data: DataRoot) -> None:
     define(data)
     define(data)
-    assert ManifestLog(dataset_store(data, "cpu")).read(1)["definition"]["span_runs"] == 4
-    assert dataset_state(data, "cpu").version == 1
+    assert ManifestLog(data.dataset("cpu").store).read(1)["definition"]["span_runs"] == 4
+    assert data.dataset("cpu").state().version == 1
     with pytest.raises(CimlError, match="data set 'cpu' exists with another sample_interval: choose another name"):
         define(data, sample_interval="1s")
     define(data, "other")
-    assert dataset_names(data) == ["cpu", "other"]
+    assert data.dataset_names() == ["cpu", "other"]
 
 
-def test_users_errors_get_one_clear_line_and_commit_nothing(data: Store, raw: RawStore) -> None:
+def test_users_errors_get_one_clear_line_and_commit_nothing(data: DataRoot, raw: RawStore) -> None:
     with pytest.raises(CimlError, match=r"no data set 'cpu' in .*/datasets: create it with ciml dataset create"):
-        update_dataset(data, "cpu")
+        update_dataset(data.dataset("cpu"))
     with pytest.raises(CimlError, match=r"'\.\./raw' is no name"):
-        update_dataset(data, "../raw")
+        update_dataset(data.dataset("../raw"))
     raw.add(runs(1, 4))
     define(data, build_name="func-*")
     with pytest.raises(CimlError, match=r"no stored run has a job that matches func-\*; there are runs of unit-tests"):
-        update_dataset(data, "cpu", seal=True)
+        update_dataset(data.dataset("cpu"), seal=True)
     define(data, "none", features_regex="usr9")
     with pytest.raises(CimlError, match="features_regex 'usr9' selects none of the columns usr, 1m"):
-        update_dataset(data, "none")
+        update_dataset(data.dataset("none"))
     define(data, "one", class_label="build_name")
     with pytest.raises(CimlError, match="only the class 'unit-tests'; name the classes"):
-        update_dataset(data, "one")
+        update_dataset(data.dataset("one"))
     define(data, "good")
     with pytest.raises(CimlError, match="runner 'spark': want fnapi or flink, or none"):
-        update_dataset(data, "good", runner="spark")
+        update_dataset(data.dataset("good"), runner="spark")
     with pytest.raises(CimlError, match="want the job server's host:port"):
-        update_dataset(data, "good", runner="flink")
-    assert [dataset_state(data, name).version for name in ("cpu", "none", "one", "good")] == [1] * 4
+        update_dataset(data.dataset("good"), runner="flink")
+    assert [data.dataset(name).state().version for name in ("cpu", "none", "one", "good")] == [1] * 4

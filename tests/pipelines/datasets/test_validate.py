@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ciml.datasets.state import dataset_state, dataset_store
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
-from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.datasets.statistics import Piece, kept_statistics
 from pipelines.datasets.update import update_dataset
 from pipelines.datasets.validate import validate_dataset
@@ -45,19 +44,19 @@ def some_runs(first: int, *, factor: float = 1.0, drop: str = "", **more: Any) -
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Store:
-    return open_store(tmp_path)
+def data(tmp_path: Path) -> DataRoot:
+    return DataRoot.open(tmp_path)
 
 
-def fill(data: Store, *spans: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> None:
+def fill(data: DataRoot, *spans: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> None:
     raw = RawStore(data)
     for runs in spans:
         raw.add(runs)
     define(data, name, span_runs=SPAN, max_windows=8)
-    update_dataset(data, name)
+    update_dataset(data.dataset(name))
 
 
-def test_the_newest_spans_are_compared_with_those_before(data: Store) -> None:
+def test_the_newest_spans_are_compared_with_those_before(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101), some_runs(201), some_runs(301, factor=1 / 100))
     (found,) = validate_dataset(data, "cpu").findings
     assert (found.kind, found.what, found.runs_before, found.runs_after) == ("unit", "usr", 3 * SPAN, SPAN)
@@ -69,9 +68,9 @@ def test_the_newest_spans_are_compared_with_those_before(data: Store) -> None:
         validate_dataset(data, "cpu", last=4)
 
 
-def test_statistics_are_those_of_the_examples_and_computed_once(data: Store) -> None:
+def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101), some_runs(201))
-    state, root = dataset_state(data, "cpu"), dataset_store(data, "cpu")
+    state, root = data.dataset("cpu").state(), data.dataset("cpu").store
     resolved = state.resolved
     assert resolved is not None
     steps: list[tuple[int, int]] = []
@@ -88,17 +87,17 @@ def test_statistics_are_those_of_the_examples_and_computed_once(data: Store) -> 
     for span in state.latest():
         for path in span.paths:
             root.delete(path)
-    for path in data.list("raw/runs"):
-        data.delete(path)
+    for path in data.store.list("raw/runs"):
+        data.store.delete(path)
     assert validate_dataset(data, "cpu").to_json() == first.to_json()
     root.replace(kept[1], b"{broken")  # counts as none: it is computed anew, and says so when it cannot be
     with pytest.raises(IntegrityError, match="is named by the manifest, and is not there"):
         validate_dataset(data, "cpu")
 
 
-def test_a_broken_cache_is_mended(data: Store) -> None:
+def test_a_broken_cache_is_mended(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
-    root = dataset_store(data, "cpu")
+    root = data.dataset("cpu").store
     first = validate_dataset(data, "cpu").to_json()
     kept = {path: root.read(path) for path in root.list("statistics")}
     for path in kept:
@@ -107,7 +106,7 @@ def test_a_broken_cache_is_mended(data: Store) -> None:
     assert {path: root.read(path) for path in root.list("statistics")} == kept
 
 
-def test_columns_come_from_the_raw_store(data: Store) -> None:
+def test_columns_come_from_the_raw_store(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101, gpu__temp=np.full(6, 40.0)), some_runs(201, drop="load"))
     found = validate_dataset(data, "cpu", last=2).findings
     assert [(each.kind, each.what, each.verdict) for each in found[:2]] == [
@@ -119,60 +118,60 @@ def test_columns_come_from_the_raw_store(data: Store) -> None:
     assert {(each.kind, each.what) for each in others} == {("mix", "exclusions"), ("lost_column", "gpu:temp")}
 
 
-def test_without_the_raw_store_columns_are_not_known(data: Store, tmp_path: Path) -> None:
+def test_without_the_raw_store_columns_are_not_known(data: DataRoot, tmp_path: Path) -> None:
     fill(data, some_runs(1), some_runs(101, gpu__temp=np.full(6, 40.0)))
-    alone = LocalStore(tmp_path / "alone")
-    for path in data.list("datasets"):
-        alone.create(path, data.read(path))
+    alone = DataRoot.open(tmp_path / "alone")
+    for path in data.store.list("datasets"):
+        alone.store.create(path, data.store.read(path))
     report = validate_dataset(alone, "cpu")
     assert (report.findings, report.before.columns, report.after.columns) == ((), None, None)
 
 
-def test_a_new_version_of_a_span_has_statistics_of_its_own(data: Store) -> None:
+def test_a_new_version_of_a_span_has_statistics_of_its_own(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     before = validate_dataset(data, "cpu").after.categories(3)
     flipped = [make_facts(101, outcome="failure", result="FAILURE", build_name="job-1", provider="ovh", flavour="m1")]
     RawStore(data).add(corrections=flipped)
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     after = validate_dataset(data, "cpu").after.categories(3)
     assert after == {"failed": before["failed"] + 1, "passed": before["passed"] - 1}
 
 
-def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: Store) -> None:
+def test_another_data_set_is_compared_with_if_its_features_mean_the_same(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101, factor=8))
     define(data, "old", span_runs=2 * SPAN, max_windows=8)
     define(data, "slow", span_runs=SPAN, max_windows=8, sample_interval="20s")
-    update_dataset(data, "old", seal=True)
-    update_dataset(data, "slow", seal=True)
+    update_dataset(data.dataset("old"), seal=True)
+    update_dataset(data.dataset("slow"), seal=True)
     report = validate_dataset(data, "cpu", last=2, against="old")
     assert (report.before.name, report.findings) == ("old", ())
     with pytest.raises(CimlError, match="'cpu' and 'slow' cannot be compared: sample_interval is '10s' and '20s'"):
         validate_dataset(data, "cpu", against="slow")
 
 
-def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: Store) -> None:
+def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101))
     purged = {f"zuul~{number}~1": "purge" for number in range(1, 11)}
-    snapshot = make_snapshot(data, "cpu", EVERYONE, purged)
-    write_snapshot(data.child("trainer").child("cpu"), snapshot)
+    snapshot = make_snapshot(data.dataset("cpu"), EVERYONE, purged)
+    write_snapshot(data.trainer("cpu"), snapshot)
     with pytest.raises(CimlError, match="model 'cpu' has no champion"):
         validate_dataset(data, "cpu", model="cpu")
-    candidate = data.child("candidate")
+    candidate = data.store.child("candidate")
     candidate.create("saved_model.pb", b"a model")
     push(data, "cpu", candidate, Verdict(True), facts={"snapshot": snapshot.digest}, check=False)
     with pytest.raises(CimlError, match="data set 'cpu' has no span that model 'cpu' was not trained on"):
         validate_dataset(data, "cpu", model="cpu")
     RawStore(data).add(some_runs(201, factor=8))
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     report = validate_dataset(data, "cpu", model="cpu")
     assert (report.before.name, report.after.name) == ("what cpu was trained on", "cpu, span 3")
     assert report.before.statistics.runs.sum() == 2 * SPAN - 10
     assert [(each.kind, each.what) for each in report.findings] == [("unit", "usr")]
 
 
-def test_a_span_without_examples_has_empty_statistics(data: Store) -> None:
+def test_a_span_without_examples_has_empty_statistics(data: DataRoot) -> None:
     fill(data, some_runs(1), some_runs(101, drop="load"))
-    state, root = dataset_state(data, "cpu"), dataset_store(data, "cpu")
+    state, root = data.dataset("cpu").state(), data.dataset("cpu").store
     assert state.resolved is not None
     span = state.latest()[1]
     (found,) = kept_statistics(root, state.resolved, [Piece(span.span, span.version, span.files)])

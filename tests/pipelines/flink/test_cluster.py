@@ -86,7 +86,7 @@ class Play:
         """Sends more, and waits until all of it is settled."""
         send_more(self.scenario)
         wanted = len(self.scenario.sent)
-        wait_for(lambda: sum(account(self.ours.data)[0].counts.values()) == wanted, PATIENCE_S)
+        wait_for(lambda: sum(account(self.ours.raw)[0].counts.values()) == wanted, PATIENCE_S)
 
     def pid(self, part: str) -> int:
         return cluster_parts(self.cluster.home)[part].pid or 0
@@ -168,10 +168,10 @@ def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp
     announcer.announce()  # it may have been cancelled between a commit and its announcement
     announcer.close()
 
-    rows = check(play.scenario, play.ours.data, play.ours.runs_topic)
+    rows = check(play.scenario, play.ours.raw, play.ours.runs_topic)
     here = replace(play.ours, data=open_store(str(tmp_path / "here")), runs_topic="")
     ingest_micro_batches(here, until="end")
-    again, _ = account(here.data)
+    again, _ = account(here.raw)
     assert again.index.run_count() == len(rows) == len(play.scenario.runs)
 
 

@@ -11,22 +11,23 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome, RawFile
 from ciml.manifest.log import Delta, ManifestLog, catch_up
 from ciml.raw.accounting import RawState
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import Store
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
 from pipelines.kafka.publish import VERSION
 from tests.pipelines.ingest.scenario import Scenario, mentions
 from transforms.fetch.policy import FetchPolicy
-from transforms.raw.write import verify_run
+from transforms.raw.reader import verify_run
 
 MakeTopic = Callable[..., str]
 
 
-def account(data: Store) -> tuple[RawState, list[Delta]]:
-    log, state = ManifestLog(data.child("raw")), RawState()
+def account(raw: Store) -> tuple[RawState, list[Delta]]:
+    log, state = ManifestLog(raw), RawState()
     catch_up(log, state)
     return state, [delta for _, delta in log.since(0)]
 
@@ -53,9 +54,9 @@ def announced(broker: str, topic: str) -> list[Message]:
     return found
 
 
-def check(scenario: Scenario, data: Store, runs_topic: str) -> dict[str, RawFile]:
+def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]:
     """Compares everything with the producer's list; returns the raw rows."""
-    state, deltas = account(data)
+    state, deltas = account(raw)
     assert state.counts == scenario.counts()
     assert state.deferred == {}
     ends: Counter[int] = Counter()
@@ -79,7 +80,6 @@ def check(scenario: Scenario, data: Store, runs_topic: str) -> dict[str, RawFile
     assert {
         run["mention"]["run_id"] for d in deltas for run in d["runs"] if not run["trust"]["trusted"]
     } == scenario.untrusted
-    raw = data.child("raw")
     assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
     messages = announced(scenario.broker, runs_topic)
     told = [json.loads(message.value or b"") for message in messages]
@@ -97,7 +97,7 @@ def check(scenario: Scenario, data: Store, runs_topic: str) -> dict[str, RawFile
 def config(scenario: Scenario, data: Path | str, runs_topic: str, **changes: Any) -> IngestConfig:
     fetch = FetchPolicy(file_roots=(str(scenario.logs),), delays_s=(0.5, 0.5, 4.0))
     kafka = KafkaOptions(scenario.broker)
-    return IngestConfig(open_store(str(data)), kafka, scenario.topic, runs_topic, fetch=fetch, **changes)
+    return IngestConfig(DataRoot.open(str(data)).raw, kafka, scenario.topic, runs_topic, fetch=fetch, **changes)
 
 
 class LogsArrive:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
 from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, whole_payload
@@ -25,7 +26,7 @@ from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer
 from pipelines.predict.pipeline import PredictionCommitter
 from serving.predict.log import Predicted, PredictionState
-from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, deliveries, told
+from tests.ciml.raw_world import LIMITS, Clock, TimedStore, deliveries, told
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
@@ -264,9 +265,9 @@ def test_threads_share_a_committer(tmp_path: Path) -> None:
 
 
 def test_predictions_are_checkpointed_too(raw: Store) -> None:
-    data = open_store(raw.root.removesuffix("/raw"))
+    data = DataRoot.open(raw.root.removesuffix("/raw"))
     limits = Limits(deltas=5)
-    ours = PredictionCommitter(data, limits=limits)
+    ours = PredictionCommitter(data.predictions, limits=limits)
     for number in range(23):
         predictions = [
             {"offset": 2 * number, "run_id": f"r{number % 9}", "model": "m", "version": 1, "id": f"id-{number % 9}"}
@@ -278,9 +279,9 @@ def test_predictions_are_checkpointed_too(raw: Store) -> None:
         while ours.maintain():
             pass
     plain = PredictionState()
-    for version, delta in ManifestLog(data.child("predictions")).since(0):
+    for version, delta in ManifestLog(data.predictions).since(0):
         plain.apply(version, delta)
-    with PredictionCommitter(data, limits=limits).state() as state:
+    with PredictionCommitter(data.predictions, limits=limits).state() as state:
         assert state.restored == 20
         assert state.snapshot() == plain.snapshot()
         assert (state.predicted, state.repeats) == ({("m", 1): 9}, 14)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun
 from ciml.storage.open import open_store
@@ -44,17 +45,17 @@ def test_micro_batches_settle_each_event_exactly_once(scenario: Scenario, topic:
     assert report.seen_deferred
     assert max(report.lags) == len(scenario.sent)
     assert report.lags[-1] == 0
-    check(scenario, ours.data, ours.runs_topic)
+    check(scenario, ours.raw, ours.runs_topic)
     # once more from the start: nothing is left to do, and nothing is announced again
     ingest_micro_batches(ours, until="end")
-    check(scenario, ours.data, ours.runs_topic)
+    check(scenario, ours.raw, ours.runs_topic)
 
 
 @pytest.mark.engines
 def test_micro_batches_on_s3(scenario: Scenario, topic: MakeTopic, s3: Any) -> None:
     ours = config(scenario, f"{s3.bucket()}/data", topic(1, "runs"))
     ingest_micro_batches(ours, until=0.3, report=LogsArrive(scenario))
-    check(scenario, ours.data, ours.runs_topic)
+    check(scenario, ours.raw, ours.runs_topic)
 
 
 @pytest.mark.engines
@@ -70,7 +71,7 @@ def test_killed_at_any_moment_the_sums_are_exact(kafka: str, topic: MakeTopic, t
         process = subprocess.Popen(command, cwd=Path(__file__).parents[3], start_new_session=True)
         try:
             deadline = time.monotonic() + 60
-            while sum(account(open_store(data))[0].counts.values()) < share * scenario.counts().total():
+            while sum(account(DataRoot.open(data).raw)[0].counts.values()) < share * scenario.counts().total():
                 assert process.poll() is None, "it ended before it was killed"
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -82,16 +83,16 @@ def test_killed_at_any_moment_the_sums_are_exact(kafka: str, topic: MakeTopic, t
             process.wait(30)
         scenario.log_arrives()
     assert kills == 3
-    assert sum(account(open_store(data))[0].counts.values()) < scenario.counts().total()
+    assert sum(account(DataRoot.open(data).raw)[0].counts.values()) < scenario.counts().total()
     ours = config(scenario, data, runs_topic)
     ingest_micro_batches(ours, until=0.3)
-    check(scenario, ours.data, runs_topic)
+    check(scenario, ours.raw, runs_topic)
 
 
 #: Ingests few messages at a time, and tells of its commits before they are announced, so that a kill meets each step.
 _SLOW_INGEST = """
 import json, sys
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
@@ -101,7 +102,7 @@ from services.ingest import ingest_micro_batches
 from transforms.fetch.policy import FetchPolicy
 broker, topic, runs, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,), delays_s=(2.0,) * 20)
-config = IngestConfig(open_store(data), KafkaOptions(broker), topic, runs, fetch=fetch, cycle_messages=4)
+config = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs, fetch=fetch, cycle_messages=4)
 ingest_micro_batches(config)
 """
 

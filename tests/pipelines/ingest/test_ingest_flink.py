@@ -26,10 +26,10 @@ def test_flink_gives_the_same_as_micro_batches(kafka: str, topic: MakeTopic, tmp
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs")
     on_flink = config(scenario, tmp_path / "flink", topic(1, "runs"), commit_s=0.5)
     ingest_on_flink(on_flink, flink_jobs, until=1.0, report=LogsArrive(scenario))
-    rows = check(scenario, on_flink.data, on_flink.runs_topic)
+    rows = check(scenario, on_flink.raw, on_flink.runs_topic)
     here = config(scenario, tmp_path / "here", topic(1, "runs"))
     ingest_micro_batches(here, until=0.3)
-    assert check(scenario, here.data, here.runs_topic) == rows
+    assert check(scenario, here.raw, here.runs_topic) == rows
 
 
 @pytest.mark.engines
@@ -43,15 +43,15 @@ def test_flink_reads_what_comes_later(kafka: str, topic: MakeTopic, tmp_path: Pa
     job = threading.Thread(target=ingest_on_flink, args=(ours, flink_jobs), kwargs={"stop": stop})
     job.start()
     try:
-        wait_for(lambda: sum(account(ours.data)[0].counts.values()) == len(first.sent))
+        wait_for(lambda: sum(account(ours.raw)[0].counts.values()) == len(first.sent))
         time.sleep(3)  # the source rests longer and longer
         second = send(kafka, name, 2, tmp_path / "logs", runs=13)
         both = first.counts() + second.counts()
-        wait_for(lambda: sum(account(ours.data)[0].counts.values()) == both.total())
+        wait_for(lambda: sum(account(ours.raw)[0].counts.values()) == both.total())
     finally:
         stop.set()
         job.join(60)
-    state, _ = account(ours.data)
+    state, _ = account(ours.raw)
     assert state.index.run_count() == len(second.runs)
     assert sorted(json.loads(m.value or b"")["run_id"] for m in announced(kafka, ours.runs_topic)) == sorted(
         second.runs
@@ -75,4 +75,4 @@ def test_an_offset_lost_under_a_flink_job_is_raised_here(
             wait_for(lambda: job.check() is not None)
     finally:
         job.cancel()
-    assert account(ours.data)[0].version == 0
+    assert account(ours.raw)[0].version == 0

@@ -107,6 +107,6 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
         assert producer.flush(30) == 0
         ingest_micro_batches(ours, until="end")
         path.unlink(missing_ok=True)
-    state, _ = account(ours.data)
+    state, _ = account(ours.raw)
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 5}
     assert not state.deferred

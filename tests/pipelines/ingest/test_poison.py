@@ -21,12 +21,13 @@ import transforms.ingest.decode_listing
 import transforms.ingest.trust
 import transforms.parse.logs
 import transforms.raw.write
+from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.cloudevents import finished_event
 from ciml.events.listing_files import open_listing
 from ciml.events.records import Batch, Message, OffsetRange, Outcome, RunFacts
 from ciml.raw.metrics import raw_families
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import LocalStore, Store
 from pipelines.backfill.backfill import backfill
 from pipelines.flink.submit import run_here
 from pipelines.ingest.committer import seal, seal_guarded, unseal
@@ -171,19 +172,19 @@ def test_an_outcome_that_is_no_text_costs_itself() -> None:
     assert batch.settled[1].detail.startswith("seal: UnicodeEncodeError: ")
 
 
-def letters(data: Store) -> list[Outcome]:
+def letters(raw: Store) -> list[Outcome]:
     """The dead letters of a raw manifest."""
-    return [Outcome.from_json(record) for delta in account(data)[1] for record in delta["dead_letters"]]
+    return [Outcome.from_json(record) for delta in account(raw)[1] for record in delta["dead_letters"]]
 
 
-def digests(data: Store) -> dict[str, str]:
+def digests(raw: Store) -> dict[str, str]:
     """The digests of a raw manifest's rows."""
-    return {run["mention"]["run_id"]: run["file"]["digest"] for delta in account(data)[1] for run in delta["runs"]}
+    return {run["mention"]["run_id"]: run["file"]["digest"] for delta in account(raw)[1] for run in delta["runs"]}
 
 
-def internal_errors(data: Store) -> float:
+def internal_errors(raw: Store) -> float:
     """What ingest shows of them to Prometheus."""
-    state, _ = account(data)
+    state, _ = account(raw)
     (total,) = [
         sample.value
         for family in raw_families(state)
@@ -206,25 +207,27 @@ def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes
         producer.produce(name, each.value, each.key, headers=list(each.headers))
     assert producer.flush(30) == 0
     fetch = FetchPolicy(file_roots=(str(tmp_path / "logs"),))
-    ours = IngestConfig(open_store(str(tmp_path / "data")), KafkaOptions(kafka), name, topic(1, "runs"), fetch=fetch)
+    ours = IngestConfig(
+        DataRoot.open(str(tmp_path / "data")).raw, KafkaOptions(kafka), name, topic(1, "runs"), fetch=fetch
+    )
     with monkeypatch.context() as patch:
         for poison in STAGES.values():
             poison(patch)
         ingest_micro_batches(ours, until="end")
-        state, _ = account(ours.data)
+        state, _ = account(ours.raw)
         assert list(state.covered(name, 0)) == [(0, len(found))]
-        assert digests(ours.data) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}
-        closed = letters(ours.data)
+        assert digests(ours.raw) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}
+        closed = letters(ours.raw)
         for stage, letter in zip(STAGES, sorted(closed, key=lambda each: each.origin.offset), strict=True):
             check_letter(letter, stage)
-        assert internal_errors(ours.data) == len(STAGES)
+        assert internal_errors(ours.raw) == len(STAGES)
         # a replay by the same program comes to the same, and takes nothing with it
-        replayed = replay(ReplayConfig(ours.data, fetch=fetch))
+        replayed = replay(ReplayConfig(ours.raw, fetch=fetch))
         assert (replayed.closed, dict(replayed.still)) == (0, {"internal_error": len(STAGES)})
-    replayed = replay(ReplayConfig(ours.data, fetch=fetch))  # by one that is mended
+    replayed = replay(ReplayConfig(ours.raw, fetch=fetch))  # by one that is mended
     assert (replayed.closed, dict(replayed.became)) == (len(STAGES), {("run", ""): len(STAGES)})
-    assert digests(ours.data) == wanted
-    assert account(ours.data)[0].dead_letters == {}
+    assert digests(ours.raw) == wanted
+    assert account(ours.raw)[0].dead_letters == {}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -246,11 +249,11 @@ def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
     with closing(open_listing(str(made.path))) as listing:
         tally = backfill(config, listing, runner=runner)
     assert tally.whole
-    data = open_store(str(tmp_path / "data"))
-    assert digests(data).keys() == made.runs
-    (letter,) = letters(data)
+    raw = DataRoot.open(str(tmp_path / "data")).raw
+    assert digests(raw).keys() == made.runs
+    (letter,) = letters(raw)
     check_letter(letter, stage)
     assert letter.origin.offset == 4
-    state, _ = account(data)
+    state, _ = account(raw)
     ((_, _, ranges),) = state.partitions()
     assert list(ranges) == [(0, len(made.lines))]

@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.records import Message, RunFacts
-from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import (
     create_dataset,
-    dataset_state,
-    dataset_store,
     read_span,
     update_dataset,
     verify_dataset,
@@ -44,8 +42,8 @@ def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[RunFac
     return told, telemetry(number)
 
 
-def direct(data: Store, rows: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> pa.Table:
-    resolved = dataset_state(data, name).resolved
+def direct(data: DataRoot, rows: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> pa.Table:
+    resolved = data.dataset(name).state().resolved
     assert resolved is not None
     table = make_examples([told for told, _ in rows], [each for _, each in rows], resolved).table
     return _facts(table)
@@ -56,65 +54,65 @@ def _facts(table: pa.Table) -> pa.Table:
     return table.drop_columns(["result"] if "result" in table.column_names else []).sort_by("run_id")
 
 
-def stored(data: Store, name: str = "cpu") -> pa.Table:
-    root = dataset_store(data, name)
-    return _facts(pa.concat_tables([read_span(root, span) for span in dataset_state(data, name).latest()]))
+def stored(data: DataRoot, name: str = "cpu") -> pa.Table:
+    root = data.dataset(name).store
+    return _facts(pa.concat_tables([read_span(root, span) for span in data.dataset(name).state().latest()]))
 
 
-def test_a_sealed_span_gets_a_new_version_with_the_row_of_the_reclaim(data: Store, raw: RawStore) -> None:
+def test_a_sealed_span_gets_a_new_version_with_the_row_of_the_reclaim(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 4, pipeline="gate"))
-    (first,) = update_dataset(data, "cpu").sealed
-    before = {path: dataset_store(data, "cpu").read(path) for path in first.paths}
+    (first,) = update_dataset(data.dataset("cpu")).sealed
+    before = {path: data.dataset("cpu").store.read(path) for path in first.paths}
     raw.add(reclaims=[reclaim(1)])
-    (second,) = update_dataset(data, "cpu").sealed
+    (second,) = update_dataset(data.dataset("cpu")).sealed
     assert ((second.span, second.version), second.selected[0]) == ((1, 2), (3, 0))
     assert stored(data).equals(direct(data, [reclaim(1), *runs(2, 4, pipeline="gate")]))
-    assert all(dataset_store(data, "cpu").read(path) == was for path, was in before.items())
-    assert update_dataset(data, "cpu").sealed == ()
-    assert verify_dataset(data, "cpu") == []
-    snapshot = make_snapshot(data, "cpu", GATED)
+    assert all(data.dataset("cpu").store.read(path) == was for path, was in before.items())
+    assert update_dataset(data.dataset("cpu")).sealed == ()
+    assert verify_dataset(data.dataset("cpu")) == []
+    snapshot = make_snapshot(data.dataset("cpu"), GATED)
     assert sorted(run.run_id.split("~")[1] for run in snapshot.runs()) == ["1", "2", "3", "4"]
     assert snapshot.untrusted == {}
     assert {run.run_id.split("~")[1]: run.label for run in snapshot.runs()}["1"] == 1
 
 
-def test_what_untrusted_events_said_before_a_reclaim_is_forgotten(data: Store, raw: RawStore) -> None:
+def test_what_untrusted_events_said_before_a_reclaim_is_forgotten(data: DataRoot, raw: RawStore) -> None:
     define(data)
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 4))
-    update_dataset(data, "cpu")
+    update_dataset(data.dataset("cpu"))
     raw.add(corrections=[make_facts(1, outcome="timeout", result="TIMED_OUT")], trust=UNTRUSTED)
-    (second,) = update_dataset(data, "cpu").sealed
+    (second,) = update_dataset(data.dataset("cpu")).sealed
     assert second.runs[0].label_name == "failed"
     raw.add(reclaims=[reclaim(1, "success")])
-    (third,) = update_dataset(data, "cpu").sealed
+    (third,) = update_dataset(data.dataset("cpu")).sealed
     assert (third.version, third.runs[0].label_name) == (3, "passed")
     raw.add(corrections=[make_facts(1, outcome="failure")], trust=UNTRUSTED)
-    assert update_dataset(data, "cpu").sealed == ()
+    assert update_dataset(data.dataset("cpu")).sealed == ()
     raw.add(corrections=[make_facts(1, outcome="failure")])
-    (fourth,) = update_dataset(data, "cpu").sealed
+    (fourth,) = update_dataset(data.dataset("cpu")).sealed
     assert (fourth.version, fourth.runs[0].label_name, fourth.selected[0]) == (4, "failed", third.selected[0])
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
 
 
-def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs(data: Store, raw: RawStore) -> None:
+def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs(data: DataRoot, raw: RawStore) -> None:
     define(data, build_name=["unit"])
     define(data, "docs", build_name=["docs"], span_runs=1)
     raw.add([claim(1, build_name="unit")], trust=UNTRUSTED)
     raw.add(runs(2, 4, build_name="unit"))
-    (span,) = update_dataset(data, "cpu").sealed
+    (span,) = update_dataset(data.dataset("cpu")).sealed
     assert len(span.runs) == 4
     raw.add(runs(9, 9, build_name="docs"), reclaims=[reclaim(1, build_name="docs")])
-    (again,) = update_dataset(data, "cpu").sealed
+    (again,) = update_dataset(data.dataset("cpu")).sealed
     assert ([run.run_id.split("~")[1] for run in again.runs], [dict(each)["reason"] for each in again.excluded]) == (
         ["2", "3", "4"], ["other_job"],
     )  # fmt: skip
-    update_dataset(data, "docs")
-    assert run_ids(dataset_state(data, "docs")) == [["9"], ["1"]]
-    assert update_dataset(data, "docs").sealed == ()
-    assert verify_dataset(data, "cpu") == verify_dataset(data, "docs") == []
+    update_dataset(data.dataset("docs"))
+    assert run_ids(data.dataset("docs").state()) == [["9"], ["1"]]
+    assert update_dataset(data.dataset("docs")).sealed == ()
+    assert verify_dataset(data.dataset("cpu")) == verify_dataset(data.dataset("docs")) == []
 
 
 @dataclass
@@ -143,7 +141,7 @@ class Known:
 def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_trusted_words(
     tmp_path_factory: pytest.TempPathFactory, deltas: list[tuple[int, bool, list[Any], list[int], bool]]
 ) -> None:
-    data = open_store(tmp_path_factory.mktemp("data"))
+    data = DataRoot.open(tmp_path_factory.mktemp("data"))
     raw = RawStore(data)
     define(data)
     known: dict[int, Known] = {}
@@ -159,22 +157,22 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
                 if said or not known[number].trusted:
                     known[number].told = known[number].told.replace(outcome=outcome, result="")
         if update:
-            update_dataset(data, "cpu")
+            update_dataset(data.dataset("cpu"))
     if not known:
         return
-    update_dataset(data, "cpu", seal=True)
-    update_dataset(data, "cpu")  # sealing takes in changes of what it seals; those of other spans follow
+    update_dataset(data.dataset("cpu"), seal=True)
+    update_dataset(data.dataset("cpu"))  # sealing takes in changes of what it seals; those of other spans follow
     rows = [(each.told, each.table) for each in known.values()]
     assert stored(data).equals(direct(data, rows))
-    assert verify_dataset(data, "cpu") == []
+    assert verify_dataset(data.dataset("cpu")) == []
     version = sum(1 for _ in raw.log.since(0))
     pinned = DatasetDefinition.from_json(
         {"name": "pinned", "max_windows": 4, "span_runs": 4, "slicer": ":", "raw_version": version}
     )
     create_dataset(data, pinned)
-    update_dataset(data, "pinned")
+    update_dataset(data.dataset("pinned"))
     assert stored(data, "pinned").equals(direct(data, rows, "pinned"))
-    assert verify_dataset(data, "pinned") == []
+    assert verify_dataset(data.dataset("pinned")) == []
 
 
 def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None:
@@ -192,9 +190,9 @@ def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None
     assert ids[0] == prediction_id(told[0].run_id, "m", 1)
 
 
-def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: Store, raw: RawStore) -> None:
+def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: DataRoot, raw: RawStore) -> None:
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 3), reclaims=[reclaim(1)])
-    found = verify_raw(data.child("raw"))
+    found = verify_raw(data.raw)
     assert found.findings == []
     assert found.runs == 3

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.events import cloudevents as events
 from ciml.events.cloudevents import finished_event, run_event
 from ciml.events.listing_files import open_listing
@@ -24,7 +25,7 @@ from ciml.events.records import Batch, Message, OffsetRange, RunFacts
 from ciml.limits import MAX_MESSAGE_BYTES
 from ciml.raw.audit import Audit
 from ciml.raw.dead_letters import Choice, all_dead_letters
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import Store
 from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
 from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
@@ -37,7 +38,7 @@ from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
 from transforms.ingest.run_stages import settle
 from transforms.ingest.trust import TrustPolicy
-from transforms.raw.write import verify_run
+from transforms.raw.reader import verify_run
 
 ROOT = Path(__file__).parents[3]
 TOPIC = "ci-events"
@@ -47,7 +48,7 @@ class Place:
     """A data root to which messages are committed as an ingest would, and a folder of logs."""
 
     def __init__(self, folder: Path) -> None:
-        self.data = open_store(folder / "data")
+        self.data = DataRoot.open(folder / "data")
         self.logs = folder / "logs"
         self.logs.mkdir(exist_ok=True)
         self.end = 0
@@ -68,23 +69,21 @@ class Place:
         self.end += len(found)
         batch = decode(Batch(covers, found), **how)
         fetch = fetch or FetchPolicy(file_roots=(str(self.logs),))
-        committer(self.data.child("raw")).commit(
-            settle([batch], TrustPolicy.load(), fetch, self.data.child("raw"), outages=False)
-        )
+        committer(self.data.raw).commit(settle([batch], TrustPolicy.load(), fetch, self.data.raw, outages=False))
 
     def config(self, **changes: Any) -> ReplayConfig:
-        return replace(ReplayConfig(self.data, fetch=FetchPolicy(file_roots=(str(self.logs),))), **changes)
+        return replace(ReplayConfig(self.data.raw, fetch=FetchPolicy(file_roots=(str(self.logs),))), **changes)
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
         """What the accounting says; checked by an audit and against the raw objects."""
-        state, deltas = account(self.data)
+        state, deltas = account(self.data.raw)
         audit = Audit()
         for version, delta in enumerate(deltas, 1):
             audit.add(version, delta)
         audit.compare(state)
         assert audit.findings == []
-        raw = self.data.child("raw")
+        raw = self.data.raw
         rows = raw_rows(deltas)
         assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
         return dict(state.counts)
@@ -117,7 +116,7 @@ def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     assert place.counts == {("dead_letter", "unknown_type"): 2, ("run", ""): 1}
     again = replay(place.config())
     assert (again.tried, again.closed, again.still) == (2, 0, {"unknown_type": 2})
-    version = account(place.data)[0].version
+    version = account(place.data.raw)[0].version
     understood(monkeypatch)
     found = replay(place.config())
     assert (found.tried, found.closed, found.still, found.whole) == (2, 2, {}, True)
@@ -129,18 +128,19 @@ def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     }
     assert found.became == expected
     assert place.counts == {**expected, ("run", ""): 2}
-    assert account(place.data)[0].version == version + 1
+    assert account(place.data.raw)[0].version == version + 1
     # what it opened is a letter of its own
     place.log_arrives(1)
     assert replay(place.config()).became == {("run", ""): 1}
     assert replay(place.config()).tried == 0
     assert place.counts == {("run", ""): 3, ("ignored", "cancelled"): 1, ("repeat", "event"): 3}
-    became = {letter.key[0].offset: letter.became for letter in all_dead_letters(committer_log(place.data), Choice())}
+    letters = all_dead_letters(committer_log(place.data.raw), Choice())
+    became = {letter.key[0].offset: letter.became for letter in letters}
     assert became[1] == ("repeat event", "repeat event", "repeat event")
 
 
-def committer_log(data: Store) -> Any:
-    return committer(data.child("raw")).log
+def committer_log(raw: Store) -> Any:
+    return committer(raw).log
 
 
 def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
@@ -152,7 +152,7 @@ def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
     untrusted = TrustPolicy.parse('[[rule]]\nname = "none"\ntrusted = false')
     assert replay(place.config(trust=untrusted)).became == {("run", ""): 1}
     assert place.counts == {("run", ""): 1}
-    assert account(place.data)[0].trust == {(False, "none"): 1}
+    assert account(place.data.raw)[0].trust == {(False, "none"): 1}
 
 
 def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
@@ -174,7 +174,7 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
     mention, policy = place.mention(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
     value, headers = finished_event(mention)
     batch = decode(Batch(OffsetRange(TOPIC, "T", 0, 0, 1), [Message(0, value, tuple(headers))]))
-    ours = committer(place.data.child("raw"))
+    ours = committer(place.data.raw)
     ours.commit([fetch(batch, policy, 1)])
     with ours.state() as state:
         (deferred,) = state.deferred.values()
@@ -182,7 +182,7 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
     assert place.counts == {("dead_letter", "log_not_found"): 1}
     place.log_arrives(0)
     assert replay(place.config()).became == {("run", ""): 1}
-    (row,) = [run for delta in account(place.data)[1] for run in delta["runs"]]
+    (row,) = [run for delta in account(place.data.raw)[1] for run in delta["runs"]]
     assert (row["attempts"], row["first_seen_us"]) == (3, 1)
 
 
@@ -210,12 +210,14 @@ def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypa
     place.log_arrives(0)
     understood(monkeypatch)
     replay(place.config(names=((source, "ci"),)))
-    assert sorted(raw_rows(account(place.data)[1])) == sorted(f"ci~{mentions(2)[n][0].build_uuid}~1" for n in (0, 1))
+    assert sorted(raw_rows(account(place.data.raw)[1])) == sorted(
+        f"ci~{mentions(2)[n][0].build_uuid}~1" for n in (0, 1)
+    )
     gone = place.mention(2, log=False, source=source)
     place.take(finished_event(gone), names={source: "ci"})
     place.log_arrives(2)
     assert replay(place.config()).closed == 1  # although it is not said: the letter knows its run
-    assert f"ci~{gone.build_uuid}~1" in raw_rows(account(place.data)[1])
+    assert f"ci~{gone.build_uuid}~1" in raw_rows(account(place.data.raw)[1])
 
 
 def test_what_cannot_be_tried_says_why(place: Place) -> None:
@@ -238,18 +240,18 @@ def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
     labels = {f"label-{number}": "x" * 1000 for number in range(40)}
     gone = place.mention(0, log=False, labels=labels)
     place.take(finished_event(gone))
-    (letter,) = [record for delta in account(place.data)[1] for record in delta["dead_letters"]]
+    (letter,) = [record for delta in account(place.data.raw)[1] for record in delta["dead_letters"]]
     assert "object" in letter["payload"]
     place.log_arrives(0)
     assert replay(place.config()).closed == 1
-    (row,) = [record for delta in account(place.data)[1] for record in delta["runs"]]
+    (row,) = [record for delta in account(place.data.raw)[1] for record in delta["runs"]]
     assert row["mention"]["labels"] == labels
 
 
 def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [place.mention(number, log=False) for number in range(8)]
     place.take(*(finished_event(each) for each in told), (b"{", []), of_a_later_type(place.mention(9)))
-    raw = place.data.child("raw")
+    raw = place.data.raw
 
     def offsets(**choice: Any) -> list[int]:
         return [letter.key[0].offset for letter in chosen(raw, Choice(**choice))]
@@ -300,13 +302,13 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) ->
     place.take(*(finished_event(place.mention(n, log=False), event_id=f"{n}") for n in range(number)))
     for each in range(number):
         place.log_arrives(each)
-    where = json.dumps([place.data.root, str(place.logs)])
+    where = json.dumps([place.data.url, str(place.logs)])
     kills = 0
     for share in (0.1, 0.4, 0.7):
         process = subprocess.Popen([sys.executable, "-c", _SLOW_REPLAY, where], cwd=ROOT, start_new_session=True)
         try:
             deadline = time.monotonic() + 60
-            while account(place.data)[0].counts["run", ""] < share * number:
+            while account(place.data.raw)[0].counts["run", ""] < share * number:
                 assert process.poll() is None, "it ended before it was killed"
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -316,7 +318,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) ->
                 kills += 1
             process.wait(30)
     assert kills == 3
-    open_now = account(place.data)[0].counts["dead_letter", "log_not_found"]
+    open_now = account(place.data.raw)[0].counts["dead_letter", "log_not_found"]
     assert 0 < open_now < number
     assert replay(place.config()).closed == open_now
     assert place.counts == {("run", ""): number}
@@ -324,31 +326,31 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) ->
 
 _SLOW_REPLAY = """
 import json, sys
-from ciml.storage.open import open_store
+from ciml.data_root import DataRoot
 from pipelines.ingest.replay import ReplayConfig, replay
 from transforms.fetch.policy import FetchPolicy
 data, logs = json.loads(sys.argv[1])
-replay(ReplayConfig(open_store(data), fetch=FetchPolicy(file_roots=(logs,)), together=2))
+replay(ReplayConfig(DataRoot.open(data).raw, fetch=FetchPolicy(file_roots=(logs,)), together=2))
 """
 
 
 def test_lines_of_a_listing_are_tried_where_their_logs_are_now(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=60)
-    data = open_store(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     backfill(made.config(tmp_path / "data"), open_listing(str(made.path)))
     moved = tmp_path / "moved"
     shutil.copytree(made.folder, moved, symlinks=True)
     shutil.copy(next(moved.rglob("dstat*.gz")), moved / "none")
     shutil.copy(next(moved.rglob("dstat*.gz")), moved / "cut.gz")
-    config = ReplayConfig(data, fetch=FetchPolicy(file_roots=(str(moved),)), logs=str(moved))
-    before = account(data)[0].totals()["dead_letter"]
+    config = ReplayConfig(data.raw, fetch=FetchPolicy(file_roots=(str(moved),)), logs=str(moved))
+    before = account(data.raw)[0].totals()["dead_letter"]
     found = replay(config)
     assert found.became == {("run", ""): 2}
     assert (found.tried, found.closed) == (before, 2)
     assert found.still == {"bad_field": 3, "address_not_allowed": 2, "broken_json": 2, "missing_field": 1}
-    rows = raw_rows(account(data)[1])
+    rows = raw_rows(account(data.raw)[1])
     assert {"zuul~gone~1", "zuul~cut~1"} <= rows.keys()
-    (row,) = [r for d in account(data)[1] for r in d["runs"] if r["mention"]["run_id"] == "zuul~gone~1"]
+    (row,) = [r for d in account(data.raw)[1] for r in d["runs"] if r["mention"]["run_id"] == "zuul~gone~1"]
     assert row["mention"]["log_url"] == f"{moved.as_uri()}/none"
     assert (row["mention"]["event"], row["trust"]["rule"]) == ("listing", "listing")
 
@@ -364,7 +366,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
         finished_event(place.mention(2)),
     )
     names = topic(1, "dead-letters"), topic(1, "runs")
-    log, options = committer_log(place.data), KafkaOptions(kafka)
+    log, options = committer_log(place.data.raw), KafkaOptions(kafka)
     both = Projections(
         [Projection(log, n, r, options) for n, r in zip(names, (render_letters, render_runs), strict=True)]
     )
@@ -395,4 +397,4 @@ def test_no_letter_is_no_work(place: Place) -> None:
     assert replay(place.config()) == Replayed(whole=True)
     place.take(run_event(events.STARTED, place.mention(0, phase="started")))
     assert replay(place.config()) == Replayed(whole=True)
-    assert list(all_dead_letters(committer_log(place.data), Choice())) == []
+    assert list(all_dead_letters(committer_log(place.data.raw), Choice())) == []

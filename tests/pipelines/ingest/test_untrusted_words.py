@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.events.cloudevents import finished_event
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store, open_store
 from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
@@ -32,9 +32,9 @@ class Ci:
     """Sends events of one topic, ingests them, and tells what a snapshot learns."""
 
     def __init__(self, kafka: str, topic: str, folder: Path) -> None:
-        self.data: Store = open_store(folder / "data")
+        self.data = DataRoot.open(folder / "data")
         options = KafkaOptions(kafka)
-        self._config = IngestConfig(self.data, options, topic, "", fetch=FetchPolicy(file_roots=(str(CORPUS),)))
+        self._config = IngestConfig(self.data.raw, options, topic, "", fetch=FetchPolicy(file_roots=(str(CORPUS),)))
         definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
         create_dataset(self.data, DatasetDefinition.from_json(definition))
 
@@ -50,10 +50,10 @@ class Ci:
 
     def learns(self) -> dict[str, tuple[str, str]]:
         """run id -> (class, the rule that let it in)."""
-        update_dataset(self.data, "status", seal=True)
-        update_dataset(self.data, "status")
-        assert verify_dataset(self.data, "status") == []
-        snapshot = make_snapshot(self.data, "status", TrustPolicy.load())
+        update_dataset(self.data.dataset("status"), seal=True)
+        update_dataset(self.data.dataset("status"))
+        assert verify_dataset(self.data.dataset("status")) == []
+        snapshot = make_snapshot(self.data.dataset("status"), TrustPolicy.load())
         return {run.run_id: (snapshot.resolved.classes[run.label], run.rule) for run in snapshot.runs()}
 
 
@@ -76,7 +76,7 @@ def test_an_untrusted_event_without_a_log_relabels_nothing(kafka: str, topic: Ma
     assert ci.learns() == before
     ci.says(untrusted.replace(outcome="cancellation", result="ABORTED"))
     assert ci.learns() == before
-    state, _ = account(ci.data)
+    state, _ = account(ci.data.raw)
     assert state.counts["ignored", "less_trusted"] == 2
     trusted = runs[0].replace(log_url="", outcome="cancellation", result="ABORTED")
     ci.says(trusted)
@@ -92,13 +92,13 @@ def test_a_run_that_an_untrusted_event_claimed_first_is_reclaimed(kafka: str, to
     assert runs[0].run_id not in before
     ci.says(runs[0])
     assert ci.learns() == {**before, runs[0].run_id: ("failed", "gated")}
-    (row,) = [row for _, delta in ManifestLog(ci.data.child("raw")).since(0) for row in delta.get("reclaims", ())]
+    (row,) = [row for _, delta in ManifestLog(ci.data.raw).since(0) for row in delta.get("reclaims", ())]
     assert (row["mention"]["run_id"], row["trust"]["rule"]) == (runs[0].run_id, "gated")
-    assert account(ci.data)[0].totals()["reclaim"] == 1
+    assert account(ci.data.raw)[0].totals()["reclaim"] == 1
 
 
 def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts(tmp_path: Path) -> None:
-    data = open_store(tmp_path)
+    data = DataRoot.open(tmp_path)
     raw = RawStore(data)
     create_dataset(data, DatasetDefinition.from_json({"name": "cpu", "span_runs": 4, "max_windows": 4}))
     times = [1_795_521_600_000_000 + second * 1_000_000 for second in range(20)]
@@ -112,6 +112,6 @@ def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts
     raw.log.store.delete(path)
     assert raw.log.try_append(2, {key: value for key, value in stored.items() if key != "version"})
     raw.add([(make_facts(9, outcome="success"), table(times, usr=list(range(20)), load=[2.0] * 20))])
-    update_dataset(data, "cpu")
-    (span,) = update_dataset(data, "cpu").state.latest()
+    update_dataset(data.dataset("cpu"))
+    (span,) = update_dataset(data.dataset("cpu")).state.latest()
     assert [run.label_name for run in span.runs] == ["failed", "passed", "failed", "failed"]

@@ -42,9 +42,9 @@ def delete_records(options: KafkaOptions, topic: str, partition: int, before: in
         future.result()
 
 
-def covered(data: Store, topic: str) -> dict[int, list[tuple[int, int]]]:
-    return {partition: list(ranges) for name, partition, ranges in account(data)[0].partitions() if name == topic}
+def covered(raw: Store, topic: str) -> dict[int, list[tuple[int, int]]]:
+    return {partition: list(ranges) for name, partition, ranges in account(raw)[0].partitions() if name == topic}
 
 
-def settled(data: Store) -> int:
-    return sum(account(data)[0].counts.values())
+def settled(raw: Store) -> int:
+    return sum(account(raw)[0].counts.values())

@@ -12,11 +12,11 @@ import pytest
 from apache_beam.coders import TimestampCoder
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 
+from ciml.data_root import DataRoot
 from ciml.events.cloudevents import decode_message, finished_event
 from ciml.events.payloads import UNREADABLE_HEADERS
 from ciml.events.records import Message
 from ciml.manifest.log import Delta
-from ciml.storage.open import open_store
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, borrow, close_readers, list_topic, make_topic
 from pipelines.kafka.source import FOREVER, OffsetTracker, PartitionRead, ReadOptions, ReadUnbounded, Restriction
@@ -45,9 +45,9 @@ def ingest(broker: str, topic: str, runs_topic: str, data: Path) -> list[Delta]:
     logs = str(mentions(1)[0][1].parents[2])
     fetch = FetchPolicy(file_roots=(logs,), delays_s=())
     ingest_micro_batches(
-        IngestConfig(open_store(data), KafkaOptions(broker), topic, runs_topic, fetch=fetch), until="end"
+        IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs_topic, fetch=fetch), until="end"
     )
-    return account(open_store(data))[1]
+    return account(DataRoot.open(data).raw)[1]
 
 
 def good(number: int) -> tuple[bytes, list[tuple[str | bytes, bytes | None]]]:
@@ -72,7 +72,7 @@ def test_a_header_name_that_is_not_utf_8_costs_its_message_alone(kafka: str, top
     ]
     assert base64.b64decode(letters[0]["payload"]["value"]) == value
     assert base64.b64decode(letters[0]["payload"]["key"]) == b"k"
-    state = account(open_store(tmp_path / "data"))[0]
+    state = account(DataRoot.open(tmp_path / "data").raw)[0]
     assert list(state.covered(name, 0)) == [(0, 4)]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
 
+from ciml.data_root import DataRoot
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome
-from ciml.storage.open import open_store
 from pipelines.ingest.accept_loss import accept_losses
 from pipelines.ingest.committer import committer, seal
 from pipelines.ingest.config import IngestConfig
@@ -43,7 +43,7 @@ def _closed_readers() -> Iterator[None]:
 @pytest.fixture
 def config(kafka: str, topic: MakeTopic, tmp_path: Path) -> IngestConfig:
     need_real(kafka)
-    return IngestConfig(open_store(str(tmp_path)), KafkaOptions(kafka), topic(2, "events"), "")
+    return IngestConfig(DataRoot.open(str(tmp_path)).raw, KafkaOptions(kafka), topic(2, "events"), "")
 
 
 def read(options: KafkaOptions, part: PartitionRead, **changes: float) -> Iterator[Batch]:
@@ -62,15 +62,15 @@ def test_micro_batches_read_partitions_that_come_later(config: IngestConfig) -> 
     work = threading.Thread(target=ingest_micro_batches, args=(config,), kwargs={"stop": stop})
     work.start()
     try:
-        wait_for(lambda: settled(config.data) == 20)
+        wait_for(lambda: settled(config.raw) == 20)
         add_partitions(config.kafka, config.topic, 4)
         for partition in range(4):
             send_starts(broker, config.topic, partition, 5, first=10)
-        wait_for(lambda: settled(config.data) == 40)
+        wait_for(lambda: settled(config.raw) == 40)
     finally:
         stop.set()
         work.join(60)
-    assert covered(config.data, config.topic) == {0: [(0, 15)], 1: [(0, 15)], 2: [(0, 5)], 3: [(0, 5)]}
+    assert covered(config.raw, config.topic) == {0: [(0, 15)], 1: [(0, 15)], 2: [(0, 5)], 3: [(0, 5)]}
 
 
 @pytest.mark.engines
@@ -88,7 +88,7 @@ def test_a_topic_deleted_under_micro_batches_stops_them(config: IngestConfig) ->
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        wait_for(lambda: settled(config.data) == 10)
+        wait_for(lambda: settled(config.raw) == 10)
         delete(config.kafka, config.topic)
         thread.join(60)
     finally:
@@ -97,7 +97,7 @@ def test_a_topic_deleted_under_micro_batches_stops_them(config: IngestConfig) ->
     [error] = raised
     assert "was deleted while it was read" in str(error)
     assert "--data-path" in str(error)
-    assert covered(config.data, config.topic) == {0: [(0, 10)]}
+    assert covered(config.raw, config.topic) == {0: [(0, 10)]}
 
 
 @pytest.mark.engines
@@ -105,7 +105,7 @@ def test_a_topic_deleted_within_a_bounded_read_stops_it(config: IngestConfig) ->
     """With a queue of a KiB little is fetched in advance, and what is may be given: it was there."""
     options = KafkaOptions(config.kafka.bootstrap, {"fetch.message.max.bytes": 2000}, queue_kib=1)
     send_starts(options.bootstrap, config.topic, 0, 200, together=5)
-    [part] = plan(account(config.data)[0], list_topic(options, config.topic), bounded=True)
+    [part] = plan(account(config.raw)[0], list_topic(options, config.topic), bounded=True)
     batches = read(options, part)
     got = [next(batches)]
     delete(options, config.topic)
@@ -120,7 +120,7 @@ def test_a_topic_deleted_within_a_bounded_read_stops_it(config: IngestConfig) ->
 def test_retention_that_passes_a_bounded_read_stops_it(config: IngestConfig) -> None:
     options = KafkaOptions(config.kafka.bootstrap, {"fetch.message.max.bytes": 2000}, queue_kib=1)
     send_starts(options.bootstrap, config.topic, 0, 200, together=5)
-    [part] = plan(account(config.data)[0], list_topic(options, config.topic), bounded=True)
+    [part] = plan(account(config.raw)[0], list_topic(options, config.topic), bounded=True)
     batches = read(options, part)
     got = [next(batches)]
     delete_records(options, config.topic, 0, 190)
@@ -141,7 +141,7 @@ def test_what_was_read_of_a_topic_that_was_made_anew_since_is_not_committed(conf
     make_topic(config.kafka, config.topic)
     with pytest.raises(IntegrityError, match="made anew"):
         list(CommitRaw(config).process(("raw", [data])))
-    assert account(config.data)[0].version == 0
+    assert account(config.raw)[0].version == 0
     with pytest.raises(IntegrityError, match="made anew"):
         list_again(config.kafka, before)
     with pytest.raises(IntegrityError, match="made anew"):
@@ -169,11 +169,11 @@ def test_a_loss_is_accepted_by_a_person_alone(config: IngestConfig) -> None:
         ingest_micro_batches(config, until="end")
     lost = [OffsetRange(config.topic, topic_id, 0, 5, 7), OffsetRange(config.topic, topic_id, 0, 9, 12)]
     assert accept_losses(raw, options, config.topic, dry_run=True) == lost
-    assert covered(config.data, config.topic) == {0: [(0, 5), (7, 9)]}
+    assert covered(config.raw, config.topic) == {0: [(0, 5), (7, 9)]}
     assert accept_losses(raw, options, config.topic) == lost
     ingest_micro_batches(config, until="end")
-    assert covered(config.data, config.topic) == {0: [(0, 20)]}
-    assert settled(config.data) == 8
+    assert covered(config.raw, config.topic) == {0: [(0, 20)]}
+    assert settled(config.raw) == 8
 
 
 # --- where partitions end

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
-from ciml.storage.open import open_store
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, close_readers, list_topic, make_topic, read_properties
 from services.ingest import ingest_micro_batches
@@ -78,7 +78,7 @@ def test_a_property_that_cannot_be_used_is_one_line_without_secrets(properties: 
 
 def test_secrets_are_in_no_text_of_the_options_and_survive_a_pickle() -> None:
     options = KafkaOptions("h:1", {"sasl.password": "hidden-1", "sasl.username": "me"})
-    assert "hidden-1" not in f"{options} {options!r} {vars(IngestConfig(open_store('x'), options))}"
+    assert "hidden-1" not in f"{options} {options!r} {vars(IngestConfig(DataRoot.open('x').raw, options))}"
     assert pickle.loads(pickle.dumps(options)) == options
     assert options.hide("Login of me by hidden-1 failed") == "Login of me by *** failed"
 
@@ -123,9 +123,9 @@ def test_everything_goes_through_tls_with_a_password(options: KafkaOptions, tmp_
     """The questions, the reader, and the transactions of the announcements."""
     make_topic(options, "events")
     send_tombstones(options, "events", 5)
-    ours = IngestConfig(open_store(str(tmp_path / "data")), options, "events", "runs")
+    ours = IngestConfig(DataRoot.open(str(tmp_path / "data")).raw, options, "events", "runs")
     ingest_micro_batches(ours, until="end")
-    assert account(ours.data)[0].counts == {("dead_letter", "tombstone"): 5}
+    assert account(ours.raw)[0].counts == {("dead_letter", "tombstone"): 5}
     assert list_topic(options, "runs").bounds[0][0] == 0
     ours.projection().close()  # type: ignore[union-attr]
 
@@ -195,5 +195,5 @@ def test_from_the_command_line_by_a_file(broker: SecureBroker, options: KafkaOpt
     ]
     good = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
     assert good.returncode == 0, good.stderr
-    assert account(open_store(str(tmp_path / "data")))[0].counts == {("dead_letter", "tombstone"): 3}
+    assert account(DataRoot.open(str(tmp_path / "data")).raw)[0].counts == {("dead_letter", "tombstone"): 3}
     assert broker.password not in good.stdout + good.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.storage.open import open_store
 from pipelines.flink import jobs as flink_jobs
 from pipelines.flink import rest as flink_rest
 from pipelines.flink.submit import FlinkJob, flink_options
@@ -28,7 +28,7 @@ READ = ReadOptions(find_s=1.0, idle_s=2.0)
 @contextmanager
 def ingesting(config: IngestConfig, endpoint: str, name: str) -> Iterator[FlinkJob]:
     """A job that ingests for ever, from what is committed."""
-    reads = plan(account(config.data)[0], list_topic(config.kafka, config.topic), bounded=False)
+    reads = plan(account(config.raw)[0], list_topic(config.kafka, config.topic), bounded=False)
     job = FlinkJob(lambda p: build_ingest(p, config, reads), flink_options(endpoint, name))
     try:
         yield job
@@ -58,7 +58,7 @@ def config(kafka: str, topic: MakeTopic, tmp_path: Path) -> Callable[[int], Inge
     def make(partitions: int) -> IngestConfig:
         need_real(kafka)
         name = topic(partitions, "events")
-        return IngestConfig(open_store(str(tmp_path)), KafkaOptions(kafka), name, "", read=READ, commit_s=0.5)
+        return IngestConfig(DataRoot.open(str(tmp_path)).raw, KafkaOptions(kafka), name, "", read=READ, commit_s=0.5)
 
     return make
 
@@ -70,18 +70,18 @@ def test_partitions_that_come_while_it_runs_are_read(
     for partition in (0, 1):
         send_starts(kafka, ours.topic, partition, 10)
     with ingesting(ours, flink_jobs, "partitions"):
-        wait_for(lambda: settled(ours.data) == 20)
+        wait_for(lambda: settled(ours.raw) == 20)
         add_partitions(ours.kafka, ours.topic, 4)
         for partition in range(4):
             send_starts(kafka, ours.topic, partition, 5, first=10)
-        wait_for(lambda: settled(ours.data) == 40)
+        wait_for(lambda: settled(ours.raw) == 40)
         add_partitions(ours.kafka, ours.topic, 5)
         send_starts(kafka, ours.topic, 4, 3)
-        wait_for(lambda: settled(ours.data) == 43)
+        wait_for(lambda: settled(ours.raw) == 43)
     ends = {0: 15, 1: 15, 2: 5, 3: 5, 4: 3}
-    assert covered(ours.data, ours.topic) == {partition: [(0, end)] for partition, end in ends.items()}
+    assert covered(ours.raw, ours.topic) == {partition: [(0, end)] for partition, end in ends.items()}
     # what the manifest says of the new ones is where the next job starts
-    state, listing = account(ours.data)[0], list_topic(ours.kafka, ours.topic)
+    state, listing = account(ours.raw)[0], list_topic(ours.kafka, ours.topic)
     assert [(read.partition, read.start) for read in plan(state, listing, bounded=False)] == list(ends.items())
 
 
@@ -97,20 +97,20 @@ def test_a_drained_job_ends_with_everything_settled(
         wait_for(
             lambda: backlogs(inside, ours.topic) == {f"backlog_{ours.topic}_{partition}": 0 for partition in (0, 1)}
         )
-        assert settled(ours.data) == 0
+        assert settled(ours.raw) == 0
         savepoint = flink_rest.stop_with_savepoint(inside, (tmp_path / "s").as_uri(), drain=True)
         wait_for(lambda: job.over)
         assert job.state == "DONE"
     assert savepoint
-    assert covered(ours.data, ours.topic) == {0: [(0, 700)], 1: [(0, 700)]}
-    assert settled(ours.data) == 1400
+    assert covered(ours.raw, ours.topic) == {0: [(0, 700)], 1: [(0, 700)]}
+    assert settled(ours.raw) == 1400
 
 
 def test_flink_shows_what_is_left_to_read(kafka: str, config: Callable[[int], IngestConfig], flink_jobs: str) -> None:
     ours = config(1)
     send_starts(kafka, ours.topic, 0, 10)
     with ingesting(ours, flink_jobs, "backlog"):
-        wait_for(lambda: settled(ours.data) == 10)
+        wait_for(lambda: settled(ours.raw) == 10)
         inside = in_flink(flink_jobs, "backlog")
         wait_for(lambda: backlogs(inside, ours.topic) == {f"backlog_{ours.topic}_0": 0})
 
@@ -145,16 +145,16 @@ def test_a_topic_made_anew_under_a_job_stops_it(
     ours = config(1)
     send_starts(kafka, ours.topic, 0, 10)
     with ingesting(ours, flink_jobs, "anew") as job:
-        wait_for(lambda: settled(ours.data) == 10)
+        wait_for(lambda: settled(ours.raw) == 10)
         delete(ours.kafka, ours.topic)
         wait_for(lambda: ours.topic not in admin(ours.kafka).list_topics(timeout=10).topics)
         make_topic(ours.kafka, ours.topic)
         send_starts(kafka, ours.topic, 0, 30)
         with pytest.raises(IntegrityError, match="made anew"):
             wait_for(lambda: job.check() is not None)
-    assert covered(ours.data, ours.topic) == {0: [(0, 10)]}
+    assert covered(ours.raw, ours.topic) == {0: [(0, 10)]}
     with pytest.raises(IntegrityError, match="made anew"):
-        plan(account(ours.data)[0], list_topic(ours.kafka, ours.topic), bounded=False)
+        plan(account(ours.raw)[0], list_topic(ours.kafka, ours.topic), bounded=False)
 
 
 def test_a_topic_deleted_under_a_job_stops_it(
@@ -163,11 +163,11 @@ def test_a_topic_deleted_under_a_job_stops_it(
     ours = config(1)
     send_starts(kafka, ours.topic, 0, 10)
     with ingesting(ours, flink_jobs, "deleted") as job:
-        wait_for(lambda: settled(ours.data) == 10)
+        wait_for(lambda: settled(ours.raw) == 10)
         delete(ours.kafka, ours.topic)
         with pytest.raises(IntegrityError, match="was deleted while it was read"):
             wait_for(lambda: job.check() is not None)
-    assert covered(ours.data, ours.topic) == {0: [(0, 10)]}
+    assert covered(ours.raw, ours.topic) == {0: [(0, 10)]}
 
 
 def test_offsets_that_retention_passes_under_a_job_stop_it(
@@ -177,12 +177,12 @@ def test_offsets_that_retention_passes_under_a_job_stop_it(
     send_starts(kafka, ours.topic, 0, 10)
     ours = replace(ours, read=replace(READ, rest_s=8.0, idle_s=8.0))
     with ingesting(ours, flink_jobs, "retention") as job:
-        wait_for(lambda: settled(ours.data) == 10)
+        wait_for(lambda: settled(ours.raw) == 10)
         close_readers()  # it rests; what is fetched in advance would be safe from the broker's deletion
         send_starts(kafka, ours.topic, 0, 20, first=10)
         delete_records(ours.kafka, ours.topic, 0, 25)
         with pytest.raises(IntegrityError, match=r"\[0\] 10: the topic does not hold this offset"):
             wait_for(lambda: job.check() is not None)
-    assert covered(ours.data, ours.topic) == {0: [(0, 10)]}
+    assert covered(ours.raw, ours.topic) == {0: [(0, 10)]}
     with pytest.raises(IntegrityError, match=r"offsets 10 to 25 were never read.*accept-loss"):
-        plan(account(ours.data)[0], list_topic(ours.kafka, ours.topic), bounded=False)
+        plan(account(ours.raw)[0], list_topic(ours.kafka, ours.topic), bounded=False)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Batch, Message, OffsetRange
-from ciml.storage.open import Store, open_store
+from ciml.storage.open import open_store
 from serving.push import push
 from serving.registry import Verdict
 from serving.server.server import ModelServer
@@ -39,7 +40,7 @@ def telemetry(seed: int, rows: int = 60, columns: tuple[str, ...] = DEFINITION.c
 class World:
     """A data root with raw runs, and a model server beside it."""
 
-    def __init__(self, data: Store, server: ModelServer) -> None:
+    def __init__(self, data: DataRoot, server: ModelServer) -> None:
         self.data, self.server = data, server
         self.tables: dict[str, pa.Table] = {}
 
@@ -47,7 +48,7 @@ class World:
         """Stores a run; returns its announcement."""
         digest = telemetry_digest(run_id, table)
         path = f"runs/job={job}/date=2026-03-04/{run_id}.{digest[:16]}.parquet"
-        self.data.child("raw").replace(path, write_run(table))
+        self.data.raw.replace(path, write_run(table))
         self.tables[run_id] = table
         facts = {"run_id": run_id, "build_name": job, "path": path, "digest": digest, "raw_version": 1}
         return json.dumps(facts).encode()

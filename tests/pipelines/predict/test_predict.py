@@ -113,12 +113,12 @@ def test_predictions_equal_the_model_called_directly(world: World, folders: list
 
 def test_what_cannot_be_predicted_is_named_and_holds_up_nothing(world: World, folders: list[Path]) -> None:
     other = DEFINITION.replace(definition=DEFINITION.definition.replace(build_name=("job*",)))
-    world.push(save_model(Path(world.data.root) / "selective", 5, definition=other))
+    world.push(save_model(Path(world.data.url) / "selective", 5, definition=other))
     fine = world.put("zuul~fine~1", telemetry(1))
     gone = world.put("zuul~gone~1", telemetry(2))
-    world.data.child("raw").delete(json.loads(gone)["path"])
+    world.data.raw.delete(json.loads(gone)["path"])
     broken = world.put("zuul~broken~1", telemetry(2))
-    world.data.child("raw").replace(json.loads(broken)["path"], b"PAR1 no")
+    world.data.raw.replace(json.loads(broken)["path"], b"PAR1 no")
     values = [
         world.put("zuul~narrow~1", telemetry(3, columns=DEFINITION.columns[:2])),
         gone,
@@ -178,7 +178,7 @@ def test_version_that_is_replaced_between_question_and_call(
 
 def test_altered_definition_is_not_followed(world: World, folders: list[Path]) -> None:
     world.push(folders[0])
-    asset = Path(world.data.root, "models", "m", "1", "assets", "definition.json")
+    asset = Path(world.data.url, "models", "m", "1", "assets", "definition.json")
     asset.write_bytes(asset.read_bytes().replace(b"10s", b"20s"))
     with pytest.raises(IntegrityError, match=r"definition\.json was altered"):
         Predictor(world.data, world.address, PredictPolicy("m")).predict(batch([world.put("zuul~a~1", telemetry(1))]))
@@ -318,13 +318,13 @@ def test_micro_batches_predict_each_run_once(
     board = PredictBoard()
     predict_micro_batches(config, until="end", report=lambda state, lag, word: words.append((lag, word)), board=board)
 
-    found = list(read_predictions(world.data))
+    found = list(read_predictions(world.data.predictions))
     assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(20))
     for one in found:
         np.testing.assert_allclose(
             list(one["probabilities"].values()), world.expected(folders[0], one["run_id"]), atol=1e-5
         )
-    with predict_module.committer(world.data).state() as state:
+    with predict_module.committer(world.data.predictions).state() as state:
         assert (state.repeats, dict(state.unpredictable)) == (1, {"bad_announcement": 1})
     messages = published(kafka, config.predictions_topic)
     assert [message.key for message in messages] == [one["run_id"].encode() for one in found]
@@ -352,7 +352,9 @@ def test_micro_batches_predict_each_run_once(
     world.push(folders[1])
     announce(kafka, config.runs_topic, [announced[0]])
     predict_micro_batches(config, until="end")
-    assert [(one["run_id"], one["version"]) for one in read_predictions(world.data)][20:] == [("zuul~0~1", 2)]
+    assert [(one["run_id"], one["version"]) for one in read_predictions(world.data.predictions)][20:] == [
+        ("zuul~0~1", 2)
+    ]
 
 
 @pytest.mark.engines
@@ -374,12 +376,14 @@ def test_waits_for_the_first_model_without_consuming(world: World, folders: list
         assert "no version of m is served" in words[-1][1]
         world.push(folders[0])
         deadline = time.monotonic() + 20
-        while len(list(read_predictions(world.data))) < 5 and time.monotonic() < deadline:
+        while len(list(read_predictions(world.data.predictions))) < 5 and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         stop.set()
         thread.join(20)
-    assert Counter(one["run_id"] for one in read_predictions(world.data)) == Counter(f"zuul~{n}~1" for n in range(5))
+    assert Counter(one["run_id"] for one in read_predictions(world.data.predictions)) == Counter(
+        f"zuul~{n}~1" for n in range(5)
+    )
 
 
 @pytest.mark.engines
@@ -390,7 +394,7 @@ def test_on_flink_equals_micro_batches(
     announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(30)]
     announce(config.kafka.bootstrap, config.runs_topic, [*announced, announced[0], b"broken"])
     predict_on_flink(config, flink_jobs, until="end")
-    found = list(read_predictions(world.data))
+    found = list(read_predictions(world.data.predictions))
     assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(30))
     for one in found:
         np.testing.assert_allclose(

@@ -14,7 +14,7 @@ from ciml.raw.packs import named_runs, run_of
 from ciml.storage.open import Store
 from pipelines.raw_store.compact import Compaction, compact
 from tests.transforms.samples import make_facts, table
-from transforms.raw.write import read_runs, verify_run
+from transforms.raw.reader import read_runs, verify_run
 
 DAY = 86_400
 #: Noon of 2 January 1970: the first day is over.

@@ -7,20 +7,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.events.records import Origin, Outcome, RawFile, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import Store
 from transforms.raw.write import run_path, write_run
 
 TRUSTED, UNTRUSTED = Trust(True, "gate", "0"), Trust(False, "none", "0")
 
 
 class RawStore:
-    """Appends deltas to the raw manifest of a data path."""
+    """Appends deltas to the raw manifest of a data root."""
 
-    def __init__(self, data: Store) -> None:
-        self.store = data.child("raw")
+    def __init__(self, data: DataRoot) -> None:
+        self.store = data.raw
         self.log = ManifestLog(self.store)
         deltas = [delta for _, delta in self.log.since(0)]
         self._version = len(deltas)

@@ -8,20 +8,19 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.raw.compaction_cursor import CURSOR_PATH, CompactionCursor, load_cursor
 from ciml.raw.packs import pack_state
-from ciml.storage.open import Store
 from pipelines.datasets.update import update_dataset, verify_dataset
 from pipelines.raw_store.compact import Compaction, compact
 from tests.pipelines.datasets.dataset_scenes import define, runs
 from tests.pipelines.raw_store.compacting import DAY, FAR, FIRST, NOON, SECOND, Clock, all_there, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts
-from transforms.raw.reader import load_packs
-from transforms.raw.write import verify_run
+from transforms.raw.reader import load_packs, verify_run
 
 
-def test_runs_of_days_that_are_over_are_packed(anywhere: Store) -> None:
+def test_runs_of_days_that_are_over_are_packed(anywhere: DataRoot) -> None:
     raw = RawStore(anywhere)
     raw.add([run(number) for number in range(1, 6)])
     raw.add([run(number, 1) for number in range(6, 9)], others=[run(1, rows=3)])
@@ -43,8 +42,8 @@ def test_runs_of_days_that_are_over_are_packed(anywhere: Store) -> None:
     assert raw.store.list() == before
 
 
-def test_nothing_at_all(data: Store) -> None:
-    assert squeeze(data.child("raw")) == Compaction()
+def test_nothing_at_all(data: DataRoot) -> None:
+    assert squeeze(data.raw) == Compaction()
 
 
 def test_objects_and_packs_stay_for_the_grace(raw: RawStore, tmp_path: Path) -> None:
@@ -233,17 +232,17 @@ def test_pending_folders_are_taken_up_where_they_began(raw: RawStore) -> None:
     all_there(raw.store)
 
 
-def test_a_data_set_of_packed_runs_is_the_one_of_single_runs(data: Store) -> None:
+def test_a_data_set_of_packed_runs_is_the_one_of_single_runs(data: DataRoot) -> None:
     made = []
     for name in ("single", "packed"):
-        where = data.child(name)
+        where = DataRoot(data.store.child(name))
         raw = RawStore(where)
         raw.add(runs(1, 4))
         raw.add([(about, one.slice(0, 1 + number)) for number, (about, one) in enumerate(runs(5, 8))])
         if name == "packed":
             assert squeeze(raw.store).swept.objects == 8
         define(where)
-        made.append([span.to_json() for span in update_dataset(where, "cpu").sealed])
-        assert verify_dataset(where, "cpu") == []
+        made.append([span.to_json() for span in update_dataset(where.dataset("cpu")).sealed])
+        assert verify_dataset(where.dataset("cpu")) == []
     assert len(made[0]) == 2
     assert made[0] == made[1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.digest import telemetry_digest
 from ciml.errors import EngineError
 from ciml.raw.packs import pack_state
@@ -17,8 +18,7 @@ from ciml.storage.open import LocalStore, S3Store, Store
 from pipelines.raw_store.compact import Compaction
 from tests.pipelines.raw_store.compacting import FIRST, SECOND, all_there, named, objects, run, squeeze
 from tests.pipelines.raw_store.scenes import RawStore
-from transforms.raw.reader import load_packs
-from transforms.raw.write import read_runs
+from transforms.raw.reader import load_packs, read_runs
 
 
 class Killed(BaseException):
@@ -65,7 +65,7 @@ def scripted(raw: Store, at: int, event: Callable[[], None], *, after: bool) -> 
     return kind(raw.root, at, event, after=after)
 
 
-def busy_store(data: Store) -> RawStore:
+def busy_store(data: DataRoot) -> RawStore:
     """One with everything to do: runs to pack and to merge, packed objects, replaced packs, orphans old and new."""
     raw = RawStore(data)
     raw.add([run(1), run(2)])
@@ -97,25 +97,25 @@ def changes_of(raw: Store) -> int:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_every_step(anywhere: Store, after: bool) -> None:
-    steps = changes_of(busy_store(anywhere.child("counted")).store)
+def test_killed_at_every_step(anywhere: DataRoot, after: bool) -> None:
+    steps = changes_of(busy_store(DataRoot(anywhere.store.child("counted"))).store)
     assert steps > 15
 
     def die() -> None:
         raise Killed
 
-    for step in range(1, steps + 1) if isinstance(anywhere, LocalStore) else range(1, steps + 1, 6):
-        raw = busy_store(anywhere.child(f"step-{step}")).store
+    for step in range(1, steps + 1) if isinstance(anywhere.store, LocalStore) else range(1, steps + 1, 6):
+        raw = busy_store(DataRoot(anywhere.store.child(f"step-{step}"))).store
         with pytest.raises(Killed):
             squeeze(scripted(raw, step, die, after=after))
         all_there(raw)
         after_all(raw)
 
 
-def test_another_compactor_at_every_step(anywhere: Store) -> None:
-    steps = changes_of(busy_store(anywhere.child("counted")).store)
-    for step in range(1, steps + 1) if isinstance(anywhere, LocalStore) else range(2, steps + 1, 6):
-        raw = busy_store(anywhere.child(f"step-{step}")).store
+def test_another_compactor_at_every_step(anywhere: DataRoot) -> None:
+    steps = changes_of(busy_store(DataRoot(anywhere.store.child("counted"))).store)
+    for step in range(1, steps + 1) if isinstance(anywhere.store, LocalStore) else range(2, steps + 1, 6):
+        raw = busy_store(DataRoot(anywhere.store.child(f"step-{step}"))).store
         ran: list[Compaction] = []
         squeeze(scripted(raw, step, lambda raw=raw, ran=ran: ran.append(squeeze(raw)), after=False))  # type: ignore[misc]
         assert len(ran) == 1
@@ -123,10 +123,10 @@ def test_another_compactor_at_every_step(anywhere: Store) -> None:
         after_all(raw)
 
 
-def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: Store) -> None:
-    steps = changes_of(busy_store(data.child("counted")).store)
+def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: DataRoot) -> None:
+    steps = changes_of(busy_store(DataRoot(data.store.child("counted"))).store)
     for step in range(1, steps + 1):
-        raw = busy_store(data.child(f"step-{step}"))
+        raw = busy_store(DataRoot(data.store.child(f"step-{step}")))
 
         def late(raw: RawStore = raw) -> None:
             raw.add([run(50)])
@@ -138,21 +138,21 @@ def test_a_run_that_is_committed_at_any_step_is_never_moved_aside(data: Store) -
         assert load_packs(raw.store, FIRST).find(os.path.basename(raw.write(*run(50)).path)) is not None
 
 
-def test_a_store_that_fails_at_every_step(data: Store) -> None:
-    steps = changes_of(busy_store(data.child("counted")).store)
+def test_a_store_that_fails_at_every_step(data: DataRoot) -> None:
+    steps = changes_of(busy_store(DataRoot(data.store.child("counted"))).store)
 
     def fail() -> None:
         raise EngineError("no space left")
 
     for step in range(1, steps + 1):
-        raw = busy_store(data.child(f"step-{step}")).store
+        raw = busy_store(DataRoot(data.store.child(f"step-{step}"))).store
         with pytest.raises(EngineError):
             squeeze(scripted(raw, step, fail, after=False))
         all_there(raw)
         after_all(raw)
 
 
-def test_compactors_in_threads(data: Store) -> None:
+def test_compactors_in_threads(data: DataRoot) -> None:
     raw = busy_store(data).store
     failed: list[BaseException] = []
 
@@ -207,10 +207,10 @@ def reading() -> Iterator[Callable[[Store], list[BaseException]]]:
         each.join()
 
 
-def test_readers_never_fail_while_runs_move(anywhere: Store, reading: Any) -> None:
+def test_readers_never_fail_while_runs_move(anywhere: DataRoot, reading: Any) -> None:
     raw = RawStore(anywhere)
     failed = reading(raw.store)
-    rounds = 20 if isinstance(anywhere, LocalStore) else 5
+    rounds = 20 if isinstance(anywhere.store, LocalStore) else 5
     for number in range(rounds):
         raw.add([run(3 * number), run(3 * number + 1, 1), run(3 * number + 2)])
         squeeze(raw.store)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.events.records import Batch, OffsetRange, Origin, Outcome, RunFacts
 from ciml.raw.audit import Audit
 from ciml.raw.packs import pack_state
@@ -22,7 +23,7 @@ from tests.pipelines.raw_store.scenes import TRUSTED, RawStore
 class Events:
     """Commits batches to a raw manifest as ingest does."""
 
-    def __init__(self, data: Store) -> None:
+    def __init__(self, data: DataRoot) -> None:
         self.raw = RawStore(data)
         self.store = self.raw.store
         self.committer = Committer(self.store)
@@ -51,7 +52,7 @@ class Events:
 
 
 @pytest.fixture
-def events(data: Store) -> Events:
+def events(data: DataRoot) -> Events:
     """Something of every kind: runs, repeats, ignored, letters open and closed, and offsets that hold nothing."""
     made = Events(data)
     made.commit(("run", 1, {}), ("run", 2, {}), ("ignored", 3, {"reason": "not_finished"}))
@@ -85,8 +86,8 @@ def test_all_is_well(events: Events) -> None:
         assert (found.findings, found.read) == ([], min(sample, 4))
 
 
-def test_nothing_at_all(data: Store) -> None:
-    assert verified(data.child("raw")) == Verification()
+def test_nothing_at_all(data: DataRoot) -> None:
+    assert verified(data.raw) == Verification()
 
 
 def _tamper(raw: Store, version: int, change: Callable[[dict[str, Any]], None]) -> None:
@@ -115,7 +116,7 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
         lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(digest="0" * 64)), "has the digest"
     ),
     "a delta is lost": (lambda raw: raw.delete("_manifest/000000000002.json"), "version 2 is not"),
-    "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "is not JSON"),
+    "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "is no delta"),
     "a run twice": (lambda raw: _tamper(raw, 2, lambda d: d["runs"].append(_run_of(raw, 1))), "holds the run"),
     "offsets twice": (
         lambda raw: _tamper(raw, 3, lambda d: d["offsets"]["ci"]["partitions"]["0"].append([0, 2])), "again"
@@ -153,7 +154,7 @@ PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
     "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "other bytes"),
     "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
     "a pack manifest is broken": (
-        lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not JSON"
+        lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is no delta"
     ),
 }  # fmt: skip
 
@@ -183,7 +184,7 @@ def test_what_nobody_names_is_only_noted_while_it_is_young(events: Events) -> No
     assert found.notes[-1] == "1 objects that no manifest names are moved aside, and go with the next sweep"
 
 
-def test_many_findings_are_counted_and_not_kept(data: Store) -> None:
+def test_many_findings_are_counted_and_not_kept(data: DataRoot) -> None:
     raw = RawStore(data)
     for number in range(130):
         raw.store.create(f"runs/{number}", b"")

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.open import LocalStore, Store, open_store
 from cli.main import cli
 from pipelines.training.hyperparameter_sweep import Place, Swept, run_sweep
 from tests.pipelines.ingest.ingesting import wait_for
@@ -53,8 +53,8 @@ SAMPLED: dict[str, Any] = {
 }
 
 
-def place(source: Path, target: Store, keys: dict[str, Any]) -> Place:
-    return Place(LocalStore(source), target, Sweep.from_json(keys, "tests.toml"), TrustPolicy.load())
+def place(source: Path, target: DataRoot, keys: dict[str, Any]) -> Place:
+    return Place(DataRoot.open(source), target, Sweep.from_json(keys, "tests.toml"), TrustPolicy.load())
 
 
 def lasting(swept: Swept) -> list[dict[str, Any]]:
@@ -62,22 +62,22 @@ def lasting(swept: Swept) -> list[dict[str, Any]]:
     return [{**each.to_json(), "seconds": 0} for each in swept.outcomes]
 
 
-def stored(target: Store, name: str) -> dict[str, bytes]:
-    store = sweep_store(target, name)
+def stored(target: DataRoot, name: str) -> dict[str, bytes]:
+    store = sweep_store(target.sweeps, name)
     return {path: store.read(path) for path in store.list()}
 
 
 @pytest.fixture(scope="module")
-def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Swept]:  # noqa: F811
+def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Swept]:  # noqa: F811
     """`GRID`, run by two processes in one go, and where."""
-    target, told = open_store(tmp_path_factory.mktemp("whole")), list[tuple[int, int]]()
+    target, told = DataRoot.open(tmp_path_factory.mktemp("whole")), list[tuple[int, int]]()
     found = run_sweep(place(made, target, GRID), jobs=2, progress=lambda one, done, of: told.append((done, of)))
     assert told == [(number, 12) for number in range(1, 13)]
     return target, found
 
 
 def test_each_trial_is_what_a_direct_computation_gives(
-    whole: tuple[Store, Swept], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[DataRoot, Swept], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "RESAMPLES", 2)
     target, swept = whole
@@ -90,7 +90,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
         if each.state == "failed":
             assert each.reason.startswith("features_regex 'nosuch' selects none of the columns usr, sys")
             continue
-        material = read_material(target, each.dataset, TrustPolicy.load())
+        material = read_material(target.dataset(each.dataset), TrustPolicy.load())
         definition = material.snapshot.resolved.definition
         combination = swept.sweep.combine(each.parameters, definition.raw_version)
         assert (definition, each.snapshot) == (combination.definition, material.snapshot.digest)
@@ -129,7 +129,7 @@ def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     return right / len(division.places)
 
 
-def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[Store, Swept], made: Path) -> None:  # noqa: F811
+def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot, Swept], made: Path) -> None:  # noqa: F811
     target, swept = whole
     before = stored(target, "grid")
     assert swept.trained == 8
@@ -139,14 +139,14 @@ def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[Store, S
 
 
 def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
-    whole: tuple[Store, Swept],
+    whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     target, swept = whole
     file = tmp_path / "sweep.toml"
     file.write_text(Sweep.from_json(GRID).to_toml())
-    places = ["--data-path", str(made), "--target-data-path", target.root, "--output", str(tmp_path / "page")]
+    places = ["--data-path", str(made), "--target-data-path", target.url, "--output", str(tmp_path / "page")]
     done = CliRunner().invoke(cli, ["experiment", "sweep", str(file), *places], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
@@ -169,7 +169,7 @@ def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
 
 
 def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Path) -> None:  # noqa: F811
-    target = open_store(tmp_path)
+    target = DataRoot.open(tmp_path)
     few = run_sweep(place(made, target, {**SAMPLED, "trials": 6}), jobs=1)
     more = run_sweep(place(made, target, SAMPLED), jobs=1)
     same = [each for each in more.outcomes if each.same_as is not None]
@@ -185,18 +185,18 @@ def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Pa
     assert few.trained + more.trained == 9 - len(same)
     assert lasting(more)[:6] == lasting(few)
 
-    lost = sweep_store(target, "sampled")
+    lost = sweep_store(target.sweeps, "sampled")
     for number in range(3, 9):
         lost.delete(f"trials/{number:06}.json")
     again = run_sweep(place(made, target, SAMPLED), jobs=2)
     assert lasting(again) == lasting(more)
 
 
-def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: Store) -> None:  # noqa: F811
+def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: DataRoot) -> None:  # noqa: F811
     keys = {**GRID, "name": "small", "vary": {"dataset": {"features_regex": ["usr", "1min"]}}, "pruner": "none"}
     swept = run_sweep(place(made, anywhere, keys), jobs=1)
     assert [each.state for each in swept.outcomes] == ["complete", "complete"]
-    store = sweep_store(anywhere, "small")
+    store = sweep_store(anywhere.sweeps, "small")
     other = {**swept.outcomes[1].to_json(), "parameters": swept.outcomes[0].to_json()["parameters"]}
     store.replace("trials/000001.json", json.dumps(other).encode())
     with pytest.raises(IntegrityError, match=r"000001\.json has other parameters than trial 1 of the sweep"):
@@ -204,17 +204,25 @@ def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: Stor
     with pytest.raises(CimlError, match="was begun with another seed; take another name"):
         run_sweep(place(made, anywhere, {**keys, "seed": 4}), jobs=1)
     with pytest.raises(CimlError, match="no raw store at"):
-        run_sweep(Place(anywhere.child("x"), anywhere.child("x"), swept.sweep, TrustPolicy.load()), jobs=1)
+        run_sweep(
+            Place(
+                DataRoot(anywhere.store.child("x")),
+                DataRoot(anywhere.store.child("x")),
+                swept.sweep,
+                TrustPolicy.load(),
+            ),
+            jobs=1,
+        )
 
 
 def test_a_sweep_of_which_nothing_is_left_says_why(made: Path, tmp_path: Path) -> None:  # noqa: F811
     nothing = {**GRID, "vary": {"dataset": {"features_regex": ["nosuch"]}}}
     with pytest.raises(CimlError, match="no trial came to its end; the first: features_regex 'nosuch' selects none"):
-        run_sweep(place(made, open_store(tmp_path), nothing), jobs=1)
+        run_sweep(place(made, DataRoot.open(tmp_path), nothing), jobs=1)
 
 
 def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(
-    whole: tuple[Store, Swept],
+    whole: tuple[DataRoot, Swept],
     made: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:

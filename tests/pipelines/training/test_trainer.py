@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import open_store
 from pipelines.training import trainer as trainer_module
 from pipelines.training.metrics import TrainBoard
 from pipelines.training.trainer import TrainConfig, TrainResult, run_once, watch
@@ -69,7 +70,7 @@ class Refreshing:
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(open_store(tmp_path / "data"), "d", "m")
+    return TrainConfig(DataRoot.open(tmp_path / "data"), "d", "m")
 
 
 @pytest.fixture
@@ -165,14 +166,14 @@ def test_interrupted_push_is_judged_anew_against_another_champion(
 def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:
     scripted((1, True, ""))
     run_once(config)
-    Path(config.data.root, "models", "m", "1", "assets", "definition.json").write_text("{}")
+    Path(config.data.url, "models", "m", "1", "assets", "definition.json").write_text("{}")
     scripted((2, True, ""))
     with pytest.raises(IntegrityError, match="was altered"):
         run_once(config)
 
 
 def test_watch_waits_for_data_and_refreshes_when_it_grows(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = config.data.child("datasets").child("d").child("_manifest")
+    log = config.data.dataset("d").store.child("_manifest")
     stop, words, results = threading.Event(), [], []
     calls: list[int] = []
 
@@ -218,7 +219,7 @@ def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., 
         run_once(config)
     registry = Registry(config.data, "m")
     candidate = registry.record_candidate(
-        open_store(save_model(Path(config.data.root) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
+        open_store(save_model(Path(config.data.url) / "more", 4)), {"rejected": {"otherwise": 5, "excluded": 2}}
     )
     registry.record_verdict(candidate.id, Verdict(False, ("worse",), {}))
     board.see(registry.state)
@@ -237,7 +238,7 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
     from training.export import load_exported
 
     shutil.copytree(made, tmp_path / "data")
-    data: Store = LocalStore(tmp_path / "data")
+    data = DataRoot.open(tmp_path / "data")
     config = TrainConfig(data, "providers", "providers", Experiment(epochs=40))
     steps: list[str] = []
     first = run_once(config, progress=steps.append)
@@ -253,10 +254,10 @@ def test_real_refreshes_are_served(made: Path, tmp_path: Path) -> None:  # noqa:
     definition = exported.definition
     inputs = np.random.default_rng(0).gamma(2, 20, (5, definition.windows, len(definition.features))).astype("f4")
     n_windows = np.full(5, definition.windows, "i4")
-    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0)
+    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0)
     with ModelServer(options) as server, ModelClient(f"127.0.0.1:{server.grpc_port}", "providers") as client:
         answer = client.predict(inputs, n_windows, version=1)
     np.testing.assert_allclose(answer.probabilities, exported.predict(inputs, n_windows), atol=1e-5)
-    model = load_model(data.child("models").child("providers").child("1"))
+    model = load_model(data.models.child("providers").child("1"))
     assert set(model.signatures) == {"serving_default", "examples"}
     model.close()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ciml import limits
+from ciml.data_root import DataRoot
 from ciml.storage.open import open_store
 from serving.push import push
 from serving.registry import Verdict
@@ -27,9 +28,9 @@ MOST = 256 * MIB
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Iterator[ServerProcess]:
     root = tmp_path_factory.mktemp("hostile")
-    data = open_store(root / "data")
+    data = DataRoot.open(root / "data")
     push(data, "m", open_store(good[1]), Verdict(True), check=False)
-    with server_process(data.url("models/models.config"), root / "log") as running:
+    with server_process(data.models.url("models.config"), root / "log") as running:
         yield running
 
 

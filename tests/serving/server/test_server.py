@@ -13,7 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from ciml.storage.open import Store, open_store
+from ciml.data_root import DataRoot
+from ciml.storage.open import open_store
 from serving.push import push
 from serving.registry import Verdict
 from serving.server.server import ModelServer, ServerOptions
@@ -23,16 +24,16 @@ BLESSED = Verdict(True)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> Store:
-    data = open_store(tmp_path_factory.mktemp("data"))
+def data(tmp_path_factory: pytest.TempPathFactory, good: dict[int, Path]) -> DataRoot:
+    data = DataRoot.open(tmp_path_factory.mktemp("data"))
     for seed in (1, 2):
         push(data, "m", open_store(good[seed]), BLESSED, check=False)
     return data
 
 
 @pytest.fixture(scope="module")
-def server(data: Store) -> Iterator[ModelServer]:
-    options = ServerOptions(data.url("models/models.config"), grpc_port=0, rest_port=0, max_bytes=1 << 20, poll_s=0.1)
+def server(data: DataRoot) -> Iterator[ModelServer]:
+    options = ServerOptions(data.models.url("models.config"), grpc_port=0, rest_port=0, max_bytes=1 << 20, poll_s=0.1)
     with ModelServer(options) as running:
         yield running
 

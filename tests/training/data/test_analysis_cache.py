@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.storage.open import LocalStore
 from tests.training.records import written
 from training.data.analysis_cache import AnalysisCache, SpanAnalysis, analysis_key
@@ -18,15 +19,15 @@ from transforms.ingest.trust import TrustPolicy
 
 
 def test_the_cache_by_span_gives_the_same_and_holds_no_pickle(
-    data: LocalStore, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
+    data: DataRoot, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
 ):
-    cache = AnalysisCache(data.child("trainer/m/analyses"))
-    first = materialise(data, snapshot, tmp_path / "first", cache=cache)
-    second = materialise(data, snapshot, tmp_path / "second", cache=cache)
+    cache = AnalysisCache(data.trainer("m").child("analyses"))
+    first = materialise(data.dataset("providers").store, snapshot, tmp_path / "first", cache=cache)
+    second = materialise(data.dataset("providers").store, snapshot, tmp_path / "second", cache=cache)
     one = next(run.run_id for run in snapshot.spans[1].runs if run.split == "train")
-    changed = make_snapshot(data, "providers", TrustPolicy.load(), {one: "purged"})
-    third = materialise(data, changed, tmp_path / "third", cache=cache)
-    afresh = materialise(data, changed, tmp_path / "afresh")
+    changed = make_snapshot(data.dataset("providers"), TrustPolicy.load(), {one: "purged"})
+    third = materialise(data.dataset("providers").store, changed, tmp_path / "third", cache=cache)
+    afresh = materialise(data.dataset("providers").store, changed, tmp_path / "afresh")
 
     assert (first.analysed, first.cached) == (3, 0)
     assert (second.analysed, second.cached) == (0, 3)
@@ -65,13 +66,13 @@ def test_a_damaged_cache_counts_as_none(damage: str, tmp_path: Path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_cache_of_other_analyzers_is_not_used(data: LocalStore, snapshot: Snapshot, tmp_path: Path):
-    cache = AnalysisCache(data.child("trainer/m/analyses"))
+def test_a_cache_of_other_analyzers_is_not_used(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
+    cache = AnalysisCache(data.trainer("m").child("analyses"))
     resolved = snapshot.resolved
     for span in snapshot.spans:
         key = analysis_key(span, resolved.features, resolved.windows, transform_digest())
         cache.write(key, SpanAnalysis({b"another": (b"[]",)}, 1))
-    made = materialise(data, snapshot, tmp_path / "made", cache=cache)
+    made = materialise(data.dataset("providers").store, snapshot, tmp_path / "made", cache=cache)
     assert (made.analysed, made.cached) == (3, 0)
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ciml.datasets.state import dataset_state, dataset_store
+from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.storage.open import LocalStore
 from tests.training.records import written
 from training.data.examples import Examples, file_tasks, read_snapshot_examples
 from training.data.materialise import Materialised, materialise
@@ -28,17 +27,17 @@ def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (values.astype(np.float64) - mean) / np.where(width == 0, 1.0, width)
 
 
-def of_split(data: LocalStore, snapshot: Snapshot, split: str) -> Examples:
-    runs, examples = read_snapshot_examples(data, snapshot)
+def of_split(data: DataRoot, snapshot: Snapshot, split: str) -> Examples:
+    runs, examples = read_snapshot_examples(data.dataset("providers").store, snapshot)
     return examples.take(np.flatnonzero([run.split == split for run in runs]))
 
 
 def test_every_run_is_written_once_with_its_normalised_values(
     made: Path, snapshot: Snapshot, materialised: Materialised
 ):
-    data = LocalStore(made)
+    data = DataRoot.open(made)
     train = of_split(data, snapshot, "train").inputs
-    runs, raw = read_snapshot_examples(data, snapshot)
+    runs, raw = read_snapshot_examples(data.dataset("providers").store, snapshot)
     by_role = {role: written(materialised, role, snapshot) for role in ROLES}
 
     assert materialised.counts == {role: sum(run.role == role for run in runs) for role in ROLES}
@@ -54,9 +53,9 @@ def test_every_run_is_written_once_with_its_normalised_values(
 
 
 def test_the_snapshots_examples_are_the_data_sets_in_its_order(made: Path, snapshot: Snapshot):
-    data = LocalStore(made)
-    root, state = dataset_store(data, "providers"), dataset_state(data, "providers")
-    runs, examples = read_snapshot_examples(data, snapshot, "test")
+    data = DataRoot.open(made)
+    root, state = data.dataset("providers").store, data.dataset("providers").state()
+    runs, examples = read_snapshot_examples(data.dataset("providers").store, snapshot, "test")
 
     table = {}
     for span in state.latest():
@@ -70,13 +69,13 @@ def test_the_snapshots_examples_are_the_data_sets_in_its_order(made: Path, snaps
 
 
 def test_statistics_come_from_the_training_split_alone(
-    data: LocalStore, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
+    data: DataRoot, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
 ):
     """Without most test runs, what is written of the others stays the same to the last bit."""
     keep = next(run.run_id for run in snapshot.runs("test"))
     gone = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
-    fewer = make_snapshot(data, "providers", TrustPolicy.load(), gone)
-    part = materialise(data, fewer, tmp_path / "part")
+    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), gone)
+    part = materialise(data.dataset("providers").store, fewer, tmp_path / "part")
 
     assert part.counts["test"] == 1
     for role in ("train", "dev", "test"):
@@ -88,8 +87,8 @@ def test_statistics_come_from_the_training_split_alone(
 
 
 @pytest.mark.parametrize("damage", ["gone", "other rows", "altered values", "altered label"])
-def test_examples_that_are_not_the_manifests_end_it(data: LocalStore, snapshot: Snapshot, damage: str):
-    root = dataset_store(data, "providers")
+def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Snapshot, damage: str):
+    root = data.dataset("providers").store
     path = Path(root.root, snapshot.spans[0].files["train"][0].path)
     table = pq.read_table(path)
     if damage == "gone":
@@ -106,17 +105,17 @@ def test_examples_that_are_not_the_manifests_end_it(data: LocalStore, snapshot: 
         path.write_bytes(write_examples(altered, path.name))
         line = f"has another {what} than the manifest says"
     with pytest.raises(IntegrityError, match=line):
-        read_snapshot_examples(data, snapshot)
+        read_snapshot_examples(data.dataset("providers").store, snapshot)
 
 
-def test_an_example_that_a_file_lacks_ends_it(data: LocalStore, snapshot: Snapshot, tmp_path: Path):
+def test_an_example_that_a_file_lacks_ends_it(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     span = snapshot.spans[0]
     more = replace(span, runs=(*span.runs, replace(span.runs[0], run_id="zuul~none~1")))
     strange = replace(snapshot, spans=(more,))
     with pytest.raises(IntegrityError, match="the files do not hold the 52 runs of the snapshot"):
-        read_snapshot_examples(data, strange)
+        read_snapshot_examples(data.dataset("providers").store, strange)
     with pytest.raises(IntegrityError, match="its files lack runs"):
-        materialise(data, strange, tmp_path / "made")
+        materialise(data.dataset("providers").store, strange, tmp_path / "made")
 
 
 def test_another_process_finds_the_wanted_rows_in_a_file(
@@ -124,10 +123,10 @@ def test_another_process_finds_the_wanted_rows_in_a_file(
 ):
     from training.data import materialise_beam as stages
 
-    data = LocalStore(made)
+    data = DataRoot.open(made)
     (tmp_path / "snapshot.json").write_bytes(canonical_json(snapshot.to_json()))
     monkeypatch.setattr(stages, "_tasks", {})
-    read = stages.ReadRows(dataset_store(data, "providers"), snapshot.resolved, str(tmp_path))
+    read = stages.ReadRows(data.dataset("providers").store, snapshot.resolved, str(tmp_path))
     tasks = file_tasks(snapshot)
     found = [
         ordinal for at in range(len(tasks)) for batch in read.process(at) for (ordinal,) in batch["ordinal"].to_pylist()
@@ -135,11 +134,11 @@ def test_another_process_finds_the_wanted_rows_in_a_file(
     assert sorted(found) == list(range(len(list(snapshot.runs()))))
 
 
-def test_an_error_within_the_pipeline_is_told_as_it_is(data: LocalStore, snapshot: Snapshot, tmp_path: Path):
+def test_an_error_within_the_pipeline_is_told_as_it_is(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     path = snapshot.spans[0].files["test"][0].path
-    dataset_store(data, "providers").delete(path)
+    data.dataset("providers").store.delete(path)
     with pytest.raises(IntegrityError, match=f"{path} is named by the manifest, and is not there"):
-        materialise(data, snapshot, tmp_path / "made")
+        materialise(data.dataset("providers").store, snapshot, tmp_path / "made")
 
 
 def test_planning_imports_neither_beam_nor_tensorflow():

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
 from ciml.events.records import RunFacts
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.training.conftest import RUNS
@@ -22,13 +22,13 @@ STRICT = TrustPolicy.parse('[[rule]]\nname = "merged only"\ntrusted = true\npipe
 OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource = "zuul"\n')
 
 
-def facts(data: LocalStore) -> dict[str, dict[str, str]]:
+def facts(data: DataRoot) -> dict[str, dict[str, str]]:
     """Straight from the raw manifest: what is recorded of each run."""
-    deltas = [delta for _, delta in ManifestLog(data.child("raw")).since(0)]
+    deltas = [delta for _, delta in ManifestLog(data.raw).since(0)]
     return {record["mention"]["run_id"]: record["mention"] for delta in deltas for record in delta["runs"]}
 
 
-def test_no_untrusted_run_is_inside_and_the_rule_is_kept(data: LocalStore, snapshot: Snapshot):
+def test_no_untrusted_run_is_inside_and_the_rule_is_kept(data: DataRoot, snapshot: Snapshot):
     known = facts(data)
     trusted = {run_id for run_id, fact in known.items() if fact["pipeline"] == "gate"}
 
@@ -39,19 +39,19 @@ def test_no_untrusted_run_is_inside_and_the_rule_is_kept(data: LocalStore, snaps
     assert len(trusted) == 137
 
 
-def test_trust_is_evaluated_again_not_taken_from_ingestion(data: LocalStore):
+def test_trust_is_evaluated_again_not_taken_from_ingestion(data: DataRoot):
     # the raw manifest of this data says of every run that it was trusted when it came
-    none = make_snapshot(data, "providers", STRICT)
+    none = make_snapshot(data.dataset("providers"), STRICT)
     assert list(none.runs()) == []
     assert none.untrusted == {"no rule": RUNS}
     with pytest.raises(CimlError, match="no run to train on: 160 of its examples are untrusted"):
-        materialise(data, none, Path(data.root, "nowhere"))
-    everyone = make_snapshot(data, "providers", OPEN)
+        materialise(data.dataset("providers").store, none, Path(data.url, "nowhere"))
+    everyone = make_snapshot(data.dataset("providers"), OPEN)
     assert everyone.rules() == {"all of zuul": RUNS}
     assert everyone.untrusted == {}
 
 
-def test_counts_and_splits(data: LocalStore, snapshot: Snapshot):
+def test_counts_and_splits(data: DataRoot, snapshot: Snapshot):
     known = facts(data)
     by_class = Counter(known[run.run_id]["provider"] for run in snapshot.runs())
     counts = snapshot.counts()
@@ -64,28 +64,28 @@ def test_counts_and_splits(data: LocalStore, snapshot: Snapshot):
     assert {run.split for run in snapshot.runs()} == {"train", "test"}
 
 
-def test_runs_of_a_change_are_on_one_side(data: LocalStore):
+def test_runs_of_a_change_are_on_one_side(data: DataRoot):
     known = facts(data)
     sides: dict[str, set[str]] = {}
-    for run in make_snapshot(data, "providers", OPEN).runs():
+    for run in make_snapshot(data.dataset("providers"), OPEN).runs():
         sides.setdefault(known[run.run_id]["change"], set()).add(run.role)
     assert len(sides) == RUNS // 2
     assert {len(found) for found in sides.values()} == {1}
 
 
-def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: LocalStore, snapshot: Snapshot):
-    assert make_snapshot(data, "providers", TrustPolicy.load()).digest == snapshot.digest
+def test_the_same_is_the_same_digest_and_all_that_counts_changes_it(data: DataRoot, snapshot: Snapshot):
+    assert make_snapshot(data.dataset("providers"), TrustPolicy.load()).digest == snapshot.digest
     one = next(snapshot.runs("train")).run_id
-    without = make_snapshot(data, "providers", TrustPolicy.load(), {one: "purged"})
-    others = {without.digest, make_snapshot(data, "providers", OPEN).digest, snapshot.digest}
+    without = make_snapshot(data.dataset("providers"), TrustPolicy.load(), {one: "purged"})
+    others = {without.digest, make_snapshot(data.dataset("providers"), OPEN).digest, snapshot.digest}
 
     assert len(others) == 3
     assert without.excluded == {"purged": 1}
     assert {run.run_id for run in snapshot.runs()} - {run.run_id for run in without.runs()} == {one}
 
 
-def test_it_is_written_once_and_read_back(data: LocalStore, snapshot: Snapshot):
-    trainer = data.child("trainer/m")
+def test_it_is_written_once_and_read_back(data: DataRoot, snapshot: Snapshot):
+    trainer = data.trainer("m")
     path = write_snapshot(trainer, snapshot)
 
     assert path == f"snapshots/{snapshot.digest}.json"
@@ -97,8 +97,8 @@ def test_it_is_written_once_and_read_back(data: LocalStore, snapshot: Snapshot):
 
 
 @pytest.mark.parametrize("change", ["label", "run", "cut", "shape"])
-def test_an_altered_snapshot_is_told(data: LocalStore, snapshot: Snapshot, change: str):
-    trainer = data.child("trainer/m")
+def test_an_altered_snapshot_is_told(data: DataRoot, snapshot: Snapshot, change: str):
+    trainer = data.trainer("m")
     path = write_snapshot(trainer, snapshot)
     value = json.loads(trainer.read(path))
     if change == "label":
@@ -113,27 +113,27 @@ def test_an_altered_snapshot_is_told(data: LocalStore, snapshot: Snapshot, chang
         read_snapshot(trainer, snapshot.digest)
 
 
-def test_no_snapshot_no_span_no_data_set(data: LocalStore):
+def test_no_snapshot_no_span_no_data_set(data: DataRoot):
     with pytest.raises(CimlError, match="there is no snapshot"):
-        read_snapshot(data.child("trainer/m"), "0" * 64)
+        read_snapshot(data.trainer("m"), "0" * 64)
     with pytest.raises(CimlError, match="no data set 'none'"):
-        make_snapshot(data, "none", OPEN)
+        make_snapshot(data.dataset("none"), OPEN)
     create_dataset(data, DatasetDefinition(name="empty"))
     with pytest.raises(CimlError, match="has no sealed span yet"):
-        make_snapshot(data, "empty", OPEN)
+        make_snapshot(data.dataset("empty"), OPEN)
 
 
-def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data: LocalStore):
+def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data: DataRoot):
     definition = DatasetDefinition(name="status", max_windows=4, span_runs=80, classes=("passed", "failed"))
     create_dataset(data, definition)
-    update_dataset(data, "status")
-    before = make_snapshot(data, "status", OPEN)
+    update_dataset(data.dataset("status"))
+    before = make_snapshot(data.dataset("status"), OPEN)
     known = facts(data)
     run_id = before.spans[1].runs[3].run_id
     corrected = RunFacts.from_json(known[run_id]).replace(outcome="failure", result="FAILURE")
     RawStore(data).add(corrections=[corrected])
-    update_dataset(data, "status")
-    after = make_snapshot(data, "status", OPEN)
+    update_dataset(data.dataset("status"))
+    after = make_snapshot(data.dataset("status"), OPEN)
 
     assert [(span.span, span.version) for span in before.spans] == [(1, 1), (2, 1)]
     assert [(span.span, span.version) for span in after.spans] == [(1, 1), (2, 2)]
@@ -142,11 +142,11 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     assert before.spans[0] == after.spans[0]
 
 
-def test_a_raw_manifest_that_is_gone_is_told(data: LocalStore):
-    raw = data.child("raw")
+def test_a_raw_manifest_that_is_gone_is_told(data: DataRoot):
+    raw = data.raw
     raw.delete(ManifestLog(raw).path(2))
     with pytest.raises(IntegrityError, match="is gone, and a data set was made from it"):
-        make_snapshot(data, "providers", OPEN)
+        make_snapshot(data.dataset("providers"), OPEN)
 
 
 def test_paths_stay_below_the_trainers_folder():

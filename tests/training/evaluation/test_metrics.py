@@ -9,12 +9,13 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 
+from ciml.data_root import DataRoot
 from ciml.manifest.log import ManifestLog
-from ciml.storage.open import LocalStore
 from tests.transforms.direct import read_log
 from tests.transforms.samples import corpus
 from training.data.snapshot import Snapshot
-from training.evaluation.metrics import accuracy, evaluate, one_number_baseline, wilson
+from training.evaluation.baselines import one_number_baseline
+from training.evaluation.metrics import accuracy, evaluate, wilson
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (5, 10), (37, 40), (0, 500), (499, 500)])
@@ -90,29 +91,29 @@ def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, sn
     for run in snapshot.runs("test"):
         own = total(run.run_id)
         right += min(train, key=lambda each: abs(each[0] - own))[1] == run.label
-    found = one_number_baseline(LocalStore(made), snapshot)
+    found = one_number_baseline(DataRoot.open(made).raw, snapshot)
 
     assert found is not None
     assert (found["right"], found["runs"]) == (right, len(list(snapshot.runs("test"))))
     assert found["value"] > 0.9
 
 
-def test_no_memory_columns_no_baseline(data: LocalStore, snapshot: Snapshot):
+def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
     import pyarrow.parquet as pq
 
     from transforms.raw.write import write_run
 
-    for path in data.child("raw").list("runs"):
-        file = Path(data.root, "raw", path)
+    for path in data.raw.list("runs"):
+        file = Path(data.url, "raw", path)
         table = pq.read_table(file)
         file.write_bytes(write_run(table.drop_columns(["memory usage:used"]), path))
-    assert one_number_baseline(data, snapshot) is None
+    assert one_number_baseline(data.raw, snapshot) is None
 
 
-def test_a_run_without_a_raw_object_is_told(data: LocalStore, snapshot: Snapshot):
+def test_a_run_without_a_raw_object_is_told(data: DataRoot, snapshot: Snapshot):
     from ciml.errors import IntegrityError
 
-    raw = data.child("raw")
+    raw = data.raw
     raw.delete(ManifestLog(raw).path(4))
     with pytest.raises(IntegrityError, match="the raw manifest does not have the run"):
-        one_number_baseline(data, snapshot)
+        one_number_baseline(data.raw, snapshot)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
-from ciml.storage.open import LocalStore
 from tests.training.experiments.test_trials import FOREST, trial
 from training.data.in_memory import InMemoryDataset, read_material
 from training.evaluation import scores as scoring
@@ -28,12 +28,12 @@ def _few_resamples():
 
 
 @pytest.fixture(scope="module")
-def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, InMemoryDataset]:
+def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, InMemoryDataset]:
     """A data path with a forest that was trained, and folds of another that was not."""
     root = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(made, root)
-    data = LocalStore(root)
-    material = read_material(data, "providers", TrustPolicy.load())
+    data = DataRoot.open(root)
+    material = read_material(data.dataset("providers"), TrustPolicy.load())
     trial(data, material).run()
     trial(data, material).cross_validate(3, ("flavour",))
     trial(data, material, FOREST.replace(name="small")).cross_validate(2, ())
@@ -41,17 +41,17 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Local
 
 
 @pytest.fixture
-def data(trained: tuple[LocalStore, InMemoryDataset], tmp_path: Path) -> LocalStore:
-    shutil.copytree(trained[0].root, tmp_path / "data")
-    return LocalStore(tmp_path / "data")
+def data(trained: tuple[DataRoot, InMemoryDataset], tmp_path: Path) -> DataRoot:
+    shutil.copytree(trained[0].url, tmp_path / "data")
+    return DataRoot.open(tmp_path / "data")
 
 
-def only(data: LocalStore, *experiments: str) -> Stored:
-    (found,) = stored_trials(data, experiments)
+def only(data: DataRoot, *experiments: str) -> Stored:
+    (found,) = stored_trials(data.experiments, experiments)
     return found
 
 
-def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, InMemoryDataset]):
+def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDataset]):
     data, material = trained
     one = trial(data, material)
     found = only(data, "forest")
@@ -71,15 +71,15 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[LocalStore, InMemoryDat
     assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]
 
 
-def test_folds_alone_are_a_trial_without_a_result(trained: tuple[LocalStore, InMemoryDataset]):
+def test_folds_alone_are_a_trial_without_a_result(trained: tuple[DataRoot, InMemoryDataset]):
     found = only(trained[0], "small")
     assert (found.result, found.snapshot, found.predictions()) == (None, "", None)
     assert [(each["by"], len(each["folds"])) for each in found.folds] == [("run", 2)]
 
 
-def copied(data: LocalStore, trial: str, **snapshot: object) -> None:
+def copied(data: DataRoot, trial: str, **snapshot: object) -> None:
     """Another trial of the forest: the stored one with something else in its snapshot."""
-    (path,) = Path(data.root, "experiments/forest/results/providers").glob("*")
+    (path,) = Path(data.url, "experiments/forest/results/providers").glob("*")
     other = path.parent / trial
     shutil.copytree(path, other)
     result = json.loads((other / "result.json").read_text())
@@ -90,31 +90,31 @@ def copied(data: LocalStore, trial: str, **snapshot: object) -> None:
     ("spans", "latest"),
     [([[1, 1], [2, 1], [3, 1], [4, 1]], True), ([[1, 1], [2, 2], [3, 1]], True), ([[1, 9], [2, 1]], False)],
 )
-def test_the_latest_has_the_most_spans_then_the_newest_versions(data: LocalStore, spans: list, latest: bool):
+def test_the_latest_has_the_most_spans_then_the_newest_versions(data: DataRoot, spans: list, latest: bool):
     assert only(data, "forest").result["snapshot"]["spans"] == [[1, 1], [2, 1], [3, 1]]
     copied(data, "0" * 24, spans=spans, digest="other")
     found = only(data, "forest")
     assert (found.snapshot == "other", found.older) == (latest, 1)
 
 
-def test_of_trials_that_are_as_old_one_that_others_share_is_taken(data: LocalStore):
+def test_of_trials_that_are_as_old_one_that_others_share_is_taken(data: DataRoot):
     copied(data, "f" * 24, digest="other exclusions")
     own = only(data, "forest").snapshot
     assert own == "other exclusions"  # by name: nothing else tells them apart
-    shutil.copytree(Path(data.root, "experiments/forest"), Path(data.root, "experiments/second"))
-    shutil.rmtree(Path(data.root, "experiments/second/results/providers/" + "f" * 24))
-    found = stored_trials(data, ["forest", "second"])
+    shutil.copytree(Path(data.url, "experiments/forest"), Path(data.url, "experiments/second"))
+    shutil.rmtree(Path(data.url, "experiments/second/results/providers/" + "f" * 24))
+    found = stored_trials(data.experiments, ["forest", "second"])
     assert [each.experiment for each in found] == ["forest", "second"]
     assert found[0].snapshot == found[1].snapshot != "other exclusions"
 
 
-def test_only_the_named_data_sets_are_read(data: LocalStore):
-    assert stored_trials(data, ["forest"], ["others"]) == []
-    create_experiment(data, FOREST.replace(name="idle"))
-    assert stored_trials(data, ["idle"]) == []
+def test_only_the_named_data_sets_are_read(data: DataRoot):
+    assert stored_trials(data.experiments, ["forest"], ["others"]) == []
+    create_experiment(data.experiments, FOREST.replace(name="idle"))
+    assert stored_trials(data.experiments, ["idle"]) == []
 
 
-def test_another_file_of_predictions_is_no_answer(data: LocalStore):
+def test_another_file_of_predictions_is_no_answer(data: DataRoot):
     found = only(data, "forest")
     (path,) = Path(found.store.root).glob("predictions-*")
     path.write_bytes(path.read_bytes() + b"x")
@@ -128,4 +128,4 @@ def test_another_file_of_predictions_is_no_answer(data: LocalStore):
         only(data, "forest").predictions()
     result.write_text("{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
-        stored_trials(data, ["forest"])
+        stored_trials(data.experiments, ["forest"])

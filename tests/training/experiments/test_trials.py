@@ -12,17 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.datasets.definition import DatasetDefinition
 from ciml.errors import CimlError, IntegrityError
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.training.records import written
 from training.data.in_memory import InMemoryDataset, read_material
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
+from training.evaluation.baselines import first_memory, one_number_baseline
 from training.evaluation.cross_validation import cross_validate
-from training.evaluation.metrics import first_memory, one_number_baseline
 from training.experiment import Experiment
 from training.experiments.trials import Trial, create_experiment, experiment_names, load_experiment, results_of
 from training.refresh import refresh
@@ -41,41 +42,41 @@ def _few_resamples() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def material(made: Path) -> InMemoryDataset:
-    return read_material(LocalStore(made), "providers", TrustPolicy.load())
+    return read_material(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
 
 
-def trial(data: Store, material: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
-    create_experiment(data, experiment)
-    return Trial(data, load_experiment(data, experiment.name), material)
+def trial(data: DataRoot, material: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
+    create_experiment(data.experiments, experiment)
+    return Trial(data.experiments, load_experiment(data.experiments, experiment.name), material)
 
 
 def test_an_experiment_is_stored_once(tmp_path: Path):
-    data = LocalStore(tmp_path)
-    assert create_experiment(data, SMALL) is True
-    assert create_experiment(data, SMALL) is False
-    assert load_experiment(data, "small") == SMALL
+    data = DataRoot.open(tmp_path)
+    assert create_experiment(data.experiments, SMALL) is True
+    assert create_experiment(data.experiments, SMALL) is False
+    assert load_experiment(data.experiments, "small") == SMALL
     with pytest.raises(CimlError, match="'small' is there, and is another one: epochs is 20, not 21; take another"):
-        create_experiment(data, SMALL.replace(epochs=21))
-    assert load_experiment(data, "small") == SMALL
-    create_experiment(data, FOREST)
-    assert experiment_names(data) == ["forest", "small"]
+        create_experiment(data.experiments, SMALL.replace(epochs=21))
+    assert load_experiment(data.experiments, "small") == SMALL
+    create_experiment(data.experiments, FOREST)
+    assert experiment_names(data.experiments) == ["forest", "small"]
     with pytest.raises(CimlError, match=r"no experiment 'none' in .*: define it first"):
-        load_experiment(data, "none")
+        load_experiment(data.experiments, "none")
     with pytest.raises(CimlError, match="is no name"):
-        load_experiment(data, "../small")
+        load_experiment(data.experiments, "../small")
     (tmp_path / "experiments/small/experiment.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"experiment\.json is not JSON"):
-        load_experiment(data, "small")
+        load_experiment(data.experiments, "small")
 
 
 def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
-    data: LocalStore, material: InMemoryDataset, snapshot: Snapshot
+    data: DataRoot, material: InMemoryDataset, snapshot: Snapshot
 ):
     assert material.snapshot == snapshot
-    shutil.rmtree(Path(data.root, "raw"))
-    assert read_material(data, "providers", TrustPolicy.load()).snapshot.digest == snapshot.digest
+    shutil.rmtree(Path(data.url, "raw"))
+    assert read_material(data.dataset("providers"), TrustPolicy.load()).snapshot.digest == snapshot.digest
     left_out = material.mentions[3].run_id
-    fewer = read_material(data, "providers", TrustPolicy.load(), {left_out: "a leak"})
+    fewer = read_material(data.dataset("providers"), TrustPolicy.load(), {left_out: "a leak"})
     assert left_out not in {each.run_id for each in fewer.mentions}
     assert fewer.snapshot.excluded == {"a leak": 1}
 
@@ -95,7 +96,7 @@ def test_normalised_examples_are_those_that_tf_transform_materialises(
 
 
 @pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
-def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: InMemoryDataset, experiment: Experiment):
+def test_a_trial_is_done_once_and_tells_all(data: DataRoot, material: InMemoryDataset, experiment: Experiment):
     one = trial(data, material, experiment)
     result, new = one.run()
     test = material.of("test")
@@ -106,7 +107,7 @@ def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: InMemory
     assert result["training"]["runs"] == material.of("train", "dev").size
     assert result["experiment"] == experiment.to_json()
     memory = result["baselines"]["memory"]["accuracy"]
-    want = one_number_baseline(data, material.snapshot)
+    want = one_number_baseline(data.raw, material.snapshot)
     assert want is not None
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
     assert set(result["test"]["slices"]) == {"job", "provider"}
@@ -115,7 +116,7 @@ def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: InMemory
     assert [row["run_id"] for row in rows] == [material.mentions[place].run_id for place in test]
     right = sum(row["label_name"] == row["predicted"] for row in rows)
     assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
-    assert results_of(data, experiment.name) == [result]
+    assert results_of(data.experiments, experiment.name) == [result]
 
     before = {path: one.store.read(path) for path in one.store.list()}
     again = trial(data, material, experiment)
@@ -127,7 +128,7 @@ def test_a_trial_is_done_once_and_tells_all(data: LocalStore, material: InMemory
     assert {path: one.store.read(path) for path in one.store.list()} == before
 
 
-def test_early_stopping_keeps_dev_apart(data: LocalStore, material: InMemoryDataset):
+def test_early_stopping_keeps_dev_apart(data: DataRoot, material: InMemoryDataset):
     patient = SMALL.replace(name="patient", early_stopping=3)
     result, _ = trial(data, material, patient).run()
     assert result["training"]["runs"] == material.of("train").size
@@ -135,36 +136,36 @@ def test_early_stopping_keeps_dev_apart(data: LocalStore, material: InMemoryData
     assert result["training"]["best_epoch"] <= result["training"]["epochs"]
 
 
-def test_nothing_half_written_counts(data: LocalStore, material: InMemoryDataset):
+def test_nothing_half_written_counts(data: DataRoot, material: InMemoryDataset):
     one = trial(data, material)
     one.store.create("result.json", b"{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
         one.run()
 
 
-def test_a_data_set_without_trusted_runs_is_told(data: LocalStore):
+def test_a_data_set_without_trusted_runs_is_told(data: DataRoot):
     nobody = TrustPolicy.from_json({})
-    empty = read_material(data, "providers", nobody)
+    empty = read_material(data.dataset("providers"), nobody)
     with pytest.raises(CimlError, match="'providers' has no run to train on: 160 of its examples are untrusted"):
         trial(data, empty).run()
 
 
-def test_an_estimator_that_does_not_fit_is_told(data: LocalStore, material: InMemoryDataset):
+def test_an_estimator_that_does_not_fit_is_told(data: DataRoot, material: InMemoryDataset):
     with pytest.raises(CimlError, match="cnn looks along the time axis, and the data set 'providers' holds aggreg"):
         trial(data, material, Experiment(name="cnn", estimator="cnn")).run()
     with pytest.raises(CimlError, match="estimator 'random_forest' is no network: only those can be exported and se"):
         refresh(data, "providers", FOREST, model="m")
 
 
-def other_set(data: LocalStore, **keys: Any) -> InMemoryDataset:
-    definition = read_material(data, "providers", TrustPolicy.load()).snapshot.resolved.definition
+def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
+    definition = read_material(data.dataset("providers"), TrustPolicy.load()).snapshot.resolved.definition
     name = keys["name"]
     create_dataset(data, DatasetDefinition.from_json({**definition.to_json(), **keys}))
-    update_dataset(data, name, seal=True)
-    return read_material(data, name, TrustPolicy.load())
+    update_dataset(data.dataset(name), seal=True)
+    return read_material(data.dataset(name), TrustPolicy.load())
 
 
-def test_a_model_is_asked_about_another_job(data: LocalStore, material: InMemoryDataset):
+def test_a_model_is_asked_about_another_job(data: DataRoot, material: InMemoryDataset):
     job = material.mentions[0].build_name
     other = other_set(data, name="one-job", build_name=[job], salt="another")
     one = trial(data, material)
@@ -207,7 +208,7 @@ def _nearest_memory(material: InMemoryDataset, places: np.ndarray, found: dict[s
     return right / len(runs)
 
 
-def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalStore, material: InMemoryDataset):
+def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRoot, material: InMemoryDataset):
     one = trial(data, material)
     found, new = one.cross_validate(4, ("flavour",))
     flavours = [each["held_out"] for each in found["folds"]]
@@ -236,11 +237,11 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: LocalS
 
 
 @pytest.mark.engines
-def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: InMemoryDataset, data: LocalStore):
-    local, remote = LocalStore(made), open_store(s3.bucket())
+def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: InMemoryDataset, data: DataRoot):
+    local, remote = LocalStore(made), DataRoot.open(s3.bucket())
     for path in local.list():
-        assert remote.create(path, local.read(path))
-    there = read_material(remote, "providers", TrustPolicy.load())
+        assert remote.store.create(path, local.read(path))
+    there = read_material(remote.dataset("providers"), TrustPolicy.load())
     assert there.snapshot == material.snapshot
     assert trial(remote, there).run()[0] == trial(data, material).run()[0]
-    assert len(remote.list("experiments")) == 3
+    assert len(remote.experiments.list()) == 3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import open_store
 from training.data.in_memory import read_material
@@ -187,7 +188,7 @@ def outcome(number: int, **keys: Any) -> Outcome:
 
 
 def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> None:
-    store = sweep_store(open_store(tmp_path), "tests")
+    store = sweep_store(DataRoot.open(tmp_path).sweeps, "tests")
     first = outcome(
         3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters={"seed": "1", "learning_rate": 0.1}
     )
@@ -204,7 +205,7 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> 
         with pytest.raises(IntegrityError, match=line):
             read_outcome(store, number)
     with pytest.raises(CimlError, match="is no name"):
-        sweep_store(open_store(tmp_path), "../x")
+        sweep_store(DataRoot.open(tmp_path).sweeps, "../x")
 
 
 def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
 
 
 def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
-    material = read_material(open_store(made), "providers", TrustPolicy.load())
+    material = read_material(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
     told: list[tuple[int, float]] = []

@@ -15,7 +15,7 @@ import pytest
 from ciml.events.records import Batch
 from ciml.limits import PART_BYTES
 from transforms.fetch.fetch import Fetcher, FetchPolicy, fetch_in_parts
-from transforms.raw.write import parse
+from transforms.parse.stage import parse
 
 from .fetching import MIB, NOW, allow, pending
 from .log_server import LOG, LogServer, serving

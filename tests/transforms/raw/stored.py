@@ -18,12 +18,13 @@ from random import Random
 
 import pyarrow as pa
 
-from ciml.datasets.state import DatasetState, ExampleFile, dataset_state, dataset_store
+from ciml.data_root import DataRoot
+from ciml.datasets.state import DatasetState, ExampleFile
 from ciml.errors import IntegrityError
 from ciml.events.records import RawFile
 from ciml.manifest.log import ManifestLog
 from ciml.raw.packs import NamedRun, named_runs, pack_log, pack_state
-from ciml.storage.open import LocalStore, Store, open_store
+from ciml.storage.open import LocalStore, Store
 from tests.transforms.samples import LOAD, USR
 from transforms.examples.spans import read_examples
 from transforms.raw.pack_reader import Joined, read_joined
@@ -91,14 +92,14 @@ class Stored:
 def make(kind: str, form: str, folder: Path) -> Stored:
     """An object of a kind in a copy of `OLD`, which is made in an empty folder and written anew for ``new``."""
     shutil.copytree(OLD, folder, dirs_exist_ok=True)
-    data = open_store(folder)
+    data = DataRoot.open(folder)
     if form == "new":
         _renew(data)
     if kind == "examples":
-        root = dataset_store(data, DATASET)
-        files = example_files(dataset_state(data, DATASET))
+        root = data.dataset(DATASET).store
+        files = example_files(data.dataset(DATASET).state())
         return _stored(root, [file.path for file in files], lambda store: _read_examples(store, files[0]))
-    raw = data.child("raw")
+    raw = data.raw
     if kind == "object":
         singles = [run for run in runs_of(raw) if raw.exists(run.path)]
         one = _raw_file(singles[0])
@@ -147,11 +148,11 @@ def _read_examples(store: Store, file: ExampleFile) -> list[pa.Table]:
     return [read_examples(store, file), read_examples(store, file, ["run_id", "label", "usr"])]
 
 
-def _renew(data: Store) -> None:
+def _renew(data: DataRoot) -> None:
     """Writes all objects of a data path as they are written now."""
     from transforms.examples.spans import write_examples
 
-    raw = data.child("raw")
+    raw = data.raw
     runs = [(run, read_run(raw, _raw_file(run)), raw.exists(run.path)) for run in runs_of(raw)]
     packed = [(run, table) for run, table, single in runs if not single]
     for run, table, single in runs:
@@ -166,8 +167,8 @@ def _renew(data: Store) -> None:
     replaced = list(pack_state(raw, folder).packs)
     delta = {"time_us": 0, "packs": [pack.to_json()], "replaces": replaced, "alone": {}}
     assert pack_log(raw, folder).try_append(2, delta)
-    root = dataset_store(data, DATASET)
-    for file in example_files(dataset_state(data, DATASET)):
+    root = data.dataset(DATASET).store
+    for file in example_files(data.dataset(DATASET).state()):
         root.replace(file.path, write_examples(read_examples(root, file), file.path))
 
 

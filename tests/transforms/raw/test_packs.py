@@ -37,8 +37,8 @@ from ciml.storage.open import LocalStore
 from tests.transforms.raw.stored import OLD, runs_of
 from tests.transforms.samples import corpus
 from transforms.raw.packs import GROUP_ROWS, OpenPack, PackWriter, columns_digest, open_pack, prove_pack
-from transforms.raw.reader import read_object
-from transforms.raw.write import read_run, read_runs, verify_run, write_run
+from transforms.raw.reader import read_object, read_run, read_runs, verify_run
+from transforms.raw.write import write_run
 
 FOLDER = "job=a/date=2020-01-01"
 

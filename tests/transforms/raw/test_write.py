@@ -14,7 +14,9 @@ from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun, RawFile, Trust
 from ciml.storage.open import LocalStore
 from tests.transforms.samples import corpus, make_facts
-from transforms.raw.write import parse, read_run, read_runs, run_path, store, verify_run, write_run
+from transforms.parse.stage import parse
+from transforms.raw.reader import read_run, read_runs, verify_run
+from transforms.raw.write import run_path, store, write_run
 
 COVERS = OffsetRange("t", "T", 0, 0, 9)
 TRUST = Trust(True, "gated", "p")

@@ -16,8 +16,8 @@ from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
 
 if TYPE_CHECKING:
+    from ciml.data_root import StoredDataset
     from ciml.datasets.definition import DatasetDefinition
-    from ciml.storage.open import Store
     from pipelines.datasets.listed_runs import ListedRuns
     from pipelines.datasets.update import Update
 
@@ -159,7 +159,7 @@ def command(
       ciml dataset build --definition data/datasets/cpu/_definition.toml --data-path data --target-data-path elsewhere
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from pipelines.datasets.build import build_dataset, remove_dataset
 
     options.pop("home")
@@ -167,24 +167,24 @@ def command(
         raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
-    stored = open_store(data_path)
-    target = stored if target_data_path is None else open_store(target_data_path)
+    stored = DataRoot.open(data_path)
+    target = stored if target_data_path is None else DataRoot.open(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
     definition = _definition(dataset, definition_file, options)
-    if force and _is_another(target, definition):
-        remove_dataset(target, definition.name)
+    if force and _is_another(target.dataset(definition.name), definition):
+        remove_dataset(target.dataset(definition.name))
     with collecting_rarely(), listed or nullcontext(), bars() as show:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
             progress=lambda done, total: show("making examples", done, total),
         )  # fmt: skip
-    for line in _summary(update, target.url(f"datasets/{definition.name}")):
+    for line in _summary(update, target.dataset(definition.name).store.url()):
         click.echo(line)
     if listed is not None and (left_out := listed.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
     if visualize:
-        click.echo(f"  plots     {_visualize(target, definition.name)}")
+        click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
@@ -201,11 +201,11 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     )  # fmt: skip
 
 
-def _visualize(target: Store, name: str) -> str:
+def _visualize(dataset: StoredDataset) -> str:
     from reports.dataset.render import plot_dataset
 
     with progress_bar("reading examples") as progress:
-        return plot_dataset(target, name, target.url(f"datasets/{name}/{PLOTS}"), progress=progress)
+        return plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)
 
 
 def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
@@ -234,12 +234,12 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
     return DatasetDefinition.from_json(values, file or "data set")
 
 
-def _is_another(target: Any, definition: DatasetDefinition) -> bool:
-    from ciml.datasets.state import DatasetState, dataset_store
-    from ciml.manifest.log import ManifestLog, catch_up
+def _is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
+    from ciml.datasets.state import DatasetState
+    from ciml.manifest.log import catch_up
 
     state = DatasetState()
-    catch_up(ManifestLog(dataset_store(target, definition.name)), state)
+    catch_up(dataset.log, state)
     if state.definition is None:
         return False
     there = state.definition

@@ -36,12 +36,12 @@ def create(name: str, definition_file: str, data_path: str) -> None:
     Example:
       ciml dataset create cpu-load --definition cpu-load.toml --data-path DATA
     """
+    from ciml.data_root import DataRoot
     from ciml.datasets.definition import load_definition
-    from ciml.storage.open import open_store
     from pipelines.datasets.update import create_dataset
 
     definition = load_definition(definition_file, name=name)
-    create_dataset(open_store(data_path), definition)
+    create_dataset(DataRoot.open(data_path), definition)
     click.echo(
         f"{name}: {definition.class_label} of {', '.join(definition.build_name)}, L = {definition.windows} at "
         f"{definition.sample_interval}; next: ciml dataset update {name} --data-path {data_path}"
@@ -63,12 +63,16 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
       ciml dataset update cpu-load --data-path DATA
       ciml dataset update cpu-load --seal --runner fnapi --data-path DATA
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from pipelines.datasets.update import update_dataset
 
     with collecting_rarely(), progress_bar("making examples") as progress:
         result = update_dataset(
-            open_store(data_path), name, runner=runner[0], job_endpoint=runner[1], seal=seal, progress=progress
+            DataRoot.open(data_path).dataset(name),
+            runner=runner[0],
+            job_endpoint=runner[1],
+            seal=seal,
+            progress=progress,
         )
     if result.sealed:
         _print_spans(f"sealed in {name}", result.sealed)
@@ -92,15 +96,14 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
       ciml dataset show cpu-load --data-path DATA
       ciml dataset show --data-path DATA
     """
-    from ciml.datasets.state import dataset_names, dataset_state
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
 
-    data = open_store(data_path)
+    data = DataRoot.open(data_path)
     if name is None:
-        names = dataset_names(data)
-        click.echo(_json(names) if as_json else "\n".join(names) or f"no data sets in {data.url('datasets')}")
+        names = data.dataset_names()
+        click.echo(_json(names) if as_json else "\n".join(names) or f"no data sets in {data.datasets.url()}")
         return
-    state = dataset_state(data, name)
+    state = data.dataset(name).state()
     if as_json:
         click.echo(_json(_describe(state)))
         return
@@ -138,20 +141,19 @@ def records(name: str, folder: str, trust_policy: str | None, data_path: str) ->
     """
     from pathlib import Path
 
-    from ciml.datasets.state import dataset_store
+    from ciml.data_root import DataRoot
     from ciml.errors import CimlError
-    from ciml.storage.open import open_store
     from training.data.analysis_cache import AnalysisCache
     from training.data.materialise import is_materialised, materialise
     from training.data.snapshot import make_snapshot
     from transforms.ingest.trust import TrustPolicy
 
-    to, data = Path(folder), open_store(data_path)
+    to, dataset = Path(folder), DataRoot.open(data_path).dataset(name)
     if to.exists() and not is_materialised(to) and (not to.is_dir() or any(to.iterdir())):
         raise CimlError(f"--to {folder}: is not a folder of records; name a new or empty folder")
     with collecting_rarely():
-        snapshot = make_snapshot(data, name, TrustPolicy.load(trust_policy))
-        made = materialise(data, snapshot, to, cache=AnalysisCache(dataset_store(data, name).child("_analyses")))
+        snapshot = make_snapshot(dataset, TrustPolicy.load(trust_policy))
+        made = materialise(dataset.store, snapshot, to, cache=AnalysisCache(dataset.store.child("_analyses")))
     counts = ", ".join(f"{role} {count:,}" for role, count in made.counts.items())
     click.echo(f"{name}: {counts}; {made.analysed} of {made.analysed + made.cached} spans analysed: {to}")
 

@@ -12,8 +12,8 @@ from ciml.errors import CimlError
 from cli.options import data_path_option, home_option
 
 if TYPE_CHECKING:
+    from ciml.data_root import StoredDataset
     from ciml.datasets.state import SpanVersion
-    from ciml.storage.open import Store
 
 _SPLITS = ("train", "dev", "test")
 
@@ -36,12 +36,8 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
       ciml dataset spans cpu-load --files --data-path data
       ciml dataset spans --latest --json --data-path data
     """
-    from ciml.datasets.state import dataset_state
-    from ciml.storage.open import open_store
-
-    data = open_store(data_path)
-    for name in _chosen(data, names):
-        state = dataset_state(data, name)
+    for dataset in _chosen(data_path, names):
+        name, state = dataset.name, dataset.state()
         versions = [
             (span, span.version == max(by_version))
             for _, by_version in sorted(state.spans.items())
@@ -57,7 +53,7 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
             for span, _last in shown:
                 for split, held in span.files.items():
                     for file in held:
-                        click.echo(f"{data.url(f'datasets/{name}/{file.path}')}  {split}  {file.rows:,} rows")
+                        click.echo(f"{dataset.store.url(file.path)}  {split}  {file.rows:,} rows")
 
 
 @click.command("verify")
@@ -76,22 +72,19 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
       ciml dataset verify --data-path data
       ciml dataset verify cpu-load --json --data-path data
     """
-    from ciml.datasets.state import dataset_state
     from ciml.errors import IntegrityError
-    from ciml.storage.open import open_store
     from cli.progress_bar import bars
     from pipelines.datasets.update import verify_dataset
 
-    data = open_store(data_path)
     found: dict[str, dict[str, Any]] = {}
     with bars() as progress:
-        for name in _chosen(data, names):
+        for dataset in _chosen(data_path, names):
+            name = dataset.name
             try:
                 # a manifest that contradicts itself is a finding of this data set; the others are verified too
-                state = dataset_state(data, name)
+                state = dataset.state()
                 wrong = verify_dataset(
-                    data,
-                    name,
+                    dataset,
                     progress=lambda done, total, name=name: progress(name, done, total),  # type: ignore[misc]
                 )
             except IntegrityError as error:
@@ -111,16 +104,17 @@ def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> i
     return 4 if broken else 0
 
 
-def _chosen(data: Store, names: tuple[str, ...]) -> list[str]:
-    from ciml.datasets.state import dataset_names
+def _chosen(data_path: str, names: tuple[str, ...]) -> list[StoredDataset]:
+    from ciml.data_root import DataRoot
 
-    known = dataset_names(data)
+    data = DataRoot.open(data_path)
+    known = data.dataset_names()
     for name in names:
         if name not in known:
-            raise CimlError(f"no data set {name!r} in {data.url('datasets')}; choose from {', '.join(known) or 'none'}")
+            raise CimlError(f"no data set {name!r} in {data.datasets.url()}; choose from {', '.join(known) or 'none'}")
     if not known:
-        click.echo(f"no data sets in {data.url('datasets')}", err=True)
-    return list(dict.fromkeys(names)) or known
+        click.echo(f"no data sets in {data.datasets.url()}", err=True)
+    return [data.dataset(name) for name in dict.fromkeys(names or known)]
 
 
 def describe(span: SpanVersion) -> dict[str, Any]:

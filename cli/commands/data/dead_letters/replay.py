@@ -124,8 +124,8 @@ def make_config(
     Raises:
       CimlError: an unreadable policy, an option that is not a pair, a missing folder of logs, an unknown scheme.
     """
+    from ciml.data_root import DataRoot
     from ciml.events.run_facts import source_names
-    from ciml.storage.open import open_store
     from cli.batch_options import logs_place
     from pipelines.ingest.replay import ReplayConfig
     from transforms.fetch.policy import FetchPolicy
@@ -136,7 +136,7 @@ def make_config(
     roots = (*roots, place) if place else roots
     fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
     return ReplayConfig(
-        open_store(data_path),
+        DataRoot.open(data_path).raw,
         choice,
         limit=limit,
         selection=selection or ALL_JOBS,

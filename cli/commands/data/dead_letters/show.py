@@ -25,12 +25,12 @@ _SHORT = len(TOPIC) + 8  # of a listing's digest, enough to distinguish it
 
 def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLetter]:
     """Yield the open dead letters of the filters, or all of them, the oldest first."""
+    from ciml.data_root import DataRoot
     from ciml.raw.dead_letters import all_dead_letters, open_dead_letters, open_keys
     from ciml.raw.state import open_raw
-    from ciml.storage.open import open_store
 
     choice = choice_of(**filters)
-    log, state = open_raw(open_store(data_path).child("raw"))
+    log, state = open_raw(DataRoot.open(data_path).raw)
     return all_dead_letters(log, choice) if everything else open_dead_letters(log, open_keys(state, choice), choice)
 
 
@@ -120,10 +120,10 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
         for letter in _found(data_path, False, **filters):
             counts[letter.outcome.reason, letter.job if by_job else ""] += 1
     else:  # the manifest's own sums
+        from ciml.data_root import DataRoot
         from ciml.raw.state import open_raw
-        from ciml.storage.open import open_store
 
-        _, state = open_raw(open_store(data_path).child("raw"))
+        _, state = open_raw(DataRoot.open(data_path).raw)
         counts.update({(reason, ""): n for (kind, reason), n in state.counts.items() if kind == "dead_letter"})
     rows = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if as_json:
@@ -149,12 +149,12 @@ def show(origin: str, run_id: str, data_path: str, **_: Any) -> None:
     Example:
       ciml dead-letters show ci-events:0:1234 --data-path data
     """
+    from ciml.data_root import DataRoot
     from ciml.raw.dead_letters import Choice
-    from ciml.storage.open import open_store
     from pipelines.ingest.replay import chosen
 
     topic, partition, offset = _parsed_origin(origin)
-    raw = open_store(data_path).child("raw")
+    raw = DataRoot.open(data_path).raw
     choice = Choice(topics=(_literal(topic) + ("*" if is_listing(topic) else ""),), runs=(run_id,))
     now_us = time.time_ns() // 1000
     found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]

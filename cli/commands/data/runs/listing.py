@@ -54,11 +54,11 @@ def list_runs(
     """
     from itertools import islice
 
+    from ciml.data_root import DataRoot
     from ciml.events.globs import glob_pattern
     from ciml.raw.state import open_raw
-    from ciml.storage.open import open_store
 
-    log, state = open_raw(open_store(data_path).child("raw"))
+    log, state = open_raw(DataRoot.open(data_path).raw)
     wanted = glob_pattern(jobs or ("all",)).fullmatch
 
     def selected(run: dict[str, Any]) -> bool:
@@ -130,10 +130,10 @@ def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
     Example:
       ciml runs show zuul~5f0c~1 --data-path data
     """
+    from ciml.data_root import DataRoot
     from ciml.raw.state import open_raw
-    from ciml.storage.open import open_store
 
-    raw = open_store(data_path).child("raw")
+    raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
     records = list(_records(log, state.version, run_id))
     if not records:

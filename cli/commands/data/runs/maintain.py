@@ -39,14 +39,12 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
       ciml runs verify --data-path data
       ciml runs verify --sample 1000 --json --data-path s3://bucket/data
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.raw_store.verify import verify_raw
 
     with bars() as progress:
-        found = verify_raw(
-            open_store(data_path).child("raw"), sample=sample, seed=seed, grace_s=grace, progress=progress
-        )
+        found = verify_raw(DataRoot.open(data_path).raw, sample=sample, seed=seed, grace_s=grace, progress=progress)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return 4 if found.number else 0
@@ -116,13 +114,13 @@ def compact(
       ciml runs compact --data-path data
       ciml runs compact --older-than 7d --grace 2d --json --data-path s3://bucket/data
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from cli.progress_bar import bars
     from pipelines.raw_store.compact import compact as run
 
     with bars() as progress:
         done = run(
-            open_store(data_path).child("raw"),
+            DataRoot.open(data_path).raw,
             older_than_s=older_than,
             grace_s=grace,
             min_runs=min_runs,

@@ -36,10 +36,10 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool,
     """
     from itertools import islice
 
+    from ciml.data_root import DataRoot
     from ciml.raw.state import open_raw
-    from ciml.storage.open import open_store
 
-    raw = open_store(data_path).child("raw")
+    raw = DataRoot.open(data_path).raw
     log, state = open_raw(raw)
     if count:
         click.echo(state.index.run_count())

@@ -106,7 +106,7 @@ hyper_parameters = _of(
 
 
 def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from training.experiment import Experiment
     from training.experiments.trials import create_experiment, experiment_store
 
@@ -115,9 +115,9 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
         # the proximal one without penalties, which it has no options for, is Adagrad
         given["optimizer"] = given["optimizer"].lower().removeprefix("proximal")
     experiment = Experiment.from_json({"name": name, **_TALK.get(given["estimator"], {}), **given})
-    data = open_store(data_path)
-    new = create_experiment(data, experiment)
-    where = experiment_store(data, name).url("experiment.json")
+    stored = DataRoot.open(data_path).experiments
+    new = create_experiment(stored, experiment)
+    where = experiment_store(stored, name).url("experiment.json")
     click.echo(f"{name}: {experiment.estimator}, {'stored in' if new else 'as it is already in'} {where}")
     click.echo(f"train it by: ciml experiment train --experiment {name} --dataset NAME --data-path {data_path}")
 

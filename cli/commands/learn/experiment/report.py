@@ -41,12 +41,14 @@ def report(
       ciml experiment report dnn-5x100 --dataset cpu-load --data-path DATA
       ciml experiment report dnn-5x100 forest --dataset cpu-load --output s3://reports/cpu-load --data-path DATA
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from reports.experiments.render import report_experiments
 
     folder = output or default_folder(experiments, datasets)
     with progress_bar("drawing") as progress:
-        page = report_experiments(open_store(data_path), experiments, datasets, folder, progress=progress)
+        page = report_experiments(
+            DataRoot.open(data_path).experiments, experiments, datasets, folder, progress=progress
+        )
     click.echo(page)
 
 

@@ -28,15 +28,15 @@ def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
       ciml experiment show wide --data-path DATA
       ciml experiment show --data-path DATA
     """
-    from ciml.storage.open import open_store
+    from ciml.data_root import DataRoot
     from training.experiments.trials import experiment_names, load_experiment, results_of
 
-    data = open_store(data_path)
+    stored = DataRoot.open(data_path).experiments
     if name is None:
-        names = experiment_names(data)
-        click.echo(json.dumps(names) if as_json else "\n".join(names) or f"no experiments in {data.url('experiments')}")
+        names = experiment_names(stored)
+        click.echo(json.dumps(names) if as_json else "\n".join(names) or f"no experiments in {stored.url()}")
         return
-    experiment, results = load_experiment(data, name), results_of(data, name)
+    experiment, results = load_experiment(stored, name), results_of(stored, name)
     if as_json:
         click.echo(json.dumps({"experiment": experiment.to_json(), "results": results}, sort_keys=True))
         return

@@ -77,6 +77,7 @@ def sweep(
       ciml experiment sweep examples/sweep.toml --data-path DATA
       ciml experiment sweep talk.toml --jobs 8 --data-path s3://cimlrawdata --target-data-path s3://cimldatasets
     """
+    from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
     from ciml.storage.open import open_store
     from pipelines.training.hyperparameter_sweep import Place, run_sweep
@@ -87,8 +88,8 @@ def sweep(
     from transforms.ingest.trust import TrustPolicy
 
     what = Sweep.load(file)
-    source = open_store(data_path)
-    target = source if target_data_path is None else open_store(target_data_path)
+    source = DataRoot.open(data_path)
+    target = source if target_data_path is None else DataRoot.open(target_data_path)
     place = Place(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
     most = min(jobs or processors(), what.lag)
     with progress_bar(f"sweep {what.name}") as bar:

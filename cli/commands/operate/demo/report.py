@@ -32,14 +32,14 @@ def command(data_path: str, output: str | None) -> None:
 
     import msgspec
 
+    from ciml.data_root import DataRoot
     from ciml.errors import CimlError
-    from ciml.storage.open import open_store
     from cli.demo.report.page import render
     from cli.demo.report.result import DemoResult
 
-    store = open_store(data_path)
+    store = DataRoot.open(data_path).demo
     try:
-        result = msgspec.json.decode(store.read("demo/result.json"), type=DemoResult)
+        result = msgspec.json.decode(store.read("result.json"), type=DemoResult)
     except FileNotFoundError:
         raise CimlError(f"no demo/result.json in {data_path}; run ciml demo --data-path {data_path} first") from None
     except msgspec.MsgspecError as error:
@@ -49,5 +49,5 @@ def command(data_path: str, output: str | None) -> None:
         Path(output).write_bytes(page)
         click.echo(output)
     else:
-        store.replace("demo/report.html", page)
-        click.echo(store.url("demo/report.html"))
+        store.replace("report.html", page)
+        click.echo(store.url("report.html"))

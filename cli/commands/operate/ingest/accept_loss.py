@@ -34,13 +34,13 @@ def accept_loss(
       ciml ingest accept-loss --data-path data --dry-run
       ciml ingest accept-loss --data-path data
     """
+    from ciml.data_root import DataRoot
     from ciml.pairs import pairs
-    from ciml.storage.open import open_store
     from pipelines.ingest.accept_loss import accept_losses
     from pipelines.kafka.client import KafkaOptions
 
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
-    lost = accept_losses(open_store(data_path).child("raw"), options, topic, dry_run=dry_run)
+    lost = accept_losses(DataRoot.open(data_path).raw, options, topic, dry_run=dry_run)
     said = "lost" if dry_run else "accepted as lost"
     for each in lost:
         click.echo(

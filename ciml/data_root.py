@@ -1,0 +1,148 @@
+"""The folders below a data path: the one place that knows where what is.
+
+raw/                        the raw store: manifest, runs, packs
+datasets/<data set>/        manifest, spans of examples
+experiments/<experiment>/   definition, results
+sweeps/<sweep>/             file, trials
+trainer/<model>/            snapshots, analyses, metrics
+registry/<model>/           manifest of candidates, versions and labels
+models/<model>/<version>/   served models; beside them the server's configuration
+predictions/                manifest of predictions
+demo/                       result and report of `ciml demo`
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ciml.datasets.definition import DatasetDefinition
+from ciml.datasets.state import DatasetState
+from ciml.errors import CimlError
+from ciml.manifest.log import ManifestLog, catch_up
+from ciml.storage.open import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDataset:
+    """A data set below a data root, whether it exists or not.
+
+    Attributes:
+      name: of the data set.
+      store: its folder.
+      root_raw: the raw store of its data root, which it reads unless its manifest names another.
+    """
+
+    name: str
+    store: Store
+    root_raw: Store
+
+    @property
+    def log(self) -> ManifestLog:
+        """Its manifest."""
+        return ManifestLog(self.store)
+
+    def state(self) -> DatasetState:
+        """Its present state.
+
+        Raises:
+          CimlError: when there is none of this name.
+        """
+        state = DatasetState()
+        catch_up(self.log, state)
+        if state.definition is None:
+            folder = self.store.root.removesuffix(f"/{self.name}")
+            raise CimlError(f"no data set {self.name!r} in {folder}: create it with ciml dataset create")
+        return state
+
+    def raw(self, state: DatasetState | None = None) -> Store:
+        """The raw store that it reads.
+
+        Args:
+          state: its present state; read by default.
+
+        Raises:
+          CimlError: where it was made straight from logs.
+        """
+        state = state or self.state()
+        if state.listing is not None:
+            raise CimlError(
+                f"data set {self.name!r} was made straight from the logs of {state.listing['url']}: for this it has to "
+                "be built from a raw store (ciml-cache-data, then ciml-build-dataset)"
+            )
+        return self.root_raw if state.source is None else DataRoot.open(state.source).raw
+
+
+@dataclass(frozen=True, slots=True)
+class DataRoot:
+    """What lies below a data path. Functions that need one folder of it take that folder's store.
+
+    Attributes:
+      store: all of it.
+    """
+
+    store: Store
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> DataRoot:
+        """The data root at a local folder or an ``s3://bucket/prefix``. Raises `CimlError` for any other scheme."""
+        return cls(open_store(path))
+
+    @property
+    def url(self) -> str:
+        """The data path, as `open` takes it."""
+        return self.store.root
+
+    @property
+    def raw(self) -> Store:
+        """The raw store."""
+        return self.store.child("raw")
+
+    @property
+    def datasets(self) -> Store:
+        """The folder of all data sets."""
+        return self.store.child("datasets")
+
+    def dataset(self, name: str) -> StoredDataset:
+        """A data set. Its name is checked, for it may come from a user."""
+        DatasetDefinition.from_json({"name": name}, "data set")
+        return StoredDataset(name, self.datasets.child(name), self.raw)
+
+    def dataset_names(self) -> list[str]:
+        """The names of all data sets, sorted."""
+        first = f"/{ManifestLog(self.datasets).path(1)}"
+        return [path.removesuffix(first) for path in self.datasets.list() if path.endswith(first)]
+
+    @property
+    def experiments(self) -> Store:
+        """The experiments: `training.experiments.trials`."""
+        return self.store.child("experiments")
+
+    @property
+    def sweeps(self) -> Store:
+        """The sweeps: `training.sweeps.store`."""
+        return self.store.child("sweeps")
+
+    def trainer(self, model: str) -> Store:
+        """What the trainer keeps of a model: `training.refresh`."""
+        return self.store.child("trainer").child(model)
+
+    @property
+    def registry(self) -> Store:
+        """The manifests of all registries: `serving.registry`."""
+        return self.store.child("registry")
+
+    @property
+    def models(self) -> Store:
+        """The served models and the model server's configuration: `serving.push`."""
+        return self.store.child("models")
+
+    @property
+    def predictions(self) -> Store:
+        """The predictions: `serving.predict.log`."""
+        return self.store.child("predictions")
+
+    @property
+    def demo(self) -> Store:
+        """What `ciml demo` writes of itself."""
+        return self.store.child("demo")

@@ -1,0 +1,36 @@
+"""The error channel: errors for people, kept beside a runner that would turn them into its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ciml.errors import CimlError, EngineError
+
+_MOST_KEPT = 100
+_kept: list[CimlError] = []
+
+
+@contextmanager
+def keep_error() -> Iterator[None]:
+    """Keep an error for people, which on its way through a runner would become one about Beam: see `kept_error`."""
+    try:
+        yield
+    except CimlError as error:
+        if len(_kept) < _MOST_KEPT:
+            _kept.append(error)
+        raise
+
+
+def kept_error(*, clear: bool = False) -> CimlError | None:
+    """Return what a stage raised for people in this process, or None.
+
+    It is the first error that no further try can fix, if there is one.
+
+    Args:
+      clear: whether to forget all of them.
+    """
+    found = next((error for error in _kept if not isinstance(error, EngineError)), _kept[0] if _kept else None)
+    if clear:
+        _kept.clear()
+    return found

@@ -1,0 +1,38 @@
+"""The stage that parses: fetched logs become telemetry."""
+
+from __future__ import annotations
+
+from ciml.errors import RejectedInput, let_go
+from ciml.events.payloads import payload_of
+from ciml.events.records import Batch, Outcome, PendingRun
+from transforms.parse.logs import Log, parse_logs
+
+
+def parse(batch: Batch) -> Batch:
+    """Parse the logs of a batch's pending runs: ``log`` becomes ``telemetry``.
+
+    Returns:
+      The batch, where a log that is rejected has become a dead letter with the parser's reason.
+    """
+    if not batch.pending_runs:
+        return batch
+    logs = [Log(each.log or b"", each.mention.start_us, each.mention.end_us) for each in batch.pending_runs]
+    kept: list[PendingRun] = []
+    settled = list(batch.settled)
+    for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
+        pending.log = None
+        if isinstance(result, RejectedInput):
+            let_go(result)
+            settled.append(_dead_letter(pending, result))
+        else:
+            pending.telemetry = result
+            kept.append(pending)
+    return Batch(batch.covers, batch.messages, kept, settled)
+
+
+def _dead_letter(pending: PendingRun, rejected: RejectedInput) -> Outcome:
+    return Outcome(
+        "dead_letter", pending.origin, pending.event_key, pending.mention, rejected.reason, rejected.detail,
+        pending.trust, payload=payload_of(pending.message) if pending.message else None,
+        attempts=pending.attempts, first_seen_us=pending.first_seen_us,
+    )  # fmt: skip
