@@ -1,0 +1,105 @@
+"""A data root that version 0.1.0 wrote (tests/golden/data_root) is verified, continued, retrained and served.
+
+It was written by the commands of that version: `backfill` of the first 70 lines of builds.jsonl, a data set of 60 runs,
+a model that the gate blessed, an experiment with a result, and packs of one day. answers.json holds what its model
+answered then.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ciml.datasets.state import dataset_state, dataset_store
+from ciml.digest import sha256_json
+from ciml.storage.open import open_store
+from cli.main import cli
+from serving.client import ModelClient
+from serving.registry import Registry
+from tests.serving.process import server_process
+from transforms.examples.spans import read_span
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data_root"
+CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
+FEATURES = ("used", "free", "buff", "cach")
+#: Digest of the resolved definition, as the registry of that version has it.
+DEFINITION = "d15fb2d0f1a4436155bfa9ea246075fa7e5bb3e3caf7c97d3024ebac75bcb8c3"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN / "data", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def ciml(root: Path, *words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, ["--data-path", str(root), *words], standalone_mode=False)
+    if done.exception is not None:
+        raise AssertionError(words) from done.exception
+    assert (done.return_value or 0) == code, done.output
+    return " ".join(done.output.split())
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def answers_by_span(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(inputs, windows, the answers that 0.1.0 gave) of the runs of the first span."""
+    stored = json.loads((GOLDEN / "answers.json").read_text())
+    data = open_store(root)
+    rows = read_span(dataset_store(data, "provider"), dataset_state(data, "provider").latest()[0])
+    columns = [np.stack(rows.column(name).to_pylist()) for name in FEATURES]
+    expected = [stored[run_id] for run_id in rows.column("run_id").to_pylist()]
+    assert len(expected) == len(stored) == 20
+    yield np.stack(columns, -1).astype("f4"), np.array(rows.column("n_windows").to_pylist(), "i4"), np.array(expected)
+
+
+def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
+    before = contents(root)
+    assert "70 records of 70 runs" in ciml(root, "runs", "verify")
+    ciml(root, "dataset", "verify", "provider")
+    assert "1 of 1 versions are as recorded" in ciml(root, "models", "verify")
+    state = dataset_state(open_store(root), "provider")
+    assert state.resolved is not None
+    assert sha256_json(state.resolved.to_json()) == DEFINITION
+    assert "small-forest" in ciml(root, "experiment", "show", "small-forest")
+    assert contents(root) == before
+
+
+def test_it_is_continued(root: Path) -> None:
+    before = contents(root)
+    listing = str(GOLDEN / "builds.jsonl")
+    assert "10 runs" in ciml(root, "backfill", listing, "--logs", str(CORPUS))
+    assert "11 examples in 1 span sealed; 0 of 20 runs wait" in ciml(root, "dataset", "update", "provider")
+    ciml(root, "runs", "verify")
+    ciml(root, "dataset", "verify", "provider")
+    after = contents(root)
+    assert {path: after.get(path) for path in before} == before  # what was there is there, byte for byte
+
+
+def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text('estimator = "dnn"\nepochs = 2\nhidden_layers = [8]\n')
+    output = ciml(root, "refresh", "--dataset", "provider", "--experiment", str(experiment), code=5)
+    assert "provider: not pushed" in output
+    state = Registry(open_store(root), "provider").state
+    assert [candidate.facts["champion"] for candidate in state.candidates.values()] == [None, 1]
+    assert state.labels["stable"] == 1
+
+
+def test_its_model_is_served_and_answers_as_before(root: Path, tmp_path: Path) -> None:
+    ciml(root, "models", "reconcile")
+    config = root / "models" / "models.config"
+    assert str(root) in config.read_text()
+    with server_process(str(config), tmp_path / "server.log") as server:
+        client = ModelClient(f"127.0.0.1:{server.grpc_port}", "provider")
+        for inputs, windows, expected in answers_by_span(root):
+            found = client.predict(inputs, windows)
+            assert np.abs(found.probabilities - expected).max() < 1e-5
