@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from ciml.errors import CimlError
+from ciml.extras import missing_extra
 from ciml.logs import configure_logging
 from cli.command_table import COMMANDS, RENAMED, Table
 from cli.data_path import group_data_path
@@ -100,9 +101,9 @@ def guarded(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-            hint = ""
-        else:
-            hint = " (ciml --debug … prints the traceback)"
+        if isinstance(error, ModuleNotFoundError) and (line := missing_extra(error)):
+            raise Failure(line, CimlError.exit_code) from error
+        hint = "" if debug else " (ciml --debug … prints the traceback)"
         raise Failure(f"internal error: {type(error).__name__}: {error}{hint}", _INTERNAL_ERROR) from error
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ciml.errors import CimlError
+from ciml.extras import require
 from engines.base import HOST, Engine, Launch, Settings, http_answers, listens
 from engines.processes import python_command, python_environment
 from engines.state import REAL, EngineState
@@ -28,8 +28,8 @@ class S3(Engine):
     uses = ("s3",)
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-            raise CimlError("the S3 endpoint needs moto: pip install 'ciml[local]'")
+        require("moto")
+        require("flask")
         url = f"http://{HOST}:{ports['s3']}"
         state = EngineState(self.name, REAL, "S3 by moto", url, ports={"s3": ports["s3"]}, urls={"s3": url})
         command = python_command("moto.server", "-H", HOST, "-p", str(ports["s3"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ciml.errors import CimlError
+from ciml.extras import require
 from ciml.storage.base import Entry, Store
 from ciml.storage.local import LocalStore
 from ciml.storage.s3 import S3Store
@@ -18,10 +19,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     S3 takes its endpoint and credentials from the environment, as boto3 does (``AWS_ENDPOINT_URL_S3``, …).
 
     Raises:
-      CimlError: for any other scheme.
+      CimlError: for any other scheme, and for S3 where boto3 is not installed.
     """
     text = os.fspath(url)
     if text.startswith("s3://"):
+        require("boto3")
         return S3Store(text)
     if "://" in text:
         raise CimlError(f"{text}: only local paths and s3:// are stores")

@@ -110,6 +110,7 @@ def command(
       ciml record --log-dir logs --job unit -- pytest -x
       ciml record --send
     """
+    from ciml.extras import require
     from ciml.kafka.options import KafkaOptions
     from recorder.console import be_quiet
     from recorder.settings import Settings
@@ -120,6 +121,8 @@ def command(
                                "--send takes no command")  # fmt: skip
     if log_url and not log_dir:
         raise click.UsageError("--log-url needs --log-dir")
+    if log_dir and log_dir.startswith("s3://"):
+        require("boto3")
     options = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config) if kafka else None
     settings = Settings(Path(spool).absolute() if spool else default_spool(), options, flush)
     if quiet:

@@ -1,0 +1,75 @@
+"""Which extra of ciml brings a library: the one line for a library that is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+
+from ciml.errors import CimlError
+
+#: The extras that bring a library, by the name of its module. The first one whose package asked for it is named, else
+#: the last.
+EXTRAS = {
+    "boto3": ("data",),
+    "botocore": ("data",),
+    "filelock": ("data",),
+    "httpcore": ("data",),
+    "numpy": ("data",),
+    "platformdirs": ("data",),
+    "prometheus_client": ("data",),
+    "pyarrow": ("data",),
+    "rich": ("data",),
+    "scipy": ("data",),
+    "tenacity": ("data",),
+    "urllib3": ("data",),
+    "zlib_ng": ("data",),
+    "apache_beam": ("train", "pipelines"),
+    "google": ("serve", "train", "pipelines"),
+    "grpc": ("serve", "train", "pipelines"),
+    "httpx": ("local", "pipelines"),
+    "setuptools": ("train", "pipelines"),
+    "keras": ("serve", "train"),
+    "optuna": ("train",),
+    "sklearn": ("reports", "train"),
+    "tensorflow": ("serve", "train"),
+    "tensorflow_metadata": ("train",),
+    "tensorflow_serving": ("serve", "train"),
+    "tensorflow_transform": ("train",),
+    "tfx_bsl": ("train",),
+    "threadpoolctl": ("reports", "train"),
+    "google_crc32c": ("serve",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "jinja2": ("reports",),
+    "markupsafe": ("reports",),
+    "matplotlib": ("reports",),
+    "flask": ("local",),
+    "moto": ("local",),
+}
+_PACKAGES = {
+    "pipelines": "pipelines", "train": "training", "serve": "serving", "reports": "reports", "local": "engines",
+}  # fmt: skip
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """One line that names the extra which brings what could not be imported; None where no extra does."""
+    extras = EXTRAS.get((error.name or "").partition(".")[0])
+    if extras is None:
+        return None
+    frames = traceback.walk_tb(error.__traceback__)
+    asking = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+    return _line(next((extra for extra in extras if _PACKAGES.get(extra) in asking), extras[-1]))
+
+
+def require(module: str) -> None:
+    """Finds out early that a library of an extra is not installed, without importing it.
+
+    Raises:
+      CimlError: it is not; the one line names the extra.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise CimlError(_line(EXTRAS[module][-1]))
+
+
+def _line(extra: str) -> str:
+    return f"this needs ciml[{extra}]: pip install 'ciml[{extra}]'"

@@ -1,0 +1,195 @@
+"""What each extra brings is enough for its commands, and where one is missing, a line names it."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from ciml.events.samples import End, Samples
+from ciml.extras import EXTRAS, missing_extra
+from ciml.storage.open import open_store
+from cli.main import cli
+from tests.bench.many_runs import fill_store
+from tests.project.environment import (
+    PROJECT,
+    ROOT,
+    distributions_of,
+    make_environment,
+    modules_of,
+    owners_of_modules,
+    requirements_of,
+)
+from tests.recorder.test_delivery import heard
+from tests.transforms.samples import corpus
+
+OURS = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
+MISSION = {"apache-beam", "tensorflow", "tensorflow-transform", "pyarrow", "confluent-kafka", "boto3"}
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The Python of an environment by the name of its extra; "" for the base."""
+    made: dict[str, Path] = {}
+
+    def environment(extra: str) -> Path:
+        if extra not in made:
+            made[extra] = make_environment(tmp_path_factory.mktemp("env") / "env", *filter(None, [extra]))
+        return made[extra]
+
+    return environment
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root of 20 runs."""
+    data = tmp_path_factory.mktemp("data")
+    runs, tables, _ = corpus(20)
+    fill_store(open_store(data), zip(runs, tables, strict=True), per_folder=100)
+    return data
+
+
+def ciml(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "120"}
+    return subprocess.run(
+        [str(python), "-m", "cli.main", *arguments], capture_output=True, text=True, cwd=folder, env=env
+    )
+
+
+def imports(package: str) -> Iterator[tuple[str, str]]:
+    """(file, top-level module) of each import of another project in a package."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in sys.stdlib_module_names and top not in OURS:
+                    yield str(path.relative_to(ROOT)), top
+
+
+def test_the_table_is_what_pyproject_says() -> None:
+    base = distributions_of()
+    for module, extras in EXTRAS.items():
+        names = owners_of_modules()[module]
+        assert not names & base, f"{module} is in the base"
+        for extra in extras:
+            assert names & distributions_of(extra), f"{module} does not come with {extra}"
+    for extra in set(PROJECT["optional-dependencies"]) - {"dev", "record", "all"}:
+        for requirement in requirements_of(extra):
+            if requirement.name != "ciml":
+                modules = modules_of({canonicalize_name(requirement.name)})
+                assert any(extra in EXTRAS.get(module, ()) for module in modules), f"{requirement} of {extra}"
+
+
+def test_every_import_comes_with_the_base_or_a_known_extra() -> None:
+    base = modules_of(distributions_of())
+    assert {"confluent_kafka", "click"} <= base
+    unknown = {(path, top) for package in OURS for path, top in imports(package) if top not in base | set(EXTRAS)}
+    assert unknown == set()
+
+
+def test_a_recorder_imports_the_base_alone() -> None:
+    assert {top for _, top in imports("recorder")} <= modules_of(distributions_of())
+
+
+def test_the_six_libraries_are_pinned() -> None:
+    listed = [one for extra in ("", *PROJECT["optional-dependencies"]) for one in requirements_of(extra)]
+    pinned = {one.name for one in listed if any(part.operator == "==" for part in one.specifier)}
+    assert pinned >= MISSION
+
+
+def test_all_is_every_extra_but_that_for_development() -> None:
+    (one,) = requirements_of("all")
+    assert one.name == "ciml"
+    assert one.extras == set(PROJECT["optional-dependencies"]) - {"all", "dev"}
+
+
+def test_help_needs_the_base_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    for arguments in ([], *([name] for group in cli.table.values() for name in group)):
+        done = ciml(environments(""), *arguments, "--help", folder=tmp_path)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_a_recording_needs_the_base_alone(environments: Callable[[str], Path], tmp_path: Path) -> None:
+    done = ciml(
+        environments(""), "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob("logs/unit/*/*.gz")
+    assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+@pytest.mark.engines
+def test_a_recording_reaches_a_broker_with_the_base_alone(
+    kafka: str, topic: Callable[..., str], environments: Callable[[str], Path], tmp_path: Path
+) -> None:
+    samples, events = topic(name="samples"), topic(name="events")
+    done = ciml(
+        environments(""), "record", "--kafka", kafka, "--samples-topic", samples, "--topic", events, "--spool", "spool",
+        "--run-id", "7", "--source", "zuul", "--", "sleep", "1.5", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    parts, ends = heard(kafka, samples)
+    assert isinstance(parts[0], Samples)
+    assert ends == [End("zuul~7~1", parts[0].recorder_us, sum(part.sequence.size for part in parts))]
+
+
+def test_data_sets_need_their_extra_alone(environments: Callable[[str], Path], store: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+    data = ["--data-path", str(store)]
+    for arguments, said in [
+        (["runs"], "spark-aggregation"),
+        (["dataset", "create", "jobs", "--definition", "jobs.toml"], "jobs"),
+        (["dataset", "update", "jobs"], "12 examples"),
+        (["dataset", "verify", "jobs"], "12 examples"),
+        (["drift", "jobs"], "span 1"),
+    ]:
+        done = ciml(environments("data"), *arguments, *data, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("present", "arguments", "missing"),
+    [
+        ("", ["runs", "--data-path", "STORE"], "data"),
+        ("", ["record", "--log-dir", "s3://logs/ci", "--", "true"], "data"),
+        ("data", ["ingest", "--data-path", "STORE", "--kafka", "127.0.0.1:1", "--once"], "pipelines"),
+        ("data", ["graph", "ingest"], "pipelines"),
+        ("data", ["serve", "--data-path", "STORE"], "serve"),
+        ("data", ["experiment", "define", "svm", "--estimator", "svm", "--data-path", "STORE"], "train"),
+        ("data", ["plot", "plots", "--data-path", "STORE"], "reports"),
+        ("data", ["cluster", "plots", "--data-path", "STORE"], "reports"),
+        ("data", ["up", "s3", "--home", "home"], "local"),
+    ],
+)
+def test_a_missing_extra_is_one_line(
+    environments: Callable[[str], Path], store: Path, tmp_path: Path, present: str, arguments: list[str], missing: str
+) -> None:
+    if missing == "reports":
+        (tmp_path / "plots.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+        for step in (["create", "plots", "--definition", "plots.toml"], ["update", "plots"]):
+            done = ciml(environments("data"), "dataset", *step, "--data-path", str(store), folder=tmp_path)
+            assert done.returncode == 0, done.stderr
+    arguments = [str(store) if each == "STORE" else each for each in arguments]
+    done = ciml(environments(present), *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"ciml: this needs ciml[{missing}]: pip install 'ciml[{missing}]'\n"
+
+
+def test_a_module_of_no_extra_is_an_internal_error() -> None:
+    assert missing_extra(ModuleNotFoundError("No module named 'x'", name="x")) is None
