@@ -25,6 +25,7 @@ COMMANDS: Table = {
     },
     "Serve": {
         "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
+        "service": ("cli.commands.serve.service:command", "Start, stop and watch supervised services."),
         "status": ("cli.commands.serve.status:command", "Show the status of local engines."),
     },
     "Operate": {

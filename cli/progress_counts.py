@@ -12,7 +12,6 @@ from cli.progress_bar import error_console
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ciml.raw.accounting import RawState
 
 _EVERY_S = 5.0
 
@@ -48,9 +47,8 @@ class Counts:
         if self._last and self._last != self._printed:
             self._console.print(self._last, highlight=False, markup=False, soft_wrap=True)
 
-    def show(self, state: RawState, lag: int) -> None:
-        """Show the counts of a state and the lag in offsets."""
-        totals = state.totals()
+    def show(self, totals: Mapping[str, int], lag: int) -> None:
+        """Show the counts by kind and the lag in offsets."""
         parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
         self.say(f"{', '.join(parts)}; {lag:,} messages to go")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -29,13 +28,3 @@ def learn_from_options(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-def read_exclusions(path: str | None) -> dict[str, str]:
-    """Return the reason by run id from the file of ``--exclude``; an empty dict without a file."""
-    exclusions = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines() if path else ():
-        run_id, _, reason = line.strip().partition(" ")
-        if run_id and not run_id.startswith("#"):
-            exclusions[run_id] = reason.strip() or "excluded"
-    return exclusions

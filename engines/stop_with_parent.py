@@ -1,6 +1,6 @@
-"""Ends engines when their parent process is gone: ``python -m engines.stop_with_parent PID STARTED HOME NAME...``.
+"""Ends something when another process is gone: for tests and demos, which may be killed before they can clean up.
 
-A test or a demo that is killed cannot clean up after itself; this small process does it then.
+As a program, ``python -m engines.stop_with_parent PID STARTED HOME NAME...``, it ends engines of a home.
 """
 
 from __future__ import annotations
@@ -9,17 +9,35 @@ import contextlib
 import os
 import select
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from engines import launcher, processes, state
 
 
-def main(pid: int, started: float, home: Path, names: list[str]) -> None:
-    """Wait for the end of a process, then end the engines of those names in ``home``."""
+def stop_with(process: tuple[int, float] | None, end: Callable[[], object]) -> None:
+    """Call ``end``, from a thread, once the process of that pid and start time is gone. Never for None."""
+    if process is None:
+        return
+
+    def wait() -> None:
+        _wait(*process)
+        end()
+
+    threading.Thread(target=wait, name="stop-with", daemon=True).start()
+
+
+def _wait(pid: int, started: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         watched = os.pidfd_open(pid)
         if processes.find(pid, started) is not None:
             select.select([watched], [], [])
+
+
+def main(pid: int, started: float, home: Path, names: list[str]) -> None:
+    """Wait for the end of a process, then ends the engines of those names in ``home``."""
+    _wait(pid, started)
     if state.state_file(home).exists():
         launcher.stop(names, home)
 

@@ -1,4 +1,4 @@
-"""Starts, resumes and stops a supervised ingest: what the commands do, with one of them at a time for each ingest."""
+"""Starts, resumes and stops a supervised service: what the commands do, one at a time for each service."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from engines import processes, state
 from engines.local_s3 import use_local_s3
 from services.files import Options, ServiceFiles
+from services.jobs import jobs_of, submits
 
 Say = Callable[[str], object]
 
@@ -21,9 +22,9 @@ _AT_WORK = ("starting", "running", "restarting")
 
 
 def start(place: ServiceFiles, options: Options, wait_s: float, say: Say, *, foreground: bool = False) -> int:
-    """Starts an ingest from the manifest. In the foreground this process is its supervisor; returns its exit code.
+    """Start a service, which goes on from its manifest; in the foreground, supervise it here. Return the exit code.
 
-    Whoever keeps processes in the foreground starts them again with the same options: that goes on as `resume` does.
+    A container or systemd starts it again with the same options: that goes on as `resume` does.
 
     Raises:
       CimlError: it runs already; an option is of no use.
@@ -47,19 +48,19 @@ def start(place: ServiceFiles, options: Options, wait_s: float, say: Say, *, for
             return 0
         use_s3(place.home, options)
         place.want("run")
-    from services.process import main
+    from services.process import supervisor_main
 
-    return main(place.home, place.name)
+    return supervisor_main(place.home, place.name)
 
 
 def resume(place: ServiceFiles, parallelism: int | None, wait_s: float, say: Say) -> None:
-    """Goes on with an ingest, and takes over what of it runs. Raises as `start` does."""
+    """Go on with a service, and take over what of it runs. Raises as `start` does."""
     with _commanding(place):
         options = place.options()
         if place.process("supervisor") is not None:
             if parallelism not in (None, options.parallelism):
-                raise CimlError(f"the ingest {place.name} runs: stop it (ciml ingest stop --savepoint), then resume")
-            say(f"The ingest {place.name} runs already.")
+                raise CimlError(f"the service {place.name} runs: stop it (ciml service stop --savepoint), then resume")
+            say(f"The service {place.name} runs already.")
             return
         check(options)
         if parallelism not in (None, options.parallelism):
@@ -71,7 +72,7 @@ def resume(place: ServiceFiles, parallelism: int | None, wait_s: float, say: Say
 
 
 def stop(place: ServiceFiles, wait_s: float, say: Say, *, savepoint: bool = False) -> None:
-    """Stops an ingest, by its supervisor, or in this process where there is none (any more).
+    """Stop a service, by its supervisor, or in this process where there is none (any more).
 
     Raises:
       EngineError: it is not stopped in time, or was stopped without the savepoint that was asked for.
@@ -82,7 +83,7 @@ def stop(place: ServiceFiles, wait_s: float, say: Say, *, savepoint: bool = Fals
         before = place.status()
         supervisor = place.process("supervisor")
         if supervisor is None and before.get("health") == "stopped" and not _at_work(place, options):
-            say(f"The ingest {place.name} is stopped already.")
+            say(f"The service {place.name} is stopped already.")
             return
         place.want("savepoint" if savepoint else "stop")
         deadline = time.monotonic() + wait_s
@@ -97,27 +98,29 @@ def stop(place: ServiceFiles, wait_s: float, say: Say, *, savepoint: bool = Fals
 
 
 def check(options: Options) -> None:
-    """Looks at once at what would keep an ingest from working: options, broker, topic, store, engine.
+    """Look at once at what would keep a service from working: options, broker, topic, store, engine.
 
     Raises:
       CimlError: of the kinds that `start` names.
     """
-    from pipelines.flink.jobs import list_jobs
-    from pipelines.ingest.committer import committer
-    from pipelines.kafka.client import list_topic
-    from pipelines.kafka.plan import plan
-    from services.config import make_config
+    from services.process import watched
 
-    config = make_config(**options.ingest)
-    with committer(config.raw).state() as seen:
-        plan(seen, list_topic(config.kafka, config.topic), bounded=False)
+    service = watched(options)
+    if service.needs_flink and options.engine != "flink":
+        raise CimlError(service.needs_flink)
+    try:
+        service.observe()
+    finally:
+        service.close()
     if options.engine == "flink":
+        from pipelines.flink.jobs import list_jobs
+
         list_jobs(options.jobs)
 
 
 def use_s3(home: Path, options: Options) -> None:
-    """Points S3 clients at the home's own endpoint, where the data are on S3 and nothing else is configured."""
-    places = (options.ingest["data_path"], *options.ingest["roots"])
+    """Point S3 clients at the home's own endpoint, where the data are on S3 and nothing else is configured."""
+    places = (options.arguments["data_path"], *options.arguments.get("roots", ()))
     if any(one.startswith("s3://") for one in places):
         use_local_s3(state.read(home).get("s3"))
 
@@ -126,22 +129,20 @@ def use_s3(home: Path, options: Options) -> None:
 def _commanding(place: ServiceFiles) -> Iterator[None]:
     with place.exclusive("command", timeout_s=5.0) as held:
         if not held:
-            raise CimlError(f"another command starts or stops the ingest {place.name}; try again when it is done")
+            raise CimlError(f"another command starts or stops the service {place.name}; try again when it is done")
         yield
 
 
 def _refuse_a_second(place: ServiceFiles) -> None:
     if place.process("supervisor") is not None:
         raise CimlError(
-            f"an ingest named {place.name} runs already (pid {place.written('supervisor')[0]}): look at it (ciml "
-            "ingest status), stop it (ciml ingest stop), or choose another --name"
+            f"a service named {place.name} runs already (pid {place.written('supervisor')[0]}): look at it (ciml "
+            "service status), stop it (ciml service stop), or choose another --name"
         )
 
 
 def _at_work(place: ServiceFiles, options: Options) -> bool:
     """Whether something of it works; an engine that does not answer is not asked again."""
-    from services.jobs import jobs_of
-
     try:
         return jobs_of(place, options).look().state in _AT_WORK
     except EngineError:
@@ -149,9 +150,7 @@ def _at_work(place: ServiceFiles, options: Options) -> bool:
 
 
 def _end_unlike(place: ServiceFiles, options: Options, say: Say) -> None:
-    """Ends what an earlier start, with other options, left at work. What is alike is taken over."""
-    from services.jobs import jobs_of
-
+    """End what an earlier start, with other options, left at work. What is alike is taken over."""
     before = place.options()
     if _said(before) == _said(options) or not _at_work(place, before):
         return
@@ -164,11 +163,11 @@ def _said(options: Options) -> dict[str, Any]:
 
 
 def _supervise(place: ServiceFiles, wait_s: float, say: Say) -> None:
-    """Leaves a supervisor, and waits until what it supervises works."""
+    """Start a supervisor, and wait until its service works."""
     options = place.options()
     use_s3(place.home, options)
     place.want("run")
-    command = processes.python_command("services.process", str(place.home), place.name)
+    command = processes.python_command("services.process", "supervisor", str(place.home), place.name)
     pid, started = processes.spawn(command, place.log("supervisor"), processes.python_environment(), Path(options.cwd))
     began = time.monotonic()
     deadline, why = began + wait_s, "its supervisor has not started yet"
@@ -183,7 +182,8 @@ def _supervise(place: ServiceFiles, wait_s: float, say: Say) -> None:
                 break
             if seen["health"] == "running":
                 where = f"; {seen['behind']:,} messages to go" if seen.get("behind") is not None else ""
-                say(f"The ingest {place.name} works on {options.engine}, from version {seen.get('version')}{where}.")
+                engine = f" on {options.engine}" if options.engine else ""
+                say(f"The service {place.name} works{engine}, from version {seen.get('version')}{where}.")
                 return
         if processes.find(pid, started) is None:
             said = processes.last_lines(place.log("supervisor"))
@@ -191,8 +191,8 @@ def _supervise(place: ServiceFiles, wait_s: float, say: Say) -> None:
         time.sleep(_LOOK_S)
     if wait_s:
         raise EngineError(
-            f"the ingest {place.name} was not seen to work within {time.monotonic() - began:.0f} s: {why}. Its "
-            "supervisor goes on; look at it by: ciml ingest status"
+            f"the service {place.name} was not seen to work within {time.monotonic() - began:.0f} s: {why}. Its "
+            "supervisor goes on; look at it by: ciml service status"
         )
     say(f"The supervisor of {place.name} has started (pid {pid}).")
 
@@ -212,20 +212,20 @@ def _stop_here(place: ServiceFiles, options: Options, wait_s: float) -> None:
         health = supervise(place, options, leave)
         timer.cancel()
     if health not in ("stopped", "failed"):
-        raise EngineError(f"the ingest {place.name} is not stopped: {place.status().get('why')}")
+        raise EngineError(f"the service {place.name} is not stopped: {place.status().get('why')}")
 
 
 def _tell_stopped(place: ServiceFiles, options: Options, before: dict[str, Any], say: Say, *, savepoint: bool) -> None:
     status = place.status()
     kept = status.get("savepoint") or {}
     fresh = kept.get("path") and kept != (before.get("savepoint") or {})
-    if savepoint and options.engine == "flink" and not fresh:
+    if savepoint and submits(options) and not fresh:
         why = status.get("savepoint_failed") or "its job did not run"
         raise EngineError(
-            f"the ingest {place.name} is stopped, without a savepoint: {why}. Resume goes on from the manifest"
+            f"the service {place.name} is stopped, without a savepoint: {why}. Resume goes on from the manifest"
         )
     note = f", with the savepoint {kept['path']}" if savepoint and fresh else ""
-    if savepoint and options.engine != "flink":
-        note = "; micro-batches need no savepoint"
+    if savepoint and not submits(options):
+        note = "; no savepoint is needed"
     said = f": {status['why']}" if status.get("why") not in (None, "", "as asked") else ""
-    say(f"The ingest {place.name} is stopped at version {status.get('version')}{note}{said}.")
+    say(f"The service {place.name} is stopped at version {status.get('version')}{note}{said}.")

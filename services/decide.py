@@ -1,4 +1,4 @@
-"""The watchdog of an ingest, without its hands: what follows from what is seen.
+"""Decision logic of a service's watchdog (pure): what follows from what is seen.
 
 `services.tracker` makes an `Observation` of job, topic and manifest; `decide` says what follows. Neither does I/O, so a
 table can test them; `services.supervisor` is the loop around them.
@@ -36,6 +36,8 @@ class Limits:
       checkpoint_renew_s: but not sooner than this after its submission.
       stopping_s: how long an engine that does not answer is asked to stop the job.
       savepoint_s: how long a savepoint is tried for, before the job is cancelled without one.
+      patience_s: how long a broker, a store or an engine may not answer before that is an error; None for ever.
+      most_stalls: how many replacements in a row may bring nothing before that is an error; None for any number.
     """
 
     fresh_s: float = 45.0
@@ -50,6 +52,8 @@ class Limits:
     checkpoint_renew_s: float = 900.0
     stopping_s: float = 20.0
     savepoint_s: float = 90.0
+    patience_s: float | None = None
+    most_stalls: int | None = None
 
     def pause(self, failures: int) -> float:
         """How long to wait after so many submissions in a row that brought nothing."""
@@ -70,6 +74,7 @@ class Observation:
       since_s: since when.
       fault: why it must not go on; "" where it may.
       away: which broker, store or engine does not answer; "" where all do.
+      away_s: since when; None where all answer, and what is waited for will come by itself.
       engine_away: whether it is the engine, so that nothing is known of the job.
       job: the job's state.
       how: how it ended, or why there is none.
@@ -88,6 +93,7 @@ class Observation:
     since_s: float = 0.0
     fault: str = ""
     away: str = ""
+    away_s: float | None = None
     engine_away: bool = False
     job: JobState = "missing"
     how: str = ""
@@ -124,6 +130,8 @@ def decide(look: Observation, limits: Limits) -> Action:
     if look.wanted != "run":
         return _stop(look, limits, at_work)
     if look.away:
+        if limits.patience_s is not None and look.away_s is not None and look.now_s - look.away_s > limits.patience_s:
+            return Action("cancel" if at_work and not look.engine_away else "end", "failed", look.away)
         return Action("carry_on", "waiting", look.away)
     if not at_work:
         pause_s = limits.pause(look.failures)
@@ -136,6 +144,8 @@ def decide(look: Observation, limits: Limits) -> Action:
             return Action("replace", "stalled", f"it did not run within {limit_s:.0f} s")
         return Action("carry_on", _ailing(look), "submitted")
     stalled = _stalled(look, limits)
+    if stalled and limits.most_stalls is not None and look.failures >= limits.most_stalls:
+        return Action("cancel", "failed", stalled)
     if stalled:
         return Action("replace", "stalled", stalled)
     age_s = look.now_s - look.submitted_s

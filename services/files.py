@@ -1,4 +1,4 @@
-"""The files of a supervised ingest: ``<home>/ingest/<name>.json`` is its status, the folder beside it all else."""
+"""The files of a supervised service: ``<home>/services/<name>.json`` is its status, the folder beside it all else."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from services.decide import Wanted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20
+_TOPICS = ("topic", "samples_topic", "runs_topic")
+_FOLDERS = ("services", "ingest")  # the second is of versions that supervised an ingest alone
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an ingest was started with. Written with mode 0600: properties of Kafka may hold a password.
+    """What a service was started with. Written with mode 0600: properties of Kafka may hold a password.
 
     Attributes:
-      ingest: the arguments of `cli.commands.operate.ingest.make_config`.
-      engine: ``flink`` or ``micro-batches``.
+      kind: of `services.service.KINDS`.
+      arguments: of its command, as `services.service.Service.of` takes them.
+      engine: ``flink`` or ``micro-batches``; "" for a kind that runs no pipeline.
       jobs: Beam's job server, ``host:port``; "" for micro-batches.
       rest: the REST API of the Flink behind it, a URL; "" for one that is inside the job server.
       workers: the pool of Python workers, ``host:port``; "" where the workers are threads of the submitter.
@@ -43,7 +46,8 @@ class Options:
       tied: a process (pid, start time) with which all of it ends; for tests.
     """
 
-    ingest: dict[str, Any]
+    kind: str
+    arguments: dict[str, Any]
     engine: str
     jobs: str = ""
     rest: str = ""
@@ -57,14 +61,21 @@ class Options:
     metrics_port: int | None = None
     metrics_address: str = "127.0.0.1"
 
+    @property
+    def topic(self) -> str:
+        """The topic that it reads; "" where it reads none."""
+        return str(next((self.arguments[key] for key in _TOPICS if key in self.arguments), ""))
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Options:
-        ingest = {key: tuple(one) if isinstance(one, list) else one for key, one in value["ingest"].items()}
+        # Before there were other kinds of services, "ingest" held the arguments.
+        given = value.pop("ingest", None) or value["arguments"]
         tied = value.get("tied")
         return cls(
             **{
+                "kind": "ingest",
                 **value,
-                "ingest": ingest,
+                "arguments": {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()},
                 "beam": tuple(value["beam"]),
                 "tied": (int(tied[0]), float(tied[1])) if tied else None,
             }
@@ -76,7 +87,7 @@ def located(home: Path, options: Options) -> Options:
     known = state.read(home)
     kafka, flink = known.get("kafka"), known.get("cluster") or known.get("flink")
     if options.local_kafka and kafka is not None:
-        options = replace(options, ingest={**options.ingest, "kafka": kafka.address})
+        options = replace(options, arguments={**options.arguments, "kafka": kafka.address})
     if options.local_flink and flink is not None and not flink.light:
         rest, workers = flink.urls.get("rest", ""), flink.urls.get("workers", "")
         options = replace(options, jobs=flink.address, rest=rest, workers=workers)
@@ -84,7 +95,7 @@ def located(home: Path, options: Options) -> Options:
 
 
 class ServiceFiles:
-    """Where one ingest of a home keeps its files.
+    """Where one service of a home keeps its files. One that an earlier version started stays where that kept it.
 
     Raises:
       CimlError: for a name that is no file name.
@@ -92,16 +103,19 @@ class ServiceFiles:
 
     def __init__(self, home: Path, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise CimlError(f"{name!r} is no name of an ingest: letters, digits, '.', '_' and '-', at most 64")
+            raise CimlError(f"{name!r} is no name of a service: letters, digits, '.', '_' and '-', at most 64")
         self.home, self.name = home, name
-        self.status_file = home / "ingest" / f"{name}.json"
-        self.folder = home / "ingest" / name
+        new, old = (home / folder for folder in _FOLDERS)
+        self._earlier = not (new / name / "options.json").exists() and (old / name / "options.json").exists()
+        folder = old if self._earlier else new
+        self.status_file = folder / f"{name}.json"
+        self.folder = folder / name
 
     @classmethod
     def all(cls, home: Path) -> list[ServiceFiles]:
         """Those that were ever started in a home."""
-        found = sorted((home / "ingest").glob("*/options.json")) if home.exists() else []
-        return [cls(home, path.parent.name) for path in found]
+        names = {path.parent.name for folder in _FOLDERS for path in (home / folder).glob("*/options.json")}
+        return [cls(home, name) for name in sorted(names)]
 
     @property
     def timings(self) -> Path:
@@ -110,7 +124,7 @@ class ServiceFiles:
 
     def log(self, what: str) -> Path:
         """The log of its ``supervisor`` or ``worker``."""
-        return self.home / "logs" / f"ingest-{self.name}-{what}.log"
+        return self.home / "logs" / f"{'ingest' if self._earlier else 'service'}-{self.name}-{what}.log"
 
     @property
     def known(self) -> bool:
@@ -125,7 +139,7 @@ class ServiceFiles:
         """
         value = read_json(self.folder / "options.json")
         if value is None:
-            raise CimlError(f"no ingest named {self.name} was started in {self.home}: ciml ingest start")
+            raise CimlError(f"no service named {self.name} was started in {self.home}; start one: ciml service start")
         return located(self.home, Options.from_json(value))
 
     def put_options(self, options: Options) -> None:
@@ -166,7 +180,7 @@ class ServiceFiles:
         write_json(self.folder / f"{what}.said.json", value)
 
     def forget(self, what: str) -> None:
-        """Makes room for the next ``worker``: what the last one said goes, its log is kept beside the new one."""
+        """Make room for the next ``worker``: what the last one said goes, its log is kept beside the new one."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / f"{what}.said.json").unlink()
         with contextlib.suppress(FileNotFoundError):
@@ -174,7 +188,7 @@ class ServiceFiles:
 
     @contextmanager
     def exclusive(self, what: str, timeout_s: float = 0.0) -> Iterator[bool]:
-        """Holds the place of the ``supervisor`` or the ``worker``, of which there is one. Yields whether it is held."""
+        """Hold the place of the ``supervisor`` or the ``worker``, of which there is one. Yields whether it is held."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +205,7 @@ class ServiceFiles:
 
 
 def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
-    """Empties a log that has grown beyond ``most`` bytes, be it written to or not; a copy is kept beside it."""
+    """Empty a log that has grown beyond ``most`` bytes, be it written to or not; a copy is kept beside it."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_suffix(".log.1"))
@@ -214,7 +228,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replaces a file whole: a reader sees the old content or the new."""
+    """Replace a file whole: a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

@@ -1,175 +1,117 @@
-"""How an ingest is run: as micro-batches in this process, or as one job on Flink. Both commit by the same committer."""
+"""The service that ingests: CI events from a topic to raw runs. See `pipelines.ingest.pipeline`."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from apache_beam.options.pipeline_options import PipelineOptions
-
-from ciml.errors import EngineError
-from ciml.raw.accounting import RawState
-from pipelines.flink.submit import FlinkJob, flink_options, run_here
+from ciml.data_root import DataRoot
+from ciml.events.records import PendingRun
+from ciml.events.run_facts import source_names
+from ciml.metrics import Family
+from ciml.pairs import pairs
+from ciml.raw.metrics import raw_families
+from ciml.raw.state import RawState
 from pipelines.ingest.committer import committer
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.pipeline import build_ingest
-from pipelines.kafka.client import Listing, close_readers, list_again, list_topic
-from pipelines.kafka.plan import is_older
-from pipelines.kafka.source import bases, plan
-from services.metrics import IngestBoard
-from services.progress import PATIENCE_S, Outage, Progress, Seen, Until, lag, watch_job
+from pipelines.kafka.broker import Listing
+from pipelines.kafka.client import KafkaOptions
+from pipelines.kafka.plan import PartitionRead, bases
+from services.service import Progress, TopicService, now_us
+from transforms.fetch.policy import FetchPolicy
+from transforms.ingest.decode import ALL_JOBS
+from transforms.ingest.trust import TrustPolicy
 
-Report = Callable[[RawState, int], None]
+if TYPE_CHECKING:
+    import apache_beam as beam
 
-_PAUSE_S = 1.0
-_STALL_S = 240.0  # more than a batch whose logs all time out takes
-_RENEW_S = 3600.0  # the state of a source in Python grows with every rest: docs/kafka.md; a new job begins with none
+_OVERDUE_US = 300_000_000  # what was handed out to a worker that died is handed out again after this
 
 
-def ingest_micro_batches(
-    config: IngestConfig,
+class _Work(NamedTuple):
+    reads: Sequence[PartitionRead]
+    due: Sequence[PendingRun] = ()
+
+
+class IngestService(TopicService[RawState]):
+    """Ingests CI events."""
+
+    stall_s = 240.0  # more than a batch whose logs all time out takes
+    renew_s = 3600.0  # the state of a source in Python grows with every rest: docs/kafka.md; a new job begins with none
+
+    def __init__(self, config: IngestConfig) -> None:
+        super().__init__(config, config.topic, committer(config.raw), config.cycle_messages)
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(make_config(**arguments))
+
+    @property
+    def name(self) -> str:
+        return f"ciml-ingest-{self.topic}"
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Work | None:
+        with self.committing.state() as state:
+            work = _Work(self.reads(state, ends, bounded=bounded), state.due(now_us()) if bounded else ())
+        return work if work.reads or work.due else None
+
+    def build(self, pipeline: beam.Pipeline, work: _Work) -> object:
+        from pipelines.ingest.pipeline import build_ingest
+
+        return build_ingest(pipeline, self.config, work.reads, work.due)
+
+    def cover_bases(self, listing: Listing) -> None:
+        # When another has begun to read meanwhile, nothing is: what is missing then was lost later.
+        committer(self.config.raw).commit_found(lambda state: bases(state, listing))
+
+    def facts_of(self, state: RawState) -> dict[str, Any]:
+        return {
+            "version": state.version, "last_commit_us": state.time_us or None, "counts": state.totals(),
+            "deferred": len(state.deferred),
+        }  # fmt: skip
+
+    def families(self, state: RawState) -> Iterable[Family]:
+        return raw_families(state)
+
+    def _waiting(self, state: RawState) -> Progress:
+        due = state.next_due_us()
+        overdue = due is not None and due < now_us() - _OVERDUE_US
+        return Progress(0, overdue_us=due if overdue else None, waiting=bool(state.deferred))
+
+
+def make_config(
+    data_path: str,
+    kafka: str,
     *,
-    until: Until = None,
-    stop: threading.Event | None = None,
-    report: Report | None = None,
-    patience_s: float | None = PATIENCE_S,
-    board: IngestBoard | None = None,
-) -> None:
-    """Ingests by bounded pipelines, one after the other, each from the committed offsets to the present end.
-
-    Args:
-      config: what to ingest, and how.
-      until: when to end.
-      stop: ends it, when set, after the pipeline that runs.
-      report: told the state and the lag (offsets not covered) after each commit.
-      patience_s: how long a broker or a store may not answer, once it has answered; None for ever.
-      board: shown the state and the topic before each pipeline.
-
-    Raises:
-      EngineError: the broker or a store does not answer: at the start, or for longer than ``patience_s`` later on.
-      IntegrityError: see `pipelines.kafka.source.plan` and `ciml.raw.accounting.reconcile`.
-    """
-    stop = stop or threading.Event()
-    committing, announcer = committer(config.raw), config.projection()
-    listing = first = list_topic(config.kafka, config.topic)
-    cover_bases(config, listing)
-    progress, outage = Progress(until), Outage(patience_s)
-    try:
-        while not stop.is_set():
-            try:
-                if announcer is not None:
-                    announcer.announce()  # what was committed, and its process died or the broker was away
-                with committing.state() as state:
-                    if is_older(listing, state):  # another ingest has read on
-                        listing = list_again(config.kafka, listing)
-                    target = first if until == "end" else listing
-                    reads = plan(state, listing, bounded=True, most=config.cycle_messages, until=target)
-                    due = state.due(int(time.time() * 1e6))
-                    done = progress.see(state.version, lag(state, target), bool(state.deferred))
-                    if report is not None:
-                        report(state, lag(state, listing))
-                    if board is not None:
-                        board.see(state, listing)
-                committing.maintain()  # between commits, and never within one
-                if reads or due:
-                    run_here(partial(build_ingest, config=config, reads=reads, due=due))
-                else:
-                    if done:
-                        return
-                    stop.wait(_PAUSE_S if until is None or until == "end" else min(_PAUSE_S, max(until, 0.05)))
-                listing = list_again(config.kafka, listing)
-                outage.is_over()
-            except EngineError as error:
-                outage.goes_on(error)
-                stop.wait(_PAUSE_S)
-    finally:
-        close_readers()
-        if announcer is not None:
-            announcer.close()
-
-
-def ingest_on_flink(
-    config: IngestConfig,
-    endpoint: str,
-    *,
-    until: Until = None,
-    stop: threading.Event | None = None,
-    report: Report | None = None,
-    extra: tuple[str, ...] = (),
-    board: IngestBoard | None = None,
-) -> None:
-    """Ingests by one job on Flink, which goes on until ``stop`` is set or ``until`` is there, and is cancelled then.
-
-    What was committed stays; the rest is read again by the next job: the manifest decides where reading starts.
-
-    Args:
-      config: what to ingest, and how.
-      endpoint: ``host:port`` of Beam's job server.
-      until: when to end.
-      stop: ends it, when set.
-      report: told the state and the lag every second.
-      extra: further options of Beam.
-      board: shown the state and the topic every second.
+    topic: str = "ci-events",
+    runs_topic: str = "runs",
+    dead_letters_topic: str = "",
+    jobs: tuple[str, ...] = (),
+    sources: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    roots: tuple[str, ...] = (),
+    fetch_policy: str | None = None,
+    delays: tuple[float, ...] = (),
+    trust_policy: str | None = None,
+    kafka_options: tuple[str, ...] = (),
+    kafka_config: str | None = None,
+) -> IngestConfig:
+    """The configuration that the command's options mean.
 
     Raises:
-      EngineError: Flink, the broker or a store does not answer, the job failed, or it commits nothing.
-      IntegrityError: as for micro-batches; the job is cancelled.
+      CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
     """
-    committing, announcer = committer(config.raw), config.projection()
-    listing = first = list_topic(config.kafka, config.topic)
-    cover_bases(config, listing)
-    if announcer is not None:
-        announcer.announce()
-
-    def submit() -> FlinkJob:
-        return submit_ingest(config, listing, flink_options(endpoint, f"ciml-ingest-{config.topic}", extra=extra))
-
-    def look(_: str) -> Seen:
-        nonlocal listing
-        committing.maintain()
-        listing = list_again(config.kafka, listing)
-        with committing.state() as state:
-            if report is not None:
-                report(state, lag(state, listing))
-            if board is not None:
-                board.see(state, listing)
-            return Seen(state.version, lag(state, first if until == "end" else listing), bool(state.deferred))
-
-    try:
-        watch_job(
-            submit, look, until=until, stop=stop or threading.Event(), stall_s=_STALL_S, renew_s=_RENEW_S,
-            pause_s=_PAUSE_S,
-        )  # fmt: skip
-    finally:
-        close_readers()
-        if announcer is not None:
-            announcer.announce()  # the job may have been cancelled between a commit and its announcement
-            announcer.close()
-
-
-def submit_ingest(config: IngestConfig, listing: Listing, options: PipelineOptions) -> FlinkJob:
-    """Submits the job that goes on from the manifest.
-
-    Args:
-      config: what to ingest, and how.
-      listing: of the topic; it is listed again where somebody else has read on since.
-      options: of Beam: where the job runs, and under which name.
-
-    Raises:
-      EngineError: Flink, the broker or a store does not answer.
-      IntegrityError: see `pipelines.kafka.source.plan`.
-    """
-    with committer(config.raw).state() as state:
-        now = list_again(config.kafka, listing) if is_older(listing, state) else listing
-        reads = plan(state, now, bounded=False)
-    return FlinkJob(partial(build_ingest, config=config, reads=reads), options)
-
-
-def cover_bases(config: IngestConfig, listing: Listing) -> None:
-    """Commits what a topic had lost before it was first read, so that a later loss is one.
-
-    When another has begun to read meanwhile, nothing is: what is missing then was lost later.
-    """
-    committer(config.raw).commit_found(lambda state: bases(state, listing))
+    fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
+        hosts=hosts, roots=roots
+    )
+    return IngestConfig(
+        DataRoot.open(data_path).raw,
+        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
+        topic=topic,
+        runs_topic=runs_topic,
+        dead_letters_topic=dead_letters_topic,
+        selection=tuple(jobs) or ALL_JOBS,
+        names=source_names(pairs("--source", sources)),
+        trust=TrustPolicy.load(trust_policy),
+        fetch=fetch,
+    )

@@ -1,30 +1,135 @@
-"""How live windows are run: as one job on Flink, or once in this process, from the runs' first samples."""
+"""The service that publishes the windows and examples of running jobs. See `pipelines.live.pipeline`."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka.admin import OffsetSpec
 
-from pipelines.flink.submit import FlinkJob, flink_options, run_here
+from ciml.data_root import DataRoot, StoredDataset
+from ciml.errors import CimlError
+from ciml.pairs import pairs
 from pipelines.kafka.broker import offsets_of
-from pipelines.kafka.client import Listing, close_readers, list_again, list_topic, make_topic
+from pipelines.kafka.client import KafkaOptions, Listing, close_readers, list_again, list_topic, make_topic
 from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.produce import MAX_MESSAGE_BYTES
 from pipelines.live.pipeline import LiveConfig, begin_anew, build_live, reached
-from services.progress import Seen, Until, watch_job
+from services.service import Progress, Service
+from transforms.live.windows import LiveDataset, LivePolicy
 
-#: Told how many messages were read since the start, and how many are to be read.
-Report = Callable[[int, int], None]
+if TYPE_CHECKING:
+    import apache_beam as beam
 
-_PAUSE_S = 0.5
-_STALL_S = 120.0
-_RENEW_S = 3600.0  # the source's state grows with every rest: docs/kafka.md; a new job begins with none
-#: Options of Flink: a checkpoint holds the samples of all runs that are running.
-FLINK = {"checkpointing_interval": 10_000}
+
+class LiveService(Service):
+    """Publishes windows and examples of running jobs. Its state is Flink's: bounded, it reads the runs again.
+
+    Args:
+      config: what to publish, and how.
+      since_s: how far back reading begins, s: longer than a run lasts. None for all that the topic has.
+      renew_s: after so long a new job begins, which reads again what is not older than ``since_s``.
+    """
+
+    needs_flink = (
+        "live windows need Flink for the state of the runs: start it (ciml up flink), or make one pass "
+        "(ciml live --once)"
+    )
+    #: A checkpoint holds the samples of all runs that are running.
+    flink = {"checkpointing_interval": 10_000}  # noqa: RUF012
+    poll_s = 0.5
+    stall_s = 120.0
+
+    def __init__(self, config: LiveConfig, since_s: float | None, renew_s: float = 3600.0) -> None:
+        super().__init__()
+        self.config, self._since_s, self.renew_s = config, since_s, renew_s
+        self._listing: Listing | None = None
+        self._begun: dict[int, int] = {}
+        self._read = 0
+        self._done = False
+
+    @classmethod
+    def of(cls, *, since: float | None = 10_800.0, **arguments: Any) -> Self:
+        return cls(make_config(**arguments), since)
+
+    def open(self) -> None:
+        self._listing = make_topics(self.config)
+
+    def observe(self) -> Progress:
+        """How far the job of this process is; of another process's job only the topic is known."""
+        topic, kafka = self.config.topic, self.config.kafka
+        self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
+        done = reached(topic)
+        at = {partition: max(start, done.get(partition, start)) for partition, start in self._begun.items()}
+        ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
+        lag = {} if self._done else {part: max(ends.get(part, 0) - place, 0) for part, place in at.items()}
+        read = self._read or sum(place - self._begun[part] for part, place in at.items())
+        return Progress(read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}})
+
+    @property
+    def name(self) -> str:
+        return f"ciml-live-{self.config.topic}"
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
+        if bounded and self._done:
+            return None
+        listing = list_again(self.config.kafka, self._listing) if self._listing else make_topics(self.config)
+        reads = plan_live(self.config, listing, self._since_s, bounded=bounded)
+        self._done = bounded and not reads
+        begin_anew(self.config.topic)
+        self._begun = {read.partition: read.start for read in reads}
+        return reads or None
+
+    def build(self, pipeline: beam.Pipeline, work: list[PartitionRead]) -> object:
+        build_live(pipeline, self.config, work, time.time)
+        return None
+
+    def run(self, work: list[PartitionRead]) -> None:
+        """Read the runs again from their first samples; publish one that is whole as ended, another as it stands."""
+        from functools import partial
+
+        from pipelines.flink.submit import run_here
+
+        run_here(partial(self.build, work=work))
+        self._read, self._done = sum((read.end or 0) - read.start for read in work), True
+
+    def close(self) -> None:
+        close_readers()
+
+
+def make_config(
+    *,
+    data_path: str,
+    kafka: str,
+    datasets: tuple[str, ...],
+    samples_topic: str = "samples",
+    windows_topic: str = "windows",
+    examples_topic: str = "live-examples",
+    dead_letters_topic: str = "live-dead-letters",
+    slack: float = 60.0,
+    grace: float = 60.0,
+    silence: float = 1800.0,
+    kafka_options: tuple[str, ...] = (),
+    kafka_config: str | None = None,
+) -> LiveConfig:
+    """The configuration that the command's options mean.
+
+    Raises:
+      CimlError: a data set without columns yet, an option that is no pair, a scheme that no store has.
+    """
+    if not dead_letters_topic:
+        raise CimlError("--dead-letters-topic: must not be empty")
+    data = DataRoot.open(data_path)
+    return LiveConfig(
+        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
+        tuple(_resolved(data.dataset(name)) for name in datasets),
+        samples_topic,
+        windows_topic,
+        examples_topic,
+        dead_letters_topic,
+        LivePolicy(slack_s=slack, grace_s=grace, silence_s=silence),
+    )
 
 
 def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bounded: bool) -> list[PartitionRead]:
@@ -47,7 +152,7 @@ def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bo
 
 
 def make_topics(config: LiveConfig) -> Listing:
-    """Makes the topics that are not there; returns that of the samples as it is."""
+    """Make the topics that are not there; return that of the samples as it is."""
     make_topic(config.kafka, config.topic)
     listing = list_topic(config.kafka, config.topic)
     for topic in (config.windows_topic, config.examples_topic, config.letters_topic):
@@ -56,81 +161,10 @@ def make_topics(config: LiveConfig) -> Listing:
     return listing
 
 
-def live_once(config: LiveConfig, *, since_s: float | None, report: Report | None = None) -> None:
-    """Reads the runs again from their first samples to the topic's present end, and tells what there is to tell.
-
-    A run that ended and has all its samples is told as such; any other as it stands.
-
-    Raises:
-      EngineError: the broker does not answer.
-    """
-    reads = plan_live(config, make_topics(config), since_s, bounded=True)
-    total = sum((read.end or 0) - read.start for read in reads)
-    if report is not None:
-        report(0, total)
-    try:
-        if reads:
-            run_here(partial(build_live, config=config, reads=reads, clock=time.time))
-    finally:
-        close_readers()
-    if report is not None:
-        report(total, 0)
-
-
-def live_on_flink(
-    config: LiveConfig,
-    endpoint: str,
-    *,
-    since_s: float | None,
-    until: Until = None,
-    stop: threading.Event | None = None,
-    report: Report | None = None,
-    renew_s: float = _RENEW_S,
-    extra: tuple[str, ...] = (),
-) -> None:
-    """Tells windows and examples by one job on Flink, whose workers are threads of this process.
-
-    Args:
-      config: what to tell, and how.
-      endpoint: ``host:port`` of Beam's job server.
-      since_s: how far back a new job begins to read, s: longer than a run lasts. None for all that the topic has.
-      until: when to end.
-      stop: ends it, when set.
-      report: told twice a second.
-      renew_s: after so long a new job begins, which reads again what is not older than ``since_s``.
-      extra: further options of Beam.
-
-    Raises:
-      EngineError: Flink or the broker does not answer, or the job failed.
-      IntegrityError: the topic was deleted, made anew, or lost what was not read.
-    """
-    listing = first = make_topics(config)
-    begun: dict[int, int] = {}
-
-    def submit() -> FlinkJob:
-        nonlocal begun
-        begin_anew(config.topic)
-        reads = plan_live(config, list_again(config.kafka, listing), since_s, bounded=False)
-        begun = {read.partition: read.start for read in reads}
-        options = flink_options(endpoint, f"ciml-live-{config.topic}", changes=FLINK, extra=extra)
-        return FlinkJob(partial(build_live, config=config, reads=reads, clock=time.time), options)
-
-    def look(_: str) -> Seen:
-        nonlocal listing
-        listing = list_again(config.kafka, listing)
-        target = first if until == "end" else listing
-        done = reached(config.topic)
-        at = {partition: max(start, done.get(partition, start)) for partition, start in begun.items()}
-        read = sum(at[partition] - start for partition, start in begun.items())
-        left = sum(max(end - at.get(partition, 0), 0) for partition, (_, end) in target.bounds.items())
-        if report is not None:
-            report(read, left)
-        return Seen(read, left)
-
-    try:
-        watch_job(
-            submit, look, until=until, stop=stop or threading.Event(), stall_s=_STALL_S, renew_s=renew_s,
-            pause_s=_PAUSE_S,
-        )  # fmt: skip
-    finally:
-        close_readers()
+def _resolved(dataset: StoredDataset) -> LiveDataset:
+    name, resolved = dataset.name, dataset.state().resolved
+    if resolved is None:
+        raise CimlError(
+            f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
+        )
+    return LiveDataset(name, resolved)

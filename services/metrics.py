@@ -1,26 +1,21 @@
-"""What a service that follows a topic shows: its manifest, its lag, and what a supervisor knows of its job."""
+"""What a service that follows a topic shows: its lag, and what a supervisor knows of its job."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
-from ciml.metrics import Board, Family, Metric
-from ciml.raw.metrics import raw_families
-from ciml.raw.state import RawState
+from ciml.metrics import Family, Metric
 from pipelines.kafka.broker import Listing
 from pipelines.kafka.plan import Coverage
 from services.decide import Health
-from services.progress import lag_by_partition
-from serving.predict.log import PredictionState
-from serving.predict.metrics import prediction_families
 
 LAG = Metric("ciml_lag_messages", "gauge", "Offsets that are not covered.", ("topic", "partition"))
 COVERED = Metric(
     "ciml_covered_messages_total", "counter", "Offsets that are covered: its rate is the throughput.",
     ("topic", "partition"),
 )  # fmt: skip
-HEALTH = Metric("ciml_ingest_health", "gauge", "1 for the health that ciml ingest status tells.", ("health",))
+HEALTH = Metric("ciml_ingest_health", "gauge", "1 for the health that ciml service status reports.", ("health",))
 RESUBMISSIONS = Metric(
     "ciml_ingest_resubmissions_total", "counter", "Jobs that the supervisor submitted in the place of another."
 )
@@ -32,37 +27,34 @@ CHECKPOINT_BYTES = Metric("ciml_ingest_checkpoint_bytes", "gauge", "Size of the 
 CHECKPOINT_TIME = Metric(
     "ciml_ingest_checkpoint_timestamp_seconds", "gauge", "When the job's last whole checkpoint was made, epoch seconds."
 )
+SERVICE_HEALTH = Metric(
+    "ciml_service_health", "gauge", "1 for the health that ciml service status reports of another kind than ingest.",
+    ("kind", "health"),
+)  # fmt: skip
+SERVICE_RESUBMISSIONS = Metric(
+    "ciml_service_resubmissions_total", "counter", "Jobs or workers that a supervisor started in the place of another.",
+    ("kind",),
+)  # fmt: skip
 
-METRICS = (LAG, COVERED, HEALTH, RESUBMISSIONS, RESTARTS, JOB_STARTED, CHECKPOINT_BYTES, CHECKPOINT_TIME)
-
-
-class IngestBoard(Board):
-    """What an ingest shows."""
-
-    def see(self, state: RawState, listing: Listing) -> None:
-        """Takes in a look at the raw manifest and the topic."""
-        self.observed([*raw_families(state), *_topic_families(state, listing)])
-
-    def see_status(self, status: Mapping[str, Any]) -> None:
-        """Takes in what a supervisor tells; see `services.supervisor.Supervisor`."""
-        self.put("status", _status_families(status))
-
-
-class PredictBoard(Board):
-    """What a predict shows."""
-
-    def see(self, state: PredictionState, listing: Listing) -> None:
-        """Takes in a look at the predictions' manifest and the topic."""
-        self.observed([*prediction_families(state), *_topic_families(state, listing)])
+METRICS = (
+    LAG, COVERED, HEALTH, RESUBMISSIONS, RESTARTS, JOB_STARTED, CHECKPOINT_BYTES, CHECKPOINT_TIME, SERVICE_HEALTH,
+    SERVICE_RESUBMISSIONS,
+)  # fmt: skip
 
 
-def _topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
+def topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
+    """The metrics of a topic that a manifest covers."""
     lag, topic = lag_by_partition(state, listing), listing.topic
     yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
     yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
 
 
-def _status_families(status: Mapping[str, Any]) -> Iterator[Family]:
+def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
+    """The metrics of a supervisor's status; see `services.supervisor.Supervisor`."""
+    if kind != "ingest":
+        yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
+        yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
+        return
     job, point = status.get("job") or {}, status.get("checkpoint") or {}
     yield HEALTH.of({(health,): health == status.get("health") for health in get_args(Health)})
     yield RESUBMISSIONS.alone(status.get("resubmitted", 0))
@@ -70,6 +62,14 @@ def _status_families(status: Mapping[str, Any]) -> Iterator[Family]:
     yield JOB_STARTED.alone(_seconds(job.get("submitted_us")))
     yield CHECKPOINT_BYTES.alone(point.get("bytes"))
     yield CHECKPOINT_TIME.alone(_seconds(point.get("time_us")))
+
+
+def lag_by_partition(state: Coverage, listing: Listing) -> dict[int, int]:
+    """How many offsets of each partition of a topic are not covered."""
+    return {
+        partition: sum(end - start for start, end in state.covered(listing.topic, partition).missing(first, last))
+        for partition, (first, last) in sorted(listing.bounds.items())
+    }
 
 
 def _seconds(time_us: int | None) -> float | None:

@@ -1,4 +1,4 @@
-"""How a supervised ingest is: gathered from its supervisor, or, where that is gone, from what is left; and shown."""
+"""How a supervised service is: gathered from its supervisor, or, where that is gone, from what is left; and shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ciml.errors import CimlError
 from services.files import ServiceFiles, now_us
+from services.service import Service
 
 _SILENT_S = 60.0
 _CODES = {"running": 0, "starting": 0, "stopped": 1}
@@ -20,7 +21,7 @@ def exit_code(status: dict[str, Any]) -> int:
 
 
 def gather(place: ServiceFiles) -> dict[str, Any]:
-    """The status of an ingest. What cannot be known now is None."""
+    """The status of a service. What cannot be known now is None."""
     status = {"name": place.name, "health": "stopped", "why": "", **place.status()}
     supervisor = place.process("supervisor")
     worker = place.process("worker")
@@ -31,7 +32,7 @@ def gather(place: ServiceFiles) -> dict[str, Any]:
         young = time.time() - supervisor.create_time() < _SILENT_S
         if silent_s > _SILENT_S:
             status["health"] = "starting" if young else "stalled"
-            status["why"] = "" if young else f"its supervisor has said nothing for {silent_s:.0f} s"
+            status["why"] = "" if young else f"supervisor heartbeat missing for {silent_s:.0f} s"
     else:
         _look_oneself(place, status)
     job = status.get("job") or {}
@@ -59,31 +60,22 @@ def _look_oneself(place: ServiceFiles, status: dict[str, Any]) -> None:
     status["job"] = job
     if place.wanted() == "run" and status["health"] != "failed":
         left = ", and its job goes on" if job["state"] in ("running", "restarting", "starting") else ""
-        status["health"], status["why"] = "stalled", f"its supervisor is gone{left}: ciml ingest resume"
+        status["health"], status["why"] = "stalled", f"its supervisor is gone{left}: ciml service resume"
     with contextlib.suppress(CimlError):
         _look_at_data(watched(options), status)
 
 
-def _look_at_data(watched: Any, status: dict[str, Any]) -> None:
-    from dataclasses import replace
-
-    from pipelines.ingest.committer import committer
-    from pipelines.kafka.client import list_topic
-    from services.progress import lag_by_partition
-
-    with committer(watched.raw).state() as state:
-        status.update(
-            version=state.version, last_commit_us=state.time_us or None, counts=state.totals(),
-            deferred=len(state.deferred),
-        )  # fmt: skip
-    listing = list_topic(replace(watched.kafka, timeout_s=3.0), watched.topic)
-    with committer(watched.raw).state() as state:
-        lag = lag_by_partition(state, listing)
-    status.update(behind=sum(lag.values()), lag={str(number): value for number, value in lag.items()})
+def _look_at_data(service: Service, status: dict[str, Any]) -> None:
+    try:
+        status.update(service.facts())
+        seen = service.observe()
+        status.update(seen.facts, behind=seen.behind, lag={str(part): lag for part, lag in seen.lag.items()})
+    finally:
+        service.close()
 
 
 def show(status: dict[str, Any]) -> None:
-    """Prints the status of one ingest as a table."""
+    """Print the status of one service as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -92,7 +84,7 @@ def show(status: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     colour = ("green", "yellow", "red")[exit_code(status)]
     why = f": {status['why']}" if status["why"] else ""
-    table.add_row("ingest", status["name"])
+    table.add_row(status.get("kind", "ingest"), status["name"])
     table.add_row("health", f"[{colour}]{status['health']}[/]{_plain(why)}")
     for title, text in _rows(status):
         table.add_row(title, _plain(text))
@@ -102,31 +94,29 @@ def show(status: dict[str, Any]) -> None:
 def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
     job, kept = status.get("job") or {}, status.get("savepoint") or {}
     lag = status.get("lag")
-    behind = (
-        "–"
-        if lag is None
-        else f"{status['behind']:,} messages"
-        + (
-            ""
-            if not status["behind"]
-            else " (" + ", ".join(f"[{part}] {number:,}" for part, number in lag.items()) + ")"
-        )
-    )
+    behind = "–" if lag is None else f"{status['behind']:,} messages"
+    if lag and status["behind"]:
+        behind += " (" + ", ".join(f"[{part}] {number:,}" for part, number in lag.items()) + ")"
     rate = status.get("rate")
     point, counts = status.get("checkpoint"), status.get("counts") or {}
     again = status.get("resubmissions") or []
+    made = [
+        ("runs", f"{counts['run']:,}" if "run" in counts else "–"),
+        ("waiting logs", _number(status.get("deferred"))),
+        ("dead letters", _number(status.get("dead_letters"))),
+    ]
+    if status.get("kind", "ingest") != "ingest":
+        made = [("counts", ", ".join(f"{number:,} {what}" for what, number in counts.items()) or "–")]
     rows = [
-        ("engine", f"{status.get('engine', '–')}, parallelism {status.get('parallelism', '–')}"),
-        ("topic", f"{status.get('topic', '–')} at {status.get('kafka', '–')}"),
+        ("engine", f"{status.get('engine') or '–'}, parallelism {status.get('parallelism', '–')}"),
+        ("topic", f"{status.get('topic') or '–'} at {status.get('kafka') or '–'}"),
         ("data", status.get("data", "–")),
         ("job", " ".join(filter(None, [job.get("state", "–"), job.get("name"), job.get("id")]))),
         ("uptime", _age(status["uptime_s"])),
         ("lag", behind),
         ("rate", "–" if rate is None else f"{rate:.1f} messages a second"),
         ("version", f"{status.get('version', '–')}, committed {_age(status['last_commit_age_s'])} ago"),
-        ("runs", f"{counts['run']:,}" if "run" in counts else "–"),
-        ("waiting logs", _number(status.get("deferred"))),
-        ("dead letters", _number(status.get("dead_letters"))),
+        *made,
         ("checkpoint", "–" if not point else f"{_size(point['bytes'])}, {_age(_since(point['time_us']))} old"),
         ("savepoint", "–" if not kept else f"{kept['path']} ({kept['use'] or 'kept'})"),
         ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} submitted again"),

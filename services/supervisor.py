@@ -1,4 +1,4 @@
-"""The watchdog of an ingest, with its hands: looks, does what `services.decide.decide` says, and tells.
+"""The watchdog of a service: it looks, does what `services.decide.decide` says, and reports.
 
 It may be killed at any moment. What is at work goes on without it, and the next supervisor finds it by its name.
 """
@@ -13,20 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
-from ciml.raw.accounting import RawState
-from ciml.storage.open import Store
-from pipelines.ingest.committer import committer
-from pipelines.kafka.client import KafkaOptions, list_topic
-from pipelines.kafka.plan import plan
-from pipelines.kafka.publish import Render, projection
 from services.decide import Action, Health, Limits, Observation, Wanted, decide
-from services.metrics import IngestBoard
-from services.progress import lag_by_partition
-from services.tracker import Covered, JobStatus, Tracker
+from services.service import NotReadyError, Progress, Service
+from services.tracker import JobStatus, Tracker
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0
-_OVERDUE_US = 300_000_000  # what was handed out to a worker that died is handed out again after this
 _FAULTS = 3  # so often in a row: a look at the broker and one at the store are not of one moment
 _KEPT = 20
 _log = logging.getLogger(__name__)
@@ -41,55 +33,50 @@ class Jobs(Protocol):
         """The job as it is; several of the name are made one."""
 
     def submit(self, savepoint: str = "") -> None:
-        """Begins to start a job, from the manifest or a savepoint, after what is left of an older one is gone."""
+        """Begin to start a job, from the manifest or a savepoint, after what is left of an older one is gone."""
 
     def cancel(self) -> None:
-        """Ends the job, and waits until it is over."""
+        """End the job, and wait until it is over."""
 
     def stop_with_savepoint(self) -> str:
-        """Ends the job with a savepoint; its path, or "" where the engine needs none."""
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What is watched: the raw store, the topic, and what is told of the manifest on which other topics."""
-
-    raw: Store
-    kafka: KafkaOptions
-    topic: str
-    told: tuple[tuple[str, Render], ...] = ()
+        """End the job with a savepoint; its path, or "" where the engine needs none."""
 
 
 @dataclass
 class Supervisor:
-    """Keeps one ingest at work until it is told to stop, or must not go on.
+    """Keeps one service at work until it is asked to stop, or must not go on.
 
     Attributes:
-      watched: what.
-      jobs: where.
+      service: what is watched.
+      jobs: where it works.
       wanted: what the operator wants now.
       tell: is given the status after each look. What it raises is logged.
-      status: of an earlier supervisor of this ingest, to go on from: its savepoint and its counts.
+      status: of an earlier supervisor of this service, to go on from: its savepoint and its counts.
       maintains: whether it also maintains the manifest; else the job does.
-      board: shown each look, for Prometheus.
       limits, clock, pause_s: for the watchdog.
+      level: at which decisions are logged that need nobody's attention.
+      progress: how far the service was at the last look; None where something did not answer.
+      error: why the service must not go on.
     """
 
-    watched: Watched
+    service: Service
     jobs: Jobs
     wanted: Callable[[], Wanted]
     tell: Callable[[Status], None]
     status: Status = field(default_factory=dict)
     maintains: bool = True
-    board: IngestBoard = field(default_factory=IngestBoard)
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.monotonic
     pause_s: float = _PAUSE_S
+    level: int = logging.WARNING
+    progress: Progress | None = None
+    error: CimlError | None = None
 
     def __post_init__(self) -> None:
         self._tracker = Tracker(self.limits)
         self._submitted = self._from_savepoint = False
         self._faults = 0
+        self._fault = ""
         self._maintained = -_MAINTAIN_S
         self._said = ("", "")
         self.status.setdefault("resubmitted", 0)
@@ -97,7 +84,7 @@ class Supervisor:
         self.status.setdefault("savepoint", None)
 
     def run(self, leave: threading.Event | None = None) -> Health:
-        """Watches until the ingest is stopped, or must not go on. ``leave`` ends the watch alone.
+        """Watch until the service is stopped, or must not go on. ``leave`` ends the watch alone.
 
         Returns:
           ``stopped`` or ``failed``; the last health when it left.
@@ -109,7 +96,7 @@ class Supervisor:
             except CimlError as error:
                 action = Action("carry_on", "waiting", str(error))
                 self._tell(action)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the ingest is watched on
+            except Exception as error:  # noqa: BLE001  # whatever it is, the service is watched on
                 _log.exception("the watchdog stumbled")
                 action = Action("carry_on", "waiting", f"the watchdog stumbled: {type(error).__name__}: {error}")
                 self._tell(action)
@@ -122,10 +109,13 @@ class Supervisor:
         action = decide(look, self.limits)
         said = (action.kind, action.health)
         if said != self._said:
-            _log.warning(
-                "%s: %s%s", action.health, action.kind.replace("_", " "), f": {action.why}" if action.why else ""
+            level = self.level if action.health in ("starting", "running", "stopping", "stopped") else logging.WARNING
+            _log.log(
+                level, "%s: %s%s", action.health, action.kind.replace("_", " "), f": {action.why}" if action.why else ""
             )
         self._said = said
+        if action.health == "failed":
+            self._fault = action.why
         self._do(action, look)
         self._tell(action)
         if action.kind == "carry_on" and not look.away:
@@ -139,52 +129,39 @@ class Supervisor:
             job = self.jobs.look()
         except EngineError as error:
             away.append(str(error))
-        covered, fault = None, ""
+        covered, unready = None, False
         try:
-            covered = self._covered()
+            covered = self.progress = self._observe()
+            self.service.ready()
             self._faults = 0
         except EngineError as error:
             away.append(str(error))
+            unready, covered = isinstance(error, NotReadyError) and len(away) == 1, None
         except IntegrityError as error:
             self._faults += 1
-            fault = str(error) if self._faults >= _FAULTS else ""
+            if self._faults >= _FAULTS:
+                self.error, self._fault = error, str(error)
         now = self.clock()
         self._take_over(now, job)
-        look = self._tracker.look(now, self.wanted(), job, covered, fault=fault, away="; ".join(away))
+        look = self._tracker.look(
+            now, self.wanted(), job, covered, fault=self._fault, away="; ".join(away), unready=unready
+        )
         self._see_job(look, job)
         return look
 
-    def _covered(self) -> Covered:
-        committing, watched = committer(self.watched.raw), self.watched
-        with committing.state() as state:
-            self._see_state(state)
-        listing = list_topic(watched.kafka, watched.topic)  # after the manifest: nothing is covered that is not there
-        with committing.state() as state:
-            self.board.see(state, listing)
-            plan(state, listing, bounded=False)  # raises what must not go on
-            lag = lag_by_partition(state, listing)
-            self.status.update(behind=sum(lag.values()), lag={str(number): value for number, value in lag.items()})
-            due = state.next_due_us()
-            return Covered(
-                state.version,
-                {part: state.covered(watched.topic, part).first_missing(first) for part, (first, _) in
-                 listing.bounds.items()},
-                lag,
-                due if due is not None and due < time.time() * 1e6 - _OVERDUE_US else None,
-            )  # fmt: skip
-
-    def _see_state(self, state: RawState) -> None:
+    def _observe(self) -> Progress:
+        self.progress = None
+        self.status.update(self.service.facts())  # known also where the broker does not answer
+        seen = self.service.observe()
         self.status.update(
-            version=state.version,
-            last_commit_us=state.time_us or None,
-            counts=state.totals(),
-            deferred=len(state.deferred),
+            seen.facts, version=seen.version, behind=seen.behind, lag={str(part): lag for part, lag in seen.lag.items()}
         )
+        return seen
 
     def _take_over(self, now_s: float, job: JobStatus | None) -> None:
         """A job that an earlier supervisor started is this one's now."""
         if job is not None and not self._submitted and job.state not in ("missing", "over"):
-            _log.warning("took over %s, which is %s", job.name or "a job", job.state)
+            _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
             self._submitted = True
             self._tracker.submitted(now_s)
 
@@ -221,7 +198,7 @@ class Supervisor:
         elif action.kind == "savepoint":
             self._savepoint()
         elif action.kind == "end" and not look.engine_away:
-            self._announce()
+            self._publish()
 
     def _submit(self, action: Action) -> None:
         if action.kind == "replace":
@@ -252,16 +229,12 @@ class Supervisor:
                 "path": path, "time_us": int(time.time() * 1e6), "version": self.status.get("version"), "use": "",
             }  # fmt: skip
 
-    def _announce(self) -> None:
-        """The job may have ended between a commit and its announcement."""
-        for topic, render in self.watched.told:
-            announcer = projection(committer(self.watched.raw).log, topic, render, self.watched.kafka)
-            try:
-                announcer.announce()
-            except CimlError as error:
-                _log.warning("%s; the next job announces what is missing", error)
-            finally:
-                announcer.close()
+    def _publish(self) -> None:
+        """The job may have ended between a commit and its publication."""
+        try:
+            self.service.publish()
+        except CimlError as error:
+            _log.warning("%s; the next job publishes what is missing", error)
 
     def _maintain(self) -> None:
         now = self.clock()
@@ -269,7 +242,7 @@ class Supervisor:
             return
         self._maintained = now
         try:
-            committer(self.watched.raw).maintain()
+            self.service.maintain()
         except CimlError as error:  # commits go on; they only cost more
             _log.warning("the manifest is not maintained: %s", error)
 
@@ -279,8 +252,7 @@ class Supervisor:
             self.status["since_us"] = now_us
         self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now_us)
         self.status["failures"] = self._tracker.failures
-        self.board.see_status(self.status)
         try:
             self.tell(self.status)
-        except Exception as error:  # noqa: BLE001  # a full disk is no reason to leave the ingest alone
+        except Exception as error:  # noqa: BLE001  # a full disk is no reason to leave the service alone
             _log.warning("the status cannot be written: %s", error)

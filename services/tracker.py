@@ -1,12 +1,12 @@
-"""What a supervisor sees of an ingest, look by look, added up to what `services.decide.decide` needs."""
+"""What a supervisor sees of a service, look by look, added up to what `services.decide.decide` needs."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from services.decide import JobState, Limits, Observation, Wanted
+from services.service import Progress
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,6 @@ class JobStatus:
     checkpoint_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Covered:
-    """What the manifest and the broker say.
-
-    Attributes:
-      version: of the manifest.
-      positions: the first offset that is not covered, by partition.
-      lag: how many offsets are not covered, by partition.
-      overdue_us: the time for which the log that is waited for longest was due, where that is long ago.
-    """
-
-    version: int
-    positions: Mapping[int, int]
-    lag: Mapping[int, int]
-    overdue_us: int | None = None
-
-
 _DUE = -1  # the logs that are waited for, as if they were one more partition
 
 
@@ -69,7 +52,8 @@ class Tracker:
     _first: bool = True
     _moved: dict[int, tuple[int, float]] = field(default_factory=dict)
     _was_away: bool = False
-    _covered: Covered | None = None
+    _away_s: float | None = None
+    _covered: Progress | None = None
     _speed: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))
 
     def submitted(self, now_s: float) -> None:
@@ -97,10 +81,11 @@ class Tracker:
         now_s: float,
         wanted: Wanted,
         job: JobStatus | None,
-        covered: Covered | None,
+        covered: Progress | None,
         *,
         fault: str = "",
         away: str = "",
+        unready: bool = False,
     ) -> Observation:
         """Takes in what is seen.
 
@@ -111,12 +96,14 @@ class Tracker:
           covered: what manifest and broker say; None where one of them does not answer.
           fault: why it must not go on.
           away: who does not answer, and how.
+          unready: whether ``away`` is only something that will come by itself.
         """
         if wanted != self._wanted:
             self._wanted, self._wanted_s = wanted, now_s
         if covered is not None:
             self._take(now_s, covered)
         self._was_away = covered is None
+        self._away_s = None if not away or unready else now_s if self._away_s is None else self._away_s
         state: JobState = job.state if job else "missing"
         if job is not None:
             self.running_s = (self.running_s if self.running_s is not None else now_s) if state == "running" else None
@@ -128,7 +115,7 @@ class Tracker:
         lag = self._covered.lag if self._covered else {}
         stuck = [since for partition, (_, since) in self._moved.items() if partition == _DUE or lag.get(partition)]
         return Observation(
-            now_s, wanted, self._wanted_s, fault or (job.fault if job else ""), away, job is None, state,
+            now_s, wanted, self._wanted_s, fault or (job.fault if job else ""), away, self._away_s, job is None, state,
             job.how if job else "", self.submitted_s, self.running_s, self.committed, self._behind(),
             min(stuck, default=None), self.failures, self.ended_s, job.checkpoint_bytes if job else None,
         )  # fmt: skip
@@ -136,12 +123,12 @@ class Tracker:
     def _behind(self) -> int:
         return sum(self._covered.lag.values()) + (self._covered.overdue_us is not None) if self._covered else 0
 
-    def _take(self, now_s: float, covered: Covered) -> None:
+    def _take(self, now_s: float, covered: Progress) -> None:
         # Not by the manifest's version: a backfill moves that as well.
         for partition, position in covered.positions.items():
             before = self._moved.get(partition)
             moved = before is not None and before[0] != position
-            self.committed = self.committed or moved
+            self.committed = self.committed or (before is not None and position > before[0])
             # what was away counts from its return
             if before is None or moved or self._was_away or not covered.lag.get(partition):
                 self._moved[partition] = (position, now_s)

@@ -7,9 +7,8 @@ killed on the way: what was not recorded is done again, and what was blessed and
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from typing import Any, Literal
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.storage.open import open_store
-from pipelines.training.metrics import TrainBoard
 from serving.model_files import check_digests, copy_model
 from serving.push import NotBlessedError, push, push_candidate, reconcile
 from serving.registry import STABLE, Registry, Verdict
@@ -26,8 +24,6 @@ from training.evaluation.gate import GatePolicy
 from training.experiment import Experiment
 from training.refresh import Candidate, Progress, Skipped, refresh
 from transforms.ingest.trust import TrustPolicy
-
-_PAUSE_S = (2.0, 60.0)  # after an engine that did not answer; doubles from the one to the other
 
 
 @dataclass(frozen=True)
@@ -192,58 +188,3 @@ def _champion(registry: Registry, version: int | None, folder: Path) -> Champion
         raise IntegrityError(f"{source.root} is served as {STABLE}, and is gone: ciml models rollback") from None
     check_digests(source.root, digests, registry.state.files(version))
     return Champion(copy, version)
-
-
-def watch(
-    config: TrainConfig,
-    *,
-    report: Callable[[TrainResult], None],
-    stop: threading.Event | None = None,
-    poll_s: float = 2.0,
-    progress: Progress | None = None,
-    board: TrainBoard | None = None,
-) -> None:
-    """Refresh whenever the data set's manifest has grown, until ``stop`` is set.
-
-    A data set that does not exist yet, or holds too little, is waited for; so is a store that does not answer.
-
-    Args:
-      config: what to do.
-      report: told what each refresh came to, but not that nothing is new.
-      stop: ends it, when set, after the refresh that runs.
-      poll_s: how often the manifest is looked at.
-      progress: told of each step, and of what is waited for.
-      board: shown each refresh, and the registry at each look.
-
-    Raises:
-      IntegrityError: when what is stored contradicts itself.
-    """
-    stop = stop or threading.Event()
-    log = config.data.dataset(config.dataset).log
-    seen, pause_s, registry = -1, _PAUSE_S[0], Registry(config.data, config.model)
-    while not stop.is_set():
-        version = max(seen, 0)
-        try:
-            version = log.end(version)
-            if version != seen:
-                result = run_once(config, progress=progress)
-                seen = version
-                if result.outcome != "nothing_new":
-                    report(result)
-                if board is not None:
-                    board.refreshed(result.seconds)
-            if board is not None:
-                board.see(registry.state)
-            pause_s = _PAUSE_S[0]
-            stop.wait(poll_s)
-        except IntegrityError:
-            raise
-        except CimlError as error:
-            if progress is not None:
-                progress(f"waits: {error}")
-            if board is not None:
-                board.failed(error)
-            if not isinstance(error, EngineError):
-                seen = version  # too little to train on: more data is what it takes
-            stop.wait(pause_s)
-            pause_s = min(pause_s * 2, _PAUSE_S[1]) if isinstance(error, EngineError) else poll_s

@@ -104,11 +104,12 @@ def config(scene: Scene, folder: Path) -> Any:
 
 def micro_batches(scene: Scene, folder: Path) -> float:
     """All of it, commits and the start of each pipeline included; seconds."""
-    from services.ingest import ingest_micro_batches
+    from services.driver import drive
+    from services.ingest import IngestService
 
     ours = config(scene, folder)
     began = time.perf_counter()
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     took = time.perf_counter() - began
     assert len(commits(ours)) > 1
     return took
@@ -125,11 +126,12 @@ def commits(ours: Any) -> list[tuple[float, int]]:
 
 def on_flink(scene: Scene, folder: Path, endpoint: str) -> tuple[float, float]:
     """(seconds an event needs between the first commit and the last, times all events; seconds of all of it)."""
-    from services.ingest import ingest_on_flink
+    from services.driver import drive
+    from services.ingest import IngestService
 
     ours = config(scene, folder)
     began = time.time()
-    ingest_on_flink(ours, endpoint, until="end")
+    drive(IngestService(ours), endpoint, until="end")
     found = commits(ours)
     steady = (found[-1][0] - found[0][0]) / (EVENTS - found[0][1]) * EVENTS
     return steady, found[-1][0] - began

@@ -34,7 +34,8 @@ from pipelines.flink.rest import RestJob
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.kafka.client import KafkaOptions, close_readers
 from pipelines.live.pipeline import LiveConfig, build_live
-from services.live import FLINK, live_on_flink, make_topics, plan_live
+from services.driver import drive
+from services.live import LiveService, make_topics, plan_live
 from tests.bench.live_farm import COLUMNS
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
@@ -68,7 +69,7 @@ def make_config(broker: str, topic: Callable[..., str], sets: tuple[LiveDataset,
 def living(config: LiveConfig, endpoint: str, **options: Any) -> Iterator[FlinkJob]:
     reads = plan_live(config, make_topics(config), None, bounded=False)
     build = partial(build_live, config=config, reads=reads, clock=time.time)
-    job = FlinkJob(build, flink_options(endpoint, "live", changes=FLINK, **options))
+    job = FlinkJob(build, flink_options(endpoint, "live", changes=LiveService.flink, **options))
     try:
         yield job
     finally:
@@ -136,7 +137,7 @@ def test_state_and_memory_while_jobs_come_and_go(kafka: str, topic: Callable[...
     here every sixth of the time, so that peaks can be compared."""
     config = make_config(kafka, topic, farm_sets(), policy=LivePolicy(remember_s=min(SECONDS / 12, 86_400.0)))
     looks, stop = [], threading.Event()
-    go = partial(live_on_flink, config, flink_jobs, since_s=2.0 * LONGEST_S, stop=stop, renew_s=SECONDS / 6)
+    go = partial(drive, LiveService(config, 2.0 * LONGEST_S, renew_s=SECONDS / 6), flink_jobs, stop=stop)
     live = threading.Thread(target=go)
     live.start()
     try:

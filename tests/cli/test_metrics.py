@@ -141,7 +141,7 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
     scenario.log_arrives()
     with ingest(tmp_path / "home", str(tmp_path / "data"), scenario, topic(1, "runs")) as one:
         command = [
-            sys.executable, "-m", "cli.main", "ingest", "start", "--foreground", "--name", "one", "--home",
+            sys.executable, "-m", "cli.main", "service", "run", "ingest", "--name", "one", "--home",
             str(one.home), "--data-path", one.data, "--kafka", kafka, "--topic", scenario.topic, "--runs-topic",
             one.runs_topic, "--allow-root", str(scenario.logs), "--retry-after", "500ms", "--engine", "micro-batches",
             "--metrics-port", "0", "--tied-to", str(os.getpid()),

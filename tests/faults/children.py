@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG = 1
 #: What a warm child has imported before it is forked: nearly all of the seconds that a cold start takes.
 _PRELOADED = (
-    "cli.main", "cli.commands.operate.ingest", "cli.progress_counts", "services.ingest", "pipelines.kafka.publish",
+    "cli.main", "cli.commands.operate.ingest", "cli.progress_counts", "services.driver", "services.ingest",
+    "pipelines.kafka.publish",
     "apache_beam.runners.portability.fn_api_runner", "cli.commands.data.dataset", "pipelines.datasets.update",
     "ciml.datasets.definition", "pyarrow.parquet",
 )  # fmt: skip

@@ -112,7 +112,7 @@ class Cluster:
 
 
 class Supervised(Child):
-    """An ingest of ``ciml ingest start``: its supervisor, and the job in the cluster.
+    """An ingest of ``ciml service start ingest``: its supervisor, and the job in the cluster.
 
     Args:
       cluster: where it runs.
@@ -131,7 +131,7 @@ class Supervised(Child):
         self._stopped = False
         self._words = ""
         more = ["--home", str(cluster.home), "--name", name, "--wait", "0", "--tied-to", str(os.getpid())]
-        self._command(["ingest", "start", *arguments, *more])
+        self._command(["service", "start", "ingest", *arguments, *more])
         pid = self._place.written("supervisor")[0] or 0
         super().__init__(pid, self._place.log("supervisor"))
 
@@ -160,14 +160,12 @@ class Supervised(Child):
         if self._stopped:
             return False
         self._stopped = True
-        self._run(["ingest", "stop", "--home", str(self.cluster.home), "--name", self.name, "--wait", "60s"])
+        self._run(["service", "stop", self.name, "--home", str(self.cluster.home), "--wait", "60s"])
         return True
 
     def stop(self, most_s: float = 60.0, *, savepoint: bool = False) -> int | None:
         more = ["--savepoint"] if savepoint else []
-        code = self._command(
-            ["ingest", "stop", "--home", str(self.cluster.home), "--name", self.name, "--wait", "120s", *more]
-        )
+        code = self._command(["service", "stop", self.name, "--home", str(self.cluster.home), "--wait", "120s", *more])
         self._stopped = True
         return code
 
@@ -175,7 +173,7 @@ class Supervised(Child):
         """Goes on after a stop."""
         self._stopped = False
         more = [] if parallelism is None else ["--parallelism", str(parallelism)]
-        command = ["ingest", "resume", "--home", str(self.cluster.home), "--name", self.name, "--wait", "0", *more]
+        command = ["service", "resume", self.name, "--home", str(self.cluster.home), "--wait", "0", *more]
         return self._command(command)
 
     def status(self) -> dict:

@@ -300,7 +300,7 @@ def _skips_what_is_gone() -> None:
     """As ``auto.offset.reset=earliest`` would: what retention took is passed over."""
     from ciml.manifest.offsets import RangeSet
     from ciml.raw.state import RawState
-    from services import ingest as run_ingest
+    from services import service
 
     def make(plan: Any) -> Any:
         def forgiving(state: Any, listing: Any, **options: Any) -> Any:
@@ -316,7 +316,7 @@ def _skips_what_is_gone() -> None:
 
         return forgiving
 
-    _patch(run_ingest, "plan", make)
+    _patch(service, "plan", make)
     _patch(RawState, "apply", lambda apply: lambda self, version, delta: apply(self, version, _unnamed(delta)))
     _in_delta(lambda delta: None)
 

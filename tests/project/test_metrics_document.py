@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ciml
 import pipelines
+import services
 import serving
 import training
 import transforms
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def declared() -> dict[str, Metric]:
     """All metrics that any module declares, by name; no two have one name."""
     found: dict[str, Metric] = {}
-    for package in (ciml, transforms, training, serving, pipelines):
+    for package in (ciml, transforms, training, serving, pipelines, services):
         folder = Path(package.__path__[0])
         for path in folder.rglob("*.py"):
             if "Metric(" not in path.read_text():

@@ -1,4 +1,4 @@
-"""What tests of supervised ingests share: one ingest in a home of its own, started and looked at as a user would."""
+"""What tests of supervised services share: one ingest in a home of its own, started and looked at as a user would."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
-from cli.commands.operate.ingest import command
+from cli.commands.serve.service import command
 from services.files import ServiceFiles
 from tests.pipelines.ingest.ingesting import account, check
 from tests.pipelines.ingest.scenario import Scenario
@@ -35,7 +35,7 @@ class Ingest:
         return ServiceFiles(self.home, "one")
 
     def ask(self, *words: str) -> Result:
-        """``ciml ingest <words>`` in this process: its output, exit code and what it raised."""
+        """``ciml service <words>`` in this process: its output, exit code and what it raised."""
         done = CliRunner().invoke(command, [*words, "--home", str(self.home)], standalone_mode=False)
         if done.return_value is not None and done.exception is None:
             done.exit_code = int(done.return_value)
@@ -43,18 +43,18 @@ class Ingest:
 
     def start(self, *words: str) -> Result:
         return self.ask(
-            "start", "--name", "one", "--data-path", self.data, "--kafka", self.scenario.broker,
+            "start", "ingest", "--name", "one", "--data-path", self.data, "--kafka", self.scenario.broker,
             "--topic", self.scenario.topic, "--runs-topic", self.runs_topic, "--allow-root", str(self.scenario.logs),
             "--retry-after", "500ms", "--retry-after", "500ms", "--retry-after", "4s",
             "--tied-to", str(os.getpid()), *words,
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.ask("status", "--name", "one", "--json").output)["one"]
+        found: dict[str, Any] = json.loads(self.ask("status", "one", "--json").output)["one"]
         return found
 
     def code(self) -> int:
-        return self.ask("status", "--name", "one").exit_code
+        return self.ask("status", "one").exit_code
 
     def pid(self, what: str) -> int:
         process = self.place.process(what)
@@ -81,7 +81,7 @@ class Ingest:
     def finish(self) -> None:
         """Waits until all is settled and announced, stops, and compares everything with the producer's list."""
         self.wait(lambda: self.settled() == self.scenario.counts().total(), "not all is settled")
-        done = self.ask("stop", "--name", "one")
+        done = self.ask("stop", "one")
         assert done.exception is None, done.exception
         check(self.scenario, DataRoot.open(self.data).raw, self.runs_topic)
 
@@ -94,7 +94,7 @@ def ingest(home: Path, data: str, scenario: Scenario, runs_topic: str) -> Iterat
         yield one
     finally:
         if one.place.known:
-            one.ask("stop", "--name", "one")
+            one.ask("stop", "one")
 
 
 def both(first: Scenario, second: Scenario) -> Scenario:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from services.decide import Limits, Observation, decide
-from services.tracker import Covered, JobStatus, Tracker
+from services.service import Progress
+from services.tracker import JobStatus, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0
@@ -93,8 +94,8 @@ def test_what_follows_from_a_look(look: Observation, kind: str, health: str, why
 RUNS = JobStatus("running")
 
 
-def covered(position: int, end: int, version: int = 1, **more: Any) -> Covered:
-    return Covered(version, {0: position}, {0: end - position}, **more)
+def covered(position: int, end: int, version: int = 1, **more: Any) -> Progress:
+    return Progress(version, {0: position}, {0: end - position}, **more)
 
 
 def test_a_commit_is_what_moves_the_topic_not_what_moves_the_manifest() -> None:
@@ -115,10 +116,10 @@ def test_a_commit_is_what_moves_the_topic_not_what_moves_the_manifest() -> None:
 def test_the_partition_that_moves_least_counts() -> None:
     tracker = Tracker()
     for now, moving in ((0, 1), (100, 2), (241, 3)):
-        look = tracker.look(now, "run", RUNS, Covered(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
+        look = tracker.look(now, "run", RUNS, Progress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
     assert look.stuck_s == 0
-    tracker.look(242, "run", RUNS, Covered(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
-    assert tracker.look(243, "run", RUNS, Covered(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
+    tracker.look(242, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
+    assert tracker.look(243, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
 
 
 def test_logs_that_are_long_overdue_count_as_something_to_read() -> None:

@@ -68,7 +68,7 @@ def test_killed_in_all_its_parts_it_goes_on(one: Ingest) -> None:
     assert one.ask("resume").exception is None
     one.kill("supervisor")
     done = one.ask("stop", "--savepoint")
-    assert "micro-batches need no savepoint" in done.output
+    assert "no savepoint is needed" in done.output
     assert (one.place.process("worker"), one.code()) == (None, 1)
 
 
@@ -134,19 +134,19 @@ def test_what_keeps_it_from_working_is_said_at_once(one: Ingest) -> None:
     assert "127.0.0.1:1" in str(done.exception)
     assert not one.place.known
     assert one.ask("status").exit_code == 1
-    assert "no ingest was started" in str(one.ask("resume").exception)
+    assert "no service was started" in str(one.ask("resume").exception)
 
 
 def test_names_are_file_names(tmp_path: Path) -> None:
     for name in ("", "..", "a/b", "-x", "x" * 65, "a\n"):
-        with pytest.raises(CimlError, match="is no name of an ingest"):
+        with pytest.raises(CimlError, match="is no name of a service"):
             ServiceFiles(tmp_path, name)
 
 
 def test_options_come_back_as_they_went(tmp_path: Path) -> None:
     place = ServiceFiles(tmp_path, "one")
     ingest = {"data_path": "d", "kafka": "k:1", "topic": "t", "hosts": ("a", "b"), "delays": (1.0,), "roots": ()}
-    options = Options(ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
+    options = Options("ingest", ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
     place.put_options(options)
     assert place.options() == options
     assert ServiceFiles.all(tmp_path)[0].name == "one"
@@ -154,16 +154,17 @@ def test_options_come_back_as_they_went(tmp_path: Path) -> None:
 
 def test_the_homes_own_engines_are_found_where_they_are_now(tmp_path: Path) -> None:
     place = ServiceFiles(tmp_path, "one")
-    options = Options({"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
+    options = Options("ingest", {"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
     place.put_options(options)
-    assert place.options().ingest["kafka"] == "old:1"
+    assert place.options().arguments["kafka"] == "old:1"
     from engines import state
 
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
     state.write(tmp_path, {"kafka": engines.EngineState("kafka", "real", "", "new:1"), "cluster": cluster})
     found = place.options()
-    assert (found.ingest["kafka"], found.jobs, found.rest, found.workers) == ("new:1", "new:2", "http://new:3", "new:4")
+    assert found.arguments["kafka"] == "new:1"
+    assert (found.jobs, found.rest, found.workers) == ("new:2", "http://new:3", "new:4")
 
 
 def test_one_process_at_a_time_holds_a_place(tmp_path: Path) -> None:

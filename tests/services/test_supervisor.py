@@ -12,9 +12,11 @@ import pytest
 from ciml.errors import EngineError
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import committer
+from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from services.decide import Limits, Wanted
-from services.supervisor import Supervisor, Watched
+from services.ingest import IngestService
+from services.supervisor import Supervisor
 from services.tracker import JobStatus
 
 MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("running", id="1", name="j", began_s=5.0)
@@ -51,15 +53,15 @@ class Script:
 class World:
     """A supervisor with a clock that goes on by a second a step."""
 
-    watched: Watched
+    config: IngestConfig
     wanted: Wanted = "run"
     now: float = 0.0
     told: list[dict[str, Any]] = field(default_factory=list)
 
     def supervisor(self, jobs: Script, **status: Any) -> Supervisor:
         return Supervisor(
-            self.watched, jobs, lambda: self.wanted, lambda said: self.told.append(dict(said)), dict(status),
-            limits=Limits(savepoint_s=3.0), clock=lambda: self.now, pause_s=0.0,
+            IngestService(self.config), jobs, lambda: self.wanted, lambda said: self.told.append(dict(said)),
+            dict(status), limits=Limits(savepoint_s=3.0), clock=lambda: self.now, pause_s=0.0,
         )  # fmt: skip
 
     def steps(self, supervisor: Supervisor, count: int) -> list[str]:
@@ -79,7 +81,7 @@ def world(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Wor
     for _ in range(3):
         producer.produce(name, b"{}", partition=0)
     assert producer.flush(30) == 0
-    return World(Watched(open_store(tmp_path / "raw"), KafkaOptions(kafka), name))
+    return World(IngestConfig(open_store(tmp_path / "raw"), KafkaOptions(kafka), name, runs_topic=""))
 
 
 @pytest.mark.engines
@@ -177,9 +179,9 @@ def test_an_offset_that_is_gone_is_a_loud_end(world: World, kafka: str) -> None:
 
     if is_mock(KafkaOptions(kafka)):
         pytest.skip("the mock broker cannot delete records")
-    topic_id = list_topic(world.watched.kafka, world.watched.topic).topic_id
-    committer(world.watched.raw).commit([Batch(OffsetRange(world.watched.topic, topic_id, 0, 0, 1))])
-    for future in admin(KafkaOptions(kafka)).delete_records([TopicPartition(world.watched.topic, 0, 2)]).values():
+    topic_id = list_topic(world.config.kafka, world.config.topic).topic_id
+    committer(world.config.raw).commit([Batch(OffsetRange(world.config.topic, topic_id, 0, 0, 1))])
+    for future in admin(KafkaOptions(kafka)).delete_records([TopicPartition(world.config.topic, 0, 2)]).values():
         future.result()
     jobs = Script([RUNS, RUNS, RUNS, MISSING])
     assert world.steps(world.supervisor(jobs), 4) == ["carry_on", "carry_on", "cancel", "end"]

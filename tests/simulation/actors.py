@@ -103,7 +103,7 @@ class Stages:
 
 
 def micro_batches(process: Process) -> None:
-    """Ingest by micro-batches, as `services.ingest.ingest_micro_batches` does it."""
+    """Ingest by micro-batches, as `services.driver.drive` does it."""
     stages, rng = Stages(process), process.world.random
 
     def work() -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.foreground import ending_options, run_service
 from cli.options import (
     EngineChoice,
     beam_option,
@@ -17,12 +18,9 @@ from cli.options import (
     kafka_properties_option,
     metrics_options,
 )
-from cli.param_types import Duration
-from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from services.progress import Until
-    from serving.predict.log import PredictionState
+    from services.service import Progress
 
 
 def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -61,33 +59,19 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     metavar="TOPIC",
     help="Topic of predictions; '' for none.",
 )
-@click.option("--once", is_flag=True, help="Stop at the present end of the topic.")
-@click.option(
-    "--until-idle",
-    type=Duration(),
-    metavar="TIME",
-    help="Time without new runs after which it stops.  [default: never]",
-)
+@ending_options()
 @kafka_properties_option
 @beam_option
 @metrics_options
 def command(
-    data_path: str,
-    kafka: str,
     engine: EngineChoice,
-    model: str,
-    label: str,
-    server: str,
-    runs_topic: str,
-    predictions_topic: str,
     once: bool,
     until_idle: float | None,
-    kafka_options: tuple[str, ...],
-    kafka_config: str | None,
     beam_options: tuple[str, ...],
     metrics_port: int | None,
     metrics_address: str,
-    **_: Any,
+    home: object,
+    **arguments: Any,
 ) -> None:
     """Predict for finished runs as they arrive.
 
@@ -100,35 +84,16 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
-    from ciml.data_root import DataRoot
-    from ciml.pairs import pairs
-    from cli.metrics import shown
-    from pipelines.kafka.client import KafkaOptions
-    from pipelines.predict.pipeline import PredictConfig
-    from services.metrics import PredictBoard
-    from services.predict import predict_micro_batches, predict_on_flink
-    from serving.predict.predictor import PredictPolicy
+    from services.driver import PATIENCE_S
+    from services.predict import PredictService
     from transforms.ingest.timings_beam import COMMIT
 
-    if once and until_idle is not None:
-        raise click.UsageError("--once and --until-idle exclude each other")
-    until: Until = "end" if once else until_idle
-    config = PredictConfig(
-        DataRoot.open(data_path),
-        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        server,
-        PredictPolicy(model, label),
-        runs_topic=runs_topic,
-        predictions_topic=predictions_topic,
-    )
-    stop, board, line = stop_on_signals(), PredictBoard(), _Shown()
-    with shown(metrics_port, metrics_address, board, COMMIT.histogram):
-        if engine.job_endpoint:
-            predict_on_flink(
-                config, engine.job_endpoint, until=until, stop=stop, report=line, extra=tuple(beam_options), board=board
-            )
-        else:
-            predict_micro_batches(config, until=until, stop=stop, report=line, board=board)
+    service, line = PredictService.of(**arguments), _Shown()
+    ends = once or until_idle is not None
+    run_service(
+        service, engine, (once, until_idle), line, beam_options, metrics_port, metrics_address, COMMIT.histogram,
+        patience_s=0.0 if ends else PATIENCE_S,
+    )  # fmt: skip
     line.finish()
 
 
@@ -145,13 +110,12 @@ class _Shown:
 
         click.echo(("\r\x1b[K" if sys.stderr.isatty() else "") + (self._last or "nothing was announced"), err=True)
 
-    def __call__(self, state: PredictionState, lag: int, word: str) -> None:
+    def __call__(self, progress: Progress, word: str) -> None:
         import sys
         import time
 
-        parts = [f"{number:,} by {model} {version}" for (model, version), number in sorted(state.predicted.items())]
-        parts += [f"{number:,} {reason}" for reason, number in sorted(state.unpredictable.items())]
-        line = f"{', '.join(parts) or 'no predictions yet'}; {lag:,} runs to go; {word}"
+        counts = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
+        line = f"{counts or 'no predictions yet'}; {progress.behind:,} runs to go; {word}"
         if line == self._last:
             return
         self._last = line

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import data_path_option, home_option, metrics_options
-from cli.signals import stop_on_signals
-from cli.trust_options import learn_from_options, read_exclusions
+from cli.foreground import run_service
+from cli.options import MICRO_BATCHES, EngineChoice, data_path_option, home_option, metrics_options
+from cli.trust_options import learn_from_options
 
 if TYPE_CHECKING:
-    from pipelines.training.trainer import TrainConfig, TrainResult
+    from pipelines.training.trainer import TrainResult
 
 #: Exit code if the gate rejects the candidate: not an error, and a script can react.
 REJECTED = 5
@@ -41,15 +41,7 @@ REJECTED = 5
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
 @metrics_options
 def command(
-    data_path: str,
-    dataset: str,
-    model: str | None,
-    experiment: str | None,
-    watch: bool,
-    as_json: bool,
-    metrics_port: int | None,
-    metrics_address: str,
-    **options: Any,
+    watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, home: object, **arguments: Any
 ) -> int:
     """Train, evaluate and push a model.
 
@@ -61,13 +53,10 @@ def command(
       ciml refresh --dataset provider --data-path data
       ciml refresh --dataset provider --model provider --watch --data-path data
     """
-    from cli.metrics import shown
-    from pipelines.training.metrics import TrainBoard
     from pipelines.training.trainer import run_once
-    from pipelines.training.trainer import watch as watch_data
+    from services.trainer import TrainerService, make_config
 
-    options.pop("home")
-    config = make_config(data_path, dataset, model, experiment, **options)
+    config = make_config(**arguments)
 
     def step(name: str) -> None:
         click.echo(f"{config.model}: {name}", err=True)
@@ -82,49 +71,9 @@ def command(
         result = run_once(config, progress=step)
         show(result)
         return REJECTED if result.outcome == "refused" else 0
-    stop, board = stop_on_signals(), TrainBoard(config.model)
-    with shown(metrics_port, metrics_address, board):
-        watch_data(config, report=show, stop=stop, progress=step, board=board)
+    service, here = TrainerService(config, show, step), EngineChoice(MICRO_BATCHES)
+    run_service(service, here, (False, None), None, (), metrics_port, metrics_address, patience_s=None)
     return 0
-
-
-def make_config(
-    data_path: str,
-    dataset: str,
-    model: str | None = None,
-    experiment: str | None = None,
-    *,
-    trust_policy: str | None = None,
-    exclude: str | None = None,
-    label: str = "stable",
-    min_test_runs: int | None = None,
-    tolerance: float | None = None,
-) -> TrainConfig:
-    """Return the configuration of the options. Raises `CimlError` for unreadable files."""
-    from dataclasses import replace
-
-    from ciml.data_root import DataRoot
-    from pipelines.training.trainer import TrainConfig
-    from serving.model_config import check_model_name
-    from training.evaluation.gate import GatePolicy
-    from training.experiment import Experiment, load_experiment
-    from transforms.ingest.trust import TrustPolicy
-
-    gate = GatePolicy()
-    if min_test_runs is not None:
-        gate = replace(gate, min_test_runs=min_test_runs)
-    if tolerance is not None:
-        gate = replace(gate, tolerance=tolerance)
-    return TrainConfig(
-        DataRoot.open(data_path),
-        dataset,
-        check_model_name(model or dataset),
-        load_experiment(experiment) if experiment else Experiment(),
-        TrustPolicy.load(trust_policy),
-        gate,
-        read_exclusions(exclude),
-        label,
-    )
 
 
 def result_lines(model: str, result: TrainResult) -> list[str]:

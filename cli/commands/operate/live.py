@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.foreground import ending_options, run_service
 from cli.options import (
     MICRO_BATCHES,
     EngineChoice,
@@ -18,11 +19,9 @@ from cli.options import (
     kafka_properties_option,
 )
 from cli.param_types import Duration
-from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from ciml.data_root import StoredDataset
-    from transforms.live.windows import LiveDataset
+    from services.service import Progress
 
 
 @click.command("live")
@@ -75,36 +74,16 @@ if TYPE_CHECKING:
               help="Time for which a finished run waits for missing samples.")  # fmt: skip
 @click.option("--silence", type=Duration(), default="30min", show_default=True, metavar="TIME",
               help="Time without samples after which a run is abandoned.")  # fmt: skip
-@click.option(
-    "--once", is_flag=True, help="Make one pass to the present end of the topic, in this process, without Flink."
-)
-@click.option(
-    "--until-idle",
-    type=Duration(),
-    metavar="TIME",
-    help="Time without new samples after which it stops.  [default: never]",
-)
+@ending_options("Make one pass to the present end of the topic, in this process, without Flink.")
 @kafka_properties_option
 @beam_option
 def command(
-    data_path: str,
-    kafka: str,
     engine: EngineChoice,
-    datasets: tuple[str, ...],
-    samples_topic: str,
-    windows_topic: str,
-    examples_topic: str,
-    dead_letters_topic: str,
-    since: float,
-    slack: float,
-    grace: float,
-    silence: float,
     once: bool,
     until_idle: float | None,
-    kafka_options: tuple[str, ...],
-    kafka_config: str | None,
     beam_options: tuple[str, ...],
-    **_: Any,
+    home: object,
+    **arguments: Any,
 ) -> None:
     """Stream windows of running jobs.
 
@@ -117,54 +96,16 @@ def command(
       ciml live --dataset provider --data-path data
       ciml live --dataset provider --dataset cpu-load --data-path data --once --since 1h
     """
-    from ciml.data_root import DataRoot
-    from ciml.errors import CimlError
-    from ciml.pairs import pairs
     from cli.progress_counts import Counts
-    from pipelines.kafka.client import KafkaOptions
-    from pipelines.live.pipeline import LiveConfig
-    from services.live import live_on_flink, live_once
-    from transforms.live.windows import LivePolicy
+    from services.live import LiveService
 
-    if once and until_idle is not None:
-        raise click.UsageError("--once and --until-idle exclude each other")
-    if not dead_letters_topic:
-        raise click.UsageError("--dead-letters-topic: must not be empty")
-    data = DataRoot.open(data_path)
-    config = LiveConfig(
-        KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config),
-        tuple(_resolved(data.dataset(name)) for name in datasets),
-        samples_topic,
-        windows_topic,
-        examples_topic,
-        dead_letters_topic,
-        LivePolicy(slack_s=slack, grace_s=grace, silence_s=silence),
-    )
-    if not once and engine.name == MICRO_BATCHES:
-        raise CimlError(
-            "live windows need Flink for the state of the runs: start it (ciml up flink), or make one pass (--once)"
-        )
-    with Counts(f"{samples_topic} by {'this process' if once else engine}") as counts:
+    service = LiveService.of(**arguments)
+    if once:
+        engine = EngineChoice(MICRO_BATCHES)
+    with Counts(f"{service.config.topic} by {'this process' if once else engine}") as counts:
 
-        def report(read: int, left: int) -> None:
-            counts.say(f"{read:,} messages read; {left:,} to go")
+        def report(progress: Progress, word: str) -> None:
+            read = progress.facts["counts"]["messages read"]
+            counts.say(f"{read:,} messages read; {progress.behind:,} to go")
 
-        if once or engine.job_endpoint is None:
-            live_once(config, since_s=since, report=report)
-        else:
-            live_on_flink(
-                config, engine.job_endpoint, since_s=since, until=until_idle, stop=stop_on_signals(), report=report,
-                extra=tuple(beam_options),
-            )  # fmt: skip
-
-
-def _resolved(dataset: StoredDataset) -> LiveDataset:
-    from ciml.errors import CimlError
-    from transforms.live.windows import LiveDataset
-
-    name, resolved = dataset.name, dataset.state().resolved
-    if resolved is None:
-        raise CimlError(
-            f"data set {name!r} has no columns before its first span is sealed: run ciml dataset update {name} --seal"
-        )
-    return LiveDataset(name, resolved)
+        run_service(service, engine, (once, until_idle), report, beam_options)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.commands.learn.refresh import REJECTED, make_config, result_lines
+from cli.commands.learn.refresh import REJECTED, result_lines
 from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
+from services.trainer import make_config
 
 EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},
@@ -65,4 +66,4 @@ def test_defaults_and_names() -> None:
     assert result_lines("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
     done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
-    assert "model 'a/b'" in done.output
+    assert "model name 'a/b'" in done.output

@@ -21,10 +21,10 @@ from ciml.errors import CimlError
 from ciml.events.records import LISTS
 from ciml.storage.open import open_store
 from cli.commands.data.runs import command as runs
-from cli.commands.operate.ingest import command as ingest
+from cli.main import cli
 from cli.param_types import Duration
 from pipelines.ingest.committer import Committer
-from services.config import make_config
+from services.ingest import make_config
 from tests.pipelines.ingest.ingesting import one_batch
 from tests.pipelines.ingest.scenario import send
 
@@ -77,11 +77,19 @@ def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -
     "more", [["--once", "--until-idle", "1s"], ["-X", "nothing"], ["--source", "x"], ["--until-idle", "soon"]]
 )
 def test_wrong_use_is_said(tmp_path: Path, more: list[str]) -> None:
-    done = CliRunner().invoke(
-        ingest, ["--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
-    )
+    arguments = ["--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
+    done = CliRunner().invoke(cli, ["ingest", *arguments])
     assert done.exit_code == 2
-    assert "Error:" in done.output
+    assert more[0] in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "new"), [("start", "start ingest"), ("stop", "stop"), ("resume", "resume"), ("status", "status")]
+)
+def test_commands_that_moved_name_the_new_one(name: str, new: str) -> None:
+    done = CliRunner().invoke(cli, ["ingest", name, "--name", "one"])
+    assert done.exit_code == 2
+    assert f"use ciml service {new}" in done.output
 
 
 def test_ciml_keeps_its_own_kafka_properties(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.faults.verdict import Verdict
 ROW = 4
 TITLE = "stop with savepoint, resume, other parallelism"
 INJECTED = (
-    "`ciml ingest stop --savepoint` at a random moment while events come, `resume` with parallelism 2 after 1 (even "
+    "`ciml service stop --savepoint` at a random moment while events come, `resume` with parallelism 2 after 1 (even "
     "seeds: then stopped and resumed again with 1)"
 )
 EXPECTED = "the savepoint is used; no gap, no second read"

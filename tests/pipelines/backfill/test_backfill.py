@@ -28,7 +28,8 @@ from pipelines.backfill.dry_run import survey
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
 from pipelines.raw_store.verify import verify_raw
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.backfill.backfilling import Listed, config, corpus_lines, listed, rows_of
 from tests.pipelines.ingest.ingesting import MakeTopic, account, raw_rows
 from transforms.fetch.policy import FetchPolicy
@@ -107,7 +108,7 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
         DataRoot.open(data).raw, KafkaOptions(kafka), events, "", names=(("https://zuul.example.org", "zuul"),),
         fetch=FetchPolicy(file_roots=(str(made.folder),)),
     )  # fmt: skip
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     return ours
 
 

@@ -20,7 +20,8 @@ from pipelines.backfill.backfill import backfill
 from pipelines.datasets.update import create_dataset, read_span, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import CORPUS, mentions
@@ -62,14 +63,14 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     create_dataset(data, DatasetDefinition.from_json(definition))
 
     send(kafka, name, failed)
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     (first,) = update_dataset(data.dataset("status")).sealed
     assert labels(data, first) == {mention.run_id: 1 - number % 2 for number, mention in enumerate(said)}
     before = files(data)
 
     # by an event: the first run passed after all
     send(kafka, name, [said[0]])
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     (second,) = update_dataset(data.dataset("status")).sealed
     assert (second.span, second.version) == (first.span, first.version + 1)
     assert labels(data, second) == {**labels(data, first), said[0].run_id: 0}

@@ -25,7 +25,8 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import list_topic
 from pipelines.kafka.source import plan
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
 from tests.pipelines.ingest.scenario import Scenario, Sent, mentions
 
@@ -170,7 +171,7 @@ def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp
 
     rows = check(play.scenario, play.ours.raw, play.ours.runs_topic)
     here = replace(play.ours, data=open_store(str(tmp_path / "here")), runs_topic="")
-    ingest_micro_batches(here, until="end")
+    drive(IngestService(here), until="end")
     again, _ = account(here.raw)
     assert again.index.run_count() == len(rows) == len(play.scenario.runs)
 

@@ -19,6 +19,7 @@ from ciml.storage.open import Store
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
 from pipelines.kafka.publish import VERSION
+from services.service import Progress
 from tests.pipelines.ingest.scenario import Scenario, mentions
 from transforms.fetch.policy import FetchPolicy
 from transforms.raw.reader import verify_run
@@ -106,9 +107,9 @@ class LogsArrive:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.seen_deferred, self.lags = scenario, False, [0]
 
-    def __call__(self, state: RawState, lag: int) -> None:
-        self.lags.append(lag)
-        if state.deferred and not self.seen_deferred:
+    def __call__(self, progress: Progress, word: str) -> None:
+        self.lags.append(progress.behind)
+        if progress.waiting and not self.seen_deferred:
             self.seen_deferred = True
             self.scenario.log_arrives()
 

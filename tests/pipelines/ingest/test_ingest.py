@@ -18,7 +18,8 @@ from ciml.errors import IntegrityError
 from ciml.events.records import Batch, Message, OffsetRange, Origin, PendingRun
 from ciml.storage.open import open_store
 from pipelines.ingest.committer import Committer, committer, seal, unseal
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import (
     LogsArrive,
     MakeTopic,
@@ -41,20 +42,20 @@ def scenario(kafka: str, topic: MakeTopic, tmp_path: Path) -> Scenario:
 def test_micro_batches_settle_each_event_exactly_once(scenario: Scenario, topic: MakeTopic, tmp_path: Path) -> None:
     ours = config(scenario, tmp_path / "data", topic(1, "runs"), cycle_messages=15)
     report = LogsArrive(scenario)
-    ingest_micro_batches(ours, until=0.3, report=report)
+    drive(IngestService(ours), until=0.3, report=report)
     assert report.seen_deferred
     assert max(report.lags) == len(scenario.sent)
     assert report.lags[-1] == 0
     check(scenario, ours.raw, ours.runs_topic)
     # once more from the start: nothing is left to do, and nothing is announced again
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     check(scenario, ours.raw, ours.runs_topic)
 
 
 @pytest.mark.engines
 def test_micro_batches_on_s3(scenario: Scenario, topic: MakeTopic, s3: Any) -> None:
     ours = config(scenario, f"{s3.bucket()}/data", topic(1, "runs"))
-    ingest_micro_batches(ours, until=0.3, report=LogsArrive(scenario))
+    drive(IngestService(ours), until=0.3, report=LogsArrive(scenario))
     check(scenario, ours.raw, ours.runs_topic)
 
 
@@ -85,7 +86,7 @@ def test_killed_at_any_moment_the_sums_are_exact(kafka: str, topic: MakeTopic, t
     assert kills == 3
     assert sum(account(DataRoot.open(data).raw)[0].counts.values()) < scenario.counts().total()
     ours = config(scenario, data, runs_topic)
-    ingest_micro_batches(ours, until=0.3)
+    drive(IngestService(ours), until=0.3)
     check(scenario, ours.raw, runs_topic)
 
 
@@ -98,12 +99,13 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.source import plan
 from pipelines.kafka.client import KafkaOptions
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from transforms.fetch.policy import FetchPolicy
 broker, topic, runs, logs, data = json.loads(sys.argv[1])
 fetch = FetchPolicy(file_roots=(logs,), delays_s=(2.0,) * 20)
 config = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs, fetch=fetch, cycle_messages=4)
-ingest_micro_batches(config)
+drive(IngestService(config))
 """
 
 

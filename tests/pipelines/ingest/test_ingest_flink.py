@@ -15,7 +15,8 @@ from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.ingest.pipeline import build_ingest
 from pipelines.kafka.client import admin, list_topic
 from pipelines.kafka.source import plan
-from services.ingest import ingest_micro_batches, ingest_on_flink
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import LogsArrive, MakeTopic, account, announced, check, config, wait_for
 from tests.pipelines.ingest.scenario import send
 
@@ -25,10 +26,10 @@ from tests.pipelines.ingest.scenario import send
 def test_flink_gives_the_same_as_micro_batches(kafka: str, topic: MakeTopic, tmp_path: Path, flink_jobs: str) -> None:
     scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs")
     on_flink = config(scenario, tmp_path / "flink", topic(1, "runs"), commit_s=0.5)
-    ingest_on_flink(on_flink, flink_jobs, until=1.0, report=LogsArrive(scenario))
+    drive(IngestService(on_flink), flink_jobs, until=1.0, report=LogsArrive(scenario))
     rows = check(scenario, on_flink.raw, on_flink.runs_topic)
     here = config(scenario, tmp_path / "here", topic(1, "runs"))
-    ingest_micro_batches(here, until=0.3)
+    drive(IngestService(here), until=0.3)
     assert check(scenario, here.raw, here.runs_topic) == rows
 
 
@@ -40,7 +41,7 @@ def test_flink_reads_what_comes_later(kafka: str, topic: MakeTopic, tmp_path: Pa
     first = send(kafka, name, 2, tmp_path / "logs", runs=5)
     ours = config(first, tmp_path / "data", topic(1, "runs"), commit_s=0.5)
     stop = threading.Event()
-    job = threading.Thread(target=ingest_on_flink, args=(ours, flink_jobs), kwargs={"stop": stop})
+    job = threading.Thread(target=drive, args=(IngestService(ours), flink_jobs), kwargs={"stop": stop})
     job.start()
     try:
         wait_for(lambda: sum(account(ours.raw)[0].counts.values()) == len(first.sent))

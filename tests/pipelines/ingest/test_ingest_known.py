@@ -90,7 +90,8 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
     from confluent_kafka import Producer
 
     from ciml.events.cloudevents import finished_event
-    from services.ingest import ingest_micro_batches
+    from services.driver import drive
+    from services.ingest import IngestService
     from tests.pipelines.ingest.scenario import Scenario
 
     name, logs = topic(1, "events"), tmp_path / "logs"
@@ -105,7 +106,7 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
         for _ in range(3):
             producer.produce(name, value, headers=headers, partition=0)
         assert producer.flush(30) == 0
-        ingest_micro_batches(ours, until="end")
+        drive(IngestService(ours), until="end")
         path.unlink(missing_ok=True)
     state, _ = account(ours.raw)
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 5}

@@ -34,7 +34,8 @@ from pipelines.ingest.committer import seal, seal_guarded, unseal
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.replay import ReplayConfig, replay
 from pipelines.kafka.client import KafkaOptions
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import CORPUS, mentions
@@ -213,7 +214,7 @@ def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes
     with monkeypatch.context() as patch:
         for poison in STAGES.values():
             poison(patch)
-        ingest_micro_batches(ours, until="end")
+        drive(IngestService(ours), until="end")
         state, _ = account(ours.raw)
         assert list(state.covered(name, 0)) == [(0, len(found))]
         assert digests(ours.raw) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}

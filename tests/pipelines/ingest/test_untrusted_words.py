@@ -16,7 +16,8 @@ from ciml.manifest.log import ManifestLog
 from pipelines.datasets.update import create_dataset, update_dataset, verify_dataset
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account
 from tests.pipelines.ingest.scenario import CORPUS, mentions
 from tests.pipelines.raw_store.scenes import RawStore
@@ -46,7 +47,7 @@ class Ci:
             value, headers = finished_event(each)
             producer.produce(self._config.topic, value, headers=headers)
         assert producer.flush(30) == 0
-        ingest_micro_batches(self._config, until="end")
+        drive(IngestService(self._config), until="end")
 
     def learns(self) -> dict[str, tuple[str, str]]:
         """run id -> (class, the rule that let it in)."""

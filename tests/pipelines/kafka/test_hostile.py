@@ -20,7 +20,8 @@ from ciml.manifest.log import Delta
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, borrow, close_readers, list_topic, make_topic
 from pipelines.kafka.source import FOREVER, OffsetTracker, PartitionRead, ReadOptions, ReadUnbounded, Restriction
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account
 from tests.pipelines.ingest.scenario import mentions
 from tests.raw_producer import RawProducer
@@ -44,9 +45,8 @@ def read(broker: str, topic: str, count: int) -> list[Message]:
 def ingest(broker: str, topic: str, runs_topic: str, data: Path) -> list[Delta]:
     logs = str(mentions(1)[0][1].parents[2])
     fetch = FetchPolicy(file_roots=(logs,), delays_s=())
-    ingest_micro_batches(
-        IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs_topic, fetch=fetch), until="end"
-    )
+    ours = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs_topic, fetch=fetch)
+    drive(IngestService(ours), until="end")
     return account(DataRoot.open(data).raw)[1]
 
 

@@ -29,7 +29,8 @@ from pipelines.kafka.client import (
 from pipelines.kafka.end_offsets import Ends, TopicEnds
 from pipelines.kafka.source import PartitionRead, ReadBounded, ReadOptions, plan
 from pipelines.kafka.tracker import OffsetTracker
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, need_real, wait_for
 from tests.pipelines.kafka.kafka_topics import add_partitions, covered, delete, delete_records, send_starts, settled
 
@@ -59,7 +60,7 @@ def test_micro_batches_read_partitions_that_come_later(config: IngestConfig) -> 
     for partition in (0, 1):
         send_starts(broker, config.topic, partition, 10)
     stop = threading.Event()
-    work = threading.Thread(target=ingest_micro_batches, args=(config,), kwargs={"stop": stop})
+    work = threading.Thread(target=drive, args=(IngestService(config),), kwargs={"stop": stop})
     work.start()
     try:
         wait_for(lambda: settled(config.raw) == 20)
@@ -80,7 +81,7 @@ def test_a_topic_deleted_under_micro_batches_stops_them(config: IngestConfig) ->
 
     def work() -> None:
         try:
-            ingest_micro_batches(config, stop=stop)
+            drive(IngestService(config), stop=stop)
         except IntegrityError as error:
             raised.append(error)
 
@@ -166,12 +167,12 @@ def test_a_loss_is_accepted_by_a_person_alone(config: IngestConfig) -> None:
     assert accept_losses(raw, options, config.topic) == []
     delete_records(options, config.topic, 0, 12)
     with pytest.raises(IntegrityError, match=r"offsets 5 to 7, 9 to 12 were never read.*accept-loss"):
-        ingest_micro_batches(config, until="end")
+        drive(IngestService(config), until="end")
     lost = [OffsetRange(config.topic, topic_id, 0, 5, 7), OffsetRange(config.topic, topic_id, 0, 9, 12)]
     assert accept_losses(raw, options, config.topic, dry_run=True) == lost
     assert covered(config.raw, config.topic) == {0: [(0, 5), (7, 9)]}
     assert accept_losses(raw, options, config.topic) == lost
-    ingest_micro_batches(config, until="end")
+    drive(IngestService(config), until="end")
     assert covered(config.raw, config.topic) == {0: [(0, 20)]}
     assert settled(config.raw) == 8
 

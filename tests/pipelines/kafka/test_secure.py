@@ -16,7 +16,8 @@ from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError
 from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, close_readers, list_topic, make_topic, read_properties
-from services.ingest import ingest_micro_batches
+from services.driver import drive
+from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account, wait_for
 from tests.pipelines.kafka.secure_broker import SecureBroker, secure_broker
 
@@ -124,7 +125,7 @@ def test_everything_goes_through_tls_with_a_password(options: KafkaOptions, tmp_
     make_topic(options, "events")
     send_tombstones(options, "events", 5)
     ours = IngestConfig(DataRoot.open(str(tmp_path / "data")).raw, options, "events", "runs")
-    ingest_micro_batches(ours, until="end")
+    drive(IngestService(ours), until="end")
     assert account(ours.raw)[0].counts == {("dead_letter", "tombstone"): 5}
     assert list_topic(options, "runs").bounds[0][0] == 0
     ours.projection().close()  # type: ignore[union-attr]

@@ -18,7 +18,8 @@ from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
 from pipelines.kafka.source import ReadOptions
 from pipelines.live.pipeline import KeepRun, LiveConfig, begin_anew, build_live, reached
-from services.live import live_once, make_topics, plan_live
+from services.driver import drive
+from services.live import LiveService, make_topics, plan_live
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, wait_for
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 from transforms.live.windows import LivePolicy
@@ -172,16 +173,16 @@ def test_runs_read_again_equal_the_batch_result(kafka: str, config: LiveConfig, 
     messages = replayed(20, seed=3)
     run_ids = list(dict.fromkeys(run_id for run_id, _ in messages))
     send(kafka, config.topic, messages[: len(messages) // 2], 2)
-    live_once(config, since_s=None)
+    drive(LiveService(config, since_s=None), until="end")
     kept.look()
     running = set(run_ids) - kept.ended()
     assert running
     assert all(kept.examples[run_id, "load"]["standing"] == "running" for run_id in running & seen(kept))
     send(kafka, config.topic, messages[len(messages) // 2 :], 2)
-    live_once(config, since_s=3600.0)
+    drive(LiveService(config, since_s=3600.0), until="end")
     assert kept.look().ended() == set(run_ids)
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 30
-    live_once(config, since_s=0.0)
+    drive(LiveService(config, since_s=0.0), until="end")
     assert kept.look().letters == []
 
 

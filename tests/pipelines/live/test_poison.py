@@ -14,7 +14,8 @@ from ciml.events.samples import End, Samples, encode
 from pipelines.kafka.client import KafkaOptions
 from pipelines.live.pipeline import KeepRun, LiveConfig
 from pipelines.live.run_state import RunState
-from services.live import live_once
+from services.driver import drive
+from services.live import LiveService
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real
 from tests.pipelines.live.living import USUAL, Kept, assert_equals_batch, datasets, replayed, send
 from tests.pipelines.live.test_run_state import POLICY, Bag, Cell, One, longest
@@ -67,7 +68,7 @@ def test_live_windows_go_on_beside_poisoned_samples(
 
     _fails(monkeypatch, pipelines.live.pipeline, "part_of", is_torn)
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == failing)
-    live_once(config, since_s=None)
+    drive(LiveService(config, since_s=None), until="end")
     kept = Kept(config.kafka, config).look()
     kept.close()
     assert assert_equals_batch(kept, others, config.datasets) >= len(others)

@@ -23,8 +23,9 @@ from ciml.storage.open import open_store
 from pipelines.kafka.client import KafkaOptions, Reader, list_topic
 from pipelines.predict import pipeline as predict_module
 from pipelines.predict.pipeline import PredictConfig
-from services.metrics import PredictBoard
-from services.predict import predict_micro_batches, predict_on_flink
+from services.driver import drive
+from services.predict import PredictService
+from services.service import Progress
 from serving.client import ClientPolicy
 from serving.predict import predictor as predict_runs
 from serving.predict.log import (
@@ -296,7 +297,7 @@ def test_micro_batches_predict_each_run_once(
     announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(20)]
     announce(kafka, config.runs_topic, [*announced, announced[3], b"broken"])
     with pytest.raises(EngineError, match="push a model first"):
-        predict_micro_batches(config, until="end")
+        drive(PredictService(config), until="end")
     world.push(folders[0])
 
     # Dies between the commit of the second batch and its publication; then goes on.
@@ -312,11 +313,11 @@ def test_micro_batches_predict_each_run_once(
 
     monkeypatch.setattr(predict_module.PredictionCommitter, "commit", dies)
     with pytest.raises(EngineError, match="killed"):
-        predict_micro_batches(config, until="end")
+        drive(PredictService(config), until="end", patience_s=0.0)
     monkeypatch.undo()
     words: list[tuple[int, str]] = []
-    board = PredictBoard()
-    predict_micro_batches(config, until="end", report=lambda state, lag, word: words.append((lag, word)), board=board)
+    service = PredictService(config)
+    drive(service, until="end", report=lambda progress, word: words.append((progress.behind, word)))
 
     found = list(read_predictions(world.data.predictions))
     assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(20))
@@ -335,7 +336,7 @@ def test_micro_batches_predict_each_run_once(
         value = json.loads(message.value or b"")
         assert value == {name: item for name, item in one.items() if name != "offset"}
     assert words[0][1].startswith("version 1")
-    shown = collected(board)
+    shown = collected(service.board)
     assert shown["ciml_predictions_total"] == {("m", "1"): 20}
     assert shown["ciml_unpredictable_total"] == {("bad_announcement",): 1}
     assert shown["ciml_prediction_repeats_total"] == {(): 1}
@@ -351,7 +352,7 @@ def test_micro_batches_predict_each_run_once(
     # Another version predicts only what is announced from now on.
     world.push(folders[1])
     announce(kafka, config.runs_topic, [announced[0]])
-    predict_micro_batches(config, until="end")
+    drive(PredictService(config), until="end")
     assert [(one["run_id"], one["version"]) for one in read_predictions(world.data.predictions)][20:] == [
         ("zuul~0~1", 2)
     ]
@@ -363,11 +364,11 @@ def test_waits_for_the_first_model_without_consuming(world: World, folders: list
     stop, words = threading.Event(), []
     reported = threading.Event()
 
-    def report(state: PredictionState, lag: int, word: str) -> None:
-        words.append((lag, word, state.version))
+    def report(progress: Progress, word: str) -> None:
+        words.append((progress.behind, word, progress.version))
         reported.set()
 
-    thread = threading.Thread(target=predict_micro_batches, args=(config,), kwargs={"stop": stop, "report": report})
+    thread = threading.Thread(target=drive, args=(PredictService(config),), kwargs={"stop": stop, "report": report})
     thread.start()
     try:
         assert reported.wait(20)
@@ -393,7 +394,7 @@ def test_on_flink_equals_micro_batches(
     world.push(folders[0])
     announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(30)]
     announce(config.kafka.bootstrap, config.runs_topic, [*announced, announced[0], b"broken"])
-    predict_on_flink(config, flink_jobs, until="end")
+    drive(PredictService(config), flink_jobs, until="end")
     found = list(read_predictions(world.data.predictions))
     assert Counter(one["run_id"] for one in found) == Counter(f"zuul~{number}~1" for number in range(30))
     for one in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import pytest
 
 from ciml.data_root import DataRoot
-from ciml.errors import CimlError, IntegrityError
+from ciml.errors import IntegrityError
 from ciml.storage.open import open_store
 from pipelines.training import trainer as trainer_module
 from pipelines.training.metrics import TrainBoard
-from pipelines.training.trainer import TrainConfig, TrainResult, run_once, watch
+from pipelines.training.trainer import TrainConfig, run_once
 from serving.client import ModelClient
 from serving.push import rollback
 from serving.registry import Registry
@@ -170,45 +169,6 @@ def test_altered_champion_is_no_measure(config: TrainConfig, scripted: Callable[
     scripted((2, True, ""))
     with pytest.raises(IntegrityError, match="was altered"):
         run_once(config)
-
-
-def test_watch_waits_for_data_and_refreshes_when_it_grows(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = config.data.dataset("d").store.child("_manifest")
-    stop, words, results = threading.Event(), [], []
-    calls: list[int] = []
-
-    def once(_: TrainConfig, **__: Any) -> TrainResult:
-        calls.append(1)
-        if len(calls) == 1:
-            log.create("000000000001.json", b"{}")
-            raise CimlError("no data set 'd'")
-        if len(calls) == 2:
-            return TrainResult("nothing_new", ("too little",))
-        stop.set()
-        return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
-
-    def progress(word: str) -> None:
-        words.append(word)
-
-    monkeypatch.setattr(trainer_module, "run_once", once)
-
-    def grow() -> None:
-        while len(calls) < 2:
-            pass
-        log.create("000000000002.json", b"{}")
-
-    thread = threading.Thread(target=grow)
-    thread.start()
-    board = TrainBoard("m")
-    watch(config, report=results.append, stop=stop, poll_s=0.02, progress=progress, board=board)
-    thread.join()
-    assert words == ["waits: no data set 'd'"]
-    assert [one.outcome for one in results] == ["pushed"]
-    assert len(calls) == 3
-    shown = collected(board)
-    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
-    assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
-    assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
 
 
 def test_metrics_are_the_registrys(config: TrainConfig, scripted: Callable[..., Refreshing]) -> None:

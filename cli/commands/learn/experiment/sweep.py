@@ -11,7 +11,8 @@ from cli.batch_options import processors
 from cli.options import data_path_option, home_option, s3_place
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from cli.trust_options import learn_from_options, read_exclusions
+from cli.trust_options import learn_from_options
+from training.exclusions import read_exclusions
 
 if TYPE_CHECKING:
     from pipelines.training.hyperparameter_sweep import Swept

@@ -12,7 +12,8 @@ from cli.commands.learn.experiment.text import fold_lines, other_lines, result_l
 from cli.options import data_path_option, home_option
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from cli.trust_options import learn_from_options, read_exclusions
+from cli.trust_options import learn_from_options
+from training.exclusions import read_exclusions
 
 if TYPE_CHECKING:
     from training.experiments.trials import Trial

@@ -1,33 +1,46 @@
-"""``ciml ingest``: CI events into the raw store, in the foreground or under a supervisor."""
+"""``ciml ingest``: CI events into the raw store, in the foreground."""
 
 from __future__ import annotations
 
 import click
 
+from ciml.errors import CimlError
 from cli.commands.operate.ingest.accept_loss import accept_loss
-from cli.commands.operate.ingest.control import resume, start, status, stop
 from cli.commands.operate.ingest.run import command as run
 from cli.default_group import DefaultGroup
 
 __all__ = ["command"]
 
 
-@click.group("ingest", cls=DefaultGroup, default="run")
+#: Commands of earlier versions, and the present ones.
+_RENAMED = {
+    "start": "ciml service start ingest", "stop": "ciml service stop", "resume": "ciml service resume",
+    "status": "ciml service status",
+}  # fmt: skip
+
+
+class _Group(DefaultGroup):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in _RENAMED:
+            raise CimlError(f"no command 'ingest {args[0]}' any more; use {_RENAMED[args[0]]}")
+        return super().parse_args(ctx, args)
+
+
+@click.group("ingest", cls=_Group, default="run")
 def command() -> None:
     """Ingest CI events into the raw store.
 
     It reads CloudEvents from a topic, evaluates trust, fetches logs, and commits runs, repeats, corrections, ignored
     events and dead letters with their offsets to DATA/raw. An interrupted ingest continues from the last commit.
-    Without a COMMAND it runs in the foreground; start runs it under a supervisor.
+    To keep it at work under a supervisor: ciml service start ingest.
 
     \b
     Example:
       ciml ingest --data-path data --allow-host logs.example.org
       ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
-      ciml ingest start --data-path data --allow-host logs.example.org
-      ciml ingest status
+      ciml ingest accept-loss --data-path data --dry-run
     """
 
 
-for one in (run, start, stop, resume, status, accept_loss):
+for one in (run, accept_loss):
     command.add_command(one)

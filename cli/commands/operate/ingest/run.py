@@ -6,27 +6,95 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.commands.operate.ingest.options import ingest_options
-from cli.options import EngineChoice
-from cli.signals import stop_on_signals
-from services.config import make_config
+from cli.foreground import ending_options, run_service
+from cli.options import (
+    EngineChoice,
+    beam_option,
+    data_path_option,
+    engine_option,
+    home_option,
+    kafka_config_option,
+    kafka_option,
+    kafka_properties_option,
+    metrics_options,
+)
+from cli.param_types import Duration
 
 if TYPE_CHECKING:
-    from services.progress import Until
+    from services.service import Progress
 
 
 @click.command("run")
-@ingest_options(endings=True)
+@data_path_option()
+@kafka_option()
+@kafka_config_option
+@engine_option
+@home_option
+@click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
+@click.option(
+    "--runs-topic",
+    default="runs",
+    show_default=True,
+    metavar="TOPIC",
+    help="Topic of committed runs; '' for none.",
+)
+@click.option("--dead-letters-topic", default="", metavar="TOPIC", help="Topic of dead letters.  [default: none]")
+@ending_options()
+@click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="EVENT-SOURCE=NAME",
+    help="Name of an event source in run ids and policies, '*' for all others; may be repeated.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="[http://]HOST[:PORT]",
+    help="Allowed host of logs, by https unless http:// is given; may be repeated.",
+)
+@click.option(
+    "--allow-root",
+    "roots",
+    multiple=True,
+    metavar="FOLDER|s3://PREFIX",
+    help="Allowed root of log files or objects; may be repeated.",
+)
+@click.option(
+    "--fetch-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML file of allowed hosts and roots, and limits of logs; options add to it.",
+)
+@click.option(
+    "--retry-after",
+    "delays",
+    multiple=True,
+    type=Duration(),
+    metavar="TIME",
+    help="Delay before a further fetch of an unavailable log; repeated for each fetch."
+    "  [default: 10s, 1min, 5min, 30min, 2h]",
+)
+@click.option(
+    "--trust-policy",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes]",
+)
+@kafka_properties_option
+@beam_option
+@metrics_options
 def command(
-    data_path: str,
-    kafka: str,
     engine: EngineChoice,
     once: bool,
     until_idle: float | None,
     beam_options: tuple[str, ...],
     metrics_port: int | None,
     metrics_address: str,
-    **options: Any,
+    home: object,
+    **arguments: Any,
 ) -> None:
     """Ingest in the foreground.
 
@@ -35,24 +103,17 @@ def command(
       ciml ingest --data-path data --allow-host logs.example.org
       ciml ingest --data-path data --allow-root /srv/logs --once --engine micro-batches
     """
-    from cli.metrics import shown
     from cli.progress_counts import Counts
-    from services.ingest import ingest_micro_batches, ingest_on_flink
-    from services.metrics import IngestBoard
+    from services.ingest import IngestService
     from transforms.ingest.timings_beam import COMMIT, FETCH
 
-    if once and until_idle is not None:
-        raise click.UsageError("--once and --until-idle exclude each other")
-    until: Until = "end" if once else until_idle
-    options.pop("home")
-    config = make_config(data_path, kafka, **options)
-    stop, board = stop_on_signals(), IngestBoard()
-    showing = shown(metrics_port, metrics_address, board, FETCH.histogram, COMMIT.histogram)
-    with showing, Counts(f"{config.topic} by {engine}") as counts:
-        if engine.job_endpoint:
-            ingest_on_flink(
-                config, engine.job_endpoint, until=until, stop=stop, report=counts.show, extra=tuple(beam_options),
-                board=board,
-            )  # fmt: skip
-        else:
-            ingest_micro_batches(config, until=until, stop=stop, report=counts.show, board=board)
+    service = IngestService.of(**arguments)
+    with Counts(f"{service.topic} by {engine}") as counts:
+
+        def report(progress: Progress, word: str) -> None:
+            counts.show(progress.facts["counts"], progress.behind)
+
+        run_service(
+            service, engine, (once, until_idle), report, beam_options, metrics_port, metrics_address,
+            FETCH.histogram, COMMIT.histogram,
+        )  # fmt: skip

@@ -1,0 +1,278 @@
+"""Runs a service in the foreground: its bounded work again and again in this process, or as one job on Flink."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ciml.errors import CimlError, EngineError
+from services.decide import Limits, Wanted
+from services.service import NotReadyError, Progress, Service, Until
+from services.supervisor import Supervisor
+from services.tracker import JobStatus
+
+if TYPE_CHECKING:
+    from pipelines.flink.submit import FlinkJob  # which loads all of Beam
+
+#: Told how far the service is, and a word about what is being done.
+Report = Callable[[Progress, str], None]
+
+PATIENCE_S = 300.0
+_STALLS = 3
+_log = logging.getLogger(__name__)
+
+
+def drive(
+    service: Service,
+    endpoint: str | None = None,
+    *,
+    until: Until = None,
+    stop: threading.Event | None = None,
+    report: Report | None = None,
+    patience_s: float | None = PATIENCE_S,
+    extra: tuple[str, ...] = (),
+) -> None:
+    """Run a service until ``until`` has come or ``stop`` is set; where it goes on is always in its manifest.
+
+    Args:
+      service: what to run.
+      endpoint: ``host:port`` of Beam's job server; None for bounded work in this process, one piece after the other.
+      until: when to end.
+      stop: ends it, when set: after the piece of work that runs, or by cancelling the job.
+      report: told how far it is, before each piece of work or each look at the job.
+      patience_s: how long a broker or a store may not answer, once it has answered; None for ever.
+      extra: further options of Beam.
+
+    Raises:
+      EngineError: something does not answer: at the start, or for longer than ``patience_s`` later on; the job failed,
+        ended by itself, or commits nothing; with ``until``, also when the service is not ready.
+      IntegrityError: it must not go on.
+      CimlError: what a stage raised, and no further try changes.
+    """
+    _need_flink(service, endpoint, until)
+    stop, report = stop or threading.Event(), report or _silent
+    try:
+        service.open()
+        if endpoint is None:
+            _drive_here(service, until, stop, report, patience_s)
+        else:
+            _drive_on_flink(service, endpoint, until, stop, report, patience_s, extra)
+    finally:
+        service.close()
+
+
+def _need_flink(service: Service, endpoint: str | None, until: Until) -> None:
+    if service.needs_flink and endpoint is None and until != "end":
+        raise CimlError(service.needs_flink)
+
+
+def _silent(progress: Progress, word: str) -> None:
+    pass
+
+
+def _drive_here(
+    service: Service, until: Until, stop: threading.Event, report: Report, patience_s: float | None
+) -> None:
+    idle, outage, seen = Idle(until), Outage(patience_s, *service.retry_s), Progress(0)
+    pause_s = service.poll_s if until is None or until == "end" else min(service.poll_s, max(until, 0.05))
+    while not stop.is_set():
+        try:
+            service.publish()
+            seen = service.observe()
+            done = idle.see(seen)
+            service.maintain()  # between commits, and never within one
+            work = service.plan(idle.ends)
+            if work is not None:
+                report(seen, service.ready())
+                service.run(work)
+            elif done:
+                report(seen, "done")
+                return
+            else:
+                report(seen, "idle")
+                stop.wait(pause_s)
+            outage.is_over()
+        except NotReadyError as error:
+            if until is not None:
+                raise
+            report(seen, f"waits: {error}")
+            stop.wait(service.poll_s)
+        except EngineError as error:
+            stop.wait(outage.goes_on(error))
+
+
+def _drive_on_flink(
+    service: Service,
+    endpoint: str,
+    until: Until,
+    stop: threading.Event,
+    report: Report,
+    patience_s: float | None,
+    extra: tuple[str, ...],
+) -> None:
+    if until is not None:
+        service.ready()
+    idle, job = Idle(until), _JobHere(service, endpoint, extra)
+
+    def wanted() -> Wanted:
+        seen = watchdog.progress
+        done = seen is not None and idle.see(seen)
+        return "stop" if stop.is_set() or done else "run"
+
+    def tell(status: dict[str, Any]) -> None:
+        if watchdog.progress is not None:
+            waits = status["health"] == "waiting"
+            report(watchdog.progress, f"waits: {status['why']}" if waits else status["job"]["state"])
+
+    limits = Limits(
+        fresh_s=service.stall_s, steady_s=service.stall_s, longest_s=service.stall_s, starting_s=service.stall_s,
+        pause_s=0.0, renew_s=service.renew_s, checkpoint_bytes=2**62, stopping_s=0.0, patience_s=patience_s,
+        most_stalls=_STALLS,
+    )  # fmt: skip
+    watchdog = Supervisor(service, job, wanted, tell, limits=limits, pause_s=service.poll_s, level=logging.INFO)
+    try:
+        if watchdog.run() == "failed":
+            raise job.error or watchdog.error or EngineError(watchdog.status["why"])
+    finally:
+        job.cancel()
+
+
+class _JobHere:
+    """A job on Flink that this process submits, and whose workers are its threads; as `services.supervisor.Jobs`.
+
+    Attributes:
+      error: what ended it.
+    """
+
+    def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...]) -> None:
+        self._service, self._endpoint, self._extra = service, endpoint, extra
+        self._job: FlinkJob | None = None
+        self.error: CimlError | None = None
+
+    def look(self) -> JobStatus:
+        job = self._job
+        if job is None:
+            return _failed(self.error) if self.error else JobStatus("missing")
+        try:
+            job.check()
+            if job.over:
+                raise EngineError(f"the Flink job ended by itself: {job.state}")
+        except CimlError as error:
+            self.error = error
+            return _failed(error)
+        return JobStatus("running" if job.state == "RUNNING" else "starting", job.id, job.name)
+
+    def submit(self, savepoint: str = "") -> None:
+        try:
+            self._job = submit(self._service, self._endpoint, self._service.name, extra=self._extra)
+        except CimlError as error:
+            self.error = error
+
+    def cancel(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.cancel()
+
+    def stop_with_savepoint(self) -> str:
+        raise EngineError("a job in the foreground takes no savepoint")
+
+
+def _failed(error: CimlError) -> JobStatus:
+    return JobStatus("over", how=str(error), fault=str(error))
+
+
+def submit(
+    service: Service,
+    endpoint: str,
+    name: str,
+    *,
+    workers: str | None = None,
+    savepoint: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    extra: tuple[str, ...] = (),
+    chosen: Callable[[str], None] | None = None,
+) -> FlinkJob:
+    """Submit a service's job, which goes on from its manifest.
+
+    Args:
+      service: what to run.
+      endpoint: ``host:port`` of Beam's job server.
+      name: how the job's name begins.
+      workers, savepoint, changes, extra: see `pipelines.flink.submit.flink_options`.
+      chosen: told the job's name before it is submitted.
+
+    Raises:
+      EngineError: Flink, the broker or a store does not answer.
+      IntegrityError: it must not go on.
+    """
+    from pipelines.flink.submit import FlinkJob, flink_options
+
+    options = flink_options(
+        endpoint, name, workers=workers, savepoint=savepoint, changes={**service.flink, **(changes or {})}, extra=extra
+    )
+    if chosen is not None:
+        chosen(str(options.get_all_options()["job_name"]))
+    return FlinkJob(partial(service.build, work=service.plan(bounded=False)), options)
+
+
+class Outage:
+    """A broker or a store that does not answer any more is waited for.
+
+    Args:
+      limit_s: for how long; None for ever.
+      pause_s, longest_pause_s: between tries, at first and at most; it doubles.
+    """
+
+    def __init__(self, limit_s: float | None, pause_s: float = 1.0, longest_pause_s: float = 1.0) -> None:
+        self._limit_s, self._first_s, self._longest_s = limit_s, pause_s, longest_pause_s
+        self._pause_s = pause_s
+        self._since: float | None = None
+
+    def is_over(self) -> None:
+        if self._since is not None:
+            _log.warning("it answers again, after %.0f s", time.monotonic() - self._since)
+        self._since, self._pause_s = None, self._first_s
+
+    def goes_on(self, error: EngineError) -> float:
+        """How long to wait before the next try. Raises the error when it has lasted too long."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            _log.warning("%s; trying again", error)
+        if self._limit_s is not None and now - self._since >= self._limit_s:
+            raise error
+        pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._longest_s)
+        return pause_s
+
+
+@dataclass
+class Idle:
+    """Whether ``until`` has come, by how long nothing was committed and there was nothing to read.
+
+    Attributes:
+      until: when to end.
+      ends: where the input ended at the first look, for ``until`` of "end"; else None.
+    """
+
+    until: Until
+    clock: Callable[[], float] = time.monotonic
+    ends: Mapping[int, int] | None = None
+    _version: int = -1
+    _since_s: float = 0.0
+
+    def see(self, seen: Progress) -> bool:
+        """Take in a look; return whether ``until`` has come."""
+        if self.until == "end":
+            self.ends = seen.ends if self.ends is None else self.ends
+            return all(seen.positions.get(part, end) >= end for part, end in self.ends.items())
+        now = self.clock()
+        if seen.behind or seen.version != self._version:
+            self._version, self._since_s = seen.version, now
+        if self.until is None or seen.behind or seen.waiting:
+            return False
+        return now - self._since_s >= self.until

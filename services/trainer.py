@@ -1,0 +1,119 @@
+"""The service that trains: it refreshes a model whenever its data set has grown. See `pipelines.training.trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError, EngineError, IntegrityError
+from pipelines.training.metrics import TrainBoard
+from pipelines.training.trainer import TrainConfig, TrainResult, run_once
+from services.service import Progress, Service
+from serving.model_config import check_model_name
+from serving.registry import Registry
+from training.evaluation.gate import GatePolicy
+from training.exclusions import read_exclusions
+from training.experiment import Experiment, load_experiment
+from transforms.ingest.trust import TrustPolicy
+
+
+class TrainerService(Service):
+    """Refreshes a model. A data set that does not exist yet, or holds too little, is waited for.
+
+    Args:
+      config: what to do.
+      report: given each result, but not that nothing is new.
+      progress: told of each step, and of what is waited for.
+    """
+
+    poll_s = 2.0
+    retry_s = (2.0, 60.0)
+    board: TrainBoard
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        report: Callable[[TrainResult], object] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(TrainBoard(config.model))
+        self.config, self._report, self._progress = config, report, progress
+        self._log = config.data.dataset(config.dataset).log
+        self._registry = Registry(config.data, config.model)
+        self._seen = -1
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(make_config(**arguments))
+
+    def observe(self) -> Progress:
+        with self._failures():
+            state = self._registry.state
+            self.board.see(state)
+            counts = {"candidates": len(state.candidates), "versions": len(state.versions)}
+            return Progress(self._log.end(max(self._seen, 0)), facts={"counts": counts, "champion": state.champion})
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> int | None:
+        """The version of the data set's manifest that was not looked at yet."""
+        with self._failures():
+            version = self._log.end(max(self._seen, 0))
+        return version if version != self._seen else None
+
+    def run(self, work: int) -> None:
+        try:
+            with self._failures():
+                result = run_once(self.config, progress=self._progress)
+        except (EngineError, IntegrityError):
+            raise
+        except CimlError:  # too little to train on: more data is what it takes
+            self._seen = work
+            return
+        self._seen = work
+        if result.outcome != "nothing_new" and self._report is not None:
+            self._report(result)
+        self.board.refreshed(result.seconds)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except CimlError as error:
+            if self._progress is not None:
+                self._progress(f"waits: {error}")
+            self.board.failed(error)
+            raise
+
+
+def make_config(
+    data_path: str,
+    dataset: str,
+    model: str | None = None,
+    experiment: str | None = None,
+    *,
+    trust_policy: str | None = None,
+    exclude: str | None = None,
+    label: str = "stable",
+    min_test_runs: int | None = None,
+    tolerance: float | None = None,
+) -> TrainConfig:
+    """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
+    gate = GatePolicy()
+    if min_test_runs is not None:
+        gate = replace(gate, min_test_runs=min_test_runs)
+    if tolerance is not None:
+        gate = replace(gate, tolerance=tolerance)
+    return TrainConfig(
+        DataRoot.open(data_path),
+        dataset,
+        check_model_name(model or dataset),
+        load_experiment(experiment) if experiment else Experiment(),
+        TrustPolicy.load(trust_policy),
+        gate,
+        read_exclusions(exclude),
+        label,
+    )

@@ -1,0 +1,150 @@
+"""The foreground driver, on a service that is a list in memory: when it works, waits, ends, and gives up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pytest
+
+from ciml.errors import CimlError, EngineError, IntegrityError
+from services.driver import Idle, Outage, drive
+from services.service import KINDS, NotReadyError, Progress, Service, class_of
+
+
+class Listed(Service):
+    """Works off the numbers of a list, two at a time; ``raised`` are errors of its next looks and pieces of work."""
+
+    poll_s = 0.01
+    retry_s = (0.01, 0.01)
+
+    def __init__(self, numbers: int, raised: list[CimlError | None] | None = None) -> None:
+        super().__init__()
+        self.end, self.done, self.raised = numbers, 0, raised or []
+        self.calls: list[str] = []
+
+    @classmethod
+    def of(cls, **arguments: Any) -> Self:
+        return cls(**arguments)
+
+    def _raise(self) -> None:
+        if self.raised and (error := self.raised.pop(0)) is not None:
+            raise error
+
+    def open(self) -> None:
+        self.calls.append("open")
+
+    def observe(self) -> Progress:
+        self._raise()
+        return Progress(self.done, {0: self.done}, {0: self.end - self.done}, ends={0: self.end})
+
+    def ready(self) -> str:
+        self._raise()
+        return "ready"
+
+    def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> int | None:
+        end = self.end if ends is None else min(self.end, ends[0])
+        return min(2, end - self.done) or None
+
+    def run(self, work: int) -> None:
+        self._raise()
+        self.done += work
+        self.end += 1  # it never catches up
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+@dataclass
+class Words:
+    """A report that notes what it is told, and stops the driver at a word."""
+
+    at: str = ""
+    stop: threading.Event = field(default_factory=threading.Event)
+    said: list[tuple[int, str]] = field(default_factory=list)
+
+    def __call__(self, progress: Progress, word: str) -> None:
+        self.said.append((progress.behind, word))
+        if word == self.at:
+            self.stop.set()
+
+
+def test_until_the_end_is_the_end_that_was_seen_first() -> None:
+    service, words = Listed(5), Words()
+    drive(service, until="end", report=words)
+    assert service.done == 5
+    assert [word for _, word in words.said] == ["ready", "ready", "ready", "done"]
+    assert service.calls == ["open", "close"]
+
+
+def test_it_stops_after_the_work_that_runs() -> None:
+    service, words = Listed(5), Words(at="ready")
+    drive(service, stop=words.stop, report=words)
+    assert (service.done, service.calls) == (2, ["open", "close"])
+
+
+def test_what_is_not_ready_is_waited_for_without_working() -> None:
+    service, words = Listed(2, [None, NotReadyError("no model"), None, NotReadyError("gone again")]), Words(at="ready")
+    drive(service, stop=words.stop, report=words)
+    assert words.said[0] == (2, "waits: no model")
+    assert words.said[-2:] == [(2, "waits: gone again"), (2, "ready")]
+
+
+def test_with_an_end_in_sight_not_ready_is_an_error() -> None:
+    service = Listed(2, [None, NotReadyError("no model")])
+    with pytest.raises(NotReadyError, match="no model"):
+        drive(service, until="end")
+    assert (service.done, service.calls) == (0, ["open", "close"])
+
+
+def test_an_outage_is_waited_for_as_long_as_there_is_patience() -> None:
+    away: list[CimlError | None] = [EngineError("Kafka does not answer")] * 4
+    service = Listed(2, away)
+    drive(service, until="end", patience_s=None)
+    assert service.done == 2
+    with pytest.raises(EngineError, match="does not answer"):
+        drive(Listed(2, [EngineError("Kafka does not answer")]), until="end", patience_s=0.0)
+
+
+def test_what_must_not_go_on_ends_it() -> None:
+    service = Listed(2, [IntegrityError("made anew")])
+    with pytest.raises(IntegrityError, match="made anew"):
+        drive(service, patience_s=None)
+    assert service.calls == ["open", "close"]
+
+
+def test_a_service_that_needs_flink_says_so() -> None:
+    service = Listed(2)
+    service.needs_flink = "it needs Flink"  # type: ignore[misc]
+    with pytest.raises(CimlError, match="it needs Flink"):
+        drive(service)
+    assert service.calls == []
+
+
+def test_pauses_of_an_outage_double_and_begin_anew() -> None:
+    outage, error = Outage(None, 2.0, 10.0), EngineError("away")
+    assert [outage.goes_on(error) for _ in range(4)] == [2.0, 4.0, 8.0, 10.0]
+    outage.is_over()
+    assert outage.goes_on(error) == 2.0
+
+
+def test_idle_is_without_commits_lag_and_waiting() -> None:
+    now = 0.0
+    idle = Idle(5.0, clock=lambda: now)
+    assert not idle.see(Progress(1))
+    now = 4.0
+    assert not idle.see(Progress(2))  # a commit
+    now = 8.0
+    assert not idle.see(Progress(2, lag={0: 1}))
+    now = 13.0
+    assert not idle.see(Progress(2, waiting=True))
+    assert idle.see(Progress(2))
+    assert not Idle(None, clock=lambda: now).see(Progress(2))
+
+
+def test_each_kind_has_its_class() -> None:
+    assert {kind: issubclass(class_of(kind), Service) for kind in KINDS} == dict.fromkeys(KINDS, True)
+    with pytest.raises(CimlError, match="unknown kind of service 'x'; choose from ingest, predict"):
+        class_of("x")

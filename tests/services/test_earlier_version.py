@@ -1,0 +1,80 @@
+"""An ingest that version 0.1.0 supervised: its files (``earlier/``) are read, and it is resumed where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.commands.serve.service import command
+from engines import processes
+from services.files import Options, ServiceFiles
+from services.jobs import job_name
+from tests.pipelines.ingest.scenario import send
+from tests.services.supervising import ingest
+
+EARLIER = Path(__file__).parent / "earlier"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return shutil.copytree(EARLIER, tmp_path / "home")
+
+
+def test_its_files_are_read_where_they_are(home: Path) -> None:
+    [place] = ServiceFiles.all(home)
+    arguments = {
+        "topic": "events", "runs_topic": "runs", "dead_letters_topic": "", "jobs": (), "sources": (), "hosts": (),
+        "roots": ("logs",), "fetch_policy": None, "delays": (0.5, 0.5, 4.0), "trust_policy": None, "data_path": "data",
+        "kafka_config": None, "kafka": "127.0.0.1:9092", "kafka_options": ("client.id=secret",),
+    }  # fmt: skip
+    assert place.options() == Options("ingest", arguments, "micro-batches", cwd="/srv/ciml", metrics_port=0)
+    assert (place.name, place.wanted(), place.status()["resubmitted"]) == ("one", "stop", 1)
+    assert (place.written("worker"), place.said("worker")["state"]) == ((4002, 1001.5), "ended")
+    assert place.log("worker") == home / "logs" / "ingest-one-worker.log"
+    # what is written stays beside it, and a new service has the new place
+    place.put_options(place.options())
+    assert ServiceFiles(home, "one").options() == place.options()
+    assert not (home / "services").exists()
+    assert ServiceFiles(home, "two").folder == home / "services" / "two"
+
+
+def test_its_jobs_on_flink_keep_their_name(home: Path) -> None:
+    """So that a job that goes on is found and taken over; the digest is of the data root and the topic."""
+    place = ServiceFiles(home, "one")
+    options = place.options()
+    options.arguments["data_path"] = "s3://ci/data"
+    assert job_name(place, options) == "ciml-ingest-one-6063b034"
+
+
+def test_its_status_is_shown(home: Path) -> None:
+    done = CliRunner().invoke(command, ["status", "--json", "--home", str(home)], standalone_mode=False)
+    assert done.return_value == 1
+    seen = json.loads(done.output)["one"]
+    assert (seen["health"], seen["why"], seen["resubmitted"]) == ("stopped", "as asked", 1)
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(180)
+def test_it_is_resumed(kafka: str, topic: Callable[..., str], tmp_path: Path, home: Path) -> None:
+    scenario = send(kafka, topic(2, "events"), 2, tmp_path / "logs", runs=12)
+    scenario.log_arrives()
+    runs_topic, data = topic(1, "runs"), str(tmp_path / "data")
+    path = home / "ingest" / "one" / "options.json"
+    stored = json.loads(path.read_text())
+    stored["ingest"] |= {
+        "kafka": kafka, "topic": scenario.topic, "runs_topic": runs_topic, "roots": [str(scenario.logs)],
+        "data_path": data,
+    }  # fmt: skip
+    stored |= {"cwd": str(tmp_path), "tied": [os.getpid(), processes.start_time(os.getpid())]}
+    path.write_text(json.dumps(stored))
+    with ingest(home, data, scenario, runs_topic) as one:
+        done = one.ask("resume", "one")
+        assert done.exception is None, done.exception
+        one.finish()
+        assert one.status()["resubmitted"] == 1

@@ -1,0 +1,58 @@
+"""The trainer as a service: it waits for data, and refreshes when there is more."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.errors import CimlError
+from pipelines.training.trainer import TrainConfig, TrainResult
+from services import trainer as trainer_module
+from services.driver import drive
+from services.trainer import TrainerService
+from tests.scraping import collected
+
+
+def test_watch_waits_for_data_and_refreshes_when_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(DataRoot.open(tmp_path), "d", "m")
+    log = config.data.dataset("d").store.child("_manifest")
+    stop, words, results = threading.Event(), [], []
+    calls: list[int] = []
+
+    def once(_: TrainConfig, **__: Any) -> TrainResult:
+        calls.append(1)
+        if len(calls) == 1:
+            log.create("000000000001.json", b"{}")
+            raise CimlError("no data set 'd'")
+        if len(calls) == 2:
+            return TrainResult("nothing_new", ("too little",))
+        stop.set()
+        return TrainResult("pushed", ("better",), version=1, seconds={"push": 0.25})
+
+    def progress(word: str) -> None:
+        words.append(word)
+
+    monkeypatch.setattr(trainer_module, "run_once", once)
+
+    def grow() -> None:
+        while len(calls) < 2:
+            pass
+        log.create("000000000002.json", b"{}")
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    service = TrainerService(config, results.append, progress)
+    service.poll_s = 0.02
+    drive(service, stop=stop)
+    thread.join()
+    assert words == ["waits: no data set 'd'"]
+    assert [one.outcome for one in results] == ["pushed"]
+    assert len(calls) == 3
+    shown = collected(service.board)
+    assert shown["ciml_training_errors_total"] == {("data", "m"): 1, ("engine", "m"): 0}
+    assert shown["ciml_training_step_seconds_sum"] == {("m", "push"): 0.25}
+    assert shown["ciml_training_refresh_timestamp_seconds"][("m",)] > 0
