@@ -1,4 +1,4 @@
-"""An experiment: an estimator and its hyper-parameters. What a model is, but for the data."""
+"""An experiment: an estimator and its hyper-parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec import Meta, field
 from ciml.digest import sha256_json
 from ciml.settings import Settings, check_name
 
-#: Names under which an estimator is known as well. TensorFlow no longer has the classes that these name.
+#: Aliases of estimators. TensorFlow no longer has the classes of these names.
 ALIASES = {"tf.estimator.DNNClassifier": "dnn", "DNNClassifier": "dnn", "tf.contrib.learn.SVM": "svm"}
 
 
@@ -25,20 +25,20 @@ class Experiment(Settings, frozen=True, kw_only=True):
       hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
       dropout: share of the units that are left out before each hidden layer but the first.
-      l2: weight of the squared weights in the loss. Some hundred runs of a hundred numbers need a strong one.
-      batch_norm: whether each hidden layer normalises what it takes in over the batch.
-      kernel_size: windows that a convolution sees at once.
-      steps: at most so many batches; None for no limit.
-      epochs: at most so many passes over the training runs. Training stops at whichever comes first.
-      batch_size: runs a step.
-      optimizer: a Keras optimizer of that name.
-      learning_rate: at the start.
+      l2: factor of the squared weights in the loss. Some hundred runs of a hundred numbers need a large one.
+      batch_norm: whether each hidden layer normalises its inputs over the batch.
+      kernel_size: windows of a convolution's kernel.
+      steps: largest number of batches; None for no limit.
+      epochs: largest number of epochs. Training stops at the first limit reached.
+      batch_size: runs in a step.
+      optimizer: name of a Keras optimizer.
+      learning_rate: initial learning rate.
       schedule: ``cosine`` lets the learning rate fall to zero over the steps; ``constant`` does not.
-      early_stopping: ends training when the loss on the dev runs has not fallen for so many epochs, and goes back to
-        the best one. None for not at all: then the runs that would be held out are trained on too.
-      class_weights: ``balanced`` weighs a class by the inverse of its share, ``none`` does not.
-      seed: of weights, order and dropout. The same seed and snapshot give the same model.
-      parameters: of an estimator of scikit-learn, by their names there.
+      early_stopping: stops after so many epochs without a lower loss on the dev runs, and restores the best epoch. None
+        disables it: then dev runs that were taken from train are trained on too.
+      class_weights: ``balanced`` weights a class by the inverse of its share, ``none`` does not.
+      seed: of weights, order and dropout. Equal seed and snapshot give the same model.
+      parameters: of an estimator of scikit-learn, by scikit-learn's names.
     """
 
     what: ClassVar[str] = "experiment"
@@ -78,16 +78,16 @@ class Experiment(Settings, frozen=True, kw_only=True):
         named = ((f"parameters.{name}", value) for name, value in self.parameters.items())
         for key, value in (("learning_rate", self.learning_rate), ("l2", self.l2), *named):
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key}: want a finite number")
+                raise ValueError(f"{key}: expected a finite number")
         if any(units < 1 for units in self.hidden_layers):
             raise ValueError("hidden_layers: each hidden layer needs at least one unit")
 
 
 def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
-    """Return an experiment from a TOML file, with keys that take precedence over the file's.
+    """Load an experiment from a TOML file; ``overrides`` take precedence.
 
     Raises:
-      CimlError: one line that names the file and the key.
+      CimlError: naming the file and the key.
     """
     return Experiment.load(path, **overrides)
 

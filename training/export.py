@@ -1,7 +1,7 @@
-"""Exporting: a trained model, with tf.Transform's normalisation inside, becomes a SavedModel for TensorFlow Serving.
+"""Exports a trained model, with tf.Transform's normalisation inside, as a SavedModel for TensorFlow Serving.
 
-What is exported is the very graph that tf.Transform wrote when the training data was normalised, so training and
-serving cannot differ. The model takes runs as `transforms.examples.prepare.prepare` makes them.
+The export contains the graph that tf.Transform wrote for the training data, so training and serving cannot differ. The
+model takes runs prepared by `transforms.examples.prepare.prepare`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def export(model: Any, transform_folder: Path, resolved: ResolvedDefinition, fol
 
     Args:
       model: a Keras model over normalised inputs.
-      transform_folder: what `training.data.materialise` wrote.
-      resolved: goes along as ``assets/definition.json``.
-      folder: where to write; must not exist.
-      name: the model's name, for the requests that warm it up.
+      transform_folder: the transform written by `training.data.materialise`.
+      resolved: the definition, stored as ``assets/definition.json``.
+      folder: the folder to create; must not exist.
+      name: the model's name, for the warm-up requests.
 
     Returns:
       ``folder``.
@@ -73,12 +73,12 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
     class Served(tf.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            # Variables of its own: what is saved holds nothing of Keras, and no optimizer.
+            # Own variables: the export contains no Keras objects and no optimizer.
             self.trainable = _variables(model.trainable_variables, "trainable")
             self.fixed = _variables(model.non_trainable_variables, "fixed")
 
         def probabilities(self, inputs: Any, n_windows: Any) -> Any:
-            # The transform passes on what it does not normalise; the label and the ordinal are nobody's here.
+            # The transform passes on what it does not normalise; label and ordinal are unused here.
             nothing = tf.zeros_like(n_windows, tf.int64)
             raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
             normalised = transform.transform_raw_features(raw)
@@ -113,7 +113,7 @@ def _variables(weights: Sequence[Any], kind: str) -> list[Any]:
 
 
 def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
-    """A first call is slow; the server makes these before anyone else does."""
+    """Write warm-up requests, since the first call of a model is slow."""
     tf = tensorflow()
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -131,7 +131,7 @@ def _write_warmup(path: Path, resolved: ResolvedDefinition, name: str) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """A SavedModel, loaded from its folder, with nothing of the trainer in it."""
+    """A SavedModel loaded from its folder, without any code of the trainer."""
 
     folder: Path
     definition: ResolvedDefinition
@@ -139,7 +139,7 @@ class Exported:
     _loaded: Any
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray, *, batch: int = 1024) -> np.ndarray:
-        """Probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
+        """Predict probabilities float32 [n, C] of inputs float32 [n, L, F], not normalised, and n_windows int32 [n]."""
         tf = tensorflow()
         call = self.signatures[SERVING]
         parts = [
@@ -152,7 +152,7 @@ class Exported:
         return np.concatenate(parts) if parts else np.zeros((0, len(self.definition.classes)), np.float32)
 
     def latency_ms(self, inputs: np.ndarray, n_windows: np.ndarray, *, calls: int = 30) -> float:
-        """Median milliseconds of a call for the first run, after a few that do not count."""
+        """Return the median latency in milliseconds of calls for the first run, after a few warm-up calls."""
         times = []
         for number in range(calls + 3):
             began = time.perf_counter()
@@ -166,7 +166,7 @@ def load_exported(folder: Path | str) -> Exported:
     """Load a model that `export` wrote, from local disk.
 
     Raises:
-      IntegrityError: when there is none, or it has not the signatures of one.
+      IntegrityError: if there is none, or its signatures are missing.
     """
     import json
 
@@ -176,7 +176,7 @@ def load_exported(folder: Path | str) -> Exported:
         definition = ResolvedDefinition.from_json(json.loads((folder / DEFINITION_ASSET).read_bytes()))
         loaded = tf.saved_model.load(str(folder))
     except (OSError, ValueError, CimlError, tf.errors.OpError) as error:
-        raise IntegrityError(f"{folder} is no exported model: {str(error).splitlines()[0]}") from None
+        raise IntegrityError(f"{folder} is not an exported model: {str(error).splitlines()[0]}") from None
     for name in (SERVING, EXAMPLES):
         if name not in loaded.signatures:
             raise IntegrityError(f"{folder} has no signature {name!r}")

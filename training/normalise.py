@@ -1,8 +1,7 @@
-"""Normalising: the preprocessing function of tf.Transform, for training and, inside the exported model, for serving;
-and the same of arrays in memory, for experiments.
+"""Normalises examples: tf.Transform's preprocessing function, for training and serving, and a numpy version.
 
-Per element of an example, over the training split: (x - mean) / (max - min), where a range of 0 counts as 1. Padded
-zeros take part, as in the original. All of it is computed in float64: bytes need more digits than float32 has.
+Per element of an example, over the training split: (x - mean) / (max - min), where a range of 0 counts as 1. Padding
+zeros are included, as in the original. Computed in float64: byte counts need more digits than float32 has.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from ciml.digest import sha256_json
 from training.runtime import library_versions
 
 
+# Stored analyses are keyed by this function's source, docstring included (`transform_digest`): do not edit it.
 def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing function.
+    """The preprocessing function.
 
     Args:
       tensors: ``inputs`` float32 [batch, L, F], not normalised; any others are passed on as they are.
@@ -41,11 +41,11 @@ def normalise(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What `normalise` computes with, of arrays in memory.
+    """The parameters of `normalise`, for arrays in memory.
 
     Attributes:
       mean: float64 [L, F].
-      width: float64 [L, F], max - min, 1 where that is 0.
+      width: float64 [L, F], max - min, or 1 where that is 0.
     """
 
     mean: np.ndarray
@@ -53,16 +53,16 @@ class Normalisation:
 
     @classmethod
     def of(cls, inputs: np.ndarray) -> Normalisation:
-        """By the training runs' inputs float32 [n, L, F], n at least 1."""
+        """Compute the parameters from training inputs float32 [n, L, F], n at least 1."""
         width = inputs.max(axis=0).astype(np.float64) - inputs.min(axis=0)
         return cls(inputs.mean(axis=0, dtype=np.float64), np.where(width == 0.0, 1.0, width))
 
     def apply(self, inputs: np.ndarray) -> np.ndarray:
-        """Inputs [n, L, F], normalised, float32."""
+        """Return inputs [n, L, F] normalised, float32."""
         normalised: np.ndarray = ((inputs - self.mean) / self.width).astype(np.float32)
         return normalised
 
 
 def transform_digest() -> str:
-    """Hex sha256 of all that an analysis depends on besides the data: this function's source and the libraries."""
+    """Return the hex sha256 of this function's source and the library versions, on which an analysis depends."""
     return sha256_json({"source": inspect.getsource(normalise), "libraries": library_versions()})

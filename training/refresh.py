@@ -1,6 +1,6 @@
-"""A refresh: from what a data set holds now to a candidate with its verdict, or to the reason why there is none.
+"""A refresh: trains on a data set's present runs; returns a candidate with the gate's decision, or why there is none.
 
-Nothing here is served, registered or pushed; whoever calls this does that with what comes out.
+Registering and pushing the candidate is left to the caller.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from training.evaluation.gate import GatePolicy, Verdict, judge
 from training.experiment import Experiment, refresh_key
 from transforms.ingest.trust import TrustPolicy
 
-_KEPT = 5  # candidates whose files stay on disk: the last one may still be on its way to being pushed
+_KEPT = 5  # candidates kept on disk: the push of the last one may be in progress
 
-#: Told the name of each step as it begins.
+#: Called with the name of each step when it begins.
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained model and all that is known of it.
+    """A trained model and its facts.
 
     Attributes:
       folder: the SavedModel, on local disk.
-      snapshot: what it was trained on.
-      experiment: what was trained.
+      snapshot: its training and test runs.
+      experiment: the trained experiment.
       metrics: see docs/training.md; JSON.
-      verdict: of the gate.
+      verdict: the gate's decision.
       timings: seconds by step.
     """
 
@@ -57,7 +57,7 @@ class Candidate:
     timings: Mapping[str, float]
 
     def facts(self) -> dict[str, Any]:
-        """What a registry records of it."""
+        """Return the facts for the registry."""
         return {
             "dataset": self.snapshot.dataset,
             "snapshot": self.snapshot.digest,
@@ -70,10 +70,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A refresh that trained nothing.
+    """A refresh without training.
 
     Attributes:
-      reason: one line.
+      reason: why, in one line.
       snapshot: the snapshot that would have been trained on.
     """
 
@@ -102,22 +102,22 @@ def refresh(
     Args:
       data: the data root.
       dataset: name of the data set.
-      experiment: what to train.
-      model: the model's name; ``DATA/trainer/<model>`` holds what the trainer keeps.
-      champion: the model that is served now; None where there is none.
-      last: `refresh_key` of the last candidate (its fact ``refresh``): the same key again is nothing new.
-      policy: of trust; the built-in one by default.
-      gate: what a candidate has to show.
-      exclusions: reason by run id of runs that must not be learned from.
-      work: where candidates are made, on local disk; below the trainer's folder by default, or, where that is not on
-        local disk, in the user's cache.
-      runner: of the Beam pipeline; in this process by default.
-      progress: told of each step.
-      tensorboard: where to write event files.
+      experiment: the experiment to train.
+      model: the model's name; ``DATA/trainer/<model>`` holds the trainer's files.
+      champion: the model served now, or None.
+      last: `refresh_key` of the last candidate (its fact ``refresh``); an equal key skips the refresh.
+      policy: the trust policy; the built-in one by default.
+      gate: the gate's thresholds.
+      exclusions: reason by run id of runs to exclude.
+      work: local folder for candidates; by default below the trainer's folder, or in the user's cache if that is not on
+        local disk.
+      runner: the Beam runner; in this process by default.
+      progress: called at each step.
+      tensorboard: folder of TensorBoard event files.
 
     Raises:
-      CimlError: when the data set does not exist or holds nothing to train on, or the experiment cannot be served.
-      IntegrityError: when what is stored contradicts itself.
+      CimlError: if the data set does not exist or has no training runs, or the experiment cannot be served.
+      IntegrityError: if the stored data are inconsistent.
     """
     steps = _Steps(progress)
     trainer, stored = data.trainer(model), data.dataset(dataset)
@@ -126,7 +126,7 @@ def refresh(
         check_use(experiment, snapshot.resolved, served=True)
         key = refresh_key(snapshot.digest, experiment)
         if key == last:
-            return Skipped("nothing new: the same runs and the same experiment as the last candidate", snapshot)
+            return Skipped("nothing new: same runs and same experiment as the last candidate", snapshot)
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _make(
     tensorboard: Path | None,
 ) -> Candidate:
     with steps("import"):
-        import training.data.materialise_beam  # noqa: F401  (so that its seconds are told apart)
+        import training.data.materialise_beam  # noqa: F401  (so that the import is timed apart)
         from training.evaluation.candidate import assess
         from training.export import export, load_exported
         from training.train import train
@@ -192,12 +192,12 @@ def _make(
 
 @contextmanager
 def _alone(folder: Path, model: str) -> Iterator[None]:
-    """Keep two trainers of one model from working in one folder. A killed one holds nothing."""
+    """Lock a model's folder against concurrent trainers. A killed trainer releases the lock."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise CimlError(f"model {model!r} is being trained by another process in {folder}: wait for it") from None
+        raise CimlError(f"model {model!r} is being trained by another process in {folder}; wait for it") from None
     try:
         yield
     finally:
@@ -215,7 +215,7 @@ def _work_folder(trainer: Store, work: Path | None) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what earlier refreshes left beside ``folder``: records at once, whole candidates when they are old."""
+    """Remove leftovers of earlier refreshes beside ``folder``: records at once, candidates when they are old."""
     others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
     others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
     for place, each in enumerate(others):

@@ -1,4 +1,4 @@
-"""TensorFlow, imported when it is needed and set up in one way: on the CPU, quietly, two threads, deterministic."""
+"""TensorFlow, imported on demand and configured: CPU only, quiet, two threads, deterministic."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from ciml.errors import CimlError
 
-#: TensorFlow takes every core it finds; a trainer shares its machine with the rest of the chain.
+#: TensorFlow uses all cores by default; a trainer shares its machine.
 THREADS = 2
 
 _threads = THREADS
 
 
 def threads() -> int:
-    """Return how many threads an estimator of this process may use."""
+    """Return the number of threads for an estimator in this process."""
     return _threads
 
 
 def use_threads(count: int) -> None:
-    """Set `threads` for this process, before it trains anything: for one of many that train side by side."""
+    """Set `threads` for this process before any training, for one of several parallel trainers."""
     global _threads
     _threads = count
     import sklearn.ensemble  # noqa: F401  (the pools that are limited have to be loaded)
@@ -40,19 +40,19 @@ def tensorflow() -> Any:
     if first:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-        # Its sums depend on the processor's instructions, and for networks of this size it is no faster.
+        # oneDNN's sums depend on the CPU's instructions; for small networks it is no faster.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         with _muted():
             import tensorflow as tf
 
-            tf.config.list_physical_devices()  # looks for a graphics card, and says that there is none
+            tf.config.list_physical_devices()  # searches for a GPU and logs that there is none
     else:
         import tensorflow as tf
     if first:
         tf.get_logger().setLevel("ERROR")
         tf.config.threading.set_inter_op_parallelism_threads(threads())
         tf.config.threading.set_intra_op_parallelism_threads(threads())
-    # The same seed has to give the same model: that is what a comparison of two experiments rests on.
+    # The same seed must give the same model, so that experiments can be compared.
     tf.config.experimental.enable_op_determinism()
     return tf
 
@@ -63,14 +63,12 @@ def keras() -> Any:
     import keras as module
 
     if module.config.backend() != "tensorflow":
-        raise CimlError(
-            f"KERAS_BACKEND is {module.config.backend()!r}: models are exported for TensorFlow, so unset it"
-        )
+        raise CimlError(f"KERAS_BACKEND is {module.config.backend()!r}, but models need TensorFlow; unset it")
     return module
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions that a transform and a model depend on."""
+    """Return the versions of the libraries that a transform and a model depend on."""
     from importlib.metadata import version
 
     names = ("apache-beam", "keras", "numpy", "tensorflow", "tensorflow-transform", "tfx-bsl")
@@ -79,8 +77,7 @@ def library_versions() -> dict[str, str]:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Without the file descriptor of standard error: libraries write to it, before any logging is set up, that there
-    is no GPU."""
+    """Close standard error meanwhile: libraries report a missing GPU there before logging is configured."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)

@@ -1,4 +1,4 @@
-"""Training: normalised TFRecord and an experiment become a model in memory."""
+"""Trains an experiment on normalised TFRecord files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from training.estimators.loop import Batches, Resident, Streamed, Trained, fit_n
 from training.experiment import Experiment
 from training.runtime import tensorflow
 
-#: Inputs up to this size are kept in memory; larger ones are read in each epoch.
+#: Inputs up to this size, bytes, stay in memory; larger ones are read in each epoch.
 _MAX_RESIDENT_BYTES = 1 << 30
 
 
 def trained_roles(experiment: Experiment, *, carved: bool) -> tuple[Role, ...]:
-    """Whose runs are trained on. Dev runs that were carved from train are, where no early stopping looks at them."""
+    """Return the roles to train on; dev runs taken from train are included without early stopping."""
     return ("train", "dev") if carved and experiment.early_stopping is None else ("train",)
 
 
 def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Any:
     """Return the examples of the given roles as a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one an element.
 
-    Its cardinality is asserted: a file that lost records ends training with an error, not with fewer runs.
+    Its cardinality is asserted: a file with missing records is an error.
     """
     tf = tensorflow()
     spec = {
@@ -55,25 +55,25 @@ def train(
     carved: bool = True,
     tensorboard: Path | None = None,
 ) -> Trained:
-    """Train the experiment's network. The same arguments give the same weights.
+    """Train the experiment's network. Deterministic.
 
     Args:
-      experiment: what to train.
+      experiment: the experiment to train.
       materialised: the normalised examples.
       resolved: their definition.
-      carved: whether dev was carved from train. Without early stopping those runs are then trained on as well.
-      tensorboard: where to write TensorBoard's event files; None for nowhere.
+      carved: whether dev was taken from train. Without early stopping, those runs are trained on too.
+      tensorboard: folder of TensorBoard event files; None writes none.
 
     Raises:
-      CimlError: when there is nothing to train on, or early stopping has no dev runs to look at.
+      CimlError: if there are no training runs, or early stopping has no dev runs.
     """
     stopping = experiment.early_stopping is not None
     roles = trained_roles(experiment, carved=carved)
     count = sum(materialised.counts[role] for role in roles)
     if count == 0:
-        raise CimlError("there is no run to train on")
+        raise CimlError("no training runs")
     if stopping and materialised.counts["dev"] == 0:
-        raise CimlError("early stopping needs dev runs, and the snapshot has none: give dev a weight in tdt_split")
+        raise CimlError("early stopping needs dev runs, but the snapshot has none; give dev a weight in tdt_split")
     model = build_model(experiment, resolved.windows, len(resolved.features), len(resolved.classes))
     batches: Batches
     if count * resolved.windows * len(resolved.features) * 4 <= _MAX_RESIDENT_BYTES:
@@ -88,7 +88,7 @@ def train(
 
 
 def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Rows:
-    """Return the normalised examples of the given roles, in the files' order."""
+    """Read the normalised examples of the given roles, in the files' order."""
     parts = list(records(materialised, resolved, *roles).batch(1024).as_numpy_iterator())
     return Rows(
         np.concatenate([given["inputs"] for given, _ in parts]),
@@ -98,7 +98,7 @@ def _rows(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role
 
 
 def predict_in_memory(model: Any, materialised: Materialised, resolved: ResolvedDefinition, role: Role) -> np.ndarray:
-    """Return the model's probabilities float32 [n, C] for the normalised examples of a role, in the files' order."""
+    """Predict float32 [n, C] for the normalised examples of a role, in the files' order."""
     rows = records(materialised, resolved, role).batch(1024)
     parts = [np.asarray(model(inputs, training=False)) for inputs, _ in rows]
     return np.concatenate(parts) if parts else np.zeros((0, len(resolved.classes)), np.float32)

@@ -308,7 +308,7 @@ def test_a_changed_file_is_told_and_a_lost_one_leaves_the_rest(hostile: Path, tm
     (path,) = (tmp_path / "data/experiments/one/results/bad").glob("*/predictions-*.parquet")
     path.write_bytes(b"x")
     done = report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data")
-    assert (done.exit_code, done.stderr.count("is not the file that was stored")) == (4, 1)
+    assert (done.exit_code, done.stderr.count("was altered: its digest differs")) == (4, 1)
     assert not (tmp_path / "out").exists()
     path.unlink()
     assert report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data").exit_code == 0

@@ -27,8 +27,8 @@ def test_the_originals_estimator_and_layers_mean_the_same_network():
         ({"name": "../up"}, "experiment: name: '../up' is no name: want letters, digits, dashes, dots, underscores"),
         ({"epochs": 0}, "experiment: epochs: expected int >= 1"),
         ({"dropout": 1.0}, "experiment: dropout: expected float < 1.0"),
-        ({"learning_rate": float("inf")}, "experiment: learning_rate: want a finite number"),
-        ({"parameters": {"C": float("nan")}}, "experiment: parameters.C: want a finite number"),
+        ({"learning_rate": float("inf")}, "experiment: learning_rate: expected a finite number"),
+        ({"parameters": {"C": float("nan")}}, "experiment: parameters.C: expected a finite number"),
     ],
 )
 def test_a_wrong_experiment_is_one_clear_line(value: dict[str, object], line: str):
@@ -65,9 +65,7 @@ def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_see
 
 
 def test_an_unknown_estimator_names_the_known_ones():
-    with pytest.raises(
-        CimlError, match="estimator 'forest': there is none of this name; known are boosted_summaries, cnn, dnn, "
-    ):
+    with pytest.raises(CimlError, match="unknown estimator 'forest'; choose from boosted_summaries, cnn, dnn, "):
         build_model(Experiment(estimator="forest"), 1, 1, 2)
     with pytest.raises(CimlError, match="estimator 'svm' is no network: only those can be exported and served"):
         build_model(Experiment(estimator="svm"), 1, 1, 2)

@@ -144,5 +144,5 @@ def test_what_is_no_exported_model_is_told(folder: Path, tmp_path: Path, damage:
     if damage != "none":
         shutil.copytree(folder, where)
         (where / {"pb": "saved_model.pb", "asset": "assets/definition.json"}[damage]).write_bytes(b"{}")
-    with pytest.raises(IntegrityError, match=f"{where} is no exported model"):
+    with pytest.raises(IntegrityError, match=f"{where} is not an exported model"):
         load_exported(where)

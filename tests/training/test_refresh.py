@@ -117,7 +117,7 @@ def test_a_damaged_champion_keeps_the_gate_closed(first: tuple[DataRoot, Candida
     assert isinstance(done, Candidate)
     assert not done.verdict.blessed
     assert done.verdict.reasons == (
-        "the champion could not be asked on the same runs, so nothing says that this one is no worse",
+        "the champion could not be evaluated on the same runs, so no comparison is possible",
     )
 
 

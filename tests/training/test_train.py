@@ -95,7 +95,7 @@ def test_a_file_that_lost_records_ends_training(materialised: Materialised, snap
 
 def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, snapshot: Snapshot):
     none = replace(materialised, counts={"train": 0, "dev": 0, "test": 9})
-    with pytest.raises(CimlError, match="there is no run to train on"):
+    with pytest.raises(CimlError, match="no training runs"):
         train(QUICK, none, snapshot.resolved, carved=True)
     with pytest.raises(CimlError, match="early stopping needs dev runs"):
         train(

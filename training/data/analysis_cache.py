@@ -1,8 +1,8 @@
 """The cache of tf.Transform's analyses, a JSON file a span version.
 
-tf.Transform's own files are pickles, so whoever can write one can run code in the trainer. What is worth keeping are
-the accumulators of the analyzers, which it encodes as JSON itself: they are kept here without any pickle, wherever the
-data are. A file that is broken, or of another key, counts as none.
+tf.Transform's own cache files are pickles: a writer of them could run code in the trainer. This cache stores the
+analyzers' accumulators, which tf.Transform encodes as JSON, without pickle, beside the data. A broken file, or one
+with another key, is ignored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class SpanAnalysis:
-    """What the analyzers accumulated over the training runs of a span.
+    """The analyzers' accumulators over the training runs of a span.
 
     Attributes:
       entries: encoded accumulators by tf.Transform's key of the analyzer.
-      size: bytes of the data that they stand for.
+      size: bytes of the analysed data.
     """
 
     entries: Mapping[bytes, Sequence[bytes]]
@@ -44,7 +44,7 @@ class SpanAnalysis:
 
 
 def analysis_key(span: SnapshotSpan, features: Sequence[str], windows: int, transform: str) -> str:
-    """What an analysis is of: the span's version, the training runs that are left of it, the transform's digest."""
+    """Return the cache key: digest of the span version, its training runs that remain, and the transform."""
     return sha256_json(
         {
             "format": _FORMAT,
@@ -63,7 +63,7 @@ class AnalysisCache:
         self.store = store
 
     def read(self, key: str) -> SpanAnalysis | None:
-        """Return the analysis of that key, or None where there is none that can be used."""
+        """Return the analysis of that key, or None without a usable file."""
         try:
             value = json.loads(self.store.read(f"{key}.json"))
             if value["key"] != key or value["digest"] != sha256_json(value["analysis"]):
@@ -75,7 +75,7 @@ class AnalysisCache:
             return None
 
     def write(self, key: str, analysis: SpanAnalysis) -> None:
-        """Keep an analysis."""
+        """Store an analysis."""
         value = analysis.to_json()
         self.store.replace(f"{key}.json", canonical_json({"key": key, "digest": sha256_json(value), "analysis": value}))
 

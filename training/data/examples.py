@@ -1,4 +1,4 @@
-"""The examples of a snapshot as arrays, checked against what the snapshot says of them."""
+"""The examples of a snapshot as arrays, checked against the snapshot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transforms.examples.spans import inputs_of, read_examples
 
 
 class Wanted(NamedTuple):
-    """What a row of a file has to be: its place in the snapshot, its label and its digest."""
+    """The expected row of a run: its position in the snapshot, its label and its digest."""
 
     ordinal: int
     label: int
@@ -27,7 +27,7 @@ class Wanted(NamedTuple):
 
 
 class FileTask(NamedTuple):
-    """A file of a span version, and which of its rows are wanted, by run id."""
+    """A file of a span version, and the expected rows to read from it, by run id."""
 
     span: int
     split: str
@@ -40,7 +40,7 @@ class Examples:
     """Rows of a snapshot.
 
     Attributes:
-      ordinals: int64 [n], each row's place in `Snapshot.runs()`.
+      ordinals: int64 [n], each row's position in `Snapshot.runs()`.
       inputs: float32 [n, L, F], not normalised.
       n_windows: int32 [n].
       labels: int64 [n].
@@ -55,12 +55,12 @@ class Examples:
         return len(self.ordinals)
 
     def take(self, rows: np.ndarray | slice) -> Examples:
-        """Some of the rows."""
+        """Select rows."""
         return Examples(self.ordinals[rows], self.inputs[rows], self.n_windows[rows], self.labels[rows])
 
 
 def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
-    """Return the files that hold the runs of the given roles (all without), in order."""
+    """Return the files with runs of the given roles (default: all), in order."""
     tasks: list[FileTask] = []
     ordinal = 0
     for span in snapshot.spans:
@@ -75,7 +75,7 @@ def file_tasks(snapshot: Snapshot, *roles: Role) -> list[FileTask]:
 
 
 def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Examples:
-    """Return the wanted rows of a file, in its order.
+    """Read the expected rows of a file, in the file's order.
 
     Args:
       root: the data set's folder.
@@ -83,7 +83,7 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
       resolved: the data set's definition.
 
     Raises:
-      IntegrityError: when the file is missing or broken, or when a row is not what the snapshot says.
+      IntegrityError: if the file is missing or broken, or a row differs from the snapshot.
     """
     names = ["run_id", "label", "n_windows", *resolved.features]
     table = read_examples(root, task.file, names)
@@ -97,20 +97,20 @@ def read_rows(root: Store, task: FileTask, resolved: ResolvedDefinition) -> Exam
     n_windows = np.array(table.column("n_windows").to_pylist(), np.int32)
     where = root.url(task.file.path)
     if not np.isfinite(inputs).all():
-        raise IntegrityError(f"{where} holds numbers that are not finite")
+        raise IntegrityError(f"{where} holds values that are not finite")
     kept = [ids[row] for row in rows]
     unrolled = np.ascontiguousarray(inputs.transpose(2, 0, 1))
     digests = row_digests(kept, unrolled, resolved.features, n_windows.tolist())
     for run_id, label, digest, want in zip(kept, labels.tolist(), digests, wanted, strict=True):
         if digest != want.digest:
-            raise IntegrityError(f"{where}: the example of {run_id} has another digest than the manifest says")
+            raise IntegrityError(f"{where}: the digest of example {run_id} differs from the manifest")
         if label != want.label:
-            raise IntegrityError(f"{where}: the example of {run_id} has another label than the manifest says")
+            raise IntegrityError(f"{where}: the label of example {run_id} differs from the manifest")
     return Examples(np.array([each.ordinal for each in wanted], np.int64), inputs, n_windows, labels)
 
 
 def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tuple[list[SnapshotRun], Examples]:
-    """Return all runs of the given roles, in the snapshot's order, as they are before normalising.
+    """Read all runs of the given roles in the snapshot's order, not normalised.
 
     Args:
       root: the folder of the snapshot's data set.
@@ -118,7 +118,7 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
       roles: whose runs; all without.
 
     Raises:
-      IntegrityError: when files and snapshot do not agree.
+      IntegrityError: if files and snapshot disagree.
     """
     resolved = snapshot.resolved
     parts = [read_rows(root, task, resolved) for task in file_tasks(snapshot, *roles)]
@@ -127,7 +127,7 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     whole = whole.take(np.argsort(whole.ordinals))
     wanted = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
     if whole.ordinals.tolist() != wanted:
-        raise IntegrityError(f"{root.url()}: the files do not hold the {len(wanted)} runs of the snapshot")
+        raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(wanted)} runs")
     return [runs[ordinal] for ordinal in wanted], whole
 
 
@@ -144,6 +144,6 @@ def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Example
 
 
 def batches(examples: Examples, size: int) -> Iterator[Examples]:
-    """Yield the rows in batches of at most ``size``."""
+    """Yield batches of at most ``size`` rows."""
     for start in range(0, len(examples), size):
         yield examples.take(slice(start, start + size))

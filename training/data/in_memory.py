@@ -1,6 +1,6 @@
-"""What an experiment is trained and tested on: a data set's examples in memory, with what is known of their runs.
+"""A data set's examples in memory, with the facts of their runs, for experiments.
 
-The facts that trust is judged by are those in the examples, so the raw store may be elsewhere.
+Trust is evaluated on the facts stored in the examples, so the raw store is not needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transforms.examples.prepare import run_facts
 from transforms.examples.spans import read_span
 from transforms.ingest.trust import TrustPolicy
 
-#: Facts that metrics are given for, apart, by the words of a listing.
+#: Facts by which metrics are sliced, named as in a listing.
 SLICES = {"job": "build_name", "provider": "provider"}
 
 
@@ -32,12 +32,12 @@ class InMemoryDataset:
     """The examples of a snapshot.
 
     Attributes:
-      snapshot: what they are of.
-      mentions: what is known of each run, n of them, in the snapshot's order.
+      snapshot: the selected runs.
+      mentions: facts of each of the n runs, in the snapshot's order.
       rows: the same runs, not normalised.
       roles: of each run, str [n].
-      in_train: bool [n], whether it is of the split ``train``: normalisation looks at these.
-      raw: the raw store that has the runs, if it is at hand.
+      in_train: bool [n], whether the run is in the split ``train``, from which normalisation is computed.
+      raw: the raw store of the runs, if available.
     """
 
     snapshot: Snapshot
@@ -48,15 +48,15 @@ class InMemoryDataset:
     raw: Store | None
 
     def of(self, *roles: Role) -> np.ndarray:
-        """Which runs have one of the roles, int64 [m], by position."""
+        """Return the positions of the runs with one of the roles, int64 [m]."""
         return np.flatnonzero(np.isin(self.roles, roles))
 
     def normalisation(self) -> Normalisation:
-        """By the training split, as `training.data.materialise` does it."""
+        """Normalisation of the training split, equal to that of `training.data.materialise`."""
         return Normalisation.of(self.rows.inputs[self.in_train])
 
     def slices(self, places: np.ndarray) -> dict[str, list[str]]:
-        """Return the facts of some runs that metrics are given for, apart; those that no run has are left out."""
+        """Return the slicing facts of some runs, by name; facts that no run has are omitted."""
         found = {name: facts_of([self.mentions[place] for place in places], fact) for name, fact in SLICES.items()}
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
@@ -64,16 +64,16 @@ class InMemoryDataset:
 def read_material(
     dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> InMemoryDataset:
-    """Return all examples of a data set that may be learned from.
+    """Read all trusted examples of a data set.
 
     Args:
       dataset: a data set.
-      policy: decides who may be learned from.
-      exclusions: reason by run id of runs that must not be learned from.
+      policy: the trust policy.
+      exclusions: reason by run id of runs to exclude.
 
     Raises:
-      CimlError: when the data set does not exist, or has no sealed span.
-      IntegrityError: when files and manifest do not agree.
+      CimlError: if the data set does not exist, or has no sealed span.
+      IntegrityError: if files and manifest disagree.
     """
     state, root = dataset.state(), dataset.store
     spans = [span for span in state.latest() if span.files]
@@ -91,5 +91,5 @@ def read_material(
 
 
 def facts_of(runs: Sequence[RunFacts], name: str) -> list[str]:
-    """Return a fact of each run by its name (``build_name``, ``flavour``, any metadata); empty where it has none."""
+    """Return a fact of each run by name (``build_name``, ``flavour``, any metadata); "" where missing."""
     return [label_of(run, "build_name" if name == "job" else name, {}) or "" for run in runs]

@@ -11,5 +11,8 @@ RECORDS_FOLDER = "records"
 
 
 def shard_name(role: Role, first: int, rows: int) -> str:
-    """The file of a batch's rows of one role: named by what it holds, so that a repeated bundle writes it again."""
+    """Return the file name of a batch's rows of one role.
+
+    It follows from the rows, so a retried bundle overwrites it.
+    """
     return f"{role}/{first:09d}-{rows}.tfrecord"

@@ -1,6 +1,6 @@
-"""Materialising: a snapshot becomes normalised TFRecord files and the transform that made them.
+"""Materialises a snapshot: writes its normalised examples as TFRecord files, and the transform.
 
-The work is a batch pipeline (`training.data.materialise_beam`), imported when it is called, for it costs seconds.
+The work is a batch pipeline (`training.data.materialise_beam`), imported lazily, since the import takes seconds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Materialised:
     """Normalised examples on local disk.
 
     Attributes:
-      folder: holds all of it.
+      folder: the root of all files.
       snapshot: digest of the snapshot.
-      counts: how many examples there are of each role.
-      shards: their files, in order: TFRecord of ``tf.Example`` with ``inputs`` (L * F floats, row after row),
-        ``n_windows``, ``label`` and ``ordinal`` (the run's place in `Snapshot.runs()`).
-      analysed: spans that were analysed now.
-      cached: spans whose analysis was there already.
+      counts: number of examples by role.
+      shards: their files in order: TFRecord of ``tf.Example`` with ``inputs`` (L * F floats, row after row),
+        ``n_windows``, ``label`` and ``ordinal`` (the run's position in `Snapshot.runs()`).
+      analysed: number of spans analysed by this call.
+      cached: number of spans with a cached analysis.
     """
 
     folder: Path
@@ -47,11 +47,11 @@ class Materialised:
 
     @property
     def transform_folder(self) -> Path:
-        """What ``tft.TFTransformOutput`` reads."""
+        """The folder for ``tft.TFTransformOutput``."""
         return self.folder / TRANSFORM_FOLDER
 
     def paths(self, role: Role) -> list[str]:
-        """Return the files of a role, in order."""
+        """Return the file paths of a role, in order."""
         return [str(self.folder / RECORDS_FOLDER / shard) for shard in self.shards[role]]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,25 +67,25 @@ class Materialised:
 def materialise(
     root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None = None, runner: Any = None
 ) -> Materialised:
-    """Write the normalised examples of a snapshot, and the transform.
+    """Write the normalised examples of a snapshot and the transform.
 
     Args:
       root: the folder of the snapshot's data set.
-      snapshot: what to write.
-      folder: on local disk; made anew. Workers of a ``runner`` of one's own have to see it.
-      cache: of analyses by span; None analyses everything.
+      snapshot: the runs to write.
+      folder: on local disk; recreated. Workers of a custom ``runner`` must have access to it.
+      cache: analyses by span; None analyses every span.
       runner: a Beam runner; None runs in this process.
 
     Raises:
-      CimlError: when the snapshot has no training run.
-      IntegrityError: when files and snapshot do not agree.
+      CimlError: if the snapshot has no training run.
+      IntegrityError: if files and snapshot disagree.
     """
     wanted: Counter[Role] = Counter(run.role for run in snapshot.runs())
     if not any(run.split == "train" for run in snapshot.runs()):
         turned_away = sum(snapshot.untrusted.values())
         raise CimlError(
-            f"data set {snapshot.dataset!r} has no run to train on: {turned_away} of its examples are untrusted, "
-            f"{wanted['test']} are for tests"
+            f"data set {snapshot.dataset!r} has no training runs: {turned_away} examples are untrusted, "
+            f"{wanted['test']} are test runs"
         )
     from training.data.materialise_beam import run_pipeline
 
@@ -96,21 +96,21 @@ def materialise(
     shards = _shards(folder / RECORDS_FOLDER)
     counts: dict[Role, int] = {role: sum(shards[role].values()) for role in ROLES}
     if counts != {role: wanted[role] for role in ROLES}:
-        raise IntegrityError(f"materialised {counts} of the snapshot's {dict(wanted)}: its files lack runs")
+        raise IntegrityError(f"materialised {counts}, but the snapshot has {dict(wanted)}: its files lack runs")
     done = Materialised(
         folder, snapshot.digest, counts, {role: tuple(sorted(shards[role])) for role in ROLES}, analysed, cached
     )
-    (folder / _MANIFEST).write_text(json.dumps(done.to_json(), indent=1))  # last: with it the folder is whole
+    (folder / _MANIFEST).write_text(json.dumps(done.to_json(), indent=1))  # last: marks the folder as complete
     return done
 
 
 def is_materialised(folder: Path) -> bool:
-    """Return whether a folder was written by `materialise`, to its end."""
+    """Return whether `materialise` completed a folder."""
     return (folder / _MANIFEST).is_file()
 
 
 def _shards(folder: Path) -> dict[Role, dict[str, int]]:
-    """Return the rows of each file, by role."""
+    """Return the number of rows of each file, by role."""
     found: dict[Role, dict[str, int]] = {role: {} for role in ROLES}
     for role in ROLES:
         for path in (folder / role).glob("*.tfrecord"):

@@ -1,8 +1,8 @@
 """The batch pipeline of `training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
 
-Examples travel as Arrow record batches, for rows as dicts cost tf.Transform a hundred times as much. Files are read by
-a DoFn, and which of their rows are wanted stands beside the pipeline: what is within ``beam.Create`` is encoded into
-the pipeline itself, and compressed, again and again.
+Examples are Arrow record batches: rows as dicts would cost tf.Transform a hundred times as much. A DoFn reads the
+files; the rows to read stand outside of the pipeline, since the elements of ``beam.Create`` are encoded and compressed
+into the pipeline repeatedly.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from transforms.ingest.errors import keep_error, kept_error  # noqa: E402
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
 _SNAPSHOT = "snapshot.json"
-_tasks: dict[str, list[FileTask]] = {}  # of the folders that this process materialises, or helps to
+_tasks: dict[str, list[FileTask]] = {}  # by folder that this process materialises or works for
 _SCALARS = ("n_windows", "label", "ordinal")
 
 
 def run_pipeline(
     root: Store, snapshot: Snapshot, folder: Path, *, cache: AnalysisCache | None, runner: Any
 ) -> tuple[int, int]:
-    """Build the pipeline and run it to its end.
+    """Build and run the pipeline.
 
     Returns:
-      How many spans were analysed, and how many had their analysis in the cache.
+      (number of analysed spans, number of spans with a cached analysis).
     """
     kept_error(clear=True)
     pipeline = beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions([]))
     with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temp, tft_beam.Context(temp_dir=temp):
         fresh, known = build_materialise(pipeline, root, snapshot, folder, cache)
-        if runner is not None:  # whose workers may be other processes
+        if runner is not None:  # its workers may be other processes
             (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
             pipeline.run().wait_until_finish()
@@ -75,10 +75,10 @@ def run_pipeline(
 def build_materialise(
     pipeline: beam.Pipeline, root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
 ) -> tuple[int, int]:
-    """Wire the pipeline: bounded. To be called within a ``tft_beam.Context`` that has a folder for temporary files.
+    """Wire the bounded pipeline. Call it within a ``tft_beam.Context`` that has a folder for temporary files.
 
     Returns:
-      How many spans it analyses, and how many have their analysis in the cache.
+      (number of spans to analyse, number of spans with a cached analysis).
     """
     resolved = snapshot.resolved
     transform = transform_digest()
@@ -93,7 +93,7 @@ def build_materialise(
     read = ReadRows(root, resolved, str(folder))
     tasks = _tasks[str(folder)] = file_tasks(snapshot)
     fresh = sorted(set(keys) - set(known))
-    # Each part is a branch of its own, which takes a third of a second to build and run: without a cache there is one.
+    # Each part is a branch, which takes a third of a second to build and run: without a cache there is one.
     wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
     analysed = {
         part: _read(
@@ -108,7 +108,7 @@ def build_materialise(
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
-    # Read anew: rows that two stages share would all lie in memory, encoded, until the second begins.
+    # Read twice: rows shared by two stages would stay in memory, encoded, until the second begins.
     rows = _read(pipeline, "all rows", range(len(tasks)), read)
     (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
         output_record_batches=True
@@ -123,7 +123,7 @@ def build_materialise(
 
 
 def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapterConfig:
-    """Return how tf.Transform makes tensors of the record batches of `to_batch`."""
+    """Return tf.Transform's configuration for the record batches of `to_batch`."""
 
     def dense(column: str, *sizes: int) -> schema_pb2.TensorRepresentation:
         shape = schema_pb2.FixedShape(dim=[schema_pb2.FixedShape.Dim(size=size) for size in sizes])

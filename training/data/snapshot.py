@@ -1,8 +1,8 @@
-"""Snapshots: exactly which runs a model is trained on, tested on, and kept from.
+"""Snapshots: the exact runs that a model is trained and tested on, and the excluded ones.
 
-A snapshot names span versions and, of each, the runs that are trusted *now*: the policy is evaluated again, on the
-facts that the raw manifest holds, whatever was decided when a run came in. Its digest covers the runs that it holds, so
-the same digest means the same runs, labels and rules.
+A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
+facts of the raw manifest, whatever was decided at ingestion. Its digest covers the selected runs: the same digest means
+the same runs, labels and rules.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transforms.ingest.trust import TrustPolicy, evaluate
 Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")
 
-#: Weights of what stays in train and what is carved from it as dev, where a definition gives dev no weight.
+#: Weights of train, and of dev taken from train, if a definition gives dev no weight.
 _CARVE = (17, 3, 0)
 
 
@@ -38,10 +38,10 @@ class SnapshotRun:
 
     Attributes:
       run_id: the encoded run id.
-      split: the example's own split. Normalisation looks at all of ``train``.
-      role: what the trainer uses it for: as ``split``, but dev is carved from train where the definition has none.
+      split: the example's own split. Normalisation is computed from all of ``train``.
+      role: as ``split``; but without a dev split in the definition, some train runs get the role dev.
       label: position in the resolved definition's classes.
-      rule: the trust rule that let it in.
+      rule: the trust rule that accepted it.
       build_name: its job.
       digest: of its example.
     """
@@ -60,7 +60,7 @@ class SnapshotRun:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSpan:
-    """A span version, its files, and those of its runs that are in the snapshot, in the span's order."""
+    """A span version, its files, and its selected runs in the span's order."""
 
     span: int
     version: int
@@ -83,15 +83,15 @@ class SnapshotSpan:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model is trained on.
+    """The selected runs of a data set.
 
     Attributes:
       dataset: the data set's name.
       resolved: its definition.
       policy: digest of the trust policy.
-      spans: the span versions, in order. One without any trusted run is not among them.
-      untrusted: how many examples were left out, by the rule that decided so.
-      excluded: how many examples were left out by an exclusion (a purge), by its reason.
+      spans: the span versions, in order, without those that have no trusted run.
+      untrusted: number of rejected examples by the deciding trust rule.
+      excluded: number of examples left out by an exclusion (a purge), by its reason.
     """
 
     dataset: str
@@ -126,14 +126,14 @@ class Snapshot:
     def digest(self) -> str:
         """Hex sha256 of the runs with their labels and rules, the files, the definition and the policy.
 
-        What was left out does not count: a snapshot that only turned away more untrusted runs teaches nothing new.
+        Omitted runs do not count: more rejected runs alone do not make a new snapshot.
         """
         told = self.to_json()
         del told["untrusted"], told["excluded"]
         return sha256_json(told)
 
     def runs(self, *roles: Role) -> Iterator[SnapshotRun]:
-        """Yield the runs of the given roles (all without), span by span."""
+        """Yield the runs of the given roles (default: all), span by span."""
         for span in self.spans:
             for run in span.runs:
                 if not roles or run.role in roles:
@@ -141,36 +141,36 @@ class Snapshot:
 
     @property
     def carved(self) -> bool:
-        """Whether the dev runs were carved from train: the definition gives dev no weight."""
+        """Whether the dev runs were taken from train: the definition gives dev no weight."""
         return self.resolved.definition.tdt_split[1] == 0
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return how many runs there are by role and class name, zeros included."""
+        """Return the number of runs by role and class name, zeros included."""
         counts: dict[str, dict[str, int]] = {role: dict.fromkeys(self.resolved.classes, 0) for role in ROLES}
         for run in self.runs():
             counts[run.role][self.resolved.classes[run.label]] += 1
         return counts
 
     def rejected(self) -> dict[str, int]:
-        """How many examples were left out: by the trust rule that decided so, and all exclusions as ``excluded``."""
+        """Return the number of omitted examples by deciding trust rule; all exclusions as ``excluded``."""
         return {**self.untrusted, **({"excluded": sum(self.excluded.values())} if self.excluded else {})}
 
     def rules(self) -> dict[str, int]:
-        """Return how many runs each trust rule let in."""
+        """Return the number of runs that each trust rule accepted."""
         return dict(sorted(Counter(run.rule for run in self.runs()).items()))
 
 
 def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None) -> Snapshot:
-    """Return the snapshot of a data set's latest span versions.
+    """Select the trusted runs of a data set's latest span versions.
 
     Args:
       dataset: a data set.
-      policy: decides, on the facts of the raw manifest, who may be learned from.
-      exclusions: the reason by run id for which a run must not be learned from, whatever the policy says.
+      policy: the trust policy, evaluated on the facts of the raw manifest.
+      exclusions: reason by run id of runs to exclude regardless of the policy.
 
     Raises:
-      CimlError: when the data set does not exist, or has no sealed span.
-      IntegrityError: when its manifest names a run that the raw manifest does not have there.
+      CimlError: if the data set does not exist, or has no sealed span.
+      IntegrityError: if its manifest names a run that the raw manifest lacks.
     """
     state = dataset.state()
     mentions = _mentions(dataset.raw(state), state.latest())
@@ -184,9 +184,9 @@ def snapshot_of(
     policy: TrustPolicy,
     exclusions: Mapping[str, str],
 ) -> Snapshot:
-    """`make_snapshot` on what was read: pure."""
+    """Compute `make_snapshot` from its loaded inputs (pure)."""
     if state.resolved is None or state.definition is None:
-        raise CimlError(f"data set {dataset_name!r} has no sealed span yet: update it when more runs are stored")
+        raise CimlError(f"data set {dataset_name!r} has no sealed span yet; update it when more runs are stored")
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
     spans = []
@@ -195,7 +195,7 @@ def snapshot_of(
         kept = []
         for run in span.runs:
             if run.run_id not in mentions:
-                raise IntegrityError(f"data set {dataset_name!r}: the raw manifest does not have the run {run.run_id}")
+                raise IntegrityError(f"data set {dataset_name!r}: run {run.run_id} is missing in the raw manifest")
             mention = mentions[run.run_id]
             if run.run_id in exclusions:
                 excluded[exclusions[run.run_id]] += 1
@@ -206,7 +206,7 @@ def snapshot_of(
                 continue
             role: Role = run.split  # type: ignore[assignment]
             if carve and run.split == "train":
-                # the same subject as the split's, under another key: a change is never on both sides
+                # the split's subject with another key: a change is never on both sides
                 salt = f"{state.definition.salt}\0dev"
                 role = split_of(mention.project, mention.change, run.run_id, salt, _CARVE)  # type: ignore[assignment]
             kept.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
@@ -218,7 +218,7 @@ def snapshot_of(
 
 
 def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
-    """What the raw manifest says of the selected runs of spans, by run id."""
+    """Return the raw manifest's facts of the selected runs of spans, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
         for version, index in span.selected:
@@ -230,7 +230,7 @@ def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
             runs = rows_of(log.read(version))
         except FileNotFoundError:
             raise IntegrityError(
-                f"{log.store.url(log.path(version))} is gone, and a data set was made from it"
+                f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
             mention = RunFacts.from_json(_at(runs, (version, index))["mention"])
@@ -240,32 +240,32 @@ def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
 
 def _at(runs: list[Any], position: Position) -> Any:
     if position[1] >= len(runs):
-        raise IntegrityError(f"raw manifest: version {position[0]} has no run {position[1]}, and a data set names it")
+        raise IntegrityError(f"raw manifest: version {position[0]} has no run {position[1]}, named by a data set")
     return runs[position[1]]
 
 
 def snapshot_path(digest: str) -> str:
-    """Where a snapshot is below the model's folder of the trainer."""
+    """Return the path of a snapshot below the model's trainer folder."""
     return f"snapshots/{digest}.json"
 
 
 def write_snapshot(trainer: Store, snapshot: Snapshot) -> str:
-    """Write a snapshot, exclusively, below ``DATA/trainer/<model>``; one that is there says the same. Its path."""
+    """Write a snapshot exclusively below ``DATA/trainer/<model>``; an existing one is equal. Return its path."""
     path = snapshot_path(snapshot.digest)
     trainer.create(path, canonical_json({"digest": snapshot.digest, **snapshot.to_json()}))
     return path
 
 
 def read_snapshot(trainer: Store, digest: str) -> Snapshot:
-    """Return a snapshot that was written. Raises `IntegrityError` where it is not what its name says."""
+    """Read a snapshot. Raises `IntegrityError` if its content does not match its name."""
     path = snapshot_path(digest)
     try:
         value = json.loads(trainer.read(path))
         snapshot = Snapshot.from_json({key: each for key, each in value.items() if key != "digest"})
     except FileNotFoundError:
-        raise CimlError(f"there is no snapshot {trainer.url(path)}") from None
+        raise CimlError(f"no snapshot {trainer.url(path)}") from None
     except (ValueError, KeyError, TypeError, CimlError) as error:
-        raise IntegrityError(f"{trainer.url(path)} is no snapshot: {error}") from None
+        raise IntegrityError(f"{trainer.url(path)} is not a snapshot: {error}") from None
     if snapshot.digest != digest:
-        raise IntegrityError(f"{trainer.url(path)} has the digest {snapshot.digest}: it was altered")
+        raise IntegrityError(f"{trainer.url(path)} was altered: its digest is {snapshot.digest}")
     return snapshot

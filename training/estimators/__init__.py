@@ -1,4 +1,4 @@
-"""Estimators by name, behind one interface: `fit` takes rows and gives what predicts."""
+"""Estimators by name, behind one interface: `fit` takes rows and returns a `Fitted`."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ _LOOP = frozenset(
 )
 
 
-#: Parameters of scikit-learn that an experiment has keys for.
+#: Parameters of scikit-learn that are keys of an experiment.
 _OWN_KEYS = {"random_state": "seed", "class_weight": "class_weights", "n_iter_no_change": "early_stopping"}
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """An estimator that experiments may name.
+    """An estimator for experiments.
 
     Attributes:
-      build: of a network, from (experiment, L, F, C) to a Keras model; else as in `training.estimators.scikit`.
-      keys: the keys of an experiment that mean something to it.
-      network: whether it is a Keras network: those can be served.
-      over_time: whether it looks along the time axis, so that an example has to hold windows.
-      summarises: whether it sums the windows up itself: it is given what was recorded, not normalised.
+      build: for a network, a function of (experiment, L, F, C) that returns a Keras model; else as in
+        `training.estimators.scikit`.
+      keys: the keys of an experiment that it uses.
+      network: whether it is a Keras network, which can be served.
+      over_time: whether it uses the time axis, so that examples must hold windows.
+      summarises: whether it computes summaries of the windows itself, from inputs that are not normalised.
     """
 
     build: Callable[..., Any]
@@ -61,7 +62,7 @@ class Estimator:
     summarises: bool = False
 
 
-#: The estimators by name.
+#: Estimators by name.
 ESTIMATORS: dict[str, Estimator] = {
     "dnn": Estimator(networks.dnn, _ALL | _LOOP | {"activation", "batch_norm"}, network=True),
     "cnn": Estimator(
@@ -76,58 +77,58 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
-    """Return the experiment's estimator. Raises `CimlError` where there is none of this name."""
+    """Return the experiment's estimator. Raises `CimlError` for an unknown name."""
     found = ESTIMATORS.get(experiment.estimator)
     if found is None:
         known = ", ".join(sorted(ESTIMATORS))
-        raise CimlError(f"estimator {experiment.estimator!r}: there is none of this name; known are {known}")
+        raise CimlError(f"unknown estimator {experiment.estimator!r}; choose from {known}")
     return found
 
 
 def inputs_for(experiment: Experiment, normalisation: Normalisation, rows: Rows) -> Rows:
-    """Rows as the experiment's estimator takes them: normalised, or as they were recorded."""
+    """Return rows as the experiment's estimator takes them: normalised, or as recorded."""
     if estimator_of(experiment).summarises:
         return rows
     return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
 
 
 def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bool = False) -> None:
-    """Find what keeps an experiment from a data set.
+    """Check that an experiment can use a data set.
 
     Args:
-      experiment: what to train.
+      experiment: the experiment to train.
       dataset: the data set's definition.
-      served: whether the model is to be exported, which networks alone can be.
+      served: whether the model is to be exported, which only networks can be.
 
     Raises:
-      CimlError: one line that says what to do.
+      CimlError: with the remedy.
     """
     estimator, definition = estimator_of(experiment), dataset.definition
     if served and not estimator.network:
         raise CimlError(f"estimator {experiment.estimator!r} is no network: only those can be exported and served")
     if estimator.over_time and definition.aggregation_functions:
         raise CimlError(
-            f"{experiment.estimator} looks along the time axis, and the data set {definition.name!r} holds "
-            "aggregations in place of windows: take another estimator"
+            f"estimator {experiment.estimator} needs windows, but data set {definition.name!r} holds aggregations; "
+            "choose another estimator"
         )
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Find what is wrong with an experiment before there are data.
+    """Check an experiment without data.
 
     Raises:
-      CimlError: for an unknown estimator, a key that means nothing to it, or a parameter that it does not take.
+      CimlError: for an unknown estimator, an unused key, or an invalid parameter.
     """
     estimator = estimator_of(experiment)
     usual = Experiment()
     for key in Experiment.__struct_fields__:
         if key not in estimator.keys and getattr(experiment, key) != getattr(usual, key):
-            raise CimlError(f"experiment: {key}: means nothing to the estimator {experiment.estimator}; leave it out")
+            raise CimlError(f"experiment: {key}: not used by estimator {experiment.estimator}; remove it")
     for parameter, key in _OWN_KEYS.items():
         if parameter in experiment.parameters:
-            raise CimlError(f"experiment: parameters.{parameter}: say {key}, a key of the experiment itself")
+            raise CimlError(f"experiment: parameters.{parameter}: use the experiment's key {key}")
     if not estimator.network:
-        labels = np.arange(12) % 2  # a dozen rows: scikit-learn checks parameters when it fits
+        labels = np.arange(12) % 2  # a dozen rows: scikit-learn validates parameters in fit
         rows = Rows(np.random.default_rng(0).random((12, 1, 2), np.float32), np.ones(12, np.int32), labels)
         fit(experiment, rows, rows if experiment.early_stopping else None, 2)
 
@@ -142,23 +143,23 @@ def fit(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Fitted:
-    """Fit the experiment's estimator. The same arguments give the same one.
+    """Fit the experiment's estimator. Deterministic.
 
     Args:
-      experiment: what to fit.
-      train: what to fit on, by `inputs_for`.
-      dev: what early stopping looks at, the same; None without.
+      experiment: the experiment to fit.
+      train: training rows of `inputs_for`.
+      dev: rows for early stopping of `inputs_for`; None without.
       classes: C.
-      tensorboard: where a network writes TensorBoard's event files; None for nowhere.
-      progress: told of each pass of a network.
-      watch: called after each pass of a network; what it raises ends the training.
+      tensorboard: folder of a network's TensorBoard event files; None writes none.
+      progress: called after each epoch of a network.
+      watch: called after each epoch of a network; an exception from it ends the training.
 
     Raises:
-      CimlError: when there is nothing to fit on, or the estimator cannot be fitted on it.
+      CimlError: if there is no training run, or fitting fails.
     """
     estimator = estimator_of(experiment)
     if len(train) == 0:
-        raise CimlError("there is no run to train on")
+        raise CimlError("no training runs")
     if not estimator.network:
         features = boosted.Windows if estimator.summarises else scikit.unrolled
         return scikit.fit_scikit(experiment, train, dev, classes, estimator.build, features)
@@ -171,16 +172,16 @@ def fit(
 
 
 def build_model(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
-    """Return a fresh Keras model; its weights are given by the experiment's seed.
+    """Build a new Keras model whose weights follow from the experiment's seed.
 
     Args:
-      experiment: what to build.
+      experiment: the experiment to build.
       windows: L, windows (or functions) of an example.
       features: F.
       classes: C.
 
     Raises:
-      CimlError: for an estimator that there is not, or that is no network.
+      CimlError: for an unknown estimator, or one that is not a network.
     """
     estimator = estimator_of(experiment)
     if not estimator.network:

@@ -1,4 +1,4 @@
-"""What every estimator takes and gives: rows in, probabilities out."""
+"""The interface of estimators: rows in, probabilities out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-#: Told how many passes are done, of how many.
+#: Called with the number of completed epochs and their total.
 Progress = Callable[[int, int], None]
 
-#: Told after each epoch, from 1, the network as it is then. What it raises ends the training.
+#: Called after each epoch, from 1, with the network's present state. An exception from it ends the training.
 Watch = Callable[[int, "Fitted"], None]
 
 
@@ -20,8 +20,8 @@ class Rows:
     """Examples as arrays.
 
     Attributes:
-      inputs: float32 [n, L, F]; normalised where an estimator is given them.
-      n_windows: int32 [n], how many of the L windows are the run's own.
+      inputs: float32 [n, L, F]; normalised for estimators unless they summarise.
+      n_windows: int32 [n], number of the run's own windows; the rest is padding.
       labels: int64 [n].
     """
 
@@ -33,7 +33,7 @@ class Rows:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Rows:
-        """Some of the rows, by position or as a mask."""
+        """Select rows by position or by a mask."""
         return Rows(self.inputs[rows], self.n_windows[rows], self.labels[rows])
 
 
@@ -41,14 +41,14 @@ class Fitted(Protocol):
     """A fitted estimator."""
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-        """Probabilities float [n, C] of inputs float32 [n, L, F], as they were for fitting, and n_windows int32 [n]."""
+        """Predict float [n, C] from inputs float32 [n, L, F], prepared as for fitting, and n_windows int32 [n]."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return how it came to be: ``runs`` that were fitted on, and what else the estimator tells."""
+        """Return training details as JSON: the number of ``runs``, and the estimator's own figures."""
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
-    """float32 [C], the inverse of each class's share, as scikit-learn's ``balanced``; 0 for a class without runs.
+    """Return float32 [C]: inverse class shares, as scikit-learn's ``balanced``; 0 for a class without runs.
 
     Args:
       counts: int [C], the training runs of each class.

@@ -1,8 +1,8 @@
 """Boosted summaries: gradient boosting over two views of a run's windows (`training.estimators.summaries`).
 
-The members are `HistGradientBoostingClassifier`s with seeds of their own, some over the levels and some over the
-shapes, each split of a tree looking at a share of the numbers; their probabilities are averaged. Members that err in
-different ways hold better on machines and jobs that were never seen.
+The members are `HistGradientBoostingClassifier`s with different seeds, some over the levels and some over the shapes;
+each split of a tree considers a share of the numbers. Their probabilities are averaged: members with different errors
+generalise better to unseen machines and jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ciml.errors import CimlError
 from training.estimators.summaries import View, columns_of, summarise
 from training.experiment import Experiment
 
-#: What an experiment's parameters are by default: how many members look at each view; the rest is scikit-learn's.
+#: Default parameters: the number of members over each view; the rest is scikit-learn's.
 DEFAULTS = {
     "levels": 2, "shapes": 2, "columns": 1.0,
     "max_iter": 100, "learning_rate": 0.1, "max_leaf_nodes": 15, "max_features": 0.3,
@@ -25,21 +25,21 @@ DEFAULTS = {
 
 
 class Windows(NamedTuple):
-    """Runs as they were recorded: inputs float32 [n, L, F] and n_windows int32 [n]."""
+    """Runs, not normalised: inputs float32 [n, L, F] and n_windows int32 [n]."""
 
     inputs: np.ndarray
     n_windows: np.ndarray
 
 
 class BoostedViews:
-    """An ensemble over views of runs, in scikit-learn's manner.
+    """An ensemble over views of runs, with scikit-learn's interface.
 
     Attributes:
-      members: how many boosters there are over each view, by the view's name.
-      columns: the share of the columns that each member looks at, drawn anew for each.
-      parameters: of each `HistGradientBoostingClassifier`.
-      seed: each member has one of its own, which follows from this one.
-      classes_: int64 [C], those that were fitted on.
+      members: number of boosters by view.
+      columns: share of the columns that each member uses, drawn for each.
+      parameters: parameters of each `HistGradientBoostingClassifier`.
+      seed: the members' seeds follow from it.
+      classes_: int64 [C], the classes of the training runs.
     """
 
     def __init__(self, members: dict[View, int], columns: float, parameters: dict[str, Any], seed: int):
@@ -48,7 +48,7 @@ class BoostedViews:
         self._fitted: list[tuple[View, np.ndarray, Any]] = []
 
     def fit(self, runs: Windows, labels: np.ndarray) -> BoostedViews:
-        """Fit all members; labels int64 [n]."""
+        """Fit all members on labels int64 [n]."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         views = self._views(runs)
@@ -56,7 +56,7 @@ class BoostedViews:
         def member(view: View, number: int) -> tuple[View, np.ndarray, Any]:
             values = views[view]
             seen = self._seen(view, number, runs.inputs.shape[2])
-            told = seen[~np.isnan(values[:, seen]).all(axis=0)]  # no run is long enough for the others
+            told = seen[~np.isnan(values[:, seen]).all(axis=0)]  # no run is long enough for the other numbers
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
             return view, told, model.fit(values[:, told], labels)
 
@@ -75,7 +75,7 @@ class BoostedViews:
         return mean
 
     def _seen(self, view: View, number: int, columns: int) -> np.ndarray:
-        """Which numbers of a view a member looks at, int64 [numbers], by position."""
+        """Return the positions of the numbers of a view that a member uses, int64 [numbers]."""
         draw = np.random.default_rng([self.seed, number])
         chosen = draw.choice(columns, max(1, round(self.columns * columns)), replace=False)
         return np.flatnonzero(np.isin(columns_of(view, columns), chosen).all(axis=1))
@@ -85,31 +85,32 @@ class BoostedViews:
 
 
 def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
-    """Return the ensemble of an experiment.
+    """Build the ensemble of an experiment.
 
     Raises:
-      CimlError: for numbers of members that make no ensemble.
+      CimlError: for an invalid number of members or share of columns.
     """
     given: dict[str, Any] = {**DEFAULTS, **experiment.parameters}
     members: dict[View, Any] = {view: given.pop(view) for view in get_args(View)}
     for view, count in members.items():
         if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 100:
-            raise CimlError(f"experiment: parameters.{view}: {count!r} is no number of members: want 0 to 100")
+            raise CimlError(f"experiment: parameters.{view}: invalid number of members {count!r}; use 0 to 100")
     if not any(members.values()):
-        raise CimlError("experiment: parameters: levels and shapes are both 0: that leaves no member")
+        raise CimlError("experiment: parameters: levels and shapes are both 0: the ensemble has no members")
     columns = given.pop("columns")
     if not isinstance(columns, int | float) or not 0 < columns <= 1:
-        raise CimlError(
-            f"experiment: parameters.columns: {columns!r} is no share of the columns: want more than 0, to 1"
-        )
+        raise CimlError(f"experiment: parameters.columns: invalid share {columns!r}; use more than 0 and at most 1")
     weights = {} if experiment.class_weights == "none" else {"class_weight": experiment.class_weights}
     return BoostedViews(members, columns, {"early_stopping": False, **given, **weights}, experiment.seed)
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One thread. Boosting's threads wait for each other in a spin at every split, which takes many times as long as
-    one alone once the machine has other work to do; and members side by side would share Python's warning filters."""
+    """Limit boosting to one thread.
+
+    Its threads spin while they wait for each other at every split: on a busy machine that takes many times as long as
+    one thread. Concurrent members would also share Python's warning filters.
+    """
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="openmp"):

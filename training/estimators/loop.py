@@ -1,8 +1,8 @@
-"""Training a network: a pass over the data is one call of a compiled function, whatever the number of its batches.
+"""Trains a network: an epoch is one call of a compiled function, whatever the number of batches.
 
-The networks here are small: a step takes less than what Python and tf.data need to bring it about. So data that fit
-into memory stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. Compiling by XLA was
-tried: it saves an eighth of each step and costs most of a second first, so it is not used.
+The networks are small: a step takes less time than Python and tf.data need to launch it. So data that fit into memory
+stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. XLA saves an eighth of each step
+but compiles for most of a second, so it is not used.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from training.runtime import keras, tensorflow
 
 _DEV_BATCH = 1024
 
-#: From a batch (inputs, n_windows, labels) to the sum of its rows' losses and how many answers were right.
+#: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of right answers.
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, and how it came to be.
+    """A trained network and details of its training.
 
     Attributes:
       model: a Keras model from normalised ``inputs`` and ``n_windows`` to probabilities.
       history: per epoch ``loss``, ``accuracy`` and, with early stopping, ``val_loss`` and ``val_accuracy``.
-      epochs: passes that were begun.
-      steps: batches that were trained on.
-      best_epoch: whose weights the model has, from 1; the last one without early stopping.
-      runs: how many runs were trained on.
-      seconds: wall clock.
+      epochs: number of epochs begun.
+      steps: number of batches.
+      best_epoch: the epoch, from 1, of the model's weights; the last one without early stopping.
+      runs: number of training runs.
+      seconds: wall clock of the training.
     """
 
     model: Any
@@ -51,7 +51,7 @@ class Trained:
     seconds: float
 
     def predict(self, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
+        """Predict probabilities float32 [n, C] of normalised inputs float32 [n, L, F] and n_windows int32 [n]."""
         parts = [
             np.asarray(
                 self.model(
@@ -74,10 +74,10 @@ class Trained:
 
 
 class Batches(Protocol):
-    """The training runs, batch by batch in another order in each epoch.
+    """The training runs in batches, in another order in each epoch.
 
     Attributes:
-      counts: int64 [C], the runs of each class, C as far as there are any.
+      counts: int64 [C], runs by class, up to the last class with runs.
       batch_size: runs a step.
     """
 
@@ -85,19 +85,21 @@ class Batches(Protocol):
     batch_size: int
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
-        """A function from an epoch, from 0, and how many batches of it, to the sums of what ``step`` gives and how
-        many runs they were."""
+        """Return a function of an epoch (from 0) and a number of batches.
+
+        It returns the sums of ``step``'s results and the number of runs.
+        """
 
 
 class Resident:
-    """Rows that are in memory, as `Batches`."""
+    """`Batches` of rows in memory."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.counts = np.bincount(rows.labels)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the permutation int32 [n] of an epoch: it follows from the seed and the epoch alone."""
+        """Return the permutation int32 [n] of an epoch, a function of seed and epoch."""
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)).astype(np.int32)
 
     def compiled(self, step: Step) -> Callable[[int, int], tuple[Any, Any, int]]:
@@ -123,10 +125,11 @@ class Resident:
 
 
 class Streamed:
-    """Rows that are read from disk in each epoch, as `Batches`, for what does not fit into memory.
+    """`Batches` of rows that do not fit into memory and are read from disk in each epoch.
 
     Args:
-      rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run an element, in another order each time.
+      rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run an element, in another order at each
+        iteration.
       counts: int64 [C].
       batch_size: runs a step.
     """
@@ -164,23 +167,23 @@ def fit_network(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Trained:
-    """Train a network, in place. The same arguments give the same weights.
+    """Train a network in place. Deterministic.
 
     Args:
-      experiment: how to train.
-      model: a fresh Keras model.
-      batches: what to train on.
-      dev: what early stopping looks at; None where the experiment has none.
-      tensorboard: where to write event files.
-      progress: told of each epoch.
-      watch: called after each epoch; what it raises ends the training.
+      experiment: its hyper-parameters.
+      model: a new Keras model.
+      batches: the training runs.
+      dev: rows for early stopping; None without.
+      tensorboard: folder of TensorBoard event files.
+      progress: called after each epoch.
+      watch: called after each epoch; an exception from it ends the training.
 
     Raises:
-      CimlError: the runs are of one class, or the weights grow without bound.
+      CimlError: if the runs have a single class, or the weights diverge.
     """
     began = time.perf_counter()
     if np.count_nonzero(batches.counts) < 2:
-        raise CimlError(f"{experiment.estimator} needs training runs of two classes at least")
+        raise CimlError(f"{experiment.estimator} needs training runs of at least two classes")
     count = int(batches.counts.sum())
     per_epoch = math.ceil(count / batches.batch_size)
     steps = min(experiment.epochs * per_epoch, experiment.steps or experiment.epochs * per_epoch)
@@ -204,8 +207,8 @@ def fit_network(
             figures |= look()
         if not all(map(math.isfinite, figures.values())):
             raise CimlError(
-                f"experiment {experiment.name!r}: the loss is no number any more after pass {number + 1}: take a "
-                f"smaller learning_rate than {experiment.learning_rate:g}"
+                f"experiment {experiment.name!r}: the loss is not finite after epoch {number + 1}; use a "
+                f"learning_rate below {experiment.learning_rate:g}"
             )
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
@@ -248,7 +251,7 @@ def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
 
 
 def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
-    """Return a function to what the model is worth on the dev runs now."""
+    """Return a function that evaluates the model's present state on the dev runs."""
     tf = tensorflow()
     inputs, n_windows, labels = map(tf.constant, (dev.inputs, dev.n_windows, dev.labels))
 
@@ -270,9 +273,9 @@ def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
 
 
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:
-    """Write each epoch's figures as TensorBoard reads them; Keras's own callback needs TensorBoard installed."""
+    """Write each epoch's figures as TensorBoard events. Keras's own callback needs TensorBoard installed."""
     tf = tensorflow()
-    with tf.Graph().as_default():  # where such writers may be made
+    with tf.Graph().as_default():  # summary writers need graph mode
         writer = tf.compat.v1.summary.FileWriter(str(folder))
 
     def write(epoch: int, figures: Mapping[str, float]) -> None:

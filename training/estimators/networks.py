@@ -1,7 +1,7 @@
 """Keras networks, built from an experiment and the shape of an example.
 
-Each takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and gives probabilities
-float32 [batch, C]. Those that look along the time axis mask the padding, which ``n_windows`` tells.
+Each takes normalised ``inputs`` float32 [batch, L, F] and ``n_windows`` int32 [batch], and returns probabilities
+float32 [batch, C]. Networks over time mask the padding, by ``n_windows``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.runtime import keras
 
 
 def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
-    """Dense layers over the flattened inputs. Padding is seen as it is; ``n_windows`` is not."""
+    """Build dense layers over the flattened inputs, padding included; ``n_windows`` is not used."""
     k = keras()
     inputs, n_windows = _inputs(k, windows, features)
     hidden = k.layers.Flatten()(inputs)
@@ -27,8 +27,11 @@ def dnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
 
 
 def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
-    """1-D convolutions over time, a layer for each of ``hidden_layers``; then the mean and the maximum of each filter
-    over the run's own windows. After each layer the padding is zero again, so that its length does not show."""
+    """Build 1-D convolutions over time, one for each of ``hidden_layers``.
+
+    The output is the mean and maximum of each filter over the run's own windows. Padding is reset to zero after each
+    layer, so that its length has no effect.
+    """
     k = keras()
     inputs, n_windows = _inputs(k, windows, features)
     own = k.ops.expand_dims(k.ops.cast(_own_windows(k, n_windows, windows), "float32"), -1)
@@ -49,10 +52,12 @@ def cnn(experiment: Experiment, windows: int, features: int, classes: int) -> An
 
 
 def gru(experiment: Experiment, windows: int, features: int, classes: int) -> Any:
-    """Recurrent layers over time, one for each of ``hidden_layers``; what the last one holds after the run's own
-    windows decides."""
+    """Build recurrent layers over time, one for each of ``hidden_layers``.
+
+    The output is the last layer's state after the run's own windows.
+    """
     if not experiment.hidden_layers:
-        raise CimlError("experiment: hidden_layers: gru needs one at least")
+        raise CimlError("experiment: hidden_layers: gru needs at least one layer")
     k = keras()
     inputs, n_windows = _inputs(k, windows, features)
     own = _own_windows(k, n_windows, windows)
@@ -72,7 +77,7 @@ def _inputs(k: Any, windows: int, features: int) -> tuple[Any, Any]:
 
 
 def _own_windows(k: Any, n_windows: Any, windows: int) -> Any:
-    """bool [batch, L]: which windows are the run's own, and no padding."""
+    """Return bool [batch, L]: whether a window is the run's own, not padding."""
     return k.ops.greater(k.ops.expand_dims(n_windows, -1), k.ops.arange(windows, dtype="int32"))
 
 
@@ -81,7 +86,7 @@ def _penalty(k: Any, experiment: Experiment) -> Any:
 
 
 def _between(k: Any, experiment: Experiment, number: int, hidden: Any) -> Any:
-    """What stands before a hidden layer."""
+    """Apply batch normalisation and dropout before a hidden layer."""
     if experiment.batch_norm:
         hidden = k.layers.BatchNormalization(momentum=0.9)(hidden)
     if experiment.dropout and number:
@@ -96,7 +101,7 @@ def _model(k: Any, experiment: Experiment, inputs: Any, n_windows: Any, hidden: 
 
 
 def optimizer_of(experiment: Experiment, steps: int) -> Any:
-    """Return the experiment's optimizer, whose learning rate is laid out for ``steps`` batches."""
+    """Return the experiment's optimizer with a learning-rate schedule for ``steps`` batches."""
     optimizers = keras().optimizers
     rate: Any = experiment.learning_rate
     if experiment.schedule == "cosine":

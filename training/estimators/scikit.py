@@ -1,7 +1,7 @@
-"""Estimators of scikit-learn, over the features unrolled column by column (usr0 … usrL-1, 1m0 … 1mL-1) or summed up.
+"""Estimators of scikit-learn over unrolled features (usr0 … usrL-1, 1m0 … 1mL-1) or summaries.
 
-A fitted one is not kept: scikit-learn's own formats run code when they are read, and experiment, snapshot and seed
-give the same one again. What is kept of it are its predictions and metrics.
+A fitted estimator is not stored: scikit-learn's formats run code when they are read, and experiment, snapshot and seed
+reproduce it. Its predictions and metrics are stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.estimators.base import Rows
 from training.experiment import Experiment
 from training.runtime import threads
 
-#: From inputs float32 [n, L, F] and n_windows int32 [n] to what an estimator is fitted on.
+#: Computes an estimator's input from inputs float32 [n, L, F] and n_windows int32 [n].
 Features = Callable[[np.ndarray, np.ndarray], Any]
 
 _CALIBRATION_FOLDS = 5
@@ -47,23 +47,23 @@ class FittedScikit:
 def fit_scikit(
     experiment: Experiment, train: Rows, dev: Rows | None, classes: int, build: Any, features: Features
 ) -> FittedScikit:
-    """Fit an estimator of this module, or of `training.estimators.boosted`.
+    """Fit an estimator of this module or of `training.estimators.boosted`.
 
     Args:
-      experiment: its ``parameters`` are the estimator's own.
+      experiment: its ``parameters`` are passed to the estimator.
       train: n rows, normalised.
-      dev: what early stopping looks at.
+      dev: rows for early stopping.
       classes: C.
-      build: one of the functions below, or one like them.
-      features: `unrolled`, or the builder's own.
+      build: a builder such as the functions below.
+      features: `unrolled`, or the builder's own function.
 
     Raises:
-      CimlError: for a parameter that the estimator does not take, or too few runs of a class.
+      CimlError: for an invalid parameter, or too few runs of a class.
     """
     began = time.perf_counter()
     counts = np.bincount(train.labels, minlength=classes)
     if np.count_nonzero(counts) < 2:
-        raise CimlError(f"{experiment.estimator} needs training runs of two classes at least")
+        raise CimlError(f"{experiment.estimator} needs training runs of at least two classes")
     further: dict[str, Any] = {}
     if dev is not None:
         further = {"X_val": features(dev.inputs, dev.n_windows), "y_val": dev.labels}
@@ -76,28 +76,30 @@ def fit_scikit(
 
 
 def svm(experiment: Experiment, smallest: int) -> Any:
-    """A linear support vector machine, as in the original; its margins become probabilities by Platt's sigmoid, fitted
-    on what was held out in folds."""
+    """Build a linear support vector machine, as the original has.
+
+    Platt's sigmoid, fitted on held-out folds, turns its margins into probabilities.
+    """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.model_selection import StratifiedKFold
     from sklearn.svm import LinearSVC
 
     if smallest < 2:
-        raise CimlError("svm needs at least two training runs of each class, to say how sure it is")
+        raise CimlError("svm needs at least two training runs of each class to calibrate probabilities")
     machine = LinearSVC(**_options(experiment, {"max_iter": 10_000}))
     folds = StratifiedKFold(min(_CALIBRATION_FOLDS, smallest), shuffle=True, random_state=experiment.seed)
     return CalibratedClassifierCV(machine, cv=folds, ensemble=False)
 
 
 def random_forest(experiment: Experiment, smallest: int) -> Any:
-    """Return a random forest."""
+    """Build a random forest."""
     from sklearn.ensemble import RandomForestClassifier
 
     return RandomForestClassifier(n_jobs=threads(), **_options(experiment, {"n_estimators": 300}))
 
 
 def hist_gradient_boosting(experiment: Experiment, smallest: int) -> Any:
-    """Gradient boosting over histograms. With early stopping, dev decides when it ends."""
+    """Build histogram gradient boosting. Early stopping uses dev."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     patience = experiment.early_stopping
@@ -113,5 +115,5 @@ def _options(experiment: Experiment, defaults: dict[str, Any]) -> dict[str, Any]
 
 
 def unrolled(inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-    """[n, L, F] as [n, F * L]."""
+    """Reshape [n, L, F] to [n, F * L], feature by feature."""
     return inputs.transpose(0, 2, 1).reshape(len(inputs), -1)

@@ -1,12 +1,11 @@
-"""Summaries: what a run's windows look like, as numbers that do not depend on how long the run was.
+"""Summaries of a run's windows that do not depend on the run's length.
 
-Trees over the unrolled example see window 17 of one run beside window 17 of another, although the two are at different
-work by then. Here each column is summed up over the run's own windows, whatever their number; padding is never seen.
+Trees over unrolled examples compare window 17 of one run with window 17 of another, although the runs do different work
+by then. A summary covers a column over all of the run's own windows and ignores padding. Two views, for ensemble
+members with different errors:
 
-Two views are made of it, for members of an ensemble that err in different ways:
-
-- *levels*: where a column stays and how it moves (quantiles, mean, deviation, first and last, mean step), and the
-  ratios of columns to each other, which stay when the whole machine is larger or the whole job heavier;
+- *levels*: location and movement of a column (quantiles, mean, deviation, first and last, mean step), and the ratios of
+  columns to each other, which do not depend on the size of the machine or the job;
 - *shapes*: levels without ratios, and the form of the curve: moments, autocorrelation, spectrum, quarters, the first
   windows, the tasks behind a load average, and the clock ticks behind a percentage.
 """
@@ -21,17 +20,17 @@ import numpy as np
 
 #: Share of a load average that is left after the 5 s between two of Linux's updates of the 1 min average.
 _DECAY = float(np.exp(-5 / 60))
-#: Clock ticks that machines of 2, 4 and 8 cores account for in a second: the full hundred a core, and a few less.
+#: Clock ticks in a second on machines of 2, 4 and 8 cores: a hundred a core, and a few less.
 _TICKS = (198, 199, 200, 201, 396, 397, 398, 399, 400, 401, 796, 797, 798, 799, 800, 801)
 _QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 _STEP_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _LAGS = (1, 2, 3, 5)
-_FIRST = 8  # windows that are told one by one
-_SPECTRUM = 64  # windows that the spectrum is of
+_FIRST = 8  # windows that are features themselves
+_SPECTRUM = 64  # windows of the spectrum
 _BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 32))
-_SMALL = 1e-3  # what a ratio takes nothing for
+_SMALL = 1e-3  # values below count as zero in ratios
 _ROUNDED = 0.005  # a percentage is recorded with two digits
-_CHUNK = 1 << 20  # values of a column that are looked at at once: what is made of them stays in the caches
+_CHUNK = 1 << 20  # values of a column processed at once, to stay in the CPU's caches
 
 
 View = Literal["levels", "shapes"]
@@ -40,15 +39,15 @@ _NUMBERS: dict[View, int] = {"levels": 19, "shapes": 77}
 
 
 def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarray:
-    """Return a view of runs. What comes out for a run does not depend on the others, nor on the padding.
+    """Compute a view of runs. A run's result depends neither on other runs nor on the padding.
 
     Args:
-      inputs: float32 [n, L, F], not normalised: ratios and ticks are those of the recorded numbers.
+      inputs: float32 [n, L, F], not normalised, since ratios and ticks need the recorded numbers.
       n_windows: int32 [n], at least 1 each.
       view: of F columns, ``levels`` has 19 F + 3 F (F - 1) / 2 numbers and ``shapes`` 77 F.
 
     Returns:
-      float32 [n, numbers]; NaN where a run is too short for a number.
+      float32 [n, numbers]; NaN if a run is too short for a number.
     """
     size = max(1, _CHUNK // max(1, inputs.shape[1]))
     begins = range(0, max(1, len(inputs)), size)
@@ -57,7 +56,7 @@ def summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndarr
 
 
 def columns_of(view: View, columns: int) -> np.ndarray:
-    """Which of F columns each number of a view is of, int64 [numbers, 2]; of one column, it is told twice."""
+    """Return the columns behind each number of a view, int64 [numbers, 2]; a single column is repeated."""
     count = _NUMBERS[view]
     own = [(column, column) for column in range(columns) for _ in range(count)]
     ratios = [pair for pair in combinations(range(columns), 2) for _ in range(3)] if view == "levels" else []
@@ -85,7 +84,7 @@ def _summarise(inputs: np.ndarray, n_windows: np.ndarray, view: View) -> np.ndar
 
 
 def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
-    """Return the numbers of n runs beside each other, float32; what is not finite is not known."""
+    """Stack numbers of n runs as float32; values that are not finite become NaN."""
     with np.errstate(over="ignore"):
         stored = np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((n, 0), np.float32)
     stored[~np.isfinite(stored)] = np.nan
@@ -93,15 +92,15 @@ def _stored(numbers: list[np.ndarray], n: int) -> np.ndarray:
 
 
 class _Column:
-    """A column of n runs, and what several summaries need of it.
+    """A column of n runs, with intermediate results that summaries share.
 
     Attributes:
       values: float64 [n, L], zero in the padding.
-      own: bool [n, L], which windows are the run's own.
-      counts: float64 [n], how many are.
+      own: bool [n, L], whether a window is the run's own.
+      counts: float64 [n], number of own windows.
       ordered: float64 [n, L], the run's own values ascending, then infinity.
-      steps: float64 [n, L - 1], from each window to the next, zero in the padding; stepped says where there is one.
-      centred: float64 [n, L], less the mean, zero in the padding.
+      steps: float64 [n, L - 1], from each window to the next, zero in the padding; ``stepped`` marks real steps.
+      centred: float64 [n, L], values minus the mean, zero in the padding.
     """
 
     def __init__(self, values: np.ndarray, own: np.ndarray, counts: np.ndarray):
@@ -115,7 +114,7 @@ class _Column:
         self.deviation = np.sqrt((self.centred**2).sum(axis=1) / counts)
 
     def share(self, which: np.ndarray) -> np.ndarray:
-        """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which something is true."""
+        """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which ``which`` is true."""
         whole = which.shape[1] == self.own.shape[1]
         among = self.own if whole else self.stepped
         share: np.ndarray = (which & among).sum(axis=1) / (self.counts if whole else self.pairs)
@@ -137,8 +136,11 @@ def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -
 
 
 def _levels(column: _Column) -> Iterator[np.ndarray]:
-    """Nine quantiles; mean, deviation, first, last; mean and root mean square step; shares of zeros and of windows that
-    stay as they were; the smallest value above zero and the smallest step, which tell the resolution."""
+    """Yield the numbers of *levels* without ratios.
+
+    Nine quantiles; mean, deviation, first, last; mean and root mean square step; shares of zeros and of unchanged
+    windows; the smallest value above zero and the smallest step, which show the resolution.
+    """
     yield from _quantiles(column.ordered, column.counts, _QUANTILES)
     yield column.mean
     yield column.deviation
@@ -153,8 +155,11 @@ def _levels(column: _Column) -> Iterator[np.ndarray]:
 
 
 def _shapes(column: _Column) -> Iterator[np.ndarray]:
-    """Skewness and kurtosis; autocorrelations; how often it rises, crosses its mean, leaves it by two deviations; where
-    its maximum is; the mean of each quarter; bands of the spectrum; the first windows and steps."""
+    """Yield the numbers of *shapes* beside levels.
+
+    Skewness and kurtosis; autocorrelations; shares of rises, mean crossings and deviations above two; position of the
+    maximum; the mean of each quarter; bands of the spectrum; the first windows and steps.
+    """
     centred, counts = column.centred, column.counts
     windows, deviation = centred.shape[1], np.maximum(column.deviation, 1e-9)
     yield (centred**3).sum(axis=1) / counts / deviation**3
@@ -184,8 +189,11 @@ def _shapes(column: _Column) -> Iterator[np.ndarray]:
 
 
 def _tasks(column: _Column) -> Iterator[np.ndarray]:
-    """The running tasks behind a load average, wherever it is renewed: Linux keeps load = load · a + tasks · (1 - a),
-    every 5 s. Their quantiles, mean and deviation, the share of renewals, the first renewal and its tasks."""
+    """Yield figures of the running tasks behind a load average, at each of its updates.
+
+    Linux computes load = load · a + tasks · (1 - a) every 5 s. The figures: quantiles, mean and deviation of the tasks,
+    the share of updates, the first update and its tasks.
+    """
     renewed = column.stepped & (np.abs(column.steps) > 1e-4)
     tasks = column.values[:, :-1] + column.steps / (1 - _DECAY)
     counts = renewed.sum(axis=1).astype(np.float64)
@@ -203,8 +211,10 @@ def _tasks(column: _Column) -> Iterator[np.ndarray]:
 
 
 def _ticks(column: _Column) -> Iterator[np.ndarray]:
-    """For each number of clock ticks a second, how many values of a percentage are a multiple of 100 / ticks, beyond
-    those that are so by chance. NaN for a column that is no percentage."""
+    """Yield by number of clock ticks a second how many percentages are multiples of 100 / ticks beyond chance.
+
+    NaN for a column that is not a percentage.
+    """
     looked_at = column.own & (column.values > 0.5)
     counts = np.maximum(looked_at.sum(axis=1), 1)
     percentage = column.values.max(axis=1) <= 100.0

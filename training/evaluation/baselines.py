@@ -1,7 +1,7 @@
-"""One-number baselines: what a single number of a run can do, to hold a model against.
+"""One-number baselines: predictions from a single number of a run, to compare a model with.
 
-A failure ends early and a timeout late; a machine's memory names the provider that rents it out. A model that is no
-better than that has learned nothing else.
+Failures end early and timeouts late; a machine's memory identifies its provider. A model that does not beat such a
+baseline has learned nothing else.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ciml.storage.open import Store
 from training.data.snapshot import Snapshot
 from training.evaluation.metrics import accuracy
 
-#: The numbers that there are, and what each one is.
+#: The available numbers and their descriptions.
 NUMBERS = {
     "duration": "seconds from a run's start to its end",
     "memory": "used + free + buff + cach of a run's first sample",
 }
 #: Columns whose sum at the first sample is the memory of the machine, which names a provider's flavours.
 MEMORY = ("used", "free", "buff", "cach")
-_MIN_LEAF = 5  # runs: a tree with leaves of one run learns single runs by heart
+_MIN_LEAF = 5  # runs: smaller leaves would memorise single runs
 
 
-#: The number that gives away a label: a failure ends early and a timeout late, a provider rents out certain sizes.
+#: The usual number by label: failures end early and timeouts late; providers have certain memory sizes.
 _USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
 
 
 def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
-    """The numbers that a data set's experiments are held against: its own one, the usual one for its label, or all."""
+    """Return the baseline numbers of a data set: its own, the usual one for its label, or all."""
     if definition.baseline is not None:
         return () if definition.baseline == "none" else (definition.baseline,)
     usual = _USUAL.get(definition.class_label)
@@ -43,27 +43,27 @@ def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
 
 
 def number_of(raw: Store | None, name: str, mentions: Sequence[RunFacts]) -> np.ndarray | None:
-    """Return a number of each run, float64 [n], NaN where a run has none.
+    """Return a number of each run, float64 [n], NaN where it is missing.
 
     Args:
-      raw: the raw store that has the runs, which memory is read from; None where there is none.
+      raw: the raw store of the runs, for their memory; None if not available.
       name: one of `NUMBERS`.
       mentions: n runs.
 
     Returns:
-      None where no run has it: the raw store is not there, or has not these columns.
+      None if no run has it: without a raw store, or without its columns.
     """
     if name == "duration":
         values = np.array([_duration_s(mention) for mention in mentions], np.float64)
     elif name == "memory":
         if raw is None:
-            return None  # the data set was made straight from logs
+            return None  # the data set was built from logs without a raw store
         try:
             values = first_memory(raw, [mention.run_id for mention in mentions])
         except IntegrityError:
-            return None  # the raw store is not at hand: examples are all that an experiment needs
+            return None  # the raw store is not available; experiments need the examples only
     else:
-        raise CimlError(f"baseline {name!r}: there is none of this name; known are {', '.join(NUMBERS)}")
+        raise CimlError(f"unknown baseline {name!r}; choose from {', '.join(NUMBERS)}")
     return values if np.isfinite(values).any() else None
 
 
@@ -74,17 +74,17 @@ def _duration_s(mention: RunFacts) -> float:
 
 
 def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
-    """Return the probabilities that one number gives: memory by the nearest training run, duration by a small tree.
+    """Predict probabilities from one number: memory by the nearest training run, duration by a small tree.
 
     Args:
       number: one of `NUMBERS`.
-      train: float64 [m], of the runs that were trained on.
+      train: float64 [m], of the training runs.
       labels: int64 [m].
       asked: float64 [n].
       classes: C.
 
     Returns:
-      float64 [n, C]; NaN for a run without the number, which is no answer.
+      float64 [n, C]; NaN for a run without the number.
     """
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.tree import DecisionTreeClassifier
@@ -106,14 +106,14 @@ MEMORY = ("used", "free", "buff", "cach")
 
 
 def one_number_baseline(raw: Store, snapshot: Snapshot) -> dict[str, Any] | None:
-    """The accuracy of `predict_by` memory on a snapshot's test runs.
+    """Return the accuracy of `predict_by` memory on a snapshot's test runs.
 
     Args:
-      raw: the raw store that has the runs.
-      snapshot: whose runs of train and dev are known, and whose test runs are asked.
+      raw: the raw store of the runs.
+      snapshot: its train and dev runs give the numbers, its test runs are predicted.
 
     Returns:
-      As `accuracy`; None where the telemetry has no such columns, or there is nothing to test on.
+      As `accuracy`; None if the telemetry lacks these columns, or there are no test runs.
     """
     train, test = list(snapshot.runs("train", "dev")), list(snapshot.runs("test"))
     if not train or not test:
@@ -129,10 +129,10 @@ def one_number_baseline(raw: Store, snapshot: Snapshot) -> dict[str, Any] | None
 
 
 def first_memory(raw: Store, run_ids: Sequence[str]) -> np.ndarray:
-    """used + free + buff + cach of each run's first sample, float64 [n]; NaN where a run has none.
+    """Return used + free + buff + cach of each run's first sample, float64 [n]; NaN where missing.
 
     Raises:
-      IntegrityError: where the raw manifest lacks a run.
+      IntegrityError: if the raw manifest lacks a run.
     """
     from transforms.raw.reader import read_runs
 

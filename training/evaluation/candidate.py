@@ -1,4 +1,4 @@
-"""Assessing a candidate: all the figures that the gate asks for, on the held-out runs of its snapshot."""
+"""Computes a candidate's figures for the gate, on the held-out runs of its snapshot."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def assess(
     champion: Champion | None,
     gate: GatePolicy,
 ) -> dict[str, Any]:
-    """Return the figures of a candidate, as `training.evaluation.gate.judge` takes them.
+    """Compute a candidate's figures for `training.evaluation.gate.judge`.
 
-    The exported model answers, from runs that are not normalised, as it will when it is served; the model in memory is
-    asked the same runs as they were materialised, and has to agree.
+    The exported model predicts from runs that are not normalised, as in serving. The model in memory predicts the same
+    materialised runs and has to agree.
 
     Args:
       dataset: the snapshot's data set.
-      snapshot: what was trained on, and what is tested on.
+      snapshot: the training and test runs.
       materialised: its normalised examples.
       model: the Keras model in memory.
-      exported: what was made of it.
-      experiment: what was trained.
-      champion: the served model, which is asked the same runs.
-      gate: for the confidence of the comparison.
+      exported: the exported model.
+      experiment: the trained experiment.
+      champion: the served model, evaluated on the same runs.
+      gate: gives the confidence of the comparison.
     """
     resolved = snapshot.resolved
     runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
@@ -79,18 +79,18 @@ def _against(
     right: np.ndarray,
     gate: GatePolicy,
 ) -> dict[str, Any]:
-    """Return the champion's accuracy on the same runs, and the comparison; None for both where it cannot be asked."""
+    """Return the champion's accuracy on the same runs and the comparison; None for both if it cannot be evaluated."""
     try:
         champion_right = right_answers(dataset.raw(), champion, snapshot.resolved, runs, test)
     except IntegrityError as error:
-        _LOG.warning("the champion cannot be asked: %s", error)
+        _LOG.warning("the champion cannot be evaluated: %s", error)
         return {"champion": None, "comparison": None}
     metrics = {"version": champion.version, "accuracy": accuracy(champion_right)}
     return {"champion": metrics, "comparison": compare(right, champion_right, confidence=gate.confidence)}
 
 
 def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
-    """What a single number can do, where the data set is about providers."""
+    """Return the one-number baseline of a data set with provider labels, else nothing."""
     if snapshot.resolved.definition.class_label not in ("provider", "node_provider"):
         return {}
     found = one_number_baseline(dataset.raw(), snapshot)
@@ -98,7 +98,7 @@ def _baselines(dataset: StoredDataset, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Return the largest difference of two models' probabilities; None where it cannot be said."""
+    """Return the largest difference of two models' probabilities; None if it is undefined."""
     if one.shape != other.shape or not one.size or not np.isfinite(one).all() or not np.isfinite(other).all():
         return None
     return float(np.abs(one.astype(np.float64) - other).max())

@@ -1,4 +1,4 @@
-"""The champion: the model that is served now, asked about the very runs that a candidate is tested on."""
+"""Evaluates the champion, the model served now, on a candidate's test runs."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Champion:
 def right_answers(
     raw: Store, champion: Champion, resolved: ResolvedDefinition, runs: Sequence[SnapshotRun], examples: Examples
 ) -> np.ndarray:
-    """Return whether the champion is right on each run, bool [n], by its own SavedModel and its own definition.
+    """Return whether the champion predicts each run's class, bool [n], by its own model and definition.
 
-    A model of another definition (other columns, interval or classes) is given the same runs, prepared from the raw
-    store by that definition, and is right when it names the right class. A run that it cannot be given is not answered.
+    For a model with another definition (other columns, interval or classes), the runs are prepared from the raw store
+    by that definition; the class names are compared. A run that cannot be prepared counts as wrong.
 
     Args:
-      raw: the raw store that has the runs.
-      champion: whom to ask.
+      raw: the raw store of the runs.
+      champion: the model to evaluate.
       resolved: the definition of ``examples``.
       runs: n runs.
-      examples: the same runs, as they are before normalising.
+      examples: the same runs, not normalised.
 
     Raises:
-      IntegrityError: when the champion cannot be loaded or does not answer.
+      IntegrityError: if the champion cannot be loaded or fails.
     """
     from training.export import load_exported
     from training.runtime import tensorflow
@@ -64,7 +64,7 @@ def right_answers(
         else:
             answers, given = _prepared(raw, model, runs)
     except tensorflow().errors.OpError as error:
-        raise IntegrityError(f"{champion.folder} does not answer: {str(error).splitlines()[0]}") from None
+        raise IntegrityError(f"{champion.folder} fails to predict: {str(error).splitlines()[0]}") from None
     names = np.array(model.definition.classes)[np.nan_to_num(answers).argmax(axis=1)]
     wanted = np.array([resolved.classes[run.label] for run in runs])
     right: np.ndarray = (names == wanted) & given & np.isfinite(answers).all(axis=1)

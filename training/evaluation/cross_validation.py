@@ -1,6 +1,6 @@
-"""Cross-validation: by run, or with whole groups held out, so that a model cannot know a run's twins.
+"""Cross-validation by run, or with whole groups held out, so that similar runs are never on both sides.
 
-It looks at the runs that are trained on alone: choosing an estimator by it leaves the test runs unread.
+It uses train and dev runs only: choosing an estimator by it does not read the test runs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from training.evaluation.scores import scores
 from training.experiment import Experiment
 from training.normalise import Normalisation
 
-#: Told an epoch, from 1, and how to have the probabilities of the held-out runs by the network as it is then.
+#: Called with an epoch, from 1, and a function that returns the held-out runs' probabilities at that epoch.
 Look = Callable[[int, Callable[[], np.ndarray]], None]
 
 
 @dataclass(frozen=True)
 class CVSplit:
-    """Runs, divided into those that are learned from and those that are held out, once or several times.
+    """One or several divisions of runs into learned and held-out ones.
 
     Attributes:
-      places: of the runs in the material, int64 [n].
-      parts: of each fold the runs that are learned from and those that are held out, int64, by position in ``places``.
-      groups: str [n], what each run has in common with those that are held out with it; None where it is on its own.
-      dev: the runs that early stopping looks at are those held out; else they are the dev runs among those learned.
+      places: positions of the runs in the data set, int64 [n].
+      parts: for each fold the learned and the held-out runs, int64, by position in ``places``.
+      groups: str [n], the group with which each run is held out; None without groups.
+      dev: whether early stopping uses the held-out runs; else it uses the dev runs among the learned ones.
     """
 
     places: np.ndarray
@@ -43,7 +43,7 @@ class CVSplit:
 
 
 def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
-    """Divide the train and dev runs; see `cross_validate`."""
+    """Split the train and dev runs; see `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     places = material.of("train", "dev")
@@ -53,7 +53,7 @@ def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (
     smallest = np.bincount(labels)
     if parts < 2 or len(labels) < parts or (groups is None and smallest[smallest > 0].max() < parts):
         what = f"groups of {'+'.join(hold_out)}" if hold_out else "runs of a class"
-        raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds")
+        raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds; use fewer folds")
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
     return CVSplit(places, tuple(divided), groups)
@@ -67,20 +67,20 @@ def cross_validate(
     hold_out: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train on all folds but one, again and again, and scores each on the one.
+    """Train on all folds but one, for each fold, and score on that one.
 
     Args:
-      experiment: what to train. With early stopping, it looks at the dev runs among those that are trained on.
-      material: its train and dev runs are what is divided.
-      folds: how many parts; at most as many as there are groups.
-      hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; of several, a group is
-        what has the same of all. A run without the fact is a group of its own. Without, each run stands for itself.
-      progress: told of each fold.
+      experiment: the experiment to train. Early stopping uses the dev runs among the learned ones.
+      material: the data set whose train and dev runs are split.
+      folds: number of folds, at most the number of groups.
+      hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; several facts group runs
+        with equal values of all. A run without the fact is a group of its own. By default each run is a group.
+      progress: called after each fold.
 
     Returns:
-      JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and the ``held_out`` groups of each), ``mean`` (of the folds,
-      with Student's 95 % interval), ``pooled``: the `scores` of every run by the model that had not seen it, and
-      ``baselines``: by each number that the data set is held against, ``mean`` and ``pooled`` over the same folds.
+      JSON: ``folds`` (``accuracy``, ``base_rate``, ``f1`` and ``held_out`` groups of each), ``mean`` (over folds, with
+      Student's 95 % interval), ``pooled`` (the `scores` of every run by the model that had not seen it), and
+      ``baselines``: for each baseline number ``mean`` and ``pooled`` over the same folds.
 
     Raises:
       CimlError: for too few runs or groups.
@@ -117,15 +117,15 @@ def cross_validate(
 
 
 def by_one_number(material: InMemoryDataset, division: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the probabilities that single numbers give, in place of a model, for the runs that are held out.
+    """Yield the held-out runs' probabilities by each one-number baseline.
 
     Args:
       material: the runs.
-      division: how they are divided.
+      division: their split.
 
     Yields:
-      Each number that the data set is held against and that any run has: its name, and float64 [n, C], NaN for a run
-      without the number, and for one that is never held out.
+      Name of each baseline number that any run has, and float64 [n, C]: NaN for a run without the number, or one that
+      is never held out.
     """
     labels, resolved = material.rows.labels[division.places], material.snapshot.resolved
     runs = [material.mentions[place] for place in division.places]
@@ -142,7 +142,7 @@ def by_one_number(material: InMemoryDataset, division: CVSplit) -> Iterator[tupl
 def _baseline(
     name: str, answers: np.ndarray, parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """What one number does in the same folds."""
+    """Return a one-number baseline's figures over the same folds."""
     by_fold = [scores(answers[held], labels[held], classes, labels, resamples=0) for held in parts]
     pooled = scores(answers, labels, classes, labels)
     return {
@@ -160,7 +160,7 @@ def _groups(material: InMemoryDataset, places: np.ndarray, hold_out: Sequence[st
     facts = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, facts, strict=True):
         if not any(values):
-            raise CimlError(f"cross-validation: no run of {material.snapshot.dataset!r} has a {name} to hold out")
+            raise CimlError(f"cross-validation: no run of {material.snapshot.dataset!r} has the fact {name!r}")
     together = ["/".join(values) if all(values) else "" for values in zip(*facts, strict=True)] or [""] * len(runs)
     return np.array([value or run.run_id for value, run in zip(together, runs, strict=True)])
 
@@ -168,14 +168,14 @@ def _groups(material: InMemoryDataset, places: np.ndarray, hold_out: Sequence[st
 def held_out(
     experiment: Experiment, material: InMemoryDataset, division: CVSplit, number: int, look: Look | None = None
 ) -> np.ndarray:
-    """Return the probabilities of the runs that a fold holds out, by a model of the others, normalised by these alone.
+    """Train on a fold's learned runs, normalised by these alone, and predict its held-out runs.
 
     Args:
       experiment: what to train.
       material: the runs.
-      division: how they are divided.
-      number: of the fold.
-      look: called after each epoch of a network; what it raises ends the training.
+      division: their split.
+      number: the fold's number.
+      look: called after each epoch of a network; an exception from it ends the training.
     """
     rows, (learned, held) = material.rows.take(division.places), division.parts[number]
     normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
@@ -187,7 +187,7 @@ def held_out(
         elif looked_at.any():
             dev, learned = normal.take(learned[looked_at]), learned[~looked_at]
         else:
-            raise CimlError("cross-validation: early stopping needs dev runs in each fold")
+            raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
     classes = len(material.snapshot.resolved.classes)
 
     def watch(epoch: int, model: Fitted) -> None:
@@ -199,8 +199,10 @@ def held_out(
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    """The mean of shares, one a fold. Student's interval takes them as independent, which they are not quite; it ends
-    at 0 and 1, as shares do."""
+    """Return the mean of the folds' shares with Student's interval, clipped to 0 and 1.
+
+    The interval assumes independent folds, which is an approximation.
+    """
     from scipy.stats import sem, t
 
     mean, error = float(np.mean(values)), float(sem(values))

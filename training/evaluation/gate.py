@@ -1,6 +1,6 @@
-"""The gate: whether a candidate may be pushed. It is closed unless every question has an answer, and each is good.
+"""The gate decides whether a candidate may be pushed: every check must have its figures and pass.
 
-Pure: it is given figures and says why. A figure that is missing is a reason, never a pass.
+Pure function of the figures. A missing figure is a reason against, never a pass.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class GatePolicy:
-    """What a candidate has to show.
+    """The gate's thresholds.
 
     Attributes:
-      min_test_runs: on fewer held-out runs nothing can be said.
-      min_class_runs: each class has to have so many training runs: a class that was never seen is never predicted.
-      above_base_rate: the lower end of the accuracy's interval has to be above the base rate by this much.
-      tolerance: a candidate may be worse than the champion by this much, on the same held-out runs, before it counts.
-      confidence: of the one-sided bound on that difference: what is refused is a candidate that *may* be worse by
-        more than ``tolerance``.
-      max_disagreement: between the exported model and the one in memory, of any probability.
-      max_latency_ms: median of a call for one run.
+      min_test_runs: least number of held-out runs.
+      min_class_runs: least number of training runs of each class: an unseen class is never predicted.
+      above_base_rate: least margin of the accuracy's lower bound above the base rate.
+      tolerance: accepted loss of accuracy against the champion on the same held-out runs.
+      confidence: of the one-sided bound on that difference: a candidate is rejected if it *may* be worse by more than
+        ``tolerance``.
+      max_disagreement: largest difference of any probability between the exported model and the one in memory.
+      max_latency_ms: largest median latency of a call for one run, milliseconds.
     """
 
     min_test_runs: int = 20
@@ -42,12 +42,12 @@ class GatePolicy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says.
+    """The gate's decision.
 
     Attributes:
       blessed: whether the candidate may be pushed.
-      reasons: against it, a line each; where it is blessed, what spoke for it.
-      metrics: the figures that decided.
+      reasons: against the candidate, a line each; for a blessed one, those in favour.
+      metrics: the figures behind the decision.
     """
 
     blessed: bool
@@ -59,14 +59,14 @@ class Verdict:
 
 
 def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champion: bool) -> Verdict:
-    """Judge a candidate.
+    """Decide on a candidate.
 
     Args:
       candidate: ``evaluation`` (of `training.evaluation.metrics.evaluate`), ``class_counts`` (training runs by class),
-        ``disagreement`` (largest difference of the exported model to the one in memory), ``latency_ms``, and, where
+        ``disagreement`` (largest difference of the exported model to the one in memory), ``latency_ms``, and, if
         there is a champion, ``champion`` (its ``accuracy`` on the same runs) and ``comparison`` (of `compare`), None
-        where it could not be asked.
-      policy: what is wanted.
+        if it could not be evaluated.
+      policy: the thresholds.
       has_champion: whether a model is served now.
     """
     if candidate is None:
@@ -92,28 +92,26 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     )
     check(
         _number(latency) and latency <= policy.max_latency_ms,
-        f"one run takes {_show(latency)} ms, at most {policy.max_latency_ms:g} is allowed",
+        f"one run takes {_show(latency)} ms, at most {policy.max_latency_ms:g} ms is allowed",
     )
     if has_champion:
         figures |= {name: candidate.get(name) for name in ("champion", "comparison")}
         _check_champion(candidate.get("comparison"), policy, check)
     else:
-        spoke.append("there is no champion to compare with")
+        spoke.append("no champion to compare with")
     blessed = not against
     return Verdict(blessed, tuple(spoke if blessed else against), figures)
 
 
 def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
     runs = evaluation.get("runs") or 0
-    check(
-        runs >= policy.min_test_runs, f"{runs} held-out runs are too few to judge by; {policy.min_test_runs} are needed"
-    )
-    check(evaluation.get("finite") is True, "its probabilities are not all finite")
+    check(runs >= policy.min_test_runs, f"{runs} held-out runs are too few; at least {policy.min_test_runs} are needed")
+    check(evaluation.get("finite") is True, "some probabilities are not finite")
     counts = candidate.get("class_counts") or {}
     poor = [name for name, count in counts.items() if count < policy.min_class_runs]
     check(
         bool(counts) and not poor,
-        f"too few training runs of {', '.join(poor)}" if counts else "how many runs each class has is not known",
+        f"too few training runs of {', '.join(poor)}" if counts else "the number of training runs by class is missing",
     )
 
 
@@ -121,7 +119,7 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: A
     accuracy, base = evaluation.get("accuracy") or {}, evaluation.get("base_rate") or {}
     low, rate = accuracy.get("low"), base.get("value")
     if not (_number(low) and _number(rate) and _number(accuracy.get("value"))):
-        check(False, "its accuracy or the base rate is not known")
+        check(False, "the accuracy or the base rate is missing")
         return
     said = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
     wanted = rate + policy.above_base_rate
@@ -130,33 +128,33 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: A
 
 def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, check: Any) -> None:
     if comparison is None:
-        check(False, "the champion could not be asked on the same runs, so nothing says that this one is no worse")
+        check(False, "the champion could not be evaluated on the same runs, so no comparison is possible")
         return
     low, difference = comparison.get("low"), comparison.get("difference")
     if not _number(low) or not _number(difference):
-        check(False, "the comparison with the champion has no figures")
+        check(False, "the comparison with the champion lacks figures")
         return
     said = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-    check(low >= -policy.tolerance, f"{said}: it may be worse by more than {policy.tolerance:g}", said)
+    check(low >= -policy.tolerance, f"{said}: may be worse by more than {policy.tolerance:g}", said)
 
 
 def compare(
     candidate_right: np.ndarray, champion_right: np.ndarray, *, confidence: float = 0.8, samples: int = 2000
 ) -> dict[str, Any]:
-    """Compare two models on the same runs, pair by pair.
+    """Compare two models on the same runs (paired).
 
     Args:
       candidate_right: bool [n], whether the candidate was right on each run.
-      champion_right: bool [n], the same of the champion.
+      champion_right: bool [n], the same for the champion.
       confidence: of the one-sided lower bound.
-      samples: of the bootstrap; its seed is fixed, so the same answers give the same bound.
+      samples: of the bootstrap, whose seed is fixed.
 
     Returns:
       ``difference`` of the accuracies, its lower bound ``low``, ``runs``, ``only_candidate`` and ``only_champion``
-      (runs that one alone got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
+      (runs that only one model got right), and ``mcnemar``, the exact two-sided p-value of those two numbers.
 
     Raises:
-      ValueError: when they are not of the same runs.
+      ValueError: if the lengths differ.
     """
     if candidate_right.shape != champion_right.shape:
         raise ValueError(f"{candidate_right.shape} answers of the candidate, {champion_right.shape} of the champion")
@@ -165,7 +163,7 @@ def compare(
         return {"difference": None, "low": None, "runs": 0, "only_candidate": 0, "only_champion": 0, "mcnemar": None}
     steps = candidate_right.astype(np.int64) - champion_right.astype(np.int64)
     better, worse = int((steps > 0).sum()), int((steps < 0).sum())
-    # the mean of a resample depends on nothing but how often each of -1, 0 and 1 is drawn
+    # the mean of a resample depends only on how often -1, 0 and 1 are drawn
     drawn = np.random.default_rng(0).multinomial(n, [worse / n, 1 - (better + worse) / n, better / n], size=samples)
     low = float(np.quantile((drawn[:, 2] - drawn[:, 0]) / n, 1 - confidence))
     return {
@@ -179,7 +177,7 @@ def compare(
 
 
 def _mcnemar(better: int, worse: int) -> float:
-    """Exact: the chance of a split as uneven as this, if either were as likely."""
+    """Return the exact two-sided p-value of McNemar's test."""
     total, less = better + worse, min(better, worse)
     tail = sum(math.comb(total, k) for k in range(less + 1)) / 2**total
     return min(1.0, float(2 * tail))

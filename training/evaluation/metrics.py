@@ -1,4 +1,4 @@
-"""Evaluating: what a model's probabilities are worth on runs that it did not learn from."""
+"""Evaluates a model's probabilities on held-out runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BINS = 10
 
 
 def wilson(right: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a share: (low, high); (0, 1) of nothing."""
+    """Return Wilson's score interval (low, high) of a share; (0, 1) for a total of 0."""
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -28,7 +28,7 @@ def wilson(right: int, total: int, confidence: float = CONFIDENCE) -> tuple[floa
 
 
 def accuracy(right: Sequence[bool] | np.ndarray) -> dict[str, Any]:
-    """Accuracy with its interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
+    """Return the accuracy with its interval: ``value``, ``low``, ``high``, ``right``, ``runs``."""
     total, count = len(right), int(np.sum(right))
     low, high = wilson(count, total)
     return {"value": count / total if total else None, "low": low, "high": high, "right": count, "runs": total}
@@ -41,17 +41,17 @@ def evaluate(
     train_labels: np.ndarray,
     slices: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Return the metrics of a model on held-out runs, as JSON. Numbers that cannot be had, without runs, are None.
+    """Return the metrics of a model on held-out runs, as JSON. Undefined figures are None.
 
     Args:
       probabilities: float [n, C].
       labels: int [n], the right classes.
       classes: names of the C classes.
-      train_labels: int [m], the classes of the runs that were trained on; the base rate is their majority's.
-      slices: by name a value for each run, such as its job; accuracy is given for each value.
+      train_labels: int [m], the classes of the training runs, whose majority gives the base rate.
+      slices: by name a value for each run, such as its job; accuracy is computed for each value.
 
     Raises:
-      ValueError: when shapes do not fit.
+      ValueError: if shapes do not match.
     """
     n, count = len(labels), len(classes)
     if probabilities.shape != (n, count):
@@ -59,7 +59,7 @@ def evaluate(
     finite = bool(np.isfinite(probabilities).all())
     clean = np.nan_to_num(probabilities.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     predicted = clean.argmax(axis=1) if n else np.zeros(0, np.int64)
-    # a row that is not finite is no answer: it is wrong, whatever its largest number is
+    # a row that is not finite counts as wrong
     right = (predicted == labels) & np.isfinite(probabilities).all(axis=1)
     majority = int(np.bincount(train_labels, minlength=count).argmax()) if len(train_labels) else 0
     confusion = np.zeros((count, count), np.int64)
@@ -108,7 +108,7 @@ def _log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error over ten bins of confidence, and the bins for a plot."""
+    """Return the expected calibration error over ten bins of confidence, and the bins for a plot."""
     if len(right) == 0:
         return {"ece": None, "bins": []}
     confidence = probabilities.max(axis=1)
@@ -124,5 +124,5 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
 
 
 def slices_of(runs: Sequence[SnapshotRun]) -> dict[str, list[str]]:
-    """What metrics are given for, apart: each job."""
+    """Return the slices of metrics: each run's job."""
     return {"job": [run.build_name for run in runs]}

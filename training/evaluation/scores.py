@@ -1,6 +1,6 @@
-"""Scores: what an experiment's probabilities are worth, class by class, with intervals, and beside what costs nothing.
+"""Scores of an experiment's probabilities: by class, with intervals, beside trivial baselines.
 
-`training.evaluation.metrics` gives what the gate asks for; here is what people choose estimators by. The metrics are
+`training.evaluation.metrics` serves the gate; these scores are for choosing estimators. The metrics are
 those of scikit-learn, the intervals (95 %) percentiles of a bootstrap of the runs.
 """
 
@@ -17,7 +17,7 @@ from training.evaluation.metrics import CONFIDENCE, accuracy, evaluate
 RESAMPLES = 300
 BY_CLASS = ("precision", "recall", "f1", "roc_auc", "pr_auc")
 _NOTHING: Mapping[str, None] = {"value": None, "low": None, "high": None}
-_MIN_SLICE = 20  # runs: the F1 of fewer says nothing
+_MIN_SLICE = 20  # runs: the F1 of fewer is meaningless
 
 
 def scores(
@@ -30,29 +30,29 @@ def scores(
     resamples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of `training.evaluation.metrics.evaluate` and more, each with ``value``, ``low`` and ``high``:
+    """Compute the figures of `training.evaluation.metrics.evaluate` and more, with ``value``, ``low`` and ``high``:
 
     - in ``classes``, of each class against all others: ``precision``, ``recall``, ``f1``, ``roc_auc``, ``pr_auc``, and
-      its ``share`` of the runs, which is the PR-AUC of a guess;
+      its ``share`` of the runs, which is the PR-AUC of a random guess;
     - ``macro``: the mean of each of these over the classes that occur;
-    - ``brier``: the mean squared error of the probabilities, of two classes that of one;
-    - in ``slices``: the share of each one's most frequent class, ``majority``, and, where it has runs enough, the
+    - ``brier``: the mean squared error of the probabilities; for two classes that of one;
+    - in ``slices``: the share of its most frequent class, ``majority``, and, with enough runs, the
       macro ``f1`` as a number.
 
     Args:
       probabilities: float [n, C].
       labels: int [n].
       classes: names of the C classes.
-      train_labels: int [m], of the runs that were trained on.
+      train_labels: int [m], of the training runs.
       slices: by name a value for each run.
       resamples: of the bootstrap, `RESAMPLES` by default; 0 for no intervals, then ``low`` and ``high`` are None.
       seed: of the bootstrap.
 
     Returns:
-      JSON. What cannot be said, such as a ROC-AUC where one class alone occurs, is None.
+      JSON. Undefined figures, such as a ROC-AUC with a single class, are None.
 
     Raises:
-      ValueError: when shapes do not fit.
+      ValueError: if shapes do not match.
     """
     told = evaluate(probabilities, labels, classes, train_labels, slices)
     clean, predicted = answers(probabilities)
@@ -70,13 +70,13 @@ def scores(
 
 
 def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as they are scored: a row that is not finite is no answer, which is wrong, as in `evaluate`.
+    """Prepare probabilities for scoring: a row that is not finite counts as wrong, as in `evaluate`.
 
     Args:
       probabilities: float [n, C].
 
     Returns:
-      float64 [n, C], rows that add up to 1, all alike where there was no answer; int64 [n], the class, -1 for none.
+      float64 [n, C], rows that sum to 1, uniform without an answer; int64 [n], the class, -1 without.
     """
     answered = np.isfinite(probabilities).all(axis=1)
     clean = np.where(answered[:, None], probabilities, 1 / probabilities.shape[1]).astype(np.float64)
@@ -85,7 +85,7 @@ def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the figures that can be said of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
+    """Return the defined figures of some runs, by ``<label> <name>``, ``macro <name>`` and ``brier``."""
     from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support
     from sklearn.metrics import roc_auc_score as roc_auc
 
@@ -117,7 +117,7 @@ def _with_intervals(
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {name: [] for name in whole}
     with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
-        warnings.simplefilter("ignore")  # a class that was not drawn, again and again
+        warnings.simplefilter("ignore")  # resamples without some class
         for _ in range(resamples if whole else 0):
             rows = rng.integers(len(labels), size=len(labels))
             for name, value in _figures(probabilities[rows], predicted[rows], labels[rows]).items():

@@ -1,4 +1,4 @@
-"""Groups of runs that nobody named: k-means over normalised examples, and how far they agree with what is known.
+"""Unsupervised groups of runs: k-means over normalised examples, and their agreement with known facts.
 
 All of it runs in one thread, so that the same seed gives the same result to the last bit.
 """
@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-#: Runs that a silhouette is computed of: it takes all pairs.
+#: Sample size of the silhouette, which needs all pairs.
 MOST_SILHOUETTE = 4000
-#: Random assignments that stand beside an agreement.
+#: Number of random assignments to compare an agreement with.
 TRIALS = 100
 
 Projection = Literal["pca", "tsne"]
@@ -25,10 +25,10 @@ class Clusters:
     """Runs in k clusters.
 
     Attributes:
-      k: how many.
+      k: number of clusters.
       of: int64 [n], the cluster of each run; 0 is the largest.
       distance: float64 [n], Euclidean, to the centre of its cluster.
-      inertia: the sum of the squared distances, which k-means makes small.
+      inertia: the sum of the squared distances, which k-means minimises.
       silhouette: mean over runs, -1 to 1: how much nearer a run is to its own cluster than to the next. None for one
         cluster.
     """
@@ -41,28 +41,28 @@ class Clusters:
 
     @property
     def distortion(self) -> float:
-        """The mean distance to the centre."""
+        """Mean distance to the centre."""
         return float(self.distance.mean())
 
     def nearest(self, cluster: int, count: int) -> np.ndarray:
-        """int64 [at most count]: the runs nearest to the centre of a cluster, the nearest first."""
+        """Return int64 [at most count]: the runs nearest to a cluster's centre, nearest first."""
         rows = np.flatnonzero(self.of == cluster)
         return rows[np.argsort(self.distance[rows], kind="stable")][:count]
 
 
 def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
-    """K-means: the best of ten starts.
+    """Run k-means: the best of ten starts.
 
     Args:
       points: float32 [n, D], normalised and unrolled examples.
       k: at least 1, at most the number of different points (`different`).
-      seed: of the starts, and of the runs that the silhouette is computed of.
+      seed: of the starts and of the silhouette's sample.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
-        # of points that are hardly different; the clusters that it found are those that there are
+        # nearly equal points: fewer clusters were found, and they are valid
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
         fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
         names, of, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
@@ -85,12 +85,12 @@ def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:
 
 
 def different(points: np.ndarray) -> int:
-    """Return how many different points there are: k-means finds no more clusters."""
+    """Return the number of distinct points, an upper bound of k."""
     return len({row.tobytes() for row in np.ascontiguousarray(points)})
 
 
 def elbow(found: Sequence[Clusters]) -> int:
-    """The k at which the distortion bends most: where it lies furthest below the line from the first k to the last."""
+    """Return the k at which the distortion is furthest below the line from the first k to the last."""
     ks = np.array([each.k for each in found], np.float64)
     values = np.array([each.distortion for each in found])
     if len(found) < 3 or values[0] == values[-1]:
@@ -100,18 +100,18 @@ def elbow(found: Sequence[Clusters]) -> int:
 
 
 def best_silhouette(found: Iterable[Clusters]) -> int | None:
-    """Return the k of the largest silhouette, the smallest of equals; None where there is none."""
+    """Return the k of the largest silhouette, the smallest of equals; None without silhouettes."""
     scored = [(-each.silhouette, each.k) for each in found if each.silhouette is not None]
     return min(scored)[1] if scored else None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far clusters agree with names that are known, beside assignments by chance to clusters of the same sizes.
+    """Agreement of clusters with known names, beside random assignments to clusters of the same sizes.
 
     Attributes:
       rand: adjusted Rand index; 1 for the same partition, about 0 by chance.
-      mutual: normalised mutual information, 0 to 1; more clusters raise it also by chance.
+      mutual: normalised mutual information, 0 to 1; more clusters raise it even by chance.
       random_rand, random_mutual: the means over the random assignments.
       random_rand_95, random_mutual_95: 95 % of the random assignments are at or below.
     """
@@ -125,7 +125,7 @@ class Agreement:
 
 
 def agreement(of: np.ndarray, names: np.ndarray, seed: int = 0, trials: int = TRIALS) -> Agreement | None:
-    """Compare clusters [n] with names [n]. None where there is one name or one cluster only: nothing to agree on."""
+    """Compare clusters [n] with names [n]. Return None for a single name or cluster."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     _, known = np.unique(names, return_inverse=True)
@@ -150,7 +150,7 @@ class Shares:
     """Clusters × classes.
 
     Attributes:
-      names: of the classes, the commonest first.
+      names: of the classes, most frequent first.
       counts: int64 [k, classes].
     """
 
@@ -159,19 +159,19 @@ class Shares:
 
     @property
     def of_class(self) -> np.ndarray:
-        """float64 [k, classes], ``pclass``: the share of a class that falls in a cluster; columns add up to 1."""
+        """float64 [k, classes], ``pclass``: the share of a class in a cluster; columns sum to 1."""
         share: np.ndarray = self.counts / self.counts.sum(axis=0, keepdims=True)
         return share
 
     @property
     def of_cluster(self) -> np.ndarray:
-        """float64 [k, classes], ``pcluster``: the share of a cluster that is of a class; rows add up to 1."""
+        """float64 [k, classes], ``pcluster``: the share of a class within a cluster; rows sum to 1."""
         share: np.ndarray = self.counts / self.counts.sum(axis=1, keepdims=True)
         return share
 
 
 def shares(of: np.ndarray, names: np.ndarray) -> Shares:
-    """Count runs by cluster [n] and name [n]. Equally common names are in the order of the alphabet."""
+    """Count runs by cluster [n] and name [n]. Equally frequent names are sorted."""
     known, inverse, totals = np.unique(names, return_inverse=True, return_counts=True)
     order = np.argsort(-totals, kind="stable")
     counts = np.zeros((int(of.max()) + 1, len(known)), np.int64)
@@ -180,7 +180,7 @@ def shares(of: np.ndarray, names: np.ndarray) -> Shares:
 
 
 def explained(of: np.ndarray, values: np.ndarray) -> float:
-    """The share of the variance of numbers [n], such as lengths, that clusters [n] explain: 1 if each has its own."""
+    """Return the share of the variance of numbers [n], such as lengths, that clusters [n] explain."""
     numbers = values.astype(np.float64)
     total = float(((numbers - numbers.mean()) ** 2).sum())
     counts = np.bincount(of)
@@ -190,9 +190,9 @@ def explained(of: np.ndarray, values: np.ndarray) -> float:
 
 
 def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Points [n, D] in the plane: float64 [n, 2], and for ``pca`` the share of the variance that each axis has.
+    """Project points [n, D] to float64 [n, 2]; for ``pca`` also return each axis' share of the variance.
 
-    ``tsne`` starts from the first two principal components and looks at the first fifty.
+    ``tsne`` starts from the first two principal components and uses the first fifty.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -201,7 +201,7 @@ def project(points: np.ndarray, how: Projection = "pca", seed: int = 0) -> tuple
     most = min(*points.shape, 50)
     with threadpool_limits(1):
         fitted = PCA(most, random_state=seed)
-        with np.errstate(invalid="ignore", divide="ignore"):  # of points that are all the same
+        with np.errstate(invalid="ignore", divide="ignore"):  # all points are equal
             flat = fitted.fit_transform(points).astype(np.float64)
         ratio = tuple(float(share) for share in np.nan_to_num(fitted.explained_variance_ratio_[:2]))
         if how == "tsne" and len(points) > 3:

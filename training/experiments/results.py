@@ -1,4 +1,4 @@
-"""What trials have stored, read again: `training.experiments.trials` says what is where."""
+"""Reads stored trials; see `training.experiments.trials` for the files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PREDICTIONS = re.compile(r"predictions-([0-9a-f]{16})\.parquet")
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers for the test runs of a trial.
+    """A model's predictions for the test runs of a trial.
 
     Attributes:
       run_id: str [n].
       labels: int64 [n], positions in ``classes``.
-      probabilities: float64 [n, C], a row that is not finite is no answer.
+      probabilities: float64 [n, C]; a row that is not finite is no answer.
       classes: names of the C classes.
     """
 
@@ -37,15 +37,15 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Stored:
-    """A trial as it is stored.
+    """A stored trial.
 
     Attributes:
       experiment, dataset: names.
       store: the trial's folder.
-      result: of `training.experiments.trials.Trial.run`; None where it was only cross-validated, or was killed.
+      result: of `training.experiments.trials.Trial.run`; None if it was only cross-validated, or was killed.
       elsewhere: of `training.experiments.trials.Trial.run_on`, by the name of the data set.
       folds: of `training.evaluation.cross_validation.cross_validate`, by what was held out.
-      older: how many further results of this experiment on this data set there are.
+      older: number of older results of this experiment on this data set.
     """
 
     experiment: str
@@ -58,43 +58,43 @@ class Stored:
 
     @property
     def snapshot(self) -> str:
-        """The digest of the runs; "" without a result."""
+        """The snapshot's digest; "" without a result."""
         return str(self.result["snapshot"]["digest"]) if self.result else ""
 
     def predictions(self) -> Predictions | None:
-        """Return the answers for the test runs; None where the file is not there any more.
+        """Return the predictions for the test runs; None if the file is missing.
 
         Raises:
-          IntegrityError: when the file is not the one that the result names.
+          IntegrityError: if the file differs from the recorded one.
         """
         if self.result is None:
             return None
         name, classes = str(self.result["predictions"]), tuple(self.result["test"]["confusion"]["classes"])
         digest = _PREDICTIONS.fullmatch(name)
         if digest is None:
-            raise IntegrityError(f"{self.store.url(RESULT)}: predictions: {name!r:.100} is no name of such a file")
+            raise IntegrityError(f"{self.store.url(RESULT)}: predictions: invalid file name {name!r:.100}")
         try:
             data = self.store.read(name)
         except FileNotFoundError:
             return None
         if hashlib.sha256(data).hexdigest()[:16] != digest[1]:
-            raise IntegrityError(f"{self.store.url(name)} is not the file that was stored: its digest is another")
+            raise IntegrityError(f"{self.store.url(name)} was altered: its digest differs")
         return _predictions(data, classes)
 
 
 def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[str] = ()) -> list[Stored]:
     """Return the latest trial of each experiment on each data set, by data set, then in the order of ``experiments``.
 
-    The latest is that of the most spans and versions of them; of trials that have the same, one that others have too,
-    since only figures of the same runs can be compared.
+    The latest trial has the most spans and versions of them. Of equal trials, one whose snapshot other trials share is
+    chosen, since only figures of the same runs can be compared.
 
     Args:
       store: the folder of all experiments.
       experiments: names.
-      datasets: names of those that are wanted; all by default.
+      datasets: names of the data sets; all by default.
 
     Raises:
-      IntegrityError: when something is no JSON.
+      IntegrityError: if a file is not JSON.
     """
     found: dict[str, dict[str, list[Stored]]] = {}
     for experiment in experiments:
@@ -111,7 +111,7 @@ def stored_trials(store: Store, experiments: Iterable[str], datasets: Sequence[s
 
 
 def _age(trial: Stored) -> tuple[int, int]:
-    """Return (spans, the sum of their versions): both only grow. (0, 0) without a result."""
+    """Return (spans, sum of their versions), which only grow; (0, 0) without a result."""
     spans = trial.result["snapshot"]["spans"] if trial.result else []
     return len(spans), sum(version for _, version in spans)
 

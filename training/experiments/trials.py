@@ -1,9 +1,9 @@
-"""Trials: an experiment that is stored, trained on a data set, and what came of it.
+"""Trials: a stored experiment, trained on a data set, and its results.
 
-Everything is created exclusively and follows from its name, so a trial may be killed, repeated, or done twice at once:
+Every file is created exclusively and is deterministic, so a trial may be killed, repeated or run concurrently:
 
     experiments/<experiment>/experiment.json
-    experiments/<experiment>/results/<data set>/<trial>/result.json             last: with it the trial is whole
+    experiments/<experiment>/results/<data set>/<trial>/result.json             last: completes the trial
                                                         predictions-<digest>.parquet
                                                         on-<other data set>-<snapshot>.json
                                                         folds-<by>-<folds>.json
@@ -39,16 +39,16 @@ RESULT = "result.json"
 
 
 def experiment_store(experiments: Store, name: str) -> Store:
-    """Return the folder of an experiment. Its name is checked, for it may come from a user."""
+    """Return the folder of an experiment. The name is validated, since it may come from a user."""
     Experiment.from_json({"name": name}, "experiment")
     return experiments.child(name)
 
 
 def create_experiment(experiments: Store, experiment: Experiment) -> bool:
-    """Store an experiment under its name. The same again changes nothing, and gives False.
+    """Store an experiment under its name; return False if it is stored already.
 
     Raises:
-      CimlError: when it is wrong in itself, or another one has that name.
+      CimlError: if it is invalid, or a different one has that name.
     """
     check_experiment(experiment)
     store = experiment_store(experiments, experiment.name)
@@ -59,18 +59,18 @@ def create_experiment(experiments: Store, experiment: Experiment) -> bool:
     differ = [f"{key} is {old[key]}, not {new[key]}" for key in new if old[key] != new[key]]
     if differ:
         raise CimlError(
-            f"experiment {experiment.name!r} is there, and is another one: {'; '.join(differ)}; take another name"
+            f"experiment {experiment.name!r} exists with other values: {'; '.join(differ)}; choose another name"
         )
     return False
 
 
 def load_experiment(experiments: Store, name: str) -> Experiment:
-    """Return a stored experiment. Raises `CimlError` where there is none of this name."""
+    """Load a stored experiment. Raises `CimlError` for an unknown name."""
     store = experiment_store(experiments, name)
     try:
         value = json.loads(store.read("experiment.json"))
     except FileNotFoundError:
-        raise CimlError(f"no experiment {name!r} in {experiments.url()}: define it first") from None
+        raise CimlError(f"no experiment {name!r} in {experiments.url()}; define it first") from None
     except ValueError:
         raise IntegrityError(f"{store.url('experiment.json')} is not JSON") from None
     return Experiment.from_json(value, store.url("experiment.json"))
@@ -83,7 +83,7 @@ def experiment_names(experiments: Store) -> list[str]:
 
 
 def results_of(experiments: Store, name: str) -> list[dict[str, Any]]:
-    """Return all results of an experiment, by data set, those of a data set in no promised order."""
+    """Return all results of an experiment, by data set, unordered within a data set."""
     store = experiment_store(experiments, name)
     paths = [path for path in store.list("results") if path.endswith(f"/{RESULT}")]
     return [found for path in paths if (found := read_stored(store, path)) is not None]
@@ -95,10 +95,10 @@ class Trial:
 
     Attributes:
       experiments: the folder of all experiments.
-      experiment: what to train.
+      experiment: the experiment to train.
       material: the data set's examples.
-      tensorboard: where a network writes TensorBoard's event files.
-      progress: told of each pass of a network.
+      tensorboard: folder of a network's TensorBoard event files.
+      progress: called after each epoch of a network.
     """
 
     experiments: Store
@@ -109,20 +109,20 @@ class Trial:
 
     @property
     def store(self) -> Store:
-        """Where its results are."""
+        """The folder of its results."""
         dataset, key = self.material.snapshot.dataset, refresh_key(self.material.snapshot.digest, self.experiment)
         return experiment_store(self.experiments, self.experiment.name).child(f"results/{dataset}/{key}")
 
     @cached_property
     def learned(self) -> np.ndarray:
-        """The runs that are trained on, int64 [m], by position."""
+        """Positions of the training runs, int64 [m]."""
         roles = trained_roles(self.experiment, carved=self.material.snapshot.carved)
         places = self.material.of(*roles)
         if not places.size:
             turned_away = sum(self.material.snapshot.untrusted.values())
             raise CimlError(
-                f"data set {self.material.snapshot.dataset!r} has no run to train on: {turned_away} of its examples "
-                f"are untrusted, {self.material.of('test').size} are for tests"
+                f"data set {self.material.snapshot.dataset!r} has no training runs: {turned_away} examples "
+                f"are untrusted, {self.material.of('test').size} are test runs"
             )
         return places
 
@@ -132,19 +132,19 @@ class Trial:
 
     @property
     def watched(self) -> np.ndarray:
-        """The dev runs, which are not trained on, by position."""
+        """Positions of the dev runs that are not trained on."""
         return np.setdiff1d(self.material.of("dev"), self.learned)
 
     @cached_property
     def fitted(self) -> Fitted:
-        """The model; trained when it is first asked for. Nothing of it is stored: the same trial gives it again."""
+        """The fitted model, trained on first use. It is not stored, since the trial reproduces it."""
         resolved = self.material.snapshot.resolved
         check_use(self.experiment, resolved)
         dev = None
         if self.experiment.early_stopping is not None:
             dev = self.normal(self.watched)
             if not len(dev):
-                raise CimlError("early stopping needs dev runs: give dev a weight in the data set's tdt_split")
+                raise CimlError("early stopping needs dev runs; give dev a weight in the data set's tdt_split")
         return fit(
             self.experiment,
             self.normal(self.learned),
@@ -155,11 +155,11 @@ class Trial:
         )
 
     def normal(self, places: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
-        """Some runs (of another data set), normalised by this trial's training split where the estimator takes that."""
+        """Return runs (of another data set), normalised by this trial's training split if the estimator needs it."""
         return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
 
     def run(self) -> tuple[dict[str, Any], bool]:
-        """Train, tests and stores; or gives what is stored of the same trial. The test runs are read here alone.
+        """Train, test and store, or return the stored result. Only this method reads the test runs.
 
         Returns:
           The result, see docs/experiments.md, and whether it is new.
@@ -195,13 +195,13 @@ class Trial:
         return self._keep(RESULT, result)
 
     def run_on(self, other: InMemoryDataset) -> tuple[dict[str, Any], bool]:
-        """Ask the model about the test runs of another data set: what it learned, on other jobs.
+        """Evaluate the model on the test runs of another data set.
 
         Returns:
-          The `scores`, with how many runs were left out, and whether they are new.
+          The `scores`, with the number of omitted runs, and whether they are new.
 
         Raises:
-          CimlError: when the examples of that data set have other features or another length.
+          CimlError: if the examples of that data set have other features or another length.
         """
         own, its = self.material.snapshot.resolved, other.snapshot.resolved
         _check_alike(self.material, other)
@@ -234,7 +234,7 @@ class Trial:
     def cross_validate(
         self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
     ) -> tuple[dict[str, Any], bool]:
-        """`training.evaluation.cross_validation.cross_validate`, stored, and whether it is new."""
+        """Run and store `training.evaluation.cross_validation.cross_validate`; return it and whether it is new."""
         from training.evaluation.cross_validation import cross_validate
 
         name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
@@ -244,11 +244,11 @@ class Trial:
         return self._keep(name, found)
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Store, exclusively. Where another was first, its result is the result."""
+        """Store a result exclusively; if one exists, return that."""
         new = self.store.create(name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode())
         stored = read_stored(self.store, name)
         if stored is None:
-            raise IntegrityError(f"{self.store.url(name)} was written, and is gone")
+            raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
         return stored, new
 
     def _scores(self, answers: np.ndarray, places: np.ndarray) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Trial:
     def _baselines(
         self, places: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """What one number of a run can do on the same runs, by the number's name."""
+        """Return the one-number baselines on the same runs, by name."""
         asked, resolved = other or self.material, self.material.snapshot.resolved
         learned = self.material.rows.labels[self.learned]
         told: dict[str, Any] = {}
@@ -281,7 +281,7 @@ def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
     for key, value in own.items():
         if its[key] != value:
             raise CimlError(
-                f"data set {other.snapshot.dataset!r} cannot be evaluated on: its {key} is {its[key]}, and the model "
+                f"data set {other.snapshot.dataset!r} cannot be evaluated: its {key} is {its[key]}, but the model "
                 f"takes {value}"
             )
     classes = one.snapshot.resolved.classes
@@ -290,7 +290,7 @@ def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
 
 
 def _shape(material: InMemoryDataset) -> dict[str, Any]:
-    """What an example has to have in common with those that a model was trained on."""
+    """Return the properties that examples must share with a model's training examples."""
     resolved = material.snapshot.resolved
     return {
         "features": list(resolved.features),
@@ -313,12 +313,12 @@ def read_stored(store: Store, name: str) -> dict[str, Any] | None:
     except ValueError:
         raise IntegrityError(f"{store.url(name)} is not JSON") from None
     if not isinstance(value, dict):
-        raise IntegrityError(f"{store.url(name)} is no object")
+        raise IntegrityError(f"{store.url(name)} is not a JSON object")
     return value
 
 
 def _predictions(material: InMemoryDataset, places: np.ndarray, answers: np.ndarray) -> bytes:
-    """Return a Parquet file with a row a run: who it is, what it was, and the probability of each class."""
+    """Return a Parquet file with a row for each run: its id, its label, and the probability of each class."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

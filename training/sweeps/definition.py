@@ -1,4 +1,4 @@
-"""What a sweep is: a file that says what all trials have in common, what varies, and what is asked of them."""
+"""Definition of a sweep: settings common to all trials, varying keys, and the compared metric."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from training.experiment import ALIASES, Experiment
 from training.sweeps.axes import Axis, Part, Value, axes_of
 
 Metric = Literal["accuracy", "f1", "roc_auc", "pr_auc", "brier", "log_loss"]
-#: Metrics of which less is better.
+#: Metrics for which lower is better.
 LOSSES = frozenset({"brier", "log_loss"})
 #: Runs of a span, as of ``ciml dataset build``.
 _SPAN_RUNS = 5000
 _MOST_TRIALS = 10_000
-#: Shorter than other names: a trial becomes an experiment under it and the trial's number.
+#: Shorter than other names, since a trial's experiment is named by the sweep and the trial's number.
 _MOST_LETTERS = 80
-#: Keys that the sweep gives itself.
+#: Keys that the sweep sets itself.
 _OWN_KEYS: Mapping[Part, tuple[str, ...]] = {"dataset": ("name", "version", "raw_version"), "experiment": ("name",)}
 
 
 class Vary(Settings, frozen=True):
-    """What varies: by key a list of values, a table of named values, or a range.
+    """Varying keys: each a list of values, a table of named values, or a range.
 
     Attributes:
       dataset: keys of a data set's definition.
@@ -47,9 +47,9 @@ class Combination:
     """One point of a sweep's space.
 
     Attributes:
-      parameters: by axis its value; axes that mean nothing to the estimator are left out.
-      definition: of the data set, under a name that follows from what it says.
-      experiment: what is trained on it.
+      parameters: value by axis, without axes that the estimator does not use.
+      definition: of the data set; its name is derived from its content.
+      experiment: the experiment to train on it.
     """
 
     parameters: Mapping[str, Value]
@@ -61,23 +61,23 @@ class Sweep(Settings, frozen=True, kw_only=True):
     """A sweep.
 
     Attributes:
-      name: its name; a folder below ``sweeps`` has it.
-      dataset: what all data sets have in common: keys of a definition, but for its name.
-      experiment: what all experiments have in common: keys of an experiment, but for its name.
-      vary: what varies.
-      metric: what is compared: ``accuracy``, macro ``f1``, ``roc_auc`` or ``pr_auc``, of which more is better, or
-        ``brier`` or ``log_loss``, of which less is.
-      on: ``folds`` divides the train and dev runs again and again; ``dev`` scores on the dev runs. Never test.
-      folds: how many parts.
-      hold_out: facts of a run that two folds never share, such as ``flavour``.
-      trials: how many are sampled by optuna's TPE; None for every combination of the lists once.
+      name: its name, and its folder below ``sweeps``.
+      dataset: common keys of all definitions, except the name.
+      experiment: common keys of all experiments, except the name.
+      vary: the varying keys.
+      metric: ``accuracy``, macro ``f1``, ``roc_auc`` or ``pr_auc`` (higher is better), ``brier`` or ``log_loss`` (lower
+        is better).
+      on: ``folds`` cross-validates on train and dev runs; ``dev`` scores on the dev runs. Never test.
+      folds: number of folds.
+      hold_out: facts of a run whose values are never in two folds, such as ``flavour``.
+      trials: number of trials sampled by optuna's TPE; None runs every combination of the lists once.
       seed: of the sampler, the grid's order and the folds.
-      pruner: what ends trials that are worse than earlier ones; ``none`` lets each come to its end.
-      startup_trials: of a question; so many come to their ends before ``median`` compares with them.
-      warmup: steps (folds, or epochs on dev) before which nothing is pruned.
-      report_epochs: on dev, a network is scored each so many epochs.
-      lag: a trial is proposed and pruned by what the trials at least so many before it came to. So at most so many
-        are on their way at once, and results do not depend on how many really are.
+      pruner: ends trials that are worse than earlier ones; ``none`` never does.
+      startup_trials: completed trials of a question before ``median`` prunes.
+      warmup: steps (folds, or epochs on dev) without pruning.
+      report_epochs: on dev, a network is scored every so many epochs.
+      lag: a trial is proposed and pruned by the outcomes of trials at least so many numbers before it. This limits
+        parallel trials, and results do not depend on how many run in parallel.
     """
 
     what: ClassVar[str] = "sweep"
@@ -106,25 +106,25 @@ class Sweep(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_name(self.name, most=_MOST_LETTERS)
         if self.hold_out and self.on == "dev":
-            raise ValueError("hold_out: has no meaning on dev, whose runs are chosen by the data set's split")
+            raise ValueError("hold_out: not used on dev, whose runs come from the data set's split; remove it")
         for part, fixed, varied in self._parts():
             for key in _OWN_KEYS[part]:
                 if key in fixed or key in varied:
-                    raise ValueError(f"{part}.{key}: the sweep gives it itself; leave it out")
+                    raise ValueError(f"{part}.{key}: set by the sweep; remove it")
             if both := sorted(fixed.keys() & varied.keys() - {"parameters"}):
-                raise ValueError(f"{part}.{both[0]}: is fixed and varies too; leave one of them out")
+                raise ValueError(f"{part}.{both[0]}: both fixed and varying; remove one")
         axes = self.axes
         if not axes:
-            raise ValueError("vary: names no key that varies")
+            raise ValueError("vary: no varying key")
         if self.trials is None:
             for axis in axes:
                 if not axis.values:
-                    raise ValueError(f"vary.{axis.part}.{axis.key}: a range has no end of values: say trials = N")
+                    raise ValueError(f"vary.{axis.part}.{axis.key}: a range has no finite grid; set trials = N")
             count = 1
             for axis in axes:
                 count *= len(axis.names)
             if count > _MOST_TRIALS:
-                raise ValueError(f"vary: {count:,} combinations; say trials = N, or list fewer values")
+                raise ValueError(f"vary: {count:,} combinations are too many; set trials = N, or list fewer values")
         self._check_values()
 
     def _parts(self) -> tuple[tuple[Part, dict[str, Any], dict[str, Any]], ...]:
@@ -132,13 +132,15 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
-        """What varies, in the order of the file."""
+        """The varying keys in file order."""
         return tuple(axis for part, _, varied in self._parts() for axis in axes_of(part, varied))
 
     @cached_property
     def questions(self) -> tuple[Mapping[str, Value], ...]:
-        """What is asked: the combinations of the axes that decide runs and classes. Trials are compared within one.
-        Their order does not depend on that of the file."""
+        """Combinations of the axes that decide runs and classes. Trials are compared within one question.
+
+        The order does not depend on the file's.
+        """
         axes = [axis for axis in self.axes if axis.question]
         every = (
             dict(zip((axis.key for axis in axes), names, strict=True))
@@ -148,12 +150,12 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     @property
     def maximise(self) -> bool:
-        """Whether more of the metric is better."""
+        """Whether higher is better."""
         return self.metric not in LOSSES
 
     @property
     def most_steps(self) -> int:
-        """The last step that any trial can report: of its folds, or of its epochs on dev."""
+        """The last step that a trial can report: of its folds, or of its epochs on dev."""
         if self.on == "folds":
             return self.folds
         for axis in self.axes:
@@ -162,14 +164,14 @@ class Sweep(Settings, frozen=True, kw_only=True):
         return self._experiment({"experiment": self.experiment}).epochs
 
     def axis(self, key: str) -> Axis:
-        """Return the axis of a key. Raises `CimlError` where it does not vary."""
+        """Return the axis of a key. Raises `CimlError` if the key does not vary."""
         for axis in self.axes:
             if axis.key == key:
                 return axis
         raise CimlError(f"{key!r:.60} does not vary in the sweep {self.name!r}")
 
     def effective(self, parameters: Mapping[str, Value]) -> dict[str, Value]:
-        """Return the values of those axes that mean something to the estimator."""
+        """Return the values of the axes that the estimator uses."""
         keys = ESTIMATORS[self._estimator(parameters)].keys
         return {
             axis.key: parameters[axis.key]
@@ -186,22 +188,22 @@ class Sweep(Settings, frozen=True, kw_only=True):
         return tuple(unique[digest] for digest in sorted(unique))
 
     def question_of(self, parameters: Mapping[str, Value]) -> int:
-        """Which of the questions a combination answers."""
+        """Return the index of the question that a combination answers."""
         asked = {axis.key: parameters[axis.key] for axis in self.axes if axis.question}
         return self.questions.index(asked)
 
     def combine(self, parameters: Mapping[str, Value], raw_version: int | None = None) -> Combination:
-        """What is built and trained for the values of the axes.
+        """Build the definition and the experiment for values of the axes.
 
         Args:
-          parameters: by axis its value, as `effective` gives them.
-          raw_version: of the raw manifest that the data sets are pinned to.
+          parameters: value by axis, from `effective`.
+          raw_version: raw manifest version to pin the data sets to.
 
         Raises:
-          CimlError: the values do not go together.
+          CimlError: if the values are incompatible.
         """
         keys = self._keys(parameters)
-        if "estimator" in self.vary.experiment:  # then what all have in common need not mean something to each
+        if "estimator" in self.vary.experiment:  # then an estimator need not use all common keys
             known = ESTIMATORS[self._estimator(parameters)].keys
             keys["experiment"] = {key: value for key, value in keys["experiment"].items() if key in known}
         return Combination(parameters, _definition(keys["dataset"], raw_version), self._experiment(keys))
@@ -226,11 +228,11 @@ class Sweep(Settings, frozen=True, kw_only=True):
             name = self.axis("estimator").meant(parameters["estimator"])
         found = ALIASES.get(name, name) if isinstance(name, str) else name
         if found not in ESTIMATORS:
-            raise CimlError(f"estimator {name!r:.60}: there is none of this name; known are {', '.join(ESTIMATORS)}")
+            raise CimlError(f"unknown estimator {name!r:.60}; choose from {', '.join(ESTIMATORS)}")
         return found
 
     def _check_values(self) -> None:
-        """Each value by itself, beside what all have in common. What does not go together becomes a failed trial."""
+        """Check each value by itself with the common keys. Incompatible combinations become failed trials."""
         one_estimator = "estimator" not in self.vary.experiment
         if one_estimator:
             checked("", self.combine, {})
@@ -251,7 +253,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
 
 def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefinition:
-    """Return a definition of these keys, pinned, whose name follows from what it says: so sweeps share data sets."""
+    """Return a pinned definition of these keys, named by its content so that sweeps share data sets."""
     values = {"span_runs": _SPAN_RUNS, "slicer": ":", **keys}
     plain = DatasetDefinition.from_json({**values, "name": "sweep", "raw_version": raw_version}, "dataset")
     name = f"sweep-{plain.sample_interval}-{plain.digest[:16]}"
@@ -259,7 +261,7 @@ def _definition(keys: Mapping[str, Any], raw_version: int | None) -> DatasetDefi
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Yield the keys in which two JSON objects differ, with dots."""
+    """Yield the dotted keys in which two JSON objects differ."""
     for key in {**old, **new}:
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -1,4 +1,4 @@
-"""What a trial of a sweep came to, as it is stored: JSON, created once, and all the state that a sweep has."""
+"""The stored outcome of a sweep's trial: JSON, created once; a sweep has no other state."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ State = Literal["complete", "pruned", "failed"]
 
 
 class Outcome(Settings, frozen=True, kw_only=True):
-    """What a trial came to.
+    """The outcome of a trial.
 
     Attributes:
-      format: of this file.
-      number: of the trial, from 0.
-      question: which of the sweep's questions it answers.
-      parameters: by axis its value.
-      state: ``pruned`` trials were ended for being worse than earlier ones, ``failed`` ones could not be trained.
+      format: version of the file format.
+      number: the trial's number, from 0.
+      question: index of the sweep's question.
+      parameters: value by axis.
+      state: ``pruned`` trials were worse than earlier ones, ``failed`` ones could not be trained.
       reason: why a trial failed, one line.
-      value: of the metric, of all held-out runs; of a pruned trial, of those that were looked at last.
-      low: of its 95 % interval; None where there is none.
-      high: the same.
-      steps: (step, value) as they were reported: of folds, the value over the folds so far; of epochs, on dev.
+      value: the metric over all held-out runs; for a pruned trial, over those scored last.
+      low: lower bound of its 95 % interval, or None.
+      high: upper bound, or None.
+      steps: reported (step, value): for folds, over the folds so far; for epochs, on dev.
       scores: further figures of a complete trial: ``accuracy``, ``f1`` and ``base_rate``.
       dataset: name of the data set.
-      experiment: what was trained, as JSON.
-      snapshot: digest of which runs.
-      trained_on: runs, at the last fold.
-      held_out: runs that were scored.
-      same_as: the number of an earlier trial of the same parameters, which was not trained again.
+      experiment: the experiment, as JSON.
+      snapshot: digest of the runs.
+      trained_on: training runs of the last fold.
+      held_out: scored runs.
+      same_as: number of an earlier trial with the same parameters, whose outcome is reused.
       seconds: wall clock of training and scoring.
-      attrs: what optuna's pruner notes.
+      attrs: attributes of optuna's pruner.
     """
 
     what: ClassVar[str] = "outcome of a trial"

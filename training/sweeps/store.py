@@ -1,8 +1,8 @@
-"""Where a sweep is: its file as it was begun, and what its trials came to. There is no other state.
+"""The files of a sweep: its definition when it began, and its trials' outcomes. There is no other state.
 
-sweeps/<sweep>/sweep.json              first: what all its trials rest on
-sweeps/<sweep>/trials/000000.json      what each came to, created once
-sweeps/<sweep>/baselines/0.json        of each question, what one number of a run can do
+sweeps/<sweep>/sweep.json              first: the inputs of all trials
+sweeps/<sweep>/trials/000000.json      outcome of each trial, created once
+sweeps/<sweep>/baselines/0.json        one-number baselines of each question
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _FORMAT = 1
 
 
 def sweep_store(sweeps: Store, name: str) -> Store:
-    """Return the folder of a sweep. Its name is checked, for it may come from a user."""
+    """Return the folder of a sweep. The name is validated, since it may come from a user."""
     Sweep.from_json({"name": name, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "sweep")
     return sweeps.child(name)
 
 
 def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_version: Callable[[], int]) -> int:
-    """Begin a sweep, or goes on with it.
+    """Begin or resume a sweep.
 
     Args:
       store: its folder.
-      sweep: as its file says now; of one that was begun only ``trials`` may have changed.
-      rests_on: digests of what else decides about the runs; may not change either.
-      raw_version: of the raw manifest, where the sweep is new.
+      sweep: its present file; for a begun sweep only ``trials`` may have changed.
+      rests_on: digests of other inputs that decide the runs; they must not change.
+      raw_version: returns the raw manifest's version for a new sweep.
 
     Returns:
       The version of the raw manifest that its data sets are pinned to.
 
     Raises:
-      CimlError: there is another sweep of that name.
+      CimlError: if a different sweep has that name.
     """
     told = {"format": _FORMAT, "sweep": sweep.to_json(), **rests_on}
     there = read_stored(store, "sweep.json")
@@ -48,20 +48,20 @@ def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_ver
         there = read_stored(store, "sweep.json") or {}
     version = there.get("raw_version")
     if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
-        raise IntegrityError(f"{store.url('sweep.json')} is no sweep")
+        raise IntegrityError(f"{store.url('sweep.json')} is not a sweep")
     old = {key: value for key, value in there.items() if key != "raw_version"}
     sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
     if sampled:
         old["sweep"] = {**old["sweep"], "trials": sweep.trials}
     if keys := [key.removeprefix("sweep.") for key in differences(old, told)]:
         raise CimlError(
-            f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; take another name, data sets are shared"
+            f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; choose another name (data sets are shared)"
         )
     return version
 
 
 def read_outcome(store: Store, number: int) -> Outcome | None:
-    """What a trial came to; None where it has not. Raises `IntegrityError` for a file that is not what it should be."""
+    """Read the outcome of a trial, or None. Raises `IntegrityError` for an invalid file."""
     value = read_stored(store, _path(number))
     if value is None:
         return None
@@ -70,24 +70,24 @@ def read_outcome(store: Store, number: int) -> Outcome | None:
     except CimlError as error:
         raise IntegrityError(f"{store.url(_path(number))}: {error}") from None
     if found.number != number:
-        raise IntegrityError(f"{store.url(_path(number))} is of trial {found.number}")
+        raise IntegrityError(f"{store.url(_path(number))} belongs to trial {found.number}")
     return found
 
 
 def keep_outcome(store: Store, outcome: Outcome) -> Outcome:
-    """Store what a trial came to. Where another command was first, what it has stored is what the trial came to."""
+    """Store the outcome of a trial and return it; if another process was first, return its outcome."""
     if store.create(_path(outcome.number), canonical_json(outcome.to_json())):
         return outcome
     return read_outcome(store, outcome.number) or outcome
 
 
 def read_baseline(store: Store, question: int) -> dict[str, Any] | None:
-    """What one number of a run can do; None where nobody has looked."""
+    """Read the one-number baselines of a question, or None."""
     return read_stored(store, f"baselines/{question}.json")
 
 
 def keep_baseline(store: Store, question: int, found: Mapping[str, Any]) -> None:
-    """Store that, once."""
+    """Store the one-number baselines of a question once."""
     store.create(f"baselines/{question}.json", canonical_json(found))
 
 

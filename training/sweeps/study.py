@@ -1,7 +1,7 @@
-"""Proposing and pruning by optuna, of what earlier trials came to. Nothing is kept: a study is made for each question.
+"""Proposes and prunes trials with optuna, from earlier outcomes. A study is built for each call and not stored.
 
-Optuna's own storages are a database or a journal in a local file; a study that is refilled from the stored outcomes
-goes on wherever they are, and gives the same answer to whoever asks again.
+Optuna's own storages are a database or a journal in a local file. A study that is rebuilt from stored outcomes works on
+any store, and repeated calls give the same result.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Past:
     """An earlier trial of the same question.
 
     Attributes:
-      parameters: by axis its value.
-      state: as `Outcome.state`, or ``running`` where its outcome is not looked at.
-      value: the last one.
-      steps: (step, value) as reported.
-      attrs: what the pruner noted.
+      parameters: value by axis.
+      state: as `Outcome.state`, or ``running`` if its outcome is not used.
+      value: the last reported value.
+      steps: reported (step, value).
+      attrs: attributes of the pruner.
     """
 
     parameters: Mapping[str, Value]
@@ -47,19 +47,19 @@ class Past:
 
 
 def propose(sweep: Sweep, question: int, past: Sequence[Past]) -> dict[str, Value]:
-    """Return the next parameters by optuna's TPE. The same arguments give the same ones.
+    """Propose the next parameters with optuna's TPE. Deterministic.
 
     Args:
       sweep: its axes and seed.
-      question: which of its questions.
-      past: all earlier trials of that question, by their numbers.
+      question: index of the question.
+      past: all earlier trials of that question, by number.
     """
     from optuna.samplers import TPESampler
 
     seed = int(np.random.SeedSequence((sweep.seed, question, len(past))).generate_state(1)[0])
     axes = sorted((axis for axis in sweep.axes if not axis.question), key=lambda axis: axis.key)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that an argument is experimental
+        warnings.simplefilter("ignore")  # warnings about experimental arguments
         study = _study(sweep, past, sampler=TPESampler(seed=seed, constant_liar=True))
         trial = study.ask({axis.key: _distribution(axis) for axis in axes})
     found = {**sweep.questions[question], **trial.params}
@@ -67,11 +67,11 @@ def propose(sweep: Sweep, question: int, past: Sequence[Past]) -> dict[str, Valu
 
 
 class Judge:
-    """Decides whether a trial that runs is worth going on with.
+    """Decides whether a running trial should be pruned.
 
     Args:
       sweep: its pruner.
-      past: all earlier trials of the same question, by their numbers.
+      past: all earlier trials of the same question, by number.
     """
 
     def __init__(self, sweep: Sweep, past: Sequence[Past]) -> None:
@@ -81,13 +81,13 @@ class Judge:
         self._trial = self._study.ask()
 
     def hopeless(self, step: int, value: float) -> bool:
-        """Return whether the trial is to be ended after this step, from 1, and its value."""
+        """Return whether to prune the trial after this step, from 1, with its value."""
         self._trial.report(value, step)
         return self._trial.should_prune()
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """What the pruner noted, to be kept with the trial."""
+        """Attributes of the pruner, stored with the trial."""
         return dict(self._study.get_trials(deepcopy=False)[-1].system_attrs)
 
 
@@ -96,7 +96,7 @@ def _study(sweep: Sweep, past: Sequence[Past], *, sampler: Any, pruner: Any = No
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        study_name=sweep.name,  # by which hyperband spreads trials over its brackets
+        study_name=sweep.name,  # hyperband assigns brackets by it
         direction="maximize" if sweep.maximise else "minimize",
         sampler=sampler,
         pruner=pruner or optuna.pruners.NopPruner(),

@@ -1,6 +1,6 @@
-"""One trial of a sweep: an experiment trained on a data set, scored on held-out runs, and ended where it is hopeless.
+"""One trial of a sweep: an experiment trained on a data set, scored on held-out runs, and pruned if it is hopeless.
 
-The test runs are never looked at: a sweep chooses, and what it has chosen is tested once.
+The test runs are never used: a sweep selects an experiment, which is then tested once.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from training.evaluation.scores import scores
 from training.experiment import Experiment
 from training.sweeps.definition import Metric, Sweep
 
-#: Told a step, from 1, and the metric's value after it; True ends the trial, unless that was the last one.
+#: Called with a step, from 1, and the metric after it; True prunes the trial unless it was the last step.
 Report = Callable[[int, float], bool]
 
 
 class _Pruned(Exception):
-    """Ends a training from inside."""
+    """Ends a training."""
 
 
 @dataclass
 class Scored:
-    """What a trial is worth.
+    """The scores of a trial.
 
     Attributes:
-      pruned: whether it was ended.
-      value: the metric, of all held-out runs, or when it was ended.
-      low: of the 95 % interval; None where there is none.
-      high: the same.
-      steps: what was reported.
-      scores: ``accuracy``, ``f1`` and ``base_rate``; empty of a pruned one.
-      trained_on: runs, in the last part.
-      held_out: runs that were scored.
+      pruned: whether it was pruned.
+      value: the metric over all held-out runs, or when it was pruned.
+      low: lower bound of the 95 % interval, or None.
+      high: upper bound, or None.
+      steps: reported (step, value).
+      scores: ``accuracy``, ``f1`` and ``base_rate``; empty for a pruned trial.
+      trained_on: training runs of the last fold.
+      held_out: scored runs.
     """
 
     pruned: bool = False
@@ -54,31 +54,31 @@ class Scored:
 
 
 def division_of(sweep: Sweep, material: InMemoryDataset) -> CVSplit:
-    """Return how a sweep divides the runs of a data set: into folds, or into train and dev.
+    """Split the runs of a data set for a sweep: into folds, or into train and dev.
 
     Raises:
-      CimlError: there are too few.
+      CimlError: if there are too few runs.
     """
     if sweep.on == "folds":
         return divide(material, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
     places = material.of("train", "dev")
     dev = material.roles[places] == "dev"
     if not dev.any() or dev.all():
-        raise CimlError(f"data set {material.snapshot.dataset!r} has no runs to train on, or none for dev")
+        raise CimlError(f"data set {material.snapshot.dataset!r} has no training runs, or no dev runs")
     return CVSplit(places, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
 
 
 def score_trial(sweep: Sweep, experiment: Experiment, material: InMemoryDataset, report: Report) -> Scored:
-    """Train and scores.
+    """Train and score a trial.
 
     Args:
-      sweep: what is asked.
-      experiment: what to train.
-      material: what to train on; its test runs are not looked at.
-      report: told of each step.
+      sweep: the sweep, with metric and folds.
+      experiment: the experiment to train.
+      material: the data set; its test runs are not used.
+      report: called after each step.
 
     Raises:
-      CimlError: it cannot be trained, or the metric cannot be said.
+      CimlError: if it cannot be trained, or the metric is undefined.
     """
     check_experiment(experiment)
     check_use(experiment, material.snapshot.resolved)
@@ -114,8 +114,7 @@ def score_trial(sweep: Sweep, experiment: Experiment, material: InMemoryDataset,
 
 
 def one_number(sweep: Sweep, material: InMemoryDataset) -> dict[str, Any]:
-    """What one number of a run can do on the same divisions, by the number's name: the metric's ``value``, ``low`` and
-    ``high``; empty where the runs have no such number."""
+    """Return the one-number baselines on the same splits: ``value``, ``low`` and ``high`` by name; may be empty."""
     division, told = division_of(sweep, material), {}
     labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
     seen = np.sort(np.concatenate([held for _, held in division.parts]))
@@ -131,7 +130,7 @@ def _finished(
     found = scores(answers, labels, classes, train_labels, resamples=_resamples(metric))
     figure = _figure(found, metric)
     if figure["value"] is None:
-        raise CimlError(f"{metric} cannot be said: the held-out runs are of one class")
+        raise CimlError(f"{metric} is undefined: only one class was held out")
     out.value, out.low, out.high = figure["value"], figure["low"], figure["high"]
     out.scores = {
         "accuracy": found["accuracy"]["value"],
@@ -145,12 +144,12 @@ def _finished(
 def _value(answers: np.ndarray, labels: np.ndarray, classes: Any, metric: Metric) -> float:
     value = _figure(scores(answers, labels, classes, labels, resamples=0), metric)["value"]
     if value is None:
-        raise CimlError(f"{metric} cannot be said: the held-out runs are of one class")
+        raise CimlError(f"{metric} is undefined: only one class was held out")
     return float(value)
 
 
 def _resamples(metric: Metric) -> int | None:
-    """Accuracy has Wilson's interval, and needs no bootstrap."""
+    """Return the number of bootstrap resamples; accuracy needs none, with Wilson's interval."""
     return 0 if metric in ("accuracy", "log_loss") else None
 
 

@@ -92,9 +92,9 @@ def test_define_train_show_and_the_same_again(data: Path):
         (["define", "a", "--hidden-layers", "100/x"], "experiment: hidden_layers.1: expected int, got str"),
         (
             ["define", "a", "--estimator", "tree"],
-            "estimator 'tree': there is none of this name; known are boosted_summaries",
+            "unknown estimator 'tree'; choose from boosted_summaries",
         ),
-        (["define", "a", "--estimator", "svm", "--epochs", "5"], "experiment: epochs: means nothing to the estimator"),
+        (["define", "a", "--estimator", "svm", "--epochs", "5"], "experiment: epochs: not used by estimator"),
         (["define", "a", "--estimator", "svm", "-p", "C"], "'C' is not NAME=VALUE"),
     ],
 )

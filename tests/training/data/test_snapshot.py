@@ -44,7 +44,7 @@ def test_trust_is_evaluated_again_not_taken_from_ingestion(data: DataRoot):
     none = make_snapshot(data.dataset("providers"), STRICT)
     assert list(none.runs()) == []
     assert none.untrusted == {"no rule": RUNS}
-    with pytest.raises(CimlError, match="no run to train on: 160 of its examples are untrusted"):
+    with pytest.raises(CimlError, match="no training runs: 160 examples are untrusted"):
         materialise(data.dataset("providers").store, none, Path(data.url, "nowhere"))
     everyone = make_snapshot(data.dataset("providers"), OPEN)
     assert everyone.rules() == {"all of zuul": RUNS}
@@ -114,7 +114,7 @@ def test_an_altered_snapshot_is_told(data: DataRoot, snapshot: Snapshot, change:
 
 
 def test_no_snapshot_no_span_no_data_set(data: DataRoot):
-    with pytest.raises(CimlError, match="there is no snapshot"):
+    with pytest.raises(CimlError, match="no snapshot"):
         read_snapshot(data.trainer("m"), "0" * 64)
     with pytest.raises(CimlError, match="no data set 'none'"):
         make_snapshot(data.dataset("none"), OPEN)
@@ -145,7 +145,7 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
 def test_a_raw_manifest_that_is_gone_is_told(data: DataRoot):
     raw = data.raw
     raw.delete(ManifestLog(raw).path(2))
-    with pytest.raises(IntegrityError, match="is gone, and a data set was made from it"):
+    with pytest.raises(IntegrityError, match="is missing, and a data set was built from it"):
         make_snapshot(data.dataset("providers"), OPEN)
 
 

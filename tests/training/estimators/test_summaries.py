@@ -81,10 +81,10 @@ def test_what_a_run_is_too_short_for_is_not_known_and_nothing_is_infinite():
 @pytest.mark.parametrize(
     ("parameters", "line"),
     [
-        ({"levels": -1}, "experiment: parameters.levels: -1 is no number of members: want 0 to 100"),
-        ({"shapes": True}, "experiment: parameters.shapes: True is no number of members: want 0 to 100"),
-        ({"levels": 0, "shapes": 0}, "experiment: parameters: levels and shapes are both 0: that leaves no member"),
-        ({"columns": 0}, "experiment: parameters.columns: 0 is no share of the columns: want more than 0, to 1"),
+        ({"levels": -1}, "experiment: parameters.levels: invalid number of members -1; use 0 to 100"),
+        ({"shapes": True}, "experiment: parameters.shapes: invalid number of members True; use 0 to 100"),
+        ({"levels": 0, "shapes": 0}, "experiment: parameters: levels and shapes are both 0: the ensemble has no"),
+        ({"columns": 0}, "experiment: parameters.columns: invalid share 0; use more than 0 and at most 1"),
         ({"trees": 3}, "boosted_summaries: .*unexpected keyword argument 'trees'"),
     ],
 )

@@ -96,30 +96,30 @@ def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ({"vary": {}}, "vary: names no key that varies"),
-        ({"vary": {"dataset": {"sample_interval": []}}}, "vary.dataset.sample_interval: names no value"),
-        ({"vary": {"dataset": {"sample_interval": "1s"}}}, "vary.dataset.sample_interval: want a list of values"),
+        ({"vary": {}}, "vary: no varying key"),
+        ({"vary": {"dataset": {"sample_interval": []}}}, "vary.dataset.sample_interval: no values"),
+        ({"vary": {"dataset": {"sample_interval": "1s"}}}, "vary.dataset.sample_interval: expected a list of values"),
         ({"vary": {"dataset": {"sample_interval": ["1x"]}}}, "vary.dataset.sample_interval: dataset: sample_interval:"),
         ({"vary": {"dataset": {"nosuch": [1]}}}, "vary.dataset.nosuch: dataset: nosuch: no such key"),
-        ({"vary": {"dataset": {"name": ["a"]}}}, "dataset.name: the sweep gives it itself; leave it out"),
-        ({"dataset": {"raw_version": 3}}, "dataset.raw_version: the sweep gives it itself; leave it out"),
-        ({"vary": {"dataset": {"max_windows": {"low": 1, "high": 9}}}}, "vary.dataset.max_windows: a range would make"),
-        ({"vary": {"experiment": {"epochs": [1]}}}, "vary.experiment.epochs: experiment: epochs: means nothing to the"),
-        ({"vary": {"experiment": {"seed": {"low": 1, "high": 9}}}}, "vary.experiment.seed: a range has no end of"),
-        ({"vary": {"experiment": {"seed": {"low": 9, "high": 9}}}, "trials": 2}, "vary.experiment.seed: want a range"),
-        ({"vary": {"experiment": {"seed": [1, 1]}}}, "vary.experiment.seed: each value only once"),
-        ({"vary": {"experiment": {"seed": [1], "estimator": ["tree"]}}}, "experiment.estimator: is fixed and"),
-        ({"experiment": {}, "vary": {"experiment": {"estimator": ["tree"]}}}, "vary.experiment.estimator: esti"),
+        ({"vary": {"dataset": {"name": ["a"]}}}, "dataset.name: set by the sweep; remove it"),
+        ({"dataset": {"raw_version": 3}}, "dataset.raw_version: set by the sweep; remove it"),
+        ({"vary": {"dataset": {"max_windows": {"low": 1, "high": 9}}}}, "vary.dataset.max_windows: a range would need"),
+        ({"vary": {"experiment": {"epochs": [1]}}}, "vary.experiment.epochs: experiment: epochs: not used by"),
+        ({"vary": {"experiment": {"seed": {"low": 1, "high": 9}}}}, "vary.experiment.seed: a range has no finite"),
+        ({"vary": {"experiment": {"seed": {"low": 9, "high": 9}}}, "trials": 2}, "vary.experiment.seed: expected a"),
+        ({"vary": {"experiment": {"seed": [1, 1]}}}, "vary.experiment.seed: duplicate value"),
+        ({"vary": {"experiment": {"seed": [1], "estimator": ["tree"]}}}, "experiment.estimator: both fixed and"),
+        ({"experiment": {}, "vary": {"experiment": {"estimator": ["tree"]}}}, "vary.experiment.estimator: unknown"),
         ({"vary": {"experiment": {"parameters": {"depth": [1]}}}}, "vary.experiment.parameters.depth: random_forest:"),
-        ({"vary": {"dataset": {"features_regex": ["a\nb"]}}}, "vary.dataset.features_regex: 'a\\nb' cannot be shown"),
+        ({"vary": {"dataset": {"features_regex": ["a\nb"]}}}, "vary.dataset.features_regex: 'a\\nb' is not one line"),
         ({"vary": {"dataset": {"features_regex": ["x" * 200]}}}, "vary.dataset.features_regex: 'xxx"),
         ({"name": "../x"}, "name: '../x' is no name"),
         ({"metric": "gain"}, "metric: 'gain' is none of accuracy, f1"),
         ({"on": "test"}, "on: 'test' is none of folds, dev"),
-        ({"on": "dev", "hold_out": "job"}, "hold_out: has no meaning on dev"),
-        ({"experiment": {**FOREST, "epochs": 4}}, "vary.experiment.seed: experiment: epochs: means nothing to the"),
+        ({"on": "dev", "hold_out": "job"}, "hold_out: not used on dev"),
+        ({"experiment": {**FOREST, "epochs": 4}}, "vary.experiment.seed: experiment: epochs: not used by"),
         ({"dataset": {"sample_interval": "1s"}, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "dataset.sample_"),
-        ({"vary": {"experiment": {"seed": MANY}}}, "vary.experiment.seed: 101 values, and at most 100"),
+        ({"vary": {"experiment": {"seed": MANY}}}, "vary.experiment.seed: 101 values exceed 100"),
         ({"vary": {"experiment": {"seed": MANY[1:]}, "dataset": LARGE}}, "vary: 20,000 combinations"),
         ({"pruning": "median"}, "pruning: no such key"),
     ],
@@ -197,8 +197,8 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> 
     assert read_outcome(store, 4) is None
     for number, text, line in [
         (5, "{", "is not JSON"),
-        (6, "[]", "is no object"),
-        (7, json.dumps(outcome(8).to_json()), "is of trial 8"),
+        (6, "[]", "is not a JSON object"),
+        (7, json.dumps(outcome(8).to_json()), "belongs to trial 8"),
         (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is none of complete"),
     ]:
         store.create(f"trials/{number:06}.json", text.encode())
@@ -213,13 +213,13 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     assert begin_sweep(store, rates(), facts, lambda: 4) == 4
     assert begin_sweep(store, rates(trials=90), facts, lambda: 5) == 4
     for other, told, line in [
-        (rates(metric="f1", folds=4), facts, "with another folds, metric; take another name"),
+        (rates(metric="f1", folds=4), facts, "with another folds, metric; choose another name"),
         (rates(), {"trust_policy": "b"}, "with another trust_policy; take another name"),
     ]:
         with pytest.raises(CimlError, match=line):
             begin_sweep(store, other, told, lambda: 5)
     store.replace("sweep.json", b"{}")
-    with pytest.raises(IntegrityError, match="is no sweep"):
+    with pytest.raises(IntegrityError, match="is not a sweep"):
         begin_sweep(store, rates(), facts, lambda: 5)
 
 
