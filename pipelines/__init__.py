@@ -1,1 +1,4 @@
-"""Wiring only: ingest, data sets, the trainer, predict; and the Kafka source."""
+"""Pipelines: Beam wiring for ingest, backfill, data sets, live windows, predictions and training.
+
+Uses `transforms`, `training` and `serving` for each computation. It computes nothing and keeps no process running.
+"""

@@ -1,1 +1,4 @@
-"""Looking at a data set: what is drawn, drawing it, and the page that holds the drawings."""
+"""Reports: plots and HTML pages of data sets, clusters, experiments and sweeps, with one style.
+
+Uses matplotlib and jinja2. It trains nothing and stores nothing but its pages.
+"""

@@ -1,1 +1,4 @@
-"""Data for the trainer, models, evaluation, the gate and the steps of a refresh."""
+"""Training: snapshots, normalisation, estimators, evaluation, the gate, export, and the steps of a refresh.
+
+Uses stored examples. It pushes nothing: a refresh ends with a candidate and a decision.
+"""

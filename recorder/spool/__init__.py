@@ -1,1 +1,4 @@
-"""The spool of `ciml record`: recordings on disk, sealed, sent, and sent later if the network was away."""
+"""The spool: recordings as folders on disk, their seals, and their delivery to Kafka and a log store.
+
+Uses `ciml.events` and `ciml.kafka`. It takes no samples.
+"""

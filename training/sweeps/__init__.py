@@ -1,1 +1,4 @@
-"""Sweeps: an experiment over the axes of data sets and of hyper-parameters, one trial a combination."""
+"""Sweeps: an experiment over axes of data sets and hyper-parameters, one trial a combination.
+
+Uses optuna to propose and prune. It starts no processes: `pipelines.training` does.
+"""

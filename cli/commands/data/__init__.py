@@ -1,1 +1,1 @@
-"""Commands on stored runs and data sets."""
+"""The commands of the group Data: stored runs, dead letters, data sets, drift, plots and clusters."""

@@ -1,1 +1,1 @@
-"""Commands that train, evaluate and query models."""
+"""The commands of the group Learn: experiments, refresh, models and predictions."""

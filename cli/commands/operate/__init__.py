@@ -1,1 +1,1 @@
-"""Commands that record runs, feed the raw store and start engines."""
+"""The commands of the group Operate: engines, recorder, ingest, backfill, live windows, graphs and the demo."""

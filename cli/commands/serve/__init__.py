@@ -1,1 +1,1 @@
-"""Commands on the model server and on the local engines' status."""
+"""The commands of the group Serve: the model server, services and their status."""

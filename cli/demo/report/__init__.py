@@ -1,1 +1,4 @@
-"""The result of a demo: its record, the terminal table, the plots and the HTML page."""
+"""The demo's report: the result as JSON, and its tables, plots and HTML page.
+
+Uses `reports` for style and pages. It recounts nothing: `cli.demo.checks` does.
+"""
