@@ -11,8 +11,8 @@ import numpy as np
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import Store
 from serving.server.errors import RequestError
-from serving.server.loaded_model import DEFAULT_SIGNATURE, LoadedModel
-from serving.server.loader import load_model
+from serving.server.model.loaded_model import DEFAULT_SIGNATURE, LoadedModel
+from serving.server.model.loader import load_model
 
 if TYPE_CHECKING:
     from ciml.datasets.definition import ResolvedDefinition

@@ -20,9 +20,9 @@ from serving.model_config import ModelEntry, entries_of
 from serving.server.errors import RequestError, invalid, too_large
 from serving.server.grpc_request import parse, parse_predict, parse_tensor
 from serving.server.intake import Intake, Workers
-from serving.server.loaded_model import DEFAULT_SIGNATURE
 from serving.server.manager import ModelManager, VersionStatus
 from serving.server.metrics import Metrics
+from serving.server.model.loaded_model import DEFAULT_SIGNATURE
 from serving.server.tensors import to_proto
 
 _LOG = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from ciml.storage.open import Store, open_store
 from serving.model_config import ModelEntry
 from serving.model_files import list_versions
 from serving.server.errors import invalid, not_found
-from serving.server.loaded_model import LoadedModel
-from serving.server.loader import load_model
+from serving.server.model.loaded_model import LoadedModel
+from serving.server.model.loader import load_model
 
 _LOG = logging.getLogger(__name__)
 

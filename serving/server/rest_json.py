@@ -12,7 +12,7 @@ import numpy as np
 
 from ciml.limits import MAX_JSON_CONTAINERS, MAX_JSON_VALUES, MAX_TENSOR_RANK
 from serving.server.errors import invalid, too_large
-from serving.server.loaded_model import Signature, TensorSpec
+from serving.server.model.loaded_model import Signature, TensorSpec
 from serving.server.tensors import plain
 
 if TYPE_CHECKING:

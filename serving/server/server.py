@@ -122,9 +122,9 @@ class ModelServer:
         listener = _listener(self.options.host, self.options.rest_port)  # first, since the imports take seconds
         self.rest_port = listener.getsockname()[1]
         from serving.registry import RegistryVerifier
-        from serving.server.loader import load_model
         from serving.server.manager import ModelManager
         from serving.server.metrics import Metrics
+        from serving.server.model.loader import load_model
 
         options, metrics = self.options, Metrics()
         self.metrics = metrics

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from ciml.errors import IntegrityError
 from ciml.storage.open import open_store
-from serving.server.loaded_model import LoadedModel
-from serving.server.loader import load_model
-from serving.server.tf_records import frame, masked_crc, read_records
-from serving.server.warmup import warm_up
+from serving.server.model.loaded_model import LoadedModel
+from serving.server.model.loader import load_model
+from serving.server.model.tf_records import frame, masked_crc, read_records
+from serving.server.model.warmup import warm_up
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.warmup import files, framed
 from tests.serving.models_fixture import F, L, save_model

@@ -15,7 +15,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.raw.run_log import files_of
 from ciml.storage.open import LocalStore
 from serving.contract import check_candidate
-from serving.server.loader import load_model
+from serving.server.model.loader import load_model
 from tests.training.data.test_materialise import directly, of_split
 from training.data.examples import read_snapshot_examples
 from training.data.materialise import Materialised

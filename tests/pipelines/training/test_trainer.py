@@ -19,7 +19,7 @@ from pipelines.training.trainer import TrainConfig, run_once
 from serving.client import ModelClient
 from serving.push import rollback
 from serving.registry import Registry
-from serving.server.loader import load_model
+from serving.server.model.loader import load_model
 from serving.server.server import ModelServer, ServerOptions
 from tests.scraping import collected
 from tests.serving.models_fixture import save_model

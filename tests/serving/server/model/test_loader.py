@@ -16,7 +16,7 @@ from ciml.storage.open import open_store
 from serving.contract import check_candidate
 from serving.model_files import file_digests, list_versions, model_digest
 from serving.server.errors import RequestError
-from serving.server.loader import load_model
+from serving.server.model.loader import load_model
 from tests.serving.models_fixture import DEFINITION, L, direct, runs, save_model, write_warmup
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from ciml.errors import IntegrityError
 from ciml.storage.open import open_store
-from serving.server.allowed_ops import check_ops
-from serving.server.loader import load_model
+from serving.server.model.allowed_ops import check_ops
+from serving.server.model.loader import load_model
 from tests.serving.models_fixture import save_model
 
 

@@ -14,9 +14,9 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RECORD_BYTES
 from ciml.storage.open import Store, open_store
 from serving.model_files import WARMUP_FILE
-from serving.server.loader import load_model
 from serving.server.manager import ModelManager, VersionStatus
-from serving.server.tf_records import frame, masked_crc, read_records
+from serving.server.model.loader import load_model
+from serving.server.model.tf_records import frame, masked_crc, read_records
 from tests.serving.models_fixture import F, L, save_model
 
 
@@ -163,7 +163,7 @@ def test_warmup_that_does_not_end_fails_the_load(tmp_path: Path) -> None:
 
 
 def test_warmup_of_many_slow_requests_ends(good: dict[int, Path], tmp_path: Path) -> None:
-    from serving.server.warmup import warm_up
+    from serving.server.model.warmup import warm_up
 
     folder = with_warmup(good[2], tmp_path / "m", frame(request()) * 9)
     model = load_model(folder)

@@ -16,9 +16,9 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_MODEL_CALL_S, MAX_REQUEST_ROWS
 from ciml.storage.open import Store
 from serving.model_files import LAST_FILE, WARMUP_FILE, copy_model
-from serving.server.allowed_ops import check_ops
-from serving.server.loaded_model import LoadedModel, one_line
-from serving.server.warmup import warm_up
+from serving.server.model.allowed_ops import check_ops
+from serving.server.model.loaded_model import LoadedModel, one_line
+from serving.server.model.warmup import warm_up
 
 #: Raises unless the copied files (digests by path) are those of a version that may be served.
 Verify = Callable[[Mapping[str, str]], None]

@@ -18,12 +18,12 @@ from ciml.errors import IntegrityError
 from ciml.limits import MAX_TENSOR_BYTES, MAX_WARMUP_RECORD_BYTES, MAX_WARMUP_RECORDS, MAX_WARMUP_S
 from serving.model_files import WARMUP_FILE
 from serving.server.errors import RequestError
-from serving.server.tf_records import read_records
+from serving.server.model.tf_records import read_records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from serving.server.loaded_model import LoadedModel, Signature
+    from serving.server.model.loaded_model import LoadedModel, Signature
 
 
 def warm_up(model: LoadedModel, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
