@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ciml.errors import CimlError
-from cli.options import running_engines
+from cli.options import running_engines, s3_place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,6 +62,12 @@ def runner_option(command: F) -> F:
         callback=_runner,
         help="Beam runner; flink:HOST:PORT names a job server.  [default: none, without Beam]",
     )(command)
+
+
+def logs_option(required: bool = False) -> Callable[[F], F]:
+    """``--logs``, as ``logs``: the text, for `logs_place`."""
+    text = "Folder or s3:// prefix of the listing's log paths."
+    return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)
 
 
 def logs_place(text: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.metrics import shown
 from cli.options import EngineChoice
 from cli.param_types import Duration
 from cli.signals import stop_on_signals
@@ -54,10 +54,10 @@ def run_service(
     *timings: Collector,
     **options: Any,
 ) -> None:
-    """Runs a service until it ends or a signal comes, and shows its metrics.
+    """Run a service until it ends or a signal arrives, and serve its metrics.
 
     Args:
-      service, engine: what, and where.
+      service, engine: the service, and its engine.
       endings: the values of `ending_options`.
       report: see `services.driver.drive`.
       beam_options, metrics_port, metrics_address: of the command.
@@ -71,5 +71,22 @@ def run_service(
         raise click.UsageError("--once and --until-idle exclude each other")
     until: Until = "end" if once else until_idle
     stop = stop_on_signals()
-    with shown(metrics_port, metrics_address, service.board, *timings):
+    with metrics_endpoint(metrics_port, metrics_address, service.board, *timings):
         drive(service, engine.job_endpoint, until=until, stop=stop, report=report, extra=tuple(beam_options), **options)
+
+
+@contextmanager
+def metrics_endpoint(port: int | None, address: str, *collectors: Collector) -> Iterator[None]:
+    """Serve the metrics of ``collectors`` within the ``with`` and print the URL; nothing for a ``port`` of None.
+
+    Raises:
+      EngineError: the address cannot be listened on.
+    """
+    if port is None:
+        yield
+        return
+    from ciml.metrics import registry_of, serve_metrics
+
+    with serve_metrics(registry_of(*collectors), port, address) as url:
+        click.echo(f"metrics: {url}", err=True)
+        yield

@@ -44,9 +44,15 @@ def _home(ctx: click.Context, param: click.Parameter, value: str | None) -> Path
     return home
 
 
+def home_of(ctx: click.Context) -> Path:
+    """Return the home of the local engines that ``--home`` gave."""
+    home: Path = ctx.meta.get("ciml.home") or state.default_home()
+    return home
+
+
 def running_engines(ctx: click.Context) -> dict[str, state.EngineState]:
-    """Return the engines that run in the home of `home_option`, by name."""
-    known = state.read(ctx.meta.get("ciml.home") or state.default_home())
+    """Return the engines that run in the home of ``--home``, by name."""
+    known = state.read(home_of(ctx))
     if not known:
         return {}
     from engines import processes
@@ -83,20 +89,26 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
     return EngineChoice(MICRO_BATCHES)
 
 
-def home_option(command: F) -> F:
-    """``--home``, as ``home``: a `pathlib.Path`, absolute. Apply it below the options that read it."""
+def home_option(command: F, expose_value: bool = True) -> F:
+    """``--home``, as ``home``: a `pathlib.Path`, absolute. Options that look for engines read it from the context."""
     return click.option(
         "--home",
         metavar="FOLDER",
         is_eager=True,
+        expose_value=expose_value,
         callback=_home,
         help="Folder of the local engines' files.  [default: $CIML_HOME or .ciml]",
     )(command)
 
 
-def data_path_option(required: bool = True) -> Callable[[F], F]:
-    """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`."""
-    return click.option(
+def data_path_option(required: bool = True, home: bool = True) -> Callable[[F], F]:
+    """``--data-path``, as ``data_path``: the text, for `ciml.data_root.DataRoot.open`; see `cli.data_path`.
+
+    Args:
+      required: whether the command needs it.
+      home: also add ``--home``, which passes no argument; leave it out beside `home_option`.
+    """
+    data_path = click.option(
         "--data-path",
         cls=DataPathOption,
         metavar="DATA",
@@ -106,6 +118,17 @@ def data_path_option(required: bool = True) -> Callable[[F], F]:
         callback=s3_place,
         help="Data root: a folder or an s3:// prefix.",
     )
+    return lambda command: data_path(home_option(command, expose_value=False) if home else command)
+
+
+def target_data_path_option(command: F) -> F:
+    """``--target-data-path``, as ``target_data_path``: the text, or None."""
+    return click.option(
+        "--target-data-path",
+        metavar="DATA",
+        callback=s3_place,
+        help="Data root of data sets: a folder or an s3:// prefix.  [default: --data-path]",
+    )(command)
 
 
 def kafka_option(required: bool = True) -> Callable[[F], F]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from transforms.drift.report import Finding, Report
@@ -49,7 +49,6 @@ _SHARES = ("lost_column", "new_column", "lost_group", "new_group", "mix")
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output, with the measures of each finding.")
 @data_path_option()
-@home_option
 def command(
     name: str,
     last: int | None,
@@ -60,7 +59,6 @@ def command(
     allow: tuple[str, ...],
     as_json: bool,
     data_path: str,
-    **_: object,
 ) -> int:
     """Detect data drift.
 

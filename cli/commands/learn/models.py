@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from serving.registry import Registry
@@ -29,9 +29,8 @@ def command() -> None:
 @command.command("list")
 @click.argument("model", required=False)
 @data_path_option()
-@home_option
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def list_models(model: str | None, data_path: str, as_json: bool, **_: Any) -> None:
+def list_models(model: str | None, data_path: str, as_json: bool) -> None:
     """List candidates, decisions, versions and labels.
 
     Without MODEL it lists all models. The latest candidate is the last.
@@ -89,10 +88,9 @@ def as_dict(registry: Registry) -> dict[str, Any]:
 @command.command("rollback")
 @click.argument("model")
 @data_path_option()
-@home_option
 @click.option("--version", type=click.IntRange(1), help="Version to serve.  [default: the previous one]")
 @click.option("--label", default="stable", show_default=True, help="Label to move.")
-def rollback_model(model: str, data_path: str, version: int | None, label: str, **_: Any) -> None:
+def rollback_model(model: str, data_path: str, version: int | None, label: str) -> None:
     """Move a label to an earlier version.
 
     Later versions are withdrawn until a rollback names them with --version.
@@ -112,8 +110,7 @@ def rollback_model(model: str, data_path: str, version: int | None, label: str, 
 @command.command("verify")
 @click.argument("model", required=False)
 @data_path_option()
-@home_option
-def verify_models(model: str | None, data_path: str, **_: Any) -> int:
+def verify_models(model: str | None, data_path: str) -> int:
     """Verify the files of all versions.
 
     It compares them with the registry. The exit code is 4 if a file was altered, is missing or is not registered.
@@ -139,8 +136,7 @@ def verify_models(model: str | None, data_path: str, **_: Any) -> int:
 @command.command("reconcile")
 @click.argument("model", required=False)
 @data_path_option()
-@home_option
-def reconcile_models(model: str | None, data_path: str, **_: Any) -> None:
+def reconcile_models(model: str | None, data_path: str) -> None:
     """Repair the state after interrupted pushes.
 
     It removes partial versions and rewrites the model server's configuration.

@@ -12,7 +12,7 @@ from cli.options import (
     beam_option,
     data_path_option,
     engine_option,
-    home_option,
+    home_of,
     kafka_config_option,
     kafka_option,
     kafka_properties_option,
@@ -29,7 +29,7 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     from ciml.errors import CimlError
     from engines import state
 
-    one = state.read(ctx.meta.get("ciml.home") or state.default_home()).get("models")
+    one = state.read(home_of(ctx)).get("models")
     if one is None:
         raise CimlError("no model server: start one (ciml up models, ciml serve) or name one (--server HOST:PORT)")
     return one.urls["grpc"]
@@ -40,7 +40,6 @@ def _server(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @kafka_option()
 @kafka_config_option
 @engine_option
-@home_option
 @click.option("--model", required=True, metavar="NAME", help="Model to query.")
 @click.option("--label", default="stable", show_default=True, help="Version label to query.")
 @click.option(
@@ -70,7 +69,6 @@ def command(
     beam_options: tuple[str, ...],
     metrics_port: int | None,
     metrics_address: str,
-    home: object,
     **arguments: Any,
 ) -> None:
     """Predict for finished runs as they arrive.
@@ -84,43 +82,20 @@ def command(
       ciml predict --model provider --data-path data
       ciml predict --model provider --data-path data --once --engine micro-batches
     """
+    from cli.progress_counts import Counts
     from services.driver import PATIENCE_S
     from services.predict import PredictService
     from transforms.ingest.timings_beam import COMMIT
 
-    service, line = PredictService.of(**arguments), _Shown()
+    service = PredictService.of(**arguments)
     ends = once or until_idle is not None
-    run_service(
-        service, engine, (once, until_idle), line, beam_options, metrics_port, metrics_address, COMMIT.histogram,
-        patience_s=0.0 if ends else PATIENCE_S,
-    )  # fmt: skip
-    line.finish()
+    with Counts(f"{service.topic} by {engine}") as counts:
 
+        def report(progress: Progress, word: str) -> None:
+            done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
+            counts.say(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 
-class _Shown:
-    """A status line: updated in place on a terminal, elsewhere printed at most every five seconds if it changed."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._printed = 0.0
-
-    def finish(self) -> None:
-        """Print the last line."""
-        import sys
-
-        click.echo(("\r\x1b[K" if sys.stderr.isatty() else "") + (self._last or "nothing was announced"), err=True)
-
-    def __call__(self, progress: Progress, word: str) -> None:
-        import sys
-        import time
-
-        counts = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
-        line = f"{counts or 'no predictions yet'}; {progress.behind:,} runs to go; {word}"
-        if line == self._last:
-            return
-        self._last = line
-        if sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
-        elif time.monotonic() - self._printed > 5.0:
-            self._printed = time.monotonic()
-            click.echo(line, err=True)
+        run_service(
+            service, engine, (once, until_idle), report, beam_options, metrics_port, metrics_address, COMMIT.histogram,
+            patience_s=0.0 if ends else PATIENCE_S,
+        )  # fmt: skip

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.foreground import run_service
-from cli.options import MICRO_BATCHES, EngineChoice, data_path_option, home_option, metrics_options
-from cli.trust_options import learn_from_options
+from cli.options import MICRO_BATCHES, EngineChoice, data_path_option, metrics_options
+from cli.policy_options import learn_from_options
 
 if TYPE_CHECKING:
     from pipelines.training.trainer import TrainResult
@@ -20,7 +20,6 @@ REJECTED = 5
 
 @click.command("refresh")
 @data_path_option()
-@home_option
 @click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
 @click.option("--model", metavar="NAME", help="Name of the served model.  [default: the data set's name]")
 @click.option(
@@ -40,9 +39,7 @@ REJECTED = 5
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each refresh.")
 @metrics_options
-def command(
-    watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, home: object, **arguments: Any
-) -> int:
+def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_address: str, **arguments: Any) -> int:
     """Train, evaluate and push a model.
 
     It trains a candidate on a data set's trusted runs and compares it with the champion on held-out ones. A candidate

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import logs_place, runner_option
-from cli.options import beam_option, data_path_option, home_option, s3_place
+from cli.batch_options import logs_option, logs_place, runner_option
+from cli.options import beam_option, data_path_option, s3_place
+from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.s3_options import s3_options
 from cli.signals import stop_on_signals
 
@@ -23,22 +24,11 @@ _INTERRUPTED = 130
 
 @click.command("backfill")
 @click.argument("listing", metavar="LISTING", callback=s3_place)
-@click.option(
-    "--logs",
-    required=True,
-    metavar="ROOT",
-    callback=s3_place,
-    help="Folder or s3:// prefix of the listing's log paths.",
-)
+@logs_option(required=True)
 @data_path_option()
-@home_option
 @runner_option
 @click.option(
-    "--source",
-    default="backfill",
-    show_default=True,
-    metavar="NAME",
-    help="Name of the listing in the trust policy.",
+    "--source", default="backfill", show_default=True, metavar="NAME", help="Name of the listing in the trust policy."
 )
 @click.option(
     "--runs-of",
@@ -56,24 +46,10 @@ _INTERRUPTED = 130
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of lines.  [default: all]")
 @click.option("--dry-run", is_flag=True, help="Survey the lines; load nothing.")
-@click.option(
-    "--skip-known",
-    is_flag=True,
-    help="Skip the logs of stored runs, for a listing that grew.",
-)
+@click.option("--skip-known", is_flag=True, help="Skip the logs of stored runs, for a listing that grew.")
 @click.option("--take-missing", is_flag=True, help="Continue if none of the first logs exists.")
-@click.option(
-    "--trust-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes, and backfills]",
-)
-@click.option(
-    "--fetch-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the limits of logs and of further allowed roots.",
-)
+@trust_policy_option
+@fetch_policy_option
 @beam_option
 @s3_options
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
@@ -104,7 +80,6 @@ def command(
     from pipelines.backfill.backfill import backfill
     from pipelines.backfill.dry_run import survey
 
-    options.pop("home")
     config = make_config(**options)
     opened = open_listing(listing)
     if dry_run:

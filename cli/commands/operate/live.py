@@ -13,7 +13,6 @@ from cli.options import (
     beam_option,
     data_path_option,
     engine_option,
-    home_option,
     kafka_config_option,
     kafka_option,
     kafka_properties_option,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 @kafka_option()
 @kafka_config_option
 @engine_option
-@home_option
 @click.option(
     "--dataset",
     "datasets",
@@ -82,7 +80,6 @@ def command(
     once: bool,
     until_idle: float | None,
     beam_options: tuple[str, ...],
-    home: object,
     **arguments: Any,
 ) -> None:
     """Stream windows of running jobs.

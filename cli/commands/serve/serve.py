@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from ciml.limits import MAX_BODY_S, MAX_GRPC_CONNECTIONS, MAX_HEADER_S, MAX_REST_CONNECTIONS
-from cli.options import data_path_option, home_option, metrics_options
+from cli.options import data_path_option, metrics_options
 
 
 @click.command("serve")
 @data_path_option(required=False)
-@home_option
 @click.option(
     "--config",
     metavar="FILE|s3://OBJECT",
@@ -60,7 +57,6 @@ def command(
     allow_reload: bool,
     metrics_port: int | None,
     metrics_address: str,
-    **_: Any,
 ) -> None:
     """Serve pushed models over gRPC and REST.
 

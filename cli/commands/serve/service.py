@@ -1,4 +1,4 @@
-"""``ciml service``: services that a supervisor keeps at work."""
+"""``ciml service``: supervised services."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import click
 
 from ciml.errors import CimlError
 from cli.foreground import ENDINGS
-from cli.options import EngineChoice, home_option, metrics_options
+from cli.options import EngineChoice, home_of, home_option, metrics_options
 from cli.param_types import Duration
 
 if TYPE_CHECKING:
     from services.files import ServiceFiles
 
-#: The command of each kind of service: its options are the service's.
+#: Of each kind of service: the module of its command, whose options are the service's, and options for an example.
 KINDS = {
-    "ingest": "cli.commands.operate.ingest.run:command",
-    "predict": "cli.commands.learn.predict:command",
-    "live": "cli.commands.operate.live:command",
-    "trainer": "cli.commands.learn.refresh:command",
+    "ingest": ("cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
+    "predict": ("cli.commands.learn.predict", "--data-path data --model provider"),
+    "live": ("cli.commands.operate.live", "--data-path data --dataset provider"),
+    "trainer": ("cli.commands.learn.refresh", "--data-path data --dataset provider"),
 }
-_PARALLELISM = "Of the job on Flink: at most one for each partition does anything."
+_PARALLELISM = "Parallelism of the Flink job; at most one for each partition is used."
 _WAIT = click.option(
     "--wait",
     "wait_s",
@@ -32,19 +32,19 @@ _WAIT = click.option(
     default="3min",
     show_default=True,
     metavar="TIME",
-    help="How long to wait until it works, or has stopped; 0 for not at all.",
+    help="Time to wait until it works or has stopped; 0 for none.",
 )
 _START = (
-    click.option("--name", help="Name of the service; one home may have several.  [default: its kind]"),
+    click.option("--name", help="Name of the service.  [default: its kind]"),
     click.option("--parallelism", type=click.IntRange(1, 1024), default=1, show_default=True, help=_PARALLELISM),
-    click.option("--flink-rest", metavar="URL", help="Flink's REST API, for --engine flink:HOST:PORT."),
-    click.option("--workers", metavar="HOST:PORT", help="The pool of Python workers, for --engine flink:HOST:PORT."),
-    click.option("--tied-to", type=int, hidden=True, help="End with the process of this pid."),
+    click.option("--flink-rest", metavar="URL", help="REST API of Flink, for --engine flink:HOST:PORT."),
+    click.option("--workers", metavar="HOST:PORT", help="Pool of Python workers, for --engine flink:HOST:PORT."),
+    click.option("--tied-to", type=int, hidden=True, help="Pid of a process; the service stops when it ends."),
 )
 
 
 class _Kinds(click.Group):
-    """A command for each kind of service, with the options of the kind's own command that do not end it."""
+    """A command for each kind of service, with the options of the kind's own command but those that end it."""
 
     foreground = False
 
@@ -54,15 +54,14 @@ class _Kinds(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in KINDS:
             return None
-        module, _, attribute = KINDS[cmd_name].partition(":")
-        own: click.Command = getattr(importlib.import_module(module), attribute)
-        verb = "Run" if self.foreground else "Start"
+        module, example = KINDS[cmd_name]
+        own: click.Command = importlib.import_module(module).command
+        verb = "run" if self.foreground else "start"
         made = click.Command(
             cmd_name,
             params=[param for param in own.params if param.name not in (*ENDINGS, "as_json")],
             callback=partial(_start, cmd_name, self.foreground),
-            help=f"{verb} a service of this kind: see ciml service {verb.lower()} --help.",
-            short_help=f"{verb} a service: {own.short_help}",
+            help=f"{verb.title()} the {cmd_name} service.\n\n\b\nExample:\n  ciml service {verb} {cmd_name} {example}",
         )
         has_metrics = any(param.name == "metrics_port" for param in own.params)
         more = () if has_metrics else (metrics_options,)
@@ -75,9 +74,11 @@ class _ForegroundKinds(_Kinds):
     foreground = True
 
 
-@click.group("service", short_help="Start, stop and watch supervised services.")
+@click.group("service")
 def command() -> None:
     """Start, stop and watch supervised services.
+
+    Kinds of services are ingest, predict, live and trainer.
 
     \b
     Example:
@@ -87,14 +88,13 @@ def command() -> None:
     """
 
 
-@command.group("start", cls=_Kinds, short_help="Start a service and its supervisor.")
+@command.group("start", cls=_Kinds)
 def start() -> None:
-    """Start a service, and leave a supervisor that keeps it at work.
+    """Start a service and its supervisor.
 
-    Each KIND takes the options of its own command (ciml ingest, predict, live, refresh). Work starts where the manifest
-    says. The supervisor starts it again when it is gone, has failed, or commits nothing though there is something to
-    read; it waits without limit for what does not answer. It ends by ciml service stop alone. The command itself ends
-    when the service is seen to work, or says why it does not.
+    Each KIND takes the options of its own command (ciml ingest, predict, live, refresh). Work starts at the offsets of
+    the manifest. The supervisor restarts a lost, failed or stalled service, and waits for unavailable engines, until
+    ciml service stop. The command returns when the service works or has failed.
 
     \b
     Example:
@@ -103,12 +103,12 @@ def start() -> None:
     """
 
 
-@command.group("run", cls=_ForegroundKinds, short_help="Run a service's supervisor in the foreground.")
+@command.group("run", cls=_ForegroundKinds)
 def run() -> None:
-    """Run a service's supervisor in the foreground (systemd, containers).
+    """Run a service's supervisor in the foreground.
 
-    SIGTERM ends the supervisor alone; the same command takes over what still works. Each KIND takes the options of
-    ciml service start.
+    It is for systemd and containers. SIGTERM stops only the supervisor; the same command adopts a running job. Each
+    KIND takes the options of ciml service start.
 
     \b
     Example:
@@ -120,7 +120,6 @@ def _start(
     kind: str,
     foreground: bool,
     *,
-    home: Path,
     name: str | None,
     parallelism: int,
     flink_rest: str | None,
@@ -138,6 +137,7 @@ def _start(
     from services.files import Options, ServiceFiles, located
 
     ctx, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    home = home_of(ctx)
     named = bool(flink_rest or workers or (engine is not None and engine.named))
     options = Options(
         kind,
@@ -161,16 +161,16 @@ def _start(
 _NAME = click.argument("name", required=False)
 
 
-@command.command("resume", short_help="Resume a service that was stopped.")
+@command.command("resume")
 @_NAME
 @click.option("--parallelism", type=click.IntRange(1, 1024), help=f"{_PARALLELISM}  [default: as before]")
 @_WAIT
 @home_option
 def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path) -> None:
-    """Resume a service that was stopped, or whose supervisor was killed, with the options of its start.
+    """Resume a stopped service.
 
-    NAME may be left out where there is one service. A job that still runs is taken over. Else it begins with the
-    savepoint of the last stop, where there is one, and from the manifest where there is none, or Flink refuses it.
+    It keeps the options of the start. NAME is optional for a single service. A running job is adopted. Else the service
+    begins with the savepoint of the last stop, or with the manifest if there is no usable savepoint.
 
     \b
     Example:
@@ -182,16 +182,16 @@ def resume(name: str | None, parallelism: int | None, wait_s: float, home: Path)
     control.resume(choose(home, name), parallelism, wait_s, click.echo)
 
 
-@command.command("stop", short_help="Stop a service.")
+@command.command("stop")
 @_NAME
-@click.option("--savepoint", is_flag=True, help="On Flink: with a savepoint, from which resume goes on.")
+@click.option("--savepoint", is_flag=True, help="Take a savepoint for resume (Flink).")
 @_WAIT
 @home_option
 def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
-    """Stop a service: its job or worker, then its supervisor. It works without the supervisor too.
+    """Stop a service.
 
-    NAME may be left out where there is one service. What is committed stays, and what was under way is read again; with
-    --savepoint it is kept and not read again.
+    It stops the job or worker, then the supervisor. NAME is optional for a single service. Committed work stays, and
+    uncommitted work is read again, unless --savepoint keeps it.
 
     \b
     Example:
@@ -203,15 +203,15 @@ def stop(name: str | None, savepoint: bool, wait_s: float, home: Path) -> None:
     control.stop(choose(home, name), wait_s, click.echo, savepoint=savepoint)
 
 
-@command.command("status", short_help="Show the health of services.")
+@command.command("status")
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs: an object, by name.")
+@click.option("--json", "as_json", is_flag=True, help="JSON output, an object by name.")
 @home_option
 def status(name: str | None, as_json: bool, home: Path) -> int:
-    """Show the health of one service, or of all: the job, the lag, the last commit, what was restarted and why.
+    """Show the health of services.
 
-    The exit code is 0 when all are well (or starting), 1 when one is stopped, 2 when one has stalled, failed, waits for
-    an engine, or has lost its supervisor. What is not known is shown as a dash.
+    It shows the job, the lag, the last commit, and restarts with their reasons; a dash is unknown. The exit code is 0
+    if all work or start, 1 if one is stopped, 2 if one has stalled, failed, waits for an engine or has no supervisor.
 
     \b
     Example:
@@ -237,7 +237,7 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
 
 
 def choose(home: Path, name: str | None) -> ServiceFiles:
-    """The service of that name, or the only one.
+    """Return the service of that name, or the only one.
 
     Raises:
       CimlError: there is none, or more than one and no name.
@@ -252,5 +252,5 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     if len(places) == 1:
         return places[0]
     if not places:
-        raise CimlError(f"no service was started in {home}: ciml service start")
-    raise CimlError(f"say which service: {', '.join(place.name for place in places)}")
+        raise CimlError(f"no service was started in {home}; start one by ciml service start")
+    raise CimlError(f"several services; choose one: {', '.join(place.name for place in places)}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_place, processors, runner_option
-from cli.options import data_path_option, home_option, s3_place
+from cli.batch_options import collecting_rarely, logs_option, logs_place, processors, runner_option
+from cli.options import data_path_option, s3_place, target_data_path_option
 from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
 
@@ -49,10 +49,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="TOML file or s3:// object of the definition; options override its keys. Keys: docs/datasets.md.",
 )
 @click.option(
-    "--build-name",
-    multiple=True,
-    metavar="GLOB",
-    help="Job, glob of jobs, or all; may be repeated.  [default: all]",
+    "--build-name", multiple=True, metavar="GLOB", help="Job, glob of jobs, or all; may be repeated.  [default: all]"
 )
 @click.option(
     "--slicer",
@@ -107,12 +104,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=s3_place,
     help="Listing of runs, as for ciml backfill, in place of the raw store; requires --logs.",
 )
-@click.option(
-    "--logs",
-    metavar="ROOT",
-    callback=s3_place,
-    help="Folder or s3:// prefix of the listing's log paths.",
-)
+@logs_option()
 @click.option(
     "--visualize/--no-visualize",
     help="Plot as ciml plot does, into the folder _plots of the data set.  [default: no-visualize]",
@@ -124,13 +116,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     help="Processes that read the listing's logs.  [default: one a processor]",
 )
 @data_path_option()
-@click.option(
-    "--target-data-path",
-    metavar="DATA",
-    callback=s3_place,
-    help="Data root of the data set: a folder or an s3:// prefix.  [default: --data-path]",
-)
-@home_option
+@target_data_path_option
 @runner_option
 @s3_options
 def command(
@@ -162,7 +148,6 @@ def command(
     from ciml.data_root import DataRoot
     from pipelines.datasets.build import build_dataset, remove_dataset
 
-    options.pop("home")
     if (listing is None) != (logs is None):
         raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.batch_options import collecting_rarely, runner_option
+from cli.commands.data.dataset.spans import print_spans
 from cli.options import data_path_option
+from cli.policy_options import trust_policy_option
 from cli.progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from ciml.datasets.state import DatasetState, SpanVersion
+    from ciml.datasets.state import DatasetState
 
 
 @click.command("create")
@@ -75,7 +77,7 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
             progress=progress,
         )
     if result.sealed:
-        _print_spans(f"sealed in {name}", result.sealed)
+        print_spans(f"sealed in {name}", ((span, True) for span in result.sealed))
     made = sum(len(span.runs) for span in result.sealed)
     wanted = result.state.definition.span_runs if result.state.definition else 0
     click.echo(
@@ -110,7 +112,7 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
     for key, value in _summary(state):
         click.echo(f"{key:<10} {value}")
     if state.spans:
-        _print_spans(name, state.latest())
+        print_spans(name, ((span, True) for span in state.latest()))
 
 
 @click.command("records")
@@ -122,12 +124,7 @@ def show(name: str | None, as_json: bool, data_path: str) -> None:
     metavar="FOLDER",
     help="Local output folder; an existing folder of records is replaced.",
 )
-@click.option(
-    "--trust-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes, and backfills]",
-)
+@trust_policy_option
 @data_path_option()
 def records(name: str, folder: str, trust_policy: str | None, data_path: str) -> None:
     """Write normalised examples as TFRecord files.
@@ -199,28 +196,6 @@ def _describe(state: DatasetState) -> dict[str, Any]:
         ],
         "excluded": dict(state.excluded()),
     }
-
-
-def _print_spans(title: str, spans: tuple[SpanVersion, ...] | list[SpanVersion]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    classes = list(dict.fromkeys(run.label_name for run in sorted(_runs(spans), key=lambda run: run.label)))
-    table = Table(title=title, title_justify="left")
-    for heading in ("span", "version", "examples", *classes, "train", "dev", "test", "excluded"):
-        table.add_column(heading, justify="right")
-    for span in spans:
-        by_class = Counter(run.label_name for run in span.runs)
-        by_split = Counter(run.split for run in span.runs)
-        numbers = [span.span, span.version, len(span.runs), *(by_class[name] for name in classes)]
-        numbers += [by_split[split] for split in ("train", "dev", "test")] + [len(span.excluded)]
-        table.add_row(*map(str, numbers))
-    Console().print(table)
-
-
-def _runs(spans: tuple[SpanVersion, ...] | list[SpanVersion]) -> Iterator[Any]:
-    for span in spans:
-        yield from span.runs
 
 
 def _json(value: Any) -> str:

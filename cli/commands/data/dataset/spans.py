@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.data_root import StoredDataset
@@ -21,11 +22,10 @@ _SPLITS = ("train", "dev", "test")
 @click.command("spans")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @data_path_option()
-@home_option
 @click.option("--files", is_flag=True, help="List the files of each version.")
 @click.option("--latest", is_flag=True, help="List only the latest version of each span.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output, one object a line for each version of a span.")
-def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool, **_: Any) -> None:
+def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_json: bool) -> None:
     """List spans and versions of data sets.
 
     Without NAME it lists all data sets. It shows rows by split and class, exclusions and, with --files, files.
@@ -48,7 +48,7 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
             for span, is_last in shown:
                 click.echo(json.dumps({"data_set": name, "latest": is_last, **describe(span)}))
             continue
-        _print(name, shown)
+        print_spans(name, shown)
         if files:
             for span, _last in shown:
                 for split, held in span.files.items():
@@ -59,9 +59,8 @@ def spans(names: tuple[str, ...], data_path: str, files: bool, latest: bool, as_
 @click.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @data_path_option()
-@home_option
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def verify(names: tuple[str, ...], data_path: str, as_json: bool, **_: Any) -> int:
+def verify(names: tuple[str, ...], data_path: str, as_json: bool) -> int:
     """Verify all counts and digests of data sets.
 
     Without NAME it verifies all data sets: each file in a manifest exists with its rows and digests, each selected run
@@ -132,7 +131,9 @@ def describe(span: SpanVersion) -> dict[str, Any]:
     }
 
 
-def _print(name: str, spans: list[tuple[SpanVersion, bool]]) -> None:
+def print_spans(title: str, spans: Iterable[tuple[SpanVersion, bool]]) -> None:
+    """Print a table of span versions, each with whether it is the latest of its span."""
+    spans = list(spans)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -140,8 +141,8 @@ def _print(name: str, spans: list[tuple[SpanVersion, bool]]) -> None:
     classes = list(
         dict.fromkeys(run.label_name for span, _ in spans for run in sorted(span.runs, key=lambda r: r.label))
     )
-    table = Table(title=name, title_justify="left")
-    for heading in ("span", "version", "examples", *classes, *_SPLITS, "excluded", "files"):
+    table = Table(title=title, title_justify="left")
+    for heading in ("span", "version", "examples", *classes, *_SPLITS, "excluded"):
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for span, is_last in spans:
         by_class = Counter(run.label_name for run in span.runs)
@@ -151,7 +152,7 @@ def _print(name: str, spans: list[tuple[SpanVersion, bool]]) -> None:
             *(by_class[each] for each in classes),
             *(by_split[each] for each in _SPLITS),
         ]
-        numbers += [len(span.excluded), sum(map(len, span.files.values()))]
+        numbers.append(len(span.excluded))
         version = f"{span.version}" if is_last else f"{span.version} old"
         table.add_row(str(span.span), version, *(f"{number:,}" for number in numbers))
     Console(highlight=False).print(table)

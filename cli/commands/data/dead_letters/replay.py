@@ -10,7 +10,8 @@ import click
 
 from ciml.pairs import pairs
 from cli.commands.data.dead_letters.filters import FILTERS, choice_of, choice_options
-from cli.options import data_path_option, home_option, s3_place
+from cli.options import data_path_option, s3_place
+from cli.policy_options import fetch_options, sources_option, trust_policy_option
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _REMEDIES = {
 
 @click.command("replay")
 @data_path_option()
-@home_option
 @choice_options
 @click.option(
     "--limit",
@@ -41,13 +41,7 @@ _REMEDIES = {
     callback=s3_place,
     help="Present folder or s3:// prefix of a listing's logs; it becomes an allowed root.",
 )
-@click.option(
-    "--source",
-    "sources",
-    multiple=True,
-    metavar="EVENT-SOURCE=NAME",
-    help="Name of an event source, as for ciml ingest; may be repeated.",
-)
+@sources_option
 @click.option(
     "--select",
     "selection",
@@ -55,28 +49,8 @@ _REMEDIES = {
     metavar="GLOB",
     help="Jobs of ciml ingest (--job there); others are ignored.  [default: all]",
 )
-@click.option(
-    "--allow-host",
-    "hosts",
-    multiple=True,
-    metavar="[http://]HOST[:PORT]",
-    help="Allowed host of logs; may be repeated.",
-)
-@click.option(
-    "--allow-root", "roots", multiple=True, metavar="FOLDER|s3://PREFIX", help="Allowed root of logs; may be repeated."
-)
-@click.option(
-    "--fetch-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of allowed hosts and roots, and limits of logs.",
-)
-@click.option(
-    "--trust-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes]",
-)
+@fetch_options
+@trust_policy_option
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any) -> int:
     """Replay open dead letters.
@@ -94,7 +68,6 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
     from cli.progress_counts import Bar
     from pipelines.ingest.replay import preview, replay
 
-    options.pop("home")
     config = make_config(data_path, choice_of(**{name: options.pop(name) for name in FILTERS}), **options)
     if dry_run:
         _print_preview(preview(config), as_json)

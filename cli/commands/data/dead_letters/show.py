@@ -14,7 +14,7 @@ import click
 from ciml.errors import CimlError
 from ciml.events.listing import TOPIC, is_listing
 from cli.commands.data.dead_letters.filters import choice_of, choice_options
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.raw.dead_letters import DeadLetter
@@ -36,7 +36,6 @@ def _found(data_path: str, everything: bool, **filters: Any) -> Iterator[DeadLet
 
 @click.command("list")
 @data_path_option()
-@home_option
 @choice_options
 @click.option("--all", "everything", is_flag=True, help="Include closed dead letters and their outcomes.")
 @click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Maximum number of dead letters.")
@@ -49,7 +48,6 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
       ciml dead-letters list --data-path data
       ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
     """
-    filters.pop("home")
     letters = _found(data_path, everything, **filters)
     now_us = time.time_ns() // 1000
     if as_json:
@@ -102,7 +100,6 @@ def _age(seconds: int) -> str:
 
 @click.command("count")
 @data_path_option()
-@home_option
 @choice_options
 @click.option("--by-job", is_flag=True, help="Count by reason and job.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
@@ -114,7 +111,6 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
       ciml dead-letters count --data-path data
       ciml dead-letters count --by-job --since 7d --data-path data
     """
-    filters.pop("home")
     counts: Counter[tuple[str, str]] = Counter()
     if by_job or any(filters.values()):
         for letter in _found(data_path, False, **filters):
@@ -139,8 +135,7 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
 @click.argument("origin", metavar="TOPIC:PARTITION:OFFSET")
 @click.argument("run_id", metavar="[RUN]", default="*")
 @data_path_option()
-@home_option
-def show(origin: str, run_id: str, data_path: str, **_: Any) -> None:
+def show(origin: str, run_id: str, data_path: str) -> None:
     """Show the open dead letters of an origin.
 
     It shows their reasons and the message, from which secrets were removed.

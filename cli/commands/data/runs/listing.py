@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 @click.command("list")
 @data_path_option()
-@home_option
 @click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs of the runs; may be repeated.  [default: all]")
 @click.option(
     "--outcome",
@@ -40,7 +39,6 @@ def list_runs(
     trusted: bool | None,
     last: int,
     as_json: bool,
-    **_: Any,
 ) -> None:
     """List runs, the latest first.
 
@@ -118,9 +116,8 @@ def print_runs(runs: list[dict[str, Any]], title: str) -> None:
 @click.command("show")
 @click.argument("run_id")
 @data_path_option()
-@home_option
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def show(run_id: str, data_path: str, as_json: bool, **_: Any) -> int:
+def show(run_id: str, data_path: str, as_json: bool) -> int:
     """Show a run and its records in the manifest.
 
     It shows the run's object, columns and metadata, and each record with its RUN_ID. The exit code is 4 if the stored

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 from cli.param_types import Duration
 
 
 @click.command("verify")
 @data_path_option()
-@home_option
 @click.option(
     "--sample", type=click.IntRange(0), metavar="N", help="Number of runs to read, chosen at random.  [default: all]"
 )
@@ -27,7 +25,7 @@ from cli.param_types import Duration
     help="Age from which an unreferenced object is a finding.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
-def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool, **_: Any) -> int:
+def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json: bool) -> int:
     """Verify all counts and digests of the raw store.
 
     It replays the manifest from the first delta, compares it with segments, checkpoints and index, and recounts the
@@ -66,7 +64,6 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
 
 @click.command("compact")
 @data_path_option()
-@home_option
 @click.option(
     "--older-than",
     default="1d",
@@ -78,11 +75,7 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
     "--grace", default="1d", show_default=True, type=Duration(), help="Time for which unneeded objects are kept."
 )
 @click.option(
-    "--min-runs",
-    default=2,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Minimum runs of a job and day to pack.",
+    "--min-runs", default=2, show_default=True, type=click.IntRange(1), help="Minimum runs of a job and day to pack."
 )
 @click.option(
     "--pack-size",
@@ -95,14 +88,7 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
 @click.option("--everything", is_flag=True, help="Collect garbage in all folders, not only in changed ones.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 def compact(
-    data_path: str,
-    older_than: float,
-    grace: float,
-    min_runs: int,
-    pack_size: int,
-    everything: bool,
-    as_json: bool,
-    **_: Any,
+    data_path: str, older_than: float, grace: float, min_runs: int, pack_size: int, everything: bool, as_json: bool
 ) -> int:
     """Pack runs of past days and collect garbage.
 

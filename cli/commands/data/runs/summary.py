@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.data.runs.listing import latest_runs, print_runs
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 
 if TYPE_CHECKING:
     from ciml.manifest.log import ManifestLog
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 @click.command("summary")
 @data_path_option()
-@home_option
 @click.option("--count", is_flag=True, help="Print only the number of raw runs.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output.")
 @click.option("--last", default=10, show_default=True, type=click.IntRange(0), help="Number of latest runs to show.")
 @click.option("--verify", is_flag=True, help="Verify rows and digest of each raw object; exit code 4 on a difference.")
-def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool, **_: Any) -> int:
+def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool) -> int:
     """Show the accounting and the latest runs.
 
     It counts the events and runs of DATA/raw by class and reason. It is the default of ciml runs.

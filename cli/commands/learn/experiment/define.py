@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ciml.errors import CimlError
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 from cli.s3_options import s3_options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,7 +126,6 @@ def _define(name: str, data_path: str, options: dict[str, Any]) -> None:
 @click.argument("name")
 @hyper_parameters
 @data_path_option()
-@home_option
 @s3_options
 def define(name: str, data_path: str, **options: Any) -> None:
     """Define an experiment.
@@ -139,7 +138,6 @@ def define(name: str, data_path: str, **options: Any) -> None:
       ciml experiment define wide --hidden-layers 100/100 --epochs 500 --batch-size 128 --data-path DATA
       ciml experiment define forest --estimator random_forest -p n_estimators=500 --data-path DATA
     """
-    options.pop("home")
     _define(name, data_path, options)
 
 
@@ -148,7 +146,6 @@ def define(name: str, data_path: str, **options: Any) -> None:
 @hyper_parameters
 @click.option("--force/--no-force", default=False, hidden=True, help="Option of the talk; not supported.")
 @data_path_option()
-@home_option
 @s3_options
 def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
     """Define an experiment.
@@ -162,5 +159,4 @@ def setup(name: str, data_path: str, force: bool, **options: Any) -> None:
     """
     if force:
         raise CimlError("--force: a stored experiment cannot change, as results refer to it; choose another name")
-    options.pop("home")
     _define(name, data_path, options)

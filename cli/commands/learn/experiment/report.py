@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 from cli.plot_options import output_option
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
@@ -23,11 +23,8 @@ from cli.s3_options import s3_options
 )
 @data_path_option()
 @output_option
-@home_option
 @s3_options
-def report(
-    experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: str, output: str | None, **_: object
-) -> None:
+def report(experiments: tuple[str, ...], datasets: tuple[str, ...], data_path: str, output: str | None) -> None:
     """Write HTML reports of experiments.
 
     A report has the figures of each EXPERIMENT (default all) with intervals beside the baselines, confusion, errors by

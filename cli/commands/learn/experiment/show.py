@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
 from cli.commands.learn.experiment.text import result_lines
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
 from cli.s3_options import s3_options
 
 
@@ -16,9 +15,8 @@ from cli.s3_options import s3_options
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="JSON output of the stored experiment and results.")
 @data_path_option()
-@home_option
 @s3_options
-def show(name: str | None, as_json: bool, data_path: str, **_: Any) -> None:
+def show(name: str | None, as_json: bool, data_path: str) -> None:
     """Show an experiment and its results.
 
     Without NAME it lists the names of all experiments.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.batch_options import processors
-from cli.options import data_path_option, home_option, s3_place
+from cli.options import data_path_option, s3_place, target_data_path_option
+from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from cli.trust_options import learn_from_options
 from training.exclusions import read_exclusions
 
 if TYPE_CHECKING:
@@ -47,13 +46,7 @@ _MOST_ROWS = 20
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON output of all trials.")
 @data_path_option()
-@click.option(
-    "--target-data-path",
-    metavar="DATA",
-    callback=s3_place,
-    help="Data root of data sets and the sweep: a folder or an s3:// prefix.  [default: --data-path]",
-)
-@home_option
+@target_data_path_option
 @s3_options
 def sweep(
     file: str,
@@ -65,13 +58,12 @@ def sweep(
     as_json: bool,
     data_path: str,
     target_data_path: str | None,
-    home: Path,
 ) -> None:
     """Sweep over data sets and hyper-parameters.
 
     It builds a data set and trains a model for each combination of FILE, and compares them. FILE is TOML with common
     values and lists or ranges of varied ones; docs/sweeps.md lists the keys. Trials are scored on folds or on dev; the
-    test runs stay unread. An interrupted sweep continues with the remaining trials, to the same result.
+    test runs are never read. An interrupted sweep continues with the remaining trials, to the same result.
 
     \b
     Example:

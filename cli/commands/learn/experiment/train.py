@@ -9,10 +9,10 @@ import click
 
 from ciml.errors import CimlError
 from cli.commands.learn.experiment.text import fold_lines, other_lines, result_lines
-from cli.options import data_path_option, home_option
+from cli.options import data_path_option
+from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
-from cli.trust_options import learn_from_options
 from training.exclusions import read_exclusions
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--dataset", required=True, metavar="NAME", help="Data set to train on.")
 @click.option("--experiment", required=True, metavar="NAME", help="Experiment to train.")
 @click.option(
-    "--eval-dataset",
-    "others",
-    multiple=True,
-    metavar="NAME",
-    help="Further data set to test on; may be repeated.",
+    "--eval-dataset", "others", multiple=True, metavar="NAME", help="Further data set to test on; may be repeated."
 )
 @click.option(
     "--cross-validate",
@@ -57,7 +53,6 @@ def _facts(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--debug/--no-debug", default=None, hidden=True, help="Option of the talk; see CIML_DEBUG.")
 @click.option("--json", "as_json", is_flag=True, help="JSON output of the stored result.")
 @data_path_option()
-@home_option
 @s3_options
 def train(
     dataset: str,
@@ -72,7 +67,6 @@ def train(
     gpu: bool,
     debug: bool | None,
     as_json: bool,
-    home: Path,
 ) -> None:
     """Train and test an experiment on a data set.
 

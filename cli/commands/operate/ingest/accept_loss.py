@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import click
 
-from cli.options import data_path_option, home_option, kafka_config_option, kafka_option, kafka_properties_option
+from cli.options import data_path_option, kafka_config_option, kafka_option, kafka_properties_option
 
 
 @click.command("accept-loss")
 @data_path_option()
 @kafka_option()
 @kafka_config_option
-@home_option
 @click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
 @kafka_properties_option
 @click.option("--dry-run", is_flag=True, help="List the lost offsets; accept nothing.")
@@ -22,7 +21,6 @@ def accept_loss(
     kafka_options: tuple[str, ...],
     topic: str,
     dry_run: bool,
-    **_: object,
 ) -> None:
     """Accept the loss of unread messages.
 

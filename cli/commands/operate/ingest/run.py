@@ -12,13 +12,13 @@ from cli.options import (
     beam_option,
     data_path_option,
     engine_option,
-    home_option,
     kafka_config_option,
     kafka_option,
     kafka_properties_option,
     metrics_options,
 )
 from cli.param_types import Duration
+from cli.policy_options import fetch_options, sources_option, trust_policy_option
 
 if TYPE_CHECKING:
     from services.service import Progress
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 @kafka_option()
 @kafka_config_option
 @engine_option
-@home_option
 @click.option("--topic", default="ci-events", show_default=True, help="Topic of CI events.")
 @click.option(
     "--runs-topic",
@@ -41,33 +40,8 @@ if TYPE_CHECKING:
 @click.option("--dead-letters-topic", default="", metavar="TOPIC", help="Topic of dead letters.  [default: none]")
 @ending_options()
 @click.option("--job", "jobs", multiple=True, metavar="GLOB", help="Jobs to ingest; may be repeated.  [default: all]")
-@click.option(
-    "--source",
-    "sources",
-    multiple=True,
-    metavar="EVENT-SOURCE=NAME",
-    help="Name of an event source in run ids and policies, '*' for all others; may be repeated.",
-)
-@click.option(
-    "--allow-host",
-    "hosts",
-    multiple=True,
-    metavar="[http://]HOST[:PORT]",
-    help="Allowed host of logs, by https unless http:// is given; may be repeated.",
-)
-@click.option(
-    "--allow-root",
-    "roots",
-    multiple=True,
-    metavar="FOLDER|s3://PREFIX",
-    help="Allowed root of log files or objects; may be repeated.",
-)
-@click.option(
-    "--fetch-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of allowed hosts and roots, and limits of logs; options add to it.",
-)
+@sources_option
+@fetch_options
 @click.option(
     "--retry-after",
     "delays",
@@ -77,12 +51,7 @@ if TYPE_CHECKING:
     help="Delay before a further fetch of an unavailable log; repeated for each fetch."
     "  [default: 10s, 1min, 5min, 30min, 2h]",
 )
-@click.option(
-    "--trust-policy",
-    type=click.Path(exists=True, dir_okay=False),
-    metavar="FILE",
-    help="TOML file of the trust policy.  [default: reviewed, gated or merged changes]",
-)
+@trust_policy_option
 @kafka_properties_option
 @beam_option
 @metrics_options
@@ -93,7 +62,6 @@ def command(
     beam_options: tuple[str, ...],
     metrics_port: int | None,
     metrics_address: str,
-    home: object,
     **arguments: Any,
 ) -> None:
     """Ingest in the foreground.
