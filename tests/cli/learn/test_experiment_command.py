@@ -62,7 +62,7 @@ def test_define_train_show_and_the_same_again(data: Path):
     assert "forest: random_forest, stored in" in run(*define, data=data).output
     assert "forest: random_forest, as it is already in" in run(*define, data=data).output
     other = run(*define, "--seed", "1", data=data)
-    assert (other.exit_code, "seed is 0, not 1; take another name" in other.output) == (2, True)
+    assert (other.exit_code, "seed is 0, not 1; choose another name" in other.output) == (2, True)
     shown = run("show", "forest", data=data).output
     assert "parameters      {'max_depth': None, 'n_estimators': 20}" in shown
     assert "not trained yet" in shown
