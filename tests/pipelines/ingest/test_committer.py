@@ -26,7 +26,7 @@ from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer
 from pipelines.predict.pipeline import PredictionCommitter
 from serving.predict.log import Predicted, PredictionState
-from tests.ciml.raw_world import LIMITS, Clock, TimedStore, deliveries, told
+from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, deliveries, told
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])

@@ -23,6 +23,11 @@ def chunks(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
+def in_gzip(data: bytes) -> bytes:
+    """The same bytes at any time: they are part of a test's name."""
+    return gzip.compress(data, mtime=0)
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=2000), st.integers(0, 2), st.integers(1, 700), st.integers(1, 3))
 def test_equals_gzip(data: bytes, layers: int, size: int, members: int) -> None:
@@ -43,13 +48,13 @@ def test_what_is_no_gzip_stays(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "detail"),
     [
-        (gzip.compress(os.urandom(5000))[:-1], "cut short"),
-        (gzip.compress(b"a" * 5000)[:12], "cut short"),
+        (in_gzip(os.urandom(5000))[:-1], "cut short"),
+        (in_gzip(b"a" * 5000)[:12], "cut short"),
         (b"\x1f\x8b", "cut short"),
         (b"\x1f\x8bno gzip at all", "Error -3"),
-        (gzip.compress(b"a") + b"tail", "Error -3"),
-        (gzip.compress(gzip.compress(gzip.compress(b"a"))), "more than 2 deep"),
-        (gzip.compress(gzip.compress(b"a" * 500)[:-9]), "cut short"),
+        (in_gzip(b"a") + b"tail", "Error -3"),
+        (in_gzip(in_gzip(in_gzip(b"a"))), "more than 2 deep"),
+        (in_gzip(in_gzip(b"a" * 500)[:-9]), "cut short"),
     ],
 )
 @pytest.mark.parametrize("size", [1, 10_000])
