@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ciml.datasets.state import dataset_state, dataset_store
+from ciml.data_root import DataRoot
 from ciml.digest import sha256_json
-from ciml.storage.open import open_store
 from cli.main import cli
 from serving.client import ModelClient
 from serving.registry import Registry
@@ -53,8 +52,8 @@ def contents(root: Path) -> dict[str, bytes]:
 def answers_by_span(root: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(inputs, windows, the answers that 0.1.0 gave) of the runs of the first span."""
     stored = json.loads((GOLDEN / "answers.json").read_text())
-    data = open_store(root)
-    rows = read_span(dataset_store(data, "provider"), dataset_state(data, "provider").latest()[0])
+    dataset = DataRoot.open(root).dataset("provider")
+    rows = read_span(dataset.store, dataset.state().latest()[0])
     columns = [np.stack(rows.column(name).to_pylist()) for name in FEATURES]
     expected = [stored[run_id] for run_id in rows.column("run_id").to_pylist()]
     assert len(expected) == len(stored) == 20
@@ -66,7 +65,7 @@ def test_it_is_verified_and_nothing_in_it_changes(root: Path) -> None:
     assert "70 records of 70 runs" in ciml(root, "runs", "verify")
     ciml(root, "dataset", "verify", "provider")
     assert "1 of 1 versions are as recorded" in ciml(root, "models", "verify")
-    state = dataset_state(open_store(root), "provider")
+    state = DataRoot.open(root).dataset("provider").state()
     assert state.resolved is not None
     assert sha256_json(state.resolved.to_json()) == DEFINITION
     assert "small-forest" in ciml(root, "experiment", "show", "small-forest")
@@ -89,7 +88,7 @@ def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
     experiment.write_text('estimator = "dnn"\nepochs = 2\nhidden_layers = [8]\n')
     output = ciml(root, "refresh", "--dataset", "provider", "--experiment", str(experiment), code=5)
     assert "provider: not pushed" in output
-    state = Registry(open_store(root), "provider").state
+    state = Registry(DataRoot.open(root), "provider").state
     assert [candidate.facts["champion"] for candidate in state.candidates.values()] == [None, 1]
     assert state.labels["stable"] == 1
 
