@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from typing import Any
 
@@ -69,7 +70,9 @@ def _redact_json(value: Any, secret: bool = False) -> Any:
         # The value of an option is the argument after it: ["--token", "…"].
         flags = [False, *(type(item) is str and item[:1] == "-" and is_secret_name(item) for item in value)]
         return [_redact_json(item, secret or flag) for item, flag in zip(value, flags, strict=False)]
-    return REDACTED if secret and type(value) in (int, float) else value
+    # NaN and infinity are no secrets, and make the payload invalid JSON: it must stay as invalid as it was.
+    number = type(value) is int or (type(value) is float and math.isfinite(value))
+    return REDACTED if secret and number else value
 
 
 def _redact_field(key: str, item: Any, secret: bool, named: bool) -> Any:

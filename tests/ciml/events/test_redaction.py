@@ -13,6 +13,7 @@ import pytest
 
 from ciml.errors import RejectedInput
 from ciml.events.cloudevents import FINISHED, Event, decode_message
+from ciml.events.json_input import parse_json
 from ciml.events.payload_redaction import redact_bytes, redact_header
 from ciml.events.payloads import message_of, payload_of
 from ciml.events.records import Message
@@ -258,3 +259,12 @@ def test_of_a_name_that_holds_a_secret_nothing_is_kept(address: str) -> None:
         assert kept == {"data": {key: REDACTED, "job": "j"}}
     assert redact_header("ce_id", address.encode()) == ("ce_id", REDACTED.encode())
     assert redact_header("ce_id", b"e1") == ("ce_id", b"e1")
+
+
+@pytest.mark.parametrize("constant", ["Infinity", "-Infinity", "NaN"])
+def test_a_payload_that_is_no_json_stays_so(constant: str) -> None:
+    data = f'{{"id": "e1", "token": {{"a": {constant}, "b": 12345}}}}'.encode()
+    kept = redact_bytes(data)
+    assert b"12345" not in kept
+    with pytest.raises(RejectedInput, match="broken_json"):
+        parse_json(kept)
