@@ -3,4 +3,4 @@
 Every other package imports it, and it imports none of them; it uses no Beam and no TensorFlow.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from ciml import __version__
 from ciml.errors import CimlError
 from ciml.extras import missing_extra
 from ciml.logs import configure_logging
@@ -151,7 +152,7 @@ def run_script(command: click.Command, prog_name: str, args: list[str] | None = 
 )
 @click.option("--debug", is_flag=True, envvar="CIML_DEBUG", show_envvar=True, help="Print the traceback of an error.")
 @click.option("-v", "--verbose", count=True, help="Log more; with --debug, -vv logs everything.")
-@click.version_option(package_name="ciml", message="ciml %(version)s", help="Print the version.")
+@click.version_option(__version__, message="ciml %(version)s", help="Print the version.")
 def cli(debug: bool, verbose: int) -> None:
     """Train and serve models on telemetry of CI jobs.
 

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from ciml import __version__
 from ciml.digest import canonical_json
 from ciml.errors import EngineError, IntegrityError
 from ciml.events.records import UNJUDGED, Batch, OffsetRange, Origin, Outcome, RawFile, RunFacts, Trust
@@ -137,7 +138,7 @@ def test_the_endpoint_says_what_the_board_holds_and_nobody_else_has_its_port() -
     with serve_metrics(registry_of(board), 0) as url:
         found = scrape(url)
         assert found["ciml_runs_total"] == {("gated", "true"): 1, ("otherwise", "false"): 1}
-        assert found["ciml_build_info"].keys() == {("0.1.0",)}
+        assert found["ciml_build_info"].keys() == {(__version__,)}
         assert found["process_resident_memory_bytes"][()] > 2**20
         port = int(url.rpartition(":")[2].removesuffix("/metrics"))
         with (

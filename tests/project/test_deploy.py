@@ -22,7 +22,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from ciml import limits
+from ciml import __version__, limits
 from ciml.limits import MAX_MODEL_SERVER_RSS
 from cli.main import cli
 from engines.flink import cluster_config
@@ -159,13 +159,16 @@ def test_versions_are_those_of_the_code() -> None:
     assert project["requires-python"] == ">=3.11,<3.12"
     makefile = (ROOT / "Makefile").read_text()
     assert re.findall(r"uv==([\d.]+)", worker) == re.findall(r"uv==([\d.]+)", makefile)
+    files = [path for path in DEPLOY.rglob("*") if path.suffix == ".yaml" or path.name == "Dockerfile"]
+    tags = re.findall(r'(?:ciml/\w+:|newTag: ")([\d.]+\d)', "".join(path.read_text() for path in files))
+    assert set(tags) == {__version__}
 
 
 def _pom(name: str) -> str:
-    return (ROOT / "cli" / "engines" / f"{name}.pom.xml").read_text()
+    return (ROOT / "engines" / f"{name}.pom.xml").read_text()
 
 
-def test_the_worker_image_has_the_locked_versions_and_all_packages() -> None:
+def test_the_worker_image_has_the_locked_versions() -> None:
     def pinned(path: Path) -> dict[str, str]:
         return {
             name: version + hashes
@@ -177,10 +180,8 @@ def test_the_worker_image_has_the_locked_versions_and_all_packages() -> None:
     whole, worker = pinned(ROOT / "requirements.lock"), pinned(DEPLOY / "worker" / "requirements.lock")
     assert len(worker) > 100
     assert worker.items() <= whole.items()
-    assert not {"pytest", "moto", "mypy"} & worker.keys()
+    assert not {"pytest", "moto", "mypy", "matplotlib"} & worker.keys()
     text = (DEPLOY / "worker" / "Dockerfile").read_text()
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert re.findall(r"^COPY (\w+) \1$", text, re.M) == [each.rstrip("*") for each in packages]
     assert text.rindex("USER 10001:10001") > text.rindex("COPY")
     assert '"engines.flink.worker_pool", "50000"' in text.splitlines()[-1]
     assert JOB_SERVER_MAIN in (DEPLOY / "jobserver" / "Dockerfile").read_text().splitlines()[-1]
