@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from types import TracebackType
 from typing import TypeVar
 from zlib import crc32
 
@@ -18,12 +17,12 @@ import numpy as np
 
 from ciml.datasets.definition import ResolvedDefinition
 from ciml.datasets.plan import SelectedRun, SpanPlan
-from ciml.errors import EngineError
 from ciml.events.listing import Reading
 from ciml.events.listing_files import Listing
 from ciml.events.records import Batch, OffsetRange, Outcome, RawFile, records_of
 from ciml.raw.accounting import RawState, reconcile
 from ciml.raw.run_log import RunDelta
+from pipelines.processes import process_pool, result_of
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.examples.from_logs import KEPT_BYTES, LogOf, LogReader
 from transforms.examples.prepare import Examples, examples_from
@@ -65,29 +64,27 @@ class ListedRuns:
         # Opening a file of a folder is work that holds the interpreter: threads only slow it down.
         self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
         self._jobs = jobs
+        self._pools: list[ProcessPoolExecutor] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> ListedRuns:
         if self._jobs > 1:
+            size = KEPT_BYTES // self._jobs
+            # A pool of one for each process: what it keeps of a log is asked of it alone.
+            self._pools = [
+                self._stack.enter_context(process_pool(1, "fork", _begin, self._fetch, size)) for _ in range(self._jobs)
+            ]
             for pool in self._pools:
                 pool.submit(len, ())  # else it forks when the first log comes
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for pool in self.__dict__.pop("_pools", ()):
-            pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pools = []
+        self._stack.__exit__(kind, error, at)
 
     @cached_property
     def _reader(self) -> LogReader:
         return LogReader(self._fetch)
-
-    @cached_property
-    def _pools(self) -> list[ProcessPoolExecutor]:
-        """A pool of one for each process: what it keeps of a log is asked of it alone."""
-        context, size = multiprocessing.get_context("fork"), KEPT_BYTES // self._jobs
-        return [
-            ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(self._fetch, size))
-            for _ in range(self._jobs)
-        ]
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
         """Raise `EngineError` where a log cannot be read for a reason that says nothing of it."""
@@ -125,10 +122,7 @@ class ListedRuns:
             for number, places in chunks
         ]
         for (_, places), future in zip(chunks, futures, strict=True):
-            try:
-                yield places, future.result()
-            except BrokenProcessPool:
-                raise EngineError("a process that reads logs was killed, perhaps for want of memory") from None
+            yield places, result_of(future, "reads logs")
 
     def _log_of(self, run: SelectedRun) -> LogOf:
         mention = run.mention
@@ -142,7 +136,6 @@ _readers: list[LogReader] = []  # of a process that was forked: one
 def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
     import transforms.ingest.run_stages  # noqa: F401  # while whoever forked it decodes the listing
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever forked it ends it
     _readers.append(LogReader(fetch, kept_bytes))
 
 

@@ -7,17 +7,12 @@ was killed. Whoever says the same line again reads what is stored, and goes on.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ciml.data_root import DataRoot
@@ -27,6 +22,7 @@ from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from pipelines.datasets.build import build_dataset
+from pipelines.processes import process_pool, result_of
 from training.data.in_memory import read_material
 from training.estimators import ESTIMATORS
 from training.runtime import keras, use_threads
@@ -49,6 +45,7 @@ from transforms.ingest.trust import TrustPolicy
 Progress = Callable[[Outcome, int, int], None]
 
 _LETTERS = 300
+_result = partial(result_of, task="trains", remedy="; run the same command again with fewer --jobs")
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def run_sweep(place: Place, *, jobs: int, progress: Progress | None = None) -> S
     rests_on = {"trust_policy": place.policy.digest, "exclusions": sha256_json(dict(place.exclusions))}
     version = begin_sweep(store, sweep, rests_on, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
-    with _processes(jobs) as pool:
+    with process_pool(jobs, "spawn", use_threads, 1) as pool:
         trials = _Trials(place, version, pool)
         for number in range(total):
             trials.begin(number)
@@ -281,43 +278,3 @@ def _look_at_number(place: Place, question: int, name: str) -> None:
 
 def _line(error: object) -> str:
     return " ".join(str(error).split())[:_LETTERS]
-
-
-def _result(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise EngineError(
-            "a process that trained was killed, perhaps for want of memory: the same line goes on, with fewer --jobs"
-        ) from None
-
-
-@contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, however it ends, and at once where it fails."""
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    finally:
-        pool.shutdown()
-
-
-def _start() -> None:
-    """Of a process: one thread, whatever the others do; no interrupt of its own; and an end with its parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    use_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

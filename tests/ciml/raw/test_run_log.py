@@ -9,7 +9,7 @@ import pytest
 from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, Origin, Outcome, RawFile, RunFacts, Trust, rows_of
 from ciml.manifest.log import ManifestLog
-from ciml.raw.run_log import StoredRunLog
+from ciml.raw.run_log import StoredRunLog, files_of
 from ciml.storage.open import open_store
 
 TRUST = Trust(True, "gated", "p")
@@ -84,3 +84,20 @@ def test_a_broken_delta_is_named(tmp_path: Path, data: bytes, message: str) -> N
     with pytest.raises(IntegrityError, match=message) as caught:
         list(StoredRunLog(log, judge).since(0))
     assert log.path(1) in str(caught.value)
+
+
+def test_the_file_of_a_run_is_that_of_its_last_row(tmp_path: Path) -> None:
+    log = ManifestLog(open_store(tmp_path))
+    rows: list[dict[str, dict[str, object]]] = [
+        {"mention": {"run_id": f"zuul~{n}~1"}, "file": RawFile(f"runs/{n}", "d", n, 1).to_json()} for n in range(4)
+    ]
+    assert log.try_append(1, {"runs": rows[:2]})
+    again = {**rows[0], "file": {**rows[0]["file"], "path": "runs/reclaimed"}}
+    corrected = [{"mention": {"run_id": "zuul~1~1"}}]
+    assert log.try_append(2, {"runs": rows[2:], "reclaims": [again], "corrections": corrected})
+    found = files_of(log, ["zuul~0~1", "zuul~3~1", "zuul~1~1"])
+    assert {run_id: file.path for run_id, file in found.items()} == {
+        "zuul~0~1": "runs/reclaimed", "zuul~1~1": "runs/1", "zuul~3~1": "runs/3"
+    }  # fmt: skip
+    with pytest.raises(IntegrityError, match="does not have the run zuul~7~1"):
+        files_of(log, ["zuul~1~1", "zuul~7~1"])

@@ -1,0 +1,67 @@
+"""Pools of worker processes that end with this one, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, TypeVar
+
+from ciml.errors import EngineError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process_pool(
+    workers: int, method: Literal["fork", "spawn"], start: Callable[..., object], *arguments: object
+) -> Iterator[ProcessPoolExecutor]:
+    """Run worker processes for as long as the ``with`` lasts; on an exception they are killed at once.
+
+    Args:
+      workers: number of processes.
+      method: ``spawn`` for work that loads TensorFlow; ``fork`` starts sooner, where this process has no threads yet.
+      start: called in each process before its first task.
+      arguments: of ``start``.
+    """
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context(method)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=partial(_start, start, *arguments))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def result_of(future: Future[T], task: str, remedy: str = "") -> T:
+    """Return the result of a task. Raises `EngineError`, which names the task, where its process was killed."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise EngineError(
+            f"a process that {task} was killed, perhaps by the system for lack of memory{remedy}"
+        ) from None
+
+
+def _start(start: Callable[..., object], *arguments: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

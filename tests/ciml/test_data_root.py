@@ -1,0 +1,77 @@
+"""The data root is where all paths below a data path come from."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from ciml.data_root import DataRoot
+from ciml.datasets.definition import DatasetDefinition
+from ciml.errors import CimlError
+from ciml.storage.open import LocalStore
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"raw", "datasets", "experiments", "sweeps", "trainer", "registry", "models", "predictions", "demo"}
+#: Methods whose first argument is a path below a store.
+METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "read_head", "replace", "url"}
+
+
+def test_where_everything_is(tmp_path: Path) -> None:
+    data = DataRoot.open(tmp_path)
+    assert data.url == str(tmp_path)
+    found = {
+        data.raw.root, data.dataset("cpu").store.root, data.experiments.root, data.sweeps.root, data.trainer("m").root,
+        data.registry.root, data.models.root, data.predictions.root, data.demo.root,
+    }  # fmt: skip
+    names = ("raw", "datasets/cpu", "experiments", "sweeps", "trainer/m", "registry", "models", "predictions", "demo")
+    assert found == {str(tmp_path / name) for name in names}
+
+
+def test_a_data_set_reads_the_raw_store_that_its_manifest_names(tmp_path: Path) -> None:
+    data, elsewhere = DataRoot.open(tmp_path / "data"), DataRoot.open(tmp_path / "elsewhere")
+    definition = {"time_us": 0, "version": 1}
+    for name, more in {
+        "own": {}, "other": {"source": elsewhere.url},
+        "logs": {"listing": {"url": "builds.jsonl", "digest": "0", "logs": "", "source": "", "runs_of": ""}},
+    }.items():  # fmt: skip
+        delta = {**definition, "definition": DatasetDefinition(name=name).to_json(), **more}
+        assert data.dataset(name).log.try_append(1, delta)
+    assert data.dataset_names() == ["logs", "other", "own"]
+    assert data.dataset("own").raw() == data.raw
+    assert data.dataset("other").raw() == elsewhere.raw
+    with pytest.raises(CimlError, match=r"'logs' was made straight from the logs of builds\.jsonl"):
+        data.dataset("logs").raw()
+
+
+def test_no_such_data_set_and_no_such_name(tmp_path: Path) -> None:
+    data = DataRoot(LocalStore(tmp_path))
+    with pytest.raises(CimlError, match=f"no data set 'cpu' in {tmp_path}/datasets: create it"):
+        data.dataset("cpu").state()
+    with pytest.raises(CimlError, match="name"):
+        data.dataset("../raw")
+
+
+def literal(node: ast.expr) -> str:
+    """The beginning of a text that a call is given; "" for anything else."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]  # type: ignore[assignment]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def paths_in(source: str) -> list[str]:
+    """The paths of a store's calls that begin with the folder of a data root."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and node.args]
+    given = [
+        literal(call.args[0]) for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in METHODS
+    ]
+    return [path for path in given if path.split("/")[0] in FOLDERS]
+
+
+def test_no_other_module_writes_such_a_path() -> None:
+    assert paths_in('data.child("raw"); store.read(f"datasets/{name}/x"); found.list("runs")') == ["raw", "datasets/"]
+    tops = [top for top in ROOT.iterdir() if (top / "__init__.py").exists() and top.name != "tests"]
+    assert len(tops) >= 9
+    files = [path for top in tops for path in top.rglob("*.py") if path != ROOT / "ciml/data_root.py"]
+    assert {str(path): found for path in files if (found := paths_in(path.read_text()))} == {}

@@ -1,0 +1,59 @@
+"""Pools of processes end with the process that made them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from ciml.errors import EngineError
+from pipelines.processes import process_pool, result_of
+
+_PARENT = """
+import os, sys, time
+from pipelines.processes import process_pool
+with process_pool(2, sys.argv[1], int) as first, process_pool(1, sys.argv[1], int) as second:
+    found = {*first.map(str, range(50)), second.submit(str, 7).result()}
+    print(*first._processes, *second._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_when_their_parent_is_killed(method: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", _PARENT, method], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(workers) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
+
+
+def test_a_killed_worker_is_an_error_that_names_the_task() -> None:
+    with process_pool(1, "fork", int) as pool, pytest.raises(EngineError, match="a process that adds was killed"):
+        result_of(pool.submit(os.kill, pool.submit(os.getpid).result(), signal.SIGKILL), "adds")
+
+
+def test_an_exception_ends_workers_that_are_busy() -> None:
+    workers = []
+
+    def work() -> None:
+        with process_pool(1, "fork", int) as pool:
+            workers.append(psutil.Process(pool.submit(os.getpid).result()))
+            pool.submit(time.sleep, 600)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_each_worker_is_started_with_the_arguments() -> None:
+    with process_pool(1, "fork", os.putenv, "CIML_TEST_STARTED", "yes") as pool:
+        assert pool.submit(subprocess.getoutput, "echo $CIML_TEST_STARTED").result() == "yes"
