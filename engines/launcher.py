@@ -142,7 +142,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     wanted = list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in ENGINES]
     if unknown:
-        raise CimlError(f"no engine named {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+        raise CimlError(f"unknown engine {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
     place = Path(home).absolute() if home is not None else state.default_home()
     chosen = settings or Settings()
     with state.exclusive(place):

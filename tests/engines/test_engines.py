@@ -152,7 +152,7 @@ def test_the_light_kafka_does_what_the_light_pipelines_need(home: Path, monkeypa
 
 def test_tied_engines_end_with_a_killed_process(home: Path):
     code = (
-        "import os, signal; from cli import engines;"
+        "import os, signal; import engines;"
         f"engines.start(['kafka', 's3'], {str(home)!r}, engines.Settings(tied=True));"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -1,4 +1,4 @@
-"""``ciml ingest accept-loss``: what is lost is told, and is on record only when a person says so."""
+"""``ciml ingest accept-loss``: a loss is listed, and recorded only by the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_sta
 @pytest.mark.engines
 def test_a_loss_is_told_and_then_accepted(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     need_real(kafka)
-    name, data = topic(2, "events"), open_store(str(tmp_path / "data"))
+    name, raw = topic(2, "events"), open_store(tmp_path / "data" / "raw")
     send_starts(kafka, name, 1, 20)
     delete_records(KafkaOptions(kafka), name, 1, 12)
     arguments = ["accept-loss", "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--topic", name]
@@ -28,7 +28,7 @@ def test_a_loss_is_told_and_then_accepted(kafka: str, topic: MakeTopic, tmp_path
         return result.stdout
 
     assert said("--dry-run") == f"{name}[1]: 12 offsets, 0 to 12: lost\n"
-    assert covered(data, name) == {}
+    assert covered(raw, name) == {}
     assert said() == f"{name}[1]: 12 offsets, 0 to 12: accepted as lost\n"
-    assert covered(data, name) == {1: [(0, 12)]}
+    assert covered(raw, name) == {1: [(0, 12)]}
     assert said() == f"{name}: nothing is lost\n"
