@@ -22,13 +22,10 @@ from tests.pipelines.ingest.scenario import Scenario
 
 
 @dataclass
-class Ingest:
-    """The ingest named ``one`` of a home."""
+class Supervised:
+    """The service named ``one`` of a home."""
 
     home: Path
-    data: str
-    scenario: Scenario
-    runs_topic: str
 
     @property
     def place(self) -> ServiceFiles:
@@ -41,13 +38,9 @@ class Ingest:
             done.exit_code = int(done.return_value)
         return done
 
-    def start(self, *words: str) -> Result:
-        return self.ask(
-            "start", "ingest", "--name", "one", "--data-path", self.data, "--kafka", self.scenario.broker,
-            "--topic", self.scenario.topic, "--runs-topic", self.runs_topic, "--allow-root", str(self.scenario.logs),
-            "--retry-after", "500ms", "--retry-after", "500ms", "--retry-after", "4s",
-            "--tied-to", str(os.getpid()), *words,
-        )  # fmt: skip
+    def begin(self, kind: str, *words: str) -> Result:
+        """``ciml service start <kind>``, which ends with this process."""
+        return self.ask("start", kind, "--name", "one", "--tied-to", str(os.getpid()), *words)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ask("status", "one", "--json").output)["one"]
@@ -67,10 +60,11 @@ class Ingest:
         self.wait(lambda: (one := self.place.process(what)) is None or one.pid != pid, f"the {what} does not die")
         return pid
 
-    def settled(self) -> int:
-        """How many (event, run) are settled, deferred ones not counted."""
-        state, _ = account(DataRoot.open(self.data).raw)
-        return sum(state.counts.values()) - len(state.deferred)
+    def kill_worker(self) -> None:
+        """Kills the worker, and waits for the next one to work."""
+        worker = self.kill("worker")
+        self.wait(lambda: self.place.process("worker") is not None and self.pid("worker") != worker, "no new worker")
+        self.wait(lambda: self.status()["health"] == "running", "the new worker does not run")
 
     def wait(self, done: Callable[[], bool], what: str, most_s: float = 90.0) -> None:
         deadline = time.monotonic() + most_s
@@ -78,12 +72,44 @@ class Ingest:
             assert time.monotonic() < deadline, f"{what}: {json.dumps(self.status(), indent=1)[:3000]}"
             time.sleep(0.2)
 
+
+@dataclass
+class Ingest(Supervised):
+    """An ingest of a scenario."""
+
+    data: str
+    scenario: Scenario
+    runs_topic: str
+
+    def start(self, *words: str) -> Result:
+        return self.begin(
+            "ingest", "--data-path", self.data, "--kafka", self.scenario.broker,
+            "--topic", self.scenario.topic, "--runs-topic", self.runs_topic, "--allow-root", str(self.scenario.logs),
+            "--retry-after", "500ms", "--retry-after", "500ms", "--retry-after", "4s", *words,
+        )  # fmt: skip
+
+    def settled(self) -> int:
+        """How many (event, run) are settled, deferred ones not counted."""
+        state, _ = account(DataRoot.open(self.data).raw)
+        return sum(state.counts.values()) - len(state.deferred)
+
     def finish(self) -> None:
         """Waits until all is settled and announced, stops, and compares everything with the producer's list."""
         self.wait(lambda: self.settled() == self.scenario.counts().total(), "not all is settled")
         done = self.ask("stop", "one")
         assert done.exception is None, done.exception
         check(self.scenario, DataRoot.open(self.data).raw, self.runs_topic)
+
+
+@contextmanager
+def supervised(home: Path) -> Iterator[Supervised]:
+    """A service that is stopped in the end, whatever became of it."""
+    one = Supervised(home)
+    try:
+        yield one
+    finally:
+        if one.place.known:
+            one.ask("stop", "one")
 
 
 @contextmanager

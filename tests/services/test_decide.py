@@ -91,6 +91,29 @@ def test_what_follows_from_a_look(look: Observation, kind: str, health: str, why
     assert why in action.why
 
 
+def test_in_the_foreground_patience_and_replacements_end() -> None:
+    limits = replace(LIMITS, patience_s=300.0, most_stalls=3)
+    away = like(WELL, away="Kafka is away", away_s=NOW - 300)
+    assert decide(away, limits).kind == "carry_on"
+    assert decide(like(away, away_s=NOW - 301), LIMITS).kind == "carry_on"  # a supervisor waits for ever
+    ended = decide(like(away, away_s=NOW - 301), limits)
+    assert (ended.kind, ended.health, ended.why) == ("cancel", "failed", "Kafka is away")
+    assert decide(like(away, away_s=NOW - 301, engine_away=True), limits).kind == "end"
+    assert decide(like(away, away_s=None), limits).kind == "carry_on"  # no model is served
+    stuck = like(FRESH, running_s=NOW - 901, stuck_s=NOW - 901)
+    assert decide(like(stuck, failures=2), limits).kind == "replace"
+    assert decide(like(stuck, failures=3), limits).kind == "cancel"
+    assert decide(like(stuck, failures=3), LIMITS).kind == "replace"
+
+
+def test_what_is_not_ready_uses_up_no_patience() -> None:
+    tracker = Tracker()
+    assert tracker.look(1, "run", RUNS, None, away="Kafka").away_s == 1
+    assert tracker.look(5, "run", RUNS, None, away="Kafka").away_s == 1
+    assert tracker.look(6, "run", RUNS, None, away="no model", unready=True).away_s is None
+    assert tracker.look(7, "run", RUNS, covered(5, 9)).away_s is None
+
+
 RUNS = JobStatus("running")
 
 

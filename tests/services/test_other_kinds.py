@@ -1,0 +1,147 @@
+"""Predict, live windows and the trainer under a supervisor: started, their worker killed, stopped and resumed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ciml.data_root import DataRoot
+from pipelines.kafka.client import KafkaOptions
+from pipelines.live.pipeline import LiveConfig
+from serving.predict.log import read_predictions
+from serving.registry import Registry
+from tests.pipelines.ingest.ingesting import need_real
+from tests.pipelines.live.living import Kept, replayed
+from tests.pipelines.live.living import send as send_samples
+from tests.pipelines.predict.predicting import World, telemetry
+from tests.pipelines.predict.test_predict import announce
+from tests.scraping import scrape
+from tests.services.supervising import Supervised, supervised
+from tests.transforms.samples import corpus
+from transforms.examples.prepare import make_examples
+from transforms.live.windows import LiveDataset
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
+
+
+def is_running(one: Supervised) -> bool:
+    return bool(one.status()["health"] == "running")
+
+
+def test_predict_waits_for_a_model_and_predicts_each_run_once(
+    world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path
+) -> None:
+    need_real(kafka)
+    runs, predictions = topic(1, "runs"), topic(1, "predictions")
+    announced = [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(10)]
+    announce(kafka, runs, list(announced[:5]))
+
+    def predicted() -> Counter[str]:
+        return Counter(each["run_id"] for each in read_predictions(world.data.predictions))
+
+    with supervised(tmp_path / "home") as one:
+        done = one.begin(
+            "predict", "--model", "m", "--server", world.address, "--data-path", world.data.url, "--kafka", kafka,
+            "--runs-topic", runs, "--predictions-topic", predictions, "--engine", "micro-batches",
+            "--metrics-port", "0", "--wait", "0",
+        )  # fmt: skip
+        assert done.exception is None, done.exception
+        one.wait(lambda: "no version of m is served" in one.status()["why"], "it does not wait")
+        seen = one.status()
+        assert (seen["health"], seen["behind"], seen["worker"]) == ("waiting", 5, None)
+        world.push(folders[0])
+        one.wait(lambda: len(predicted()) == 5, "not all is predicted")
+        one.wait(lambda: is_running(one), "it does not run")
+        one.kill_worker()
+        announce(kafka, runs, list(announced[5:]))
+        one.wait(lambda: len(predicted()) == 10, "not all is predicted")
+        assert predicted() == Counter(f"zuul~{number}~1" for number in range(10))
+        one.wait(lambda: one.status()["counts"] == {"by m 1": 10}, "not all is counted")
+        found = scrape(one.status()["metrics"])
+        assert found["ciml_service_health"][("running", "predict")] == 1
+        assert found["ciml_service_resubmissions_total"] == {("predict",): 1}
+        assert found["ciml_predictions_total"] == {("m", "1"): 10}
+        assert one.ask("stop").exception is None
+        assert (one.status()["health"], one.code()) == ("stopped", 1)
+
+
+def test_predict_on_flink(
+    world: World, folders: list[Path], kafka: str, topic: Callable[..., str], tmp_path: Path, flink_jobs: str
+) -> None:
+    need_real(kafka)
+    world.push(folders[0])
+    runs = topic(1, "runs")
+    announce(kafka, runs, [world.put(f"zuul~{number}~1", telemetry(number)) for number in range(5)])
+    with supervised(tmp_path / "home") as one:
+        done = one.begin(
+            "predict", "--model", "m", "--server", world.address, "--data-path", world.data.url, "--kafka", kafka,
+            "--runs-topic", runs, "--predictions-topic", topic(1, "predictions"), "--engine", f"flink:{flink_jobs}",
+        )  # fmt: skip
+        assert done.exception is None, done.exception
+        one.wait(lambda: one.status()["behind"] == 0, "not all is predicted")
+        assert len(list(read_predictions(world.data.predictions))) == 5
+        assert one.status()["job"]["name"].startswith("ciml-predict-one-")
+
+
+def test_live_examples_equal_the_batch_result_though_the_worker_dies(
+    kafka: str,
+    topic: Callable[..., str],
+    tmp_path: Path,
+    flink_jobs: str,
+    data: DataRoot,
+) -> None:
+    need_real(kafka)
+    resolved = data.dataset("providers").state().resolved
+    assert resolved is not None
+    sets = (LiveDataset("providers", resolved),)
+    config = LiveConfig(
+        KafkaOptions(kafka), sets, topic(2, "samples"), topic(2, "windows"), topic(1, "examples"), topic(1, "letters")
+    )
+    messages = replayed(6, seed=5)
+    half = len(messages) // 2
+    send_samples(kafka, config.topic, messages[:half], 2)
+    kept = Kept(config.kafka, config)
+    with supervised(tmp_path / "home") as one:
+        arguments = (
+            "--data-path", data.url, "--kafka", kafka, "--dataset", "providers", "--samples-topic", config.topic,
+            "--windows-topic", config.windows_topic, "--examples-topic", config.examples_topic,
+            "--dead-letters-topic", config.letters_topic,
+        )  # fmt: skip
+        refused = one.begin("live", *arguments, "--engine", "micro-batches")
+        assert "live windows need Flink" in str(refused.exception)
+        assert not one.place.known
+        done = one.begin("live", *arguments, "--engine", f"flink:{flink_jobs}")
+        assert done.exception is None, done.exception
+        one.wait(lambda: bool(kept.look().windows), "no windows come")
+        one.kill_worker()
+        send_samples(kafka, config.topic, messages[half:], 2)
+        run_ids = {run_id for run_id, _ in messages}
+        one.wait(lambda: kept.look().ended() == run_ids, "not all runs end")
+        runs, tables, _ = corpus()
+        for run, table in zip(runs, tables, strict=True):
+            if run.run_id in run_ids:
+                [digest] = make_examples([run], [table], resolved).table.column("digest").to_pylist()
+                assert kept.examples[run.run_id, "providers"]["digest"] == digest
+        assert one.ask("stop").exception is None
+    kept.close()
+
+
+def test_the_trainer_goes_on_after_its_worker_died(tmp_path: Path, data: DataRoot) -> None:
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text("epochs = 40\n")
+    registry = Registry(data, "providers")
+    with supervised(tmp_path / "home") as one:
+        done = one.begin("trainer", "--data-path", data.url, "--dataset", "providers", "--experiment", str(experiment))
+        assert done.exception is None, done.exception
+        assert "works" in done.output
+        one.wait(lambda: registry.state.champion == 1, "no model is pushed", 180.0)
+        one.kill_worker()
+        assert one.ask("stop").exception is None
+        assert one.status()["counts"] == {"candidates": 1, "versions": 1}
+        assert one.ask("resume").exception is None
+        assert is_running(one)
+        assert one.ask("stop").exception is None
+    assert registry.state.champion == 1
