@@ -43,39 +43,39 @@ class StoredDataset:
         return ManifestLog(self.store)
 
     def state(self) -> DatasetState:
-        """Its present state.
+        """Return its present state.
 
         Raises:
-          CimlError: when there is none of this name.
+          CimlError: there is no data set of this name.
         """
         state = DatasetState()
         catch_up(self.log, state)
         if state.definition is None:
             folder = self.store.root.removesuffix(f"/{self.name}")
-            raise CimlError(f"no data set {self.name!r} in {folder}: create it with ciml dataset create")
+            raise CimlError(f"no data set {self.name!r} in {folder}; create it with ciml dataset create")
         return state
 
     def raw(self, state: DatasetState | None = None) -> Store:
-        """The raw store that it reads.
+        """Return the raw store that it reads.
 
         Args:
           state: its present state; read by default.
 
         Raises:
-          CimlError: where it was made straight from logs.
+          CimlError: it was built directly from logs.
         """
         state = state or self.state()
         if state.listing is not None:
             raise CimlError(
-                f"data set {self.name!r} was made straight from the logs of {state.listing['url']}: for this it has to "
-                "be built from a raw store (ciml-cache-data, then ciml-build-dataset)"
+                f"data set {self.name!r} was built from the logs of {state.listing['url']}; build it from a raw store "
+                "first (ciml-cache-data, then ciml-build-dataset)"
             )
         return self.root_raw if state.source is None else DataRoot.open(state.source).raw
 
 
 @dataclass(frozen=True, slots=True)
 class DataRoot:
-    """What lies below a data path. Functions that need one folder of it take that folder's store.
+    """The folders below a data path. Functions that need one folder of it take that folder's store.
 
     Attributes:
       store: all of it.

@@ -1,4 +1,4 @@
-"""Canonical encodings and their digests. What two ways of computing must agree on is what is encoded here."""
+"""Canonical encodings and their digests, for values that must agree between two computations."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys, no blanks and no NaN: the same value has the same bytes."""
+    """Encode a value as JSON with sorted keys, no blanks and no NaN: equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_json(value: Any) -> str:
-    """Hex sha256 of `canonical_json`."""
+    """Return the hex sha256 of `canonical_json`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *numbers: int) -> str:
-    """Hex sha256 of (run id, named arrays, numbers).
+    """Return the hex sha256 of (run id, named arrays, numbers).
 
     Args:
       run_id: the encoded run id.
-      arrays: (name, array) pairs; each array is taken little-endian, C order, with its dtype and shape. NaNs of any
-        payload count as the same; -0.0 and 0.0 as different.
-      numbers: further whole numbers, such as n_windows.
+      arrays: (name, array) pairs; each array is encoded little-endian in C order, with its dtype and shape. NaNs of any
+        payload are equal; -0.0 and 0.0 differ.
+      numbers: more whole numbers, such as n_windows.
     """
     import numpy as np
 
@@ -55,7 +55,7 @@ def arrays_digest(run_id: str, arrays: Iterable[tuple[str, np.ndarray]], *number
 
 
 def telemetry_digest(run_id: str, table: pa.Table) -> str:
-    """Digest of a run's telemetry: the columns in their order; a null counts as NaN (times: the smallest int64)."""
+    """Return the digest of a run's telemetry: its columns in order, with null as NaN (times: the smallest int64)."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -70,7 +70,7 @@ def telemetry_digest(run_id: str, table: pa.Table) -> str:
         elif pa.types.is_boolean(array.type):
             array, null = array.cast(pa.uint8()), 0
         else:
-            raise TypeError(f"telemetry holds times, floats and marks, not {array.type}")
+            raise TypeError(f"telemetry columns must be times, floats or booleans, got {array.type}")
         if array.null_count:
             array = pc.fill_null(array, null)
         return np.from_dlpack(array)  # Array.to_numpy() would import pandas

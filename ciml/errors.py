@@ -1,10 +1,10 @@
-"""Errors for people, and refusals for data."""
+"""Errors for people, and rejections of input data."""
 
 from __future__ import annotations
 
 
 class CimlError(Exception):
-    """What a user did or has that ciml cannot work with: one clear line that names the remedy.
+    """A user's mistake: one clear line that names what to do.
 
     The command line prints the message alone, without a traceback, and exits with ``exit_code``.
     """
@@ -13,23 +13,23 @@ class CimlError(Exception):
 
 
 class EngineError(CimlError):
-    """A broker, a runner, a store or a model server is not there or answers with an error."""
+    """A broker, a runner, a store or a model server is unavailable or answers with an error."""
 
     exit_code = 3
 
 
 class IntegrityError(CimlError):
-    """What is stored contradicts itself: a digest, a count, a version. Never mended silently."""
+    """Stored data contradicts itself: a digest, a count, a version. Never repaired silently."""
 
     exit_code = 4
 
 
 class RejectedInput(Exception):
-    """An input that cannot be used. It becomes a dead letter with ``reason`` and ``detail``.
+    """An input that is rejected. It becomes a dead letter with ``reason`` and ``detail``.
 
     Attributes:
-      reason: a short word of a closed set, fit for a metric's label, such as ``broken_json``.
-      detail: one line for people; names the field or the line and what was wrong with it.
+      reason: a short word from a closed set, usable as a metric label, such as ``broken_json``.
+      detail: one line for people: the field or line, and its fault.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -42,8 +42,8 @@ class RejectedInput(Exception):
 
 
 def let_go(error: Exception) -> None:
-    """Drop what an exception that is kept holds: the frames that raised it, and with them the input's buffers.
+    """Drop the frames that a kept exception holds, and with them the input's buffers.
 
-    A frame that stores the exception which it caught is a cycle, and stays until the collector happens to look.
+    A frame that stores the exception it caught forms a cycle, which stays until the garbage collector runs.
     """
     error.__traceback__ = error.__context__ = error.__cause__ = None

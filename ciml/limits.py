@@ -1,7 +1,7 @@
-"""Limits on input: every bound that is checked before memory or time is spent, in one place.
+"""Limits on input: all bounds that are checked before memory or time is spent.
 
-docs/limits.md lists them with the reason for each; tests/project/test_limits.py compares the two. A limit that an
-operator may change is the default of an option or of a policy's key, which its comment names.
+docs/limits.md lists them with the reason for each; tests/project/test_limits.py compares the two. Where an operator may
+change a limit, its comment names the option or the policy key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 MIB = 1 << 20
 
 # Messages of a topic: events, samples, announcements.
-MAX_MESSAGE_BYTES = 1 * MIB  # of value, key and headers together; the broker still holds what a dead letter does not
+MAX_MESSAGE_BYTES = 1 * MIB  # of value, key and headers together; beyond it a dead letter holds no payload
 MAX_MESSAGE_HEADERS = 256  # ciml reads six; an empty header takes two bytes of a message and a hundred in Python
 MAX_JSON_DEPTH = 32  # ciml's own formats nest four deep
 MAX_JSON_DIGITS = 1000  # of a whole number: `int` takes quadratic time; the longest float has 309
@@ -23,63 +23,63 @@ MAX_LABEL_NAME_CHARACTERS = 128
 MAX_SAMPLES_BYTES = MIB // 4  # of one message
 MAX_SAMPLES_COLUMNS = 1024
 MAX_COLUMN_NAME_CHARACTERS = 300  # a group and a name of 128 each, and the suffix of a repeated one
-MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days of one a second
+MAX_RECORDER_SAMPLES = 10_000_000  # of one start of a recorder: 115 days at 1 s
 MAX_LISTING_LINE_BYTES = MAX_MESSAGE_BYTES - (16 << 10)  # with its headers it fits the payload of a dead letter
-MAX_LISTING_BYTES = 32 << 30  # unpacked, some 80 million lines: a small gzip file may claim to hold anything
+MAX_LISTING_BYTES = 32 << 30  # unpacked, about 80 million lines: a small gzip file can unpack to any size
 
 # Logs: bytes, columns, rows, restarts, time.
 
-# Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set says 1970.
-# Checked as whole numbers before a zone or a calendar is applied, which know the years 1 to 9999 only.
+# Instants that a sample, a run or a message may have, µs UTC: 2000 to 2099. A clock that was never set shows 1970.
+# Checked as whole numbers before zones and calendars, which support the years 1 to 9999 only.
 EARLIEST_US = 946_684_800_000_000
 LATEST_US = 4_102_444_800_000_000
-# Columns of one log, of all starts of its recorder together. dool writes some 1,500 of a machine with 128 cores.
+# Columns of one log, of all starts of its recorder together. dool writes about 1,500 on a machine with 128 cores.
 MAX_LOG_COLUMNS = 4096
-# Starts of the recorder in one log, and different headers among them: each of these is read by a call of its own.
+# Starts of the recorder in one log, and different headers among them: each header takes a parser call of its own.
 MAX_LOG_STARTS = 1000
 MAX_LOG_HEADERS = 100
 # Cells (rows times the columns of all starts) of one log: 128 MiB as floats. A day at 1 s fits up to 194 columns.
 MAX_LOG_CELLS = 1 << 24
-# Cells that a row counts as at least, for what its time takes: a million rows at most, twelve days at 1 s.
+# Minimum cells per row, to account for its time: at most a million rows, twelve days at 1 s.
 MIN_ROW_CELLS = 16
-# Cells for each byte of a log with several starts: what each has in the columns of the others are nulls, and free to
-# ask for. A log with one start has less than one for each byte.
+# Cells for each byte of a log with several starts: each start has nulls in the columns of the others, which cost the
+# sender nothing. A log with one start has less than one cell per byte.
 CELLS_PER_LOG_BYTE = 4
 # Bytes of a row of samples, of a header's row, and characters of the name of a group or a column.
 MAX_LOG_ROW_BYTES = 256 << 10
 MAX_HEADER_ROW_BYTES = 64 << 10
 MAX_COLUMN_NAME = 128
-# Bytes of a log within which its first header has to end.
+# Bytes of a log within which its first header must end.
 MAX_HEADER_OFFSET = MIB
-# Bytes of one log's text that the parser takes, whatever a fetch policy permits.
+# Bytes of one log's text that the parser accepts, independent of the fetch policy.
 MAX_PARSED_BYTES = 64 * MIB
-# Bytes of text that are parsed at a time. Larger gains nothing, and parsing takes up to ten times its text.
+# Bytes of text that are parsed at a time. Larger batches are not faster, and parsing takes up to ten times its text.
 PARSE_BATCH_BYTES = 16 * MIB
 
-# Gzip within gzip: a file, sent with a content encoding of gzip; nothing honest has more. And members of one layer,
-# each of which costs some 10 µs however little it holds.
+# Layers of gzip: a file, sent with a content encoding of gzip; valid logs have no more. And members of one layer, each
+# of which costs about 10 µs.
 MAX_GZIP_LAYERS = 2
 MAX_GZIP_MEMBERS = 10_000
 # Redirects on the way to a log.
 MAX_REDIRECTS = 5
 # Bytes of a log as it is transferred. Two hours of dstat are 0.2 MB in gzip. Policy key max_wire_bytes.
 MAX_WIRE_BYTES = 16 * MIB
-# Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes some 13 times its text.
+# Bytes of a log unpacked. A day at 1 s of 60 columns is 36 MB at 7 bytes a cell; parsing takes about 13 times its text.
 # Policy key max_bytes.
 MAX_LOG_BYTES = 40 * MIB
 
-# Batches: what the logs of one batch may take together.
+# Batches: limits of all logs of a batch together.
 
-# Bytes of unpacked logs that one batch holds at once: one of the largest. Policy key max_batch_bytes.
+# Bytes of unpacked logs that one batch holds at once: the size of one largest log. Policy key max_batch_bytes.
 MAX_BATCH_BYTES = 40 * MIB
 # Bytes of unpacked logs after which no further log is fetched until these are parsed and stored.
 PART_BYTES = 16 * MIB
 # Bytes of unpacked logs above which the threads of a process parse and store them one part at a time.
 SMALL_PART_BYTES = 4 * MIB
-# Resident memory of a process that settles the worst logs which all these limits permit, its libraries included. It was
-# seen to take 1,000 MiB. What runs such a process has so much for each: deploy/kubernetes/flink.yaml.
+# Resident memory of a process that settles the worst logs that these limits permit, libraries included; 1,000 MiB were
+# measured. Deployments provide this for each such process: deploy/kubernetes/flink.yaml.
 SETTLE_PEAK_BYTES = 1280 * MIB
-# Resident memory of a worker that waits in advance, and of the pool that starts workers.
+# Resident memory of an idle worker, and of the pool that starts workers.
 IDLE_WORKER_BYTES = 512 * MIB
 
 # Model server: connections, requests, tensors.
@@ -88,7 +88,7 @@ IDLE_WORKER_BYTES = 512 * MIB
 MAX_REQUEST_BYTES = 16 * MIB
 #: Rows of one request. `ServerOptions.max_rows`.
 MAX_REQUEST_ROWS = 1024
-#: Bytes of all inputs of a request, unpacked: a tensor of some bytes may declare that its value repeats without end.
+#: Bytes of all inputs of a request, unpacked: a tensor of a few bytes may declare a value that repeats.
 MAX_TENSOR_BYTES = 64 * MIB
 #: Dimensions of a tensor: numpy has no more.
 MAX_TENSOR_RANK = 32
@@ -99,8 +99,8 @@ MAX_JSON_CONTAINERS = MIB // 2  # 524,288
 
 #: Inputs of a gRPC request, and outputs that it asks for. Signatures have a few.
 MAX_REQUEST_INPUTS = 64
-#: REST's open connections. With gRPC's and the spare ones they fit into 1,024 file descriptors, the usual limit of a
-#: process: without any, neither API accepts. `ServerOptions.rest_connections`.
+#: REST's open connections. With gRPC's and the spare files they fit into 1,024 file descriptors, the usual limit of a
+#: process: without free descriptors, neither API accepts connections. `ServerOptions.rest_connections`.
 MAX_REST_CONNECTIONS = 512
 #: gRPC's open connections. `ServerOptions.grpc_connections`.
 MAX_GRPC_CONNECTIONS = 256
@@ -112,23 +112,23 @@ MAX_HEADER_S = 10.0
 MAX_HEADER_BYTES = 16 * 1024
 #: Seconds for the rest of a request. 16 MiB take 20 s at 7 Mbit/s. `ServerOptions.body_s`.
 MAX_BODY_S = 20.0
-#: gRPC's half-sent messages: gRPC buffers each up to the largest request. The oldest is refused for a new one.
+#: Incomplete gRPC messages: gRPC buffers each up to the largest request. A new one evicts the oldest.
 MAX_READING_REQUESTS = 16
-#: Calls at once on one gRPC connection. gRPC resets further ones instead of letting them wait.
+#: Concurrent calls on one gRPC connection. gRPC resets further calls.
 MAX_STREAMS = 1000
-#: Bytes of the requests that are read or wait, of each API, beyond the first SMALL_REQUEST_BYTES of each.
+#: Bytes of the requests in reading or waiting, per API, beyond the first SMALL_REQUEST_BYTES of each.
 MAX_HELD_BYTES = 64 * MIB
 SMALL_REQUEST_BYTES = 64 * 1024
-#: Requests beyond this size are worked on one at a time: one of 16 MiB takes 20 times that while it is parsed.
+#: Requests beyond this size are processed one at a time: parsing one of 16 MiB takes 20 times its size.
 LARGE_REQUEST_BYTES = MIB
-#: Requests that wait for a thread or are worked on.
+#: Requests that wait for a thread or are processed.
 MAX_WAITING_REQUESTS = 1024
 #: Resident memory of the model server with one model of ciml's size, whatever clients send. The pod's limit.
 MAX_MODEL_SERVER_RSS = 2048 * MIB
 
-# Model server: what a model brings along. A version that exceeds one of these is not loaded.
+# Model server: limits of a model. A version that exceeds one is not loaded.
 MAX_MODEL_FILES = 1000
-MAX_MODEL_BYTES = 2048 * MIB  # of all its files together
+MAX_MODEL_BYTES = 2048 * MIB  # of all files together
 MAX_GRAPH_BYTES = 256 * MIB  # of saved_model.pb
 MAX_MODEL_CALL_S = 30.0  # for one call of a model, and for restoring its variables, seconds; `load_model(call_s=)`
 MAX_WARMUP_BYTES = 64 * MIB  # of assets.extra/tf_serving_warmup_requests
@@ -137,16 +137,16 @@ MAX_WARMUP_RECORD_BYTES = 16 * MIB  # as the largest request of a client
 MAX_WARMUP_S = 300.0  # for all warm-up requests of a version together, seconds
 
 # Recorder: the spool.
-MAX_RECORDER_LOG_BYTES = 39 * MIB  # of a log, after which nothing more is recorded: MAX_LOG_BYTES less a second
-MAX_RECORDING_LOG_BYTES = 64 * MIB  # of a log that is read again: earlier recorders went on up to 60 MiB
-MAX_RECORDING_FILE_BYTES = MIB  # of each other file of a recording: no event may be larger than what they become
-MAX_RECORDING_STARTS = 1000  # of a recorder in one recording: each is a message
-MAX_SPOOL_BYTES = 1024 * MIB  # of all recordings that wait; the oldest are given up
-MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder looks at
+MAX_RECORDER_LOG_BYTES = 39 * MIB  # of a log; recording stops there: MAX_LOG_BYTES less a second
+MAX_RECORDING_LOG_BYTES = 64 * MIB  # of a log that is read again: earlier recorders wrote up to 60 MiB
+MAX_RECORDING_FILE_BYTES = MIB  # of each other file of a recording: the limit of the events made from them
+MAX_RECORDING_STARTS = 1000  # of a recorder in one recording: each sends a message
+MAX_SPOOL_BYTES = 1024 * MIB  # of all unsent recordings; the oldest are deleted first
+MAX_SPOOL_ENTRIES = 1000  # of the spool that one recorder reads
 
-# Dead letters of unexpected exceptions: what is kept of the exception.
+# Dead letters of unexpected exceptions: limits of the stored exception.
 
-#: Characters of its message, after secrets are replaced: one line of a terminal or two.
+#: Characters of its message, after redaction: one or two lines of a terminal.
 MAX_ERROR_CHARACTERS = 300
-#: Bytes of its innermost frames; some fifteen frames, which name the stage and the place.
+#: Bytes of its innermost frames: about fifteen frames.
 MAX_TRACEBACK_BYTES = 1 << 10

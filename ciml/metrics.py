@@ -1,8 +1,8 @@
-"""Metrics for Prometheus: how they are declared, and how a process shows them.
+"""Metrics for Prometheus: their declaration, and their endpoint in a process.
 
-Two kinds of numbers. *Totals* are computed from a manifest: a worker that dies, a bundle that is tried again and a new
-process change nothing in them. *Timings* are histograms of the process that takes the time. A scrape asks nobody: it
-shows what the service's own loop saw last, so it waits for no store and no broker; the time of that look is beside it.
+There are two kinds of numbers. *Totals* are computed from a manifest: a killed worker, a retried bundle and a restart
+change nothing in them. *Timings* are histograms of the measuring process. A scrape reads neither store nor broker: it
+returns the values of the service's last iteration, and the time of that iteration.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Type = Literal["counter", "gauge", "histogram", "summary"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as docs/metrics.md has it.
+    """A metric, as documented in docs/metrics.md.
 
     Attributes:
-      name: in full, with ``_total`` where it is a counter; the unit is in it.
-      type: Prometheus' own word.
+      name: in full: with the unit, and ``_total`` for a counter.
+      type: Prometheus' metric type.
       help: one line.
-      labels: their names. Values are of a closed set, or bounded where they are made; none is a run's.
+      labels: their names. Values are from a closed set, or bounded where they are created; never a run id.
       buckets: upper bounds of a histogram, ascending, without infinity.
     """
 
@@ -68,11 +68,11 @@ class Metric:
         return family
 
     def alone(self, value: float | None) -> Family:
-        """Return one value without labels; none at all for None, which is what is not known."""
+        """Return one value without labels; no value for None, which means unknown."""
         return self.of({} if value is None else {(): value})
 
     def distribution(self, values: Mapping[Any, tuple[Sequence[int], float]]) -> Family:
-        """A histogram: for each tuple of label values the number in each bucket (one more than bounds), and the sum."""
+        """Return a histogram: the buckets' counts (one more than bounds) and the sum by label values."""
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         bounds = [*(str(float(bound)) for bound in self.buckets), "+Inf"]
         for labels, (counts, total) in sorted(values.items()):
@@ -81,7 +81,7 @@ class Metric:
         return family
 
     def sums(self, values: Mapping[Any, tuple[int, float]]) -> Family:
-        """Return a summary: for each tuple of label values how many there were, and their sum."""
+        """Return a summary: per tuple of label values their count and their sum."""
         family = SummaryMetricFamily(self.name, self.help, labels=self.labels)
         for labels, (count, total) in sorted(values.items()):
             family.add_metric(labels, count, total)
@@ -98,12 +98,12 @@ class Metric:
 
 BUILD = Metric("ciml_build_info", "gauge", "The version of ciml; always 1.", ("version",))
 LAST_OBSERVED = Metric(
-    "ciml_last_look_timestamp_seconds", "gauge", "When the service last saw its manifest and its topic, epoch seconds."
+    "ciml_last_look_timestamp_seconds", "gauge", "Time of the service's last read of manifest and topic, epoch seconds."
 )
 
 
 class Board(Collector):
-    """What a service saw last, in parts that are replaced whole. Safe to use from threads."""
+    """The latest values of a service, in parts that are replaced as a whole. Safe to use from threads."""
 
     def __init__(self) -> None:
         self._parts: dict[str, tuple[Family, ...]] = {}
@@ -116,11 +116,11 @@ class Board(Collector):
             self._parts[part] = made
 
     def observed(self, families: Iterable[Family]) -> None:
-        """Replace what comes of a whole look at manifest and topic, and notes its time."""
+        """Replace the values read from manifest and topic, and set the time of the read."""
         self.put("look", [*families, LAST_OBSERVED.alone(time.time())])
 
     def describe(self) -> list[Family]:
-        """Nothing: what there will be is not known when it is registered."""
+        """Return nothing: the families are unknown at registration."""
         return []
 
     def collect(self) -> Iterator[Family]:
@@ -131,7 +131,7 @@ class Board(Collector):
 
 
 def registry_of(*collectors: Collector) -> CollectorRegistry:
-    """Return a registry with these, ciml's version, and the process's own memory, CPU time and open files."""
+    """Return a registry with these collectors, ciml's version, and the process's memory, CPU time and open files."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     build = Board()
@@ -143,18 +143,18 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
 
 @contextmanager
 def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = "127.0.0.1") -> Iterator[str]:
-    """Answer ``GET /metrics`` within the ``with``.
+    """Answer ``GET /metrics`` while the context is open.
 
     Args:
-      registry: what is shown.
-      port: 0 lets the system choose; None for not at all.
-      address: to listen on. There is no authentication: keep it on a private one.
+      registry: the metrics to serve.
+      port: 0 for a free port; None to serve nothing.
+      address: address to listen on. There is no authentication: use a private one.
 
     Yields:
-      The URL; "" for a port of None.
+      The URL; "" for port None.
 
     Raises:
-      EngineError: it cannot listen there.
+      EngineError: it cannot listen on the port.
     """
     if port is None:
         yield ""

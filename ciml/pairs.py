@@ -11,12 +11,12 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     """Parse options of the form NAME=VALUE. The name of a ``--source`` may contain ``=``.
 
     Raises:
-      CimlError: a text that is not NAME=VALUE.
+      CimlError: a text is not NAME=VALUE.
     """
     found = []
     for text in texts:
         name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
         if not sign or not name:
-            raise CimlError(f"{option} {name or text}: want NAME=VALUE")
+            raise CimlError(f"{option} {name or text}: want the form NAME=VALUE")
         found.append((name, value))
     return found

@@ -1,4 +1,4 @@
-"""Files that people write: read from TOML, checked by msgspec, and wrong in one clear line."""
+"""Configuration files: read from TOML, checked by msgspec, with each error in one clear line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ciml.digest import sha256_json
 from ciml.errors import CimlError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-#: How msgspec ends a message: ``$.hidden_layers[1]``.
+#: The end of a msgspec message: ``$.hidden_layers[1]``.
 _PLACE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<place>[^`]*)`", re.DOTALL)
 
 
 def check_name(name: str, *, most: int = 100) -> None:
-    """Raise `ValueError` where a name is not safe in a path, or longer than ``most`` letters."""
+    """Raise `ValueError` where a name is not safe in a path, or longer than ``most`` characters."""
     if len(name) > most or not _NAME.fullmatch(name):
-        raise ValueError(f"name: {name!r:.120} is no name: want letters, digits, dashes, dots, underscores")
+        raise ValueError(f"name: {name!r:.120} is not valid; use letters, digits, dashes, dots, underscores")
 
 
 def checked(place: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Run a check; its `CimlError` as the ValueError of a ``__post_init__``, after ``place``, such as ``slicer: ``."""
+    """Run a check; re-raise its `CimlError` as ValueError with prefix ``place``, such as ``slicer: ``."""
     try:
         check(*arguments)
     except CimlError as error:
@@ -36,7 +36,7 @@ def checked(place: str, check: Callable[..., Any], *arguments: Any) -> None:
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a TOML file holds.
+    """Read a TOML file.
 
     Raises:
       CimlError: one line that names the file.
@@ -46,11 +46,11 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise CimlError(f"{os.fspath(path)} is not TOML: it is not UTF-8 at byte {error.start}") from None
+        raise CimlError(f"{os.fspath(path)} is not TOML: byte {error.start} is not UTF-8") from None
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """What a TOML text holds. Raises `CimlError`, one line that begins with ``where``."""
+    """Parse a TOML text. Raises `CimlError`: one line that begins with ``where``."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -58,23 +58,23 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """A frozen set of keys. An unknown key is an error, and no value is taken for one of another type.
+    """A frozen set of keys. Unknown keys are errors, and values are never converted to another type.
 
-    What types cannot say, ``__post_init__`` checks, and raises `ValueError`.
+    ``__post_init__`` checks what types cannot express, and raises `ValueError`.
 
     Attributes:
-      what: what it is called in an error that no file is named in.
+      what: its name in errors without a file.
     """
 
     what: ClassVar[str] = "settings"
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that it says, as JSON has it: lists, no tuples."""
+        """Return all keys as JSON values: lists, no tuples."""
         return {key: _plain(value) for key, value in msgspec.to_builtins(self).items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str = "") -> Self:
-        """What a mapping describes. Raises `CimlError`, one line, for the first thing that is wrong."""
+        """Validate a mapping. Raises `CimlError`: one line, for the first error."""
         try:
             return msgspec.convert(cls.written(value) if isinstance(value, Mapping) else value, cls)
         except msgspec.ValidationError as error:
@@ -82,16 +82,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a mapping with the short forms that people write spelt out."""
+        """Expand the short forms in a mapping."""
         return value
 
     def replace(self, **changes: Any) -> Self:
-        """Return the same but for these keys."""
+        """Return a copy with these keys changed."""
         return msgspec.structs.replace(self, **changes)
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
-        """What a TOML file describes, with keys that take precedence over the file's.
+        """Load a TOML file; ``overrides`` take precedence over its keys.
 
         Raises:
           CimlError: one line that names the file and the key.
@@ -99,12 +99,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tru
         return cls.from_json({**read_toml(path), **overrides}, where=str(path))
 
     def to_toml(self) -> str:
-        """Return the file that `load` reads the same from: a line a key, without those that say nothing."""
+        """Return the TOML that `load` reads back: one line per key, without null keys."""
         return "".join(f"{key} = {_toml(value)}\n" for key, value in self.to_json().items() if value is not None)
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of all that it says."""
+        """Hex sha256 of all keys."""
         return sha256_json(self.to_json())
 
 
@@ -113,7 +113,7 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # TOML's basic strings are JSON's, but for surrogates that are escaped and a DEL that is not.
+    # TOML's basic strings equal JSON's, except for escaped surrogates and an unescaped DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -124,23 +124,23 @@ def _plain(value: Any) -> Any:
 
 
 def _line(error: msgspec.ValidationError, kind: type) -> str:
-    """What is wrong, as people say it: ``hidden_layers.1: expected int, got str``."""
+    """Format a validation error for people: ``hidden_layers.1: expected int, got str``."""
     found = _PLACE.fullmatch(str(error))
     message, place = (found["message"], found["place"]) if found else (str(error), "")
     path = re.findall(r"[A-Za-z0-9_]+", place)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        path, message = [*path, " ".join(match[1].split())[:80]], "no such key"
+        path, message = [*path, " ".join(match[1].split())[:80]], "unknown key"
     elif match := re.fullmatch(r"Object missing required field `(.*)`", message):
-        path, message = [*path, match[1]], "is not there"
+        path, message = [*path, match[1]], "is missing"
     elif match := re.fullmatch(r"Invalid enum value (.*)", message, re.DOTALL):
-        message = f"{match[1]:.80} is none of {', '.join(_choices(kind, path))}"
+        message = f"{match[1]:.80} is unknown; choose from {', '.join(_choices(kind, path))}"
     elif error.__cause__ is None:
         message = message.replace("`", "").replace("Expected ", "expected ", 1)
     return f"{'.'.join(path)}: {message}" if path else message
 
 
 def _choices(kind: Any, path: list[str]) -> list[str]:
-    """Return the values that a key of a class takes."""
+    """Return the allowed values of a key."""
     for part in path:
         kind = get_type_hints(kind)[part] if isinstance(kind, type) and issubclass(kind, Settings) else kind
     while kind is not None and get_origin(kind) is not Literal:

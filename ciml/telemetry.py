@@ -1,4 +1,4 @@
-"""The columns of telemetry: their names, how a definition selects them, and what is odd about a table.
+"""The columns of telemetry: their names, their selection by a definition, and checks of a table.
 
 A telemetry table has a column ``time`` (timestamp[us, UTC]), a column ``boot`` (bool) and one float64 column for each
 column of the log, named ``group:name`` as in ``total cpu usage:usr``. It comes from `transforms.parse.logs.parse_logs`.
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 TIME = "time"
 BOOT = "boot"
-#: Columns of every table that are no telemetry.
+#: Columns of every table that are not telemetry.
 OWN_COLUMNS = (TIME, BOOT)
 
-#: Names by which people call the load averages.
+#: Common names of the load averages.
 _ALIASES = {"1m": "1min", "5m": "5min", "15m": "15min"}
 _REPEATED = re.compile(r"#\d+$")
 _MAX_PATTERN = 1000
@@ -33,7 +33,7 @@ def telemetry_columns(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names with ``#2``, ``#3``, … appended where one repeats an earlier one. Empty names are left alone."""
+    """Append ``#2``, ``#3``, … to names that repeat an earlier one. Empty names are unchanged."""
     taken = {name for name in names if name}
     seen: dict[str, int] = {}
     out: list[str] = []
@@ -49,9 +49,9 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def short_names(columns: Iterable[str]) -> dict[str, str]:
-    """Full name to short name, for columns in the order of the log.
+    """Map full names to short names, for columns in the order of the log.
 
-    The short name (``usr`` for ``total cpu usage:usr``) means its first occurrence; the columns that repeat it keep
+    The short name (``usr`` for ``total cpu usage:usr``) belongs to its first occurrence; columns that repeat it keep
     their full name. ``time`` and ``boot`` are left out.
     """
     short: dict[str, str] = {}
@@ -66,24 +66,24 @@ def short_names(columns: Iterable[str]) -> dict[str, str]:
 
 
 def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ...]:
-    """Return the full names of the columns that a definition's ``features_regex`` means, in the order of the log.
+    """Return the full names of the columns that a definition's ``features_regex`` selects, in the order of the log.
 
-    The pattern is searched for in the short names, where ``1m``, ``5m`` and ``15m`` are also called ``1min``, ``5min``
-    and ``15min``. When it holds a colon (one of ``(?:…)`` does not count) it is searched for in the full names instead,
-    such as ``load avg:1m``.
+    The pattern is searched in the short names, where ``1m``, ``5m`` and ``15m`` are also called ``1min``, ``5min`` and
+    ``15min``. A pattern with a colon (other than in ``(?:…)``) is searched in the full names instead, such as
+    ``load avg:1m``.
 
     Returns:
-      Possibly none: what to do then is the caller's decision.
+      Possibly none: the caller decides what to do then.
 
     Raises:
-      CimlError: for what is no regular expression.
+      CimlError: ``features_regex`` is not a regular expression.
     """
     if len(features_regex) > _MAX_PATTERN:
-        raise CimlError(f"the features' pattern is {len(features_regex)} characters long: want at most {_MAX_PATTERN}")
+        raise CimlError(f"features_regex has {len(features_regex)} characters, at most {_MAX_PATTERN}")
     try:
         pattern = re.compile(features_regex)
     except (re.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
-        raise CimlError(f"{features_regex!r} is no regular expression: {error}") from None
+        raise CimlError(f"{features_regex!r} is not a regular expression: {error}") from None
     full_names = ":" in re.sub(r"\(\?[a-zA-Z-]*:", "(", features_regex)
     selected: list[str] = []
     for full, short in short_names(columns).items():
@@ -97,12 +97,12 @@ def select_columns(columns: Iterable[str], features_regex: str) -> tuple[str, ..
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something odd in a table that is no reason to refuse it.
+    """An anomaly in a table that is no reason to reject it.
 
     Attributes:
       kind: ``nulls``, ``negative`` (both with a column), ``clock_set_back`` or ``gaps``.
       column: the column's full name, "" for the table as a whole.
-      count: how many cells or steps.
+      count: number of cells or steps.
       share: that count over all cells or steps, from 0 to 1.
     """
 
@@ -116,7 +116,7 @@ class Finding:
 
 
 def validate(table: pa.Table) -> list[Finding]:
-    """What is odd in a telemetry table, in the order of its columns, cheap enough for every run.
+    """Find anomalies in a telemetry table, in the order of its columns; cheap enough for every run.
 
     A gap is a step of more than ten times the median step.
     """

@@ -1,8 +1,8 @@
-"""What a data set is: its definition, and what the definition resolves to, once.
+"""The definition of a data set, and its resolved form.
 
-A definition is a small TOML file. It resolves at the sealing of the data set's first span to an ordered list of
-columns and of classes; from then on a run with a missing column or an unknown class is excluded with its reason, and
-nothing that arrives later changes the shape of an example. A model carries the resolved definition in its assets.
+A definition is a small TOML file. When the data set's first span is sealed, it resolves once to an ordered list of
+columns and of classes. From then on a run with a missing column or an unknown class is excluded with its reason, and
+later runs never change the shape of an example. A model carries the resolved definition in its assets.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ciml.events.records import RunFacts
 from ciml.settings import Settings, check_name, checked
 from ciml.telemetry import select_columns, short_names
 
-#: The longest run that is looked at unless a definition says otherwise, as in the original.
+#: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
-#: More windows than this are refused: an example of 14 columns would take 5.6 MB.
+#: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
-#: One salt for all data sets, so that a run is in the same split of each.
+#: One salt for all data sets, so that a run is in the same split everywhere.
 DEFAULT_SALT = "ciml"
 
 Statistic = Literal["mean", "min", "max", "std", "last"]
 Aggregation = Literal["mean", "std", "var", "min", "max", "median", "sum", "first", "last", "count"]
 
-#: Columns of an example that are no features. A feature of such a name goes by its full name instead.
+#: Columns of an example that are not features. A feature with such a name uses its full name.
 METADATA_COLUMNS = (
     "run_id", "build_uuid", "build_name", "label", "label_name", "split", "n_windows", "digest",
     "source", "event", "pipeline", "project", "branch", "change", "patchset", "review", "provider", "region", "flavour",
@@ -44,7 +44,7 @@ METADATA_COLUMNS = (
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000}
 _INTERVAL = re.compile(r"([0-9]{0,9})(ms|s|min|h)")
 _SLICER = re.compile(r"(-?[0-9]{1,9})?(:(-?[0-9]{1,9})?){0,2}")
-#: Keys that only some definitions have. Where they say nothing they are not written, as before there were such keys.
+#: Optional keys. They are omitted where unset, as in versions before these keys existed.
 _OPTIONAL_KEYS = ("slicer", "raw_version", "min_windows", "baseline")
 
 
@@ -52,11 +52,11 @@ def interval_us(text: str) -> int:
     """Return an interval as pandas writes it (``500ms``, ``10s``, ``1min``, ``h``) in microseconds.
 
     Raises:
-      CimlError: for any other form, and for zero.
+      CimlError: another form, or zero.
     """
     match = _INTERVAL.fullmatch(text) if text.isascii() else None
     if match is None:
-        raise CimlError(f"interval {text!r}: want a whole number and ms, s, min or h, such as 10s or 1min")
+        raise CimlError(f"interval {text!r}: want a whole number with ms, s, min or h, such as 10s or 1min")
     value = int(match[1] or 1) * _UNITS_US[match[2]]
     if value == 0:
         raise CimlError(f"interval {text!r}: must be longer than zero")
@@ -67,7 +67,7 @@ def slice_of(text: str) -> slice:
     """Return a slice as Python writes it between brackets (``:2000``, ``-500:``, ``::2``); one number alone is the end.
 
     Raises:
-      CimlError: for any other form, and for a step of zero.
+      CimlError: another form, or a step of zero.
     """
     parts = [int(part) if part else None for part in text.replace(" ", "").split(":")] if _is_slice(text) else []
     if not parts or (len(parts) == 3 and parts[2] == 0):
@@ -81,32 +81,32 @@ def _is_slice(text: str) -> bool:
 
 
 class DatasetDefinition(Settings, frozen=True, kw_only=True):
-    """What a data set is made of.
+    """The definition of a data set.
 
     Attributes:
-      name: the data set's name; a folder has it.
-      version: counts what people changed in it.
+      name: the data set's name, and of its folder.
+      version: version number of the definition, set by its author.
       build_name: jobs, or globs of jobs; ``all`` means every job.
       sample_interval: length r of a window, as pandas writes it; windows start at UTC midnight.
-      features_regex: searched for in the short names of columns, or in full names where it holds a colon.
+      features_regex: searched in the short names of columns, or in full names where it contains a colon.
       class_label: ``status``, ``provider`` (regions merged), ``provider-region``, or any metadata of a run.
-      classes: the classes in their order; without, those of the first span, sorted.
-      class_map: from a value of the label to a class; where it is given without ``classes``, it names them all.
-        A value that maps to nothing (``""``) is no label.
+      classes: the classes in order; by default those of the first span, sorted.
+      class_map: from a value of the label to a class; without ``classes``, its values are all classes. A value that
+        maps to ``""`` is no label.
       tdt_split: weights of train, dev and test.
       salt: key of the split. Data sets that share it share the split.
-      sample_statistic: what stands for the samples of a window.
-      aggregation_functions: where given, an example holds these functions of a run's windows in place of the windows.
-      max_windows: L, the length that runs are cut or padded to; without, ceil(5500 s / r).
-      min_windows: leaves out a run that has fewer; with ``max_windows`` of the same number, examples are the beginnings
-        of equal length of the runs that last so long.
+      sample_statistic: the statistic of a window's samples.
+      aggregation_functions: if set, an example holds these functions of a run's windows instead of the windows.
+      max_windows: L, the length that runs are cut or padded to; by default ceil(5500 s / r).
+      min_windows: excludes runs with fewer windows. With an equal ``max_windows``, all examples are beginnings of the
+        same length of runs that last so long.
       count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
-      baseline: the single number of a run that experiments are held against, ``duration`` or ``memory``, or ``none``;
-        without, the one that is known to give the label away.
-      span_runs: how many selected runs are sealed together.
-      slicer: takes these of the selected runs, ordered by (end time, run id), once and for all; none takes all that
-        there are, and that there will be.
-      raw_version: of the raw manifest that ``slicer`` looks at; what is stored later does not matter.
+      baseline: the single number of a run that experiments are compared with, ``duration`` or ``memory``, or ``none``;
+        by default the one that is known to reveal the label.
+      span_runs: number of selected runs that are sealed together.
+      slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
+        present and future runs.
+      raw_version: version of the raw manifest for ``slicer``; later runs are ignored.
     """
 
     what: ClassVar[str] = "definition"
@@ -137,48 +137,48 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return one name alone stands for a list of one."""
+        """Expand a single name to a list of one."""
         many = ("build_name", "classes", "aggregation_functions")
         return {**value, **{key: (value[key],) for key in many if isinstance(value.get(key), str)}}
 
     def __post_init__(self) -> None:
         check_name(self.name)
         if not self.build_name or not all(self.build_name):
-            raise ValueError("build_name: names no job: give a job, a glob, several of them, or all")
+            raise ValueError("build_name: is empty; give jobs, globs or all")
         checked("sample_interval: ", interval_us, self.sample_interval)
         checked("features_regex: ", select_columns, (), self.features_regex)
         if self.slicer is not None:
             checked("slicer: ", slice_of, self.slicer)
         self._check_classes()
         if min(self.tdt_split) < 0 or self.tdt_split[0] == 0:
-            raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, and some for train")
+            raise ValueError("tdt_split: want three weights of 0 or more for train, dev and test, with train above 0")
         self._check_windows()
         if self.raw_version is not None and self.slicer is None:
-            raise ValueError("raw_version: has no meaning without slicer")
+            raise ValueError("raw_version: requires slicer")
 
     def _check_classes(self) -> None:
         if self.classes is not None:
             if len(set(self.classes)) != len(self.classes) or not all(self.classes):
-                raise ValueError("classes: each class needs a name of its own")
+                raise ValueError("classes: class names must be different")
             if len(self.classes) < 2:
-                raise ValueError("classes: one class teaches nothing: name at least two")
+                raise ValueError("classes: want at least two classes")
         mapped = set(self.class_map.values()) - {""}
         if self.classes is None and self.class_map and len(mapped) < 2:
-            raise ValueError("class_map: one class teaches nothing: map to at least two")
+            raise ValueError("class_map: want at least two classes")
         if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
-            raise ValueError(f"class_map: {strange[0]!r} is none of the classes")
+            raise ValueError(f"class_map: {strange[0]!r} is not in classes")
 
     def _check_windows(self) -> None:
         if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
-            raise ValueError("aggregation_functions: each only once")
+            raise ValueError("aggregation_functions: a function appears twice")
         if self.aggregation_functions and self.max_windows is not None:
-            raise ValueError("max_windows: has no meaning beside aggregation_functions, which are L")
+            raise ValueError("max_windows: cannot be combined with aggregation_functions")
         if self.aggregation_functions and self.min_windows is not None:
-            raise ValueError("min_windows: has no meaning beside aggregation_functions, which look at all windows")
+            raise ValueError("min_windows: cannot be combined with aggregation_functions")
         if self.min_windows is not None and self.min_windows > self.windows:
-            raise ValueError(f"min_windows: no run keeps more than {self.windows} windows: name max_windows too")
+            raise ValueError(f"min_windows: is above the {self.windows} windows of an example; set max_windows too")
         if self.windows > MAX_WINDOWS:
-            raise ValueError(f"sample_interval: {self.sample_interval} makes {self.windows} windows: name max_windows")
+            raise ValueError(f"sample_interval: {self.sample_interval} gives {self.windows} windows; set max_windows")
 
     @cached_property
     def interval_us(self) -> int:
@@ -187,28 +187,28 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
 
     @property
     def windows(self) -> int:
-        """L: how many windows, or functions, each feature of an example has."""
+        """L: the number of windows, or functions, of each feature of an example."""
         if self.aggregation_functions:
             return len(self.aggregation_functions)
         return self.max_windows or -(-NORMAL_LENGTH_S * 1_000_000 // self.interval_us)
 
     def selects(self, build_name: str) -> bool:
-        """Return whether the data set takes runs of this job."""
+        """Return whether the data set selects this job."""
         return self._matching(build_name) is not None
 
     @cached_property
     def _matching(self) -> Callable[[str], Any]:
-        return lru_cache(maxsize=1024)(glob_pattern(self.build_name).fullmatch)  # there are few jobs, of many runs each
+        return lru_cache(maxsize=1024)(glob_pattern(self.build_name).fullmatch)  # few jobs with many runs each
 
 
 class ResolvedDefinition(Settings, frozen=True, kw_only=True):
-    """A definition and what it resolved to: all that is needed to prepare a run.
+    """A definition with its resolved columns and classes, sufficient to prepare a run.
 
     Attributes:
-      definition: as people wrote it.
+      definition: the definition as written.
       columns: full names of the columns, in order (``load avg:1m``).
       features: their names in examples, in the same order (``1m``).
-      classes: names of the classes; a label is a position in here.
+      classes: names of the classes; a label is an index into it.
       windows: L.
     """
 
@@ -228,9 +228,9 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
         return self.windows
 
     def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
-        """Return (label, class) of a run, or the reason for which it is no example.
+        """Return (label, class) of a run, or the reason why it has no example.
 
-        That is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim says that the run is of another job.
+        The reason is ``no_label``, ``unknown_class``, or ``other_job`` where a reclaim changed the job of the run.
         """
         if not self.definition.selects(facts.build_name):
             return "other_job"
@@ -244,7 +244,7 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
 
 def load_definition(path: str | Path, **overrides: Any) -> DatasetDefinition:
-    """Return a definition from a TOML file, with keys that take precedence over the file's.
+    """Load a definition from a TOML file; ``overrides`` take precedence over its keys.
 
     Raises:
       CimlError: one line that names the file and the key.
@@ -257,16 +257,16 @@ def resolve(
 ) -> ResolvedDefinition:
     """Resolve a definition against the runs of its first span.
 
-    The columns are those that the pattern selects in most runs (the earliest of equals), so that one odd recorder does
-    not decide; the classes are the definition's own, or the sorted ones of these runs.
+    The columns are those that the pattern selects in most runs (the earliest of equals), so that one unusual recorder
+    does not decide. The classes are the definition's own, or the sorted ones of these runs.
 
     Args:
-      definition: what to resolve.
-      columns: of each run the full names of its telemetry columns, in log order.
-      run_facts: what is known of each run.
+      definition: the definition to resolve.
+      columns: per run the full names of its telemetry columns, in log order.
+      run_facts: the facts of each run.
 
     Raises:
-      CimlError: where no column or fewer than two classes come out.
+      CimlError: it selects no column, or fewer than two classes are found.
     """
     found = Counter(tuple(names) for names in columns)
     selected: Counter[tuple[str, ...]] = Counter()
@@ -275,7 +275,7 @@ def resolve(
     del selected[()]
     if not selected:
         seen = ", ".join(list(short_names(next(iter(found), ())).values())[:40])
-        raise CimlError(f"features_regex {definition.features_regex!r} selects none of the columns {seen or '(none)'}")
+        raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {seen or '(none)'}")
     best = max(selected.values())
     chosen = next(names for names, runs in selected.items() if runs == best)
     whole = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
@@ -297,9 +297,9 @@ def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tu
         return STATUS_CLASSES
     names = {label_of(facts, definition.class_label, {}) for facts in run_facts} - {None}
     if len(names) < 2:
-        found = f"only the class {names.pop()!r}" if names else "no class at all"
+        found = f"only the class {names.pop()!r}" if names else "no class"
         raise CimlError(
-            f"class_label {definition.class_label!r}: the first span's runs have {found}; name the classes in the "
+            f"class_label {definition.class_label!r}: the first span's runs have {found}; set classes in the "
             "definition, or raise span_runs"
         )
     return tuple(sorted(name for name in names if name is not None))

@@ -1,4 +1,4 @@
-"""What a run's class is, by what is known of the run."""
+"""The class of a run, from its facts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ciml.events.records import RunFacts
 
 #: Label 0 and label 1 of ``status``.
 STATUS_CLASSES = ("passed", "failed")
-#: A timeout is a failure. All other outcomes say nothing about the code or the machine, and are no labels.
+#: A timeout is a failure. All other outcomes reveal nothing about code or machine, and are not labels.
 _STATUS = {"success": "passed", "failure": "failed", "timeout": "failed"}
-#: Words of the original for what is called otherwise here.
+#: Names of the original that differ here.
 _ALIASES = {"node_provider": "provider", "node_provider_all": "provider-region", "node_flavor": "flavour"}
-#: Facts that may be labels by their own name; any other name is looked up in the run's further metadata.
+#: Facts that may be labels by their own name; any other name is looked up in the run's labels.
 _FACTS = frozenset(
     {"build_name", "outcome", "result", "source", "event", "pipeline", "project", "branch", "change", "review"}
     | {"provider", "region", "flavour"}
@@ -23,9 +23,9 @@ def label_of(facts: RunFacts, class_label: str, class_map: Mapping[str, str]) ->
     """Return the class of a run, or None where it has none.
 
     Args:
-      facts: what is known of the run.
-      class_label: ``status``; ``provider`` (its regions merged) or ``provider-region``; or any metadata's name.
-      class_map: from a value to its class; a value that is not in it is its own class.
+      facts: the run's facts.
+      class_label: ``status``; ``provider`` (its regions merged) or ``provider-region``; or the name of any metadata.
+      class_map: from a value to its class; other values are their own class.
     """
     value = _value(facts, _ALIASES.get(class_label, class_label) if class_label not in facts.labels else class_label)
     return class_map.get(value, value) or None if value else None

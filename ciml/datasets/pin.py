@@ -1,8 +1,8 @@
-"""What a definition with a slicer holds: runs that are found once, in the raw manifest as it was at one version.
+"""The runs of a definition with a slicer: selected once, from the raw manifest at one version.
 
-The selected runs are ordered by (end time, run id), whatever their order in the manifest, and the slicer cuts the list.
-Definition and raw version name the same runs for ever, with the outcomes that were known by then. So the data set
-can be made again, to the byte, from the same raw store wherever it lies and whatever has come to it since.
+The selected runs are ordered by (end time, run id), independent of their order in the manifest, and the slicer cuts the
+list. Definition and raw version always give the same runs, with the outcomes known at that version. So the data set can
+be rebuilt, to the byte, from the same raw store at any address and any later time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ciml.datasets.state import DatasetState, Position
 from ciml.errors import CimlError, IntegrityError
 from ciml.raw.run_log import RunLog, RunRecord
 
-#: A selected row: when its run ended, the run's id, where the row is recorded, and the record as JSON.
+#: A selected row: its run's end time, its run id, its position, and the record as JSON.
 _Found = tuple[int, str, Position, bytes]
 
 
@@ -25,13 +25,13 @@ class Pin:
     """The runs of a definition that has a slicer.
 
     Attributes:
-      version: of the raw manifest that was looked at.
-      selected: how many runs there were to cut.
+      version: the version of the raw manifest.
+      selected: number of selected runs before the slice.
       other_jobs: the jobs of runs that were not selected.
     """
 
     def __init__(self, raw: RunLog, definition: DatasetDefinition) -> None:
-        """Read the raw manifest up to the version that the definition names, or to its end.
+        """Read the raw manifest up to the definition's raw version, or to its end.
 
         Raises:
           CimlError: the manifest does not reach that version.
@@ -39,7 +39,7 @@ class Pin:
         self.version = 0
         self.other_jobs: set[str] = set()
         self._corrections: dict[str, list[Change]] = {}
-        # A run as it was recorded takes a third of what it takes as objects, and all are held until the last is cut.
+        # A run as JSON takes a third of the memory of its objects, and all are held until the slice.
         found: list[_Found] = []
         reclaimed: dict[str, _Found | None] = {}
         last, encode = definition.raw_version, msgspec.json.Encoder().encode
@@ -58,12 +58,12 @@ class Pin:
                 elif row is not None:
                     found.append(row)
             for reclaim in delta.reclaims:
-                self._corrections.pop(reclaim.mention.run_id, None)  # they were of the row that it takes the place of
+                self._corrections.pop(reclaim.mention.run_id, None)  # they belong to the replaced row
             for each in delta.corrections:
                 self._corrections.setdefault(each.mention.run_id, []).append((each.fix, each.trust))
         if last is not None and self.version < last:
             raise CimlError(
-                f"raw_version {last}: the raw store {raw.url()} is at version {self.version}: is it another one?"
+                f"raw_version {last}: the raw store {raw.url()} is at version {self.version}; check the raw store"
             )
         if reclaimed:
             found = [row for row in found if row[1] not in reclaimed]
@@ -78,35 +78,35 @@ class Pin:
         return len(self._records)
 
     def runs(self, start: int = 0, stop: int | None = None) -> Iterator[SelectedRun]:
-        """Some of the runs, in their order, with the outcomes that were known by `version`."""
+        """Yield a range of the runs, in order, with the outcomes known at `version`."""
         decode = msgspec.json.Decoder(RunRecord).decode
         for position, record in self._records[start:stop]:
             run = SelectedRun.of(position, decode(record))
             yield run.corrected(self.fix(run))
 
     def voters(self) -> Iterator[SelectedRun]:
-        """Yield the runs that were trusted when they came, or all where none was: whose classes count."""
+        """Yield the runs whose classes count: those trusted at ingestion, or all where none was."""
         some = any(run.trust.trusted for run in self.runs())
         yield from (run for run in self.runs() if not some or run.trust.trusted)
 
     def fix(self, run: SelectedRun) -> Fix | None:
-        """Return the last correction of a run that counts; None for a run without."""
+        """Return the last valid correction of a run; None for a run without one."""
         return apply_changes(run, self._corrections.get(run.run_id, ()))[1]
 
 
 class PinnedPlan:
-    """As `ciml.datasets.plan.Plan`, for a definition that has a slicer. Its last span may have fewer runs.
+    """Like `ciml.datasets.plan.Plan`, for a definition with a slicer. Its last span may have fewer runs.
 
     Args:
-      state: of the data set; not changed.
+      state: the data set's state; not changed.
       pin: its runs.
-      resolver: called with runs that decide, when nothing has resolved the definition yet.
-      raw: where the manifest is, for messages.
+      resolver: called with the voting runs, when the definition is not resolved yet.
+      raw: the raw manifest, for messages.
     """
 
     def __init__(self, state: DatasetState, pin: Pin, resolver: Resolver, raw: RunLog) -> None:
         if state.definition is None:
-            raise IntegrityError("a data set without a definition")
+            raise IntegrityError("data set manifest: no definition")
         self._state, self._pin, self._resolver, self._raw = state, pin, resolver, raw
         self._definition = state.definition
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
@@ -114,17 +114,17 @@ class PinnedPlan:
         self.other_jobs = pin.other_jobs
 
     def steps(self, *, seal: bool = True) -> Iterator[Step]:
-        """Yield the steps that are not done yet, one a span.
+        """Yield the remaining steps, one per span.
 
         Raises:
-          IntegrityError: what is sealed holds other runs than the raw manifest has.
+          IntegrityError: a sealed span holds other runs than the raw manifest.
         """
         pin, size, done = self._pin, self._definition.span_runs, len(self._state.spans)
         for span, versions in self._state.spans.items():
             there = sorted(versions[1].run_ids())
             if there != sorted(pin.run_ids[(span - 1) * size : span * size]):
                 where = self._raw.url()
-                raise IntegrityError(f"data set {self._definition.name!r}: span {span} has other runs than {where}")
+                raise IntegrityError(f"data set {self._definition.name!r}: span {span} differs from {where}")
         resolved = self._state.resolved
         for number, start in enumerate(range(done * size, len(pin), size), done + 1):
             runs = tuple(pin.runs(start, start + size))
@@ -142,15 +142,15 @@ class PinnedPlan:
 
 
 def pinned(definition: DatasetDefinition, pin: Pin) -> DatasetDefinition:
-    """Return the definition with the raw version that it was cut at.
+    """Return the definition with the raw version of its slice.
 
     Raises:
-      CimlError: nothing is left.
+      CimlError: no run is left.
     """
     if not len(pin):
         wanted, slicer = ", ".join(definition.build_name), definition.slicer
         jobs = sorted(pin.other_jobs)[:20]
         if pin.selected:
-            raise CimlError(f"slicer {slicer!r}: leaves none of the {pin.selected:,} runs of {wanted}")
-        raise CimlError(f"no stored run has a job that matches {wanted}; there are runs of {', '.join(jobs) or 'none'}")
+            raise CimlError(f"slicer {slicer!r}: selects none of the {pin.selected:,} runs of {wanted}")
+        raise CimlError(f"build_name {wanted}: no stored run matches; stored jobs: {', '.join(jobs) or 'none'}")
     return definition.replace(raw_version=pin.version)

@@ -1,8 +1,8 @@
-"""What a data set seals next: decided by manifests alone, so that whoever computes it comes to the same.
+"""The next spans of a data set: computed from manifests alone, so that every process computes the same.
 
 Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
-the raw version in which a span ends is in its first version; a later one that changes a label makes a new version. So
-does a reclaim, whose row takes the place of the run's earlier one.
+the raw version in which a span ends is in its first version. A later correction that changes a label makes a new
+version, and so does a reclaim, which replaces the run's earlier row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ciml.raw.run_log import RunDelta, RunLog, RunRecord
 
 
 class SelectedRun(Record, frozen=True, gc=False):
-    """A raw row that a data set takes, and where the raw manifest records it."""
+    """A raw row in a data set, and its position in the raw manifest."""
 
     position: Position
     mention: RunFacts
@@ -33,11 +33,11 @@ class SelectedRun(Record, frozen=True, gc=False):
 
     @classmethod
     def of(cls, position: Position, record: RunRecord) -> SelectedRun:
-        """What the raw manifest records at a position."""
+        """Return the selected run of a record at a position."""
         return cls(position, record.mention, record.file, record.trust)
 
     def corrected(self, fix: tuple[str, str] | None) -> SelectedRun:
-        """Return the same run with another outcome. All that trust is judged by stays."""
+        """Return the run with another outcome. The facts that decide its trust stay."""
         if fix is None:
             return self
         outcome = cast("OutcomeWord | None", fix[0] or None)
@@ -46,7 +46,7 @@ class SelectedRun(Record, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class SpanPlan:
-    """A span's version that is to be made of these runs."""
+    """A span version to be built from these runs."""
 
     span: int
     version: int
@@ -55,7 +55,7 @@ class SpanPlan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one delta of a data set is to hold; it follows the delta ``base``."""
+    """The content of the next delta of a data set; it follows the delta ``base``."""
 
     base: int
     resolved: ResolvedDefinition
@@ -66,46 +66,47 @@ class Step:
 
 
 Resolver = Callable[[Sequence[SelectedRun]], ResolvedDefinition]
-#: An outcome, and the producer's own word for it.
+#: An outcome, and the producer's own word.
 Fix = tuple[str, str]
-#: What the raw manifest says of a run after its first row: a correction with its trust, or the row of a reclaim.
+#: A change of a run after its first row: a correction with its trust, or the row of a reclaim.
 Change = tuple[Fix, Trust] | SelectedRun
 
 
 class Plan:
-    """Reads the raw manifest on from a data set's cursor.
+    """Reads the raw manifest from a data set's cursor on.
 
     Args:
-      state: of the data set; not changed.
+      state: the data set's state; not changed.
       raw: the raw manifest.
-      resolver: called with the runs of the first span, when nothing has resolved the definition yet.
+      resolver: called with the runs of the first span, when the definition is not resolved yet.
 
     Attributes:
-      waiting: after `steps`, how many selected runs no step seals.
+      waiting: after `steps`, the number of selected runs that are not sealed.
       other_jobs: after `steps`, the jobs of the runs that were not selected.
     """
 
     def __init__(self, state: DatasetState, raw: RunLog, resolver: Resolver) -> None:
         if state.definition is None:
-            raise IntegrityError("a data set without a definition")
+            raise IntegrityError("data set manifest: no definition")
         self._state, self._raw, self._resolver, self._definition = state, raw, resolver, state.definition
         self._resolved = state.resolved
         self._base, self._cursor, self._corrections_to = state.version, state.cursor, state.corrections_to
-        self._pending: dict[str, SelectedRun] = {}  # as corrected
-        self._late: dict[str, list[Change]] = {}  # of runs that are sealed
-        # Of spans that earlier steps seal: the last version, and where their runs are. The runs themselves are large.
+        self._pending: dict[str, SelectedRun] = {}  # with corrections applied
+        self._late: dict[str, list[Change]] = {}  # of sealed runs
+        # Spans sealed by earlier steps: their last version and the positions of their runs. The runs themselves are
+        # large.
         self._planned: dict[int, tuple[int, tuple[Position, ...]]] = {}
-        self._fixed: dict[str, Fix] = {}  # what those steps apply
+        self._fixed: dict[str, Fix] = {}  # applied by those steps
         self._sealed: dict[str, int] = {}  # the span of their runs
-        self._fixes: dict[str, Fix] = {}  # what the next step applies
+        self._fixes: dict[str, Fix] = {}  # to be applied by the next step
         self.waiting = 0
         self.other_jobs: set[str] = set()
 
     def steps(self, *, seal: bool = False) -> Iterator[Step]:
-        """The steps that the present raw manifest calls for, in order. Each assumes that those before are committed.
+        """Yield the steps for the present raw manifest, in order. Each assumes that the earlier ones are committed.
 
         Args:
-          seal: whether the last span is closed with fewer runs than the definition wants.
+          seal: whether to seal the last span with fewer runs than ``span_runs``.
         """
         end, _ = begin = self._cursor
         for version, delta in self._raw.since(end - 1):
@@ -114,7 +115,7 @@ class Plan:
                     continue
                 run_id = record.mention.run_id
                 if index >= len(delta.runs) and (run_id in self._pending or self._span_of(run_id)):
-                    continue  # a reclaim of a run that is selected already
+                    continue  # a reclaim of a selected run
                 if not self._definition.selects(job := record.mention.build_name):
                     self.other_jobs.add(job)
                     continue
@@ -130,7 +131,7 @@ class Plan:
         self.waiting = len(self._pending)
 
     def _collect(self, version: int, delta: RunDelta) -> None:
-        """Take in the reclaims and the corrections of a raw version, after its runs."""
+        """Collect the reclaims and corrections of a raw version, after its runs."""
         for run_id, change in changes_of(version, delta):
             if run := self._pending.get(run_id):
                 changed, fix = apply_change(run, change)
@@ -155,7 +156,7 @@ class Plan:
 
     def _step(self, cursor: Position, corrections_to: int, spans: list[SpanPlan]) -> Step:
         if self._resolved is None:
-            raise IntegrityError("a data set has spans, and was never resolved")
+            raise IntegrityError("data set manifest: has spans but no resolved definition")
         fixed = {run.run_id for plan in spans for run in plan.runs} & self._fixes.keys()
         step = Step(
             base=self._base,
@@ -173,7 +174,7 @@ class Plan:
         return step
 
     def _new_versions(self) -> list[SpanPlan]:
-        """New versions of the spans in which a late change changes a label or a row. Forgets the late changes."""
+        """Return new versions of spans whose label or row changed late, and clear the late changes."""
         late, self._late = self._late, {}
         out = []
         for span in sorted({self._span_of(run_id) or 0 for run_id in late}):
@@ -192,11 +193,11 @@ class Plan:
 
     def _label(self, run: SelectedRun) -> tuple[int, str] | str:
         if self._resolved is None:
-            raise IntegrityError("a data set has spans, and was never resolved")
+            raise IntegrityError("data set manifest: has spans but no resolved definition")
         return self._resolved.label_of(run.mention)
 
     def _last_version(self, span: int) -> tuple[int, tuple[SelectedRun, ...]]:
-        """Return the last version of a span, and its runs as they are in it."""
+        """Return the last version of a span, with its runs as of that version."""
         if planned := self._planned.get(span):
             last, positions = planned
         else:
@@ -210,7 +211,7 @@ class Plan:
 
 
 def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
-    """What a delta changes of runs that were recorded before, by run id, in the order in which it applies."""
+    """Yield the changes of earlier runs in a delta, by run id, in the order in which they apply."""
     for index, record in enumerate(delta.reclaims, len(delta.runs)):
         yield record.mention.run_id, SelectedRun.of((version, index), record)
     for correction in delta.corrections:
@@ -218,7 +219,7 @@ def changes_of(version: int, delta: RunDelta) -> Iterator[tuple[str, Change]]:
 
 
 def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[SelectedRun, Fix | None]:
-    """A run after changes in their order, and the outcome that it has by them; None where none of them counts."""
+    """Apply changes to a run in order; return the run, and its outcome by them (None where no change counts)."""
     last = None
     for change in changes:
         run, fix = apply_change(run, change)
@@ -227,9 +228,9 @@ def apply_changes(run: SelectedRun, changes: Iterable[Change]) -> tuple[Selected
 
 
 def apply_change(run: SelectedRun, change: Change) -> tuple[SelectedRun, Fix | None]:
-    """Return a run after a change, and the outcome that it has by that; None where the change does not count.
+    """Apply a change to a run; return the run, and its outcome by it (None where the change does not count).
 
-    A correction counts where it is at least as trusted as the run, a reclaim where it was recorded after the row.
+    A correction counts where it is at least as trusted as the run, a reclaim where it is recorded after the row.
     """
     if isinstance(change, SelectedRun):
         if change.position <= run.position:

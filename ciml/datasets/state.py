@@ -1,6 +1,6 @@
-"""What the deltas of a data set's manifest add up to: its definition, its sealed spans, and how far it has read.
+"""The state of a data set's manifest: its definition, its sealed spans, and its cursor in the raw manifest.
 
-A data set reads the runs of the raw manifest in the order of their records. Its cursor is a position in there, [raw
+A data set reads the runs of the raw manifest in the order of their records. Its cursor is a position there, [raw
 version, index of the run within that delta]: all runs before it are sealed in a span or were not selected.
 """
 
@@ -39,7 +39,7 @@ class ExampleFile(Record, frozen=True, gc=False):
 
 
 class SpanRun(Record, frozen=True, gc=False):
-    """An example of a span, as the manifest knows it."""
+    """An example of a span, as recorded in the manifest."""
 
     run_id: str
     build_name: str
@@ -51,21 +51,21 @@ class SpanRun(Record, frozen=True, gc=False):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SpanRun:
-        # What many runs share is held once.
+        # Shared values are stored once.
         shared = (intern(value["build_name"]), intern(value["split"]), value["label"], intern(value["label_name"]))
         return cls(value["run_id"], *shared, value["n_windows"], value["digest"])
 
 
 @dataclass(frozen=True, slots=True)
 class SpanVersion:
-    """A sealed span: examples that became known together. A later version has the same runs with corrected labels.
+    """A sealed span: examples that were sealed together. A later version has the same runs with corrected labels.
 
     Attributes:
-      span: counts from 1.
-      version: counts from 1 within the span.
-      selected: where the raw manifest records each selected run, in order.
+      span: number of the span, from 1.
+      version: number of the version within the span, from 1.
+      selected: position of each selected run in the raw manifest, in order.
       runs: the examples, in the same order.
-      excluded: the selected runs that are no examples: ``run_id``, ``reason`` and perhaps ``detail``.
+      excluded: the selected runs without an example: ``run_id``, ``reason``, optional ``detail``.
       files: the files of each split that has rows.
     """
 
@@ -78,7 +78,7 @@ class SpanVersion:
 
     @property
     def folder(self) -> str:
-        """Where its files are, relative to the data set's folder."""
+        """The folder of its files, relative to the data set's folder."""
         return span_folder(self.span, self.version)
 
     @property
@@ -125,15 +125,15 @@ class DatasetState:
 
     Attributes:
       version: of the manifest; 0 for a data set that does not exist.
-      definition: as it was created with.
+      definition: the definition at creation.
       source: the data path whose raw store it reads; None for its own.
-      listing: where its runs are from that it made straight from logs: ``url``, ``digest``, ``logs``, ``source`` and
-        ``runs_of``; None for one that reads a raw store.
+      listing: the listing of a data set that was built directly from logs: ``url``, ``digest``, ``logs``, ``source``
+        and ``runs_of``; None for one that reads a raw store.
       resolved: its columns and classes; None until the first span is sealed.
-      cursor: the raw position at which reading goes on.
-      corrections_to: corrections in raw versions below this one are taken into account.
+      cursor: the raw position of the next read.
+      corrections_to: corrections in raw versions below this one are applied.
       spans: all versions of each span, by span and version.
-      corrected: the outcome and the producer's word of runs whose raw row has others.
+      corrected: outcome and producer's word of runs that differ from their raw row.
       span_of: the span of each selected run.
     """
 
@@ -155,18 +155,18 @@ class DatasetState:
         return [versions[max(versions)] for _, versions in sorted(self.spans.items())]
 
     def counts(self) -> Counter[tuple[str, str]]:
-        """Return how many examples there are by (split, class), in the last version of each span."""
+        """Return the number of examples by (split, class), in the last version of each span."""
         return Counter((run.split, run.label_name) for span in self.latest() for run in span.runs)
 
     def excluded(self) -> Counter[str]:
-        """Return how many selected runs are no examples, by reason, in the last version of each span."""
+        """Return the number of selected runs without an example, by reason, in the last version of each span."""
         return Counter(each["reason"] for span in self.latest() for each in span.excluded)
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows.
+        """Apply the next delta.
 
         Raises:
-          IntegrityError: when it does not follow, or contradicts what came before.
+          IntegrityError: it is not the next one, or contradicts earlier ones.
         """
         if version != self.version + 1:
             raise IntegrityError(f"data set manifest: version {version} after {self.version}")
@@ -190,8 +190,8 @@ class DatasetState:
     def _apply_span(self, version: int, span: SpanVersion) -> None:
         versions = self.spans.setdefault(span.span, {})
         if span.version != len(versions) + 1 or (span.version == 1 and span.span != len(self.spans)):
-            raise IntegrityError(f"data set manifest: version {version} holds {span.folder} out of order")
+            raise IntegrityError(f"data set manifest: version {version} has {span.folder} out of order")
         for run_id in span.run_ids():
             if self.span_of.setdefault(run_id, span.span) != span.span:
-                raise IntegrityError(f"data set manifest: version {version} holds the run {run_id} again")
+                raise IntegrityError(f"data set manifest: version {version} has the run {run_id} twice")
         versions[span.version] = span

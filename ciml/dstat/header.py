@@ -1,8 +1,8 @@
 """The headers of a dstat, dool or pcp-dstat log, and the samples between them.
 
-A header is a group row and a column row, both all quoted; it is found by that, never by a count of lines. What stands
-before them (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) may be there or not. A recorder that was started
-again appends another header, perhaps with other columns: each start is one `Segment`.
+A header is a group row and a column row, both fully quoted; it is found by that form, never by a line number. The lines
+before it (banner, ``Author``, ``Host``, ``Cmdline`` and ``Date``) are optional. A restarted recorder appends another
+header, perhaps with other columns: each start is one `Segment`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ciml.telemetry import unique_names
 
 _MAX_PREAMBLE_LINES = 12
 
-# Possessive quantifiers: linear in time, and nothing is kept to backtrack to, on any input.
+# Possessive quantifiers: linear time without backtracking, on any input.
 _HEADER = re.compile(
     rb'\n(?!"[^"\n]{0,99}:")("[^"\n]*+"(?:,(?:"[^"\n]*+")?+)*+)\r?+\n[\r\n]*+("[^"\n]++"(?:,"[^"\n]*+")*+,?+)\r?+(?:\n|\Z)'
 )
@@ -28,7 +28,7 @@ _BANNER = re.compile(rb'"([^"\n]{0,99}) CSV [Oo]utput"')
 _CMDLINE, _DATE_CELL = b'"Cmdline:","', b'"Date:"'
 _DATE = re.compile(rb'"Date:","(\d{1,2}) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d)(?: ([^"\n]{0,40}))?"')
 
-#: Options of the recorders that take a value, so that the value is not taken for the delay.
+#: Options of the recorders with a value, so that the value is not mistaken for the delay.
 _WITH_VALUE = frozenset(
     {"-C", "-D", "-I", "-L", "-M", "-N", "-P", "-S", "--output", "--profile", "--pidfile"}  # dstat and dool
     | {"-o", "-h", "--host", "-a", "--archive", "-O", "--origin", "-A", "--align"}  # pcp-dstat
@@ -37,12 +37,12 @@ _WITH_VALUE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a group row and a column row say.
+    """The columns in a group row and a column row.
 
     Attributes:
-      names: the full name of each cell, ``group:name``, in the order of the log; "" for the cells of the time.
+      names: the full name of each cell, ``group:name``, in the order of the log; "" for the time cells.
       time, epoch: index of the cell that holds the time of day, or the seconds since 1970; None where there is none.
-      text: indices of the cells that hold words by their name (``--top-cpu`` and its like).
+      text: indices of the cells with text, by their name (``--top-cpu`` and similar).
     """
 
     names: tuple[str, ...]
@@ -56,15 +56,15 @@ class Segment:
     """The samples of one start of the recorder.
 
     Attributes:
-      columns: what its cells mean.
+      columns: its columns.
       body: its sample rows; each ends in a line feed.
-      torn: number of rows that were cut off at the end of the file (0 or 1).
-      recorder: what its banner says, such as ``dool 1.3.8``; "" where it was left out.
+      torn: number of truncated rows at the end of the file (0 or 1).
+      recorder: its banner, such as ``dool 1.3.8``; "" without one.
       date_us: the ``Date`` cell as microseconds since 1970 *on the recorder's clock*, without its zone; None where it
-        is missing, no date, or not within the years that a sample may have.
-      near_us: what the ``Date`` cell says in whatever year, or the last one above it: near enough to tell the year by.
-      zone: the zone as the ``Date`` cell names it; "" where it does not.
-      cmdline: the recorder's command line, "" where it is not there.
+        is missing, not a date, or outside the valid years of samples.
+      near_us: the ``Date`` cell in any year, or that of an earlier start: close enough to determine the year.
+      zone: the zone in the ``Date`` cell; "" without one.
+      cmdline: the recorder's command line, "" where it is missing.
       size: bytes of its header and its samples.
     """
 
@@ -80,12 +80,12 @@ class Segment:
 
     @property
     def interval_s(self) -> float:
-        """The delay on the command line in seconds; the recorders' default is 1."""
+        """The delay on the command line, seconds; the recorders' default is 1."""
         return interval_of(self.cmdline)
 
 
 def split_segments(text: bytes) -> list[Segment]:
-    """Return the starts of the recorder in a log, in its order.
+    """Split a log into the starts of its recorder, in order.
 
     Raises:
       RejectedInput: ``not_telemetry``, ``log_too_wide`` or ``too_many_restarts``.
@@ -97,15 +97,15 @@ def split_segments(text: bytes) -> list[Segment]:
     head = b"\n" + text[:MAX_HEADER_OFFSET]
     first = _HEADER.search(head)
     if first is None:
-        raise RejectedInput("not_telemetry", "no group row and column row of dstat, dool or pcp-dstat")
-    # Positions in ``head`` are one more than in ``text``.
+        raise RejectedInput("not_telemetry", "no header of dstat, dool or pcp-dstat (quoted group and column rows)")
+    # Positions in ``head`` are one higher than in ``text``.
     found = [(first.start(), first.end() - 1, first.group(1), first.group(2))]
     position = text.find(b'\n"', first.end() - 2)
     if position >= 0:
         for match in _HEADER.finditer(text, position):
             found.append((match.start() + 1, match.end(), match.group(1), match.group(2)))
             if len(found) > MAX_LOG_STARTS:
-                raise RejectedInput("too_many_restarts", f"the recorder was started more than {MAX_LOG_STARTS} times")
+                raise RejectedInput("too_many_restarts", f"more than {MAX_LOG_STARTS} starts of the recorder")
 
     preambles = [0] + [
         _preamble_start(text, body_start, group_start)
@@ -119,12 +119,12 @@ def split_segments(text: bytes) -> list[Segment]:
         if banner := _BANNER.search(preamble):
             recorder = _text(banner.group(1))
         cmdline = _cmdline(preamble) or cmdline
-        date_us = None  # an older one says nothing of when this one was started
+        date_us = None  # an earlier date does not give the time of this start
         if date := _DATE.search(preamble):
             date_us, zone = _date(date)
             near_us = near_us if date_us is None else date_us
             if date_us is not None and not FIRST_LOCAL <= date_us < END_LOCAL:
-                date_us = None  # it tells the year of rows, which are thereby out of range, and no zone
+                date_us = None  # it only determines the year of rows, which are then out of range, and no zone
         last = index + 1 == len(found)
         end = len(text) if last else preambles[index + 1]
         body, torn = text[body_start:end], 0
@@ -138,7 +138,7 @@ def split_segments(text: bytes) -> list[Segment]:
 
 
 def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
-    """Where the lines that belong to a header begin, above its group row."""
+    """Return the start of the lines that belong to a header, above its group row."""
     start = group_start
     for _ in range(_MAX_PREAMBLE_LINES):
         line = text.rfind(b"\n", earliest, start - 1) + 1 if start > earliest else 0
@@ -150,7 +150,7 @@ def _preamble_start(text: bytes, earliest: int, group_start: int) -> int:
 
 
 def _cmdline(preamble: bytes) -> bytes:
-    """The cell behind ``Cmdline:``, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
+    """Return the ``Cmdline:`` cell, which may hold quotes and commas: up to the ``Date:`` cell or the line's end."""
     begin = preamble.find(_CMDLINE)
     if begin < 0:
         return b""
@@ -178,25 +178,25 @@ def _text(value: bytes) -> str:
 
 @lru_cache(maxsize=64)
 def read_columns(group_row: bytes, column_row: bytes) -> Columns:
-    """What the two rows of a header name. Rows are quoted; a group's name stands at its first column.
+    """Return the columns in the two rows of a header. Rows are quoted; a group's name is at its first column.
 
     Raises:
-      RejectedInput: ``log_too_wide`` for rows or names beyond any recorder's.
+      RejectedInput: ``log_too_wide`` rows or names exceed the limits.
     """
     if max(len(group_row), len(column_row)) > MAX_HEADER_ROW_BYTES:
-        raise RejectedInput("log_too_wide", f"a header row of {max(len(group_row), len(column_row))} bytes")
+        raise RejectedInput("log_too_wide", f"header row of {max(len(group_row), len(column_row))} bytes")
     groups, columns = _cells(group_row), _cells(column_row)
     if columns[-1] == "":
-        columns.pop()  # a comma at the end
-    if len(columns) > MAX_LOG_COLUMNS + 2:  # the time's own cells
-        raise RejectedInput("log_too_wide", f"a header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
+        columns.pop()  # a trailing comma
+    if len(columns) > MAX_LOG_COLUMNS + 2:  # the time cells
+        raise RejectedInput("log_too_wide", f"header of {len(columns)} columns, at most {MAX_LOG_COLUMNS}")
     time = epoch = None
     group, full, text = "", [], []
     for index, name in enumerate(columns):
         if index < len(groups) and groups[index]:
             group = groups[index]
         if len(name) > MAX_COLUMN_NAME or len(group) > MAX_COLUMN_NAME:
-            raise RejectedInput("log_too_wide", f"a column's name of {max(len(name), len(group))} characters")
+            raise RejectedInput("log_too_wide", f"column name of {max(len(name), len(group))} characters")
         if name in TIME_CELLS:
             time = index if time is None else time
             full.append("")
@@ -221,9 +221,9 @@ def _holds_words(group: str, name: str) -> bool:
 
 
 def interval_of(cmdline: bytes) -> float:
-    """Seconds between samples by a recorder's command line: its first operand that is a number, else 1."""
+    """Return the seconds between samples from a recorder's command line: its first numeric operand, else 1."""
     words = _text(cmdline).split()
-    skip = True  # the program's own name
+    skip = True  # the program's name
     for word in words:
         if skip:
             skip = False

@@ -1,4 +1,4 @@
-"""What the recorders write, as words: names of columns and months, the form of a number, a civil time. No Arrow."""
+"""The vocabulary of the recorders: names of columns and months, the form of numbers, civil times. Imports no Arrow."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ DAY = 24 * HOUR
 EARLIEST, LATEST = limits.EARLIEST_US, limits.LATEST_US
 #: Times without a zone that may be instants of `EARLIEST` to `LATEST`. No other is ever converted.
 FIRST_LOCAL, END_LOCAL = EARLIEST - DAY, LATEST + DAY
-#: A number as the recorders write them, and nothing else that some parser would take for one (1_000, 0x10, ٣). Digits
-#: can be read in one way only, so that nothing is tried again.
+#: A number as the recorders write them, excluding other forms that some parser accepts (1_000, 0x10, ٣). The pattern is
+#: unambiguous, so nothing is tried again.
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 def epoch_us(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int | None:
-    """Return a civil time as µs since 1970 without a zone; None where there is no such time.
+    """Return a civil time as µs since 1970 without a zone; None for an invalid time.
 
-    Second 60 is the next minute."""
+    Second 60 is the next minute.
+    """
     try:
         days = (dt.date(year, month, day) - dt.date(1970, 1, 1)).days
     except ValueError:

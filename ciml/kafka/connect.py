@@ -1,4 +1,4 @@
-"""Clients of a Kafka broker, and the one line for each of their errors."""
+"""Clients of a Kafka broker, and one-line messages for their errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_TOPIC = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_ID,
 })  # fmt: skip
-#: What a broker says for a moment after a topic or partition was made, or its leader has changed.
+#: Transient errors after the creation of a topic or partition, or a change of leader.
 SOON = frozenset({
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH,
@@ -35,7 +35,7 @@ _REFUSED = frozenset({
 
 
 class NoTopicError(EngineError):
-    """The broker answers, and has no such topic."""
+    """The broker has no such topic."""
 
 
 _clients: dict[KafkaOptions, AdminClient] = {}
@@ -53,12 +53,12 @@ def make_client(
 
     Args:
       kind: its class.
-      options: whose secrets are not to be told.
+      options: connection options, whose secrets are hidden in messages.
       properties: its configuration.
-      rejected: is told when the broker does not let it in; by default that is remembered for `as_engine_error`.
+      rejected: called where the broker refuses the connection; by default `as_engine_error` reports it.
 
     Raises:
-      CimlError: a property is unknown, or its value is none that it can have.
+      CimlError: a property is unknown, or its value is invalid.
     """
 
     def on_error(error: KafkaError) -> None:
@@ -73,7 +73,7 @@ def make_client(
     except (KafkaException, TypeError, ValueError) as error:
         fault = error.args[0] if error.args else error
         said = fault.str() if isinstance(fault, KafkaError) else str(fault)
-        raise CimlError(f"a property for Kafka cannot be used: {options.hide(said)}") from None
+        raise CimlError(f"invalid Kafka property: {options.hide(said)}") from None
 
 
 def admin(options: KafkaOptions) -> AdminClient:
@@ -85,16 +85,16 @@ def admin(options: KafkaOptions) -> AdminClient:
 
 
 def is_refused(options: KafkaOptions) -> bool:
-    """Return whether the broker has said that it does not let the admin client in, and nobody was told yet."""
+    """Return whether the broker refused the admin client, and this is not reported yet."""
     admin(options).poll(0)  # calls `on_error`
     return options in _refusals
 
 
 def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) -> EngineError:
-    """Return the one line for a failed call."""
+    """Return the error of a failed call, with a one-line message."""
     fault = error.args[0]
     if fault.code() in NO_TOPIC:
-        return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}: create it, or name another by --topic")
+        return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}; create it, or give another --topic")
     said = options.hide(fault.str() or fault.name())
     if fault.code() in TRANSIENT | _REFUSED:
         with _lock:
@@ -106,5 +106,5 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
             return EngineError(
                 f"Kafka at {options.bootstrap} refuses the connection: {options.hide(rejection) or said}"
             )
-        return EngineError(f"Kafka at {options.bootstrap} does not answer ({said})")
+        return EngineError(f"Kafka at {options.bootstrap} does not answer ({said}); check --kafka")
     return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {said}")

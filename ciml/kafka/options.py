@@ -1,4 +1,4 @@
-"""How to reach a Kafka broker, with librdkafka's properties for TLS, SASL and the rest; and how to read there."""
+"""Options for a Kafka broker (with librdkafka's properties for TLS, SASL and others) and for reading a topic."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 from ciml.errors import CimlError
 
-#: Properties that decide what is read, or where reading starts: nobody but ciml sets them.
+#: Properties that decide what is read, or where reading starts: reserved for ciml.
 OWN = (
     "allow.auto.create.topics", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit",
     "enable.auto.offset.store", "enable.partition.eof", "isolation.level", "transactional.id",
 )  # fmt: skip
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|\.key$|oauthbearer\.config")
-#: Properties whose value, or whose file's content, only those who may use the broker have; `_SECRET` hides more.
+#: Properties whose value, or whose file's content, is a credential; `_SECRET` hides more.
 _CREDENTIAL = re.compile(r"(password|passphrase|secret|key\.pem|oauthbearer\.config)$")
 _CREDENTIAL_FILE = re.compile(r"(key\.location|keystore\.location|key\.file|keytab|assertion\.file)$")
 _MAX_CREDENTIAL_BYTES = 1 << 20
@@ -25,14 +25,14 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class KafkaOptions:
-    """How to reach a broker.
+    """Connection options for a broker.
 
     Attributes:
       bootstrap: ``host:port``, or several with commas.
       extra: further librdkafka properties for every client, such as those of TLS and SASL. They may hold a password,
         so they are never printed.
-      timeout_s: how long the broker may take to answer a question, s.
-      queue_kib: the most that a reader holds in advance for a partition, KiB. librdkafka's own default is 64 MiB.
+      timeout_s: timeout of a request to the broker, s.
+      queue_kib: limit of a reader's prefetch per partition, KiB. librdkafka's own default is 64 MiB.
     """
 
     bootstrap: str
@@ -44,9 +44,9 @@ class KafkaOptions:
         for name in OWN:
             if name in self.extra:
                 raise CimlError(
-                    f"the Kafka property {name} is ciml's own: offsets are kept where the data is committed"
+                    f"the Kafka property {name} is reserved: ciml stores offsets with the data; remove it"
                     if name != "bootstrap.servers"
-                    else "the Kafka property bootstrap.servers is given by --kafka"
+                    else "the Kafka property bootstrap.servers is set by --kafka; remove it"
                 )
 
     def common(self) -> dict[str, Any]:
@@ -66,13 +66,13 @@ class KafkaOptions:
     def consumer(self) -> dict[str, Any]:
         """Return the properties of a consumer: it commits no offset, and a lost offset is an error, never a reset."""
         return {
-            "fetch.queue.backoff.ms": 10,  # a full queue is looked at again soon: by default only after a second
+            "fetch.queue.backoff.ms": 10,  # retry soon after a full queue: the default is a second
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
-            "max.poll.interval.ms": 86_400_000,  # a stage may take its time: there is no group to be thrown out of
+            "max.poll.interval.ms": 86_400_000,  # stages may be slow: there is no consumer group
             "queued.max.messages.kbytes": self.queue_kib,
             **self.common(),
-            "group.id": "ciml",  # needed by librdkafka, never used: partitions are assigned
+            "group.id": "ciml",  # required by librdkafka, unused: partitions are assigned
             "allow.auto.create.topics": False,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -82,14 +82,14 @@ class KafkaOptions:
         }
 
     def hide(self, text: str) -> str:
-        """``text`` without the values of properties that are secrets."""
+        """Return ``text`` without the values of secret properties."""
         for name, value in self.extra.items():
             if _SECRET.search(name) and isinstance(value, str) and value:
                 text = text.replace(value, "***")
         return text
 
     def credentials(self) -> dict[str, bytes]:
-        """What only those who may use the broker know, by property: passwords, and the content of key files."""
+        """Return the credentials by property: passwords, and the content of key files."""
         found: dict[str, bytes] = {}
         for name, value in self.extra.items():
             if _CREDENTIAL.search(name):
@@ -104,10 +104,10 @@ class KafkaOptions:
 
     @classmethod
     def of(cls, bootstrap: str, properties: Iterable[tuple[str, str]] = (), file: str | None = None) -> KafkaOptions:
-        """By the properties of a file (`read_properties`) and those given one by one, which win.
+        """Build options from a file (`read_properties`) and from single properties, which take precedence.
 
         Raises:
-          CimlError: as `read_properties`, and for a property that is ciml's own.
+          CimlError: as `read_properties`, or a property is reserved.
         """
         return cls(bootstrap, {**(read_properties(file) if file else {}), **dict(properties)})
 
@@ -117,22 +117,22 @@ class KafkaOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How a partition is read.
+    """Options for reading a partition.
 
     Attributes:
-      batch_messages: the most messages of a batch. 500 make the cost of a batch small beside that of its messages, and
-        16 fetching threads busy.
-      slice_s: how long one partition is read before the next has its turn: a runner takes them in turn.
-      rest_s: the pause, in whole seconds, after a look that found nothing more; it doubles with each, up to ``idle_s``.
-        Each pause adds some KiB to the state of a job on Flink, for good: see docs/kafka.md.
-      idle_s: the longest pause: what a message may wait for that comes after a long silence.
-      pause_at_end: whether a look that has come to the partition's end, as the broker tells it, rests as one that found
-        nothing does, but never for longer than ``rest_s``. Where messages trickle in all the time, a partition then
-        does not wait for the whole slices of the others, and many small messages make one batch.
-      stall_s: how long a bounded read waits for a broker that does not answer.
-      slack_s: how long a message may take from its timestamp to the broker for the watermark to have waited for it.
-      find_s: how often new partitions are looked for, and whether the topic is still the same.
-      ends_s: how old what is known of a partition's end may be.
+      batch_messages: limit of messages per batch. 500 make the cost of a batch small compared with its messages, and
+        keep 16 fetching threads busy.
+      slice_s: how long one partition is read before the next, s: a runner reads them in turn.
+      rest_s: the pause, in whole seconds, after a poll that found nothing; it doubles each time, up to ``idle_s``. Each
+        pause permanently adds some KiB to the state of a job on Flink: see docs/kafka.md.
+      idle_s: the longest pause, s: the maximum delay of a message after a quiet period.
+      pause_at_end: whether to pause at the partition's end, as reported by the broker, like a poll that found nothing,
+        but never longer than ``rest_s``. With a steady trickle of messages, a partition then does not wait for the full
+        slices of the others, and many small messages make one batch.
+      stall_s: how long a bounded read waits for a broker that does not answer, s.
+      slack_s: how long the watermark waits for messages between their timestamp and the broker, s.
+      find_s: interval of checks for new partitions and for a recreated topic, s.
+      ends_s: maximum age of a known partition end, s.
     """
 
     batch_messages: int = 500
@@ -147,10 +147,10 @@ class ReadOptions:
 
 
 def read_properties(path: str | Path) -> dict[str, str]:
-    """The properties of a file: a line ``name=value`` each; empty lines and those that begin with ``#`` say nothing.
+    """Read a properties file: one ``name=value`` per line; empty lines and lines that start with ``#`` are ignored.
 
     Raises:
-      CimlError: the file cannot be read, or a line is no property. The message names the line and no value.
+      CimlError: the file cannot be read, or a line is not a property. The message names the line but no value.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -163,8 +163,8 @@ def read_properties(path: str | Path) -> dict[str, str]:
         name, sign, value = line.partition("=")
         name = name.strip()
         if not sign or not _NAME.fullmatch(name):
-            raise CimlError(f"{path}, line {number}: want name=value, a property of librdkafka")
+            raise CimlError(f"{path}, line {number}: want name=value with a librdkafka property")
         if name in found:
-            raise CimlError(f"{path}, line {number}: {name} stands twice")
+            raise CimlError(f"{path}, line {number}: {name} appears twice")
         found[name] = value.strip()
     return found

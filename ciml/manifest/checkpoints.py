@@ -1,14 +1,14 @@
-"""Checkpoints: what a manifest adds up to at a version, so that nobody has to read it from the start.
+"""Checkpoints: the state of a manifest at a version, so that readers need not start from the first delta.
 
-Anyone may make one, any number at a time, between commits: `Checkpoints.maintain`. Where it stands follows from the
-deltas since the last one, and so does what is in it. It is written in this order, each object exclusively:
+Any number of processes may make checkpoints at any time: `Checkpoints.maintain`. The version and content of a
+checkpoint follow from the deltas since the last one. It is written in this order, each object exclusively:
 
-1. the segment: the deltas since the last checkpoint, verbatim, in one file;
+1. the segment: one file with the deltas since the last checkpoint, verbatim;
 2. the parts of the id index, named by their content;
-3. the checkpoint itself. Only from here on does any of it exist.
+3. the checkpoint itself, which makes all of it valid.
 
-Whoever dies in between leaves objects that the next finds there, and goes on. After `ciml.manifest.log.GRACE_S`, what a
-checkpoint replaced is removed: the single deltas in ascending order, older checkpoints, parts that none names.
+A writer that is killed leaves objects that the next writer finds and completes. After `ciml.manifest.log.GRACE_S`,
+replaced objects are removed: the single deltas in ascending order, older checkpoints, index parts without a reference.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _STEP_RECORDS = 2000
 
 
 class Restorable(State, Protocol):
-    """A state that checkpoints can be made of.
+    """A state that can be stored in checkpoints.
 
     Attributes:
       restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: how many records came since then.
-      torn: whether `apply` was broken off, so that this is no state any more.
+      records: number of records since then.
+      torn: whether `apply` was interrupted, so that the state is invalid.
     """
 
     restored: int
@@ -48,10 +48,10 @@ class Restorable(State, Protocol):
     torn: bool
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all but its ids, as JSON. The same deltas give the same."""
+        """Return the state without its ids, as JSON. It depends on the deltas alone."""
 
     def recent(self) -> dict[str, Rows]:
-        """Return the ids that came since ``restored``, a table each."""
+        """Return the ids since ``restored``, one table each."""
 
 
 S = TypeVar("S", bound=Restorable)
@@ -59,12 +59,12 @@ S = TypeVar("S", bound=Restorable)
 
 @dataclass(frozen=True)
 class Checkpointed(Generic[S]):
-    """How checkpoints of a kind of state are made.
+    """Defines the checkpoints of a kind of state.
 
     Attributes:
       tables: its tables of ids.
-      restore: the state from a version, what `Restorable.snapshot` gave, and the tables. Version 0 with an empty
-        mapping is the state before all deltas.
+      restore: builds the state from a version, the value of `Restorable.snapshot`, and the tables. Version 0 with an
+        empty mapping is the state before all deltas.
     """
 
     tables: Mapping[str, TableKind]
@@ -73,8 +73,10 @@ class Checkpointed(Generic[S]):
 
 @dataclass(frozen=True)
 class Limits:
-    """When a checkpoint is due: at the first delta with which those since the last one are so many, have so many
-    records, or so many bytes. The same for all that use a log."""
+    """Limits on the deltas since the last checkpoint: number, records and bytes.
+
+    The first delta that reaches one makes a checkpoint due. All users of a log must have the same limits.
+    """
 
     deltas: int = 1000
     records: int = 50_000
@@ -85,8 +87,8 @@ class Checkpoint(NamedTuple):
     """A checkpoint as it is stored.
 
     Attributes:
-      version: of the last delta that it holds.
-      first: of the first delta in its segment.
+      version: the last delta in it.
+      first: the first delta in its segment.
       segment: the digest of its segment, and so of all deltas up to ``version``.
       state: see `Restorable.snapshot`.
       tables: the sorted runs of each table.
@@ -108,7 +110,11 @@ class Checkpoint(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Checkpoint:
-        """Return the inverse of `encode`. Raises `IntegrityError`, which names ``where``, for anything else."""
+        """Return the inverse of `encode`.
+
+        Raises:
+          IntegrityError: any other data; the message names ``where``.
+        """
         try:
             content = json.loads(data)
             whole = content.pop("sha256") == sha256_json(content)
@@ -118,24 +124,24 @@ class Checkpoint(NamedTuple):
             }
             checkpoint = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{where} is no checkpoint: see docs/manifests.md ({error})") from None
+            raise IntegrityError(f"{where} is not a checkpoint ({error}); see docs/manifests.md") from None
         if not whole or not known:
-            raise IntegrityError(f"{where} is not as it was written, or of a newer ciml: see docs/manifests.md")
+            raise IntegrityError(f"{where} is damaged or of a newer ciml; see docs/manifests.md")
         return checkpoint
 
     def paths(self) -> set[str]:
-        """Return the paths of all parts that it names."""
+        """Return the paths of all index parts in it."""
         return {part.path for runs in self.tables.values() for run in runs for part in run.parts}
 
 
 class Checkpoints(Generic[S]):
-    """The checkpoints of a log. Its only effects are those of the log's store and the log's clock.
+    """The checkpoints of a log. It uses only the log's store and the log's clock.
 
     Args:
       log: the log.
-      kind: what its deltas add up to.
+      kind: the kind of state.
       limits: when a checkpoint is due.
-      cache: where parts from S3 are kept; see `PartFiles`.
+      cache: folder for parts from S3; see `PartFiles`.
     """
 
     def __init__(
@@ -150,25 +156,25 @@ class Checkpoints(Generic[S]):
         """Return the checkpoint of a version.
 
         Raises:
-          FileNotFoundError: there is none (any more).
-          IntegrityError: it is not as it was written.
+          FileNotFoundError: there is no such checkpoint (any more).
+          IntegrityError: it is damaged.
         """
         path = self.log.checkpoint_path(version)
         checkpoint = Checkpoint.decode(self.log.store.read(path), self.log.store.url(path))
         if checkpoint.version != version:
-            raise IntegrityError(f"{self.log.store.url(path)} is that of version {checkpoint.version}")
+            raise IntegrityError(f"{self.log.store.url(path)} holds the checkpoint of version {checkpoint.version}")
         return checkpoint
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint there is now."""
+        """Return the newest checkpoint, read now."""
         for _ in range(_ATTEMPTS):
             if not (version := self.log.newest_checkpoint()):
                 return None
             try:
                 return self.read(version)
-            except FileNotFoundError:  # removed since: then there are newer ones
+            except FileNotFoundError:  # removed meanwhile, so newer ones exist
                 continue
-        raise IntegrityError(f"{self.log.store.url(self.log.checkpoint_path(version))} comes and goes")
+        raise IntegrityError(f"{self.log.store.url(self.log.checkpoint_path(version))} keeps disappearing")
 
     def restore(self, checkpoint: Checkpoint | None) -> S:
         """Return the state at a checkpoint, or before all deltas."""
@@ -177,7 +183,7 @@ class Checkpoints(Generic[S]):
         return self.kind.restore(checkpoint.version, checkpoint.state, self.tables(checkpoint))
 
     def tables(self, checkpoint: Checkpoint | None) -> dict[str, IdTable]:
-        """Return the tables of a checkpoint; empty ones without one."""
+        """Return the tables of a checkpoint; empty tables without one."""
         runs = checkpoint.tables if checkpoint else {}
         return {name: IdTable(kind, runs.get(name, ()), self.files) for name, kind in self.kind.tables.items()}
 
@@ -189,23 +195,23 @@ class Checkpoints(Generic[S]):
         return self.restore(checkpoint)
 
     def is_due(self, state: S) -> bool:
-        """Return whether enough came since the checkpoint that a state was restored from."""
+        """Return whether a checkpoint is due since the one that a state was restored from."""
         return state.version - state.restored >= self.limits.deltas or state.records >= self.limits.records
 
     def maintain(self, *, due: bool = True, budget_s: float = 1.0) -> bool:
-        """Make the checkpoints that are due, and removes once an hour what is not needed any more.
+        """Make the checkpoints that are due, and once an hour remove objects that are no longer needed.
 
         Args:
-          due: whether a checkpoint may be due. With False, and within the hour, it does nothing at all.
-          budget_s: after so many seconds it comes back, and the next call goes on. A step is at most a part of the
-            index (a second), or as much as the storage takes.
+          due: whether a checkpoint may be due. With False it does nothing within the hour.
+          budget_s: it returns after about so many seconds, and the next call continues. One step is at most one part of
+            the index (a second), or one request to the storage.
 
         Returns:
           Whether there is more to do now.
 
         Raises:
-          EngineError: the store does not answer. The next call starts anew.
-          IntegrityError: what is stored contradicts itself.
+          EngineError: the store does not answer. The next call starts over.
+          IntegrityError: stored objects contradict each other.
         """
         started = self.log.clock()
         if self._work is None:
@@ -213,7 +219,7 @@ class Checkpoints(Generic[S]):
             if not due and not collects:
                 return False
             self._work = self._steps(collects)
-        work, self._work = self._work, None  # what fails is not gone on with
+        work, self._work = self._work, None  # a failed step is not continued
         for _ in work:
             if not 0 <= self.log.clock() - started < budget_s:
                 self._work = work
@@ -228,14 +234,14 @@ class Checkpoints(Generic[S]):
                 more = yield from self._make(base)
             except IndexFileMissingError:
                 if self.log.newest_checkpoint() <= (base.version if base else 0):
-                    raise  # it was not replaced, it was lost
+                    raise  # lost, not replaced
         if collects:
             now_s = self.log.clock()
             yield from self._prune()
             self._collected_s = now_s
 
     def _make(self, base: Checkpoint | None) -> Generator[None, None, bool]:
-        """Make the checkpoint after ``base``; False where none is due."""
+        """Make the checkpoint after ``base``; return False where none is due."""
         log = self.log
         state, lines, size, done = self.restore(base), [], 0, 0
         for version, data in log.raw_since(state.version):
@@ -252,7 +258,7 @@ class Checkpoints(Generic[S]):
         yield
         segment = Segment(state.restored + 1, state.version, base.segment if base else "", tuple(lines))
         if log.checkpoints(state.restored) or not self._put(segment):
-            return True  # another was first
+            return True  # another writer was first
         yield
         tables: dict[str, tuple[Run, ...]] = {}
         recent = state.recent()
@@ -265,7 +271,7 @@ class Checkpoints(Generic[S]):
         return True
 
     def _put(self, segment: Segment) -> bool:
-        """Write a segment; False where it is another's by now."""
+        """Write a segment; return False where another writer has written it."""
         log = self.log
         path = log.archive.path(segment.last)
         if log.store.create(path, segment.encode()):
@@ -274,17 +280,17 @@ class Checkpoints(Generic[S]):
             return True
         if log.checkpoints(segment.last - 1):
             return False
-        raise IntegrityError(f"{log.store.url(path)} does not hold what the deltas say: see docs/manifests.md")
+        raise IntegrityError(f"{log.store.url(path)} differs from the deltas; see docs/manifests.md")
 
     def _prune(self) -> Generator[None, None, None]:
-        """Remove what has been replaced for longer than the grace."""
+        """Remove objects that were replaced longer ago than the grace."""
         log, store = self.log, self.log.store
         deltas = _numbered(log.folder, self._single_deltas())
         checkpoints = _numbered(f"{log.folder}/checkpoints", store.entries(f"{log.folder}/checkpoints"))
         if not checkpoints:
             return
         yield
-        # A clock here that is ahead must not remove anything too early: the store's newest time counts as well.
+        # A local clock that is ahead must not remove anything too early: the store's newest time counts too.
         now_s = min(log.clock(), max(each.modified_s for each in (*deltas.values(), *checkpoints.values())))
         before_s = now_s - log.grace_s
         old = [each.path for each in store.entries(f"{log.folder}/index") if each.modified_s <= before_s]
@@ -295,7 +301,7 @@ class Checkpoints(Generic[S]):
             try:
                 named |= self.read(version).paths()
             except FileNotFoundError:
-                return  # another does the same; the next time then
+                return  # another process removes them; retry next time
             yield
         removed = [each.path for version, each in sorted(deltas.items()) if passed and version <= passed[-1]]
         removed += [checkpoints[version].path for version in passed[:-1]]
@@ -312,7 +318,7 @@ class Checkpoints(Generic[S]):
             if pattern.fullmatch(entry.path):
                 found.append(entry)
             elif found or entry.path > f"{self.log.folder}/a":
-                break  # stores list a folder's own objects first; what is missed here is found the next time
+                break  # stores list a folder's own objects first; the next run finds any that are missed here
         return found
 
 

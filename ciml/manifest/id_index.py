@@ -1,11 +1,11 @@
-"""A sorted index of ids on disk: what a manifest has to know for good, and need not hold in memory.
+"""A sorted index of ids on disk: ids that a manifest must keep forever, outside of memory.
 
-An id is a fingerprint of 128 bits, and has values where its table has columns. A table is a list of sorted runs, the
-oldest first; of an id that is in several, the newest counts. A run is a list of parts: Arrow files of at most about a
-million rows, each with a range of fingerprints, which are mapped into memory (`ciml.manifest.index_files`). Eight runs
-of a level become one of the next, so there are few of them, and each id is written as often as there are levels.
+An id is a fingerprint of 128 bits, with values where its table has columns. A table is a list of sorted runs, the
+oldest first; the newest run that holds an id wins. A run is a list of parts: memory-mapped Arrow files of about a
+million rows, each with a range of fingerprints (`ciml.manifest.index_files`). Eight runs of a level are merged into one
+of the next, so there are few runs, and each id is written once per level.
 
-Fingerprints are spread evenly, so runs are cut and merged by equal ranges, one of which is in memory at a time.
+Fingerprints are spread evenly, so runs are split and merged by equal ranges, with one range in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: How many runs of a level become one of the next.
+#: Number of runs of a level that are merged into one of the next.
 TIER = 8
-#: Rows that a part is meant to have; it has a few more or less.
+#: Target number of rows of a part.
 PART_ROWS = 900_000
 _SPAN = 1 << 64
 
 
 def fingerprint(*texts: str) -> bytes:
-    """128 bits that stand for the texts: with 10^9 ids the chance that any two meet is below 10^-20."""
+    """Return a fingerprint of 128 bits: among 10^9 ids the probability of a collision is below 10^-20."""
     joined = b"\0".join(text.encode("utf-8", "surrogatepass") for text in texts)
     return hashlib.blake2b(joined, digest_size=16).digest()
 
 
 class Rows:
-    """Ids and their values, sorted by id, none twice.
+    """Ids and their values, sorted by id, each once.
 
     Attributes:
       high: the first 64 bits of each id, shape (n,), uint64.
-      low: the others, the same shape.
+      low: the last 64 bits, the same shape.
       values: the columns of the table, each of n values.
     """
 
@@ -55,7 +55,7 @@ class Rows:
         return {name: column[at].as_py() for name, column in self.values.items()}
 
     def slice(self, start: int, end: int) -> Rows:
-        """Rows [start, end); shares their memory."""
+        """Return rows [start, end), a view of the same memory."""
         values = {name: column.slice(start, end - start) for name, column in self.values.items()}
         return Rows(self.high[start:end], self.low[start:end], values)
 
@@ -74,7 +74,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """Parts that follow each other, no id twice, and how often their rows were merged."""
+    """Consecutive parts, each id once, and the number of merges behind them."""
 
     level: int
     parts: tuple[Part, ...]
@@ -100,10 +100,10 @@ class Run:
 
 
 class Files(Protocol):
-    """Where parts are. See `ciml.manifest.index_files.PartFiles`."""
+    """Storage of parts. See `ciml.manifest.index_files.PartFiles`."""
 
     def write(self, rows: Rows) -> Part:
-        """Write rows as a part; the same rows are the same part."""
+        """Write rows as a part; equal rows give the same part."""
 
     def open(self, part: Part) -> Rows:
         """Return the rows of a part."""
@@ -111,18 +111,18 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class TableKind:
-    """What the rows of a table hold beside their id.
+    """The columns of a table beside its ids.
 
     Attributes:
-      columns: name and Arrow type, by the alias that `pyarrow.type_for_alias` takes.
-      gone: for tables whose ids can be taken out: marks, among the values of rows, those that stand for that.
+      columns: name and Arrow type, as an alias of `pyarrow.type_for_alias`.
+      gone: for tables with removal: marks the rows that stand for a removed id, by their values.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
     gone: Callable[[dict[str, pa.Array]], np.ndarray] | None = None
 
     def rows(self, ids: Sequence[bytes], values: dict[str, Sequence[Any]]) -> Rows:
-        """Rows from ids, none twice, in any order, and a list for each column."""
+        """Build rows from unique ids in any order, and a list for each column."""
         import numpy as np
         import pyarrow as pa
 
@@ -143,19 +143,19 @@ def _words(ids: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class IdTable:
-    """A table as of one checkpoint. It never changes; `with_rows` and `merged` give others.
+    """A table as of one checkpoint. Immutable; `with_rows` and `merged` return new tables.
 
     Args:
-      kind: what it holds.
+      kind: its columns.
       runs: the oldest first.
-      files: where the parts are, which are opened when they are needed.
+      files: storage of the parts, which are opened on demand.
     """
 
     def __init__(self, kind: TableKind, runs: Sequence[Run], files: Files) -> None:
         self.kind, self.runs, self.files = kind, tuple(runs), files
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
-        """Return whether each of the ids is there."""
+        """Return whether each id is in the table."""
         found = [False] * len(ids)
         for _, asked, _ in self._find(ids):
             for index in asked.tolist():
@@ -163,7 +163,7 @@ class IdTable:
         return found
 
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """Return the values of each of the ids, None where it is not there."""
+        """Return the values of each id, None for an id that is not in the table."""
         found: list[dict[str, Any] | None] = [None] * len(ids)
         for rows, asked, places in self._find(ids):
             for index, place in zip(asked.tolist(), places.tolist(), strict=True):
@@ -171,13 +171,13 @@ class IdTable:
         return found
 
     def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
-        """Yield (rows, which of ``ids`` are in them and in none newer, where)."""
+        """Yield (rows, indices of the ``ids`` found there first, their positions)."""
         import numpy as np
 
         if not ids:
             return
         high, low = _words(ids)
-        asked = np.argsort(high, kind="stable")  # sorted questions touch few pages, and each once
+        asked = np.argsort(high, kind="stable")  # sorted look-ups touch few pages, and each once
         for run in reversed(self.runs):
             found: list[np.ndarray] = []
             keys = high[asked]
@@ -187,8 +187,8 @@ class IdTable:
                 if start == end:
                     continue
                 rows, mine = self.files.open(part), asked[start:end]
-                # Most questions are about what is new, so most parts have nothing: that has to be told at once.
-                places = np.searchsorted(rows.high, keys[start:end])  # inside, for none is beyond the part's last
+                # Most look-ups are for new ids, so most parts have no match: this must be fast.
+                places = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
                 if not (rows.high[places] == keys[start:end]).any():
                     continue
                 hit, places = _places(rows, high[mine], low[mine], places)
@@ -201,19 +201,19 @@ class IdTable:
                     return
 
     def scan(self) -> Iterator[Rows]:
-        """Yield all rows, each id once, without those that are gone; one range of ids at a time."""
+        """Yield all rows, each id once, without removed ones; one range of ids at a time."""
         for rows in _merge(self.kind, self.runs, self.files, drop=True):
             if len(rows):
                 yield rows
 
     def with_rows(self, rows: Rows) -> IdTable:
-        """Return the table with newer rows, which become a run of level 0."""
+        """Return the table with newer rows, as a run of level 0."""
         if not len(rows):
             return self
         return IdTable(self.kind, [*self.runs, Run(0, (self.files.write(rows),))], self.files)
 
     def merged(self) -> Generator[None, None, IdTable]:
-        """Yield the table with as few runs as there are to be, in steps: one part is written in each."""
+        """Merge runs until few are left; yield after each part that is written, return the table."""
         runs = list(self.runs)
         while len(runs) >= TIER and len({run.level for run in runs[-TIER:]}) == 1:
             old, runs = runs[-TIER:], runs[:-TIER]
@@ -228,11 +228,11 @@ class IdTable:
 
 
 def _places(rows: Rows, high: np.ndarray, low: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the questions are among the rows, and where, given where their first halves would be."""
+    """Return which of the ids are among the rows, and where, given the positions of their first halves."""
     import numpy as np
 
     hit = np.zeros(len(high), bool)
-    while True:  # once, but for two ids with the same first half
+    while True:  # one pass, unless two ids share their first half
         inside = places < len(rows)
         at = np.where(inside, places, 0)
         same = inside & (rows.high[at] == high)
@@ -246,7 +246,7 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
     """Yield the rows of runs, the newest of each id, by equal ranges of ids.
 
     Args:
-      drop: whether nothing older is elsewhere, so that rows that are gone need not be kept.
+      drop: whether no older run exists, so that rows of removed ids can be dropped.
     """
     import numpy as np
 
@@ -266,7 +266,7 @@ def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) ->
 
 
 def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
-    """Rows of several, the oldest first, as one."""
+    """Merge rows, the oldest first, into one; the newest row of each id wins."""
     import numpy as np
     import pyarrow as pa
 
@@ -276,10 +276,10 @@ def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
     high = np.concatenate([each.high for each in rows])
     low = np.concatenate([each.low for each in rows])
     values = {name: pa.concat_arrays([each.values[name] for each in rows]) for name in kind.columns}
-    order = np.argsort(high, kind="stable")  # of sorted pieces, it merges them; the older stays before the newer
+    order = np.argsort(high, kind="stable")  # merges sorted chunks; the older stays before the newer
     high, low = high[order], low[order]
     same = high[1:] == high[:-1]
-    if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: as good as never
+    if (low[1:] != low[:-1])[same].any():  # two ids with the same first half: practically never
         again = np.lexsort((low, high))
         order, high, low = order[again], high[again], low[again]
         same = high[1:] == high[:-1]

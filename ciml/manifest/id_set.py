@@ -1,4 +1,4 @@
-"""A set of ids: what came since a checkpoint in memory, over a table on disk."""
+"""A set of ids: a table on disk, and the ids since its checkpoint in memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ciml.manifest.id_index import IdTable, Rows
 
 
 class IdSet:
-    """Fingerprints, never taken out.
+    """Fingerprints; none is ever removed.
 
     Args:
-      table: those until a checkpoint; None for a set that is in memory alone.
+      table: the ids until a checkpoint; None for a set in memory alone.
     """
 
     def __init__(self, table: IdTable | None = None) -> None:
         self._table = table
         self._recent: set[bytes] = set()
-        self._seen: dict[bytes, bool] = {}  # what was looked up last; a table never changes
+        self._seen: dict[bytes, bool] = {}  # cache of the last look-ups; a table never changes
 
     def prefetch(self, ids: Iterable[bytes]) -> None:
-        """Look up at once what will be asked for next. Until the next call no question about it can fail."""
+        """Look up ids in one batch. Until the next call, queries for them cannot fail."""
         if self._table is None:
             return
         seen = {identity: self._seen.get(identity) for identity in ids if identity not in self._recent}
@@ -36,15 +36,15 @@ class IdSet:
         return self._table is not None and self._table.contains([identity])[0]
 
     def add(self, identity: bytes) -> None:
-        """Take in an id."""
+        """Add an id."""
         self._recent.add(identity)
 
     def recent(self) -> Rows:
-        """What was added, as rows for the table.
+        """Return the ids added since the checkpoint, as rows for the table.
 
         Raises:
-          TypeError: the set is in memory alone.
+          TypeError: the set has no table.
         """
         if self._table is None:
-            raise TypeError("a set that is in memory alone has no rows for a table")
+            raise TypeError("a set without a table has no rows for a table")
         return self._table.kind.rows(list(self._recent), {})

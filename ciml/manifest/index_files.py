@@ -1,4 +1,4 @@
-"""The parts of an id index as Arrow files: named by content, mapped where they are files, checked when fetched."""
+"""The parts of an id index as Arrow files: named by content, memory-mapped, checked when fetched."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class IndexFileMissingError(EngineError):
-    """A part is not there any more: a newer checkpoint names others instead, or it was lost."""
+    """A part does not exist (any more): a newer checkpoint replaced it, or it was lost."""
 
 
 class PartFiles:
-    """Parts below ``folder`` of a store. Each is opened once, and stays so until it is let go.
+    """Parts below ``folder`` of a store. Each is opened once, and stays open until it is released.
 
-    A local part is mapped where it is. One on S3 is fetched once into a cache folder that only its owner may enter, and
-    mapped there. Of any other store the bytes are held.
+    A local part is mapped in place. A part on S3 is fetched once into a cache folder that only its owner may enter, and
+    mapped there. Parts of other stores are held in memory.
 
     Args:
       store: where the parts are.
@@ -39,7 +39,7 @@ class PartFiles:
         self._open: dict[str, Rows] = {}
 
     def write(self, rows: Rows) -> Part:
-        """Write rows as a part; the same rows are the same part."""
+        """Write rows as a part; equal rows give the same part."""
         data = _encode(rows)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{self._folder}/{digest[:32]}.arrow"
@@ -51,36 +51,36 @@ class PartFiles:
 
         Raises:
           IndexFileMissingError: there is no such part (any more).
-          IntegrityError: it is not the one that was written.
+          IntegrityError: it is damaged.
         """
         if (known := self._open.get(part.path)) is not None:
             return known
         try:
             rows = _decode(self._source(part), self._store.url(part.path))
         except FileNotFoundError:
-            raise IndexFileMissingError(f"{self._store.url(part.path)} is gone: see docs/manifests.md") from None
+            raise IndexFileMissingError(f"{self._store.url(part.path)} is missing; see docs/manifests.md") from None
         if len(rows) != part.rows:
-            raise IntegrityError(f"{self._store.url(part.path)} has {len(rows)} rows, not {part.rows}")
+            raise IntegrityError(f"{self._store.url(part.path)} has {len(rows)} rows, expected {part.rows}")
         self._open[part.path] = rows
         return rows
 
     def let_go(self, kept: Container[str]) -> None:
-        """Close all parts but those at the paths ``kept``, and removes them from the cache."""
+        """Close all parts except those at the paths ``kept``, and remove them from the cache."""
         for path in [path for path in self._open if path not in kept]:
             self._open.pop(path, None)
         if isinstance(self._store, S3Store) and (cache := self._cache_folder()).is_dir():
             for file in cache.glob("*.arrow"):
                 if f"{self._folder}/{file.name}" not in kept:
-                    file.unlink(missing_ok=True)  # who has it mapped keeps it
+                    file.unlink(missing_ok=True)  # existing mappings stay valid
 
     def check(self, part: Part) -> str | None:
-        """What is wrong with the bytes of a part in the store; None where nothing is."""
+        """Describe a fault of a part's bytes in the store; None where there is none."""
         try:
             data = self._store.read(part.path)
         except FileNotFoundError:
-            return f"{self._store.url(part.path)} is gone"
+            return f"{self._store.url(part.path)} is missing"
         if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
-            return f"{self._store.url(part.path)} is not as it was written"
+            return f"{self._store.url(part.path)} differs from its digest"
         return None
 
     def _source(self, part: Part) -> pa.NativeFile:
@@ -100,7 +100,7 @@ class PartFiles:
     def _bytes(self, part: Part) -> bytes:
         data = self._store.read(part.path)
         if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
-            raise IntegrityError(f"{self._store.url(part.path)} is not as it was written: see docs/manifests.md")
+            raise IntegrityError(f"{self._store.url(part.path)} differs from its digest; see docs/manifests.md")
         return data
 
     def _fetch(self, part: Part, file: Path) -> None:
@@ -118,7 +118,7 @@ class PartFiles:
                     os.unlink(staged)
                 raise
         except OSError as error:
-            raise EngineError(f"cannot keep {file}: {error.strerror or error}") from error
+            raise EngineError(f"cannot write {file}: {error.strerror or error}") from error
 
     def _cache_folder(self) -> Path:
         if self._cache is None:
@@ -133,7 +133,7 @@ def _mapped(file: Path, part: Part) -> pa.NativeFile:
     import pyarrow as pa
 
     if file.stat().st_size != part.size:
-        raise IntegrityError(f"{file} is not as it was written: see docs/manifests.md")
+        raise IntegrityError(f"{file} differs from its digest; see docs/manifests.md")
     try:
         return pa.memory_map(str(file))
     except OSError as error:
@@ -161,5 +161,5 @@ def _decode(source: pa.NativeFile, where: str) -> Rows:
         names = batch.schema.names
         high, low = (np.frombuffer(batch.column(name).buffers()[1], np.uint64, len(batch)) for name in names[:2])
     except (pa.ArrowException, ValueError, IndexError) as error:
-        raise IntegrityError(f"{where} is no part of an index: {error}") from None
+        raise IntegrityError(f"{where} is not a part of an index: {error}") from None
     return Rows(high, low, {name: batch.column(name) for name in names[2:]})

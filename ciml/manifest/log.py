@@ -1,17 +1,17 @@
-"""A manifest log: numbered deltas, each created exclusively. The one place where a commit happens.
+"""A manifest log: numbered deltas, each created exclusively. Commits happen only here.
 
 A reader opens ``_manifest/<version>.json`` in order from version 1. A writer computes delta N+1 from the state after
-delta N and creates it; when another writer was first, it reads that delta and computes again (`commit`). So whatever is
-killed, repeated or frozen, a delta is there whole or not at all, and each was computed from the one before it.
+delta N and creates it. The losing writer of a race reloads and retries (`commit`). So after any crash, retry or pause,
+a delta exists whole or not at all, and each was computed from the one before it.
 
 Making a checkpoint (`ciml.manifest.checkpoints`) packs old deltas into segments (`ciml.manifest.segments`). A delta may
-be removed once it has been in a segment for `GRACE_S`. From that follows what has to be known here:
+be removed once it has been in a segment for `GRACE_S`. This has two consequences:
 
-- A delta that is missing may be the end of the log, or removed. It is the end when segments were looked for less than
-  half the grace ago, and none held it then. That is asked *after* the read: a reader may be frozen before it.
-- A writer that was frozen may create a delta in a place that was emptied. So it looks for a segment that reaches its
-  version after each create. Where there is one, and it holds another delta, the writer takes its own back
-  (`StaleWriterError`): nobody has read it, for whoever looks has seen that segment. No clock is trusted for this.
+- A missing delta is either past the end of the log, or removed. It is past the end if segments were listed less than
+  half the grace ago, and none held it. The listing happens *after* the read: a reader may be suspended before it.
+- A suspended writer may create a delta at a version that was removed. So after each create it looks for a segment that
+  reaches its version. If that segment holds another delta, the writer deletes its own (`StaleWriterError`). No reader
+  has read it, because every reader that lists has seen that segment. This does not rely on a clock.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from ciml.storage.open import Store
 Delta = dict[str, Any]
 D = TypeVar("D")
 
-#: How long a delta stays after it came into a segment, and a checkpoint after the next, seconds.
+#: Retention of a delta after its segment, and of a checkpoint after the next one, seconds.
 GRACE_S = 24 * 3600.0
-#: Deltas that are read at once, and what they may take in memory as far as the last ones tell.
+#: Number of deltas read at once, and their limit of memory, estimated from the last ones.
 _READ_AHEAD, _READ_AHEAD_BYTES = 32, 16 << 20
 
 
 class State(Protocol):
-    """What deltas add up to. ``version`` is that of the last one applied, 0 at first."""
+    """The state after a number of deltas. ``version`` is the last delta applied, 0 at first."""
 
     version: int
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows."""
+        """Apply the next delta."""
 
 
 class StaleWriterError(EngineError):
-    """A writer was away for so long that the place of its delta has been emptied: its state is to be made anew."""
+    """A writer was suspended until its version was removed from the log: its state must be reloaded."""
 
 
 class _Known(NamedTuple):
-    """The last version in a segment, and of the newest checkpoint (0 without one), as of a time before the look."""
+    """The last version in a segment, and of the newest checkpoint (0 without one), before the listing."""
 
     asked_s: float
     archived: int
@@ -58,13 +58,13 @@ class _Known(NamedTuple):
 
 
 class ManifestLog:
-    """The deltas below ``folder`` of a store, whether single or in segments. Cheap to make, safe to pickle.
+    """The deltas below ``folder`` of a store, single or in segments. Cheap to create, safe to pickle.
 
     Args:
       store: where the manifest is.
       folder: its folder there.
-      clock: the time, epoch seconds. It decides nothing but how often segments are looked for.
-      grace_s: how long a delta stays once it is in a segment; the same for all that use the log.
+      clock: epoch seconds. It decides only how often segments are listed.
+      grace_s: retention of a delta once it is in a segment; all users of the log must have the same.
     """
 
     def __init__(
@@ -86,38 +86,36 @@ class ManifestLog:
         return {**self.__dict__, "archive": Archive(self.store, self.folder), "_known": None}
 
     def url(self) -> str:
-        """Where its store is, for messages."""
+        """Return the address of its store, for messages."""
         return self.store.url()
 
     def path(self, version: int) -> str:
-        """Where a delta is for as long as it is single."""
+        """Return the path of a single delta."""
         return f"{self.folder}/{version:012d}.json"
 
     def checkpoint_path(self, version: int) -> str:
-        """Where the checkpoint of a version is."""
+        """Return the path of the checkpoint of a version."""
         return f"{self.folder}/checkpoints/{version:012d}.json"
 
     def checkpoints(self, after: int = 0) -> list[int]:
-        """Return the versions of the checkpoints beyond ``after`` that there are now, in order."""
+        """Return the versions of the present checkpoints after ``after``, in order."""
         folder = f"{self.folder}/checkpoints"
         found = self.store.list(folder, after=self.checkpoint_path(after) if after else "")
         return [int(path.rsplit("/", 1)[1].removesuffix(".json")) for path in found]
 
     def checkpoint(self) -> int:
-        """Return the newest checkpoint's version, 0 without one.
-
-        Looked for again when it was not for half the grace."""
+        """Return the newest checkpoint's version, 0 without one. It is listed at most once in half the grace."""
         return self._fresh().checkpoint
 
     def newest_checkpoint(self) -> int:
-        """Return the newest checkpoint's version as of now."""
+        """Return the newest checkpoint's version, listed now."""
         return self._reload().checkpoint
 
     def _reload(self) -> _Known:
         asked_s = self.clock()
         checkpoint = max(self.checkpoints(), default=0)
-        # From the checkpoint on it is a short listing. There are more segments than it knows of while checkpoints that
-        # were lost are made anew, or when whoever made one died on the way.
+        # Listing from the checkpoint on is short. There are segments after it while lost checkpoints are made again, or
+        # when a writer was killed between segment and checkpoint.
         archived = max(self.archive.lasts(checkpoint), default=checkpoint)
         self._known = known = _Known(asked_s, archived, checkpoint)
         return known
@@ -130,11 +128,16 @@ class ManifestLog:
         return known if known is not None and self._is_fresh(known) else self._reload()
 
     def read(self, version: int) -> Delta:
-        """Delta ``version``; `FileNotFoundError` where it was not committed, `IntegrityError` where it is broken."""
+        """Return delta ``version``.
+
+        Raises:
+          FileNotFoundError: it was not committed.
+          IntegrityError: it is damaged.
+        """
         return self.parse(version, self.read_raw(version))
 
     def read_raw(self, version: int) -> bytes:
-        """As `read`, the delta as it was committed."""
+        """Return the bytes of a delta as committed. Raises as `read`."""
         while True:
             known = self._fresh()
             if version <= known.archived:
@@ -157,7 +160,7 @@ class ManifestLog:
             yield number, self.parse(number, data)
 
     def raw_since(self, version: int) -> Iterator[tuple[int, bytes]]:
-        """As `since`, with each delta as it was committed."""
+        """Yield (version, bytes) as `since`, each delta as it was committed."""
         ahead = 1
         while True:
             known = self._fresh()
@@ -178,47 +181,47 @@ class ManifestLog:
             ahead = max(1, min(2 * ahead, _READ_AHEAD, _READ_AHEAD_BYTES // largest))
 
     def _is_empty(self) -> bool:
-        """Return whether a log whose first delta is not there has none.
+        """Return whether a log without its first delta is empty.
 
-        Else whoever writes to it began a second history."""
+        Raises:
+          IntegrityError: later deltas exist. A new first delta would start a second history.
+        """
         found = self.store.list(self.folder)
         if not found or self.path(1) in found:
-            return True  # the first delta came just now, and is found by the next look
+            return True  # the first delta was just created; the next listing finds it
         if self._reload().archived:
             return False
-        raise IntegrityError(f"{self.store.url(self.path(1))} is gone, and others are not: restore it from a copy")
+        raise IntegrityError(f"{self.store.url(self.path(1))} is missing but later deltas exist; restore a backup")
 
     def end(self, version: int = 0) -> int:
-        """Return the version of the last delta there is, known to be ``version`` or beyond.
-
-        Reads a delta for each step."""
+        """Return the version of the last delta, at least ``version``. Reads one delta for each step."""
         last = max(version, self._fresh().archived)
         for found, _ in self.raw_since(last):
             last = found
         return last
 
     def parse(self, version: int, data: bytes) -> Delta:
-        """Return a delta from its bytes. Raises `IntegrityError` where they are not those of ``version``."""
+        """Parse a delta. Raises `IntegrityError` where the bytes are not delta ``version``."""
         return self.decode(version, data, orjson.loads, lambda delta: isinstance(delta, dict) and delta.get("version"))
 
     def decode(self, version: int, data: bytes, decoder: Callable[[bytes], D], version_of: Callable[[D], object]) -> D:
-        """`parse` with a decoder that raises `ValueError` for anything else than a delta that holds ``version_of``."""
+        """Parse a delta with a decoder that raises `ValueError` for invalid data; ``version_of`` reads its version."""
         where = self.store.url(self.path(version))
         try:
             delta = decoder(data)
         except ValueError as error:
-            raise IntegrityError(f"{where} is no delta of this manifest: restore it from a copy ({error})") from None
+            raise IntegrityError(f"{where} is not a delta of this manifest ({error}); restore a backup") from None
         if version_of(delta) != version:
-            raise IntegrityError(f"{where} does not hold version {version}")
+            raise IntegrityError(f"{where} is not version {version}; restore a backup")
         return delta
 
     def try_append(self, version: int, delta: Delta) -> bool:
-        """Create delta ``version``; False where another's is there.
+        """Create delta ``version``; return False where another writer's delta exists.
 
-        True also where the very same delta was there: an answer that was lost, and asked for again.
+        Return True also where the same delta exists: the answer to an earlier request was lost.
 
         Raises:
-          StaleWriterError: the place was emptied long ago. Nothing is left there.
+          StaleWriterError: the version was committed and removed long ago. Nothing remains there.
         """
         data = canonical_json({**delta, "version": version})
         path = self.path(version)
@@ -232,33 +235,33 @@ class ManifestLog:
         if not (lasts := self.archive.lasts(version - 1)):
             return True
         if self.archive.find(version, lasts[-1]).line(version) == data:
-            return True  # others were quick
+            return True  # our delta is already in a segment
         self.store.delete(path)
         self._reload()
         raise StaleWriterError(
-            f"{self.store.url(path)} was committed long ago, and so were others: what was computed is void"
+            f"{self.store.url(path)} was committed long ago by another writer; reload the state and retry"
         )
 
 
 def catch_up(log: ManifestLog, state: State) -> None:
-    """Apply to ``state`` all deltas that it has not seen."""
+    """Apply to ``state`` all deltas after its version."""
     for version, delta in log.since(state.version):
         state.apply(version, delta)
 
 
 def commit(log: ManifestLog, state: State, build: Callable[[], Delta | None]) -> int | None:
-    """Append what ``build`` computes from ``state``, starting over for as long as other writers come first.
+    """Append the delta that ``build`` computes from ``state``; reload and retry while other writers come first.
 
     Args:
       log: the log to append to.
       state: brought up to date before each call of ``build``, and after the commit.
-      build: the delta from the present state, or None where there is nothing (left) to commit.
+      build: returns the delta from the present state, or None where there is nothing to commit.
 
     Returns:
       The committed version, or None where ``build`` returned None.
 
     Raises:
-      StaleWriterError: this writer was silent for longer than the grace. It has to reload its state.
+      StaleWriterError: this writer was suspended for longer than the grace and must reload its state.
     """
     while True:
         catch_up(log, state)

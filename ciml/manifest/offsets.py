@@ -1,4 +1,4 @@
-"""Sets of offsets of a partition, as sorted ranges [start, end): what a manifest says is covered."""
+"""Sets of offsets of a partition, as sorted ranges [start, end): those that a manifest covers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 class RangeSet:
-    """Whole numbers from 0, kept as disjoint ranges that do not touch. Empty ranges are nothing."""
+    """Whole numbers from 0, kept as disjoint, non-adjacent ranges. Empty ranges are ignored."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -18,7 +18,7 @@ class RangeSet:
             self.add(start, end)
 
     def add(self, start: int, end: int) -> None:
-        """Take in [start, end); ranges that overlap or touch become one."""
+        """Add [start, end); merge ranges that overlap or touch."""
         if end <= start:
             return
         first = bisect_left(self._ends, start)  # the first range that ends at start or after it
@@ -68,5 +68,5 @@ class RangeSet:
         return f"RangeSet({list(self)})"
 
     def count(self) -> int:
-        """Return how many numbers are in the set."""
+        """Return the number of elements."""
         return sum(self._ends) - sum(self._starts)

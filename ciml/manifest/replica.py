@@ -1,4 +1,4 @@
-"""A state that a process keeps of a manifest: brought up to date, committed to, and begun anew at newer checkpoints."""
+"""A process's replica of a manifest's state: kept up to date, committed to, and reloaded from newer checkpoints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ S = TypeVar("S", bound=Restorable)
 
 
 class LogReplica(Generic[S]):
-    """A manifest and what its deltas add up to. Safe to use from threads.
+    """A manifest and a local copy of its state. Safe to use from threads.
 
-    The state begins at the newest checkpoint, and goes over to a newer one from time to time, so that its memory does
-    not grow with the manifest.
+    The state starts at the newest checkpoint, and moves to a newer one from time to time, so that its memory does not
+    grow with the manifest.
 
     Args:
-      log: the manifest. Its clock is the clock here.
-      kind: what its deltas add up to.
+      log: the manifest. Its clock is used here too.
+      kind: the kind of state.
       limits: when a checkpoint is due.
     """
 
@@ -34,21 +34,21 @@ class LogReplica(Generic[S]):
         self._checkpoints = Checkpoints(log, kind, limits)
         self._held: S | None = None
         self._caught_up_s = 0.0
-        self._reloaded_at = 0  # the version at which a newer checkpoint was looked for
+        self._reloaded_at = 0  # the version at the last check for a newer checkpoint
         self._lock = threading.RLock()
         self._maintaining = threading.Lock()
 
     def append(self, build: Callable[[S], Delta | None]) -> int | None:
-        """Commit what ``build`` makes of the present state; see `ciml.manifest.log.commit`.
+        """Commit the delta that ``build`` computes from the present state; see `ciml.manifest.log.commit`.
 
         Raises:
-          EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
+          EngineError: the store does not answer. The outcome of the commit is unknown; a retry is safe.
         """
         try:
             return self._append(build)
         except StaleWriterError:
             with self._lock:
-                self._held = None  # it has missed a lot, and may have read what nobody should have written
+                self._held = None  # it is far behind, and may include an invalid delta
             return self._append(build)
 
     def _append(self, build: Callable[[S], Delta | None]) -> int | None:
@@ -59,18 +59,20 @@ class LogReplica(Generic[S]):
 
     @contextmanager
     def state(self) -> Iterator[S]:
-        """The state after the last delta there is. To be looked at only, and only within the ``with``."""
+        """The state after the last delta. Read-only, and valid only within the ``with``."""
         with self._present() as state:
             self._catch_up(state)
             yield state
 
     def maintain(self, *, budget_s: float = 1.0) -> bool:
-        """Make the checkpoint that is due, if one is, and removes what older ones replaced. Call it every few seconds.
+        """Make the checkpoint that is due, if any, and remove objects that older ones replaced.
 
-        With nothing due it touches the store only to see what others committed, where nobody here has looked for ten
-        seconds, and once an hour to see what is old. A checkpoint is due after a thousand commits or 50,000 records; to
-        make one takes seconds, of which a call spends about ``budget_s``. Commits of other threads and processes go on
-        meanwhile. With two that do so, one does it for nothing.
+        Call it every few seconds.
+
+        With nothing due it touches the store only to read others' commits (at most every ten seconds) and to remove old
+        objects (once an hour). A checkpoint is due after a thousand commits or 50,000 records. Making one takes
+        seconds, of which a call spends about ``budget_s``; commits of other threads and processes continue meanwhile.
+        Two processes that maintain the same log do the work twice, without harm.
 
         Returns:
           Whether there is more to do now.
@@ -95,7 +97,7 @@ class LogReplica(Generic[S]):
 
     @contextmanager
     def _present(self) -> Iterator[S]:
-        """The state that is held, from a checkpoint that is not too old."""
+        """Yield the replica's state, from a checkpoint that is recent enough."""
         with self._lock:
             state = self._held
             if state is None or state.torn or self._is_passed(state):
@@ -106,11 +108,11 @@ class LogReplica(Generic[S]):
             try:
                 yield state
             except IndexFileMissingError:
-                self._held = None  # from a checkpoint of long ago: the next call begins at the newest
+                self._held = None  # its checkpoint is too old: the next call starts at the newest
                 raise
 
     def _is_passed(self, state: S) -> bool:
-        """Return whether there is a checkpoint that the state should begin at instead."""
+        """Return whether the state should be reloaded from a newer checkpoint."""
         newest = self.log.checkpoint()
         if (
             newest <= state.restored

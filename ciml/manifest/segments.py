@@ -1,8 +1,8 @@
-"""Segments: deltas of a manifest in one compressed file, verbatim, for good. What is in one need not stay single.
+"""Segments: compressed files of a manifest's deltas, verbatim and permanent. A delta in one need not stay single.
 
 A segment is a header line, a line for each delta, and a footer line with the digest of all before it. The header holds
-the digest of the segment before, so that the newest digest stands for the whole history. Where a segment is follows
-from its last version; a folder holds those of a million versions, so that one short listing finds any of them.
+the digest of the previous segment, so the newest digest covers the whole history. The path of a segment follows from
+its last version. One folder holds the segments of a million versions, so that a short listing finds any of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Segment:
     """Deltas ``first`` to ``last`` as they were committed.
 
     Attributes:
-      previous: the digest of the segment before; "" for the first.
+      previous: the digest of the previous segment; "" for the first.
       lines: the deltas, JSON without line breaks.
     """
 
@@ -64,7 +64,7 @@ class Segment:
         """Return the inverse of `encode`.
 
         Raises:
-          IntegrityError: the file is not as it was written; the message names ``where``.
+          IntegrityError: the file is damaged; the message names ``where``.
         """
         import pyarrow as pa
 
@@ -78,23 +78,23 @@ class Segment:
             segment = cls(facts["first"], facts["last"], facts["previous"], tuple(lines))
             whole = facts["sha256"] == hashlib.sha256(body).hexdigest()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise IntegrityError(f"{where} is no segment of a manifest: restore it from a copy ({error})") from None
+            raise IntegrityError(f"{where} is not a segment of a manifest ({error}); restore a backup") from None
         if not whole or len(lines) != segment.last - segment.first + 1:
-            raise IntegrityError(f"{where} is not as it was written: restore it from a copy")
+            raise IntegrityError(f"{where} differs from its digest; restore a backup")
         return segment
 
 
 class Archive:
-    """The segments below ``folder`` of a store. What it remembers it could read again at any time."""
+    """The segments below ``folder`` of a store. Its cached listings can be read again at any time."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store
         self._folder = f"{folder}/segments"
-        self._listed: dict[int, tuple[int, list[int]]] = {}  # a folder's lasts, and up to which version they are all
+        self._listed: dict[int, tuple[int, list[int]]] = {}  # last versions in a folder, complete up to a version
         self._newest: Segment | None = None
 
     def path(self, last: int) -> str:
-        """Where the segment is that ends with version ``last``."""
+        """Return the path of the segment that ends with version ``last``."""
         return f"{self._folder}/{last // _A_FOLDER:06d}/{last:012d}.jsonl.zst"
 
     def lasts(self, after: int = 0) -> list[int]:
@@ -103,22 +103,22 @@ class Archive:
         return [int(path.rsplit("/", 1)[1].split(".", 1)[0]) for path in paths]
 
     def read(self, last: int) -> Segment:
-        """Return the segment that ends with ``last``. Raises `FileNotFoundError` where there is none."""
+        """Return the segment that ends with ``last``; `FileNotFoundError` where there is none."""
         newest = self._newest
         if newest is not None and newest.last == last:
             return newest
         path = self.path(last)
         segment = Segment.decode(self._store.read(path), self._store.url(path))
         if segment.last != last:
-            raise IntegrityError(f"{self._store.url(path)} holds the versions up to {segment.last}")
+            raise IntegrityError(f"{self._store.url(path)} holds the segment up to version {segment.last}")
         self._newest = segment
         return segment
 
     def find(self, version: int, until: int) -> Segment:
-        """Return the segment that holds ``version``, known to be in one. ``until`` is a version that ends a segment.
+        """Return the segment that holds ``version``, which must be in one. ``until`` is the last version of a segment.
 
         Raises:
-          IntegrityError: it is gone.
+          IntegrityError: it is missing.
         """
         newest = self._newest
         if newest is not None and newest.first <= version <= newest.last:
@@ -129,7 +129,7 @@ class Archive:
                 if (segment := self.read(last)).first <= version:
                     return segment
         raise IntegrityError(
-            f"{self._store.url(self._folder)}: the segment with version {version} is gone: restore it from a copy"
+            f"{self._store.url(self._folder)}: the segment with version {version} is missing; restore a backup"
         )
 
     def _lasts(self, number: int, until: int) -> Sequence[int]:
@@ -141,6 +141,6 @@ class Archive:
         return lasts
 
     def since(self, version: int, until: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (version, delta) of all after ``version`` up to ``until``, which ends a segment."""
+        """Yield (version, delta) of all after ``version`` up to ``until``, the last version of a segment."""
         for number in range(version + 1, until + 1):
             yield number, self.find(number, until).line(number)

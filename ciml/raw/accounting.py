@@ -1,10 +1,9 @@
 """Accounting of the raw store: each (event, run) is exactly one of raw row, reclaim, repeat, correction, ignored, dead
 letter.
 
-`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and it is
-what `ciml.manifest.log.commit` calls again whenever another writer came first. So a batch that is delivered twice, a
-worker that wakes up late and a second committer change nothing: what is covered already is dropped, and what is known
-already is counted as a repeat.
+`reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and
+`ciml.manifest.log.commit` calls it again whenever another writer came first. So a redelivered batch, a worker that
+resumes late and a second committer change nothing: covered offsets are dropped, and known events count as repeats.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = [
     "open_raw", "reconcile", "retry",
 ]  # fmt: skip
 
-#: Reasons of ignored outcomes that say how a run ended. For a run that is stored they are corrections.
+#: Reasons of ignored outcomes that describe how a run ended. For a stored run they are corrections.
 _FINAL_IGNORED = frozenset({"cancelled", "skipped", "node_lost", "never_started"})
 
 
@@ -33,14 +32,14 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     """Return the delta that ``batches`` add to ``state``, or None where they add nothing.
 
     Args:
-      state: not changed. It has to be the state after the last delta (`ciml.manifest.log.commit` sees to it).
-      batches: whole ones, in any order: with nothing but ``settled``. One without ``covers`` holds retries, whose
-        outcomes settle what is open under their origin and run id; anything else of it is dropped. Where a message is
-        open that could not be decoded, all outcomes of its origin together replace it: the batch has to hold them all.
+      state: not changed. It must be the state after the last delta (`ciml.manifest.log.commit` ensures it).
+      batches: settled batches, in any order: with nothing but ``settled``. A batch without ``covers`` holds retries:
+        its outcomes settle open records of the same origin and run id; its other outcomes are dropped. Where an
+        undecodable message is open, all outcomes of its origin replace it together: the batch must hold them all.
       time_us: the time of the commit.
 
     Raises:
-      IntegrityError: for a batch that is not whole, outcomes outside of its range, or a topic made anew.
+      IntegrityError: a batch that is not settled, outcomes outside its range, or a topic that was created again.
     """
     ordered = sorted(batches, key=_order)
     settled = [outcome for batch in ordered for outcome in batch.settled]
@@ -58,30 +57,30 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     draft = _Draft(state)
     for batch in ordered:
         if batch.messages or batch.pending_runs:
-            raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
+            raise IntegrityError(f"{batch.covers}: cannot commit a batch with unsettled runs")
         settled = sorted(batch.settled, key=_place)
         if batch.covers is None:
-            for _, said in groupby(settled, key=_place):
-                draft.settle_again(list(said))
+            for _, outcomes in groupby(settled, key=_place):
+                draft.settle_again(list(outcomes))
         else:
             draft.settle_range(batch.covers, settled)
     return draft.delta(time_us)
 
 
 def _order(batch: Batch) -> tuple[bool, str, int, int]:
-    # retries first: their events came before everything that is read now
+    # retries first: their events are older than everything that is read now
     covers = batch.covers
     return (True, covers.topic, covers.partition, covers.start) if covers else (False, "", 0, 0)
 
 
 def _place(outcome: Outcome) -> tuple[str, int, int]:
-    # Stages settle what they refuse before what they pass on; the last word on a run is the one that was sent last.
+    # Stages settle rejected runs before others; the outcome that was sent last decides about a run.
     origin = outcome.origin
     return origin.topic, origin.partition, origin.offset
 
 
 class _Draft:
-    """A delta in the making, laid over the state that it follows."""
+    """A delta under construction, on top of the state that it follows."""
 
     def __init__(self, state: RawState) -> None:
         self._state = state
@@ -107,22 +106,22 @@ class _Draft:
             origin, key = outcome.origin, (outcome.origin, outcome.run_id)
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
-                raise IntegrityError(f"{origin} is not in the range that its batch covers: {covers}")
-            if origin.offset in fresh and key not in seen:  # an event that names a run twice has named it
+                raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
+            if origin.offset in fresh and key not in seen:  # an event that names a run twice names it once
                 seen.add(key)
                 self._settle(outcome)
         for start, end in fresh:
             mine.add(start, end)
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
-        """Settle what retries of one origin came to."""
+        """Settle the outcomes of retries of one origin."""
         origin, unread = outcomes[0].origin, (outcomes[0].origin, "")
         if unread in self._tried:
             return
         if unread not in self._state.dead_letters:
             for outcome in outcomes:
                 self.settle_retry(outcome)
-        elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, and says this of these runs
+        elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, into these runs
             self._tried.add(unread)
             self._closes[unread] = None
             for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
@@ -136,15 +135,15 @@ class _Draft:
         before = self._state.deferred.get(key)
         if before is not None:
             if outcome.kind == "deferred" and outcome.attempts <= before.attempts:
-                return  # a replay of an earlier try
+                return  # a redelivery of an earlier try
             outcome = outcome.replace(
                 payload=outcome.payload or before.payload,
                 first_seen_us=outcome.first_seen_us or before.first_seen_us,
             )
         elif key not in self._state.dead_letters:
-            return  # settled by another
+            return  # settled by another retry
         elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
-            return  # no better than before; of a run that has its raw row by now it is a repeat
+            return  # no progress; where the run has its raw row by now, it is a repeat
         self._tried.add(key)
         if self._settle(outcome, again=True) != "deferred":
             self._closes[key] = None
@@ -159,7 +158,7 @@ class _Draft:
         word = (outcome.mention.outcome or "") if outcome.mention else ""
         if outcome.kind in ("run", "reclaim"):
             if outcome.file is None or not run_id:
-                raise IntegrityError(f"{outcome.origin} {run_id}: a run without its raw object")
+                raise IntegrityError(f"{outcome.origin} {run_id}: run without a raw object")
             self._runs[run_id] = KnownRun(word, outcome.file.digest, outcome.trust.trusted)
         elif outcome.kind == "correction" and run is not None:
             self._runs[run_id] = run._replace(outcome=word)
@@ -188,7 +187,7 @@ class _Draft:
 
 
 def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outcome:
-    """What an outcome is, given the raw row that its run has (or None), and whether its event was seen before."""
+    """Classify an outcome, given its run's raw row (or None), and whether its event was seen before."""
     if repeated:
         return _plain(outcome, run).replace(kind="repeat", reason="event")
     if run is None or _is_first(outcome, run) or (outcome.kind == "ignored" and outcome.reason not in _FINAL_IGNORED):
@@ -201,20 +200,20 @@ def _classify(outcome: Outcome, run: KnownRun | None, *, repeated: bool) -> Outc
     if not word or word == run.outcome:
         return plain.replace(kind="repeat", reason="other_log" if plain.file else "run")
     if run.trusted and not outcome.trust.trusted:
-        return plain.replace(kind="ignored", reason="less_trusted", detail=f"the run is {run.outcome}, and trusted")
+        return plain.replace(kind="ignored", reason="less_trusted", detail=f"a trusted event says {run.outcome}")
     return plain.replace(kind="correction", reason="outcome", detail=f"was {run.outcome}")
 
 
 def _is_first(outcome: Outcome, run: KnownRun | None) -> bool:
     """Return whether an outcome is the first of its trust that names its run.
 
-    What an untrusted event said of a run does not bind a trusted one: that brings its own row, or waits for its log.
+    An untrusted event does not bind a trusted one, which brings its own row or waits for its log.
     """
     return run is None or (outcome.trust.trusted and not run.trusted)
 
 
 def _plain(outcome: Outcome, run: KnownRun | None) -> Outcome:
-    """Without what only a raw row or a dead letter has; with the file where it is another than the row's."""
+    """Remove the fields that only a raw row or a dead letter has; keep the file where it differs from the row's."""
     file = outcome.file
     other = file if file is not None and run is not None and file.digest != run.digest else None
     return outcome.replace(detail="", file=other, payload=None, not_before_us=None)

@@ -1,6 +1,6 @@
-"""An audit of a raw manifest: each (event, run) is accounted for once, counted by other means than those that commit.
+"""An audit of a raw manifest: each (event, run) is accounted for once, counted independently of the committers.
 
-It goes through the deltas one by one and keeps only ranges of offsets, and 16 bytes for each open letter.
+It reads the deltas one by one and keeps only ranges of offsets, and 16 bytes for each open dead letter.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _MANY = 100
 
 
 class Audit:
-    """What deltas add up to, and what is wrong with them.
+    """Totals of deltas, and the faults found in them.
 
     Attributes:
-      version: of the last delta that was told.
-      records: how many records there were.
-      findings: what does not add up, a line each; after so many only their number grows.
-      number: of findings.
+      version: the last delta added.
+      records: number of records.
+      findings: faults, one line each, up to a limit.
+      number: number of faults.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Audit:
         self.number = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self._covered: dict[tuple[str, int], RangeSet] = {}
-        self._told: dict[tuple[str, int], RangeSet] = {}
+        self._recorded: dict[tuple[str, int], RangeSet] = {}
         self._open: dict[bytes, tuple[Kind, str]] = {}
 
     def _find(self, text: str) -> None:
@@ -44,14 +44,14 @@ class Audit:
             self.findings.append(text)
 
     def add(self, version: int, delta: Delta) -> None:
-        """Take in the next delta."""
+        """Add the next delta."""
         self.version = version
         fresh = self._cover(version, delta)
         settled = {_key(origin, run_id) for origin, run_id in delta["closes"]}
         for key in settled:
             before = self._open.pop(key, None)
             if before is None:
-                self._find(f"version {version} closes what was not open")
+                self._find(f"version {version} closes a record that is not open")
             else:
                 self.counts[before] -= 1
         seen: set[bytes] = set()
@@ -59,9 +59,9 @@ class Audit:
         for kind, record in records_of(delta):
             self._record(version, kind, record, fresh, settled, seen, offsets)
         for place, numbers in offsets.items():
-            told = self._told.setdefault(place, RangeSet())
+            recorded = self._recorded.setdefault(place, RangeSet())
             for start, end in _ranges(sorted(set(numbers))):
-                told.add(start, end)
+                recorded.add(start, end)
 
     def _cover(self, version: int, delta: Delta) -> dict[tuple[str, int], RangeSet]:
         fresh: dict[tuple[str, int], RangeSet] = {}
@@ -96,12 +96,12 @@ class Audit:
             self._find(f"{what} is settled twice")
         seen.add(key)
         offsets.setdefault(place, []).append(offset)
-        if key in self._open:  # tried again, and still not there
+        if key in self._open:  # tried again, still unavailable
             if kind != "deferred":
-                self._find(f"{what} is settled, and was open and is not closed")
+                self._find(f"{what} is settled, but its open record is not closed")
             self.counts[self._open.pop(key)] -= 1
         elif key not in settled and offset not in fresh.get(place, ()) and not self._is_decoded(record, settled):
-            self._find(f"{what} is settled, and is in no range that this version covers")
+            self._find(f"{what} is settled, but this version does not cover it")
         if kind in ("deferred", "dead_letter"):
             self._open[key] = (kind, reason)
         elif kind == "run":
@@ -110,35 +110,33 @@ class Audit:
 
     @staticmethod
     def _is_decoded(record: Delta, settled: set[bytes]) -> bool:
-        """Return whether a record is what a message says that could not be decoded before, and is closed by it."""
+        """Return whether a record comes from a message that could not be decoded before, and closes it."""
         return _key(record["origin"], "") in settled
 
     def compare(self, state: RawState) -> None:
-        """Find what the state says otherwise. It is that of the version that was told last."""
+        """Compare the totals with a state of the version that was added last."""
         counts = Counter({key: number for key, number in self.counts.items() if number})
         for key in sorted(set(counts) | set(state.counts)):
             if counts[key] != state.counts[key]:
-                self._find(
-                    f"{' '.join(key).rstrip()}: {counts[key]} are recorded, and the state has {state.counts[key]}"
-                )
+                self._find(f"{' '.join(key).rstrip()}: {counts[key]} recorded, but {state.counts[key]} in the state")
         if self.runs != state.index.run_count():
-            self._find(f"{self.runs} runs are recorded, and the index has {state.index.run_count()}")
+            self._find(f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
         for place in sorted(set(covered) | set(self._covered)):
             if covered.get(place, RangeSet()) != self._covered.get(place, RangeSet()):
-                self._find(f"{place[0]}[{place[1]}]: the state covers other offsets than the versions do")
+                self._find(f"{place[0]}[{place[1]}]: the offsets covered by the state differ from those of the deltas")
         total = sum(counts.values())
         if total != sum(state.totals().values()):
-            self._find(f"{total} (event, run) are accounted for, and the totals say {sum(state.totals().values())}")
+            self._find(f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")
 
     def offsets(self) -> Iterator[tuple[str, int, int, int]]:
-        """Yield (topic, partition, offsets covered, how many of them have a record), in order.
+        """Yield (topic, partition, number of covered offsets, number of those with a record), in order.
 
-        One without a record held no message (it was removed, or is a transaction's mark), or one that names no run.
+        An offset without a record held no message (removed, or a transaction marker), or one without a run.
         """
         for topic, partition in sorted(self._covered):
-            told = self._told.get((topic, partition), RangeSet()).count()
-            yield topic, partition, self._covered[topic, partition].count(), told
+            recorded = self._recorded.get((topic, partition), RangeSet()).count()
+            yield topic, partition, self._covered[topic, partition].count(), recorded
 
 
 def _key(origin: Iterable[object], run_id: str) -> bytes:

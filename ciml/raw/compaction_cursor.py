@@ -1,4 +1,4 @@
-"""How far compaction of a raw store has looked, and which raw objects the raw manifest names beyond that."""
+"""The progress of compaction in a raw store, and the raw objects that the raw manifest names after it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Named = dict[str, dict[str, NamedRun]]
 
 @dataclass(slots=True)
 class CompactionCursor:
-    """What one compaction leaves for the next.
+    """The progress that one compaction leaves for the next.
 
-    It is no record but a place to go on from: each version of it that was ever written says something true, so the
-    last writer may win, and without it everything is looked at again.
+    It is a starting point, not a record. Every version that was ever written is valid, so the last writer may win, and
+    without it everything is examined again.
 
     Attributes:
-      cursor: each raw object that the raw manifest names up to this version is in a pack, or its folder's pack
-        manifest has it as alone, or its folder is pending.
-      digest: of the delta at the cursor. With another one there, this is another manifest's book.
-      pending: folders in which named runs may be neither, and the first version that names one.
-      tidy: folders in which something was written that may have left objects to remove, and when, epoch microseconds.
+      cursor: each raw object in the raw manifest up to this version is in a pack, or is "alone" in its folder's pack
+        manifest, or its folder is pending.
+      digest: of the delta at the cursor. Another digest there means that the cursor belongs to another manifest.
+      pending: folders that may hold runs neither packed nor alone, and the first version with one.
+      tidy: folders with writes that may have left objects to remove, and the time, epoch microseconds.
     """
 
     cursor: int = 0
@@ -39,7 +39,7 @@ class CompactionCursor:
 
 
 def load_cursor(raw: Store) -> CompactionCursor:
-    """Return the book of a raw store; an empty one where there is none, or one that does not fit the manifest."""
+    """Return the cursor of a raw store; a new one where there is none, or where it belongs to another manifest."""
     try:
         value = json.loads(raw.read(CURSOR_PATH))
         compaction = CompactionCursor(value["cursor"], value["digest"], value["pending"], value["tidy"])
@@ -68,14 +68,14 @@ def save_cursor(raw: Store, compaction: CompactionCursor) -> None:
 
 @dataclass(slots=True)
 class Window:
-    """The raw objects that a part of the raw manifest names in folders that are ripe.
+    """The raw objects in ripe folders, from one range of the raw manifest.
 
     Attributes:
-      named: those that are to be packed.
-      waiting: folders that are not ripe, and the first version that names something there.
-      to_version: the last version of the part.
-      digest: of that delta.
-      runs: how many are to be packed.
+      named: the objects to pack.
+      waiting: folders that are not ripe, and the first version with an object there.
+      to_version: the last version of the range.
+      digest: the digest of that delta.
+      runs: number of runs to pack.
     """
 
     named: Named = field(default_factory=dict)
@@ -86,13 +86,13 @@ class Window:
 
 
 def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool], size: int) -> Iterator[Window]:
-    """What is to be packed, in parts: what is beyond the book's cursor, and what was pending and is ripe by now.
+    """Yield the runs to pack, range by range: those after the cursor, and pending ones that are ripe by now.
 
     Args:
       raw: the raw store.
-      compaction: as it is when the iteration begins; it may be changed between the parts.
-      ripe: says whether a folder is to be packed now.
-      size: a part ends with the delta that brings it to so many runs.
+      compaction: the cursor at the start; it may change between windows.
+      ripe: returns whether a folder is to be packed now.
+      size: a window ends with the delta that reaches so many runs.
     """
     cursor, due = compaction.cursor, {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
     window, delta = Window(), Delta()
@@ -119,7 +119,7 @@ def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool
 
 
 def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[[str], bool]) -> None:
-    """Note in the book that what a window names is packed."""
+    """Record in the cursor that the runs of a window are packed."""
     for folder in [folder for folder in compaction.pending if ripe(folder)]:
         if window.to_version >= compaction.cursor:
             del compaction.pending[folder]
@@ -132,7 +132,7 @@ def mark_compacted(compaction: CompactionCursor, window: Window, ripe: Callable[
 
 
 def names_since(raw: Store, version: int) -> dict[str, set[str]]:
-    """Return the file names, by folder, of all raw objects that the raw manifest names after a version."""
+    """Return the file names, by folder, of all raw objects in the raw manifest after a version."""
     names: dict[str, set[str]] = {}
     for _, delta in ManifestLog(raw).since(version):
         for run in named_runs(delta):

@@ -1,4 +1,4 @@
-"""Dead letters as the raw manifest holds them: found, chosen, and told open or closed."""
+"""Dead letters in the raw manifest: find them, select them, and tell open from closed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class DeadLetter:
     """A dead letter.
 
     Attributes:
-      outcome: as it was recorded: origin, event, run (if it could be decoded), reason, detail, payload.
-      version: of the delta that holds it.
-      time_us: when that was committed.
-      closed: the version that closed it; 0 while it is open.
-      became: what its event became then, each as ``kind`` or ``kind reason``.
+      outcome: the record: origin, event, run (if it could be decoded), reason, detail, payload.
+      version: of its delta.
+      time_us: commit time of that delta, epoch microseconds.
+      closed: the version that closed it; 0 if open.
+      became: the outcomes of its event on closing, each as ``kind`` or ``kind reason``.
     """
 
     outcome: Outcome
@@ -42,11 +42,11 @@ class DeadLetter:
 
     @property
     def job(self) -> str:
-        """The job, or "" where that is not known."""
+        """The job, or "" where it is unknown."""
         return self.outcome.mention.build_name if self.outcome.mention else ""
 
     def to_json(self, now_us: int) -> dict[str, Any]:
-        """What is said of it, without its payload and without secrets."""
+        """Return its JSON form without payload and without secrets."""
         value = {
             **described(self.outcome.to_json()),
             "version": self.version,
@@ -59,12 +59,12 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which letters are meant: those that satisfy all of it.
+    """A selection of dead letters, which must match every field.
 
     Attributes:
-      reasons, jobs, topics, runs: globs, of which one has to match. The job and the run id of a message that could not
+      reasons, jobs, topics, runs: globs, one of which must match. The job and the run id of a message that could not
         be decoded are "".
-      since_us, until_us: when it was committed, epoch microseconds; None for any time.
+      since_us, until_us: range of commit times, epoch microseconds; None for any time.
     """
 
     reasons: tuple[str, ...] = _ALL
@@ -75,11 +75,11 @@ class Choice:
     until_us: int | None = None
 
     def may_take(self, key: DeadLetterKey, reason: str) -> bool:
-        """Return whether it may be one of them, as far as the index knows it."""
+        """Return whether a dead letter may match, as far as the index knows it."""
         return _matches(self.reasons, reason) and _matches(self.topics, key[0].topic) and _matches(self.runs, key[1])
 
     def takes(self, dead_letter: DeadLetter) -> bool:
-        """Return whether it is one of them."""
+        """Return whether a dead letter matches."""
         return (
             self.may_take(dead_letter.key, dead_letter.outcome.reason)
             and _matches(self.jobs, dead_letter.job)
@@ -95,12 +95,12 @@ def _matches(globs: tuple[str, ...], text: str) -> bool:
 def open_dead_letters(
     log: ManifestLog, keys: Iterable[tuple[DeadLetterKey, int]], choice: Choice
 ) -> Iterator[DeadLetter]:
-    """Yield the open letters of a choice, the oldest first. Only deltas that hold one are read.
+    """Yield the open dead letters of a choice, the oldest first. Only deltas that hold one are read.
 
     Args:
       log: the raw manifest.
-      keys: of `open_keys`; what is closed meanwhile is still given.
-      choice: which are meant.
+      keys: from `open_keys`; dead letters closed meanwhile are still yielded.
+      choice: the selection.
     """
     wanted: dict[int, set[DeadLetterKey]] = defaultdict(set)
     for key, version in keys:
@@ -113,11 +113,11 @@ def open_dead_letters(
                 if choice.takes(dead_letter):
                     yield dead_letter
         if mine:
-            raise IntegrityError(f"raw manifest: version {version} does not hold the dead letter of {min(mine)[0]}")
+            raise IntegrityError(f"raw manifest: version {version} lacks the dead letter of {min(mine)[0]}")
 
 
 def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]]:
-    """Return (key, version) of the open letters that may be of a choice. The state must not change meanwhile."""
+    """Return (key, version) of the open dead letters that may match a choice. The state must not change meanwhile."""
     return [
         (key, dead_letter.version)
         for key, dead_letter in state.dead_letters.items()
@@ -126,7 +126,7 @@ def open_keys(state: RawState, choice: Choice) -> list[tuple[DeadLetterKey, int]
 
 
 def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
-    """Yield the letters of a choice, open or closed, the oldest first. Every delta is read."""
+    """Yield the dead letters of a choice, open or closed, the oldest first. Reads every delta."""
     found: dict[DeadLetterKey, DeadLetter] = {}
     past: list[DeadLetter] = []
     for version, delta in log.since(0):
@@ -160,7 +160,7 @@ def _place(key: DeadLetterKey) -> tuple[str, int, int, str]:
 
 
 def described(record: dict[str, Any]) -> dict[str, Any]:
-    """A letter's record as it may be shown and sent: no payload, and no secrets of addresses in what was quoted."""
+    """Return a dead letter's record for display and publishing: without payload, and without secrets in addresses."""
     mention = record.get("mention", {})
     value = {
         "origin": record["origin"],

@@ -1,4 +1,4 @@
-"""The ids that a raw manifest knows: events, runs and open dead letters, in memory or over a sorted index on disk."""
+"""The ids in a raw manifest: events, runs and open dead letters, in memory or over a sorted index on disk."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-#: (event key, run id). The run id is empty where the event was seen and not understood.
+#: (event key, run id). The run id is empty where the event could not be decoded.
 Event = tuple[str, str]
-#: Where a dead letter comes from, and the run that it is of ("" where it could not be decoded).
+#: (origin, run id) of a dead letter. The run id is empty where the message could not be decoded.
 DeadLetterKey = tuple[Origin, str]
 
 
 class KnownRun(NamedTuple):
-    """A run that has its raw row.
+    """A run with a raw row.
 
     Attributes:
-      outcome: the one that counts now.
-      digest: of the telemetry of the row that counts: the first, or the reclaim's.
+      outcome: the current one.
+      digest: of the telemetry of the current row: the first, or the reclaim.
       trusted: whether the event that the row came from was trusted.
     """
 
@@ -35,23 +35,25 @@ class KnownRun(NamedTuple):
 
 
 class OpenDeadLetter(NamedTuple):
-    """A dead letter that no later delta has closed: where it is recorded, and why it is one."""
+    """A dead letter that no later delta has closed: its version and its reason."""
 
     version: int
     reason: str
 
 
 class Index(Protocol):
-    """The ids that were ever seen. The one thing here that grows with every event, so it can be replaced."""
+    """All ids ever seen. Only the index grows with every event, so it is replaceable."""
 
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
-        """Says what will be asked for next, so that it can be looked up at once. Nothing depends on it but speed, and
-        that no question about what was named here can fail until the next call."""
+        """Look up ids in one batch, for speed.
+
+        Until the next call, queries for these ids cannot fail.
+        """
 
     def has_event(self, event_key: str, run_id: str) -> bool:
-        """Whether this event was seen to name this run (or, with an empty run id, was seen and not understood)."""
+        """Return whether this event named this run before (with an empty run id: was seen but not decoded)."""
 
     def add_event(self, event_key: str, run_id: str) -> None: ...
 
@@ -64,14 +66,14 @@ class Index(Protocol):
     def dead_letter(self, key: DeadLetterKey) -> OpenDeadLetter | None: ...
 
     def put_dead_letter(self, key: DeadLetterKey, dead_letter: OpenDeadLetter | None) -> None:
-        """Open a dead letter, or closes it (None)."""
+        """Open a dead letter, or close it (None)."""
 
     def dead_letters(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
         """Return all open dead letters. The index must not change meanwhile."""
 
 
 class MemoryIndex:
-    """All ids in memory: about 150 bytes a (event, run), 300 more a run."""
+    """All ids in memory: about 150 bytes per (event, run), 300 more per run."""
 
     def __init__(self) -> None:
         self._events = IdSet()
@@ -81,7 +83,7 @@ class MemoryIndex:
     def prefetch(
         self, events: Iterable[Event] = (), runs: Iterable[str] = (), dead_letters: Iterable[DeadLetterKey] = ()
     ) -> None:
-        """Nothing to do."""
+        """Do nothing: all ids are in memory."""
 
     def has_event(self, event_key: str, run_id: str) -> bool:
         return fingerprint(event_key, run_id) in self._events
@@ -121,8 +123,8 @@ def _are_closed(values: Mapping[str, pa.Array]) -> np.ndarray:
     return closed
 
 
-#: The tables of a `LayeredIndex`. An outcome is its place in `_OUTCOMES`, with `_UNTRUSTED` for a run that is not
-#: trusted; a closed letter has the version 0.
+#: The tables of a `LayeredIndex`. An outcome is its index in `_OUTCOMES`, plus `_UNTRUSTED` for an untrusted run. A
+#: closed dead letter has version 0.
 TABLES: Mapping[str, TableKind] = {
     "events": TableKind(),
     "runs": TableKind({"outcome": "uint8", "digest": "binary"}),
@@ -138,16 +140,16 @@ TABLES: Mapping[str, TableKind] = {
         gone=_are_closed,
     ),
 }
-_UNTRUSTED = 0x80  # older versions did not say: such a run counts as trusted, which no untrusted event may correct
+_UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted
 _OUTCOMES = ("", "success", "failure", "error", "timeout", "cancellation", "skip")
 
 
 class LayeredIndex:
-    """What came since a checkpoint in memory, over the tables of that checkpoint.
+    """The tables of a checkpoint, and the ids since then in memory.
 
     Args:
       tables: those of `TABLES`, as of the checkpoint.
-      runs: how many runs they hold.
+      runs: number of runs in them.
     """
 
     def __init__(self, tables: Mapping[str, IdTable], runs: int) -> None:
@@ -156,7 +158,7 @@ class LayeredIndex:
         self._events = IdSet(tables["events"])
         self._runs: dict[str, KnownRun] = {}
         self._dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
-        self._found_runs: dict[str, KnownRun | None] = {}  # what was looked up last; tables never change
+        self._found_runs: dict[str, KnownRun | None] = {}  # cache of the last look-ups; tables never change
         self._found_dead_letters: dict[DeadLetterKey, OpenDeadLetter | None] = {}
 
     def prefetch(
@@ -219,7 +221,7 @@ class LayeredIndex:
                 yield key, dead_letter
 
     def recent(self) -> dict[str, Rows]:
-        """What came since the checkpoint, as rows for its tables."""
+        """Return the ids since the checkpoint, as rows for its tables."""
         runs, dead_letters = self._runs, self._dead_letters
         return {
             "events": self._events.recent(),
@@ -264,11 +266,11 @@ def _outcome_number(run: KnownRun) -> int:
     try:
         return _OUTCOMES.index(run.outcome) | (0 if run.trusted else _UNTRUSTED)
     except ValueError:
-        raise IntegrityError(f"raw manifest: {run.outcome!r} is no outcome") from None
+        raise IntegrityError(f"raw manifest: {run.outcome!r} is not an outcome") from None
 
 
 def _pack(digest: str) -> bytes:
-    """Return a digest in half the bytes where it is one in hex; what it is stands before it."""
+    """Encode a digest, a hex one in half the bytes; the first byte names the encoding."""
     try:
         data = bytes.fromhex(digest)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The metrics of a raw manifest: what its deltas add up to, as Prometheus wants it."""
+"""The Prometheus metrics of a raw manifest."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from collections.abc import Iterator
 from ciml.metrics import Family, Metric
 from ciml.raw.state import RawState
 
-EVENTS = Metric(
-    "ciml_events_total", "counter", "What became of each (event, run), once it is settled.", ("source", "outcome")
-)
+EVENTS = Metric("ciml_events_total", "counter", "Settled (event, run), by source and outcome.", ("source", "outcome"))
 RUNS = Metric("ciml_runs_total", "counter", "Raw rows, by the trust rule of their ingestion.", ("trusted", "rule"))
 IGNORED = Metric("ciml_ignored_total", "counter", "Ignored (event, run), by reason.", ("reason",))
 DEAD_LETTERS = Metric("ciml_dead_letter_total", "counter", "Dead letters ever recorded, by reason.", ("reason",))
 OPEN_DEAD_LETTERS = Metric("ciml_dead_letters_open", "gauge", "Dead letters that no replay has closed.", ("reason",))
-DEFERRED = Metric("ciml_deferred_logs", "gauge", "Runs whose log was not there yet, and is tried again.", ("reason",))
+DEFERRED = Metric("ciml_deferred_logs", "gauge", "Runs whose log was unavailable and is tried again.", ("reason",))
 NEXT_TRY = Metric(
-    "ciml_deferred_next_try_timestamp_seconds", "gauge", "When the next deferred log is tried, epoch seconds."
+    "ciml_deferred_next_try_timestamp_seconds", "gauge", "Time of the next try of a deferred log, epoch seconds."
 )
 VERSION = Metric("ciml_manifest_version", "gauge", "The last delta of a manifest.", ("manifest",))
 COMMITTED = Metric(
     "ciml_manifest_commit_timestamp_seconds",
     "gauge",
-    "When the last delta was committed, epoch seconds.",
+    "Commit time of the last delta, epoch seconds.",
     ("manifest",),
 )
 SINCE_CHECKPOINT = Metric(
-    "ciml_manifest_deltas_since_checkpoint", "gauge", "Deltas that whoever opens a manifest has to read.", ("manifest",)
+    "ciml_manifest_deltas_since_checkpoint", "gauge", "Deltas after the newest checkpoint.", ("manifest",)
 )
 
 METRICS = (
@@ -38,7 +36,8 @@ METRICS = (
 def raw_families(state: RawState) -> Iterator[Family]:
     """Yield the metrics of a state.
 
-    Their labels are of closed sets, but for ``source``, of which there are at most 52."""
+    Labels come from closed sets, except ``source``, which has at most 52 values.
+    """
     by_kind: dict[str, Counter[tuple[str, ...]]] = {
         "dead_letter": Counter(),
         "deferred": Counter(),
@@ -60,7 +59,7 @@ def raw_families(state: RawState) -> Iterator[Family]:
 
 
 def manifest_families(manifest: str, version: int, time_us: int, restored: int) -> Iterator[Family]:
-    """Yield those of any manifest with checkpoints."""
+    """Yield the metrics of any manifest with checkpoints."""
     yield VERSION.of({(manifest,): version})
     yield COMMITTED.of({(manifest,): time_us / 1e6} if time_us else {})
     yield SINCE_CHECKPOINT.of({(manifest,): version - restored})

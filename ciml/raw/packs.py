@@ -1,4 +1,4 @@
-"""Packs: the runs of one job and day in one file, and the small manifest that says which packs there are.
+"""Packs: the runs of one job and day in one file, and the small manifest that lists the packs.
 
 A manifest's path of a run is its *name*: ``runs/<folder>/<file>``, where the folder is ``job=…/date=…``. The run is
 read from the object of that name, or from a pack of the same folder that holds it.
@@ -18,12 +18,12 @@ from ciml.manifest.log import Delta, ManifestLog
 from ciml.storage.open import Store
 
 RUNS, PACKS = "runs", "packs"
-#: Where unnamed objects wait before they are gone for good: ``swept/runs/job=…``.
+#: Folder of unnamed objects before their deletion: ``swept/runs/job=…``.
 SWEPT = "swept"
 
 
 def split_path(path: str) -> tuple[str, str] | None:
-    """Return (folder, file name) of a run's path; None for a path that is no run's, and so never in a pack."""
+    """Return (folder, file name) of a run's path; None for another path, which is never in a pack."""
     prefix, _, name = path.rpartition("/")
     folder = _folder(prefix)
     return None if folder is None else (folder, name)
@@ -43,7 +43,7 @@ def run_of(name: str) -> str:
 
 
 def day_ends_s(folder: str) -> float:
-    """When the day of a folder is over, epoch seconds; never for what is no day."""
+    """Return the end of a folder's day, epoch seconds; infinity for a folder without a day."""
     try:
         day = date.fromisoformat(folder.rpartition("/date=")[2])
         return (datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)).timestamp()
@@ -52,7 +52,7 @@ def day_ends_s(folder: str) -> float:
 
 
 class NamedRun(Record, frozen=True, gc=False):
-    """A raw object as a raw manifest names it: of a run, or the other log of a run that is told again."""
+    """A raw object in a raw manifest: of a run, or a different log of a known run."""
 
     folder: str
     name: str
@@ -69,7 +69,7 @@ class NamedRun(Record, frozen=True, gc=False):
 
 
 def named_runs(delta: Delta) -> Iterator[NamedRun]:
-    """Yield all raw objects that a delta of the raw manifest names, whatever the record."""
+    """Yield all raw objects in a delta of the raw manifest, of any kind of record."""
     for list_name in LISTS.values():
         for record in delta.get(list_name, ()):
             file = record.get("file")
@@ -79,16 +79,16 @@ def named_runs(delta: Delta) -> Iterator[NamedRun]:
 
 @dataclass(frozen=True, slots=True)
 class PackFile:
-    """One pack, as its folder's manifest describes it.
+    """One pack, as described in its folder's manifest.
 
     Attributes:
       path: below the raw store; the name is the head of the bytes' sha256.
       size: of the object, bytes.
-      footer: the last so many bytes are Parquet's own description of the file.
-      footer_digest: the head of their sha256: what describes a file is believed only when it is whole.
-      rows: of all runs.
-      runs: how many.
-      columns: a digest of the names and types of the columns, which all its runs share.
+      footer: size of Parquet's footer, bytes.
+      footer_digest: the head of the footer's sha256: a footer is used only when it is undamaged.
+      rows: number of rows of all runs.
+      runs: number of runs.
+      columns: digest of the names and types of the columns that all its runs share.
     """
 
     path: str
@@ -117,7 +117,7 @@ class PackFile:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A run that stays an object of its own: ``why`` is "" where there were too few, else what is wrong with it."""
+    """A run that stays an object of its own: ``why`` is "" where there were too few runs, else its fault."""
 
     digest: str
     rows: int
@@ -128,14 +128,14 @@ class Alone:
 
 
 class PackState:
-    """What the deltas of a folder's pack manifest add up to.
+    """The state of a folder's pack manifest.
 
     Attributes:
       version: that of the last delta applied, 0 for a folder without packs.
       packs: the present packs by path, in the order in which they came.
-      replaced: the packs that others have taken the place of, by path. Their objects go after a while.
-      since_us: when each of either was committed or replaced.
-      alone: the runs that were looked at and left as objects of their own, by name.
+      replaced: packs replaced by others, by path. Their objects are removed after the grace.
+      since_us: commit or replacement time of each, epoch microseconds.
+      alone: runs that were examined and left as objects of their own, by name.
     """
 
     def __init__(self) -> None:
@@ -146,12 +146,16 @@ class PackState:
         self.alone: dict[str, Alone] = {}
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows. Raises `IntegrityError` when it does not."""
+        """Apply the next delta.
+
+        Raises:
+          IntegrityError: it is not the next one.
+        """
         if version != self.version + 1:
             raise IntegrityError(f"pack manifest: version {version} after {self.version}")
         for path in delta["replaces"]:
             if path not in self.packs:
-                raise IntegrityError(f"pack manifest: version {version} replaces {path}, which is not there")
+                raise IntegrityError(f"pack manifest: version {version} replaces {path}, which does not exist")
             self.replaced[path] = self.packs.pop(path)
             self.since_us[path] = delta["time_us"]
         for value in delta["packs"]:
@@ -171,12 +175,12 @@ def pack_log(raw: Store, folder: str) -> ManifestLog:
 def pack_state(raw: Store, folder: str) -> PackState:
     """Return the packs of a folder at present.
 
-    Their manifest is short and never shortened: a listing and its few deltas are less to ask for than `catch_up` does.
+    Their manifest is short and never pruned: a listing and a few deltas take fewer requests than `catch_up`.
     """
     log, state = pack_log(raw, folder), PackState()
     for path in raw.list(log.folder):
         version = state.version + 1
         if path != log.path(version):
-            break  # what a listing misses while it is written is later than what it shows
+            break  # deltas missing from a concurrent listing are later than the listed ones
         state.apply(version, log.parse(version, raw.read(path)))
     return state

@@ -1,6 +1,6 @@
-"""The runs that a raw manifest records, typed: what data sets read of it, and no more.
+"""The runs in a raw manifest, typed: the fields that data sets read.
 
-A delta is decoded straight into records. By way of dicts it takes four times as long, and five times the memory.
+A delta is decoded straight into records. Via dicts, decoding takes four times as long and five times the memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ciml.errors import IntegrityError
 from ciml.events.records import UNJUDGED, RawFile, Record, RunFacts, Trust
 from ciml.manifest.log import ManifestLog
 
-#: Decides on the trust of a run by its facts: `transforms.ingest.trust.evaluate` with a policy.
+#: Returns the trust decision for a run's facts: `transforms.ingest.trust.evaluate` with a policy.
 Judge = Callable[[RunFacts], Trust]
 
 
@@ -27,14 +27,14 @@ class RunRecord(Record, frozen=True, omit_defaults=True, gc=False):
 
 
 class Correction(Record, frozen=True, gc=False):
-    """One of a delta's ``corrections``: what an event said of a run that was stored before."""
+    """One of a delta's ``corrections``: an event's outcome of a run that was stored before."""
 
     mention: RunFacts
     trust: Trust = UNJUDGED
 
     @property
     def fix(self) -> tuple[str, str]:
-        """The outcome, and the producer's own word for it."""
+        """The outcome, and the producer's own word."""
         return self.mention.outcome or "", self.mention.result
 
 
@@ -42,11 +42,11 @@ _Judged = TypeVar("_Judged", RunRecord, Correction)
 
 
 class RunDelta(Record, frozen=True, gc=False):
-    """What a delta of a raw manifest says of runs.
+    """The runs in a delta of a raw manifest.
 
     Attributes:
-      runs: the rows of runs that had none.
-      reclaims: the rows of runs whose earlier row came from an untrusted event, and is not read any more.
+      runs: rows of new runs.
+      reclaims: rows that replace those of an untrusted event.
       corrections: further outcomes of runs. They apply after all rows of the delta.
     """
 
@@ -57,30 +57,30 @@ class RunDelta(Record, frozen=True, gc=False):
 
     @property
     def rows(self) -> tuple[RunRecord, ...]:
-        """All rows, as `ciml.events.records.rows_of` has them: a row's index in a position counts here."""
+        """All rows in the order of `ciml.events.records.rows_of`: a position's index counts in this order."""
         return self.runs + self.reclaims if self.reclaims else self.runs
 
 
 class RunLog(Protocol):
-    """What has the records of runs: a raw manifest (`StoredRunLog`), or what stands for one."""
+    """A source of run records: a raw manifest (`StoredRunLog`), or a substitute."""
 
     def since(self, version: int) -> Iterator[tuple[int, RunDelta]]:
-        """Return the deltas after a version, with theirs."""
+        """Yield (version, delta) of the deltas after a version."""
 
     def read(self, version: int) -> RunDelta:
-        """Return one delta; `FileNotFoundError` where there is none."""
+        """Return one delta; `FileNotFoundError` where it does not exist."""
 
     def url(self) -> str:
-        """Where it is, for messages."""
+        """Return the address, for messages."""
 
 
 class StoredRunLog:
-    """A raw manifest. Raises `IntegrityError` for a delta that is broken.
+    """A raw manifest. Raises `IntegrityError` for a damaged delta.
 
     Args:
       log: the manifest.
-      judge: decides on stored records without a trust decision, by their facts: older versions judged only events whose
-        log they fetched.
+      judge: returns the trust of stored records without a decision: older versions evaluated only events whose log they
+        fetched.
     """
 
     def __init__(self, log: ManifestLog, judge: Judge) -> None:

@@ -1,4 +1,4 @@
-"""What the deltas of the raw manifest add up to."""
+"""The state of the raw manifest: the sum of its deltas."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ciml.manifest.offsets import RangeSet
 from ciml.raw.known_ids import TABLES, DeadLetterKey, Index, KnownRun, LayeredIndex, MemoryIndex, OpenDeadLetter
 from ciml.storage.open import Store
 
-#: So many sources are counted each by itself, the first that came: a source is what an event says it is.
+#: Number of sources that are counted separately, the first ones: events name their source freely.
 MOST_SOURCES = 50
-#: What the others are counted as, and what names no run. No source has such a name.
+#: Name under which other sources, and messages without a run, are counted. No source can have this name.
 OTHER_SOURCES, NO_SOURCE = "_other", "_unknown"
 
 
 class RawState:
-    """What the deltas of the raw manifest add up to.
+    """The sum of the deltas of the raw manifest.
 
     Attributes:
-      version: that of the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic as it was first seen ("" where the broker has none).
-      deferred: open deferred outcomes by (origin, run id): logs that were not there yet.
-      dead_letters: open dead letters by (origin, run id), which are looked up and listed where they are stored.
-      counts: how many (event, run) there are by (kind, reason). The sum is the number of all that were ever covered.
+      version: the last delta applied, 0 at first.
+      topic_ids: the broker's UUID of each topic when it was first read ("" where the broker has none).
+      deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
+      dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
+      counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
       trust: raw rows by (trusted, rule), as decided at ingestion; a reclaimed run counts under both of its rows.
-      recorded: how many (event, run) ever became what, by (source, kind). Nothing is taken from it when a dead letter
-        is closed. A deferred one is not in it: it comes when it is settled.
+      recorded: number of (event, run) ever settled, by (source, kind). Closing a dead letter does not reduce it. A
+        deferred one counts once it is settled.
       closed: closed dead letters by reason.
-      time_us: when the last delta was committed.
+      time_us: commit time of the last delta, epoch microseconds.
       restored: the version of the checkpoint that it was restored from, 0 without one.
-      records: how many records came since then.
-      torn: whether `apply` was broken off, so that this is no state any more.
+      records: number of records since then.
+      torn: whether `apply` was interrupted, so that the state is invalid.
     """
 
     def __init__(self, index: Index | None = None) -> None:
@@ -61,36 +61,36 @@ class RawState:
         return _DeadLetters(self)
 
     def covered(self, topic: str, partition: int) -> RangeSet:
-        """Return the offsets of a partition that are settled. Not to be changed by the caller."""
+        """Return the offsets of a partition that are settled. The caller must not change them."""
         return self._covered.get((topic, partition), _NOTHING)
 
     def partitions(self) -> Iterator[tuple[str, int, RangeSet]]:
-        """Yield (topic, partition, covered offsets) of all that was ever read, in order."""
+        """Yield (topic, partition, covered offsets) of all partitions ever read, in order."""
         for (topic, partition), ranges in sorted(self._covered.items(), key=lambda item: item[0]):
             yield topic, partition, ranges
 
     def due(self, now_us: int) -> list[PendingRun]:
-        """Return the deferred runs whose log is to be tried (again) now, as candidates, the longest overdue first."""
+        """Return the deferred runs whose log is due for another try, as pending runs, the longest overdue first."""
         due = [outcome for outcome in self.deferred.values() if (outcome.not_before_us or 0) <= now_us]
         due.sort(key=lambda outcome: (outcome.not_before_us or 0, str(outcome.origin), outcome.run_id))
         return [retry(outcome) for outcome in due]
 
     def next_due_us(self) -> int | None:
-        """When the next deferred run is due; None without one."""
+        """Return the due time of the next deferred run, epoch microseconds; None without one."""
         return min((outcome.not_before_us or 0 for outcome in self.deferred.values()), default=None)
 
     def totals(self) -> dict[str, int]:
-        """Return how many (event, run) there are of each kind, zeros included."""
+        """Return the number of (event, run) of each kind, zeros included."""
         totals = dict.fromkeys(LISTS, 0)
         for (kind, _), count in self.counts.items():
             totals[kind] += count  # type: ignore[index]
         return {str(kind): count for kind, count in totals.items()}
 
     def apply(self, version: int, delta: Delta) -> None:
-        """Take in the delta that follows.
+        """Apply the next delta.
 
         Raises:
-          IntegrityError: when it does not follow, or contradicts what came before (a run twice, a topic made anew).
+          IntegrityError: it is not the next one, or contradicts earlier ones (a run twice, a topic created again).
         """
         if version != self.version + 1:
             raise IntegrityError(f"raw manifest: version {version} after {self.version}")
@@ -135,12 +135,12 @@ class RawState:
             known = self.index.run(run_id)
             if known is None:
                 raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
-            if trusted or not known.trusted:  # older versions recorded what untrusted events said of trusted runs, too
+            if trusted or not known.trusted:  # older versions also recorded corrections by untrusted events
                 self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
         elif kind in ("deferred", "dead_letter"):
             key = (Origin.from_json(record["origin"]), run_id)
             if kind == "deferred":
-                if key in self.deferred:  # tried again, and still not there: it stays one
+                if key in self.deferred:  # tried again, still unavailable: it stays deferred
                     self._close(key)
                 self.deferred[key] = Outcome.from_json(record)
             else:
@@ -169,13 +169,13 @@ class RawState:
             self.index.put_dead_letter(key, None)
             self.closed[reason] += 1
         else:
-            raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed, and was not open")
+            raise IntegrityError(f"raw manifest: {key[0]} {key[1]} is closed but was not open")
         self.counts[kind, reason] -= 1
         if not self.counts[kind, reason]:
             del self.counts[kind, reason]
 
     def snapshot(self) -> dict[str, Any]:
-        """What it adds up to, as JSON, without what the index holds."""
+        """Return the state as JSON, without the content of the index."""
         return {
             "time_us": self.time_us,
             "topic_ids": dict(sorted(self.topic_ids.items())),
@@ -198,17 +198,17 @@ class RawState:
         """Return the state at a checkpoint.
 
         Args:
-          version: that of the checkpoint; 0 for the state before all deltas.
-          value: what `snapshot` gave there; empty for version 0.
-          tables: the ids until there.
+          version: the checkpoint's version; 0 for the state before all deltas.
+          value: the value of `snapshot` at that version; empty for version 0.
+          tables: the ids up to that version.
 
         Raises:
-          IntegrityError: for a checkpoint of a ciml that did not count what this one counts.
+          IntegrityError: the checkpoint is of an older ciml that lacks some of the counts.
         """
         if value and "recorded" not in value:
             raise IntegrityError(
-                f"raw manifest: the checkpoint of version {version} is of an older ciml: remove the folders "
-                "checkpoints and index, and they are made anew (docs/manifests.md)"
+                f"raw manifest: the checkpoint of version {version} is of an older ciml; delete the folders "
+                "checkpoints and index, they will be rebuilt (docs/manifests.md)"
             )
         state = cls(LayeredIndex(tables, value.get("runs", 0)))
         state.version = state.restored = version
@@ -226,13 +226,13 @@ class RawState:
         return state
 
     def recent(self) -> dict[str, Rows]:
-        """Return the ids since the checkpoint that it was restored from, for the tables of the next.
+        """Return the ids since the checkpoint it was restored from, for the tables of the next one.
 
         Raises:
-          TypeError: its index is not one over tables.
+          TypeError: its index has no tables.
         """
         if not isinstance(self.index, LayeredIndex):
-            raise TypeError("only a state that was restored from tables has rows for them")
+            raise TypeError("only a state restored from tables has rows for them")
         return self.index.recent()
 
 
@@ -258,7 +258,7 @@ class _DeadLetters(Mapping[DeadLetterKey, OpenDeadLetter]):
         return _DeadLetterItems(self)
 
     def pairs(self) -> Iterator[tuple[DeadLetterKey, OpenDeadLetter]]:
-        """Return all of them, one by one, without a look-up for each."""
+        """Iterate over all items without a look-up for each."""
         return self._state.index.dead_letters()
 
 
@@ -271,12 +271,12 @@ class _DeadLetterItems(ItemsView[DeadLetterKey, OpenDeadLetter]):
 
 _NOTHING = RangeSet()
 
-#: How checkpoints of a raw manifest are made.
+#: Defines the checkpoints of a raw manifest.
 RAW = Checkpointed(TABLES, RawState.restored_from)
 
 
 def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
-    """Return the raw manifest of a raw store and its present state, from the newest checkpoint on."""
+    """Return the raw manifest of a raw store and its present state, loaded from the newest checkpoint."""
     log = ManifestLog(raw)
     state = Checkpoints(log, RAW).open()
     catch_up(log, state)
@@ -284,16 +284,16 @@ def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
 
 
 def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raise `IntegrityError` when a topic is not the one that was read before ("" is unknown and matches any)."""
+    """Raise `IntegrityError` where a topic differs from the one read before ("" is unknown and matches any)."""
     if known and found and known != found:
         raise IntegrityError(
-            f"the topic {topic} was made anew: its offsets are covered under the id {known}, and the broker says "
-            f"{found}; read it under another name, or start with another --data-path"
+            f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "
+            f"but the broker reports {found}; read it under another name, or start with another --data-path"
         )
 
 
 def retry(outcome: Outcome) -> PendingRun:
-    """Return the candidate that tries a deferred outcome again."""
+    """Return the pending run that retries a deferred outcome."""
     if outcome.mention is None:
         raise IntegrityError(f"{outcome.origin}: deferred without a run")
     return PendingRun(

@@ -1,4 +1,4 @@
-"""Verifies a raw manifest: everything in it is compared with what the deltas say, computed anew, in bounded memory."""
+"""Verification of a raw manifest: its content is compared with a recomputation from the deltas, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _FLUSH_RECORDS = 50_000
 
 
 def verify_manifest(raw: Store, progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
-    """What is wrong with a raw manifest, a line each; nothing when all adds up.
+    """Yield the faults of a raw manifest, one line each; nothing where there are none.
 
-    Versions follow each other without a gap; segments are as they were written, each names the one before, and they say
-    what single deltas say that are still there; each checkpoint is the sum of all deltas up to it, and its index holds
-    their ids and no others. Needs as much space in the folder for temporary files as the index has.
+    Versions must follow each other without a gap. Segments must be undamaged, each must name the previous one, and they
+    must equal the single deltas that still exist. Each checkpoint must be the sum of all deltas up to it, and its index
+    must hold exactly their ids. Verification needs as much temporary space as the index.
 
     Args:
-      raw: the raw store. It may be written to meanwhile; what comes after the start is left out.
-      progress: told (deltas done, deltas in all).
+      raw: the raw store. It may be written to meanwhile; later deltas are left out.
+      progress: called with (deltas done, deltas in all).
 
     Raises:
       EngineError: the store does not answer.
@@ -45,12 +45,12 @@ def verify_manifest(raw: Store, progress: Callable[[int, int], None] | None = No
 
 @dataclass
 class _Archive:
-    """What the segments were seen to be.
+    """The findings about the segments.
 
     Attributes:
-      last: the last version in one.
-      end: the last version of all.
-      digests: of each segment, by its last version.
+      last: the last version in a segment.
+      end: the last version.
+      digests: digest of each segment, by its last version.
       broken: whether the deltas cannot be read from the first to the last.
     """
 
@@ -72,11 +72,11 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[st
             found.broken = True
             return found
         if segment.first > found.last + 1:
-            yield f"{where} begins with version {segment.first}, and those from {found.last + 1} are in none"
+            yield f"{where} begins with version {segment.first}, but version {found.last + 1} is in no segment"
             found.broken = True
             return found
         if segment.first != found.last + 1 or segment.previous != previous:
-            yield f"{where} does not follow from the segment before"
+            yield f"{where} does not follow from the previous segment"
         for version in range(segment.first, segment.last + 1):
             try:
                 line = log.parse(version, segment.line(version))
@@ -85,7 +85,7 @@ def _verify_segments(log: ManifestLog, singles: Collection[int]) -> Generator[st
                 found.broken = True
                 continue
             if version in singles and (single := _single(log, version)) is not None and single != line:
-                yield f"{log.store.url(log.path(version))} is not what its segment says"
+                yield f"{log.store.url(log.path(version))} differs from its segment"
         found.last, previous = segment.last, segment.digest
         found.digests[last] = previous
     return found
@@ -104,7 +104,7 @@ def _verify_deltas(log: ManifestLog, archive: _Archive, singles: Collection[int]
     archive.end = archive.last
     for version in sorted(version for version in singles if version > archive.last):
         if version != archive.end + 1:
-            yield f"{log.store.url(log.path(version))} is there, and version {archive.end + 1} is not"
+            yield f"{log.store.url(log.path(version))} exists, but version {archive.end + 1} is missing"
             return
         if isinstance(found := _single(log, version), IntegrityError):
             yield str(found)
@@ -122,12 +122,12 @@ def _verify_checkpoints(
         try:
             wanted[version] = checkpoints.read(version)
         except FileNotFoundError:
-            continue  # removed since, as it has to be
+            continue  # removed meanwhile, as intended
         except IntegrityError as error:
             yield str(error)
     for version, checkpoint in wanted.items():
         if version > archive.end or archive.digests.get(version) != checkpoint.segment:
-            yield f"{log.store.url(log.checkpoint_path(version))} was made from other deltas"
+            yield f"{log.store.url(log.checkpoint_path(version))} was made from different deltas"
     with tempfile.TemporaryDirectory(prefix="ciml-verify-") as folder:
         replay = _Replay(PartFiles(LocalStore(folder), "index"))
         for version, data in log.raw_since(0):
@@ -150,7 +150,7 @@ def _verify_checkpoints(
 
 
 class _Replay:
-    """The sum of deltas, whose ids are kept in tables of its own."""
+    """The sum of deltas, with the ids in tables of its own."""
 
     def __init__(self, files: PartFiles) -> None:
         self._files = files
@@ -175,7 +175,7 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay:
     facts = replay.state.snapshot()
     for name in sorted(facts.keys() | checkpoint.state.keys()):
         if facts.get(name) != checkpoint.state.get(name):
-            yield f"{name} is not what the deltas add up to"
+            yield f"{name} differs from the sum of the deltas"
     faults = [
         checkpoints.files.check(part) for runs in checkpoint.tables.values() for run in runs for part in run.parts
     ]
@@ -185,9 +185,9 @@ def _compare(checkpoint: Checkpoint, checkpoints: Checkpoints[RawState], replay:
         try:
             same = _digest(tables[name]) == _digest(table)
         except (IndexFileMissingError, IntegrityError):
-            continue  # told above
+            continue  # reported above
         if not same:
-            yield f"the index of {name} is not that of the deltas"
+            yield f"the index of {name} differs from that of the deltas"
 
 
 def _digest(table: IdTable) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""What a store is: objects under relative paths, whose ``create`` is the atomic commit."""
+"""The interface of a store: objects under relative paths, whose ``create`` is the atomic commit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from ciml.errors import CimlError
 
-#: Bytes that are read at a time where an object may be larger than memory.
+#: Bytes per read of objects that may be larger than memory.
 PIECE = 1 << 20
 
 
 class Entry(NamedTuple):
-    """An object of a listing: its path, its size in bytes, and when it was written, epoch seconds by the storage."""
+    """An object of a listing: its path, its size in bytes, and its modification time, epoch seconds by the storage."""
 
     path: str
     size: int
@@ -23,26 +23,26 @@ class Entry(NamedTuple):
 class Store(ABC):
     """A root under which objects have relative POSIX paths.
 
-    Every method raises `ciml.errors.EngineError` when the storage itself does not answer, and `CimlError` for a path
-    that leaves the root. Stores can be pickled: clients are made lazily, one a process.
+    Every method raises `ciml.errors.EngineError` where the storage itself does not answer, and `CimlError` for a path
+    that leaves the root. Stores can be pickled: clients are created lazily, one per process.
     """
 
     root: str
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
-        """Write a new object, whole or not at all. Return False, and writes nothing, where one exists already."""
+        """Write a new object, whole or not at all. Return False, and write nothing, where it exists already."""
 
     @abstractmethod
     def replace(self, path: str, data: bytes) -> None:
-        """Write an object whole, over an older one. Only for what is no record: reports, caches, pointers."""
+        """Write an object as a whole, over an older one. Only for reports, caches and pointers, never for records."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """Return the object's bytes. Raises `FileNotFoundError` where there is none."""
+        """Return the object's bytes; raise `FileNotFoundError` where it does not exist."""
 
     def read_while(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the objects at the first of ``paths``, up to one that is not there: fewer where one is missing."""
+        """Return the objects at the first of ``paths``, up to the first missing one."""
         found: list[bytes] = []
         for path in paths:
             try:
@@ -52,22 +52,23 @@ class Store(ABC):
         return found
 
     def read_head(self, path: str, size: int) -> bytes:
-        """At most the first ``size`` bytes of the object, however large. Raises as `read` does."""
+        """Return at most the first ``size`` bytes of the object. Raises as `read`."""
         return self.read(path)[:size]
 
     def read_range(self, path: str, start: int, size: int) -> bytes:
-        """At most ``size`` bytes (at least one) from ``start`` on; fewer where the object ends. Raises as `read`."""
+        """Return ``size`` bytes (at least one) from ``start``, fewer where the object ends. Raises as `read`."""
         return self.read(path)[start : start + size]
 
     def pieces(self, path: str) -> Iterator[bytes]:
-        """Yield the object's bytes in their order, piece by piece: for what may be larger than memory.
+        """Yield the object's bytes in order, in chunks: for objects that may be larger than memory.
 
-        Raises as `read`."""
+        Raises as `read`.
+        """
         yield self.read(path)
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Return whether there is such an object (a folder is none)."""
+        """Return whether the object exists (a folder is not an object)."""
 
     @abstractmethod
     def list(self, prefix: str = "", after: str = "") -> list[str]:
@@ -75,16 +76,20 @@ class Store(ABC):
 
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects below the folder ``prefix``, one by one, in no promised order. What vanishes meanwhile is left
-        out, what appears meanwhile may be."""
+        """Yield all objects below the folder ``prefix``, in no defined order.
+
+        Objects deleted meanwhile are left out; objects created meanwhile may be included.
+        """
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Remove an object; none there is no error."""
+        """Delete an object; a missing one is not an error."""
 
     def delete_leftovers(self, prefix: str, before_s: float) -> int:
-        """Remove below ``prefix`` what killed writers left half-written before ``before_s`` (epoch seconds), and
-        folders that have been empty since then. Never an object. Returns how many files were removed."""
+        """Delete incomplete files of killed writers below ``prefix``, and empty folders, older than ``before_s``.
+
+        ``before_s`` is epoch seconds. Objects are never deleted. Return the number of deleted files.
+        """
         return 0
 
     @abstractmethod
@@ -92,7 +97,7 @@ class Store(ABC):
         """Return the store whose root is the folder ``path`` of this one."""
 
     def url(self, path: str = "") -> str:
-        """Return the full address of an object, as pyarrow, Beam and TensorFlow take it."""
+        """Return the full address of an object, in the form of pyarrow, Beam and TensorFlow."""
         return f"{self.root}/{checked(path)}" if path else self.root
 
     def __repr__(self) -> str:
@@ -106,8 +111,8 @@ class Store(ABC):
 
 
 def checked(path: str) -> str:
-    """Return a path below a store's root in its plain form. Raises `CimlError` for one that leaves it."""
+    """Normalise a path below a store's root. Raises `CimlError` for one that leaves it."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts or path.startswith("/") or ".." in parts or "\x00" in path:
-        raise CimlError(f"{path!r} is no path below a store's root")
+        raise CimlError(f"{path!r} is not a path below a store's root")
     return "/".join(parts)

@@ -1,4 +1,4 @@
-"""Objects in a folder, synced to the disk, whole or not at all."""
+"""Objects in a folder, synced to disk, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ciml.storage.base import PIECE, Entry, Store, checked
 
 
 class LocalStore(Store):
-    """A folder. ``create`` is a temporary file and a hard link, so it survives kills and races; files are synced."""
+    """A folder. ``create`` is a temporary file and a hard link, safe against kills and races; files are synced."""
 
     _STAGING = ".staging-"
 
@@ -24,7 +24,7 @@ class LocalStore(Store):
         return Path(self._at(path))
 
     def _at(self, path: str) -> str:
-        """As `_path`, for what is done thousands of times."""
+        """Return the path as a text: faster than `_path`."""
         return f"{self.root}/{checked(path)}"
 
     def _stage(self, target: Path, data: bytes) -> str:
@@ -50,9 +50,9 @@ class LocalStore(Store):
         except FileExistsError:
             written = False
         finally:
-            with suppress(OSError):  # a file that stays is swept; what was written is written
+            with suppress(OSError):  # a leftover is deleted later; the object is written
                 os.unlink(staged)
-        _sync_folder(target.parent)  # also for another's object: it may be named by what is written next
+        _sync_folder(target.parent)  # also for another writer's object: the next write may refer to it
         return written
 
     def _write(self, path: str, data: bytes, *, exclusive: bool) -> bool:
@@ -63,7 +63,7 @@ class LocalStore(Store):
                     _sync_folder(target.parent)
                     return False
                 return self._put(target, data, exclusive=exclusive)
-            except FileNotFoundError as error:  # its folder was empty, and was swept within these lines
+            except FileNotFoundError as error:  # its empty folder was deleted meanwhile
                 if attempt == _FOLDER_ATTEMPTS:
                     raise _failed("write", target, error) from error
             except OSError as error:
@@ -109,10 +109,10 @@ class LocalStore(Store):
         return self._path(path).is_file()
 
     def _walk(self, prefix: str, after: str = "") -> Iterator[tuple[str, list[str]]]:
-        """(folder, names of files) below ``prefix``, the staged ones too; without folders that are before ``after``."""
+        """Yield (folder, file names) below ``prefix``, staged files too; without folders sorted before ``after``."""
 
         def broken(error: OSError) -> None:
-            if not isinstance(error, FileNotFoundError):  # a listing that leaves something out is no listing
+            if not isinstance(error, FileNotFoundError):  # an incomplete listing is an error
                 raise _failed("list", error.filename or top, error) from error
 
         top = self._at(prefix) if prefix else self.root
@@ -159,7 +159,7 @@ class LocalStore(Store):
             for name in names:
                 if name.startswith(self._STAGING):
                     removed += _remove_old(os.path.join(folder, name), before_s)
-            with suppress(OSError):  # rmdir takes none that has anything in it
+            with suppress(OSError):  # rmdir keeps a folder that is not empty
                 if not names and Path(folder) != top and os.stat(folder).st_mtime < before_s:
                     os.rmdir(folder)
         return removed
@@ -188,7 +188,7 @@ def _remove_old(path: str, before_s: float) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each of them on the disk before the next."""
+    """Make a folder and those above it, each synced to disk before the next."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -1,4 +1,4 @@
-"""Objects in a folder or an S3 bucket behind one small interface, whose ``create`` is the atomic commit."""
+"""Open a store: objects in a folder or an S3 bucket behind one small interface."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def open_store(url: str | os.PathLike[str]) -> Store:
         require("boto3")
         return S3Store(text)
     if "://" in text:
-        raise CimlError(f"{text}: only local paths and s3:// are stores")
+        raise CimlError(f"{text}: not a store; give a local path or s3://bucket/prefix")
     return LocalStore(text)

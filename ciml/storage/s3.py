@@ -17,12 +17,12 @@ _S3_ATTEMPTS = 5
 _S3_AT_ONCE = 16
 
 
-#: Metadata of a created object: which call of `create` it is from.
+#: Metadata of a created object: the id of its call of `create`.
 _WRITE = "ciml-write"
 
 
 class _Exists(Exception):
-    """There is such an object already; ``retried`` when the request was sent more than once."""
+    """The object exists already; ``retried`` where the request was sent more than once."""
 
     def __init__(self, key: str, retried: bool) -> None:
         super().__init__(key)
@@ -30,14 +30,14 @@ class _Exists(Exception):
 
 
 class _Conflict(Exception):
-    """S3 cannot say yet whether there is such an object."""
+    """S3 does not know yet whether the object exists."""
 
 
 class _BeyondEnd(Exception):
-    """The object ends before the range begins."""
+    """The object ends before the range starts."""
 
 
-#: What in the environment makes another client.
+#: Environment variables that require a new client.
 _S3_SETTINGS = (
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE",
     "AWS_DEFAULT_REGION",
@@ -46,7 +46,7 @@ _S3_SETTINGS = (
 
 @lru_cache(maxsize=8)
 def _s3_client(pid: int, *settings: str | None) -> Any:
-    """Return one client a process for all stores: making one takes a tenth of a second, and clients are thread-safe."""
+    """Return the process's one client for all stores: creating it takes 0.1 s, and it is thread-safe."""
     import boto3
     from botocore.config import Config
 
@@ -66,7 +66,7 @@ class S3Store(Store):
         self.root = root.rstrip("/")
         bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not bucket:
-            raise CimlError(f"{root!r} names no bucket: want s3://bucket or s3://bucket/prefix")
+            raise CimlError(f"{root!r} has no bucket; give s3://bucket or s3://bucket/prefix")
         self._bucket, self._prefix = bucket, prefix
 
     @property
@@ -105,16 +105,16 @@ class S3Store(Store):
             except _Exists as error:
                 # A retried PUT whose first answer was lost finds its own object.
                 return (attempt > 1 or error.retried) and self._is_of(key, write)
-            except _Conflict:  # another PUT of this key is under way, and nobody knows yet whether it will be
+            except _Conflict:  # another PUT of this key is in progress
                 time.sleep(0.1 * attempt)
-        raise EngineError(f"{self.root}: put_object of {path} conflicts with another all the time")
+        raise EngineError(f"{self.root}: put_object of {path} keeps conflicting with another writer; try again")
 
     def _is_of(self, key: str, write: str) -> bool:
         """Return whether the object was created by that call of `create`."""
         try:
             return bool(self._call("head_object", Key=key)["Metadata"].get(_WRITE) == write)
         except FileNotFoundError:
-            return False  # removed since: what it was does not matter any more
+            return False  # removed meanwhile, so its content is irrelevant
 
     def replace(self, path: str, data: bytes) -> None:
         self._call("put_object", Key=self._key(path), Body=data)
@@ -140,7 +140,7 @@ class S3Store(Store):
     def read_range(self, path: str, start: int, size: int) -> bytes:
         try:
             return self._get(path, None, Range=f"bytes={start}-{start + size - 1}")
-        except _BeyondEnd:  # an object that was cut is damaged; the store is not
+        except _BeyondEnd:  # a truncated object is damaged; the store works
             return b""
 
     def _get(self, path: str, size: int | None, **arguments: Any) -> bytes:
@@ -165,7 +165,7 @@ class S3Store(Store):
         try:
             while piece := body.read(PIECE):
                 yield piece
-        except (BotoCoreError, OSError) as error:  # what was given out already cannot be taken back
+        except (BotoCoreError, OSError) as error:  # chunks already returned cannot be withdrawn
             raise EngineError(f"{self.root}: reading {path} failed: {error}") from error
         finally:
             body.close()

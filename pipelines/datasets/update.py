@@ -170,7 +170,7 @@ def fill(
     if seal and not state.spans:
         jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none at all"
         name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
-        raise CimlError(f"data set {name!r}: no stored run has a job that matches {wanted}; there are runs of {jobs}")
+        raise CimlError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
     return Update(state, tuple(sealed), plan.waiting)
 
 

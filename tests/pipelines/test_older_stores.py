@@ -109,7 +109,7 @@ def test_the_seal_is_no_part_of_the_telemetry(data: DataRoot) -> None:
 def test_a_file_is_sealed_with_its_name() -> None:
     sealed = write_run(telemetry(7), "runs/a.parquet")
     assert is_sealed(sealed, "swept/runs/a.parquet", "a")
-    with pytest.raises(IntegrityError, match="has the digest of another file: restore it from a copy"):
+    with pytest.raises(IntegrityError, match="holds the seal of another file; restore a backup"):
         is_sealed(sealed, "runs/b.parquet", "b")
 
 

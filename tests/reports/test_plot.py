@@ -174,7 +174,7 @@ def test_the_command_says_where_the_page_is(hostile: Path, monkeypatch: pytest.M
     [
         ([], "Error: no data set: give NAME or --dataset NAME"),
         (["bad", "--dataset", "good"], "Error: two data sets: 'bad' and --dataset 'good'; give one"),
-        (["bad", "--features-regex", "("], "ciml: '(' is no regular expression: missing ), unterminated subpattern"),
+        (["bad", "--features-regex", "("], "ciml: '(' is not a regular expression: missing ), unterminated subpattern"),
         (["bad", "--features-regex", "gpu"], "ciml: --features-regex 'gpu' selects none of the features usr, 1m"),
         (["nothing"], "ciml: no data set 'nothing' in "),
     ],

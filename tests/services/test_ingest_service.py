@@ -91,9 +91,9 @@ def test_a_topic_that_is_made_anew_stops_it_loudly(one: Ingest) -> None:
     one.wait(lambda: one.place.process("supervisor") is None, "the supervisor goes on")
     seen = one.status()
     assert (seen["health"], one.code(), seen["worker"]) == ("failed", 2, None)
-    assert f"the topic {one.scenario.topic} was made anew" in seen["why"]
+    assert f"topic {one.scenario.topic} was deleted and created again" in seen["why"]
     done = one.ask("resume")
-    assert "was made anew" in str(done.exception)
+    assert "deleted and created again" in str(done.exception)
     assert one.place.process("supervisor") is None
 
 

@@ -49,23 +49,23 @@ def test_length_by_name_and_by_functions() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"nmae": 1}, "nmae: no such key"),
-        ({"name": "../x"}, "name: '../x' is no name: want letters, digits, dashes, dots, underscores"),
+        ({"nmae": 1}, "nmae: unknown key"),
+        ({"name": "../x"}, "name: '../x' is not valid; use letters, digits, dashes, dots, underscores"),
         ({"sample_interval": "0s"}, "sample_interval: interval '0s': must be longer than zero"),
-        ({"sample_interval": "ten"}, "interval 'ten': want a whole number and ms, s, min or h, such as 10s or 1min"),
-        ({"sample_interval": "1ms"}, "sample_interval: 1ms makes 5500000 windows: name max_windows"),
-        ({"features_regex": "(usr"}, "features_regex: '(usr' is no regular expression: "),
-        ({"classes": ["a"]}, "classes: one class teaches nothing: name at least two"),
-        ({"classes": ["a", "a"]}, "classes: each class needs a name of its own"),
-        ({"class_map": {"x": "a", "y": "a"}}, "class_map: one class teaches nothing: map to at least two"),
-        ({"classes": ["a", "b"], "class_map": {"x": "c"}}, "class_map: 'c' is none of the classes"),
-        ({"tdt_split": [0, 1, 2]}, "tdt_split: want three weights of 0 or more for train, dev and test, and some"),
+        ({"sample_interval": "ten"}, "interval 'ten': want a whole number with ms, s, min or h, such as 10s or 1min"),
+        ({"sample_interval": "1ms"}, "sample_interval: 1ms gives 5500000 windows; set max_windows"),
+        ({"features_regex": "(usr"}, "features_regex: '(usr' is not a regular expression: "),
+        ({"classes": ["a"]}, "classes: want at least two classes"),
+        ({"classes": ["a", "a"]}, "classes: class names must be different"),
+        ({"class_map": {"x": "a", "y": "a"}}, "class_map: want at least two classes"),
+        ({"classes": ["a", "b"], "class_map": {"x": "c"}}, "class_map: 'c' is not in classes"),
+        ({"tdt_split": [0, 1, 2]}, "tdt_split: want three weights of 0 or more for train, dev and test, with train"),
         ({"tdt_split": [7, 3]}, "tdt_split"),
-        ({"build_name": []}, "build_name: names no job: give a job, a glob, several of them, or all"),
-        ({"sample_statistic": "mode"}, "sample_statistic: 'mode' is none of mean, min, max, std, last"),
-        ({"aggregation_functions": ["mode"]}, "aggregation_functions.0: 'mode' is none of mean, std"),
-        ({"aggregation_functions": ["min", "min"]}, "aggregation_functions: each only once"),
-        ({"aggregation_functions": ["min"], "max_windows": 3}, "max_windows: has no meaning beside"),
+        ({"build_name": []}, "build_name: is empty; give jobs, globs or all"),
+        ({"sample_statistic": "mode"}, "sample_statistic: 'mode' is unknown; choose from mean, min, max, std, last"),
+        ({"aggregation_functions": ["mode"]}, "aggregation_functions.0: 'mode' is unknown; choose from mean, std"),
+        ({"aggregation_functions": ["min", "min"]}, "aggregation_functions: a function appears twice"),
+        ({"aggregation_functions": ["min"], "max_windows": 3}, "max_windows: cannot be combined with"),
         ({"max_windows": 0}, "max_windows: expected int >= 1"),
         ({"span_runs": 0}, "span_runs: expected int >= 1"),
     ],
@@ -103,7 +103,7 @@ def test_resolved_definitions_are_json_and_back() -> None:
     again = ResolvedDefinition.from_json(made.to_json())
     assert again == made
     assert again.digest == made.digest
-    with pytest.raises(CimlError, match="columns: is not there"):
+    with pytest.raises(CimlError, match="columns: is missing"):
         ResolvedDefinition.from_json({"definition": {"name": "x"}})
 
 
@@ -117,7 +117,7 @@ def test_most_runs_decide_on_the_columns_and_the_earliest_of_equals() -> None:
 def test_no_such_column_is_one_clear_line() -> None:
     with pytest.raises(CimlError) as caught:
         resolve(DatasetDefinition(name="x", features_regex="usr9"), [COLUMNS], [])
-    assert str(caught.value) == "features_regex 'usr9' selects none of the columns usr, used, 1m, 5m, swap:used"
+    assert str(caught.value) == "features_regex 'usr9' matches none of the columns usr, used, 1m, 5m, swap:used"
 
 
 def test_classes_are_those_of_the_runs_sorted() -> None:
@@ -126,7 +126,7 @@ def test_classes_are_those_of_the_runs_sorted() -> None:
     assert resolve(definition, [COLUMNS], runs).classes == ("a", "b")
     with pytest.raises(CimlError, match="class_label 'provider': the first span's runs have only the class 'b'"):
         resolve(definition, [COLUMNS], runs[:2])
-    with pytest.raises(CimlError, match="the first span's runs have no class at all"):
+    with pytest.raises(CimlError, match="the first span's runs have no class"):
         resolve(definition, [COLUMNS], [run()])
     assert resolve(DatasetDefinition(name="x"), [COLUMNS], []).classes == ("passed", "failed")
 

@@ -264,12 +264,12 @@ def test_what_is_no_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     }.items():
         with pytest.raises(CimlError, match=message):
             open_listing(f"{tmp_path}/{name}")
-    with pytest.raises(CimlError, match="only local paths and s3:// are stores"):
+    with pytest.raises(CimlError, match="not a store; give a local path"):
         open_listing("ftp://host/builds.jsonl")
     assert (open_listing(f"{tmp_path}/empty").lines, open_listing(f"{tmp_path}/empty").blocks) == (0, [])
     monkeypatch.setattr(listing_files, "MAX_LISTING_BYTES", 50_000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(100_000)))
-    with pytest.raises(CimlError, match="cut it into several"):
+    with pytest.raises(CimlError, match="split it"):
         open_listing(f"{tmp_path}/bomb.gz")
 
 

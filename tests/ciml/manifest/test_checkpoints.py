@@ -259,7 +259,7 @@ def test_a_zombie_that_dies_before_it_takes_its_delta_back_harms_nobody(world: W
         more(zombie, 5, by=7000)
     assert singles(world)[0] == 9  # left behind, in a place that a segment has
     assert dict(ManifestLog(world.store()).since(0)) == before
-    assert [fault for fault in verify_manifest(world.store()) if "not what its segment says" not in fault] == []
+    assert [fault for fault in verify_manifest(world.store()) if "differs from its segment" not in fault] == []
     old = ManifestLog(world.store(), clock=world.clock)
     assert dict(old.since(8)) == {version: delta for version, delta in before.items() if version > 8}
     again = world.actor()
@@ -344,7 +344,7 @@ def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
     slow = world.actor()
     assert slow.checkpoints.maintain(budget_s=0)  # one step of the work on the next
     run_on(world, first)
-    with pytest.raises(EngineError, match="gone"):
+    with pytest.raises(EngineError, match="missing"):
         ask_much(slow.state)
     slow.maintain()  # begins again, at the newest
     slow.reopen()
@@ -353,8 +353,8 @@ def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
     assert newest is not None
     for path in newest.paths():
         world.store().delete(path)
-    assert [fault for fault in verify_manifest(world.store()) if "is gone" in fault]
-    with pytest.raises(EngineError, match="gone"):
+    assert [fault for fault in verify_manifest(world.store()) if "is missing" in fault]
+    with pytest.raises(EngineError, match="missing"):
         world.actor()
 
 
@@ -388,7 +388,7 @@ def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
     for path in first.log.store.list("_manifest"):
         if path.count("/") > 1:
             first.log.store.delete(path)
-    with pytest.raises(IntegrityError, match=r"000000000001\.json is gone"):
+    with pytest.raises(IntegrityError, match=r"000000000001\.json is missing"):
         world.actor()
 
 
@@ -414,8 +414,8 @@ def test_a_checkpoint_that_says_something_else_is_found(world: World) -> None:
     runs = {**checkpoint.tables, "events": checkpoint.tables["events"][1:]}
     log.store.replace(log.checkpoint_path(14), checkpoint._replace(state=state, tables=runs).encode())
     assert [fault.split(": ", 1)[1] for fault in verify_manifest(world.store())] == [
-        "runs is not what the deltas add up to",
-        "the index of events is not that of the deltas",
+        "runs differs from the sum of the deltas",
+        "the index of events differs from that of the deltas",
     ]
 
 
@@ -426,13 +426,13 @@ def test_a_gap_and_a_second_history_are_found(world: World) -> None:
     delta = log.read(3)
     log.store.replace(log.path(3), log.store.read(log.path(3)).replace(b'"time_us":', b'"time_us":1'))
     assert [fault.split("/")[-1] for fault in verify_manifest(world.store())] == [
-        "000000000003.json is not what its segment says"
+        "000000000003.json differs from its segment"
     ]
     assert ManifestLog(world.store()).read(3) == delta
     log.store.delete(log.path(3))
     log.store.delete(log.path(17))
     assert [fault.split("/")[-1] for fault in verify_manifest(world.store())] == [
-        "000000000018.json is there, and version 17 is not"
+        "000000000018.json exists, but version 17 is missing"
     ]
 
 

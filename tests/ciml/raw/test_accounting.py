@@ -214,7 +214,7 @@ def test_two_deferred_events_of_one_run_are_a_row_and_a_repeat() -> None:
 def test_a_topic_made_anew_stops_loudly() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0)))
-    with pytest.raises(IntegrityError, match="ci-events was made anew"):
+    with pytest.raises(IntegrityError, match="ci-events was deleted and created again"):
         reconcile(state, [batch(0, 1, outcome(0), topic_id="U")], 0)
     assert reconcile(state, [batch(0, 1, outcome(0), topic_id="")], 0) is None  # a broker without ids
 

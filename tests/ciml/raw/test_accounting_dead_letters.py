@@ -122,8 +122,8 @@ def test_the_audit_finds_a_record_that_no_letter_stood_for() -> None:
     assert good is not None
     for change, finding in (
         ({}, ""),
-        ({"closes": []}, "is in no range"),
-        ({"runs": [*good["runs"], outcome(6, run="z").to_json()]}, "is in no range"),
+        ({"closes": []}, "does not cover it"),
+        ({"runs": [*good["runs"], outcome(6, run="z").to_json()]}, "does not cover it"),
         ({"runs": [*good["runs"], good["runs"][0]]}, "is settled twice"),
     ):
         audit = Audit()

@@ -86,5 +86,5 @@ def test_an_outcome_that_is_none_is_told(tmp_path_factory: pytest.TempPathFactor
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
     index = LayeredIndex({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
     index.put_run("r", KnownRun("exploded", "d", True))
-    with pytest.raises(IntegrityError, match="'exploded' is no outcome"):
+    with pytest.raises(IntegrityError, match="'exploded' is not an outcome"):
         index.recent()

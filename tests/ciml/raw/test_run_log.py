@@ -69,12 +69,12 @@ def test_reclaims_are_rows_after_the_runs(log: ManifestLog) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"{", "is no delta of this manifest: restore it from a copy"),
-        (b"[]", "is no delta of this manifest: restore it from a copy"),
-        (b'{"version": 1, "runs": [{"mention": {"run_id": 3}}]}', "is no delta of this manifest"),
-        (b'{"version": 2, "runs": []}', "does not hold version 1"),
-        (b'{"runs": []}', "does not hold version 1"),
-        (b"\xff", "is no delta of this manifest"),
+        (b"{", "is not a delta of this manifest"),
+        (b"[]", "is not a delta of this manifest"),
+        (b'{"version": 1, "runs": [{"mention": {"run_id": 3}}]}', "is not a delta of this manifest"),
+        (b'{"version": 2, "runs": []}', "is not version 1; restore a backup"),
+        (b'{"runs": []}', "is not version 1; restore a backup"),
+        (b"\xff", "is not a delta of this manifest"),
     ],
 )
 def test_a_broken_delta_is_named(tmp_path: Path, data: bytes, message: str) -> None:

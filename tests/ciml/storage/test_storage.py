@@ -127,7 +127,7 @@ def test_no_path_leaves_the_root(store: Store, path: str) -> None:
     for call in (store.read, store.exists, store.delete, store.child, lambda p: store.create(p, b""), store.url):
         if path == "" and call == store.url:
             continue  # the root itself
-        with pytest.raises(CimlError, match="no path below"):
+        with pytest.raises(CimlError, match="not a path below"):
             call(path)
 
 

@@ -82,7 +82,7 @@ def test_verify_exits_with_4_and_names_what_is_wrong(data_path: str, definition:
     ("text", "message"),
     [
         ("sample_interval = '0s'", "sample_interval: interval '0s': must be longer than zero"),
-        ("colour = 1", "colour: no such key"),
+        ("colour = 1", "colour: unknown key"),
         ("= 1", "is not TOML: Invalid statement (at line 1, column 1)"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_bad_definition_gets_one_line(tmp_path: Path, text: str, message: str)
 def test_other_errors_get_one_line_too(data_path: str) -> None:
     result = ciml("update", "nothing", "--data-path", data_path, exit_code=2)
     assert result.stderr == (
-        f"ciml: no data set 'nothing' in {data_path}/datasets: create it with ciml dataset create\n"
+        f"ciml: no data set 'nothing' in {data_path}/datasets; create it with ciml dataset create\n"
     )
     result = ciml("update", "nothing", "--runner", "spark", "--data-path", data_path, exit_code=2)
     assert "unknown runner 'spark'; choose from fnapi, flink, flink:HOST:PORT" in result.stderr

@@ -36,8 +36,8 @@ def test_the_document_shows_the_example_and_names_every_key() -> None:
     ("text", "line"),
     [
         ("name = ", "is not TOML: Invalid value"),
-        ('name = "a"', "vary: is not there"),
-        ('name = "a"\n[vary.dataset]\nsample_interval = ["1s"]\n[dataset]\nlabel = "x"', "dataset: label: no such key"),
+        ('name = "a"', "vary: is missing"),
+        ('name = "a"\n[vary.dataset]\nsample_interval = ["1s"]\n[dataset]\nlabel = "x"', "dataset: label: unknown key"),
         (
             'name = "a"\n[vary.dataset]\nbuild_name = ["a"]\ninterval = ["1s"]',
             "vary.dataset.interval: dataset:",

@@ -180,5 +180,5 @@ def test_a_topic_that_is_not_there_is_one_line(kafka: str, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.strip().splitlines() == [
-        f"ciml: Kafka at {kafka} has no topic no-such: create it, or name another by --topic"
+        f"ciml: Kafka at {kafka} has no topic no-such; create it, or give another --topic"
     ]

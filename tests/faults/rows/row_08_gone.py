@@ -110,7 +110,7 @@ def _anew(runs: int) -> Callable[[Story, Broker], tuple[str, ...]]:
                     raise
                 time.sleep(0.2)
         _produce_more(story, runs)
-        return ("made anew", "it is not the topic that was read", "does not hold")
+        return ("created again", "it is not the topic that was read", "does not hold")
 
     return fault
 

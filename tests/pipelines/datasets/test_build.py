@@ -157,12 +157,12 @@ def test_classes_are_those_of_all_pinned_runs(data: DataRoot, raw: RawStore) -> 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"features_regex": "nosuch"}, "features_regex 'nosuch' selects none of the columns usr, 1m"),
-        ({"build_name": "nosuch"}, "no stored run has a job that matches nosuch; there are runs of unit-tests"),
-        ({"build_name": "nosuch", "slicer": None}, "has a job that matches nosuch; there are runs of unit-tests"),
-        ({"class_label": "provider"}, "class_label 'provider': the first span's runs have no class at all"),
-        ({"slicer": "10:"}, "slicer '10:': leaves none of the 4 runs of all"),
-        ({"raw_version": 7}, "is at version 1: is it another one?"),
+        ({"features_regex": "nosuch"}, "features_regex 'nosuch' matches none of the columns usr, 1m"),
+        ({"build_name": "nosuch"}, "build_name nosuch: no stored run matches; stored jobs: unit-tests"),
+        ({"build_name": "nosuch", "slicer": None}, "build_name nosuch: no stored run matches; stored jobs: unit-tests"),
+        ({"class_label": "provider"}, "class_label 'provider': the first span's runs have no class"),
+        ({"slicer": "10:"}, "slicer '10:': selects none of the 4 runs of all"),
+        ({"raw_version": 7}, "is at version 1; check the raw store"),
     ],
 )
 def test_a_mistake_is_told_in_a_line_and_leaves_nothing_behind(
@@ -189,7 +189,7 @@ def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data:
         create_dataset(data, defined(name="other"))
     other = DataRoot.open(tmp_path / "other")
     RawStore(other).add([ended(number, number) for number in range(11, 15)])
-    with pytest.raises(IntegrityError, match=r"span 1 has other runs than .*/other/raw"):
+    with pytest.raises(IntegrityError, match=r"span 1 differs from .*/other/raw"):
         build_dataset(other, data, defined())
     remove_dataset(data.dataset("cpu"))
     assert data.store.list("datasets") == []

@@ -201,9 +201,9 @@ def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
     backfill(make_config(target.url, str(CORPUS)), open_listing(str(moved)))
     with pytest.raises(CimlError, match="was made straight from the logs"):
         build_dataset(target, target, defined())
-    with pytest.raises(CimlError, match="has to be built from a raw store"):
+    with pytest.raises(CimlError, match="build it from a raw store first"):
         update_dataset(target.dataset("cpu"))
-    with pytest.raises(CimlError, match="has to be built from a raw store"):
+    with pytest.raises(CimlError, match="build it from a raw store first"):
         make_snapshot(target.dataset("cpu"), TrustPolicy.load(None))
 
 

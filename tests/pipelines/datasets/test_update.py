@@ -251,19 +251,19 @@ def test_creating_again_changes_nothing_and_another_definition_is_an_error(data:
 
 
 def test_users_errors_get_one_clear_line_and_commit_nothing(data: DataRoot, raw: RawStore) -> None:
-    with pytest.raises(CimlError, match=r"no data set 'cpu' in .*/datasets: create it with ciml dataset create"):
+    with pytest.raises(CimlError, match=r"no data set 'cpu' in .*/datasets; create it with ciml dataset create"):
         update_dataset(data.dataset("cpu"))
-    with pytest.raises(CimlError, match=r"'\.\./raw' is no name"):
+    with pytest.raises(CimlError, match=r"'\.\./raw' is not valid"):
         update_dataset(data.dataset("../raw"))
     raw.add(runs(1, 4))
     define(data, build_name="func-*")
-    with pytest.raises(CimlError, match=r"no stored run has a job that matches func-\*; there are runs of unit-tests"):
+    with pytest.raises(CimlError, match=r"build_name func-\*: no stored run matches; stored jobs: unit-tests"):
         update_dataset(data.dataset("cpu"), seal=True)
     define(data, "none", features_regex="usr9")
-    with pytest.raises(CimlError, match="features_regex 'usr9' selects none of the columns usr, 1m"):
+    with pytest.raises(CimlError, match="features_regex 'usr9' matches none of the columns usr, 1m"):
         update_dataset(data.dataset("none"))
     define(data, "one", class_label="build_name")
-    with pytest.raises(CimlError, match="only the class 'unit-tests'; name the classes"):
+    with pytest.raises(CimlError, match="only the class 'unit-tests'; set classes"):
         update_dataset(data.dataset("one"))
     define(data, "good")
     with pytest.raises(CimlError, match="runner 'spark': want fnapi or flink, or none"):

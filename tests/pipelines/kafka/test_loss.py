@@ -140,12 +140,12 @@ def test_what_was_read_of_a_topic_that_was_made_anew_since_is_not_committed(conf
     delete(config.kafka, config.topic)
     wait_for(lambda: config.topic not in admin(config.kafka).list_topics(timeout=10).topics)
     make_topic(config.kafka, config.topic)
-    with pytest.raises(IntegrityError, match="made anew"):
+    with pytest.raises(IntegrityError, match="created again"):
         list(CommitRaw(config).process(("raw", [data])))
     assert account(config.raw)[0].version == 0
-    with pytest.raises(IntegrityError, match="made anew"):
+    with pytest.raises(IntegrityError, match="created again"):
         list_again(config.kafka, before)
-    with pytest.raises(IntegrityError, match="made anew"):
+    with pytest.raises(IntegrityError, match="created again"):
         check_topic(config.kafka, config.topic, before.topic_id)
 
 

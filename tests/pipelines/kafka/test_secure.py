@@ -37,10 +37,10 @@ def test_a_file_of_properties(tmp_path: Path) -> None:
     [
         ("sasl.password hidden-1", "line 1: want name=value"),
         ("a=1\n=hidden-1", "line 2: want name=value"),
-        ("sasl.password=hidden-1\nsasl.password=hidden-1", "line 2: sasl.password stands twice"),
+        ("sasl.password=hidden-1\nsasl.password=hidden-1", "line 2: sasl.password appears twice"),
         ("sasl password=hidden-1", "line 1: want name=value"),
-        ("auto.offset.reset=latest", "auto.offset.reset is ciml's own"),
-        ("bootstrap.servers=h:1", "given by --kafka"),
+        ("auto.offset.reset=latest", "auto.offset.reset is reserved"),
+        ("bootstrap.servers=h:1", "set by --kafka"),
     ],
 )
 def test_a_line_that_is_no_property_is_named_by_its_number_alone(tmp_path: Path, text: str, says: str) -> None:
@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 def test_a_property_that_cannot_be_used_is_one_line_without_secrets(properties: dict[str, str]) -> None:
     options = KafkaOptions("127.0.0.1:1", properties, timeout_s=1.0)
     for use in (lambda: list_topic(options, "t"), lambda: Reader(options, "t", 0)):
-        with pytest.raises(CimlError, match="a property for Kafka cannot be used") as raised:
+        with pytest.raises(CimlError, match="invalid Kafka property") as raised:
             use()
         assert "hidden-1" not in str(raised.value)
 

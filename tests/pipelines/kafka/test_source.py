@@ -83,7 +83,7 @@ def test_a_listing_is_older_than_a_state_that_covers_what_it_does_not_show() -> 
     [
         (covered((0, 5)), listing((6, 9)), r"t\[0\]: offsets 5 to 6 were never read"),
         (covered((0, 5)), listing((0, 4)), r"t\[0\] ends at 4, and is covered up to 5"),
-        (covered((0, 5)), listing((0, 9), topic_id="U"), "made anew"),
+        (covered((0, 5)), listing((0, 9), topic_id="U"), "created again"),
         (covered((3, 5)), listing((1, 9)), r"offsets 0 to 1 were never read"),
     ],
 )
@@ -313,7 +313,7 @@ def test_a_topic_made_anew_or_gone_stops_loudly(kafka: str, topic: MakeTopic) ->
         assert time.monotonic() < deadline
     make_topic(options, name)
     make_topic(options, name)  # once more does nothing
-    with pytest.raises(IntegrityError, match="made anew"):
+    with pytest.raises(IntegrityError, match="created again"):
         plan(state, list_topic(options, name), bounded=False)
 
 

@@ -219,7 +219,7 @@ def test_reconcile_drops_replays_and_counts_repeats() -> None:
     assert delta["offsets"] == {"runs": {"id": "T", "partitions": {"0": [[3, 5]]}}}
     state.apply(2, {**delta, "version": 2})
     assert state.repeats == 1
-    with pytest.raises(IntegrityError, match="made anew"):
+    with pytest.raises(IntegrityError, match="created again"):
         reconcile(state, [Predicted(covers(5, 6, "U"))], 8)
     with pytest.raises(IntegrityError, match="outside of this range"):
         reconcile(state, [Predicted(covers(5, 6), [record("q", 9)])], 8)

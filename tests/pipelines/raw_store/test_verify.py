@@ -105,7 +105,7 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
     "an object is lost": (lambda raw: raw.delete(_single(raw)), "is not there"),
     "an object is broken": (lambda raw: raw.replace(_single(raw), b"PAR1"), "cannot be read as Parquet"),
     "an object is another's": (
-        lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "has the digest"
+        lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "holds the seal"
     ),
     "an object is nobody's": (
         lambda raw: raw.create(f"runs/{FIRST}/zuul~9~1.0123456789abcdef.parquet", b"x"), "is named by no manifest"
@@ -123,10 +123,10 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
     ),
     "an event twice": (lambda raw: _tamper(raw, 1, lambda d: d["ignored"].append(d["ignored"][0])), "settled twice"),
     "an event that is not covered": (
-        lambda raw: _tamper(raw, 1, lambda d: d["ignored"][0].update(origin=["ci", 0, 77])), "in no range"
+        lambda raw: _tamper(raw, 1, lambda d: d["ignored"][0].update(origin=["ci", 0, 77])), "does not cover it"
     ),
     "an event that is settled again": (
-        lambda raw: _tamper(raw, 3, lambda d: d["ignored"].append({"origin": ["ci", 0, 0]})), "in no range"
+        lambda raw: _tamper(raw, 3, lambda d: d["ignored"].append({"origin": ["ci", 0, 0]})), "does not cover it"
     ),
     "a letter is closed that was not open": (
         lambda raw: _tamper(raw, 3, lambda d: d["closes"].append([["ci", 0, 0], "zuul~1~1"])), "not open"
@@ -203,12 +203,12 @@ def test_an_audit_that_counts_otherwise_than_the_state(events: Events) -> None:
     state.counts["ignored", "x"] = 2
     audit.compare(state)
     assert audit.findings == [
-        "ignored x: 0 are recorded, and the state has 2",
-        "run: 4 are recorded, and the state has 5",
-        "7 (event, run) are accounted for, and the totals say 10",
+        "ignored x: 0 recorded, but 2 in the state",
+        "run: 4 recorded, but 5 in the state",
+        "7 (event, run) recorded, but 10 in the totals",
     ]
     other = Audit()
     other.compare(state)
-    assert any("covers other offsets" in line for line in other.findings)
-    assert any("the index has 4" in line for line in other.findings)
+    assert any("offsets covered by the state differ" in line for line in other.findings)
+    assert any("4 in the index" in line for line in other.findings)
     assert RawState().index.run_count() == 0

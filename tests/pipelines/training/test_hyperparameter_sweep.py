@@ -88,7 +88,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
     assert states[False, "pruned"] >= 1
     for each in swept.outcomes:
         if each.state == "failed":
-            assert each.reason.startswith("features_regex 'nosuch' selects none of the columns usr, sys")
+            assert each.reason.startswith("features_regex 'nosuch' matches none of the columns usr, sys")
             continue
         material = read_material(target.dataset(each.dataset), TrustPolicy.load())
         definition = material.snapshot.resolved.definition

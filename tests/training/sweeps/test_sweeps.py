@@ -100,7 +100,7 @@ def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None
         ({"vary": {"dataset": {"sample_interval": []}}}, "vary.dataset.sample_interval: no values"),
         ({"vary": {"dataset": {"sample_interval": "1s"}}}, "vary.dataset.sample_interval: expected a list of values"),
         ({"vary": {"dataset": {"sample_interval": ["1x"]}}}, "vary.dataset.sample_interval: dataset: sample_interval:"),
-        ({"vary": {"dataset": {"nosuch": [1]}}}, "vary.dataset.nosuch: dataset: nosuch: no such key"),
+        ({"vary": {"dataset": {"nosuch": [1]}}}, "vary.dataset.nosuch: dataset: nosuch: unknown key"),
         ({"vary": {"dataset": {"name": ["a"]}}}, "dataset.name: set by the sweep; remove it"),
         ({"dataset": {"raw_version": 3}}, "dataset.raw_version: set by the sweep; remove it"),
         ({"vary": {"dataset": {"max_windows": {"low": 1, "high": 9}}}}, "vary.dataset.max_windows: a range would need"),
@@ -113,15 +113,15 @@ def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None
         ({"vary": {"experiment": {"parameters": {"depth": [1]}}}}, "vary.experiment.parameters.depth: random_forest:"),
         ({"vary": {"dataset": {"features_regex": ["a\nb"]}}}, "vary.dataset.features_regex: 'a\\nb' is not one line"),
         ({"vary": {"dataset": {"features_regex": ["x" * 200]}}}, "vary.dataset.features_regex: 'xxx"),
-        ({"name": "../x"}, "name: '../x' is no name"),
-        ({"metric": "gain"}, "metric: 'gain' is none of accuracy, f1"),
-        ({"on": "test"}, "on: 'test' is none of folds, dev"),
+        ({"name": "../x"}, "name: '../x' is not valid"),
+        ({"metric": "gain"}, "metric: 'gain' is unknown; choose from accuracy, f1"),
+        ({"on": "test"}, "on: 'test' is unknown; choose from folds, dev"),
         ({"on": "dev", "hold_out": "job"}, "hold_out: not used on dev"),
         ({"experiment": {**FOREST, "epochs": 4}}, "vary.experiment.seed: experiment: epochs: not used by"),
         ({"dataset": {"sample_interval": "1s"}, "vary": {"dataset": {"sample_interval": ["1s"]}}}, "dataset.sample_"),
         ({"vary": {"experiment": {"seed": MANY}}}, "vary.experiment.seed: 101 values exceed 100"),
         ({"vary": {"experiment": {"seed": MANY[1:]}, "dataset": LARGE}}, "vary: 20,000 combinations"),
-        ({"pruning": "median"}, "pruning: no such key"),
+        ({"pruning": "median"}, "pruning: unknown key"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_that_names_file_and_key(keys: dict[str, Any], line: str) -> None:
@@ -199,12 +199,12 @@ def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> 
         (5, "{", "is not JSON"),
         (6, "[]", "is not a JSON object"),
         (7, json.dumps(outcome(8).to_json()), "belongs to trial 8"),
-        (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is none of complete"),
+        (9, json.dumps({**outcome(9).to_json(), "state": "blessed"}), "state: 'blessed' is unknown; choose from "),
     ]:
         store.create(f"trials/{number:06}.json", text.encode())
         with pytest.raises(IntegrityError, match=line):
             read_outcome(store, number)
-    with pytest.raises(CimlError, match="is no name"):
+    with pytest.raises(CimlError, match="is not valid"):
         sweep_store(DataRoot.open(tmp_path).sweeps, "../x")
 
 

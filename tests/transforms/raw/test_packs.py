@@ -264,7 +264,7 @@ def test_pages_in_the_place_of_others_are_an_error(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     raw.create(file.path, data[:start] + data[other : other + size] + data[start:other] + data[other + size :])
     for read in (lambda pack: pack.read(raw, [0], None), lambda pack: pack.read_joined(raw, [0], ["other"])):
-        with pytest.raises(IntegrityError, match="is not as it was written: restore it from a copy"):
+        with pytest.raises(IntegrityError, match="differs from its digest; restore a backup"):
             read(open_pack(raw, file))
 
 
