@@ -41,13 +41,13 @@ def test_a_data_set_reads_the_raw_store_that_its_manifest_names(tmp_path: Path) 
     assert data.dataset_names() == ["logs", "other", "own"]
     assert data.dataset("own").raw() == data.raw
     assert data.dataset("other").raw() == elsewhere.raw
-    with pytest.raises(CimlError, match=r"'logs' was made straight from the logs of builds\.jsonl"):
+    with pytest.raises(CimlError, match=r"'logs' was built from the logs of builds\.jsonl"):
         data.dataset("logs").raw()
 
 
 def test_no_such_data_set_and_no_such_name(tmp_path: Path) -> None:
     data = DataRoot(LocalStore(tmp_path))
-    with pytest.raises(CimlError, match=f"no data set 'cpu' in {tmp_path}/datasets: create it"):
+    with pytest.raises(CimlError, match=f"no data set 'cpu' in {tmp_path}/datasets; create it"):
         data.dataset("cpu").state()
     with pytest.raises(CimlError, match="name"):
         data.dataset("../raw")

@@ -115,8 +115,8 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
     "another digest": (
         lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(digest="0" * 64)), "has the digest"
     ),
-    "a delta is lost": (lambda raw: raw.delete("_manifest/000000000002.json"), "version 2 is not"),
-    "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "is no delta"),
+    "a delta is lost": (lambda raw: raw.delete("_manifest/000000000002.json"), "version 2 is missing"),
+    "a delta is broken": (lambda raw: raw.replace("_manifest/000000000002.json", b"{"), "is not a delta"),
     "a run twice": (lambda raw: _tamper(raw, 2, lambda d: d["runs"].append(_run_of(raw, 1))), "holds the run"),
     "offsets twice": (
         lambda raw: _tamper(raw, 3, lambda d: d["offsets"]["ci"]["partitions"]["0"].append([0, 2])), "again"
@@ -154,7 +154,7 @@ PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
     "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "other bytes"),
     "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
     "a pack manifest is broken": (
-        lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is no delta"
+        lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not a delta"
     ),
 }  # fmt: skip
 
