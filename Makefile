@@ -4,8 +4,11 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SOAK   ?= 30min
+# Two processes: most tests wait for one core or for an engine. Tests of a file share their process's fixtures.
+PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: help install demo test lint type bench faults fuzz lock clean
+.PHONY: help install demo check test interop lint type layers bench faults fuzz lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +26,16 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 demo: install ## CI events to a served model and predictions, on a real broker and Flink; see docs/demo.md
 	$(BIN)/ciml demo $(DEMO)
 
-test: install lint type ## linters, types, and all tests with a real broker and a real Flink
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PYTEST)
+check: install lint type layers ## linters, types, layers, and the tests that need no engine
+	$(BIN)/python -m pytest $(PARALLEL) -m "not engines and not bench and not interop" $(PYTEST)
+
+test: install lint type layers ## the same, and all tests with a real broker and a real Flink
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+
+interop: install ## slow proofs: wheels in fresh environments, faults, a soak of SOAK=30min
+	$(BIN)/python -m pytest -m interop --timeout 3600 -s $(PYTEST)
+	$(MAKE) faults
+	$(BIN)/python -m tests.faults --soak $(SOAK)
 
 lint: install ## ruff
 	$(BIN)/ruff check .
@@ -33,6 +43,9 @@ lint: install ## ruff
 
 type: install ## mypy, strict
 	$(BIN)/mypy
+
+layers: install ## import-linter
+	$(BIN)/lint-imports
 
 bench: install ## speed, as ratios in one run
 	$(BIN)/python -m pytest tests/bench -m bench -s

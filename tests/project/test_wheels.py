@@ -1,0 +1,98 @@
+"""The wheel in fresh environments: what each extra costs, and that its commands work. docs/install.md has the table."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.project.test_extras import store
+from tests.project.test_package import copy_of_checkout
+from tests.project.test_rooms import PACKAGES, ROOT
+
+__all__ = ["store"]
+
+UV = Path(sys.executable).with_name("uv")
+#: Files that are no modules and that an installed ciml needs.
+DATA = {
+    "transforms/ingest/trust_default.toml", "engines/kafka.pom.xml", "engines/flink.pom.xml", "engines/cluster.pom.xml",
+    "engines/flink-s3.pom.xml", "reports/page.html", "reports/style.css", "cli/demo/report/report.html",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("wheel")
+    source = copy_of_checkout(work / "source")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(work), str(source)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    (built,) = work.glob("ciml-*.whl")
+    return built
+
+
+def run(*arguments: str | Path, folder: Path) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(each) for each in arguments], capture_output=True, text=True, cwd=folder, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_all_packages_and_their_data(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == PACKAGES
+    assert names >= DATA | {f"{package}/py.typed" for package in PACKAGES}
+    tracked = run("git", "ls-files", *sorted(PACKAGES), folder=ROOT).split()
+    assert {name for name in tracked if name.endswith(".py")} <= names
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("extra", ["", "data", "reports", "serve", "pipelines", "train", "all"])
+def test_an_environment_of_its_own(wheel: Path, store: Path, tmp_path: Path, extra: str) -> None:
+    python, ciml = tmp_path / "env" / "bin" / "python", tmp_path / "env" / "bin" / "ciml"
+    run(UV, "venv", "-q", "--python", sys.executable, tmp_path / "env", folder=tmp_path)
+    begun = time.monotonic()
+    run(
+        UV, "pip", "install", "-q", "--python", python, "--constraint", ROOT / "requirements.lock",
+        f"{wheel}[{extra}]" if extra else wheel, folder=tmp_path,
+    )  # fmt: skip
+    took = time.monotonic() - begun
+    (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    run(python, "-c", "import ciml", folder=tmp_path)  # compiles it
+    imported = min(
+        float(run(python, "-c", "import time; a = time.perf_counter(); import ciml; print(time.perf_counter() - a)",
+                  folder=tmp_path))
+        for _ in range(5)
+    )  # fmt: skip
+    print(f"\n| `ciml[{extra}]` | {size / 1e6:,.0f} MB | {took:.1f} s | {imported * 1e3:.1f} ms |")
+
+    run(ciml, "--help", folder=tmp_path)
+    run(ciml, "record", "--log-dir", "logs", "--spool", "spool", "--job", "unit", "--", "sleep", "1.5", folder=tmp_path)
+    (log,) = tmp_path.glob("logs/unit/*/*.gz")
+    assert gzip.decompress(log.read_bytes()).count(b"\n") >= 4
+    if not extra:
+        return
+    (tmp_path / "jobs.toml").write_text('class_label = "build_name"\nspan_runs = 10\n')
+    data = ["--data-path", str(store)]
+    assert "spark-aggregation" in run(ciml, "runs", *data, folder=tmp_path)
+    name = f"jobs-{extra}"
+    run(ciml, "dataset", "create", name, "--definition", "jobs.toml", *data, folder=tmp_path)
+    run(ciml, "dataset", "update", name, *data, folder=tmp_path)
+    assert "12 examples" in run(ciml, "dataset", "verify", name, *data, folder=tmp_path)
+    if extra in ("reports", "all"):
+        run(ciml, "plot", name, *data, folder=tmp_path)
+    if extra in ("pipelines", "all"):
+        assert "ParDo" in run(ciml, "graph", "ingest", folder=tmp_path)
+    if extra in ("serve", "all"):
+        run(python, "-c", "import serving.server.rest, serving.server.model.loader", folder=tmp_path)
+    if extra in ("train", "all"):
+        run(ciml, "experiment", "define", f"svm-{extra}", "--estimator", "svm", *data, folder=tmp_path)
