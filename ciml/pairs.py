@@ -17,6 +17,6 @@ def pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
     for text in texts:
         name, sign, value = text.rpartition("=") if option == "--source" else text.partition("=")
         if not sign or not name:
-            raise CimlError(f"{option} {name or text}: want the form NAME=VALUE")
+            raise CimlError(f"{option} {name or text}: want NAME=VALUE")
         found.append((name, value))
     return found

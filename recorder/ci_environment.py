@@ -1,4 +1,4 @@
-"""What a CI system's own environment says of the job that runs: which run it is, and of what."""
+"""The facts of a run from the environment variables of its CI system."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ciml.events.fields import is_clean
 from ciml.events.run_id import path_safe
 from ciml.limits import MAX_JOB_PATH_CHARACTERS, MAX_TEXT_CHARACTERS
 
-#: Facts of an event that ``CIML_…`` variables and ``--label`` may give.
+#: Facts of an event that ``CIML_…`` variables and ``--label`` may set.
 FACTS = (
     "pipeline", "project", "branch", "change", "patchset", "event", "review", "provider", "region", "flavour",
 )  # fmt: skip
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
-_MAX_ID_PATH = 100  # which leaves room for the longest source
+_MAX_ID_PATH = 100  # leaves room for the longest source
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a run.
+    """The known facts of a run.
 
     Attributes:
       source: the CI system.
-      native_id: the run's id there.
-      attempt: from 1.
+      native_id: the run's id in it.
+      attempt: number of the attempt, from 1.
       job: the kind of job.
-      facts: of `FACTS`, those that are known.
-      labels: whatever else.
+      facts: the known ones of `FACTS`.
+      labels: further metadata.
     """
 
     source: str
@@ -45,9 +45,9 @@ Environment = Mapping[str, str]
 
 
 def known_run(environment: Environment) -> Known:
-    """What the environment says: that of the first CI system that is found, ``CIML_…`` variables before it.
+    """Read the facts from the environment: ``CIML_…`` variables first, then the first CI system that is found.
 
-    An environment is nobody's promise: what could not stand in an event is shortened or left out.
+    The environment is not trusted: values that are invalid in an event are shortened or left out.
     """
     found = next((known for read in _SYSTEMS if (known := read(environment))), None)
     if found is None:
@@ -66,7 +66,7 @@ def known_run(environment: Environment) -> Known:
 
 
 def _github(env: Environment) -> Known | None:
-    """GitHub Actions. The legs of a matrix have one job name, so the runner's own id of the job is part of the id."""
+    """Read GitHub Actions' variables. Jobs of a matrix share a name, so the runner's job id is part of the id."""
     run = env.get("GITHUB_RUN_ID")
     if env.get("GITHUB_ACTIONS") != "true" or not run:
         return None
@@ -90,7 +90,7 @@ def _github(env: Environment) -> Known | None:
 
 
 def _gitlab(env: Environment) -> Known | None:
-    """GitLab CI. A job that is tried again has another id."""
+    """Read GitLab CI's variables. A retried job has another id."""
     run = env.get("CI_JOB_ID")
     if env.get("GITLAB_CI") != "true" or not run:
         return None
@@ -109,7 +109,7 @@ def _gitlab(env: Environment) -> Known | None:
 
 
 def _zuul(env: Environment) -> Known | None:
-    """Zuul, where a job gives its variables to the command (docs/record.md), or has the legacy ones."""
+    """Read Zuul's variables, where a job passes them to the command (docs/record.md), or has the legacy ones."""
     run = env.get("ZUUL_BUILD") or env.get("ZUUL_UUID")
     if not run:
         return None
@@ -141,14 +141,14 @@ _SYSTEMS: tuple[Callable[[Environment], Known | None], ...] = (_zuul, _github, _
 
 
 def _short_job(job: str) -> str:
-    """As much of a job's name as a path allows."""
+    """Shorten a job's name to the limit of a path."""
     while len(path_safe(job)) > MAX_JOB_PATH_CHARACTERS:
         job = job[:-1]
     return job
 
 
 def _short_id(native: str) -> str:
-    """Return an id, or its digest where it is longer than a path allows."""
+    """Return an id, or its digest where it is too long for a path."""
     return native if len(path_safe(native)) <= _MAX_ID_PATH else hashlib.sha256(native.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""The command that is recorded: started as ``env`` would start it, waited for, and its end repeated.
+"""Run the recorded command: start it as ``env`` would, wait for it, and exit as it did.
 
-Everything is as for the bare command: file descriptors, environment, signal mask, process group and terminal. What
-Python changes in a process at its start is undone in the child.
+All is as for the bare command: file descriptors, environment, signal mask, process group and terminal. The child undoes
+the changes that Python makes at its start.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
-#: All that can be blocked. Blocked signals wait for `signal.sigwaitinfo`, so no handler ever runs.
+#: All signals that can be blocked. They wait for `signal.sigwaitinfo`, so no handler ever runs.
 EVERY_SIGNAL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 Mask = frozenset[int]
 
 
 class CannotStartError(Exception):
-    """The command could not be started; ``exit_code`` is what a shell would exit with."""
+    """The command could not be started; ``exit_code`` is that of a shell."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
@@ -30,10 +30,10 @@ class CannotStartError(Exception):
 
 
 def block_signals() -> tuple[Mask, bool]:
-    """Block every signal of this thread, and sees to it that ended children wait to be asked for.
+    """Block every signal of this thread, and keep ended children until they are waited for.
 
     Returns:
-      The mask as it was, and whether SIGCHLD was ignored: what `start` gives to the command.
+      The previous mask, and whether SIGCHLD was ignored: `start` restores both for the command.
     """
     mask = frozenset(int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, EVERY_SIGNAL))
     ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
@@ -42,9 +42,10 @@ def block_signals() -> tuple[Mask, bool]:
 
 
 def own_environment() -> dict[bytes, bytes]:
-    """Return the environment as this process was given it.
+    """Return the environment that this process was given.
 
-    Python itself adds to it: LC_CTYPE in the C locale (PEP 538)."""
+    Python adds to it: LC_CTYPE in the C locale (PEP 538).
+    """
     try:
         with open("/proc/self/environ", "rb") as file:
             pairs = [entry.partition(b"=") for entry in file.read().split(b"\0")]
@@ -54,7 +55,7 @@ def own_environment() -> dict[bytes, bytes]:
 
 
 def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
-    """Start the command in this process's group, and returns its pid once it runs.
+    """Start the command in this process's group; return its pid once it runs.
 
     Raises:
       CannotStartError: there is no such program, or it cannot be executed.
@@ -63,7 +64,7 @@ def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python
+            for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
                 signal.signal(ignored, signal.SIG_DFL)
             if sigchld_ignored:
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -75,15 +76,15 @@ def start(argv: Sequence[str], mask: Mask, sigchld_ignored: bool) -> int:
         os._exit(NOT_EXECUTABLE)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        said = pipe.read()
-    if said:
+        errno_text = pipe.read()
+    if errno_text:
         os.waitpid(pid, 0)
-        raise CannotStartError(int(said))
+        raise CannotStartError(int(errno_text))
     return pid
 
 
 def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
-    """As execvp(3): along the PATH, and by sh where a file says of no interpreter. Returns the error, if at all."""
+    """Execute as execvp(3): search the PATH, and use sh for a file without an interpreter. Return the error, if any."""
     name = argv[0]
     path = environment.get(b"PATH", os.fsencode(os.defpath))
     places = [name] if b"/" in name else [os.path.join(folder, name) for folder in path.split(b":")]
@@ -95,7 +96,7 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
             if error.errno == errno.ENOEXEC:
                 return _by_shell(place, argv, environment)
             if error.errno == errno.EACCES:
-                failure = errno.EACCES  # another folder may have one that can be executed
+                failure = errno.EACCES  # another folder may have an executable one
             elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 return error.errno or errno.EIO
     return failure
@@ -110,15 +111,15 @@ def _by_shell(place: bytes, argv: list[bytes], environment: Mapping[bytes, bytes
 
 
 def end_as(status: int) -> NoReturn:
-    """End this process as one of that wait status ended: with its code, or by the same signal.
+    """End this process with a wait status: with the same code, or by the same signal.
 
-    A signal that does not end this process (it may be the first of a container) becomes the exit code 128 + n.
+    A signal that does not end this process (as process 1 of a container) becomes the exit code 128 + n.
     """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         most = resource.getrlimit(resource.RLIMIT_CORE)[1]
-        resource.setrlimit(resource.RLIMIT_CORE, (min(1, most), most))  # the command's own core is enough: core(5)
-        with contextlib.suppress(OSError, ValueError):  # SIGKILL has no disposition, and the C library keeps two
+        resource.setrlimit(resource.RLIMIT_CORE, (min(1, most), most))  # the command's core dump is enough: core(5)
+        with contextlib.suppress(OSError, ValueError):  # SIGKILL has no handler, and the C library reserves two
             signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)

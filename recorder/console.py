@@ -1,4 +1,4 @@
-"""What the recorder says: single lines on standard error, none of which can fail."""
+"""The recorder's messages: single lines on standard error. Printing never fails."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _quiet = False
 
 
 def be_quiet() -> None:
-    """Says nothing from now on, in this process and those that it forks."""
+    """Print nothing from now on, in this process and its forks."""
     global _quiet
     _quiet = True
 
 
 def report(line: str) -> None:
-    """One line on standard error, written at once; where nobody can hear it, it is lost."""
+    """Print one line on standard error at once; drop it where standard error is closed."""
     if not _quiet:
         with contextlib.suppress(OSError):
             os.write(2, f"ciml record: {' '.join(line.split())}\n".encode(errors="replace"))

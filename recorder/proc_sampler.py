@@ -1,4 +1,4 @@
-"""Samples from /proc, in dool's own columns, units and notation: for where there is no dool."""
+"""Samples from /proc in dool's columns, units and notation, for machines without dool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS = (
     ("system", ("int", "csw")),
     ("procs", ("run", "blk", "new")),
 )
-#: Partitions and mapped devices: what they do is counted with their disk.
+#: Partitions and mapped devices: their disk already counts their activity.
 _PARTS = re.compile(r"([hsv]d[a-z]+\d+|cciss/c\d+d\d+p\d+|dm-\d+|md\d+|mmcblk\d+p\d0|VxVM\d+|nvme\d+n\d+p\d+)")
 _NO_NETWORK = re.compile(r"lo|bond\d+|face|.+\.\d+")
 _SECTOR, _PAGE = 512, os.sysconf("SC_PAGESIZE")
@@ -31,7 +31,7 @@ def header(moment: float) -> str:
     """Return the lines above the samples of one start of the recorder.
 
     Args:
-      moment: when it starts, epoch seconds.
+      moment: start time, epoch seconds.
     """
     date = time.strftime("%d %b %Y %H:%M:%S UTC", time.gmtime(moment))
     groups = ",".join(f'"{group}"' + "," * (len(names) - 1) for group, names in GROUPS)
@@ -43,7 +43,7 @@ def header(moment: float) -> str:
 
 
 class Sampler:
-    """Reads /proc; each sample is the average since the one before, the first since the machine was booted."""
+    """Reads /proc; each sample is the average since the previous one, the first since boot."""
 
     def __init__(self) -> None:
         self._before: Sequence[float] = ()
@@ -97,7 +97,7 @@ def _number(value: float) -> str:
 
 
 def _named(path: str, colon: str = "") -> dict[str, list[str]]:
-    """Return a file of lines, each a name and what follows it. The first of a name counts."""
+    """Parse a file of lines, each a name and its values. The first line of a name counts."""
     found: dict[str, list[str]] = {}
     with open(path) as file:
         for line in file:
@@ -107,7 +107,7 @@ def _named(path: str, colon: str = "") -> dict[str, list[str]]:
 
 
 def _disks() -> tuple[int, int, int, int]:
-    """Bytes read and written, and reads and writes, of all disks."""
+    """Return bytes read and written, and reads and writes, of all disks."""
     total = [0, 0, 0, 0]
     try:
         with open("/proc/diskstats") as file:
@@ -122,7 +122,7 @@ def _disks() -> tuple[int, int, int, int]:
 
 
 def _network() -> tuple[int, int]:
-    """Bytes received and sent by all interfaces but the loopback."""
+    """Return bytes received and sent by all interfaces except the loopback."""
     received = sent = 0
     with open("/proc/net/dev") as file:
         for line in file:

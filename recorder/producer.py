@@ -1,4 +1,4 @@
-"""A producer whose queue is short, since what is to be sent is on disk."""
+"""A producer with a short queue: the unsent messages stay on disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _QUEUE_KIB = 4096
 
 
 class Sender:
-    """Messages to one broker. Nothing here waits; a broker that is away is waited for by librdkafka.
+    """Sends messages to one broker, without blocking; librdkafka reconnects to a broker that is unavailable.
 
     Args:
-      options: how to reach it.
+      options: connection options.
 
     Attributes:
-      refused: why the broker does not let us in, or is not there; "" where nothing is known against it.
+      refused: why the broker refuses the connection or is unavailable; "" where no error is known.
     """
 
     def __init__(self, options: KafkaOptions) -> None:
@@ -32,13 +32,13 @@ class Sender:
         self, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] | None,
         done: Callable[[str], None],
     ) -> bool:  # fmt: skip
-        """Take a message to be sent; ``done`` is told by `poll` of its end: "" or what went wrong.
+        """Queue a message; `poll` calls ``done`` with "" after delivery, else with the error.
 
         Returns:
-          False where no more can be taken now.
+          False where the queue is full.
 
         Raises:
-          CimlError: a property cannot be used.
+          CimlError: a Kafka property is invalid.
         """
 
         def delivered(error: KafkaError | None, _: Message) -> None:
@@ -52,17 +52,17 @@ class Sender:
             self._producer.produce(topic, value, key=key, headers=list(headers or ()), on_delivery=delivered)
         except BufferError:
             return False
-        except Exception as error:  # KafkaException, whose import costs what this module saves
+        except Exception as error:  # KafkaException: importing it costs what this module saves
             if type(error).__name__ != "KafkaException":
                 raise
-            self._producer.purge()  # a fatal error of this producer: the next one begins anew
+            self._producer.purge()  # a fatal error of this producer: the next one starts over
             self._producer.poll(0)
             self._producer = None
             return False
         return True
 
     def poll(self, wait_s: float = 0.0) -> None:
-        """Tells of messages that have arrived or failed, for at most so long until there is one."""
+        """Report delivered and failed messages; wait for one at most ``wait_s`` seconds."""
         if self._producer is not None:
             self._producer.poll(wait_s)
 
@@ -81,7 +81,7 @@ class Sender:
             "linger.ms": 5,
             "compression.type": "zstd",
             "queue.buffering.max.kbytes": _QUEUE_KIB,
-            "message.timeout.ms": 0,  # a broker may be away for long, and the log keeps what is not sent
+            "message.timeout.ms": 0,  # a broker may be unavailable for long; the log keeps unsent samples
             "enable.idempotence": True,
             "socket.keepalive.enable": True,
             **self._options.common(),

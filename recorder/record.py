@@ -1,4 +1,4 @@
-"""A command, recorded: what ``ciml record`` does between its options and its exit."""
+"""Record a command: the part of ``ciml record`` between its options and its exit."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from recorder.wait import Ending, ended_children, supervise
 from recorder.worker import fork_worker, keep
 
 _RESTARTS = 3
-_LIVED_S = 60.0  # a worker that lived so long counts as none of them
-_GRACE_S = 2.0  # beyond the time to flush, for a worker that hangs
+_LIVED_S = 60.0  # a worker that ran for so long does not count as a restart
+_GRACE_S = 2.0  # grace after the flush time, for a worker that hangs
 
 
 def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float | None = None) -> NoReturn:
-    """Run a command with a recorder beside it, and ends as the command ended.
+    """Run a command with a recorder beside it, and exit as the command did.
 
     Args:
       argv: the command and its arguments.
-      plan: what is known of the run.
-      settings: of the recorder.
-      timeout_s: after so long the command is ended; None for never.
+      plan: the facts of the run, and its destination.
+      settings: settings of the recorder.
+      timeout_s: time limit of the command, s; None for none.
     """
     mask, sigchld_ignored = command.block_signals()
     beside = _Beside(plan, settings)
@@ -43,7 +43,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
         os._exit(error.exit_code)
     beside.start()
     witness = None
-    with contextlib.suppress(OSError):  # no process more: then signals to the group come twice
+    with contextlib.suppress(OSError):  # cannot fork: then the command receives signals to the group twice
         witness = Witness(pid)
     ending = supervise(pid, witness, timeout_s, beside.ended)
     if witness is not None:
@@ -53,7 +53,7 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
 
 
 class _Beside:
-    """The recorder, as the process that runs the command sees it. Nothing here fails."""
+    """The recorder, as seen by the process that runs the command. No method raises."""
 
     def __init__(self, plan: Plan, settings: Settings) -> None:
         self._settings = settings
@@ -64,9 +64,9 @@ class _Beside:
         try:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
-            report(f"nothing is recorded: {error}")
+            report(f"not recording: {error}")
         except Exception as error:  # noqa: BLE001  # whatever it is, the command is to run
-            report(f"nothing is recorded: {settings.spool}: {getattr(error, 'strerror', None) or error}")
+            report(f"not recording: {settings.spool}: {getattr(error, 'strerror', None) or error}")
 
     def start(self) -> None:
         """Start the worker."""
@@ -76,10 +76,10 @@ class _Beside:
         try:
             self._worker = fork_worker(self._recording, self._settings)
         except OSError as error:
-            report(f"nothing is recorded: {error.strerror}")
+            report(f"not recording: {error.strerror}")
 
     def ended(self, pid: int) -> None:
-        """A child has ended. Where it is the worker, another takes its place."""
+        """Handle the end of a child: restart the worker where it is the one."""
         if self._worker is None or pid != self._worker[0]:
             return
         os.close(self._worker[1])
@@ -88,21 +88,21 @@ class _Beside:
             self._restarts = 0
         if self._restarts < _RESTARTS:
             self._restarts += 1
-            report("the recorder has ended; it is started again")
+            report("the recorder exited; restarting it")
             self.start()
         else:
-            report("the recorder has ended too often; the command goes on without it")
+            report("the recorder exited too often; the command continues without it")
 
     def finish(self, ending: Ending) -> None:
-        """Note how the command ended, and gives the worker its time; a signal that ends jobs cuts it short."""
+        """Write down the command's end, and give the worker its flush time; a signal that ends jobs cuts it short."""
         if self._recording is None:
             return
         try:
             self._recording.write_end(_end_of(ending))
         except OSError as error:
-            report(f"how the command ended cannot be noted: {error.strerror}")
+            report(f"cannot write the command's end: {error.strerror}")
         if self._worker is None:
-            report(f"nothing is sent: {keep(self._recording, self._settings)}")
+            report(f"nothing sent: {keep(self._recording, self._settings)}")
             return
         pid, pipe = self._worker
         os.close(pipe)
@@ -113,7 +113,7 @@ class _Beside:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                report(f"not all is sent: {keep(self._recording, self._settings)}")
+                report(f"not everything was sent: {keep(self._recording, self._settings)}")
                 return
 
 

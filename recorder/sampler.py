@@ -1,4 +1,4 @@
-"""What takes the samples: dool where there is one, else this process, both into the same log."""
+"""The sampler: dool where it is installed, else this process; both append to the same log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SILENT_S = 5.0
 
 
 def find_dool() -> str | None:
-    """Return the program: that of ``$CIML_DOOL`` ("" for none), beside this interpreter, or on the PATH."""
+    """Find dool: ``$CIML_DOOL`` ("" for none), beside this interpreter, or on the PATH."""
     named = os.environ.get("CIML_DOOL")
     if named is not None:
         return shutil.which(named) if named else None
@@ -31,10 +31,10 @@ def find_dool() -> str | None:
 
 
 class Recorder:
-    """Takes a sample a second into a log. Whatever fails, it goes on as well as it can, and says so once.
+    """Appends a sample per second to a log. On a failure it reports once and continues as far as possible.
 
     Args:
-      log: appended to.
+      log: the log, which is appended to.
       dool: the program, or None to read /proc.
     """
 
@@ -48,58 +48,58 @@ class Recorder:
         self._ended = False
         self._size = 0
         self._grew_at = time.monotonic()
-        self.what = "/proc: there is no dool"
+        self.what = "/proc: dool not found"
         if dool is not None:
             try:
                 self._program = self._start(dool)
                 self.what = dool
             except OSError as error:
-                report(f"{dool} cannot be started ({error.strerror}): reading /proc instead")
+                report(f"cannot start {dool} ({error.strerror}); reading /proc instead")
 
     def _start(self, dool: str) -> subprocess.Popen:
         libc = ctypes.CDLL(None)  # before the fork
         me = os.getpid()
 
-        def tied() -> None:
+        def set_death_signal() -> None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != me:
                 os._exit(1)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, EVERY_SIGNAL)
 
         _repair(self._log)
-        # Bytes as dstat has them: dool's own default is bits, for disks too.
+        # Bytes, as in dstat: dool's default is bits, for disks too.
         arguments = [*(f"--{name}" for name in _PLUGINS), "--bytes", "--noheaders", "--nocolor", "--noupdate"]
         return subprocess.Popen(
             [dool, *arguments, "--output", str(self._log), "1"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "DOOL_OPTS": "", "DOOL_TIMEFMT": ""}, cwd="/", preexec_fn=tied,
+            env={**os.environ, "DOOL_OPTS": "", "DOOL_TIMEFMT": ""}, cwd="/", preexec_fn=set_death_signal,
         )  # fmt: skip
 
     def tick(self) -> None:
-        """To be called once a second: takes a sample, or sees to it that dool does."""
+        """Take a sample, or check that dool does; call it once a second."""
         if self._full:
             return
         size = self._log.stat().st_size if self._log.exists() else 0
         if size > MAX_RECORDER_LOG_BYTES:
             self._full = True
-            report(f"the log has {size >> 20} MiB, and none that is larger can be read: the rest is not recorded")
+            report(f"the log has {size >> 20} MiB, the limit; recording stops")
             self.end()
             return
         if self._program is None:
             self._sample()
         elif self._program.poll() is not None:
-            report(f"dool ended by itself (code {self._program.returncode}): reading /proc instead")
+            report(f"dool exited (code {self._program.returncode}); reading /proc instead")
             self._program = None
             self._sample()
         elif size != self._size:
             self._size, self._grew_at = size, time.monotonic()
         elif time.monotonic() - self._grew_at > _SILENT_S:
-            report("dool writes nothing: reading /proc instead")
+            report("dool writes nothing; reading /proc instead")
             self._stop_dool()
             self._sample()
 
     def end(self) -> None:
-        """End dool. A run that was too short for it has one sample, from /proc."""
+        """Stop dool. A run too short for dool gets one sample from /proc."""
         if self._ended:
             return
         self._ended = True
@@ -136,10 +136,10 @@ class Recorder:
         except OSError as error:
             if not self._failing:
                 self._failing = True
-                report(f"no sample can be recorded: {error.filename or self._log}: {error.strerror}; it is tried again")
+                report(f"cannot record a sample: {error.filename or self._log}: {error.strerror}; retrying")
 
     def _append(self, text: str) -> None:
-        """Whole, or not at all."""
+        """Append to the log, whole or not at all."""
         assert self._file is not None
         size = os.fstat(self._file).st_size
         data = text.encode()
@@ -153,7 +153,7 @@ class Recorder:
 
 
 def _repair(log: Path) -> None:
-    """Take away a last line that is cut: a killed recorder or a full disk left it. Raises `OSError`."""
+    """Remove a truncated last line, left by a killed recorder or a full disk. Raises `OSError`."""
     if not log.exists():
         return
     with log.open("rb+") as file:
@@ -166,7 +166,7 @@ def _repair(log: Path) -> None:
 
 
 def _has_sample(log: Path) -> bool:
-    """Return whether a log's last lines hold a sample."""
+    """Return whether a log ends with a sample."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))

@@ -10,12 +10,12 @@ from ciml.kafka.options import KafkaOptions
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a recorder works.
+    """Settings of a recorder.
 
     Attributes:
-      spool: where recordings are.
-      kafka: how to reach the broker; None for none.
-      flush_s: how long to send after the command's end, s.
+      spool: folder of the recordings.
+      kafka: options of the broker; None for none.
+      flush_s: time to send after the command's end, s.
     """
 
     spool: Path

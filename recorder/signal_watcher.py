@@ -1,8 +1,8 @@
-"""A process that only watches: which signals were sent to the whole process group, and whether the recorder is killed.
+"""A witness process: it records signals to the whole process group, and notices when the recorder is killed.
 
-A signal that a terminal or a CI system sends to the group has reached the command already, so passing it on would send
-it twice; nothing in a signal says whether it was sent so. The witness is in the group and blocks every signal: what is
-pending there too was sent to the group.
+A signal that a terminal or a CI system sends to the group has already reached the command, so passing it on would send
+it twice. A signal does not show whether it was sent to the group. The witness is in the group and blocks every signal:
+a signal that is pending there too was sent to the group.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import NoReturn
 
 from recorder.command import EVERY_SIGNAL
 
-_ANSWER_S = 0.5  # a witness that somebody stopped may not stop the recorder
+_ANSWER_S = 0.5  # a stopped witness must not stop the recorder
 
 
 def close_descriptors(*kept: int) -> None:
-    """Close what this process inherited, but for ``kept``: nobody waits for the end of a pipe because of it."""
+    """Close all inherited descriptors except ``kept``, so that no reader waits for the end of a pipe."""
     low = 0
     for one in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
         os.closerange(low, one)
@@ -28,10 +28,9 @@ def close_descriptors(*kept: int) -> None:
 
 
 class Witness:
-    """The witness of a command, forked from the recorder, all of whose signals are blocked.
+    """The witness of a command, forked from the recorder; it blocks all signals.
 
-    It also outlives a recorder that is killed by SIGKILL, and then kills the command: as a SIGKILL of the bare command
-    would have.
+    It survives a SIGKILL of the recorder, and then kills the command: as a SIGKILL of the bare command would have.
     """
 
     def __init__(self, command: int) -> None:
@@ -47,7 +46,7 @@ class Witness:
         self._socket.settimeout(_ANSWER_S)
 
     def seen(self) -> frozenset[int]:
-        """Return the signals that the group was sent since the last call."""
+        """Return the signals sent to the group since the last call."""
         try:
             self._socket.send(b"?")
             return frozenset(self._socket.recv(256))
@@ -55,17 +54,17 @@ class Witness:
             return frozenset()
 
     def end(self) -> None:
-        """End it. The command must have ended."""
+        """Stop the witness. The command must have ended."""
         self._socket.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
 
 def _watch(recorder: socket.socket, command: int) -> NoReturn:
-    process = os.pidfd_open(command)  # a pid can come round again
+    process = os.pidfd_open(command)  # pids are reused
     close_descriptors(recorder.fileno(), process)
     while recorder.recv(1):
-        recorder.send(bytes([0, *_pending()]))  # an empty message would be the end
+        recorder.send(bytes([0, *_pending()]))  # an empty message would mean the end
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, signal.SIGKILL)
     os._exit(0)

@@ -1,6 +1,6 @@
-"""The log, read while it grows: its samples as `transforms.parse.logs` gives them, without Arrow.
+"""Read a log while it grows: the same samples as `transforms.parse.logs`, without Arrow.
 
-Only for what dool and `recorder.proc_sampler` write here: an epoch column, and neither quotes nor words in a sample.
+Only for logs of dool and `recorder.proc_sampler`: an epoch column, and neither quotes nor text in a sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ciml.dstat.header import read_columns
 from ciml.dstat.vocabulary import EARLIEST, LATEST, NUMBER, SECOND
 from ciml.limits import MAX_RECORDING_LOG_BYTES
 
-_PIECE = 32 << 10  # of the log in one message, which in JSON is no larger than three times that
+_PIECE = 32 << 10  # of the log in one message; its JSON is at most three times as large
 _NUMBER = re.compile(NUMBER)
 Micros = Annotated[int, msgspec.Meta(ge=946_684_800_000_000, lt=4_102_444_800_000_000)]  # 2000 to 2099
 _NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
@@ -25,7 +25,7 @@ _NO_GROUPS = re.compile(rb'"[^"\n]{0,99}:"|"[^"\n]{0,99} CSV [Oo]utput"')
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A start of the recorder: where in the log it begins, and when it was, epoch microseconds."""
+    """A start of the recorder: its offset in the log, and its time, epoch microseconds."""
 
     offset: Annotated[int, msgspec.Meta(ge=0, le=MAX_RECORDING_LOG_BYTES)]
     recorder_us: Micros
@@ -33,13 +33,13 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Samples that follow one another: of one start of the recorder, with the same columns.
+    """Consecutive samples of one start of the recorder, with the same columns.
 
     Attributes:
-      recorder_us: which start.
-      first: the number of the first, from 0 for each start.
-      columns: the full names.
-      times_us, boots, values: a value, or a row of them, for each sample.
+      recorder_us: time of the start, epoch microseconds.
+      first: sequence number of the first sample, from 0 for each start.
+      columns: full names of the columns.
+      times_us, boots, values: one value, or one row of values, for each sample.
     """
 
     recorder_us: int
@@ -52,13 +52,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a log was read; from a mark it can be read again.
+    """A position in a log, from which it can be read again.
 
     Attributes:
-      offset: of the next byte.
-      start: index of the recorder's start that it belongs to.
-      sequence: the next sample's number there.
-      header: the last header's two rows, or what there is of them.
+      offset: offset of the next byte.
+      start: index of the recorder's start at this position.
+      sequence: the next sample's number in it.
+      header: the last header's two rows, as far as they are read.
       boot: whether the next row is the first below its header.
     """
 
@@ -70,15 +70,15 @@ class Mark:
 
 
 class Tail:
-    """Reads a log from its beginning on, a piece at a time.
+    """Reads a log from its beginning, piece by piece.
 
     Args:
-      log: reads at most so many bytes (second) from an offset on (first); b"" where there are none yet.
-      starts: those that are known; `add_start` adds a later one.
+      log: called with (offset, count); returns at most count bytes, b"" where there are none yet.
+      starts: the known starts; `add_start` adds a later one.
 
     Attributes:
-      mark: where it is.
-      first_us: the time of the log's first sample, epoch microseconds, once it was read.
+      mark: its position.
+      first_us: the time of the log's first sample, epoch microseconds, once it is read.
     """
 
     def __init__(self, log: Callable[[int, int], bytes], starts: Sequence[Start]) -> None:
@@ -89,7 +89,7 @@ class Tail:
         self.counts: dict[int, int] = {start.recorder_us: 0 for start in starts}
 
     def read(self) -> Piece | None:
-        """Return the next samples; None where there are no more whole lines now.
+        """Return the next samples; None where there are no complete lines yet.
 
         Raises:
           OSError: the log cannot be read.
@@ -100,7 +100,7 @@ class Tail:
         return None
 
     def _lines(self) -> bytes:
-        """Whole lines from the mark on, none of which belongs to the next start."""
+        """Return complete lines from the mark on, up to the next start."""
         mark = self.mark
         while mark.start + 1 < len(self._starts) and mark.offset >= self._starts[mark.start + 1].offset:
             mark = self.mark = Mark(mark.offset, mark.start + 1)
@@ -110,11 +110,11 @@ class Tail:
         data = self._log(mark.offset, most)
         whole = data.rfind(b"\n") + 1
         if not whole and len(data) == most:
-            return data  # what was cut before a start, or no line of ours
+            return data  # a line cut off by a restart, or not written by the recorder
         return data[:whole]
 
     def _take(self, data: bytes) -> Piece | None:
-        """Take lines up to the next header behind samples, and moves the mark there."""
+        """Parse lines up to the next header after samples, and move the mark there."""
         mark, offset = self.mark, self.mark.offset
         recorder_us = self._starts[mark.start].recorder_us
         header, boot = mark.header, mark.boot
@@ -155,7 +155,7 @@ def _named(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _to_float(cell: bytes) -> float:
-    """Return the number that a cell holds; NaN where it holds none that is finite."""
+    """Return the number in a cell; NaN where it is not a finite number."""
     text = cell.decode("ascii", "replace").strip()
     value = float(text) if _NUMBER.match(text) else math.nan
     return value if math.isfinite(value) else math.nan

@@ -1,4 +1,4 @@
-"""Waiting for the command: its signals, its stops, its end, and that of the recorder beside it."""
+"""Wait for the command: its signals, stops and end, and the end of the recorder beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from recorder.command import EVERY_SIGNAL
 from recorder.signal_watcher import Witness
 
-#: Signals by which somebody outside ends a job.
+#: Signals by which a CI system or a user ends a job.
 _CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 #: Signals by which a terminal stops a process group.
 _TERMINAL_STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
@@ -24,12 +24,12 @@ _KILL_AFTER_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How the command ended.
+    """The end of the command.
 
     Attributes:
-      status: as of wait(2).
-      cancelled: a signal that ends jobs came from outside before it.
-      timed_out: it was ended because its time was over.
+      status: wait status, as of wait(2).
+      cancelled: a signal that ends jobs arrived before.
+      timed_out: it was ended at its time limit.
     """
 
     status: int
@@ -47,18 +47,18 @@ class Ending:
 def supervise(
     command: int, witness: Witness | None, timeout_s: float | None, on_child: Callable[[int], None]
 ) -> Ending:
-    """Wait for the end of the command, and passes on what is sent to this process, all of whose signals are blocked.
+    """Wait for the end of the command, and pass on the signals sent to this process, which blocks all signals.
 
     Args:
       command: its pid.
-      witness: tells which signals the command has got already.
-      timeout_s: after so long the command gets SIGTERM, and ten seconds later SIGKILL.
-      on_child: is told the pid of any other child that ended.
+      witness: reports the signals that the command has already received.
+      timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
+      on_child: called with the pid of any other child that ended.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     cancelled = timed_out = stopped = False
-    to_group: set[int] = set()  # what the group was sent, and this process has not taken yet
-    stops: set[int] = set()  # by which a terminal has stopped the group since it last went on
+    to_group: set[int] = set()  # sent to the group, but not yet received by this process
+    stops: set[int] = set()  # terminal stops of the group since it last continued
     while True:
         for pid, status in ended_children(os.WUNTRACED | os.WCONTINUED):
             is_over = os.WIFEXITED(status) or os.WIFSIGNALED(status)
@@ -71,11 +71,11 @@ def supervise(
                 stopped = os.WIFSTOPPED(status)
                 to_group |= witness.seen() if witness else frozenset()
                 stops |= to_group & _TERMINAL_STOPS
-        # Only with the group: whoever stops the command alone lets it alone go on, too. What is known first,
-        # that the command has stopped or what was sent to the group, is left to chance.
+        # Only with the group: a process that stops the command alone also continues it alone. Whether the stop of the
+        # command or the signal to the group is seen first is a matter of timing.
         if stopped and stops:
             os.kill(os.getpid(), signal.SIGSTOP)
-            to_group -= _TERMINAL_STOPS  # the signal that lets a process go on takes away those that stop it
+            to_group -= _TERMINAL_STOPS  # SIGCONT discards pending stop signals
             stops.clear()
             stopped = False
         if deadline is None:
@@ -95,7 +95,7 @@ def supervise(
         cancelled |= number in _CANCEL and info.si_pid != command
         to_group |= witness.seen() if witness else frozenset()
         if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
-            to_group.add(number)  # also where the witness was not there yet
+            to_group.add(number)  # also where the witness was not running yet
         stops |= to_group & _TERMINAL_STOPS
         if number == signal.SIGCONT:
             stops.clear()
@@ -106,7 +106,7 @@ def supervise(
 
 
 def ended_children(options: int = 0) -> list[tuple[int, int]]:
-    """Return (pid, status) of each child that changed; as the first process of a container, orphans of others too."""
+    """Return (pid, status) of each child that changed; as process 1 of a container, orphans too."""
     found: list[tuple[int, int]] = []
     while True:
         try:
@@ -119,5 +119,5 @@ def ended_children(options: int = 0) -> list[tuple[int, int]]:
 
 
 def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(PermissionError):  # it runs as another user now, and could not have been sent it itself
-        os.kill(pid, number)  # not reaped yet, so the pid is its own
+    with contextlib.suppress(PermissionError):  # it runs as another user now, and cannot be signalled
+        os.kill(pid, number)  # not reaped yet, so the pid is still its own

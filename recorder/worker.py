@@ -1,4 +1,4 @@
-"""The process beside the command: it records, and sends what it can. Whatever becomes of it, the command goes on."""
+"""The recording process beside the command: it samples and sends. Its failure never affects the command."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _INTERVAL_S = 1.0
 
 
 def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
-    """Start the worker, in a session of its own.
+    """Start the worker, in its own session.
 
     Returns:
-      Its pid, and the pipe that it listens to: closed, it says that the command has ended (or that this process was
-      killed, which is told apart by what `Recording.write_end` wrote).
+      Its pid, and the pipe that it listens to. Closing the pipe tells that the command has ended, or that this process
+      was killed; `Recording.write_end` distinguishes the two.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -43,10 +43,10 @@ def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads that nobody here needs
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads that are not needed here
         code = _work(recording, settings, reading)
     except BaseException as error:  # noqa: BLE001  # nothing may be unwound in a forked child
-        report(f"the recorder fails ({type(error).__name__}: {error}); the command goes on")
+        report(f"the recorder failed ({type(error).__name__}: {error}); the command continues")
     finally:
         os._exit(code)
 
@@ -56,12 +56,12 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
     dool = find_dool()
     recording.add_start(recorder_us)
     recorder = Recorder(recording.log, dool)
-    report(f"samples by {recorder.what}; run {recording.plan.mention.run_id}")
+    report(f"sampling with {recorder.what}; run {recording.plan.mention.run_id}")
     sender = Sender(settings.kafka) if settings.kafka else None
     delivery = Delivery(recording, sender)
     older = Leftovers(recording, settings, sender)
     beat = time.monotonic()
-    broken = "" if recording.plan.has_destination else "neither --kafka nor --log-dir says where to"
+    broken = "" if recording.plan.has_destination else "no destination; give --kafka or --log-dir"
     while True:
         recorder.tick()
         if not broken:
@@ -70,12 +70,12 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
         if sender:
             sender.poll()
         now = time.monotonic()
-        beat = max(beat + _INTERVAL_S, now)  # what was missed is not made up for
+        beat = max(beat + _INTERVAL_S, now)  # missed samples are skipped
         if select.select([command], [], [], beat - now)[0]:
             break
     recorder.end()
     end = recording.end()
-    if end is None:  # this process is all that is left
+    if end is None:  # only this process is left
         end = End(time.time_ns() // 1000, "ABORTED", {"recorder": "killed"})
         os.dup2(0, 2)
     delivery.finish(end)
@@ -88,16 +88,16 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
             time.sleep(0.05)
     if arrived:
         if kept := recording.remove():
-            report(f"all is sent, but {kept}")
+            report(f"everything was sent, but {kept}")
         return 0
-    why = broken or delivery.failure or (sender.refused if sender else "") or "there was no time"
-    report(f"not all is sent ({why}): {keep(recording, settings)}")
+    why = broken or delivery.failure or (sender.refused if sender else "") or "the flush time is over"
+    report(f"not everything was sent ({why}): {keep(recording, settings)}")
     return 0
 
 
 def keep(recording: Recording, settings: Settings) -> str:
-    """Seal a recording that was not sent, so that the next recorder may. Return where it is and what will send it."""
-    note = f"kept in {recording.folder.path}, for the next ciml record or ciml record --send"
+    """Seal an unsent recording, so that the next recorder may send it. Return a note on where it is."""
+    note = f"kept in {recording.folder.path} for the next ciml record, or ciml record --send"
     try:
         seal(recording, secrets_of(settings.kafka, recording.plan.log_dir))
     except (CimlError, OSError) as error:

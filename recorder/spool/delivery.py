@@ -1,4 +1,4 @@
-"""Sending a recording: events and samples to Kafka, the log to its place. The folder is the queue, not memory."""
+"""Sending a recording: events and samples to Kafka, the log to its folder. The queue is on disk, not in memory."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from recorder.producer import Sender
 from recorder.spool.recording import LOG, End, Recording
 from recorder.tail import Mark, Piece, Tail
 
-_IN_FLIGHT = 32  # messages of a recording that are on their way; the rest stays in the log
+_IN_FLIGHT = 32  # messages in flight; the rest stays in the log
 _AGAIN_S = 5.0
 _READ = 1 << 20
 
 
 @dataclass(slots=True)
 class _Sent:
-    """A message on its way, and where in the log it begins."""
+    """A message in flight, and its start in the log."""
 
     mark: Mark
     arrived: bool | None = None
 
 
 class Delivery:
-    """A recording on its way.
+    """The delivery of a recording.
 
     Args:
-      recording: what is sent.
-      sender: to its broker, or None where it has none.
-      end: how it ended, where that is known. `finish` says it later.
-      announce: whether the run's start is sent too. It is left out where the start's event would differ from the one
-        that may have arrived already.
+      recording: the recording.
+      sender: of its broker; None where it has none.
+      end: its end, where it is known; else `finish` sets it later
+      announce: whether to send the run's start too; False where the start's event could differ from one that may have
+        arrived already.
 
     Attributes:
-      failure: why it does not get on, in one line; "" while it does.
+      failure: why delivery makes no progress, in one line; "" while it does.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Delivery:
         self._key = self._plan.mention.run_id.encode()
         self._tail = Tail(recording.read_log, recording.starts())
         self._sent: deque[_Sent] = deque()
-        self._states: dict[str, bool | None] = {}  # of single messages: None while on the way, whether they arrived
+        self._states: dict[str, bool | None] = {}  # of single messages: None in flight, else whether they arrived
         if not announce:
             self._states["started"] = True
         self._log_at: str | None = None
@@ -66,18 +66,18 @@ class Delivery:
 
     @property
     def progress(self) -> int:
-        """How many bytes of the log were taken: it grows while all is well."""
+        """Bytes of the log that were read: grows while delivery makes progress."""
         return self._tail.mark.offset - len(self._sent)
 
     def finish(self, end: End) -> None:
-        """The command has ended, and nothing more comes into the log."""
+        """Set the command's end; the log does not grow any more."""
         self._end = end
 
     def step(self) -> bool:
-        """Send what can be sent now without waiting. Return whether all has arrived.
+        """Send as much as possible without blocking. Return whether everything has arrived.
 
         Raises:
-          CimlError: it can never be sent as it is.
+          CimlError: it can never be sent.
         """
         if time.monotonic() < self._not_before:
             return False
@@ -109,7 +109,7 @@ class Delivery:
         return self._once("finished", self._finished) and all(self._states.values())
 
     def _once(self, name: str, render: Callable[[], tuple[str, bytes, Any]]) -> bool:
-        """Send a message where it is not on its way or there yet. Return whether it is at least on its way."""
+        """Send a message once. Return whether it is in flight or has arrived."""
         assert self._sender is not None
         if self._states.get(name, False) is not False:
             return True
@@ -127,7 +127,7 @@ class Delivery:
         return True
 
     def _samples(self) -> bool:
-        """Send what is in the log. Return whether all of it is on its way or has arrived."""
+        """Send the samples in the log. Return whether all of them are in flight or have arrived."""
         if not self._plan.samples_topic:
             return True
         while self._sent and self._sent[0].arrived:
@@ -136,7 +136,7 @@ class Delivery:
         if any(each.arrived is False for each in self._sent):
             if any(each.arrived is None for each in self._sent):
                 return False
-            self._tail.mark = self._sent[0].mark  # again from there; what did arrive is known by its identity
+            self._tail.mark = self._sent[0].mark  # resend from there; samples have identities, so repeats are known
             self._sent.clear()
         while len(self._sent) < _IN_FLIGHT:
             mark = self._tail.mark
@@ -184,14 +184,14 @@ class Delivery:
 
     def _finished_facts(self, end: End) -> RunFacts:
         facts = self._plan.mention
-        labels = {**end.labels, **facts.labels, **end.labels}  # those of the end first: an event holds so many
+        labels = {**end.labels, **facts.labels, **end.labels}  # those of the end first: an event holds a limited number
         return facts.replace(
             phase="finished", result=end.result, end_us=max(end.end_us, facts.start_us or 0),
             log_url=self._log_at or "", labels=dict(islice(labels.items(), MAX_LABELS)),
         )  # fmt: skip
 
     def _put_log(self) -> bool:
-        """Put the log, compressed, where it is fetched from, once. Without such a place it stays in the topic."""
+        """Upload the compressed log once to its folder. Without such a folder the samples are only in the topic."""
         if self._log_at is not None:
             return True
         if not self._plan.log_dir:
@@ -203,7 +203,7 @@ class Delivery:
         data = _compressed(self._recording)
         path = f"{_folder(self._plan.mention)}/{LOG}.gz"
         if not store.create(path, data) and store.read(path) != data:
-            # Another recording under the same run id. Ingest says so: the run as it was committed first stays.
+            # Another recording with the same run id. Ingest reports it, and the run that was committed first stays.
             import hashlib
 
             path = f"{_folder(self._plan.mention)}/{hashlib.sha256(data).hexdigest()[:16]}-{LOG}.gz"
@@ -212,7 +212,7 @@ class Delivery:
         return True
 
     def _list(self, end: End) -> bool:
-        """Without a broker: puts a line of a listing beside the log, for ``ciml backfill``."""
+        """Without a broker, write a line of a listing beside the log, for ``ciml backfill``."""
         from ciml.storage.open import open_store
 
         folder = _folder(self._plan.mention)
@@ -233,7 +233,7 @@ def _folder(facts: RunFacts) -> str:
 
 
 def _compressed(recording: Recording) -> bytes:
-    """Return the log in gzip, the same bytes each time."""
+    """Compress the log with gzip, reproducibly."""
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as file:
         offset = 0

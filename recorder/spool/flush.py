@@ -1,4 +1,4 @@
-"""``ciml record --send``: what earlier recorders have left behind."""
+"""``ciml record --send``: send the recordings that earlier recorders left."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def send_leftovers(settings: Settings, places: Places) -> None:
     """Send every recording of the spool that no process is recording.
 
     Args:
-      settings: the spool, the broker and the time to wait.
-      places: where the command line sends recordings whose own word on that does not count.
+      settings: the spool, the broker and the timeout.
+      places: destinations from the command line, for recordings whose own destination is not trusted.
 
     Raises:
-      CimlError: the spool is no private folder of this user.
-      EngineError: some could not be sent, or not be removed.
+      CimlError: the spool is not a private folder of this user.
+      EngineError: some recordings could not be sent, or not be removed.
     """
     try:
         spool = open_private(settings.spool)
     except FileNotFoundError:
-        report("0 recordings are sent")
+        report("0 recordings sent")
         return
     except OSError as error:
-        raise CimlError(f"{settings.spool}: cannot be read ({error.strerror})") from None
+        raise CimlError(f"{settings.spool}: cannot read the spool ({error.strerror})") from None
     sender = Sender(settings.kafka) if settings.kafka else None
     failed = sent = kept = 0
     names, more = waiting(spool)
@@ -48,24 +48,24 @@ def send_leftovers(settings: Settings, places: Places) -> None:
         if why:
             failed += 1
             recording.release()
-            report(f"{run_id} is not sent: {why}")
+            report(f"{run_id} not sent: {why}")
         else:
             sent += 1
             stays = recording.remove()
             kept += bool(stays)
-            lost = f", without {', '.join(FACTS)}: it was not sealed" if is_unsealed(recording.plan) else ""
-            report(f"{run_id} is sent{lost}" + (f", but {stays}" if stays else ""))
+            lost = f" without {', '.join(FACTS)} (not sealed)" if is_unsealed(recording.plan) else ""
+            report(f"{run_id} sent{lost}" + (f", but {stays}" if stays else ""))
     if more:
-        report(f"{settings.spool} holds more than {len(names)} entries: run ciml record --send again for the others")
+        report(f"{settings.spool} holds more than {len(names)} entries; run ciml record --send again for the others")
     if failed:
-        raise EngineError(f"{failed} recordings are not sent, and stay in {settings.spool}; {sent} are")
+        raise EngineError(f"{failed} recordings not sent, kept in {settings.spool}; {sent} sent")
     if kept:
-        raise EngineError(f"{sent} recordings are sent, but {kept} of them cannot be removed from {settings.spool}")
-    report(f"{sent} recordings are sent")
+        raise EngineError(f"{sent} recordings sent, but {kept} of them cannot be removed from {settings.spool}")
+    report(f"{sent} recordings sent")
 
 
 def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:
-    """Send one, as long as it gets on. Return why it could not be sent, or ""."""
+    """Send one recording while it makes progress. Return why it could not be sent, or ""."""
     progress = -1
     try:
         recording.plan = by_command(recording, settings, places)

@@ -1,7 +1,7 @@
-"""Folders that another process may have prepared: opened step by step, without following a link, and checked.
+"""Folders that another process may have prepared: opened component by component, without following links, and checked.
 
-An earlier job of the same user can put anything into the spool. So nothing there is opened by its path: a folder is
-held by its descriptor, and a file counts only when it is a regular file of this user with a single name.
+An earlier job of the same user can put anything into the spool. So nothing there is opened by path: a folder is held by
+its descriptor, and a file is valid only if it is a regular file of this user with a single name.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 from ciml.errors import CimlError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO blocks no one who opens it so
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # opening a FIFO does not block
 
 
 class Folder:
     """A folder of this user, held open.
 
     Attributes:
-      path: where it was found; for messages, and for programs that need a path.
-      descriptor: of the folder.
+      path: its path, for messages and for programs that need a path.
+      descriptor: descriptor of the folder.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the folder."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Folder:
@@ -39,11 +39,11 @@ class Folder:
         self.close()
 
     def folder(self, name: str) -> Folder:
-        """Return the folder of that name in it.
+        """Open a subfolder.
 
         Raises:
           CimlError: it belongs to another user.
-          OSError: there is none, it is a link or no folder, or it cannot be opened.
+          OSError: it does not exist, is a link or not a folder, or cannot be opened.
         """
         path = self.path / name
         descriptor = os.open(name, _FOLDER, dir_fd=self.descriptor)
@@ -53,9 +53,7 @@ class Folder:
         return Folder(path, descriptor)
 
     def names(self, most: int) -> list[str]:
-        """Return the names in it, sorted; where there are more than ``most``, any ``most`` + 1 of them.
-
-        Raises `OSError`."""
+        """Return its names, sorted; any ``most`` + 1 of them where there are more than ``most``. Raises `OSError`."""
         found: list[str] = []
         with os.scandir(self.descriptor) as entries:
             for entry in entries:
@@ -65,10 +63,10 @@ class Folder:
         return sorted(found)
 
     def open(self, name: str, flags: int = os.O_RDONLY) -> int:
-        """Return a descriptor of the file of that name.
+        """Open a file; return its descriptor.
 
         Raises:
-          CimlError: it is no regular file, or another's, or has a second name.
+          CimlError: it is not a regular file, belongs to another user, or has a second name.
           OSError: it cannot be opened; a link is an `OSError` too.
         """
         descriptor = os.open(name, flags | _FILE, 0o600, dir_fd=self.descriptor)
@@ -79,7 +77,7 @@ class Folder:
         return descriptor
 
     def read(self, name: str, most: int) -> bytes:
-        """Return the content of a file of at most so many bytes.
+        """Return the content of a file of at most ``most`` bytes.
 
         Raises:
           CimlError: as `open`, or it is larger.
@@ -92,7 +90,7 @@ class Folder:
         return content
 
     def stat(self, name: str) -> os.stat_result | None:
-        """What `os.fstat` says of the file of that name; None where there is none. Raises as `open` does."""
+        """Return `os.fstat` of a file; None where it does not exist. Raises as `open`."""
         try:
             descriptor = self.open(name)
         except FileNotFoundError:
@@ -101,7 +99,7 @@ class Folder:
             return os.fstat(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file whole. Raises `OSError`."""
+        """Replace a file as a whole. Raises `OSError`."""
         staged = f"{name}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged, dir_fd=self.descriptor)
@@ -111,15 +109,15 @@ class Folder:
 
 
 def open_private(path: Path, *, create: bool = False) -> Folder:
-    """Return a folder that this user owns and no other may enter.
+    """Open a folder that belongs to this user and is closed to others.
 
     Args:
-      path: its path; its last part may not be a link.
-      create: makes it, mode 0700, where there is none.
+      path: its path; its last component must not be a link.
+      create: create it with mode 0700 where it does not exist.
 
     Raises:
-      CimlError: it is a link, belongs to another user, or is open to others; the message says what to do.
-      OSError: it is not there or cannot be made or opened.
+      CimlError: it is a link, belongs to another user, or is open to others; the message gives the remedy.
+      OSError: it does not exist, or cannot be created or opened.
     """
     if create:
         with contextlib.suppress(FileExistsError):
@@ -128,15 +126,15 @@ def open_private(path: Path, *, create: bool = False) -> Folder:
         descriptor = os.open(path, _FOLDER)
     except OSError:
         if path.is_symlink():
-            raise CimlError(f"{path} is a symbolic link; name the folder itself by --spool") from None
+            raise CimlError(f"{path} is a symbolic link; give the folder itself with --spool") from None
         raise
     status = os.fstat(descriptor)
     problem = ""
     if status.st_uid != os.geteuid():
-        problem = f"{path} belongs to another user (uid {status.st_uid}); name a folder of your own by --spool"
+        problem = f"{path} belongs to another user (uid {status.st_uid}); give a folder of your own with --spool"
     elif status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
-        problem = f"{path} is open to other users (mode {mode:04o}); check what is in it, then: chmod 700 {path}"
+        problem = f"{path} is open to other users (mode {mode:04o}); check its content, then run: chmod 700 {path}"
     if problem:
         os.close(descriptor)
         raise CimlError(problem)

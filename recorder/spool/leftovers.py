@@ -1,4 +1,4 @@
-"""Recordings that earlier recorders left: which of them are sent, as what, and in which order."""
+"""Recordings of earlier recorders: which of them are sent, with which facts, and in which order."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from recorder.spool.folder import Folder, open_private
 from recorder.spool.recording import End, Places, Plan, Recording, size_of, waiting
 from recorder.spool.seal import is_sealed, secrets_of
 
-#: What a trust policy may ask for, but for the source, which is part of the run's id: left out where there is no seal.
+#: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal.
 FACTS = ("pipeline", "project", "branch", "event", "review")
-#: The label of a run whose recording had no seal.
+#: The label of a run whose recording was not sealed.
 UNSEALED = {"recording": "unsealed"}
 _MOST_LINES = 3
-_TAKEN_A_STEP = 10  # of those that are not sent: samples are taken between the steps
+_TAKEN_A_STEP = 10  # unsent recordings per step: samples are taken between steps
 
 
 def end_of(recording: Recording) -> End:
-    """Return how a recording that was left behind ended: killed with its recorder, where nothing says so."""
+    """Return the end of a leftover recording; where none was written, it was killed with its recorder."""
     return recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
 
 
 def deliver(recording: Recording, sender: Sender | None) -> Delivery:
-    """Return the delivery of a recording that was left behind, as its plan now says."""
+    """Return the delivery of a leftover recording by its present plan."""
     return Delivery(recording, sender, end_of(recording), announce=not is_unsealed(recording.plan))
 
 
 def is_unsealed(plan: Plan) -> bool:
-    """Return whether it is sent without the facts that a seal would have proved."""
+    """Return whether it is sent without the facts that only a seal proves."""
     return UNSEALED.items() <= plan.mention.labels.items()
 
 
 def without_facts(plan: Plan) -> Plan:
-    """Return the same run, of which nothing is said that a trust policy asks for."""
+    """Return the plan without the facts that a trust policy may match."""
     facts = plan.mention
-    labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays where there are too many
+    labels = {**UNSEALED, **facts.labels, **UNSEALED}  # first, so that it stays if there are too many
     return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), labels=labels))
 
 
 def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
-    """What the recorder of another run may send a recording as.
+    """Return the plan with which the recorder of another run may send a recording.
 
     Args:
-      recording: that was left.
+      recording: a leftover recording.
       own: the plan of the recorder's own run.
-      settings: of the recorder.
+      settings: settings of the recorder.
 
     Returns:
-      None where it is for another recorder to send, or for none.
+      The plan; None where this recorder must not send it.
 
     Raises:
-      CimlError: it asks for rights of this recorder that it may not have had.
+      CimlError: it requires credentials of this recorder that it may not have had.
     """
     plan = recording.plan
     if plan.kafka != (settings.kafka.bootstrap if settings.kafka else "") or not plan.has_destination:
@@ -65,47 +65,47 @@ def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
     if is_sealed(recording, secrets):
         return plan
     if secrets:
-        raise CimlError(f"{recording.folder.path} is not sealed with these credentials; see: ciml record --send")
+        raise CimlError(f"{recording.folder.path} is not sealed with these credentials; use ciml record --send")
     if plan.mention.source != own.mention.source or replace(plan, mention=own.mention) != own:
         return None
     return without_facts(plan)
 
 
 def by_command(recording: Recording, settings: Settings, places: Places) -> Plan:
-    """What ``ciml record --send`` may send a recording as.
+    """Return the plan with which ``ciml record --send`` sends a recording.
 
     Args:
-      recording: that was left.
+      recording: a leftover recording.
       settings: with the broker of the command line.
-      places: of the command line.
+      places: destinations of the command line.
 
     Raises:
-      CimlError: the command line does not say where it goes.
+      CimlError: the command line gives no destination.
     """
     plan = recording.plan
     if plan.kafka and settings.kafka is None:
-        raise CimlError(f"its broker was {plan.kafka}: name one by --kafka")
+        raise CimlError(f"its broker was {plan.kafka}; give one with --kafka")
     if settings.kafka is not None:
         plan = replace(plan, kafka=settings.kafka.bootstrap)
     secrets = secrets_of(settings.kafka, plan.log_dir)
     if is_sealed(recording, secrets):
         return plan
-    if secrets:  # its own word on where it goes is no reason to use them
+    if secrets:  # its own destination is not trusted with them
         plan = replace(plan, **asdict(places))
     if not plan.has_destination:
-        raise CimlError("neither --kafka nor --log-dir says where to")
+        raise CimlError("no destination; give --kafka or --log-dir")
     return without_facts(plan)
 
 
 class Leftovers:
-    """Recordings that earlier recorders left, sent one after another, a little each second.
+    """Sends recordings of earlier recorders one after another, in small steps.
 
-    One that cannot be read or sent is reported, stays where it is, and keeps no other from being sent.
+    A recording that cannot be read or sent is reported and left in place; other recordings continue.
 
     Args:
       own: the recorder's own recording.
-      settings: of the recorder.
-      sender: to its broker.
+      settings: settings of the recorder.
+      sender: sender of its broker.
     """
 
     def __init__(self, own: Recording, settings: Settings, sender: Sender | None) -> None:
@@ -117,14 +117,14 @@ class Leftovers:
             self._spool = open_private(settings.spool)
             names, more = waiting(self._spool)
         except (CimlError, OSError) as error:
-            self._report(f"earlier recordings are not sent: {error}")
+            self._report(f"not sending earlier recordings: {error}")
             return
         if more:
-            self._report(f"{settings.spool} holds more than {len(names)} entries: the others wait")
+            self._report(f"{settings.spool} holds more than {len(names)} entries; the others wait")
         self._waiting = trim(self._spool, [name for name in names if name != own.folder.path.name])
 
     def step(self) -> None:
-        """Send what can be sent of one of them without waiting."""
+        """Send as much as possible of one of them without blocking."""
         for _ in range(_TAKEN_A_STEP):
             if self._current is not None or not self._waiting:
                 break
@@ -152,12 +152,12 @@ class Leftovers:
             if delivery.step():
                 self._current = None
                 if kept := recording.remove():
-                    self._report(f"{recording.plan.mention.run_id} is sent, but {kept}")
+                    self._report(f"{recording.plan.mention.run_id} sent, but {kept}")
                 return
             failure = delivery.failure
         except CimlError as error:
             failure = str(error)
-        if failure:  # a later recorder tries it again; until then it is in the way of no other
+        if failure:  # a later recorder retries; until then it does not block others
             self._report(f"left in the spool: {recording.folder.path}: {failure}")
             recording.release()
             self._current = None
@@ -167,18 +167,18 @@ class Leftovers:
         if self._reported <= _MOST_LINES:
             report(line)
         elif self._reported == _MOST_LINES + 1:
-            report("more of the spool is not sent; ciml record --send says what and why")
+            report("more recordings are unsent; run ciml record --send for details")
 
 
 def trim(spool: Folder, names: list[str]) -> list[str]:
-    """Remove the oldest recordings that no process records or sends, until the rest has `MAX_SPOOL_BYTES` at most.
+    """Delete the oldest idle recordings until the rest has at most `MAX_SPOOL_BYTES`.
 
     Args:
-      spool: where they are.
-      names: of what is in it, oldest first.
+      spool: the spool's folder.
+      names: entries of the spool, oldest first.
 
     Returns:
-      The names of those that stay.
+      The names of the remaining entries.
     """
     sizes = {name: _size(spool, name) for name in names}
     total = sum(sizes.values())
@@ -193,12 +193,12 @@ def trim(spool: Folder, names: list[str]) -> list[str]:
         if recording is not None and not recording.remove():
             stay.remove(name)
             total -= sizes[name]
-            report(f"the spool is full: the oldest recording is given up, run {recording.plan.mention.run_id}")
+            report(f"the spool is full; deleted its oldest recording, run {recording.plan.mention.run_id}")
     return stay
 
 
 def _size(spool: Folder, name: str) -> int:
-    """Return the bytes of a recording; 0 for what is none."""
+    """Return the bytes of a recording; 0 for another entry."""
     try:
         with spool.folder(name) as folder:
             return size_of(folder)

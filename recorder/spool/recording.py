@@ -1,11 +1,11 @@
-"""The spool: one folder for each recording, so that nothing is lost with a process or a network.
+"""The spool: one folder for each recording, so that no data is lost with a process or a network.
 
-A recording's folder holds what is to be sent: ``run.json`` (what is known of the run, and where it is to go), the log,
-``starts`` (a line for each start of the recorder) and, once the command has ended, ``end.json``. Nothing says how far
-it was sent: a later sender sends all of it, and each sample and event has an identity by which a repeat is
-known. A folder is locked while a process records into it or sends it, and removed when all has arrived.
+A recording's folder holds ``run.json`` (the facts of the run, and its destination), the log, ``starts`` (a line for
+each start of the recorder) and, once the command has ended, ``end.json``. Progress of sending is not stored: a later
+sender sends all of it, and repeats are recognised by the identity of each sample and event. A folder is locked while a
+process records into it or sends it, and removed when everything has arrived.
 
-A recording that an earlier process left is input: an earlier job of this user can have made or changed it.
+A leftover recording is untrusted input: an earlier job of this user may have created or changed it.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
 _MAX_PLACE = 4096  # characters of an address, a topic or a path
-_YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is making now
+_YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is creating
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a recording goes, beside its broker; as in `Plan`."""
+    """The destination of a recording, beside its broker; as in `Plan`."""
 
     samples_topic: str = "samples"
     events_topic: str = "ci-events"
@@ -57,14 +57,14 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of a run when it starts, and where its recording goes. Nothing here is a secret.
+    """The facts of a run at its start, and the destination of its recording. It holds no secret.
 
     Attributes:
-      mention: the run, as an event says it; ``start_us`` is set.
+      mention: the run's facts as in an event; ``start_us`` is set.
       kafka: the broker's address, or "" for none.
-      samples_topic, events_topic: where samples and events go; samples go nowhere where theirs is "".
-      log_dir: the folder or ``s3://`` prefix that the log is put below, or "".
-      log_url: the address under which others find ``log_dir``, or "" where it is its own address.
+      samples_topic, events_topic: topics of samples and events; no samples are sent where theirs is "".
+      log_dir: the folder or ``s3://`` prefix below which the log is stored, or "".
+      log_url: the public address of ``log_dir``, or "" where it is the same.
     """
 
     mention: RunFacts
@@ -76,13 +76,13 @@ class Plan:
 
     @property
     def has_destination(self) -> bool:
-        """Whether there is a place to send it to."""
+        """Whether it has a destination."""
         return bool(self.kafka or self.log_dir)
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How the command ended: epoch microseconds, the word of `ciml.events.outcomes`, and labels that say more."""
+    """The end of the command: epoch microseconds, the word of `ciml.events.outcomes`, and further labels."""
 
     end_us: Micros
     result: str
@@ -90,11 +90,11 @@ class End:
 
 
 class Recording:
-    """A recording's folder, locked by this process and those that it forks.
+    """A recording's folder, locked by this process and its forks.
 
     Attributes:
       folder: its folder, held open.
-      plan: what it is.
+      plan: its plan.
       lock: the descriptor that holds the lock.
     """
 
@@ -103,21 +103,21 @@ class Recording:
 
     @property
     def log(self) -> Path:
-        """The log, in dstat's CSV, for the one that records. It may not be there yet."""
+        """The log, in dstat's CSV, for the recording process. It may not exist yet."""
         return self.folder.path / LOG
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """What a process needs to keep open to go on with it."""
+        """The descriptors that a process must keep open to continue with it."""
         return self.lock, self.folder.descriptor
 
     @classmethod
     def create(cls, spool: Path, plan: Plan) -> Recording:
-        """Return a new recording.
+        """Create a recording.
 
         Raises:
-          CimlError: the spool is no private folder of this user.
-          OSError: the folder cannot be made.
+          CimlError: the spool is not a private folder of this user.
+          OSError: the folder cannot be created.
         """
         with open_private(spool, create=True) as parent:
             name = f"{plan.mention.start_us}-{os.getpid()}"
@@ -137,10 +137,10 @@ class Recording:
 
     @classmethod
     def take(cls, spool: Folder, name: str) -> Recording | None:
-        """Return an older recording, or None where another process has it, or it is gone.
+        """Take an older recording; return None where another process has it, or it does not exist any more.
 
         Raises:
-          CimlError: what is there is no recording, or cannot be read; the message says which.
+          CimlError: it is not a recording, or cannot be read; the message gives the reason.
         """
         path = spool.path / name
         try:
@@ -154,7 +154,7 @@ class Recording:
         lock = None
         taken = False
         try:
-            changed_s = os.fstat(folder.descriptor).st_mtime  # before the lock, which may be new in it
+            changed_s = os.fstat(folder.descriptor).st_mtime  # before locking, which may create a file in it
             lock = _lock(folder)
             if lock is None:
                 return None
@@ -163,7 +163,7 @@ class Recording:
                 return None
             taken = True
             return cls(folder, plan, lock)
-        except FileNotFoundError:  # removed meanwhile, by the one that sent it
+        except FileNotFoundError:  # removed meanwhile by its sender
             return None
         except OSError as error:
             raise CimlError(f"{path}: cannot be read ({error.strerror})") from None
@@ -176,13 +176,13 @@ class Recording:
                     os.close(lock)
 
     def add_start(self, recorder_us: int) -> None:
-        """Note a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
+        """Record a start of the recorder, whose samples begin at the log's end. Raises `OSError`."""
         start = Start(self.log.stat().st_size if self.log.exists() else 0, recorder_us)
         with os.fdopen(self.folder.open(STARTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
             file.write(json.dumps(asdict(start)) + "\n")
 
     def starts(self) -> list[Start]:
-        """Return the starts of the recorder, one at least, in their order."""
+        """Return the starts of the recorder, at least one, in order."""
         found: list[Start] = []
         with contextlib.suppress(OSError, CimlError, msgspec.MsgspecError):  # a full disk may have cut the last
             for line in self.folder.read(STARTS, MAX_RECORDING_FILE_BYTES).splitlines()[:MAX_RECORDING_STARTS]:
@@ -193,11 +193,11 @@ class Recording:
         return found or [Start(0, self.plan.mention.start_us or 0)]
 
     def write_end(self, end: End) -> None:
-        """Note how the command ended. Raises `OSError`."""
+        """Write the end of the command. Raises `OSError`."""
         self.folder.write(END, json.dumps(asdict(end)).encode())
 
     def end(self) -> End | None:
-        """Return how the command ended, or None where nothing readable says so."""
+        """Return the end of the command, or None where it is missing or unreadable."""
         try:
             content = parse_json(self.folder.read(END, MAX_RECORDING_FILE_BYTES))
             end = msgspec.convert(content, End)
@@ -206,7 +206,7 @@ class Recording:
             return None
 
     def read_log(self, offset: int, count: int) -> bytes:
-        """At most so many bytes of the log; b"" where there is none or no more. Raises `OSError` and `CimlError`."""
+        """Return at most ``count`` bytes of the log; b"" at its end or without a log. Raises `OSError`, `CimlError`."""
         try:
             descriptor = self.folder.open(LOG)
         except FileNotFoundError:
@@ -217,27 +217,27 @@ class Recording:
             os.close(descriptor)
 
     def changed_us(self) -> int:
-        """When the log last grew, or without a log the folder last changed, epoch microseconds."""
+        """Return the time of the last change of the log, or without one of the folder, epoch microseconds."""
         status = self.folder.stat(LOG) or os.fstat(self.folder.descriptor)
         return status.st_mtime_ns // 1000
 
     def remove(self) -> str:
-        """Remove it, for all of it has arrived, and lets go of it. Return what kept it from that, or ""."""
+        """Remove the recording after its arrival, and release it. Return why it could not be removed, or ""."""
         kept = _remove(self.folder)
         os.close(self.lock)
         return kept
 
     def release(self) -> None:
-        """Let another process have it."""
+        """Unlock it for other processes."""
         self.folder.close()
         os.close(self.lock)
 
 
 def waiting(spool: Folder) -> tuple[list[str], bool]:
-    """What is in the spool, recordings that are being recorded among them.
+    """List the spool, including recordings in progress.
 
     Returns:
-      (names of recordings, oldest first, then all others; whether there are more than are looked at).
+      (names of recordings, oldest first, then all others; whether there are more entries than the limit).
 
     Raises:
       OSError: the spool cannot be read.
@@ -250,9 +250,7 @@ def waiting(spool: Folder) -> tuple[list[str], bool]:
 
 
 def size_of(folder: Folder) -> int:
-    """Return the bytes of a recording's files; one that is too large for a recording does not count.
-
-    Raises `OSError`."""
+    """Return the bytes of a recording's files, without files above the limits. Raises `OSError`."""
     total = 0
     for name in set(folder.names(len(_FILES))) & set(_FILES):
         status = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
@@ -261,14 +259,14 @@ def size_of(folder: Folder) -> int:
 
 
 def default_spool() -> Path:
-    """``$CIML_SPOOL``, else a folder of the user's own: below the state folder, or where there is no home, in /tmp."""
+    """Return ``$CIML_SPOOL``, else a folder of the user: below the state folder, or without a home, in /tmp."""
     named = os.environ.get("CIML_SPOOL")
     if named:
         return Path(named).absolute()
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     if os.path.isabs(state) and os.access(_first_that_exists(Path(state)), os.W_OK | os.X_OK):
         return Path(state) / "ciml" / "record"
-    return Path("/tmp") / f"ciml-record-{os.getuid()}"  # noqa: S108  # `open_private` looks whose it is
+    return Path("/tmp") / f"ciml-record-{os.getuid()}"  # noqa: S108  # `open_private` checks the owner
 
 
 def _first_that_exists(path: Path) -> Path:
@@ -276,39 +274,39 @@ def _first_that_exists(path: Path) -> Path:
 
 
 def _read_plan(folder: Folder, young: bool) -> Plan | None:
-    """What a recording says of itself, checked as an event is; None where a young one is not complete yet.
+    """Read a recording's plan, checked like an event; None where a new one is not complete yet.
 
     Raises:
-      CimlError, RejectedInput, msgspec.ValidationError, OSError: it is no recording.
+      CimlError, RejectedInput, msgspec.ValidationError, OSError: it is not a recording.
     """
     names = folder.names(len(_FILES))
     if strange := sorted(set(names) - set(_FILES)):
-        raise CimlError(f"{folder.path}: not a recording: it holds {strange[0]!r:.80}")
+        raise CimlError(f"{folder.path}: not a recording: contains {strange[0]!r:.80}")
     if RUN not in names:
         if young:
             return None
-        raise CimlError(f"{folder.path}: not a recording: it has no {RUN}")
-    for name in names:  # also those that are not read: a folder of that name could not be removed
+        raise CimlError(f"{folder.path}: not a recording: no {RUN}")
+    for name in names:  # also unread ones: a folder of that name could not be removed
         status = folder.stat(name)
         most = MAX_RECORDING_LOG_BYTES if name == LOG else MAX_RECORDING_FILE_BYTES
         if status is not None and status.st_size > most:
             raise CimlError(f"{folder.path / name} is larger than {most} bytes")
     plan = msgspec.convert(parse_json(folder.read(RUN, MAX_RECORDING_FILE_BYTES)), Plan)
-    facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # of the end, which comes later
+    facts = plan.mention.replace(end_us=None, outcome=None, result="", log_url="")  # set at the end
     if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
         raise RejectedInput("bad_time", "start_us")
     checked, _ = facts_from_run(run_from_facts(facts), RunId.decode(facts.run_id), "started")
     for place in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
         if len(place) > _MAX_PLACE or not is_clean(place):
-            raise RejectedInput("bad_field", f"{place!r:.80} is no place")
+            raise RejectedInput("bad_field", f"{place!r:.80} is not a valid destination")
     return replace(plan, mention=checked)
 
 
 def _remove(folder: Folder) -> str:
-    """Remove a recording's folder and the files that it may hold; nothing else is ever removed from the spool.
+    """Remove a recording's folder and its known files; nothing else is ever removed from the spool.
 
     Returns:
-      A line that says why the folder is still there, or "".
+      A line on why the folder still exists, or "".
     """
     steps: list[Callable[[], None]] = [partial(os.unlink, name, dir_fd=folder.descriptor) for name in _FILES]
     failed: list[OSError] = []
@@ -320,11 +318,11 @@ def _remove(folder: Folder) -> str:
         except OSError as error:
             failed.append(error)
     folder.close()
-    return f"{folder.path} cannot be removed ({failed[0].strerror})" if failed else ""
+    return f"cannot remove {folder.path} ({failed[0].strerror})" if failed else ""
 
 
 def _lock(folder: Folder) -> int | None:
-    """A descriptor that holds the folder's lock until the last process that has it ends; None where it is taken."""
+    """Lock a folder until its last process ends; return the descriptor, None where it is locked."""
     lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -335,9 +333,7 @@ def _lock(folder: Folder) -> int | None:
 
 
 def _lock_of_mine(folder: Folder) -> int:
-    """Return the lock of a new folder.
-
-    A recorder that looks through the spool may hold it for a moment. Raises `OSError`."""
+    """Lock a new folder, waiting for a recorder that scans the spool. Raises `OSError`."""
     for _ in range(_LOCK_TRIES):
         lock = _lock(folder)
         if lock is not None:

@@ -1,7 +1,7 @@
-"""The seal of a recording that was left behind: made with the secrets by which it is sent.
+"""The seal of an unsent recording: made with the credentials with which it is sent.
 
-Who can make the seal holds those secrets, and could have sent the same without the spool. So a sealed recording is
-sent as it says; any other one gets none of the rights of the process that finds it (`recorder.spool.leftovers`).
+A process that can make the seal holds those credentials, and could have sent the same without the spool. So a sealed
+recording is sent as it is; any other gets no rights of the process that finds it (`recorder.spool.leftovers`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _PIECE = 1 << 20
 
 
 def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[str, str] = os.environ) -> bytes:
-    """What only a process with these rights knows: b"" where the places are open to everyone.
+    """Return the credentials of the destinations: b"" where these are open to everyone.
 
     Args:
-      kafka: the broker that a recording goes to, None for none.
-      log_dir: where its log goes.
+      kafka: the broker of the recording; None for none.
+      log_dir: the folder of its log.
       environment: holds the credentials of S3.
     """
     found = kafka.credentials() if kafka else {}
@@ -49,7 +49,7 @@ def secrets_of(kafka: KafkaOptions | None, log_dir: str, environment: Mapping[st
 
 
 def seal(recording: Recording, secrets: bytes) -> None:
-    """Seal a recording as it is now. Without secrets there is no seal: anyone could make it. Raises `OSError`."""
+    """Seal a recording in its present state; not without secrets, as anyone could make that seal. Raises `OSError`."""
     if not secrets:
         return
     salt = os.urandom(16)
@@ -58,7 +58,7 @@ def seal(recording: Recording, secrets: bytes) -> None:
 
 
 def is_sealed(recording: Recording, secrets: bytes) -> bool:
-    """Return whether a process with the same secrets sealed it, and nothing was changed since."""
+    """Return whether a process with the same secrets sealed it, and it is unchanged since."""
     if not secrets:
         return False
     try:
@@ -70,7 +70,7 @@ def is_sealed(recording: Recording, secrets: bytes) -> bool:
 
 
 def _mac(recording: Recording, secrets: bytes, salt: bytes) -> str:
-    # scrypt: the file stays where the next job can read it, and a password may be short.
+    # scrypt: the next job can read the file, and a password may be short.
     key = hashlib.scrypt(secrets, salt=salt, n=1 << 14, r=8, p=1, dklen=32)
     mac = hmac.new(key, digestmod="sha256")
     for name in _SEALED:

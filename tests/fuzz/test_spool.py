@@ -151,6 +151,6 @@ def test_what_cannot_be_sent_is_counted_and_stays(fill: Make) -> None:
         except EngineError as error:
             said = str(error)
         stay = len(os.listdir(spool))
-        assert said.startswith(f"{stay} recordings are not sent, and stay in {spool}" if stay else "")
+        assert said.startswith(f"{stay} recordings not sent, kept in {spool}" if stay else "")
         check_logs(base, logs, before)
         assert len({path.parent for path in logs.rglob("*.gz")}) <= there

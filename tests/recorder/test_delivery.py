@@ -133,7 +133,7 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     process.stdin.flush()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert f"kept in {log.parent}, for the next ciml record or ciml record --send" in said
+    assert f"kept in {log.parent} for the next ciml record, or ciml record --send" in said
 
     assert record(spool, "--kafka", broker.address, "--send", "--flush", "100ms", command=[]).returncode == 3
     broker.start()
@@ -160,7 +160,7 @@ def test_no_secret_is_said_or_kept(tmp_path: Path) -> None:
         command=["sleep", "1.2"],
     )  # fmt: skip
     assert done.returncode == 0
-    assert "not all is sent" in done.stderr
+    assert "not everything was sent" in done.stderr
     kept = [path.read_bytes() for path in spool.glob("*/*")]
     assert len(kept) >= 4
     assert not any(secret.encode() in each for each in [done.stderr.encode(), done.stdout.encode(), *kept])

@@ -86,7 +86,7 @@ def test_the_next_recorder_brings_what_the_last_one_left(tmp_path: Path) -> None
     options = ("--log-dir", str(logs_there), "--flush", "100ms", "--job")
     done = record(spool, *options, "first", command=["sh", "-c", "exit 3"])
     assert done.returncode == 3
-    assert "not all is sent" in done.stderr
+    assert "not everything was sent" in done.stderr
     assert len(list(spool.iterdir())) == 1
     logs_there.unlink()
     assert record(spool, *options, "second", command=["sleep", "0.5"]).returncode == 0
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
             worker.wait()
     _, said = process.communicate("x\n", timeout=30)
     assert process.returncode == 5
-    assert "the recorder has ended; it is started again" in said
+    assert "the recorder exited; restarting it" in said
     table = table_of(tmp_path, listed(tmp_path))
     assert sum(table.column("boot").to_pylist()) == 2
     assert table.schema.metadata[b"starts"] == b"2"
@@ -119,7 +119,7 @@ def test_proc_goes_on_where_dool_dies(tmp_path: Path) -> None:
     wait_for(lambda: "ciml-record" in log.read_text())
     _, said = process.communicate("x\n", timeout=30)
     assert process.returncode == 6
-    assert "dool ended by itself (code -9): reading /proc instead" in said
+    assert "dool exited (code -9); reading /proc instead" in said
     table = table_of(tmp_path, listed(tmp_path))
     assert table.num_columns == 2 + 25
     assert sum(table.column("boot").to_pylist()) == 2
@@ -138,7 +138,7 @@ def test_a_full_disk_costs_samples_and_no_command(tmp_path: Path) -> None:
     done = record(tmp_path / "spool", command=[sys.executable, "-c", script], preexec_fn=limit)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out").stat().st_size == 5000
-    assert re.search("no sample can be recorded: .*log.txt: .*; it is tried again", done.stderr)
+    assert re.search("cannot record a sample: .*log.txt: .*; retrying", done.stderr)
     (log,) = logs(tmp_path)
     assert log.stat().st_size <= 1024
     assert log.read_bytes().endswith(b"\n")
@@ -148,7 +148,7 @@ def test_without_a_spool_the_command_runs_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = record(tmp_path / "file" / "spool", command=["sh", "-c", "echo x; exit 9"])
     assert (done.returncode, done.stdout) == (9, "x\n")
-    assert done.stderr == f"ciml record: nothing is recorded: {tmp_path / 'file' / 'spool'}: Not a directory\n"
+    assert done.stderr == f"ciml record: not recording: {tmp_path / 'file' / 'spool'}: Not a directory\n"
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -175,6 +175,6 @@ def test_a_second_signal_does_not_wait_for_what_is_unsent(tmp_path: Path) -> Non
     wait_for(lambda: list(spool.glob("*/end.json")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.stderr is not None
-    assert "not all is sent: kept in" in process.stderr.read()
+    assert "not everything was sent: kept in" in process.stderr.read()
     assert process.wait(30) == 0
     assert len(list(spool.iterdir())) == 1

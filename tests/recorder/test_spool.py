@@ -72,7 +72,7 @@ def test_a_planted_recording_is_not_sent_with_the_credentials_of_the_next_job(
     assert finished(kafka, other) == {}
     assert logs_of(logs) == ["zuul~own~1"]
     assert sorted(spool.iterdir()) == planted
-    assert f"{planted[0]} is not sealed with these credentials; see: ciml record --send" in done.stderr
+    assert f"{planted[0]} is not sealed with these credentials; use ciml record --send" in done.stderr
 
 
 @pytest.mark.engines
@@ -112,7 +112,7 @@ def keep(spool: Path, logs: Path, *options: str) -> Path:
     own = ("--log-dir", str(logs), "--job", "job", "--source", "zuul", "--run-id", "first", "--flush", "100ms")
     facts = [word for name, value in GATE.items() for word in ("--label", f"{name}={value}")]
     done = record(spool, *own, *facts, *options, command=["sleep", "1.2"], env={"CIML_DOOL": ""})
-    assert "not all is sent" in done.stderr
+    assert "not everything was sent" in done.stderr
     logs.unlink()
     (folder,) = spool.iterdir()
     return folder
@@ -375,16 +375,16 @@ def test_a_spool_that_others_may_use_is_refused_in_one_line(tmp_path: Path) -> N
     (tmp_path / "private").mkdir(mode=0o700)
     (tmp_path / "theirs").mkdir(mode=0o700)
     wanted = {
-        spool: f"{spool} is open to other users (mode 0755); check what is in it, then: chmod 700 {spool}",
-        tmp_path / "link": f"{tmp_path / 'link'} is a symbolic link; name the folder itself by --spool",
+        spool: f"{spool} is open to other users (mode 0755); check its content, then run: chmod 700 {spool}",
+        tmp_path / "link": f"{tmp_path / 'link'} is a symbolic link; give the folder itself with --spool",
     }
     if os.geteuid() == 0:
         theirs = tmp_path / "theirs"
         os.chown(theirs, NOBODY, NOBODY)
-        wanted[theirs] = f"{theirs} belongs to another user (uid {NOBODY}); name a folder of your own by --spool"
+        wanted[theirs] = f"{theirs} belongs to another user (uid {NOBODY}); give a folder of your own with --spool"
     for path, line in wanted.items():
         done = record(path, command=["sh", "-c", "exit 5"])
-        assert (done.returncode, done.stderr) == (5, f"ciml record: nothing is recorded: {line}\n")
+        assert (done.returncode, done.stderr) == (5, f"ciml record: not recording: {line}\n")
         assert list(path.iterdir()) == []
         sent = record(path, "--send", command=[])
         assert (sent.returncode, sent.stderr) == (2, f"ciml: {line}\n")
@@ -404,7 +404,7 @@ def test_more_entries_than_are_looked_at_stop_no_recording(tmp_path: Path, logs:
         (spool / f"junk-{number}").mkdir()
     done = record_beside(spool, logs)
     assert done.returncode == 0
-    assert f"{spool} holds more than {MAX_SPOOL_ENTRIES} entries: the others wait" in done.stderr
+    assert f"{spool} holds more than {MAX_SPOOL_ENTRIES} entries; the others wait" in done.stderr
     assert len([line for line in done.stderr.splitlines() if "spool" in line]) <= 4
     assert logs_of(logs) == ["zuul~own~1"]
 
@@ -418,7 +418,7 @@ def test_a_full_spool_gives_up_its_oldest_recordings(tmp_path: Path, logs: Path)
     huge = plant(spool, f"{T0_US - 1}-1", kafka="elsewhere:9092")
     os.truncate(huge / "dstat-csv_log.txt", MAX_SPOOL_BYTES * 4)  # no recording, so it costs no recording its place
     done = record_beside(spool, logs)
-    assert "the spool is full: the oldest recording is given up, run zuul~planted~1" in done.stderr
+    assert "the spool is full; deleted its oldest recording, run zuul~planted~1" in done.stderr
     gone = {folder.name for folder in (huge, *folders) if not folder.exists()}
     assert gone == {folder.name for folder in folders[:2]}
 

@@ -59,7 +59,7 @@ def test_a_recording_holds_only_files_of_its_own(
     (folder / name).unlink(missing_ok=True)
     make(folder / name, tmp_path)
     there = sorted([*os.listdir(folder), *([] if name == "lock" else ["lock"])])
-    with pytest.raises(EngineError, match=r"^1 recordings are not sent, and stay in .*; 0 are$"):
+    with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 0 sent$"):
         send_leftovers(Settings(tmp_path / "spool"), Places())
     assert str(folder) in capfd.readouterr().err
     assert sorted(os.listdir(folder)) == there
@@ -76,12 +76,12 @@ def test_what_is_sent_and_cannot_be_removed_is_reported(tmp_path: Path) -> None:
     folder.chmod(0o700)
     assert logs_of(logs) == ["zuul~own~1", "zuul~planted~1"]
     assert list(spool.iterdir()) == [folder]
-    stays = f"{folder} cannot be removed (Permission denied)"
-    assert f"not sealed, but {stays}\n" in sent.stderr
-    assert f"ciml: 1 recordings are sent, but 1 of them cannot be removed from {spool}\n" in sent.stderr
+    stays = f"cannot remove {folder} (Permission denied)"
+    assert f"(not sealed), but {stays}\n" in sent.stderr
+    assert f"ciml: 1 recordings sent, but 1 of them cannot be removed from {spool}\n" in sent.stderr
     assert sent.returncode == 3
     assert beside.returncode == 0
-    assert f"ciml record: zuul~planted~1 is sent, but {stays}\n" in beside.stderr
+    assert f"ciml record: zuul~planted~1 sent, but {stays}\n" in beside.stderr
 
 
 def test_an_own_recording_that_cannot_be_removed_is_reported(tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_an_own_recording_that_cannot_be_removed_is_reported(tmp_path: Path) -> 
     (folder,) = spool.iterdir()
     assert logs_of(logs) == ["zuul~own~1"]
     assert done.returncode == 5
-    assert done.stderr.endswith(f"ciml record: all is sent, but {folder} cannot be removed (Is a directory)\n")
+    assert done.stderr.endswith(f"ciml record: everything was sent, but cannot remove {folder} (Is a directory)\n")

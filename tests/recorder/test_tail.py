@@ -74,7 +74,7 @@ def test_what_a_recorder_writes(tmp_path: Path, dool: str | None) -> None:
     assert dool is not None, "dool is among the development's dependencies"
     spool = tmp_path / "spool"
     done = record(spool, command=["sleep", "2.2"], env={"CIML_DOOL": dool})
-    assert f"samples by {dool or '/proc'}" in done.stderr
+    assert f"sampling with {dool or '/proc'}" in done.stderr
     (log,) = spool.glob("*/dstat-csv_log.txt")  # nobody said where it should go, so it is still there
     table = parsed(log.read_bytes())
     assert table.column("boot").to_pylist() == [True, *[False] * (table.num_rows - 1)]
