@@ -54,8 +54,9 @@ def drive(
       IntegrityError: it must not go on.
       CimlError: what a stage raised, and no further try changes.
     """
-    _need_flink(service, endpoint, until)
-    stop, report = stop or threading.Event(), report or _silent
+    if service.needs_flink and endpoint is None and until != "end":
+        raise CimlError(service.needs_flink)
+    stop, report = stop or threading.Event(), report or (lambda progress, word: None)
     try:
         service.open()
         if endpoint is None:
@@ -64,15 +65,6 @@ def drive(
             _drive_on_flink(service, endpoint, until, stop, report, patience_s, extra)
     finally:
         service.close()
-
-
-def _need_flink(service: Service, endpoint: str | None, until: Until) -> None:
-    if service.needs_flink and endpoint is None and until != "end":
-        raise CimlError(service.needs_flink)
-
-
-def _silent(progress: Progress, word: str) -> None:
-    pass
 
 
 def _drive_here(
@@ -156,15 +148,15 @@ class _JobHere:
 
     def look(self) -> JobStatus:
         job = self._job
-        if job is None:
-            return _failed(self.error) if self.error else JobStatus("missing")
         try:
-            job.check()
-            if job.over:
-                raise EngineError(f"the Flink job ended by itself: {job.state}")
+            if job is not None:
+                check(job)
         except CimlError as error:
             self.error = error
-            return _failed(error)
+        if self.error is not None:
+            return JobStatus("over", how=str(self.error), fault=str(self.error))
+        if job is None:
+            return JobStatus("missing")
         return JobStatus("running" if job.state == "RUNNING" else "starting", job.id, job.name)
 
     def submit(self, savepoint: str = "") -> None:
@@ -180,10 +172,6 @@ class _JobHere:
 
     def stop_with_savepoint(self) -> str:
         raise EngineError("a job in the foreground takes no savepoint")
-
-
-def _failed(error: CimlError) -> JobStatus:
-    return JobStatus("over", how=str(error), fault=str(error))
 
 
 def submit(
@@ -218,6 +206,13 @@ def submit(
     if chosen is not None:
         chosen(str(options.get_all_options()["job_name"]))
     return FlinkJob(partial(service.build, work=service.plan(bounded=False)), options)
+
+
+def check(job: FlinkJob) -> None:
+    """Raise what ended a job; an `EngineError` where nothing did, and it is over."""
+    job.check()
+    if job.over:
+        raise EngineError(f"the Flink job ended by itself: {job.state}")
 
 
 class Outage:

@@ -17,7 +17,8 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.broker import Listing
 from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.plan import PartitionRead, bases
-from services.service import Progress, TopicService, now_us
+from services.files import now_us
+from services.service import Progress, TopicService
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import ALL_JOBS
 from transforms.ingest.trust import TrustPolicy
@@ -40,15 +41,12 @@ class IngestService(TopicService[RawState]):
     renew_s = 3600.0  # the state of a source in Python grows with every rest: docs/kafka.md; a new job begins with none
 
     def __init__(self, config: IngestConfig) -> None:
-        super().__init__(config, config.topic, committer(config.raw), config.cycle_messages)
+        name = f"ciml-ingest-{config.topic}"
+        super().__init__(name, config, config.topic, committer(config.raw), config.cycle_messages)
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
         return cls(make_config(**arguments))
-
-    @property
-    def name(self) -> str:
-        return f"ciml-ingest-{self.topic}"
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> _Work | None:
         with self.committing.state() as state:
@@ -64,19 +62,17 @@ class IngestService(TopicService[RawState]):
         # When another has begun to read meanwhile, nothing is: what is missing then was lost later.
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
 
-    def facts_of(self, state: RawState) -> dict[str, Any]:
-        return {
+    def progress(self, state: RawState) -> Progress:
+        due = state.next_due_us()
+        facts = {
             "version": state.version, "last_commit_us": state.time_us or None, "counts": state.totals(),
             "deferred": len(state.deferred),
         }  # fmt: skip
+        overdue_us = due if due is not None and due < now_us() - _OVERDUE_US else None
+        return Progress(state.version, overdue_us=overdue_us, waiting=bool(state.deferred), facts=facts)
 
     def families(self, state: RawState) -> Iterable[Family]:
         return raw_families(state)
-
-    def _waiting(self, state: RawState) -> Progress:
-        due = state.next_due_us()
-        overdue = due is not None and due < now_us() - _OVERDUE_US
-        return Progress(0, overdue_us=due if overdue else None, waiting=bool(state.deferred))
 
 
 def make_config(

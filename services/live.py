@@ -42,7 +42,7 @@ class LiveService(Service):
     stall_s = 120.0
 
     def __init__(self, config: LiveConfig, since_s: float | None, renew_s: float = 3600.0) -> None:
-        super().__init__()
+        super().__init__(f"ciml-live-{config.topic}")
         self.config, self._since_s, self.renew_s = config, since_s, renew_s
         self._listing: Listing | None = None
         self._begun: dict[int, int] = {}
@@ -66,10 +66,6 @@ class LiveService(Service):
         lag = {} if self._done else {part: max(ends.get(part, 0) - place, 0) for part, place in at.items()}
         read = self._read or sum(place - self._begun[part] for part, place in at.items())
         return Progress(read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}})
-
-    @property
-    def name(self) -> str:
-        return f"ciml-live-{self.config.topic}"
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
         if bounded and self._done:

@@ -13,7 +13,7 @@ from pipelines.kafka.broker import Listing
 from pipelines.kafka.client import KafkaOptions, make_topic
 from pipelines.kafka.plan import PartitionRead, bases
 from pipelines.predict.pipeline import PredictConfig, build_predict, committer, predictor
-from services.service import NotReadyError, TopicService
+from services.service import NotReadyError, Progress, TopicService
 from serving.client import NotServedError
 from serving.predict.log import Predicted, PredictionState
 from serving.predict.metrics import prediction_families
@@ -31,15 +31,12 @@ class PredictService(TopicService[PredictionState]):
     stall_s = 180.0  # more than the client's budget for a model server that is away
 
     def __init__(self, config: PredictConfig) -> None:
-        super().__init__(config, config.runs_topic, committer(config.data.predictions), config.cycle_messages)
+        name = f"ciml-predict-{config.policy.model}"
+        super().__init__(name, config, config.runs_topic, committer(config.data.predictions), config.cycle_messages)
 
     @classmethod
     def of(cls, **arguments: Any) -> Self:
         return cls(make_config(**arguments))
-
-    @property
-    def name(self) -> str:
-        return f"ciml-predict-{self.config.policy.model}"
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Sequence[PartitionRead] | None:
         with self.committing.state() as state:
@@ -65,7 +62,7 @@ class PredictService(TopicService[PredictionState]):
 
     def _list(self) -> Listing:
         if self._seen is None:  # as ingest's announcer makes it: whichever of the two is started first
-            make_topic(self.kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
+            make_topic(self.config.kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         return super()._list()
 
     def cover_bases(self, listing: Listing) -> None:
@@ -74,12 +71,11 @@ class PredictService(TopicService[PredictionState]):
         if gone:
             committer(self.config.data.predictions).commit(gone)
 
-    def facts_of(self, state: PredictionState) -> dict[str, Any]:
+    def progress(self, state: PredictionState) -> Progress:
         counts = {f"by {model} {version}": number for (model, version), number in sorted(state.predicted.items())}
-        return {
-            "version": state.version, "last_commit_us": state.time_us or None,
-            "counts": {**counts, **dict(sorted(state.unpredictable.items()))},
-        }  # fmt: skip
+        counts |= dict(sorted(state.unpredictable.items()))
+        facts = {"version": state.version, "last_commit_us": state.time_us or None, "counts": counts}
+        return Progress(state.version, facts=facts)
 
     def families(self, state: PredictionState) -> Iterable[Family]:
         return prediction_families(state)

@@ -214,11 +214,10 @@ class _Worker:
     def _stay(self, job: FlinkJob) -> None:
         """With a job on a cluster until Flink has it: the job server answers before that. With another to its end."""
         from pipelines.flink import rest as flink_rest
+        from services.driver import check
 
         while not self._stop.wait(_LOOK_S):
-            job.check()
-            if job.over:
-                raise EngineError(f"the Flink job ended by itself: {job.state}")
+            check(job)
             if self._options.workers and flink_rest.find(self._options.rest, job.name) is not None:
                 self._say(state="submitted")
                 return

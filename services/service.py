@@ -8,7 +8,6 @@ is a module with a subclass of `Service` (of `TopicService` where a manifest cov
 from __future__ import annotations
 
 import importlib
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from ciml.errors import CimlError, EngineError
 from ciml.manifest.checkpoints import Restorable
 from ciml.metrics import Board, Family
 from pipelines.kafka.broker import Listing
-from pipelines.kafka.client import KafkaOptions, close_readers, list_again, list_topic
+from pipelines.kafka.client import close_readers, list_again, list_topic
 from pipelines.kafka.plan import Coverage, PartitionRead, is_older, plan
 from services.metrics import lag_by_partition, topic_families
 
@@ -84,6 +83,7 @@ class Service(ABC):
       retry_s: how long to wait after an error: at first, and at most; it doubles from the one to the other.
       stall_s: a job that commits nothing for so long, with something to read, is replaced.
       renew_s: a job is replaced after so long in any case.
+      name: how the name of its job on Flink begins, in the foreground.
       board: its metrics.
     """
 
@@ -95,8 +95,8 @@ class Service(ABC):
     stall_s: float = 240.0
     renew_s: float = float("inf")
 
-    def __init__(self, board: Board | None = None) -> None:
-        self.board = board or Board()
+    def __init__(self, name: str, board: Board | None = None) -> None:
+        self.name, self.board = name, board or Board()
 
     @classmethod
     @abstractmethod
@@ -122,11 +122,6 @@ class Service(ABC):
     def build(self, pipeline: beam.Pipeline, work: Any) -> object:
         """Wire the work of ``plan(bounded=False)``, for a service that runs on Flink."""
         raise CimlError("this service has no pipeline")
-
-    @property
-    def name(self) -> str:
-        """How the name of its job on Flink begins."""
-        return f"ciml-{type(self).__name__}"
 
     def open(self) -> None:
         """Make what has to be there before anything is read."""
@@ -164,6 +159,7 @@ class TopicService(Service, Generic[S]):
     """A service whose manifest covers the offsets of a topic.
 
     Args:
+      name: see `Service`.
       config: of its pipeline; with ``kafka``, and ``projection`` for what publishes its commits.
       topic: that it reads.
       committing: its manifest.
@@ -172,8 +168,8 @@ class TopicService(Service, Generic[S]):
 
     submits = True
 
-    def __init__(self, config: Any, topic: str, committing: LogReplica[S], most: int) -> None:
-        super().__init__()
+    def __init__(self, name: str, config: Any, topic: str, committing: LogReplica[S], most: int) -> None:
+        super().__init__(name)
         self.config, self.topic, self.committing, self._most = config, topic, committing, most
         self._opened: Listing | None = None
         self._seen: Listing | None = None
@@ -184,8 +180,8 @@ class TopicService(Service, Generic[S]):
         """Commit what a topic had lost before it was first read, so that a later loss is one."""
 
     @abstractmethod
-    def facts_of(self, state: S) -> dict[str, Any]:
-        """See `facts`."""
+    def progress(self, state: S) -> Progress:
+        """What the manifest alone says: version, facts, and what is waited for."""
 
     @abstractmethod
     def families(self, state: S) -> Iterable[Family]:
@@ -203,11 +199,6 @@ class TopicService(Service, Generic[S]):
         self.cover_bases(self._opened)
         self.publish()
 
-    @property
-    def kafka(self) -> KafkaOptions:
-        found: KafkaOptions = self.config.kafka
-        return found
-
     def observe(self) -> Progress:
         self._seen = self._list()
         with self.committing.state() as state:
@@ -219,13 +210,12 @@ class TopicService(Service, Generic[S]):
                 for partition, (first, _) in listing.bounds.items()
             }
             ends = {partition: end for partition, (_, end) in listing.bounds.items()}
-            facts = self.facts_of(state)
-            return replace(self._waiting(state), version=facts["version"], positions=positions, ends=ends,
-                           lag=lag_by_partition(state, listing), facts=facts)  # fmt: skip
+            lag = lag_by_partition(state, listing)
+            return replace(self.progress(state), positions=positions, ends=ends, lag=lag)
 
     def facts(self) -> dict[str, Any]:
         with self.committing.state() as state:
-            return self.facts_of(state)
+            return dict(self.progress(state).facts)
 
     def reads(self, state: S, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead]:
         """What is to be read next, as far as the topic was last listed."""
@@ -248,22 +238,20 @@ class TopicService(Service, Generic[S]):
             self._publisher.close()
 
     def impatient(self) -> Self:
-        self.config = replace(self.config, kafka=replace(self.kafka, timeout_s=5.0))
+        self.config = replace(self.config, kafka=replace(self.config.kafka, timeout_s=5.0))
         return self
 
     def _list(self) -> Listing:
         """The topic as it is now. Once it was read it may not be missing."""
-        return list_again(self.kafka, self._opened) if self._opened else list_topic(self.kafka, self.topic)
+        return (
+            list_again(self.config.kafka, self._opened) if self._opened else list_topic(self.config.kafka, self.topic)
+        )
 
     def _listing_for(self, state: S) -> Listing:
         """The topic as it was last listed; listed again where another has read on since."""
         if self._seen is None or is_older(self._seen, state):
             self._seen = self._list()
         return self._seen
-
-    def _waiting(self, state: S) -> Progress:
-        """What is waited for beside the topic."""
-        return Progress(0)
 
 
 def class_of(kind: str) -> type[Service]:
@@ -273,8 +261,3 @@ def class_of(kind: str) -> type[Service]:
     module, _, name = KINDS[kind].partition(":")
     found: type[Service] = getattr(importlib.import_module(module), name)
     return found
-
-
-def now_us() -> int:
-    """The time, epoch microseconds."""
-    return int(time.time() * 1e6)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ciml.errors import CimlError, EngineError, IntegrityError
 from services.decide import Action, Health, Limits, Observation, Wanted, decide
+from services.files import now_us
 from services.service import NotReadyError, Progress, Service
 from services.tracker import JobStatus, Tracker
 
@@ -209,11 +210,11 @@ class Supervisor:
         path = kept["path"] if kept and not kept["use"] and not self._submitted else ""
         if self._submitted:
             self.status["resubmitted"] += 1
-            again = [*self.status["resubmissions"], {"time_us": int(time.time() * 1e6), "why": action.why}]
+            again = [*self.status["resubmissions"], {"time_us": now_us(), "why": action.why}]
             self.status["resubmissions"] = again[-_KEPT:]
         self._submitted, self._from_savepoint = True, bool(path)
         self._tracker.submitted(self.clock())
-        self.status["job"] = {"state": "starting", "submitted_us": int(time.time() * 1e6)}
+        self.status["job"] = {"state": "starting", "submitted_us": now_us()}
         self.jobs.submit(path)
 
     def _savepoint(self) -> None:
@@ -226,7 +227,7 @@ class Supervisor:
         self.status["savepoint_failed"] = ""
         if path:
             self.status["savepoint"] = {
-                "path": path, "time_us": int(time.time() * 1e6), "version": self.status.get("version"), "use": "",
+                "path": path, "time_us": now_us(), "version": self.status.get("version"), "use": "",
             }  # fmt: skip
 
     def _publish(self) -> None:
@@ -247,10 +248,10 @@ class Supervisor:
             _log.warning("the manifest is not maintained: %s", error)
 
     def _tell(self, action: Action) -> None:
-        now_us = int(time.time() * 1e6)
+        now = now_us()
         if (self.status.get("health"), self.status.get("why")) != (action.health, action.why):
-            self.status["since_us"] = now_us
-        self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now_us)
+            self.status["since_us"] = now
+        self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now)
         self.status["failures"] = self._tracker.failures
         try:
             self.tell(self.status)

@@ -39,7 +39,7 @@ class TrainerService(Service):
         report: Callable[[TrainResult], object] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(TrainBoard(config.model))
+        super().__init__(f"ciml-trainer-{config.model}", TrainBoard(config.model))
         self.config, self._report, self._progress = config, report, progress
         self._log = config.data.dataset(config.dataset).log
         self._registry = Registry(config.data, config.model)

@@ -21,7 +21,7 @@ class Listed(Service):
     retry_s = (0.01, 0.01)
 
     def __init__(self, numbers: int, raised: list[CimlError | None] | None = None) -> None:
-        super().__init__()
+        super().__init__("listed")
         self.end, self.done, self.raised = numbers, 0, raised or []
         self.calls: list[str] = []
 
