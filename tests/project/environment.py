@@ -58,8 +58,8 @@ def modules_of(distributions: Iterable[str]) -> set[str]:
     return {module for module, owners in owners_of_modules().items() if wanted & owners}
 
 
-def make_environment(folder: Path, *extras: str) -> Path:
-    """A Python whose site-packages hold what ``ciml[extras]`` installs, and ciml from this checkout.
+def make_environment(folder: Path, *extras: str, ciml: bool = True) -> Path:
+    """A Python whose site-packages hold what ``ciml[extras]`` installs and, unless ``ciml`` is false, this checkout.
 
     Returns:
       The Python's path.
@@ -68,7 +68,8 @@ def make_environment(folder: Path, *extras: str) -> Path:
     site = next((folder / "lib").glob("python3*/site-packages"))
     here = Path(next(entry for entry in sys.path if entry.endswith("site-packages")))
     _link(PurePosixPath("."), distributions_of(*extras), here, site)
-    (site / "ciml.pth").write_text(f"{ROOT}\n")
+    if ciml:
+        (site / "ciml.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
 
 

@@ -1,4 +1,4 @@
-"""What workers are staged with: the sdist, installed beside the locked dependencies, outside the checkout."""
+"""What workers are staged with: the sdist, installed beside the libraries of the worker image, outside the checkout."""
 
 import shutil
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.environment import make_environment
 from tests.project.test_rooms import PACKAGES, ROOT
 
 
@@ -23,25 +24,17 @@ def copy_of_checkout(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(python of an environment that has the sdist of this checkout, the sdist)."""
+    """(python of an environment as in the worker image, with the sdist of this checkout; the sdist)."""
     work = tmp_path_factory.mktemp("sdist")
     source = copy_of_checkout(work / "source")
     run = {"check": True, "capture_output": True, "text": True}
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", str(work)], cwd=source, **run)
     (sdist,) = work.glob("ciml-*.tar.gz")
-    environment = work / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], **run)
-    python = environment / "bin" / "python"
-    # The locked dependencies are those of the running environment; ciml itself must come from the sdist alone.
-    site = next((environment / "lib").glob("python3*/site-packages"))
-    here = next(Path(entry) for entry in sys.path if entry.endswith("site-packages"))
-    for entry in here.iterdir():
-        if "ciml" not in entry.name:
-            (site / entry.name).symlink_to(entry)
+    python = make_environment(work / "env", "data", "pipelines", "train", "serve", ciml=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
     subprocess.run(
-        [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", str(sdist)],
-        cwd=work, **run,
-    )  # fmt: skip
+        [*pip, "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", str(sdist)], cwd=work, **run
+    )
     return python, sdist
 
 
