@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engines.state import EngineState, default_home, read
     from pipelines.flink.jobs import Job, cancel_all_jobs, cancel_job, cancel_orphans, list_jobs
 
-#: Where each name is. They are imported when they are asked for: most commands only look for a running broker.
+#: Module of each name, imported lazily: most commands only look for a running broker.
 _HOMES = {
     "Settings": "engines.base",
     "cluster_parts": "engines.flink.cluster",

@@ -1,4 +1,4 @@
-"""What every engine answers: how it is started, and when it is ready."""
+"""The interface of local engines: start, readiness and stop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from engines.state import EngineState
 
 HOST = "127.0.0.1"
 
-# The serial collector and the first compiler tier alone: measured here, that takes 40 % off the broker's start (CPU),
-# half off a short Flink job, and 30 to 100 MiB off the memory. What they leave out pays only in hours of full load.
+# The serial collector and the first compiler tier only: measured here, they take 40 % off the broker's start (CPU),
+# half
+# off a short Flink job, and 30 to 100 MiB off the memory. The full set pays off only after hours of full load.
 SMALL_JVM = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -29,23 +30,23 @@ SMALL_JVM = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How the engines of one `ciml up` are started.
+    """Settings of one `ciml up`.
 
     Attributes:
       ports: fixed ports by use (``kafka``, ``flink``, ``flink-rest``, ``cluster-jobs``, ``cluster-rest``, ``s3``,
-        ``logs``, ``models-grpc``, …); the system chooses a free one for each that is not named.
-      kafka_heap_mb: the broker's Java heap. It fills with the page cache's help, so 512 MiB serve a laptop's load.
-      flink_heap_mb: the heap of the job server and of Flink inside it; of each TaskManager's tasks in a cluster.
+        ``logs``, ``models-grpc``, …); the system chooses free ones for the others.
+      kafka_heap_mb: the broker's Java heap. The page cache holds the data, so 512 MiB suffice for a laptop's load.
+      flink_heap_mb: heap of the job server with its embedded Flink; in a cluster, of each TaskManager's tasks.
       flink_managed_mb: Flink's managed memory, outside the heap; only batch sorts and RocksDB use it.
       logs_root: the folder that the log server serves; needed for ``logs``.
       models_config: the ModelServerConfig that the model server polls; needed for ``models``.
-      timeout_s: how long one engine may take until it is ready.
-      task_managers: how many TaskManagers the cluster has.
-      slots: the slots of each: at most their product is the sum of the jobs' parallelism.
+      timeout_s: limit until an engine is ready.
+      task_managers: number of TaskManagers in the cluster.
+      slots: slots of each TaskManager; their product limits the jobs' total parallelism.
       state: the ``s3://`` prefix of the cluster's checkpoints and savepoints; None for ``<home>/flink``.
       state_backend: ``hashmap`` or ``rocksdb``.
-      tied: ends them when this process ends, be it killed: for tests and the demo.
-      notify: is told what takes long, in one phrase.
+      tied: stop the engines when this process ends, even if it is killed: for tests and the demo.
+      notify: called with a phrase before a long step.
     """
 
     ports: Mapping[str, int] = field(default_factory=dict)
@@ -65,11 +66,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Launch:
-    """A command line that is ready to run, and the state to write down for it.
+    """A command line and the state to record for it.
 
     Attributes:
       state: without pid; without address where the process itself chooses it.
-      command: None where the engine needs no process.
+      command: None if the engine needs no process.
     """
 
     state: EngineState
@@ -78,34 +79,34 @@ class Launch:
 
 
 class Engine(ABC):
-    """One kind of engine. Objects of it hold nothing: what runs is in `EngineState`."""
+    """One kind of engine. Its objects are stateless; `EngineState` holds the state."""
 
     name: str
     uses: tuple[str, ...] = ()  # its ports, by use
 
     @abstractmethod
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
-        """Make folders and files ready and say how to start. ``ports`` has one for each of ``uses``."""
+        """Prepare folders and files, and return the launch. ``ports`` has one port for each of ``uses``."""
 
     @abstractmethod
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
-        """Ask the engine itself, for seconds at most: its state with all addresses when it answers, else None."""
+        """Query the engine within seconds; return its state with all addresses if it answers, else None."""
 
     def missing(self, home: Path, state: EngineState) -> str:
-        """What of it does not answer, where it has parts."""
+        """Return the parts that do not answer, for an engine of several parts."""
         return ""
 
     def end(self, home: Path, state: EngineState) -> bool:
-        """End its process and those that this started; return whether it was running.
+        """Stop its process and that process's children; return whether it was running.
 
         Raises:
-          EngineError: when it does not end.
+          EngineError: if it does not stop.
         """
         return processes.end(state.pid, state.started)
 
 
 def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:
-    """Return whether something accepts connections there."""
+    """Return whether a server accepts connections on the port."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s):
             return True
@@ -114,7 +115,7 @@ def listens(port: int, host: str = HOST, timeout_s: float = 1.0) -> bool:
 
 
 def http_answers(url: str, timeout_s: float = 2.0) -> bool:
-    """Return whether an HTTP server answers there, with whatever status below 500."""
+    """Return whether an HTTP server answers with a status below 500."""
     from http.client import HTTPConnection, HTTPException
     from urllib.parse import urlsplit
 
@@ -130,11 +131,11 @@ def http_answers(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def java_arguments(folder: Path, class_path: str, options: tuple[str, ...]) -> str:
-    """Write Java's options to an argument file, so that 160 jars do not fill the process table; return ``@file``."""
+    """Write Java's options to an argument file, since 160 jars would make a long command line; return ``@file``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*options, "-cp", class_path]
     if any('"' in line or "\n" in line for line in lines):
-        raise CimlError(f"a path among {folder} and the jars' folder holds a quote or a line break")
+        raise CimlError(f"the path of {folder} or of the jars contains a quote or a line break; use another folder")
     file = folder / "java.args"
     file.write_text("".join('"{}"\n'.format(line.replace("\\", "\\\\")) for line in lines))
     return f"@{file}"

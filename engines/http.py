@@ -12,12 +12,12 @@ from engines.base import HOST, Engine, Launch, Settings, http_answers, listens
 from engines.processes import python_command, python_environment
 from engines.state import REAL, EngineState
 
-# moto takes any credentials; boto3 wants some.
+# moto accepts any credentials; boto3 needs some.
 S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """Return the environment variables with which boto3, Beam and pyarrow reach the S3 endpoint."""
+    """Return the environment variables that point boto3, Beam and pyarrow to the S3 endpoint."""
     return {"AWS_ENDPOINT_URL_S3": endpoint, **S3_ENVIRONMENT}
 
 
@@ -40,7 +40,7 @@ class S3(Engine):
 
 
 class LogServer(Engine):
-    """Serves a folder of logs over HTTP, as CI's log host would."""
+    """Serves a folder of logs over HTTP, like a CI log host."""
 
     name = "logs"
     uses = ("logs",)
@@ -50,7 +50,7 @@ class LogServer(Engine):
             raise CimlError("the log server needs a folder to serve: --logs-root FOLDER")
         root = os.path.abspath(settings.logs_root)
         if not os.path.isdir(root):
-            raise CimlError(f"{root} is no folder; the log server cannot serve it")
+            raise CimlError(f"--logs-root {root} is not a folder")
         url = f"http://{HOST}:{ports['logs']}"
         state = EngineState(self.name, REAL, f"HTTP server of {root}", url, ports={"logs": ports["logs"]})
         command = python_command("engines.log_server", root, str(ports["logs"]))
@@ -61,7 +61,7 @@ class LogServer(Engine):
 
 
 def _absolute(path: str) -> str:
-    """Return a path that means the same in the engine's own folder."""
+    """Return an absolute path, since the engine runs in another folder."""
     return path if "://" in path else os.path.abspath(path)
 
 

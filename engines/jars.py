@@ -1,4 +1,4 @@
-"""Java, and the jars of the engines: fetched once by Maven from the project's own poms, then kept."""
+"""Java, and the jars of the engines: fetched once by Maven with the project's poms, then cached."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 
 from ciml.errors import EngineError
 
-# Beam's job server uploads its whole class path with every job (160 jars, 13 s), but for what lies below a folder of
-# this name. A cluster has the same jars on its own class path.
+# Beam's job server uploads its whole class path with every job (160 jars, 13 s), except jars below a folder of this
+# name. A cluster has the same jars on its own class path.
 _UNSTAGED = Path("gradle", "wrapper")
 _OLDEST_JAVA = 17  # Kafka 4's broker needs it
 
 
 class NoJava(EngineError):
-    """This machine cannot run the Java engines; the message is one line that says what is missing."""
+    """This machine cannot run the Java engines; the message names what is missing."""
 
 
 def find_java() -> str:
-    """Return the path of a Java that the engines run on: ``$JAVA_HOME``'s, else the first in PATH.
+    """Return the path of Java: ``$JAVA_HOME``'s, else the first in PATH.
 
     Raises:
-      NoJava: when there is none, it is too old, or ``CIML_NO_JAVA`` is set.
+      NoJava: if there is none, it is too old, or ``CIML_NO_JAVA`` is set.
     """
     if os.environ.get("CIML_NO_JAVA", "") not in ("", "0"):
         raise NoJava("CIML_NO_JAVA is set")
@@ -39,7 +39,7 @@ def find_java() -> str:
     try:
         answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoJava(f"{java} does not run: {error}") from error
+        raise NoJava(f"{java} cannot be run: {error}") from error
     said = re.search(r'version "(\d+)', answer)
     if said is None or int(said[1]) < _OLDEST_JAVA:
         raise NoJava(f"{java} is version {said[1] if said else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
@@ -52,7 +52,7 @@ def pom(name: str) -> bytes:
 
 
 def jar_folder(name: str) -> Path:
-    """Where an engine's jars are kept: named by the pom's SHA-256, so that a changed pom has a folder of its own."""
+    """Return the cache folder of an engine's jars, named by the pom's SHA-256."""
     from platformdirs import user_cache_path
 
     cache = os.environ.get("CIML_CACHE")
@@ -62,19 +62,19 @@ def jar_folder(name: str) -> Path:
 
 
 def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
-    """Return the Java class path of an engine, its jars fetched by Maven where they are not kept yet.
+    """Return the Java class path of an engine; fetch missing jars by Maven.
 
     Args:
-      name: of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
-      notify: is told once, in one phrase, when a fetch begins.
+      name: name of a pom: ``kafka``, ``flink``, ``cluster`` or ``flink-s3``.
+      notify: called with a phrase when a fetch begins.
 
     Raises:
-      NoJava: when the jars are not there and Maven is missing or fails.
+      NoJava: if jars are missing, and Maven is missing or fails.
     """
     folder = jar_folder(name)
     if not folder.is_dir():
         _fetch(name, folder, notify)
-    # Named one by one: the order of a wildcard is the file system's, and decides which of two equal classes is loaded.
+    # Listed in order: a wildcard's order is the file system's and decides which of two equal classes is loaded.
     return os.pathsep.join(sorted(str(jar) for jar in folder.glob("*.jar")))
 
 
@@ -83,7 +83,7 @@ def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
 
     maven = shutil.which("mvn")
     if maven is None:
-        raise NoJava(f"the jars of {name} are not in {folder.parent} and there is no Maven (mvn) to fetch them")
+        raise NoJava(f"the jars of {name} are missing in {folder.parent}; install Maven (mvn) to fetch them")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if folder.is_dir():  # another process fetched them meanwhile
@@ -99,5 +99,5 @@ def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
             if done.returncode != 0 or not any(jars.glob("*.jar")):
                 errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
                 said = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {done.returncode}"
-                raise NoJava(f"Maven could not fetch the jars of {name}: {said}")
+                raise NoJava(f"Maven failed to fetch the jars of {name}: {said}")
             os.rename(jars, folder)

@@ -1,4 +1,4 @@
-"""A Kafka broker (KRaft, one node) from Maven's jars; librdkafka's mock broker where there is no Java."""
+"""A Kafka broker (KRaft, one node) from Maven's jars; librdkafka's mock broker without Java."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ advertised.listeners=PLAINTEXT://{host}:{kafka}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
-# Topics are made on purpose, with the partitions that were asked for; a mistyped name is an error.
+# Topics are created explicitly with their partitions; a mistyped name is an error.
 auto.create.topics.enable=false
 num.partitions=1
-# Replayed events carry their old times; with a retention they would be purged within minutes.
+# Replayed events have old timestamps: a retention would purge them within minutes.
 log.retention.ms=-1
 log.retention.bytes=-1
 # One node.
@@ -57,7 +57,7 @@ broker.heartbeat.interval.ms=500
 
 
 class Kafka(Engine):
-    """The broker. Its data stay in ``<home>/kafka`` when it ends, and are there again when it starts."""
+    """The broker. Its data in ``<home>/kafka`` survive a restart."""
 
     name = "kafka"
     uses = ("kafka", "kafka-controller")
@@ -91,7 +91,7 @@ class Kafka(Engine):
 
 
 class MockKafka(Engine):
-    """librdkafka's mock broker, in a Python process. Its data end with it; docs/engines.md says what it cannot do."""
+    """librdkafka's mock broker, in a Python process. Its data end with it; see docs/engines.md for its limits."""
 
     name = "kafka"
 
@@ -117,15 +117,16 @@ def _published(home: Path) -> Path:
 
 
 def _format(java: str, arguments: str, properties: Path, log: Path) -> None:
-    # The id is made here, as `StorageTool random-uuid` would: 16 random bytes, URL-safe; no leading dash, which would
-    # be taken for an option.
+    # The id is generated here like `StorageTool random-uuid` does: 16 random bytes, URL-safe, without a leading dash,
+    # which
+    # would be parsed as an option.
     identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [java, arguments, "kafka.tools.StorageTool", "format", "-t", identity.replace("-", "_")]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         done = subprocess.run([*command, "-c", str(properties)], stdout=out, stderr=out, timeout=120, check=False)
     if done.returncode != 0:
-        raise EngineError(f"Kafka's storage could not be formatted: {last_lines(log)}")
+        raise EngineError(f"formatting Kafka's storage failed: {last_lines(log)}")
 
 
 def _metadata_answers(address: str) -> bool:
@@ -140,20 +141,20 @@ def _metadata_answers(address: str) -> bool:
 
 
 def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 30.0) -> dict[str, int]:
-    """Make the topics that are not there yet, without retention, and wait until each has its leaders.
+    """Create missing topics without retention, and wait until all partitions have leaders.
 
     Args:
       bootstrap: ``host:port`` of a broker.
-      topics: the number of partitions of each.
-      timeout_s: how long all of it may take.
+      topics: number of partitions by topic.
+      timeout_s: limit of the whole call.
 
     Returns:
-      The number of partitions that each topic has. It differs from what was asked for when the topic was there before,
-      and on the mock broker, whose topics have four.
+      The number of partitions of each topic. It differs from ``topics`` for existing topics, and on the mock broker,
+      whose topics have four.
 
     Raises:
-      CimlError: when a broker refuses a topic, by its name for example.
-      EngineError: when no broker answers in time.
+      CimlError: if the broker rejects a topic, for example an invalid name.
+      EngineError: if no broker answers in time.
     """
     import time
 
@@ -177,7 +178,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
             except KafkaException as error:
                 code = error.args[0].code()
                 if code in (KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_PARTITIONS, KafkaError.POLICY_VIOLATION):
-                    raise CimlError(f"the broker refuses topic {name!r}: {error.args[0].str()}") from error
+                    raise CimlError(f"the broker rejects topic {name!r}: {error.args[0].str()}") from error
                 if code != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
         while True:
@@ -187,7 +188,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], timeout_s: float = 
                 return counts
             if time.monotonic() > deadline:
                 missing = sorted(set(topics) - set(counts))
-                raise EngineError(f"{bootstrap}: no leader for {', '.join(missing)} within {timeout_s:g} s")
+                raise EngineError(f"{bootstrap}: no leader for topics {', '.join(missing)} within {timeout_s:g} s")
             time.sleep(0.05)
     except KafkaException as error:
         raise EngineError(f"Kafka at {bootstrap} does not answer: {error.args[0].str()}") from error

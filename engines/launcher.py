@@ -1,4 +1,4 @@
-"""Starts engines together, waits until each is ready, and ends them."""
+"""Starts engines, waits until they are ready, and stops them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from engines.state import EngineState
 _ALL = (Kafka(), Flink(), Cluster(), S3(), LogServer(), ModelServer())
 ENGINES: Mapping[str, Engine] = {one.name: one for one in _ALL}
 LIGHT_ENGINES: Mapping[str, Engine] = {one.name: one for one in (MockKafka(), MicroBatches())}
-_PORT_S = 5.0  # how long a dead engine's port is waited for
-_ATTEMPTS = 3  # with other ports, where the system chose them and another process was faster
+_PORT_S = 5.0  # wait for a dead engine's port
+_ATTEMPTS = 3  # with other ports, if another process took a chosen one
 
 
 def engine_of(one: EngineState) -> Engine:
-    """Return the engine that a state is of."""
+    """Return the engine of a state."""
     return (LIGHT_ENGINES if one.light else ENGINES)[one.name]
 
 
@@ -46,13 +46,13 @@ def healthy(home: Path, one: EngineState) -> bool:
 
 @dataclass
 class Engines:
-    """Engines that run. As a context manager, ends on leaving those that it started itself.
+    """Running engines. As a context manager, stops those that it started.
 
     Attributes:
       home: the folder of their files.
-      states: all that run in ``home``, by name.
-      started: the names of those that this call started, with the seconds until each was ready.
-      notes: what there is to say, one line each; why a light engine took over, for example.
+      states: of all engines running in ``home``, by name.
+      started: seconds until ready, by name of the engines that this call started.
+      notes: lines for people, such as why a light engine is used.
       leash: the pid and start time of the process that ends them when this one is killed (`Settings.tied`).
     """
 
@@ -64,7 +64,7 @@ class Engines:
 
     def _get(self, name: str) -> EngineState:
         if name not in self.states:
-            raise EngineError(f"{name} does not run in {self.home}; start it: ciml up {name}")
+            raise EngineError(f"{name} is not running in {self.home}; start it with: ciml up {name}")
         return self.states[name]
 
     @property
@@ -77,11 +77,11 @@ class Engines:
         """The job server's ``host:port``.
 
         Raises:
-          EngineError: where bounded micro-batches have taken over.
+          EngineError: if bounded micro-batches replace Flink.
         """
         one = self._get("flink")
         if one.light:
-            raise EngineError(f"there is no Flink here ({one.what}); use --engine micro-batches")
+            raise EngineError(f"Flink is not available ({one.what}); use --engine micro-batches")
         return one.address
 
     @property
@@ -106,11 +106,11 @@ class Engines:
 
     @property
     def light(self) -> bool:
-        """Whether any of them is a stand-in."""
+        """Whether any engine is a stand-in."""
         return any(one.light for one in self.states.values())
 
     def stop(self, names: Iterable[str] | None = None) -> list[str]:
-        """End engines, by default those that this object started; return the names of those that ran."""
+        """Stop engines, by default those that this object started; return the names of those that ran."""
         ended = stop(self.started if names is None else names, self.home)
         self.states = {name: one for name, one in self.states.items() if name not in ended}
         return ended
@@ -125,19 +125,19 @@ class Engines:
 
 
 def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
-    """Start engines together and wait until each answers. Those that run in ``home`` already are left as they are.
+    """Start engines concurrently and wait until each answers. Engines running in ``home`` are reused.
 
     Args:
-      names: of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
+      names: any of ``kafka``, ``flink``, ``cluster``, ``s3``, ``logs``, ``models``.
       home: the folder of their files; by default ``$CIML_HOME`` or ``.ciml``.
       settings: ports, memory, folders.
 
     Returns:
-      All engines that run in ``home`` now.
+      All engines running in ``home``.
 
     Raises:
       CimlError: for an unknown name or a missing setting.
-      EngineError: when one does not start; those that this call started are ended first.
+      EngineError: if one does not start; engines started by this call are stopped first.
     """
     wanted = list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in ENGINES]
@@ -148,7 +148,7 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     with state.exclusive(place):
         known = state.read(place)
         running = {name: one for name, one in known.items() if alive(one)}
-        book = _Book(place, known)  # those that died keep their entry: it says which ports clients know
+        book = _Book(place, known)  # dead engines keep their entry, which holds the ports that clients know
         engines = Engines(place, running)
         starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
         if chosen.tied and starting:
@@ -170,13 +170,13 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
 
 
 def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> list[str]:
-    """End engines of ``home``, all by default, and forget them.
+    """Stop engines of ``home``, all by default, and remove their entries.
 
     Returns:
-      The names of those that ran.
+      The names of those that were running.
 
     Raises:
-      EngineError: when one does not end.
+      EngineError: if one does not stop.
     """
     place = Path(home).absolute() if home is not None else state.default_home()
     with state.exclusive(place):
@@ -200,7 +200,7 @@ def _leash(home: Path, names: list[str]) -> tuple[int, float]:
 
 
 class _Book:
-    """The states of a home while several threads add to them."""
+    """The recorded states of a home, for several threads."""
 
     def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
         self._home, self._lock, self.states = home, threading.Lock(), dict(states)
@@ -214,7 +214,7 @@ class _Book:
 
 
 class _Start:
-    """The start of one engine, in a thread of its own. After a crash it takes the ports that it had before."""
+    """Starts one engine in a thread. After a crash it reuses the previous ports."""
 
     def __init__(self, engine: Engine, home: Path, settings: Settings, book: _Book) -> None:
         self._engine, self._home, self._settings, self._book = engine, home, settings, book
@@ -232,7 +232,7 @@ class _Start:
                 raise
             self._engine = LIGHT_ENGINES[self.name]
             self._start()
-            self.notes.append(f"{error}: {self._book.states[self.name].what} takes over for {self.name}")
+            self.notes.append(f"{error}: {self._book.states[self.name].what} replaces {self.name}")
         self.seconds = time.monotonic() - began
 
     def undo(self) -> None:
@@ -245,7 +245,7 @@ class _Start:
         fixed = {use: port for use, port in self._settings.ports.items() if use in self._engine.uses}
         for use, port in fixed.items():
             if not processes.bindable(port):
-                raise EngineError(f"port {port}, given for {use}, is in use by another program")
+                raise EngineError(f"port {port} for {use} is in use by another program")
         known = self._before.ports if self._before is not None else {}
         kept = {use: port for use, port in known.items() if use not in fixed and processes.comes_free(port, _PORT_S)}
         for attempt in range(_ATTEMPTS):
@@ -268,10 +268,10 @@ class _Start:
             return
         for use in before.ports.keys() & now.ports.keys() - fixed.keys():
             was, at = before.ports[use], now.ports[use]
-            if was != at and str(was) in before.address:  # an address that clients have
+            if was != at and str(was) in before.address:  # an address known to clients
                 self.notes.append(
-                    f"{self.name}: port {was}, where it listened before, is in use by another program; it listens at "
-                    f"{now.address} now: give clients this address, or free the port and run: ciml down {self.name}; "
+                    f"{self.name}: port {was}, used before, is in use by another program; it listens at {now.address}. "
+                    f"Give clients this address, or free the port and run: ciml down {self.name}; "
                     f"ciml up {self.name} --port {use}={was}"
                 )
 
@@ -281,19 +281,19 @@ class _Start:
             self._book.put(self.name, launch.state)
             return
         with contextlib.suppress(FileNotFoundError):
-            os.replace(log, log.with_suffix(".log.1"))  # the last run's log is kept, older ones are not
+            os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
         one = launch.state.at(pid=pid, started=started, log=str(log))
-        self._book.put(self.name, one)  # before it is ready: whatever happens now, `ciml down` finds it
+        self._book.put(self.name, one)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
             if processes.find(pid, started) is None:
-                self.undo()  # a cluster's keeper may have left parts of it
+                self.undo()  # a cluster's watchdog may have left parts
                 if processes.says_port_taken(log):
-                    raise _PortTaken(f"{self.name}: a port of {one.ports} is taken; see {log}")
-                raise EngineError(f"{self.name} ended while it started: {processes.last_lines(log)} (log: {log})")
+                    raise _PortTaken(f"{self.name}: a port of {one.ports} is in use; see {log}")
+                raise EngineError(f"{self.name} exited during its start: {processes.last_lines(log)} (log: {log})")
             answered = self._engine.ready(self._home, one)
-            # A foreign server may answer on the port while this one dies of it.
+            # A foreign server may answer on the port while this one fails because of it.
             if answered is not None and processes.find(pid, started) is not None:
                 self._book.put(self.name, answered)
                 return

@@ -10,10 +10,10 @@ from engines import state
 
 
 def use_local_s3(one: state.EngineState | None) -> bool:
-    """Points S3 clients of this process at the local endpoint, where there is one and no other is configured.
+    """Point this process's S3 clients to the local endpoint, if one runs and no other is configured.
 
     Returns:
-      Whether it did. Whoever has an endpoint, a profile or credentials in the environment keeps them.
+      Whether it did. An endpoint, a profile or credentials in the environment take precedence.
     """
     configured = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_ACCESS_KEY_ID")
     if one is None or any(os.environ.get(name) for name in configured):

@@ -1,4 +1,4 @@
-"""A small, threaded HTTP server of one folder: ``python -m engines.log_server FOLDER PORT``."""
+"""A small threaded HTTP server for one folder: ``python -m engines.log_server FOLDER PORT``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from io import BytesIO
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are kept: a fetcher asks for thousands of small files
-    # Head and body leave in one segment; without this each answer waits for the acknowledgement of its own head.
+    protocol_version = "HTTP/1.1"  # keep-alive: a fetcher requests thousands of small files
+    # Send head and body in one segment; else each answer waits for the acknowledgement of its head.
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
     timeout = 60
@@ -22,7 +22,7 @@ class _Handler(SimpleHTTPRequestHandler):
         return None
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Says nothing of requests: the log would grow with every one."""
+        """Do not log requests, so that the log stays small."""
 
 
 class _Server(ThreadingHTTPServer):

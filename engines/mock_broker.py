@@ -1,4 +1,4 @@
-"""Holds librdkafka's mock broker: ``python -m engines.mock_broker FILE`` writes its address to FILE, whole."""
+"""Runs librdkafka's mock broker: ``python -m engines.mock_broker FILE`` writes its address to FILE atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def main(published: str) -> None:
     """Run until a signal ends it."""
     from confluent_kafka import Producer
 
-    # The brokers live in this client's threads; the client itself does nothing.
+    # The brokers run in this client's threads; the client is otherwise unused.
     holder = Producer({"test.mock.num.brokers": 1, "log_level": 3})
     brokers = holder.list_topics(timeout=10).brokers.values()
     staged = f"{published}.new"

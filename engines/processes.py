@@ -1,4 +1,4 @@
-"""Processes that outlive the one that started them: started, told apart, ended."""
+"""Starts, identifies and stops processes that outlive their starter."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import psutil
 
 from ciml.errors import EngineError
 
-# A process's start time is computed from the boot time, which a clock correction shifts a little. A pid cannot
-# come round again within this time.
+# A process's start time is derived from the boot time, which a clock correction shifts a little. A pid is not reused
+# within this time.
 _SAME_START_S = 1.0
 _FIRST_LASTING_PORT = 18_000
 _children: dict[int, subprocess.Popen] = {}
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """``count`` different ports that were free a moment ago, chosen by the system."""
+    """Return ``count`` different free ports, chosen by the system."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
         for one in sockets:
@@ -33,10 +33,10 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def lasting_ports(count: int) -> list[int]:
-    """``count`` different ports that are free, and stay free while their server is away.
+    """Return ``count`` different free ports that stay free while their server is down.
 
-    They are below those that the system gives to connections: a client that tries again and again to reach a server
-    that died could be given the server's own port.
+    They are below the system's ephemeral ports: a client that keeps reconnecting to a dead server could otherwise get
+    the server's own port.
     """
     numbers = range(_FIRST_LASTING_PORT, _first_of_connections())
     found: list[int] = []
@@ -56,7 +56,7 @@ def _first_of_connections() -> int:
 
 
 def bindable(port: int, host: str = "127.0.0.1") -> bool:
-    """Return whether a server could listen there now."""
+    """Return whether a server could listen on the port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -67,7 +67,7 @@ def bindable(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def comes_free(port: int, patience_s: float) -> bool:
-    """Whether a server could listen there within so long: the system may still be ending a dead server's threads."""
+    """Wait until a server can listen on the port, for at most ``patience_s``; return whether it can."""
     deadline = time.monotonic() + patience_s
     while not bindable(port):
         if time.monotonic() > deadline:
@@ -77,7 +77,7 @@ def comes_free(port: int, patience_s: float) -> bool:
 
 
 def python_environment() -> dict[str, str]:
-    """What a Python child needs to import the same ciml as this process, from a checkout as from an installation."""
+    """Return the environment in which a Python child imports the same ciml, from a checkout or an installation."""
     root = str(Path(__file__).resolve().parents[1])
     if Path(root).name == "site-packages":
         return {}
@@ -85,18 +85,18 @@ def python_environment() -> dict[str, str]:
 
 
 def python_command(module: str, *arguments: str) -> tuple[str, ...]:
-    """Return the command line that runs a module with this interpreter."""
+    """Return the command line to run a module with this interpreter."""
     return (sys.executable, "-m", module, *arguments)
 
 
 def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd: Path) -> tuple[int, float]:
-    """Start a process in a session of its own (no Ctrl-C reaches it), its output appended to ``log``.
+    """Start a process in a session of its own (no Ctrl-C reaches it), with its output appended to ``log``.
 
     Returns:
       Its pid, and its start time in seconds since the epoch.
 
     Raises:
-      EngineError: when the program cannot be started.
+      EngineError: if the program cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     cwd.mkdir(parents=True, exist_ok=True)
@@ -114,23 +114,23 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], cwd
     except OSError as error:
         raise EngineError(f"cannot start {command[0]}: {error.strerror or error}") from error
     _children[child.pid] = child
-    return child.pid, start_time(child.pid)  # a child that ended already is still in the table: nobody reaped it
+    return child.pid, start_time(child.pid)  # an ended child is still in the process table until it is reaped
 
 
 def start_time(pid: int) -> float:
     """Return the start time of a process, in seconds since the epoch.
 
     Raises:
-      EngineError: when there is no such process.
+      EngineError: if there is no such process.
     """
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
-        raise EngineError(f"there is no process {pid}") from None
+        raise EngineError(f"no process {pid}") from None
 
 
 def find(pid: int | None, started: float | None) -> psutil.Process | None:
-    """Return the process of that pid and start time, or None when it has ended, be its pid in use again or not."""
+    """Return the process with that pid and start time, or None if it has ended, even if the pid is reused."""
     if pid is None or started is None:
         return None
     child = _children.get(pid)
@@ -147,13 +147,13 @@ def find(pid: int | None, started: float | None) -> psutil.Process | None:
 
 
 def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
-    """End a process and those it started: SIGTERM, and SIGKILL for what is left after ``grace_s`` seconds.
+    """Stop a process and its children: SIGTERM, then SIGKILL after ``grace_s`` seconds.
 
     Returns:
-      Whether it was running. A process that has the pid by reuse is left alone.
+      Whether it was running. Another process with a reused pid is not touched.
 
     Raises:
-      EngineError: when it still runs after SIGKILL, or may not be signalled.
+      EngineError: if it survives SIGKILL, or may not be signalled.
     """
     process = find(pid, started)
     if process is None:
@@ -167,12 +167,12 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
             process.terminate()
         _gone(family[:1], grace_s)
         for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):  # psutil itself refuses a pid that was used again
+            with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
                 one.kill()
     except psutil.AccessDenied as error:
-        raise EngineError(f"may not end process {pid}: it belongs to another user") from error
+        raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
     if not _gone(family, 5.0):
-        raise EngineError(f"process {pid} does not end")
+        raise EngineError(f"process {pid} does not stop")
     return True
 
 
@@ -188,7 +188,7 @@ def _gone(family: Sequence[psutil.Process], timeout_s: float) -> bool:
 
 def _runs(process: psutil.Process) -> bool:
     child = _children.get(process.pid)
-    if child is not None:  # only its parent can ask in one step, and so remove it from the process table
+    if child is not None:  # a parent can poll, which also reaps the child
         if child.poll() is None:
             return True
         _children.pop(process.pid, None)
@@ -200,7 +200,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def memory_mb(pid: int | None, started: float | None) -> int | None:
-    """Resident memory of a process and those it started, in MiB; None when it has ended."""
+    """Return the resident memory of a process and its children in MiB, or None if it has ended."""
     process = find(pid, started)
     if process is None:
         return None
@@ -213,7 +213,7 @@ def memory_mb(pid: int | None, started: float | None) -> int | None:
 
 
 def last_lines(log: Path, count: int = 3) -> str:
-    """Return the last lines of a log with something in them, in one line."""
+    """Return the last non-empty lines of a log, joined."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
@@ -224,7 +224,7 @@ def last_lines(log: Path, count: int = 3) -> str:
 
 
 def says_port_taken(log: Path) -> bool:
-    """Return whether a log tells that a port could not be had."""
+    """Return whether a log reports a port in use."""
     with log.open("rb") as file:
         said = file.read(1 << 20).lower()
     return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said

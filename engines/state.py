@@ -1,4 +1,4 @@
-"""What runs, and where: ``<home>/engines.json``, the one file that `ciml up`, `status` and `down` share."""
+"""The state of local engines: ``<home>/engines.json``, shared by `ciml up`, `status` and `down`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ LIGHT = "light"
 
 @dataclass(frozen=True)
 class EngineState:
-    """One engine that was started here.
+    """A started engine.
 
     Attributes:
       name: ``kafka``, ``flink``, ``s3``, ``logs`` or ``models``.
       kind: ``real``, or ``light`` for the stand-ins of a machine without Java.
       what: one phrase for people, such as ``Kafka 4.1.1`` or ``light: librdkafka mock broker``.
-      address: what clients are given: ``host:port`` or a URL; empty while it is starting.
-      pid: the process, or None where the engine needs none (bounded micro-batches).
-      started: that process's start time in seconds since the epoch; with the pid it names one process for ever.
-      ports: every port it listens on, by its use.
-      urls: further addresses, by their use.
-      log: the file its output goes to.
-      memory_mb: the cap it was given, in MiB; None where it has none.
+      address: for clients, ``host:port`` or a URL; "" while it is starting.
+      pid: the process, or None if the engine needs none (bounded micro-batches).
+      started: that process's start time in seconds since the epoch; with the pid it identifies one process.
+      ports: every port it listens on, by use.
+      urls: further addresses, by use.
+      log: the file of its output.
+      memory_mb: its memory limit in MiB, or None.
     """
 
     name: str
@@ -50,25 +50,25 @@ class EngineState:
         return self.kind == LIGHT
 
     def at(self, **changes: Any) -> EngineState:
-        """This state with some fields changed."""
+        """Return a copy with changed fields."""
         return replace(self, **changes)
 
 
 def default_home() -> Path:
-    """``$CIML_HOME``, else ``.ciml`` in the working folder."""
+    """Return ``$CIML_HOME``, else ``.ciml`` in the working folder."""
     return Path(os.environ.get("CIML_HOME") or ".ciml").absolute()
 
 
 def state_file(home: Path) -> Path:
-    """Where the engines of ``home`` are written down."""
+    """Return the state file of ``home``."""
     return home / "engines.json"
 
 
 def read(home: Path) -> dict[str, EngineState]:
-    """Return the engines that were started in ``home`` and not ended since, by name; they may have died meanwhile.
+    """Return the engines that were started in ``home`` and not stopped, by name; they may have died.
 
     Raises:
-      EngineError: when the file is there and cannot be understood.
+      EngineError: if the file is unreadable.
     """
     path = state_file(home)
     try:
@@ -77,12 +77,12 @@ def read(home: Path) -> dict[str, EngineState]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
-        raise EngineError(f"{path} cannot be understood ({error}); end the engines by hand, then remove it") from error
+        raise EngineError(f"{path} is unreadable ({error}); stop the engines manually, then remove it") from error
 
 
 def write(home: Path, states: Mapping[str, EngineState]) -> None:
-    """Replace the file whole: a reader sees the old content or the new."""
-    import tempfile  # only who starts engines writes
+    """Replace the file atomically."""
+    import tempfile  # only starting engines writes
 
     content = {name: {k: v for k, v in asdict(state).items() if k != "name"} for name, state in sorted(states.items())}
     home.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def exclusive(home: Path, timeout_s: float = 300) -> Iterator[None]:
     """Hold the lock of ``home``: one `ciml up` or `ciml down` at a time.
 
     Raises:
-      CimlError: when another holds it for longer than ``timeout_s``, or ``home`` cannot be written.
+      CimlError: if another process holds it longer than ``timeout_s``, or ``home`` is not writable.
     """
     from filelock import FileLock, Timeout
 
@@ -107,6 +107,6 @@ def exclusive(home: Path, timeout_s: float = 300) -> Iterator[None]:
         with FileLock(home / "engines.lock", timeout=timeout_s):
             yield
     except Timeout:
-        raise CimlError(f"another ciml is starting or ending engines in {home}; try again when it is done") from None
+        raise CimlError(f"another ciml is starting or stopping engines in {home}; retry when it is done") from None
     except PermissionError as error:
         raise CimlError(f"cannot write in {home}: {error.strerror}; choose another folder with --home") from error

@@ -1,7 +1,7 @@
-"""The pipelines as graphs: what an engine is given, made without an engine, a broker or a network.
+"""The pipelines' graphs as engines receive them, built without an engine, a broker or a network.
 
-Each is wired by the function that runs it. What a run would find out first, such as where partitions begin, is stated
-here: two partitions of `ci-events`, a log that is due, a data set of one span.
+Each is wired by its production function, with example inputs in place of run-time lookups: two partitions of
+`ci-events`, a deferred log that is due, a data set of one span.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _dataset(pipeline: beam.Pipeline) -> None:
 def _materialise(pipeline: beam.Pipeline) -> None:
     from training.runtime import tensorflow
 
-    tensorflow()  # it has to be set up before tf.Transform imports it
+    tensorflow()  # must be configured before tf.Transform imports it
     import tensorflow_transform.beam as tft_beam
 
     from training.data.materialise_beam import build_materialise
@@ -87,15 +87,15 @@ def _materialise(pipeline: beam.Pipeline) -> None:
         build_materialise(pipeline, _DATA.dataset("example").store, snapshot, Path("work"), None)
 
 
-#: What can be drawn, by name: how it is wired, and what it is.
+#: Graphs by name: (function that wires it, description).
 PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
-    "ingest": (partial(_ingest, reads=_READS), "ciml ingest on Flink or Dataflow: for ever"),
+    "ingest": (partial(_ingest, reads=_READS), "ciml ingest on Flink or Dataflow, unbounded"),
     "ingest-micro-batch": (
         partial(_ingest, reads=_BOUNDED, due=(PendingRun(Origin("ci-events", 0, 7), "e", _MENTION),)),
-        "ciml ingest --engine micro-batches: one of them",
+        "ciml ingest --engine micro-batches, one batch",
     ),
-    "predict": (_predict, "ciml predict: for ever"),
-    "backfill": (_backfill, "ciml backfill --runner: one pipeline of it"),
-    "dataset": (_dataset, "ciml dataset update --runner: the making of spans"),
-    "materialise": (_materialise, "ciml refresh: from examples to normalised records, by tf.Transform"),
+    "predict": (_predict, "ciml predict, unbounded"),
+    "backfill": (_backfill, "ciml backfill --runner, one of its pipelines"),
+    "dataset": (_dataset, "ciml dataset update --runner, building spans"),
+    "materialise": (_materialise, "ciml refresh, normalising examples with tf.Transform"),
 }

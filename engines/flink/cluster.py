@@ -1,4 +1,4 @@
-"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and what keeps them running."""
+"""A standalone Flink cluster: JobManager, TaskManagers, job server, Python workers, and their watchdog."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GRACE_S = 8.0
 
 
 class Cluster(Engine):
-    """The keeper is its process; the keeper's processes are in ``<home>/cluster/parts.json``."""
+    """The watchdog is its process; the watchdog's children are listed in ``<home>/cluster/parts.json``."""
 
     name = "cluster"
     uses = (
@@ -37,19 +37,19 @@ class Cluster(Engine):
 
     def prepare(self, home: Path, ports: Mapping[str, int], settings: Settings) -> Launch:
         if settings.state and not settings.state.startswith("s3://"):
-            raise CimlError(f"the state of a cluster is in its home folder or on s3://, not at {settings.state}")
+            raise CimlError(f"invalid state {settings.state!r}: a cluster keeps it in its home folder or on s3://")
         if settings.state:
             _expect_bucket(settings.state)
         folder = home / "cluster"
         chosen = dict(ports)
-        if parts.marked(home):  # its keeper was killed: the parts that live keep their ports
+        if parts.marked(home):  # its watchdog was killed: running parts keep their ports
             chosen = dict(parts.read_plan(folder)[1].get("ports", ports))
         for part in ("checkpoints", "savepoints"):
             (home / "flink" / part).mkdir(parents=True, exist_ok=True)
         try:
             planned = make_parts(home, chosen, settings)
         except NoJava as error:
-            raise NoJava(f"a Flink cluster needs Java: {error}; without it: --engine micro-batches") from error
+            raise NoJava(f"a Flink cluster needs Java ({error}); without Java use --engine micro-batches") from error
         kept_at = settings.state or str(home / "flink")
         parts.write_plan(folder, planned, {"ports": chosen, "state": kept_at, "rest": Addresses.of(chosen).rest})
         at = Addresses.of(chosen)
@@ -68,7 +68,7 @@ class Cluster(Engine):
     def ready(self, home: Path, state: EngineState) -> EngineState | None:
         known = parts.read_states(home / "cluster")
         planned, _ = parts.read_plan(home / "cluster")
-        for part in planned:  # the last question first: a TaskManager that is known says so of its JobManager too
+        for part in planned:  # the last check first: a known TaskManager implies that its JobManager answers
             one = known.get(part.name)
             if one is None or health(part, one) != "ok":
                 return None
@@ -84,11 +84,11 @@ class Cluster(Engine):
         return ", ".join(f"{name} ({log})" for name, log in unwell.items())
 
     def end(self, home: Path, state: EngineState) -> bool:
-        """End the keeper first, which would start the rest again, then all that carries the cluster's mark."""
-        keeper = processes.find(state.pid, state.started)
-        if keeper is not None:
+        """Stop the watchdog first, since it would restart the rest, then all processes with the cluster's mark."""
+        watchdog = processes.find(state.pid, state.started)
+        if watchdog is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                keeper.kill()
+                watchdog.kill()
         deadline = time.monotonic() + _GRACE_S
         found = ran = parts.marked(home)
         for one in found:
@@ -96,7 +96,7 @@ class Cluster(Engine):
                 one.terminate()
         while found:
             if time.monotonic() > deadline + _GRACE_S:
-                raise EngineError(f"of the cluster in {home} these do not end: {[one.pid for one in found]}")
+                raise EngineError(f"cluster in {home}: processes {[one.pid for one in found]} do not stop")
             if time.monotonic() > deadline:
                 for one in found:
                     with contextlib.suppress(psutil.NoSuchProcess):
@@ -104,18 +104,18 @@ class Cluster(Engine):
             time.sleep(0.05)
             found = parts.marked(home)
         parts.states_file(home / "cluster").unlink(missing_ok=True)
-        return bool(ran) or keeper is not None
+        return bool(ran) or watchdog is not None
 
 
 def _expect_bucket(state: str) -> None:
-    """A bucket that is not there, or not ours, would show only as checkpoints that fail."""
+    """Check the bucket of the state; a missing one would only show as failing checkpoints."""
     from ciml.storage.open import open_store
 
     next(iter(open_store(state).entries("")), None)
 
 
 def health(part: Part, state: PartState) -> Health:
-    """Ask a part how it is."""
+    """Return the health of a part."""
     if processes.find(state.pid, state.started) is None:
         return "dead"
     if parts.asks(part.check) == "yes":
@@ -124,12 +124,12 @@ def health(part: Part, state: PartState) -> Health:
 
 
 def cluster_parts(home: Path) -> dict[str, PartState]:
-    """The parts of the cluster of ``home`` by name, as the keeper last wrote them down: pids, restarts, reasons."""
+    """Return the states of the cluster's parts by name, as the watchdog last recorded them."""
     return parts.read_states(home / "cluster")
 
 
 def part_rows(home: Path) -> dict[str, dict[str, object]]:
-    """For `ciml status`: each part of the cluster of ``home`` with its process, memory and health."""
+    """Return each part of the cluster of ``home`` with process, memory and health, for `ciml status`."""
     known = parts.read_states(home / "cluster")
     rows: dict[str, dict[str, object]] = {}
     for part in parts.read_plan(home / "cluster")[0]:

@@ -21,9 +21,9 @@ _NETWORK_MB = 64
 _METASPACE_MB = 160
 _OVERHEAD_MB = 128
 
-# What a job's own options do not say. Checkpoints stay after a cancel and a failure; the pause between restarts grows.
-# A JobManager and a TaskManager miss each other after 20 s without a heartbeat, and at once when a port is closed.
-# The jars of a job are those of the cluster, so its classes come from there.
+# Settings that jobs do not set themselves. Checkpoints survive a cancel and a failure; restart delays grow.
+# A JobManager and a TaskManager lose each other after 20 s without a heartbeat, or at once when a port closes.
+# A job's jars are those of the cluster, so its classes are loaded from there.
 _CONFIGURATION = """\
 rest.address: {host}
 rest.bind-address: {host}
@@ -68,12 +68,12 @@ classloader.resolve-order: parent-first
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a cluster answers; all of it on loopback.
+    """Addresses of a cluster, all on loopback.
 
     Attributes:
       jobs: Beam's job server, ``host:port``.
       rest: Flink's REST API, a URL.
-      workers: the Python worker pools, ``host:port``; they share it.
+      workers: the shared ``host:port`` of the Python worker pools.
     """
 
     jobs: str
@@ -87,7 +87,7 @@ class Addresses:
 
 
 def state_root(home: Path, settings: Settings) -> str:
-    """Return the URL below which checkpoints and savepoints are."""
+    """Return the URL of the folder of checkpoints and savepoints."""
     return settings.state.rstrip("/") if settings.state else (home / "flink").as_uri()
 
 
@@ -113,17 +113,17 @@ def write_configuration(home: Path, ports: Mapping[str, int], settings: Settings
     )
     if settings.state:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:  # credentials are left to the environment: they are on no disk
+        if endpoint:  # credentials come from the environment and are not written to disk
             text += f"s3.endpoint: {endpoint}\ns3.path.style.access: true\n"
     (folder / "flink-conf.yaml").write_text(text)
     return folder
 
 
 def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list[Part]:
-    """Return the parts of a cluster, its configuration written.
+    """Write a cluster's configuration and return its parts.
 
     Raises:
-      NoJava: no Java, or no jars and no Maven.
+      NoJava: without Java, or without jars and Maven.
     """
     java, class_path = jars.find_java(), jars.class_path("cluster", settings.notify)
     conf, at = write_configuration(home, ports, settings), Addresses.of(ports)
@@ -183,7 +183,7 @@ def make_parts(home: Path, ports: Mapping[str, int], settings: Settings) -> list
         "Beam 2.62 job server",
         (
             *(JOB_SERVER_MAIN, f"--job-host={HOST}", f"--job-port={ports['cluster-jobs']}"),
-            *("--artifact-port=0", "--expansion-port=-1"),  # -1: none, which nobody here needs
+            *("--artifact-port=0", "--expansion-port=-1"),  # -1 disables the expansion service, which is not needed
             *(f"--flink-master={at.rest.removeprefix('http://')}", f"--flink-conf-dir={conf}"),
             f"--artifacts-dir={home / 'cluster' / 'artifacts'}",
         ),
@@ -210,12 +210,12 @@ def _pool(home: Path, number: int, at: Addresses) -> Part:
 
 
 def _plugins(home: Path, settings: Settings) -> Path:
-    """Flink's plugin folder: the S3 file system in it where state is on S3."""
+    """Return Flink's plugin folder, with the S3 file system if the state is on S3."""
     folder = home / "cluster" / "plugins"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "s3"
     link.unlink(missing_ok=True)
     if settings.state:
-        jars.class_path("flink-s3", settings.notify)  # fetches it
+        jars.class_path("flink-s3", settings.notify)  # fetches the jar
         link.symlink_to(jars.jar_folder("flink-s3"), target_is_directory=True)
     return folder

@@ -1,7 +1,7 @@
 """Keeps the parts of a cluster running: ``python -m engines.flink.cluster_watchdog HOME FOLDER``.
 
-It starts what does not run, and starts again what died or does not answer. It holds nothing that is not in FOLDER's
-``plan.json`` and ``parts.json``: killed, it is started again and goes on with the parts that live.
+It starts missing parts, and restarts parts that died or do not answer. Its whole state is in FOLDER's ``plan.json`` and
+``parts.json``: after a kill, a new watchdog continues with the running parts.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from engines.flink.prune_checkpoints import sweep_checkpoints
 
 _TICK_S = 0.2
 _ASK_S = 2.0
-_YOUNG_S = 60.0  # a process that never answered yet has so long, beside its patience
+_YOUNG_S = 60.0  # additional patience for a process that has not answered yet
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STEADY_S = 120.0  # a process that lived so long starts again without a pause
+_STEADY_S = 120.0  # a process that ran this long restarts without a pause
 _SWEEP_S = 3600.0
-_KEEP_CHECKPOINTS_S = 7 * 86400.0  # of jobs that Flink does not know any more
+_KEEP_CHECKPOINTS_S = 7 * 86400.0  # for jobs unknown to Flink
 _LOG_BYTES = 32 << 20
 
 
 class ClusterWatchdog:
-    """The parts of one home."""
+    """Watches the parts of one home."""
 
     def __init__(self, home: Path, folder: Path) -> None:
         self._home, self._folder = home, folder
@@ -46,7 +46,7 @@ class ClusterWatchdog:
         self._end_strays()
 
     def _end_strays(self) -> None:
-        """End what a killed keeper had started and not written down. Workers belong to their pools, and end there."""
+        """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
         mine = {os.getpid(), *(one.state.pid for one in self._kept)}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
@@ -54,7 +54,7 @@ class ClusterWatchdog:
                     process.kill()
 
     def run(self) -> None:
-        """Keep them for ever."""
+        """Watch the parts for ever."""
         last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
         with ThreadPoolExecutor(max_workers=len(self._kept) + 1) as pool:
             while True:
@@ -76,21 +76,21 @@ class ClusterWatchdog:
             for job in sweep_checkpoints(self._settings["state"], self._settings["rest"], before_s):
                 _say(f"removed the old checkpoints of {job}")
         except CimlError as error:
-            _say(f"old checkpoints stay for now: {error}")
+            _say(f"old checkpoints could not be removed, retrying later: {error}")
 
     @staticmethod
     def _steady(step: Callable[[], bool]) -> bool:
-        """A step that fails (no memory for a process, one that does not end) is tried again with the next round."""
+        """Run a step; a failure (no memory for a process, a process that does not stop) is retried next round."""
         try:
             return step()
         except (EngineError, OSError) as error:
-            _say(f"{error}; trying again")
+            _say(f"{error}; retrying")
             time.sleep(1)
             return True
 
 
 class _Kept:
-    """One part, and what the keeper knows of it."""
+    """A part and its observed state."""
 
     def __init__(self, part: Part, state: PartState, home: Path) -> None:
         self.part, self.state, self._home = part, state, home
@@ -101,7 +101,7 @@ class _Kept:
             self.state = replace(state, pid=None, started=None, answered=False)
 
     def look(self) -> bool:
-        """Start it where it is not running; return whether anything changed."""
+        """Start the part if it is not running; return whether anything changed."""
         if self.state.pid is None:
             if time.monotonic() < self._start_at:
                 return False
@@ -115,7 +115,7 @@ class _Kept:
         return True
 
     def ask(self, pool: ThreadPoolExecutor) -> bool:
-        """Look at the last question's answer and put the next one; return whether anything changed."""
+        """Read the last health check's answer and send the next one; return whether anything changed."""
         if self.state.pid is None:
             self._asking = None
             return False
@@ -142,13 +142,13 @@ class _Kept:
             self._pause_s = _FIRST_PAUSE_S
         self._start_at = now + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        _say(f"{self.part.name} (pid {self.state.pid}): {reason}; again in {self._start_at - now:.1f} s")
+        _say(f"{self.part.name} (pid {self.state.pid}): {reason}; restart in {self._start_at - now:.1f} s")
         self.state = PartState(self.part.name, restarts=self.state.restarts + 1, reason=reason)
         self._asking = None
 
     def _start(self) -> None:
         scratch, log = Path(self.part.scratch), Path(self.part.log)
-        shutil.rmtree(scratch, ignore_errors=True)  # each start of Flink leaves 30 MB there when it is killed
+        shutil.rmtree(scratch, ignore_errors=True)  # a killed Flink leaves 30 MB there
         with contextlib.suppress(FileNotFoundError):
             if log.stat().st_size > _LOG_BYTES:
                 os.replace(log, f"{log}.1")
@@ -164,7 +164,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Iterable[str]) -> None:
-    """Keep, until it is killed; where another keeper is at work, ends at once."""
+    """Run the watchdog until it is killed; exit at once if another one is running."""
     from filelock import FileLock, Timeout
 
     home, folder = (Path(each) for each in arguments)
@@ -172,7 +172,7 @@ def main(arguments: Iterable[str]) -> None:
         with FileLock(folder / "keeper.lock", timeout=2):
             ClusterWatchdog(home, folder).run()
     except Timeout:
-        raise SystemExit(f"another keeper is at work in {folder}") from None
+        raise SystemExit(f"another watchdog is running in {folder}") from None
 
 
 if __name__ == "__main__":

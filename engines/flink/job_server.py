@@ -1,4 +1,4 @@
-"""Flink, embedded in Beam's job server; bounded micro-batches where there is no Java."""
+"""Flink embedded in Beam's job server; bounded micro-batches without Java."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from engines.state import LIGHT, REAL, EngineState
 MICRO_BATCHES = "light: bounded micro-batches"
 JOB_SERVER_MAIN = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _GET_JOBS = "/org.apache.beam.model.job_management.v1.JobService/GetJobs"
-# Each job has a small Flink, and a REST port, of its own.
+# Each job has its own small Flink and REST port.
 _REST_PORTS = 16
 
-# What Flink's and Beam's serialisation reaches into by reflection, which Java 17 forbids unless told.
+# Packages that Flink's and Beam's serialisation use by reflection; Java 17 requires them to be opened.
 OPENED = (
     *("java.lang", "java.net", "java.io", "java.nio", "sun.nio.ch", "java.lang.reflect", "java.text", "java.time"),
     *("java.util", "java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
 )
 
-# At "info" Flink says 700 lines a job. What stays: what becomes of jobs, tasks and checkpoints.
+# At "info" Flink logs 700 lines a job. These levels keep the lines on jobs, tasks and checkpoints.
 LOG_LEVELS = {
     "org.apache.beam.runners.flink": "info",
     "org.apache.beam.runners.jobsubmission": "info",
-    "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # an end of job, as a stack trace
+    "org.apache.beam.runners.fnexecution.control.DefaultJobBundleFactory": "off",  # stack traces at job ends
     "org.apache.flink.runtime.executiongraph": "info",
     "org.apache.flink.runtime.checkpoint.CheckpointFailureManager": "info",
     "org.apache.flink.runtime.dispatcher.DispatcherRestEndpoint": "info",
@@ -105,7 +105,7 @@ class Flink(Engine):
 
 
 class MicroBatches(Engine):
-    """No process: commands run bounded micro-batches themselves, from the committed offsets to the present end."""
+    """No process: commands run bounded micro-batches from the committed offsets to the present end."""
 
     name = "flink"
 
@@ -121,7 +121,7 @@ def job_service_answers(address: str, timeout_s: float = 2.0) -> bool:
     import grpc
 
     with grpc.insecure_channel(address) as channel:
-        try:  # bytes to bytes: an empty message is a valid GetJobsRequest, and Beam need not be imported
+        try:  # an empty message is a valid GetJobsRequest, so Beam need not be imported
             channel.unary_unary(_GET_JOBS, None, None)(b"", timeout=timeout_s, wait_for_ready=True)
         except grpc.RpcError:
             return False

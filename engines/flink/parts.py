@@ -1,4 +1,4 @@
-"""The parts of an engine that is several processes: how each is started, how one asks it, and what runs."""
+"""The processes of a cluster: how each is started and checked, and which ones run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 
 from ciml.errors import EngineError
 
-#: In the environment of each part and of all that it starts, so that none is ever lost: the home it belongs to.
+#: Environment variable with the home, inherited by each part's children, so that all are found.
 MARK = "CIML_CLUSTER_HOME"
 
 Health = Literal["ok", "starting", "no answer", "dead"]
@@ -24,20 +24,20 @@ Answer = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True)
 class Part:
-    """How one process is started and asked.
+    """How a process is started and checked.
 
     Attributes:
       name: such as ``taskmanager-1``.
       what: one phrase for people.
       command: the command line.
-      check: what to ask, and where: ``["http", URL]``, ``["jobs", HOST:PORT]``, ``["pool", SOCKET]`` (an abstract
-        one), or ``["taskmanager", REST-URL, ID]``, which asks the JobManager for it.
-      address: where it answers, for people.
-      scratch: a folder that is emptied before each start; also its working folder.
-      log: the file its output goes to.
-      environment: what it is given beside the keeper's own.
-      patience_s: for so long it may leave questions open before it is ended and started again.
-      memory_mb: the cap it was given; None where it has none.
+      check: the health check: ``["http", URL]``, ``["jobs", HOST:PORT]``, ``["pool", SOCKET]`` (an abstract
+        socket), or ``["taskmanager", REST-URL, ID]``, which asks the JobManager.
+      address: its address, for people.
+      scratch: its working folder, emptied before each start.
+      log: the file of its output.
+      environment: variables in addition to the watchdog's.
+      patience_s: time without an answer before it is restarted.
+      memory_mb: its memory limit, or None.
     """
 
     name: str
@@ -54,15 +54,15 @@ class Part:
 
 @dataclass(frozen=True)
 class PartState:
-    """What became of a part.
+    """State of a part.
 
     Attributes:
       name: of the part.
-      pid: its process; None while the keeper pauses before the next start.
+      pid: its process; None while the watchdog waits before the next start.
       started: that process's start time, seconds since the epoch.
-      restarts: how often the keeper started it again.
-      reason: why it was last started again; "" at first.
-      answered: whether this process has answered once.
+      restarts: number of restarts.
+      reason: of the last restart; "" at first.
+      answered: whether this process has ever answered.
     """
 
     name: str
@@ -82,12 +82,12 @@ def states_file(folder: Path) -> Path:
 
 
 def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
-    """Write down what the keeper is to keep, and the settings that it was made from."""
+    """Write the watchdog's plan and the settings behind it."""
     _replace(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]})
 
 
 def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
-    """Return the parts and the settings; nothing of both where there is no plan."""
+    """Return the parts and the settings; both empty without a plan."""
     content = _read(plan_file(folder))
     return [Part(**each) for each in content.get("parts", [])], dict(content.get("settings", {}))
 
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:
-        raise EngineError(f"{path} cannot be understood ({error}): ciml down, and remove it") from error
+        raise EngineError(f"{path} is unreadable ({error}); run ciml down, then remove it") from error
 
 
 def _replace(path: Path, content: Any) -> None:
@@ -118,7 +118,7 @@ def _replace(path: Path, content: Any) -> None:
 
 
 def marked(home: Path) -> list[psutil.Process]:
-    """Return every process of this user that belongs to the cluster of ``home``, be it recorded or not."""
+    """Return every process of this user that belongs to the cluster of ``home``, recorded or not."""
     wanted, me, found = str(home), os.getuid(), []
     for one in psutil.process_iter():
         try:
@@ -130,7 +130,7 @@ def marked(home: Path) -> list[psutil.Process]:
 
 
 def asks(check: list[str]) -> Answer:
-    """Put a part's question, for two seconds at most."""
+    """Run a health check, for two seconds at most."""
     kind, *where = check
     if kind == "http":
         from engines.base import http_answers
@@ -146,7 +146,7 @@ def asks(check: list[str]) -> Answer:
 
 
 def pool_socket(home: Path, name: str) -> str:
-    """Return the abstract socket at which a worker pool is asked how it is (a path would soon be too long)."""
+    """Return the abstract socket of a worker pool's health check (a path could be too long)."""
     import hashlib
 
     return f"ciml-{hashlib.sha256(str(home).encode()).hexdigest()[:16]}-{name}"
@@ -163,7 +163,7 @@ def _pool_answers(name: str) -> bool:
 
 
 def _known_taskmanager(rest: str, name: str) -> Answer:
-    """Return whether the JobManager knows a TaskManager; "unknown" where the JobManager itself does not answer."""
+    """Return whether the JobManager knows a TaskManager; "unknown" if the JobManager itself does not answer."""
     import urllib.request
 
     try:

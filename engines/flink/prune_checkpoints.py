@@ -1,5 +1,7 @@
-"""Removes what is left of checkpoints. Flink keeps those of a job that failed, was cancelled, or lost its JobManager:
-one may begin from them again. Nobody else would ever remove them."""
+"""Removes old checkpoints of jobs that failed, were cancelled, or lost their JobManager.
+
+Flink retains them for restarts and never removes them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from ciml.storage.open import open_store
 def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
     """Remove the checkpoints of jobs that Flink does not know and that wrote none since ``before_s``.
 
-    Savepoints are left alone: whoever asked for one may want it.
+    Savepoints are kept.
 
     Args:
       state: a folder or an ``s3://`` prefix; the checkpoints are in its ``checkpoints/JOB``.
@@ -21,16 +23,16 @@ def sweep_checkpoints(state: str, rest: str, before_s: float) -> list[str]:
       before_s: epoch seconds.
 
     Returns:
-      The ids of the jobs whose checkpoints are gone.
+      The ids of the jobs whose checkpoints were removed.
 
     Raises:
-      EngineError: Flink or the storage does not answer. What was removed until then is gone.
+      EngineError: if Flink or the storage does not answer. Earlier removals are not undone.
     """
     try:
         with urllib.request.urlopen(f"{rest}/jobs", timeout=10) as answer:  # noqa: S310 (our own loopback)
             known = {job["id"] for job in json.load(answer)["jobs"]}
     except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"Flink at {rest} does not say which jobs it knows: {error}") from error
+        raise EngineError(f"Flink at {rest} does not list its jobs: {error}") from error
     top = open_store(state)
     store = top.child("checkpoints")
     paths: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 """A Python worker of a job: ``python -m engines.flink.worker PARENT``; `worker_pool` starts it.
 
-It imports what a job needs, and waits for one line on its standard input: the control address and its own id.
+It imports a job's modules and waits for a line on standard input: the control address and its own id.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
-#: Imported while there is time. Left to a job's start, they would take seconds of it.
+#: Imported in advance; at a job's start they would take seconds.
 _MODULES = ("apache_beam.runners.worker.sdk_worker", "pipelines.ingest.pipeline", "pipelines.predict.pipeline")
 
 
 def main(parent: int) -> None:
-    """Work for one job until that closes its stream, or the pool is gone."""
+    """Work for one job until it closes its stream, or the pool ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that took effect
+    if os.getppid() != parent:  # the parent died before the signal was set
         return
     for name in _MODULES:
-        with contextlib.suppress(ImportError):  # an extra that is not installed: what needs it says so
+        with contextlib.suppress(ImportError):  # an extra is not installed; its users report that
             importlib.import_module(name)
     control, _, worker_id = sys.stdin.readline().strip().partition(" ")
     if not worker_id:

@@ -1,10 +1,10 @@
 """Starts Python workers for Flink: ``python -m engines.flink.worker_pool PORT SOCKET``.
 
-Beam's own ``worker_pool_main`` listens on all interfaces, where whoever asks has a process started; takes the first
-``python`` in PATH; gives workers a pipe that nobody reads; and leaves them behind when it, or the TaskManager that they
-work for, is killed. This one is small (it does not import Beam), and has a worker ready that has imported all it needs.
+Beam's own ``worker_pool_main`` listens on all interfaces, where any client can start a process; runs the first
+``python`` in PATH; connects workers to a pipe without a reader; and leaves workers behind when it, or their
+TaskManager, is killed. This pool is small (it does not import Beam) and keeps one worker with all imports ready.
 
-Several pools share one port: the system deals connections out among them.
+Several pools share one port; the kernel distributes the connections.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _TICK_S = 0.25
 _GRACE_S = 5.0
-_LONELY_S = 10.0  # a worker whose job cannot be reached for so long is ended
+_LONELY_S = 10.0  # a worker whose job is unreachable this long is stopped
 _LOOK_S = 2.0
-_SPARE_AFTER_S = 5.0  # a new spare waits until the last worker has its start behind it
+_SPARE_AFTER_S = 5.0  # delay of a new spare, until the last worker has started
 _SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
 
 
 def _message(name: str, **fields: tuple[int, str]) -> Any:
-    """Return a class for those fields of a message of Beam's protocol that matter here."""
+    """Return a message class with the used fields of a Beam message."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="pool", syntax="proto3")
     message = file.message_type.add(name=name)
     kinds = descriptor_pb2.FieldDescriptorProto
@@ -51,7 +51,7 @@ _Endpoint = _message("Endpoint", url=(1, "string"))
 class Pool:
     """The workers of this process. `serve` starts and ends them in its own thread.
 
-    A worker asks the kernel to be killed with its parent, and for the kernel that is the *thread* which started it.
+    The kernel kills a worker with the *thread* that started it (PDEATHSIG).
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Pool:
         self._spare_at = 0.0
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Beam's service, as gRPC takes it."""
+        """Return Beam's worker pool service for gRPC."""
 
         def start(data: bytes, context: Any) -> bytes:
             request = _Request.FromString(data)
@@ -77,7 +77,7 @@ class Pool:
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
     def serve(self) -> None:
-        """Does what is asked, and looks after the workers, for ever."""
+        """Process requests and watch the workers, for ever."""
         while True:
             with contextlib.suppress(queue.Empty):
                 what, worker_id, control = self._asked.get(timeout=_TICK_S)
@@ -97,8 +97,9 @@ class Pool:
         return spare if spare is not None and spare.poll() is None else _spawn()
 
     def _end(self, worker_id: str) -> None:
-        # Ids are a count within a job and a TaskManager: two jobs have a worker of the same one. The worker whose job
-        # closed its stream ends by itself; one that does not is found by its silent control address.
+        # Ids count within a job and a TaskManager, so two jobs can have equal ids. A worker whose job closed its stream
+        # ends by
+        # itself; one that does not is found by its unreachable control address.
         alike = [one for one in self._workers.values() if one.id == worker_id]
         if len(alike) == 1:
             alike[0].end()
@@ -110,7 +111,7 @@ class _Worker:
         self._process, self._control = process, control
         self._reached = self._looked = time.monotonic()
         self._end_at: float | None = None
-        with contextlib.suppress(OSError):  # it died this moment: Flink misses it, and asks for another
+        with contextlib.suppress(OSError):  # it just died; Flink requests another
             assert process.stdin is not None
             process.stdin.write(f"{control} {worker_id}\n".encode())
             process.stdin.flush()
@@ -122,7 +123,7 @@ class _Worker:
             self._end_at = time.monotonic() + _GRACE_S
 
     def look(self) -> bool:
-        """Return whether it still runs; ends it when its time is over or its job has gone."""
+        """Return whether the worker runs; stop it when its time is over or its job is gone."""
         code = self._process.poll()
         if code is not None:
             _say(f"worker {self.id} of {self._control}: ended ({code})")
@@ -136,7 +137,7 @@ class _Worker:
             if _listens(self._control):
                 self._reached = now
             elif now - self._reached > _LONELY_S:
-                _say(f"worker {self.id}: nobody is at {self._control} any more")
+                _say(f"worker {self.id}: control address {self._control} is unreachable")
                 self.end()
         return True
 
@@ -156,7 +157,7 @@ def _listens(address: str) -> bool:
 
 
 def _answer_health(name: str) -> None:
-    """Says ok to whoever connects to an abstract socket: the keeper, which cannot choose among pools on one port."""
+    """Answer "ok" on an abstract socket: the watchdog cannot choose among pools that share a port."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(f"\0{name}")
     server.listen()

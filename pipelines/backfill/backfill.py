@@ -1,8 +1,8 @@
-"""Backfill: the runs of a listing to the raw store and its manifest, as ingest does it for events.
+"""Backfill: writes the runs of a listing to the raw store and its manifest, as ingest does for events.
 
 blocks of lines ─► decode ─► judge ─► fetch ─► parse ─► store ─► commit
 
-What is committed are the numbers of the lines, as a topic's offsets are. So the manifest alone says where to go on.
+Line numbers are committed like a topic's offsets, so the manifest alone decides where to continue.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def backfill(
     stop: threading.Event | None = None,
     report: Report | None = None,
 ) -> Tally:
-    """Bring the runs of a listing into the raw store, from its first line that is not settled.
+    """Write the runs of a listing to the raw store, from its first unsettled line.
 
     Args:
       config: what to take, and how.
-      listing: an open one.
+      listing: an open listing.
       runner: None calls the functions in this process; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
       extra: further options of Beam.
-      stop: ends it, when set, after what is under way is committed.
-      report: told how far it is, a few times a second at most.
+      stop: when set, ends the backfill after the work in progress is committed.
+      report: called with the progress, a few times a second at most.
 
     Raises:
-      CimlError: no log is where the listing says, or the listing was changed meanwhile; or another runner is named.
-      EngineError: a store, Flink or the place of the logs does not answer. What was settled is committed.
+      CimlError: if no log exists where the listing says, the listing changed meanwhile, or the runner is unknown.
+      EngineError: if a store, Flink or the log host does not answer. Settled lines stay committed.
       IntegrityError: see `ciml.raw.accounting.reconcile`.
     """
     following = BackfillProgress(config.raw, listing, report)

@@ -1,4 +1,4 @@
-"""Backfill in Beam: pieces of work in bounded pipelines, settled by the same function as without Beam."""
+"""Backfill in Beam: work items in bounded pipelines, settled by the same function as without Beam."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from pipelines.flink.submit import FlinkJob, flink_options, run_here
 from transforms.ingest.errors import keep_error
 
 _POLL_S = 0.5
-#: How many pieces of work one pipeline has. On Flink a job costs seconds, and can be cancelled at any time; here it
-#: costs a fifth of a second, and a signal has to wait for its end.
+#: Work items of one pipeline. On Flink a job costs seconds, but can be cancelled at any time; in process it costs a
+#: fifth
+#: of a second, but a signal has to wait for its end.
 _A_PIPELINE = {"fnapi": 20, "flink": 2000}
 
 
 class Settle(beam.DoFn):
-    """Settles and commits pieces of work. The listing is opened once in each process, and has to be the same there."""
+    """Settles and commits work items. Each process opens the listing, which must be the same everywhere."""
 
     def __init__(self, config: BackfillConfig, url: str, digest: str) -> None:
         self._config, self._url, self._digest = config, url, digest
         self._committer: OrderedCommitter | None = None
 
     def start_bundle(self) -> None:
-        self.teardown()  # what an earlier bundle left when it failed
+        self.teardown()  # clean up after a failed bundle
 
     def process(self, work: Work) -> None:
         with keep_error():
@@ -56,14 +57,14 @@ class Settle(beam.DoFn):
 def build_backfill(
     pipeline: beam.Pipeline, config: BackfillConfig, url: str, digest: str, works: list[Work], *, spread: bool
 ) -> None:
-    """Wire a bounded backfill. No shuffle lies between settling and committing, so what is settled is committed soon.
+    """Wire a bounded backfill. Without a shuffle between them, settled work is committed soon.
 
     Args:
-      pipeline: to build in.
-      config: what to take.
+      pipeline: the pipeline to build in.
+      config: of the backfill.
       url, digest: of the listing.
-      works: what is to be done.
-      spread: whether workers share the work.
+      works: the work items.
+      spread: distribute the work over workers.
     """
     work = pipeline | "Work" >> beam.Create(works, reshuffle=spread).with_output_types(Any)
     _ = work | "Settle" >> beam.ParDo(Settle(config, url, digest))
@@ -80,16 +81,16 @@ def in_beam(
     job_endpoint: str,
     extra: tuple[str, ...],
 ) -> None:
-    """Run one pipeline after the other until there is no more work.
+    """Run one pipeline after another until all work is done.
 
     Raises:
-      CimlError: for another runner, or flink without an endpoint; or what a stage raised.
-      EngineError: when a pipeline does not end well.
+      CimlError: for an unknown runner, or flink without an endpoint; or the error of a stage.
+      EngineError: if a pipeline fails.
     """
     if runner not in _A_PIPELINE:
-        raise CimlError(f"runner {runner!r}: want fnapi or flink, or none")
+        raise CimlError(f"unknown runner {runner!r}; choose from fnapi, flink")
     if runner == "flink" and not job_endpoint:
-        raise CimlError("runner flink: want the job server's host:port; ciml up flink starts one")
+        raise CimlError("runner flink needs the job server's host:port; start one with ciml up flink")
     while todo := list(islice(works, _A_PIPELINE[runner])):
         build = partial(
             build_backfill, config=config, url=listing.url, digest=listing.digest, works=todo, spread=runner == "flink"
@@ -113,6 +114,6 @@ def in_beam(
                 return
             job.check()
             if job.state != "DONE":
-                raise EngineError(f"the backfill on Flink ended as {job.state}")
+                raise EngineError(f"the backfill on Flink ended with state {job.state}")
         following.tally.passed += sum(map(size_of, todo))
         following.look()

@@ -1,4 +1,4 @@
-"""What a backfill would take: its listing looked through, with no log read and nothing committed."""
+"""Dry run of a backfill: reads the listing, but no log, and commits nothing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FAULTS = 10
 
 @dataclass
 class Survey:
-    """What a backfill would take.
+    """The lines that a backfill would process.
 
     Attributes:
-      lines, settled, blank: of the listing; settled by an earlier backfill; of the others, those that hold nothing.
+      lines, settled, blank: lines of the listing; those settled by an earlier backfill; empty ones of the rest.
       take: lines whose logs would be read, by (job, result).
-      known: how many of ``take`` are of runs that have their raw row.
-      others: lines of jobs that are not selected, or beyond the limit.
+      known: lines of ``take`` whose runs have a raw row already.
+      others: lines of unselected jobs, or beyond the limit.
       ignored, bad: lines by reason.
       faults: (line number from 1, reason, detail) of the first bad lines.
       trust: lines of ``take`` by (trusted, rule).
@@ -55,7 +55,7 @@ class Survey:
 
 
 def survey(config: BackfillConfig, listing: Listing) -> Survey:
-    """Look through a listing as `pipelines.backfill.backfill.backfill` would with the same configuration."""
+    """Survey a listing as `pipelines.backfill.backfill.backfill` would process it."""
     following = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, following.tally.settled)
     taken = 0

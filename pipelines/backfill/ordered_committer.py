@@ -1,4 +1,4 @@
-"""Settles pieces of work in threads and commits them in their order."""
+"""Settles work items in threads and commits them in order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.ingest.committer import committer
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.run_stages import settle
 
-_AHEAD = 3  # blocks under way at once: while one waits for files, another is parsed
+_AHEAD = 3  # blocks in progress: while one waits for files, another is parsed
 
 
 def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Batch]:
-    """Return the settled batches of a piece of work, one for each of its ranges."""
+    """Return the settled batches of a work item, one for each of its ranges."""
     lines = listing.read(work.block)
     batches = [
         decode_lines(OffsetRange(listing.topic, "", 0, start, end), lines, config.reading, work.known)
@@ -28,11 +28,11 @@ def settle_work(config: BackfillConfig, listing: Listing, work: Work) -> list[Ba
 
 
 class OrderedCommitter:
-    """Settles several pieces of work at once, in threads, and commits them in the order in which they came.
+    """Settles several work items concurrently in threads, and commits them in order of arrival.
 
     Args:
-      config: what to use.
-      listing: that the work is of.
+      config: of the backfill.
+      listing: the listing of the work.
       committed: called after each commit.
     """
 
@@ -44,12 +44,12 @@ class OrderedCommitter:
         self._lines, self._since = 0, time.monotonic()
 
     def put(self, work: Work) -> int:
-        """Take on a piece of work, and wait while there is enough under way. Return how many lines were settled."""
+        """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
         self._under_way.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
         return self._take() if len(self._under_way) > _AHEAD else 0
 
     def end(self) -> int:
-        """Settle and commit the rest. Return how many lines that were."""
+        """Settle and commit the rest. Return the number of its lines."""
         lines = 0
         while self._under_way:
             lines += self._take()
@@ -58,7 +58,7 @@ class OrderedCommitter:
         return lines
 
     def abandon(self) -> None:
-        """Commit what is settled, and drop what is not begun."""
+        """Commit settled work, and drop work that has not begun."""
         for _, future in self._under_way:
             future.cancel()
         self._pool.shutdown()

@@ -1,4 +1,4 @@
-"""What a backfill is to do: its configuration, the lines that are not settled, and how far it is."""
+"""A backfill's configuration, remaining work and progress."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _ENOUGH = 10
 
 @dataclass(frozen=True)
 class BackfillConfig:
-    """What a backfill takes, and how.
+    """Configuration of a backfill.
 
     Attributes:
       raw: the raw store.
-      reading: what the lines mean.
-      selection: globs of the jobs to take. Lines of other jobs stay as they are, for another time.
-      limit: take at most so many lines, the first that are not settled; None for all.
-      skip_known: read no log of a run that has its raw row: its line is a repeat, or a correction, unseen.
-      take_missing: go on even where no log seems to be there.
-      trust: the policy that judges runs.
-      fetch: from where logs may be fetched, and the limits.
-      commit_lines: how many lines are committed together.
-      commit_s: what is settled waits no longer for others, s.
+      reading: how to interpret the lines.
+      selection: globs of the jobs to take. Lines of other jobs stay unsettled.
+      limit: largest number of unsettled lines to take; None for all.
+      skip_known: do not read the log of a run with a raw row: its line is a repeat or a correction.
+      take_missing: continue even if no log seems to exist.
+      trust: the trust policy.
+      fetch: allowed log sources and limits.
+      commit_lines: lines committed together.
+      commit_s: longest wait of settled lines for others, seconds.
     """
 
     raw: Store
@@ -58,7 +58,7 @@ class BackfillConfig:
 
 
 class Work(NamedTuple):
-    """Of a block, the ranges of lines that are to be taken, and the lines whose runs are known."""
+    """A work item: ranges of lines of a block to process, and its lines with known runs."""
 
     block: Block
     parts: tuple[tuple[int, int], ...]
@@ -67,15 +67,15 @@ class Work(NamedTuple):
 
 @dataclass
 class Tally:
-    """How far a backfill is.
+    """Progress of a backfill.
 
     Attributes:
       lines: of the listing.
-      before: how many of them were settled when it began.
-      passed: how many of the others it has looked at; those of other jobs count.
-      settled: how many are settled now.
-      counts: what became of those that were settled meanwhile, by (kind, reason).
-      whole: whether it came to its end; False while it runs, and where it was told to stop.
+      before: lines settled when it began.
+      passed: other lines read so far, including those of other jobs.
+      settled: lines settled now.
+      counts: outcomes of lines settled meanwhile, by (kind, reason).
+      whole: whether it is complete; False while it runs, or after a stop.
     """
 
     lines: int
@@ -86,7 +86,7 @@ class Tally:
     whole: bool = False
 
     def totals(self) -> dict[str, int]:
-        """Return how many there are of each kind, zeros included."""
+        """Return the number of outcomes by kind, zeros included."""
         totals = dict.fromkeys((str(kind) for kind in LISTS), 0)
         for (kind, _), count in self.counts.items():
             totals[kind] += count
@@ -110,12 +110,12 @@ Report = Callable[[Tally], None]
 
 
 def size_of(work: Work) -> int:
-    """Return how many lines it takes."""
+    """Return the number of lines of a work item."""
     return sum(end - start for start, end in work.parts)
 
 
 class BackfillProgress:
-    """Follows the manifest, and knows what became of a listing's lines since it was made."""
+    """Follows the manifest and counts the outcomes of a listing's lines."""
 
     def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
         self.committing: Committer = committer(raw)
@@ -127,7 +127,7 @@ class BackfillProgress:
         self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
 
     def look(self) -> None:
-        """Take in what was committed, tells it, and lets the manifest be looked after."""
+        """Apply new commits, report them, and let the manifest be maintained."""
         for version, delta in self.committing.log.since(self._version):
             self._version = version
             for kind, record in records_of(delta):
@@ -140,13 +140,13 @@ class BackfillProgress:
         self.tell()
 
     def known(self, runs: Mapping[int, str]) -> frozenset[int]:
-        """Return the keys of those runs that have a trusted raw row. What a listing says of others may reclaim them."""
+        """Return the keys of runs with a trusted raw row. The listing may reclaim the others."""
         with self.committing.state() as state:
             found = {number: state.index.run(run_id) for number, run_id in runs.items()}
             return frozenset(number for number, run in found.items() if run is not None and run.trusted)
 
     def tell(self) -> None:
-        """Tells how far it is, unless it did so a moment ago."""
+        """Report the progress, unless that was done a moment ago."""
         now = time.monotonic()
         if self._report is not None and now - self._told > 0.2:
             self._told = now
@@ -156,7 +156,7 @@ class BackfillProgress:
 def plan(
     config: BackfillConfig, listing: Listing, following: BackfillProgress, stop: threading.Event
 ) -> Iterator[Work]:
-    """What is to be done, block by block, until ``stop`` is set."""
+    """Yield the remaining work, block by block, until ``stop`` is set."""
     selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
     selected = glob_pattern(config.selection).fullmatch
     left = config.limit
@@ -184,16 +184,16 @@ def plan(
 
 
 def _run_of(data: bytes, reading: Reading) -> ListedRun | None:
-    """What a line says; None where it says nothing of any run."""
+    """Decode a line; return None if it names no run."""
     run = attempt("decode", decode_line, data, reading)
     return None if isinstance(run, RejectedInput) else run
 
 
 def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
-    """Look for the logs of the first lines, before any line of the listing is settled.
+    """Check that logs of the first lines exist, before any line is settled.
 
     Raises:
-      CimlError: where there are ten at least, and not one log is there.
+      CimlError: if of at least ten lines no log exists.
     """
     if tally.settled or config.take_missing or not listing.blocks:
         return
@@ -209,6 +209,6 @@ def probe_logs(config: BackfillConfig, listing: Listing, tally: Tally) -> None:
     if len(probes) >= _ENOUGH and reasons <= {"log_not_found", "address_not_allowed"}:
         first = probes[0].mention.log_url
         raise CimlError(
-            f"none of the first {len(probes)} logs is there (the first is {first}): is --logs right? "
-            "--take-missing makes dead letters of such lines all the same"
+            f"none of the first {len(probes)} logs exists (the first is {first}); check --logs, or use "
+            "--take-missing to record such lines as dead letters"
         )

@@ -1,6 +1,6 @@
-"""Building a data set at one go: of all the runs that there are, or of those that a slicer cuts out of them.
+"""Builds a data set at once, from all runs or from those selected by a slicer.
 
-The runs are those of a raw store, or those of a listing, whose logs are then read on the way and stored nowhere.
+The runs come from a raw store, or from a listing, whose logs are read but not stored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipelines.datasets.run_source import RunSource, StoredRuns
 from pipelines.datasets.update import Progress, Update, check_same, create_dataset, fill, producer
 
 if TYPE_CHECKING:
-    from pipelines.datasets.listed_runs import ListedRuns  # and all that reads logs
+    from pipelines.datasets.listed_runs import ListedRuns  # imports the log readers
 
-#: The definition as people write it, beside the examples. Its name keeps it out of the way of who reads the folder.
+#: The definition in TOML, beside the examples. The underscore hides it from readers of the folder.
 DEFINITION = "_definition.toml"
 
 
@@ -35,24 +35,24 @@ def build_dataset(
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
-    """Make a data set of all the runs that there are, or goes on with one that was begun.
+    """Build a data set of all present runs, or resume one that was begun.
 
-    Nothing is created before it is known that the definition can be made: a mistake leaves nothing behind. A slicer is
-    resolved at the raw manifest's present end, unless the definition, or the data set of that name, says at which.
+    Nothing is created before the definition is known to be valid. A slicer is resolved at the raw manifest's present
+    end, unless the definition, or the existing data set, pins a version.
 
     Args:
-      source: the data root that has the raw store; or the runs of a listing.
-      target: the data root below which the data set is to be; may be the same.
-      definition: what to make.
-      runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam, on stored runs alone.
+      source: the data root of the raw store, or the runs of a listing.
+      target: the data root of the data set; may be the same.
+      definition: of the data set.
+      runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam, for stored runs only.
       job_endpoint: of Beam's job server, for ``flink``.
-      progress: called as runs become examples.
-      now_us: the time of the commits; the present by default.
+      progress: called with the number of processed runs.
+      now_us: time of the commits; by default the present.
 
     Raises:
-      CimlError: there is no such raw store; no run is selected; no column or fewer than two classes come out; or there
-        is a data set of that name with another definition, or of another listing.
-      EngineError: a store does not answer.
+      CimlError: if the raw store does not exist, no run is selected, no column or fewer than two classes result, or a
+        data set of that name has another definition or listing.
+      EngineError: if a store does not answer.
     """
     dataset, state = target.dataset(definition.name), DatasetState()
     root = dataset.store
@@ -68,7 +68,7 @@ def build_dataset(
         definition = pinned(definition, pin)
     create = None
     if state.definition is None:
-        state.definition, state.version = definition, 1  # as it will be once that is committed
+        state.definition, state.version = definition, 1  # as after the commit
         create = partial(create_dataset, target, definition, told=told, now_us=now_us)
     else:
         check_same(state.definition, definition)
@@ -81,28 +81,28 @@ def build_dataset(
 
 
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
-    """Return the runs, and what a manifest is to say of where they are from."""
+    """Return the runs, and the record of their origin for the manifest."""
     if not isinstance(source, DataRoot):
         return source, {"listing": source.told}
     raw = StoredRuns(source.raw)
     if raw.is_empty():
         raise CimlError(
-            f"no raw store at {raw.log.url()}: fill it by ciml-cache-data LISTING --logs ROOT --data-path DATA"
+            f"no raw store at {raw.log.url()}; fill it with ciml-cache-data LISTING --logs ROOT --data-path DATA"
         )
     return raw, {} if source == target else {"source": source.url}
 
 
 def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
-    """What a listing holds counts, and not where it lies."""
+    """Raise `CimlError` if the data set came from another source; the location of a listing does not count."""
     before, now = state.listing, told.get("listing")
     if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
         name = state.definition.name if state.definition is not None else ""
         made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"
-        raise CimlError(f"data set {name!r} exists, and was made {made}: choose another name, or say --force")
+        raise CimlError(f"data set {name!r} exists and was built {made}; choose another name, or use --force")
 
 
 def remove_dataset(dataset: StoredDataset) -> None:
-    """Remove a data set and its examples. Killed half-way, it is a data set of fewer spans."""
+    """Remove a data set and its examples. After a kill, a data set of fewer spans remains."""
     root, manifest = dataset.store, dataset.log.folder
     for path in sorted(root.list(manifest), reverse=True):
         root.delete(path)

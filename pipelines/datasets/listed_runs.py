@@ -1,4 +1,4 @@
-"""The runs of a listing as a data set's source, straight from their logs: see `pipelines.datasets.run_source`."""
+"""Runs of a listing as a data set's source, read from their logs; see `pipelines.datasets.run_source`."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
 from transforms.ingest.trust import TrustPolicy, judge
 
-_LOGS = 250  # that are read and parsed together
-#: A log that is read when the data set is made has no raw object.
+_LOGS = 250  # logs read and parsed together
+#: A log that is read for a data set has no raw object.
 _NO_FILE = RawFile("", "", 0, 0)
 
 T = TypeVar("T")
 
 
 class ListedRuns:
-    """The runs of a listing, whose logs are read when they are needed, and stored nowhere. To be used in a ``with``.
+    """The runs of a listing, whose logs are read on demand and not stored. A context manager.
 
-    A log that cannot be used excludes its run, with the reason that its dead letter would have.
+    An unusable log excludes its run, with the reason of its dead letter.
 
     Args:
-      listing: an open one.
-      reading: what its lines mean.
-      trust: judges the runs: the columns and classes are those of trusted ones, where there are any.
-      fetch: from where logs may be read, and the limits.
-      jobs: how many processes read logs; 1 for this one. More are forked when the ``with`` begins, where this one is
-        better without threads of its own.
+      listing: an open listing.
+      reading: how to interpret its lines.
+      trust: the trust policy: columns and classes come from trusted runs, if there are any.
+      fetch: allowed log sources and limits.
+      jobs: number of processes that read logs; 1 means this one. More are forked on entry, when this process should
+        have no threads.
 
     Attributes:
       log: its lines.
-      told: what a data set's manifest says of it.
+      told: the record of the listing for a data set's manifest.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ListedRuns:
     ) -> None:
         self.log = ListedLog(listing, reading, trust)
         self.told = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
-        # Opening a file of a folder is work that holds the interpreter: threads only slow it down.
+        # Opening files holds the interpreter lock: threads only slow it down.
         self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
         self._jobs = jobs
         self._pools: list[ProcessPoolExecutor] = []
@@ -75,7 +75,7 @@ class ListedRuns:
                 self._stack.enter_context(process_pool(1, "fork", _begin, self._fetch, size)) for _ in range(self._jobs)
             ]
             for pool in self._pools:
-                pool.submit(len, ())  # else it forks when the first log comes
+                pool.submit(len, ())  # fork now, not at the first log
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -130,7 +130,7 @@ class ListedRuns:
         return LogOf(mention.run_id, address, mention.start_us, mention.end_us)
 
 
-_readers: list[LogReader] = []  # of a process that was forked: one
+_readers: list[LogReader] = []  # of a forked process: one
 
 
 def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
@@ -144,12 +144,12 @@ def _in_process(work: Callable[[LogReader, Sequence[LogOf]], T], logs: Sequence[
 
 
 class ListedLog:
-    """A listing as the raw manifest of one version that a backfill of it would make, were every log in order.
+    """A listing as the one-version raw manifest of its backfill, if all logs were usable.
 
     Attributes:
       version: of that manifest.
-      addresses: where the logs of runs are, by run id, where their mention does not say so.
-      left_out: how many lines are no run, by what they are and why.
+      addresses: log locations by run id, where the run facts hold none.
+      left_out: number of lines without a run, by kind and reason.
     """
 
     version = 1

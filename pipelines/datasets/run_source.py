@@ -19,7 +19,7 @@ from transforms.raw.reader import read_columns
 
 
 class RunSource(Protocol):
-    """What has runs, and their telemetry."""
+    """Provides runs and their telemetry."""
 
     @property
     def log(self) -> RunLog:
@@ -34,7 +34,7 @@ class RunSource(Protocol):
 
 @dataclass(frozen=True)
 class StoredRuns:
-    """The runs of a raw store. Raises `IntegrityError` where it has not what its manifest says."""
+    """The runs of a raw store. Raises `IntegrityError` if the store contradicts its manifest."""
 
     raw: Store
 

@@ -1,4 +1,4 @@
-"""Making the spans of a data set in one batch pipeline: examples by `MakeExamples`, files by `WriteSpans`."""
+"""Builds the spans of a data set in one batch pipeline: examples by `MakeExamples`, files by `WriteSpans`."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def make_spans(
       job_endpoint: ``host:port`` of Beam's job server, for ``flink``.
 
     Returns:
-      What the manifest is to hold, by (span, version).
+      The records for the manifest, by (span, version).
 
     Raises:
-      CimlError: for another runner, or flink without an endpoint; or what a stage raised.
-      EngineError: when the pipeline does not end well.
+      CimlError: for an unknown runner, or flink without an endpoint; or the error of a stage.
+      EngineError: if the pipeline fails.
     """
-    results = f"results/{uuid.uuid4().hex}"  # of this call alone: another updater may do the same at this time
+    results = f"results/{uuid.uuid4().hex}"  # unique to this call: another updater may run concurrently
     build = partial(build_spans, raw=raw, root=root, plans=plans, resolved=resolved, results=results)
     made: dict[tuple[int, int], SpanVersion] = {}
     try:
@@ -57,7 +57,7 @@ def make_spans(
             try:
                 value = json.loads(root.read(result_path(results, plan.span, plan.version)))
             except FileNotFoundError:
-                raise IntegrityError(f"the pipeline that makes spans left out span {plan.span}") from None
+                raise IntegrityError(f"the pipeline returned no result for span {plan.span}") from None
             made[plan.span, plan.version] = SpanVersion.from_json(value)
     finally:
         for plan in plans:
@@ -73,7 +73,7 @@ def build_spans(
     resolved: ResolvedDefinition,
     results: str,
 ) -> beam.PCollection[str]:
-    """Wire the making of spans: bounded. ``results`` is a folder of ``root``; returns the paths written there."""
+    """Wire the bounded pipeline of spans; return the paths written to ``results``, a folder of ``root``."""
     parts = [part for plan in plans for part in enumerate(batches_of(plan, resolved))]
     return (
         pipeline
@@ -88,7 +88,7 @@ def _run(build: Build, runner: str, job_endpoint: str) -> None:
         run_here(build)
     elif runner == "flink":
         if not job_endpoint:
-            raise CimlError("runner flink: want the job server's host:port; ciml up flink starts one")
+            raise CimlError("runner flink needs the job server's host:port; start one with ciml up flink")
         job = FlinkJob(build, flink_options(job_endpoint, "ciml-dataset", streaming=False))
         try:
             while not job.over:
@@ -98,6 +98,6 @@ def _run(build: Build, runner: str, job_endpoint: str) -> None:
             job.cancel()
         job.check()
         if job.state != "DONE":
-            raise EngineError(f"the pipeline that makes spans ended as {job.state}")
+            raise EngineError(f"the pipeline of the spans ended with state {job.state}")
     else:
-        raise CimlError(f"runner {runner!r}: want fnapi or flink, or none")
+        raise CimlError(f"unknown runner {runner!r}; choose from fnapi, flink")

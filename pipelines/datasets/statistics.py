@@ -1,7 +1,7 @@
 """The statistics of a data set's spans, computed once and kept beside them, in ``datasets/NAME/statistics``.
 
-They are a cache: a file is named by what it was computed from, so it is right or is not looked at, and all of them may
-be removed. A later version of a span has other examples, and the same runs with the same columns.
+They are a cache: a file's name is derived from its inputs, so it is valid or unused, and all files may be removed. A
+later version of a span has other examples, but the same runs with the same columns.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from transforms.raw.reader import read_runs
 
 FOLDER = "statistics"
 _FORMAT = 1
-_AHEAD = 16  # spans whose statistics are read at once
-_RUNS = 500  # raw runs whose columns are looked at together
+_AHEAD = 16  # spans whose statistics are read concurrently
+_RUNS = 500  # raw runs whose columns are read together
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The examples of one span that count: all of a version, or the runs of a snapshot."""
+    """The selected examples of one span: all of a version, or the runs of a snapshot."""
 
     span: int
     version: int
@@ -47,15 +47,15 @@ class Piece:
 
 
 def kept_statistics(root: Store, resolved: ResolvedDefinition, pieces: Sequence[Piece]) -> Iterator[Statistics]:
-    """Yield the statistics of each piece of a data set, from the cache, or computed and kept.
+    """Yield the statistics of each piece of a data set, from the cache or computed and cached.
 
     Args:
       root: the data set's folder.
       resolved: its definition.
-      pieces: what of it.
+      pieces: the selected examples.
 
     Raises:
-      IntegrityError: when a file of examples is missing or broken.
+      IntegrityError: if a file of examples is missing or broken.
     """
     for part in _parts(pieces, _AHEAD):
         paths = [_statistics_path(resolved, piece) for piece in part]
@@ -79,7 +79,7 @@ def _statistics_path(resolved: ResolvedDefinition, piece: Piece) -> str:
 
 
 def _compute(root: Store, resolved: ResolvedDefinition, piece: Piece) -> Iterator[Statistics]:
-    """Yield the statistics of each file; those of nothing first, since a span may have no example."""
+    """Yield the statistics of each file, after empty ones, since a span may have no example."""
     names = ["run_id", *columns_needed(resolved)]
     yield statistics(schema_of(resolved).empty_table(), resolved)
     for files in piece.files.values():
@@ -97,10 +97,10 @@ def _is_in(table: pa.Table, runs: Sequence[str]) -> pa.ChunkedArray:
 
 
 def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Columns | None:
-    """Which columns the selected runs of spans were recorded with; None where the raw store does not know them.
+    """Return the recorded columns of the selected runs of spans, or None if the raw store does not know them.
 
     Raises:
-      IntegrityError: when a raw object is missing or broken.
+      IntegrityError: if a raw object is missing or broken.
     """
     find = _Raw(raw)
     total: Columns = {}
@@ -117,13 +117,13 @@ def kept_columns(raw: Store, root: Store, spans: Sequence[SpanVersion]) -> Colum
 
 
 def _columns_path(span: SpanVersion) -> str:
-    """Return all versions of a span have the same runs, and the same rows of them but for reclaims."""
+    """Return the path of a span's columns: all its versions have the same runs, and the same rows except reclaims."""
     key = sha256_json({"format": _FORMAT, "runs": sorted(span.run_ids()), "rows": sorted(span.selected)})
     return f"{FOLDER}/span-{span.span}/columns-{key[:16]}.json"
 
 
 class _Raw:
-    """Looks up the raw records of spans; the manifest's version that was read last is kept."""
+    """Looks up raw records of spans; caches the last manifest version read."""
 
     def __init__(self, raw: Store) -> None:
         self._raw = raw
@@ -136,7 +136,7 @@ class _Raw:
         return self._last[1]
 
     def columns(self, span: SpanVersion) -> Columns | None:
-        """Return the columns of a span's selected runs; None where the raw manifest does not have them."""
+        """Return the columns of a span's selected runs, or None if the raw manifest lacks them."""
         wanted = set(span.run_ids())
         found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         for positions in _parts(span.selected, _RUNS):
@@ -149,7 +149,7 @@ class _Raw:
                 mentions.append(RunFacts.from_json(record["mention"]))
                 files.append(RawFile.from_json(record["file"]))
             if not wanted.issuperset(mention.run_id for mention in mentions):
-                return None  # another raw store than the one that it was made from
+                return None  # not the raw store of the data set
             for mention, table in zip(mentions, read_runs(self._raw, files), strict=True):
                 layout = telemetry_columns(table.column_names)
                 found[mention.build_name, mention.provider or "", layout] += 1
@@ -162,7 +162,7 @@ def _read_all(root: Store, paths: Sequence[str], parse: Callable[[Mapping[str, A
 
 
 def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T | None:
-    """What is kept at a path; None where there is nothing, or nothing that can be used."""
+    """Read a cached file; return None if it is missing or unusable."""
     import orjson
 
     try:
@@ -175,7 +175,7 @@ def _read(root: Store, parse: Callable[[Mapping[str, Any]], T], path: str) -> T 
 
 def _keep(root: Store, path: str, content: Mapping[str, Any]) -> None:
     data = canonical_json(content)
-    if not root.create(path, data):  # another wrote it meanwhile; or it is broken, and this mends it
+    if not root.create(path, data):  # another process wrote it meanwhile, or it is broken and replaced here
         root.replace(path, data)
 
 

@@ -1,7 +1,7 @@
 """Data sets: deterministic consumers of the raw manifest, each with its own cursor in its own manifest.
 
-What is sealed is decided by manifests alone (`ciml.datasets.plan`). So two updaters at once, or one that was killed and
-starts again, compute the same spans and the same content-named files; one of them commits, the other finds it done.
+Manifests alone decide what is sealed (`ciml.datasets.plan`). So concurrent or restarted updaters compute the same spans
+and the same content-named files; one commits them, the others find them committed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from transforms.examples.spans import batches_of, guarded_examples, read_span, v
 
 __all__ = ["Update", "create_dataset", "read_span", "update_dataset", "verify_dataset"]
 
-#: (runs made so far, runs to make) of the spans that are being sealed.
+#: Called with (processed runs, runs to process) of the spans being sealed.
 Progress = Callable[[int, int], None]
 Produce = Callable[[RunSource, Store, Iterator[Step], Progress | None], Iterator[tuple[Step, Sequence[SpanVersion]]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
       state: of the data set afterwards.
-      sealed: the span versions that it committed.
-      waiting: how many selected runs wait for their span to fill up.
+      sealed: the committed span versions.
+      waiting: number of selected runs in the incomplete last span.
     """
 
     state: DatasetState
@@ -50,19 +50,19 @@ class Update:
 def create_dataset(
     data: DataRoot, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
 ) -> DatasetState:
-    """Create a data set, which will start at record 0 of the raw manifest. The same definition again changes nothing.
+    """Create a data set that starts at record 0 of the raw manifest. Idempotent for the same definition.
 
     Args:
-      data: the data root below which it is to be.
-      definition: what it is made of.
-      told: what the manifest is to say beside it: where the runs are, unless in the raw store of ``data``.
-      now_us: the time of the commit; the present by default.
+      data: the data root.
+      definition: of the data set.
+      told: record of the runs' origin for the manifest, unless it is the raw store of ``data``.
+      now_us: time of the commit; by default the present.
 
     Raises:
-      CimlError: when there is one of that name with another definition; or a slicer that nobody has resolved.
+      CimlError: if that name has another definition, or for an unresolved slicer.
     """
     if definition.slicer is not None and definition.raw_version is None:
-        raise CimlError(f"data set {definition.name!r}: a slicer needs its raw_version, which ciml dataset build finds")
+        raise CimlError(f"data set {definition.name!r}: a slicer needs raw_version; ciml dataset build sets it")
     log, state = data.dataset(definition.name).log, DatasetState()
 
     def build() -> Delta | None:
@@ -84,10 +84,10 @@ def update_dataset(
     progress: Progress | None = None,
     now_us: int | None = None,
 ) -> Update:
-    """Seal every span that the raw manifest has the runs for, and new versions of those with corrected labels.
+    """Seal every complete span of the raw manifest, and new versions of spans with corrected labels.
 
     Args:
-      dataset: one that was created.
+      dataset: an existing data set.
       runner: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam.
       job_endpoint: of Beam's job server, for ``flink``.
       seal: whether the last span is closed with fewer runs than the definition wants.
@@ -95,7 +95,7 @@ def update_dataset(
       now_us: the time of the commits; the present by default.
 
     Raises:
-      CimlError: when there is no such data set, or its first span does not resolve.
+      CimlError: if there is no such data set, or its first span cannot be resolved.
     """
     state = dataset.state()
     raw = dataset.raw(state)
@@ -107,16 +107,16 @@ def update_dataset(
 
 
 def producer(runner: str | None, job_endpoint: str = "") -> Produce:
-    """What makes the spans: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam."""
+    """Return the producer of spans: None calls the functions directly; ``fnapi`` and ``flink`` run them in Beam."""
     return _direct if runner is None else partial(_in_beam, runner=runner, job_endpoint=job_endpoint)
 
 
 def check_same(old: DatasetDefinition, new: DatasetDefinition) -> None:
-    """Raise `CimlError`, which names what differs."""
+    """Raise `CimlError`, naming the keys, if two definitions differ."""
     if old != new:
         before, after = old.to_json(), new.to_json()
         keys = ", ".join(key for key in {**before, **after} if before.get(key) != after.get(key))
-        raise CimlError(f"data set {new.name!r} exists with another {keys}: choose another name")
+        raise CimlError(f"data set {new.name!r} exists with another {keys}; choose another name")
 
 
 def fill(
@@ -131,15 +131,15 @@ def fill(
     progress: Progress | None,
     now_us: int | None,
 ) -> Update:
-    """Seal what there is to be sealed.
+    """Seal all spans that can be sealed.
 
     Args:
-      source: what has the runs.
+      source: provides the runs.
       root: the data set's folder.
-      state: of the data set; it is kept up to date.
+      state: of the data set; updated in place.
       produce: see `producer`.
-      pin: the runs of a definition that has a slicer.
-      create: called before the first commit of a data set that is not there yet, and whose ``state`` is a draft.
+      pin: the runs of a definition with a slicer.
+      create: called before the first commit of a new data set, whose ``state`` is a draft.
       seal: whether the last span is closed with fewer runs than the definition wants.
       progress: called as runs become examples.
       now_us: the time of the commits; the present by default.
@@ -162,9 +162,9 @@ def fill(
             committed = commit(log, state, lambda step=step, delta=delta: delta if state.version == step.base else None)  # type: ignore[misc]
             _sweep(root, state, spans)
             if committed is None:
-                lost = True  # to another updater: what it did not do is planned anew
+                lost = True  # to another updater: plan the remaining spans again
                 break
-            sealed.extend(state.spans[span.span][span.version] for span in spans)  # each is held once
+            sealed.extend(state.spans[span.span][span.version] for span in spans)  # keep one object each
         if not lost:
             break
     if seal and not state.spans:
@@ -177,8 +177,10 @@ def fill(
 def _resolve(
     state: DatasetState, source: RunSource, runs: Sequence[SelectedRun], *, pin: Pin | None = None
 ) -> ResolvedDefinition:
-    """Resolve by the first span's runs, and the classes by all that are pinned: those that were trusted when they
-    came, if any were."""
+    """Resolve features by the first span's runs, and classes by all pinned runs.
+
+    Only runs that were trusted at ingestion count, if there are any.
+    """
     if state.definition is None:
         raise CimlError("no such data set")
     voters = [run for run in runs if run.trust.trusted] or runs
@@ -190,7 +192,7 @@ def _resolve(
 def _direct(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Make the spans of one step after another in this process."""
+    """Build the spans of one step after another in this process."""
     done = 0
     for step in steps:
         total = done + sum(len(plan.runs) for plan in step.spans)
@@ -209,11 +211,11 @@ def _direct(
 def _in_beam(
     source: RunSource, root: Store, steps: Iterator[Step], progress: Progress | None, *, runner: str, job_endpoint: str
 ) -> Iterator[tuple[Step, Sequence[SpanVersion]]]:
-    """Make the spans of all steps in one Beam pipeline."""
+    """Build the spans of all steps in one Beam pipeline."""
     from pipelines.datasets.spans_beam import make_spans
 
     if not isinstance(source, StoredRuns):
-        raise CimlError("a runner makes examples of stored runs alone: leave it out, or fill a raw store first")
+        raise CimlError("--runner needs stored runs; remove it, or fill a raw store first")
 
     planned = list(steps)
     if not planned:
@@ -244,9 +246,9 @@ def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, n
 
 
 def _sweep(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
-    """Remove what other updaters left in the folders of committed spans.
+    """Remove files of other updaters from the folders of committed spans.
 
-    It is theirs to lose: no span is committed twice, so no manifest will ever name it.
+    No span is committed twice, so no manifest will ever name these files.
     """
     for span in spans:
         if committed := state.spans.get(span.span, {}).get(span.version):
@@ -256,10 +258,10 @@ def _sweep(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> No
 
 
 def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) -> list[str]:
-    """What is wrong with a data set, a line each; nothing when every number and digest adds up.
+    """Verify a data set; return its defects, a line each.
 
-    Every file that the manifest names is there with its rows and digests; every selected run before the cursor is in
-    exactly one span; no other files lie beside them.
+    Checks that every named file exists with its rows and digests, that every selected run before the cursor is in
+    exactly one span, and that there are no other files.
     """
     state, root = dataset.state(), dataset.store
     wrong: list[str] = []
@@ -273,7 +275,7 @@ def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) 
             progress(done, len(versions))
     have = [run_id for span in state.latest() for run_id in span.run_ids()]
     if state.listing is not None:
-        wanted = set(have)  # those of a listing, which may be anywhere
+        wanted = set(have)  # runs of a listing, whose location is unknown
     elif definition.slicer is not None:
         pin = Pin(StoredRuns(dataset.raw(state)).log, definition)
         wanted = set(pin.run_ids[: len(state.spans) * definition.span_runs])
@@ -284,12 +286,12 @@ def verify_dataset(dataset: StoredDataset, *, progress: Progress | None = None) 
             for index, record in enumerate(delta.rows)
             if (version, index) < state.cursor and definition.selects(record.mention.build_name)
         }
-    wrong.extend(f"the run {run_id} is in a data set twice" for run_id, times in Counter(have).items() if times > 1)
-    wrong.extend(f"the run {run_id} is selected, and in no span" for run_id in sorted(wanted - set(have)))
-    wrong.extend(f"the run {run_id} is in a span, and not selected" for run_id in sorted(set(have) - wanted))
+    wrong.extend(f"run {run_id} is in the data set twice" for run_id, times in Counter(have).items() if times > 1)
+    wrong.extend(f"run {run_id} is selected but in no span" for run_id in sorted(wanted - set(have)))
+    wrong.extend(f"run {run_id} is in a span but not selected" for run_id in sorted(set(have) - wanted))
     named = {path for span in versions for path in span.paths}
     wrong.extend(
-        f"{root.url(path)} is named by no manifest"
+        f"{root.url(path)} is not named by any manifest"
         for path in root.list()
         if path.startswith("span-") and path not in named
     )

@@ -1,4 +1,4 @@
-"""Validation of data sets: the newest spans against those before, another data set, or what a model learned from."""
+"""Drift of a data set: the newest spans against earlier ones, another data set, or a model's training runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transforms.drift.detect import DriftPolicy
 from transforms.drift.report import Report, Side
 from transforms.drift.statistics import Statistics, merge
 
-#: (spans looked at so far, spans to look at).
+#: Called with (processed spans, spans to process).
 Progress = Callable[[int, int], None]
 
 
@@ -31,20 +31,20 @@ def validate_dataset(
     policy: DriftPolicy | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare the newest spans of a data set with those before, another data set, or the runs a model learned from.
+    """Compare the newest spans of a data set with earlier ones, another data set, or a model's training runs.
 
     Args:
       data: the data root.
-      name: of the data set.
-      last: how many spans are the newest: 1 by default; with ``model``, all that it was not trained on.
-      against: another data set, of which all spans are compared with.
-      model: a model, with whose champion's snapshot is compared.
-      policy: when something has moved.
-      progress: called as spans are looked at.
+      name: name of the data set.
+      last: number of newest spans: 1 by default; with ``model``, all spans it was not trained on.
+      against: another data set to compare with, all spans of it.
+      model: a model whose champion's snapshot is compared with.
+      policy: thresholds of drift.
+      progress: called after each span.
 
     Raises:
-      CimlError: when there is no such data set or model, or nothing to compare with.
-      IntegrityError: when what is stored contradicts itself.
+      CimlError: if there is no such data set or model, or nothing to compare with.
+      IntegrityError: if the stored data are inconsistent.
     """
     dataset = base = data.dataset(name)
     state = dataset.state()
@@ -53,7 +53,7 @@ def validate_dataset(
     if model is not None:
         snapshot = champions_snapshot(data, model)
         if snapshot.dataset != name:
-            raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}: say ciml drift {snapshot.dataset}")
+            raise CimlError(f"model {model!r} was trained on {snapshot.dataset!r}; use ciml drift {snapshot.dataset}")
         known = {span.span for span in snapshot.spans}
         newest = [span for span in spans if span.span > max(known, default=0)][-(last or len(spans)) :]
         if not newest:
@@ -73,8 +73,8 @@ def validate_dataset(
         newest, older = spans[-last:], spans[:-last]
         if not older:
             raise CimlError(
-                f"data set {name!r}: {_count(spans)}, and nothing is left to compare the last {last} with; update it, "
-                "or name another with --against"
+                f"data set {name!r} has {_count(spans)}, none before the last {last}; add runs, "
+                "or name another data set with --against"
             )
         pieces = [_piece(span) for span in older]
         reference, told = resolved, f"{name}, {_spans(older)}"
@@ -89,16 +89,18 @@ def validate_dataset(
 
 def _resolved(name: str, state: DatasetState) -> ResolvedDefinition:
     if state.resolved is None or not state.spans:
-        raise CimlError(f"data set {name!r} has no sealed span yet: update it when more runs are stored")
+        raise CimlError(f"data set {name!r} has no sealed span yet; update it when more runs are stored")
     return state.resolved
 
 
 def _check_alike(name: str, one: ResolvedDefinition, against: str, other: ResolvedDefinition) -> None:
-    """Raise `CimlError` where the features of two data sets mean different things."""
+    """Raise `CimlError` if the features of two data sets are not comparable."""
     for key in ("sample_interval", "sample_statistic", "aggregation_functions", "count_first_sample"):
         mine, its = getattr(one.definition, key), getattr(other.definition, key)
         if mine != its:
-            raise CimlError(f"{name!r} and {against!r} cannot be compared: {key} is {mine!r} and {its!r}")
+            raise CimlError(
+                f"{name!r} and {against!r} cannot be compared: {key} is {mine!r} in one, {its!r} in the other"
+            )
 
 
 def _spans(spans: Sequence[SpanVersion]) -> str:
@@ -115,15 +117,15 @@ def _piece(span: SpanVersion) -> Piece:
 
 
 def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
-    """What the model that is served now was trained on. Raises `CimlError` where no version of it is."""
+    """Return the champion's snapshot. Raises `CimlError` without a champion."""
     from serving.registry import Registry
 
     state = Registry(data, model).state
     if state.champion is None:
-        raise CimlError(f"model {model!r} has no champion in {data.url}: train and push one, or leave out --model")
+        raise CimlError(f"model {model!r} has no champion in {data.url}; train and push one, or omit --model")
     candidate = state.candidates[state.versions[state.champion].candidate]
     if not (digest := candidate.facts.get("snapshot")):
-        raise CimlError(f"model {model!r}: its champion does not say what it was trained on")
+        raise CimlError(f"model {model!r}: its champion has no recorded snapshot")
     return read_snapshot(data.trainer(model), digest)
 
 

@@ -1,8 +1,8 @@
-"""The jobs of Beam's job server and of the Flink inside it: what there is, and how to be rid of it.
+"""Lists and cancels the jobs of Beam's job server and of its embedded Flink.
 
 Beam's own cancel is not enough. The job server answers ``CANCELLED`` and interrupts the thread that waits for the job;
-the embedded Flink, which nobody told, goes on reading and writing. So a job is cancelled on both sides: by the job
-API, and by the REST API of the Flink that runs it.
+the embedded Flink keeps running: Beam does not propagate the cancel. So a job is cancelled on both sides: by the job
+API, and by Flink's REST API.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipelines.flink.rest import RestJob
 
 _OVER = frozenset({"DONE", "CANCELLED", "FAILED", "DRAINED", "UPDATED"})
 _TIMEOUT_S = 5.0
-# Between the job server's RUNNING and the first answer of the job's REST API.
+# Limit between the job server's RUNNING and the first answer of the job's REST API.
 _START_UP_S = 15.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that the job server knows.
+    """A job of the job server.
 
     Attributes:
-      id: as the job API takes it.
-      name: as its submitter named it. Give each job a name of its own: Flink knows it by nothing else.
-      state: Beam's word: ``RUNNING``, ``DONE``, ``CANCELLED``, ``FAILED``, …
+      id: of the job API.
+      name: given by its submitter. It must be unique: Flink identifies the job by it.
+      state: Beam's state: ``RUNNING``, ``DONE``, ``CANCELLED``, ``FAILED``, …
     """
 
     id: str
@@ -43,15 +43,15 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it will never run again, by Beam's account."""
+        """Whether the job has ended, according to Beam."""
         return self.state in _OVER
 
 
 def list_jobs(endpoint: str, timeout_s: float = 10.0) -> list[Job]:
-    """Return the jobs that the job server at ``endpoint`` (``host:port``) was given since it started.
+    """Return the jobs of the job server at ``endpoint`` (``host:port``) since its start.
 
     Raises:
-      EngineError: when it does not answer.
+      EngineError: if it does not answer.
     """
     from apache_beam.portability.api import beam_job_api_pb2
 
@@ -70,34 +70,34 @@ def list_flink_jobs(endpoint: str) -> list[RestJob]:
 
 
 def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
-    """Cancel a job on both sides and wait until it is over there. One that is over already is left as it is.
+    """Cancel a job on both sides and wait for its end. An ended job is not changed.
 
     Args:
       endpoint: the job server's ``host:port``; on this machine, to reach the Flink inside.
       job_id: as `list_jobs` and Beam's `PortableRunner` give it.
-      timeout_s: how long all of it may take.
+      timeout_s: limit of the whole call.
 
     Returns:
-      The job as it ended: ``CANCELLED``, or how it ended before the request came.
+      The ended job: ``CANCELLED``, or its earlier final state.
 
     Raises:
-      EngineError: when the job server does not answer or does not know the job, or it is not over in time.
+      EngineError: if the job server does not answer or does not know the job, or it does not end in time.
     """
     from apache_beam.portability.api import beam_job_api_pb2
 
     deadline = time.monotonic() + timeout_s
     known = [job for job in list_jobs(endpoint) if job.id == job_id]
     if not known:
-        raise EngineError(f"the job server at {endpoint} knows no job {job_id}")
+        raise EngineError(f"the job server at {endpoint} does not know job {job_id}")
     job = known[0]
-    # A job that Beam calls cancelled may run in Flink all the same; one that is done or failed ended there first.
+    # A job that Beam calls cancelled may still run in Flink; a done or failed one ended there first.
     if job.state in ("DONE", "FAILED"):
         return job
     at_work = _at_work(endpoint, job.name)
     if not job.over:
         young = time.monotonic() + _START_UP_S
         while not at_work and time.monotonic() < min(young, deadline) and not job.over:
-            time.sleep(0.1)  # not in Flink yet: a cancel that comes now would be overtaken by the submission
+            time.sleep(0.1)  # not in Flink yet: the submission would overtake a cancel
             at_work = _at_work(endpoint, job.name)
             job = next(one for one in list_jobs(endpoint) if one.id == job_id)
     with _job_service(endpoint) as service:
@@ -106,7 +106,7 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
                 service.Cancel(beam_job_api_pb2.CancelJobRequest(job_id=job_id), timeout=10)
             at_work = _at_work(endpoint, job.name)
             for one in at_work:
-                with contextlib.suppress(EngineError):  # gone meanwhile: it is looked at again
+                with contextlib.suppress(EngineError):  # ended meanwhile: checked again
                     flink_rest.cancel(one, timeout_s=_TIMEOUT_S)
             request = beam_job_api_pb2.GetJobStateRequest(job_id=job_id)
             job = Job(job_id, job.name, _word(service.GetState(request, timeout=10).state))
@@ -119,16 +119,16 @@ def cancel_job(endpoint: str, job_id: str, timeout_s: float = 60.0) -> Job:
 
 
 def cancel_all_jobs(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancel every job that is not over on both sides, whatever Beam says of it; return those, as they ended."""
+    """Cancel every job that has not ended on both sides; return these in their final states."""
     inside = {one.name for one in list_flink_jobs(endpoint) if not one.over}
     jobs = [job for job in list_jobs(endpoint) if not job.over or (job.name in inside and job.state == "CANCELLED")]
     return [cancel_job(endpoint, job.id, timeout_s) for job in jobs]
 
 
 def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
-    """Cancel the jobs whose workers were threads of a process that is gone (LOOPBACK); return those, as they ended.
+    """Cancel jobs whose workers were threads of an ended process (LOOPBACK); return these in their final states.
 
-    Flink would try to restart such a job for ever, with a port, threads and network memory of its own each.
+    Flink would restart such a job for ever, each time with a port, threads and network memory.
     """
     return [
         cancel_job(endpoint, job.id, timeout_s)
@@ -138,9 +138,9 @@ def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
 
 
 def forget_job(endpoint: str, job_id: str) -> None:
-    """Has the job server wait no more for a job that is over in Flink; it does not see a cancel that it did not make.
+    """Tell Beam's job server that a job has ended in Flink, since it does not notice cancels by others.
 
-    Needs no Beam. A job that is over by Beam's account too, or a job server that does not answer, is left alone.
+    Does not import Beam. Does nothing if the job has ended in Beam too, or the job server does not answer.
     """
     import grpc
 
@@ -152,7 +152,7 @@ def forget_job(endpoint: str, job_id: str) -> None:
 
 
 def _loopback_workers(endpoint: str, job_id: str) -> list[int]:
-    """Return the ports of this machine at which a job expects its workers."""
+    """Return the local ports at which a job expects its workers."""
     from apache_beam.portability.api import beam_job_api_pb2, beam_runner_api_pb2
 
     with _job_service(endpoint) as service:
@@ -176,9 +176,9 @@ def _at_work(endpoint: str, name: str) -> list[RestJob]:
 
 
 def _rest_addresses(endpoint: str) -> list[str]:
-    """Where the Flinks of a job server answer: each job has one, on a port of the range in the configuration.
+    """Return the REST addresses of a job server's Flinks: each job has one, on a port of the configured range.
 
-    Only ports that the job server's own process listens on count: the range may hold another program's.
+    Only ports of the job server's own process count, since other programs may use the range.
     """
     port = int(endpoint.rpartition(":")[2])
     listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr]
@@ -192,7 +192,7 @@ def _rest_addresses(endpoint: str) -> list[str]:
     given = dict(word.split("=", 1) for word in command if word.startswith("--flink-") and "=" in word)
     master = given.get("--flink-master", "[auto]")
     if not master.startswith("["):
-        return [f"http://{master}"]  # a cluster of its own, with one REST API for all jobs
+        return [f"http://{master}"]  # a standalone cluster, with one REST API for all jobs
     try:
         lines = Path(given["--flink-conf-dir"], "flink-conf.yaml").read_text().splitlines()
         first, _, last = next(

@@ -1,4 +1,4 @@
-"""The portable form of a pipeline: what every engine is given, whichever it is; read, judged and drawn."""
+"""Reads, checks and draws the portable form of a pipeline, which every engine receives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import ExternalEnvironment, python_sdk_capabilities
 
 _PRIMITIVES, _COMBINES = common_urns.primitives, common_urns.combine_components
-#: What engines do by themselves; everything else is a Python worker's.
+#: Transforms that engines execute themselves; Python workers execute all others.
 _OF_ENGINES = {
     _PRIMITIVES.IMPULSE.urn: "Impulse",
     _PRIMITIVES.FLATTEN.urn: "Flatten",
@@ -32,7 +32,7 @@ _ELSEWHERE = ("external", "xlang", "schematransform", "org.apache.beam", "javasd
 
 
 def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
-    """Return the portable form of what ``build`` wires. Nothing is run, and nobody is asked."""
+    """Return the portable form of the pipeline that ``build`` wires, without running it or using a network."""
     environment = ExternalEnvironment("localhost:50000", capabilities=python_sdk_capabilities())
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     build(pipeline)
@@ -40,15 +40,15 @@ def portable(build: Callable[[beam.Pipeline], object]) -> api.Pipeline:
 
 
 def is_unbounded(proto: api.Pipeline) -> bool:
-    """Return whether it runs for ever."""
+    """Return whether the pipeline is unbounded."""
     return any(one.is_bounded == api.IsBounded.UNBOUNDED for one in proto.components.pcollections.values())
 
 
 def foreign(proto: api.Pipeline) -> list[str]:
-    """Why a pipeline needs more than Python workers, a line for each stage or coder; nothing where it does not.
+    """Return why a pipeline needs more than Python workers: a line for each such stage or coder.
 
-    A stage that another language expanded runs in an environment of that language, so an engine would need its
-    containers too; one that only some runners know (a Java source by its URN) would not run on the others.
+    A stage expanded by another language runs in that language's environment, so an engine would need its containers; a
+    stage that only some runners know (a Java source by its URN) would not run on the others.
     """
     parts, found = proto.components, []
     python = {name for name, one in parts.environments.items() if any(c.startswith(_PYTHON) for c in one.capabilities)}
@@ -57,21 +57,21 @@ def foreign(proto: api.Pipeline) -> list[str]:
         if each.environment_id and each.environment_id not in python:
             found.append(f"{stage}: its environment {each.environment_id} is not Python's")
         if any(word in urn for word in _ELSEWHERE):
-            found.append(f"{stage}: {urn} is another language's")
+            found.append(f"{stage}: {urn} is from another language")
         elif _works(each) and urn not in _OF_ENGINES and urn not in _OF_WORKERS:
-            found.append(f"{stage}: {urn} is not what every engine knows")
+            found.append(f"{stage}: {urn} is not known to every engine")
         if urn == _PRIMITIVES.PAR_DO.urn:
             function = api.ParDoPayload.FromString(each.spec.payload).do_fn.urn
             if function not in _PYTHON_FUNCTIONS:
                 found.append(f"{stage}: its function is {function}")
     for name, coder in parts.coders.items():
         if any(word in coder.spec.urn for word in _ELSEWHERE):
-            found.append(f"coder {name}: {coder.spec.urn} is another language's")
+            found.append(f"coder {name}: {coder.spec.urn} is from another language")
     return found
 
 
 def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Yield (stage, what it is, the stages that it reads) of all that do something, each after those that it reads."""
+    """Yield (stage, kind, input stages) of all executed stages, each after its inputs."""
     parts = proto.components.transforms
     makers: dict[str, str] = {}
     names: dict[str, str] = {}
@@ -93,7 +93,7 @@ def stages(proto: api.Pipeline) -> Iterator[tuple[str, str, Sequence[str]]]:
 
 
 def _works(transform: api.PTransform) -> bool:
-    """Return whether it is more than a name for others, or for what it was given."""
+    """Return whether a transform does work: it is not a composite, and not an identity."""
     return not transform.subtransforms and not set(transform.outputs.values()) <= set(transform.inputs.values())
 
 
@@ -112,7 +112,7 @@ def _kind(transform: api.PTransform) -> str:
 
 
 def as_text(name: str, proto: api.Pipeline) -> str:
-    """Return a pipeline as a list for people: a stage a line, with the numbers of those that it reads."""
+    """Render a pipeline as text: a line for each stage, with the numbers of its inputs."""
     rows = list(stages(proto))
     number = {stage: at for at, (stage, _, _) in enumerate(rows, 1)}
     width = max(len(kind) for _, kind, _ in rows)
@@ -127,7 +127,7 @@ def as_text(name: str, proto: api.Pipeline) -> str:
 
 
 def as_dot(proto: api.Pipeline) -> str:
-    """Return a pipeline for Graphviz, its composites as clusters."""
+    """Render a pipeline for Graphviz, with composites as clusters."""
     from apache_beam.runners.render import PipelineRenderer, RenderOptions
 
     return str(PipelineRenderer(proto, RenderOptions([])).to_dot())

@@ -1,4 +1,4 @@
-"""Flink's REST API, as far as a supervisor needs it: what runs, how it is, and its end with or without a savepoint."""
+"""Flink's REST API for supervisors: list jobs, their health, and stop them with or without a savepoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ciml.errors import EngineError
 
 _TIMEOUT_S = 10.0
 _OVER = frozenset({"FINISHED", "CANCELED", "FAILED"})
-#: How an error of ciml that no further try mends looks in a worker's traceback.
+#: A permanent error of ciml in a worker's traceback.
 _FAULT = re.compile(r"\bIntegrityError: (.+)")
 
 
@@ -20,10 +20,10 @@ class RestJob:
     """A job in Flink's overview.
 
     Attributes:
-      base: of the REST API.
-      id, name, state: as Flink says.
-      began_s: when it was submitted, epoch seconds.
-      all_run: whether every one of its tasks runs.
+      base: URL of the REST API.
+      id, name, state: from Flink.
+      began_s: time of submission, epoch seconds.
+      all_run: whether all of its tasks run.
     """
 
     base: str
@@ -35,13 +35,13 @@ class RestJob:
 
     @property
     def over(self) -> bool:
-        """Whether it will never run again."""
+        """Whether the job has ended."""
         return self.state in _OVER
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The last whole checkpoint of a job: its size in bytes, its time in epoch seconds, its URL."""
+    """The last completed checkpoint of a job: its size in bytes, its time in epoch seconds, its URL."""
 
     bytes: int
     time_s: float
@@ -50,7 +50,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class CheckpointCounts:
-    """A job's checkpoints since it was submitted, and how often it went back to one."""
+    """Counts of a job's checkpoints and restores since its submission."""
 
     completed: int
     failed: int
@@ -60,7 +60,7 @@ class CheckpointCounts:
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure that Flink remembers: its time in epoch seconds, the task and TaskManager if known, its trace."""
+    """A failure recorded by Flink: epoch seconds, task and TaskManager if known, stack trace."""
 
     time_s: float
     task: str
@@ -69,10 +69,10 @@ class Failure:
 
 
 def overview(base: str, timeout_s: float = _TIMEOUT_S) -> list[RestJob]:
-    """Return the jobs that Flink knows.
+    """Return Flink's jobs.
 
     Raises:
-      EngineError: it does not answer.
+      EngineError: if Flink does not answer.
     """
     found = []
     for job in _ask("GET", f"{base}/jobs/overview", timeout_s=timeout_s)["jobs"]:
@@ -87,7 +87,7 @@ def overview(base: str, timeout_s: float = _TIMEOUT_S) -> list[RestJob]:
 
 
 def last_checkpoint(job: RestJob) -> Checkpoints | None:
-    """Return the last whole checkpoint of a job; None before the first."""
+    """Return the last completed checkpoint of a job; None before the first."""
     latest = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints").get("latest") or {}
     done = latest.get("completed")
     if not done:
@@ -96,25 +96,25 @@ def last_checkpoint(job: RestJob) -> Checkpoints | None:
 
 
 def checkpoint_counts(job: RestJob) -> CheckpointCounts:
-    """Return how many checkpoints of a job there were."""
+    """Return the counts of a job's checkpoints."""
     counts = _ask("GET", f"{job.base}/jobs/{job.id}/checkpoints")["counts"]
     return CheckpointCounts(**{name: int(counts[name]) for name in ("completed", "failed", "in_progress", "restored")})
 
 
 def find(base: str, name: str) -> RestJob | None:
-    """Return the job of that name that was submitted last, one that is not over first; None where Flink knows none."""
+    """Return the job of that name: a running one, else the last submitted; None if Flink knows none."""
     named = [job for job in overview(base) if job.name == name]
     return max(named, key=lambda job: (not job.over, job.began_s), default=None)
 
 
 def taskmanagers(base: str) -> dict[str, tuple[int, int]]:
-    """Return the TaskManagers that the JobManager knows by id: (slots, free slots)."""
+    """Return (slots, free slots) of the JobManager's TaskManagers by id."""
     known = _ask("GET", f"{base}/taskmanagers")["taskmanagers"]
     return {each["id"]: (int(each["slotsNumber"]), int(each["freeSlots"])) for each in known}
 
 
 def failures(job: RestJob, most: int = 16) -> list[Failure]:
-    """What failed in a job, the latest first; a job that goes on was restarted after each."""
+    """Return a job's failures, latest first; a running job was restarted after each."""
     answer = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions?maxExceptions={most}")
     return [
         Failure(
@@ -128,14 +128,14 @@ def failures(job: RestJob, most: int = 16) -> list[Failure]:
 
 
 def restarts(job: RestJob) -> int | None:
-    """Return how often Flink restarted a job; None where it does not say."""
+    """Return the number of restarts of a job; None if unknown."""
     for metric in _ask("GET", f"{job.base}/jobs/{job.id}/metrics?get=numRestarts"):
         return int(float(metric["value"]))
     return None
 
 
 def failure(job: RestJob) -> tuple[str, str]:
-    """Why a job failed or restarted last: (one line, what no further try mends or "")."""
+    """Return (cause, permanent error or "") of a job's last failure or restart."""
     history = _ask("GET", f"{job.base}/jobs/{job.id}/exceptions").get("exceptionHistory") or {}
     entries = history.get("entries") or []
     text = str(entries[0].get("stacktrace", "")) if entries else ""
@@ -147,24 +147,24 @@ def failure(job: RestJob) -> tuple[str, str]:
 
 
 def cancel(job: RestJob, timeout_s: float = _TIMEOUT_S) -> None:
-    """Ask for a job's end; one that is over, or unknown, is left as it is."""
+    """Request a job's cancellation; ended or unknown jobs are ignored."""
     _ask("PATCH", f"{job.base}/jobs/{job.id}?mode=cancel", allowed=(404, 409), timeout_s=timeout_s)
 
 
 def stop_with_savepoint(job: RestJob, directory: str = "", timeout_s: float = 120.0, drain: bool = False) -> str:
-    """End a job with a savepoint, which holds what was under way.
+    """Stop a job with a savepoint, which holds its work in progress.
 
     Args:
-      job: one that runs.
-      directory: a URL below which the savepoint is made; "" for the place that Flink is configured with.
-      timeout_s: how long it may take.
-      drain: lets the watermark go to the end first, which fires every timer: for a job that will not be resumed.
+      job: a running job.
+      directory: URL of the savepoint's folder; "" for Flink's configured one.
+      timeout_s: limit, seconds.
+      drain: advance the watermark to the end first, which fires every timer; for a job that will not be resumed.
 
     Returns:
       The savepoint's URL.
 
     Raises:
-      EngineError: no savepoint was made. Flink lets the job go on then.
+      EngineError: if no savepoint was made; the job keeps running then.
     """
     body: dict[str, Any] = {"drain": drain, **({"targetDirectory": directory} if directory else {})}
     request = _ask("POST", f"{job.base}/jobs/{job.id}/stop", body)["request-id"]
@@ -205,5 +205,5 @@ def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = (),
             said = answer.text
         thrown = re.findall(r"\b(\w+(?:Exception|Error): [^\n]+)", said)
         line = thrown[-1] if thrown else said.strip().splitlines()[0] if said.strip() else ""
-        raise EngineError(f"Flink refuses {method} {url}: {answer.status_code} {line[:300]}")
+        raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {line[:300]}")
     return answer.json() if answer.content else {}

@@ -1,4 +1,4 @@
-"""How a pipeline is handed to Beam's job server."""
+"""Submission of a pipeline to Beam's job server."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle, Po
 
 
 class SetOptionsRunner(PortableRunner):
-    """Beam's portable runner, without the options that nobody set.
+    """Beam's portable runner, without unset options.
 
-    Beam's own sends every default along. Flink then writes them all, and Java's description of each, into the name of
-    every piece of state: about 5 KB each time that a source rests, in all checkpoints from then on.
+    Beam's own runner sends every default. Flink then writes them all, with Java's descriptions, into the name of every
+    piece of state: about 5 KB at each rest of a source, in all later checkpoints.
     """
 
     def create_job_service_handle(
         self, job_service: job_api.JobServiceStub, options: PipelineOptions
     ) -> JobServiceHandle:
-        """Return the job server, told of what was set."""
+        """Return the job server's handle, with the set options only."""
         handle = super().create_job_service_handle(job_service, options)
         handle.options = _OnlySet(options)
         return handle

@@ -1,4 +1,4 @@
-"""Where a pipeline runs: bounded and in this process, again and again; or on Flink, with this process's workers."""
+"""Runs a pipeline: bounded in this process, or on Flink with this process's workers or a pool."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ EngineName = Literal["flink", "micro-batches"]
 ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
 Build = Callable[[beam.Pipeline], object]
 
-#: With a checkpoint every 3 s and bundles of half a second: without the bundles' limits nothing flows, and without
+#: Checkpoint interval and bundle limits for a checkpoint every 3 s: without the bundle limits no data flows, and
+#: without
 #: the last one a source sometimes never starts.
 _FLINK: Mapping[str, Any] = {
     "parallelism": 1,
@@ -38,12 +39,12 @@ _OVER = frozenset({"DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
 
 
 def run_here(build: Build) -> None:
-    """Run a bounded pipeline in this process, to its end.
+    """Run a bounded pipeline in this process to its end.
 
     Raises:
-      CimlError: what a stage raised, as it was raised.
+      CimlError: the error of a stage.
     """
-    from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # named: the default runner may be another
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # explicit: the default runner may be another
 
     kept_error(clear=True)
     _keep_workers_quiet()
@@ -69,14 +70,14 @@ def flink_options(
 
     Args:
       endpoint: ``host:port`` of Beam's job server.
-      name: the job's name, which is made unique: Flink tells jobs apart by nothing else.
-      workers: ``host:port`` of a pool of Python workers (EXTERNAL); None for threads of this process (LOOPBACK), with
-        which the job ends.
-      savepoint: the URL of a savepoint or a retained checkpoint that the job begins from.
+      name: the job's name, made unique, since Flink identifies jobs by it.
+      workers: ``host:port`` of a pool of Python workers (EXTERNAL); None for threads of this process (LOOPBACK), which
+        end the job with them.
+      savepoint: URL of a savepoint or a retained checkpoint to start from.
       streaming: whether it is unbounded.
       changes: of ``parallelism``, ``checkpointing_interval`` (ms), ``max_bundle_size``, ``max_bundle_time_mills``, or
-        any other option of Beam's Flink runner; docs/cluster.md has those that were tried.
-      extra: further options of Beam, as on a command line; they win.
+        any other option of Beam's Flink runner; see docs/cluster.md.
+      extra: further options of Beam as command-line flags; they take precedence.
     """
     flags = [
         f"--job_endpoint={endpoint}",
@@ -96,7 +97,7 @@ def flink_options(
 
 
 def _keep_workers_quiet() -> None:
-    """Beam's workers log and print the traceback of each failure. One that is raised here as well is told once."""
+    """Suppress Beam's logs and prints of a worker's failure that is raised here as well."""
     from apache_beam.runners.worker import sdk_worker
 
     def say(*words: object, **options: Any) -> None:
@@ -115,7 +116,7 @@ def _not_told_elsewhere(record: logging.LogRecord) -> bool:
 
 
 def _expect_closed_streams() -> None:
-    """The worker threads of this process lose their streams when their job is cancelled: from now on, no news."""
+    """Ignore the stream errors of this process's worker threads after their job is cancelled."""
     import grpc
 
     logging.getLogger("apache_beam.runners.worker").setLevel(logging.CRITICAL)
@@ -130,33 +131,33 @@ def _expect_closed_streams() -> None:
 
 
 class FlinkJob:
-    """A job that was submitted.
+    """A submitted job.
 
-    With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it needs this process no more,
-    and `pipelines.flink.rest.find` finds it again by its name.
+    With LOOPBACK it ends with this process's workers; with a pool of workers (EXTERNAL) it does not depend on this
+    process, and `pipelines.flink.rest.find` finds it by name.
     """
 
     def __init__(self, build: Build, options: PipelineOptions) -> None:
         kept_error(clear=True)
         _keep_workers_quiet()
-        # Beam warns of options that only the job server knows, and once a second of nothing.
+        # Beam warns about options that only the job server knows, and repeats meaningless warnings each second.
         logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
         self._endpoint = str(options.view_as(PortableOptions).job_endpoint)
         if options.view_as(PortableOptions).environment_type == "LOOPBACK":
-            cancel_orphans(self._endpoint)  # of this program, killed earlier
+            cancel_orphans(self._endpoint)  # left by a killed process of this program
         pipeline = beam.Pipeline(runner=SetOptionsRunner(), options=options)
         build(pipeline)
         try:
             self._result = pipeline.run()
-        except Exception as error:  # gRPC's, Beam's own, or a refused option
-            raise EngineError(f"Flink did not take the job: {str(error).strip().splitlines()[-1]:.300}") from error
+        except Exception as error:  # from gRPC, Beam, or a rejected option
+            raise EngineError(f"Flink rejected the job: {str(error).strip().splitlines()[-1]:.300}") from error
 
         self.name = str(options.get_all_options().get("job_name"))
         self.id = str(self._result._job_id)
 
     @property
     def state(self) -> str:
-        """Beam's word: ``RUNNING``, ``DONE``, ``FAILED``, …"""
+        """Beam's state: ``RUNNING``, ``DONE``, ``FAILED``, …"""
         return str(self._result.state)
 
     @property
@@ -164,7 +165,7 @@ class FlinkJob:
         return self.state in _OVER
 
     def check(self) -> None:
-        """Raise what a stage raised and no further try mends, or `EngineError` where the job has failed."""
+        """Raise a stage's permanent error, or `EngineError` if the job has failed."""
         error = kept_error()
         if isinstance(error, CimlError) and not isinstance(error, EngineError):
             raise error
@@ -172,6 +173,6 @@ class FlinkJob:
             raise error or EngineError("the Flink job failed; see the job server's log (ciml status names it)")
 
     def cancel(self) -> None:
-        """Cancel the job, if it runs, and wait until it is over in Flink too (Beam's own cancel does not)."""
+        """Cancel the job if it runs, and wait for its end in Flink too (Beam's own cancel does not)."""
         _expect_closed_streams()
         cancel_job(self._endpoint, self.id)

@@ -1,4 +1,4 @@
-"""What a topic lost before it was read: accepted by a person, and then on record as covered."""
+"""Records offsets that a topic lost before they were read as covered, on an operator's request."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pipelines.kafka.plan import losses
 
 
 def accept_losses(raw: Store, kafka: KafkaOptions, topic: str, *, dry_run: bool = False) -> list[OffsetRange]:
-    """Commit the offsets that a topic no longer holds, and that were never read, as covered by nothing.
+    """Commit lost, never read offsets of a topic as covered without messages.
 
     Args:
       raw: the raw store.
-      kafka: how to reach the broker.
-      topic: whose losses.
-      dry_run: only tells them.
+      kafka: connection to the broker.
+      topic: the topic.
+      dry_run: return them without a commit.
 
     Returns:
-      The offsets, partition by partition; none where nothing was lost.
+      The lost offsets by partition; empty without losses.
 
     Raises:
-      IntegrityError: the topic was made anew: that is not a loss, it is another topic.
-      EngineError: the broker or the store does not answer.
+      IntegrityError: if the topic was recreated, which is not a loss but another topic.
+      EngineError: if the broker or the store does not answer.
     """
     committing, listing = committer(raw), list_topic(kafka, topic)
     with committing.state() as state:

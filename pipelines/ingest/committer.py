@@ -1,4 +1,4 @@
-"""The one that commits: batches that are settled become deltas of the raw manifest."""
+"""Commits settled batches as deltas of the raw manifest."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from transforms.guard import attempt, bisect
 
 
 class Committer(LogReplica[RawState]):
-    """A raw manifest and what its deltas add up to. Safe to use from threads.
+    """A replica of a raw manifest that commits to it. Thread-safe.
 
     Args:
       raw: the raw store.
-      clock: the time, epoch seconds.
-      limits: when a checkpoint is due.
+      clock: epoch seconds.
+      limits: when to write a checkpoint.
     """
 
     def __init__(self, raw: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None) -> None:
         super().__init__(ManifestLog(raw, clock=clock), RAW, limits)
 
     def commit(self, batches: Iterable[Batch]) -> int | None:
-        """Commit what of ``batches`` is not settled yet. Return the version, or None where there was nothing left.
+        """Commit the unsettled part of ``batches``. Return the version, or None if nothing was left.
 
         Raises:
-          EngineError: the store does not answer. Whether it is committed is not known; asking again does no harm.
-          IntegrityError: see `ciml.raw.accounting.reconcile`. Nothing is committed then.
+          EngineError: if the store does not answer. The outcome is unknown; retrying is safe.
+          IntegrityError: see `ciml.raw.accounting.reconcile`; nothing is committed.
         """
         whole = list(batches)
         return self.commit_found(lambda state: whole)
 
     def commit_found(self, find: Callable[[RawState], Iterable[Batch]]) -> int | None:
-        """As `commit`, of batches that follow from the state: ``find`` is asked anew when another commits first."""
+        """Commit batches computed from the state by ``find``, which is called again if another commit comes first."""
 
         def build(state: RawState) -> Delta | None:
             delta = reconcile(state, find(state), int(self.log.clock() * 1e6))
@@ -58,7 +58,7 @@ _committers_lock = threading.Lock()
 
 
 def committer(raw: Store) -> Committer:
-    """Return the process's committer for a raw store: the state of a long manifest takes a while to add up."""
+    """Return the process's committer for a raw store; it is cached, since a long manifest takes time to load."""
     key = (os.getpid(), raw.root)
     with _committers_lock:
         if key not in _committers:
@@ -67,26 +67,26 @@ def committer(raw: Store) -> Committer:
 
 
 def seal(batch: Batch) -> bytes:
-    """Return a settled batch as JSON, for the way to the committer.
+    """Serialise a settled batch as JSON for the committer.
 
     Raises:
-      IntegrityError: for a batch that is not settled.
+      IntegrityError: for an unsettled batch.
     """
     if batch.messages or batch.pending_runs:
-        raise IntegrityError(f"{batch.covers}: a batch that is not settled cannot be committed")
+        raise IntegrityError(f"{batch.covers}: unsettled batch cannot be committed")
     covers = batch.covers
     place = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
     return canonical_json({"covers": place, "settled": [outcome.to_json() for outcome in batch.settled]})
 
 
 def seal_guarded(batch: Batch) -> bytes:
-    """`seal`, where an outcome that cannot be written as JSON costs itself alone: a dead letter of its origin."""
+    """Seal a batch; an outcome that cannot be serialised becomes a dead letter of its origin."""
     sealed = attempt("seal", seal, batch)
     if not isinstance(sealed, RejectedInput):
         return sealed
     settled: list[Outcome] = []
     for some, made in bisect("seal", batch.settled, lambda some: seal(Batch(batch.covers, settled=list(some)))):
-        if isinstance(made, RejectedInput):  # nothing of it but its place is known to be sound
+        if isinstance(made, RejectedInput):  # only its origin is known to be valid
             some = [Outcome("dead_letter", some[0].origin, reason=made.reason, detail=made.detail)]
         settled += some
     return seal(Batch(batch.covers, settled=settled))

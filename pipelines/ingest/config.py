@@ -1,4 +1,4 @@
-"""What an ingest is made of. Loads no Beam: a supervisor reads it too."""
+"""Configuration of an ingest. Does not import Beam, since supervisors read it too."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from transforms.ingest.trust import TrustPolicy
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """What an ingest is made of.
+    """Configuration of an ingest.
 
     Attributes:
       raw: the raw store.
-      kafka: how to reach the broker.
-      topic: where events come from.
-      runs_topic: where committed runs are announced; "" for nowhere.
-      dead_letters_topic: where dead letters are told, open and closed; "" for nowhere.
+      kafka: connection to the broker.
+      topic: topic of the events.
+      runs_topic: topic for announcements of committed runs; "" for none.
+      dead_letters_topic: topic for opened and closed dead letters; "" for none.
       selection: globs of the jobs to take.
       names: (CloudEvent source, the run ids' source) pairs.
-      trust: the policy that judges runs.
-      fetch: from where logs may be fetched, and when again.
+      trust: the trust policy.
+      fetch: allowed log sources and retry delays.
       read: how partitions are read.
-      cycle_messages: the most messages of a partition that one micro-batch takes: what a kill costs at most.
-      commit_s: the longest that a settled batch waits for others before it is committed, on Flink.
-      commit_batches: how many do not wait any longer.
+      cycle_messages: most messages of a partition in a micro-batch, which a kill loses at most.
+      commit_s: longest wait of a settled batch for others before the commit, on Flink.
+      commit_batches: number of waiting batches that triggers a commit.
     """
 
     raw: ObjectStore
@@ -49,7 +49,7 @@ class IngestConfig:
     dead_letters_topic: str = ""
 
     def projection(self) -> Projections | None:
-        """What announces runs and dead letters, in this process."""
+        """Return the process's projections for runs and dead letters."""
         topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_letters))
         log = committer(self.raw).log
         found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]

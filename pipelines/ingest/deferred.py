@@ -1,4 +1,4 @@
-"""The second source of an unbounded ingest: deferred logs whose time has come, as the manifest has them."""
+"""The second source of an unbounded ingest: deferred runs of the manifest that are due."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pipelines.ingest.committer import committer
 from pipelines.kafka.tracker import FOREVER, OffsetTracker, Restriction, is_drained, put_off
 from transforms.ingest.errors import keep_error
 
-# Each look adds some KiB to the state of a job on Flink, for good: without need there are few.
+# Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
 _PAUSE_S = 5.0
 _IDLE_S = 10.0
-_AGAIN_S = 300.0  # what was handed out and never committed (its worker died) is handed out again after this
+_AGAIN_S = 300.0  # a run that was handed out and not committed (its worker died) is handed out again after this
 _MOST = 200
 
 
 class HandedOut:
-    """Which tries are under way in this process, so that a slow one is not made twice. A second would do no harm."""
+    """The retries in progress in this process, so that a slow one is not repeated (which would be harmless)."""
 
     def __init__(self) -> None:
         self._since: dict[tuple[Any, ...], float] = {}
         self._lock = threading.Lock()
 
     def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
-        """Return those of ``due`` that are not under way, which from now on are."""
+        """Return those of ``due`` that are not in progress, and mark them as such."""
         with self._lock:
             self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}
             found = []
@@ -85,7 +85,7 @@ class _LookForDue(beam.DoFn):
 
 
 class ReadDue(beam.PTransform):
-    """Batches of deferred runs of a raw store, each when it is due, for ever."""
+    """Batches of deferred runs of a raw store when they are due; unbounded."""
 
     def __init__(self, raw: Store) -> None:
         super().__init__()

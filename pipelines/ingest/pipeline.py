@@ -31,22 +31,22 @@ from transforms.ingest.beam import Decode, Judge, TakeLogs
 from transforms.ingest.errors import keep_error
 from transforms.ingest.timings_beam import COMMIT
 
-_KEY = "raw"  # one key: one committer at a time, in the usual course
+_KEY = "raw"  # one key: usually one committer at a time
 
 
 def build_ingest(
     pipeline: beam.Pipeline, config: IngestConfig, reads: Sequence[PartitionRead], due: Sequence[PendingRun] = ()
 ) -> beam.PCollection[int]:
-    """Wire an ingest: bounded where the ``reads`` are, else for ever.
+    """Wire an ingest: bounded if the ``reads`` are, else unbounded.
 
     Args:
-      pipeline: to build in.
-      config: what to use.
-      reads: of `pipelines.kafka.source.plan`; may be empty where something is ``due``.
-      due: deferred runs to be tried again (bounded; for ever, they are looked for in the manifest).
+      pipeline: the pipeline to build in.
+      config: of the ingest.
+      reads: of `pipelines.kafka.source.plan`; may be empty with ``due`` runs.
+      due: deferred runs to retry if bounded; an unbounded ingest reads them from the manifest.
 
     Returns:
-      The versions that were committed.
+      The committed versions.
     """
     bounded = all(read.end is not None for read in reads)
     settled = []
@@ -67,7 +67,7 @@ def build_ingest(
 
 
 def in_batches(pending_runs: Sequence[PendingRun], most: int = 200) -> list[Batch]:
-    """Candidates that are tried again, as batches that cover no offsets."""
+    """Return pending runs to retry as batches that cover no offsets."""
     return [Batch(None, pending_runs=list(pending_runs[at : at + most])) for at in range(0, len(pending_runs), most)]
 
 
@@ -76,14 +76,14 @@ def _create(batches: list[Batch]) -> beam.PTransform:
 
 
 def settle_known(batch: Batch, index: Index) -> Batch:
-    """Settle the candidates whose event is known to have named their run: as repeats, whose log nobody needs again.
+    """Settle pending runs that the same event has already named, as repeats that need no log.
 
-    It only saves work: the commit classifies everything by the state that it follows. The same run in *another* event
-    stays a candidate, since other bytes of its log have to be noticed.
+    This only saves work: the commit classifies everything by its own state. The same run in *another* event stays
+    pending, since a different log must be noticed.
 
     Args:
-      batch: of candidates that come for the first time; those of deferred logs are known, and wanted.
-      index: of what is committed.
+      batch: new pending runs; deferred ones are known and must stay.
+      index: of the committed state.
     """
     kept, settled = [], list(batch.settled)
     for each in batch.pending_runs:
@@ -95,7 +95,7 @@ def settle_known(batch: Batch, index: Index) -> Batch:
 
 
 class SettleKnown(beam.DoFn):
-    """`settle_known`, by what is committed when the batch comes."""
+    """Applies `settle_known` by the state committed when the batch arrives."""
 
     def __init__(self, raw: ObjectStore) -> None:
         self._raw = raw
@@ -109,7 +109,7 @@ class SettleKnown(beam.DoFn):
 
 
 class _Settle(beam.PTransform):
-    """Candidates to sealed batches: fetch, parse, store."""
+    """Pending runs to sealed batches: fetch, parse, store."""
 
     def __init__(self, config: IngestConfig) -> None:
         super().__init__()
@@ -126,10 +126,10 @@ def _sealed(batch: Batch) -> tuple[str, bytes]:
 
 
 class Gather(beam.DoFn):
-    """Keeps sealed batches until there are enough, or the first has waited long enough by the clock.
+    """Holds sealed batches until there are enough, or the first has waited long enough (processing time).
 
-    No watermark comes into it, so nothing is ever late; but for the last one, that of a job which is drained: Flink
-    ends no stage that waits for its clock, and does not let the clock ring any more either.
+    Independent of the watermark, so no batch is late, except at the end of a drained job: Flink ends stages without
+    firing their processing-time timers.
     """
 
     _waiting = BagStateSpec("waiting", BytesCoder())
@@ -185,11 +185,10 @@ class Gather(beam.DoFn):
 
 
 class CommitRaw(beam.DoFn):
-    """(key, sealed batches) -> the version after which they are settled, whoever committed them.
+    """(key, sealed batches) -> the version at which they are settled, by this or another committer.
 
-    A consumer does not notice when a topic is deleted and made anew, and goes on in the new one at the offset where it
-    was in the old one. So that the topic is still the one that the batches name is asked after they were read, and
-    before they are committed.
+    A consumer does not notice that a topic was deleted and recreated, and continues in the new one at its old offset.
+    So the topic's id is checked after the batches were read and before they are committed.
     """
 
     def __init__(self, config: IngestConfig) -> None:
@@ -202,14 +201,14 @@ class CommitRaw(beam.DoFn):
                 check_still_that_topic(self._config.kafka, topic, topic_id)
             with COMMIT.timed("raw"):
                 version = committing.commit(batches)
-            if version is None:  # a bundle that is tried again; what it committed may not have been announced
+            if version is None:  # a retried bundle, whose commit may not have been announced
                 with committing.state() as state:
                     version = state.version
             yield version
 
 
 class Publish(beam.DoFn):
-    """Announces what is committed and was not announced. The version that comes in is only the occasion."""
+    """Announces all committed deltas that were not announced. The incoming version is only a trigger."""
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config

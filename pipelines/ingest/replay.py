@@ -1,7 +1,7 @@
-"""Replay: open dead letters are tried again, and those that come to something are closed by the commit that says so.
+"""Replay: retries open dead letters; the commit of the results closes those that succeed.
 
-What fails again stays as it is. So a replay may be killed, said again, or said twice at once: a letter is closed by the
-first that commits, and what the others found of it is dropped.
+A dead letter that fails again stays open. A replay may be killed, repeated, or run concurrently: the first commit
+closes a dead letter, and other results for it are dropped.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from transforms.ingest.trust import TrustPolicy
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Which letters are tried again, and by what.
+    """Configuration of a replay.
 
     Attributes:
       raw: the raw store.
-      choice: which of the open letters.
-      limit: at most so many, the oldest first; None for all.
-      selection: globs of the jobs to take, as ingest has them.
-      names: (CloudEvent source, the run ids' source) pairs, as ingest has them.
-      trust: the policy that judges runs.
-      fetch: from where logs may be fetched.
-      logs: where the logs of listings are now; "" for where they were.
-      together: how many letters are committed together.
+      choice: filter of the open dead letters.
+      limit: largest number, oldest first; None for all.
+      selection: globs of the jobs to take, as for ingest.
+      names: (CloudEvent source, the run ids' source) pairs, as for ingest.
+      trust: the trust policy.
+      fetch: allowed log sources.
+      logs: present root of the listings' logs; "" if unchanged.
+      together: dead letters committed together.
     """
 
     raw: Store
@@ -56,17 +56,17 @@ class ReplayConfig:
 
 @dataclass
 class Replayed:
-    """What a replay came to.
+    """The result of a replay.
 
     Attributes:
-      letters: how many it may be at most.
-      tried: how many of them were tried so far.
-      closed: how many it closed.
-      became: what these became, by (kind, reason). A message that could not be decoded may become many.
-      still: those that stay open, by the reason why they failed this time.
-      details: one example of each such reason.
-      elsewhere: how many were closed meanwhile by another.
-      whole: whether it came to its end.
+      letters: number of dead letters to try at most.
+      tried: number tried so far.
+      closed: number closed by this replay.
+      became: their outcomes by (kind, reason). A message may become several.
+      still: those that stay open, by the present reason.
+      details: an example for each such reason.
+      elsewhere: number closed meanwhile by another process.
+      whole: whether it is complete.
     """
 
     letters: int = 0
@@ -85,15 +85,15 @@ def replay(
     stop: threading.Event | None = None,
     report: Callable[[Replayed], None] | None = None,
 ) -> Replayed:
-    """Try open dead letters again.
+    """Retry open dead letters.
 
     Args:
-      config: which, and by what.
-      stop: ends it, when set, after what is under way is committed.
-      report: told how far it is, after each commit.
+      config: of the replay.
+      stop: when set, ends the replay after the work in progress is committed.
+      report: called with the progress after each commit.
 
     Raises:
-      EngineError: a store does not answer. What was committed stays.
+      EngineError: if a store does not answer. Commits stay.
       IntegrityError: see `ciml.raw.accounting.reconcile`.
     """
     stop = stop or threading.Event()
@@ -150,7 +150,7 @@ def _stays(found: Replayed, reason: str, detail: str) -> None:
 def _closed_by(
     config: ReplayConfig, version: int | None, found: Replayed, keys: set[DeadLetterKey]
 ) -> set[DeadLetterKey]:
-    """Return those of ``keys`` that a version closed; what they became is counted."""
+    """Return those of ``keys`` that a version closed, and count their outcomes."""
     if version is None:
         return set()
     delta = committer(config.raw).log.read(version)
@@ -164,12 +164,12 @@ def _closed_by(
 
 @dataclass
 class Preview:
-    """What a replay would try.
+    """The dead letters that a replay would try.
 
     Attributes:
-      letters: how many.
-      reasons: by reason.
-      untried: those that cannot be tried, by why.
+      letters: their number.
+      reasons: number by reason.
+      untried: number that cannot be retried, by cause.
     """
 
     letters: int = 0
@@ -178,7 +178,7 @@ class Preview:
 
 
 def preview(config: ReplayConfig) -> Preview:
-    """Look at the letters of a choice without fetching or committing anything."""
+    """Count the dead letters of a choice without fetching or committing."""
     found = Preview()
     for letter in islice(chosen(config.raw, config.choice), config.limit):
         found.letters += 1
@@ -191,7 +191,7 @@ def preview(config: ReplayConfig) -> Preview:
 
 
 def chosen(raw: Store, choice: Choice) -> Iterator[DeadLetter]:
-    """Yield the open letters of a choice, the oldest first."""
+    """Yield the open dead letters of a choice, oldest first."""
     committing = committer(raw)
     with committing.state() as state:
         keys = open_keys(state, choice)

@@ -1,4 +1,4 @@
-"""Questions to a Kafka broker: what a topic is, where it begins and ends, and whether it is still the same."""
+"""Queries a Kafka broker: a topic's id and bounds, and whether the topic was recreated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ANSWER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A topic as the broker tells it: its UUID ("" where it has none) and [first, end) of each partition."""
+    """A topic as listed by the broker: its UUID ("" without one) and [first, end) of each partition."""
 
     topic: str
     topic_id: str
@@ -35,11 +35,11 @@ _lock = threading.Lock()
 
 
 def topic_of(options: KafkaOptions, topic: str) -> tuple[str, list[int]]:
-    """Return (the topic's UUID or "", its partitions), as the broker says now.
+    """Return (the topic's UUID or "", its partitions) from the broker.
 
     Raises:
-      NoTopicError: it has no such topic.
-      EngineError: it does not answer.
+      NoTopicError: if there is no such topic.
+      EngineError: if the broker does not answer.
     """
     client = admin(options)
     try:
@@ -61,12 +61,12 @@ def offsets_of(
     committed: bool = True,
     timeout_s: float | None = None,
 ) -> dict[int, int]:
-    """Return the offset that ``spec`` means in each partition; of committed messages only, or of all.
+    """Return the offset for ``spec`` in each partition, over committed messages or all.
 
-    A partition without a leader, as one that was just made, is waited for.
+    Waits for partitions without a leader, such as newly created ones.
 
     Raises:
-      EngineError: the broker does not answer, or a partition is not there.
+      EngineError: if the broker does not answer, or a partition is missing.
     """
     asked = {TopicPartition(topic, number): spec for number in partitions}
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
@@ -79,29 +79,29 @@ def offsets_of(
         except KafkaException as error:
             if error.args[0].code() not in SOON or time.monotonic() > until:
                 raise as_engine_error(options, topic, error) from None
-            topic_of(options, topic)  # raises where there is no such topic any more
+            topic_of(options, topic)  # raises if the topic is gone
             time.sleep(0.1)
 
 
 def list_topic(options: KafkaOptions, topic: str) -> Listing:
-    """Ask the broker for a topic's id and the bounds of its partitions, of committed messages only.
+    """Query a topic's id and the bounds of its partitions, over committed messages only.
 
     Raises:
-      EngineError: the broker does not answer, has no such topic (`NoTopicError`), or lists no partitions of it.
+      EngineError: if the broker does not answer, has no such topic (`NoTopicError`), or lists no partitions.
     """
     topic_id, found = topic_of(options, topic)
     if not found:
-        raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of the topic {topic}")
+        raise EngineError(f"Kafka at {options.bootstrap} lists no partitions of topic {topic}")
     first, end = (offsets_of(options, topic, found, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
     return Listing(topic, topic_id, {number: (first[number], end[number]) for number in found})
 
 
 def list_again(options: KafkaOptions, before: Listing) -> Listing:
-    """As `list_topic`, of a topic that was listed before and so cannot be missing.
+    """List a topic again that was listed before and so must exist.
 
     Raises:
-      IntegrityError: the topic was deleted, or made anew.
-      EngineError: the broker does not answer.
+      IntegrityError: if the topic was deleted or recreated.
+      EngineError: if the broker does not answer.
     """
     try:
         listing = list_topic(options, before.topic)
@@ -113,13 +113,13 @@ def list_again(options: KafkaOptions, before: Listing) -> Listing:
 
 
 def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
-    """Make sure that a topic is still the one that was read. Return its partitions.
+    """Check that a topic is still the one that was read. Return its partitions.
 
-    A topic that the broker does not know counts as gone only when that lasts: a broker that starts may not know yet.
+    A topic counts as deleted only after a while, since a starting broker may not know it yet.
 
     Raises:
-      IntegrityError: the topic was deleted, or made anew.
-      EngineError: the broker does not answer.
+      IntegrityError: if the topic was deleted or recreated.
+      EngineError: if the broker does not answer.
     """
     since = time.monotonic()
     while True:
@@ -128,8 +128,8 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
         except NoTopicError:
             if time.monotonic() - since > _GONE_S:
                 raise IntegrityError(
-                    f"the topic {topic} was deleted while it was read: what of it was not committed is gone. What was "
-                    "committed stays; read another topic by --topic, or a topic of this name into another --data-path"
+                    f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
+                    "stay. Read another topic with --topic, or a new topic of this name into another --data-path"
                 ) from None
             time.sleep(1)
             continue
@@ -138,13 +138,13 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
 
 
 def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> None:
-    """Make sure that what was read under a topic's id is of that topic, and not of one that has taken its name.
+    """Check that messages read under a topic's id are from that topic, not from a recreated one.
 
-    A topic that is gone is none that has taken the name. A broker that does not answer is waited for, for a minute.
+    A deleted topic passes. Waits up to a minute for a broker that does not answer.
 
     Raises:
-      IntegrityError: the topic was made anew.
-      EngineError: the broker does not answer.
+      IntegrityError: if the topic was recreated.
+      EngineError: if the broker does not answer.
     """
     if not topic_id:
         return
@@ -163,8 +163,11 @@ def check_still_that_topic(options: KafkaOptions, topic: str, topic_id: str) -> 
 
 
 def is_mock(options: KafkaOptions) -> bool:
-    """Whether the broker is librdkafka's own stand-in: no controller, no topic ids, four partitions to each topic, and
-    transactions whose aborted messages are read like others."""
+    """Return whether the broker is librdkafka's mock.
+
+    The mock has no controller, no topic ids, four partitions in each topic, and returns messages of aborted
+    transactions.
+    """
     with _lock:
         known = _mocks.get(options)
     if known is None:
@@ -175,7 +178,7 @@ def is_mock(options: KafkaOptions) -> bool:
 
 
 def _cluster_id(options: KafkaOptions) -> str:
-    """Return the first question to a broker. One that does not let us in is not asked until the time is over."""
+    """Return the cluster's id, the first query to a broker. Fails fast if the broker rejects the connection."""
     client, wait_s, left_s = admin(options), 1.0, options.timeout_s
     while True:
         try:
@@ -198,10 +201,10 @@ def make_topic(
     partitions: int = 1,
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Create a topic and wait until its offsets can be asked for; one that exists is left as it is."""
+    """Create a topic and wait until its offsets can be queried; an existing topic is not changed."""
     try:
         if is_mock(options):
-            admin(options).list_topics(topic, timeout=options.timeout_s)  # which makes it
+            admin(options).list_topics(topic, timeout=options.timeout_s)  # which creates it
             return
         futures = admin(options).create_topics(
             [NewTopic(topic, partitions, 1, config=dict(config or {}))], request_timeout=options.timeout_s
@@ -210,7 +213,7 @@ def make_topic(
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise as_engine_error(options, topic, error) from None
-    # A broker answers for the creation before each of its parts knows the topic and its leaders.
+    # A broker confirms the creation before all of its parts know the topic and its leaders.
     for attempt in Retrying(
         retry=retry_if_exception_type(EngineError),
         stop=stop_after_delay(options.timeout_s),

@@ -1,4 +1,4 @@
-"""Kafka as ciml uses it, without Beam: options, questions to a broker, and readers of one partition."""
+"""Kafka client without Beam: options, queries to a broker, and readers of one partition."""
 
 from __future__ import annotations
 

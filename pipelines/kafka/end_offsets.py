@@ -1,4 +1,4 @@
-"""Where partitions end, asked seldom: what says how much is unread, and that nothing is."""
+"""Cached end offsets of partitions, from which backlog and idleness are computed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _FORGET_S = 600.0
 
 
 class Ends(NamedTuple):
-    """An answer of the broker.
+    """The end of a partition at a time.
 
     Attributes:
-      asked_s: epoch seconds right before the broker was asked: what was appended until then is below the end.
-      end: the offset after the last message of a partition, committed or not.
+      asked_s: epoch seconds just before the query: messages appended until then are below the end.
     """
 
     asked_s: float
@@ -35,10 +34,10 @@ Ask = Callable[[Iterable[int]], Mapping[int, int]]
 
 @dataclass
 class TopicEnds:
-    """The ends of a topic's partitions: one question for all that were asked for lately, and its answer kept.
+    """The ends of a topic's partitions: one query for all recently used partitions, cached.
 
     Attributes:
-      ask: from partitions to their ends; raises `EngineError` where there is no answer.
+      ask: returns the ends of partitions; raises `EngineError` without an answer.
     """
 
     ask: Ask
@@ -49,7 +48,7 @@ class TopicEnds:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def of(self, partition: int, age_s: float) -> Ends | None:
-        """Return the end of a partition, at most ``age_s`` old; None where the broker does not answer."""
+        """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer."""
         with self._lock:
             now = self.clock()
             self._wanted[partition] = now
@@ -73,9 +72,9 @@ _topics_lock = threading.Lock()
 
 
 def end_of(options: KafkaOptions, topic: str, partition: int, age_s: float) -> Ends | None:
-    """Where a partition ends, as the broker said at most ``age_s`` seconds ago to this process; None without answer.
+    """Return the end of a partition, at most ``age_s`` seconds old; None if the broker does not answer.
 
-    Messages of transactions that are open count: they are unread.
+    Messages of open transactions count as unread.
     """
     key = (options, topic)
     with _topics_lock:

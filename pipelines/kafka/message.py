@@ -1,4 +1,4 @@
-"""A message of Kafka as ciml takes it in, whatever a client has put into it."""
+"""Converts Kafka records to messages, with limits on untrusted content."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
 _LATEST_MS = LATEST_US // 1000
 _new = tuple.__new__
-# Where a name is not UTF-8, confluent-kafka returns headers with a NULL in them and sets an exception as well. Python
-# checks for that in this call, but not in a plain ``record.headers()`` that its interpreter has specialised: there the
-# exception appears later, elsewhere. It may be called once for a record: the second time there is no exception.
+# For a name that is not UTF-8, confluent-kafka returns headers with a NULL and also sets an exception. Python checks
+# for
+# it in this call, but not in a plain ``record.headers()`` that its interpreter has specialised: there the exception
+# surfaces later, elsewhere. Call it once for a record: the second call sets no exception.
 _headers_of = methodcaller("headers")
 
 
 def message_of_record(record: confluent_kafka.Message) -> Message:
-    """Convert what a consumer has read, which holds no error.
+    """Convert a consumed record without an error.
 
     Args:
       record: a record of a topic.
 
     Returns:
-      The message. Its headers are `UNREADABLE_HEADERS` where a name is not UTF-8. Of too many headers there are
-      `MAX_MESSAGE_HEADERS` and one more, so that the decoder rejects the message. ``timestamp_ms`` is 0 where the
-      record has none, or one that is negative or not before `LATEST_US`.
+      The message. Its headers are `UNREADABLE_HEADERS` if a name is not UTF-8. Of too many headers,
+      `MAX_MESSAGE_HEADERS` and one more are kept, so that the decoder rejects the message. ``timestamp_ms`` is 0 for a
+      missing, negative or too late timestamp (not before `LATEST_US`).
     """
-    # One for each event that ever comes: by the shortest way.
+    # Called for every event, so kept minimal.
     stamp = record.timestamp()[1]
     if not 0 < stamp < _LATEST_MS:
         stamp = 0

@@ -1,4 +1,4 @@
-"""Partitions that a topic gets while it is read."""
+"""Finds partitions that are added to a topic while it is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from transforms.ingest.errors import keep_error
 
 @dataclass(frozen=True, slots=True)
 class KnownTopic:
-    """A topic of which partitions 0 to ``partitions`` - 1 are read already. Kafka numbers them so, and keeps them."""
+    """A topic whose partitions 0 to ``partitions`` - 1 are read already. Kafka never removes partitions."""
 
     topic: str
     topic_id: str
@@ -41,10 +41,10 @@ class KnownTopic:
 
 
 class FindPartitions(beam.DoFn, RestrictionProvider):
-    """`KnownTopic` -> `PartitionRead` of each partition that it gets later, from its beginning; for ever.
+    """`KnownTopic` -> `PartitionRead` of each partition added later, from its beginning; unbounded.
 
-    Its restriction is the numbers of partitions that are still to come. It also notices that the topic was deleted or
-    made anew, while no message comes.
+    Its restriction is the range of future partition numbers. It also detects a deleted or recreated topic while no
+    message arrives.
     """
 
     def __init__(self, kafka: KafkaOptions, options: ReadOptions) -> None:
@@ -76,14 +76,15 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
         asked = time.time()
         try:
             found = max(check_topic(self._kafka, element.topic, element.topic_id), default=-1) + 1
-        except EngineError:  # the broker is away: the readers wait for it too
+        except EngineError:  # the broker is unreachable: the readers wait for it too
             put_off(tracker, self._options.find_s)
             return
         if found > known:
             if not tracker.try_claim(Claim(known, found)):
                 return
-            # What was sent to a new partition is no older than the last look that did not show it, less the slack:
-            # that is where the watermark stands.
+            # Messages of a new partition are no older than the last listing without it, less the slack: the watermark
+            # stands
+            # there.
             since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
             for number in range(known, found):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)

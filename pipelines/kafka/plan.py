@@ -1,4 +1,4 @@
-"""Where reading starts: decided by what a manifest covers and what the broker still has, and by nothing else."""
+"""Plans where reading starts, from the manifest's covered offsets and the broker's present ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.kafka.broker import Listing
 
 @dataclass(frozen=True, slots=True)
 class PartitionRead:
-    """What is to be read of a partition: [start, end) (``end`` None: for ever) without what is covered within it."""
+    """A range of a partition to read: [start, end) (``end`` None: unbounded) without its covered offsets."""
 
     topic: str
     topic_id: str
@@ -29,7 +29,7 @@ class PartitionRead:
 
 
 class Coverage(Protocol):
-    """What a manifest's state says of offsets. See `ciml.raw.accounting.RawState`."""
+    """A manifest state's covered offsets; see `ciml.raw.accounting.RawState`."""
 
     topic_ids: dict[str, str]
 
@@ -37,9 +37,9 @@ class Coverage(Protocol):
 
 
 def is_older(listing: Listing, state: Coverage) -> bool:
-    """Return whether something is covered that a listing does not show: somebody else read and committed it since.
+    """Return whether a listing is outdated: offsets beyond it are covered, since another process committed them.
 
-    A topic that is not the one that was read looks the same, until it is listed again.
+    A recreated topic looks the same until it is listed again.
     """
     return any(_last(state.covered(listing.topic, part)) > end for part, (_, end) in listing.bounds.items())
 
@@ -51,22 +51,22 @@ def _last(covered: RangeSet) -> int:
 def plan(
     state: Coverage, listing: Listing, *, bounded: bool, most: int | None = None, until: Listing | None = None
 ) -> list[PartitionRead]:
-    """What of a topic is not covered yet, partition by partition.
+    """Return the uncovered offsets of a topic by partition.
 
     Args:
-      state: of the manifest that commits what is read.
-      listing: what the broker has, as asked after the state was brought up to date (see `is_older`).
-      bounded: whether to end at the topic's present end. Partitions with nothing new are then left out.
-      most: with ``bounded``, the most offsets of a partition to take at once.
-      until: with ``bounded``, an earlier listing, beyond whose ends nothing is read.
+      state: of the manifest that commits the messages.
+      listing: the topic, listed after the state was updated (see `is_older`).
+      bounded: end at the topic's present end, and omit partitions without new messages.
+      most: with ``bounded``, largest number of offsets of a partition.
+      until: with ``bounded``, an earlier listing whose ends limit the read.
 
     Raises:
-      IntegrityError: the topic was made anew, is shorter than what is covered, or no longer holds an offset that was
-        never read. Nothing is skipped.
-      EngineError: the listing is empty.
+      IntegrityError: if the topic was recreated, is shorter than the covered offsets, or lost unread offsets. Nothing
+        is skipped.
+      EngineError: if the listing is empty.
     """
     if not listing.bounds:
-        raise EngineError(f"Kafka lists no partitions of the topic {listing.topic}")
+        raise EngineError(f"Kafka lists no partitions of topic {listing.topic}")
     check_topic_id(listing.topic, state.topic_ids.get(listing.topic, ""), listing.topic_id)
     reads: list[PartitionRead] = []
     for partition, (first, end) in sorted(listing.bounds.items()):
@@ -76,15 +76,15 @@ def plan(
         if start < first and not (start == 0 and not covered):
             gone = ", ".join(f"{lost} to {before}" for lost, before in covered.missing(0, first))
             raise IntegrityError(
-                f"{where}: offsets {gone} were never read, and the topic does not hold them any more: its retention is "
-                "shorter than ciml was away. To go on without them, which is then on record: ciml ingest accept-loss"
+                f"{where}: offsets {gone} expired before they were read: the topic's retention is shorter than ciml's "
+                "downtime. To record them as lost and continue: ciml ingest accept-loss"
             )
         start = max(start, first)
         last = _last(covered)
         if last > end:
             raise IntegrityError(
-                f"{where} ends at {end}, and is covered up to {last}: it is not the topic that was read. Read it under "
-                "another name, or start with another --data-path"
+                f"{where} ends at {end}, but is covered up to {last}: not the topic that was read before. Read it "
+                "under another name, or use another --data-path"
             )
         if bounded:
             stop = end if until is None else min(end, until.bounds.get(partition, (0, 0))[1])
@@ -99,7 +99,7 @@ def plan(
 
 
 def bases(state: Coverage, listing: Listing) -> list[Batch]:
-    """Empty batches that cover what was gone from a topic before it was first read. To be committed before reading."""
+    """Return empty batches that cover offsets expired before the first read. Commit them before reading."""
     return [
         Batch(OffsetRange(listing.topic, listing.topic_id, partition, 0, first))
         for partition, (first, _) in sorted(listing.bounds.items())
@@ -108,10 +108,10 @@ def bases(state: Coverage, listing: Listing) -> list[Batch]:
 
 
 def losses(state: Coverage, listing: Listing) -> list[Batch]:
-    """Empty batches that cover what a topic lost before it was read, where a person has said that this is accepted.
+    """Return empty batches that cover offsets lost before they were read, as accepted by an operator.
 
     Raises:
-      IntegrityError: the topic was made anew: that is no loss, it is another topic.
+      IntegrityError: if the topic was recreated, which is not a loss but another topic.
     """
     check_topic_id(listing.topic, state.topic_ids.get(listing.topic, ""), listing.topic_id)
     return [

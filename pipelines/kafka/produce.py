@@ -1,4 +1,4 @@
-"""Sending to Kafka at the end of a pipeline: at least once, in the order of a key."""
+"""Sends to Kafka at the end of a pipeline: at least once, ordered by key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLUSH_S = 60.0
 
 
 class Send(beam.DoFn):
-    """`ToSend` -> nothing. A bundle ends when the broker has all of its messages; one that fails is sent again."""
+    """`ToSend` -> nothing. A bundle ends when the broker has all of its messages; a failed bundle is sent again."""
 
     def __init__(self, kafka: KafkaOptions) -> None:
         self._kafka = kafka
@@ -36,7 +36,7 @@ class Send(beam.DoFn):
                 try:
                     producer.produce(topic, value, key, on_delivery=self._delivered)
                     break
-                except BufferError:  # the broker is slower than we are
+                except BufferError:  # the broker is slower than this sender
                     producer.poll(0.1)
                 except KafkaException as error:
                     self._fail(topic, error.args[0])
@@ -52,7 +52,7 @@ class Send(beam.DoFn):
             if failure is not None:
                 self._fail(*failure)
             if left:
-                raise EngineError(f"Kafka at {self._kafka.bootstrap} took no message within {_FLUSH_S:.0f} s")
+                raise EngineError(f"Kafka at {self._kafka.bootstrap} accepted no message within {_FLUSH_S:.0f} s")
 
     def teardown(self) -> None:
         self._producer = None
@@ -75,5 +75,7 @@ class Send(beam.DoFn):
 
     def _fail(self, topic: str, error: KafkaError) -> None:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            raise CimlError(f"the topic {topic} takes no such message: set its max.message.bytes={MAX_MESSAGE_BYTES}")
+            raise CimlError(
+                f"topic {topic} rejects a message as too large; set its max.message.bytes={MAX_MESSAGE_BYTES}"
+            )
         raise as_engine_error(self._kafka, topic, KafkaException(error))

@@ -1,8 +1,8 @@
-"""Publish: what a manifest committed, projected onto a topic, once each.
+"""Publishes a manifest's deltas to a topic, exactly once.
 
-The cursor is the topic itself: every message names the delta that it comes from, and what was announced last is read
-back from the topic's end. So a process that dies between a commit and its announcement is made up for by the next, and
-with a transaction for each step and one transactional id for each topic, nothing is announced twice.
+The topic itself is the cursor: every message names its delta, and the last published delta is read back from the
+topic's end. So the next process publishes what a dead one had not; with a transaction for each step and one
+transactional id for each topic, nothing is published twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Headers = Sequence[tuple[str, bytes]]
 Announcement = tuple[bytes, bytes, Headers]
 Render = Callable[[Delta], Iterable[Announcement]]
 
-_MOST = 2000  # messages of a transaction
+_MOST = 2000  # messages in a transaction
 _WAIT_S = 30.0
 _ATTEMPTS = 3
 _UNSUPPORTED = frozenset({
@@ -36,17 +36,17 @@ _UNSUPPORTED = frozenset({
 
 
 class Projection:
-    """A topic that tells what a manifest holds, delta by delta. One topic tells of one manifest.
+    """Publishes one manifest to one topic, delta by delta.
 
     Args:
       log: the manifest.
-      topic: made with one partition and without end of retention where it is not there: a topic that forgets would
-        be told everything anew.
-      render: from a delta to (key, value, headers); the headers `VERSION` and `LOG` are added.
-      kafka: how to reach the broker.
+      topic: created with one partition and unlimited retention if missing: on a topic with retention everything would
+        be published again.
+      render: returns (key, value, headers) of a delta; the headers `VERSION` and `LOG` are added.
+      kafka: connection to the broker.
 
     Attributes:
-      exactly_once: False where the broker knows no transactions: then a process that dies may announce twice.
+      exactly_once: False if the broker lacks transactions: a dying process may then publish twice.
     """
 
     def __init__(self, log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> None:
@@ -59,18 +59,18 @@ class Projection:
         self._lock = threading.Lock()
 
     def announce(self) -> int:
-        """Announce all deltas that were not announced yet. Return the last version.
+        """Publish all deltas that were not published yet. Return the last version.
 
         Raises:
-          EngineError: the broker does not answer.
-          IntegrityError: the topic tells of another manifest.
+          EngineError: if the broker does not answer.
+          IntegrityError: if the topic holds another manifest.
         """
         with self._lock:
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
                     return self._announce()
                 except KafkaException as error:
-                    # Another process took over, or an answer was lost. Which it was is seen in the topic.
+                    # Another process took over, or an answer was lost; the topic shows which.
                     self._forget()
                     if attempt == _ATTEMPTS:
                         raise as_engine_error(self._kafka, self._topic, error) from None
@@ -80,7 +80,7 @@ class Projection:
             raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """End the producer."""
+        """Close the producer."""
         with self._lock:
             self._forget()
 
@@ -114,7 +114,7 @@ class Projection:
         producer = self._make()
         if self.exactly_once:
             try:
-                producer.init_transactions(_WAIT_S)  # fences whoever had this id, and ends what it left open
+                producer.init_transactions(_WAIT_S)  # fences the id's former owner and aborts its transaction
             except KafkaException as error:
                 if error.args[0].code() not in _UNSUPPORTED:
                     raise
@@ -143,17 +143,17 @@ class Projection:
                 headers = dict(message.headers)
                 version, log = headers.get(VERSION), headers.get(LOG)
                 if not version or not version.isdigit():
-                    continue  # somebody else's
+                    continue  # a foreign message
                 if log != self._identity.encode():
                     raise IntegrityError(
-                        f"the topic {self._topic} tells of another manifest than that of {self._log.store.url()}: "
-                        "announce on another topic, or delete this one"
+                        f"topic {self._topic} holds another manifest than {self._log.store.url()}; publish to another "
+                        "topic, or delete this one"
                     )
                 last = max(last, int(version))
         return last
 
     def _tail(self, partition: int, first: int, end: int) -> list[Message]:
-        """Some last messages of a partition; none only where there is none."""
+        """Return some last messages of a partition; empty only if it has none."""
         if first >= end:
             return []
         reader = Reader(self._kafka, self._topic, partition)
@@ -172,7 +172,7 @@ class Projection:
                         raise EngineError(f"{self._topic}[{partition}] {reader.position}: no answer to reads")
                 if found or start == first:
                     return found
-                back *= 16  # nothing but transaction markers so far
+                back *= 16  # only transaction markers so far
         finally:
             reader.close()
 
@@ -204,10 +204,7 @@ class Projection:
 
 
 def render_runs(delta: Delta) -> Iterable[Announcement]:
-    """Yield the announcements of a raw delta: a reference to each new row, not the row itself.
-
-    A reclaim is a new row.
-    """
+    """Yield the announcements of a raw delta: a reference to each new row, reclaims included."""
     for record in rows_of(delta):
         mention, file = record["mention"], record["file"]
         value = {
@@ -222,7 +219,7 @@ def render_runs(delta: Delta) -> Iterable[Announcement]:
 
 
 def render_letters(delta: Delta) -> Iterable[Announcement]:
-    """What a raw delta says of dead letters: those that it closes, then those that it opens. No message is in it."""
+    """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
     for origin, run_id in delta.get("closed_letters", ()):
         value = {"state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"]}
         yield _letter_key(origin, run_id), canonical_json(value), ()
@@ -234,12 +231,12 @@ def render_letters(delta: Delta) -> Iterable[Announcement]:
 
 
 def _letter_key(origin: Sequence[Any], run_id: str) -> bytes:
-    """Return the same for all that is said of one letter."""
+    """Return the key of a dead letter's messages."""
     return canonical_json([*origin, run_id])
 
 
 class Projections:
-    """Several projections that are announced together, in their order. One that fails does not keep the others from it.
+    """Several projections, published in order. A failure of one does not stop the others.
 
     Args:
       each: the projections.
@@ -249,7 +246,7 @@ class Projections:
         self._each = each
 
     def announce(self) -> int:
-        """As `Projection.announce`, of each; the least of the versions. What one raises is raised after the last."""
+        """Publish each projection; return the lowest version. The first error is raised at the end."""
         versions: list[int] = []
         failure: CimlError | None = None
         for projection in self._each:
@@ -262,7 +259,7 @@ class Projections:
         return min(versions, default=0)
 
     def close(self) -> None:
-        """End the producers."""
+        """Close the producers."""
         for projection in self._each:
             projection.close()
 
@@ -272,7 +269,7 @@ _projections_lock = threading.Lock()
 
 
 def projection(log: ManifestLog, topic: str, render: Render, kafka: KafkaOptions) -> Projection:
-    """Return the process's projection of a manifest onto a topic: its producer and cursor are made once."""
+    """Return the process's projection of a manifest onto a topic, cached with producer and cursor."""
     key = (log.store.url(log.folder), topic, kafka)
     with _projections_lock:
         if key not in _projections:

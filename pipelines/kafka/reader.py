@@ -1,4 +1,4 @@
-"""Readers of one partition each, which wait for their next use with what they fetched in advance."""
+"""Readers of one partition each, pooled with their prefetched messages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _KEEP_IDLE_S = 120.0
 
 
 class Reader:
-    """Reads one partition in order from any position. Not for two threads at once: see `borrow`.
+    """Reads one partition in order from any position. Not thread-safe; see `borrow`.
 
     Attributes:
-      position: the offset up to which everything has been handed out. It passes what is no message: transaction
-        markers, aborted messages, offsets that compaction has emptied.
-      idle: a count for the user of the reader, of looks that found nothing.
+      position: the offset after the returned messages. It also passes offsets without messages: transaction markers,
+        aborted messages, compacted offsets.
+      idle: number of empty polls, maintained by the reader's user.
     """
 
     def __init__(self, options: KafkaOptions, topic: str, partition: int) -> None:
@@ -38,19 +38,19 @@ class Reader:
         self.idle = 0
 
     def seek(self, position: int) -> None:
-        """Make ``position`` the next to be read; keep what was fetched in advance when it is that already."""
+        """Move to ``position``; prefetched messages are kept if it is the present one."""
         if position != self.position:
             self._consumer.assign([TopicPartition(self._topic, self._partition, position)])
             self.position, self.idle = position, 0
 
     def read(self, most: int, timeout_s: float) -> list[Message]:
-        """Up to ``most`` messages from `position` on, which it moves behind them.
+        """Return up to ``most`` messages from `position` on, and advance it.
 
-        Waits ``timeout_s`` for the first of them and for no other.
+        Waits ``timeout_s`` for the first message only.
 
         Raises:
-          IntegrityError: the position is not in the topic (any more), or the topic was deleted.
-          EngineError: the broker refuses.
+          IntegrityError: if the position is not in the topic, or the topic was deleted.
+          EngineError: if the broker rejects the read.
         """
         found = self._consumer.consume(1, timeout_s)
         if not found and self._refusal is not None:
@@ -65,7 +65,7 @@ class Reader:
             if fault is None:
                 offset = each.offset()
                 if offset < position:
-                    continue  # what was on its way before a seek
+                    continue  # prefetched before a seek
                 messages.append(message_of_record(each))
                 position = offset + 1
             elif fault.code() == KafkaError._PARTITION_EOF:
@@ -80,7 +80,7 @@ class Reader:
         self._refusal = fault
 
     def reaches(self) -> int:
-        """Return the end of the partition as the broker said with the last fetch; -1 where it said nothing yet."""
+        """Return the partition's end from the last fetch; -1 before the first."""
         try:
             _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, self._partition), cached=True)
         except KafkaException:
@@ -91,12 +91,12 @@ class Reader:
         code = fault.code()
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise IntegrityError(
-                f"{self._where} {self.position}: the topic does not hold this offset (any more); messages that were "
-                f"never read are gone, or the topic was made anew. Nothing was skipped: {fault.str()}"
+                f"{self._where} {self.position}: the topic does not hold this offset (any more): unread messages "
+                f"expired, or the topic was recreated. Nothing was skipped: {fault.str()}"
             )
         if code in NO_TOPIC:
             if self._partition in check_topic(self._options, self._topic, ""):
-                return  # it was only that the broker did not know it yet
+                return  # the broker did not know it yet
             raise IntegrityError(f"{self._where} {self.position}: the topic has no such partition (any more)")
         error = as_engine_error(self._options, self._topic, KafkaException(fault))
         raise EngineError(f"{self._where} {self.position}: {error}")
@@ -111,9 +111,9 @@ _idle_lock = threading.Lock()
 
 @contextmanager
 def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader]:
-    """A reader of a partition: the one that this process used last, with what it has fetched in advance, or a new one.
+    """Borrow a reader of a partition: the one that this process used last, with prefetched messages, or a new one.
 
-    It is put back when it was used without an error, and closed when nobody asks for it for two minutes.
+    It returns to the pool after use without an error, and is closed after two minutes without use.
     """
     key = (options, topic, partition)
     with _idle_lock:
@@ -133,7 +133,7 @@ def borrow(options: KafkaOptions, topic: str, partition: int) -> Iterator[Reader
 
 
 def close_readers() -> None:
-    """Close all readers that wait."""
+    """Close all pooled readers."""
     with _idle_lock:
         stale = [reader for reader, _ in _idle.values()]
         _idle.clear()

@@ -1,11 +1,10 @@
-"""The Kafka source: a splittable DoFn with one restriction a partition, whose elements are batches of messages.
+"""The Kafka source: a splittable DoFn with one restriction for each partition, which emits batches of messages.
 
-A batch says which offsets it covers, from where the one before it ended: so the committer can tell what is settled, and
-a hole shows. Where reading starts is decided by the manifest alone (`plan`); Kafka keeps no offsets for ciml.
-
-Bounded, it ends where the topic ended when the pipeline was made: that runs on every runner. Unbounded needs Flink or
-Dataflow (the FnApiRunner gives no output, Prism lost rows), finds new partitions, and looks whether the topic is still
-the same one. docs/kafka.md has the contract.
+A batch names the offsets that it covers, beginning at the end of the one before: so the committer detects gaps. The
+manifest alone decides where reading starts (`plan`); Kafka stores no offsets for ciml. A bounded read ends at the
+topic's end when the pipeline was built, and works on every runner. An unbounded read needs Flink or Dataflow (the
+FnApiRunner emits no output, Prism lost rows), finds new partitions, and checks that the topic is still the same.
+See docs/kafka.md.
 """
 
 from __future__ import annotations
@@ -69,16 +68,16 @@ class _Read(beam.DoFn, RestrictionProvider):
         return OffsetTracker(restriction)
 
     def restriction_size(self, element: PartitionRead, restriction: Restriction) -> int:
-        """Return the messages that are to be read, as far as the broker says."""
+        """Return the number of messages to read, by the broker's last answer."""
         if restriction.stop < FOREVER:
             return left(restriction, None)
         ends = end_of(self._kafka, element.topic, element.partition, self._options.ends_s)
         return left(restriction, ends.end if ends else None)
 
     def truncate(self, element: PartitionRead, restriction: Restriction) -> Restriction | None:
-        """What is still to be read when a runner drains: all of a bounded read, nothing more of one for ever.
+        """Return the rest to read when a runner drains: all of a bounded read, nothing of an unbounded one.
 
-        What was claimed is on its way already, and the next job starts at what is not covered.
+        Claimed messages are in progress already; the next job starts at the first uncovered offset.
         """
         return restriction if restriction.stop < FOREVER else None
 
@@ -117,7 +116,7 @@ class ReadBounded(_Read):
                     yield self._batch(element, covered, position, end, found)
                     position = end
                     continue
-                # A consumer is not told of a topic that was deleted, or only late.
+                # A consumer learns late, or never, that a topic was deleted.
                 if time.monotonic() > asked + _ASK_S:
                     asked = time.monotonic()
                     with suppress(EngineError):
@@ -125,12 +124,12 @@ class ReadBounded(_Read):
                 if time.monotonic() - moved > options.stall_s:
                     raise EngineError(
                         f"{element.where} {position}: no message within {options.stall_s:.0f} s, "
-                        f"though the topic reaches to {stop}"
+                        f"although the topic ends at {stop}"
                     )
 
 
 class ReadUnbounded(_Read):
-    """`PartitionRead` -> `Batch`, for ever: a slice of time, then a rest, which grows while there is nothing new."""
+    """`PartitionRead` -> `Batch`, unbounded: a time slice, then a pause, which grows while nothing is new."""
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -158,7 +157,7 @@ class ReadUnbounded(_Read):
                         return
                     end = min(reader.position, tracker.current_restriction().stop)
                     batch = self._batch(element, covered, position, end, found)
-                    # A message without a usable time says nothing of the others.
+                    # A message without a usable timestamp does not affect the watermark.
                     oldest = min((stamp / 1000 for stamp in map(_stamp, found) if stamp), default=None)
                     yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
                     position = end
@@ -189,17 +188,17 @@ _stamp = itemgetter(Message._fields.index("timestamp_ms"))
 
 
 class ReadFromKafka(beam.PTransform):
-    """Batches of messages of the partitions of `plan`; for ever, also of those that the topic gets later.
+    """Batches of messages of the partitions of `plan`; an unbounded read includes partitions added later.
 
     Raises:
-      EngineError: when made with no partitions: a pipeline that reads nothing would look as if there were no events.
+      EngineError: without partitions, since an empty pipeline would look like an idle topic.
     """
 
     def __init__(self, kafka: KafkaOptions, reads: Iterable[PartitionRead], options: ReadOptions | None = None) -> None:
         super().__init__()
         self._kafka, self._reads, self._options = kafka, list(reads), options or ReadOptions()
         if not self._reads:
-            raise EngineError("there is no partition to read")
+            raise EngineError("no partition to read")
         self._bounded = all(read.end is not None for read in self._reads)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Batch]:

@@ -1,4 +1,4 @@
-"""What of a partition is claimed, how much is left, and when the rest of it is to be read."""
+"""Tracks a partition's claimed offsets, its backlog, and when to continue reading."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MARGIN_S = 0.1
 
 
 class Restriction(NamedTuple):
-    """Offsets [start, stop) that are to be read.
+    """Offsets [start, stop) to read.
 
     Attributes:
-      not_before_s: epoch seconds before which a runner that keeps to the pause it was asked for does not go on.
-      early: how often in a row it went on earlier all the same: see `is_drained`.
+      not_before_s: epoch seconds before which a runner that respects the requested pause does not resume.
+      early: number of consecutive earlier resumes; see `is_drained`.
     """
 
     start: int
@@ -33,7 +33,7 @@ class Restriction(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Offsets [first, end), and where the partition ends as far as is known: what is left follows from it."""
+    """Offsets [first, end), and the partition's known end, which gives the backlog."""
 
     first: int
     end: int
@@ -41,17 +41,17 @@ class Claim(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Claims nothing; what remains is to know when it is to go on. See `Restriction`."""
+    """Claims nothing, and sets when to resume; see `Restriction`."""
 
     not_before_s: float
     early: int
 
 
 class OffsetTracker(RestrictionTracker):
-    """Claims ranges of offsets. A restriction is only ever cut where it was claimed to: a partition has one reader.
+    """Claims ranges of offsets. A restriction is split only at its claimed end: a partition has one reader.
 
-    Its messages may correct one another, so its parts may not overtake one another. A split at a fraction is therefore
-    refused, which a runner takes as "not now"; one at 0, a checkpoint, is granted.
+    Messages may correct earlier ones, so parts of a partition must not overtake one another. A split at a fraction is
+    rejected, which a runner takes as "not now"; a split at 0, a checkpoint, is granted.
     """
 
     def __init__(self, restriction: Restriction) -> None:
@@ -65,10 +65,10 @@ class OffsetTracker(RestrictionTracker):
         return Restriction(self._start, self._stop, *self._pause)
 
     def try_claim(self, position: Claim | Pause | tuple[int, int]) -> bool:
-        """Claim [first, end), or what of it lies in the restriction: at most up to ``current_restriction().stop``.
+        """Claim [first, end), up to ``current_restriction().stop``.
 
         Raises:
-          ValueError: the claim leaves offsets out, or takes some again.
+          ValueError: if the claim skips or repeats offsets.
         """
         if isinstance(position, Pause):
             self._pause = position
@@ -95,7 +95,7 @@ class OffsetTracker(RestrictionTracker):
             raise ValueError(f"offsets {self._claimed} to {self._stop} were neither claimed nor put off")
 
     def current_progress(self) -> RestrictionProgress:
-        """Offsets; for ever means up to where the partition was last seen to end."""
+        """Return the progress in offsets; an unbounded restriction ends at the partition's last known end."""
         stop = self._stop if self._stop < FOREVER else max(self._reaches, self._claimed)
         return RestrictionProgress(completed=self._claimed - self._start, remaining=stop - self._claimed)
 
@@ -104,18 +104,18 @@ class OffsetTracker(RestrictionTracker):
 
 
 def left(restriction: Restriction, reaches: int | None) -> int:
-    """How many offsets a restriction still has; at least 1 where it goes on for ever, or its end is not known."""
+    """Return the number of remaining offsets; at least 1 if unbounded or if the end is unknown."""
     if restriction.stop < FOREVER:
         return int(max(restriction.stop - restriction.start, 0))
     return int(max((reaches or 0) - restriction.start, 1))
 
 
 def put_off(tracker: Any, pause_s: float) -> None:
-    """Leave what was not claimed for later, after a pause; in whole seconds, since Flink's runner cuts off the rest.
+    """Defer the unclaimed rest by a pause, in whole seconds since Flink's runner truncates them.
 
     Args:
       tracker: Beam's view of an `OffsetTracker`.
-      pause_s: at least; 0 is at once.
+      pause_s: least pause, seconds; 0 resumes at once.
     """
     if pause_s <= 0:
         tracker.try_claim(Pause(0.0, 0))
@@ -127,12 +127,12 @@ def put_off(tracker: Any, pause_s: float) -> None:
 
 
 def is_drained(tracker: Any) -> bool:
-    """Return whether the runner drains the pipeline, so that a reader for ever has to end; to be asked first of all.
+    """Return whether the runner drains the pipeline, so that an unbounded reader must end. Call it first.
 
-    Flink's runner, told to stop with a savepoint and drain, tells nobody. It goes on with what was put off at once,
-    whatever pause was asked for, until nothing is put off any more, which would be never. So a reader that is called
-    before its time, again and again, has come to its end. The count is kept with the restriction: neither a restart
-    nor a second job can be mistaken for it, and a clock that is set back counts once.
+    Flink's runner does not signal a stop with savepoint and drain. It resumes deferred restrictions at once, whatever
+    pause was requested, until none is deferred, which would never happen. So a reader that is resumed early several
+    times in a row is being drained. The count is stored in the restriction: neither a restart nor a second job affects
+    it, and a clock that is set back counts once.
     """
     now, restriction = time.time(), tracker.current_restriction()
     early = restriction.early + 1 if now < restriction.not_before_s else 0
@@ -144,7 +144,7 @@ def is_drained(tracker: Any) -> bool:
 
 
 def observe(watermark: Any, look: Look, slack_s: float) -> None:
-    """Advance Beam's manual watermark by what was seen."""
+    """Advance Beam's manual watermark by an observation."""
     now = watermark.current_watermark()
     before = None if now is None else now.micros / 1e6
     after = advance(before, look, slack_s)

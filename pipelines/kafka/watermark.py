@@ -1,4 +1,4 @@
-"""The watermark of a partition, as a pure function of what was observed."""
+"""The watermark of a partition, a pure function of observations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Look(NamedTuple):
-    """What one look at a partition showed. Times are epoch seconds.
+    """One observation of a partition. Times are epoch seconds.
 
     Attributes:
-      asked_s: when the broker was asked: right before.
-      oldest_s: the least timestamp of the messages that came; None where none came.
-      nothing_unread: whether the broker said that there is nothing beyond what was read. That no message came does not
-        say so: the broker may be slow, or away, or hold a transaction that is open.
+      asked_s: just before the broker was queried.
+      oldest_s: lowest timestamp of the received messages; None without messages.
+      nothing_unread: whether the broker confirmed that nothing is unread. An empty read alone does not show that: the
+        broker may be slow, unreachable, or hold an open transaction.
     """
 
     asked_s: float
@@ -21,24 +21,24 @@ class Look(NamedTuple):
 
 
 def advance(watermark_s: float | None, look: Look, slack_s: float) -> float | None:
-    """Return the watermark after a look: no message that is unread then is older than it.
+    """Return the watermark after an observation: no unread message is older.
 
-    That holds for messages whose timestamp is at most ``slack_s`` before the time when the broker took them in, and
-    not after it. A timestamp in the future cannot drive it beyond the time of the look less the slack, nor, with one
-    good message beside it, beyond that.
+    This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
+    timestamp in the future cannot advance it beyond the time of the observation less the slack, nor beyond a good
+    message beside it.
 
     Args:
-      watermark_s: as it was; None at first.
-      look: what was seen.
-      slack_s: how long a message may take from its timestamp to the broker.
+      watermark_s: the previous one; None at first.
+      look: the observation.
+      slack_s: largest delay from a message's timestamp to the broker, seconds.
 
     Returns:
-      The new one, which is never less than before.
+      The new watermark, never lower than before.
     """
     if look.nothing_unread:
-        reached = look.asked_s - slack_s  # what comes now was taken in later than the broker was asked
+        reached = look.asked_s - slack_s  # later messages are received after the query
     elif look.oldest_s is not None:
-        reached = min(look.oldest_s, look.asked_s) - slack_s  # what comes now was taken in later than these
+        reached = min(look.oldest_s, look.asked_s) - slack_s  # later messages are received after these
     else:
         return watermark_s
     if reached <= 0:

@@ -44,7 +44,7 @@ def runs(pid: int | None) -> bool:
 
 
 class Kept:
-    """A keeper of light parts: HTTP servers, and one that dies at once where ``broken``."""
+    """A watchdog of light parts: HTTP servers, and one that dies at once where ``broken``."""
 
     def __init__(self, home: Path, broken: bool = False) -> None:
         self.home, self.folder = home, home / "cluster"
@@ -67,7 +67,7 @@ class Kept:
     def start(self) -> None:
         command = processes.python_command("engines.flink.cluster_watchdog", str(self.home), str(self.folder))
         environment = {**processes.python_environment(), MARK: str(self.home), "PYTHONUNBUFFERED": "1"}
-        self.pid, self.started = processes.spawn(command, self.home / "keeper.log", environment, self.home)
+        self.pid, self.started = processes.spawn(command, self.home / "watchdog.log", environment, self.home)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -116,13 +116,13 @@ def test_what_dies_or_does_not_answer_is_started_again(keep: Callable[..., Kept]
     assert not kept.end()
 
 
-def test_a_keeper_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tmp_path: Path):
+def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tmp_path: Path):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))
     first = kept.states
     kept.kill()
     os.kill(first["a"].pid or 0, signal.SIGKILL)
-    # What the keeper had started and not written down yet; and another home's process, which is none of its business.
+    # What the watchdog had started and not written down yet; and another home's process, which is none of its business.
     sleeper = (sys.executable, "-c", "import time; time.sleep(600)")
     stray = processes.spawn(sleeper, tmp_path / "log", {MARK: str(kept.home)}, tmp_path)
     foreign = processes.spawn(sleeper, tmp_path / "log", {MARK: str(tmp_path / "other")}, tmp_path)
@@ -142,18 +142,18 @@ def test_a_keeper_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tmp_
 def test_the_pause_before_each_start_doubles(keep: Callable[..., Kept]):
     kept = keep(broken=True)
     wait_for(lambda: "c" in kept.states and kept.states["c"].restarts == 4)
-    said = re.findall(r"c \(pid \d+\): it died; again in ([\d.]+) s", (kept.home / "keeper.log").read_text())
+    said = re.findall(r"c \(pid \d+\): it died; restart in ([\d.]+) s", (kept.home / "watchdog.log").read_text())
     assert said[:4] == ["0.5", "1.0", "2.0", "4.0"]
     assert kept.answered("a", "b")
 
 
-def test_a_second_keeper_of_a_home_ends_at_once(keep: Callable[..., Kept]):
+def test_a_second_watchdog_of_a_home_ends_at_once(keep: Callable[..., Kept]):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))
     first = (kept.pid, kept.started)
     kept.start()
     wait_for(lambda: processes.find(kept.pid, kept.started) is None)
-    assert "another keeper is at work in" in (kept.home / "keeper.log").read_text()
+    assert "another watchdog is running in" in (kept.home / "watchdog.log").read_text()
     kept.pid, kept.started = first
     assert processes.find(*first) is not None
 
@@ -184,7 +184,7 @@ def test_old_checkpoints_of_forgotten_jobs_go(place: str, tmp_path: Path, reques
         assert sweep_checkpoints(state, rest, before_s=time.time() + 3600) == ["gone"]
         server.shutdown()
     assert store.list() == ["checkpoints/known/chk-1/_metadata", "savepoints/savepoint-1/_metadata"]
-    with pytest.raises(EngineError, match="does not say which jobs it knows"):  # then nothing is removed
+    with pytest.raises(EngineError, match="does not list its jobs"):  # then nothing is removed
         sweep_checkpoints(state, rest, before_s=time.time() + 3600)
     assert len(store.list()) == 2
 
@@ -293,8 +293,9 @@ def test_what_a_cluster_cannot_have_is_one_line(tmp_path: Path, monkeypatch: pyt
     done = ciml("up", "cluster", "--state", "folder/x", home=tmp_path, code=2)
     assert "'folder/x' is not s3://BUCKET/PREFIX" in done.stderr
     done = ciml("up", "cluster", home=tmp_path, code=3, CIML_NO_JAVA="1")
-    assert done.stderr == "ciml: a Flink cluster needs Java: CIML_NO_JAVA is set; without it: --engine micro-batches\n"
-    with pytest.raises(CimlError, match="is in its home folder or on s3://, not at file:///x"):
+    line = "ciml: a Flink cluster needs Java (CIML_NO_JAVA is set); without Java use --engine micro-batches\n"
+    assert done.stderr == line
+    with pytest.raises(CimlError, match="invalid state 'file:///x': a cluster keeps it in its home folder"):
         engines.start(["cluster"], tmp_path, engines.Settings(state="file:///x"))
 
 

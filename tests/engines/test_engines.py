@@ -106,8 +106,8 @@ def _command_runs(pid: int) -> bool:
 def test_without_java_light_engines_take_over_and_are_named(home: Path):
     told = ciml("up", "kafka", "flink", home=home, CIML_NO_JAVA="1")
     assert told.stderr == (
-        "CIML_NO_JAVA is set: light: librdkafka mock broker takes over for kafka\n"
-        "CIML_NO_JAVA is set: light: bounded micro-batches takes over for flink\n"
+        "CIML_NO_JAVA is set: light: librdkafka mock broker replaces kafka\n"
+        "CIML_NO_JAVA is set: light: bounded micro-batches replaces flink\n"
     )
     written = json.loads((home / "engines.json").read_bytes())
     assert {name: (one["kind"], one["what"]) for name, one in written.items()} == {
@@ -167,7 +167,7 @@ def test_tied_engines_end_with_a_killed_process(home: Path):
 
 def test_one_that_fails_takes_those_started_with_it_along(home: Path, tmp_path: Path):
     with engines.start(["s3"], home) as before:
-        with pytest.raises(CimlError, match="is no folder; the log server cannot serve it"):
+        with pytest.raises(CimlError, match="is not a folder"):
             engines.start(["kafka", "logs"], home, engines.Settings(logs_root=str(tmp_path / "none")))
         assert engines.read(home) == before.states
 
@@ -179,7 +179,7 @@ def test_a_port_in_use_is_one_line(home: Path):
         port = holder.getsockname()[1]
         for name in ("s3", "kafka"):
             done = ciml("up", name, "--port", f"{name}={port}", home=home, code=3)
-            assert done.stderr == f"ciml: port {port}, given for {name}, is in use by another program\n"
+            assert done.stderr == f"ciml: port {port} for {name} is in use by another program\n"
     assert engines.read(home) == {}
 
 
@@ -240,8 +240,8 @@ def test_a_broker_whose_port_was_taken_says_where_it_is_and_what_to_do(home: Pat
     port = first.ports["kafka"]
     assert now.address != first.address
     assert told == (
-        f"kafka: port {port}, where it listened before, is in use by another program; it listens at {now.address} now: "
-        f"give clients this address, or free the port and run: ciml down kafka; ciml up kafka --port kafka={port}\n"
+        f"kafka: port {port}, used before, is in use by another program; it listens at {now.address}. "
+        f"Give clients this address, or free the port and run: ciml down kafka; ciml up kafka --port kafka={port}\n"
     )
 
 
@@ -261,7 +261,7 @@ def test_an_unknown_engine_is_one_line(home: Path):
 
 def test_a_server_that_dies_at_start_says_why(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engines.http.python_command", lambda *_: (sys.executable, "-c", "raise SystemExit('no luck')"))
-    with pytest.raises(EngineError, match=r"models ended while it started: no luck \(log: .*models\.log\)"):
+    with pytest.raises(EngineError, match=r"models exited during its start: no luck \(log: .*models\.log\)"):
         engines.start(["models"], home, engines.Settings(models_config="x"))
     assert engines.read(home) == {}
 
@@ -277,7 +277,7 @@ def test_topics_are_made_with_the_partitions_asked_for(kafka: str, topic: Callab
     name = topic(partitions=3, name="made")
     if not os.environ.get("CIML_NO_JAVA"):
         assert engines.create_topics(kafka, {name: 1}) == {name: 3}
-        with pytest.raises(CimlError, match="the broker refuses topic 'a/b'"):
+        with pytest.raises(CimlError, match="the broker rejects topic 'a/b'"):
             engines.create_topics(kafka, {"a/b": 1})
 
 

@@ -120,7 +120,7 @@ def test_the_job_of_a_killed_client_is_found_and_cancelled(flink_jobs: str, tmp_
 
 
 def test_an_unknown_job_is_one_line(flink: str):
-    with pytest.raises(EngineError, match=f"the job server at {flink} knows no job none"):
+    with pytest.raises(EngineError, match=f"the job server at {flink} does not know job none"):
         engines.cancel_job(flink, "none")
 
 

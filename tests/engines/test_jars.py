@@ -63,14 +63,14 @@ def test_two_processes_fetch_once(tmp_path: Path, cache: Path):
 def test_a_failed_fetch_leaves_nothing_and_says_why(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     programs = fake_maven(tmp_path, code=1, words="[ERROR] Could not resolve dependencies")
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    with pytest.raises(jars.NoJava, match="Maven could not fetch the jars of kafka: Could not resolve dependencies"):
+    with pytest.raises(jars.NoJava, match="Maven failed to fetch the jars of kafka: Could not resolve dependencies"):
         jars.class_path("kafka")
     assert [path.name for path in (cache / "jars").iterdir() if path.is_dir()] == []
 
 
 def test_without_maven_it_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(jars.NoJava, match=r"there is no Maven \(mvn\) to fetch them"):
+    with pytest.raises(jars.NoJava, match=r"install Maven \(mvn\) to fetch them"):
         jars.class_path("kafka")
 
 

@@ -186,4 +186,4 @@ def test_an_offset_that_is_gone_is_a_loud_end(world: World, kafka: str) -> None:
     jobs = Script([RUNS, RUNS, RUNS, MISSING])
     assert world.steps(world.supervisor(jobs), 4) == ["carry_on", "carry_on", "cancel", "end"]
     assert world.told[-1]["health"] == "failed"
-    assert "offsets 1 to 2 were never read" in world.told[-1]["why"]
+    assert "offsets 1 to 2 expired before they were read" in world.told[-1]["why"]

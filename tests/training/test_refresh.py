@@ -179,6 +179,6 @@ def test_two_trainers_of_one_model_do_not_meet(first: tuple[DataRoot, Candidate,
 
 def test_nothing_trusted_nothing_trained(data: DataRoot):
     none = TrustPolicy.parse('[[rule]]\nname = "merged"\ntrusted = true\npipeline = "post"\n')
-    with pytest.raises(CimlError, match="no run to train on: 160 of its examples are untrusted"):
+    with pytest.raises(CimlError, match="no training runs: 160 examples are untrusted"):
         refresh(data, "providers", QUICK, model="m", policy=none, gate=GatePolicy())
     assert not (Path(data.url) / "trainer/m/metrics").exists()

@@ -98,7 +98,7 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
     ]
     build(*line, "--slicer", ":10")
     told = build(*line, "--slicer", ":20", exit_code=2).output
-    assert "data set 'x' exists with another slicer: choose another name" in told
+    assert "data set 'x' exists with another slicer; choose another name" in told
     assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
 

@@ -64,7 +64,7 @@ def test_wrong_use_gets_one_line(data_path: str) -> None:
     none = ciml("nothing", "--data-path", data_path, exit_code=2)
     assert "no data set 'nothing' in" in str(none.exception)
     last = ciml("cpu", "--last", "3", "--data-path", data_path, exit_code=2)
-    assert "3 spans, and nothing is left to compare the last 3 with" in str(last.exception)
+    assert "has 3 spans, none before the last 3" in str(last.exception)
 
 
 def test_kinds_are_those_of_the_report_and_documented() -> None:

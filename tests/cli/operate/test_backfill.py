@@ -85,7 +85,7 @@ def test_results_for_programs(tmp_path: Path) -> None:
         ("builds.jsonl", "https://h/x", [], "https://h/x: no such folder; name a folder or an s3:// prefix"),
         ("builds.jsonl", "logs", ["--source", "Old CI"], "'Old CI' is not a source name"),
         ("builds.jsonl", "logs", ["--runs-of", "//"], "'//' is not a source name"),
-        ("builds.jsonl", "logs", [], "none of the first 12 logs is there"),
+        ("builds.jsonl", "logs", [], "none of the first 12 logs exists"),
         ("builds.jsonl", "logs", ["--runner", "spark"], "unknown runner 'spark'"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_source_is_named_by_the_policy(tmp_path: Path) -> None:
 def test_a_wrong_folder_is_noticed_before_anything_is_settled(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=12, tricks=False)
     wrong = config(tmp_path, tmp_path / "data")
-    with pytest.raises(CimlError, match=r"none of the first 12 logs is there .* is --logs right"):
+    with pytest.raises(CimlError, match=r"none of the first 12 logs exists .* check --logs"):
         backfill(wrong, open_listing(str(made.path)))
     assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 0
     tally = backfill(replace(wrong, take_missing=True), open_listing(str(made.path)))
@@ -343,7 +343,7 @@ def test_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runner", "endpoint", "message"), [("spark", "", "want fnapi or flink"), ("flink", "", "job server")]
+    ("runner", "endpoint", "message"), [("spark", "", "choose from fnapi, flink"), ("flink", "", "job server")]
 )
 def test_other_runners_are_refused(tmp_path: Path, runner: str, endpoint: str, message: str) -> None:
     made = listed(tmp_path / "logs", runs=1)

@@ -177,15 +177,15 @@ def test_a_mistake_is_told_in_a_line_and_leaves_nothing_behind(
 
 
 def test_no_raw_store_another_definition_another_raw_store(tmp_path: Path, data: DataRoot, raw: RawStore) -> None:
-    with pytest.raises(CimlError, match=r"no raw store at .*/nowhere/raw: fill it by ciml-cache-data"):
+    with pytest.raises(CimlError, match=r"no raw store at .*/nowhere/raw; fill it with ciml-cache-data"):
         build_dataset(DataRoot.open(tmp_path / "nowhere"), data, defined())
     raw.add([ended(number, number) for number in range(1, 5)])
     build_dataset(data, data, defined())
-    with pytest.raises(CimlError, match="'cpu' exists with another sample_statistic: choose another name"):
+    with pytest.raises(CimlError, match="'cpu' exists with another sample_statistic; choose another name"):
         build_dataset(data, data, defined(sample_statistic="max"))
     with pytest.raises(CimlError, match="'cpu' exists with another slicer"):
         build_dataset(data, data, defined(slicer=":2"))
-    with pytest.raises(CimlError, match="a slicer needs its raw_version"):
+    with pytest.raises(CimlError, match="a slicer needs raw_version"):
         create_dataset(data, defined(name="other"))
     other = DataRoot.open(tmp_path / "other")
     RawStore(other).add([ended(number, number) for number in range(11, 15)])

@@ -231,7 +231,7 @@ def _change_a_value(store: Store, path: str) -> None:
         (lambda store, path: store.delete(path), "is named by the manifest, and is not there"),
         (_flip, ""),
         (_change_a_value, "have another digest"),
-        (lambda store, path: store.replace(path.replace("examples-", "other-"), b""), "is named by no manifest"),
+        (lambda store, path: store.replace(path.replace("examples-", "other-"), b""), "is not named by any manifest"),
     ],
     ids=["deleted", "flipped", "changed", "foreign"],
 )
@@ -254,9 +254,9 @@ def test_verify_finds_a_run_that_no_span_has(data: DataRoot, raw: RawStore) -> N
     delta = json.loads(manifest.read(path))
     delta["spans"][0]["runs"][1]["run_id"] = "zuul~77~1"
     manifest.replace(path, json.dumps(delta).encode())
-    assert [line for line in verify_dataset(data.dataset("cpu")) if line.startswith("the run")] == [
-        "the run zuul~2~1 is selected, and in no span",
-        "the run zuul~77~1 is in a span, and not selected",
+    assert [line for line in verify_dataset(data.dataset("cpu")) if line.startswith("run ")] == [
+        "run zuul~2~1 is selected but in no span",
+        "run zuul~77~1 is in a span but not selected",
     ]
 
 

@@ -196,10 +196,10 @@ def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
     assert build_dataset(listed(path), target, defined()).sealed == ()
     moved = path.rename(tmp_path / "moved.jsonl")
     assert build_dataset(listed(moved), target, defined()).state.version == first.state.version
-    with pytest.raises(CimlError, match=r"was made straight from the logs of .*listing.jsonl: choose another name"):
+    with pytest.raises(CimlError, match=r"was built straight from the logs of .*listing.jsonl; choose another name"):
         build_dataset(listed(listing(tmp_path, lines(21))), target, defined())
     backfill(make_config(target.url, str(CORPUS)), open_listing(str(moved)))
-    with pytest.raises(CimlError, match="was made straight from the logs"):
+    with pytest.raises(CimlError, match="was built straight from the logs"):
         build_dataset(target, target, defined())
     with pytest.raises(CimlError, match="build it from a raw store first"):
         update_dataset(target.dataset("cpu"))

@@ -244,7 +244,7 @@ def test_creating_again_changes_nothing_and_another_definition_is_an_error(data:
     define(data)
     assert ManifestLog(data.dataset("cpu").store).read(1)["definition"]["span_runs"] == 4
     assert data.dataset("cpu").state().version == 1
-    with pytest.raises(CimlError, match="data set 'cpu' exists with another sample_interval: choose another name"):
+    with pytest.raises(CimlError, match="data set 'cpu' exists with another sample_interval; choose another name"):
         define(data, sample_interval="1s")
     define(data, "other")
     assert data.dataset_names() == ["cpu", "other"]
@@ -266,8 +266,8 @@ def test_users_errors_get_one_clear_line_and_commit_nothing(data: DataRoot, raw:
     with pytest.raises(CimlError, match="only the class 'unit-tests'; set classes"):
         update_dataset(data.dataset("one"))
     define(data, "good")
-    with pytest.raises(CimlError, match="runner 'spark': want fnapi or flink, or none"):
+    with pytest.raises(CimlError, match="unknown runner 'spark'; choose from fnapi, flink"):
         update_dataset(data.dataset("good"), runner="spark")
-    with pytest.raises(CimlError, match="want the job server's host:port"):
+    with pytest.raises(CimlError, match="needs the job server's host:port"):
         update_dataset(data.dataset("good"), runner="flink")
     assert [data.dataset(name).state().version for name in ("cpu", "none", "one", "good")] == [1] * 4

@@ -64,7 +64,7 @@ def test_the_newest_spans_are_compared_with_those_before(data: DataRoot) -> None
     report = validate_dataset(data, "cpu", last=3)
     assert (report.before.name, report.after.name) == ("cpu, span 1", "cpu, spans 2 to 4")
     assert report.after.statistics.runs.sum() == 3 * SPAN
-    with pytest.raises(CimlError, match="data set 'cpu': 4 spans, and nothing is left to compare the last 4 with"):
+    with pytest.raises(CimlError, match="data set 'cpu' has 4 spans, none before the last 4"):
         validate_dataset(data, "cpu", last=4)
 
 

@@ -87,7 +87,7 @@ def test_a_topic_tells_of_one_manifest(kafka: str, topic: MakeTopic, committed: 
     other = Committer(open_store(tmp_path / "other"))
     assert Projection(other.log, name, render_runs, kafka_options).announce() == 0  # nothing to tell yet
     other.commit([one_batch(0, 2)])
-    with pytest.raises(IntegrityError, match="tells of another manifest"):
+    with pytest.raises(IntegrityError, match="holds another manifest"):
         Projection(other.log, name, render_runs, kafka_options).announce()
 
 

@@ -214,7 +214,7 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     assert begin_sweep(store, rates(trials=90), facts, lambda: 5) == 4
     for other, told, line in [
         (rates(metric="f1", folds=4), facts, "with another folds, metric; choose another name"),
-        (rates(), {"trust_policy": "b"}, "with another trust_policy; take another name"),
+        (rates(), {"trust_policy": "b"}, "with another trust_policy; choose another name"),
     ]:
         with pytest.raises(CimlError, match=line):
             begin_sweep(store, other, told, lambda: 5)
