@@ -269,7 +269,7 @@ def test_a_manifest_that_contradicts_itself_is_an_integrity_error(data: DataRoot
     for change, message in (
         ({"cursor": [1, 2]}, "goes back"),
         ({"spans": [{**delta["spans"][0], "span": 9}]}, "out of order"),
-        ({"spans": [{**delta["spans"][0], "span": 3}]}, "holds the run zuul~5~1 again"),
+        ({"spans": [{**delta["spans"][0], "span": 3}]}, "has the run zuul~5~1 twice"),
     ):
         state = DatasetState()
         for version in (1, 2, 3):
