@@ -170,7 +170,7 @@ def test_nothing_is_lost_and_nothing_is_twice_whatever_part_dies(play: Play, tmp
     announcer.close()
 
     rows = check(play.scenario, play.ours.raw, play.ours.runs_topic)
-    here = replace(play.ours, data=open_store(str(tmp_path / "here")), runs_topic="")
+    here = replace(play.ours, raw=open_store(str(tmp_path / "here" / "raw")), runs_topic="")
     drive(IngestService(here), until="end")
     again, _ = account(here.raw)
     assert again.index.run_count() == len(rows) == len(play.scenario.runs)
