@@ -49,7 +49,7 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
                 running.engines.stop()
     show(result, out)
     out.print()
-    out.print(f"Report: {options.data}/demo/report.html", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"Report: {running.data.demo.url('report.html')}", soft_wrap=True, highlight=False, markup=False)
     if options.keep:
         _print_kept(running, out)
     wrong = sum(not check.passed for check in result.checks)
