@@ -162,9 +162,9 @@ def serve_metrics(registry: CollectorRegistry, port: int | None, address: str = 
     try:
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
-        said = error.strerror or error
+        cause = error.strerror or error
         raise EngineError(
-            f"metrics: cannot listen on {address}:{port}: {said}; choose another --metrics-port"
+            f"metrics: cannot listen on {address}:{port}: {cause}; choose another --metrics-port"
         ) from None
     shown = f"[{address}]" if ":" in address else address
     try:

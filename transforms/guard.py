@@ -1,11 +1,11 @@
-"""Guard: an unexpected exception costs the input that raises it, and the rest of its batch goes on.
+"""Guard: an unexpected exception affects only the input that raises it; the rest of its batch continues.
 
-A stage runs over a whole batch at once. Where it raises what is the input's fault, it runs again over the halves, down
-to single inputs; one that fails alone becomes a dead letter with the reason `INTERNAL`. Stages are pure, or write the
-same object again, so running twice changes nothing. Where nothing is raised, a guard is one ``try`` around the batch.
+A stage runs over a whole batch at once. Where it raises an exception caused by an input, it runs again over the halves,
+down to single inputs. An input that fails alone becomes a dead letter with the reason `INTERNAL`. Stages are pure, or
+write the same object again, so running twice changes nothing. Without an exception, a guard is one ``try`` per batch.
 
-What no input can cause passes through and stops the batch: interrupts, and errors of stores, brokers, servers and the
-machine's files.
+Exceptions that no input can cause pass through and stop the batch: interrupts, and errors of stores, brokers, servers
+and the machine's files.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
 from ciml.limits import MAX_ERROR_CHARACTERS, MAX_TRACEBACK_BYTES
 
-#: The reason of an input that a stage raised an unexpected exception for.
+#: The reason of an input for which a stage raised an unexpected exception.
 INTERNAL = "internal_error"
 
 _PASSING = (
     CimlError,  # a user's mistake, or an engine, store or manifest
-    OSError,  # a file, a socket; time is over
+    OSError,  # a file, a socket, a timeout
     ImportError,
     concurrent.futures.BrokenExecutor,
     concurrent.futures.CancelledError,
 )
-#: Of libraries that talk to engines, by module: one that is not loaded has raised nothing.
+#: Errors of client libraries, by module: a library that is not loaded has raised nothing.
 _PASSING_ELSEWHERE = (
     ("confluent_kafka", "KafkaException"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
     ("grpc", "RpcError"),
 )
-_READ_AT_MOST = 4096  # characters of a message that are looked at
-_FRAMES_AT_MOST = 64  # of a traceback that are looked at, innermost first
+_READ_AT_MOST = 4096  # characters of a message that are read
+_FRAMES_AT_MOST = 64  # of a traceback that are read, innermost first
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def is_input_fault(error: BaseException) -> bool:
-    """Return whether an exception of a stage is the fault of what it worked on."""
+    """Return whether an exception of a stage is caused by its input."""
     if not isinstance(error, Exception) or isinstance(error, _PASSING):
         return False
     elsewhere = (getattr(sys.modules.get(module), name, None) for module, name in _PASSING_ELSEWHERE)
@@ -62,10 +62,10 @@ def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Reje
     """Call a function for one input.
 
     Returns:
-      Its result; or why the input cannot be used: `INTERNAL`, or the reason of a `RejectedInput` that it raised.
+      Its result; or a rejection with `INTERNAL`, or the `RejectedInput` that it raised.
 
     Raises:
-      BaseException: what is not the input's fault (`is_input_fault`).
+      BaseException: an error that the input did not cause (`is_input_fault`).
     """
     try:
         return function(*arguments)
@@ -76,18 +76,18 @@ def attempt(stage: str, function: Callable[..., R], *arguments: Any) -> R | Reje
 def bisect(
     stage: str, items: Sequence[T], work: Callable[[Sequence[T]], R]
 ) -> Iterator[tuple[Sequence[T], R | RejectedInput]]:
-    """Work on items together; where that raises, on their halves, down to single ones.
+    """Process items together; where that raises, their halves, down to single items.
 
     Args:
-      stage: named in the detail of what is refused.
+      stage: name of the stage, for the detail of rejections.
       items: inputs of one batch.
-      work: what to do with some of them. It may be called several times with the same item.
+      work: processes some of them; may be called several times with the same item
 
     Yields:
-      (items, what ``work`` made of them), in order; for an item that fails alone, why, as `attempt` has it.
+      (items, result of ``work``), in order; for an item that fails alone, its rejection as from `attempt`.
 
     Raises:
-      BaseException: as `attempt`; also where there are no items and the work fails all the same.
+      BaseException: as `attempt`; also where work without items fails.
     """
     try:
         made = work(items)
@@ -107,13 +107,13 @@ def bisect(
 
 
 def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
-    """Return a stage over a batch's candidates and outcomes; one that raises becomes a dead letter.
+    """Run a stage over a batch's pending runs and outcomes; one that raises becomes a dead letter.
 
     Args:
       stage: the stage's name.
-      function: returns its batch with fewer candidates and more settled, both in their order. It may change what stages
-        fill in of a candidate.
-      batch: with candidates, outcomes, or both.
+      function: returns its batch with fewer pending runs and more settled, both in order. It may change the fields that
+        stages fill in.
+      batch: with pending runs, outcomes, or both.
     """
     items: list[PendingRun | Outcome] = [*batch.settled, *batch.pending_runs]
     before = {id(each): (each.trust, each.log, each.telemetry) for each in batch.pending_runs}
@@ -122,7 +122,7 @@ def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -
         if len(some) == len(items):
             return function(batch)
         pending_runs = [each for each in some if isinstance(each, PendingRun)]
-        for each in pending_runs:  # a stage that failed may have changed it
+        for each in pending_runs:  # the failed stage may have changed it
             each.trust, each.log, each.telemetry = before[id(each)]
         return function(Batch(batch.covers, [], pending_runs, [each for each in some if isinstance(each, Outcome)]))
 
@@ -130,12 +130,12 @@ def guarded_runs(stage: str, function: Callable[[Batch], Batch], batch: Batch) -
 
 
 def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batch) -> Batch:
-    """Return a stage that decodes a batch's messages; one that raises becomes a dead letter of no run.
+    """Run a stage that decodes a batch's messages; one that raises becomes a dead letter without a run.
 
     Args:
       stage: the stage's name.
       function: returns its batch without messages.
-      batch: with the range that it covers, where it has messages.
+      batch: with its range of offsets, where it has messages.
     """
     covers, messages = batch.covers, batch.messages
     if covers is None or not messages:
@@ -156,7 +156,7 @@ def _together(
     parts: Iterator[tuple[Sequence[T], Batch | RejectedInput]],
     letter: Callable[[T, RejectedInput], Outcome],
 ) -> Batch:
-    """The parts of a batch as one, in their order, behind ``rest``; a part that is the whole batch is it alone."""
+    """Join the parts of a batch in order, behind ``rest``; return a part that is the whole batch unchanged."""
     found = list(parts)
     if len(found) == 1 and isinstance(whole := found[0][1], Batch):
         return whole
@@ -170,7 +170,7 @@ def _together(
 
 
 def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
-    """Return a candidate, or what had become of one, as a dead letter."""
+    """Return the dead letter of a pending run or of its outcome."""
     if isinstance(item, Outcome):
         return item.replace(
             kind="dead_letter", reason=rejected.reason, detail=rejected.detail, file=None, not_before_us=None
@@ -183,12 +183,12 @@ def dead_letter(item: PendingRun | Outcome, rejected: RejectedInput) -> Outcome:
 
 
 def unread_dead_letter(origin: Origin, message: Message, rejected: RejectedInput) -> Outcome:
-    """Return a message of which no run is known, as a dead letter."""
+    """Return the dead letter of a message whose run is unknown."""
     return Outcome("dead_letter", origin, reason=rejected.reason, detail=rejected.detail, payload=kept_payload(message))
 
 
 def kept_payload(message: Message) -> dict[str, Any]:
-    """`ciml.events.payloads.payload_of`. If that fails: size and digest alone, as for a message that is too large."""
+    """Return `ciml.events.payloads.payload_of`; if that fails, only size and digest, as for an oversized message."""
     made = attempt("payload", payload_of, message)
     if not isinstance(made, RejectedInput):
         return made
@@ -197,15 +197,15 @@ def kept_payload(message: Message) -> dict[str, Any]:
 
 
 def rejection(stage: str, error: Exception) -> RejectedInput:
-    """Why an input is refused that a stage raised an exception for.
+    """Return the rejection of an input for which a stage raised an exception.
 
     Returns:
-      A `RejectedInput` itself; any other error as one with the reason `INTERNAL`. Its detail is one printable line:
-      stage, type, message of at most `MAX_ERROR_CHARACTERS`, and the innermost frames in `MAX_TRACEBACK_BYTES`, both
-      without secrets.
+      A `RejectedInput` itself; any other error with the reason `INTERNAL`. Its detail is one printable line: stage,
+      type, message of at most `MAX_ERROR_CHARACTERS`, and the innermost frames in `MAX_TRACEBACK_BYTES`, both without
+      secrets.
 
     Raises:
-      Exception: the error, where it is not the input's fault.
+      Exception: the error, where the input did not cause it.
     """
     if isinstance(error, RejectedInput):
         let_go(error)
@@ -213,23 +213,25 @@ def rejection(stage: str, error: Exception) -> RejectedInput:
     if not is_input_fault(error):
         raise error
     try:
-        said = str(error)
+        message = str(error)
     except Exception:  # noqa: BLE001  # an exception's own text may fail for what it holds
-        said = ""
-    said = _printable(said[:_READ_AT_MOST])[:MAX_ERROR_CHARACTERS]
+        message = ""
+    message = _printable(message[:_READ_AT_MOST])[:MAX_ERROR_CHARACTERS]
     kind = _printable(type(error).__name__)[:MAX_ERROR_CHARACTERS]
-    return RejectedInput(INTERNAL, f"{stage}: {kind}{f': {said}' if said else ''} [{_frames(error.__traceback__)}]")
+    return RejectedInput(
+        INTERNAL, f"{stage}: {kind}{f': {message}' if message else ''} [{_frames(error.__traceback__)}]"
+    )
 
 
 def _frames(tb: TracebackType | None) -> str:
-    """``file:line function`` of the innermost frames, the innermost last, a repeated one once."""
+    """Format the innermost frames as ``file:line function``, the innermost last, a repeated one once."""
     kept: list[str] = []
     left = MAX_TRACEBACK_BYTES
     for frame, line in islice(reversed(list(traceback.walk_tb(tb))), _FRAMES_AT_MOST):
         place = "/".join(Path(frame.f_code.co_filename).parts[-2:])
         call = _printable(f"{place}:{line} {frame.f_code.co_name}")
         if kept and kept[-1] == call:
-            continue  # of a recursion
+            continue  # a recursion
         left -= len(call.encode()) + len(" > ")
         if left < 0:
             break

@@ -72,8 +72,8 @@ def make_client(
         return kind({**properties, "error_cb": on_error})
     except (KafkaException, TypeError, ValueError) as error:
         fault = error.args[0] if error.args else error
-        said = fault.str() if isinstance(fault, KafkaError) else str(fault)
-        raise CimlError(f"invalid Kafka property: {options.hide(said)}") from None
+        cause = fault.str() if isinstance(fault, KafkaError) else str(fault)
+        raise CimlError(f"invalid Kafka property: {options.hide(cause)}") from None
 
 
 def admin(options: KafkaOptions) -> AdminClient:
@@ -95,7 +95,7 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
     fault = error.args[0]
     if fault.code() in NO_TOPIC:
         return NoTopicError(f"Kafka at {options.bootstrap} has no topic {topic}; create it, or give another --topic")
-    said = options.hide(fault.str() or fault.name())
+    cause = options.hide(fault.str() or fault.name())
     if fault.code() in TRANSIENT | _REFUSED:
         with _lock:
             client = _clients.get(options)
@@ -104,7 +104,7 @@ def as_engine_error(options: KafkaOptions, topic: str, error: KafkaException) ->
         rejection = _refusals.pop(options, "")
         if rejection or fault.code() in _REFUSED:
             return EngineError(
-                f"Kafka at {options.bootstrap} refuses the connection: {options.hide(rejection) or said}"
+                f"Kafka at {options.bootstrap} refuses the connection: {options.hide(rejection) or cause}"
             )
-        return EngineError(f"Kafka at {options.bootstrap} does not answer ({said}); check --kafka")
-    return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {said}")
+        return EngineError(f"Kafka at {options.bootstrap} does not answer ({cause}); check --kafka")
+    return EngineError(f"Kafka at {options.bootstrap}, topic {topic}: {cause}")

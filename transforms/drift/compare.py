@@ -1,4 +1,4 @@
-"""Comparing two sides: which tests there are, what they say, and what is told of it."""
+"""Compare two sides: the tests, their results, and the reported findings."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from transforms.drift.detect import (
 from transforms.drift.report import KINDS, Finding, Kind, Report, Side
 from transforms.drift.units import unit_of
 
-_DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in its order
-_EXAMPLE = "example"  # what a selected run is where it was not excluded
+_DIMENSIONS = ("job", "provider", "flavour", "class")  # of a cell, in order
+_EXAMPLE = "example"  # a selected run that is not excluded
 
 
 def compare(before: Side, after: Side, policy: DriftPolicy | None = None) -> Report:
-    """What moved from one side to the other. Features that only one side has are findings too."""
+    """Detect drift from one side to the other. Features that only one side has are findings too."""
     return _Comparison(before, after, policy or DriftPolicy()).report()
 
 
 class _Comparison:
-    """One comparison. Its tests are counted first, for each of them is judged by how many there are."""
+    """One comparison. Tests are counted first, because their thresholds depend on their number."""
 
     def __init__(self, before: Side, after: Side, policy: DriftPolicy) -> None:
         self.before, self.after, self.policy = before, after, policy
@@ -45,7 +45,7 @@ class _Comparison:
         names = [name for name in old.series if name in new.series]
         self.pairs = {name: Pair.of(self.sides, old, new, name) for name in names}
         self.presence = Presence.of(before.columns or {}, after.columns or {})
-        # A column is there or it is not, and its test is exact: there is no such thing as too few runs.
+        # A column exists or not, and its test is exact: there are never too few runs.
         self.column_parts, _ = parts_of(self.presence.sides, 1)
         self.varying = {
             name: [part for part in self.column_parts if self.presence.varies(name, part)]
@@ -83,13 +83,13 @@ class _Comparison:
         for name, pair in self.pairs.items():
             whole, slices = measure_pooled(pair, self.sides), measure_slices(pair, self.sides, self.parts)
             measures[name] = whole, tuple((part.slice, each) for part, each in zip(self.parts, slices, strict=True))
-            found = list(self._feature(name, pair)) if any(map(self._moved, slices)) else []
+            found = list(self._feature(name, pair)) if any(map(self._drifted, slices)) else []
             features += found
-            if not found and self._moved(whole) and self._enough():
+            if not found and self._drifted(whole) and self._enough():
                 pooled.append(name)
-        told = bool(self.parts) and self.parts[0].slice == Slice()
-        if not counted:  # what moves with a mix that did not move, moves by itself
-            features += [self._pooled(name, measures[name][0], told) for name in pooled]
+        comparable = bool(self.parts) and self.parts[0].slice == Slice()
+        if not counted:  # without a drift of the mix, the features drifted by themselves
+            features += [self._pooled(name, measures[name][0], comparable) for name in pooled]
             pooled = []
         findings = sorted([*columns, *features, *counted], key=lambda each: (KINDS.index(each.kind), -(each.ks or 0.0)))
         return Report(
@@ -97,18 +97,18 @@ class _Comparison:
             after=self.after,
             policy=self.policy,
             findings=tuple(findings),
-            with_the_mix=tuple(pooled) if told else (),
-            untold=() if told else tuple(pooled),
+            with_the_mix=tuple(pooled) if comparable else (),
+            untold=() if comparable else tuple(pooled),
             measures=measures,
             few=tuple(self.few),
             tests=self.tests,
         )
 
-    def _pooled(self, name: str, measure: Measure, told: bool) -> Finding:
+    def _pooled(self, name: str, measure: Measure, with_mix: bool) -> Finding:
         runs = int(self.sides.before.sum()), int(self.sides.after.sum())
         place = Place(Part(Slice(), np.zeros(0, bool), *runs), measure, False)
-        verdict = "moved with the mix" if told else "moved; too few runs are alike to tell it from the mix"
-        return self._finding("mix" if told else "shift", name, place, verdict)
+        verdict = "drift with the mix" if with_mix else "drift; too few comparable runs to separate it from the mix"
+        return self._finding("mix" if with_mix else "shift", name, place, verdict)
 
     def _enough(self) -> bool:
         return min(int(self.sides.before.sum()), int(self.sides.after.sum())) >= self.policy.min_runs
@@ -116,22 +116,22 @@ class _Comparison:
     def _p(self, p: float) -> float:
         return min(1.0, p * self.tests)
 
-    def _moved(self, measure: Measure) -> bool:
+    def _drifted(self, measure: Measure) -> bool:
         return measure.psi >= self.policy.psi and self._p(measure.p) <= self.policy.alpha
 
     def _feature(self, name: str, pair: Pair) -> Iterator[Finding]:
         def measure(parts: Sequence[Part]) -> list[Measure]:
             return measure_slices(pair, self.sides, parts)
 
-        for place in places(self.parts, self.sides, measure, self._moved, self.policy.min_runs):
+        for place in places(self.parts, self.sides, measure, self._drifted, self.policy.min_runs):
             shares = distributions(pair, self.sides, place.part)
             if unit := unit_of(pair.values, *shares, place.measure.weight):
                 verdict = f"another unit: {unit.name} (measured × {unit.factor:.4g})"
                 yield self._finding("unit", name, place, verdict)
             else:
-                how = "much" if place.measure.psi >= self.policy.psi_large else "a little"
+                size = "large" if place.measure.psi >= self.policy.psi_large else "small"
                 stuck = np.count_nonzero(shares[1]) == 1 < np.count_nonzero(shares[0])
-                yield self._finding("shift", name, place, "the same in all runs now" if stuck else f"moved {how}")
+                yield self._finding("shift", name, place, "constant in all runs now" if stuck else f"{size} drift")
 
     def _columns(self) -> Iterator[Finding]:
         old, new = self.before.statistics.series, self.after.statistics.series
@@ -145,7 +145,7 @@ class _Comparison:
                 "lost_column" if gone else "new_column", name, place, "no feature now" if gone else "a new feature"
             )
         for name, parts in self.varying.items():
-            found = places(parts, self.presence.sides, self._measure_column(name), self._column_moved, 1)
+            found = places(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
             for place in found:
                 gone = place.measure.after < place.measure.before
                 verdict = "lost" if gone else "new"
@@ -157,7 +157,7 @@ class _Comparison:
     def _measure_column(self, name: str) -> Callable[[Sequence[Part]], list[Measure]]:
         return lambda parts: self.presence.measure(name, parts)
 
-    def _column_moved(self, measure: Measure) -> bool:
+    def _column_drifted(self, measure: Measure) -> bool:
         return measure.ks >= self.policy.share and self._p(measure.p) <= self.policy.alpha
 
     def _counts(self) -> Iterator[Finding]:
@@ -167,14 +167,14 @@ class _Comparison:
                 continue
             where = (group.name if dimension == "job" else None, group.name if dimension == "provider" else None)
             kind: Kind = "new_group" if group.after else "lost_group"
-            told = "appeared" if group.after else "gone"
+            change = "appeared" if group.after else "disappeared"
             yield Finding(
                 kind, dimension, *where, False, group.before / max(n, 1), group.after / max(m, 1), None, None,
-                self._p(group.p), group.before, group.after, f"{dimension} {group.name or '(none)'} {told}",
+                self._p(group.p), group.before, group.after, f"{dimension} {group.name or '(none)'} {change}",
             )  # fmt: skip
         for dimension, mix in self.mixes.items():
             if mix.psi >= self.policy.psi and self._p(mix.p) <= self.policy.alpha:
-                verdict = f"another mix: {mix.moved or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
+                verdict = f"another mix: {mix.grown or '(none)'} {mix.before:.1%} → {mix.after:.1%}"
                 yield Finding(
                     "mix", dimension, None, None, False, mix.before, mix.after, mix.psi, None, self._p(mix.p), n, m,
                     verdict,

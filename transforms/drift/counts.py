@@ -1,4 +1,4 @@
-"""Drift of what is counted: the mix of jobs, providers, flavours and classes; groups and columns that come and go."""
+"""Drift of counts: the mix of jobs, providers, flavours and classes; new and lost groups and columns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from transforms.drift.detect import Measure, Part, Sides
 from transforms.drift.statistics import Cell
 
-_EXPECTED = 5.0  # runs in a category of the chi-squared test; rarer ones are taken together
+_EXPECTED = 5.0  # runs in a category of the chi-squared test; rarer ones are pooled
 
-#: How many runs of a (job, provider) have which columns, in the order of their logs.
+#: Number of runs of a (job, provider) by their columns, in log order.
 Columns = Mapping[tuple[str, str, tuple[str, ...]], int]
 
 
@@ -27,25 +27,25 @@ def add_columns(parts: Iterable[Columns]) -> Columns:
 
 
 def columns_to_json(columns: Columns) -> dict[str, Any]:
-    """Return each order of columns once, and how many runs of a job and provider have it."""
+    """Encode each tuple of columns once, with its number of runs by job and provider."""
     layouts = sorted({layout for *_, layout in columns})
     groups = [[job, provider, layouts.index(layout), runs] for (job, provider, layout), runs in sorted(columns.items())]
     return {"layouts": [list(layout) for layout in layouts], "groups": groups}
 
 
 def columns_from_json(value: Mapping[str, Any]) -> Columns:
-    """Raise `ValueError`, `KeyError`, `TypeError` or `IndexError` for what is none."""
+    """Decode `columns_to_json`. Raises `ValueError`, `KeyError`, `TypeError` or `IndexError` for invalid data."""
     layouts = [tuple(layout) for layout in value["layouts"]]
     return {(job, provider, layouts[layout]): int(runs) for job, provider, layout, runs in value["groups"]}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Presence:
-    """Which runs have which column.
+    """The presence of columns in runs.
 
     Attributes:
-      sides: the runs by (job, provider); flavour and class are not looked at.
-      columns: by name, how many of the runs of each cell have it, before and after, int64 [C] each.
+      sides: the runs by (job, provider); flavour and class are ignored.
+      columns: by name, the number of runs of each cell with it, before and after, int64 [C] each.
     """
 
     sides: Sides
@@ -67,14 +67,14 @@ class Presence:
         return cls(Sides(cells, *runs), counts)
 
     def varies(self, name: str, part: Part) -> bool:
-        """Whether in some cell of a slice some runs have the column and some do not: else it cannot have moved."""
+        """Return whether in some cell of a slice only some runs have the column: else it cannot have drifted."""
         have, runs = np.add(*self.columns[name]), self.sides.before + self.sides.after
         return bool(((have > 0) & (have < runs) & part.cells).any())
 
     def measure(self, name: str, parts: Sequence[Part]) -> list[Measure]:
         """Return the share of runs with a column in each of some slices, cells weighted alike.
 
-        p is exact: the chance of as many in ``after`` when in each cell those with the column are drawn at random.
+        p is exact: the probability of this many in ``after`` if runs with the column are drawn at random in each cell.
         """
         had, has = self.columns[name]
         sides, found = self.sides, []
@@ -90,11 +90,11 @@ class Presence:
 
 
 def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndarray) -> float:
-    """Fisher's exact test over strata, two-sided (twice the smaller tail).
+    """Return p of Fisher's exact test over strata, two-sided (twice the smaller tail).
 
     Args:
       before, after: runs of each stratum on each side, int64 [n].
-      had, has: how many of them have it.
+      had, has: number of them with the column.
     """
     from scipy.stats import hypergeom
 
@@ -110,19 +110,19 @@ def exact_p(before: np.ndarray, after: np.ndarray, had: np.ndarray, has: np.ndar
 
 
 class Mix(NamedTuple):
-    """The shares of categories, before and after. ``moved`` is the one that grew most."""
+    """The shares of categories, before and after. ``grown`` is the one that grew most."""
 
     psi: float
     p: float
-    moved: str
+    grown: str
     before: float
     after: float
 
 
 def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
-    """How the counts of categories changed: PSI, and p of the chi-squared test; None where there is but one category.
+    """Compare the counts of categories by PSI and p of the chi-squared test; None for a single category.
 
-    Categories of which fewer than five runs are expected on a side are taken together.
+    Categories with fewer than five expected runs on a side are pooled.
     """
     from scipy.stats import chi2_contingency
 
@@ -144,7 +144,7 @@ def mix_of(before: Mapping[str, int], after: Mapping[str, int]) -> Mix | None:
 
 
 class Group(NamedTuple):
-    """A job, provider, flavour or class that one side lacks. ``p``: of its runs all being on the other by chance."""
+    """A job, provider, flavour or class that one side lacks. ``p``: probability of this by chance."""
 
     name: str
     before: int

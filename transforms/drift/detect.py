@@ -1,13 +1,13 @@
-"""Drift: what moved between two sets of examples, where, and by how much.
+"""Drift between two sets of examples: which features drifted, where, and by how much.
 
 A *slice* is all runs, those of a job, of a provider, or of a job on a provider. Within a slice both sides are weighted
-alike, by cell (job, provider, flavour, class), so that another mix of runs moves nothing here. What is compared is the
-rank of a run among the N = r + c runs of its cell, r before and c after. Where nothing moved, the distance of the two
-distributions of ranks has a variance that goes with N² / (r·c·(N - 1)); a cell weighs by its inverse, at which cells of
-any sizes together tell most. So the two-sample tests stay what they are, with the sum H of the weights as their size,
-which for one cell is about r·c / (r + c). A cell that one side lacks says nothing.
+equally by cell (job, provider, flavour, class), so a changed mix of runs has no effect here. The comparison uses the
+rank of a run among the N = r + c runs of its cell, r before and c after. Without drift, the distance of the two
+distributions of ranks has a variance proportional to N² / (r·c·(N - 1)). A cell is weighted by its inverse, at which
+cells of any sizes together have the most power. So the two-sample tests are unchanged, with the sum H of the weights as
+their size, which for one cell is about r·c / (r + c). A cell that one side lacks has no weight.
 
-PSI says how much a distribution moved, KS whether that is more than chance. Only what both say is told.
+PSI measures how much a distribution drifted, KS whether that is significant. A finding needs both.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import numpy as np
 
 from transforms.drift.statistics import Cell, Series, Statistics, middles
 
-_ROUNDS = 20  # so many places are named of one feature
-_BIN_RUNS = 10  # a bin of PSI stands for at least so many runs, as far as there are three bins
+_ROUNDS = 20  # limit of places per feature
+_BIN_RUNS = 10  # minimum of runs per bin of PSI, while there are three bins
 
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """When something has moved.
+    """Thresholds of drift.
 
     Attributes:
-      psi: from this on a distribution has moved; below 0.1 is taken for stable everywhere that PSI is used.
-      psi_large: from this on it has moved much: a model is to be trained anew.
-      alpha: the chance that a comparison in which nothing moved tells of anything, shared by all of its tests.
-      min_runs: with fewer runs on a side, a slice is too small to say anything of.
-      share: a column has come or gone in a slice when its share of the runs changed by so much.
+      psi: drift from this PSI on; below 0.1 is commonly considered stable.
+      psi_large: large drift from this PSI on: retrain the model.
+      alpha: probability of any finding in a comparison without drift, shared by all of its tests.
+      min_runs: minimum of runs on each side of a slice.
+      share: change of a column's share of a slice's runs that counts as a new or lost column.
     """
 
     psi: float = 0.1
@@ -53,7 +53,7 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """A slice of a comparison: its cells that both sides have, bool [C], and how many runs those are."""
+    """A slice of a comparison: its cells on both sides, bool [C], and the numbers of their runs."""
 
     slice: Slice
     cells: np.ndarray
@@ -62,14 +62,14 @@ class Part:
 
 
 class Measure(NamedTuple):
-    """A feature in a slice, before and after.
+    """The drift of a feature in a slice.
 
     Attributes:
       psi: population stability index.
       ks: the largest distance of the two distributions, 0 to 1.
-      p: of a distance as large as that without any drift; not corrected for the number of tests.
+      p: probability of such a distance without drift, not corrected for the number of tests.
       weight: H, the size of the comparison: about n·m / (n + m) for one cell.
-      before, after: means of the runs' means, weighted alike.
+      before, after: means of the runs' means, equally weighted.
     """
 
     psi: float
@@ -101,7 +101,7 @@ class Sides:
 
     @property
     def weights(self) -> np.ndarray:
-        """float64 [C]: r·c·(N - 1) / N² for r runs before and c after, N together; 0 for a cell that one side lacks."""
+        """float64 [C]: r·c·(N - 1) / N² for r runs before and c after, N together; 0 for a cell of one side."""
         both = np.maximum(self.before + self.after, 1)
         weights: np.ndarray = self.before * self.after * (both - 1) / both**2
         return weights
@@ -109,7 +109,7 @@ class Sides:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A series on both sides: for each of K entries its cell, its place among ``values`` (ascending), and its runs."""
+    """A series on both sides: for each of K entries its cell, its index in ``values`` (ascending), and its runs."""
 
     values: np.ndarray
     before: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -128,10 +128,10 @@ class Pair:
 
     @cached_property
     def ranked(self) -> Pair:
-        """The same runs with their ranks in place of their values.
+        """The same runs with ranks instead of values.
 
-        A run's rank is its place among the runs of its own cell, of both sides, from 0 to 1. So cells whose values lie
-        far apart can be looked at together: what moves a little in each of them moves all of the ranks.
+        A run's rank is its position among the runs of its cell, of both sides, from 0 to 1. So cells with different
+        values can be compared together: a small drift in each of them shifts all of the ranks.
         """
         size = self.values.size
         keys, place = np.unique(
@@ -149,9 +149,9 @@ class Pair:
 
 
 def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
-    """Return the slices that have enough runs on both sides, the widest first, and those that have too few.
+    """Return the slices with enough runs on both sides, the widest first, and those with too few.
 
-    A slice that holds the same runs as a wider one is left out, as one that holds runs of one side alone.
+    A slice with the same runs as a wider one is left out, as is one with runs of one side only.
     """
     shared = (sides.before > 0) & (sides.after > 0)
     jobs = np.array([cell.build_name for cell in sides.cells], object)
@@ -181,7 +181,7 @@ def parts_of(sides: Sides, min_runs: int) -> tuple[list[Part], list[Slice]]:
 
 
 def measure_slices(pair: Pair, sides: Sides, parts: Sequence[Part]) -> list[Measure]:
-    """Compare the ranks of one series in each of some slices, cells weighted alike on both sides."""
+    """Compare the ranks of one series in each of some slices, cells equally weighted on both sides."""
     rows, means = [], []
     for part in parts:
         before, after = distributions(pair.ranked, sides, part)
@@ -191,7 +191,7 @@ def measure_slices(pair: Pair, sides: Sides, parts: Sequence[Part]) -> list[Meas
 
 
 def distributions(pair: Pair, sides: Sides, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """The shares of the pair's values in a slice, before and after, float64 [values] each, cells weighted alike."""
+    """Return the shares of the pair's values in a slice, before and after, float64 [values] each, equally weighted."""
     weights = np.where(part.cells, sides.weights, 0.0)
     weights /= max(float(weights.sum()), np.finfo(float).tiny)
     return (
@@ -201,7 +201,7 @@ def distributions(pair: Pair, sides: Sides, part: Part) -> tuple[np.ndarray, np.
 
 
 def measure_pooled(pair: Pair, sides: Sides) -> Measure:
-    """Compare one series of all runs as they are, with whatever the mix did to them."""
+    """Compare one series of all runs unweighted, including the effect of the mix."""
     n, m = int(sides.before.sum()), int(sides.after.sum())
     before = _distribution(pair, pair.before, np.full(len(sides.cells), 1 / max(n, 1)))
     after = _distribution(pair, pair.after, np.full(len(sides.cells), 1 / max(m, 1)))
@@ -210,7 +210,7 @@ def measure_pooled(pair: Pair, sides: Sides) -> Measure:
 
 
 def _distribution(pair: Pair, entries: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray) -> np.ndarray:
-    """Return the share of each value, float64 [values], where a run of a cell weighs ``weight`` [C]."""
+    """Return the share of each value, float64 [values], where a run of a cell has weight ``weight`` [C]."""
     cell, place, runs = entries
     shares: np.ndarray = np.bincount(place, runs * weight[cell], pair.values.size)
     return shares
@@ -231,9 +231,9 @@ def ks_distance(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def ks_p(distance: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """p of two-sample KS distances by the asymptotic formula, as `scipy.stats.ks_2samp` has it.
+    """Return p of two-sample KS distances by the asymptotic formula of `scipy.stats.ks_2samp`.
 
-    Ties and cells make it larger than it is: it errs on the quiet side.
+    Ties and cells increase it: the test is conservative.
     """
     from scipy.stats import kstwo
 
@@ -244,9 +244,9 @@ def ks_p(distance: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def psi_of(before: np.ndarray, after: np.ndarray, runs_before: int, runs_after: int, weight: float) -> float:
     """Return the population stability index of two distributions, given as shares of the same ascending values.
 
-    The bins are tenths of ``before``, fewer for few runs: a value is in the tenth that the middle of its own share
-    falls into, so a value that many runs have is never thrown together with what lies beside it. Each bin counts half
-    a run more than it has, so that an empty one is no infinity.
+    The bins are tenths of ``before``, fewer for few runs. A value belongs to the tenth that contains the middle of its
+    share, so a value of many runs is never merged with its neighbours. Each bin counts half a run more than it has, so
+    that an empty one does not give infinity.
     """
     bins = int(np.clip(weight // _BIN_RUNS, 3, 10))
     middle = np.cumsum(before) - before / 2
@@ -258,7 +258,7 @@ def psi_of(before: np.ndarray, after: np.ndarray, runs_before: int, runs_after: 
 
 
 class Place(NamedTuple):
-    """A slice in which something moved. ``rest``: without the runs of places that were told before."""
+    """A slice with drift. ``rest``: without the runs of places reported before."""
 
     part: Part
     measure: Measure
@@ -269,17 +269,19 @@ def places(
     parts: Sequence[Part],
     sides: Sides,
     measure: Callable[[Sequence[Part]], list[Measure]],
-    moved: Callable[[Measure], bool],
+    drifted: Callable[[Measure], bool],
     min_runs: int,
 ) -> Iterator[Place]:
-    """Yield the fewest slices that account for what moved.
+    """Yield the fewest slices that explain the drift.
 
-    The slice in which it shows most clearly (the largest KS · √H) is told, its runs are left out, and the rest is
-    looked at again: a job that moved is told once, and not again for its provider and for all runs.
+    The slice with the clearest drift (the largest KS · √H) is reported, its runs are left out, and the rest is examined
+    again: a drifted job is reported once, and not again for its provider and for all runs.
     """
     left = list(parts)
-    for told in range(_ROUNDS):
-        found = [Place(part, each, told > 0) for part, each in zip(left, measure(left), strict=True) if moved(each)]
+    for reported in range(_ROUNDS):
+        found = [
+            Place(part, each, reported > 0) for part, each in zip(left, measure(left), strict=True) if drifted(each)
+        ]
         if not found:
             return
         best = max(found, key=lambda place: place.measure.ks * place.measure.weight**0.5)

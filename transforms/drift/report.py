@@ -1,4 +1,4 @@
-"""What a comparison tells: findings for people and programs, and the numbers that they follow from."""
+"""The report of a comparison: findings for people and programs, and their numbers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Side:
     """One side of a comparison.
 
     Attributes:
-      name: what it is, for people.
-      statistics: of its examples.
-      columns: which columns its runs were recorded with; None where that is not known.
-      excluded: how many selected runs are no examples, by reason.
+      name: its description, for people.
+      statistics: statistics of its examples.
+      columns: the recorded columns of its runs; None where they are unknown.
+      excluded: number of selected runs without an example, by reason.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that moved.
+    """A detected drift.
 
     Attributes:
       kind: see docs/drift.md.
       what: the feature, the column, or the dimension (``job``, ``provider``, ``flavour``, ``class``, ``exclusions``).
-      build_name, provider: where; None means all, or, when ``rest``, all but what was told of it before.
+      build_name, provider: the slice; None means all, or with ``rest``, all except slices reported before.
       before, after: means of the runs' means, or shares.
-      psi, ks: how far; None where it is not that kind of thing.
-      p: of this much by chance in any of the comparison's tests.
-      runs_before, runs_after: how many runs say so.
-      verdict: for people.
+      psi, ks: size of the drift; None where it does not apply.
+      p: probability of such drift by chance in any of the comparison's tests.
+      runs_before, runs_after: number of runs.
+      verdict: text for people.
     """
 
     kind: Kind
@@ -77,13 +77,13 @@ class Report:
     """A comparison.
 
     Attributes:
-      before, after: what was compared.
-      findings: what moved, by kind.
-      with_the_mix: features that moved with the mix of runs, and not where the mix is the same.
-      untold: features that moved, where too few runs are alike on both sides to tell whether the mix alone did it.
-      measures: of each feature, of all runs as they are, and in each slice with enough runs.
-      few: slices with too few runs to say anything of.
-      tests: how many tests there were.
+      before, after: the compared sides.
+      findings: the detected drifts, by kind.
+      with_the_mix: features that drifted only with the mix of runs.
+      untold: features that drifted, with too few comparable runs to separate them from the mix.
+      measures: per feature: over all runs unweighted, and in each slice with enough runs.
+      few: slices with too few runs.
+      tests: number of tests.
     """
 
     before: Side
@@ -98,7 +98,7 @@ class Report:
 
     @property
     def enough(self) -> bool:
-        """Whether there are enough runs on both sides to say anything at all."""
+        """Whether both sides have enough runs for a comparison."""
         return min(int(side.statistics.runs.sum()) for side in (self.before, self.after)) >= self.policy.min_runs
 
     def to_json(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _side_to_json(side: Side) -> dict[str, Any]:
 
 
 def summary_of(statistics: Statistics, name: str) -> dict[str, float]:
-    """Return a series of all cells together: count of windows, mean, std, min, max and the share of zeros."""
+    """Summarise a series over all cells: count of windows, mean, std, min, max and the share of zeros."""
     series = statistics.series[name]
     count = int(series.count.sum())
     if not count:

@@ -1,8 +1,7 @@
-"""Statistics of examples: what features look like, by job, provider, flavour and class; small enough to be kept.
+"""Statistics of examples: distributions of features by job, provider, flavour and class; small enough to store.
 
-Windows of one run resemble each other, runs do not. So a distribution here is one of runs: each counts once, by the
-mean of its own windows, however long it was. Count, mean, std, extremes and zeros are of all windows, and never of the
-padding.
+Windows of one run resemble each other, runs do not. So a distribution is one of runs: each counts once, by the mean of
+its own windows, whatever its length. Count, mean, std, extremes and zeros are of all windows, never of the padding.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import pyarrow as pa
 from ciml.datasets.definition import ResolvedDefinition
 from transforms.raw.arrow_arrays import plain
 
-#: How many windows a run has: a series of its own, since a job that ends early or late moves it.
+#: Number of windows of a run: a series of its own, because jobs that end early or late change it.
 WINDOWS = "n_windows"
-_SHIFT = 16  # bits of a float32 that a bucket leaves out: sign, exponent and 7 bits of the mantissa stay
+_SHIFT = 16  # bits of a float32 that a bucket drops: sign, exponent and 7 bits of the mantissa stay
 _SPAN = 1 << 16  # buckets lie within ± half of this
 
 
 class Cell(NamedTuple):
-    """Runs that are alike in all that the mix of a span is told by. What is not known is ""."""
+    """Runs with equal job, provider, flavour and class. Unknown ones are ""."""
 
     build_name: str
     provider: str
@@ -34,13 +33,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """One feature (or one aggregation of it) in each of C cells.
+    """One feature (or one of its aggregations) in each of C cells.
 
     Attributes:
-      count: int64 [C], how many windows there are; a run's aggregations count once.
+      count: int64 [C], number of windows; a run's aggregations count once.
       mean, std, minimum, maximum: float64 [C], of these windows; std with ddof 0.
-      zeros: int64 [C], how many windows are exactly 0.
-      cell, bucket, runs: int64 [K], the distribution of the runs' means: how many runs of a cell are in a bucket
+      zeros: int64 [C], number of windows that are exactly 0.
+      cell, bucket, runs: int64 [K], the distribution of the runs' means: number of runs of a cell in a bucket
         (`buckets`), ascending by (cell, bucket).
     """
 
@@ -60,8 +59,8 @@ class Statistics:
     """The statistics of examples.
 
     Attributes:
-      cells: of all runs, sorted.
-      runs: int64 [C], how many each cell has.
+      cells: cells of all runs, sorted.
+      runs: int64 [C], number of runs of each cell.
       series: by name: ``usr``, or ``mean(usr)`` where a definition aggregates, and ``n_windows`` where it does not.
     """
 
@@ -80,14 +79,14 @@ class Statistics:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Statistics:
-        """Raise `ValueError`, `KeyError` or `TypeError` for what is none."""
+        """Decode `to_json`. Raises `ValueError`, `KeyError` or `TypeError` for invalid data."""
         cells = tuple(Cell(*cell[:-1]) for cell in value["cells"])
         series = {each["name"]: _series_from_json(each, len(cells)) for each in value["series"]}
         return cls(cells, np.array([cell[-1] for cell in value["cells"]], np.int64), series)
 
 
 def _short(numbers: list[Any]) -> list[Any]:
-    """Nine digits are all that a float32 has, and enough of a mean."""
+    """Round to nine digits: enough for a float32, and for a mean."""
     return [float(f"{number:.9g}") if isinstance(number, float) else number for number in numbers]
 
 
@@ -103,15 +102,15 @@ def _series_from_json(value: Mapping[str, Any], cells: int) -> Series:
         for key in Series.__slots__
     }
     if arrays["cell"].size and not 0 <= arrays["cell"].min() <= arrays["cell"].max() < cells:
-        raise ValueError("a sketch of cells that are not there")
+        raise ValueError("the sketch refers to unknown cells")
     return Series(**arrays)
 
 
 def buckets(values: np.ndarray) -> np.ndarray:
-    """Return the bucket of each value, int64: the same edges for all data, each at most 0.8 % above the one before.
+    """Return the bucket of each value, int64: the same edges for all data, each at most 0.8 % above the previous one.
 
-    A bucket is what the upper 16 bits of a float32 say, in the order of the values. So distributions add up whatever
-    they are of, a power of two moves a value by whole buckets, and 0 has one of its own.
+    A bucket is the upper 16 bits of a float32, in the order of the values. So any distributions can be added, a factor
+    of two shifts a value by whole buckets, and 0 has its own bucket.
     """
     magnitude = np.abs(values).astype(np.float32).view(np.int32).astype(np.int64) >> _SHIFT
     signed: np.ndarray = np.where(values < 0, -magnitude, magnitude)
@@ -127,12 +126,12 @@ def middles(bucket: np.ndarray) -> np.ndarray:
 
 
 def columns_needed(resolved: ResolvedDefinition) -> list[str]:
-    """Return the columns of examples that `statistics` looks at."""
+    """Return the columns of examples that `statistics` needs."""
     return [*Cell._fields, "n_windows", *resolved.features]
 
 
 def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
-    """Return the statistics of examples.
+    """Compute the statistics of examples.
 
     Args:
       examples: rows with the columns `columns_needed`, not normalised; padding is left out by ``n_windows``.
@@ -158,7 +157,7 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
 
 
 def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
-    """Return the cells of examples, sorted, and int64 [rows], which one each row is in."""
+    """Return the cells of examples, sorted, and the index of each row's cell, int64 [rows]."""
     names = [examples.column(name).to_pylist() for name in Cell._fields]
     rows = [Cell(*(value or "" for value in row)) for row in zip(*names, strict=True)]
     cells = tuple(sorted(set(rows)))
@@ -169,7 +168,8 @@ def _cells(examples: pa.Table) -> tuple[tuple[Cell, ...], np.ndarray]:
 def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> Series:
     """Return a series of runs.
 
-    ``values`` [sum of n] are those of run 0, of run 1, …; ``n`` int64 [rows] is 1 or more."""
+    ``values`` [sum of n] are those of run 0, run 1, …; ``n`` int64 [rows] is 1 or more.
+    """
     if not n.size:
         return _grouped(Series(*([np.zeros(0, np.int64)] * len(Series.__slots__))), cell, cells)
     values = values.astype(np.float64)
@@ -190,7 +190,7 @@ def _series(values: np.ndarray, n: np.ndarray, cell: np.ndarray, cells: int) -> 
 
 
 def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
-    """Join the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches name it already."""
+    """Join the parts of each cell: ``owner`` int64 [parts] is the cell of each; their sketches already refer to it."""
     count = np.bincount(owner, parts.count, cells)
     some = np.maximum(count, 1)
     mean = np.bincount(owner, parts.count * parts.mean, cells) / some
@@ -213,7 +213,7 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
-    """Return the statistics of all parts together: one or more, of the same series. A few are held at a time."""
+    """Merge the statistics of one or more parts with the same series. Only a few are held at a time."""
     held: list[Statistics] = []
     for part in parts:
         held.append(part)

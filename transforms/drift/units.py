@@ -1,4 +1,4 @@
-"""Another unit: a distribution that is a well-known multiple of what it was, and has kept its shape."""
+"""Changes of unit: a distribution that became a well-known multiple of itself with the same shape."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy as np
 
 from transforms.drift.detect import ks_p
 
-#: Factors by which units differ, and what they are called. Those of 1000 and 1024 lie too near to be told apart.
+#: Factors between units, and their names. Those of 1000 and 1024 are too close to be distinguished.
 _FACTORS = {
     8.0: "8", 60.0: "60", 100.0: "100", 512.0: "512", 1e3 * math.sqrt(1.024): "1000 or 1024",
     3600.0: "3600", 4096.0: "4096", 1e6 * 1.024: "1000² or 1024²", 1e9 * math.sqrt(1.024**3): "1000³ or 1024³",
 }  # fmt: skip
-_SLACK = 0.05  # values nearer than this are the same: what lies between a factor and its name, and a bucket
-_BETTER = 3.0  # so many times nearer than before
+_SLACK = 0.05  # relative difference within which values are equal: covers the named factors and a bucket
+_BETTER = 3.0  # so many times closer than before
 _ALPHA = 0.01
-_NEAR = 0.1  # or this near, however many runs there are: another unit seldom comes alone
+_NEAR = 0.1  # or this close, for any number of runs: a change of unit rarely comes alone
 _QUANTILES = np.array(
     [0.25, 0.5, 0.75]
-)  # of what is not 0; each is to be multiplied by the factor, for a shape that was kept
+)  # of values other than 0; each must be multiplied by the factor if the shape is unchanged
 _EXPONENT = 0.1  # ± a tenth of the factor's logarithm: 6.5 to 9.9 for 8, 520 to 1960 for 1000 or 1024
 
 
 class Unit(NamedTuple):
-    """``factor`` was measured, the median of the quantiles' ratios; ``name`` is what it is near, ``÷`` or ``×``."""
+    """``factor`` is the median of the quantiles' ratios; ``name`` is the nearest known one, with ``÷`` or ``×``."""
 
     factor: float
     name: str
 
 
 def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: float) -> Unit | None:
-    """Return whether ``after`` is ``before`` in another unit.
+    """Detect whether ``after`` is ``before`` in another unit.
 
     Args:
       values: float64 [K] ascending.
@@ -40,7 +40,7 @@ def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: f
       weight: the size of the comparison, `transforms.drift.detect.Measure.weight`.
 
     Returns:
-      The factor of all by which the two fit best, if then they are like samples of one distribution; else None.
+      The best fitting factor, if the two then match like samples of one distribution; else None.
     """
     was = _distance(values, before, after, 1.0)
     ratios = _ratios(values, before, after)
@@ -57,7 +57,7 @@ def unit_of(values: np.ndarray, before: np.ndarray, after: np.ndarray, weight: f
 
 
 def _ratios(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """By what each quantile was multiplied, float64; none where a sign changed."""
+    """Return the ratio of each quantile, float64; none where a sign changed."""
     quantiles = []
     for shares in (before, after):
         below = np.cumsum(np.where(values == 0, 0.0, shares))
@@ -70,12 +70,12 @@ def _ratios(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.nda
 
 
 def _distance(values: np.ndarray, before: np.ndarray, after: np.ndarray, factor: float) -> float:
-    """The KS distance of ``before`` times ``factor`` from ``after``, where values within the slack count as equal."""
+    """Return the KS distance of ``before`` times ``factor`` from ``after``; values within the slack are equal."""
     scaled = values * factor
     return max(_excess(scaled, before, values, after), _excess(values, after, scaled, before))
 
 
 def _excess(x: np.ndarray, p: np.ndarray, y: np.ndarray, q: np.ndarray) -> float:
-    """By how much more of ``p`` than of ``q`` lies up to any point, ``q`` looked at beyond the slack."""
+    """Return the largest excess of cumulative ``p`` over ``q``, with ``q`` evaluated beyond the slack."""
     reach = np.concatenate([[0.0], np.cumsum(q)])[np.searchsorted(y, x + _SLACK * np.abs(x), side="right")]
     return float((np.cumsum(p) - reach).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""The functions of data sets as PTransforms."""
+"""PTransforms of the functions of data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transforms.examples.prepare import Examples, Excluded
 from transforms.examples.spans import examples_of, guarded_examples, write_span
 from transforms.ingest.errors import keep_error
 
-#: A part of a span on its way through a pipeline: (which span and version, (which part, its Arrow bytes, exclusions)).
+#: A part of a span in a pipeline: (span and version, (part number, its Arrow bytes, exclusions)).
 _Part = tuple[str, tuple[int, bytes, list[tuple[str, str, str]]]]
 
 
@@ -37,8 +37,9 @@ class MakeExamples(beam.PTransform):
 class WriteSpans(beam.PTransform):
     """The examples of each span's version to its files: `transforms.examples.spans.write_span`.
 
-    What the manifest is to hold of it goes to ``results`` of the data set's folder, for the caller to commit. All of it
-    may happen again: files are named by content, and a result holds the same whoever writes it.
+    The manifest's record of it goes to ``results`` of the data set's folder, for the caller to commit. All of this may
+    be
+    repeated: files are named by content, and a result holds the same for every writer.
     """
 
     def __init__(self, root: Store, plans: Sequence[SpanPlan], resolved: ResolvedDefinition, results: str) -> None:
@@ -55,7 +56,7 @@ class WriteSpans(beam.PTransform):
 
 
 def result_path(results: str, span: int, version: int) -> str:
-    """Where `WriteSpans` leaves what the manifest is to hold of a span's version."""
+    """Return the path where `WriteSpans` leaves the manifest's record of a span's version."""
     return f"{results}/{span}-{version}.json"
 
 

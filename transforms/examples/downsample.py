@@ -1,8 +1,8 @@
 """Downsampling: from the samples of many runs to windows of equal length, all runs at once.
 
-Windows start at UTC midnight of the day of a run's first recorded sample and follow each other over the following
-midnights; they are closed and labelled on the left, as pandas' ``resample`` has them. A sample statistic stands for the
-values of a window. A window in which a selected column has no value is dropped, and those after it close up.
+Windows start at UTC midnight of the day of a run's first recorded sample and continue over the following midnights.
+They are closed and labelled on the left, as in pandas' ``resample``. A sample statistic summarises the values of a
+window. A window in which a selected column has no value is dropped, and later ones close up.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _TIME = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """The windows of n runs, without padding; where the definition names aggregations, these in place of windows.
+    """The windows of n runs, without padding; with aggregations in the definition, these instead of windows.
 
     Attributes:
       values: float32 [W, F], the runs' windows one after another, in order of time.
-      run: int64 [W], which run each belongs to, ascending.
-      position: int64 [W], its place in the run, from 0, always below L.
-      n_windows: int32 [n], how many each run has; 0 where the run was refused.
-      rejected: (position in the given list, reason) of runs that have none.
+      run: int64 [W], index of each window's run, ascending.
+      position: int64 [W], index of the window in the run, from 0, always below L.
+      n_windows: int32 [n], number of windows of each run; 0 where the run is rejected.
+      rejected: (index of the run, reason) of rejected runs.
     """
 
     values: np.ndarray
@@ -50,15 +50,15 @@ class _Samples:
 
 
 def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Windows:
-    """Downsample the telemetry of many runs at once. What becomes of a run does not depend on the others.
+    """Downsample the telemetry of many runs at once. The result of a run does not depend on other runs.
 
     Args:
-      tables: of each run its telemetry as stored: ``time`` timestamp[us, UTC], ``boot`` bool, float64 columns; a null
-        or NaN is no value. Samples need not be sorted; of samples with the same time, the order stays.
-      resolved: which columns, and how.
+      tables: telemetry of each run as stored: ``time`` timestamp[us, UTC], ``boot`` bool, float64 columns; a null
+        or NaN is no value. Samples need not be sorted; samples with equal times keep their order.
+      resolved: the resolved definition.
 
     Returns:
-      The windows of all runs. A run is refused as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
+      The windows of all runs. A run is rejected as ``missing_column``, ``no_time`` (a time is null), ``empty`` (no
       window has values in all columns) or ``out_of_range`` (a value that float32 cannot hold).
     """
     rejected: dict[int, RejectedInput] = {}
@@ -67,12 +67,12 @@ def downsample(tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Wind
 
 
 def downsample_joined(joined: pa.Table, rows: np.ndarray, resolved: ResolvedDefinition) -> Windows:
-    """As `downsample`, of runs that lie one after the other in one table.
+    """Downsample, as `downsample`, runs that follow one another in one table.
 
     Args:
       joined: the telemetry of n runs, with the same columns.
-      rows: int64 [n], how many rows each has.
-      resolved: which columns, and how.
+      rows: int64 [n], number of rows of each run.
+      resolved: the resolved definition.
     """
     rejected: dict[int, RejectedInput] = {}
     part = _needed(joined, _schema(resolved))
@@ -103,7 +103,7 @@ def _windows(
     values = as_stored(columns)
     if not (finite := np.isfinite(values).all(axis=1)).all():
         for index in np.unique(run[~finite]).tolist():
-            rejected[index] = RejectedInput("out_of_range", "a value is larger than float32 holds")
+            rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
         whole = ~np.isin(run, run[~finite])
         values, run, position = values[whole], run[whole], position[whole]
     n_windows = np.bincount(run, minlength=n).astype(np.int32)
@@ -115,7 +115,7 @@ def _windows(
 def _join(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition, rejected: dict[int, RejectedInput]
 ) -> tuple[pa.Table, np.ndarray]:
-    """Return one table of what is needed of all runs, and int64 [S], which run each of its rows belongs to."""
+    """Return one table of the needed columns of all runs, and the run of each row, int64 [S]."""
     parts, index, rows = [], [], []
     schema = _schema(resolved)
     for number, table in enumerate(tables):
@@ -138,7 +138,7 @@ def _schema(resolved: ResolvedDefinition) -> pa.Schema:
 
 
 def _needed(table: pa.Table, schema: pa.Schema) -> pa.Table | RejectedInput:
-    """What is needed of telemetry, in its right types."""
+    """Return the needed columns of telemetry, with their types."""
     try:
         part = table.select(schema.names)
     except KeyError:
@@ -151,7 +151,7 @@ def _no_time() -> RejectedInput:
 
 
 def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Windows:
-    """Return the windows of n runs from those of its parts, one at least: (int64 [m], which runs; their windows)."""
+    """Return the windows of n runs from at least one part: (int64 [m], indices of the runs; their windows)."""
     run = np.concatenate([at[windows.run] for at, windows in parts])
     order = np.argsort(run, kind="stable")
     n_windows = np.zeros(n, np.int32)
@@ -165,16 +165,16 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
 
 
 def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) -> tuple[_Samples, np.ndarray]:
-    """The samples that count, in order, and int64 [S] the midnight from which each one's run counts its windows."""
+    """Return the counted samples in order, and for each the midnight from which its run counts windows, int64 [S]."""
     time = plain(joined.column(0))
     columns = [_filled(joined.column(name), np.nan) for name in resolved.columns]
     order: np.ndarray | None = None
     if ((time[1:] < time[:-1]) & (run[1:] == run[:-1])).any():
-        order = np.lexsort((time, run))  # stable, so a run that is in order already stays as it is
+        order = np.lexsort((time, run))  # stable, so a sorted run is unchanged
         time, columns = time[order], [column[order] for column in columns]
     first = time[_starts(run)[1]]
     origin = first - first % DAY_US
-    if not resolved.definition.count_first_sample:  # it is recorded all the same: the first day is that of all samples
+    if not resolved.definition.count_first_sample:  # it still counts for the first day
         counts = _filled(joined.column("boot").cast(pa.uint8()), 0) == 0
         counts = counts if order is None else counts[order]
         run, time, origin = run[counts], time[counts], origin[counts]
@@ -183,7 +183,7 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
 
 
 def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
-    """As `plain`, with a value for nulls. (Arrow's own fill_null would import pandas too.)"""
+    """Convert a column as `plain`, with a value for nulls. (Arrow's own fill_null would import pandas.)"""
     whole = column.combine_chunks()
     if not whole.null_count:
         return np.from_dlpack(whole)
@@ -193,13 +193,13 @@ def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
 
 
 def _starts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each group of equal neighbours begins: int64 [groups], and for each element the beginning of its own."""
+    """Return the starts of groups of equal neighbours, int64 [groups], and for each element its group's start."""
     begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
     return begins, np.repeat(begins, _sizes(begins, keys.size))
 
 
 def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
-    """Return how many elements each group has: int64 [groups]. (np.diff takes ten times as long for a few.)"""
+    """Return the number of elements of each group: int64 [groups]. (np.diff takes ten times as long for a few.)"""
     sizes = np.empty_like(begins)
     sizes[:-1] = begins[1:] - begins[:-1]
     sizes[-1:] = total - begins[-1:]
@@ -209,7 +209,7 @@ def _sizes(begins: np.ndarray, total: int) -> np.ndarray:
 def _bins(
     samples: _Samples, origin: np.ndarray, interval_us: int, statistic: str
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The statistic of each window that has a value in every column: F columns float64 [W]; its run int64 [W]."""
+    """Return the statistic of windows with a value in every column: F columns float64 [W], and their runs int64 [W]."""
     number = (samples.time - origin) // interval_us
     new = np.ones(number.size, bool)
     new[1:] = (number[1:] != number[:-1]) | (samples.run[1:] != samples.run[:-1])
@@ -221,16 +221,16 @@ def _bins(
 def reduce_windows(
     columns: Sequence[np.ndarray], begins: np.ndarray, statistic: str
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the sample statistic of windows whose samples stand one after another.
+    """Compute the sample statistic of windows whose samples are consecutive.
 
     Args:
-      columns: F columns float64 [S]; NaN is no value.
-      begins: int64 [W] ascending, where each window's samples begin; each has at least one, and the last goes to S.
+      columns: F columns float64 [S]; NaN is a missing value.
+      begins: int64 [W] ascending, start of each window's samples; each has at least one, and the last ends at S.
       statistic: of `ciml.datasets.definition`: ``mean``, ``std``, ``min``, ``max`` or ``last``.
 
     Returns:
-      F columns float64 [W]; and bool [W], where a window has a value in each column. The others are to be dropped:
-      their statistics mean nothing.
+      F columns float64 [W]; and bool [W], whether a window has a value in each column. Drop the others:
+      their statistics are undefined.
     """
     kept = np.ones(begins.size, bool)
     reduced = []
@@ -238,18 +238,18 @@ def reduce_windows(
         has_value = ~np.isnan(column)
         counts = _count(has_value, begins)
         kept &= counts > 0
-        with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are refused
+        with np.errstate(all="ignore"):  # windows without a value are dropped, and overflows are rejected
             reduced.append(_STATISTICS[statistic](column, has_value, begins, counts))
     return reduced, kept
 
 
 def as_stored(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """F columns float64 [W] as float32 [W, F]; what that cannot hold becomes infinite."""
+    """Convert F columns float64 [W] to float32 [W, F]; values out of its range become infinite."""
     values = np.empty((columns[0].size, len(columns)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for index, column in enumerate(columns):
             values[:, index] = column
-        values += 0.0  # one zero: -0.0 has another digest
+        values += 0.0  # normalise zero: -0.0 has another digest
     return values
 
 
@@ -259,8 +259,8 @@ def _count(has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
 
 
 _Reduce = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-# Each takes a column float64 [S], whether it has a value bool [S], where groups begin int64 [W], and how many values
-# each has int64 [W]; all groups have a sample, but one without a value comes out as whatever it likes.
+# Arguments: a column float64 [S], its validity bool [S], starts of groups int64 [W], and their numbers of values
+# int64 [W]. All groups have a sample; the result of a group without a value is undefined.
 
 
 def _sum(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -276,7 +276,7 @@ def _mean(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts:
 
 
 def _var(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """ddof 1, in two passes: the mean first, then the squared distances from it. Of one value it is 0."""
+    """Return the variance with ddof 1, in two passes: the mean, then the squared distances; 0 for one value."""
     mean = _mean(column, has_value, begins, counts)
     distance = column - np.repeat(mean, _sizes(begins, column.size))
     return np.asarray(_sum(distance * distance, has_value, begins) / np.maximum(counts - 1, 1))
@@ -287,7 +287,7 @@ def _std(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: 
 
 
 def _min(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return _reduceat(np.fmin, column, begins)  # fmin and fmax pass over NaN
+    return _reduceat(np.fmin, column, begins)  # fmin and fmax ignore NaN
 
 
 def _max(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -305,7 +305,7 @@ _STATISTICS: dict[str, _Reduce] = {"mean": _mean, "std": _std, "min": _min, "max
 def _aggregate(
     columns: list[np.ndarray], run: np.ndarray, functions: Sequence[str]
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each function of each run's windows, in the place of windows: F columns float64 [runs × functions]; their run."""
+    """Apply functions to each run's windows: F columns float64 [runs × functions], and their run."""
     begins, _ = _starts(run)
     counts = _sizes(begins, run.size)
     all_there = np.ones(run.size, bool)
@@ -334,4 +334,4 @@ def _function(
         ascending = column[np.lexsort((column, run))]
         low, high = ascending[begins + (counts - 1) // 2], ascending[begins + counts // 2]
         return np.asarray(np.where(low == high, low, (low + high) / 2))
-    raise ValueError(f"no such aggregation: {name}")
+    raise ValueError(f"unknown aggregation {name!r}")

@@ -1,4 +1,4 @@
-"""Windows straight from logs: fetched, parsed and downsampled at once, for who stores no telemetry."""
+"""Windows directly from logs: fetched, parsed and downsampled at once, without storing telemetry."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ciml.events.records import Origin, PendingRun, RunFacts
 from transforms.examples.downsample import Windows, downsample, merge_windows
 from transforms.fetch.policy import FetchPolicy
 
-KEPT_BYTES = 256 << 20  # of telemetry that need not be read again once the columns are known
+KEPT_BYTES = 256 << 20  # of telemetry that is kept until its windows are computed
 
 
 class LogOf(NamedTuple):
-    """A run's log: where it is, and what settles its times (`transforms.parse.logs.Log`)."""
+    """A run's log: its address, and the facts that decide its times (`transforms.parse.logs.Log`)."""
 
     run_id: str
     address: str
@@ -27,11 +27,11 @@ class LogOf(NamedTuple):
 
 
 class LogReader:
-    """Reads logs, and keeps what it parsed for its names until its windows are asked for.
+    """Reads logs, and keeps telemetry parsed for column names until its windows are requested.
 
     Args:
-      fetch: from where logs may be read, and the limits.
-      kept_bytes: the telemetry that is kept at most.
+      fetch: the allowed addresses, and the limits.
+      kept_bytes: limit of kept telemetry, bytes.
     """
 
     def __init__(self, fetch: FetchPolicy, kept_bytes: int = KEPT_BYTES) -> None:
@@ -39,10 +39,10 @@ class LogReader:
         self._kept: dict[str, pa.Table] = {}
 
     def columns(self, logs: Sequence[LogOf]) -> list[tuple[str, ...]]:
-        """Return the names of the columns of each log that can be used, in log order.
+        """Return the column names of each usable log, in log order.
 
         Raises:
-          EngineError: a log cannot be read for a reason that says nothing of it.
+          EngineError: a log cannot be read for a transient reason.
         """
         found: dict[int, tuple[str, ...]] = {}
         seen: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -50,7 +50,7 @@ class LogReader:
             tables = {at: table for at, table in part.items() if isinstance(table, pa.Table)}
             for at, table in tables.items():
                 names = tuple(table.column_names)
-                found[at] = seen.setdefault(names, names)  # one for all: it may be on its way to another process
+                found[at] = seen.setdefault(names, names)  # shared: it may be sent to another process
             size = sum(8 * table.num_rows * table.num_columns for table in tables.values())
             if size <= self._left:  # all or none: tables of a part share their buffers
                 self._kept.update((logs[at].run_id, table) for at, table in tables.items())
@@ -59,10 +59,10 @@ class LogReader:
         return [found[at] for at in sorted(found)]
 
     def windows(self, logs: Sequence[LogOf], resolved: ResolvedDefinition) -> Windows:
-        """Return the windows of the runs; a log that cannot be used is refused as its dead letter would be.
+        """Return the windows of the runs; an unusable log is rejected with the reason of its dead letter.
 
         Raises:
-          EngineError: a log cannot be read for a reason that says nothing of it.
+          EngineError: a log cannot be read for a transient reason.
         """
         kept = {at: self._kept.pop(log.run_id) for at, log in enumerate(logs) if log.run_id in self._kept}
         parts = [_windows_of(kept, resolved)] if kept or not logs else []
@@ -80,8 +80,8 @@ class LogReader:
         )  # fmt: skip
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
-        """What became of the logs at some places, by place, part by part."""
-        from transforms.ingest.run_stages import PASSING, read_logs  # the processes that read import it side by side
+        """Yield the results of the logs at some indices, by index, part by part."""
+        from transforms.ingest.run_stages import PASSING, read_logs  # imported in the reading processes, in parallel
 
         pending_runs = [
             PendingRun(
@@ -98,7 +98,7 @@ class LogReader:
             }
             for outcome in batch.settled:
                 if outcome.reason in PASSING:
-                    raise EngineError(f"{outcome.run_id}: its log cannot be read: {outcome.reason}, {outcome.detail}")
+                    raise EngineError(f"{outcome.run_id}: cannot read its log: {outcome.reason}, {outcome.detail}")
                 found[outcome.origin.offset] = RejectedInput(outcome.reason, outcome.detail)
             del batch
             yield found
@@ -106,6 +106,6 @@ class LogReader:
 
 
 def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
-    """Return (their places int64 [m], their windows)."""
+    """Return (their indices int64 [m], their windows)."""
     places = sorted(tables)
     return np.array(places, np.int64), downsample([tables[at] for at in places], resolved)

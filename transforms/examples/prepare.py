@@ -1,4 +1,4 @@
-"""Examples: from windows to one row a run, and the same preparation for a run that is to be predicted."""
+"""Examples: from windows to one row per run, and the same preparation for prediction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FACTS = (
 
 
 class Excluded(NamedTuple):
-    """A selected run that is no example, and why: ``missing_column``, ``unknown_class``, ``no_label``, ``empty``, …"""
+    """A run without an example, and the reason: ``missing_column``, ``unknown_class``, ``no_label``, ``empty``, …"""
 
     run_id: str
     reason: str
@@ -39,8 +39,7 @@ class Excluded(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """One row a run in ``table`` (`schema_of`), split by split, each in the order of the runs; the others in
-    ``excluded``."""
+    """One row per run in ``table`` (`schema_of`), by split, in the order of the runs; the others in ``excluded``."""
 
     table: pa.Table
     excluded: tuple[Excluded, ...]
@@ -52,7 +51,7 @@ def schema_of(resolved: ResolvedDefinition) -> pa.Schema:
 
 
 def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
-    """As `schema_of`, by the names of the features and L."""
+    """Return `schema_of` from the names of the features and L."""
     text = pa.string()
     vector = pa.list_(pa.field("element", pa.float32(), nullable=False), windows)
     fields = [
@@ -76,15 +75,15 @@ def example_schema(features: Sequence[str], windows: int) -> pa.Schema:
 
 
 def make_examples(runs: Sequence[RunFacts], tables: Sequence[pa.Table], resolved: ResolvedDefinition) -> Examples:
-    """Return the examples of runs. What comes out for a run does not depend on the others.
+    """Make the examples of runs. The result of a run does not depend on other runs.
 
     Args:
-      runs: what is known of each run.
-      tables: the telemetry of each, as stored.
-      resolved: the definition that was resolved.
+      runs: the facts of each run.
+      tables: telemetry of each run, as stored.
+      resolved: the resolved definition.
 
     Returns:
-      The rows of all runs that have a label and at least one window, and the reasons of the others.
+      The rows of all runs that have a label and at least one window, and the reasons for the others.
     """
     return examples_from(runs, lambda taken: downsample([tables[index] for index in taken], resolved), resolved)
 
@@ -92,7 +91,7 @@ def make_examples(runs: Sequence[RunFacts], tables: Sequence[pa.Table], resolved
 def examples_from(
     runs: Sequence[RunFacts], windows_of: Callable[[Sequence[int]], Windows], resolved: ResolvedDefinition
 ) -> Examples:
-    """As `make_examples`, with the windows of the runs that have a label by a call with their positions."""
+    """Make examples as `make_examples`, with the windows of labelled runs from a call with their indices."""
     reasons: dict[int, Excluded] = {}
     labels: dict[int, tuple[int, str]] = {}
     for index, run in enumerate(runs):
@@ -117,7 +116,7 @@ def examples_from(
             (place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows >= wanted).tolist()
         )
     }
-    kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so files are slices
+    kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so that files are slices
     rows = [taken[place] for place in kept]
     table = _table(
         [runs[index] for index in rows], [labels[index] for index in rows], [splits[place] for place in kept],
@@ -127,10 +126,11 @@ def examples_from(
 
 
 def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, int]:
-    """Return one run as a model takes it.
+    """Prepare one run as input of a model.
 
     Returns:
-      inputs float32 [L, F], not normalised, padded with zeros; and n_windows, how many of the L are the run's own.
+      inputs float32 [L, F], not normalised, padded with zeros; and n_windows, the number of windows that are not
+      padding.
 
     Raises:
       RejectedInput: ``missing_column``, ``no_time``, ``empty`` or ``out_of_range``.
@@ -144,11 +144,11 @@ def prepare(table: pa.Table, resolved: ResolvedDefinition) -> tuple[np.ndarray, 
 def prepare_many(
     tables: Sequence[pa.Table], resolved: ResolvedDefinition
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, RejectedInput]]]:
-    """Many runs as a model takes them, by the same functions that make examples.
+    """Prepare many runs as input of a model, by the same functions that make examples.
 
     Returns:
-      inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a refused run is zeros and
-      its n_windows 0. Then (row, reason) of the refused.
+      inputs float32 [n, L, F] and n_windows int32 [n], a row for each table; the row of a rejected run is zeros and
+      its n_windows 0. Then (row, reason) of the rejected ones.
     """
     windows = downsample(tables, resolved)
     inputs = np.zeros((len(tables), resolved.windows, len(resolved.columns)), np.float32)
@@ -157,7 +157,7 @@ def prepare_many(
 
 
 def run_facts(examples: pa.Table) -> list[RunFacts]:
-    """What is known of each example's run, as trust is judged by: all facts but the address of the log."""
+    """Return the facts of each example's run that decide trust: all except the address of the log."""
     names = ["run_id", "build_uuid", "build_name", *_FACTS, "start_time", "end_time", "labels"]
     plain = examples.select(names)
     for name in ("start_time", "end_time"):
@@ -172,14 +172,14 @@ def run_facts(examples: pa.Table) -> list[RunFacts]:
 
 
 def row_digest(run_id: str, arrays: np.ndarray, features: Sequence[str], n_windows: int) -> str:
-    """Return the digest of an example, by which two ways of making it are compared. ``arrays`` float32 [F, L]."""
+    """Return the digest of an example, for comparing two computations of it. ``arrays`` float32 [F, L]."""
     return arrays_digest(run_id, zip(features, arrays, strict=True), n_windows)
 
 
 def row_digests(
     run_ids: Sequence[str], unrolled: np.ndarray, features: Sequence[str], n_windows: Sequence[int]
 ) -> Iterator[str]:
-    """`row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN. What all share is encoded once."""
+    """Yield the `row_digest` of many examples: ``unrolled`` float32 [F, rows, L], without NaN."""
     F, _, L = unrolled.shape
     width = 4 * L
     if not unrolled.size:
@@ -192,7 +192,7 @@ def row_digests(
     ]  # fmt: skip
     values = [memoryview(unrolled[feature].reshape(-1)).cast("B") for feature in range(F)]
     ends = {count: struct.pack("<qq", 8, count) for count in set(n_windows)}
-    # One list for all rows: the run's own parts are put between the heads.
+    # One list for all rows: the run's own parts are inserted between the headers.
     parts: list[bytes | memoryview] = [b"", b"", *chain.from_iterable((head, b"") for head in heads), b""]
     for row, (run_id, count) in enumerate(zip(run_ids, n_windows, strict=True)):
         begin = row * width
@@ -210,7 +210,7 @@ def _table(
     kept: np.ndarray,
     resolved: ResolvedDefinition,
 ) -> pa.Table:
-    """Return the rows of the runs at the positions ``kept`` int64 [m] of ``windows``."""
+    """Return the rows of the runs at the indices ``kept`` int64 [m] of ``windows``."""
     L = resolved.windows
     place = np.full(windows.n_windows.size, -1)
     place[kept] = np.arange(kept.size)

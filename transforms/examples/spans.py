@@ -1,4 +1,4 @@
-"""Spans: examples as Parquet files that a data set's manifest names, and reading and checking them."""
+"""Spans: write, read and check the Parquet files of examples in a data set's manifest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from transforms.examples.split import SPLITS
 from transforms.guard import bisect
 from transforms.raw.pack_reader import Joined, read_joined
 
-_BATCH_BYTES = 64 << 20  # of examples that are made at a time
+_BATCH_BYTES = 64 << 20  # of examples per step
 _BATCH_RUNS = 5000
 _GROUP_BYTES = 4 << 20  # of a row group, before compression: writing takes as much memory again
 
@@ -50,7 +50,7 @@ def batches_of(plan: SpanPlan, resolved: ResolvedDefinition) -> Iterator[SpanPla
 
 
 def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-    """Read the telemetry of runs, only what the definition needs of it, and makes their examples."""
+    """Read the needed telemetry of runs, and make their examples."""
 
     def windows_of(taken: Sequence[int]) -> Windows:
         files = [plan.runs[index].file for index in taken]
@@ -66,15 +66,15 @@ def examples_of(raw: Store, plan: SpanPlan, resolved: ResolvedDefinition) -> Exa
 
 
 def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resolved: ResolvedDefinition) -> Examples:
-    """The examples of a plan's runs, where a run that ``make`` fails for costs itself alone (`transforms.guard`).
+    """Make the examples of a plan's runs; a run for which ``make`` fails does not affect others (`transforms.guard`).
 
     Args:
       plan: the runs.
-      make: their examples; what it makes of a run does not depend on the others.
+      make: makes the examples; the result of a run must not depend on other runs.
       resolved: the definition.
 
     Returns:
-      As ``make`` does; a run that it raises an unexpected exception for is excluded as ``internal_error``.
+      The result of ``make``; a run with an unexpected exception is excluded as ``internal_error``.
     """
     parts: list[Examples] = []
     for runs, made in bisect("examples", plan.runs, lambda runs: make(replace(plan, runs=tuple(runs)))):
@@ -91,16 +91,16 @@ def guarded_examples(plan: SpanPlan, make: Callable[[SpanPlan], Examples], resol
 
 
 def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved: ResolvedDefinition) -> SpanVersion:
-    """Write a span's files, content-named and exclusively, and describes them as the manifest is to.
+    """Write a span's files, named by content and created exclusively; return their description for the manifest.
 
     Args:
       root: the data set's folder.
-      plan: which span, and its selected runs.
-      parts: the examples of its runs, in their order.
+      plan: the span, and its selected runs.
+      parts: the examples of its runs, in order.
       resolved: the definition.
 
     Raises:
-      IntegrityError: when examples and exclusions are not the selected runs.
+      IntegrityError: examples and exclusions together differ from the selected runs.
     """
     excluded = tuple(each.to_json() for part in parts for each in part.excluded)
     by_split: dict[str, list[tuple[pa.Table, list[SpanRun]]]] = {split: [] for split in SPLITS}
@@ -111,7 +111,7 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
     found = {run.run_id: run for pieces in by_split.values() for _, runs in pieces for run in runs}
     examples = sum(part.table.num_rows for part in parts)
     if found.keys() | {each["run_id"] for each in excluded} != facts.keys() or examples + len(excluded) != len(facts):
-        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} are not those of its runs")
+        raise IntegrityError(f"{root.url()}: the examples of span {plan.span} differ from its selected runs")
 
     def write(split: str) -> tuple[ExampleFile, ...]:
         if not by_split[split]:
@@ -119,10 +119,10 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
         table = pa.concat_tables([piece for piece, _ in by_split[split]])
         digest = _rows_digest([run for _, runs in by_split[split] for run in runs], facts)
         path = f"{span_folder(plan.span, plan.version)}/{split}/examples-{digest[:16]}.parquet"
-        root.create(path, write_examples(table, path))  # one that is there holds the same rows: its name says so
+        root.create(path, write_examples(table, path))  # an existing file holds the same rows
         return (ExampleFile(path, digest, table.num_rows),)
 
-    # One after the other: what writing needs of memory is then there once, and two threads write little sooner.
+    # One after another: this halves the memory of writing, and two threads are hardly faster.
     files = {split: written for split in SPLITS if (written := write(split))}
     selected = tuple(run.position for run in plan.runs)
     in_order = tuple(found[run_id] for run_id in facts if run_id in found)
@@ -130,13 +130,13 @@ def write_span(root: Store, plan: SpanPlan, parts: Sequence[Examples], resolved:
 
 
 def _of_splits(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the rows of each split that has any: they lie together."""
+    """Yield the rows of each split with rows: they are adjacent."""
     splits = table.column("split").to_pylist()
     for split in SPLITS:
         if count := splits.count(split):
             first = splits.index(split)
             if splits[first : first + count] != [split] * count:
-                raise IntegrityError("examples are not split by split")
+                raise IntegrityError("examples are not grouped by split")
             yield split, table.slice(first, count)
 
 
@@ -147,7 +147,7 @@ def _span_runs(table: pa.Table) -> list[SpanRun]:
 
 
 def write_examples(table: pa.Table, path: str) -> bytes:
-    """Examples as a Parquet file with a seal (`ciml.raw.seal`), to be stored under a path."""
+    """Encode examples as a Parquet file with a seal (`ciml.raw.seal`) for a path."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -164,14 +164,14 @@ def write_examples(table: pa.Table, path: str) -> bytes:
 
 
 def rows_digest(table: pa.Table) -> str:
-    """Digest of examples: for each row all metadata, and by its ``digest`` the arrays."""
+    """Return the digest of examples: per row all metadata, and by its ``digest`` the arrays."""
     names = ["split", "label", "label_name", "n_windows", "digest"]
     stored = [facts.to_json() for facts in run_facts(table)]
     return sha256_json([[*row.values(), run] for row, run in zip(table.select(names).to_pylist(), stored, strict=True)])
 
 
 def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
-    """`rows_digest` of the examples of runs, by what is known of each. orjson has these values as `canonical_json`."""
+    """Return `rows_digest` from the facts of runs. orjson encodes these values as `canonical_json` does."""
     rows = []
     for run, known in zip(runs, msgspec.to_builtins([facts[run.run_id] for run in runs]), strict=True):
         known["phase"] = "finished"
@@ -183,7 +183,7 @@ def _rows_digest(runs: Sequence[SpanRun], facts: Mapping[str, RunFacts]) -> str:
 def read_span(
     root: Store, span: SpanVersion, *, splits: Sequence[str] = SPLITS, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the examples of a span, split by split, each in the order of the raw manifest.
+    """Read the examples of a span, split by split, each in the order of the raw manifest.
 
     Args:
       root: the data set's folder (`ciml.data_root.StoredDataset.store`).
@@ -192,7 +192,7 @@ def read_span(
       columns: only these; all by default.
 
     Raises:
-      IntegrityError: for a file that is not there, is broken, or has other rows than the manifest says.
+      IntegrityError: a file is missing, damaged, or has other rows than in the manifest.
     """
     files = [file for split in splits for file in span.files.get(split, ())]
     with ThreadPoolExecutor(max(1, len(files))) as pool:
@@ -203,17 +203,18 @@ def read_span(
 
 
 def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of one file.
+    """Read the rows of one file.
 
-    A sealed file is checked before it is parsed. One of an older version is read whole, and compared with its digest.
+    A sealed file is checked before it is parsed. One of an older version is read as a whole, and compared with its
+    digest.
 
     Raises:
-      IntegrityError: it is missing, is not as it was written, or has other rows than the manifest says.
+      IntegrityError: it is missing, damaged, or has other rows than in the manifest.
     """
     table, is_old = _read(root, file, columns)
     url = root.url(file.path)
     if is_old and (faults := _faults(table, file.digest)):
-        raise IntegrityError(f"{url}: {faults[0]}: restore it from a copy")
+        raise IntegrityError(f"{url}: {faults[0]}; restore a backup")
     for name in columns or ():
         if name not in table.column_names:
             raise IntegrityError(f"{url} has no column {name!r}")
@@ -221,7 +222,7 @@ def read_examples(root: Store, file: ExampleFile, columns: Sequence[str] | None 
 
 
 def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) -> tuple[pa.Table, bool]:
-    """The rows of a file, and whether it is of an older version: then these have all columns and are unchecked."""
+    """Read a file; also return whether it is of an older version, which is read unchecked with all columns."""
     url = root.url(file.path)
     try:
         data = root.read(file.path)
@@ -230,42 +231,40 @@ def _read(root: Store, file: ExampleFile, columns: Sequence[str] | None = None) 
         wanted = None if columns is None or is_old else list(columns)
         table = source.read(columns=wanted).replace_schema_metadata(None)
     except FileNotFoundError:
-        raise IntegrityError(f"{url} is named by the manifest, and is not there") from None
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+        raise IntegrityError(f"{url} is in the manifest but does not exist") from None
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise unreadable(url, error) from None
     if table.num_rows != file.rows:
-        raise IntegrityError(
-            f"{url} has {table.num_rows} rows, and the manifest says {file.rows}: restore it from a copy"
-        )
+        raise IntegrityError(f"{url} has {table.num_rows} rows, the manifest says {file.rows}; restore a backup")
     return table, is_old
 
 
 def _faults(table: pa.Table, digest: str) -> list[str]:
-    """What differs between examples and the digest that the manifest says, or between arrays and their row's digest."""
+    """List differences between examples and their digest in the manifest, or between arrays and their row's digest."""
     schema = table.schema
     features = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
     expected = example_schema(features, schema.field(features[0]).type.list_size) if features else None
     if schema != expected:
-        return ["other columns than examples have"]
+        return ["unexpected columns"]
     if any(table.column(field.name).null_count for field in schema if not field.nullable):
         return ["values are missing"]
     try:
         if rows_digest(table) != digest:
-            return ["other rows than the manifest says"]
+            return ["the rows differ from the digest in the manifest"]
         unrolled = np.stack([_flat(table.column(name)).reshape(table.num_rows, -1) for name in features])
         run_ids, n_windows, digests = (table.column(name).to_pylist() for name in ("run_id", "n_windows", "digest"))
         found = list(row_digests(run_ids, unrolled, features, n_windows))
-    except (pa.ArrowException, ValueError) as error:  # a text that is no UTF-8, a time out of range, a null in a list
-        return [f"values that no example has: {error!s:.100}"]
+    except (pa.ArrowException, ValueError) as error:  # a text that is not UTF-8, a time out of range, a null in a list
+        return [f"invalid values: {error!s:.100}"]
     return [
-        f"the arrays of {run_id} have another digest than the manifest says"
+        f"the arrays of {run_id} differ from their digest"
         for run_id, has, named in zip(run_ids, found, digests, strict=True)
         if has != named
     ]
 
 
 def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
-    """Return the features of examples as a model takes them: float32 [rows, L, F], not normalised."""
+    """Return the features of examples as input of a model: float32 [rows, L, F], not normalised."""
     out = np.empty((examples.num_rows, resolved.windows, len(resolved.features)), np.float32)
     for index, name in enumerate(resolved.features):
         out[:, :, index] = _flat(examples.column(name)).reshape(-1, resolved.windows)
@@ -278,7 +277,7 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) -> list[str]:
-    """What is wrong with a span's files, a line each: files that are not there, other rows, other digests."""
+    """List the faults of a span's files, one line each: missing files, other rows, other digests."""
     wrong: list[str] = []
     found: list[dict[str, Any]] = []
     for split, files in span.files.items():
@@ -289,7 +288,7 @@ def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) ->
                 wrong.append(str(error))
                 continue
             if not table.schema.equals(schema_of(resolved)):
-                wrong.append(f"{root.url(file.path)} has other columns than the definition resolved to")
+                wrong.append(f"{root.url(file.path)} has other columns than the resolved definition")
                 continue
             faults = _faults(table, file.digest)
             wrong += [f"{root.url(file.path)}: {fault}" for fault in faults]

@@ -1,7 +1,7 @@
-"""Where logs may be fetched from: a strict grammar for addresses, an allow-list, and a check of every IP address.
+"""Allowed addresses of logs: a strict grammar, an allow-list, and a check of every IP address.
 
-An address comes from outside, so whoever can name a run could make ciml read a file or talk to a machine inside. Here
-is all that stands against it, apart from the connection itself (`transforms.fetch.http`).
+An address comes from outside, so a sender could make ciml read a local file or connect to an internal machine. This
+module prevents that, together with the connection itself (`transforms.fetch.http`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)", re.IGNORECASE)
 
-# What `is_global` lets pass though it leads, or may lead, to an inner address.
+# Networks that `is_global` accepts although they lead, or may lead, to an internal address.
 _WRAPPERS = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -36,10 +36,10 @@ _WRAPPERS = tuple(
         "192.88.99.0/24",  # 6to4 relays
     )
 )
-# What `is_global` of some Python versions takes for public: set aside for protocols, documentation, segment routing.
+# Networks that some Python versions treat as global: reserved for protocols, documentation, segment routing.
 _SPECIAL = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "2001::/23", "3fff::/20"))
 _GLOBAL_6 = ipaddress.ip_network("2000::/3")
-# Refused even where private addresses are allowed: nobody keeps logs there, and clouds keep credentials there.
+# Rejected even where private addresses are allowed: clouds serve credentials there, never logs.
 _NEVER = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -59,10 +59,10 @@ _NEVER = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address in parts, parsed once: what is checked is what is used.
+    """A parsed address. It is parsed once, so the checked address is the one that is used.
 
     Attributes:
-      scheme: which of the three kinds.
+      scheme: http, https, s3 or file.
       host: of http(s): in lower case, an IPv6 address without brackets; of s3: the bucket.
       port: of http(s), else 0.
       path: of http(s): the request's target, percent-encoded, with its query; of s3: the key; of file: the path.
@@ -75,7 +75,7 @@ class Address:
 
     @property
     def place(self) -> str:
-        """What addresses that are slow together have in common."""
+        """The host or bucket: addresses that share it are slow together."""
         return f"{self.scheme}://{self.host}:{self.port}"
 
     @property
@@ -85,31 +85,31 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """Return an address in parts.
+    """Parse an address.
 
-    Takes ``http://``, ``https://`` (without user or password; non-ASCII paths are percent-encoded), ``s3://bucket/key``,
-    ``file:///path`` and absolute paths.
+    Accepts ``http://``, ``https://`` (without user or password; non-ASCII paths are percent-encoded),
+    ``s3://bucket/key``, ``file:///path`` and absolute paths.
 
     Raises:
       RejectedInput: ``bad_address``; ``address_not_allowed`` for another scheme.
     """
     if not text or not text.isprintable():
-        raise RejectedInput("bad_address", "empty, or with blanks or control characters")
+        raise RejectedInput("bad_address", "is empty, or has blanks or control characters")
     if text.startswith("/"):
         return Address("file", "", 0, text)
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
     if not colon:
-        raise RejectedInput("bad_address", "not absolute: want https://, s3:// or a full path")
+        raise RejectedInput("bad_address", "is not absolute; want https://, s3:// or an absolute path")
     if scheme == "file":
         return _file(rest)
     if scheme == "s3":
         return _s3(rest)
     if scheme not in PORTS:
-        raise RejectedInput("address_not_allowed", f"the scheme {scheme!r:.20}")
+        raise RejectedInput("address_not_allowed", f"scheme {scheme!r:.20} is not supported")
     match = _URL.fullmatch(text)
     if match is None:
-        raise RejectedInput("bad_address", "malformed, or with a user name")
+        raise RejectedInput("bad_address", "is malformed, or has a user name")
     host, port = _host_port(match[2], scheme)
     target = quote(match[3] or "/", safe="/?&=%+,;:@!$'()*~[]-._")
     return Address(scheme, host, port, target if target.startswith("/") else f"/{target}")  # type: ignore[arg-type]
@@ -120,12 +120,12 @@ def _file(rest: str) -> Address:
     if rest.startswith("//"):
         host, _, below = rest[2:].partition("/")
         if host.lower() not in ("", "localhost"):
-            raise RejectedInput("address_not_allowed", "a file of another host")
+            raise RejectedInput("address_not_allowed", "file:// address of another host")
         path = f"/{below}"
     try:
         path = unquote(path, errors="strict")
     except UnicodeDecodeError:
-        raise RejectedInput("bad_address", "not UTF-8 under its percent signs") from None
+        raise RejectedInput("bad_address", "percent-encoded bytes are not UTF-8") from None
     if not path.startswith("/") or "\0" in path:
         raise RejectedInput("bad_address", "want file:///path")
     return Address("file", "", 0, path)
@@ -136,17 +136,17 @@ def _s3(rest: str) -> Address:
     if not rest.startswith("//") or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,62}", bucket) or not key:
         raise RejectedInput("bad_address", "want s3://bucket/key")
     if "/".join(PurePosixPath(key).parts) != key or ".." in key.split("/"):
-        raise RejectedInput("bad_address", "a key with empty or dotted segments")
+        raise RejectedInput("bad_address", "key has empty or dotted segments")
     return Address("s3", bucket, 0, key)
 
 
 def _host_port(authority: str, scheme: str) -> tuple[str, int]:
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
-        raise RejectedInput("bad_address", "a malformed host or port")
+        raise RejectedInput("bad_address", "malformed host or port")
     port = int(match[2]) if match[2] else PORTS[scheme]
     if not 1 <= port <= 65535:
-        raise RejectedInput("bad_address", f"port {port}")
+        raise RejectedInput("bad_address", f"invalid port {port}")
     return _host(match[1]), port
 
 
@@ -156,17 +156,17 @@ def _host(text: str) -> str:
         if host.startswith("["):
             return str(ipaddress.IPv6Address(host[1:-1]))
         labels = host.removesuffix(".").split(".")
-        if _NUMBER.fullmatch(labels[-1]):  # 127.1, 0x7f.0.0.1, 2130706433: only the one plain form is an address
+        if _NUMBER.fullmatch(labels[-1]):  # 127.1, 0x7f.0.0.1, 2130706433: only the canonical form is an address
             return str(ipaddress.IPv4Address(host))
     except ValueError:
-        raise RejectedInput("bad_address", "not an IP address in its plain form") from None
+        raise RejectedInput("bad_address", "not a canonical IP address") from None
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise RejectedInput("bad_address", "a malformed host")
+        raise RejectedInput("bad_address", "malformed host")
     return ".".join(labels)
 
 
 def as_ip(host: str) -> IPAddress | None:
-    """Return the IP address that a host is, or None for a name."""
+    """Parse a host as an IP address; None for a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -180,7 +180,7 @@ def is_never(ip: IPAddress) -> bool:
 
 
 def is_plain(ip: IPAddress) -> bool:
-    """Return whether an address wraps no other, as NAT64, 6to4 and mapped ones do, and has no scope."""
+    """Return whether an address embeds no other (as NAT64, 6to4 and mapped ones do) and has no scope."""
     if ip.is_loopback:
         return not getattr(ip, "ipv4_mapped", None)
     if getattr(ip, "scope_id", None) or getattr(ip, "ipv4_mapped", None):
@@ -189,7 +189,7 @@ def is_plain(ip: IPAddress) -> bool:
 
 
 def is_public(ip: IPAddress) -> bool:
-    """Return whether an address is a machine of the open Internet, by itself and not by what it wraps."""
+    """Return whether an address is public by itself, not by an address embedded in it."""
     if is_never(ip) or not is_plain(ip) or (ip.version == 6 and ip not in _GLOBAL_6):
         return False
     if any(ip.version == network.version and ip in network for network in _SPECIAL):
@@ -199,7 +199,7 @@ def is_public(ip: IPAddress) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HostRule:
-    """An allowed scheme, host (``*.`` before it takes any host below it) and port."""
+    """An allowed scheme, host (``*.`` before it matches any host below it) and port."""
 
     scheme: str
     host: str
@@ -215,17 +215,17 @@ class HostRule:
 
 
 def host_rule(text: str, private: bool = False) -> HostRule:
-    """The rule that ``[scheme://]host[:port]`` means; https where no scheme is named, the scheme's port where none is.
+    """Parse a rule ``[scheme://]host[:port]``; https by default, with the scheme's port by default.
 
-    An IP address may be private: it is named, so it is meant. A name may lead to private ones only where ``private``.
+    An IP address may be private, because it is explicit. A name may resolve to private ones only with ``private``.
 
     Raises:
-      CimlError: for a malformed entry, or an address that is never fetched from.
+      CimlError: a malformed entry, or a forbidden address.
     """
     scheme, separator, rest = text.rpartition("://")
     scheme = scheme.lower() if separator else "https"
     if scheme not in PORTS:
-        raise CimlError(f"allowed host {text!r}: the scheme is https or http")
+        raise CimlError(f"allowed host {text!r}: scheme must be https or http")
     wild = rest.startswith("*.")
     try:
         host, port = _host_port(rest.removeprefix("*."), scheme)
@@ -233,14 +233,14 @@ def host_rule(text: str, private: bool = False) -> HostRule:
         raise CimlError(f"allowed host {text!r}: {rejected.detail}; want [scheme://]host[:port]") from None
     ip = as_ip(host)
     if ip is not None and (wild or is_never(ip)):
-        raise CimlError(f"allowed host {text!r}: logs are never fetched from such an address")
+        raise CimlError(f"allowed host {text!r}: this address is never allowed")
     if wild and "." not in host:
-        raise CimlError(f"allowed host {text!r}: too wide")
+        raise CimlError(f"allowed host {text!r}: the wildcard is too wide")
     return HostRule(scheme, f"*.{host}" if wild else host, port, private or ip is not None)
 
 
 def check_ips(found: list[str], private: bool) -> list[str]:
-    """Return all addresses that a host resolved to, in order, once each has been checked.
+    """Check all addresses that a host resolved to; return them in order.
 
     Raises:
       RejectedInput: ``address_not_allowed`` where any one is not public (or, with ``private``, is never fetched from).
@@ -248,5 +248,5 @@ def check_ips(found: list[str], private: bool) -> list[str]:
     for text in found:
         ip = as_ip(text)
         if ip is None or not (not is_never(ip) and is_plain(ip) if private else is_public(ip)):
-            raise RejectedInput("address_not_allowed", f"it leads to {text}")
+            raise RejectedInput("address_not_allowed", f"it resolves to {text}")
     return found

@@ -1,10 +1,10 @@
-"""What a log that is not to be had now raises, wherever it is."""
+"""The error for a log that is unavailable now, at any kind of address."""
 
 from __future__ import annotations
 
 
 class LogUnavailableError(Exception):
-    """A log that could not be had now, and perhaps later. ``hiccup``: worth one more try at once."""
+    """A log is unavailable now, and perhaps later. ``hiccup``: worth one immediate retry."""
 
     def __init__(self, reason: str, detail: str, hiccup: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,4 +1,4 @@
-"""Fetch: the candidates of a batch get their logs, or are deferred, or become dead letters."""
+"""Fetch: the pending runs of a batch get their logs, or are deferred, or become dead letters."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ __all__ = ["DEFERRED", "REJECTED", "FetchPolicy", "Fetcher", "fetch", "fetch_in_
 REJECTED = (
     "bad_address", "address_not_allowed", "too_many_redirects", "log_too_large", "log_encoding", "corrupt_gzip",
 )  # fmt: skip
-#: Why a log is deferred; also a dead letter's reason when the last try failed so. ``batch_full`` is never one.
+#: Why a log is deferred; also the reason of a dead letter whose last try failed. ``batch_full`` is never one.
 DEFERRED = ("log_not_found", "log_forbidden", "log_unavailable", "log_timeout", "log_cut", "batch_full")
 
-_SLOW_IN_A_ROW = 4  # timeouts of one host, none of its logs between, after which a batch asks it no more
+_SLOW_IN_A_ROW = 4  # consecutive timeouts of one host, after which a batch stops asking it
 _SECOND_US = 1_000_000
-_TOO_LARGE = "the logs of the batch are too large together"
+_TOO_LARGE = "the batch's logs exceed its limit together"
 
 
 @dataclass(slots=True)
 class _Job:
-    """An address, and the candidates whose log is there: repeats of an event share it."""
+    """An address, and the pending runs with that log: repeats of an event share it."""
 
     text: str
     pending_runs: list[PendingRun]
     address: Address | None = None
     data: bytes | None = None
     failure: RejectedInput | LogUnavailableError | None = None
-    seconds: float | None = None  # None where nothing was asked for
+    seconds: float | None = None  # None without a request
     held: int = 0  # bytes of the budget
-    dropped: bool = False  # whether it gave them back for others
+    dropped: bool = False  # whether it released them for others
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class _Host:
 
 
 class _Schedule:
-    """Gives jobs to threads: hosts take turns, none has all threads where there are others, a slow one is dropped."""
+    """Assigns jobs to threads: hosts take turns, share the threads, and a slow host is dropped."""
 
     def __init__(self, jobs: list[_Job], threads: int, batch_s: float, budget: _Budget) -> None:
         self._budget = budget
@@ -75,7 +75,7 @@ class _Schedule:
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[_Job]:
-        """Yield the jobs for one thread; a job counts as over when the thread asks for the next."""
+        """Yield the jobs for one thread; a job is over when the thread asks for the next."""
         while True:
             job = self._take()
             if job is None:
@@ -89,13 +89,13 @@ class _Schedule:
                 over = time.monotonic() > self._end
                 if over or self._budget.is_full:
                     for host in self._hosts.values():
-                        self._drop(host, "batch_full", "the batch's time was over" if over else _TOO_LARGE)
+                        self._drop(host, "batch_full", "the batch's time limit was reached" if over else _TOO_LARGE)
                     return None
                 for _ in range(len(self._turns)):
                     place = self._turns.popleft()
                     host = self._hosts[place]
                     if not host.waiting:
-                        continue  # out of the turns for good
+                        continue  # removed from the turns
                     self._turns.append(place)
                     if host.running < self._share:
                         host.running += 1
@@ -111,7 +111,7 @@ class _Schedule:
             if isinstance(job.failure, LogUnavailableError) and job.failure.reason == "log_timeout":
                 host.slow += 1
                 if host.slow >= _SLOW_IN_A_ROW:
-                    self._drop(host, "log_timeout", "its host was too slow for other logs")
+                    self._drop(host, "log_timeout", "its host timed out for other logs")
             else:
                 host.slow = 0
             self._changed.notify_all()
@@ -124,11 +124,11 @@ class _Schedule:
 
 
 class _Budget:
-    """The bytes that logs may have together.
+    """The byte limit of concurrent logs.
 
     Args:
-      size: at most so many. A log that would exceed it gives back all that it has, so the last one left fits.
-      enough: where so many are reached, or one log was too many, no further log is begun.
+      size: limit in bytes. A log that would exceed it releases all its bytes, so that the last one left fits.
+      enough: once so many bytes are used, or one log did not fit, no further log is started.
     """
 
     def __init__(self, size: int, enough: int) -> None:
@@ -138,13 +138,13 @@ class _Budget:
         self._lock = threading.Lock()
 
     def release(self, job: _Job) -> None:
-        """Give back all bytes of a job."""
+        """Release all bytes of a job."""
         with self._lock:
             self._held -= job.held
             job.held, job.dropped = 0, True
 
     def grow(self, job: _Job, size: int) -> None:
-        """Take bytes for a job, or gives them back where the size is negative."""
+        """Reserve bytes for a job, or release them where the size is negative."""
         with self._lock:
             if job.dropped:
                 return
@@ -158,11 +158,11 @@ class _Budget:
 
 
 class Fetcher:
-    """Fetches the logs of batches by a policy. Keeps its connections: make one a process, and `close` it.
+    """Fetches the logs of batches by a policy. It keeps connections: create one per process, and `close` it.
 
     Args:
-      policy: what is allowed, and the limits.
-      resolve: from host and port to IP addresses; the system's resolver unless given.
+      policy: the allowed addresses, and the limits.
+      resolve: maps host and port to IP addresses; by default the system's resolver.
     """
 
     def __init__(self, policy: FetchPolicy, resolve: Resolve | None = None) -> None:
@@ -172,12 +172,12 @@ class Fetcher:
         self._http: HttpLogs | None = None
         self._lock = threading.Lock()
         if policy.ca_file:
-            self._over_http()  # a file that is no good is told at once
+            self._over_http()  # reports an invalid file at once
 
     def _over_http(self) -> HttpLogs:
         with self._lock:
             if self._http is None:
-                from transforms.fetch.http import HttpLogs, system_resolve  # and a client of HTTP, which few need
+                from transforms.fetch.http import HttpLogs, system_resolve  # an HTTP client, which is rarely needed
 
                 policy = self.policy
                 self._http = HttpLogs(
@@ -217,13 +217,13 @@ class Fetcher:
             self._s3.close()
 
     def fetch(self, batch: Batch, now_us: int, seconds: list[float] | None = None) -> Batch:
-        """See `fetch`."""
+        """Fetch the logs of a batch; see the function `fetch`."""
         return self.fetch_part(batch, now_us, seconds, self.policy.threads, self.policy.batch_s, 1 << 62)
 
     def fetch_part(
         self, batch: Batch, now_us: int, seconds: list[float] | None, threads: int, batch_s: float, enough: int
     ) -> Batch:
-        """As `fetch`, with so many threads, for so long; no log is begun once the others have ``enough`` bytes."""
+        """Fetch with so many threads, for so long; start no log once the others have ``enough`` bytes."""
         jobs: dict[str, _Job] = {}
         for pending in batch.pending_runs:
             text = pending.address or pending.mention.log_url
@@ -290,7 +290,7 @@ class Fetcher:
             return failure
 
     def read(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """Return the log at an address, unpacked.
+        """Fetch the log at an address, unpacked.
 
         Raises:
           RejectedInput: with one of `REJECTED`.
@@ -315,7 +315,7 @@ def _settle(
     spent = pending.attempts > len(policy.delays_s)
     if isinstance(failure, LogUnavailableError) and pending.address:
         spent = True
-        detail += "; its address holds a secret, so it is not kept to be tried again: send the event anew"
+        detail += "; its address holds a secret and is not stored for a retry; send the event again"
     defer = isinstance(failure, LogUnavailableError) and (
         not spent or (failure.reason == "batch_full" and not pending.address)
     )
@@ -342,18 +342,18 @@ _fetchers_lock = threading.Lock()
 
 
 def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetch the logs of a batch's candidates, `FetchPolicy.threads` at once.
+    """Fetch the logs of a batch's pending runs, `FetchPolicy.threads` at once.
 
     Args:
-      batch: whose candidates have an `address` or a `log_url` in their mention.
-      policy: what is allowed, and the limits.
-      now_us: the present, epoch microseconds; what is deferred counts from here.
-      seconds: takes how long each address was asked for, s, those that gave no log included.
+      batch: the pending runs have an `address`, or a `log_url` in their facts.
+      policy: the allowed addresses, and the limits.
+      now_us: the present time, epoch microseconds; delays count from it.
+      seconds: receives the duration of each request, s, failed ones included.
 
     Returns:
-      The batch with those candidates whose `log` is there, unpacked. Each of the others is settled: ``deferred`` with
-      ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED` where
-      ``delays_s`` is spent. The order of the batch is kept.
+      The batch with the pending runs that have their ``log``, unpacked. Each of the others is settled: ``deferred``
+      with ``not_before_us``, for a reason of `DEFERRED`; or ``dead_letter``, for one of `REJECTED`, or of `DEFERRED`
+      where ``delays_s`` is used up. The order of the batch is kept.
     """
     return _fetcher(policy).fetch(batch, now_us, seconds)
 
@@ -361,14 +361,14 @@ def fetch(batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] |
 def fetch_in_parts(
     batch: Batch, policy: FetchPolicy, now_us: int, seconds: list[float] | None = None
 ) -> Iterator[Batch]:
-    """As `fetch`, a part of the batch after the other, so that memory is bounded however many logs there are.
+    """Fetch as `fetch`, one part of the batch after another, so that memory is bounded for any number of logs.
 
-    A part ends when its logs have some MiB together (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. What does
-    not fit waits for the next part; it is only deferred as ``batch_full`` when ``batch_s`` is over.
+    A part ends when its logs have some MiB together (`ciml.limits.PART_BYTES`), at most ``max_batch_bytes``. The rest
+    waits for the next part; it is deferred as ``batch_full`` only at the end of ``batch_s``.
 
     Yields:
-      Batches without ``covers`` and messages. Each candidate is in one of them, as a copy or settled. Nothing but the
-      caller holds its log.
+      Batches without ``covers`` and messages. Each pending run is in one of them, as a copy or settled. Only the caller
+      holds its log.
     """
     fetcher, end = _fetcher(policy), time.monotonic() + policy.batch_s
     waiting, threads = batch.pending_runs, policy.threads
@@ -380,7 +380,7 @@ def fetch_in_parts(
         if full and time.monotonic() < end:
             part.settled = [each for each in part.settled if each.reason != "batch_full"]
             waiting = [each for each in waiting if (each.origin, each.mention.run_id) in full]
-            # Where logs are so large that few fit, fetching many at once is work thrown away.
+            # Where few logs fit, fetching many at once wastes work.
             threads = min(policy.threads, max(1, len(part.pending_runs)) * 2)
         else:
             waiting = []
@@ -388,7 +388,7 @@ def fetch_in_parts(
 
 
 def _split(part: Batch) -> Iterator[Batch]:
-    """Yield the same with bounded bytes to parse: many events may name one log, and each has a table of its own."""
+    """Split a part to bound the bytes to parse: many events may have the same log, and each gets its own table."""
     rest, settled = part.pending_runs[::-1], part.settled
     part.pending_runs = []
     while rest or settled:

@@ -1,9 +1,9 @@
-"""Logs from files below the allowed roots, where nothing outside of a root is ever looked at.
+"""Logs from files below the allowed roots; nothing outside of a root is ever accessed.
 
-An address that names a file comes from outside, and the reason of its dead letter is published. So whether a path
-outside of the roots exists, what it is and who may read it must not change the answer. A path is therefore walked from
-its root, component by component, each opened relative to its folder and never through a symlink. Where a ``..`` or a
-symlink leads out of every root, the walk ends before the file system is asked.
+The address of a file comes from outside, and the reason of its dead letter is published. So the answer must not depend
+on whether a path outside of the roots exists, what it is, or who may read it. A path is therefore walked from its root,
+component by component, each opened relative to its folder and never through a symlink. Where a ``..`` or a symlink
+leads out of every root, the walk ends before the file system is accessed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from transforms.fetch.gunzip import gunzip
 from transforms.fetch.policy import FetchPolicy
 
 _PIECE = 1 << 20
-_MAX_PATH = 4096  # bytes, as Linux has it
-_MAX_LINKS = 40  # as Linux has it
+_MAX_PATH = 4096  # bytes, as in Linux
+_MAX_LINKS = 40  # as in Linux
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None = None) -> bytes:
-    """Return the log in a file, unpacked.
+    """Read the log in a file, unpacked.
 
     Raises:
       RejectedInput: ``address_not_allowed``, ``bad_address``, ``log_too_large``, ``corrupt_gzip``.
@@ -55,18 +55,18 @@ def read_file(policy: FetchPolicy, path: str, grow: Callable[[int], None] | None
 
 
 def open_below(roots: tuple[tuple[str, str], ...], path: str) -> int:
-    """Open a regular file for reading, if its path leads below one of the roots at every step.
+    """Open a regular file for reading, if its path stays below the roots at every step.
 
     Args:
       roots: of `FetchPolicy.roots`.
       path: absolute. Symlinks and ``..`` are followed within the roots and from one root to another.
 
     Returns:
-      A file descriptor, which the caller closes. No device or pipe was opened, and none is waited for.
+      A file descriptor, which the caller closes. Devices and pipes are never opened.
 
     Raises:
       RejectedInput: ``address_not_allowed``, with the same detail for every path that leads outside.
-      OSError: the file is below a root, and cannot be opened.
+      OSError: the file is below a root but cannot be opened.
     """
     if len(os.fsencode(path)) > _MAX_PATH:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -80,11 +80,11 @@ def _not_allowed() -> RejectedInput:
 
 
 def _not_regular() -> RejectedInput:
-    return RejectedInput("address_not_allowed", "no regular file")
+    return RejectedInput("address_not_allowed", "not a regular file")
 
 
 def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:
-    """Return the path with a root's own symlinks followed, which is known without a look at the file system."""
+    """Resolve a root's own symlinks in a path, without access to the file system."""
     for spelled, real in roots:
         if path.startswith(spelled):
             return real + path[len(spelled) :]
@@ -92,10 +92,10 @@ def _respelled(roots: tuple[tuple[str, str], ...], path: str) -> str:
 
 
 class _Walk:
-    """Where a path leads, with a handle for each folder on the way.
+    """The walk along a path, with a handle for each folder on the way.
 
     Attributes:
-      at: the folder reached, "" for ``/``: below a root, or above one, where only the names are compared.
+      at: the current folder, "" for ``/``: below a root, or above one, where only names are compared.
     """
 
     def __init__(self, roots: tuple[str, ...], opened: ExitStack) -> None:
@@ -139,7 +139,7 @@ class _Walk:
         raise _not_allowed()
 
     def _folder(self) -> int:
-        """Return a handle of the folder that was reached, which is a root or in a folder that has a handle."""
+        """Return a handle of the current folder: a root, or a folder in one with a handle."""
         handle = self._handles.get(self._at)
         if handle is None:
             above, _, name = self._at.rpartition("/")

@@ -1,29 +1,29 @@
-"""Decompression with limits: gzip within gzip, several members, bombs; never more in memory than the limit says."""
+"""Decompression with limits: nested gzip, several members, bombs; memory stays within the limit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from io import BytesIO
 
-from zlib_ng import zlib_ng as zlib  # half the time of the standard library's
+from zlib_ng import zlib_ng as zlib  # takes half the time of the standard library's
 
 from ciml.errors import RejectedInput
 from ciml.limits import MAX_GZIP_LAYERS, MAX_GZIP_MEMBERS
 
 _PIECE = 1 << 18
-#: zlib copies what follows a member, so that what it is given at once has to be small; and each costs some 10 µs.
+#: Bytes per call: zlib copies the rest after each member, so calls must be small. Each costs about 10 µs.
 _SLICE = 1 << 16
 _MAGIC = b"\x1f\x8b"
 
 
 class _Layer:
-    """Takes bytes; passes them on as they are, or unpacked where they begin as gzip does."""
+    """Passes bytes on, unchanged or, where they start as gzip, unpacked."""
 
     def __init__(self, limit: int, layers_left: int, sink: Callable[[bytes], None]) -> None:
         self._limit = limit
         self._layers_left = layers_left
         self._sink = sink
-        self._start = b""  # the first bytes, for as long as they do not say what this is
+        self._start = b""  # the first bytes, until the format is known
         self._known = False
         self._inflate: zlib._Decompress | None = None
         self._next: _Layer | None = None
@@ -45,7 +45,7 @@ class _Layer:
             self._begin(self._start)
             self._take(self._start)
         if self._inflate is not None and not self._inflate.eof:
-            raise RejectedInput("corrupt_gzip", "cut short")
+            raise RejectedInput("corrupt_gzip", "the gzip data is cut short")
         if self._next is not None:
             self._next.close()
 
@@ -54,7 +54,7 @@ class _Layer:
         if not data.startswith(_MAGIC):
             return
         if not self._layers_left:
-            raise RejectedInput("corrupt_gzip", f"gzip within gzip, more than {MAX_GZIP_LAYERS} deep")
+            raise RejectedInput("corrupt_gzip", f"more than {MAX_GZIP_LAYERS} layers of gzip")
         self._inflate = self._member()
         self._next = _Layer(self._limit, self._layers_left - 1, self._sink)
 
@@ -64,7 +64,7 @@ class _Layer:
             self._sink(data)
             return
         while data:
-            if self._inflate.eof:  # another member, or the zeros that tar and tape pad with
+            if self._inflate.eof:  # another member, or zeros as padding
                 data = data.lstrip(b"\0")
                 if not data:
                     return
@@ -73,7 +73,7 @@ class _Layer:
                 out = self._inflate.decompress(data, _PIECE)
             except zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is one
                 raise RejectedInput("corrupt_gzip", str(error)) from None
-            # Each layer is held to the limit: a large one may unpack to a small one, at any cost of time.
+            # Each layer must be within the limit: a large one may unpack to a small one, at any cost of time.
             self._count(out)
             self._next.feed(out)
             data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
@@ -91,18 +91,18 @@ class _Layer:
 
 
 def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | None = None) -> bytes:
-    """Join chunks, unpacking them where they are gzip (by their first bytes, never by a name), at most twice.
+    """Join chunks and unpack gzip (detected by the first bytes, never by a name), at most twice.
 
     Args:
       chunks: bytes in their order, of any sizes.
-      limit: how many bytes the result, and what is unpacked on the way to it, may have.
-      grow: called with each number of bytes that the result grows by, and with all of them, negative, where the work
-        fails. What it raises ends the work.
+      limit: limit in bytes of the result, and of each layer.
+      grow: called with each number of bytes that the result grows by, and with their negative sum on failure. An
+        exception from it ends the work.
 
     Raises:
       RejectedInput: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
     """
-    whole = BytesIO()  # which gives its bytes out without a copy
+    whole = BytesIO()  # returns its bytes without a copy
 
     def sink(data: bytes) -> None:
         if grow is not None:
@@ -122,7 +122,7 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
 
 
 def inflate(data: bytes, limit: int) -> bytes:
-    """Return a log at hand: unpacked where it is gzip, else itself, not a copy. Raises as `gunzip`."""
+    """Unpack a log in memory; return it unchanged, not a copy, where it is not gzip. Raises as `gunzip`."""
     if data.startswith(_MAGIC):
         return gunzip((data,), limit)
     if len(data) > limit:

@@ -1,7 +1,7 @@
-"""HTTP for logs: the connection goes to the very address that was checked, and everything about it has a limit.
+"""HTTP for logs: connections go to exactly the address that was checked, and everything has a limit.
 
-Built on httpcore, the layer of httpx where a connection is made: there a host can be resolved, checked and connected
-to in one step. No proxy is taken from the environment, no cookie kept, no redirect followed unchecked.
+Built on httpcore, the connection layer of httpx: it allows to resolve, check and connect a host in one step. There is
+no proxy from the environment, no cookie, and no unchecked redirect.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from transforms.fetch.addresses import PORTS, Address, HostRule, as_ip, check_ip
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 
-#: (host, port) -> IP addresses. Raises OSError where there are none.
+#: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
 Resolve = Callable[[str, int], list[str]]
 
-_DRAINED = 1 << 14  # of an answer that is no log, so that its connection can be used again
+_DRAINED = 1 << 14  # of an error response, so that its connection can be reused
 _SLACK_S = 0.001
 
 
 def system_resolve(host: str, port: int) -> list[str]:
-    """Return the addresses that the system's resolver gives, without repeats."""
+    """Resolve a host with the system's resolver, without repeats."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class _Deadline(threading.local):
-    """When the fetch that this thread is at has to be over: by ``time.monotonic``."""
+    """The end of this thread's present fetch, by ``time.monotonic``."""
 
     at: float = float("inf")
 
     def left(self, timeout: float | None) -> float:
-        """Return the time that one step may take."""
+        """Return the time limit of one step, s."""
         left = self.at - time.monotonic()
         if left <= _SLACK_S:
-            raise httpcore.ReadTimeout("the time for the whole fetch is over")
+            raise httpcore.ReadTimeout("the time limit of the fetch was reached")
         return left if timeout is None else min(timeout, left)
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection each of whose steps ends at the fetch's deadline, however slowly bytes drip."""
+    """A connection whose every step ends at the fetch's deadline, even if bytes drip."""
 
     def __init__(self, inner: httpcore.NetworkStream, deadline: _Deadline) -> None:
         self._inner = inner
@@ -78,7 +78,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Pinned(httpcore.NetworkBackend):
-    """Resolves once, checks every address, connects to one of exactly those."""
+    """Resolves once, checks every address, and connects to one of exactly those."""
 
     def __init__(self, rules: tuple[HostRule, ...], resolve: Resolve, deadline: _Deadline) -> None:
         self._rules = rules
@@ -96,7 +96,7 @@ class _Pinned(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         rules = [rule for rule in self._rules if rule.matches(rule.scheme, host, port)]
         if not rules:
-            raise RejectedInput("address_not_allowed", f"{host}:{port} is not on the list of hosts")
+            raise RejectedInput("address_not_allowed", f"{host}:{port} is not an allowed host")
         found = [host] if as_ip(host) else self._look_up(host, port, self._deadline.left(timeout))
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
         for ip in check_ips(found, any(rule.private for rule in rules)):
@@ -109,7 +109,7 @@ class _Pinned(httpcore.NetworkBackend):
         raise failed
 
     def _look_up(self, host: str, port: int, timeout: float) -> list[str]:
-        # The system's resolver takes no time limit, so it is left behind in its thread when it takes too long.
+        # The system's resolver has no time limit, so a slow one is abandoned in its thread.
         answer: list[Any] = []
 
         def ask() -> None:
@@ -122,26 +122,26 @@ class _Pinned(httpcore.NetworkBackend):
         thread.start()
         thread.join(timeout)
         if not answer:
-            raise httpcore.ConnectTimeout(f"{host} was not resolved in time")
+            raise httpcore.ConnectTimeout(f"resolving {host} timed out")
         if isinstance(answer[0], Exception):
-            raise httpcore.ConnectError(f"{host} was not resolved: {answer[0]}")
+            raise httpcore.ConnectError(f"cannot resolve {host}: {answer[0]}")
         found: list[str] = answer[0]
         return found
 
 
 class HttpLogs:
-    """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: make one a process.
+    """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: create one per process.
 
     Args:
-      rules: the hosts that logs may come from, also by a redirect.
+      rules: the allowed hosts, also for redirects.
       connect_s: time limit of one connection, and of resolving its host, s.
-      read_s: of the wait for any next bytes, s.
-      total_s: of the whole fetch, redirects and a second try included, s.
-      max_wire_bytes: how many bytes may come over the wire.
-      max_bytes: how many there may be unpacked.
+      read_s: time limit of waiting for the next bytes, s.
+      total_s: time limit of the whole fetch, with redirects and a second try, s.
+      max_wire_bytes: limit of transferred bytes.
+      max_bytes: limit of unpacked bytes.
       ca_file: certificates (PEM) to trust beside the usual ones.
-      resolve: from host and port to IP addresses.
-      threads: how many will call at once.
+      resolve: maps host and port to IP addresses.
+      threads: number of concurrent callers.
     """
 
     def __init__(
@@ -176,17 +176,17 @@ class HttpLogs:
         self._pool.close()
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """Return the log at an address, unpacked.
+        """Fetch the log at an address, unpacked.
 
-        A hiccup (a connection reset or refused, an answer of 5xx) is tried once more at once.
+        A hiccup (a connection reset or refused, a 5xx response) is retried once, at once.
 
         Args:
-          address: of http or https.
+          address: an http or https address.
           grow: as in `transforms.fetch.gunzip.gunzip`.
 
         Raises:
           RejectedInput: ``address_not_allowed``, ``bad_address``, ``too_many_redirects``, ``log_too_large``,
-            ``log_encoding``, ``corrupt_gzip``: nothing that time would mend.
+            ``log_encoding``, ``corrupt_gzip``: faults that a retry cannot fix.
           LogUnavailableError: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
         self._deadline.at = time.monotonic() + self._total_s
@@ -215,13 +215,13 @@ class HttpLogs:
             if response.status not in (301, 302, 303, 307, 308):
                 raise _failed(response.status)
             address = _redirected(address, _header(response, b"location").decode("latin-1"))
-        raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS}")
+        raise RejectedInput("too_many_redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _check(self, address: Address) -> None:
         if address.scheme not in PORTS:
             raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
         if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._rules):
-            raise RejectedInput("address_not_allowed", f"{address.place} is not on the list of hosts")
+            raise RejectedInput("address_not_allowed", f"{address.place} is not an allowed host")
 
     @contextmanager
     def _ask(self, address: Address) -> Iterator[httpcore.Response]:
@@ -240,20 +240,20 @@ class HttpLogs:
                 reading = True
                 yield response
         except httpcore.TimeoutException as error:
-            raise LogUnavailableError("log_timeout", _words(error) or "no answer in time") from None
+            raise LogUnavailableError("log_timeout", _words(error) or "no response in time") from None
         except (httpcore.NetworkError, httpcore.RemoteProtocolError) as error:
-            # A body shorter than its Content-Length is a protocol error once the answer has begun.
+            # A body shorter than its Content-Length is a protocol error once the response has begun.
             reason = "log_cut" if reading else "log_unavailable"
             raise LogUnavailableError(reason, _words(error) or type(error).__name__, hiccup=True) from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             raise RejectedInput("bad_address", _words(error)) from None
-        except ValueError as error:  # what the protocol's parser makes of absurd headers
+        except ValueError as error:  # the protocol's parser rejects the headers
             raise LogUnavailableError("log_unavailable", _words(error)) from None
 
     def _read(self, response: httpcore.Response, grow: Callable[[int], None] | None) -> bytes:
         encodings = _header(response, b"content-encoding").decode("latin-1").lower().replace(" ", "")
         if set(encodings.split(",")) - {"", "gzip", "x-gzip", "identity"}:
-            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, asked for gzip")
+            raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want gzip")
         announced = _header(response, b"content-length")
         if announced.isdigit() and int(announced) > self._max_wire_bytes:
             raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {self._max_wire_bytes}")
@@ -284,13 +284,13 @@ def _failed(status: int) -> LogUnavailableError:
 
 def _redirected(address: Address, location: str) -> Address:
     if not location:
-        raise LogUnavailableError("log_unavailable", "redirected to nowhere")
+        raise LogUnavailableError("log_unavailable", "redirect without a location")
     try:
         return parse_address(urljoin(f"{address.scheme}://{address.host_header}{address.path}", location))
     except RejectedInput as rejected:
         raise RejectedInput(rejected.reason, f"redirected: {rejected.detail}") from None
     except ValueError:
-        raise RejectedInput("bad_address", "redirected to what is no address") from None
+        raise RejectedInput("bad_address", "redirected to a malformed address") from None
 
 
 def _header(response: httpcore.Response, name: bytes) -> bytes:

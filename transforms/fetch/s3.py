@@ -1,4 +1,4 @@
-"""Logs from objects in S3, within the limits on time and bytes that a log from anywhere has."""
+"""Logs from objects in S3, within the common limits on time and bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
 
 _PIECE = 1 << 18
-_ATTEMPTS = 3  # of asking for an object, by boto with pauses of its own; all within the time of the whole fetch
+_ATTEMPTS = 3  # requests of an object, by boto with its own pauses; all within the time limit of the fetch
 _GONE = ("NoSuchKey", "404", "NotFound")
 
 
@@ -22,11 +22,11 @@ class S3Logs:
 
     Args:
       connect_s: time limit of one connection, s.
-      read_s: of the wait for any next bytes, s.
-      total_s: of the whole fetch, boto's tries and a second one included, s.
-      max_wire_bytes: how many bytes may come over the wire.
-      max_bytes: how many there may be unpacked.
-      threads: how many will call at once.
+      read_s: time limit of waiting for the next bytes, s.
+      total_s: time limit of the whole fetch, with boto's retries and a second try, s.
+      max_wire_bytes: limit of transferred bytes.
+      max_bytes: limit of unpacked bytes.
+      threads: number of concurrent callers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class S3Logs:
             read_timeout=read_s,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             max_pool_connections=2 * threads,
-            response_checksum_validation="when_required",  # a check would read the body whole, in a time of its own
+            response_checksum_validation="when_required",  # a check would read the whole body, without a time limit
         )
         self._client = boto3.session.Session().client("s3", config=config)
 
@@ -51,10 +51,10 @@ class S3Logs:
         self._client.close()
 
     def fetch(self, address: Address, grow: Callable[[int], None] | None = None) -> bytes:
-        """Return the log in an object, unpacked. An answer that is cut is tried once more at once.
+        """Fetch the log in an object, unpacked. A truncated response is retried once, at once.
 
         Args:
-          address: of s3.
+          address: an s3 address.
           grow: as in `transforms.fetch.gunzip.gunzip`.
 
         Raises:
@@ -79,21 +79,21 @@ class S3Logs:
                 raise RejectedInput("log_too_large", f"{announced} bytes announced, at most {self._max_wire_bytes}")
             while size < announced:
                 body.set_socket_timeout(min(self._read_s, _left(end)))
-                # What has come so far, by at most one wait: `body.read` waits for all that was asked for.
+                # The bytes available after at most one wait: `body.read` waits for all requested bytes.
                 piece = body._raw_stream.read1(min(_PIECE, announced - size))
                 if not piece:
-                    raise LogUnavailableError("log_cut", "the answer ended before its announced length", hiccup=True)
+                    raise LogUnavailableError("log_cut", "the response ended before its announced length", hiccup=True)
                 size += len(piece)
                 yield piece
         except TimeoutError:
-            raise LogUnavailableError("log_timeout", "no answer in time") from None
+            raise LogUnavailableError("log_timeout", "no response in time") from None
         except (HTTPError, OSError) as error:
             raise LogUnavailableError("log_cut", f"{error!s:.200}", hiccup=True) from None
         finally:
             body.close()
 
     def _ask(self, address: Address, end: float) -> Any:
-        """Return the object, once its headers have come. A server that is too slow is left behind in its thread."""
+        """Request an object; return once its headers have arrived. A slow server is abandoned in its thread."""
         answers: list[Any] = []
         left_behind = threading.Event()
 
@@ -112,7 +112,7 @@ class S3Logs:
         thread.join(_left(end))
         if not answers:
             left_behind.set()
-            raise LogUnavailableError("log_timeout", "no answer in time")
+            raise LogUnavailableError("log_timeout", "no response in time")
         if isinstance(answers[0], Exception):
             raise _failed(answers[0])
         return answers[0]
@@ -121,12 +121,12 @@ class S3Logs:
 def _left(end: float) -> float:
     left = end - time.monotonic()
     if left <= 0:
-        raise LogUnavailableError("log_timeout", "the time for the whole fetch is over")
+        raise LogUnavailableError("log_timeout", "the time limit of the fetch was reached")
     return left
 
 
 def _failed(error: Exception) -> Exception:
-    """What a failed request means for the log; the error itself where it is no answer of S3 and no failure of its."""
+    """Convert a failed request to the log's error; return the error itself where S3 did not cause it."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, ReadTimeoutError
 
     if isinstance(error, ClientError):

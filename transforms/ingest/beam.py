@@ -1,4 +1,4 @@
-"""The stages of ingest as Beam transforms: each takes and gives batches, and does nothing but call its function."""
+"""The stages of ingest as Beam transforms: each maps batches to batches by calling its function."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from transforms.ingest.run_stages import take_logs
 from transforms.ingest.timings_beam import FETCH
 from transforms.ingest.trust import TrustPolicy, judge
 
-#: How a stage's batch is taken apart where it fails: `transforms.guard`.
+#: The guard of a stage, which splits a failing batch: `transforms.guard`.
 Guard = Callable[[str, Callable[[Batch], Batch], Batch], Batch]
 
 
 class BatchCoder(beam.coders.Coder):
-    """A batch as bytes. Its estimated size is a guess: Beam asks for samples of it between any two stages, and the
-    exact answer would be to encode the logs and tables of hundreds of runs.
+    """A batch as bytes. Its estimated size is a guess: Beam requests samples of it between any two stages, and the
+    exact size would require to encode the logs and tables of hundreds of runs.
     """
 
     def encode(self, value: Batch) -> bytes:
@@ -57,7 +57,7 @@ class _Call(beam.DoFn):
 
 
 class _Stage(beam.PTransform):
-    """One function over each batch, of which an input that it fails for takes no other with it."""
+    """One function over each batch; an input for which it fails does not affect others."""
 
     def __init__(self, guard: Guard, stage: str, function: Callable[..., Batch], *arguments: Any) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Take(beam.DoFn):
 
 
 class TakeLogs(beam.PTransform):
-    """`transforms.ingest.run_stages.take_logs`, at the time when the batch comes.
+    """`transforms.ingest.run_stages.take_logs`, at the arrival time of the batch.
 
     Fetch, parse and store are one stage: between stages a batch would hold all its logs, or all its telemetry, at once.
     """

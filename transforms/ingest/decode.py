@@ -1,4 +1,4 @@
-"""Decode: messages become candidates, or are settled as ignored or as dead letters."""
+"""Decode: messages become pending runs, or are settled as ignored or as dead letters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ciml.events.outcomes import NEVER_RAN, normal_word
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun, RunFacts
 
-#: Why a decoded run is ignored: a closed set. The first that holds is the one recorded.
+#: Why a decoded run is ignored: a closed set. The first that applies is recorded.
 IGNORED = ("not_finished", "cancelled", "skipped", "node_lost", "never_started", "job_not_selected")
 
 ALL_JOBS = ("*",)
@@ -21,17 +21,17 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
     """Decode a batch's messages.
 
     Args:
-      batch: with ``covers``, which names the topic and partition of its messages.
-      selection: globs of the jobs to take; ``all`` and ``*`` take every job.
-      names: CloudEvent source -> the run ids' source (`ciml.events.run_facts.source_name`).
+      batch: with ``covers``, the topic and partition of its messages.
+      selection: globs of the selected jobs; ``all`` and ``*`` select every job.
+      names: CloudEvent source -> source name in the run ids (`ciml.events.run_facts.source_name`).
 
     Returns:
-      A batch without messages: finished runs of selected jobs as candidates; the others settled, ``ignored`` with a
+      A batch without messages: finished runs of selected jobs are pending; the others settled, ``ignored`` with a
       reason of `IGNORED`, or ``dead_letter`` with one of `ciml.events.cloudevents.REASONS` and the message as payload.
     """
     if batch.covers is None:
         if batch.messages:
-            raise CimlError("a batch of messages needs the range of offsets that it covers")
+            raise CimlError("a batch of messages needs its range of offsets")
         return batch
     topic, partition = batch.covers.topic, batch.covers.partition
     selected = glob_pattern(selection).fullmatch
@@ -64,7 +64,7 @@ def decode(batch: Batch, selection: Sequence[str] = ALL_JOBS, names: Mapping[str
 
 
 def why_ignored(facts: RunFacts) -> str:
-    """Return the reason of `IGNORED` that lies in the run itself, or ""."""
+    """Return the reason of `IGNORED` for the run itself, or ""."""
     if facts.phase != "finished":
         return "not_finished"
     if facts.outcome == "cancellation":
@@ -77,6 +77,6 @@ def why_ignored(facts: RunFacts) -> str:
 def dead_letter(
     origin: Origin, message: Message, rejected: RejectedInput, event_key: str = "", facts: RunFacts | None = None
 ) -> Outcome:
-    """Return a message, or what it says of one run, as a dead letter that can be tried again."""
+    """Return the dead letter of a message, or of one of its runs, which can be tried again."""
     payload = payload_of(message)
     return Outcome("dead_letter", origin, event_key, facts, rejected.reason, rejected.detail, payload=payload)

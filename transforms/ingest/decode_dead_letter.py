@@ -1,4 +1,4 @@
-"""Again: a dead letter is read as a new message would be, by what is known and allowed today."""
+"""Replay: a dead letter is decoded like a new message, with today's configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transforms.guard import guarded_messages
 from transforms.ingest.decode import ALL_JOBS, decode
 from transforms.ingest.decode_listing import decode_lines
 
-#: Why a letter cannot be tried again, whatever is allowed: a closed set.
+#: Why a dead letter cannot be replayed under any configuration: a closed set.
 UNTRIED = ("not_held", "secret_not_held", "other_run")
 
 
@@ -32,27 +32,27 @@ def read_again(
     """Decode a dead letter again.
 
     Args:
-      dead_letter: as it was recorded.
+      dead_letter: the recorded dead letter.
       payload: its whole payload (`ciml.events.payloads.whole_payload`); None if it has none, as after a deferred log.
-      selection: globs of the jobs to take.
-      names: CloudEvent source -> the run ids' source, as ingest has it. The run of a letter that has one keeps its id.
-      logs: of a letter of a listing, where its logs are now; "" for where they were.
+      selection: globs of the selected jobs.
+      names: CloudEvent source -> source name in the run ids, as in ingest. A dead letter's known run keeps its id.
+      logs: the present folder of a listing's logs; "" for the original one.
 
     Returns:
-      A batch that covers nothing and has no messages: candidates, and what is settled without a log. Of a letter whose
-      run is known it says that run's fate; of one that could not be decoded, that of all runs that its message names.
+      A batch without range and messages: pending runs, and outcomes without a log. It holds the dead letter's run where
+      that is known, else all runs of its message.
 
     Raises:
       RejectedInput: with a reason of `UNTRIED`.
     """
     if payload is None or "value" not in payload:
         if payload is not None or dead_letter.mention is None or not dead_letter.mention.log_url:
-            raise RejectedInput("not_held", "the manifest does not hold the message: read it again at its origin")
+            raise RejectedInput("not_held", "the manifest does not hold the message; read it again at its origin")
         return _checked(dead_letter, Batch(None, pending_runs=[retry(dead_letter)]))
     try:
         message = message_of(payload, dead_letter.origin.offset)
     except (IntegrityError, ValueError):
-        raise RejectedInput("not_held", "the payload is broken") from None
+        raise RejectedInput("not_held", "the payload is damaged") from None
     if is_listing(dead_letter.origin.topic):
         return _checked(dead_letter, _read_line(dead_letter, message, logs))
     return _checked(dead_letter, _read_message(dead_letter, message, selection, names or {}))
@@ -62,7 +62,7 @@ def _read_line(dead_letter: Outcome, message: Message, logs: str) -> Batch:
     try:
         reading = Reading.of(message.headers)
     except (CimlError, ValueError):
-        raise RejectedInput("not_held", "it is not said how the line was read") from None
+        raise RejectedInput("not_held", "the reading options of the line are missing") from None
     if logs:
         reading = replace(reading, logs=logs)
     return decode_lines(_place_of(dead_letter), [Line(dead_letter.origin.offset, message.value or b"")], reading)
@@ -72,7 +72,7 @@ def _read_message(dead_letter: Outcome, message: Message, selection: Sequence[st
     covers = _place_of(dead_letter)
     batch = _decoded(covers, message, selection, names)
     if dead_letter.run_id and dead_letter.run_id not in _runs(batch):
-        known = RunId.decode(dead_letter.run_id).source  # the name that its source had when it came
+        known = RunId.decode(dead_letter.run_id).source  # the name of its source at ingestion
         batch = _decoded(covers, message, selection, {ANY_SOURCE: known})
     return batch
 
@@ -91,7 +91,7 @@ def _runs(batch: Batch) -> set[str]:
 
 
 def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
-    """Return the batch, of a letter's one run alone where it has one."""
+    """Reduce the batch to the dead letter's run, where that is known."""
     pending_runs, settled = batch.pending_runs, batch.settled
     if dead_letter.run_id:
         pending_runs = [each for each in pending_runs if each.mention.run_id == dead_letter.run_id]
@@ -99,12 +99,12 @@ def _checked(dead_letter: Outcome, batch: Batch) -> Batch:
         if not pending_runs and not settled:
             reasons = [each for each in batch.settled if not each.run_id]
             if not reasons:
-                raise RejectedInput("other_run", "its message names another run now")
+                raise RejectedInput("other_run", "the message now decodes to another run")
             settled = [reasons[0].replace(mention=dead_letter.mention)]  # it cannot be decoded any more
     for pending in pending_runs:
         if dead_letter.run_id and _holds_secret(pending):
             raise RejectedInput(
-                "secret_not_held", "the log's address held a secret, which is not kept: send the event anew"
+                "secret_not_held", "the log's address held a secret, which is not stored; send the event again"
             )
         pending.attempts = dead_letter.attempts + 1
         pending.first_seen_us = dead_letter.first_seen_us

@@ -1,4 +1,4 @@
-"""Listed: lines of a listing become candidates, as messages do."""
+"""Decode lines of a listing to pending runs, like messages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def decode_lines(
     """Decode the lines of a range.
 
     Args:
-      covers: the range; ``lines`` outside of it are left out.
-      lines: blank ones are left out already: nothing becomes of them.
-      reading: what the lines mean.
-      known: numbers of lines whose runs have their raw rows: their logs are not to be read again.
+      covers: the range; ``lines`` outside of it are ignored.
+      lines: the lines, without blank ones.
+      reading: how the lines are read.
+      known: numbers of lines whose runs have raw rows: their logs are not read again.
 
     Returns:
-      A batch of candidates; ignored and known runs and dead letters are settled, as `transforms.ingest.decode` does.
-      A line that cannot be decoded for an unexpected reason costs itself alone (`transforms.guard`).
+      A batch of pending runs; ignored and known runs and dead letters are settled, as in `transforms.ingest.decode`.
+      An unexpected exception affects only its own line (`transforms.guard`).
     """
     done = Batch(covers)
     for some, made in bisect("decode", lines, lambda part: _decode(covers, part, reading, known)):
@@ -58,7 +58,7 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
             settled.append(dead_letter(origin, message, run.fault, facts=facts))
         elif reason := why_ignored(facts):
             settled.append(Outcome("ignored", origin, mention=facts, reason=reason))
-        elif line.number in known:  # the accounting makes a correction of it where the outcome differs
+        elif line.number in known:  # the accounting makes it a correction if the outcome differs
             settled.append(Outcome("repeat", origin, mention=facts, reason="run"))
         else:
             address = run.address if run.address != facts.log_url else ""

@@ -1,4 +1,4 @@
-"""Settle: candidates go through all stages at once, for those who wait for the result and let nothing wait."""
+"""Settle: run all stages on pending runs in one call, without deferring any."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from transforms.ingest.trust import TrustPolicy, judge
 from transforms.parse.stage import parse
 from transforms.raw.write import store
 
-#: Reasons of a log that say nothing of the log itself.
+#: Transient reasons, which do not depend on the log itself.
 PASSING = frozenset({"log_unavailable", "log_timeout", "log_cut"})
 _PAUSES_S = (0.5, 2.0)
-_one_at_a_time = threading.Lock()  # of the parts whose parsing takes much memory, those of all threads of a process
-_ENOUGH = 10  # so many unreadable logs, and no other, are an outage
+_one_at_a_time = threading.Lock()  # of memory-intensive parts, over all threads of a process
+_ENOUGH = 10  # so many unreadable logs without a readable one are an outage
 
 
 def settle(
@@ -36,24 +36,24 @@ def settle(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> list[Batch]:
-    """Judge, fetches, parses and stores the candidates of batches, all together.
+    """Judge, fetch, parse and store the pending runs of batches together.
 
-    None is deferred: a log is there or it is not. What may be so for a moment only is tried again at once.
+    None is deferred: a log exists or not. Transient failures are retried at once.
 
     Args:
       batches: without messages.
-      trust: judges the runs.
-      policy: from where logs may be fetched. Its ``delays_s`` do not matter.
+      trust: policy that judges the runs.
+      policy: the allowed addresses of logs. Its ``delays_s`` are ignored.
       raw: the raw store.
-      outages: whether it is an error when no log can be read for a reason that says nothing of it.
-      sleep: waits before the next try of logs that could not be read.
-      now_us: the present, epoch microseconds.
+      outages: whether to raise where no log can be read for transient reasons.
+      sleep: waits before the next try of unreadable logs.
+      now_us: the present time, epoch microseconds.
 
     Returns:
       The same batches, settled; none of their outcomes is ``deferred``.
 
     Raises:
-      EngineError: the raw store does not answer, or ten logs and more could not be read and no other could.
+      EngineError: the raw store does not answer, or ten or more logs are unreadable and no other is readable.
     """
     judged = [guarded_runs("trust", lambda part: judge(part, trust), batch) for batch in batches]
     waiting = [each for batch in judged for each in batch.pending_runs]
@@ -65,13 +65,13 @@ def settle(
 
 
 def take_logs(batch: Batch, policy: FetchPolicy, raw: Store, now_us: int, seconds: list[float] | None = None) -> Batch:
-    """Fetch, parses and stores the logs of a batch, part by part, so that memory is bounded however many there are.
+    """Fetch, parse and store the logs of a batch part by part, so that memory is bounded.
 
     Args:
-      batch: its candidates are judged.
-      policy: from where logs may be fetched, and when again.
+      batch: its pending runs are judged.
+      policy: the allowed addresses of logs, and the delays of retries.
       raw: the raw store.
-      now_us: the present, epoch microseconds.
+      now_us: the present time, epoch microseconds.
       seconds: see `transforms.fetch.fetch.fetch`.
 
     Returns:
@@ -97,10 +97,10 @@ def _stored(part: Batch, raw: Store) -> list[Outcome]:
 def read_logs(
     pending_runs: Sequence[PendingRun], policy: FetchPolicy, *, sleep: Callable[[float], object] = time.sleep
 ) -> Iterator[Batch]:
-    """Fetch and parses the logs of candidates, part by part. Arguments and errors: see `settle`.
+    """Fetch and parse the logs of pending runs, part by part. Arguments and errors: see `settle`.
 
     Yields:
-      Batches in which a candidate has its ``telemetry`` or is settled; each candidate is in one of them, as a copy.
+      Batches in which a pending run has its ``telemetry`` or is settled; each is in one of them, as a copy.
     """
     for part in _fetched(pending_runs, policy, sleep=sleep):
         yield guarded_runs("parse", parse, part)
@@ -115,9 +115,10 @@ def _fetched(
     sleep: Callable[[float], object] = time.sleep,
     now_us: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield the parts of `fetch_in_parts`, in as many rounds as what may pass takes.
+    """Yield the parts of `fetch_in_parts`, in as many rounds as transient failures require.
 
-    Arguments and errors: see `settle`."""
+    Arguments and errors: see `settle`.
+    """
     moment = int(time.time() * 1e6) if now_us is None else now_us
     policy = replace(policy, delays_s=())
     waiting = list(pending_runs)
@@ -147,7 +148,7 @@ def _fetched(
 
 
 def _shared_out(batches: Sequence[Batch], done: Sequence[Outcome]) -> list[Batch]:
-    """Return the outcomes, each in the batch that its candidate was in."""
+    """Return the outcomes, each in the batch of its pending run."""
     found: dict[tuple[Origin, str], Outcome] = {(each.origin, each.run_id): each for each in done}
     return [
         Batch(

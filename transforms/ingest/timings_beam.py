@@ -1,7 +1,7 @@
-"""Timings of stages: as histograms of this process, and as counters of Beam's where the process is a runner's.
+"""Timings of stages: histograms of this process, and Beam counters where the process belongs to a runner.
 
-Beam's own distributions are no use to Prometheus: its Flink runner makes a gauge of them whose value is an object, and
-Flink's reporter leaves that out. Counters pass: two of them, the number and the sum, give the mean over any time.
+Prometheus cannot use Beam's own distributions: its Flink runner exports them as gauges whose value is an object, which
+Flink's reporter omits. Counters work: two of them, number and sum, give the mean over any time.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from apache_beam.metrics import Metrics
 
 from ciml.metrics import Metric
 
-#: Of all counters of ciml in Beam. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
+#: Namespace of all Beam counters of ciml. In Flink they are ``ciml.<name>_count`` and ``ciml.<name>_ms``.
 NAMESPACE = "ciml"
 
 _FETCH = Metric(
     "ciml_telemetry_fetch_seconds",
     "histogram",
-    "Time to fetch a log, or to find that it is not there.",
+    "Time to fetch a log, or to find it unavailable.",
     (),
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
 )
 _COMMIT = Metric(
     "ciml_commit_seconds",
     "histogram",
-    "Time to commit what was settled, other committers' deltas included.",
+    "Time to commit settled batches, including other committers' deltas.",
     ("manifest",),
     (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
@@ -36,11 +36,11 @@ METRICS = (_FETCH, _COMMIT)
 
 
 class Timing:
-    """Seconds of one thing, wherever it is done.
+    """Durations of one operation, on any thread.
 
     Args:
-      metric: a histogram.
-      name: of Beam's counters.
+      metric: the histogram.
+      name: name of the Beam counters.
     """
 
     def __init__(self, metric: Metric, name: str) -> None:
@@ -48,7 +48,7 @@ class Timing:
         self._name = name
 
     def observe(self, seconds: Iterable[float], *labels: str) -> None:
-        """Take in times. To be called from the thread that works on the bundle: Beam knows no other."""
+        """Record durations, s. Call it from the thread that processes the bundle: Beam knows no other."""
         found = list(seconds)
         mine = self.histogram.labels(*labels) if labels else self.histogram
         for each in found:
@@ -59,7 +59,7 @@ class Timing:
 
     @contextmanager
     def timed(self, *labels: str) -> Iterator[None]:
-        """Measure the block, where it ends well."""
+        """Measure the block, where it succeeds."""
         began = time.perf_counter()
         yield
         self.observe([time.perf_counter() - began], *labels)

@@ -1,4 +1,4 @@
-"""Trust: whether a run may be trained on, decided by a policy file over what CI says of it."""
+"""Trust: whether a run may be trained on, decided by a policy file from its facts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ciml.events.globs import glob_pattern
 from ciml.events.records import Batch, RunFacts, Trust
 from ciml.settings import parse_toml, read_toml
 
-#: The facts that a rule may ask for: fields of `RunFacts`.
+#: The facts that a rule may match: fields of `RunFacts`.
 FACTS = ("source", "pipeline", "project", "branch", "event", "review")
 
 #: `Trust.rule` of a run that no rule matches: it is untrusted.
@@ -30,8 +30,8 @@ class Rule:
     """A line of the policy: it matches where each of its facts matches one of that fact's globs.
 
     Attributes:
-      name: what is recorded with the runs that it decides.
-      trusted: its verdict.
+      name: recorded with the runs that it decides.
+      trusted: its decision.
       facts: (fact, globs) in the order of `FACTS`.
     """
 
@@ -42,11 +42,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class TrustPolicy:
-    """Ordered rules; the first that matches decides, and where none does a run is untrusted.
+    """Ordered rules; the first that matches decides, and without a match a run is untrusted.
 
     Attributes:
       rules: in the file's order.
-      digest: of the rules, not of the file's bytes, 16 hex digits; recorded with each decision.
+      digest: digest of the rules, not of the file's bytes, 16 hex digits; recorded with each decision.
     """
 
     rules: tuple[Rule, ...]
@@ -69,35 +69,35 @@ class TrustPolicy:
 
     @classmethod
     def parse(cls, text: str, where: str = "the trust policy") -> TrustPolicy:
-        """Return the policy that a TOML text holds.
+        """Parse the policy in a TOML text.
 
         Raises:
-          CimlError: one line that names the rule and the key, for anything that the format does not know.
+          CimlError: one line that names the rule and the key, for anything outside the format.
         """
         return cls.from_json(parse_toml(text, where), where)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the trust policy") -> TrustPolicy:
-        """Return the policy that a document with the list ``rule`` is. Raises as `parse`."""
+        """Return the policy of a document with the list ``rule``. Raises as `parse`."""
         for key in document:
             if key != "rule":
                 raise CimlError(f"{where}: unknown key {key!r}; a policy is a list of [[rule]]")
         listed = document.get("rule", [])
         if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-            raise CimlError(f"{where}: rules are written [[rule]]")
+            raise CimlError(f"{where}: write rules as [[rule]]")
         rules = tuple(_rule(item, f"{where}: rule {number}") for number, item in enumerate(listed, 1))
         names = [rule.name for rule in rules]
         for name in names:
             if names.count(name) > 1:
-                raise CimlError(f"{where}: two rules are named {name!r}")
+                raise CimlError(f"{where}: two rules have the name {name!r}")
         return cls.of(rules)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> TrustPolicy:
-        """Return the policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
+        """Load the policy in a TOML file, or the built-in one: reviewed, gated or merged work, and listings.
 
         Raises:
-          CimlError: where the file cannot be read or is no policy.
+          CimlError: the file cannot be read or is not a policy.
         """
         if path is None:
             return cls.parse(files("transforms.ingest").joinpath(_DEFAULT).read_text(), f"built-in {_DEFAULT}")
@@ -107,22 +107,22 @@ class TrustPolicy:
 def _rule(item: dict[str, Any], where: str) -> Rule:
     for key in item:
         if key not in ("name", "trusted", *FACTS):
-            raise CimlError(f"{where}: unknown key {key!r}; known are name, trusted, {', '.join(FACTS)}")
+            raise CimlError(f"{where}: unknown key {key!r}; choose from name, trusted, {', '.join(FACTS)}")
     name = item.get("name")
     if not isinstance(name, str) or not name.strip() or name == NO_RULE:
-        raise CimlError(f"{where}: want a name")
+        raise CimlError(f"{where}: want a name other than {NO_RULE!r}")
     if not isinstance(item.get("trusted"), bool):
-        raise CimlError(f"{where} ({name}): want trusted = true or trusted = false")
+        raise CimlError(f"{where} ({name}): set trusted = true or trusted = false")
     facts: list[tuple[str, tuple[str, ...]]] = []
     for fact in FACTS:
         if fact not in item:
             continue
         globs = [item[fact]] if isinstance(item[fact], str) else item[fact]
         if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
-            raise CimlError(f"{where} ({name}): {fact} is a glob or a list of globs")
+            raise CimlError(f"{where} ({name}): {fact} must be a glob or a list of globs")
         facts.append((fact, tuple(globs)))
     if not facts and item["trusted"]:
-        raise CimlError(f'{where} ({name}): it would trust everything; if that is meant, say source = ["*"]')
+        raise CimlError(f'{where} ({name}): it would trust everything; to do that, set source = ["*"]')
     return Rule(name, item["trusted"], tuple(facts))
 
 
@@ -132,7 +132,7 @@ def evaluate(policy: TrustPolicy, facts: RunFacts) -> Trust:
     decided = policy._decided
     trust = decided.get(values)
     if trust is None:
-        if len(decided) >= _MAX_REMEMBERED:  # facts come from outside: what is remembered has to stay bounded
+        if len(decided) >= _MAX_REMEMBERED:  # facts come from outside: the cache must stay bounded
             decided.clear()
         trust = decided[values] = _evaluate(policy, values)
     return trust
@@ -146,16 +146,16 @@ def _evaluate(policy: TrustPolicy, values: tuple[str, ...]) -> Trust:
 
 
 def judge(batch: Batch, policy: TrustPolicy) -> Batch:
-    """Judge all that a batch says of runs: its candidates, and what is settled without a log.
+    """Judge the pending runs and the settled outcomes of a batch.
 
-    Whatever is settled may change a run that is stored: its outcome, or whether it is waited for.
+    A settled outcome may change a stored run: its outcome, or whether its log is awaited.
 
     Args:
-      batch: not changed, but for its candidates, whose trust is set.
-      policy: decides.
+      batch: unchanged, except for the trust of its pending runs.
+      policy: the policy.
 
     Returns:
-      The batch with its settled outcomes judged. One without a run has no facts, and stays as it is.
+      The batch with its settled outcomes judged. Outcomes without a run have no facts, and are unchanged.
     """
     for pending in batch.pending_runs:
         pending.trust = evaluate(policy, pending.mention)

@@ -1,6 +1,6 @@
-"""What is told of live windows: the JSON of the topics `windows`, `live-examples` and `live-dead-letters`.
+"""Messages of live windows: the JSON of the topics `windows`, `live-examples` and `live-dead-letters`.
 
-docs/formats/live.md has the formats.
+docs/formats/live.md describes the formats.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ciml.events.records import Message, Origin
 from transforms.live.samples import Part
 from transforms.live.windows import LiveExample, Pane
 
-#: How a run stands: it is running; it ended, and all of its samples are there or were waited for; it fell silent; or
-#: its windows raised an unexpected exception, and it was given up.
+#: The state of a run: running; ended with all samples, or after waiting for them; silent for too long; or given up
+#: after its windows raised an unexpected exception.
 Standing = Literal["running", "ended", "silent", "failed"]
 
 MAX_EXAMPLE_BYTES = 4 << 20
-#: Why a message of `samples`, or what it says, is a dead letter: `ciml.events.samples.REASONS`, those of
+#: Why a message of `samples`, or its content, is a dead letter: `ciml.events.samples.REASONS`, those of
 #: `transforms.live.windows.LiveRun.add`, and that the run's state was freed.
 LATE = {"ended": "run_ended", "silent": "run_silent"}
 
 
 def pane_message(run_id: str, pane: Pane) -> bytes:
-    """Return a pane of a window, as JSON. The same pane has the same bytes."""
+    """Encode a pane of a window as JSON. Equal panes have equal bytes."""
     return _dumps({
         "run_id": run_id,
         "dataset": pane.dataset.name,
@@ -45,7 +45,7 @@ def pane_message(run_id: str, pane: Pane) -> bytes:
 
 
 def example_message(run_id: str, example: LiveExample, standing: Standing) -> bytes:
-    """Return a run's example so far, as JSON; the values are left out where they are more than `MAX_EXAMPLE_BYTES`."""
+    """Encode a run's example so far as JSON, without its values where they exceed `MAX_EXAMPLE_BYTES`."""
     fields: dict[str, Any] = {
         "run_id": run_id,
         "dataset": example.dataset.name,
@@ -70,7 +70,7 @@ def example_message(run_id: str, example: LiveExample, standing: Standing) -> by
 
 
 def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) -> bytes:
-    """Return a message that cannot be decoded, as a dead letter: with the message, so that it can be tried again."""
+    """Return the dead letter of an undecodable message, with the message, so that it can be tried again."""
     return _dumps({
         "reason": rejected.reason,
         "detail": rejected.detail,
@@ -80,7 +80,7 @@ def rejected_message(origin: Origin, message: Message, rejected: RejectedInput) 
 
 
 def late_message(topic: str, run_id: str, part: Part, rejected: RejectedInput) -> bytes:
-    """Samples that no run takes any more, as a dead letter: whose they are, and between which offsets of the topic."""
+    """Return the dead letter of samples that came too late: their run, and their range of offsets in the topic."""
     numbers: dict[str, list[int]] = {}
     for recorder, sequence in zip(part.recorder.tolist(), part.sequence.tolist(), strict=True):
         numbers.setdefault(str(recorder), []).append(sequence)

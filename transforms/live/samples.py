@@ -1,4 +1,4 @@
-"""Samples of a run on their way to its state, and within it: what data sets need of them, as arrays and as bytes."""
+"""Samples of a run in transit and in its state: the columns that data sets need, as arrays and as bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ciml.events.samples import End, Samples
 from ciml.manifest.offsets import RangeSet
 
-NEVER_US = 1 << 62  # a time that is later than any
+NEVER_US = 1 << 62  # later than any time
 _HEAD = struct.Struct("<HIHqiqq")
 _END = struct.Struct("<qq")
 
@@ -23,15 +23,15 @@ class Part:
     """Some samples of one run.
 
     Attributes:
-      recorder: int64 [n], when the start of the recorder began that each comes from, epoch microseconds.
-      sequence: int64 [n], their numbers within it.
+      recorder: int64 [n], time of each sample's start of the recorder, epoch microseconds.
+      sequence: int64 [n], sequence numbers within it.
       time_us: int64 [n].
       boot: bool [n], the averages since boot.
-      values: float64 [n, F], the F columns that the data sets need; NaN is no value.
+      values: float64 [n, F], the F columns that the data sets need; NaN is a missing value.
       present: bool [F], the columns that the messages had.
-      first_us: the time of the run's first sample, as far as its recorders know; `NEVER_US` where none said.
-      ends: (recorder_us, samples) of the starts that were told to have ended.
-      partition, first, last: where the messages were in the topic: offsets ``first`` to ``last``, among others.
+      first_us: the time of the run's first sample, as known to its recorders; `NEVER_US` where unknown.
+      ends: (recorder_us, samples) of the starts that have ended.
+      partition, first, last: position of the messages in the topic: within offsets ``first`` to ``last``.
     """
 
     recorder: np.ndarray
@@ -51,7 +51,7 @@ class Part:
         return int(self.sequence.size)
 
     def take(self, rows: np.ndarray, ends: tuple[tuple[int, int], ...]) -> Part:
-        """Return the samples of ``rows``, positions int64 or bool [n], with other ends."""
+        """Return the samples of ``rows``, indices int64 or mask bool [n], with other ends."""
         recorder, sequence, time_us, boot, values = (
             each[rows] for each in (self.recorder, self.sequence, self.time_us, self.boot, self.values)
         )
@@ -64,7 +64,7 @@ NO_SAMPLES = Part(_NONE, _NONE, _NONE, np.zeros(0, bool), np.zeros((0, 0)), np.z
 
 
 def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, ...], partition: int = -1) -> Part:
-    """The messages of one run, with their offsets, in the order of the topic, as one part with the given columns."""
+    """Join the messages of one run, with their offsets, in topic order, to one part with the given columns."""
     samples = [message for _, message in messages if isinstance(message, Samples)]
     ends = tuple((message.recorder_us, message.samples) for _, message in messages if isinstance(message, End))
     sizes = [each.sequence.size for each in samples]
@@ -91,9 +91,9 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
     )
 
 
-@lru_cache(maxsize=64)  # a hostile message has a quarter of a megabyte of names
+@lru_cache(maxsize=64)  # a hostile message may have 256 KiB of names
 def _places(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Where in ``columns``, and where in ``theirs``, each column is that both have: int64 [m] each."""
+    """Return the indices in ``columns`` and in ``theirs`` of their common columns: int64 [m] each."""
     place = {name: index for index, name in enumerate(theirs)}
     both = [(index, place[name]) for index, name in enumerate(columns) if name in place]
     pairs = np.array(both, np.int64).reshape(-1, 2)
@@ -128,24 +128,24 @@ def join_parts(parts: Sequence[Part]) -> Part:
 
 
 def unseen(part: Part, seen: Mapping[int, RangeSet]) -> np.ndarray:
-    """Which samples of a part are not ``seen``, by start of the recorder; of equal ones the first.
+    """Find the samples of a part that are not ``seen``, by start of the recorder; of equal ones the first.
 
     Returns:
-      Their positions: int64 [m], ascending.
+      Their indices: int64 [m], ascending.
     """
     found = []
     for recorder, rows in by_start(part):
         numbers = part.sequence[rows]
         gaps = seen.get(recorder, RangeSet()).missing(int(numbers[0]), int(numbers[-1]) + 1)
-        bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: within a gap at odd places
+        bounds = np.array(gaps, np.int64).ravel()  # start, end, start, end, …: odd positions are within a gap
         found.append(rows[np.searchsorted(bounds, numbers, side="right") % 2 == 1])
     return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each start of the recorder, with the positions int64 [m] of its samples by number; of equal ones the first.
+    """Yield each start of the recorder, with the indices int64 [m] of its samples by number; of equal ones the first.
 
-    One sort for all: a hostile part has as many starts as samples.
+    One sort for all: a hostile part may have as many starts as samples.
     """
     order = np.lexsort((part.sequence, part.recorder))  # stable: of equal ones the first stays the first
     recorder, sequence = part.recorder[order], part.sequence[order]
@@ -159,7 +159,7 @@ def by_start(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def pack(part: Part) -> bytes:
-    """Return a part as bytes, the same for the same part: little-endian, a head of fixed size, then the arrays."""
+    """Encode a part reproducibly as bytes: little-endian, a header of fixed size, then the arrays."""
     return b"".join((
         _HEAD.pack(part.present.size, part.size, len(part.ends), part.first_us, part.partition, part.first, part.last),
         *(_END.pack(*end) for end in part.ends),
@@ -173,7 +173,7 @@ def pack(part: Part) -> bytes:
 
 
 def unpack(data: bytes) -> Part:
-    """Return the inverse of `pack`, of what it made."""
+    """Decode the bytes of `pack`."""
     columns, n, ends, first_us, partition, first, last = _HEAD.unpack_from(data)
     at = _HEAD.size + _END.size * ends
     found = tuple(_END.iter_unpack(data[_HEAD.size : at]))

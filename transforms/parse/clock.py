@@ -1,9 +1,9 @@
-"""From a recorder's clock to UTC: which zone it was in, and what a clock change within the log means.
+"""From a recorder's clock to UTC: its zone, and the meaning of clock changes within the log.
 
-A header names its zone by an offset or by an abbreviation, or not at all. An abbreviation may mean several zones (IST
-is India, Israel and Ireland; CST is Chicago, Shanghai and Havana), and whether CET has a summer depends on the place.
-So every zone that it may be is tried. Where all give the same times, those are right; else the event's start and end
-decide, then which of them has the fewest jumps; and when that is not enough, the log is refused.
+A header names its zone by an offset, by an abbreviation, or not at all. An abbreviation may mean several zones (IST is
+India, Israel and Ireland; CST is Chicago, Shanghai and Havana), and whether CET has a summer time depends on the place.
+So every candidate zone is tried. If all give the same times, those are right. Else the event's start and end decide,
+then the fewest jumps. If that is not enough, the log is rejected.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ciml.errors import RejectedInput
 from transforms.parse.times import Int64
 from transforms.parse.zones import Clock, clocks, fixed_offset, numbered_clocks
 
-#: How far a log may reach beyond its run's start and end: clocks differ, and recorders start early and stop late.
+#: Tolerance beyond the run's start and end: clocks differ, and recorders start early and stop late.
 SLACK = 600 * SECOND
-_GAP = 600 * SECOND  # a longer silence within an hour that comes twice leaves open which of the two it is
+_GAP = 600 * SECOND  # after a longer gap within a repeated hour it is unknown which of the two it is
 _MAX_SPAN = 400 * DAY
 
 
 def may_change(zone: str, local: Int64, date_us: int | None) -> bool:
-    """Return whether a place that writes its zone as this offset changes its clocks while such samples are taken.
+    """Return whether a place with this offset changes its clocks during these samples.
 
     Args:
-      zone: the header's, of which `fixed_offset` is not None.
+      zone: the header's zone, whose `fixed_offset` is not None.
       local, date_us: as for `to_utc`.
     """
     if not zone.startswith(("+", "-")):
@@ -40,7 +40,7 @@ def may_change(zone: str, local: Int64, date_us: int | None) -> bool:
     )
 
 
-#: The times of a log by one clock: how far its clock is ahead of UTC in µs, or each time, µs UTC.
+#: The times of a log by one clock: its offset from UTC in µs, or each time, µs UTC.
 _Reading = int | Int64
 
 
@@ -51,8 +51,8 @@ def to_utc(
 
     Args:
       local: int64 [rows], µs by the recorder's clock, in recorded order; at least one.
-      date_us: the header's date by the same clock, or None.
-      zone: the header's zone, "" where it names none.
+      date_us: the header's date by the same clock, µs, or None.
+      zone: the header's zone, "" for none.
       start_us, end_us: the event's start and end, µs UTC, or None.
       hint: zone to assume where the header's is missing or unknown: an IANA name, an offset or an abbreviation.
 
@@ -64,7 +64,7 @@ def to_utc(
     """
     first, last = int(local.min()), int(local.max())
     if last - first > _MAX_SPAN:
-        raise RejectedInput("ambiguous_time", "the samples are more than a year apart")
+        raise RejectedInput("ambiguous_time", "the samples span more than a year")
     readings: dict[int | bytes, tuple[str, _Reading]] = {}
     for clock, date_utc in clocks(first, last, date_us, zone, hint):
         for reading in _readings(local, clock, date_utc):
@@ -82,8 +82,8 @@ def to_utc(
     names = ", ".join(dict.fromkeys(name for name, _ in (bounded or tried)))
     stated = f"zone {zone!r}" if zone else "no zone"
     if not bounded:
-        raise RejectedInput("ambiguous_time", f"{stated}: no reading fits the event's start and end ({names[:200]})")
-    raise RejectedInput("ambiguous_time", f"{stated}: the event's start and end leave several readings ({names[:200]})")
+        raise RejectedInput("ambiguous_time", f"{stated}: no zone fits the event's start and end ({names[:200]})")
+    raise RejectedInput("ambiguous_time", f"{stated}: several zones fit the event's start and end ({names[:200]})")
 
 
 def _times(local: Int64, reading: _Reading) -> Int64:
@@ -97,7 +97,7 @@ def _within(first: int, last: int, reading: _Reading, start_us: int | None, end_
         first, last = int(reading.min()), int(reading.max())
     if start_us is not None and end_us is not None:
         return start_us - SLACK <= first and last <= end_us + SLACK
-    # With one of them alone the log has to begin or end there, or every zone to one side of it would fit.
+    # With only one of them the log must begin or end there, or every zone to one side of it would fit.
     if start_us is not None:
         return abs(first - start_us) <= SLACK
     return end_us is None or abs(last - end_us) <= SLACK
@@ -109,7 +109,7 @@ def _jumps(utc: Int64) -> int:
 
 
 def _readings(local: Int64, clock: Clock, date_utc: int | None) -> Iterator[_Reading]:
-    """Yield the series in UTC by one clock: once, or twice where an hour that came twice can be read in both ways."""
+    """Yield the series in UTC by one clock: once, or twice where a repeated hour is ambiguous."""
     if len(clock.offsets) == 1:
         yield clock.offsets[0]
         return

@@ -1,9 +1,8 @@
 """Logs of dstat, dool and pcp-dstat to tables, hundreds at a time.
 
-Logs with the same columns are read as one: what their recorders started with is found for each (`parse_header`), their
-rows are read by one call (`parse_rows`), their times converted together (`parse_times`), and each log's table is a
-slice that copies nothing. Only what is particular to one log (a clock change, a restarted recorder) is done for it
-alone.
+Logs with the same columns are read together: their headers are found for each (`ciml.dstat.header`), their rows are
+read by one call (`transforms.parse.rows`), their times are converted together (`transforms.parse.times`), and each
+log's table is a slice without a copy. Only irregular logs (a clock change, a restarted recorder) are processed alone.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ _NO_TIME = np.iinfo(np.int64).min
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log as fetched, and what its event says of the run.
+    """A log as fetched, and the facts of its run.
 
     Attributes:
       data: the bytes; gzip or text.
-      start_us, end_us: the run's start and end in µs UTC, where known. They settle year and zone where the log does
+      start_us, end_us: the run's start and end in µs UTC, where known. They decide year and zone where the log does
         not, and the start is the first sample's time in a log that has neither time nor date.
-      zone: what to assume where the log names no zone (an IANA name, an offset, or an abbreviation).
+      zone: zone to assume where the log names none (an IANA name, an offset, or an abbreviation).
     """
 
     data: bytes
@@ -50,11 +49,11 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """Bounds on memory, whatever comes.
+    """Limits on memory.
 
     Attributes:
-      max_bytes: of one log's text; a day at 1 s of 30 columns is about 18 MB, of 60 columns 36 MB.
-      batch_bytes: of text that is parsed at a time; larger gains nothing. Parsing takes up to ten times its text.
+      max_bytes: limit of one log's text, bytes; a day at 1 s of 30 columns is about 18 MB, of 60 columns 36 MB.
+      batch_bytes: text that is parsed at a time, bytes. Larger is not faster. Parsing takes up to ten times its text.
     """
 
     max_bytes: int = MAX_PARSED_BYTES
@@ -63,7 +62,7 @@ class ParseLimits:
 
 @dataclass(slots=True)
 class _Part:
-    """A segment on its way to a table."""
+    """A segment during parsing."""
 
     log: int
     segment: Segment
@@ -79,18 +78,18 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
 
     Args:
       logs: any number, in any mixture of variants.
-      limits: of memory.
+      limits: limits on memory.
 
     Returns:
-      For each log its table, or why it was refused (the exception, not raised). A table has ``time`` (timestamp[us,
+      For each log its table, or its rejection (the exception, not raised). A table has ``time`` (timestamp[us,
       UTC], never null, in recorded order even where the clock was set back), ``boot`` (bool: the first sample after a
       start of the recorder, which dstat and dool average since boot), then a float64 column for each column of the log
-      under its full name. A restarted recorder's other columns come behind, null where they were not recorded. Cells
-      that are no finite number are null. Its schema's metadata says (as text) ``recorder``, ``starts``,
-      ``dropped_rows`` (torn, misshapen or without a time) and ``null_cells``.
+      under its full name. Further columns of a restarted recorder follow, null where they were not recorded. Cells
+      that are not finite numbers are null. Its schema's metadata holds (as text) ``recorder``, ``starts``,
+      ``dropped_rows`` (truncated, malformed or without a time) and ``null_cells``.
 
-      Tables share the buffers of their batch, and a pickle of one carries all of them: write tables as Parquet or Arrow
-      IPC (which cut them down) in the same step, before anything pickles or keeps them.
+      Tables share the buffers of their batch, and pickling one includes all of them: write tables as Parquet or Arrow
+      IPC (which write only the slice) in the same step, before they are pickled or stored.
 
       Reasons: not_telemetry, empty_telemetry, no_time, ambiguous_time, log_too_wide, log_too_large, too_many_restarts,
       corrupt_gzip.
@@ -116,7 +115,7 @@ def parse_logs(logs: Sequence[Log], limits: ParseLimits | None = None) -> list[p
 
 
 def _with_possible_times(log: Log) -> Log:
-    """Return the log, where what its event says of its times is used only as far as a run can have such times."""
+    """Return the log without start and end times that are outside the valid range."""
     start, end = log.start_us, log.end_us
     if (start is None or EARLIEST <= start < LATEST) and (end is None or EARLIEST <= end < LATEST):
         return log
@@ -145,7 +144,7 @@ def _parse_batch(logs: Sequence[Log], batch: dict[int, list[_Part]], results: li
 
 
 def _parse_group(logs: Sequence[Log], columns: Columns, parts: list[_Part], rejected: dict[int, RejectedInput]) -> None:
-    """Fill in the tables of parts that have the same columns."""
+    """Fill in the tables of parts with the same columns."""
     rows = read_rows([part.segment.body for part in parts], columns)
     ends = np.cumsum(rows.counts, dtype=np.int64)
     slices = [slice(int(end) - count, int(end)) for end, count in zip(ends, rows.counts, strict=True)]
@@ -182,7 +181,7 @@ def _times(
     slices: list[slice],
     rejected: dict[int, RejectedInput],
 ) -> tuple[Int64, Bool]:
-    """Return the time of each row in µs UTC, and where there is one."""
+    """Return the time of each row in µs UTC, and whether it has one."""
     if rows.epoch is not None:
         return read_epochs(with_nans(rows.epoch))
     if rows.time is None:
@@ -195,12 +194,12 @@ def _times(
     ok &= (cells.year > 0) | (reference != _NO_TIME)
     clock_only = cells.ok & ~cells.absolute & (cells.month == 0)
     for where in slices if clock_only.any() else ():
-        if clock_only[where].any():  # their days are counted within one start of the recorder
+        if clock_only[where].any():  # days are counted within one start of the recorder
             ok[where] = False
             if reference[where.start] != _NO_TIME:
                 local[where], ok[where] = local_times(cells[where], reference[where])
 
-    ok &= (local >= FIRST_LOCAL) & (local < END_LOCAL)  # before a zone is applied: a row beyond costs only itself
+    ok &= (local >= FIRST_LOCAL) & (local < END_LOCAL)  # before a zone is applied: a bad row affects only itself
     utc = np.where(cells.absolute, cells.instant, local)
     for part, where in zip(parts, slices, strict=True):
         log, segment = logs[part.log], part.segment
@@ -223,7 +222,7 @@ def _times(
 
 
 def _reference(log: Log, segment: Segment) -> int | None:
-    """Return a local time near the samples of a segment; within a day of it is near enough."""
+    """Return a local time near the samples of a segment; within a day is close enough."""
     if segment.near_us is not None:
         return segment.near_us
     near = log.start_us if log.start_us is not None else log.end_us
@@ -231,7 +230,7 @@ def _reference(log: Log, segment: Segment) -> int | None:
 
 
 def _spaced_times(logs: Sequence[Log], parts: list[_Part], rows: Rows, slices: list[slice]) -> tuple[Int64, Bool]:
-    """Times for logs without a column of them: from the recorder's start on, by the interval that it was given."""
+    """Return times for logs without a time column: from the recorder's start, at its configured interval."""
     utc = np.zeros(sum(rows.counts), np.int64)
     for part, where in zip(parts, slices, strict=True):
         log, segment = logs[part.log], part.segment
@@ -259,11 +258,11 @@ def _assemble(parts: list[_Part]) -> pa.Table:
     if not tables:
         bad_times = sum(part.bad_times for part in parts)
         if bad_times:
-            why = "no time cell that can be read, nor a date or an event's start to count from"
+            why = "no readable time cell, no date and no start of the event"
             raise RejectedInput("no_time", f"none of {bad_times} rows has a time: {why}")
         raise RejectedInput("empty_telemetry", f"no sample ({dropped} rows dropped)" if dropped else "no sample")
     if nulls >= sum(table.num_rows * (table.num_columns - 2) for table in tables):
-        raise RejectedInput("empty_telemetry", "no cell of any sample is a finite number")
+        raise RejectedInput("empty_telemetry", "no cell is a finite number")
     table = tables[0] if len(tables) == 1 else join_starts(tables)
     recorder = next((part.segment.recorder for part in parts if part.segment.recorder), "")
     return table.replace_schema_metadata(

@@ -1,4 +1,4 @@
-"""Sample rows that are not regular (quotes, words with commas, too many or too few cells) made so, by columns."""
+"""Repair of irregular sample rows (quotes, text with commas, too many or too few cells), by columns."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Repaired:
 def repair(body: bytes, columns: Columns) -> Repaired:
     """Make a body regular, block by block, so that memory stays bounded.
 
-    - Carriage returns end rows, blank lines are no rows, lines beyond `MAX_LOG_ROW_BYTES` are dropped.
+    - Carriage returns end rows, blank lines are ignored, lines beyond `MAX_LOG_ROW_BYTES` are dropped.
     - A quoted cell loses its quotes and its commas.
-    - A surplus last cell that is quoted or empty (pcp-dstat's ``"missed 3 ticks"``, a comma at the end) is cut off.
-    - Other surplus cells are commas within the unquoted words of ``--top-*`` columns, where the log has any: the cells
-      before the first and after the last such column keep their places, those between are left empty.
+    - A surplus last cell that is quoted or empty (pcp-dstat's ``"missed 3 ticks"``, a comma at the end) is removed.
+    - Other surplus cells come from commas within unquoted text of ``--top-*`` columns, where the log has any: the cells
+      before the first and after the last such column keep their positions, those between are left empty.
     - Rows that still have too many or too few cells are dropped.
     """
     if b"\r" in body:
@@ -64,7 +64,7 @@ def repair(body: bytes, columns: Columns) -> Repaired:
 
 
 class _Lines:
-    """The lines of a block, which ends in a line feed, that are not blank."""
+    """The non-blank lines of a block, which ends in a line feed."""
 
     def __init__(self, buffer: Bytes, cells: int) -> None:
         self.buffer, self.cells = buffer, cells
@@ -97,14 +97,14 @@ class _Lines:
         return [bytes(self.buffer[self.starts[row] : self.ends[row]]).split(b",") for row in rows]
 
     def regularise(self, words: tuple[int, int] | None) -> npt.NDArray[np.bool_]:
-        """Take surplus cells away; returns which lines are regular now."""
+        """Remove surplus cells; return which lines are regular now."""
         if (self.surplus == 1).any():
             empty_last = np.zeros(len(self.ends), np.bool_)
             several = self.last > self.first
             empty_last[several] = self.commas[self.last[several] - 1] == self.ends[several] - 1
             extra = (self.surplus == 1) & (empty_last | (self.quoted_last & several))
             if words is not None and words[1] == self.cells - 1:
-                extra &= empty_last  # the quoted cell may be the words themselves
+                extra &= empty_last  # the quoted cell may be the text itself
             rows = np.flatnonzero(extra)
             self._fill(self.commas[self.last[rows] - 1], self.ends[rows])
             self._count()
@@ -136,7 +136,7 @@ class _Lines:
 
 
 def _word_cells(lines: _Lines, columns: Columns) -> tuple[int, int] | None:
-    """First and last index of the cells that hold words: by their names, or never a number in the first lines."""
+    """Return the first and last index of text cells: by their names, or never a number in the first lines."""
     found = set(columns.text)
     sample = lines.sample()
     for index in range(len(columns.names)):

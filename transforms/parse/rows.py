@@ -1,8 +1,8 @@
-"""Sample rows to columns of floats: many bodies with the same columns by one read of Arrow's CSV reader.
+"""Sample rows to columns of floats: many bodies with the same columns in one call of Arrow's CSV reader.
 
-Two ways lead to the same values. The fast one reads numbers at once. Bodies that it cannot take (a word in a numeric
-cell, quotes, rows with a cell too many or too few, …) are first made regular (`parse_repair`), then read as bytes, and
-the cells by a strict numeric grammar: all of it by columns, never by rows.
+There are two paths with equal results. The fast one reads numbers at once. Bodies that it cannot read (text in a
+numeric cell, quotes, too many or too few cells, …) are first made regular (`transforms.parse.repair`), then read as
+bytes and parsed by a strict numeric grammar, by columns, never by rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Rows:
 
 
 def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
-    """Read the bodies of segments that have the same columns. Each body ends in a line feed, or is empty."""
+    """Read the bodies of segments with the same columns. Each body ends in a line feed, or is empty."""
     cells = len(columns.names)
     counts = [body.count(b"\n") for body in bodies]
     plain = not any(b'"' in body or b"\r" in body or _has_long_row(body) for body in bodies)
@@ -56,7 +56,7 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
     if table is not None:
         return _rows(table, columns, counts, [0] * len(bodies), [True] * len(bodies))
 
-    # Find the bodies that are to blame, so that one odd log does not slow down the hundreds beside it.
+    # Find the irregular bodies, so that one odd log does not slow down hundreds of others.
     regular = [_is_regular(body, count, cells) for body, count in zip(bodies, counts, strict=True)]
     if any(regular) and not all(regular):
         parts = [
@@ -67,10 +67,10 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
         return _interleave(parts, len(bodies))
     repaired = [repair(body, columns) for body in bodies]
     table = _read([each.body for each in repaired], [each.rows for each in repaired], columns, as_numbers=False)
-    if table is None and len(bodies) > 1:  # one of them is to blame: each is read alone
+    if table is None and len(bodies) > 1:  # one of them is irregular: read each alone
         return _interleave([([index], read_rows([body], columns)) for index, body in enumerate(bodies)], len(bodies))
     if table is None:
-        # Something that the reader has its own view of, such as a byte order mark: the body has no rows.
+        # The reader treats something differently, such as a byte order mark: the body has no rows.
         repaired = [Repaired(b"", 0, each.dropped + each.rows, False) for each in repaired]
         table = pa.table({str(index): pa.nulls(0, pa.binary()) for index in range(cells)})
     counts = [each.rows for each in repaired]
@@ -78,9 +78,9 @@ def read_rows(bodies: Sequence[bytes], columns: Columns) -> Rows:
 
 
 def _is_regular(body: bytes, rows: int, cells: int) -> bool:
-    """Return whether a body is likely to be read in the fast way; cheap, and mistakes cost only time."""
+    """Return whether a body is probably readable by the fast path; cheap, and errors cost only time."""
     if b",-," in body or b",-\n" in body or _has_long_row(body):
-        return False  # a word for "nothing", or what only `repair` takes out
+        return False  # a text for "no value", or something that only `repair` removes
     rest = body.translate(None, _NUMERIC_BYTES)
     return len(rest) == rows * (cells - 1) and rest.count(b",") == len(rest)
 
@@ -124,7 +124,7 @@ def _interleave(parts: list[tuple[list[int], Rows]], count: int) -> Rows:
 
 
 def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, as_numbers: bool) -> pa.Table | None:
-    """Read regular bodies; None where they turn out not to be."""
+    """Read regular bodies; None where they are irregular."""
     cells = len(columns.names)
     names = [str(index) for index in range(cells)]
     words = set(columns.text) if as_numbers else set(range(cells))
@@ -134,7 +134,7 @@ def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, a
     if sum(counts) == 0:
         return pa.table({name: pa.nulls(0, kind) for name, kind in types.items()})
     text = b"".join(bodies)
-    if text.startswith(BOM_UTF8):  # the reader takes one away there, and leaves those of the other bodies
+    if text.startswith(BOM_UTF8):  # the reader removes one there, but not those of the other bodies
         text = BOM_UTF8 + text
     try:
         table = pacsv.read_csv(
@@ -145,8 +145,8 @@ def _read(bodies: Sequence[bytes], counts: Sequence[int], columns: Columns, *, a
         )
     except pa.ArrowInvalid:
         return None
-    # Without a return or a quote in them bodies have at most as many rows as line feeds, and fewer only where a line is
-    # blank. So equal totals say that each body has its own rows, which keeps one log's rows out of another's table.
+    # Without returns and quotes, bodies have at most as many rows as line feeds, fewer only with blank lines. So equal
+    # totals prove that each body has its own rows, and no log's rows enter another's table.
     return table if table.num_rows == sum(counts) else None
 
 
@@ -166,11 +166,11 @@ def _rows(table: pa.Table, columns: Columns, counts: list[int], dropped: list[in
 
 
 def to_floats(cells: pa.Array) -> pa.Array:
-    """float64 of binary or float64 cells; what is no finite number becomes null."""
+    """Convert binary or float64 cells to float64; cells that are not finite numbers become null."""
     if not pa.types.is_floating(cells.type):
         text = pa.Array.from_buffers(pa.string(), len(cells), cells.buffers(), offset=cells.offset)
         trimmed = pc.ascii_trim_whitespace(text)
-        # Matched as bytes: as a string a Latin-1 byte would be an error.
+        # Matched as bytes: as a string, a Latin-1 byte would be an error.
         numeric = pc.match_substring_regex(trimmed.view(pa.binary()), NUMBER)
         cells = pc.cast(pc.if_else(numeric, trimmed, _NO_TEXT), pa.float64())
     if len(cells) and not bool(np.isfinite(_buffer(cells)).all()):
@@ -187,5 +187,5 @@ def with_nans(cells: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def _buffer(cells: pa.Array) -> npt.NDArray[np.float64]:
-    """Return the values of a float64 array as they lie in memory: what stands at a null is unspecified."""
+    """Return the values of a float64 array as stored in memory: values at nulls are unspecified."""
     return np.frombuffer(cells.buffers()[1], np.float64)[cells.offset : cells.offset + len(cells)]

@@ -1,4 +1,4 @@
-"""The stage that parses: fetched logs become telemetry."""
+"""The parse stage: fetched logs become telemetry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def parse(batch: Batch) -> Batch:
     """Parse the logs of a batch's pending runs: ``log`` becomes ``telemetry``.
 
     Returns:
-      The batch, where a log that is rejected has become a dead letter with the parser's reason.
+      The batch; a rejected log has become a dead letter with the parser's reason.
     """
     if not batch.pending_runs:
         return batch

@@ -1,4 +1,4 @@
-"""The starts of the recorder in one log, together: whether their table fits, and the table itself."""
+"""All starts of the recorder in one log: the size check of their table, and the table."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from transforms.parse.times import Bool
 
 
 def check_size(segments: Sequence[Segment]) -> None:
-    """Check how large the table of a log becomes, before any of it is made.
+    """Check the size of a log's table before it is built.
 
     Args:
       segments: the starts of the recorder.
 
     Raises:
       RejectedInput: ``too_many_restarts`` for too many different headers; ``log_too_wide`` for too many columns of all
-        starts together; ``log_too_large`` for too many cells, or for too many in a log of its size. A start has null in
-        the columns of the others: a kilobyte of headers could demand any number of them.
+        starts together; ``log_too_large`` for too many cells, or too many for the log's size. A start has nulls in the
+        columns of the others, so a kilobyte of headers could demand any number of them.
     """
     headers = {segment.columns for segment in segments} if len(segments) > 1 else {segments[0].columns}
     if len(headers) > MAX_LOG_HEADERS:
@@ -35,27 +35,27 @@ def check_size(segments: Sequence[Segment]) -> None:
     wide = max(columns, MIN_ROW_CELLS)
     size = sum(segment.size for segment in segments)
     if len(segments) == 1 and size * wide <= MAX_LOG_CELLS:
-        return  # nearly all logs; a row has a byte at least
+        return  # the common case; a row has at least a byte
     rows = sum(_lines(segment.body) for segment in segments)
     if rows * wide > MAX_LOG_CELLS:
-        raise RejectedInput("log_too_large", f"{rows * wide} cells of {rows} rows, at most {MAX_LOG_CELLS}")
+        raise RejectedInput("log_too_large", f"{rows * wide} cells in {rows} rows, at most {MAX_LOG_CELLS}")
     if len(segments) > 1 and rows * columns > size * CELLS_PER_LOG_BYTE:
         raise RejectedInput(
             "log_too_large",
-            f"{len(segments)} starts with other columns each: {rows * columns} cells for {size} bytes, "
-            f"at most {CELLS_PER_LOG_BYTE} for each",
+            f"{len(segments)} starts with different columns: {rows * columns} cells for {size} bytes, "
+            f"at most {CELLS_PER_LOG_BYTE} per byte",
         )
 
 
 def _columns(headers: Collection[Columns]) -> int:
-    """Return how many columns the headers name together, without those of the time."""
+    """Return the number of columns of all headers, without time columns."""
     if len(headers) == 1:
         return sum(len(each.names) - each.names.count("") for each in headers)
     return len({name for each in headers for name in each.names if name})
 
 
 def _lines(body: bytes) -> int:
-    """Return how many rows a body has at most: a carriage return ends one as well."""
+    """Return an upper limit of a body's rows: a carriage return ends one as well."""
     lines = body.count(b"\n")
     return lines if b"\r" not in body else lines + body.count(b"\r") - body.count(b"\r\n")
 
@@ -63,8 +63,8 @@ def _lines(body: bytes) -> int:
 def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
     """Return the table of a log from those of its starts, at least two.
 
-    Work is linear in the cells of the tables, however their columns differ: to Arrow a column that a table lacks is a
-    piece of that column, of which thousands of starts would have millions.
+    Work is linear in the cells of the tables, for any difference of columns. To Arrow a column that a table lacks is a
+    chunk of that column, of which thousands of starts would have millions.
     """
     if all(table.schema.equals(tables[0].schema) for table in tables):
         return pa.concat_tables(tables).combine_chunks()
@@ -82,7 +82,7 @@ def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _to_arrow(column: np.ndarray) -> pa.Array:
-    """float64 [n] as Arrow, NaN as null, without a copy."""
+    """Convert float64 [n] to Arrow without a copy; NaN becomes null."""
     there = ~np.isnan(column)
     return pa.Array.from_buffers(
         pa.float64(), len(column), [None if there.all() else bits_of(there), pa.py_buffer(column)]
@@ -90,5 +90,5 @@ def _to_arrow(column: np.ndarray) -> pa.Array:
 
 
 def bits_of(values: Bool) -> pa.Buffer:
-    """Truth values as Arrow packs them."""
+    """Pack booleans as Arrow does."""
     return pa.py_buffer(np.packbits(values, bitorder="little"))

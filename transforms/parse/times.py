@@ -1,11 +1,11 @@
-"""The cells of a log's time column, read many at a time.
+"""Parse the cells of a log's time column, many at a time.
 
 A cell is one of the forms below, each with or without a fraction of a second (dstat in debug mode, pcp-dstat's
-``time-adv``). dstat and dool write neither year nor zone; a recorder told otherwise by ``DSTAT_TIMEFMT`` or
-``DOOL_TIMEFMT`` may.
+``time-adv``). dstat and dool write neither year nor zone; a recorder configured by ``DSTAT_TIMEFMT`` or
+``DOOL_TIMEFMT`` may write them.
 
     24-11 13:56:24         dstat, pcp-dstat          Nov-24 13:56:24                dool
-    13:56:24               a time alone              2026-11-24 13:56:24[zone]      ISO 8601, also with a T
+    13:56:24               time only              2026-11-24 13:56:24[zone]      ISO 8601, also with a T
     1795528584             seconds since 1970        1795528584123                  milliseconds
 
 Times are microseconds since 1970 (int64): in UTC, or by the clock of the recorder ("local") until the zone is known.
@@ -25,7 +25,7 @@ from ciml.dstat.vocabulary import DAY, EARLIEST, LATEST, MONTHS, SECOND
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-_MILLISECONDS_FROM = 1e11  # as seconds that would be the year 5138
+_MILLISECONDS_FROM = 1e11  # as seconds, the year 5138
 _MAX_CELL = 40
 _DAYS_BEFORE = np.array([0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334], np.int64)
 _DAYS_IN = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31], np.int64)
@@ -36,13 +36,13 @@ for _name, _number in MONTHS.items():
 
 @dataclass(slots=True)
 class Cells:
-    """Time cells as read; every array has one value a row.
+    """Time cells as read; every array has one value per row.
 
     Attributes:
-      ok: whether the cell could be read; where not, the other values mean nothing.
+      ok: whether the cell is valid; where not, the other values are undefined.
       instant: µs UTC, where ``absolute``.
-      absolute: whether the cell itself said the instant.
-      year, month, day: of the local date; 0 where the cell does not say it.
+      absolute: whether the cell itself holds the instant.
+      year, month, day: of the local date; 0 where the cell lacks it.
       clock: µs since local midnight.
     """
 
@@ -59,11 +59,11 @@ class Cells:
 
 
 def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
-    """Return an epoch column (NaN for no value) as µs UTC, and where it holds a possible time.
+    """Convert an epoch column (NaN for no value) to µs UTC; return the times, and which are valid.
 
-    Whole and fractional seconds, or whole milliseconds: what is too large for one is the other.
+    It holds whole and fractional seconds, or whole milliseconds, distinguished by size.
     """
-    ok = np.abs(seconds) < LATEST  # no time in any unit, and far from an overflow; not NaN
+    ok = np.abs(seconds) < LATEST  # excludes values that are no time in any unit, or would overflow, and NaN
     value = np.where(ok, seconds, 0.0)
     scaled = value * np.where(np.abs(value) >= _MILLISECONDS_FROM, 1e3, 1e6)
     ok &= (scaled >= EARLIEST) & (scaled < LATEST)
@@ -71,19 +71,19 @@ def read_epochs(seconds: npt.NDArray[np.float64]) -> tuple[Int64, Bool]:
 
 
 def read_cells(cells: pa.Array) -> Cells:
-    """Read a column of time cells (binary, one chunk), whatever mixture of forms it holds."""
+    """Read a column of time cells (binary, one chunk), in any mixture of forms."""
     rows = len(cells)
     out = Cells(*(np.zeros(rows, np.bool_ if name in ("ok", "absolute") else np.int64) for name in Cells.__slots__))
     _read_widths(cells, out)
     if not out.ok.all():
-        # Right-padded by pcp-dstat, or quoted: the common case above pays nothing for it.
+        # Right-padded by pcp-dstat, or quoted: the common case above is not slowed down.
         text = pa.Array.from_buffers(pa.string(), rows, cells.buffers(), offset=cells.offset)
         _read_widths(pc.ascii_trim_whitespace(text), out)
     return out
 
 
 def _read_widths(cells: pa.Array, out: Cells) -> None:
-    """Fill in what is not ``ok`` yet, all cells of one width at a time."""
+    """Fill in cells that are not ``ok`` yet, all cells of one width at a time."""
     if not len(cells):
         return
     _, offsets_buffer, data_buffer = cells.buffers()
@@ -115,7 +115,7 @@ def _read_matrix(matrix: npt.NDArray[np.uint8], rows: Int64, out: Cells) -> None
 
 
 def _forms(width: int) -> list[str]:
-    """The forms of a cell of that width: d(ay) m(onth) b (its name) y(ear) H M S f(raction) u (seconds) s z: zone."""
+    """Return the forms of cells of a width: d m y (day, month, year) b (month name) H M S f (fraction) u (s) z."""
     forms: list[str] = []
     for base in ("dd-mm HH:MM:SS", "bbb-dd HH:MM:SS", "HH:MM:SS", "yyyy-mm-dd HH:MM:SS", "yyyy-mm-ddTHH:MM:SS"):
         zones = ("", "Z", "szzzz", "szz:zz", "szz") if base[0] == "y" else ("",)
@@ -129,7 +129,7 @@ def _forms(width: int) -> list[str]:
 
 
 def _match(matrix: npt.NDArray[np.uint8], form: str) -> tuple[dict[str, Int64], Bool]:
-    """Return the number in each field of a form, and which rows have that form."""
+    """Return the number in each field of a form, and which rows match."""
     ok = np.ones(len(matrix), np.bool_)
     fields: dict[str, Int64] = {}
     for index, kind in enumerate(form):
@@ -148,7 +148,7 @@ def _match(matrix: npt.NDArray[np.uint8], form: str) -> tuple[dict[str, Int64], 
         else:
             ok &= column == ord(kind)
         if index == 2 and not ok.any():
-            break  # by now most wrong forms are found out
+            break  # most wrong forms are excluded by now
     return fields, ok
 
 
@@ -197,24 +197,23 @@ def _is_leap(year: Int64) -> Bool:
 
 
 def civil_days(year: Int64, month: Int64, day: Int64) -> Int64:
-    """Return the days since 1970 of dates whose month is 1 to 12."""
+    """Return the days since 1970 of dates with a month from 1 to 12."""
     before = year - 1
     start = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
     return start + _DAYS_BEFORE[month] + (_is_leap(year) & (month > 2)) + day - 1
 
 
 def local_times(cells: Cells, reference_us: Int64 | int) -> tuple[Int64, Bool]:
-    """Local µs since 1970 of cells that are not ``absolute``, with what they do not say taken from a reference.
+    """Return local µs since 1970 of cells that are not ``absolute``; missing fields come from a reference.
 
     Args:
-      cells: as read.
-      reference_us: a local time (one a row, or one for all) near which the samples are: the year is the one that
-        brings a sample nearest to it, so that New Year comes out right whether the samples or the reference are
-        before it, and 29 February only in a leap year. Cells that are a time alone take its day, and the next one each
-        time the clock falls back by more than half a day.
+      cells: the cells.
+      reference_us: a local time (one per row, or one for all) near the samples. The year is chosen so that a sample is
+        nearest to it, which handles New Year in both directions; 29 February exists only in leap years. Cells with a
+        time only get its day, and the next one each time the clock falls back by more than half a day.
 
     Returns:
-      The times, and where there is such a time.
+      The times, and which are valid.
     """
     reference = np.broadcast_to(np.asarray(reference_us, np.int64), cells.ok.shape)
     ok = cells.ok & ~cells.absolute
@@ -239,7 +238,7 @@ def _years(us: Int64) -> Int64:
 
 
 def _days_of_clock(clock: Int64, alone: Bool, reference: Int64) -> Int64:
-    """Local times for times of day alone; the rows are those of one start of the recorder."""
+    """Return local times for cells with a time only; the rows are those of one start of the recorder."""
     rows = np.flatnonzero(alone)
     times = clock[rows]
     first = reference[rows[0]]

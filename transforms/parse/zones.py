@@ -1,4 +1,4 @@
-"""Zones: what a header's name for one may mean, and the offsets of each over the time that a log covers."""
+"""Zones: the candidate zones of a header's name, and their offsets over the time of a log."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 from ciml.dstat.vocabulary import DAY, HOUR, SECOND, epoch_us
 from transforms.parse.times import Int64
 
-_STEP = 7 * DAY  # no zone changes its clock, and back, within a week
+_STEP = 7 * DAY  # no zone changes its clock and back within a week
 
-#: What ``strftime("%Z")`` says, and where on earth it does. Only zones that differ in their rules are listed.
+#: Zones by the result of ``strftime("%Z")``. Only zones with different rules are listed.
 _ABBREVIATIONS = {
     "GMT": "Europe/London Africa/Abidjan", "BST": "Europe/London Asia/Dhaka", "WET": "Europe/Lisbon",
     "WEST": "Europe/Lisbon", "CET": "Europe/Berlin Africa/Algiers", "CEST": "Europe/Berlin",
@@ -34,7 +34,7 @@ _ABBREVIATIONS = {
     "AEDT": "Australia/Sydney", "NZST": "Pacific/Auckland", "NZDT": "Pacific/Auckland", "SAST": "Africa/Johannesburg",
     "EAT": "Africa/Nairobi", "CAT": "Africa/Maputo", "WAT": "Africa/Lagos", "SST": "Pacific/Pago_Pago",
 }  # fmt: skip
-#: Where clocks change, or did in the last years, and ``%Z`` says a number: a "-03" of these is no fixed offset.
+#: Zones with clock changes, now or recently, whose ``%Z`` is a number: their "-03" is not a fixed offset.
 _NUMBERED = (
     "Africa/Casablanca", "America/Asuncion", "America/Campo_Grande", "America/Miquelon", "America/Montevideo",
     "America/Nuuk", "America/Punta_Arenas", "America/Santiago", "America/Sao_Paulo", "America/Scoresbysund",
@@ -43,12 +43,12 @@ _NUMBERED = (
 )  # fmt: skip
 _FIXED = {"UTC": 0, "UCT": 0, "Z": 0, "Zulu": 0, "Etc/UTC": 0, "JST": 9 * HOUR}
 _OFFSET = re.compile(r"([+-])(\d\d)(?::?(\d\d))?", re.ASCII)
-#: Offsets in use, in minutes, for a clock of which nothing is known.
+#: Offsets in use, in minutes, for a clock without any information.
 _OFFSETS = [*range(-720, 841, 60), -570, -210, -150, 210, 270, 330, 345, 390, 525, 570, 630, 765]
 
 
 def fixed_offset(zone: str) -> int | None:
-    """Offset from UTC in µs, for a name that means the same offset everywhere and always; None for any other."""
+    """Return the offset from UTC in µs of a name with one offset everywhere and always; None for others."""
     if zone in _FIXED:
         return _FIXED[zone]
     match = _OFFSET.fullmatch(zone)
@@ -62,7 +62,7 @@ def fixed_offset(zone: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Pieces of a zone's history: from ``since[i]`` µs UTC on, ``offsets[i]`` µs is added to UTC."""
+    """A zone's history: from ``since[i]`` µs UTC on, its offset is ``offsets[i]`` µs."""
 
     name: str
     since: tuple[int, ...]
@@ -76,7 +76,7 @@ class Clock:
 def clocks(
     first: int, last: int, date_us: int | None, zone: str, hint: str | None
 ) -> Iterator[tuple[Clock, int | None]]:
-    """The clocks that may have written times from ``first`` to ``last``, with the header's date as each has it."""
+    """Yield the candidate clocks of times from ``first`` to ``last``, and the header's date by each, µs UTC."""
     anchor = first if date_us is None else date_us
     found = False
     for name in (zone, hint or ""):
@@ -106,18 +106,18 @@ def clocks(
 
 
 def numbered_clocks(name: str, anchor: int, first: int, last: int) -> Iterator[tuple[Clock, int]]:
-    """Yield the clocks of places that write their zone as ``name`` at the time ``anchor``, and that instant, µs UTC."""
+    """Yield the clocks of places that write ``name`` at local time ``anchor``, and that instant, µs UTC."""
     years = range(_year(anchor - 2 * DAY), _year(anchor + 2 * DAY) + 1)
     for place in _NUMBERED:
         if not any(name in {called for _, _, called in _changes(place, year) or ()} for year in years):
-            continue  # nearly all of them
+            continue  # the common case
         for instant in _instants(place, anchor, name):
             if (clock := _history(place, first, last)) is not None:
                 yield clock, instant
 
 
 def _instants(place: str, local: int, name: str) -> list[int]:
-    """Return the instants, none to two, at which a place's clock showed a time and its zone was called ``name``."""
+    """Return the instants (0 to 2) at which a place's clock showed a time and its zone was called ``name``."""
     pieces = _pieces(place, local - 2 * DAY, local + 2 * DAY) or []
     since = [instant for instant, _, _ in pieces]
     found = (
@@ -128,7 +128,7 @@ def _instants(place: str, local: int, name: str) -> list[int]:
 
 
 def _places(name: str, hint: str | None) -> list[str]:
-    """The zones that a name may mean; the hint first, where it is a zone that the abbreviation does not rule out."""
+    """Return the candidate zones of a name; the hint first, where the abbreviation does not exclude it."""
     if name not in _ABBREVIATIONS:
         return [name] if "/" in name else []
     places = _ABBREVIATIONS[name].split()
@@ -139,13 +139,11 @@ def _zone(place: str) -> ZoneInfo | None:
     try:
         return ZoneInfo(place)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return None  # no such zone, or a machine without the tz database
+        return None  # an unknown zone, or a machine without the tz database
 
 
 def _history(place: str, first: int, last: int) -> Clock | None:
-    """Return a zone's offsets while its clock shows ``first`` to ``last``, µs, and some days around.
-
-    None: unknown zone."""
+    """Return a zone's offsets while its clock shows ``first`` to ``last``, µs, and days around; None if unknown."""
     pieces = _pieces(place, first - 2 * DAY, last + 2 * DAY)
     if pieces is None:
         return None
@@ -153,12 +151,12 @@ def _history(place: str, first: int, last: int) -> Clock | None:
     return Clock(place, tuple(pieces[at][0] for at in changed), tuple(pieces[at][1] for at in changed))
 
 
-#: From an instant on, µs UTC: the offset of a zone, µs, and what it is called.
+#: From an instant on, µs UTC: the offset of a zone, µs, and its name.
 _Piece = tuple[int, int, str]
 
 
 def _pieces(place: str, begin: int, end: int) -> list[_Piece] | None:
-    """Return a zone's history from one instant, µs UTC, to another, without what is before and after it."""
+    """Return a zone's history between two instants, µs UTC."""
     pieces: list[_Piece] = []
     for year in range(_year(begin), _year(end) + 1):
         changes = _changes(place, year)
@@ -178,7 +176,7 @@ def _year(us: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _changes(place: str, year: int) -> tuple[_Piece, ...] | None:
-    """Return the history of a zone in a year of UTC, one within or next to those of `EARLIEST` to `LATEST`."""
+    """Return the history of a zone in a year of UTC, within or next to the years of `EARLIEST` to `LATEST`."""
     zone = _zone(place)
     if zone is None:
         return None

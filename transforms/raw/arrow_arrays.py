@@ -1,7 +1,7 @@
-"""Arrow arrays of plain values, and back.
+"""Conversions between Arrow arrays and plain values.
 
-`pyarrow.array` and `to_numpy` would import pandas where it is installed: a third of a second. Casts and the like of
-tables and columns import `pyarrow.compute`, which is a tenth of that.
+`pyarrow.array` and `to_numpy` would import pandas if it is installed: a third of a second. Casts and similar calls of
+tables and columns import `pyarrow.compute`, which takes a tenth of that.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ _TYPES = {"f4": pa.float32(), "i4": pa.int32(), "i8": pa.int64()}
 
 
 def numbers(values: np.ndarray) -> pa.Array:
-    """Return a contiguous array float32, int32 or int64 [n] as Arrow, without a copy."""
+    """Convert a contiguous array float32, int32 or int64 [n] to Arrow, without a copy."""
     return pa.Array.from_buffers(_TYPES[values.dtype.str[1:]], values.size, [None, pa.py_buffer(values)])
 
 
 def plain(column: pa.ChunkedArray) -> np.ndarray:
-    """The inverse: a column of numbers or times, none of them null, as an array [n] (of times int64); without a copy
-    where it is in one piece."""
+    """Convert a column of numbers or times without nulls to an array [n], times as int64; no copy for one chunk."""
     whole = column.combine_chunks()
     return np.from_dlpack(whole.view(pa.int64()) if pa.types.is_timestamp(whole.type) else whole)
 
 
 def texts(values: Sequence[str]) -> pa.StringArray:
-    """Return the texts, none of them null."""
-    if values and values.count(values[0]) == len(values):  # as facts often are
+    """Convert texts without nulls to Arrow."""
+    if values and values.count(values[0]) == len(values):  # common for facts
         same = values[0].encode()
         offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(len(same))
         return pa.Array.from_buffers(
             pa.string(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(same * len(values))]
         )
     joined = "".join(values)
-    if joined.isascii():  # as long in bytes as in characters
+    if joined.isascii():  # as many bytes as characters
         return pa.Array.from_buffers(
             pa.string(), len(values), [None, pa.py_buffer(_offsets(values)), pa.py_buffer(joined.encode())]
         )
@@ -47,7 +46,7 @@ def texts(values: Sequence[str]) -> pa.StringArray:
 
 
 def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
-    """Whole numbers or nulls as a type of 64 bits, such as timestamps."""
+    """Convert whole numbers or nulls to a type of 64 bits, such as timestamps."""
     missing = [value is None for value in values]
     filled = np.fromiter((value or 0 for value in values), np.int64, len(values))
     there = pa.py_buffer(np.packbits(~np.array(missing, bool), bitorder="little")) if any(missing) else None
@@ -55,7 +54,7 @@ def times(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
 
 
 def text_maps(values: Sequence[Mapping[str, str]]) -> pa.MapArray:
-    """Map from text to text, none of them null, each in the order of its keys."""
+    """Convert maps from text to text without nulls to Arrow, each in the order of its keys."""
     ordered = [sorted(value.items()) for value in values]
     flat = list(chain.from_iterable(ordered))
     return pa.MapArray.from_arrays(

@@ -1,4 +1,4 @@
-"""Reading many runs by what lies together: the runs of a pack come as one table, and are not taken apart."""
+"""Read many runs pack by pack: the runs of a pack stay one table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ciml.storage.open import Store
 from transforms.raw.packs import OpenPack
 from transforms.raw.reader import check_rows, packs_of, read_runs, threads_for
 
-#: Objects that are read at a time.
+#: Number of objects per read.
 _OBJECTS = 500
 
 T = TypeVar("T")
@@ -26,9 +26,9 @@ class Joined(NamedTuple):
     """Runs of one pack in one table, one after the other.
 
     Attributes:
-      at: which of the files that were asked for.
+      at: indices of the runs among the requested files.
       table: their telemetry.
-      rows: of each.
+      rows: number of rows of each run.
     """
 
     at: list[int]
@@ -39,19 +39,19 @@ class Joined(NamedTuple):
 def read_joined(
     store: Store, files: Sequence[RawFile], *, columns: Sequence[str], threads: int | None = None
 ) -> Iterator[Joined | list[tuple[int, pa.Table]]]:
-    """Yield the telemetry of many runs, pack by pack, in no order: what lies together is not taken apart.
+    """Yield the telemetry of many runs, pack by pack, in no order; the runs of a pack stay one table.
 
     Args:
       store: the raw store.
-      files: what manifests name.
+      files: the files named by manifests.
       columns: only these. A name that a file lacks is left out.
       threads: see `read_runs`.
 
     Yields:
-      The runs of a pack; or (number, table) of runs that are objects of their own, some hundred at a time.
+      The runs of a pack; or (number, table) of runs that are objects of their own, about a hundred at a time.
 
     Raises:
-      IntegrityError: a run is missing, broken or has other rows.
+      IntegrityError: a run is missing, damaged or has other rows.
     """
     threads = threads_for(store, threads)
     folders: dict[str, list[tuple[int, str]]] = {}
@@ -74,7 +74,7 @@ def read_joined(
 def _join_folder(
     store: Store, folder: str, runs: Sequence[tuple[int, str]], files: Sequence[RawFile], columns: Sequence[str]
 ) -> tuple[list[Joined], list[int]]:
-    """What the packs of a folder have of its runs; and the runs that they do not have."""
+    """Read the runs of a folder that are in its packs; also return the indices of the others."""
     packs = packs_of(store, folder)
     rest: list[int] = []
     joined: list[Joined] = []
@@ -99,7 +99,7 @@ def _join_folder(
 
 
 def _ahead(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
-    """``work`` of items, in their order; by threads a few ahead of whoever takes the results, for they are large."""
+    """Call ``work`` on items in order, with threads a few items ahead of the consumer, because results are large."""
     if threads <= 1:
         yield from map(work, items)
         return

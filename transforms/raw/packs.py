@@ -1,8 +1,8 @@
 """Packs: many runs of one job and day in one Parquet file, written, opened and read.
 
-A pack has one schema, its runs lie one after the other, and a row group ends where a run ends. What each run is called
-and where it lies stands in the file's own key-value metadata, as JSON under the key ``ciml.pack``. So a pack is read by
-any program as one table, and by ciml as the very tables that its runs were before.
+A pack has one schema, its runs follow one another, and a row group ends where a run ends. The names and positions of
+the runs are in the file's key-value metadata, as JSON under the key ``ciml.pack``. So any program reads a pack as one
+table, and ciml reads exactly the original tables of the runs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from transforms.raw.arrow_arrays import empty_table
 _KEY = b"ciml.pack"
 _CHECKSUMS = b"ciml.crc32"
 _MAGIC = b"PAR1"
-#: A row group ends with the run that brings it to this size: what is read for one run, and held while writing.
+#: A row group ends with the run that reaches this size: it is read for one run, and held while writing.
 GROUP_ROWS = 32_768
 PACK_RUNS = 5_000
-# Ranges nearer than this are read as one: about what comes in the time of one more request.
+# Ranges closer than this are read as one: about the bytes transferred in the time of one more request.
 _GAP = 64 << 10
 _GAP_REMOTE = 1 << 20
 
@@ -43,12 +43,12 @@ Metadata = dict[bytes, bytes] | None
 
 
 def columns_digest(schema: pa.Schema) -> str:
-    """What makes two runs fit into one pack: the names, the types and the order of their columns."""
+    """Return the digest that runs of one pack share: of the names, types and order of their columns."""
     return sha256_json([[field.name, str(field.type), field.nullable] for field in schema])[:16]
 
 
 class Place(Record, frozen=True, gc=False):
-    """Where a run lies in a pack: ``rows`` rows from ``first`` on; and the metadata of its own table."""
+    """The position of a run in a pack: ``rows`` rows from ``first`` on, and the metadata of its own table."""
 
     name: str
     digest: str
@@ -58,7 +58,7 @@ class Place(Record, frozen=True, gc=False):
 
 
 class _Chunk(NamedTuple):
-    """Where a column of a row group lies in a pack, bytes ``start`` to ``end``; its number among all of the pack."""
+    """A column chunk of a pack: bytes ``start`` to ``end``, and its number in the pack."""
 
     start: int
     end: int
@@ -91,14 +91,14 @@ def _decode(value: bytes) -> list[int]:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """Return a pack with the checksums of its column chunks where it has noughts: they are known when it is written."""
+    """Fill in the checksums of a pack's column chunks, which are known only after it is written."""
     checksums = _encode(_checksums(pq.ParquetFile(pa.BufferReader(data)).metadata, data))
     at = data.rindex(_CHECKSUMS + b"=")
     return data[:at] + checksums + data[at + len(checksums) :]
 
 
 class PackWriter:
-    """A pack in the making, held in memory: its compressed bytes, and a row group of plain ones."""
+    """A pack being written, in memory: its compressed bytes, and one uncompressed row group."""
 
     def __init__(self, folder: str, schema: pa.Schema) -> None:
         self.folder = folder
@@ -110,8 +110,8 @@ class PackWriter:
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._groups = 0
-        # Telemetry repeats itself from run to run, which zstd sees and a dictionary hides. Nobody reads a pack by its
-        # statistics, and the schema is not kept a second time in Arrow's own form.
+        # Telemetry repeats from run to run, which zstd compresses and a dictionary hides. Statistics of a pack are
+        # never read, and the schema is not stored a second time in Arrow's own form.
         self._writer = pq.ParquetWriter(
             self._sink,
             self._schema,
@@ -126,7 +126,7 @@ class PackWriter:
 
     @property
     def size(self) -> int:
-        """Bytes so far, of what is in row groups."""
+        """Bytes of the row groups so far."""
         return self._sink.tell()
 
     @property
@@ -134,7 +134,7 @@ class PackWriter:
         return len(self.places) >= PACK_RUNS
 
     def add(self, name: str, digest: str, table: pa.Table) -> None:
-        """Append a run. Its columns are those of the pack."""
+        """Append a run with the columns of the pack."""
         self.places.append(Place(name, digest, self.rows, table.num_rows, table.schema.metadata))
         self.rows += table.num_rows
         self._waiting.append(table.replace_schema_metadata(None))
@@ -149,10 +149,10 @@ class PackWriter:
         self._waiting, self._waiting_rows = [], 0
 
     def finish(self) -> tuple[PackFile, bytes]:
-        """Return the pack, which every one of its runs was read back from as it was, and its bytes.
+        """Finish the pack, and verify that every run reads back unchanged. Return the pack and its bytes.
 
         Raises:
-          IntegrityError: where one was not: the file is of no use.
+          IntegrityError: a run does not read back unchanged.
         """
         self._flush()
         noughts = _encode([0] * self._groups * len(self._schema))  # the last entry: see `_with_checksums`
@@ -166,12 +166,12 @@ class PackWriter:
         for place, table in opened.tables(data, range(len(opened.places)), None):
             same = table.schema.equals(self._schema) and telemetry_digest(run_of(place.name), table) == place.digest
             if not same or place.metadata != self.places[opened.number[place.name]].metadata:
-                raise IntegrityError(f"{path}: {place.name} does not come back from a pack as it went in")
+                raise IntegrityError(f"{path}: {place.name} does not read back from the pack unchanged")
         return pack, data
 
 
 def _describe(folder: str, places: Iterable[Place]) -> bytes:
-    """Return the runs of a pack as JSON; metadata that they share stands there once."""
+    """Return the runs of a pack as JSON; shared metadata is stored once."""
     different: dict[str, int] = {}
     kinds: list[Any] = []
     runs = []
@@ -190,34 +190,34 @@ def _head(data: bytes) -> str:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("latin-1")  # any bytes, and back
+    return data.decode("latin-1")  # reversible for any bytes
 
 
 class OpenPack:
-    """What a pack says of itself: its row groups, and the runs in them. Small enough to be kept.
+    """The description of a pack: its row groups, and the runs in them. Small enough to cache.
 
     Attributes:
-      file: as the manifest describes it.
-      places: of its runs, in their order.
-      number: of each run in ``places``, by name.
-      names: of its columns, in order.
+      file: the pack as described in the manifest.
+      places: positions of its runs, in order.
+      number: index of each run in ``places``, by name.
+      names: names of its columns, in order.
     """
 
     def __init__(self, file: PackFile, footer: bytes) -> None:
         """Args:
-          file: as the manifest describes it.
+          file: the pack as described in the manifest.
           footer: the file's last ``file.footer`` bytes.
 
         Raises:
-          IntegrityError: when they do not belong together.
+          IntegrityError: the footer does not belong to the file.
         """
         self.file = file
-        if _head(footer) != file.footer_digest:  # Parquet's reader may end the process over a broken one
-            raise IntegrityError(f"{file.path} does not describe itself as its manifest says: restore it from a copy")
+        if _head(footer) != file.footer_digest:  # Parquet's reader may crash on a damaged one
+            raise IntegrityError(f"{file.path} differs from the digest in its manifest; restore a backup")
         try:
             described_by = pq.ParquetFile(pa.BufferReader(_MAGIC + footer))
             self.metadata = described_by.metadata
-            # Not by `metadata.schema`: the two would hold each other, and all that is in a footer, until a collection.
+            # Not by `metadata.schema`: the two form a cycle, which keeps the footer until a garbage collection.
             self.schema: pa.Schema = described_by.schema_arrow.remove_metadata()
             described = orjson.loads(self.metadata.metadata[_KEY])
             self._checksums = _decode(self.metadata.metadata.get(_CHECKSUMS, b""))
@@ -232,10 +232,10 @@ class OpenPack:
             raise IntegrityError(f"{file.path} cannot be read as a pack: {error!s:.200}") from None
         if self.metadata.num_rows != file.rows or len(runs) != file.runs:
             raise IntegrityError(
-                f"{file.path} has {self.metadata.num_rows} rows of {len(runs)} runs, not those of its manifest"
+                f"{file.path} has {self.metadata.num_rows} rows in {len(runs)} runs, which differs from its manifest"
             )
         if self._checksums and len(self._checksums) != self.metadata.num_row_groups * self.metadata.num_columns:
-            raise IntegrityError(f"{file.path} has not a checksum for each of its column chunks")
+            raise IntegrityError(f"{file.path} lacks checksums for some column chunks")
         self.places = runs
         self.number = {place.name: number for number, place in enumerate(runs)}
         self.names: tuple[str, ...] = tuple(self.schema.names)
@@ -244,10 +244,10 @@ class OpenPack:
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
 
     def read(self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
-        """Runs by their number in ``places``, read at once: only the row groups and columns that they need.
+        """Read runs by their number in ``places``, at once: only the row groups and columns that they need.
 
         Raises:
-          FileNotFoundError: the pack is not there (any more).
+          FileNotFoundError: the pack does not exist (any more).
           IntegrityError: it cannot be read.
         """
         groups = {group for number in numbers if (group := self._group(number)) is not None}
@@ -261,9 +261,9 @@ class OpenPack:
     def read_joined(
         self, store: Store, numbers: Sequence[int], columns: Sequence[str]
     ) -> tuple[list[int], pa.Table, list[int]]:
-        """Runs in one table, one after the other: their numbers in the table's order, the table, and their rows.
+        """Read runs into one table: return their numbers in the table's order, the table, and their rows.
 
-        What a run's own table says of itself (its metadata) is not in there. Raises as `read` does.
+        The table lacks the metadata of the runs' own tables. Raises as `read`.
         """
         ordered = sorted(numbers)
         groups = sorted({group for number in ordered if (group := self._group(number)) is not None})
@@ -282,7 +282,7 @@ class OpenPack:
         rows = [place.rows for place in places]
         if sum(rows) < table.num_rows:
             begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
-            parts: list[tuple[int, int]] = []  # (begin, end) of runs that lie together
+            parts: list[tuple[int, int]] = []  # (begin, end) of adjacent runs
             for number, place in zip(ordered, places, strict=True):
                 if (group := self._group(number)) is not None:
                     begin = begins[group] + place.first - self._begin(group)
@@ -298,7 +298,7 @@ class OpenPack:
     def tables(
         self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
     ) -> Iterator[tuple[Place, pa.Table]]:
-        """(place, table) of runs, row group by row group, from the pack's bytes or a file that holds what is needed."""
+        """Yield (place, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
         wanted: dict[int | None, list[Place]] = {}
         for number in numbers:
             wanted.setdefault(self._group(number), []).append(self.places[number])
@@ -311,7 +311,7 @@ class OpenPack:
                 whole, begins = self.schema.empty_table().select(kept), 0
             else:
                 whole, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
-            # Slices keep the whole row group in memory: well and good while most of it is asked for.
+            # Slices keep the whole row group in memory, which is fine while most of it is requested.
             sparse = whole.num_columns > 0 and 2 * sum(place.rows for place in places) < whole.num_rows
             for place in places:
                 start = place.first - begins
@@ -329,9 +329,9 @@ class OpenPack:
         return self._ends[group - 1] if group else 0
 
     def _fetch(self, store: Store, groups: Sequence[int], columns: Sequence[str] | None) -> Any:
-        """Return a file to read row groups from, with only as much of the pack as that takes.
+        """Return a file for reading row groups, with only the needed parts of the pack.
 
-        Parquet's page checksums do not cover the pages' headers: each column chunk is compared as a whole.
+        Parquet's page checksums do not cover the pages' headers: each column chunk is checked as a whole.
         """
         gap = _GAP if isinstance(store, LocalStore) else _GAP_REMOTE
         path, checksums = self.file.path, self._known_checksums(store)
@@ -352,8 +352,7 @@ class OpenPack:
         return pa.PythonFile(_Parts(self.file.size, parts), "r")
 
     def _known_checksums(self, store: Store) -> Sequence[int]:
-        """Those that the pack describes itself with. For one of an older version, those of its bytes, once they have
-        proved to be those of its name."""
+        """Return the pack's checksums; for a pack of an older version compute them, once its bytes match its name."""
         if not self._checksums:
             data = store.read(self.file.path)
             if not _is_proved(self.file, data):
@@ -368,7 +367,7 @@ class OpenPack:
 
 
 class _Parts(io.RawIOBase):
-    """A file of which only some parts are here. Reading elsewhere is an error."""
+    """A file of which only some parts are loaded. Reading elsewhere is an error."""
 
     def __init__(self, size: int, parts: list[tuple[int, bytes]]) -> None:
         self._size = size
@@ -394,21 +393,21 @@ class _Parts(io.RawIOBase):
                 found = data[self._at - start : self._at - start + size]
                 self._at += size
                 return found
-        raise OSError(f"the {size} bytes from {self._at} on are not here")
+        raise OSError(f"the {size} bytes from {self._at} on are not loaded")
 
 
 def open_pack(store: Store, file: PackFile) -> OpenPack:
-    """Read a pack's own description. Raises `FileNotFoundError`, `IntegrityError`."""
+    """Read a pack's description. Raises `FileNotFoundError`, `IntegrityError`."""
     return OpenPack(file, store.read_range(file.path, file.size - file.footer, file.footer))
 
 
 def prove_pack(store: Store, file: PackFile) -> str:
-    """What is wrong with a pack: "" where it is there with the very bytes that its name says, else one line."""
+    """Check a pack's bytes against its name: return "" if they match, else one line."""
     try:
         data = store.read(file.path)
     except FileNotFoundError:
-        return f"{store.url(file.path)} is named by its manifest, and is not there"
-    return "" if _is_proved(file, data) else f"{store.url(file.path)} has other bytes than its name says"
+        return f"{store.url(file.path)} is in its manifest but does not exist"
+    return "" if _is_proved(file, data) else f"{store.url(file.path)} differs from the digest in its name"
 
 
 def _is_proved(file: PackFile, data: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""Reading runs from the raw store by their names: each from an object of its own, or from a pack that holds it.
+"""Read runs from the raw store by name: each from its own object, or from a pack that holds it.
 
-A run may move from the one to the other, or from pack to pack, while it is read. It is in its new place, and a manifest
-says so, before it leaves the old one: so whoever does not find it looks at the manifest again, and finds it there.
+A run may move between its own object and packs while it is read. It is in its new place, and a manifest says so, before
+it leaves the old one. So a reader that does not find it reads the manifest again, and finds it there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ciml.storage.open import LocalStore, Store
 from transforms.raw.packs import OpenPack, open_pack
 
 _THREADS = 16
-#: Runs whose places in packs a process keeps in mind; about a kilobyte each.
+#: Number of runs whose positions in packs a process caches; about a kilobyte each.
 _KEPT_RUNS = 25_000
 _NAME = re.compile(r"(?P<run_id>.+)\.(?P<digest>[0-9a-f]{16})\.parquet")
 _TIMES = pa.timestamp("us", tz="UTC")
@@ -36,14 +36,14 @@ U = TypeVar("U")
 
 
 class FolderPacks:
-    """The packs of one folder of runs as they were at one time.
+    """The packs of one folder of runs at one time.
 
     Attributes:
-      state: what their manifest said.
-      packs: the present ones, opened. Where one of them is gone, also those that were replaced and are still there.
-      runs: the pack that holds a run and the run's number in there, by the run's file name.
-      gone: packs that the manifest names and that are not there.
-      broken: what is wrong with packs that cannot be opened, a line each.
+      state: the state of their manifest.
+      packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
+      runs: (pack, number in it) of a run, by the run's file name.
+      gone: packs in the manifest that do not exist.
+      broken: faults of packs that cannot be opened, one line each.
     """
 
     def __init__(
@@ -56,21 +56,22 @@ class FolderPacks:
         self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
 
     def find(self, name: str) -> tuple[OpenPack, int] | None:
-        """Return the pack that holds the run of this name, and the run's number in there."""
+        """Return the pack that holds the run of this name, and the run's number in it."""
         return self.runs.get(name)
 
 
 def load_packs(store: Store, folder: str) -> FolderPacks:
-    """Return the present packs of a folder, opened.
+    """Open the present packs of a folder.
 
-    One that is broken or not there is left out: its runs may be elsewhere."""
+    A damaged or missing pack is left out: its runs may be elsewhere.
+    """
     version = -1
     while True:
         state = pack_state(store, folder)
         packs, gone, broken = _open(store, state.packs.values())
         if not gone:
             return FolderPacks(state, packs, gone, broken)
-        if state.version == version:  # else it was perhaps replaced after the manifest was read, which now says so
+        if state.version == version:  # else it may have been replaced since the manifest was read
             return FolderPacks(state, packs + _open(store, state.replaced.values())[0], gone, broken)
         version = state.version
 
@@ -90,7 +91,7 @@ def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list
 
 
 class _Shelf:
-    """The folders whose packs this process knows, the least used forgotten first. Safe to use from threads."""
+    """A cache of folders' packs; the least recently used is dropped first. Safe to use from threads."""
 
     def __init__(self) -> None:
         self._folders: OrderedDict[tuple[Store, str], FolderPacks] = OrderedDict()
@@ -105,7 +106,7 @@ class _Shelf:
             return found
 
     def load(self, store: Store, folder: str) -> FolderPacks:
-        """Look at the manifest anew."""
+        """Read the manifest again."""
         found = load_packs(store, folder)
         with self._lock:
             if (old := self._folders.pop((store, folder), None)) is not None:
@@ -121,19 +122,19 @@ _shelf = _Shelf()
 
 
 def packs_of(store: Store, folder: str) -> FolderPacks:
-    """Return the packs of a folder as this process knows them, by a look at the manifest where it knows none."""
+    """Return the cached packs of a folder; read its manifest where none are cached."""
     return _shelf.get(store, folder) or _shelf.load(store, folder)
 
 
 def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the telemetry of a raw object that is one.
+    """Read the telemetry of a run that has its own object.
 
-    A sealed object is checked before it is parsed. One of an older version is read whole, and the digest of its
-    telemetry compared with the digest in its name, however few columns are asked for.
+    A sealed object is checked before it is parsed. One of an older version is read as a whole, and its telemetry is
+    compared with the digest in its name, even for a few columns.
 
     Raises:
       FileNotFoundError: there is no such object.
-      IntegrityError: it is not as it was written.
+      IntegrityError: it is damaged.
     """
     data, url = store.read(path), store.url(path)
     wanted = None if columns is None else list(columns)
@@ -145,14 +146,14 @@ def read_object(store: Store, path: str, columns: Sequence[str] | None = None) -
             _check_telemetry(table, path, url)
             if wanted is not None:
                 table = table.select([name for name in dict.fromkeys(wanted) if name in table.column_names])
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise unreadable(url, error) from None
     facts = parquet.metadata.metadata or {}
     return table.replace_schema_metadata({key: value for key, value in facts.items() if key != SEAL} or None)
 
 
 def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
-    """Compare telemetry with the digest in its object's name. Every name that `run_path` makes has one."""
+    """Compare telemetry with the digest in its object's name. Every name from `run_path` has one."""
     if (named := _NAME.fullmatch(path.rpartition("/")[2])) is None:
         return
     # The digest does not cover the unit of times.
@@ -163,11 +164,11 @@ def _check_telemetry(table: pa.Table, path: str, url: str) -> None:
     except TypeError:  # columns of another type
         raise damaged(url) from None
     if found[:16] != named["digest"]:
-        raise IntegrityError(f"{url} has the digest {found}, and its name another: restore it from a copy")
+        raise IntegrityError(f"{url} has the digest {found}, which differs from its name; restore a backup")
 
 
 def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the telemetry of a run. Raises `IntegrityError` where it is missing, broken or has other rows."""
+    """Read the telemetry of a run. Raises `IntegrityError` where it is missing, damaged or has other rows."""
     path = file if isinstance(file, str) else file.path
     table = _find(store, path, columns)
     if isinstance(file, RawFile):
@@ -176,15 +177,13 @@ def read_run(store: Store, file: RawFile | str, *, columns: Sequence[str] | None
 
 
 def check_rows(store: Store, file: RawFile, rows: int) -> None:
-    """Raise `IntegrityError` where a run has other rows than the manifest says."""
+    """Raise `IntegrityError` where the number of rows differs from the manifest."""
     if rows != file.rows:
-        raise IntegrityError(
-            f"{store.url(file.path)} has {rows} rows, and the manifest says {file.rows}: restore it from a copy"
-        )
+        raise IntegrityError(f"{store.url(file.path)} has {rows} rows, the manifest says {file.rows}; restore a backup")
 
 
 def threads_for(store: Store, threads: int | None) -> int:
-    """Return how many threads read at once: see `read_runs`."""
+    """Return the number of reading threads: see `read_runs`."""
     if threads is not None:
         return threads
     return 1 if isinstance(store, LocalStore) else _THREADS
@@ -192,7 +191,7 @@ def threads_for(store: Store, threads: int | None) -> int:
 
 def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     place = split_path(path)
-    missing = IntegrityError(f"{store.url(path)} is named by the manifest, and is not there")
+    missing = IntegrityError(f"{store.url(path)} is in the manifest but does not exist")
     if place is None:
         with suppress(FileNotFoundError):
             return read_object(store, path, columns)
@@ -204,18 +203,18 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
         if found is not None:
             with suppress(FileNotFoundError):  # replaced by another pack
                 return found[0].read(store, [found[1]], columns)[found[1]]
-        with suppress(FileNotFoundError):  # in a pack by now
+        with suppress(FileNotFoundError):  # packed meanwhile
             return read_object(store, path, columns)
         packs = _shelf.load(store, folder)
         now = packs.find(name)
         if now is None or (found is not None and now[0].file == found[0].file):
             break
-    for last in (f"{SWEPT}/{path}", path):  # named long after it was written, and on its way back
+    for last in (f"{SWEPT}/{path}", path):  # committed long after it was written, and being moved back
         with suppress(FileNotFoundError):
             return read_object(store, last, columns)
     if packs.broken:
         raise IntegrityError(
-            f"{store.url(path)} is not there, and a pack that may hold it is broken: {packs.broken[0]}"
+            f"{store.url(path)} does not exist, and a pack that may hold it is damaged: {packs.broken[0]}"
         )
     raise missing
 
@@ -223,17 +222,17 @@ def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
 def read_runs(
     store: Store, files: Iterable[RawFile | str], *, columns: Sequence[str] | None = None, threads: int | None = None
 ) -> list[pa.Table]:
-    """Return the telemetry of many runs, in the order given. A pack is read once for all its runs.
+    """Read the telemetry of many runs, in the order given. A pack is read once for all its runs.
 
     Args:
       store: the raw store.
-      files: what manifests name; or bare paths below the store, whose rows are then not checked.
+      files: files from manifests; or paths below the store, whose rows are not checked.
       columns: only these, in this order; all by default. A name that a file lacks is left out.
-      threads: that read at once; by default 16 for S3, where opening a file is waiting, and 1 for a folder, where it
-        is work that holds the interpreter.
+      threads: number of reading threads; by default 16 for S3, where opening a file waits, and 1 for a folder, where it
+        holds the interpreter.
 
     Raises:
-      IntegrityError: a run is missing, broken or has other rows.
+      IntegrityError: a run is missing, damaged or has other rows.
     """
     wanted = list(files)
     threads = threads_for(store, threads)
@@ -243,7 +242,7 @@ def read_runs(
         place = split_path(file if isinstance(file, str) else file.path)
         if place is not None:
             folders.setdefault(place[0], []).append((at, place[1]))
-    # For one run of a folder that was never looked at, its own object is the likelier place, and one request less.
+    # For a single run of an uncached folder, its own object is more likely, and saves a request.
     grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
     for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
         found.update(part)
@@ -259,10 +258,10 @@ def read_runs(
 
 
 def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]]:
-    """Return the names of all columns of many runs, in the order given. Of runs in packs no telemetry is read.
+    """Return the column names of many runs, in the order given. For runs in packs no telemetry is read.
 
     Raises:
-      IntegrityError: a run is missing or broken.
+      IntegrityError: a run is missing or damaged.
     """
     found: dict[int, tuple[str, ...]] = {}
     rest: list[int] = []
@@ -291,7 +290,7 @@ def _map(work: Callable[[T], U], items: Sequence[T], threads: int) -> list[U]:
 def _packed(
     store: Store, folder: str, runs: Sequence[tuple[int, str]], columns: Sequence[str] | None
 ) -> dict[int, pa.Table]:
-    """Return those of a folder's runs that are in packs, by the number under which they are asked for."""
+    """Return a folder's runs that are in packs, by their number in the request."""
     packs = _shelf.get(store, folder)
     if packs is None:
         packs = _shelf.load(store, folder)
@@ -316,17 +315,17 @@ def _packed(
 
 
 def verify_run(store: Store, run_id: str, file: RawFile) -> str:
-    """What is wrong with a run's telemetry: "" for nothing, else one line. Checks existence, rows and digest."""
+    """Check a run's telemetry (existence, rows, digest): return "" if it is valid, else one line."""
     try:
         table = read_run(store, file)
         digest = telemetry_digest(run_id, table)
     except (IntegrityError, TypeError) as error:
         return str(error)
-    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, not {file.digest}"
+    return "" if digest == file.digest else f"{store.url(file.path)} has the digest {digest}, expected {file.digest}"
 
 
 def verify_runs(store: Store, runs: Iterable[tuple[str, RawFile]], *, rows: int = 200_000) -> Iterator[str]:
-    """What is wrong with each of many runs, as `verify_run` says it, in their order; read about ``rows`` at a time."""
+    """Yield the result of `verify_run` for many runs, in order; about ``rows`` rows are read at a time."""
     part: list[tuple[str, RawFile]] = []
     waiting = 0
     for run in runs:
@@ -345,6 +344,6 @@ def _verify_part(store: Store, runs: Sequence[tuple[str, RawFile]]) -> Iterator[
             telemetry_digest(run_id, table) == file.digest for (run_id, file), table in zip(runs, tables, strict=True)
         ]
     except (IntegrityError, TypeError):
-        equal = [False] * len(runs)  # one of them at least: which, and why, is found one by one
+        equal = [False] * len(runs)  # at least one differs: check them one by one
     for (run_id, file), is_equal in zip(runs, equal, strict=True):
         yield "" if is_equal else verify_run(store, run_id, file)

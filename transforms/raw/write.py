@@ -1,7 +1,7 @@
 """The stage that stores: telemetry becomes the raw objects of runs.
 
-A raw object is named by its content and created exclusively, before the commit that makes it known. So a worker that
-is killed between the two leaves an object that the next try finds and uses, or that no manifest ever names.
+A raw object is named by its digest and created exclusively, before the commit that refers to it. So a worker that is
+killed between the two leaves an object that the next try reuses, or that no manifest ever names.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from ciml.telemetry import TIME
 _THREADS = 16
 _ZSTD_ROWS = 3000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_SEGMENT = 150  # bytes of a job's folder; with its `job=` it has to stay within the 255 of a file name
+_MAX_SEGMENT = 150  # bytes of a job's folder; with `job=` it must stay within the 255 of a file name
 
 
 def store(batch: Batch, raw: Store) -> Batch:
-    """Write the raw objects of a batch's candidates, which thereby are settled as runs (or as whatever the
-    accounting makes of them).
+    """Write the raw objects of a batch's pending runs. This settles them as runs; the accounting may change their kind.
 
     Args:
-      batch: its candidates hold their ``telemetry``.
-      raw: the raw store, under which `RawFile.path` lies.
+      batch: its pending runs hold their ``telemetry``.
+      raw: the raw store, the root of `RawFile.path`.
 
     Raises:
       EngineError: the store does not answer.
@@ -42,7 +41,7 @@ def store(batch: Batch, raw: Store) -> Batch:
         return batch
     encoded = [_encode(pending) for pending in batch.pending_runs]  # holds the interpreter: threads only slow it down
     with ThreadPoolExecutor(min(_THREADS, len(encoded))) as pool:
-        # An object that is there already holds the same telemetry: its name says so.
+        # An existing object holds the same telemetry: its name contains the digest.
         for _ in pool.map(lambda each: raw.create(each[0].path, each[1]), encoded):
             pass
     settled = [
@@ -58,7 +57,7 @@ def store(batch: Batch, raw: Store) -> Batch:
 def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
     facts, table = pending.mention, pending.telemetry
     if table is None:
-        raise IntegrityError(f"{pending.origin} {facts.run_id}: to be stored before it was parsed")
+        raise IntegrityError(f"{pending.origin} {facts.run_id}: cannot store a run before it is parsed")
     digest = telemetry_digest(facts.run_id, table)
     path = run_path(facts, table, digest)
     data = write_run(table, path)
@@ -66,7 +65,7 @@ def _encode(pending: PendingRun) -> tuple[RawFile, bytes]:
 
 
 def run_path(facts: RunFacts, table: pa.Table, digest: str) -> str:
-    """``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
+    """Return ``runs/job=<job>/date=<day of the start>/<run id>.<digest>.parquet``, days in UTC."""
     time_us = facts.start_us if facts.start_us is not None else facts.end_us
     if time_us is None:
         time_us = table.column(TIME)[0].value
@@ -82,17 +81,17 @@ def _segment(job: str) -> str:
 
 
 def write_run(table: pa.Table, path: str = "") -> bytes:
-    """A run's telemetry as Parquet. The same table and path give the same bytes, as long as the library is the same.
+    """Encode a run's telemetry as Parquet. Equal tables and paths give equal bytes with the same library version.
 
     Args:
       table: the telemetry.
-      path: where it will be stored. Without one the file has no seal (`ciml.raw.seal`): it is read as those of older
-        versions are, at the cost of a digest of all its columns.
+      path: where it will be stored. Without it the file has no seal (`ciml.raw.seal`): readers then compute the digest
+        of all its columns, as for older versions.
 
-    A run is read whole and mostly has few samples, so what describes a file is a large part of it. One row group, no
-    statistics, no dictionaries, and the schema not a second time in Arrow's own form: 40 % less to store. Below some
-    thousand samples lz4, which takes an eighth more than zstd and is written and read in a third of the time: zstd
-    sets itself up for each column.
+    A run is read as a whole and mostly has few samples, so metadata is a large part of its file. One row group, no
+    statistics, no dictionaries, and no second schema in Arrow's own form save 40 % of its size. Below some thousand
+    samples lz4 is used: it takes an eighth more space than zstd and a third of the time, because zstd has setup costs
+    per column.
     """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(

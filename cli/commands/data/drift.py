@@ -154,7 +154,7 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
     if others and finding.kind in ("lost_group", "new_group"):
         more = f", and {len(others)} more"
     elif others:
-        more = f"; so did {', '.join(other.what.partition('(')[0] for other in others)}"
+        more = f"; also {', '.join(other.what.partition('(')[0] for other in others)}"
     return [
         finding.what,
         place if finding.build_name is None else finding.build_name,

@@ -75,7 +75,7 @@ def test_verify_exits_with_4_and_names_what_is_wrong(data_path: str, definition:
     result = CliRunner().invoke(cli, ["dataset", "verify", "cpu", "--data-path", data_path], standalone_mode=False)
     assert result.return_value == 4
     assert result.stdout.startswith("BROKEN cpu: ")
-    assert f"{path} is named by the manifest, and is not there" in result.stdout
+    assert f"{path} is in the manifest but does not exist" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_findings_are_told_and_exit_with_4(tmp_path: Path, stored: RawStore) -> 
     stored.store.delete(paths[0])
     verified = ciml(tmp_path, "verify")
     assert verified.return_value == 4
-    assert f"BROKEN {stored.store.url(paths[0])} is named by the manifest, and is not there" in verified.output
+    assert f"BROKEN {stored.store.url(paths[0])} is in the manifest but does not exist" in verified.output
     assert "1 findings." in verified.output
     as_json = ciml(tmp_path, "verify", "--json")
     assert (as_json.return_value, json.loads(as_json.output)["number"]) == (4, 1)
@@ -103,7 +103,7 @@ def test_findings_are_told_and_exit_with_4(tmp_path: Path, stored: RawStore) -> 
         stored.store.delete(stored.write(*run(number)).path)
         compacted = ciml(tmp_path, "compact", *options)
         assert compacted.return_value == 4
-        assert "is not there" in compacted.output
+        assert "does not exist" in compacted.output
     assert ciml(tmp_path, "show", "zuul~10~1").return_value == 4
 
 

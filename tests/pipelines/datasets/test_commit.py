@@ -199,7 +199,7 @@ def test_a_stage_that_fails_in_beam_says_what_it_said(data: DataRoot, raw: RawSt
     (path,) = [path for path in raw.store.list("runs") if "~7~1." in path]
     raw.store.delete(path)
     for runner in (None, "fnapi"):
-        with pytest.raises(IntegrityError, match=r"~7~1\..*is named by the manifest, and is not there"):
+        with pytest.raises(IntegrityError, match=r"~7~1\..*is in the manifest but does not exist"):
             update_dataset(data.dataset("cpu"), runner=runner)
     assert data.dataset("cpu").state().version == 2
 
@@ -228,7 +228,7 @@ def _change_a_value(store: Store, path: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda store, path: store.delete(path), "is named by the manifest, and is not there"),
+        (lambda store, path: store.delete(path), "is in the manifest but does not exist"),
         (_flip, ""),
         (_change_a_value, "have another digest"),
         (lambda store, path: store.replace(path.replace("examples-", "other-"), b""), "is not named by any manifest"),

@@ -91,7 +91,7 @@ def test_statistics_are_those_of_the_examples_and_computed_once(data: DataRoot) 
         data.store.delete(path)
     assert validate_dataset(data, "cpu").to_json() == first.to_json()
     root.replace(kept[1], b"{broken")  # counts as none: it is computed anew, and says so when it cannot be
-    with pytest.raises(IntegrityError, match="is named by the manifest, and is not there"):
+    with pytest.raises(IntegrityError, match="is in the manifest but does not exist"):
         validate_dataset(data, "cpu")
 
 

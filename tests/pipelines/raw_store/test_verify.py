@@ -102,7 +102,7 @@ def _single(raw: Store) -> str:
 
 
 SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
-    "an object is lost": (lambda raw: raw.delete(_single(raw)), "is not there"),
+    "an object is lost": (lambda raw: raw.delete(_single(raw)), "does not exist"),
     "an object is broken": (lambda raw: raw.replace(_single(raw), b"PAR1"), "cannot be read as Parquet"),
     "an object is another's": (
         lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "holds the seal"
@@ -150,7 +150,7 @@ def test_a_planted_fault_is_told(events: Events, fault: str) -> None:
 
 
 PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
-    "a pack is lost": (lambda raw, path: raw.delete(path), "is not there"),
+    "a pack is lost": (lambda raw, path: raw.delete(path), "does not exist"),
     "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "other bytes"),
     "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
     "a pack manifest is broken": (

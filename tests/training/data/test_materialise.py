@@ -93,10 +93,10 @@ def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Sn
     table = pq.read_table(path)
     if damage == "gone":
         path.unlink()
-        line = "is named by the manifest, and is not there"
+        line = "is in the manifest but does not exist"
     elif damage == "other rows":
         pq.write_table(table.slice(1), path)
-        line = "rows, and the manifest says"
+        line = "rows, the manifest says"
     else:
         name, other, what = ("usr", "sys", "digest") if damage == "altered values" else ("label", "n_windows", "label")
         at = table.column_names.index(name)
@@ -137,7 +137,7 @@ def test_another_process_finds_the_wanted_rows_in_a_file(
 def test_an_error_within_the_pipeline_is_told_as_it_is(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     path = snapshot.spans[0].files["test"][0].path
     data.dataset("providers").store.delete(path)
-    with pytest.raises(IntegrityError, match=f"{path} is named by the manifest, and is not there"):
+    with pytest.raises(IntegrityError, match=f"{path} is in the manifest but does not exist"):
         materialise(data.dataset("providers").store, snapshot, tmp_path / "made")
 
 

@@ -133,7 +133,7 @@ def test_few_runs_say_nothing(runs: int) -> None:
 
 def test_a_value_that_stands_still_is_said_to() -> None:
     report = compare(side({cell(): np.arange(1.0, 500.0)}), side({cell(): np.zeros(60)}))
-    assert [(each.kind, each.verdict) for each in report.findings] == [("shift", "the same in all runs now")]
+    assert [(each.kind, each.verdict) for each in report.findings] == [("shift", "constant in all runs now")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_mix_and_what_one_side_lacks() -> None:
     before, after = {"a": 300, "b": 95, "c": 5, "d": 1}, {"a": 20, "b": 60, "e": 20}
     mix = mix_of(before, after)
     assert mix is not None
-    assert (mix.moved, mix.before, mix.after) == ("b", 95 / 401, 0.6)
+    assert (mix.grown, mix.before, mix.after) == ("b", 95 / 401, 0.6)
     # of c and d one run each is expected on the smaller side, of e four: the three are taken together
     table = np.array([[300, 95, 6], [20, 60, 20]])
     assert mix.p == pytest.approx(stats.chi2_contingency(table, correction=False).pvalue)

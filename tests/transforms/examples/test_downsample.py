@@ -180,7 +180,7 @@ def test_refusals_name_their_reason_and_leave_the_others_alone() -> None:
         (0, "missing_column", LOAD),
         (2, "no_time", "a sample has no time"),
         (3, "empty", "no window has a value in every selected column"),
-        (4, "out_of_range", "a value is larger than float32 holds"),
+        (4, "out_of_range", "a value exceeds the range of float32"),
         (5, "empty", "no window has a value in every selected column"),
         (6, "empty", "no window has a value in every selected column"),
     ]

@@ -114,7 +114,7 @@ def test_not_public(ip: str) -> None:
     assert not is_public(ipaddress.ip_address(ip))
     with pytest.raises(RejectedInput) as caught:
         check_ips(["8.8.8.8", ip], private=False)  # one bad address among them spoils all
-    assert (caught.value.reason, caught.value.detail) == ("address_not_allowed", f"it leads to {ip}")
+    assert (caught.value.reason, caught.value.detail) == ("address_not_allowed", f"it resolves to {ip}")
 
 
 @pytest.mark.parametrize("ip", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "2a00:1450::8a"])

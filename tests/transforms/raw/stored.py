@@ -82,7 +82,7 @@ class Stored:
             equal = all(one.equals(other) for one, other in zip(found, wanted, strict=True))
         except IntegrityError as error:
             line = str(error)
-            helps = self.path in line and "\n" not in line and "from a copy" in line
+            helps = self.path in line and "\n" not in line and "restore a backup" in line
             return "error" if helps else f"an error that does not help: {line}"
         except Exception as error:  # noqa: BLE001 any other error is a finding
             return f"{type(error).__name__}: {error!s:.80}"
