@@ -1,4 +1,4 @@
-"""The folders below a data path: the one place that knows where what is.
+"""The folders below a data path: the only module that knows their layout.
 
 raw/                        the raw store: manifest, runs, packs
 datasets/<data set>/        manifest, spans of examples
@@ -124,7 +124,7 @@ class DataRoot:
         return self.store.child("sweeps")
 
     def trainer(self, model: str) -> Store:
-        """What the trainer keeps of a model: `training.refresh`."""
+        """The trainer's folder of a model: `training.refresh`."""
         return self.store.child("trainer").child(model)
 
     @property

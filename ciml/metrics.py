@@ -36,7 +36,7 @@ from ciml.errors import EngineError
 
 __all__ = ["BUILD", "LAST_OBSERVED", "Board", "Family", "Metric", "registry_of", "serve_metrics"]
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unused extra series for each
 
 Type = Literal["counter", "gauge", "histogram", "summary"]
 

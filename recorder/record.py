@@ -65,7 +65,7 @@ class _Beside:
             self._recording = Recording.create(settings.spool, plan)
         except CimlError as error:
             report(f"not recording: {error}")
-        except Exception as error:  # noqa: BLE001  # whatever it is, the command is to run
+        except Exception as error:  # noqa: BLE001  # after any failure the command must still run
             report(f"not recording: {settings.spool}: {getattr(error, 'strerror', None) or error}")
 
     def start(self) -> None:

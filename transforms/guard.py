@@ -144,17 +144,17 @@ def guarded_messages(stage: str, function: Callable[[Batch], Batch], batch: Batc
     def work(some: Sequence[Message]) -> Batch:
         return function(batch if len(some) == len(messages) else Batch(covers, list(some)))
 
-    def letter(message: Message, rejected: RejectedInput) -> Outcome:
+    def to_dead_letter(message: Message, rejected: RejectedInput) -> Outcome:
         return unread_dead_letter(Origin(covers.topic, covers.partition, message.offset), message, rejected)
 
     rest = Batch(covers, [], list(batch.pending_runs), list(batch.settled))
-    return _together(rest, bisect(stage, messages, work), letter)
+    return _together(rest, bisect(stage, messages, work), to_dead_letter)
 
 
 def _together(
     rest: Batch,
     parts: Iterator[tuple[Sequence[T], Batch | RejectedInput]],
-    letter: Callable[[T, RejectedInput], Outcome],
+    to_dead_letter: Callable[[T, RejectedInput], Outcome],
 ) -> Batch:
     """Join the parts of a batch in order, behind ``rest``; return a part that is the whole batch unchanged."""
     found = list(parts)
@@ -162,7 +162,7 @@ def _together(
         return whole
     for some, made in found:
         if isinstance(made, RejectedInput):
-            rest.settled.append(letter(some[0], made))
+            rest.settled.append(to_dead_letter(some[0], made))
         else:
             rest.pending_runs += made.pending_runs
             rest.settled += made.settled
@@ -214,7 +214,7 @@ def rejection(stage: str, error: Exception) -> RejectedInput:
         raise error
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001  # an exception's own text may fail for what it holds
+    except Exception:  # noqa: BLE001  # an exception's own text may fail
         message = ""
     message = _printable(message[:_READ_AT_MOST])[:MAX_ERROR_CHARACTERS]
     kind = _printable(type(error).__name__)[:MAX_ERROR_CHARACTERS]

@@ -115,11 +115,11 @@ class TableKind:
 
     Attributes:
       columns: name and Arrow type, as an alias of `pyarrow.type_for_alias`.
-      gone: for tables with removal: marks the rows that stand for a removed id, by their values.
+      is_removed: for tables with removal: marks the rows that stand for a removed id, by their values.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
-    gone: Callable[[dict[str, pa.Array]], np.ndarray] | None = None
+    is_removed: Callable[[dict[str, pa.Array]], np.ndarray] | None = None
 
     def rows(self, ids: Sequence[bytes], values: dict[str, Sequence[Any]]) -> Rows:
         """Build rows from unique ids in any order, and a list for each column."""
@@ -284,8 +284,8 @@ def _newest(kind: TableKind, found: Iterable[Rows], *, drop: bool) -> Rows:
         order, high, low = order[again], high[again], low[again]
         same = high[1:] == high[:-1]
     keep = np.append(~(same & (low[1:] == low[:-1])), True)
-    if drop and kind.gone is not None:
+    if drop and kind.is_removed is not None:
         taken = {name: column.take(pa.array(order)) for name, column in values.items()}
-        keep &= ~kind.gone(taken)
+        keep &= ~kind.is_removed(taken)
     order = order[keep]
     return Rows(high[keep], low[keep], {name: column.take(pa.array(order)) for name, column in values.items()})

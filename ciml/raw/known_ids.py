@@ -137,7 +137,7 @@ TABLES: Mapping[str, TableKind] = {
             "offset": "int64",
             "run_id": "string",
         },
-        gone=_are_closed,
+        is_removed=_are_closed,
     ),
 }
 _UNTRUSTED = 0x80  # older versions did not store it: such runs count as trusted

@@ -79,11 +79,11 @@ class _Names:
         return not self._proved[file.path]
 
     def gone(self, folder: str) -> bool:
-        return bool(self._packs[folder].gone)
+        return bool(self._packs[folder].missing)
 
     def faults(self, folder: str) -> list[str]:
         packs = self._packs[folder]
-        lines = [f"{self._raw.url(path)} is named by its manifest, and is not there" for path in packs.gone]
+        lines = [f"{self._raw.url(path)} is in its manifest but does not exist" for path in packs.missing]
         lines += packs.broken
         return lines + [self._proved[pack.file.path] for pack in packs.packs if self._proved.get(pack.file.path)]
 

@@ -76,7 +76,7 @@ def pack_folder(
     while True:
         packs = load_packs(raw, folder)
         state = packs.state
-        if packs.gone:
+        if packs.missing:
             _mend(raw, folder, packs, clock)
             continue
         todo = {name: run for name, run in named.items() if name not in packs.runs and name not in state.alone}
@@ -122,7 +122,7 @@ def _mend(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
     has swept it meanwhile. Nothing is lost: what a pack replaces is kept until that has been read back.
     """
     old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
-    _append(raw, folder, packs.state, _delta(clock, old, packs.gone, packs.state.alone))
+    _append(raw, folder, packs.state, _delta(clock, old, packs.missing, packs.state.alone))
 
 
 def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
@@ -198,7 +198,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
     """Make one pack of several small ones with the same columns, where there are such."""
     packs = load_packs(raw, folder)
     chosen = _small(packs, pack_bytes)
-    if not chosen or packs.gone:
+    if not chosen or packs.missing:
         return
     writing = _Writing(raw, folder, pack_bytes)
     seen: set[str] = set()

@@ -83,8 +83,8 @@ class Delivery:
             return False
         try:
             return self._step()
-        except RejectedInput as refused:
-            raise CimlError(f"{self._recording.folder.path}: {refused}") from None
+        except RejectedInput as rejected:
+            raise CimlError(f"{self._recording.folder.path}: {rejected}") from None
         except CimlError as error:
             self._wait(str(error))
         except OSError as error:

@@ -23,7 +23,7 @@ def keep_error() -> Iterator[None]:
 
 
 def kept_error(*, clear: bool = False) -> CimlError | None:
-    """Return what a stage raised for people in this process, or None.
+    """Return the error for people that a stage raised in this process, or None.
 
     It is the first error that no further try can fix, if there is one.
 

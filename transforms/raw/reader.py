@@ -42,16 +42,16 @@ class FolderPacks:
       state: the state of their manifest.
       packs: the present ones, opened. Where one is missing, also replaced ones that still exist.
       runs: (pack, number in it) of a run, by the run's file name.
-      gone: packs in the manifest that do not exist.
+      missing: packs in the manifest that do not exist.
       broken: faults of packs that cannot be opened, one line each.
     """
 
     def __init__(
-        self, state: PackState, packs: Sequence[OpenPack], gone: Sequence[str] = (), broken: Sequence[str] = ()
+        self, state: PackState, packs: Sequence[OpenPack], missing: Sequence[str] = (), broken: Sequence[str] = ()
     ) -> None:
         self.state = state
         self.packs = packs
-        self.gone = gone
+        self.missing = missing
         self.broken = broken
         self.runs = {name: (pack, number) for pack in packs for name, number in pack.number.items()}
 
@@ -68,26 +68,26 @@ def load_packs(store: Store, folder: str) -> FolderPacks:
     version = -1
     while True:
         state = pack_state(store, folder)
-        packs, gone, broken = _open(store, state.packs.values())
-        if not gone:
-            return FolderPacks(state, packs, gone, broken)
+        packs, missing, broken = _open(store, state.packs.values())
+        if not missing:
+            return FolderPacks(state, packs, missing, broken)
         if state.version == version:  # else it may have been replaced since the manifest was read
-            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], gone, broken)
+            return FolderPacks(state, packs + _open(store, state.replaced.values())[0], missing, broken)
         version = state.version
 
 
 def _open(store: Store, files: Iterable[PackFile]) -> tuple[list[OpenPack], list[str], list[str]]:
     packs: list[OpenPack] = []
-    gone: list[str] = []
+    missing: list[str] = []
     broken: list[str] = []
     for file in files:
         try:
             packs.append(open_pack(store, file))
         except FileNotFoundError:
-            gone.append(file.path)
+            missing.append(file.path)
         except IntegrityError as error:
             broken.append(str(error))
-    return packs, gone, broken
+    return packs, missing, broken
 
 
 class _Shelf:
@@ -300,16 +300,18 @@ def _packed(
         place = packs.find(name)
         if place is not None:
             wanted.setdefault(place[0], {}).setdefault(place[1], []).append(at)
-    gone = False
+    missing = False
     for pack, numbers in wanted.items():
         try:
             tables = pack.read(store, list(numbers), columns)
         except FileNotFoundError:
-            gone = True
+            missing = True
             continue
         for number, asked in numbers.items():
             found.update((at, tables[number]) for at in asked)
-    if gone and _shelf.load(store, folder).state.version != packs.state.version:  # replaced: they are in another pack
+    if (
+        missing and _shelf.load(store, folder).state.version != packs.state.version
+    ):  # replaced: they are in another pack
         found.update(_packed(store, folder, [run for run in runs if run[0] not in found], columns))
     return found
 

@@ -17,7 +17,7 @@ from ciml.manifest.id_index import TIER, IdTable, Run, TableKind, fingerprint
 from ciml.manifest.index_files import IndexFileMissingError, PartFiles
 from ciml.storage.open import LocalStore
 
-KIND = TableKind({"value": "int64", "text": "string"}, gone=lambda values: np.from_dlpack(values["value"]) == 0)
+KIND = TableKind({"value": "int64", "text": "string"}, is_removed=lambda values: np.from_dlpack(values["value"]) == 0)
 
 
 def finish(table: IdTable) -> IdTable:

@@ -151,7 +151,7 @@ def test_a_planted_fault_is_told(events: Events, fault: str) -> None:
 
 PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
     "a pack is lost": (lambda raw, path: raw.delete(path), "does not exist"),
-    "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "other bytes"),
+    "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "differs from the digest"),
     "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
     "a pack manifest is broken": (
         lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not a delta"
