@@ -131,7 +131,7 @@ def test_the_program_ends_with_the_exit_code_of_the_error(tmp_path: Path):
     (tmp_path / "engines.json").write_text("{broken")
     done = ciml("status", CIML_HOME=str(tmp_path))
     assert done.returncode == 3
-    assert done.stderr.startswith(f"ciml: {tmp_path}/engines.json cannot be understood")
+    assert done.stderr.startswith(f"ciml: {tmp_path}/engines.json is unreadable")
     assert done.stderr.count("\n") == 1
 
 

@@ -283,7 +283,7 @@ def test_the_command_says_where_the_page_is(
     ("words", "line"),
     [
         (["none"], "ciml: no experiment 'none' in "),
-        (["../one"], "ciml: experiment: name: '../one' is no name"),
+        (["../one"], "ciml: experiment: name: '../one' is not valid"),
         (
             ["idle"],
             "ciml: no result of idle in {data}/experiments: ciml experiment train --experiment idle --dataset NAME",

@@ -110,7 +110,7 @@ def test_an_outage_is_waited_for_as_long_as_there_is_patience() -> None:
 
 def test_what_must_not_go_on_ends_it() -> None:
     service = Listed(2, [IntegrityError("made anew")])
-    with pytest.raises(IntegrityError, match="created again"):
+    with pytest.raises(IntegrityError, match="made anew"):
         drive(service, patience_s=None)
     assert service.calls == ["open", "close"]
 

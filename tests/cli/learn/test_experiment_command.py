@@ -88,7 +88,7 @@ def test_define_train_show_and_the_same_again(data: Path):
         (["train", "--experiment", "none", "--dataset", "providers"], "no experiment 'none'"),
         (["train", "--experiment", "x", "--dataset", "providers", "--hold-out", "job"], "--hold-out: needs"),
         (["train", "--experiment", "x", "--dataset", "providers", "--gpu"], "--gpu: training is on the CPU"),
-        (["define", "a/b"], "experiment: name: 'a/b' is no name"),
+        (["define", "a/b"], "experiment: name: 'a/b' is not valid"),
         (["define", "a", "--hidden-layers", "100/x"], "experiment: hidden_layers.1: expected int, got str"),
         (
             ["define", "a", "--estimator", "tree"],

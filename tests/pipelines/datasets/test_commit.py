@@ -230,7 +230,7 @@ def _change_a_value(store: Store, path: str) -> None:
     [
         (lambda store, path: store.delete(path), "is in the manifest but does not exist"),
         (_flip, ""),
-        (_change_a_value, "have another digest"),
+        (_change_a_value, "differ from their digest"),
         (lambda store, path: store.replace(path.replace("examples-", "other-"), b""), "is not named by any manifest"),
     ],
     ids=["deleted", "flipped", "changed", "foreign"],

@@ -116,7 +116,9 @@ def test_a_broken_run_is_told_and_stays_and_holds_nobody_up(raw: RawStore) -> No
     done = squeeze(raw.store)
     assert done.packing.runs == 1
     assert [line.partition(": ")[0] for line in done.packing.faults] == paths[:3]
-    for line, word in zip(done.packing.faults, ("as Parquet", "has the digest", "does not exist"), strict=True):
+    for line, word in zip(
+        done.packing.faults, ("as Parquet", "holds the seal of another file", "does not exist"), strict=True
+    ):
         assert word in line
     assert raw.store.list("runs") == paths[:2]
     assert squeeze(raw.store).packing.faults == []  # told once

@@ -201,7 +201,7 @@ def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: Data
     store.replace("trials/000001.json", json.dumps(other).encode())
     with pytest.raises(IntegrityError, match=r"000001\.json has other parameters than trial 1 of the sweep"):
         run_sweep(place(made, anywhere, keys), jobs=1)
-    with pytest.raises(CimlError, match="was begun with another seed; take another name"):
+    with pytest.raises(CimlError, match="was begun with another seed; choose another name"):
         run_sweep(place(made, anywhere, {**keys, "seed": 4}), jobs=1)
     with pytest.raises(CimlError, match="no raw store at"):
         run_sweep(
@@ -217,7 +217,7 @@ def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: Data
 
 def test_a_sweep_of_which_nothing_is_left_says_why(made: Path, tmp_path: Path) -> None:  # noqa: F811
     nothing = {**GRID, "vary": {"dataset": {"features_regex": ["nosuch"]}}}
-    with pytest.raises(CimlError, match="no trial came to its end; the first: features_regex 'nosuch' selects none"):
+    with pytest.raises(CimlError, match="no trial came to its end; the first: features_regex 'nosuch' matches none"):
         run_sweep(place(made, DataRoot.open(tmp_path), nothing), jobs=1)
 
 

@@ -62,7 +62,7 @@ def test_an_experiment_is_stored_once(tmp_path: Path):
     assert experiment_names(data.experiments) == ["forest", "small"]
     with pytest.raises(CimlError, match=r"no experiment 'none' in .*; define it first"):
         load_experiment(data.experiments, "none")
-    with pytest.raises(CimlError, match="is no name"):
+    with pytest.raises(CimlError, match="is not valid"):
         load_experiment(data.experiments, "../small")
     (tmp_path / "experiments/small/experiment.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"experiment\.json is not JSON"):
