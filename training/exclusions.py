@@ -1,4 +1,4 @@
-"""Runs that must not be learned from, as a file lists them."""
+"""Reads the file of runs to exclude from training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def read_exclusions(path: str | None) -> dict[str, str]:
-    """The reason by run id: a line is a run id, perhaps with a reason after a blank. Empty for None."""
+    """Return the reason by run id. A line is a run id, optionally followed by a blank and a reason. Empty for None."""
     exclusions = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines() if path else ():
         run_id, _, reason = line.strip().partition(" ")

@@ -24,7 +24,7 @@ class Experiment(Settings, frozen=True, kw_only=True):
       estimator: a name of `training.estimators.ESTIMATORS`; ``tf.estimator.DNNClassifier`` means ``dnn``.
       hidden_layers: units (or filters) of each hidden layer. Two suffice for some hundred runs.
       activation: of the hidden layers.
-      dropout: share of the units that are left out before each hidden layer but the first.
+      dropout: share of the units dropped before each hidden layer but the first.
       l2: factor of the squared weights in the loss. Some hundred runs of a hundred numbers need a large one.
       batch_norm: whether each hidden layer normalises its inputs over the batch.
       kernel_size: windows of a convolution's kernel.
@@ -64,14 +64,14 @@ class Experiment(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Layers may be ``100/100/100``, as the original writes them, and an estimator may go by an alias."""
-        said = dict(value)
-        if isinstance(layers := said.get("hidden_layers"), str):
+        """Parse layers in the original's form, ``100/100/100``, and replace an estimator's alias."""
+        keys = dict(value)
+        if isinstance(layers := keys.get("hidden_layers"), str):
             parts = [part for part in layers.split("/") if part]
-            said["hidden_layers"] = [int(part) if part.isdecimal() else part for part in parts]
-        if isinstance(estimator := said.get("estimator"), str):
-            said["estimator"] = ALIASES.get(estimator, estimator)
-        return said
+            keys["hidden_layers"] = [int(part) if part.isdecimal() else part for part in parts]
+        if isinstance(estimator := keys.get("estimator"), str):
+            keys["estimator"] = ALIASES.get(estimator, estimator)
+        return keys
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -93,8 +93,5 @@ def load_experiment(path: str | Path, **overrides: Any) -> Experiment:
 
 
 def refresh_key(snapshot: str, experiment: Experiment) -> str:
-    """Return the key of what a candidate follows from: the digest of a snapshot, and an experiment.
-
-    The same key is the same model.
-    """
+    """Return the key of a candidate, from a snapshot's digest and an experiment. Equal keys mean equal models."""
     return sha256_json({"snapshot": snapshot, "experiment": experiment.to_json()})[:24]

@@ -64,5 +64,5 @@ class Normalisation:
 
 
 def transform_digest() -> str:
-    """Return the hex sha256 of this function's source and the library versions, on which an analysis depends."""
+    """Return the hex sha256 of the source of `normalise` and the library versions, on which an analysis depends."""
     return sha256_json({"source": inspect.getsource(normalise), "libraries": library_versions()})

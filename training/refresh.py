@@ -1,6 +1,6 @@
-"""A refresh: trains on a data set's present runs; returns a candidate with the gate's decision, or why there is none.
+"""A refresh: trains on a data set's present runs, and returns a candidate with the gate's decision.
 
-Registering and pushing the candidate is left to the caller.
+The caller registers and pushes the candidate.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Skipped:
     """A refresh without training.
 
     Attributes:
-      reason: why, in one line.
+      reason: the reason, in one line.
       snapshot: the snapshot that would have been trained on.
     """
 
@@ -130,13 +130,13 @@ def refresh(
         write_snapshot(trainer, snapshot)
     folder = _work_folder(trainer, work)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(folder, model):
+    with _locked(folder, model):
         candidate = _make(
             stored, AnalysisCache(trainer.child("analyses")), snapshot, experiment, model, champion,
             gate or GatePolicy(), folder / key, runner, steps, tensorboard,
         )  # fmt: skip
         trainer.replace(f"metrics/{key}.json", json.dumps(candidate.metrics, indent=1, sort_keys=True).encode())
-        _sweep(folder / key)
+        _remove_old(folder / key)
     return candidate
 
 
@@ -162,7 +162,7 @@ def _make(
     with steps("materialise"):
         made = materialise(dataset.store, snapshot, folder, cache=cache, runner=runner)
     with steps("train"):
-        trained = train(experiment, made, resolved, carved=snapshot.carved, tensorboard=tensorboard)
+        trained = train(experiment, made, resolved, dev_from_train=snapshot.dev_from_train, tensorboard=tensorboard)
     with steps("export"):
         saved = export(trained.model, made.transform_folder, resolved, folder / "model", name=model)
         exported = load_exported(saved)
@@ -191,7 +191,7 @@ def _make(
 
 
 @contextmanager
-def _alone(folder: Path, model: str) -> Iterator[None]:
+def _locked(folder: Path, model: str) -> Iterator[None]:
     """Lock a model's folder against concurrent trainers. A killed trainer releases the lock."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -214,12 +214,12 @@ def _work_folder(trainer: Store, work: Path | None) -> Path:
     return user_cache_path("ciml") / "trainer" / hashlib.sha256(trainer.root.encode()).hexdigest()[:16]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove leftovers of earlier refreshes beside ``folder``: records at once, candidates when they are old."""
+def _remove_old(folder: Path) -> None:
+    """Remove the files of earlier refreshes beside ``folder``: records at once, candidates beyond the last few."""
     others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
     others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
-    for place, each in enumerate(others):
-        shutil.rmtree(each / RECORDS_FOLDER if place < _KEPT - 1 else each, ignore_errors=True)
+    for index, each in enumerate(others):
+        shutil.rmtree(each / RECORDS_FOLDER if index < _KEPT - 1 else each, ignore_errors=True)
 
 
 @dataclass

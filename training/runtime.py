@@ -25,7 +25,7 @@ def use_threads(count: int) -> None:
     """Set `threads` for this process before any training, for one of several parallel trainers."""
     global _threads
     _threads = count
-    import sklearn.ensemble  # noqa: F401  (the pools that are limited have to be loaded)
+    import sklearn.ensemble  # noqa: F401  (threadpoolctl limits only loaded pools)
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(count)
@@ -34,7 +34,7 @@ def use_threads(count: int) -> None:
 def tensorflow() -> Any:
     """Return the module ``tensorflow``.
 
-    The first call in a process costs seconds; what is set up cannot be changed later.
+    The first call in a process takes seconds. Its settings cannot be changed later.
     """
     first = "tensorflow" not in sys.modules
     if first:

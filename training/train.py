@@ -20,9 +20,9 @@ from training.runtime import tensorflow
 _MAX_RESIDENT_BYTES = 1 << 30
 
 
-def trained_roles(experiment: Experiment, *, carved: bool) -> tuple[Role, ...]:
+def trained_roles(experiment: Experiment, *, dev_from_train: bool) -> tuple[Role, ...]:
     """Return the roles to train on; dev runs taken from train are included without early stopping."""
-    return ("train", "dev") if carved and experiment.early_stopping is None else ("train",)
+    return ("train", "dev") if dev_from_train and experiment.early_stopping is None else ("train",)
 
 
 def records(materialised: Materialised, resolved: ResolvedDefinition, *roles: Role) -> Any:
@@ -52,7 +52,7 @@ def train(
     materialised: Materialised,
     resolved: ResolvedDefinition,
     *,
-    carved: bool = True,
+    dev_from_train: bool = True,
     tensorboard: Path | None = None,
 ) -> Trained:
     """Train the experiment's network. Deterministic.
@@ -61,14 +61,14 @@ def train(
       experiment: the experiment to train.
       materialised: the normalised examples.
       resolved: their definition.
-      carved: whether dev was taken from train. Without early stopping, those runs are trained on too.
+      dev_from_train: whether dev was taken from train. Without early stopping, those runs are trained on too.
       tensorboard: folder of TensorBoard event files; None writes none.
 
     Raises:
       CimlError: if there are no training runs, or early stopping has no dev runs.
     """
     stopping = experiment.early_stopping is not None
-    roles = trained_roles(experiment, carved=carved)
+    roles = trained_roles(experiment, dev_from_train=dev_from_train)
     count = sum(materialised.counts[role] for role in roles)
     if count == 0:
         raise CimlError("no training runs")

@@ -23,7 +23,7 @@ from ciml.manifest.log import ManifestLog
 from ciml.storage.open import Store
 from pipelines.datasets.build import build_dataset
 from pipelines.processes import process_pool, result_of
-from training.data.in_memory import read_material
+from training.data.in_memory import read_dataset
 from training.estimators import ESTIMATORS
 from training.runtime import keras, use_threads
 from training.sweeps.axes import Value
@@ -240,7 +240,7 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
     network = ESTIMATORS[experiment.estimator].network
     told: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
     try:
-        material = read_material(place.target.dataset(name), place.policy, place.exclusions)
+        material = read_dataset(place.target.dataset(name), place.policy, place.exclusions)
         judge = Judge(place.sweep, past)
         if network:
             keras()  # it takes seconds to import, which are not the trial's
@@ -272,7 +272,7 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
 
 
 def _look_at_number(place: Place, question: int, name: str) -> None:
-    found = one_number(place.sweep, read_material(place.target.dataset(name), place.policy, place.exclusions))
+    found = one_number(place.sweep, read_dataset(place.target.dataset(name), place.policy, place.exclusions))
     keep_baseline(place.store, question, found)
 
 

@@ -24,7 +24,7 @@ from reports.page import Page, Section, render
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
 from tests.reports.test_results import folds, of_b, stored, told
-from training.data.in_memory import read_material
+from training.data.in_memory import read_dataset
 from training.evaluation import scores as scoring
 from training.experiment import Experiment
 from training.experiments.results import Predictions, Stored
@@ -38,7 +38,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     data = hostile_data(folder)
     everybody = TrustPolicy.from_json({"rule": [{"name": "everybody", "trusted": True, "source": ["*"]}]})
-    material = read_material(data.dataset("bad"), everybody)
+    material = read_dataset(data.dataset("bad"), everybody)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "RESAMPLES", 5)
         for name, trees in (("one", 1), ("ten", 10)):

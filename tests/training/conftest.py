@@ -75,4 +75,4 @@ QUICK = Experiment(hidden_layers=(32,), epochs=60, learning_rate=0.005)
 
 @pytest.fixture(scope="session")
 def trained(materialised: Materialised, snapshot: Snapshot) -> Trained:
-    return train(QUICK, materialised, snapshot.resolved, carved=snapshot.carved)
+    return train(QUICK, materialised, snapshot.resolved, dev_from_train=snapshot.dev_from_train)

@@ -67,5 +67,5 @@ def test_a_network_is_as_the_experiment_says_and_its_weights_follow_from_the_see
 def test_an_unknown_estimator_names_the_known_ones():
     with pytest.raises(CimlError, match="unknown estimator 'forest'; choose from boosted_summaries, cnn, dnn, "):
         build_model(Experiment(estimator="forest"), 1, 1, 2)
-    with pytest.raises(CimlError, match="estimator 'svm' is no network: only those can be exported and served"):
+    with pytest.raises(CimlError, match="estimator 'svm' is not a network; only networks can be served"):
         build_model(Experiment(estimator="svm"), 1, 1, 2)

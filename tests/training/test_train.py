@@ -20,8 +20,8 @@ def weights(trained: Trained) -> list[np.ndarray]:
 
 
 def test_two_trainings_with_one_seed_are_identical(materialised: Materialised, snapshot: Snapshot, trained: Trained):
-    again = train(QUICK, materialised, snapshot.resolved, carved=True)
-    other = train(QUICK.replace(seed=1), materialised, snapshot.resolved, carved=True)
+    again = train(QUICK, materialised, snapshot.resolved, dev_from_train=True)
+    other = train(QUICK.replace(seed=1), materialised, snapshot.resolved, dev_from_train=True)
 
     for one, two in zip(weights(trained), weights(again), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -31,7 +31,7 @@ def test_two_trainings_with_one_seed_are_identical(materialised: Materialised, s
 
 def test_it_learns_and_says_what_it_did(materialised: Materialised, snapshot: Snapshot, trained: Trained):
     runs = materialised.counts["train"] + materialised.counts["dev"]
-    assert trained.runs == runs  # carved dev runs are trained on: nothing looks at them
+    assert trained.runs == runs  # dev runs taken from train are trained on too
     assert trained.epochs == trained.best_epoch == 60
     assert trained.steps == 60 * -(-runs // 64)
     assert set(trained.history) == {"accuracy", "loss"}
@@ -48,7 +48,7 @@ def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
     materialised: Materialised, snapshot: Snapshot, steps: int | None, epochs: int, want: tuple[int, int]
 ):
     experiment = QUICK.replace(steps=steps, epochs=epochs, hidden_layers=())
-    done = train(experiment, materialised, snapshot.resolved, carved=True)  # two batches an epoch
+    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True)  # two batches an epoch
 
     assert (done.epochs, done.steps) == want
     assert len(done.history["loss"]) == want[0]
@@ -57,7 +57,7 @@ def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
 
 def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised: Materialised, snapshot: Snapshot):
     experiment = QUICK.replace(early_stopping=3, epochs=200, learning_rate=0.03, l2=0.0)
-    done = train(experiment, materialised, snapshot.resolved, carved=True)
+    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True)
     losses = done.history["val_loss"]
 
     assert done.runs == materialised.counts["train"]
@@ -71,9 +71,9 @@ def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised
 
 def test_whose_runs_are_trained_on():
     patient = QUICK.replace(early_stopping=3)
-    assert trained_roles(QUICK, carved=True) == ("train", "dev")
-    assert trained_roles(QUICK, carved=False) == ("train",)
-    assert trained_roles(patient, carved=True) == ("train",)
+    assert trained_roles(QUICK, dev_from_train=True) == ("train", "dev")
+    assert trained_roles(QUICK, dev_from_train=False) == ("train",)
+    assert trained_roles(patient, dev_from_train=True) == ("train",)
 
 
 def test_records_are_those_of_the_files(materialised: Materialised, snapshot: Snapshot):
@@ -90,26 +90,26 @@ def test_records_are_those_of_the_files(materialised: Materialised, snapshot: Sn
 def test_a_file_that_lost_records_ends_training(materialised: Materialised, snapshot: Snapshot):
     more = {**materialised.counts, "train": materialised.counts["train"] + 1}
     with pytest.raises(tensorflow().errors.OpError, match="expected to contain 85 elements but contained only 84"):
-        train(QUICK, replace(materialised, counts=more), snapshot.resolved, carved=False)
+        train(QUICK, replace(materialised, counts=more), snapshot.resolved, dev_from_train=False)
 
 
 def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, snapshot: Snapshot):
     none = replace(materialised, counts={"train": 0, "dev": 0, "test": 9})
     with pytest.raises(CimlError, match="no training runs"):
-        train(QUICK, none, snapshot.resolved, carved=True)
+        train(QUICK, none, snapshot.resolved, dev_from_train=True)
     with pytest.raises(CimlError, match="early stopping needs dev runs"):
         train(
             QUICK.replace(early_stopping=3),
             replace(materialised, counts={**materialised.counts, "dev": 0}),
             snapshot.resolved,
-            carved=True,
+            dev_from_train=True,
         )
 
 
 def test_class_weights_schedule_and_tensorboard(materialised: Materialised, snapshot: Snapshot, tmp_path: Path):
     experiment = QUICK.replace(class_weights="balanced", schedule="cosine", epochs=5)
-    done = train(experiment, materialised, snapshot.resolved, carved=True, tensorboard=tmp_path / "events")
-    plain = train(QUICK.replace(epochs=5), materialised, snapshot.resolved, carved=True)
+    done = train(experiment, materialised, snapshot.resolved, dev_from_train=True, tensorboard=tmp_path / "events")
+    plain = train(QUICK.replace(epochs=5), materialised, snapshot.resolved, dev_from_train=True)
 
     assert float(done.model.optimizer.learning_rate) == pytest.approx(0.0, abs=1e-9)
     (file,) = (tmp_path / "events").iterdir()

@@ -115,7 +115,7 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     Args:
       root: the folder of the snapshot's data set.
       snapshot: what to read.
-      roles: whose runs; all without.
+      roles: roles of the runs to read; all by default.
 
     Raises:
       IntegrityError: if files and snapshot disagree.
@@ -123,12 +123,12 @@ def read_snapshot_examples(root: Store, snapshot: Snapshot, *roles: Role) -> tup
     resolved = snapshot.resolved
     parts = [read_rows(root, task, resolved) for task in file_tasks(snapshot, *roles)]
     runs = list(snapshot.runs())
-    whole = _concatenate(parts, resolved)
-    whole = whole.take(np.argsort(whole.ordinals))
+    examples = _concatenate(parts, resolved)
+    examples = examples.take(np.argsort(examples.ordinals))
     wanted = [ordinal for ordinal, run in enumerate(runs) if not roles or run.role in roles]
-    if whole.ordinals.tolist() != wanted:
+    if examples.ordinals.tolist() != wanted:
         raise IntegrityError(f"{root.url()}: the files lack some of the snapshot's {len(wanted)} runs")
-    return [runs[ordinal] for ordinal in wanted], whole
+    return [runs[ordinal] for ordinal in wanted], examples
 
 
 def _concatenate(parts: list[Examples], resolved: ResolvedDefinition) -> Examples:

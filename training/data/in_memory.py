@@ -33,15 +33,15 @@ class InMemoryDataset:
 
     Attributes:
       snapshot: the selected runs.
-      mentions: facts of each of the n runs, in the snapshot's order.
+      facts: facts of each of the n runs, in the snapshot's order.
       rows: the same runs, not normalised.
-      roles: of each run, str [n].
+      roles: role of each run, str [n].
       in_train: bool [n], whether the run is in the split ``train``, from which normalisation is computed.
       raw: the raw store of the runs, if available.
     """
 
     snapshot: Snapshot
-    mentions: tuple[RunFacts, ...]
+    facts: tuple[RunFacts, ...]
     rows: Rows
     roles: np.ndarray
     in_train: np.ndarray
@@ -55,13 +55,14 @@ class InMemoryDataset:
         """Normalisation of the training split, equal to that of `training.data.materialise`."""
         return Normalisation.of(self.rows.inputs[self.in_train])
 
-    def slices(self, places: np.ndarray) -> dict[str, list[str]]:
+    def slices(self, positions: np.ndarray) -> dict[str, list[str]]:
         """Return the slicing facts of some runs, by name; facts that no run has are omitted."""
-        found = {name: facts_of([self.mentions[place] for place in places], fact) for name, fact in SLICES.items()}
+        runs = [self.facts[position] for position in positions]
+        found = {name: facts_of(runs, fact) for name, fact in SLICES.items()}
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
 
-def read_material(
+def read_dataset(
     dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> InMemoryDataset:
     """Read all trusted examples of a data set.

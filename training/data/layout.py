@@ -5,8 +5,6 @@ from __future__ import annotations
 from training.data.snapshot import Role
 
 TRANSFORM_FOLDER = "transform"
-
-
 RECORDS_FOLDER = "records"
 
 

@@ -82,9 +82,9 @@ def materialise(
     """
     wanted: Counter[Role] = Counter(run.role for run in snapshot.runs())
     if not any(run.split == "train" for run in snapshot.runs()):
-        turned_away = sum(snapshot.untrusted.values())
+        untrusted = sum(snapshot.untrusted.values())
         raise CimlError(
-            f"data set {snapshot.dataset!r} has no training runs: {turned_away} examples are untrusted, "
+            f"data set {snapshot.dataset!r} has no training runs: {untrusted} examples are untrusted, "
             f"{wanted['test']} are test runs"
         )
     from training.data.materialise_beam import run_pipeline

@@ -1,8 +1,7 @@
 """The batch pipeline of `training.data.materialise`: Parquet examples through tf.Transform to TFRecord.
 
-Examples are Arrow record batches: rows as dicts would cost tf.Transform a hundred times as much. A DoFn reads the
-files; the rows to read stand outside of the pipeline, since the elements of ``beam.Create`` are encoded and compressed
-into the pipeline repeatedly.
+Examples are Arrow record batches: tf.Transform takes a hundred times as long for rows as dicts. A DoFn reads the files.
+The rows to read are kept outside of the pipeline: elements of ``beam.Create`` are encoded and compressed repeatedly.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from transforms.ingest.errors import keep_error, kept_error  # noqa: E402
 _BATCH_ROWS = 4096
 _BATCH_VALUES = 8 << 20  # 32 MB of float32
 _SNAPSHOT = "snapshot.json"
-_tasks: dict[str, list[FileTask]] = {}  # by folder that this process materialises or works for
+_tasks: dict[str, list[FileTask]] = {}  # by the folder that is materialised
 _SCALARS = ("n_windows", "label", "ordinal")
 
 
@@ -64,7 +63,7 @@ def run_pipeline(
             (folder / _SNAPSHOT).write_bytes(canonical_json(snapshot.to_json()))
         try:
             pipeline.run().wait_until_finish()
-        except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+        except Exception as error:  # noqa: BLE001  # Beam raises a RuntimeError for any error of a stage
             raise kept_error() or error from None
         finally:
             _tasks.pop(str(folder), None)
@@ -75,7 +74,7 @@ def run_pipeline(
 def build_materialise(
     pipeline: beam.Pipeline, root: Store, snapshot: Snapshot, folder: Path, cache: AnalysisCache | None
 ) -> tuple[int, int]:
-    """Wire the bounded pipeline. Call it within a ``tft_beam.Context`` that has a folder for temporary files.
+    """Build the bounded pipeline. Call it within a ``tft_beam.Context`` that has a folder for temporary files.
 
     Returns:
       (number of spans to analyse, number of spans with a cached analysis).
@@ -93,7 +92,7 @@ def build_materialise(
     read = ReadRows(root, resolved, str(folder))
     tasks = _tasks[str(folder)] = file_tasks(snapshot)
     fresh = sorted(set(keys) - set(known))
-    # Each part is a branch, which takes a third of a second to build and run: without a cache there is one.
+    # A part is a branch of the pipeline, which takes 0.3 s to build and run. Without a cache, one part is enough.
     wanted = {span: {span} for span in fresh} if cache is not None else {0: set(fresh)}
     analysed = {
         part: _read(
@@ -108,7 +107,7 @@ def build_materialise(
         config,
     ) | "analyse" >> tft_beam.AnalyzeDatasetWithCache(normalise, pipeline=pipeline)
     _ = transform_fn | "write transform" >> tft_beam.WriteTransformFn(str(folder / TRANSFORM_FOLDER))
-    # Read twice: rows shared by two stages would stay in memory, encoded, until the second begins.
+    # Read twice: rows that two stages share would stay in memory, encoded, until the second stage begins.
     rows = _read(pipeline, "all rows", range(len(tasks)), read)
     (normalised, _) = ((rows, config), transform_fn) | "normalise" >> tft_beam.TransformDataset(
         output_record_batches=True
@@ -138,7 +137,7 @@ def adapter_config(resolved: ResolvedDefinition) -> tensor_adapter.TensorAdapter
 
 
 def to_batch(examples: Examples) -> pa.RecordBatch:
-    """Examples as Arrow lists, one a row: ``inputs`` float32 of L * F values, the others int64 of one."""
+    """Return examples as Arrow lists, one per row: ``inputs`` float32 of L * F values, the others int64 of one."""
     columns = {
         "inputs": examples.inputs.reshape(-1),
         "n_windows": examples.n_windows.astype(np.int64),
@@ -155,7 +154,7 @@ def to_batch(examples: Examples) -> pa.RecordBatch:
 
 
 class ReadRows(beam.DoFn):
-    """Read the file at a place in `training.data.examples.file_tasks`, as record batches of bounded size."""
+    """Read the file at an index of `training.data.examples.file_tasks`, as record batches of bounded size."""
 
     def __init__(self, root: Store, resolved: ResolvedDefinition, folder: str) -> None:
         super().__init__()
@@ -170,9 +169,9 @@ class ReadRows(beam.DoFn):
 
 
 class WriteRecords(beam.DoFn):
-    """Normalised record batches to TFRecord files, one a role and batch.
+    """Write normalised record batches to TFRecord files, one per role and batch.
 
-    No shuffle and no shared writer: what a file is called follows from the rows in it.
+    A file's name follows from its rows, so neither a shuffle nor a shared writer is needed.
     """
 
     def __init__(self, folder: str, roles: Sequence[Role]) -> None:
@@ -205,14 +204,14 @@ class WriteRecords(beam.DoFn):
 
 
 def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator[bytes]:
-    """Rows as serialised ``tf.Example``.
+    """Yield each row as a serialised ``tf.Example``.
 
-    Two messages of Protocol Buffers, one after the other, are their merger. So the floats, which end the first and are
-    stored as they lie in memory, need no object each; what stands before them is the same in every row.
+    Two concatenated Protocol Buffers messages parse as one merged message. So the floats, which end the first message,
+    are copied from the array; the bytes before them are the same in every row.
 
     Args:
       inputs: float32 [rows, values], one value at least.
-      scalars: an int64 of each row, by name.
+      scalars: an int64 per row, by name.
     """
     begin = tf.train.Example()
     begin.features.feature["inputs"].float_list.value.extend([0.0] * inputs.shape[1])
@@ -226,7 +225,7 @@ def encode(inputs: np.ndarray, scalars: Mapping[str, Sequence[int]]) -> Iterator
 
 
 def _tasks_of(folder: str) -> list[FileTask]:
-    """Return the files of the snapshot that is materialised in a folder, also in a process that did not begin it."""
+    """Return the files of the snapshot that is materialised in a folder, also in another worker process."""
     if folder not in _tasks:
         _tasks[folder] = file_tasks(Snapshot.from_json(json.loads((Path(folder) / _SNAPSHOT).read_bytes())))
     return _tasks[folder]
@@ -247,7 +246,7 @@ def _dataset_key(span: int) -> analyzer_cache.DatasetKey:
 def _sufficient(
     known: dict[int, SpanAnalysis], keys: dict[int, str], config: tensor_adapter.TensorAdapterConfig
 ) -> dict[int, SpanAnalysis]:
-    """Return those of the analyses that hold all that the analyzers ask for; the others are made again."""
+    """Return the analyses that have every entry that the analyzers need; the others are computed again."""
     if not known:
         return {}
     specs = tensor_adapter.TensorAdapter(config).OriginalTypeSpecs()
@@ -267,7 +266,7 @@ def _cached(pipeline: beam.Pipeline, span: int, found: SpanAnalysis) -> analyzer
 
 
 def _keep(made: analyzer_cache.DatasetCache, span: int, key: str, cache: AnalysisCache) -> None:
-    """Collect the accumulators of a span, and its size, and keep them in the cache."""
+    """Write the accumulators of a span, and its size, to the cache."""
     labelled = [
         values | f"label {span}, {number}" >> beam.Map(_with_key, entry)
         for number, (entry, values) in enumerate(sorted(made.items()))

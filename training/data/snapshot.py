@@ -1,8 +1,7 @@
 """Snapshots: the exact runs that a model is trained and tested on, and the excluded ones.
 
 A snapshot names span versions and, of each, the runs that are trusted *now*: the trust policy is evaluated again on the
-facts of the raw manifest, whatever was decided at ingestion. Its digest covers the selected runs: the same digest means
-the same runs, labels and rules.
+facts of the raw manifest. The decision at ingestion is not used. Equal digests mean equal runs, labels and rules.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Role = Literal["train", "dev", "test"]
 ROLES: tuple[Role, ...] = ("train", "dev", "test")
 
 #: Weights of train, and of dev taken from train, if a definition gives dev no weight.
-_CARVE = (17, 3, 0)
+_DEV_FROM_TRAIN = (17, 3, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Snapshot:
       dataset: the data set's name.
       resolved: its definition.
       policy: digest of the trust policy.
-      spans: the span versions, in order, without those that have no trusted run.
+      spans: the span versions with a trusted run, in order.
       untrusted: number of rejected examples by the deciding trust rule.
       excluded: number of examples left out by an exclusion (a purge), by its reason.
     """
@@ -128,9 +127,9 @@ class Snapshot:
 
         Omitted runs do not count: more rejected runs alone do not make a new snapshot.
         """
-        told = self.to_json()
-        del told["untrusted"], told["excluded"]
-        return sha256_json(told)
+        value = self.to_json()
+        del value["untrusted"], value["excluded"]
+        return sha256_json(value)
 
     def runs(self, *roles: Role) -> Iterator[SnapshotRun]:
         """Yield the runs of the given roles (default: all), span by span."""
@@ -140,7 +139,7 @@ class Snapshot:
                     yield run
 
     @property
-    def carved(self) -> bool:
+    def dev_from_train(self) -> bool:
         """Whether the dev runs were taken from train: the definition gives dev no weight."""
         return self.resolved.definition.tdt_split[1] == 0
 
@@ -173,14 +172,14 @@ def make_snapshot(dataset: StoredDataset, policy: TrustPolicy, exclusions: Mappi
       IntegrityError: if its manifest names a run that the raw manifest lacks.
     """
     state = dataset.state()
-    mentions = _mentions(dataset.raw(state), state.latest())
-    return snapshot_of(dataset.name, state, mentions, policy, exclusions or {})
+    facts = _facts_of(dataset.raw(state), state.latest())
+    return snapshot_of(dataset.name, state, facts, policy, exclusions or {})
 
 
 def snapshot_of(
     dataset_name: str,
     state: DatasetState,
-    mentions: Mapping[str, RunFacts],
+    facts: Mapping[str, RunFacts],
     policy: TrustPolicy,
     exclusions: Mapping[str, str],
 ) -> Snapshot:
@@ -190,25 +189,25 @@ def snapshot_of(
     untrusted: Counter[str] = Counter()
     excluded: Counter[str] = Counter()
     spans = []
-    carve = state.definition.tdt_split[1] == 0
+    dev_from_train = state.definition.tdt_split[1] == 0
     for span in state.latest():
         kept = []
         for run in span.runs:
-            if run.run_id not in mentions:
+            if run.run_id not in facts:
                 raise IntegrityError(f"data set {dataset_name!r}: run {run.run_id} is missing in the raw manifest")
-            mention = mentions[run.run_id]
+            own = facts[run.run_id]
             if run.run_id in exclusions:
                 excluded[exclusions[run.run_id]] += 1
                 continue
-            trust = evaluate(policy, mention)
+            trust = evaluate(policy, own)
             if not trust.trusted:
                 untrusted[trust.rule] += 1
                 continue
             role: Role = run.split  # type: ignore[assignment]
-            if carve and run.split == "train":
-                # the split's subject with another key: a change is never on both sides
+            if dev_from_train and run.split == "train":
+                # Split by change, as train and test are, so that no change is in both.
                 salt = f"{state.definition.salt}\0dev"
-                role = split_of(mention.project, mention.change, run.run_id, salt, _CARVE)  # type: ignore[assignment]
+                role = split_of(own.project, own.change, run.run_id, salt, _DEV_FROM_TRAIN)  # type: ignore[assignment]
             kept.append(SnapshotRun(run.run_id, run.split, role, run.label, trust.rule, run.build_name, run.digest))
         if kept:
             splits = {run.split for run in kept}
@@ -217,7 +216,7 @@ def snapshot_of(
     return Snapshot(dataset_name, state.resolved, policy.digest, tuple(spans), dict(untrusted), dict(excluded))
 
 
-def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
+def _facts_of(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
     """Return the raw manifest's facts of the selected runs of spans, by run id."""
     wanted: dict[int, set[int]] = {}
     for span in spans:
@@ -233,8 +232,8 @@ def _mentions(raw: Store, spans: Iterable[SpanVersion]) -> dict[str, RunFacts]:
                 f"{log.store.url(log.path(version))} is missing, and a data set was built from it"
             ) from None
         for index in indices:
-            mention = RunFacts.from_json(_at(runs, (version, index))["mention"])
-            found[mention.run_id] = mention
+            facts = RunFacts.from_json(_at(runs, (version, index))["mention"])
+            found[facts.run_id] = facts
     return found
 
 

@@ -51,7 +51,7 @@ class Estimator:
         `training.estimators.scikit`.
       keys: the keys of an experiment that it uses.
       network: whether it is a Keras network, which can be served.
-      over_time: whether it uses the time axis, so that examples must hold windows.
+      over_time: whether it uses the time axis, which aggregated examples lack.
       summarises: whether it computes summaries of the windows itself, from inputs that are not normalised.
     """
 
@@ -105,7 +105,7 @@ def check_use(experiment: Experiment, dataset: ResolvedDefinition, *, served: bo
     """
     estimator, definition = estimator_of(experiment), dataset.definition
     if served and not estimator.network:
-        raise CimlError(f"estimator {experiment.estimator!r} is no network: only those can be exported and served")
+        raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
     if estimator.over_time and definition.aggregation_functions:
         raise CimlError(
             f"estimator {experiment.estimator} needs windows, but data set {definition.name!r} holds aggregations; "
@@ -185,6 +185,6 @@ def build_model(experiment: Experiment, windows: int, features: int, classes: in
     """
     estimator = estimator_of(experiment)
     if not estimator.network:
-        raise CimlError(f"estimator {experiment.estimator!r} is no network: only those can be exported and served")
+        raise CimlError(f"estimator {experiment.estimator!r} is not a network; only networks can be served")
     keras().utils.set_random_seed(experiment.seed)
     return estimator.build(experiment, windows, features, classes)

@@ -56,11 +56,11 @@ class BoostedViews:
         def member(view: View, number: int) -> tuple[View, np.ndarray, Any]:
             values = views[view]
             seen = self._seen(view, number, runs.inputs.shape[2])
-            told = seen[~np.isnan(values[:, seen]).all(axis=0)]  # no run is long enough for the other numbers
+            usable = seen[~np.isnan(values[:, seen]).all(axis=0)]  # all runs are too short for the other numbers
             model = HistGradientBoostingClassifier(**self.parameters, random_state=self.seed + number)
-            return view, told, model.fit(values[:, told], labels)
+            return view, usable, model.fit(values[:, usable], labels)
 
-        with _alone():
+        with _one_thread():
             self._fitted = [member(view, at) for view, count in self.members.items() for at in range(count)]
         self.classes_ = np.unique(labels)
         return self
@@ -69,8 +69,8 @@ class BoostedViews:
         """Return the mean of the members' probabilities, float64 [n, C]."""
         views = self._views(runs)
 
-        with _alone():
-            answers = [model.predict_proba(views[view][:, told]) for view, told, model in self._fitted]
+        with _one_thread():
+            answers = [model.predict_proba(views[view][:, usable]) for view, usable, model in self._fitted]
         mean: np.ndarray = np.mean(answers, axis=0)
         return mean
 
@@ -105,11 +105,11 @@ def boosted_summaries(experiment: Experiment, smallest: int) -> BoostedViews:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Limit boosting to one thread.
 
-    Its threads spin while they wait for each other at every split: on a busy machine that takes many times as long as
-    one thread. Concurrent members would also share Python's warning filters.
+    Threads spin while they wait for each other at every split: on a busy machine, that is many times slower than one
+    thread. Concurrent members would also share Python's warning filters.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""Trains a network: an epoch is one call of a compiled function, whatever the number of batches.
+"""Trains a network: an epoch of any number of batches is one call of a compiled function.
 
 The networks are small: a step takes less time than Python and tf.data need to launch it. So data that fit into memory
 stay there as tensors, and TensorFlow's own loop gathers each batch by a permutation. XLA saves an eighth of each step
@@ -24,7 +24,7 @@ from training.runtime import keras, tensorflow
 
 _DEV_BATCH = 1024
 
-#: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of right answers.
+#: Takes a batch (inputs, n_windows, labels); returns the sum of its losses and the number of correct predictions.
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -74,11 +74,11 @@ class Trained:
 
 
 class Batches(Protocol):
-    """The training runs in batches, in another order in each epoch.
+    """The training runs in batches, in a different order in each epoch.
 
     Attributes:
       counts: int64 [C], runs by class, up to the last class with runs.
-      batch_size: runs a step.
+      batch_size: runs per step.
     """
 
     counts: np.ndarray
@@ -128,10 +128,10 @@ class Streamed:
     """`Batches` of rows that do not fit into memory and are read from disk in each epoch.
 
     Args:
-      rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run an element, in another order at each
+      rows: a ``tf.data.Dataset`` of ({inputs, n_windows}, label), one run per element, in a different order at each
         iteration.
       counts: int64 [C].
-      batch_size: runs a step.
+      batch_size: runs per step.
     """
 
     def __init__(self, rows: Any, counts: np.ndarray, batch_size: int) -> None:
@@ -192,8 +192,8 @@ def fit_network(
     optimizer.build(model.trainable_variables)
     weights = class_weights(batches.counts) if experiment.class_weights == "balanced" else None
     run = batches.compiled(_step(model, optimizer, weights))
-    look = _look(model, dev) if dev is not None else None
-    tell = _event_files(tensorboard) if tensorboard is not None else None
+    evaluate_dev = _dev_evaluation(model, dev) if dev is not None else None
+    write_events = _event_files(tensorboard) if tensorboard is not None else None
 
     history: dict[str, list[float]] = {}
     done, best, best_loss, best_weights = 0, 0, math.inf, None
@@ -203,8 +203,8 @@ def fit_network(
         loss, right, seen = run(number, now)
         done += now
         figures = {"accuracy": float(right) / seen, "loss": float(loss) / seen}
-        if look is not None:
-            figures |= look()
+        if evaluate_dev is not None:
+            figures |= evaluate_dev()
         if not all(map(math.isfinite, figures.values())):
             raise CimlError(
                 f"experiment {experiment.name!r}: the loss is not finite after epoch {number + 1}; use a "
@@ -212,13 +212,13 @@ def fit_network(
             )
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
-        if tell is not None:
-            tell(number, figures)
+        if write_events is not None:
+            write_events(number, figures)
         if progress is not None:
             progress(number + 1, epochs)
         if watch is not None:
             watch(number + 1, Trained(model, history, number + 1, done, number + 1, count, time.perf_counter() - began))
-        if look is None:
+        if evaluate_dev is None:
             best = number
         elif figures["val_loss"] < best_loss:
             best, best_loss, best_weights = number, figures["val_loss"], model.get_weights()
@@ -250,8 +250,8 @@ def _step(model: Any, optimizer: Any, weights: np.ndarray | None) -> Step:
     return step
 
 
-def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
-    """Return a function that evaluates the model's present state on the dev runs."""
+def _dev_evaluation(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
+    """Return a function that evaluates the model's current weights on the dev runs."""
     tf = tensorflow()
     inputs, n_windows, labels = map(tf.constant, (dev.inputs, dev.n_windows, dev.labels))
 
@@ -265,11 +265,11 @@ def _look(model: Any, dev: Rows) -> Callable[[], dict[str, float]]:
             right += tf.reduce_sum(tf.cast(tf.equal(tf.argmax(answers, axis=-1), labels[rows]), tf.float32))
         return loss / len(dev) + sum(model.losses), right / len(dev)
 
-    def look() -> dict[str, float]:
+    def evaluate() -> dict[str, float]:
         loss, right = run()
         return {"val_accuracy": float(right), "val_loss": float(loss)}
 
-    return look
+    return evaluate
 
 
 def _event_files(folder: Path) -> Callable[[int, Mapping[str, float]], None]:

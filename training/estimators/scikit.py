@@ -1,6 +1,6 @@
 """Estimators of scikit-learn over unrolled features (usr0 … usrL-1, 1m0 … 1mL-1) or summaries.
 
-A fitted estimator is not stored: scikit-learn's formats run code when they are read, and experiment, snapshot and seed
+A fitted estimator is not stored: scikit-learn's formats run code when they are read. Experiment, snapshot and seed
 reproduce it. Its predictions and metrics are stored.
 """
 
@@ -76,7 +76,7 @@ def fit_scikit(
 
 
 def svm(experiment: Experiment, smallest: int) -> Any:
-    """Build a linear support vector machine, as the original has.
+    """Build a linear support vector machine, as in the original.
 
     Platt's sigmoid, fitted on held-out folds, turns its margins into probabilities.
     """

@@ -1,8 +1,8 @@
 """Summaries of a run's windows that do not depend on the run's length.
 
 Trees over unrolled examples compare window 17 of one run with window 17 of another, although the runs do different work
-by then. A summary covers a column over all of the run's own windows and ignores padding. Two views, for ensemble
-members with different errors:
+by then. A summary covers a column over all of the run's own windows and ignores padding. There are two views, so that
+ensemble members have different errors:
 
 - *levels*: location and movement of a column (quantiles, mean, deviation, first and last, mean step), and the ratios of
   columns to each other, which do not depend on the size of the machine or the job;
@@ -18,9 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-#: Share of a load average that is left after the 5 s between two of Linux's updates of the 1 min average.
+#: Share of the 1 min load average that remains after 5 s, the interval of Linux's updates.
 _DECAY = float(np.exp(-5 / 60))
-#: Clock ticks in a second on machines of 2, 4 and 8 cores: a hundred a core, and a few less.
+#: Clock ticks per second on machines of 2, 4 and 8 cores: a hundred per core, and a few fewer.
 _TICKS = (198, 199, 200, 201, 396, 397, 398, 399, 400, 401, 796, 797, 798, 799, 800, 801)
 _QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 _STEP_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -31,7 +31,6 @@ _BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 32))
 _SMALL = 1e-3  # values below count as zero in ratios
 _ROUNDED = 0.005  # a percentage is recorded with two digits
 _CHUNK = 1 << 20  # values of a column processed at once, to stay in the CPU's caches
-
 
 View = Literal["levels", "shapes"]
 #: Numbers of a single column in each view.
@@ -115,23 +114,23 @@ class _Column:
 
     def share(self, which: np.ndarray) -> np.ndarray:
         """Return the share of the run's own windows [n, L], or of its steps [n, L - 1], for which ``which`` is true."""
-        whole = which.shape[1] == self.own.shape[1]
-        among = self.own if whole else self.stepped
-        share: np.ndarray = (which & among).sum(axis=1) / (self.counts if whole else self.pairs)
+        of_windows = which.shape[1] == self.own.shape[1]
+        among = self.own if of_windows else self.stepped
+        share: np.ndarray = (which & among).sum(axis=1) / (self.counts if of_windows else self.pairs)
         return share
 
 
 def _quantiles(ordered: np.ndarray, counts: np.ndarray, at: tuple[float, ...]) -> list[np.ndarray]:
-    """Quantiles by linear interpolation of rows [n, K] that ascend, of which the first ``counts`` [n] are values."""
+    """Interpolate quantiles linearly in ascending rows [n, K], of which the first ``counts`` [n] are values."""
     if not ordered.shape[1]:
         return [np.full(len(ordered), np.nan) for _ in at]
     out = []
     for share in at:
-        place = np.maximum(counts - 1, 0) * share
-        low = np.floor(place).astype(np.int64)
+        position = np.maximum(counts - 1, 0) * share
+        low = np.floor(position).astype(np.int64)
         high = np.minimum(low + 1, np.maximum(counts - 1, 0).astype(np.int64))
         left, right = (np.take_along_axis(ordered, each[:, None], axis=1)[:, 0] for each in (low, high))
-        out.append(np.where(counts > 0, left + np.where(high > low, (right - left) * (place - low), 0.0), np.nan))
+        out.append(np.where(counts > 0, left + np.where(high > low, (right - left) * (position - low), 0.0), np.nan))
     return out
 
 
@@ -171,15 +170,15 @@ def _shapes(column: _Column) -> Iterator[np.ndarray]:
     yield column.share(centred[:, 1:] * centred[:, :-1] < 0)
     yield column.share(np.abs(centred) > 2 * deviation[:, None])
     yield np.where(column.own, column.values, -np.inf).argmax(axis=1) / counts
-    place = np.arange(windows)
+    position = np.arange(windows)
     for quarter in range(4):
         begin = (counts * quarter // 4)[:, None]
-        inside = (place >= begin) & (place < np.maximum((counts * (quarter + 1) // 4)[:, None], begin + 1))
+        inside = (position >= begin) & (position < np.maximum((counts * (quarter + 1) // 4)[:, None], begin + 1))
         yield (column.values * inside).sum(axis=1) / inside.sum(axis=1)
     power = np.abs(np.fft.rfft(centred[:, :_SPECTRUM], n=_SPECTRUM, axis=1))[:, 1:] ** 2
-    whole = np.maximum(power.sum(axis=1), 1e-12)
+    total = np.maximum(power.sum(axis=1), 1e-12)
     for low, high in _BANDS:
-        yield power[:, low:high].sum(axis=1) / whole
+        yield power[:, low:high].sum(axis=1) / total
     nothing = np.full(len(counts), np.nan)
     for window in range(_FIRST):
         yield np.where(counts > window, column.values[:, window], np.nan) if window < windows else nothing
@@ -215,11 +214,11 @@ def _ticks(column: _Column) -> Iterator[np.ndarray]:
 
     NaN for a column that is not a percentage.
     """
-    looked_at = column.own & (column.values > 0.5)
-    counts = np.maximum(looked_at.sum(axis=1), 1)
+    counted = column.own & (column.values > 0.5)
+    counts = np.maximum(counted.sum(axis=1), 1)
     percentage = column.values.max(axis=1) <= 100.0
     for ticks in _TICKS:
         number = column.values * (ticks / 100)
         fits = np.abs(number - np.round(number)) * (100 / ticks) <= _ROUNDED * 1.001
-        share = (fits & looked_at).sum(axis=1) / counts - 2 * _ROUNDED * ticks / 100
+        share = (fits & counted).sum(axis=1) / counts - 2 * _ROUNDED * ticks / 100
         yield np.where(percentage, share, np.nan)

@@ -1,7 +1,7 @@
 """One-number baselines: predictions from a single number of a run, to compare a model with.
 
 Failures end early and timeouts late; a machine's memory identifies its provider. A model that does not beat such a
-baseline has learned nothing else.
+baseline has learned nothing more.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ NUMBERS = {
     "duration": "seconds from a run's start to its end",
     "memory": "used + free + buff + cach of a run's first sample",
 }
-#: Columns whose sum at the first sample is the memory of the machine, which names a provider's flavours.
+#: Columns whose sum at the first sample is the machine's memory, which identifies a provider's flavours.
 MEMORY = ("used", "free", "buff", "cach")
 _MIN_LEAF = 5  # runs: smaller leaves would memorise single runs
-
-
 #: The usual number by label: failures end early and timeouts late; providers have certain memory sizes.
 _USUAL = {"status": "duration", "provider": "memory", "provider-region": "memory", "node_provider": "memory"}
 
@@ -42,24 +40,24 @@ def numbers_for(definition: DatasetDefinition) -> tuple[str, ...]:
     return (usual,) if usual else tuple(NUMBERS)
 
 
-def number_of(raw: Store | None, name: str, mentions: Sequence[RunFacts]) -> np.ndarray | None:
+def number_of(raw: Store | None, name: str, runs: Sequence[RunFacts]) -> np.ndarray | None:
     """Return a number of each run, float64 [n], NaN where it is missing.
 
     Args:
       raw: the raw store of the runs, for their memory; None if not available.
       name: one of `NUMBERS`.
-      mentions: n runs.
+      runs: facts of the n runs.
 
     Returns:
       None if no run has it: without a raw store, or without its columns.
     """
     if name == "duration":
-        values = np.array([_duration_s(mention) for mention in mentions], np.float64)
+        values = np.array([_duration_s(run) for run in runs], np.float64)
     elif name == "memory":
         if raw is None:
-            return None  # the data set was built from logs without a raw store
+            return None  # the data set was built directly from logs
         try:
-            values = first_memory(raw, [mention.run_id for mention in mentions])
+            values = first_memory(raw, [run.run_id for run in runs])
         except IntegrityError:
             return None  # the raw store is not available; experiments need the examples only
     else:
@@ -67,10 +65,10 @@ def number_of(raw: Store | None, name: str, mentions: Sequence[RunFacts]) -> np.
     return values if np.isfinite(values).any() else None
 
 
-def _duration_s(mention: RunFacts) -> float:
-    if mention.start_us is None or mention.end_us is None:
+def _duration_s(run: RunFacts) -> float:
+    if run.start_us is None or run.end_us is None:
         return np.nan
-    return (mention.end_us - mention.start_us) / 1e6
+    return (run.end_us - run.start_us) / 1e6
 
 
 def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int) -> np.ndarray:
@@ -100,9 +98,6 @@ def predict_by(number: str, train: np.ndarray, labels: np.ndarray, asked: np.nda
     found[:, model.classes_] = model.predict_proba(asked[answerable][:, None])
     answers[answerable] = found
     return answers
-
-
-MEMORY = ("used", "free", "buff", "cach")
 
 
 def one_number_baseline(raw: Store, snapshot: Snapshot) -> dict[str, Any] | None:

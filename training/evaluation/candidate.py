@@ -54,7 +54,7 @@ def assess(
     runs, test = read_snapshot_examples(dataset.store, snapshot, "test")
     answers = exported.predict(test.inputs, test.n_windows)
     in_memory = predict_in_memory(model, materialised, resolved, "test")
-    learned = list(snapshot.runs(*trained_roles(experiment, carved=snapshot.carved)))
+    learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
     train_labels = np.array([run.label for run in learned], np.int64)
     counts = Counter(run.label for run in learned)
     figures: dict[str, Any] = {

@@ -72,7 +72,7 @@ def right_answers(
 
 
 def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple[np.ndarray, np.ndarray]:
-    """Answer float32 [n, C] to runs prepared by the model's own definition, and which it could be given, bool [n]."""
+    """Return predictions float32 [n, C] of runs prepared by the model's definition, and which are valid, bool [n]."""
     from ciml.telemetry import OWN_COLUMNS
     from transforms.examples.prepare import prepare_many
     from transforms.raw.reader import read_runs
@@ -82,9 +82,9 @@ def _prepared(raw: Store, model: Exported, runs: Sequence[SnapshotRun]) -> tuple
     for start in range(0, len(runs), _BATCH):
         some = [files[run.run_id] for run in runs[start : start + _BATCH]]
         tables = read_runs(raw, some, columns=[*OWN_COLUMNS, *model.definition.columns])
-        inputs, n_windows, refused = prepare_many(tables, model.definition)
+        inputs, n_windows, rejected = prepare_many(tables, model.definition)
         answers.append(model.predict(inputs, n_windows))
         usable = np.ones(len(some), bool)
-        usable[[row for row, _ in refused]] = False
+        usable[[row for row, _ in rejected]] = False
         given.append(usable & (n_windows > 0))
     return np.concatenate(answers), np.concatenate(given)

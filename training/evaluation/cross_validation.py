@@ -22,33 +22,33 @@ from training.experiment import Experiment
 from training.normalise import Normalisation
 
 #: Called with an epoch, from 1, and a function that returns the held-out runs' probabilities at that epoch.
-Look = Callable[[int, Callable[[], np.ndarray]], None]
+OnEpoch = Callable[[int, Callable[[], np.ndarray]], None]
 
 
 @dataclass(frozen=True)
 class CVSplit:
-    """One or several divisions of runs into learned and held-out ones.
+    """The folds of a cross-validation, or a single split of runs.
 
     Attributes:
-      places: positions of the runs in the data set, int64 [n].
-      parts: for each fold the learned and the held-out runs, int64, by position in ``places``.
+      positions: positions of the runs in the data set, int64 [n].
+      parts: for each fold the training and the held-out runs, int64 indices into ``positions``.
       groups: str [n], the group with which each run is held out; None without groups.
-      dev: whether early stopping uses the held-out runs; else it uses the dev runs among the learned ones.
+      dev: whether early stopping uses the held-out runs; else it uses the dev runs among the training runs.
     """
 
-    places: np.ndarray
+    positions: np.ndarray
     parts: tuple[tuple[np.ndarray, np.ndarray], ...]
     groups: np.ndarray | None = None
     dev: bool = False
 
 
-def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
+def divide(dataset: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (), seed: int = 0) -> CVSplit:
     """Split the train and dev runs; see `cross_validate`."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    places = material.of("train", "dev")
-    labels = material.rows.labels[places]
-    groups = _groups(material, places, hold_out) if hold_out else None
+    positions = dataset.of("train", "dev")
+    labels = dataset.rows.labels[positions]
+    groups = _groups(dataset, positions, hold_out) if hold_out else None
     parts = folds if groups is None else min(folds, len(np.unique(groups)))
     smallest = np.bincount(labels)
     if parts < 2 or len(labels) < parts or (groups is None and smallest[smallest > 0].max() < parts):
@@ -56,12 +56,12 @@ def divide(material: InMemoryDataset, *, folds: int, hold_out: Sequence[str] = (
         raise CimlError(f"cross-validation: {len(labels)} runs have too few {what} for {folds} folds; use fewer folds")
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     divided = kind(parts, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
-    return CVSplit(places, tuple(divided), groups)
+    return CVSplit(positions, tuple(divided), groups)
 
 
 def cross_validate(
     experiment: Experiment,
-    material: InMemoryDataset,
+    dataset: InMemoryDataset,
     *,
     folds: int = 5,
     hold_out: Sequence[str] = (),
@@ -70,8 +70,8 @@ def cross_validate(
     """Train on all folds but one, for each fold, and score on that one.
 
     Args:
-      experiment: the experiment to train. Early stopping uses the dev runs among the learned ones.
-      material: the data set whose train and dev runs are split.
+      experiment: the experiment to train. Early stopping uses the dev runs among the training runs.
+      dataset: the data set whose train and dev runs are split.
       folds: number of folds, at most the number of groups.
       hold_out: facts whose values are never on both sides: ``flavour``, ``change``, ``job``; several facts group runs
         with equal values of all. A run without the fact is a group of its own. By default each run is a group.
@@ -85,56 +85,55 @@ def cross_validate(
     Raises:
       CimlError: for too few runs or groups.
     """
-    division = divide(material, folds=folds, hold_out=hold_out, seed=experiment.seed)
-    rows, classes = material.rows.take(division.places), material.snapshot.resolved.classes
-    told, answers, parts = [], np.zeros((len(rows), len(classes))), [held for _, held in division.parts]
-    for number, (learned, held) in enumerate(division.parts):
-        answers[held] = held_out(experiment, material, division, number)
+    split = divide(dataset, folds=folds, hold_out=hold_out, seed=experiment.seed)
+    rows, classes = dataset.rows.take(split.positions), dataset.snapshot.resolved.classes
+    fold_scores, answers, parts = [], np.zeros((len(rows), len(classes))), [held for _, held in split.parts]
+    for number, (learned, held) in enumerate(split.parts):
+        answers[held] = held_out(experiment, dataset, split, number)
         found = scores(answers[held], rows.labels[held], classes, rows.labels[learned], resamples=0)
-        told.append(
+        fold_scores.append(
             {
                 "accuracy": found["accuracy"],
                 "base_rate": found["base_rate"],
                 "f1": found["macro"]["f1"]["value"],
-                "held_out": [] if division.groups is None else sorted(set(division.groups[held].tolist())),
+                "held_out": [] if split.groups is None else sorted(set(split.groups[held].tolist())),
             }
         )
         if progress is not None:
-            progress(number + 1, len(division.parts))
+            progress(number + 1, len(split.parts))
     return {
         "by": "+".join(hold_out) or "run",
-        "folds": told,
+        "folds": fold_scores,
         "mean": {
-            "accuracy": _mean([each["accuracy"]["value"] for each in told]),
-            "f1": _mean([each["f1"] for each in told]),
+            "accuracy": _mean([each["accuracy"]["value"] for each in fold_scores]),
+            "f1": _mean([each["f1"] for each in fold_scores]),
         },
-        "pooled": scores(answers, rows.labels, classes, rows.labels, material.slices(division.places)),
+        "pooled": scores(answers, rows.labels, classes, rows.labels, dataset.slices(split.positions)),
         "baselines": {
-            name: _baseline(name, found, parts, rows.labels, classes)
-            for name, found in by_one_number(material, division)
+            name: _baseline(name, found, parts, rows.labels, classes) for name, found in by_one_number(dataset, split)
         },
     }
 
 
-def by_one_number(material: InMemoryDataset, division: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
+def by_one_number(dataset: InMemoryDataset, split: CVSplit) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the held-out runs' probabilities by each one-number baseline.
 
     Args:
-      material: the runs.
-      division: their split.
+      dataset: the runs.
+      split: their split.
 
     Yields:
       Name of each baseline number that any run has, and float64 [n, C]: NaN for a run without the number, or one that
       is never held out.
     """
-    labels, resolved = material.rows.labels[division.places], material.snapshot.resolved
-    runs = [material.mentions[place] for place in division.places]
+    labels, resolved = dataset.rows.labels[split.positions], dataset.snapshot.resolved
+    runs = [dataset.facts[position] for position in split.positions]
     for name in numbers_for(resolved.definition):
-        values = number_of(material.raw, name, runs)
+        values = number_of(dataset.raw, name, runs)
         if values is None:
             continue
         answers = np.full((len(labels), len(resolved.classes)), np.nan)
-        for learned, held in division.parts:
+        for learned, held in split.parts:
             answers[held] = predict_by(name, values[learned], labels[learned], values[held], len(resolved.classes))
         yield name, answers
 
@@ -155,44 +154,44 @@ def _baseline(
     }
 
 
-def _groups(material: InMemoryDataset, places: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
-    runs = [material.mentions[place] for place in places]
+def _groups(dataset: InMemoryDataset, positions: np.ndarray, hold_out: Sequence[str]) -> np.ndarray:
+    runs = [dataset.facts[position] for position in positions]
     facts = [facts_of(runs, name) for name in hold_out]
     for name, values in zip(hold_out, facts, strict=True):
         if not any(values):
-            raise CimlError(f"cross-validation: no run of {material.snapshot.dataset!r} has the fact {name!r}")
+            raise CimlError(f"cross-validation: no run of {dataset.snapshot.dataset!r} has the fact {name!r}")
     together = ["/".join(values) if all(values) else "" for values in zip(*facts, strict=True)] or [""] * len(runs)
     return np.array([value or run.run_id for value, run in zip(together, runs, strict=True)])
 
 
 def held_out(
-    experiment: Experiment, material: InMemoryDataset, division: CVSplit, number: int, look: Look | None = None
+    experiment: Experiment, dataset: InMemoryDataset, split: CVSplit, number: int, on_epoch: OnEpoch | None = None
 ) -> np.ndarray:
-    """Train on a fold's learned runs, normalised by these alone, and predict its held-out runs.
+    """Train on a fold's training runs, normalised by these alone, and predict its held-out runs.
 
     Args:
-      experiment: what to train.
-      material: the runs.
-      division: their split.
+      experiment: the experiment to train.
+      dataset: the runs.
+      split: their split.
       number: the fold's number.
-      look: called after each epoch of a network; an exception from it ends the training.
+      on_epoch: called after each epoch of a network; an exception from it ends the training.
     """
-    rows, (learned, held) = material.rows.take(division.places), division.parts[number]
+    rows, (learned, held) = dataset.rows.take(split.positions), split.parts[number]
     normal = inputs_for(experiment, Normalisation.of(rows.inputs[learned]), rows)
     dev, asked = None, normal.take(held)
     if experiment.early_stopping is not None:
-        looked_at = material.roles[division.places][learned] == "dev"
-        if division.dev:
+        is_dev = dataset.roles[split.positions][learned] == "dev"
+        if split.dev:
             dev = asked
-        elif looked_at.any():
-            dev, learned = normal.take(learned[looked_at]), learned[~looked_at]
+        elif is_dev.any():
+            dev, learned = normal.take(learned[is_dev]), learned[~is_dev]
         else:
             raise CimlError("cross-validation: early stopping needs dev runs in each fold; use fewer folds")
-    classes = len(material.snapshot.resolved.classes)
+    classes = len(dataset.snapshot.resolved.classes)
 
     def watch(epoch: int, model: Fitted) -> None:
-        if look is not None:
-            look(epoch, partial(model.predict, asked.inputs, asked.n_windows))
+        if on_epoch is not None:
+            on_epoch(epoch, partial(model.predict, asked.inputs, asked.n_windows))
 
     fitted = fit(experiment, normal.take(learned), dev, classes, watch=watch)
     return fitted.predict(asked.inputs, asked.n_windows)

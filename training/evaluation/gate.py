@@ -22,7 +22,7 @@ class GatePolicy:
       min_class_runs: least number of training runs of each class: an unseen class is never predicted.
       above_base_rate: least margin of the accuracy's lower bound above the base rate.
       tolerance: accepted loss of accuracy against the champion on the same held-out runs.
-      confidence: of the one-sided bound on that difference: a candidate is rejected if it *may* be worse by more than
+      confidence: of the one-sided bound on that loss. A candidate is rejected if it *may* be worse by more than
         ``tolerance``.
       max_disagreement: largest difference of any probability between the exported model and the one in memory.
       max_latency_ms: largest median latency of a call for one run, milliseconds.
@@ -72,7 +72,7 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
     if candidate is None:
         return Verdict(False, ("the candidate was not evaluated",))
     against: list[str] = []
-    spoke: list[str] = []
+    in_favour: list[str] = []
     evaluation = candidate.get("evaluation") or {}
     figures = {"accuracy": evaluation.get("accuracy"), "base_rate": evaluation.get("base_rate")}
 
@@ -80,7 +80,7 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
         if not good:
             against.append(why_not)
         elif why:
-            spoke.append(why)
+            in_favour.append(why)
 
     _check_runs(evaluation, candidate, policy, check)
     _check_base_rate(evaluation, policy, check)
@@ -98,9 +98,9 @@ def judge(candidate: Mapping[str, Any] | None, policy: GatePolicy, *, has_champi
         figures |= {name: candidate.get(name) for name in ("champion", "comparison")}
         _check_champion(candidate.get("comparison"), policy, check)
     else:
-        spoke.append("no champion to compare with")
+        in_favour.append("no champion to compare with")
     blessed = not against
-    return Verdict(blessed, tuple(spoke if blessed else against), figures)
+    return Verdict(blessed, tuple(in_favour if blessed else against), figures)
 
 
 def _check_runs(evaluation: Mapping[str, Any], candidate: Mapping[str, Any], policy: GatePolicy, check: Any) -> None:
@@ -121,9 +121,9 @@ def _check_base_rate(evaluation: Mapping[str, Any], policy: GatePolicy, check: A
     if not (_number(low) and _number(rate) and _number(accuracy.get("value"))):
         check(False, "the accuracy or the base rate is missing")
         return
-    said = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
+    text = f"accuracy {accuracy['value']:.3f} (at least {low:.3f})"
     wanted = rate + policy.above_base_rate
-    check(low > wanted, f"{said} does not beat the base rate {rate:.3f}", f"{said} beats the base rate {rate:.3f}")
+    check(low > wanted, f"{text} does not beat the base rate {rate:.3f}", f"{text} beats the base rate {rate:.3f}")
 
 
 def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, check: Any) -> None:
@@ -134,8 +134,8 @@ def _check_champion(comparison: Mapping[str, Any] | None, policy: GatePolicy, ch
     if not _number(low) or not _number(difference):
         check(False, "the comparison with the champion lacks figures")
         return
-    said = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
-    check(low >= -policy.tolerance, f"{said}: may be worse by more than {policy.tolerance:g}", said)
+    text = f"{difference:+.3f} against the champion on the same {comparison.get('runs')} runs (at least {low:+.3f})"
+    check(low >= -policy.tolerance, f"{text}: may be worse by more than {policy.tolerance:g}", text)
 
 
 def compare(

@@ -112,10 +112,10 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
     if len(right) == 0:
         return {"ece": None, "bins": []}
     confidence = probabilities.max(axis=1)
-    place = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
+    bin_of = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
     bins, error = [], 0.0
     for index in range(_BINS):
-        inside = place == index
+        inside = bin_of == index
         if runs := int(inside.sum()):
             mean, share = float(confidence[inside].mean()), float(right[inside].mean())
             error += runs / len(right) * abs(mean - share)

@@ -54,19 +54,19 @@ def scores(
     Raises:
       ValueError: if shapes do not match.
     """
-    told = evaluate(probabilities, labels, classes, train_labels, slices)
+    found = evaluate(probabilities, labels, classes, train_labels, slices)
     clean, predicted = answers(probabilities)
     figures = _with_intervals(clean, predicted, labels, RESAMPLES if resamples is None else resamples, seed)
-    told["brier"] = figures.get("brier", dict(_NOTHING))
-    told["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
+    found["brier"] = figures.get("brier", dict(_NOTHING))
+    found["macro"] = {name: figures.get(f"macro {name}", dict(_NOTHING)) for name in BY_CLASS}
     for label, name in enumerate(classes):
-        one = told["classes"][name]
+        one = found["classes"][name]
         one |= {figure: figures.get(f"{label} {figure}", dict(_NOTHING)) for figure in BY_CLASS}
         one["share"] = one["runs"] / len(labels) if len(labels) else None
     for name, values in (slices or {}).items():
-        for value, one in told["slices"][name].items():
+        for value, one in found["slices"][name].items():
             one |= _slice(labels[np.array(values) == value], predicted[np.array(values) == value])
-    return told
+    return found
 
 
 def answers(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def _figures(probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarra
     by_label = precision_recall_fscore_support(labels, predicted, labels=range(count), zero_division=0.0)
     out: dict[str, float] = {}
     for label in np.unique(labels).tolist():
-        out |= {f"{label} {name}": float(by_label[place][label]) for place, name in enumerate(BY_CLASS[:3])}
+        out |= {f"{label} {name}": float(by_label[at][label]) for at, name in enumerate(BY_CLASS[:3])}
         own = labels == label
         if not own.all():
             out[f"{label} roc_auc"] = float(roc_auc(own, probabilities[:, label]))
@@ -113,18 +113,18 @@ def _with_intervals(
 ) -> dict[str, dict[str, float | None]]:
     from sklearn import config_context
 
-    whole = _figures(probabilities, predicted, labels)
+    figures = _figures(probabilities, predicted, labels)
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in whole}
+    drawn: dict[str, list[float]] = {name: [] for name in figures}
     with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("ignore")  # resamples without some class
-        for _ in range(resamples if whole else 0):
+        for _ in range(resamples if figures else 0):
             rows = rng.integers(len(labels), size=len(labels))
             for name, value in _figures(probabilities[rows], predicted[rows], labels[rows]).items():
                 drawn[name].append(value)
     edges = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     out: dict[str, dict[str, float | None]] = {}
-    for name, value in whole.items():
+    for name, value in figures.items():
         low, high = np.quantile(drawn[name], edges).tolist() if drawn[name] else (None, None)
         out[name] = {"value": value, "low": low, "high": high}
     return out
@@ -133,7 +133,7 @@ def _with_intervals(
 def _slice(labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     from sklearn.metrics import f1_score
 
-    told: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
+    found: dict[str, Any] = {"majority": accuracy(labels == np.bincount(labels).argmax())["value"]}
     if len(labels) >= _MIN_SLICE and len(known := np.unique(labels)) > 1:
-        told["f1"] = float(f1_score(labels, predicted, labels=known, average="macro", zero_division=0.0))
-    return told
+        found["f1"] = float(f1_score(labels, predicted, labels=known, average="macro", zero_division=0.0))
+    return found

@@ -1,6 +1,6 @@
 """Unsupervised groups of runs: k-means over normalised examples, and their agreement with known facts.
 
-All of it runs in one thread, so that the same seed gives the same result to the last bit.
+All of it runs in one thread, so that the same seed gives the same result, bit for bit.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def find_clusters(points: np.ndarray, k: int, seed: int = 0) -> Clusters:
         fitted = KMeans(k, n_init=10, random_state=seed).fit(points)
         names, of, counts = np.unique(fitted.labels_, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        place = np.empty(len(names), np.int64)
-        place[order] = np.arange(len(names))
+        rank = np.empty(len(names), np.int64)
+        rank[order] = np.arange(len(names))
         distance = np.linalg.norm(points - fitted.cluster_centers_[fitted.labels_], axis=1).astype(np.float64)
-        silhouette = _silhouette(points, place[of], seed)
-    return Clusters(k, place[of], distance, float(fitted.inertia_), silhouette)
+        silhouette = _silhouette(points, rank[of], seed)
+    return Clusters(k, rank[of], distance, float(fitted.inertia_), silhouette)
 
 
 def _silhouette(points: np.ndarray, of: np.ndarray, seed: int) -> float | None:

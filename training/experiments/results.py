@@ -25,7 +25,7 @@ class Predictions:
     Attributes:
       run_id: str [n].
       labels: int64 [n], positions in ``classes``.
-      probabilities: float64 [n, C]; a row that is not finite is no answer.
+      probabilities: float64 [n, C]; a row that is not finite is not a prediction.
       classes: names of the C classes.
     """
 
@@ -125,12 +125,12 @@ def _trials(experiments: Store, experiment: str, datasets: Sequence[str]) -> Ite
             files.setdefault((parts[1], parts[2]), []).append(parts[3])
     for (dataset, trial), names in files.items():
         folder = store.child(f"results/{dataset}/{trial}")
-        kept = {name: read_stored(folder, name) for name in names if name.endswith(".json")}
-        told = {name: value for name, value in sorted(kept.items()) if value is not None}
-        elsewhere = tuple(value for name, value in told.items() if name.startswith("on-"))
-        folds = tuple(value for name, value in told.items() if name.startswith("folds-"))
-        if RESULT in told or folds:
-            yield Stored(experiment, dataset, folder, told.get(RESULT), elsewhere, folds)
+        values = {name: read_stored(folder, name) for name in sorted(names) if name.endswith(".json")}
+        stored = {name: value for name, value in values.items() if value is not None}
+        elsewhere = tuple(value for name, value in stored.items() if name.startswith("on-"))
+        folds = tuple(value for name, value in stored.items() if name.startswith("folds-"))
+        if RESULT in stored or folds:
+            yield Stored(experiment, dataset, folder, stored.get(RESULT), elsewhere, folds)
 
 
 def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
@@ -139,11 +139,11 @@ def _predictions(data: bytes, classes: tuple[str, ...]) -> Predictions:
 
     table = pq.read_table(io.BytesIO(data))
     table = table.filter(pc.equal(table["split"], "test"))
-    place = {name: label for label, name in enumerate(classes)}
+    label_of = {name: label for label, name in enumerate(classes)}
     probabilities = [table[f"probability:{name}"].to_numpy() for name in classes]
     return Predictions(
         np.asarray(table["run_id"].to_numpy(zero_copy_only=False), object),
-        np.array([place[name] for name in table["label_name"].to_pylist()], np.int64),
+        np.array([label_of[name] for name in table["label_name"].to_pylist()], np.int64),
         np.stack(probabilities, axis=1).astype(np.float64),
         classes,
     )

@@ -96,49 +96,50 @@ class Trial:
     Attributes:
       experiments: the folder of all experiments.
       experiment: the experiment to train.
-      material: the data set's examples.
+      dataset: the data set's examples.
       tensorboard: folder of a network's TensorBoard event files.
       progress: called after each epoch of a network.
     """
 
     experiments: Store
     experiment: Experiment
-    material: InMemoryDataset
+    dataset: InMemoryDataset
     tensorboard: Path | None = None
     progress: Progress | None = None
 
     @property
     def store(self) -> Store:
         """The folder of its results."""
-        dataset, key = self.material.snapshot.dataset, refresh_key(self.material.snapshot.digest, self.experiment)
-        return experiment_store(self.experiments, self.experiment.name).child(f"results/{dataset}/{key}")
+        snapshot = self.dataset.snapshot
+        key = refresh_key(snapshot.digest, self.experiment)
+        return experiment_store(self.experiments, self.experiment.name).child(f"results/{snapshot.dataset}/{key}")
 
     @cached_property
     def learned(self) -> np.ndarray:
         """Positions of the training runs, int64 [m]."""
-        roles = trained_roles(self.experiment, carved=self.material.snapshot.carved)
-        places = self.material.of(*roles)
-        if not places.size:
-            turned_away = sum(self.material.snapshot.untrusted.values())
+        roles = trained_roles(self.experiment, dev_from_train=self.dataset.snapshot.dev_from_train)
+        positions = self.dataset.of(*roles)
+        if not positions.size:
+            untrusted = sum(self.dataset.snapshot.untrusted.values())
             raise CimlError(
-                f"data set {self.material.snapshot.dataset!r} has no training runs: {turned_away} examples "
-                f"are untrusted, {self.material.of('test').size} are test runs"
+                f"data set {self.dataset.snapshot.dataset!r} has no training runs: {untrusted} examples "
+                f"are untrusted, {self.dataset.of('test').size} are test runs"
             )
-        return places
+        return positions
 
     @cached_property
     def _normalisation(self) -> Normalisation:
-        return self.material.normalisation()
+        return self.dataset.normalisation()
 
     @property
     def watched(self) -> np.ndarray:
         """Positions of the dev runs that are not trained on."""
-        return np.setdiff1d(self.material.of("dev"), self.learned)
+        return np.setdiff1d(self.dataset.of("dev"), self.learned)
 
     @cached_property
     def fitted(self) -> Fitted:
         """The fitted model, trained on first use. It is not stored, since the trial reproduces it."""
-        resolved = self.material.snapshot.resolved
+        resolved = self.dataset.snapshot.resolved
         check_use(self.experiment, resolved)
         dev = None
         if self.experiment.early_stopping is not None:
@@ -154,9 +155,9 @@ class Trial:
             progress=self.progress,
         )
 
-    def normal(self, places: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
+    def normal(self, positions: np.ndarray, other: InMemoryDataset | None = None) -> Rows:
         """Return runs (of another data set), normalised by this trial's training split if the estimator needs it."""
-        return inputs_for(self.experiment, self._normalisation, (other or self.material).rows.take(places))
+        return inputs_for(self.experiment, self._normalisation, (other or self.dataset).rows.take(positions))
 
     def run(self) -> tuple[dict[str, Any], bool]:
         """Train, test and store, or return the stored result. Only this method reads the test runs.
@@ -166,11 +167,11 @@ class Trial:
         """
         if (stored := read_stored(self.store, RESULT)) is not None:
             return stored, False
-        snapshot, watched, test = self.material.snapshot, self.watched, self.material.of("test")
+        snapshot, watched, test = self.dataset.snapshot, self.watched, self.dataset.of("test")
         asked = np.concatenate([watched, test])
         rows = self.normal(asked)
         answers = self.fitted.predict(rows.inputs, rows.n_windows)
-        table = _predictions(self.material, asked, answers)
+        table = _predictions(self.dataset, asked, answers)
         predictions = f"predictions-{hashlib.sha256(table).hexdigest()[:16]}.parquet"
         self.store.create(predictions, table)
         on_dev, on_test = answers[: len(watched)], answers[len(watched) :]
@@ -203,33 +204,33 @@ class Trial:
         Raises:
           CimlError: if the examples of that data set have other features or another length.
         """
-        own, its = self.material.snapshot.resolved, other.snapshot.resolved
-        _check_alike(self.material, other)
+        own, its = self.dataset.snapshot.resolved, other.snapshot.resolved
+        _check_alike(self.dataset, other)
         name = f"on-{other.snapshot.dataset}-{other.snapshot.digest[:16]}.json"
         if (stored := read_stored(self.store, name)) is not None:
             return stored, False
-        seen = {self.material.mentions[place].run_id for place in self.learned}
+        seen = {self.dataset.facts[position].run_id for position in self.learned}
         test = other.of("test")
-        fresh = [place for place in test if other.mentions[place].run_id not in seen]
+        fresh = [position for position in test if other.facts[position].run_id not in seen]
         labels = {label: own.classes.index(name) for label, name in enumerate(its.classes) if name in own.classes}
-        places = np.array([place for place in fresh if int(other.rows.labels[place]) in labels], np.int64)
-        rows = self.normal(places, other)
+        positions = np.array([position for position in fresh if int(other.rows.labels[position]) in labels], np.int64)
+        rows = self.normal(positions, other)
         right = np.array([labels[label] for label in rows.labels.tolist()], np.int64)
         found = scores(
             self.fitted.predict(rows.inputs, rows.n_windows),
             right,
             own.classes,
-            self.material.rows.labels[self.learned],
-            other.slices(places),
+            self.dataset.rows.labels[self.learned],
+            other.slices(positions),
         )
-        told = {
+        result = {
             "dataset": other.snapshot.dataset,
             "snapshot": other.snapshot.digest,
-            "left_out": {"trained_on": len(test) - len(fresh), "unknown_class": len(fresh) - len(places)},
+            "left_out": {"trained_on": len(test) - len(fresh), "unknown_class": len(fresh) - len(positions)},
             "test": found,
-            "baselines": self._baselines(places, other, right),
+            "baselines": self._baselines(positions, other, right),
         }
-        return self._keep(name, told)
+        return self._keep(name, result)
 
     def cross_validate(
         self, folds: int, hold_out: tuple[str, ...], progress: Progress | None = None
@@ -240,7 +241,7 @@ class Trial:
         name = f"folds-{'+'.join(hold_out) or 'run'}-{folds}.json"
         if (stored := read_stored(self.store, name)) is not None:
             return stored, False
-        found = cross_validate(self.experiment, self.material, folds=folds, hold_out=hold_out, progress=progress)
+        found = cross_validate(self.experiment, self.dataset, folds=folds, hold_out=hold_out, progress=progress)
         return self._keep(name, found)
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -251,29 +252,29 @@ class Trial:
             raise IntegrityError(f"{self.store.url(name)} was written, but is missing now")
         return stored, new
 
-    def _scores(self, answers: np.ndarray, places: np.ndarray) -> dict[str, Any]:
-        rows, classes = self.material.rows, self.material.snapshot.resolved.classes
-        return scores(answers, rows.labels[places], classes, rows.labels[self.learned], self.material.slices(places))
+    def _scores(self, answers: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+        labels, classes = self.dataset.rows.labels, self.dataset.snapshot.resolved.classes
+        return scores(answers, labels[positions], classes, labels[self.learned], self.dataset.slices(positions))
 
     def _baselines(
-        self, places: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
+        self, positions: np.ndarray, other: InMemoryDataset | None = None, labels: np.ndarray | None = None
     ) -> dict[str, Any]:
         """Return the one-number baselines on the same runs, by name."""
-        asked, resolved = other or self.material, self.material.snapshot.resolved
-        learned = self.material.rows.labels[self.learned]
-        told: dict[str, Any] = {}
+        asked, resolved = other or self.dataset, self.dataset.snapshot.resolved
+        learned = self.dataset.rows.labels[self.learned]
+        baselines: dict[str, Any] = {}
         for name in numbers_for(resolved.definition):
-            known = number_of(self.material.raw, name, [self.material.mentions[place] for place in self.learned])
-            values = number_of(asked.raw, name, [asked.mentions[place] for place in places])
+            known = number_of(self.dataset.raw, name, [self.dataset.facts[position] for position in self.learned])
+            values = number_of(asked.raw, name, [asked.facts[position] for position in positions])
             if known is None or values is None:
                 continue
             answers = predict_by(name, known, learned, values, len(resolved.classes))
-            right = asked.rows.labels[places] if labels is None else labels
+            right = asked.rows.labels[positions] if labels is None else labels
             found = scores(answers, right, resolved.classes, learned)
-            told[name] = {"what": NUMBERS[name]} | {
+            baselines[name] = {"what": NUMBERS[name]} | {
                 key: found[key] for key in ("accuracy", "macro", "classes", "brier")
             }
-        return told
+        return baselines
 
 
 def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
@@ -289,9 +290,9 @@ def _check_alike(one: InMemoryDataset, other: InMemoryDataset) -> None:
         raise CimlError(f"data set {other.snapshot.dataset!r} has none of the classes {', '.join(classes)}")
 
 
-def _shape(material: InMemoryDataset) -> dict[str, Any]:
+def _shape(dataset: InMemoryDataset) -> dict[str, Any]:
     """Return the properties that examples must share with a model's training examples."""
-    resolved = material.snapshot.resolved
+    resolved = dataset.snapshot.resolved
     return {
         "features": list(resolved.features),
         "windows": resolved.windows,
@@ -302,10 +303,7 @@ def _shape(material: InMemoryDataset) -> dict[str, Any]:
 
 
 def read_stored(store: Store, name: str) -> dict[str, Any] | None:
-    """Return a JSON object of a store; None where there is none of this name.
-
-    Raises `IntegrityError` for anything else.
-    """
+    """Return a JSON object of a store, or None if it does not exist. Raises `IntegrityError` for other content."""
     try:
         value = json.loads(store.read(name))
     except FileNotFoundError:
@@ -317,20 +315,20 @@ def read_stored(store: Store, name: str) -> dict[str, Any] | None:
     return value
 
 
-def _predictions(material: InMemoryDataset, places: np.ndarray, answers: np.ndarray) -> bytes:
+def _predictions(dataset: InMemoryDataset, positions: np.ndarray, answers: np.ndarray) -> bytes:
     """Return a Parquet file with a row for each run: its id, its label, and the probability of each class."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    classes, runs = material.snapshot.resolved.classes, [material.mentions[place] for place in places]
+    classes, runs = dataset.snapshot.resolved.classes, [dataset.facts[position] for position in positions]
     predicted = answers.argmax(axis=1) if len(answers) else np.zeros(0, np.int64)
     table = pa.table(
         {
             "run_id": pa.array([run.run_id for run in runs], pa.string()),
             "build_uuid": pa.array([run.build_uuid for run in runs], pa.string()),
             "build_name": pa.array([run.build_name for run in runs], pa.string()),
-            "split": pa.array(material.roles[places].tolist(), pa.string()),
-            "label_name": pa.array([classes[label] for label in material.rows.labels[places]], pa.string()),
+            "split": pa.array(dataset.roles[positions].tolist(), pa.string()),
+            "label_name": pa.array([classes[label] for label in dataset.rows.labels[positions]], pa.string()),
             "predicted": pa.array([classes[label] for label in predicted], pa.string()),
             **{f"probability:{name}": pa.array(answers[:, at], pa.float64()) for at, name in enumerate(classes)},
         }

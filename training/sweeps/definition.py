@@ -100,7 +100,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     @classmethod
     def written(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return one fact alone stands for a list of one."""
+        """Expand a single fact to a list of one."""
         return {**value, "hold_out": (value["hold_out"],)} if isinstance(value.get("hold_out"), str) else value
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class Sweep(Settings, frozen=True, kw_only=True):
 
     @cached_property
     def grid(self) -> tuple[dict[str, Value], ...]:
-        """Every combination once, those that mean the same only once, in an order that follows from the seed."""
+        """Every combination once; equivalent ones are merged. The order follows from the seed."""
         cells = itertools.product(*(axis.names for axis in self.axes))
         every = [self.effective(dict(zip((axis.key for axis in self.axes), cell, strict=True))) for cell in cells]
         unique = {sha256_json([self.seed, cell]): cell for cell in every}

@@ -1,4 +1,4 @@
-"""The files of a sweep: its definition when it began, and its trials' outcomes. There is no other state.
+"""The files of a sweep: its first definition, and its trials' outcomes. There is no other state.
 
 sweeps/<sweep>/sweep.json              first: the inputs of all trials
 sweeps/<sweep>/trials/000000.json      outcome of each trial, created once
@@ -26,13 +26,13 @@ def sweep_store(sweeps: Store, name: str) -> Store:
     return sweeps.child(name)
 
 
-def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_version: Callable[[], int]) -> int:
+def begin_sweep(store: Store, sweep: Sweep, inputs: Mapping[str, Any], raw_version: Callable[[], int]) -> int:
     """Begin or resume a sweep.
 
     Args:
       store: its folder.
       sweep: its present file; for a begun sweep only ``trials`` may have changed.
-      rests_on: digests of other inputs that decide the runs; they must not change.
+      inputs: digests of other inputs that decide the runs; they must not change.
       raw_version: returns the raw manifest's version for a new sweep.
 
     Returns:
@@ -41,10 +41,10 @@ def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_ver
     Raises:
       CimlError: if a different sweep has that name.
     """
-    told = {"format": _FORMAT, "sweep": sweep.to_json(), **rests_on}
+    new = {"format": _FORMAT, "sweep": sweep.to_json(), **inputs}
     there = read_stored(store, "sweep.json")
     if there is None:
-        store.create("sweep.json", canonical_json({**told, "raw_version": raw_version()}))
+        store.create("sweep.json", canonical_json({**new, "raw_version": raw_version()}))
         there = read_stored(store, "sweep.json") or {}
     version = there.get("raw_version")
     if not isinstance(version, int) or not isinstance(there.get("sweep"), dict):
@@ -53,7 +53,7 @@ def begin_sweep(store: Store, sweep: Sweep, rests_on: Mapping[str, Any], raw_ver
     sampled = sweep.trials is not None and old["sweep"].get("trials") is not None
     if sampled:
         old["sweep"] = {**old["sweep"], "trials": sweep.trials}
-    if keys := [key.removeprefix("sweep.") for key in differences(old, told)]:
+    if keys := [key.removeprefix("sweep.") for key in differences(old, new)]:
         raise CimlError(
             f"sweep {sweep.name!r} was begun with another {', '.join(keys)}; choose another name (data sets are shared)"
         )

@@ -1,4 +1,4 @@
-"""One trial of a sweep: an experiment trained on a data set, scored on held-out runs, and pruned if it is hopeless.
+"""One trial of a sweep: an experiment trained on a data set, scored on held-out runs, and perhaps pruned.
 
 The test runs are never used: a sweep selects an experiment, which is then tested once.
 """
@@ -25,7 +25,7 @@ Report = Callable[[int, float], bool]
 
 
 class _Pruned(Exception):
-    """Ends a training."""
+    """Ends the training of a pruned trial."""
 
 
 @dataclass
@@ -53,75 +53,75 @@ class Scored:
     held_out: int = 0
 
 
-def division_of(sweep: Sweep, material: InMemoryDataset) -> CVSplit:
+def cv_split(sweep: Sweep, dataset: InMemoryDataset) -> CVSplit:
     """Split the runs of a data set for a sweep: into folds, or into train and dev.
 
     Raises:
       CimlError: if there are too few runs.
     """
     if sweep.on == "folds":
-        return divide(material, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
-    places = material.of("train", "dev")
-    dev = material.roles[places] == "dev"
+        return divide(dataset, folds=sweep.folds, hold_out=sweep.hold_out, seed=sweep.seed)
+    positions = dataset.of("train", "dev")
+    dev = dataset.roles[positions] == "dev"
     if not dev.any() or dev.all():
-        raise CimlError(f"data set {material.snapshot.dataset!r} has no training runs, or no dev runs")
-    return CVSplit(places, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
+        raise CimlError(f"data set {dataset.snapshot.dataset!r} has no training runs, or no dev runs")
+    return CVSplit(positions, ((np.flatnonzero(~dev), np.flatnonzero(dev)),), dev=True)
 
 
-def score_trial(sweep: Sweep, experiment: Experiment, material: InMemoryDataset, report: Report) -> Scored:
+def score_trial(sweep: Sweep, experiment: Experiment, dataset: InMemoryDataset, report: Report) -> Scored:
     """Train and score a trial.
 
     Args:
       sweep: the sweep, with metric and folds.
       experiment: the experiment to train.
-      material: the data set; its test runs are not used.
+      dataset: the data set; its test runs are not used.
       report: called after each step.
 
     Raises:
       CimlError: if it cannot be trained, or the metric is undefined.
     """
     check_experiment(experiment)
-    check_use(experiment, material.snapshot.resolved)
-    division = division_of(sweep, material)
-    labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
+    check_use(experiment, dataset.snapshot.resolved)
+    split = cv_split(sweep, dataset)
+    labels, classes = dataset.rows.labels[split.positions], dataset.snapshot.resolved.classes
     answers, seen, out = np.zeros((len(labels), len(classes))), np.zeros(len(labels), bool), Scored()
-    last = len(division.parts) if sweep.on == "folds" else experiment.epochs
+    last = len(split.parts) if sweep.on == "folds" else experiment.epochs
 
-    def tell(step: int, given: np.ndarray, of: np.ndarray) -> None:
+    def record(step: int, given: np.ndarray, of: np.ndarray) -> None:
         out.value = _value(given, labels[of], classes, sweep.metric)
         out.steps.append((step, out.value))
         if report(step, out.value) and step < last:
             raise _Pruned
 
-    for number, (learned, held) in enumerate(division.parts):
-        out.trained_on, look = len(learned), None
+    for number, (learned, held) in enumerate(split.parts):
+        out.trained_on, on_epoch = len(learned), None
         if sweep.on == "dev":
 
-            def look(epoch: int, ask: Callable[[], np.ndarray], held: np.ndarray = held) -> None:
+            def on_epoch(epoch: int, ask: Callable[[], np.ndarray], held: np.ndarray = held) -> None:
                 if epoch % sweep.report_epochs == 0:
-                    tell(epoch, ask(), held)
+                    record(epoch, ask(), held)
 
         try:
-            answers[held] = held_out(experiment, material, division, number, look)
+            answers[held] = held_out(experiment, dataset, split, number, on_epoch)
             seen[held] = True
             if sweep.on == "folds":
-                tell(number + 1, answers[seen], seen)
+                record(number + 1, answers[seen], seen)
         except _Pruned:
             out.pruned, out.held_out = True, int(np.count_nonzero(seen)) or len(held)
             return out
-    train_labels = labels if sweep.on == "folds" else labels[division.parts[0][0]]
+    train_labels = labels if sweep.on == "folds" else labels[split.parts[0][0]]
     return _finished(out, answers[seen], labels[seen], classes, train_labels, sweep.metric)
 
 
-def one_number(sweep: Sweep, material: InMemoryDataset) -> dict[str, Any]:
+def one_number(sweep: Sweep, dataset: InMemoryDataset) -> dict[str, Any]:
     """Return the one-number baselines on the same splits: ``value``, ``low`` and ``high`` by name; may be empty."""
-    division, told = division_of(sweep, material), {}
-    labels, classes = material.rows.labels[division.places], material.snapshot.resolved.classes
-    seen = np.sort(np.concatenate([held for _, held in division.parts]))
-    for name, answers in by_one_number(material, division):
+    split, baselines = cv_split(sweep, dataset), {}
+    labels, classes = dataset.rows.labels[split.positions], dataset.snapshot.resolved.classes
+    seen = np.sort(np.concatenate([held for _, held in split.parts]))
+    for name, answers in by_one_number(dataset, split):
         found = scores(answers[seen], labels[seen], classes, labels, resamples=_resamples(sweep.metric))
-        told[name] = {"what": NUMBERS[name], **_figure(found, sweep.metric)}
-    return told
+        baselines[name] = {"what": NUMBERS[name], **_figure(found, sweep.metric)}
+    return baselines
 
 
 def _finished(

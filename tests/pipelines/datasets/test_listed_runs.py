@@ -23,7 +23,7 @@ from pipelines.datasets.build import DEFINITION, build_dataset
 from pipelines.datasets.listed_runs import ListedRuns
 from pipelines.datasets.update import update_dataset, verify_dataset
 from tests.pipelines.datasets.dataset_scenes import FailingStore, Interrupted
-from training.data.in_memory import read_material
+from training.data.in_memory import read_dataset
 from training.data.snapshot import make_snapshot
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest import run_stages as settle
@@ -210,7 +210,7 @@ def test_it_is_that_listings_and_no_others(tmp_path: Path) -> None:
 def test_an_experiment_takes_it(tmp_path: Path) -> None:
     target = DataRoot.open(tmp_path / "sets")
     build_dataset(listed(listing(tmp_path, lines(20))), target, defined())
-    material = read_material(target.dataset("cpu"), TrustPolicy.load(None))
+    material = read_dataset(target.dataset("cpu"), TrustPolicy.load(None))
     assert len(material.rows.labels) == 20
     assert material.raw is None
     state = target.dataset("cpu").state()

@@ -20,7 +20,7 @@ from cli.main import cli
 from pipelines.training.hyperparameter_sweep import Place, Swept, run_sweep
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.training.conftest import made  # noqa: F401  (a fixture)
-from training.data.in_memory import InMemoryDataset, read_material
+from training.data.in_memory import InMemoryDataset, read_dataset
 from training.evaluation import scores as scoring
 from training.evaluation.baselines import number_of, predict_by
 from training.evaluation.cross_validation import CVSplit, cross_validate, divide
@@ -90,7 +90,7 @@ def test_each_trial_is_what_a_direct_computation_gives(
         if each.state == "failed":
             assert each.reason.startswith("features_regex 'nosuch' matches none of the columns usr, sys")
             continue
-        material = read_material(target.dataset(each.dataset), TrustPolicy.load())
+        material = read_dataset(target.dataset(each.dataset), TrustPolicy.load())
         definition = material.snapshot.resolved.definition
         combination = swept.sweep.combine(each.parameters, definition.raw_version)
         assert (definition, each.snapshot) == (combination.definition, material.snapshot.digest)
@@ -119,14 +119,14 @@ def test_each_trial_is_what_a_direct_computation_gives(
 
 def _by_memory(material: InMemoryDataset, division: CVSplit) -> float:
     """The accuracy of memory alone, by the same folds."""
-    values, labels = number_of(material.raw, "memory", material.mentions), material.rows.labels
+    values, labels = number_of(material.raw, "memory", material.facts), material.rows.labels
     assert values is not None
     right = 0
     for learned, held in division.parts:
-        known, asked = division.places[learned], division.places[held]
+        known, asked = division.positions[learned], division.positions[held]
         answers = predict_by("memory", values[known], labels[known], values[asked], int(labels.max()) + 1)
         right += int((answers.argmax(axis=1) == labels[asked]).sum())
-    return right / len(division.places)
+    return right / len(division.positions)
 
 
 def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot, Swept], made: Path) -> None:  # noqa: F811

@@ -58,7 +58,7 @@ def test_counts_and_splits(data: DataRoot, snapshot: Snapshot):
 
     assert list(counts) == ["train", "dev", "test"]
     assert {name: sum(counts[role][name] for role in counts) for name in counts["train"]} == dict(by_class)
-    assert snapshot.carved
+    assert snapshot.dev_from_train
     assert {run.role for run in snapshot.runs() if run.split == "test"} == {"test"}
     assert {run.role for run in snapshot.runs() if run.split == "train"} == {"train", "dev"}
     assert {run.split for run in snapshot.runs()} == {"train", "test"}

@@ -103,7 +103,7 @@ def test_more_than_fits_into_memory_is_read_in_each_epoch(
 ) -> None:
     monkeypatch.setattr("training.train._MAX_RESIDENT_BYTES", 0)
     experiment = Experiment(hidden_layers=(32,), epochs=30, learning_rate=0.005, class_weights="balanced")
-    one, again = (train(experiment, materialised, snapshot.resolved, carved=True) for _ in range(2))
+    one, again = (train(experiment, materialised, snapshot.resolved, dev_from_train=True) for _ in range(2))
 
     assert one.runs == materialised.counts["train"] + materialised.counts["dev"]
     assert one.history["accuracy"][-1] > 0.8

@@ -12,7 +12,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import IntegrityError
 from tests.training.experiments.test_trials import FOREST, trial
-from training.data.in_memory import InMemoryDataset, read_material
+from training.data.in_memory import InMemoryDataset, read_dataset
 from training.evaluation import scores as scoring
 from training.evaluation.scores import answers
 from training.experiments.results import Stored, stored_trials
@@ -33,11 +33,11 @@ def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataR
     root = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(made, root)
     data = DataRoot.open(root)
-    material = read_material(data.dataset("providers"), TrustPolicy.load())
-    trial(data, material).run()
-    trial(data, material).cross_validate(3, ("flavour",))
-    trial(data, material, FOREST.replace(name="small")).cross_validate(2, ())
-    return data, material
+    dataset = read_dataset(data.dataset("providers"), TrustPolicy.load())
+    trial(data, dataset).run()
+    trial(data, dataset).cross_validate(3, ("flavour",))
+    trial(data, dataset, FOREST.replace(name="small")).cross_validate(2, ())
+    return data, dataset
 
 
 @pytest.fixture
@@ -52,20 +52,20 @@ def only(data: DataRoot, *experiments: str) -> Stored:
 
 
 def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDataset]):
-    data, material = trained
-    one = trial(data, material)
+    data, dataset = trained
+    one = trial(data, dataset)
     found = only(data, "forest")
     assert (found.experiment, found.dataset, found.store) == ("forest", "providers", one.store)
     assert (found.result, found.older, found.elsewhere) == (one.run()[0], 0, ())
     assert [each["by"] for each in found.folds] == ["flavour"]
-    assert found.snapshot == material.snapshot.digest
+    assert found.snapshot == dataset.snapshot.digest
 
-    told, test = found.predictions(), material.of("test")
+    told, test = found.predictions(), dataset.of("test")
     rows = one.normal(test)
     assert told is not None
-    assert told.run_id.tolist() == [material.mentions[place].run_id for place in test]
+    assert told.run_id.tolist() == [dataset.facts[position].run_id for position in test]
     assert told.labels.tolist() == rows.labels.tolist()
-    assert told.classes == material.snapshot.resolved.classes
+    assert told.classes == dataset.snapshot.resolved.classes
     np.testing.assert_array_equal(told.probabilities, one.fitted.predict(rows.inputs, rows.n_windows))
     right = answers(told.probabilities)[1] == told.labels
     assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]

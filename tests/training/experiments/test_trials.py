@@ -18,7 +18,7 @@ from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import LocalStore
 from pipelines.datasets.update import create_dataset, update_dataset
 from tests.training.records import written
-from training.data.in_memory import InMemoryDataset, read_material
+from training.data.in_memory import InMemoryDataset, read_dataset
 from training.data.materialise import Materialised
 from training.data.snapshot import Snapshot
 from training.evaluation import scores as scoring
@@ -41,13 +41,13 @@ def _few_resamples() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def material(made: Path) -> InMemoryDataset:
-    return read_material(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
+def dataset(made: Path) -> InMemoryDataset:
+    return read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
 
 
-def trial(data: DataRoot, material: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
+def trial(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment = FOREST) -> Trial:
     create_experiment(data.experiments, experiment)
-    return Trial(data.experiments, load_experiment(data.experiments, experiment.name), material)
+    return Trial(data.experiments, load_experiment(data.experiments, experiment.name), dataset)
 
 
 def test_an_experiment_is_stored_once(tmp_path: Path):
@@ -70,74 +70,74 @@ def test_an_experiment_is_stored_once(tmp_path: Path):
 
 
 def test_the_snapshot_is_that_of_the_raw_manifest_and_needs_no_raw_store(
-    data: DataRoot, material: InMemoryDataset, snapshot: Snapshot
+    data: DataRoot, dataset: InMemoryDataset, snapshot: Snapshot
 ):
-    assert material.snapshot == snapshot
+    assert dataset.snapshot == snapshot
     shutil.rmtree(Path(data.url, "raw"))
-    assert read_material(data.dataset("providers"), TrustPolicy.load()).snapshot.digest == snapshot.digest
-    left_out = material.mentions[3].run_id
-    fewer = read_material(data.dataset("providers"), TrustPolicy.load(), {left_out: "a leak"})
-    assert left_out not in {each.run_id for each in fewer.mentions}
+    assert read_dataset(data.dataset("providers"), TrustPolicy.load()).snapshot.digest == snapshot.digest
+    left_out = dataset.facts[3].run_id
+    fewer = read_dataset(data.dataset("providers"), TrustPolicy.load(), {left_out: "a leak"})
+    assert left_out not in {each.run_id for each in fewer.facts}
     assert fewer.snapshot.excluded == {"a leak": 1}
 
 
 def test_normalised_examples_are_those_that_tf_transform_materialises(
-    material: InMemoryDataset, materialised: Materialised, snapshot: Snapshot
+    dataset: InMemoryDataset, materialised: Materialised, snapshot: Snapshot
 ):
-    normal = material.normalisation().apply(material.rows.inputs)
+    normal = dataset.normalisation().apply(dataset.rows.inputs)
     seen = 0
     for role in ("train", "dev", "test"):
         for ordinal, (inputs, n_windows, label) in written(materialised, role, snapshot).items():
             np.testing.assert_allclose(normal[ordinal], inputs, atol=1e-6)
-            assert (material.rows.n_windows[ordinal], material.rows.labels[ordinal]) == (n_windows, label)
-            assert material.roles[ordinal] == role
+            assert (dataset.rows.n_windows[ordinal], dataset.rows.labels[ordinal]) == (n_windows, label)
+            assert dataset.roles[ordinal] == role
             seen += 1
-    assert seen == len(material.mentions)
+    assert seen == len(dataset.facts)
 
 
 @pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
-def test_a_trial_is_done_once_and_tells_all(data: DataRoot, material: InMemoryDataset, experiment: Experiment):
-    one = trial(data, material, experiment)
+def test_a_trial_is_done_once_and_tells_all(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment):
+    one = trial(data, dataset, experiment)
     result, new = one.run()
-    test = material.of("test")
+    test = dataset.of("test")
 
     assert new
     assert result["test"]["runs"] == test.size
-    assert result["dev"] is None  # carved from train, and trained on
-    assert result["training"]["runs"] == material.of("train", "dev").size
+    assert result["dev"] is None  # dev was taken from train, and is trained on
+    assert result["training"]["runs"] == dataset.of("train", "dev").size
     assert result["experiment"] == experiment.to_json()
     memory = result["baselines"]["memory"]["accuracy"]
-    want = one_number_baseline(data.raw, material.snapshot)
+    want = one_number_baseline(data.raw, dataset.snapshot)
     assert want is not None
     assert (memory["right"], memory["runs"]) == (want["right"], want["runs"])
     assert set(result["test"]["slices"]) == {"job", "provider"}
     assert sum(each["runs"] for each in result["test"]["slices"]["provider"].values()) == test.size
     rows = pq.read_table(io.BytesIO(one.store.read(result["predictions"]))).to_pylist()
-    assert [row["run_id"] for row in rows] == [material.mentions[place].run_id for place in test]
+    assert [row["run_id"] for row in rows] == [dataset.facts[position].run_id for position in test]
     right = sum(row["label_name"] == row["predicted"] for row in rows)
     assert right == result["test"]["accuracy"]["right"] > result["test"]["base_rate"]["right"]
     assert results_of(data.experiments, experiment.name) == [result]
 
     before = {path: one.store.read(path) for path in one.store.list()}
-    again = trial(data, material, experiment)
+    again = trial(data, dataset, experiment)
     assert again.run() == (result, False)
     assert "fitted" not in again.__dict__  # nothing was trained
     for path in before:
         one.store.delete(path)
-    trial(data, material, experiment).run()
+    trial(data, dataset, experiment).run()
     assert {path: one.store.read(path) for path in one.store.list()} == before
 
 
-def test_early_stopping_keeps_dev_apart(data: DataRoot, material: InMemoryDataset):
+def test_early_stopping_keeps_dev_apart(data: DataRoot, dataset: InMemoryDataset):
     patient = SMALL.replace(name="patient", early_stopping=3)
-    result, _ = trial(data, material, patient).run()
-    assert result["training"]["runs"] == material.of("train").size
-    assert result["dev"]["runs"] == material.of("dev").size > 0
+    result, _ = trial(data, dataset, patient).run()
+    assert result["training"]["runs"] == dataset.of("train").size
+    assert result["dev"]["runs"] == dataset.of("dev").size > 0
     assert result["training"]["best_epoch"] <= result["training"]["epochs"]
 
 
-def test_nothing_half_written_counts(data: DataRoot, material: InMemoryDataset):
-    one = trial(data, material)
+def test_nothing_half_written_counts(data: DataRoot, dataset: InMemoryDataset):
+    one = trial(data, dataset)
     one.store.create("result.json", b"{")
     with pytest.raises(IntegrityError, match=r"result\.json is not JSON"):
         one.run()
@@ -145,36 +145,36 @@ def test_nothing_half_written_counts(data: DataRoot, material: InMemoryDataset):
 
 def test_a_data_set_without_trusted_runs_is_told(data: DataRoot):
     nobody = TrustPolicy.from_json({})
-    empty = read_material(data.dataset("providers"), nobody)
+    empty = read_dataset(data.dataset("providers"), nobody)
     with pytest.raises(CimlError, match="'providers' has no training runs: 160 examples are untrusted"):
         trial(data, empty).run()
 
 
-def test_an_estimator_that_does_not_fit_is_told(data: DataRoot, material: InMemoryDataset):
+def test_an_estimator_that_does_not_fit_is_told(data: DataRoot, dataset: InMemoryDataset):
     with pytest.raises(CimlError, match="estimator cnn needs windows, but data set 'providers' holds aggreg"):
-        trial(data, material, Experiment(name="cnn", estimator="cnn")).run()
-    with pytest.raises(CimlError, match="estimator 'random_forest' is no network: only those can be exported and se"):
+        trial(data, dataset, Experiment(name="cnn", estimator="cnn")).run()
+    with pytest.raises(CimlError, match="estimator 'random_forest' is not a network; only networks can be served"):
         refresh(data, "providers", FOREST, model="m")
 
 
 def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
-    definition = read_material(data.dataset("providers"), TrustPolicy.load()).snapshot.resolved.definition
+    definition = read_dataset(data.dataset("providers"), TrustPolicy.load()).snapshot.resolved.definition
     name = keys["name"]
     create_dataset(data, DatasetDefinition.from_json({**definition.to_json(), **keys}))
     update_dataset(data.dataset(name), seal=True)
-    return read_material(data.dataset(name), TrustPolicy.load())
+    return read_dataset(data.dataset(name), TrustPolicy.load())
 
 
-def test_a_model_is_asked_about_another_job(data: DataRoot, material: InMemoryDataset):
-    job = material.mentions[0].build_name
+def test_a_model_is_asked_about_another_job(data: DataRoot, dataset: InMemoryDataset):
+    job = dataset.facts[0].build_name
     other = other_set(data, name="one-job", build_name=[job], salt="another")
-    one = trial(data, material)
+    one = trial(data, dataset)
     found, new = one.run_on(other)
 
     assert new
     assert one.run_on(other) == (found, False)
-    seen = {material.mentions[place].run_id for place in one.learned}
-    test = [place for place in other.of("test") if other.mentions[place].run_id not in seen]
+    seen = {dataset.facts[position].run_id for position in one.learned}
+    test = [position for position in other.of("test") if other.facts[position].run_id not in seen]
     assert found["test"]["runs"] == len(test)
     assert found["left_out"] == {"trained_on": other.of("test").size - len(test), "unknown_class": 0}
     assert found["left_out"]["trained_on"] > 0
@@ -195,11 +195,11 @@ def test_a_model_is_asked_about_another_job(data: DataRoot, material: InMemoryDa
         one.run_on(coarser)
 
 
-def _nearest_memory(material: InMemoryDataset, places: np.ndarray, found: dict[str, Any]) -> float:
+def _nearest_memory(dataset: InMemoryDataset, positions: np.ndarray, found: dict[str, Any]) -> float:
     """How many runs have the provider of the run with the nearest memory among those of the other folds."""
-    runs = [material.mentions[place] for place in places]
-    memory = first_memory(material.raw, [run.run_id for run in runs])
-    flavours, labels = np.array([run.flavour for run in runs]), material.rows.labels[places]
+    runs = [dataset.facts[position] for position in positions]
+    memory = first_memory(dataset.raw, [run.run_id for run in runs])
+    flavours, labels = np.array([run.flavour for run in runs]), dataset.rows.labels[positions]
     right = 0
     for fold in found["folds"]:
         held = np.isin(flavours, fold["held_out"])
@@ -208,27 +208,27 @@ def _nearest_memory(material: InMemoryDataset, places: np.ndarray, found: dict[s
     return right / len(runs)
 
 
-def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRoot, material: InMemoryDataset):
-    one = trial(data, material)
+def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRoot, dataset: InMemoryDataset):
+    one = trial(data, dataset)
     found, new = one.cross_validate(4, ("flavour",))
     flavours = [each["held_out"] for each in found["folds"]]
 
     assert new
     assert one.cross_validate(4, ("flavour",)) == (found, False)
-    places = material.of("train", "dev")
-    assert sorted(itertools.chain(*flavours)) == sorted({material.mentions[place].flavour for place in places})
-    assert sum(each["accuracy"]["runs"] for each in found["folds"]) == found["pooled"]["runs"] == places.size
+    positions = dataset.of("train", "dev")
+    assert sorted(itertools.chain(*flavours)) == sorted({dataset.facts[position].flavour for position in positions})
+    assert sum(each["accuracy"]["runs"] for each in found["folds"]) == found["pooled"]["runs"] == positions.size
     accuracies = [each["accuracy"]["value"] for each in found["folds"]]
     assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(accuracies))
     assert found["mean"]["accuracy"]["low"] < np.mean(accuracies) < found["mean"]["accuracy"]["high"]
     right = sum(each["accuracy"]["right"] for each in found["folds"])
     assert found["pooled"]["accuracy"]["right"] == right
     memory = found["baselines"]["memory"]
-    assert memory["pooled"]["accuracy"]["runs"] == places.size
-    assert memory["pooled"]["accuracy"]["value"] == pytest.approx(_nearest_memory(material, places, found))
+    assert memory["pooled"]["accuracy"]["runs"] == positions.size
+    assert memory["pooled"]["accuracy"]["value"] == pytest.approx(_nearest_memory(dataset, positions, found))
 
-    blind = replace(material, rows=replace(material.rows, inputs=material.rows.inputs.copy()))
-    blind.rows.inputs[material.of("test")] = np.nan
+    blind = replace(dataset, rows=replace(dataset.rows, inputs=dataset.rows.inputs.copy()))
+    blind.rows.inputs[dataset.of("test")] = np.nan
     assert cross_validate(FOREST, blind, folds=4, hold_out=("flavour",)) == found
     by_run, _ = one.cross_validate(3, ())
     assert [each["held_out"] for each in by_run["folds"]] == [[], [], []]
@@ -237,11 +237,11 @@ def test_folds_hold_whole_groups_out_and_leave_the_test_runs_unread(data: DataRo
 
 
 @pytest.mark.engines
-def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, material: InMemoryDataset, data: DataRoot):
+def test_a_trial_on_s3_is_the_same(s3: Any, made: Path, dataset: InMemoryDataset, data: DataRoot):
     local, remote = LocalStore(made), DataRoot.open(s3.bucket())
     for path in local.list():
         assert remote.store.create(path, local.read(path))
-    there = read_material(remote.dataset("providers"), TrustPolicy.load())
-    assert there.snapshot == material.snapshot
-    assert trial(remote, there).run()[0] == trial(data, material).run()[0]
+    there = read_dataset(remote.dataset("providers"), TrustPolicy.load())
+    assert there.snapshot == dataset.snapshot
+    assert trial(remote, there).run()[0] == trial(data, dataset).run()[0]
     assert len(remote.experiments.list()) == 3

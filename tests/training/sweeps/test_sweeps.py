@@ -14,7 +14,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from ciml.storage.open import open_store
-from training.data.in_memory import read_material
+from training.data.in_memory import read_dataset
 from training.estimators import Rows, fit
 from training.evaluation.scores import scores
 from training.experiment import Experiment
@@ -224,19 +224,19 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
 
 
 def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
-    material = read_material(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
+    dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
     told: list[tuple[int, float]] = []
-    found = score_trial(one, experiment, material, lambda step, value: told.append((step, value)) or False)
+    found = score_trial(one, experiment, dataset, lambda step, value: told.append((step, value)) or False)
     assert [step for step, _ in told] == [2, 4]
     assert found.steps == told
-    dev, train = material.of("dev"), material.of("train")
+    dev, train = dataset.of("dev"), dataset.of("train")
     assert (found.pruned, found.trained_on, found.held_out) == (False, len(train), len(dev))
-    normalisation = Normalisation.of(material.rows.inputs[train])
+    normalisation = Normalisation.of(dataset.rows.inputs[train])
 
-    def normal(places: np.ndarray) -> Rows:
-        rows = material.rows.take(places)
+    def normal(positions: np.ndarray) -> Rows:
+        rows = dataset.rows.take(positions)
         return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
 
     for epochs, value in [*told, (5, found.value)]:
@@ -245,9 +245,9 @@ def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made:
         answers = model.predict(asked.inputs, asked.n_windows)
         right = scores(answers, asked.labels, "abcd", asked.labels, resamples=0)["macro"]["f1"]["value"]
         assert value == pytest.approx(right)
-    ended = score_trial(one, experiment, material, lambda step, value: step == 4)
+    ended = score_trial(one, experiment, dataset, lambda step, value: step == 4)
     assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, told[1][1], told, None)
-    last = score_trial(one, experiment.replace(epochs=4), material, lambda step, value: step == 4)
+    last = score_trial(one, experiment.replace(epochs=4), dataset, lambda step, value: step == 4)
     assert (last.pruned, len(last.steps)) == (False, 2)
-    number = one_number(one, material)["memory"]
+    number = one_number(one, dataset)["memory"]
     assert number["value"] > 0.9

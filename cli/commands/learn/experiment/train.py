@@ -88,14 +88,14 @@ def train(
             "--eval-dataset: not supported with --cross-validate, which trains several models; leave one out"
         )
     from ciml.data_root import DataRoot
-    from training.data.in_memory import read_material
+    from training.data.in_memory import read_dataset
     from training.experiments.trials import Trial, load_experiment
     from transforms.ingest.trust import TrustPolicy
 
     data, policy, exclusions = DataRoot.open(data_path), TrustPolicy.load(trust_policy), read_exclusions(exclude)
     what = load_experiment(data.experiments, experiment)
-    material = read_material(data.dataset(dataset), policy, exclusions)
-    materials = [read_material(data.dataset(name), policy, exclusions) for name in others]
+    material = read_dataset(data.dataset(dataset), policy, exclusions)
+    materials = [read_dataset(data.dataset(name), policy, exclusions) for name in others]
     with progress_bar(f"training {experiment}") as progress:
         trial = Trial(data.experiments, what, material, Path(tensorboard) if tensorboard else None, progress)
         if folds is not None:
