@@ -1,4 +1,4 @@
 """Serving: the registry of models, push and rollback, the model server and its client, predictions of runs.
 
-Uses TensorFlow in the server and in checks before a push alone. It trains nothing and decides no push: the gate does.
+Only the server and the checks before a push use TensorFlow. It trains nothing; the gate decides about pushes.
 """

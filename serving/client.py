@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: The server is unreachable or too slow: a retry may help. Other statuses are final.
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
-
-
 #: The server answered with an error about this request: a retry fails too.
 _FAILED = frozenset({
     grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
@@ -47,7 +45,7 @@ class ClientPolicy:
 
     Attributes:
       timeout_s: limit of one call. A batch of 256 runs takes milliseconds; the rest allows for a model swap.
-      slow_tries: attempts at a prediction that exceeds ``timeout_s``.
+      slow_tries: timed-out attempts after which a prediction fails.
       budget_s: limit of all attempts of a call together, while the server is unreachable.
       first_wait_s, most_wait_s: first and longest wait between attempts; the wait doubles, with jitter.
     """
@@ -151,10 +149,7 @@ class ModelClient:
         raise NotServedError(f"{self.address}: no version of model {self.model} is available under {label}")
 
     def statuses(self) -> list[tuple[int, int, str]]:
-        """Return (version, state, error) of all versions, as TensorFlow Serving numbers the states.
-
-        Raises as `predict`.
-        """
+        """Return (version, state in TensorFlow Serving's numbers, error) of all versions. Raises as `predict` does."""
         return [(int(one.version), int(one.state), one.status.error_message) for one in self._statuses(None, "")]
 
     def wait_until_served(self, version: int, timeout_s: float = 30.0, label: str = STABLE) -> None:
@@ -168,14 +163,14 @@ class ModelClient:
             if present == version:
                 return
             if time.monotonic() > deadline:
-                said = next((f": {error}" for number, _, error in self._said() if number == version and error), "")
+                why = next((f": {error}" for number, _, error in self._found() if number == version and error), "")
                 raise EngineError(
                     f"{self.address}: model {self.model} serves version {present} as {label} after {timeout_s:g} s, "
-                    f"not {version}{said}"
+                    f"not {version}{why}"
                 )
             time.sleep(0.1)
 
-    def _said(self) -> list[tuple[int, int, str]]:
+    def _found(self) -> list[tuple[int, int, str]]:
         try:
             return self.statuses()
         except NotServedError:
@@ -197,15 +192,15 @@ class ModelClient:
         """Return the answer and its duration. ``slow_tries`` limits the attempts that end by their deadline."""
         policy, slow = self._policy, 0
 
-        def passes(error: BaseException) -> bool:
+        def is_transient(error: BaseException) -> bool:
             nonlocal slow
-            if not isinstance(error, grpc.RpcError) or error.code() not in _PASSING:
+            if not isinstance(error, grpc.RpcError) or error.code() not in _TRANSIENT:
                 return False
             slow += error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return slow_tries is None or slow < slow_tries
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(passes),
+            retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_after_delay(policy.budget_s),
             wait=tenacity.wait_exponential_jitter(policy.first_wait_s, policy.most_wait_s, jitter=policy.first_wait_s),
             reraise=True,
@@ -218,11 +213,11 @@ class ModelClient:
         try:
             answer: tuple[Any, float] = retrying(timed)
         except grpc.RpcError as error:
-            code, said = error.code(), error.details() or ""
-            if code is grpc.StatusCode.NOT_FOUND or "Unrecognized servable version label" in said:
-                raise NotServedError(f"{self.address}: {said}") from None
+            code, details = error.code(), error.details() or ""
+            if code is grpc.StatusCode.NOT_FOUND or "Unrecognized servable version label" in details:
+                raise NotServedError(f"{self.address}: {details}") from None
             kind = FailedCallError if code in _FAILED else EngineError
-            raise kind(f"model server {self.address}: {code.name}: {said}") from None
+            raise kind(f"model server {self.address}: {code.name}: {details}") from None
         return answer
 
     def close(self) -> None:

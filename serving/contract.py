@@ -35,7 +35,7 @@ def read_definition(data: bytes, where: str) -> ResolvedDefinition:
 
 
 def check_candidate(folder: Store) -> ResolvedDefinition:
-    """Load a candidate as the model server does, and query both signatures.
+    """Load a candidate as the model server does, and call both signatures.
 
     Returns:
       The data set definition in its assets.

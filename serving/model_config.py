@@ -89,7 +89,7 @@ def _entry(one: Any) -> ModelEntry:
 
 
 def render_config(entries: Iterable[ModelEntry]) -> str:
-    """Return the text form of ``entries``, the same for the same entries. Only for the policy ``specific``."""
+    """Return the text form of ``entries``, which must have the policy ``specific``. Deterministic."""
     lines = [_HEADER + "model_config_list {"]
     for entry in sorted(entries, key=lambda one: one.name):
         lines += [
@@ -110,6 +110,6 @@ def render_config(entries: Iterable[ModelEntry]) -> str:
 
 
 def _quoted(text: str) -> str:
-    if any(ord(letter) < 32 for letter in text):
+    if any(ord(character) < 32 for character in text):
         raise CimlError(f"invalid name or path {text!r:.120}: contains a control character")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

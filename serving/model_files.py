@@ -42,7 +42,7 @@ def version_number(name: str) -> int | None:
 def list_versions(base: Store, *, real: bool = True) -> list[int]:
     """Return the versions below a base path, ascending: folders whose name is a whole number. Symlinks are skipped.
 
-    With ``real=False``, files and symlinks of such a name count too: their numbers are not free.
+    With ``real=False``, files and symlinks with such a name count too: their numbers are taken.
     """
     if isinstance(base, LocalStore):
         try:
@@ -118,7 +118,7 @@ def file_digests(folder: Store) -> dict[str, str]:
 
 
 def model_digest(files: Mapping[str, str]) -> str:
-    """Return one digest for a whole model: of its files' paths and digests."""
+    """Return the digest of a model, from its files' paths and digests."""
     return sha256_json(dict(files))
 
 
@@ -135,8 +135,8 @@ def copy_model(source: Store, target: Path) -> dict[str, str]:
     target.mkdir(mode=0o700)
     digests = {}
     for path, data in read_files(source):
-        place = target / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        file = target / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
         digests[path] = hashlib.sha256(data).hexdigest()
     return digests

@@ -93,7 +93,7 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
         number = _take_number(registry, candidate_id)
         staged = _stage(registry, number, candidate)
         _check_staged(staged, candidate)
-        _place(registry, number, staged)
+        _rename(registry, number, staged)
         _commit(registry, number, label)
     else:
         _relabel(registry, number, label)
@@ -119,7 +119,7 @@ def _take_number(registry: Registry, candidate_id: str) -> int:
     def build(state: RegistryState) -> Delta:
         number = max([0, *state.versions, *list_versions(registry.base, real=False)]) + 1
         taken[:] = [number]
-        # The pusher's mark: of two concurrent pushers neither may mistake the other's delta for its own.
+        # The pusher's id: a concurrent pusher's delta must differ, so that neither takes it for its own.
         return {"kind": "staged", "candidate": candidate_id, "model_version": number, "pusher": pusher}
 
     registry.commit(build)
@@ -144,7 +144,7 @@ def _check_staged(staged: Store, candidate: Candidate) -> None:
     check_digests(staged.root, file_digests(staged), candidate.files)
 
 
-def _place(registry: Registry, number: int, staged: Store) -> None:
+def _rename(registry: Registry, number: int, staged: Store) -> None:
     """Rename the staged folder to its number. On S3 it has that name already."""
     if not isinstance(staged, LocalStore):
         return
@@ -261,15 +261,15 @@ def reconcile(registry: Registry) -> list[str]:
 
 def _remove(folder: Store) -> None:
     if isinstance(folder, LocalStore):
-        place = Path(folder.root)
-        if place.is_symlink():
-            place.unlink()
-        elif place.is_dir():
-            shutil.rmtree(place)
+        path = Path(folder.root)
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
         return
     # Without this file the folder no longer counts as a model.
-    for path in sorted(folder.list(), key=lambda one: (one != LAST_FILE, one)):
-        folder.delete(path)
+    for name in sorted(folder.list(), key=lambda one: (one != LAST_FILE, one)):
+        folder.delete(name)
 
 
 def verify_versions(data: DataRoot, model: str) -> dict[int, str]:

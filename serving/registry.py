@@ -63,8 +63,7 @@ class Version:
     """A version number and its state. Numbers are never reused.
 
     ``staged``: a push is in progress, or died. ``pushed``: may be served. ``abandoned``: the push failed.
-      ``withdrawn``:
-    rolled back from; served again only after an explicit rollback to it.
+    ``withdrawn``: rolled back from; served again only after an explicit rollback to it.
     """
 
     number: int

@@ -1,8 +1,8 @@
 """The messages of a TensorFlow Serving client, without importing TensorFlow.
 
-The stubs of tensorflow-serving-api import TensorFlow: seconds and half a gigabyte in a worker that only sends requests.
-The wire format depends on field numbers alone: these are the numbers of ``tensorflow_serving/apis`` and
-``tensorflow/core/framework``, in a package of our own, so that both can exist in one process.
+The stubs of tensorflow-serving-api import TensorFlow, which costs a worker seconds and half a gigabyte. The wire format
+depends on field numbers alone: these are the numbers of ``tensorflow_serving/apis`` and ``tensorflow/core/framework``,
+in a package of our own, so that both can exist in one process.
 """
 
 from __future__ import annotations
@@ -94,10 +94,7 @@ def put_array(request: Any, name: str, array: NDArray[Any]) -> None:
 
 
 def get_floats(response: Any, name: str) -> NDArray[np.float32]:
-    """Return a float32 output of a PredictResponse.
-
-    Raises `KeyError` without one, `ValueError` where it is malformed.
-    """
+    """Return a float32 output of a PredictResponse. Raises `KeyError` if it is missing, `ValueError` if malformed."""
     for entry in response.outputs:
         if entry.key == name:
             tensor = entry.value

@@ -45,8 +45,8 @@ def read_announcement(message: Message) -> Announcement:
     """
     try:
         return _read(message)
-    except RejectedInput as refused:
-        raise RejectedInput("bad_announcement", refused.detail) from None
+    except RejectedInput as error:
+        raise RejectedInput("bad_announcement", error.detail) from None
 
 
 def _read(message: Message) -> Announcement:

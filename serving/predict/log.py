@@ -108,7 +108,7 @@ class PredictionState:
         return fingerprint(identity) in self._ids
 
     def prefetch(self, identities: Iterable[str]) -> None:
-        """Look up in one go the ids that `has` is called with next."""
+        """Look up the ids of the next calls of `has` in one batch."""
         self._ids.prefetch(fingerprint(identity) for identity in identities)
 
     def apply(self, version: int, delta: Delta) -> None:
@@ -150,7 +150,7 @@ class PredictionState:
             "predicted": [[model, version, number] for (model, version), number in sorted(self.predicted.items())],
             "unpredictable": dict(sorted(self.unpredictable.items())),
             "repeats": self.repeats,
-            "latencies": [[model, place, number] for (model, place), number in sorted(self.latencies.items())],
+            "latencies": [[model, bucket, number] for (model, bucket), number in sorted(self.latencies.items())],
             "latency_us": dict(sorted(self.latency_us.items())),
         }
 
@@ -165,7 +165,7 @@ class PredictionState:
         state.predicted = Counter({(model, number): times for model, number, times in value.get("predicted", ())})
         state.unpredictable = Counter(value.get("unpredictable", {}))
         state.repeats = value.get("repeats", 0)
-        state.latencies = Counter({(model, place): number for model, place, number in value.get("latencies", ())})
+        state.latencies = Counter({(model, bucket): number for model, bucket, number in value.get("latencies", ())})
         state.latency_us = Counter(value.get("latency_us", {}))
         return state
 
@@ -219,16 +219,16 @@ def reconcile(state: PredictionState, ranges: Iterable[Predicted], time_us: int)
         unpredictable += [record for record in one.unpredictable if record["offset"] in fresh]
         for start, end in fresh:
             mine.add(start, end)
-    placed = {
+    covered = {
         topic: {"id": topic_ids[topic], "partitions": parts}
         for topic, partitions in offsets.items()
         if (parts := {str(number): [list(part) for part in ranges] for number, ranges in partitions.items() if ranges})
     }
-    if not placed:
+    if not covered:
         return None
     return {
         "time_us": time_us,
-        "offsets": placed,
+        "offsets": covered,
         "predictions": predictions,
         "unpredictable": unpredictable,
         "repeats": repeats,

@@ -43,7 +43,7 @@ def prediction_families(state: PredictionState) -> Iterator[Family]:
     yield PREDICTIONS.of(predicted)
     yield LATENCY.distribution(
         {
-            (model,): ([state.latencies[model, place] for place in range(len(LATENCIES_S) + 1)], total_us / 1e6)
+            (model,): ([state.latencies[model, bucket] for bucket in range(len(LATENCIES_S) + 1)], total_us / 1e6)
             for model, total_us in state.latency_us.items()
         }
     )

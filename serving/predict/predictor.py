@@ -140,7 +140,7 @@ class Predictor:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         unpredictable: list[dict[str, Any]] = []
 
-        def refuse(run: Announcement, reason: str, detail: str = "") -> None:
+        def reject(run: Announcement, reason: str, detail: str = "") -> None:
             unpredictable.append(_unpredictable(run.offset, run.run_id, reason, detail, self._policy.model, version))
 
         selected = []
@@ -148,17 +148,17 @@ class Predictor:
             if definition.definition.selects(run.build_name):
                 selected.append(run)
             else:
-                refuse(run, "job_not_selected")
+                reject(run, "job_not_selected")
         began = time.perf_counter()
-        kept, tables = self._read(selected, definition, refuse)
-        inputs, n_windows, refused = prepare_many(tables, definition)
-        reasons = dict(refused)
+        kept, tables = self._read(selected, definition, reject)
+        inputs, n_windows, rejected = prepare_many(tables, definition)
+        reasons = dict(rejected)
         rows = []
         for row, run in enumerate(kept):
             if row in reasons:
-                refuse(run, reasons[row].reason, reasons[row].detail)
+                reject(run, reasons[row].reason, reasons[row].detail)
             elif n_windows[row] == 0:
-                refuse(run, "empty")
+                reject(run, "empty")
             else:
                 rows.append(row)
         prepare_ms = (time.perf_counter() - began) * 1e3
@@ -166,7 +166,7 @@ class Predictor:
         for part, answer in self._answers(self._parts(rows, inputs), inputs, n_windows, version):
             if isinstance(answer, FailedCallError):
                 for row in part:
-                    refuse(kept[row], MODEL_ERROR, str(answer))
+                    reject(kept[row], MODEL_ERROR, str(answer))
                 continue
             if answer.probabilities.shape[1:] != (len(definition.classes),):
                 raise IntegrityError(
@@ -176,7 +176,7 @@ class Predictor:
             now = self._clock()
             for row, probabilities in zip(part, answer.probabilities, strict=True):
                 if not np.isfinite(probabilities).all():
-                    refuse(kept[row], MODEL_ERROR, "the model's probabilities are not finite")
+                    reject(kept[row], MODEL_ERROR, "the model's probabilities are not finite")
                     continue
                 predictions.append(
                     self._record(kept[row], answer.version, definition, probabilities)
@@ -196,10 +196,9 @@ class Predictor:
     ) -> Iterator[tuple[list[int], Prediction | FailedCallError]]:
         """Query the model part by part; halve a part that fails, down to the failing runs.
 
-        After the first failure calls have a shorter timeout. After half of the client's budget no part is divided
+        After the first failure, calls have a shorter timeout. After half of the client's budget, no part is divided
         further: a model that hangs for many runs would delay the others for hours. The total stays below the watchdog's
-          limit for a batch.
-
+        limit for a batch.
 
         Raises:
           FailedCallError: if the model also fails for zeros, which every pushed model answers.
@@ -245,20 +244,20 @@ class Predictor:
         self,
         runs: Sequence[Announcement],
         definition: ResolvedDefinition,
-        refuse: Callable[[Announcement, str, str], None],
+        reject: Callable[[Announcement, str, str], None],
     ) -> tuple[Sequence[Announcement], list[pa.Table]]:
         columns = [TIME, BOOT, *definition.columns]
         try:
             return runs, read_runs(self._raw, [run.path for run in runs], columns=columns)
         except IntegrityError:
-            pass  # one of them failed: read one by one
+            pass  # a run failed: read them one by one
         kept, tables = [], []
         for run in runs:
             try:
                 tables.append(read_run(self._raw, run.path, columns=columns))
                 kept.append(run)
             except IntegrityError as error:
-                refuse(run, "raw_unreadable", str(error))
+                reject(run, "raw_unreadable", str(error))
         return kept, tables
 
     def _parts(self, rows: Sequence[int], inputs: np.ndarray) -> list[list[int]]:

@@ -40,7 +40,7 @@ class Connections:
         if self._open.total() > self.most:
             address = max(self._waiting, key=lambda each: self._open[each])
             oldest = next(iter(self._waiting[address]))
-            oldest.refuse(503, f"more than {self.most} connections (MAX_REST_CONNECTIONS)")
+            oldest.reject(503, f"more than {self.most} connections (MAX_REST_CONNECTIONS)")
 
     def waits(self, one: Connection) -> None:
         """Mark a connection as waiting for a complete request."""
@@ -111,7 +111,7 @@ class Connection(H11Protocol):
         super().resume_writing()
         self._arm(self.table.request_s)
 
-    def refuse(self, status: int, message: str) -> None:
+    def reject(self, status: int, message: str) -> None:
         """Send an error unless a response has begun, and close."""
         self._close_count()
         cycle: Any = self.cycle
@@ -132,7 +132,7 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(seconds, self._late, seconds)
 
     def _late(self, seconds: float) -> None:
-        self.refuse(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
+        self.reject(408, f"no complete request within {seconds:g} s (MAX_HEADER_S)")
 
     def _close_count(self) -> None:
         # At once on rejection: the transport itself closes in the next turn of the loop.

@@ -101,8 +101,8 @@ class _Api:
                 await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
             raise AssertionError("abort raises")
 
-        # The calls are unary on both sides. Read as a stream of one message, a call has a time limit: for a unary call
-        # gRPC waits as long as the client keeps the connection.
+        # The calls are unary. They are read as streams of one message, so that the read has a time limit: gRPC waits
+        # for a unary call as long as the client keeps the connection.
         return grpc.stream_unary_rpc_method_handler(answer)
 
     def _predict(self, data: bytes, left_s: float | None) -> bytes:

@@ -26,7 +26,7 @@ class Held:
     def __init__(self) -> None:
         self.size = 0
         self.timeout: asyncio.Timeout | None = None
-        self.refusal: RequestError | None = None
+        self.rejection: RequestError | None = None
 
     @property
     def counted(self) -> int:
@@ -65,7 +65,7 @@ class Intake:
         """
         if len(self._reading) >= self._max_reading:
             message = f"dropped as the oldest of {self._max_reading} incomplete requests (MAX_READING_REQUESTS)"
-            self._refuse(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
+            self._reject(next(iter(self._reading)), RequestError("RESOURCE_EXHAUSTED", message))
         self._reading[held] = None
         found: list[bytes] = []
         try:
@@ -77,7 +77,7 @@ class Intake:
                         break
         except TimeoutError:
             message = f"the request did not arrive within {self._body_s:g} s (MAX_BODY_S)"
-            raise held.refusal or RequestError("DEADLINE_EXCEEDED", message, http_status=408) from None
+            raise held.rejection or RequestError("DEADLINE_EXCEEDED", message, http_status=408) from None
         finally:
             self._reading.pop(held, None)
         return b"".join(found)
@@ -91,13 +91,13 @@ class Intake:
         if self._counted > MAX_HELD_BYTES:
             largest = max(self._reading, key=lambda one: one.size)
             message = f"dropped as the largest: all requests hold more than {MAX_HELD_BYTES} bytes (MAX_HELD_BYTES)"
-            refusal = RequestError("RESOURCE_EXHAUSTED", message)
+            rejection = RequestError("RESOURCE_EXHAUSTED", message)
             if largest is held:
-                raise refusal
-            self._refuse(largest, refusal)
+                raise rejection
+            self._reject(largest, rejection)
 
-    def _refuse(self, held: Held, refusal: RequestError) -> None:
-        held.refusal = refusal
+    def _reject(self, held: Held, rejection: RequestError) -> None:
+        held.rejection = rejection
         self._reading.pop(held)
         if held.timeout is not None:
             held.timeout.reschedule(asyncio.get_running_loop().time())
@@ -127,18 +127,18 @@ class Workers:
             self._waiting -= 1
 
     def _submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.wrap_future(self._pool.submit(_forgetful, work))
+        return asyncio.wrap_future(self._pool.submit(_without_traceback, work))
 
     async def _run_large(self, work: Callable[[], T]) -> T:
         await self._large.acquire()
         loop = asyncio.get_running_loop()
-        future = self._pool.submit(_forgetful, work)
+        future = self._pool.submit(_without_traceback, work)
 
         def release(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._large.release)
 
-        # When the thread ends, not when the caller does: a caller may leave while the thread still works.
+        # Release when the thread ends: the caller may be cancelled while the thread still works.
         future.add_done_callback(release)
         return await asyncio.wrap_future(future)
 
@@ -146,8 +146,8 @@ class Workers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _forgetful(work: Callable[[], T]) -> T:
-    # A traceback keeps the variables of all its frames, and the future that holds it forms a cycle: the parsed request
+def _without_traceback(work: Callable[[], T]) -> T:
+    # A traceback keeps the variables of its frames, and forms a cycle with the future. Without this, the parsed request
     # would stay in memory until the garbage collector runs.
     try:
         return work()

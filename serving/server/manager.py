@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 State = Literal["START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
 Verifier = Callable[[str, int, Mapping[str, str]], None]
-_RETRY_S = (1.0, 60.0)  # first and longest delay; it doubles: a store recovers, a bad model does not
+_RETRY_S = (1.0, 60.0)  # first and longest delay; it doubles each time
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class ModelManager:
         began = self._clock()
         try:
             loaded = self._load(folder, verify)
-        except Exception as error:  # noqa: BLE001 - whatever a bad model provokes, the others go on serving
+        except Exception as error:  # noqa: BLE001 - a bad model must not stop the others
             code = "NOT_FOUND" if isinstance(error, FileNotFoundError) else "UNKNOWN"
             code = "DATA_LOSS" if isinstance(error, IntegrityError) else code
             first, most = _RETRY_S

@@ -111,7 +111,6 @@ class _Api:
         with self._metrics.request(name, "rest_status"):
             response = get_model_status_pb2.GetModelStatusResponse()
             fill_status(response, self._manager.status(name, version, label))
-            # Codes that are zero are printed too: "status": {"error_code": "OK", "error_message": ""}
             return _json(_proto_json(response))
 
     def _metadata(self, match: re.Match[str]) -> Response:

@@ -49,8 +49,8 @@ def parse_body(body: bytes) -> tuple[dict[str, Any], Format, str]:
 
 
 def _check_size(body: bytes) -> None:
-    # Two bytes can become an object of 32 bytes, three bytes a list or object of 230. Signs inside strings count too:
-    # numbers and base64 have none.
+    # Two bytes can become an object of 32 bytes, three bytes a list or object of 230. Signs inside strings count too;
+    # numbers and base64 contain none.
     for what, found, most, limit in (
         ("values", body.count(b","), MAX_JSON_VALUES, "MAX_JSON_VALUES"),
         ("lists and objects", body.count(b"[") + body.count(b"{"), MAX_JSON_CONTAINERS, "MAX_JSON_CONTAINERS"),

@@ -135,8 +135,8 @@ class ModelServer:
         )
         metrics.watch(self.manager)
         self.poll()
-        # Imported objects stay for ever. Without this, the collection after an unload traverses all of TensorFlow, and
-        # every request waits for it.
+        # Imported objects stay in memory. If they are not frozen, the collection after an unload traverses all of
+        # TensorFlow, and every request waits for it.
         gc.collect()
         gc.freeze()
         started: Future[int] = Future()
@@ -230,7 +230,7 @@ class ModelServer:
         while not self._stop.wait(self.options.poll_s):
             try:
                 self.poll()
-            except Exception:  # noqa: BLE001 - the loop that takes in pushes must not end
+            except Exception:  # noqa: BLE001 - polling must not end
                 _LOG.exception("polling the configuration failed; the served versions stay")
 
     def _reload(self, entries: Iterable[ModelEntry]) -> None:

@@ -60,9 +60,9 @@ def check_ops(meta_graph: Any) -> None:
       IntegrityError: naming the first forbidden or misplaced operation.
     """
     graph = _Graph(meta_graph.graph_def)
-    strange = graph.all_ops() - COMPUTING - _RESTORING - _SAVING
-    if strange:
-        raise IntegrityError(f"operation {min(strange)} is not allowed in a model")
+    forbidden = graph.all_ops() - COMPUTING - _RESTORING - _SAVING
+    if forbidden:
+        raise IntegrityError(f"operation {min(forbidden)} is not allowed in a model")
     outputs = [info.name for signature in meta_graph.signature_def.values() for info in signature.outputs.values()]
     initial = [
         name
@@ -75,9 +75,9 @@ def check_ops(meta_graph: Any) -> None:
         ([*outputs, *initial], COMPUTING, "serving"),
         (restore, COMPUTING | _RESTORING, "restoring"),
     ):
-        beyond = graph.reached_ops(roots) - allowed
-        if beyond:
-            raise IntegrityError(f"operation {min(beyond)} is not allowed for {what} a model")
+        misplaced = graph.reached_ops(roots) - allowed
+        if misplaced:
+            raise IntegrityError(f"operation {min(misplaced)} is not allowed for {what} a model")
 
 
 class _Graph:

@@ -22,13 +22,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_SIGNATURE = "serving_default"
-
-
 _NAMES_SHOWN = 10
-
-
 _LOG = logging.getLogger(__name__)
-
 
 #: Dtype and shape of an input, as a request declares them.
 Declared = tuple[str, tuple[int, ...]]

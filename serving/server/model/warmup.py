@@ -1,7 +1,7 @@
 """Warm-up: runs the requests stored with a model once, before it is served.
 
 A warm-up file is untrusted input. Its framing is read with bounds, and its requests have the limits of client requests.
-The first request that fails, fails the load.
+If a request fails, the load fails.
 """
 
 from __future__ import annotations
