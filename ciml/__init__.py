@@ -1,6 +1,6 @@
-"""The floor of ciml: errors, settings, limits, metrics, and packages for events, stores, manifests and definitions.
+"""The base package: errors, settings, limits, metrics, and packages for events, stores, manifests and definitions.
 
-Every other package imports it. It imports none of them, neither Beam nor TensorFlow.
+Every other package imports it. It imports no other package, no Beam and no TensorFlow.
 """
 
 __version__ = "0.2.0"

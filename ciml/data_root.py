@@ -30,7 +30,7 @@ class StoredDataset:
     Attributes:
       name: of the data set.
       store: its folder.
-      root_raw: the raw store of its data root, which it reads unless its manifest names another.
+      root_raw: the raw store of its data root; it reads this one unless its manifest names another.
     """
 
     name: str
@@ -43,11 +43,7 @@ class StoredDataset:
         return ManifestLog(self.store)
 
     def state(self) -> DatasetState:
-        """Return its present state.
-
-        Raises:
-          CimlError: there is no data set of this name.
-        """
+        """Return its present state. Raises `CimlError` if there is no data set of this name."""
         state = DatasetState()
         catch_up(self.log, state)
         if state.definition is None:
@@ -78,14 +74,14 @@ class DataRoot:
     """The folders below a data path. Functions that need one folder of it take that folder's store.
 
     Attributes:
-      store: all of it.
+      store: the store at the data path.
     """
 
     store: Store
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> DataRoot:
-        """The data root at a local folder or an ``s3://bucket/prefix``. Raises `CimlError` for any other scheme."""
+        """Open a local folder or an ``s3://bucket/prefix``. Raises `CimlError` for any other scheme."""
         return cls(open_store(path))
 
     @property
@@ -104,12 +100,12 @@ class DataRoot:
         return self.store.child("datasets")
 
     def dataset(self, name: str) -> StoredDataset:
-        """A data set. Its name is checked, for it may come from a user."""
+        """Return a data set. The name is validated, since it may come from a user."""
         DatasetDefinition.from_json({"name": name}, "data set")
         return StoredDataset(name, self.datasets.child(name), self.raw)
 
     def dataset_names(self) -> list[str]:
-        """The names of all data sets, sorted."""
+        """Return the names of all data sets, sorted."""
         first = f"/{ManifestLog(self.datasets).path(1)}"
         return [path.removesuffix(first) for path in self.datasets.list() if path.endswith(first)]
 
@@ -124,7 +120,7 @@ class DataRoot:
         return self.store.child("sweeps")
 
     def trainer(self, model: str) -> Store:
-        """The trainer's folder of a model: `training.refresh`."""
+        """Return the trainer's folder of a model: `training.refresh`."""
         return self.store.child("trainer").child(model)
 
     @property
@@ -144,5 +140,5 @@ class DataRoot:
 
     @property
     def demo(self) -> Store:
-        """What `ciml demo` writes of itself."""
+        """The result and report of `ciml demo`."""
         return self.store.child("demo")

@@ -41,8 +41,8 @@ class RejectedInput(Exception):
         return RejectedInput, (self.reason, self.detail)
 
 
-def let_go(error: Exception) -> None:
-    """Drop the frames that a kept exception holds, and with them the input's buffers.
+def drop_frames(error: Exception) -> None:
+    """Drop the frames of a kept exception, and with them the input's buffers.
 
     A frame that stores the exception it caught forms a cycle, which stays until the garbage collector runs.
     """

@@ -1,4 +1,4 @@
-"""Which extra of ciml brings a library: the one line for a library that is not installed."""
+"""The extra of ciml that installs each library, and the one-line error for a missing library."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import traceback
 
 from ciml.errors import CimlError
 
-#: The extras that bring a library, by the name of its module. The first one whose package asked for it is named, else
-#: the last.
+#: The extras that install a library, by the name of its module. The error names the first one whose package imports it,
+#: else the last.
 EXTRAS = {
     "boto3": ("data",),
     "botocore": ("data",),
@@ -52,21 +52,17 @@ _PACKAGES = {
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """One line that names the extra which brings what could not be imported; None where no extra does."""
+    """Return one line that names the extra for a module that cannot be imported; None if there is no such extra."""
     extras = EXTRAS.get((error.name or "").partition(".")[0])
     if extras is None:
         return None
     frames = traceback.walk_tb(error.__traceback__)
-    asking = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
-    return _line(next((extra for extra in extras if _PACKAGES.get(extra) in asking), extras[-1]))
+    importing = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+    return _line(next((extra for extra in extras if _PACKAGES.get(extra) in importing), extras[-1]))
 
 
 def require(module: str) -> None:
-    """Finds out early that a library of an extra is not installed, without importing it.
-
-    Raises:
-      CimlError: it is not; the one line names the extra.
-    """
+    """Raise `CimlError`, in one line that names the extra, if a library is not installed. It is not imported."""
     if importlib.util.find_spec(module) is None:
         raise CimlError(_line(EXTRAS[module][-1]))
 

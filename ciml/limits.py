@@ -123,7 +123,7 @@ SMALL_REQUEST_BYTES = 64 * 1024
 LARGE_REQUEST_BYTES = MIB
 #: Requests that wait for a thread or are processed.
 MAX_WAITING_REQUESTS = 1024
-#: Resident memory of the model server with one model of ciml's size, whatever clients send. The pod's limit.
+#: Resident memory of the model server with one model of ciml's size, for any requests. The pod's limit.
 MAX_MODEL_SERVER_RSS = 2048 * MIB
 
 # Model server: limits of a model. A version that exceeds one is not loaded.

@@ -76,7 +76,7 @@ class Metric:
         family = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         bounds = [*(str(float(bound)) for bound in self.buckets), "+Inf"]
         for labels, (counts, total) in sorted(values.items()):
-            sums = [sum(counts[: place + 1]) for place in range(len(bounds))]
+            sums = [sum(counts[: index + 1]) for index in range(len(bounds))]
             family.add_metric(labels, list(zip(bounds, map(float, sums), strict=True)), total)
         return family
 
@@ -117,7 +117,7 @@ class Board(Collector):
 
     def observed(self, families: Iterable[Family]) -> None:
         """Replace the values read from manifest and topic, and set the time of the read."""
-        self.put("look", [*families, LAST_OBSERVED.alone(time.time())])
+        self.put("observed", [*families, LAST_OBSERVED.alone(time.time())])
 
     def describe(self) -> list[Family]:
         """Return nothing: the families are unknown at registration."""

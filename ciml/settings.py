@@ -18,21 +18,21 @@ from ciml.errors import CimlError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 #: The end of a msgspec message: ``$.hidden_layers[1]``.
-_PLACE = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<place>[^`]*)`", re.DOTALL)
+_KEY_PATH = re.compile(r"(?P<message>.*) - at `(?:key` in `)?\$(?P<path>[^`]*)`", re.DOTALL)
 
 
 def check_name(name: str, *, most: int = 100) -> None:
-    """Raise `ValueError` where a name is not safe in a path, or longer than ``most`` characters."""
+    """Raise `ValueError` if a name is not safe in a path, or longer than ``most`` characters."""
     if len(name) > most or not _NAME.fullmatch(name):
         raise ValueError(f"name: {name!r:.120} is not valid; use letters, digits, dashes, dots, underscores")
 
 
-def checked(place: str, check: Callable[..., Any], *arguments: Any) -> None:
-    """Run a check; re-raise its `CimlError` as ValueError with prefix ``place``, such as ``slicer: ``."""
+def checked(prefix: str, check: Callable[..., Any], *arguments: Any) -> None:
+    """Run a check; re-raise its `CimlError` as ValueError with ``prefix``, such as ``slicer: ``."""
     try:
         check(*arguments)
     except CimlError as error:
-        raise ValueError(f"{place}{error}") from None
+        raise ValueError(f"{prefix}{error}") from None
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def _plain(value: Any) -> Any:
 
 def _line(error: msgspec.ValidationError, kind: type) -> str:
     """Format a validation error for people: ``hidden_layers.1: expected int, got str``."""
-    found = _PLACE.fullmatch(str(error))
-    message, place = (found["message"], found["place"]) if found else (str(error), "")
-    path = re.findall(r"[A-Za-z0-9_]+", place)
+    found = _KEY_PATH.fullmatch(str(error))
+    message, location = (found["message"], found["path"]) if found else (str(error), "")
+    path = re.findall(r"[A-Za-z0-9_]+", location)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
         path, message = [*path, " ".join(match[1].split())[:80]], "unknown key"
     elif match := re.fullmatch(r"Object missing required field `(.*)`", message):

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ciml.errors import CimlError, RejectedInput, let_go
+from ciml.errors import CimlError, RejectedInput, drop_frames
 from ciml.events.payload_redaction import redact_bytes
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Message, Origin, Outcome, PendingRun
@@ -208,7 +208,7 @@ def rejection(stage: str, error: Exception) -> RejectedInput:
       Exception: the error, where the input did not cause it.
     """
     if isinstance(error, RejectedInput):
-        let_go(error)
+        drop_frames(error)
         return error
     if not is_input_fault(error):
         raise error

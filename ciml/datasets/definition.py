@@ -98,11 +98,11 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
       sample_statistic: the statistic of a window's samples.
       aggregation_functions: if set, an example holds these functions of a run's windows instead of the windows.
       max_windows: L, the length that runs are cut or padded to; by default ceil(5500 s / r).
-      min_windows: excludes runs with fewer windows. With an equal ``max_windows``, all examples are beginnings of the
-        same length of runs that last so long.
-      count_first_sample: whether the samples that are a recorder's first (averages since boot) count.
-      baseline: the single number of a run that experiments are compared with, ``duration`` or ``memory``, or ``none``;
-        by default the one that is known to reveal the label.
+      min_windows: excludes runs with fewer windows. With an equal ``max_windows``, each example is the beginning of a
+        run, and all have the same length.
+      count_first_sample: whether a recorder's first samples (averages since boot) are used.
+      baseline: the number of a run that experiments are compared with, ``duration``, ``memory`` or ``none``; by default
+        the number that is known to reveal the label.
       span_runs: number of selected runs that are sealed together.
       slicer: takes a slice of the selected runs, ordered by (end time, run id), once. Without it the data set takes all
         present and future runs.
@@ -165,8 +165,8 @@ class DatasetDefinition(Settings, frozen=True, kw_only=True):
         mapped = set(self.class_map.values()) - {""}
         if self.classes is None and self.class_map and len(mapped) < 2:
             raise ValueError("class_map: want at least two classes")
-        if self.classes is not None and (strange := sorted(mapped - set(self.classes))):
-            raise ValueError(f"class_map: {strange[0]!r} is not in classes")
+        if self.classes is not None and (unknown := sorted(mapped - set(self.classes))):
+            raise ValueError(f"class_map: {unknown[0]!r} is not in classes")
 
     def _check_windows(self) -> None:
         if len(set(self.aggregation_functions)) != len(self.aggregation_functions):
@@ -278,8 +278,8 @@ def resolve(
         raise CimlError(f"features_regex {definition.features_regex!r} matches none of the columns {seen or '(none)'}")
     best = max(selected.values())
     chosen = next(names for names, runs in selected.items() if runs == best)
-    whole = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
-    short = short_names(whole)
+    log_columns = next(names for names in found if select_columns(names, definition.features_regex) == chosen)
+    short = short_names(log_columns)
     features = tuple(name if short[name] in METADATA_COLUMNS else short[name] for name in chosen)
     return ResolvedDefinition(
         definition=definition,

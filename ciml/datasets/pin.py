@@ -2,7 +2,7 @@
 
 The selected runs are ordered by (end time, run id), independent of their order in the manifest, and the slicer cuts the
 list. Definition and raw version always give the same runs, with the outcomes known at that version. So the data set can
-be rebuilt, to the byte, from the same raw store at any address and any later time.
+be rebuilt at any time, byte for byte, from the same raw store at any address.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Pin:
             yield run.corrected(self.fix(run))
 
     def voters(self) -> Iterator[SelectedRun]:
-        """Yield the runs whose classes count: those trusted at ingestion, or all where none was."""
-        some = any(run.trust.trusted for run in self.runs())
-        yield from (run for run in self.runs() if not some or run.trust.trusted)
+        """Yield the runs whose classes count: those trusted at ingestion, or all if no run was trusted."""
+        any_trusted = any(run.trust.trusted for run in self.runs())
+        yield from (run for run in self.runs() if not any_trusted or run.trust.trusted)
 
     def fix(self, run: SelectedRun) -> Fix | None:
         """Return the last valid correction of a run; None for a run without one."""
@@ -121,8 +121,8 @@ class PinnedPlan:
         """
         pin, size, done = self._pin, self._definition.span_runs, len(self._state.spans)
         for span, versions in self._state.spans.items():
-            there = sorted(versions[1].run_ids())
-            if there != sorted(pin.run_ids[(span - 1) * size : span * size]):
+            sealed = sorted(versions[1].run_ids())
+            if sealed != sorted(pin.run_ids[(span - 1) * size : span * size]):
                 where = self._raw.url()
                 raise IntegrityError(f"data set {self._definition.name!r}: span {span} differs from {where}")
         resolved = self._state.resolved

@@ -1,4 +1,4 @@
-"""The next spans of a data set: computed from manifests alone, so that every process computes the same.
+"""The next spans of a data set: computed from manifests alone, so that every process computes the same spans.
 
 Span n is the next ``span_runs`` selected runs in the order of the raw manifest. A correction that is recorded before
 the raw version in which a span ends is in its first version. A later correction that changes a label makes a new
@@ -126,8 +126,8 @@ class Plan:
             end = version + 1
         if seal and self._pending:
             yield self._seal((end, 0))
-        elif again := self._new_versions():
-            yield self._step(self._cursor, end, again)
+        elif changed := self._new_versions():
+            yield self._step(self._cursor, end, changed)
         self.waiting = len(self._pending)
 
     def _collect(self, version: int, delta: RunDelta) -> None:
@@ -149,10 +149,10 @@ class Plan:
         self._pending.clear()
         if self._resolved is None:
             self._resolved = self._resolver(runs)
-        again = self._new_versions()
+        changed = self._new_versions()
         number = len(self._state.spans.keys() | self._planned.keys()) + 1
         self._sealed.update((run.run_id, number) for run in runs)
-        return self._step(cursor, max(self._corrections_to, cursor[0]), [*again, SpanPlan(number, 1, runs)])
+        return self._step(cursor, max(self._corrections_to, cursor[0]), [*changed, SpanPlan(number, 1, runs)])
 
     def _step(self, cursor: Position, corrections_to: int, spans: list[SpanPlan]) -> Step:
         if self._resolved is None:
@@ -204,8 +204,8 @@ class Plan:
             versions = self._state.spans[span]
             last = max(versions)
             positions = versions[last].selected
-        records = {version: self._raw.read(version).rows for version in sorted({place[0] for place in positions})}
-        runs = (SelectedRun.of(place, records[place[0]][place[1]]) for place in positions)
+        records = {version: self._raw.read(version).rows for version in sorted({number for number, _ in positions})}
+        runs = (SelectedRun.of(position, records[position[0]][position[1]]) for position in positions)
         fixes = ChainMap(self._fixed, self._state.corrected)
         return last, tuple(run.corrected(fixes.get(run.run_id)) for run in runs)
 

@@ -78,9 +78,9 @@ class Event(NamedTuple):
         return f"Event({self.key!r}, {self.type!r}, {self.run_facts!r}, {self.rejections!r})"
 
     def message_for(self, run_id: str, message: Message) -> Message:
-        """Return a message about one run alone; ``message`` itself where the event names no other run.
+        """Return a message about one run alone; ``message`` itself if the event names no other run.
 
-        So the dead letters of an event with a thousand runs hold each run once, not a thousand times.
+        So each run of an event with a thousand runs is in one dead letter, not in a thousand.
         """
         if run_id not in self.runs:
             return message
@@ -134,7 +134,7 @@ def decode_message(message: Message, names: Mapping[str, str] | None = None) -> 
     try:
         facts, address = facts_from_run(data, identity, phase)
     except RejectedInput as rejected:
-        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_nothing_but(identity, phase, rejected),), {}, {})
+        return Event(key, ce_source, ce_id, ce_type, when_us, (), (_identity_alone(identity, phase, rejected),), {}, {})
     addresses = {facts.run_id: address} if address != facts.log_url else {}
     return Event(key, ce_source, ce_id, ce_type, when_us, (facts,), (), addresses, {})
 
@@ -143,7 +143,7 @@ _Rejection = tuple[RunFacts, RejectedInput]
 _Many = tuple[tuple[RunFacts, ...], tuple[_Rejection, ...], dict[str, str], dict[str, Mapping[str, Any]]]
 
 
-def _nothing_but(identity: RunId, phase: Phase, rejected: RejectedInput) -> _Rejection:
+def _identity_alone(identity: RunId, phase: Phase, rejected: RejectedInput) -> _Rejection:
     return RunFacts(identity.encode(), identity.native_id, "", phase, source=identity.source), rejected
 
 
@@ -169,7 +169,7 @@ def _many(listed: Any, phase: Phase, source: str) -> _Many:
         try:
             facts, address = facts_from_run(run, identity, phase, where)
         except RejectedInput as rejected:
-            rejections.append(_nothing_but(identity, phase, rejected))
+            rejections.append(_identity_alone(identity, phase, rejected))
             continue
         run_facts.append(facts)
         if address != facts.log_url:

@@ -1,4 +1,4 @@
-"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decode is a hot path."""
+"""Fields of hostile JSON, each accepted in one form or rejected. Hand-written, because decoding is a hot path."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Control and format characters (bidi overrides, zero width), lone surrogates, private use, unassigned, line separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
 #: Digits of numbers and UUIDs: no secret has this form or contains it.
 _PLAIN_ID = re.compile(r"[0-9a-f][0-9a-f.-]{0,63}")
 #: Most texts of events are short names that recur, so their redacted forms are cached up to this length.

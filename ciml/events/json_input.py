@@ -29,7 +29,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     if len(text) > MAX_JSON_DIGITS:
         raise _NotJson(f"a whole number has {len(text)} digits, at most {MAX_JSON_DIGITS}")
     return int(text)
@@ -47,7 +47,7 @@ def _constant(text: str) -> float:
 
 
 _decode: Callable[[str], Any] = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_whole, parse_float=_finite, parse_constant=_constant
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_finite, parse_constant=_constant
 ).decode
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _LONG = b"0" * 19  # may exceed 64 bits, which orjson turns into floats
@@ -72,8 +72,8 @@ def parse_json(data: bytes) -> Any:
 def _quickly(data: bytes) -> Any:
     """Parse with orjson, in half the time, where the result certainly equals `_strictly`'s; else return None.
 
-    orjson keeps the last of two values of one key. Then the other's colon is missing from what orjson writes again.
-    Without a backslash, no colon is encoded in another way.
+    orjson keeps only the last value of a duplicate key, so its output then has fewer colons than the input. Without a
+    backslash, no colon of the input is escaped.
     """
     if b"\\" in data or _LONG in data.translate(_DIGITS):
         return None

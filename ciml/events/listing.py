@@ -24,7 +24,8 @@ _HEADERS = {"source": "listing-source", "runs_of": "listing-runs-of", "logs": "l
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the lines of a listing are read. Each dead letter keeps it: without it a line cannot be tried again.
+    """The reading options of a listing. Each dead letter stores them, so that its line can be tried again.
+
     Attributes:
       source: the name of the listing in the trust policy.
       runs_of: the source in the run ids: the one of the runs' own events, or another.
@@ -64,9 +65,9 @@ class Line(NamedTuple):
 
 
 class ListedRun(NamedTuple):
-    """A decoded line: its run, the log's address, and its fault, if any (then only the identity is filled)."""
+    """A decoded line: the run's facts, the log's address, and a fault or None. With a fault, only the id is known."""
 
-    mention: RunFacts
+    facts: RunFacts
     address: str
     fault: RejectedInput | None
 

@@ -84,7 +84,7 @@ class Listing:
 
 
 class _Scan:
-    """Find the lines of a listing, chunk by chunk."""
+    """Finds the lines of a listing, chunk by chunk."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -176,25 +176,25 @@ def open_listing(url: str) -> Listing:
 def _spool(url: str, pieces: Iterator[bytes], packed: bool) -> IO[bytes]:
     """Return an unnamed temporary file with the unpacked listing."""
     source = gzip.GzipFile(fileobj=_Pieces(pieces)) if packed else _Pieces(pieces)
-    whole = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
+    unpacked = tempfile.TemporaryFile(prefix="ciml-listing-", buffering=0)  # noqa: SIM115  # it stays open
     size = 0
     try:
         while piece := source.read(_PIECE):
             size += len(piece)
             if size > MAX_LISTING_BYTES:
                 raise CimlError(f"{url} has more than {MAX_LISTING_BYTES >> 30} GiB; split it")
-            whole.write(piece)
+            unpacked.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        whole.close()
+        unpacked.close()
         raise CimlError(f"{url}: broken gzip: {error}") from None
     except OSError as error:
-        whole.close()
+        unpacked.close()
         raise EngineError(f"cannot unpack {url} into {tempfile.gettempdir()}: {error.strerror}") from error
     except BaseException:
-        whole.close()
+        unpacked.close()
         raise
-    whole.seek(0)
-    return whole
+    unpacked.seek(0)
+    return unpacked
 
 
 class _Pieces(RawIOBase):

@@ -11,7 +11,7 @@ from typing import Any
 from ciml.events.redaction import REDACTED, decoded, hides, is_secret_name, redact_text
 
 _QUOTED = re.compile(r"[\"']([\w.-]{1,64})[\"'](?!\s*+:)")
-#: Fields that name an event or a run. A redacted name could equal another one, so nothing of it is kept.
+#: Fields that identify an event or a run. A redacted id could equal another one, so it is replaced as a whole.
 _IDS = ("id", "build_uuid")
 _VALUES = ("value", "values", "default")  # the value that belongs to an object's "name" or "key"
 

@@ -1,4 +1,4 @@
-"""The payload of a dead letter: a message without its secrets, kept so that it can be tried again."""
+"""The payload of a dead letter: a message without its secrets, stored so that it can be tried again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PAYLOAD_FOLDER = "letters"
 #: A payload whose JSON is larger than this becomes an object of its own: deltas are read often, payloads rarely.
 INLINE_BYTES = 16 << 10
-#: Stands for all headers of a message where one header name is not UTF-8: the client then returns none of them.
+#: Replaces all headers of a message if one header name is not UTF-8: the client then returns no headers.
 UNREADABLE_HEADERS: tuple[tuple[str, bytes | None], ...] = (("\N{REPLACEMENT CHARACTER}", None),)
 #: Prefixes of the header names that ciml reads. A dead letter keeps no other header.
 _READ_HEADERS = ("content-type", "ce_", "listing-")
@@ -84,12 +84,12 @@ def _offload(raw: Store, record: dict[str, Any]) -> dict[str, Any]:
         return record
     path = f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json"
     raw.create(path, data)
-    aside = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
-    return {**record, "payload": aside}
+    reference = {"object": path, "size": len(data), "timestamp_ms": payload.get("timestamp_ms", 0)}
+    return {**record, "payload": reference}
 
 
-def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a payload as `payload_of` made it; fetch it where `offload_payloads` stored it separately.
+def read_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a payload as `payload_of` made it; read the object if `offload_payloads` stored it separately.
 
     Raises:
       IntegrityError: the object is missing, or differs from its digest.
@@ -102,18 +102,18 @@ def whole_payload(raw: Store, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         raise IntegrityError(f"{raw.url(path)} is missing but a dead letter needs it; restore a backup") from None
     if path != f"{PAYLOAD_FOLDER}/{hashlib.sha256(data).hexdigest()}.json":
         raise IntegrityError(f"{raw.url(path)} differs from its digest; restore a backup")
-    whole: dict[str, Any] = json.loads(data)
-    return whole
+    read: dict[str, Any] = json.loads(data)
+    return read
 
 
 def message_of(payload: Mapping[str, Any], offset: int) -> Message:
-    """Return the message that `payload_of` kept. Fetch an offloaded payload first, with `whole_payload`.
+    """Return the message that `payload_of` kept. Read an offloaded payload first, with `read_payload`.
 
     Raises:
       IntegrityError: the payload does not hold the message's bytes.
     """
     if "object" in payload:
-        raise IntegrityError("the dead letter's message is stored separately; fetch it with whole_payload")
+        raise IntegrityError("the dead letter's message is stored separately; read it with read_payload")
     if "value" not in payload:
         raise IntegrityError("the dead letter does not hold its message; read it again at its topic and offset")
     return Message(

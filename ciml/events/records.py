@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Phase = Literal["queued", "started", "finished"]
 #: One vocabulary for outcomes (OpenTelemetry CI/CD); the producer's own word stays beside it in ``result``.
 OutcomeWord = Literal["success", "failure", "error", "timeout", "cancellation", "skip"]
-#: What became of one (event, run). Only ``deferred`` is not final: its log is tried again later.
+#: The kind of an outcome of one (event, run). Only ``deferred`` is not final: its log is tried again later.
 #: ``reclaim`` is a raw row from a trusted event for a run whose row came from an untrusted one.
 Kind = Literal["run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred"]
 #: The list of a delta that holds the records of each kind.
@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Origin(Record, frozen=True, array_like=True, gc=False):
-    """Where an input came from: a Kafka position, or a line of a listing (topic ``listing:<digest>``, partition 0)."""
+    """The origin of an input: a Kafka position, or a line of a listing (topic ``listing:<digest>``, partition 0)."""
 
     topic: str
     partition: int
@@ -87,7 +87,7 @@ class Origin(Record, frozen=True, array_like=True, gc=False):
 
 
 class RunFacts(Record, frozen=True, omit_defaults=True, gc=False):
-    """The facts that one event states of one run: the typed form of hostile input, after decoding.
+    """The facts of one run from one event: the typed form of hostile input, after decoding.
 
     ``run_id`` is the encoded form (`RunId.encode`), ``build_uuid`` the native id, ``build_name`` the job.
     ``start_us`` and ``end_us`` are epoch microseconds UTC. ``labels`` holds any further metadata (framework, size, …).
@@ -167,8 +167,7 @@ class Outcome(Record, frozen=True, omit_defaults=True, gc=False):
     """The outcome of one (event, run), or of a message that could not be decoded (then without ``mention``).
 
     ``event_key`` is ``source id`` of the CloudEvent (the same event has the same key). A dead letter's ``payload``
-    suffices
-    to try it again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
+    suffices to try it again: ``{"value": base64, "headers": [[name, base64], …], "timestamp_ms": …}``.
     ``attempts`` counts the tries to fetch the log; above 1 the record settles an earlier ``deferred`` one.
     ``not_before_us`` is the time of a deferred log's next try.
     """
@@ -222,8 +221,7 @@ class Message(NamedTuple):
 class OffsetRange:
     """Positions [start, end) of a partition, settled as a whole once its batch is committed.
 
-    ``topic_id`` is the broker's UUID of the topic ("" where the broker has none): a
-    topic that was deleted and created again has another id.
+    ``topic_id`` is the broker's UUID of the topic ("" if the broker has none). A recreated topic has another id.
     """
 
     topic: str

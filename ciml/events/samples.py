@@ -158,12 +158,12 @@ def to_table(parts: Sequence[Samples]) -> pa.Table:
 
     parts = sorted(parts, key=lambda part: part.recorder_us)
     names = tuple(dict.fromkeys(chain.from_iterable(part.columns for part in parts)))
-    place = {name: index for index, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     sizes = [part.sequence.size for part in parts]
     values = np.full((sum(sizes), len(names)), np.nan)
     begin = 0
     for part, size in zip(parts, sizes, strict=True):
-        values[begin : begin + size, [place[name] for name in part.columns]] = part.values
+        values[begin : begin + size, [index_of[name] for name in part.columns]] = part.values
         begin += size
     recorder = np.repeat(np.array([part.recorder_us for part in parts], np.int64), sizes)
     sequence, time_us, boot = (

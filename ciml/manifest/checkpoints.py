@@ -117,7 +117,7 @@ class Checkpoint(NamedTuple):
         """
         try:
             content = json.loads(data)
-            whole = content.pop("sha256") == sha256_json(content)
+            intact = content.pop("sha256") == sha256_json(content)
             known = content.pop("format") == _FORMAT
             content["tables"] = {
                 name: tuple(Run.from_json(run) for run in runs) for name, runs in content["tables"].items()
@@ -125,7 +125,7 @@ class Checkpoint(NamedTuple):
             checkpoint = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where} is not a checkpoint ({error}); see docs/manifests.md") from None
-        if not whole or not known:
+        if not intact or not known:
             raise IntegrityError(f"{where} is damaged or of a newer ciml; see docs/manifests.md")
         return checkpoint
 
@@ -191,7 +191,7 @@ class Checkpoints(Generic[S]):
         """Return the state at the newest checkpoint. `ciml.manifest.log.catch_up` applies the deltas since then."""
         checkpoint = self.newest()
         if checkpoint is not None:
-            self.files.let_go(checkpoint.paths())
+            self.files.release(checkpoint.paths())
         return self.restore(checkpoint)
 
     def is_due(self, state: S) -> bool:

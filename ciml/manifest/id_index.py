@@ -165,9 +165,9 @@ class IdTable:
     def get(self, ids: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """Return the values of each id, None for an id that is not in the table."""
         found: list[dict[str, Any] | None] = [None] * len(ids)
-        for rows, asked, places in self._find(ids):
-            for index, place in zip(asked.tolist(), places.tolist(), strict=True):
-                found[index] = rows.row(place)
+        for rows, asked, positions in self._find(ids):
+            for index, position in zip(asked.tolist(), positions.tolist(), strict=True):
+                found[index] = rows.row(position)
         return found
 
     def _find(self, ids: Sequence[bytes]) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
@@ -188,12 +188,12 @@ class IdTable:
                     continue
                 rows, mine = self.files.open(part), asked[start:end]
                 # Most look-ups are for new ids, so most parts have no match: this must be fast.
-                places = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
-                if not (rows.high[places] == keys[start:end]).any():
+                positions = np.searchsorted(rows.high, keys[start:end])  # in range: no key exceeds the part's last
+                if not (rows.high[positions] == keys[start:end]).any():
                     continue
-                hit, places = _places(rows, high[mine], low[mine], places)
+                hit, positions = _locate(rows, high[mine], low[mine], positions)
                 if hit.any():
-                    yield rows, mine[hit], places[hit]
+                    yield rows, mine[hit], positions[hit]
                     found.append(mine[hit])
             if found:
                 asked = asked[~np.isin(asked, np.concatenate(found))]
@@ -227,19 +227,19 @@ class IdTable:
         return IdTable(self.kind, runs, self.files)
 
 
-def _places(rows: Rows, high: np.ndarray, low: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _locate(rows: Rows, high: np.ndarray, low: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which of the ids are among the rows, and where, given the positions of their first halves."""
     import numpy as np
 
     hit = np.zeros(len(high), bool)
     while True:  # one pass, unless two ids share their first half
-        inside = places < len(rows)
-        at = np.where(inside, places, 0)
+        inside = positions < len(rows)
+        at = np.where(inside, positions, 0)
         same = inside & (rows.high[at] == high)
         hit |= same & (rows.low[at] == low)
         if not (again := same & ~hit).any():
-            return hit, places
-        places = places + again
+            return hit, positions
+        positions = positions + again
 
 
 def _merge(kind: TableKind, runs: Sequence[Run], files: Files, *, drop: bool) -> Iterator[Rows]:

@@ -64,7 +64,7 @@ class PartFiles:
         self._open[part.path] = rows
         return rows
 
-    def let_go(self, kept: Container[str]) -> None:
+    def release(self, kept: Container[str]) -> None:
         """Close all parts except those at the paths ``kept``, and remove them from the cache."""
         for path in [path for path in self._open if path not in kept]:
             self._open.pop(path, None)

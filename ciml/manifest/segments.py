@@ -76,10 +76,10 @@ class Segment:
             header, *lines = body.split(b"\n")[:-1]
             facts: dict[str, Any] = {**json.loads(header), **json.loads(footer)}
             segment = cls(facts["first"], facts["last"], facts["previous"], tuple(lines))
-            whole = facts["sha256"] == hashlib.sha256(body).hexdigest()
+            intact = facts["sha256"] == hashlib.sha256(body).hexdigest()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise IntegrityError(f"{where} is not a segment of a manifest ({error}); restore a backup") from None
-        if not whole or len(lines) != segment.last - segment.first + 1:
+        if not intact or len(lines) != segment.last - segment.first + 1:
             raise IntegrityError(f"{where} differs from its digest; restore a backup")
         return segment
 

@@ -1,5 +1,4 @@
-"""Accounting of the raw store: each (event, run) is exactly one of raw row, reclaim, repeat, correction, ignored, dead
-letter.
+"""Accounting of the raw store: each (event, run) has exactly one kind of outcome (`ciml.events.records.Kind`).
 
 `reconcile` computes the delta that a set of batches adds to the state after the last delta. It is pure, and
 `ciml.manifest.log.commit` calls it again whenever another writer came first. So a redelivered batch, a worker that
@@ -58,9 +57,9 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
     for batch in ordered:
         if batch.messages or batch.pending_runs:
             raise IntegrityError(f"{batch.covers}: cannot commit a batch with unsettled runs")
-        settled = sorted(batch.settled, key=_place)
+        settled = sorted(batch.settled, key=_position)
         if batch.covers is None:
-            for _, outcomes in groupby(settled, key=_place):
+            for _, outcomes in groupby(settled, key=_position):
                 draft.settle_again(list(outcomes))
         else:
             draft.settle_range(batch.covers, settled)
@@ -68,13 +67,13 @@ def reconcile(state: RawState, batches: Iterable[Batch], time_us: int) -> Delta 
 
 
 def _order(batch: Batch) -> tuple[bool, str, int, int]:
-    # retries first: their events are older than everything that is read now
+    # Retries first: their events are older than all events read now.
     covers = batch.covers
     return (True, covers.topic, covers.partition, covers.start) if covers else (False, "", 0, 0)
 
 
-def _place(outcome: Outcome) -> tuple[str, int, int]:
-    # Stages settle rejected runs before others; the outcome that was sent last decides about a run.
+def _position(outcome: Outcome) -> tuple[str, int, int]:
+    # Stages settle rejected runs before others, but the outcome sent last decides about a run.
     origin = outcome.origin
     return origin.topic, origin.partition, origin.offset
 
@@ -107,7 +106,7 @@ class _Draft:
             inside = covers.start <= origin.offset < covers.end
             if not inside or (origin.topic, origin.partition) != (covers.topic, covers.partition):
                 raise IntegrityError(f"{origin} is outside the range of its batch, {covers}")
-            if origin.offset in fresh and key not in seen:  # an event that names a run twice names it once
+            if origin.offset in fresh and key not in seen:  # the first outcome of a run that the event names twice
                 seen.add(key)
                 self._settle(outcome)
         for start, end in fresh:
@@ -115,15 +114,15 @@ class _Draft:
 
     def settle_again(self, outcomes: list[Outcome]) -> None:
         """Settle the outcomes of retries of one origin."""
-        origin, unread = outcomes[0].origin, (outcomes[0].origin, "")
-        if unread in self._tried:
+        origin, undecoded = outcomes[0].origin, (outcomes[0].origin, "")
+        if undecoded in self._tried:
             return
-        if unread not in self._state.dead_letters:
+        if undecoded not in self._state.dead_letters:
             for outcome in outcomes:
                 self.settle_retry(outcome)
         elif all(outcome.run_id for outcome in outcomes):  # it is decoded now, into these runs
-            self._tried.add(unread)
-            self._closes[unread] = None
+            self._tried.add(undecoded)
+            self._closes[undecoded] = None
             for outcome in {outcome.run_id: outcome for outcome in reversed(outcomes)}.values():
                 self._tried.add((origin, outcome.run_id))
                 self._settle(outcome)
@@ -143,7 +142,7 @@ class _Draft:
         elif key not in self._state.dead_letters:
             return  # settled by another retry
         elif outcome.kind in ("dead_letter", "deferred") and _is_first(outcome, self._run(outcome.run_id)):
-            return  # no progress; where the run has its raw row by now, it is a repeat
+            return  # no progress; if the run has a raw row by now, it is a repeat
         self._tried.add(key)
         if self._settle(outcome, again=True) != "deferred":
             self._closes[key] = None

@@ -58,8 +58,8 @@ class Audit:
         offsets: dict[tuple[str, int], list[int]] = {}
         for kind, record in records_of(delta):
             self._record(version, kind, record, fresh, settled, seen, offsets)
-        for place, numbers in offsets.items():
-            recorded = self._recorded.setdefault(place, RangeSet())
+        for source, numbers in offsets.items():
+            recorded = self._recorded.setdefault(source, RangeSet())
             for start, end in _ranges(sorted(set(numbers))):
                 recorded.add(start, end)
 
@@ -67,9 +67,9 @@ class Audit:
         fresh: dict[tuple[str, int], RangeSet] = {}
         for topic, entry in delta["offsets"].items():
             for partition, ranges in entry["partitions"].items():
-                place = (topic, int(partition))
-                covered = self._covered.setdefault(place, RangeSet())
-                mine = fresh.setdefault(place, RangeSet())
+                source = (topic, int(partition))
+                covered = self._covered.setdefault(source, RangeSet())
+                mine = fresh.setdefault(source, RangeSet())
                 for start, end in ranges:
                     if covered.missing(start, end) != [(start, end)]:
                         self._find(f"version {version} covers {topic}[{partition}] {start} to {end} again")
@@ -89,18 +89,18 @@ class Audit:
     ) -> None:
         topic, partition, offset = record["origin"]
         run_id = record.get("mention", {}).get("run_id", "")
-        place, key, reason = (topic, partition), _key(record["origin"], run_id), record.get("reason", "")
+        source, key, reason = (topic, partition), _key(record["origin"], run_id), record.get("reason", "")
         what = f"version {version}: {topic}[{partition}] {offset} {run_id}".rstrip()
         self.records += 1
         if key in seen:
             self._find(f"{what} is settled twice")
         seen.add(key)
-        offsets.setdefault(place, []).append(offset)
+        offsets.setdefault(source, []).append(offset)
         if key in self._open:  # tried again, still unavailable
             if kind != "deferred":
                 self._find(f"{what} is settled, but its open record is not closed")
             self.counts[self._open.pop(key)] -= 1
-        elif key not in settled and offset not in fresh.get(place, ()) and not self._is_decoded(record, settled):
+        elif key not in settled and offset not in fresh.get(source, ()) and not self._is_decoded(record, settled):
             self._find(f"{what} is settled, but this version does not cover it")
         if kind in ("deferred", "dead_letter"):
             self._open[key] = (kind, reason)
@@ -122,9 +122,9 @@ class Audit:
         if self.runs != state.index.run_count():
             self._find(f"{self.runs} runs recorded, but {state.index.run_count()} in the index")
         covered = {(topic, number): ranges for topic, number, ranges in state.partitions() if ranges}
-        for place in sorted(set(covered) | set(self._covered)):
-            if covered.get(place, RangeSet()) != self._covered.get(place, RangeSet()):
-                self._find(f"{place[0]}[{place[1]}]: the offsets covered by the state differ from those of the deltas")
+        for topic, number in sorted(set(covered) | set(self._covered)):
+            if covered.get((topic, number), RangeSet()) != self._covered.get((topic, number), RangeSet()):
+                self._find(f"{topic}[{number}]: the offsets covered by the state differ from those of the deltas")
         total = sum(counts.values())
         if total != sum(state.totals().values()):
             self._find(f"{total} (event, run) recorded, but {sum(state.totals().values())} in the totals")

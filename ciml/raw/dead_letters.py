@@ -1,4 +1,4 @@
-"""Dead letters in the raw manifest: find them, select them, and tell open from closed."""
+"""Dead letters in the raw manifest: find and select them, open or closed."""
 
 from __future__ import annotations
 
@@ -133,14 +133,14 @@ def all_dead_letters(log: ManifestLog, choice: Choice) -> Iterator[DeadLetter]:
         for origin, run_id in delta["closes"]:
             key = (Origin.from_json(origin), run_id)
             if key in found:
-                past.append(replace(found.pop(key), closed=version, became=_what_became(delta, key)))
+                past.append(replace(found.pop(key), closed=version, became=_outcomes_of(delta, key)))
         for dead_letter in _dead_letters_of(version, delta):
             if choice.takes(dead_letter):
                 found[dead_letter.key] = dead_letter
-    yield from sorted([*past, *found.values()], key=lambda dead_letter: (dead_letter.version, _place(dead_letter.key)))
+    yield from sorted([*past, *found.values()], key=lambda each: (each.version, _position(each.key)))
 
 
-def _what_became(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
+def _outcomes_of(delta: Delta, key: DeadLetterKey) -> tuple[str, ...]:
     origin, run_id = key
     return tuple(
         f"{kind} {record.get('reason', '')}".rstrip()
@@ -154,24 +154,24 @@ def _dead_letters_of(version: int, delta: Delta) -> Iterator[DeadLetter]:
         yield DeadLetter(Outcome.from_json(record), version, delta["time_us"])
 
 
-def _place(key: DeadLetterKey) -> tuple[str, int, int, str]:
+def _position(key: DeadLetterKey) -> tuple[str, int, int, str]:
     origin, run_id = key
     return origin.topic, origin.partition, origin.offset, run_id
 
 
 def described(record: dict[str, Any]) -> dict[str, Any]:
     """Return a dead letter's record for display and publishing: without payload, and without secrets in addresses."""
-    mention = record.get("mention", {})
+    facts = record.get("mention", {})
     value = {
         "origin": record["origin"],
-        "run_id": mention.get("run_id", ""),
-        "build_name": mention.get("build_name", ""),
+        "run_id": facts.get("run_id", ""),
+        "build_name": facts.get("build_name", ""),
         "reason": record["reason"],
         "detail": redact_text(record.get("detail", "")),
     }
     for name in ("event_key", "first_seen_us"):
         if name in record:
             value[name] = record[name]
-    if mention.get("log_url"):
-        value["log_url"] = mention["log_url"]
+    if facts.get("log_url"):
+        value["log_url"] = facts["log_url"]
     return value

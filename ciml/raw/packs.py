@@ -1,7 +1,7 @@
 """Packs: the runs of one job and day in one file, and the small manifest that lists the packs.
 
 A manifest's path of a run is its *name*: ``runs/<folder>/<file>``, where the folder is ``job=…/date=…``. The run is
-read from the object of that name, or from a pack of the same folder that holds it.
+read from the object of that name, or from a pack of the same folder.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def named_runs(delta: Delta) -> Iterator[NamedRun]:
     for list_name in LISTS.values():
         for record in delta.get(list_name, ()):
             file = record.get("file")
-            if file is not None and (place := split_path(file["path"])) is not None:
-                yield NamedRun(*place, file["digest"], file["rows"])
+            if file is not None and (parts := split_path(file["path"])) is not None:
+                yield NamedRun(*parts, file["digest"], file["rows"])
 
 
 @dataclass(frozen=True, slots=True)

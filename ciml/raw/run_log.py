@@ -125,7 +125,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Rows(msgspec.Struct, frozen=True, gc=False):
-    """Of a delta, the raw rows."""
+    """The raw rows of a delta."""
 
     runs: tuple[_Row, ...] = ()
     reclaims: tuple[_Row, ...] = ()
@@ -133,9 +133,9 @@ class _Rows(msgspec.Struct, frozen=True, gc=False):
 
 
 def files_of(log: ManifestLog, run_ids: Iterable[str]) -> dict[str, RawFile]:
-    """The raw objects of runs, by run id: of each its last row, which is the one that is read.
+    """Return the raw objects of runs, by run id: that of each run's last row.
 
-    The manifest is read through once, whatever the number of runs; ids and files are all that is decoded.
+    The manifest is read once for all runs; only ids and files are decoded.
 
     Raises:
       IntegrityError: the raw manifest lacks a run.

@@ -26,7 +26,7 @@ class RawState:
 
     Attributes:
       version: the last delta applied, 0 at first.
-      topic_ids: the broker's UUID of each topic when it was first read ("" where the broker has none).
+      topic_ids: the broker's UUID of each topic when it was first read ("" if the broker has none).
       deferred: open deferred outcomes by (origin, run id): logs that were unavailable.
       dead_letters: open dead letters by (origin, run id), looked up and listed in the index.
       counts: number of (event, run) by (kind, reason). The sum is the number of all ever covered.
@@ -118,8 +118,8 @@ class RawState:
         self.time_us = delta["time_us"]
 
     def _apply_record(self, version: int, kind: Kind, record: dict[str, Any]) -> None:
-        mention = record.get("mention", {})
-        run_id: str = mention.get("run_id", "")
+        facts = record.get("mention", {})
+        run_id: str = facts.get("run_id", "")
         reason: str = record.get("reason", "")
         if record.get("event_key"):
             self.index.add_event(record["event_key"], run_id)
@@ -129,14 +129,14 @@ class RawState:
             if (self.index.run(run_id) is not None) != (kind == "reclaim"):
                 what = "holds the run {} again" if kind == "run" else "reclaims the unknown run {}"
                 raise IntegrityError(f"raw manifest: version {version} {what.format(run_id)}")
-            self.index.put_run(run_id, KnownRun(mention.get("outcome", ""), record["file"]["digest"], trusted))
+            self.index.put_run(run_id, KnownRun(facts.get("outcome", ""), record["file"]["digest"], trusted))
             self.trust[trusted, trust.get("rule", "")] += 1
         elif kind == "correction":
             known = self.index.run(run_id)
             if known is None:
                 raise IntegrityError(f"raw manifest: version {version} corrects the unknown run {run_id}")
             if trusted or not known.trusted:  # older versions also recorded corrections by untrusted events
-                self.index.put_run(run_id, known._replace(outcome=mention.get("outcome", "")))
+                self.index.put_run(run_id, known._replace(outcome=facts.get("outcome", "")))
         elif kind in ("deferred", "dead_letter"):
             key = (Origin.from_json(record["origin"]), run_id)
             if kind == "deferred":
@@ -284,7 +284,7 @@ def open_raw(raw: Store) -> tuple[ManifestLog, RawState]:
 
 
 def check_topic_id(topic: str, known: str, found: str) -> None:
-    """Raise `IntegrityError` where a topic differs from the one read before ("" is unknown and matches any)."""
+    """Raise `IntegrityError` if a topic differs from the one read before ("" is unknown and matches any)."""
     if known and found and known != found:
         raise IntegrityError(
             f"topic {topic} was deleted and created again: its offsets are covered under the id {known}, "

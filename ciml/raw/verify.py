@@ -21,7 +21,7 @@ _FLUSH_RECORDS = 50_000
 
 
 def verify_manifest(raw: Store, progress: Callable[[int, int], None] | None = None) -> Iterator[str]:
-    """Yield the faults of a raw manifest, one line each; nothing where there are none.
+    """Yield the faults of a raw manifest, one line each.
 
     Versions must follow each other without a gap. Segments must be undamaged, each must name the previous one, and they
     must equal the single deltas that still exist. Each checkpoint must be the sum of all deltas up to it, and its index

@@ -170,12 +170,12 @@ def plan(
                 if line.number not in missing or left == 0:
                     continue
                 run = _run_of(line.data, config.reading)
-                if run is not None and run.fault is None and not selected(run.mention.build_name):
+                if run is not None and run.fault is None and not selected(run.facts.build_name):
                     continue
                 left = left - 1 if left is not None else None
                 wanted.add(line.number, line.number + 1)
                 if run is not None:
-                    runs[line.number] = run.mention.run_id
+                    runs[line.number] = run.facts.run_id
             following.tally.passed += missing.count() - wanted.count()
             if wanted:
                 yield Work(block, tuple(wanted), following.known(runs) if config.skip_known else frozenset())

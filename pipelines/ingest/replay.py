@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ciml.errors import RejectedInput
-from ciml.events.payloads import whole_payload
+from ciml.events.payloads import read_payload
 from ciml.events.records import Batch, Origin, records_of
 from ciml.raw.dead_letters import Choice, DeadLetter, open_dead_letters, open_keys
 from ciml.raw.known_ids import DeadLetterKey
@@ -135,7 +135,7 @@ def _replay(config: ReplayConfig, letters: list[DeadLetter], found: Replayed) ->
 
 def _read(config: ReplayConfig, letter: DeadLetter) -> Batch:
     payload = letter.outcome.payload
-    whole = whole_payload(config.raw, payload) if payload else None
+    whole = read_payload(config.raw, payload) if payload else None
     batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
     if isinstance(batch, RejectedInput):
         raise batch

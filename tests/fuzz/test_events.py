@@ -90,8 +90,8 @@ def test_a_line_is_decoded_or_refused(line: bytes) -> None:
     except RejectedInput as refused:
         check_refused(refused, decoder.REASONS)
         return
-    check_facts(run.mention)
-    assert CANARY not in repr(run.mention)
+    check_facts(run.facts)
+    assert CANARY not in repr(run.facts)
     if run.fault:
         check_refused(run.fault, decoder.REASONS)
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ciml.errors import RejectedInput, let_go
+from ciml.errors import RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from ciml.limits import PART_BYTES
@@ -275,7 +275,7 @@ class Fetcher:
             if isinstance(read, bytes):
                 job.data = read
             else:
-                let_go(read)
+                drop_frames(read)
                 job.failure = read
                 budget.release(job)
         finally:

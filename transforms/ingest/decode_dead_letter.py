@@ -33,7 +33,7 @@ def read_again(
 
     Args:
       dead_letter: the recorded dead letter.
-      payload: its whole payload (`ciml.events.payloads.whole_payload`); None if it has none, as after a deferred log.
+      payload: its whole payload (`ciml.events.payloads.read_payload`); None if it has none, as after a deferred log.
       selection: globs of the selected jobs.
       names: CloudEvent source -> source name in the run ids, as in ingest. A dead letter's known run keeps its id.
       logs: the present folder of a listing's logs; "" for the original one.

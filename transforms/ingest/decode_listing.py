@@ -53,7 +53,7 @@ def _decode(covers: OffsetRange, lines: Sequence[Line], reading: Reading, known:
         except RejectedInput as rejected:
             settled.append(dead_letter(origin, message, rejected))
             continue
-        facts = run.mention
+        facts = run.facts
         if run.fault is not None:
             settled.append(dead_letter(origin, message, run.fault, facts=facts))
         elif reason := why_ignored(facts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ciml.errors import RejectedInput, let_go
+from ciml.errors import RejectedInput, drop_frames
 from ciml.events.payloads import payload_of
 from ciml.events.records import Batch, Outcome, PendingRun
 from transforms.parse.logs import Log, parse_logs
@@ -22,7 +22,7 @@ def parse(batch: Batch) -> Batch:
     for pending, result in zip(batch.pending_runs, parse_logs(logs), strict=True):
         pending.log = None
         if isinstance(result, RejectedInput):
-            let_go(result)
+            drop_frames(result)
             settled.append(_dead_letter(pending, result))
         else:
             pending.telemetry = result

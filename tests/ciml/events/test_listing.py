@@ -56,16 +56,16 @@ def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
         "file:///srv/logs/logs/unit/a1/dstat.gz",
         None,
     )
-    assert (run.mention.run_id, run.mention.source, run.mention.event) == ("zuul~a1~1", "old", "listing")
-    assert run.mention.labels == {"size": "small"}
-    assert decode_line(encoded(attempt=3), READING).mention.run_id == "zuul~a1~3"
+    assert (run.facts.run_id, run.facts.source, run.facts.event) == ("zuul~a1~1", "old", "listing")
+    assert run.facts.labels == {"size": "small"}
+    assert decode_line(encoded(attempt=3), READING).facts.run_id == "zuul~a1~3"
 
 
 def test_every_line_of_the_sample_corpus_is_good() -> None:
     lines = (CORPUS / "builds.jsonl").read_bytes().splitlines()
     runs = [decode_line(line, Reading(logs=str(CORPUS))) for line in lines]
     assert [run.fault for run in runs] == [None] * len(lines)
-    assert len({run.mention.run_id for run in runs}) == len(lines)
+    assert len({run.facts.run_id for run in runs}) == len(lines)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: s
 )
 def test_a_fault_of_a_known_run_is_told_with_its_id(changes: dict[str, Any], reason: str, detail: str) -> None:
     run = decode_line(encoded(**changes), READING)
-    assert run.mention == RunFacts("zuul~a1~1", "a1", source="old")
+    assert run.facts == RunFacts("zuul~a1~1", "a1", source="old")
     assert run.fault is not None
     assert run.fault.reason == reason
     assert run.fault.detail.startswith(detail)
@@ -145,13 +145,13 @@ def test_no_line_is_a_crash(line: bytes) -> None:
     if reason:
         assert reason in REASONS
         return
-    assert run.mention.run_id.startswith("zuul~")
-    assert run.mention.source == "old"
+    assert run.facts.run_id.startswith("zuul~")
+    assert run.facts.source == "old"
     if run.fault is not None:
         assert run.fault.reason in REASONS
         return
-    assert run.mention.event == "listing"
-    assert RunFacts.from_json(json.loads(json.dumps(run.mention.to_json()))) == run.mention
+    assert run.facts.event == "listing"
+    assert RunFacts.from_json(json.loads(json.dumps(run.facts.to_json()))) == run.facts
 
 
 def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:

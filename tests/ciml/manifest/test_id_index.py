@@ -161,5 +161,5 @@ def test_parts_on_s3_are_fetched_once_into_a_private_folder(s3: Any, tmp_path: P
         PartFiles(store, "index", cache).open(part)
     store.replace(part.path, good)
     assert len(PartFiles(store, "index", cache).open(part)) == 1
-    other.let_go(())
+    other.release(())
     assert list(cache.iterdir()) == []

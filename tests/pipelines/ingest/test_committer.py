@@ -16,7 +16,7 @@ import pytest
 from ciml.data_root import DataRoot
 from ciml.digest import canonical_json
 from ciml.errors import IntegrityError
-from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, whole_payload
+from ciml.events.payloads import INLINE_BYTES, message_of, payload_of, read_payload
 from ciml.events.records import Batch, Message, OffsetRange, Origin, Outcome
 from ciml.manifest.checkpoints import Limits
 from ciml.manifest.log import ManifestLog
@@ -144,17 +144,17 @@ def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -
     assert payloads[2]["object"] == payloads[4]["object"]  # the same content
     assert sorted(raw.list("letters")) == sorted({payload["object"] for payload in payloads[2:]})
     for offset, (size, payload) in enumerate(zip(sizes, payloads, strict=True)):
-        assert message_of(whole_payload(raw, payload), offset) == Message(
+        assert message_of(read_payload(raw, payload), offset) == Message(
             offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7
         )
-    with pytest.raises(IntegrityError, match="whole_payload"):
+    with pytest.raises(IntegrityError, match="read_payload"):
         message_of(payloads[3], 3)
     raw.replace(payloads[3]["object"], b"{}")
     with pytest.raises(IntegrityError, match="differs from its digest"):
-        whole_payload(raw, payloads[3])
+        read_payload(raw, payloads[3])
     raw.delete(payloads[3]["object"])
     with pytest.raises(IntegrityError, match="missing"):
-        whole_payload(raw, payloads[3])
+        read_payload(raw, payloads[3])
 
 
 def _commit_twice(root: str, pipe: Any) -> None:

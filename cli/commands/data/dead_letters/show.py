@@ -176,10 +176,10 @@ def _literal(text: str) -> str:
 
 def _message(raw: Store, letter: DeadLetter) -> Any:
     """Return the stored message, readable."""
-    from ciml.events.payloads import message_of, whole_payload
+    from ciml.events.payloads import message_of, read_payload
 
     payload = letter.outcome.payload
-    whole = whole_payload(raw, payload) if payload else None
+    whole = read_payload(raw, payload) if payload else None
     if whole is None or "value" not in whole:
         return dict(whole) if whole else None
     message = message_of(whole, letter.key[0].offset)
