@@ -16,7 +16,7 @@ from pipelines.kafka.source import PartitionRead, bases, plan
 from pipelines.raw_store.compact import compact
 from tests.simulation.broker import Partition
 from tests.simulation.reading import find_partitions, read_bounded, read_slice
-from tests.simulation.scenes import Address, Letter, log
+from tests.simulation.scenes import Address, ScheduledMessage, log
 from tests.simulation.scheduler import Violation
 from tests.simulation.world import START_US, Process
 from transforms.fetch.errors import LogUnavailableError
@@ -35,7 +35,7 @@ DATASETS = (
 
 
 class LogHost(Fetcher):
-    """The real fetcher, with a log host that answers at once: the log, that there is none yet, or nothing."""
+    """The real fetcher, with a log host that answers at once: with the log, 404 or 503."""
 
     def __init__(self, process: Process) -> None:
         self.policy = FetchPolicy(hosts=("logs.example.org",))
@@ -60,7 +60,7 @@ class LogHost(Fetcher):
 
 
 class Stages:
-    """A process that ingests: its committer, and the stages on the way there."""
+    """An ingest process: its committer and its stages."""
 
     def __init__(self, process: Process) -> None:
         self.process, self.world = process, process.world
@@ -69,14 +69,14 @@ class Stages:
         self._host = LogHost(process)
 
     def settle(self, batch: Batch) -> bytes:
-        """All stages, to the sealed batch."""
+        """Run all stages; return the sealed batch."""
         batch = self._host.fetch(judge(decode(batch), POLICY), self.process.now_us())
         sealed = seal(store(parse(batch), self.raw))
         self.world.sealed.append(sealed)
         return sealed
 
     def commit(self, sealed: list[bytes]) -> None:
-        """As the stage that commits does."""
+        """Commit as the commit stage does."""
         self._commit([unseal(each) for each in sealed])
 
     def _commit(self, batches: list[Batch]) -> None:
@@ -85,7 +85,7 @@ class Stages:
         self.world.check_durable(self.process.actor.name, version, [batch.covers for batch in batches if batch.covers])
 
     def plan(self, *, bounded: bool, most: int | None = None) -> list[PartitionRead]:
-        """What is to be read, once the bases are covered."""
+        """Return the reads to do, after committing the bases."""
         listing = self.process.client.list_topic()
         while True:
             with self.committing.state() as state:
@@ -96,7 +96,7 @@ class Stages:
             self.committing.commit_found(lambda state, listing=listing: bases(state, listing))
 
     def due(self) -> list[bytes]:
-        """What was deferred, and is tried again now."""
+        """Settle the deferred runs that are due."""
         with self.committing.state() as state:
             due = state.due(self.process.now_us())
         return [self.settle(batch) for batch in in_batches(due, 3)]
@@ -121,7 +121,7 @@ def micro_batches(process: Process) -> None:
 
 
 def stream(process: Process) -> None:
-    """Ingest by one job: it goes back to its last checkpoint when it dies, whatever was committed since."""
+    """Ingest by one job. When it dies, it restarts at its last checkpoint, which may be older than its commits."""
     stages, world, rng = Stages(process), process.world, process.world.random
     reads: list[PartitionRead] = []
     positions: dict[int, int] = {}
@@ -129,20 +129,20 @@ def stream(process: Process) -> None:
 
     def restart() -> None:
         kept = world.checkpoints.get(process.role) if rng.random() < 0.7 else None
-        reads[:], places, waiting[:] = kept or ([], {}, [])
+        reads[:], restored, waiting[:] = kept or ([], {}, [])
         positions.clear()
-        positions.update(places)
+        positions.update(restored)
 
     def attempt() -> bool:
         try:
             return work()
-        except EngineError:  # what was under way is lost with the job
+        except EngineError:  # the job loses its pending batches
             restart()
             raise
 
     def work() -> bool:
         found = False
-        if not reads or rng.random() < 0.1:  # a new job, with nothing under way
+        if not reads or rng.random() < 0.1:  # a new job, without pending batches
             reads[:] = stages.plan(bounded=False)
             waiting.clear()
             positions.clear()
@@ -169,7 +169,7 @@ def stream(process: Process) -> None:
 
 
 def ghost(process: Process) -> None:
-    """Batches that were delivered before are delivered again, at any time later."""
+    """Deliver earlier batches again, at any later time."""
     stages, world = Stages(process), process.world
 
     def work() -> bool:
@@ -180,8 +180,8 @@ def ghost(process: Process) -> None:
     process.cycle(work, once_s=5.0)
 
 
-def keeper(process: Process) -> None:
-    """Makes checkpoints, and removes what they replaced."""
+def maintainer(process: Process) -> None:
+    """Make checkpoints, and remove the objects that they replace."""
     committing = Committer(process.data.raw)
 
     def work() -> bool:
@@ -192,7 +192,7 @@ def keeper(process: Process) -> None:
 
 
 def compactor(process: Process) -> None:
-    """Packs the runs of days that are over, and removes what is not needed any more."""
+    """Pack the runs of past days, and remove objects that are no longer needed."""
     grace_s, rng = max(3600.0, process.world.chaos.grace_s), process.world.random
 
     def work() -> bool:
@@ -210,7 +210,7 @@ def compactor(process: Process) -> None:
 
 
 def updater(process: Process) -> None:
-    """Data sets are made, and kept up to date."""
+    """Create and update data sets."""
 
     wanted = [DatasetDefinition.from_json(each) for each in DATASETS[: process.world.datasets]]
     made: set[str] = set()
@@ -226,18 +226,18 @@ def updater(process: Process) -> None:
                 sealed += len(update_dataset(process.data.dataset(definition.name), now_us=process.now_us(), seal=seal
                 ).sealed)  # fmt: skip
             except CimlError as error:
-                if type(error) is not CimlError:  # a user's: nothing to seal yet
+                if type(error) is not CimlError:  # a user error: nothing to seal yet
                     raise
         return sealed > 0
 
     process.cycle(work, once_s=6.0)
 
 
-def producer(process: Process, letters: list[Letter]) -> None:
-    """Sends messages. One whose acknowledgement was lost is sent again."""
+def producer(process: Process, messages: list[ScheduledMessage]) -> None:
+    """Send messages; repeat one whose acknowledgement was lost."""
     world, rng = process.world, process.world.random
-    for letter in letters:
-        process.world.scheduler.pause(letter.pause_s)
+    for scheduled in messages:
+        process.world.scheduler.pause(scheduled.pause_s)
         acknowledged = False
         while not acknowledged:
             world.scheduler.step()
@@ -245,29 +245,30 @@ def producer(process: Process, letters: list[Letter]) -> None:
             if fault == "before":
                 continue
             number = rng.randrange(len(world.broker.partitions))
-            offset = world.broker.append(number, letter.message, rng.choice((0, 0, 0, 0, 1, 2)))
-            world.sent[world.broker.topic_id, number, offset] = letter.says
+            offset = world.broker.append(number, scheduled.message, rng.choice((0, 0, 0, 0, 1, 2)))
+            world.sent[world.broker.topic_id, number, offset] = scheduled.expected
             acknowledged = fault not in ("after", "lost")
-            world.scheduler.trace(f"sends {number} {offset} {'' if acknowledged else '(unacknowledged) '}{letter.says}")
+            lost = "" if acknowledged else "(unacknowledged) "
+            world.scheduler.trace(f"sends {number} {offset} {lost}{scheduled.expected}")
     world.sending -= 1
     process.cycle(lambda: False, once_s=30.0)
 
 
 def operator(process: Process) -> None:
-    """What becomes of the topic."""
+    """Change the topic by the world's fate."""
     world = process.world
     world.scheduler.pause(world.random.uniform(1, 40))
-    broker, covered = world.broker, world.reckoning.covered
+    broker, covered = world.broker, world.model.covered
     match world.fate:
         case "more partitions":
             broker.partitions.append(Partition())
             world.fated = True
-        case "anew":
+        case "recreated":
             world.fated = bool(covered)
             if world.fated:
-                broker.make_anew(len(broker.partitions))
-                # What is under way may read a little of the new topic for the old one: clients do not tell them apart.
-                world.reckoning.blind = True
+                broker.recreate(len(broker.partitions))
+                # Running reads may take messages of the new topic for the old one: clients cannot distinguish them.
+                world.model.disabled = True
         case "retention" | "retention too early" as fate:
             lost = False
             for number, partition in enumerate(broker.partitions):
@@ -275,7 +276,7 @@ def operator(process: Process) -> None:
                 first = next(offset for offset in range(partition.end + 1) if offset not in mine)
                 if not mine:
                     first = world.random.randint(0, partition.end)
-                    world.reckoning.mortal |= {(broker.topic_id, number, offset) for offset in range(first)}
+                    world.model.expired |= {(broker.topic_id, number, offset) for offset in range(first)}
                 elif fate == "retention too early":
                     lost = lost or any(offset >= first for offset in partition.messages)
                     first = partition.end

@@ -1,4 +1,4 @@
-"""A broker in memory: one topic, what was ever appended to it, and readers of its partitions."""
+"""A broker in memory: one topic, its messages, and readers of its partitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOPIC = "ci-events"
 
 @dataclass
 class Partition:
-    """Messages by offset. Some offsets hold none: marks of transactions, aborted messages."""
+    """Messages by offset. Some offsets have no message: transaction markers, aborted messages."""
 
     first: int = 0
     end: int = 0
@@ -27,12 +27,12 @@ class Partition:
 
 
 class Broker:
-    """The topic, as the broker has it now.
+    """The present topic.
 
     Attributes:
       topic_id: its UUID.
       partitions: by number.
-      born: how many topics of the name there were before.
+      born: number of earlier topics of that name.
     """
 
     def __init__(self, scheduler: Scheduler, partitions: int) -> None:
@@ -42,7 +42,7 @@ class Broker:
         self.partitions = [Partition() for _ in range(partitions)]
 
     def append(self, number: int, message: Message, gap: int) -> int:
-        """Appends a message behind ``gap`` offsets without one. Returns its offset."""
+        """Append a message after ``gap`` offsets without one; return its offset."""
         partition = self.partitions[number]
         offset = partition.end + gap
         partition.messages[offset] = Message(offset, message.value, message.headers, message.key, message.timestamp_ms)
@@ -50,26 +50,26 @@ class Broker:
         return offset
 
     def forget(self, number: int, first: int) -> None:
-        """Retention removes what is before ``first``."""
+        """Remove the messages before ``first``, as retention does."""
         partition = self.partitions[number]
         partition.first = max(partition.first, min(first, partition.end))
         partition.messages = {at: each for at, each in partition.messages.items() if at >= partition.first}
 
-    def make_anew(self, partitions: int) -> None:
-        """Another topic of the same name."""
+    def recreate(self, partitions: int) -> None:
+        """Replace the topic by a new one of the same name."""
         self.born += 1
         self.topic_id = f"topic-{self.born}"
         self.partitions = [Partition() for _ in range(partitions)]
 
 
 class Client:
-    """The broker as one process reaches it."""
+    """One process's connection to the broker."""
 
     def __init__(self, broker: Broker, chaos: Chaos | None) -> None:
         self.broker, self.chaos = broker, chaos
 
     def list_topic(self) -> Listing:
-        """As `pipelines.kafka.client.list_topic`: its parts are asked for one after the other."""
+        """As `pipelines.kafka.client.list_topic`: with one request after the other."""
         self.call("describe")
         broker = self.broker
         topic_id, count = broker.topic_id, len(broker.partitions)
@@ -84,7 +84,7 @@ class Client:
         return listing
 
     def call(self, verb: str) -> None:
-        """One question to the broker, which may not answer."""
+        """Make a request to the broker, which may not answer."""
         self.broker.scheduler.step()
         fault = self.chaos.fault() if self.chaos else None
         if fault == "slow":

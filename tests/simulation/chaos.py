@@ -1,4 +1,4 @@
-"""What goes wrong, and when: drawn from the seed."""
+"""Faults and their times, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from tests.simulation.scheduler import Actor, Scheduler
 
-#: Of a call: refused before it took effect, refused after it did, its answer lost so that it is asked again, or slow.
+#: Of a call: it fails before or after it took effect, its answer is lost and it is retried, or it is slow.
 Fault = Literal["before", "after", "lost", "slow"]
 
 
@@ -18,11 +18,11 @@ class Chaos:
     """Decides each failure.
 
     Attributes:
-      errors, slow: how likely a call fails, and takes seconds.
-      kills, freezes, leaps: how likely at a step somebody dies, is frozen, or the clock leaps.
-      stalls: how likely who is about to commit is frozen right then.
-      grace_s: how long is kept what may still be needed; leaps are shorter and longer.
-      on: False when faults have ended.
+      errors, slow: probabilities that a call fails, or takes seconds.
+      kills, freezes, leaps: probabilities per step that an actor dies or is frozen, or that the clock leaps.
+      stalls: probability that an actor is frozen just before its commit.
+      grace_s: retention of replaced objects; leaps are shorter and longer.
+      on: whether faults are injected.
     """
 
     random: random.Random
@@ -37,7 +37,7 @@ class Chaos:
 
     @classmethod
     def of(cls, seed: int) -> Chaos:
-        """The climate of a seed: from fair to foul."""
+        """Return the fault rates of a seed."""
         rng = random.Random(f"chaos {seed}")
         return cls(
             rng,
@@ -51,7 +51,7 @@ class Chaos:
         )
 
     def fault(self) -> Fault | None:
-        """What happens to a call."""
+        """Draw the fault of a call, or None."""
         if not self.on:
             return None
         drawn = self.random.random()
@@ -60,7 +60,7 @@ class Chaos:
         return "slow" if drawn < self.errors + self.slow else None
 
     def strike(self, scheduler: Scheduler, froze: Callable[[Actor], None]) -> None:
-        """Before a step: perhaps someone dies or is frozen, or time leaps."""
+        """Before a step: perhaps kill or freeze an actor, or let the clock leap."""
         if not self.on:
             return
         drawn = self.random.random()
@@ -82,7 +82,7 @@ class Chaos:
             self._freeze(actor, scheduler, froze, (5, 30, 150, 600))
 
     def stall(self, scheduler: Scheduler, froze: Callable[[Actor], None]) -> None:
-        """Before a commit: perhaps the one that makes it is frozen, with all that it knows."""
+        """Before a commit: perhaps freeze the committing actor with its state."""
         actor = scheduler.current
         if not self.on or actor is None or not actor.frail or any(each.frozen for each in scheduler.actors):
             return

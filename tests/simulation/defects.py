@@ -1,4 +1,4 @@
-"""Planted defects: each is a mistake that the simulation has to find, or its green means nothing."""
+"""Planted defects. The simulation must find each of them; else its success means nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unittest.mock import patch
 from ciml.digest import canonical_json
 from ciml.events.records import Outcome, Trust
 from ciml.manifest import log as manifests
-from ciml.manifest import replica as keeper
+from ciml.manifest import replica
 from ciml.manifest.offsets import RangeSet
 from ciml.raw import accounting, known_ids
 from ciml.storage.open import Store
@@ -26,14 +26,14 @@ Defect = Callable[[], AbstractContextManager[Any]]
 
 @contextmanager
 def no_deduplication() -> Iterator[None]:
-    """An event that was seen is taken for a new one."""
+    """A known event counts as new."""
     with patch.object(known_ids.LayeredIndex, "has_event", lambda *_: False):
         yield
 
 
 @contextmanager
 def overwritten_commit() -> Iterator[None]:
-    """A delta is written over whatever another has committed under its number."""
+    """A delta overwrites another writer's delta of the same number."""
 
     def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
         self.store.replace(self.path(version), canonical_json({**delta, "version": version}))
@@ -45,7 +45,7 @@ def overwritten_commit() -> Iterator[None]:
 
 @contextmanager
 def covered_again() -> Iterator[None]:
-    """A batch is settled whole, whatever of its range was settled before."""
+    """A batch is settled as a whole, although parts of its range were settled before."""
 
     class Blind:
         def __init__(self, state: accounting.RawState) -> None:
@@ -64,7 +64,7 @@ def covered_again() -> Iterator[None]:
 
 @contextmanager
 def no_rebase() -> Iterator[None]:
-    """A committer that came second commits the same delta under the next number."""
+    """The losing committer commits the same delta under the next number."""
 
     def commit(log: Any, state: Any, build: Callable[[], Any]) -> int | None:
         manifests.catch_up(log, state)
@@ -76,13 +76,13 @@ def no_rebase() -> Iterator[None]:
         state.apply(version, {**delta, "version": version})
         return version
 
-    with patch.object(keeper, "commit", commit):
+    with patch.object(replica, "commit", commit):
         yield
 
 
 @contextmanager
 def unguarded_append() -> Iterator[None]:
-    """A writer that was frozen commits where the delta of another was, and was removed."""
+    """A stale writer commits at the version of another writer's removed delta."""
 
     def append(self: manifests.ManifestLog, version: int, delta: manifests.Delta) -> bool:
         return self.store.create(self.path(version), canonical_json({**delta, "version": version}))
@@ -93,7 +93,7 @@ def unguarded_append() -> Iterator[None]:
 
 @contextmanager
 def torn_create() -> Iterator[None]:
-    """An object can be seen, and left, half written."""
+    """A half-written object is visible, and may stay."""
     real = Disk.__init__
 
     def torn(self: Disk) -> None:
@@ -106,7 +106,7 @@ def torn_create() -> Iterator[None]:
 
 @contextmanager
 def retry_settled_twice() -> Iterator[None]:
-    """A retry is settled whether or not it is still open."""
+    """A retry is settled although it is no longer open."""
 
     def settle(self: Any, outcome: Outcome) -> None:
         key = (outcome.origin, outcome.run_id)
@@ -119,7 +119,7 @@ def retry_settled_twice() -> Iterator[None]:
 
 @contextmanager
 def closed_unopened() -> Iterator[None]:
-    """What a retry settles is closed, whether or not it is still open."""
+    """A retry closes its record although it is no longer open."""
 
     def settle(self: Any, outcome: Outcome) -> None:
         if self._settle(outcome, again=True) != "deferred":
@@ -160,7 +160,7 @@ def files_after_the_commit() -> Iterator[None]:
 
 @contextmanager
 def any_event_corrects() -> Iterator[None]:
-    """What an untrusted event says of a run counts as if a trusted one had said it."""
+    """An untrusted event about a run counts as a trusted one."""
     real, trusted = accounting._classify, Trust(True, "planted", "")
 
     def classify(outcome: Outcome, run: Any, *, repeated: bool) -> Outcome:
@@ -174,12 +174,12 @@ DEFECTS: tuple[Defect, ...] = (
     no_deduplication, overwritten_commit, covered_again, no_rebase, unguarded_append, torn_create, retry_settled_twice,
     closed_unopened, files_after_the_commit, any_event_corrects,
 )  # fmt: skip
-#: Those that take many commits, checkpoints and removals to show.
+#: Defects that show only after many commits, checkpoints and removals.
 RARE = (unguarded_append,)
 
 
 def first_found(defect: Defect, most: int) -> Result | None:
-    """The first world that shows the defect, of so many."""
+    """Return the result of the first world that shows the defect, among ``most`` worlds."""
     rare = defect in RARE
     seeds = (seed for seed in itertools.count() if not rare or World.of(seed).small)
     with defect():

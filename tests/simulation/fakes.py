@@ -26,14 +26,14 @@ _PAGE = 5
 
 
 class Disk:
-    """What is stored, for ever: objects by path, and the invariants that each write has to keep.
+    """The durable storage: objects by path, and the invariants of each write.
 
     Attributes:
       objects: bytes and time of writing (epoch microseconds) by path.
       checked: paths that are known to be well-formed.
-      torn: whether a create can be seen, and left, half done (a planted defect).
-      created: told the path and bytes of each object made.
-      froze: told of an actor that was frozen at a commit.
+      torn: whether a create is visible, and may stay, half done (a planted defect).
+      created: called with the path and bytes of each new object.
+      froze: called with an actor that was frozen at a commit.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class SimStore(Store):
     """A view of the disk by one process. Every call is at least one step of the scheduler.
 
     Args:
-      root: an address of this process's own, so that what a process remembers by address is its own.
-      disk: what all processes share.
+      root: an address of this process's own, so that caches by address are not shared.
+      disk: shared by all processes.
       chaos: None for a store that never fails.
       prefix: "" or the folder with a final slash.
     """
@@ -85,7 +85,7 @@ class SimStore(Store):
         if fault == "after":
             scheduler.trace(f"{where} -> took effect, and fails")
             raise EngineError(f"{where}: no answer")
-        if fault == "lost":  # the client asks again, and that answer comes
+        if fault == "lost":  # the client retries and gets that answer
             scheduler.step()
             try:
                 answer, failure = act(), None
@@ -140,7 +140,7 @@ class SimStore(Store):
         return self._entries(prefix, "")
 
     def _entries(self, prefix: str, after: str) -> Iterator[Entry]:
-        # in pages, as S3 lists: what is made and removed meanwhile may be seen or not
+        # In pages, as S3 lists: objects created or removed meanwhile may or may not be included.
         folder = self.prefix + (f"{prefix.rstrip('/')}/" if prefix else "")
         last = self.prefix + after if after else ""
         while True:
@@ -191,7 +191,7 @@ class FakeTime:
 
 
 class InlinePool:
-    """A pool of threads that does one task after the other, in an order of the seed."""
+    """A thread pool that runs its tasks one after the other, in an order from the seed."""
 
     random = random.Random(0)
 
@@ -232,20 +232,19 @@ class InlinePool:
 
 
 @contextmanager
-def standing_in(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
-    """Within it, each of the project's modules that knows a real thing under its name knows its stand-in instead,
-    wherever the thing was imported from.
+def substituted(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
+    """Replace objects by substitutes in every module of the project that has them under that name.
 
     Args:
-      replacements: (the real thing, its stand-in) by name.
+      replacements: (the real object, its substitute) by name.
     """
     undo: list[tuple[ModuleType, str, Any]] = []
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in ("ciml", "transforms", "pipelines"):
-            for attribute, (real, stand_in) in replacements.items():
+            for attribute, (real, substitute) in replacements.items():
                 if vars(module).get(attribute) is real:
                     undo.append((module, attribute, real))
-                    setattr(module, attribute, stand_in)
+                    setattr(module, attribute, substitute)
     try:
         yield
     finally:
@@ -255,13 +254,12 @@ def standing_in(replacements: Mapping[str, tuple[Any, Any]]) -> Iterator[None]:
 
 @contextmanager
 def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) -> Iterator[None]:
-    """Within it, the project's modules that use time or pools of threads use those of the simulation, and know no packs
-    of a world before.
+    """Use the simulation's time and thread pools in the project's modules, and forget the packs of earlier worlds.
 
     Args:
       scheduler: has the clock.
-      seed: of the order in which pools do their tasks.
-      grace_s: how long manifests keep what a checkpoint has passed.
+      seed: determines the order of the pools' tasks.
+      grace_s: retention of replaced objects of manifests.
       limits: when a checkpoint of the raw manifest is due.
     """
     import time
@@ -275,7 +273,7 @@ def replaced(scheduler: Scheduler, seed: int, grace_s: float, limits: Limits) ->
     shelf, raw_reader._shelf = raw_reader._shelf, raw_reader._Shelf()
     sweep_s, checkpoints._GC_INTERVAL_S = checkpoints._GC_INTERVAL_S, min(checkpoints._GC_INTERVAL_S, grace_s / 4)
     try:
-        with standing_in({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
+        with substituted({"time": (time, fake), "ThreadPoolExecutor": (ThreadPoolExecutor, InlinePool)}):
             yield
     finally:
         ManifestLog.__init__.__kwdefaults__ = defaults

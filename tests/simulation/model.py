@@ -1,6 +1,6 @@
-"""What must become of everything that was sent: a second reckoning, from what was sent and the order of commits alone.
+"""A reference model of the accounting, computed from the sent messages and the order of commits alone.
 
-It knows nothing of ranges, indexes or layers: it goes through the deltas once, with a set and a dict.
+It has no ranges, indexes or layers: it reads the deltas once, with a set and a dict.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.scenes import NEVER, Said, digest
+from tests.simulation.scenes import NEVER, ExpectedRun, digest
 from tests.simulation.scheduler import Violation
 
 Delta = Mapping[str, Any]
 #: (topic id, partition, offset) of a message.
-Place = tuple[str, int, int]
+Position = tuple[str, int, int]
 #: (partition, offset, run id).
 Key = tuple[int, int, str]
 
@@ -28,38 +28,38 @@ _FINAL = {"cancelled", "skipped", "node_lost", "never_started"}
 
 @dataclass
 class Row:
-    """A raw row as it has to be."""
+    """An expected raw row."""
 
-    said: Said
+    expected: ExpectedRun
     digest: str
     path: str
-    outcome: str  # the last that counts
+    outcome: str  # the last valid one
 
     @property
     def content(self) -> int:
-        return self.said.address.content if self.said.address else -1
+        return self.expected.address.content if self.expected.address else -1
 
 
 @dataclass
-class Reckoning:
-    """What deltas add up to, and a `Violation` for whatever should not be in them.
+class ReferenceModel:
+    """The expected state after deltas. It raises `Violation` for a wrong delta.
 
     Attributes:
-      sent: what every message says, by its place.
-      mortal: messages that retention removed from a partition before any of it was covered: these may be lost.
-      gone: those of them that were.
-      blind: whether nothing is checked any more.
+      sent: expected results of every message, by its position.
+      expired: messages that retention removed before their partition had a covered offset: these may be lost.
+      lost: the expired messages that were lost.
+      disabled: whether the checks are off.
       rows: the raw rows by run id.
-      order: the same run ids, as the manifest has them.
-      open: what is not settled for good: (partition, offset, run id) -> kind.
-      settled: how many final records each (partition, offset, run id) has.
-      covered: the offsets that are covered, by partition.
+      order: the same run ids, in the manifest's order.
+      open: deferred runs and open dead letters: (partition, offset, run id) -> kind.
+      settled: number of final records by (partition, offset, run id).
+      covered: the covered offsets by partition.
     """
 
-    sent: Mapping[Place, tuple[Said, ...]]
-    mortal: set[Place] = field(default_factory=set)
-    gone: set[Place] = field(default_factory=set)
-    blind: bool = False
+    sent: Mapping[Position, tuple[ExpectedRun, ...]]
+    expired: set[Position] = field(default_factory=set)
+    lost: set[Position] = field(default_factory=set)
+    disabled: bool = False
     topic_id: str = ""
     version: int = 0
     rows: dict[str, Row] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Reckoning:
     events: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, version: int, delta: Delta) -> None:
-        """The next delta."""
-        if self.blind:
+        """Check and apply the next delta."""
+        if self.disabled:
             return
         self._need(version == self.version + 1, f"version {version} follows {self.version}")
         self.version = version
@@ -85,21 +85,21 @@ class Reckoning:
         again.sort(key=lambda each: each[0])
         for key, kind, record in again:
             self._again(key, kind, record, closes)
-        self._need(not +closes, f"version {version} closes what no record settles: {dict(closes)}")
+        self._need(not +closes, f"version {version} closes records that it does not settle: {dict(closes)}")
         first.sort(key=lambda each: each[0])
         for key, kind, record in first:
             self._first(key, kind, record)
         self.order += [record["mention"]["run_id"] for record in delta["runs"]]
-        for place in fresh:
-            says = self.sent.get((self.topic_id, *place), ())
-            times = {self.settled[*place, said.run_id] for said in says}
-            if times == {0} and place[0] in begun and (self.topic_id, *place) in self.mortal:
-                self.gone.add((self.topic_id, *place))
+        for position in fresh:
+            runs = self.sent.get((self.topic_id, *position), ())
+            times = {self.settled[*position, expected.run_id] for expected in runs}
+            if times == {0} and position[0] in begun and (self.topic_id, *position) in self.expired:
+                self.lost.add((self.topic_id, *position))
             else:
-                self._need(times <= {1}, f"version {version} covers {place}, and not all of {says} is settled")
+                self._need(times <= {1}, f"version {version} covers {position}, and not all of {runs} is settled")
 
     def _cover(self, delta: Delta) -> tuple[set[tuple[int, int]], set[int]]:
-        """The places that a delta covers, and the partitions that it is the first to cover anything of."""
+        """Return the positions that a delta covers, and the partitions whose first covered offsets it has."""
         fresh: set[tuple[int, int]] = set()
         begun: set[int] = set()
         for entry in delta["offsets"].values():
@@ -120,52 +120,52 @@ class Reckoning:
     def _key(self, record: Mapping[str, Any]) -> Key:
         return record["origin"][1], record["origin"][2], record.get("mention", {}).get("run_id", "")
 
-    def _said(self, key: Key) -> Said:
-        for said in self.sent.get((self.topic_id, *key[:2]), ()):
-            if said.run_id == key[2]:
-                return said
-        raise Violation(f"version {self.version} has a record of {key}, of which nothing was sent")
+    def _expected(self, key: Key) -> ExpectedRun:
+        for expected in self.sent.get((self.topic_id, *key[:2]), ()):
+            if expected.run_id == key[2]:
+                return expected
+        raise Violation(f"version {self.version} has a record of {key}, which was never sent")
 
     def _again(self, key: Key, kind: str, record: Mapping[str, Any], closes: Counter[Any]) -> None:
-        said, before = self._said(key), self.open.pop(key, None)
+        expected, before = self._expected(key), self.open.pop(key, None)
         self._need(before is not None, f"version {self.version} settles {key} again, as {kind}")
         if kind != "deferred":
             self._need(closes[key] == 1, f"version {self.version} settles {key}, and does not close it")
             closes[key] -= 1
         self._need(before == "deferred" or kind not in ("deferred", "dead_letter"), f"{key}: {kind} after {before}")
         self.settled[key] -= 1
-        self._take(key, kind, record, said, self._possible(said, known=False))
+        self._take(key, kind, record, expected, self._possible(expected, known=False))
 
     def _first(self, key: Key, kind: str, record: Mapping[str, Any]) -> None:
-        said = self._said(key)
-        if said.event_key and (said.event_key, said.run_id) in self.events:
-            self._need((kind, record.get("reason")) == ("repeat", "event"), f"{key}: {kind}, and its event was there")
+        expected = self._expected(key)
+        if expected.event_key and (expected.event_key, expected.run_id) in self.events:
+            self._need((kind, record.get("reason")) == ("repeat", "event"), f"{key}: {kind}, but its event is known")
             self.settled[key] += 1
             return
-        if said.event_key:
-            self.events.add((said.event_key, said.run_id))
-        self._take(key, kind, record, said, self._possible(said, known=True))
+        if expected.event_key:
+            self.events.add((expected.event_key, expected.run_id))
+        self._take(key, kind, record, expected, self._possible(expected, known=True))
 
-    def _possible(self, said: Said, *, known: bool) -> set[tuple[str, str]]:
-        """The (kind, reason) that a record may have. What a log host answered when is not known here."""
-        row = self.rows.get(said.run_id)
-        if said.verdict == "broken":
-            return {("dead_letter", said.reason)}
-        if said.verdict == "ignored" and (row is None or said.reason not in _FINAL):
-            return {("ignored", said.reason)}
-        reclaims = row is not None and said.trusted and not row.said.trusted
-        if reclaims and said.verdict == "ignored":
-            return {("ignored", said.reason)}
+    def _possible(self, expected: ExpectedRun, *, known: bool) -> set[tuple[str, str]]:
+        """Return the (kind, reason) that a record may have. The log host's answers are not known here."""
+        row = self.rows.get(expected.run_id)
+        if expected.verdict == "broken":
+            return {("dead_letter", expected.reason)}
+        if expected.verdict == "ignored" and (row is None or expected.reason not in _FINAL):
+            return {("ignored", expected.reason)}
+        reclaims = row is not None and expected.trusted and not row.expected.trusted
+        if reclaims and expected.verdict == "ignored":
+            return {("ignored", expected.reason)}
         if row is not None and not reclaims:
-            if said.outcome != row.outcome and row.said.trusted and not said.trusted:
+            if expected.outcome != row.outcome and row.expected.trusted and not expected.trusted:
                 return {("ignored", "less_trusted")}
-            if said.outcome != row.outcome:
+            if expected.outcome != row.outcome:
                 return {("correction", "outcome")}
-            other = said.address is not None and said.address.content != row.content
+            other = expected.address is not None and expected.address.content != row.content
             return {("repeat", "run"), ("repeat", "other_log")} if other else {("repeat", "run")}
-        address = said.address
+        address = expected.address
         if address is None:
-            raise Violation(f"{said} was finished without a log")
+            raise Violation(f"{expected} was finished without a log")
         row_kind = ("reclaim" if reclaims else "run", "")
         waits = {("deferred", "log_not_found"), ("deferred", "log_unavailable"), ("dead_letter", "log_not_found")}
         if address.content < 0:
@@ -181,34 +181,34 @@ class Reckoning:
         key: Key,
         kind: str,
         record: Mapping[str, Any],
-        said: Said,
+        expected: ExpectedRun,
         possible: set[tuple[str, str]],
     ) -> None:
         found = (kind, record.get("reason", ""))
-        self._need(found in possible, f"{key}: {found}, want one of {sorted(possible)} for {said}")
+        self._need(found in possible, f"{key}: {found}, want one of {sorted(possible)} for {expected}")
         self.settled[key] += 1
         if kind in ("deferred", "dead_letter"):
             self.open[key] = kind
         elif kind in ("run", "reclaim"):
-            self._row(key, kind, record, said)
+            self._row(key, kind, record, expected)
         elif kind == "correction":
-            row = self.rows[said.run_id]
-            row.outcome = said.outcome
-            self._need(said.trusted == row.said.trusted, f"{key}: corrects a run of another trust")
+            row = self.rows[expected.run_id]
+            row.outcome = expected.outcome
+            self._need(expected.trusted == row.expected.trusted, f"{key}: corrects a run of another trust")
 
-    def _row(self, key: Key, kind: str, record: Mapping[str, Any], said: Said) -> None:
-        self._need((said.run_id in self.rows) == (kind == "reclaim"), f"{key}: the run {said.run_id} has a second row")
-        content = said.address.content if said.address else -1
-        want = (digest(said.run_id, content), said.outcome, said.trusted)
+    def _row(self, key: Key, kind: str, record: Mapping[str, Any], expected: ExpectedRun) -> None:
+        self._need((expected.run_id in self.rows) == (kind == "reclaim"), f"{key}: a second row of {expected.run_id}")
+        content = expected.address.content if expected.address else -1
+        want = (digest(expected.run_id, content), expected.outcome, expected.trusted)
         found = (record["file"]["digest"], record["mention"]["outcome"], record["trust"]["trusted"])
         self._need(found == want, f"{key}: its row has {found}, want {want}")
-        self.rows[said.run_id] = Row(said, want[0], record["file"]["path"], said.outcome)
+        self.rows[expected.run_id] = Row(expected, want[0], record["file"]["path"], expected.outcome)
 
     def finish(self, *, ends: Mapping[int, int]) -> None:
-        """After all is over: nothing is missing, and what is accepted is what had a log.
+        """Check the final state: no offset is missing, and the raw rows are the runs with a log.
 
         Args:
-          ends: of each partition, behind its last message.
+          ends: the end offset of each partition.
         """
         for number, end in ends.items():
             missing = set(range(end)) - self.covered.get(number, set())
@@ -217,18 +217,20 @@ class Reckoning:
         self._need(not deferred, f"still deferred: {deferred[:5]}")
         twice = [key for key, times in self.settled.items() if times != 1]
         self._need(not twice, f"not settled once: {twice[:5]}")
-        accepted = accepted_runs(said for place, says in self.sent.items() if place not in self.gone for said in says)
-        self._need(accepted == set(self.rows), f"rows of {set(self.rows) ^ accepted} too few or too many")
+        accepted = accepted_runs(
+            run for position, runs in self.sent.items() if position not in self.lost for run in runs
+        )
+        self._need(accepted == set(self.rows), f"missing or superfluous rows: {set(self.rows) ^ accepted}")
 
     def _need(self, holds: bool, what: str) -> None:
         if not holds:
             raise Violation(what)
 
 
-def accepted_runs(says: Iterable[Said]) -> set[str]:
-    """The runs that must have a raw row: those of which a finished event names a log that comes in time."""
+def accepted_runs(runs: Iterable[ExpectedRun]) -> set[str]:
+    """Return the runs that must have a raw row: those with a finished event whose log becomes available."""
     return {
-        said.run_id
-        for said in says
-        if said.verdict == "finished" and said.address and said.address.content >= 0 and said.address.from_us < NEVER
+        run.run_id
+        for run in runs
+        if run.verdict == "finished" and run.address and run.address.content >= 0 and run.address.from_us < NEVER
     }

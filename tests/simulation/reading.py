@@ -15,19 +15,19 @@ from pipelines.kafka.client import KafkaOptions, admin, borrow, check_topic
 from pipelines.kafka.end_offsets import end_of
 from pipelines.kafka.source import FOREVER, FindPartitions, OffsetTracker, PartitionRead, ReadOptions, Restriction
 from tests.simulation.broker import TOPIC
-from tests.simulation.fakes import standing_in
+from tests.simulation.fakes import substituted
 from tests.simulation.scheduler import Violation
 
 _KAFKA = KafkaOptions("simulated:9092")
 _OPTIONS = ReadOptions(batch_messages=3, stall_s=30.0)
-_QUESTIONS = (borrow, end_of, check_topic)
+_REQUESTS = (borrow, end_of, check_topic)
 
 
 class Tracker:
     """A restriction as Beam shows it to a DoFn.
 
     Attributes:
-      rest: what is left for later where a pause was asked for; None where none was.
+      rest: the deferred remainder if a pause was requested, else None.
     """
 
     def __init__(self, start: int, stop: int = FOREVER) -> None:
@@ -43,14 +43,14 @@ class Tracker:
 
 
 def read_bounded(read: PartitionRead) -> Iterator[Batch]:
-    """All batches of a bounded read."""
+    """Yield all batches of a bounded read."""
     tracker = Tracker(read.start, FOREVER if read.end is None else read.end)
     yield from kafka.ReadBounded(_KAFKA, _OPTIONS).process(read, tracker)
     tracker.check_done()
 
 
 def read_slice(read: PartitionRead, position: int) -> tuple[list[Batch], int]:
-    """What a slice of an unbounded read gives from a position on, and the position after it."""
+    """Return the batches of a slice of an unbounded read from a position on, and the position after it."""
     tracker, watermark = Tracker(position), ManualWatermarkEstimator(None)
     found = [each.value for each in kafka.ReadUnbounded(_KAFKA, _OPTIONS).process(read, tracker, watermark)]
     tracker.check_done()
@@ -58,7 +58,7 @@ def read_slice(read: PartitionRead, position: int) -> tuple[list[Batch], int]:
 
 
 def find_partitions(topic_id: str, known: int) -> list[PartitionRead]:
-    """The partitions that a topic has beyond those that are known."""
+    """Return the partitions of a topic beyond the known ones."""
     tracker, watermark = Tracker(known), ManualWatermarkEstimator(None)
     topic = kafka.KnownTopic(TOPIC, topic_id, known)
     return [each.value for each in FindPartitions(_KAFKA, _OPTIONS).process(topic, tracker, watermark)]
@@ -66,14 +66,14 @@ def find_partitions(topic_id: str, known: int) -> list[PartitionRead]:
 
 @contextmanager
 def reading_by(client: Any) -> Iterator[None]:
-    """Within it, questions to the broker go to what ``client()`` returns; and there is no way to a real one."""
+    """Send requests to the broker to the result of ``client()``; a connection to a real broker is a violation."""
 
     def ask(name: str) -> Any:
         return lambda *rest: getattr(client(), name)(*rest)
 
-    def refuse(*_: Any) -> Any:
-        raise Violation("a question to a real broker")
+    def reject(*_: Any) -> Any:
+        raise Violation("a request to a real broker")
 
-    questions = {real.__name__: (real, ask(real.__name__)) for real in _QUESTIONS}
-    with standing_in({**questions, "make_client": (make_client, refuse), "admin": (admin, refuse)}):
+    requests = {real.__name__: (real, ask(real.__name__)) for real in _REQUESTS}
+    with substituted({**requests, "make_client": (make_client, reject), "admin": (admin, reject)}):
         yield

@@ -1,4 +1,4 @@
-"""Runs simulated worlds, and tells how they ended."""
+"""Runs simulated worlds, and reports their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
-from tests.simulation.actors import compactor, ghost, keeper, micro_batches, operator, producer, stream, updater
+from tests.simulation.actors import compactor, ghost, maintainer, micro_batches, operator, producer, stream, updater
 from tests.simulation.audit import auditor, poller
 from tests.simulation.fakes import replaced
 from tests.simulation.reading import reading_by
@@ -23,7 +23,7 @@ from transforms.parse.logs import Log, parse_logs
 
 @dataclass(frozen=True)
 class Result:
-    """How the world of a seed ended: ``wrong`` is "" where all held. Two runs with one digest were the same."""
+    """The result of a world: ``wrong`` is "" if no check failed. Equal digests mean identical runs."""
 
     seed: int
     wrong: str
@@ -34,10 +34,10 @@ class Result:
 
 
 def simulate(seed: int, *, keep_trace: bool = False, change: Any = None) -> Result:
-    """The world of a seed, from its first event to its audit.
+    """Run the world of a seed, from its first event to its audit.
 
     Args:
-      seed: decides everything.
+      seed: determines the whole run.
       keep_trace: whether the result holds every step.
       change: called with the world before it begins (a planted defect).
     """
@@ -59,15 +59,15 @@ def simulate(seed: int, *, keep_trace: bool = False, change: Any = None) -> Resu
             scheduler.run()
     except Violation as violation:
         wrong = str(violation)
-    except Exception as error:  # noqa: BLE001  # what no process of ciml may end by
+    except Exception as error:  # noqa: BLE001  # no process of ciml may end with one
         wrong = "".join(traceback.format_exception(error)) if keep_trace else f"{type(error).__name__}: {error}"
     trace = tuple(scheduler.kept or ())
-    return Result(seed, wrong, scheduler.steps, world.reckoning.version, scheduler.digest(), trace)
+    return Result(seed, wrong, scheduler.steps, world.model.version, scheduler.digest(), trace)
 
 
 def _current(world: World) -> Process:
     if world.scheduler.current is None:
-        raise Violation("nobody reads")
+        raise Violation("no actor is running")
     return world.processes[world.scheduler.current.name]
 
 
@@ -75,9 +75,9 @@ def _populate(world: World) -> None:
     rng = world.random
     parts = rng.randint(1, 2)
     for number in range(parts):
-        letters = world.scene.letters[number::parts]
+        messages = world.scene.messages[number::parts]
         world.sending += 1
-        world.start(f"producer-{number + 1}", partial(producer, letters=letters), frail=False)
+        world.start(f"producer-{number + 1}", partial(producer, messages=messages), frail=False)
     world.start("micro-1", micro_batches)
     if rng.random() < 0.5:
         world.start("micro-2", micro_batches)
@@ -89,7 +89,7 @@ def _populate(world: World) -> None:
     if rng.random() < 0.5:
         world.start("updater-2", updater)
     for number in range(2 if world.small else rng.choice((0, 1, 1, 2))):
-        world.start(f"keeper-{number + 1}", keeper)
+        world.start(f"maintainer-{number + 1}", maintainer)
     if rng.random() < 0.4:
         world.start("compactor", compactor)
     world.start("poller", poller, frail=False)
@@ -104,7 +104,7 @@ def _parse_one(log: Log) -> Any:
 
 @contextmanager
 def _parsed_once() -> Any:
-    """Within it, a log that was parsed before is not parsed again: the parser is pure, and not what is looked at."""
+    """Parse each log once within the context: the parser is pure, and not under test here."""
     real = parsing.parse_logs
     parsing.parse_logs = lambda logs, *_: [_parse_one(log) for log in logs]
     try:
@@ -114,12 +114,12 @@ def _parsed_once() -> Any:
 
 
 def simulate_all(seeds: Sequence[int], workers: int = 2) -> list[Result]:
-    """Many worlds, in several processes."""
+    """Run many worlds, in several processes."""
     size = max(1, min(25, len(seeds) // (workers * 4)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(simulate, seeds, chunksize=size))
 
 
 def replay(seed: int) -> str:
-    """The command that runs the world of a seed again, and shows all of it."""
+    """Return the command that runs the world of a seed again, with its trace."""
     return f"python -m tests.simulation --seed {seed} --trace"

@@ -1,4 +1,4 @@
-"""What CI sends in a simulated world, and the truth about it, which no code of ciml has a part in."""
+"""The messages of CI in a simulated world, and their expected results, computed without ciml's code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GROUPS = ((make_logs.CPU, make_logs.LOAD), (make_logs.CPU, make_logs.LOAD, make
 
 @lru_cache
 def log(content: int) -> bytes:
-    """A telemetry log; content -1 is one that no parser takes."""
+    """Return a telemetry log; no parser accepts content -1."""
     if content < 0:
         return b"\x1f\x8b\x08 cut short"
     recorder = replace(make_logs.DSTAT, groups=_GROUPS[content % 7 % 3])
@@ -33,7 +33,7 @@ def log(content: int) -> bytes:
 
 @lru_cache
 def telemetry(content: int) -> pa.Table:
-    """The table of a log, by the direct computation."""
+    """Return the table of a log, computed directly."""
     (table,) = parse_logs([Log(log(content), *times())])
     assert not isinstance(table, RejectedInput)
     return table
@@ -41,18 +41,18 @@ def telemetry(content: int) -> pa.Table:
 
 @lru_cache(maxsize=4096)
 def digest(run_id: str, content: int) -> str:
-    """What the digest of a run's raw row has to be."""
+    """Return the expected digest of a run's raw row."""
     return telemetry_digest(run_id, telemetry(content))
 
 
 def times() -> tuple[int, int]:
-    """Start and end of every run, µs."""
+    """Return start and end of every run, µs."""
     return _START - 2_000_000, _START + 60_000_000
 
 
 @dataclass(frozen=True)
 class Address:
-    """A log's place: what is there, and from when on (µs after the beginning)."""
+    """The address of a log: its content, and the time from which it exists (µs after the beginning)."""
 
     content: int
     from_us: int = 0
@@ -67,10 +67,10 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Said:
-    """The truth about what one message says of one run.
+class ExpectedRun:
+    """The expected result of one run in one message.
 
-    ``verdict`` is ``finished``, ``ignored`` or ``broken``, with its ``reason``. ``address`` is there for finished ones.
+    ``verdict`` is ``finished``, ``ignored`` or ``broken``, with its ``reason``. Finished runs have an ``address``.
     """
 
     run_id: str
@@ -84,74 +84,74 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Letter:
-    """A message that is to be sent, after ``pause_s``, and what it says."""
+class ScheduledMessage:
+    """A message to send after ``pause_s``, and the expected results of its runs."""
 
     message: Message
-    says: tuple[Said, ...]
+    expected: tuple[ExpectedRun, ...]
     pause_s: float
 
 
 @dataclass
 class Scene:
-    """All that is sent, in the order in which producers send it."""
+    """All messages, in the order in which producers send them."""
 
-    letters: list[Letter] = field(default_factory=list)
+    messages: list[ScheduledMessage] = field(default_factory=list)
 
 
 class _Writer:
     def __init__(self, rng: random.Random) -> None:
         self.random, self.scene, self.number = rng, Scene(), 0
 
-    def send(self, value: bytes | None, headers: list[tuple[str, bytes]], says: tuple[Said, ...]) -> None:
+    def send(self, value: bytes | None, headers: list[tuple[str, bytes]], expected: tuple[ExpectedRun, ...]) -> None:
         stamp = 1_790_000_000_000 + self.random.randrange(-3_600_000, 3_600_000)  # late, early, out of order
         message = Message(-1, value, tuple(headers), b"key", stamp)
-        self.scene.letters.append(Letter(message, says, self.random.choice((0.0, 0.0, 0.2, 2.0))))
+        self.scene.messages.append(ScheduledMessage(message, expected, self.random.choice((0.0, 0.0, 0.2, 2.0))))
 
     def event(self, *runs: tuple[RunFacts, Address]) -> None:
-        """An event that says of runs that they ended."""
+        """Send an event about finished runs."""
         self.number += 1
-        mentions = [mention.replace(log_url=where.url(mention.build_uuid)) for mention, where in runs]
+        sent = [facts.replace(log_url=where.url(facts.build_uuid)) for facts, where in runs]
         mode = self.random.choice(("structured", "binary", "bare"))
-        value, headers = finished_event(*mentions, event_id=str(self.number), mode=mode)
-        says = []
-        for mention, where in runs:
-            reason = {"cancellation": "cancelled", "skip": "skipped"}.get(mention.outcome or "", "")
-            if mention.result == "NODE_FAILURE":
+        value, headers = finished_event(*sent, event_id=str(self.number), mode=mode)
+        expected = []
+        for facts, where in runs:
+            reason = {"cancellation": "cancelled", "skip": "skipped"}.get(facts.outcome or "", "")
+            if facts.result == "NODE_FAILURE":
                 reason = "node_lost"
-            says.append(self._said(mention, "ignored" if reason else "finished", reason, where))
-        self.send(value, headers, tuple(says))
+            expected.append(self._expected(facts, "ignored" if reason else "finished", reason, where))
+        self.send(value, headers, tuple(expected))
 
-    def other(self, mention: RunFacts, event_type: str) -> None:
-        """An event that says that a run began, or waits."""
+    def other(self, facts: RunFacts, event_type: str) -> None:
+        """Send an event about a started or queued run."""
         self.number += 1
-        begun = mention.replace(outcome=None, result="", phase="started" if event_type == STARTED else "queued")
+        begun = facts.replace(outcome=None, result="", phase="started" if event_type == STARTED else "queued")
         value, headers = run_event(event_type, begun, event_id=str(self.number))
-        said = replace(self._said(begun, "ignored", "not_finished", None), outcome="")
-        self.send(value, headers, (said,))
+        expected = replace(self._expected(begun, "ignored", "not_finished", None), outcome="")
+        self.send(value, headers, (expected,))
 
     def again(self) -> None:
-        """An earlier message comes once more."""
-        old = self.random.choice(self.scene.letters)
-        self.scene.letters.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
+        """Send an earlier message again."""
+        old = self.random.choice(self.scene.messages)
+        self.scene.messages.append(replace(old, pause_s=self.random.choice((0.0, 5.0))))
 
-    def _said(self, mention: RunFacts, verdict: str, reason: str, where: Address | None) -> Said:
-        return Said(
-            mention.run_id, f"zuul {self.number}", verdict, reason, mention.outcome or "",
-            mention.pipeline == "gate", mention.build_name, where if verdict == "finished" else None,
+    def _expected(self, facts: RunFacts, verdict: str, reason: str, where: Address | None) -> ExpectedRun:
+        return ExpectedRun(
+            facts.run_id, f"zuul {self.number}", verdict, reason, facts.outcome or "",
+            facts.pipeline == "gate", facts.build_name, where if verdict == "finished" else None,
         )  # fmt: skip
 
 
 def scene(seed: int) -> Scene:
-    """The scene of a seed: 3 to 11 runs, told in all the ways that CI tells of them."""
+    """Return the scene of a seed: 3 to 11 runs, in events of every form."""
     rng = random.Random(f"scene {seed}")
     writer = _Writer(rng)
-    told: list[tuple[RunFacts, Address]] = []
+    earlier: list[tuple[RunFacts, Address]] = []
     trickiness = rng.choice((0.2, 0.5, 0.8))
     for number in range(rng.randint(3, 11)):
         outcome: OutcomeWord = rng.choice(("success", "success", "failure", "timeout"))
         start_us, end_us = times()
-        mention = RunFacts(
+        facts = RunFacts(
             run_id=RunId("zuul", f"r{number}").encode(), build_uuid=f"r{number}", outcome=outcome,
             build_name=rng.choice(("unit", "unit", "lint")), result=_RESULTS[outcome], source="zuul",
             pipeline=rng.choice(("gate", "gate", "check")), project="p", change=str(number),
@@ -159,54 +159,54 @@ def scene(seed: int) -> Scene:
         )  # fmt: skip
         where = Address(rng.randrange(12))
         if rng.random() >= trickiness:
-            writer.event((mention, where))
+            writer.event((facts, where))
         else:
-            _trick(writer, mention, where, told)
-        told.append((mention, where))
+            _trick(writer, facts, where, earlier)
+        earlier.append((facts, where))
         if rng.random() < trickiness:
             writer.again()
         if rng.random() < trickiness:
-            _later(writer, *rng.choice(told))
+            _later(writer, *rng.choice(earlier))
     if rng.random() < 0.2:
-        rng.shuffle(writer.scene.letters)
+        rng.shuffle(writer.scene.messages)
     return writer.scene
 
 
-def _trick(writer: _Writer, mention: RunFacts, where: Address, told: list[tuple[RunFacts, Address]]) -> None:
-    """A run whose first event is an odd one."""
+def _trick(writer: _Writer, facts: RunFacts, where: Address, earlier: list[tuple[RunFacts, Address]]) -> None:
+    """Send an unusual first event of a run."""
     match writer.random.randrange(9):
         case 0:
-            writer.other(mention, writer.random.choice((STARTED, QUEUED)))
-            writer.event((mention, where))
+            writer.other(facts, writer.random.choice((STARTED, QUEUED)))
+            writer.event((facts, where))
         case 1:
-            writer.event((mention, replace(where, from_us=writer.random.choice((20, 200, 2000)) * 1_000_000)))
+            writer.event((facts, replace(where, from_us=writer.random.choice((20, 200, 2000)) * 1_000_000)))
         case 2:
-            writer.event((mention, replace(where, from_us=NEVER)))
+            writer.event((facts, replace(where, from_us=NEVER)))
         case 3:
-            writer.event((mention, Address(-1)))
+            writer.event((facts, Address(-1)))
         case 4:
-            broken = Said("", "", "broken", writer.random.choice(("tombstone", "broken_json")))
+            broken = ExpectedRun("", "", "broken", writer.random.choice(("tombstone", "broken_json")))
             writer.send(None if broken.reason == "tombstone" else b"{not json", [], (broken,))
-            writer.event((mention, where))
+            writer.event((facts, where))
         case 5:
-            writer.event((mention.replace(outcome="cancellation", result="ABORTED"), where))
+            writer.event((facts.replace(outcome="cancellation", result="ABORTED"), where))
         case 6:
-            writer.event((mention.replace(outcome="error", result="NODE_FAILURE"), where))
+            writer.event((facts.replace(outcome="error", result="NODE_FAILURE"), where))
         case _:
-            writer.event((mention, where), *writer.random.sample(told, min(len(told), writer.random.randint(0, 3))))
+            writer.event((facts, where), *writer.random.sample(earlier, min(len(earlier), writer.random.randint(0, 3))))
 
 
-def _later(writer: _Writer, mention: RunFacts, where: Address) -> None:
-    """Something else is said of a run that was told of before."""
+def _later(writer: _Writer, facts: RunFacts, where: Address) -> None:
+    """Send another event about an earlier run."""
     match writer.random.randrange(6):
         case 0:
-            writer.event((mention, where))
+            writer.event((facts, where))
         case 1:
-            writer.event((mention, Address((where.content + 1) % 12)))
+            writer.event((facts, Address((where.content + 1) % 12)))
         case 2:
-            pipeline = writer.random.choice((mention.pipeline, "check"))
-            writer.event((mention.replace(outcome="cancellation", result="ABORTED", pipeline=pipeline), where))
+            pipeline = writer.random.choice((facts.pipeline, "check"))
+            writer.event((facts.replace(outcome="cancellation", result="ABORTED", pipeline=pipeline), where))
         case _:
             outcome: OutcomeWord = writer.random.choice(("success", "failure", "timeout"))
-            pipeline = writer.random.choice((mention.pipeline, mention.pipeline, "check", "gate"))
-            writer.event((mention.replace(outcome=outcome, result=_RESULTS[outcome], pipeline=pipeline), where))
+            pipeline = writer.random.choice((facts.pipeline, facts.pipeline, "check", "gate"))
+            writer.event((facts.replace(outcome=outcome, result=_RESULTS[outcome], pipeline=pipeline), where))

@@ -1,8 +1,8 @@
-"""A scheduler that runs real code in threads of which exactly one runs at a time, in an order that a seed decides.
+"""A scheduler that runs real code in threads, exactly one at a time, in an order from a seed.
 
-An actor is a process in the simulated world: a function in a thread of its own. At each effect (a call of a store, of
-the broker, a pause) it hands the baton over, and the scheduler says who goes on: so between two effects of one actor
-any effects of others may come, or its death. Nothing else switches threads, no clock is real: a seed gives one run.
+An actor is a process in the simulated world: a function in its own thread. At each effect (a call of a store or the
+broker, a pause) it passes the baton, and the scheduler chooses the next actor. So between two effects of one actor, any
+effects of others may occur, or its death. Nothing else switches threads, and no clock is real: a seed gives one run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _HANG_S = 120.0
 
 
 class Killed(BaseException):
-    """Unwinds the thread of an actor that is dead. Every effect on the way out raises it again, so none happens."""
+    """Unwinds the thread of a dead actor. Every effect on the way out raises it again, so none happens."""
 
 
 class Violation(AssertionError):
-    """What must never be so in the simulated world."""
+    """A violated invariant of the simulated world."""
 
 
 @dataclass(eq=False)
@@ -30,8 +30,8 @@ class Actor:
     """A process: one incarnation of a role.
 
     Attributes:
-      ready_us: when its pause ends.
-      frozen: how many steps of others it does not run for; it knows nothing of it.
+      ready_us: the end of its pause.
+      frozen: number of steps of others during which it does not run, and which it cannot notice.
       frail: whether chaos may kill and freeze it.
     """
 
@@ -49,7 +49,7 @@ Died = Callable[[Actor], None]
 
 
 class Scheduler:
-    """Hands the baton round until no actor is left, a violation is found, or there were too many steps."""
+    """Passes the baton until no actor is left, a violation is found, or the step limit is reached."""
 
     def __init__(self, seed: int, *, start_us: int, most_steps: int, keep_trace: bool = False) -> None:
         self.random = random.Random(f"order {seed}")
@@ -69,7 +69,7 @@ class Scheduler:
         self._main.acquire()
 
     def spawn(self, name: str, body: Callable[[Actor], None], *, frail: bool, delay_s: float, died: Died) -> Actor:
-        """A new actor that begins after ``delay_s``. ``died`` is called in its thread when it was killed."""
+        """Add an actor that begins after ``delay_s``. ``died`` is called in its thread if it was killed."""
         actor = Actor(name, frail, self.now_us + round(delay_s * 1e6))
         actor.baton.acquire()
         self.actors.append(actor)
@@ -81,7 +81,7 @@ class Scheduler:
                     body(actor)
             except Killed:
                 pass
-            except BaseException as error:  # noqa: BLE001  # whatever it is, the run ends by it
+            except BaseException as error:  # noqa: BLE001  # any error ends the run
                 self.fail(error)
             if actor.killed and not self.stopped:
                 died(actor)
@@ -91,7 +91,7 @@ class Scheduler:
         return actor
 
     def run(self) -> None:
-        """Runs the actors. Raises what one of them failed by."""
+        """Run the actors. Raises the first error of an actor."""
         self._pass_to(self._choose(None))
         if not self._main.acquire(timeout=_HANG_S):
             raise Violation(f"the baton was lost by {self.current}")
@@ -99,18 +99,18 @@ class Scheduler:
             raise self.failure
 
     def fail(self, error: BaseException) -> None:
-        """The run ends by this, unless by something before."""
+        """End the run with an error; the first error counts."""
         if self.failure is None:
             self.failure = error
             self.trace("".join(traceback.format_exception_only(error)).strip())
         self.stop()
 
     def stop(self) -> None:
-        """Lets every actor die at its next step."""
+        """Let every actor die at its next step."""
         self.stopped = True
 
     def trace(self, text: str) -> None:
-        """One line of what happened. All lines together are the run's identity."""
+        """Record a line. All lines together identify the run."""
         name = self.current.name if self.current else "-"
         line = f"{self.steps:6d} {(self.now_us - self._start_us) / 1e6:12.3f} {name:14s} {text}"
         self._digest.update(line.encode("utf-8", "backslashreplace"))
@@ -118,11 +118,11 @@ class Scheduler:
             self.kept.append(line)
 
     def digest(self) -> str:
-        """Tells two runs apart."""
+        """Return the digest of all lines."""
         return self._digest.hexdigest()
 
     def step(self) -> None:
-        """Hands the baton over; comes back when it is this actor's turn again. Raises `Killed` where it died."""
+        """Pass the baton; return when it is this actor's turn again. Raises `Killed` if it died."""
         actor = self.current
         if actor is None or threading.current_thread().name != actor.name:
             raise Violation(f"an effect outside of the baton, in {threading.current_thread().name}")
@@ -138,12 +138,12 @@ class Scheduler:
         if chosen is not actor:
             self._pass_to(chosen)
             if not actor.baton.acquire(timeout=_HANG_S):
-                raise Violation(f"{actor.name} waits for ever: {self.current} has the baton")
+                raise Violation(f"{actor.name} waits forever: {self.current} has the baton")
         if actor.killed or self.stopped:
             raise Killed
 
     def pause(self, seconds: float) -> None:
-        """The current actor sleeps."""
+        """Let the current actor sleep."""
         if self.current is None:
             raise Violation("a pause outside of an actor")
         self.current.ready_us = self.now_us + round(seconds * 1e6)

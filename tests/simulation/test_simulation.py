@@ -1,4 +1,4 @@
-"""A thousand worlds, those that were wrong once, and mistakes that are planted to be found."""
+"""A thousand worlds, the regression seeds, and planted defects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One simulated world: who acts in it, and what is checked while they do."""
+"""A simulated world: its actors, and the checks during the run."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from ciml.manifest.checkpoints import Limits
 from tests.simulation.broker import Broker, Client
 from tests.simulation.chaos import Chaos
 from tests.simulation.fakes import Disk, SimStore
-from tests.simulation.model import Place, Reckoning
-from tests.simulation.scenes import Said, Scene, scene
+from tests.simulation.model import Position, ReferenceModel
+from tests.simulation.scenes import ExpectedRun, Scene, scene
 from tests.simulation.scheduler import Actor, Killed, Scheduler, Violation
 
-START_US = 1_795_737_600_000_000  # days after what is told of
+START_US = 1_795_737_600_000_000  # days after the runs of the scene
 #: The roles that read the topic.
 INGEST = ("micro-1", "micro-2", "stream")
 _CHECKPOINT = re.compile(r"raw/_manifest/checkpoints/([0-9]{12})\.json")
 _DELTA = re.compile(r"(raw|datasets/[^/]+)/_manifest/([0-9]{12})\.json")
 _MOST_STEPS = 60_000
-#: What may go wrong with the topic as a whole. After the last two, ingest has to stop by itself.
-_FATES = ("none",) * 6 + ("more partitions", "more partitions", "retention", "retention", "retention too early", "anew")
+#: Changes of the topic. After the last two, ingest must stop by itself.
+_FATES = ("none",) * 6 + ("more partitions",) * 2 + ("retention",) * 2 + ("retention too early", "recreated")
 
 
 @dataclass
 class World:
-    """What is shared by all processes of a simulation, and known to none of them.
+    """The state that all processes of a simulation share, and that none of them can read.
 
     Attributes:
-      seed: which decides all.
-      fate: what becomes of the topic.
-      sealed: batches on their way to a committer, all that ever were: any may be delivered once more.
+      seed: determines the whole run.
+      fate: the change of the topic.
+      sealed: all batches ever sealed for a committer: any may be delivered again.
       checkpoints: of streaming jobs, by name.
-      proved: the bytes of objects that were read and found whole.
-      astray: the last version that a process created where another's delta had been.
+      verified: the bytes of objects that were read and are intact.
+      stale_writes: the last version that a process created where another's removed delta had been.
       small: whether there is a commit for every message.
-      alarms: what processes stopped by, by role.
-      flaws: how often a log host has failed, by address.
+      alarms: the errors that stopped processes, by role.
+      flaws: number of failures of a log host, by address.
       stops: how often a role has stopped by itself.
     """
 
@@ -56,7 +56,7 @@ class World:
     scene: Scene
     fate: str
     random: random.Random
-    sent: dict[Place, tuple[Said, ...]] = field(default_factory=dict)
+    sent: dict[Position, tuple[ExpectedRun, ...]] = field(default_factory=dict)
     sealed: list[bytes] = field(default_factory=list)
     checkpoints: dict[str, Any] = field(default_factory=dict)
     alarms: dict[str, str] = field(default_factory=dict)
@@ -70,16 +70,16 @@ class World:
     datasets: int = 1
     small: bool = False
     limits: Limits = field(default_factory=Limits)
-    astray: dict[str, int] = field(default_factory=dict)
-    proved: dict[str, bytes | None] = field(default_factory=dict)
+    stale_writes: dict[str, int] = field(default_factory=dict)
+    verified: dict[str, bytes | None] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     processes: dict[str, Process] = field(default_factory=dict)
     roles: dict[str, Callable[[Process], None]] = field(default_factory=dict)
-    reckoning: Reckoning = field(init=False)
+    model: ReferenceModel = field(init=False)
 
     @classmethod
     def of(cls, seed: int, *, keep_trace: bool = False) -> World:
-        """The world of a seed, before anything happens."""
+        """Return the world of a seed, before its first step."""
         scheduler = Scheduler(seed, start_us=START_US, most_steps=_MOST_STEPS, keep_trace=keep_trace)
         rng = random.Random(f"world {seed}")
         fate = rng.choice(_FATES)
@@ -87,11 +87,11 @@ class World:
             seed, scheduler, Chaos.of(seed), Disk(), Broker(scheduler, rng.randint(1, 3)), scene(seed), fate, rng
         )
         world.small = rng.random() < 0.3
-        world.reckoning = Reckoning(world.sent)
+        world.model = ReferenceModel(world.sent)
         world.disk.created = world.check_delta
         world.disk.froze = world.replace_frozen
         world.limits = Limits(deltas=rng.choice((2, 3, 5, 9)))
-        if world.small:  # many commits, checkpoints and removals, and who commits is often frozen before it
+        if world.small:  # many commits, checkpoints and removals; committers are often frozen before a commit
             world.limits, world.chaos.grace_s = Limits(deltas=2), 20.0
             world.chaos.stalls, world.chaos.leaps = 0.2, max(world.chaos.leaps, 0.006)
         world.datasets = rng.randint(1, 2)
@@ -101,24 +101,21 @@ class World:
 
     @property
     def fatal(self) -> bool:
-        """Whether ingest has to stop by itself: something was lost, or the topic is another."""
-        return self.fated and (self.fate == "anew" or bool(self.lost()))
+        """Whether ingest must stop by itself: offsets are lost, or the topic was recreated."""
+        return self.fated and (self.fate == "recreated" or bool(self.lost()))
 
     def lost(self) -> list[tuple[int, int]]:
-        """The offsets that the broker no longer has, and nobody committed, of partitions that are read already.
-
-        Nobody can know whether there was a message.
-        """
+        """Return the uncommitted offsets that the broker no longer has, in partitions with covered offsets."""
         return [
             (number, offset)
-            for number, covered in self.reckoning.covered.items()
-            if covered and self.broker.topic_id == self.reckoning.topic_id
+            for number, covered in self.model.covered.items()
+            if covered and self.broker.topic_id == self.model.topic_id
             for offset in range(self.broker.partitions[number].first)
             if offset not in covered
         ]
 
     def before_step(self) -> None:
-        """Chaos strikes, ends, or all is over."""
+        """Inject faults, end them, or end the run."""
         self.chaos.strike(self.scheduler, self.replace_frozen)
         if self.scheduler.steps % 25:
             return
@@ -128,18 +125,18 @@ class World:
             for actor in self.scheduler.actors:
                 actor.idle, actor.frozen = 0, min(actor.frozen, 300)
         if not self.chaos.on and any(actor.frozen for actor in self.scheduler.actors):
-            self.scheduler.now_us += round(self.chaos.grace_s * 0.3e6)  # who wakes finds the world much older
-        if self.alarms and not self.fatal:  # what seemed lost was on its way: a person starts ingest again
+            self.scheduler.now_us += round(self.chaos.grace_s * 0.3e6)  # much time has passed when an actor wakes
+        if self.alarms and not self.fatal:  # nothing was lost: an operator restarts ingest
             for role in sorted(self.alarms):
                 del self.alarms[role]
                 self.start(role, self.roles[role])
-        waits = "deferred" in self.reckoning.open.values() and not self.fatal
+        waits = "deferred" in self.model.open.values() and not self.fatal
         if not (self.chaos.on or self.ending or waits) and all(actor.idle >= 2 for actor in self.scheduler.actors):
             self.ending = True
-            self.scheduler.trace("* all is quiet")
+            self.scheduler.trace("* all actors are idle")
 
     def start(self, role: str, body: Callable[[Process], None], *, frail: bool = True, delay_s: float = 0.0) -> None:
-        """A process of a role. Where it is killed, another takes its place."""
+        """Start a process of a role. When it is killed, another replaces it."""
         self.roles[role] = body
         self.born += 1
         name = f"{role}#{self.born}"
@@ -160,9 +157,9 @@ class World:
         self.scheduler.spawn(name, live, frail=frail, delay_s=delay_s, died=again)
 
     def _stopped(self, role: str, name: str, error: IntegrityError, again: Callable[[Actor], None]) -> None:
-        """A process stopped by itself. What it had planned may only have been overtaken: another looks anew, twice."""
+        """Handle a process that stopped by itself. Its plan may only be stale, so two more processes are started."""
         self.scheduler.trace(f"! stops: {error}")
-        if not (self.fated and self.fate in ("retention", "retention too early", "anew") and role in INGEST):
+        if not (self.fated and self.fate in ("retention", "retention too early", "recreated") and role in INGEST):
             raise Violation(f"{name} stopped: {error}") from error
         self.stops[role] += 1
         self.checkpoints.pop(role, None)
@@ -172,14 +169,14 @@ class World:
             self.alarms[role] = str(error)
 
     def replace_frozen(self, actor: Actor) -> None:
-        """Somebody takes a frozen process for dead, and starts another. The frozen one wakes some day."""
+        """Sometimes replace a frozen process by another. The frozen one wakes up later."""
         role = actor.name.partition("#")[0]
         if actor.name not in self.replaced and self.random.random() < 0.7:
             self.replaced.add(actor.name)
             self.start(role, self.roles[role], delay_s=self.random.choice((0.0, 5.0)))
 
     def check_delta(self, path: str, data: bytes) -> None:
-        """What each commit has to keep, at the moment when it is made."""
+        """Check the invariants of each commit when it is made."""
         match = _DELTA.fullmatch(path)
         if match is None:
             return
@@ -189,43 +186,43 @@ class World:
             delta = json.loads(data)
             if match[1] == "raw":
                 if int(match[2]) <= max(self.checkpoints_there(), default=0):
-                    # in a place that was emptied: nobody may ever read it, and who wrote it may not rely on it
-                    self.astray[self.scheduler.current.name if self.scheduler.current else ""] = int(match[2])
+                    # The version was removed: no reader may read this delta, and its writer must not rely on it.
+                    self.stale_writes[self.scheduler.current.name if self.scheduler.current else ""] = int(match[2])
                     return
-                self.reckoning.add(int(match[2]), delta)
+                self.model.add(int(match[2]), delta)
                 named = [f"raw/{each['file']['path']}" for each in rows_of(delta)]
             else:
                 files = [file for span in delta.get("spans", ()) for part in span["files"].values() for file in part]
                 named = [f"{match[1]}/{file['path']}" for file in files]
             missing = [each for each in named if not self._is_there(each)]
             if missing:
-                raise Violation(f"{path} names {missing[0]}, which is not there")
+                raise Violation(f"{path} names {missing[0]}, which does not exist")
         except Violation as violation:
             self.scheduler.fail(violation)
             raise Killed from violation
 
     def check_durable(self, name: str, version: int | None, ranges: list[OffsetRange]) -> None:
-        """Whoever was told that something is committed can rely on it."""
-        if version is not None and self.astray.get(name) == version:
-            raise Violation(f"{name} was told that its delta is version {version}, which is another's")
+        """Check that a reported commit is durable."""
+        if version is not None and self.stale_writes.get(name) == version:
+            raise Violation(f"{name}: its commit returned version {version}, which is another writer's delta")
         for covers in ranges:
-            missing = set(range(covers.start, covers.end)) - self.reckoning.covered.get(covers.partition, set())
-            if missing and not self.reckoning.blind:
-                raise Violation(f"{sorted(missing)} of {covers.partition} were told to be committed, and are not")
+            missing = set(range(covers.start, covers.end)) - self.model.covered.get(covers.partition, set())
+            if missing and not self.model.disabled:
+                raise Violation(f"partition {covers.partition}: {sorted(missing)} were not committed, but reported so")
 
     def checkpoints_there(self) -> list[int]:
-        """The versions of the raw manifest's checkpoints."""
+        """Return the versions of the raw manifest's checkpoints."""
         found = [_CHECKPOINT.fullmatch(path) for path in self.disk.objects]
         return [int(match[1]) for match in found if match]
 
     def _is_there(self, path: str) -> bool:
-        """Whether a file can be read. What is in a pack is the poller's to see."""
-        aside = path.replace("raw/", "raw/swept/", 1)
-        return path in self.disk.objects or aside in self.disk.objects or "compactor" in self.roles
+        """Return whether a file can be read. The poller checks files in packs."""
+        swept = path.replace("raw/", "raw/swept/", 1)
+        return path in self.disk.objects or swept in self.disk.objects or "compactor" in self.roles
 
 
 class Process:
-    """What one process of the world has to work with."""
+    """The view of one process: its store, its broker client and its clock."""
 
     def __init__(self, world: World, actor: Actor, role: str, chaos: Chaos | None) -> None:
         self.world, self.actor, self.role = world, actor, role
@@ -234,7 +231,7 @@ class Process:
 
     @property
     def superseded(self) -> bool:
-        """Whether another took this one's place while it was frozen. It may end whatever it is at."""
+        """Whether another process replaced this one while it was frozen. It may finish its current work."""
         return self.actor.name in self.world.replaced
 
     def clock(self) -> float:
@@ -244,7 +241,7 @@ class Process:
         return self.world.scheduler.now_us
 
     def cycle(self, work: Callable[[], bool], *, once_s: float = 1.0) -> None:
-        """Repeats ``work`` until all is over; it says whether it did anything. An engine that fails is waited for."""
+        """Repeat ``work`` until the end; it returns whether it did anything. After an `EngineError` it is retried."""
         world = self.world
         while not (world.ending or self.superseded):
             try:
