@@ -18,7 +18,7 @@ FOLDERS = {"raw", "datasets", "experiments", "sweeps", "trainer", "registry", "m
 METHODS = {"child", "create", "delete", "entries", "exists", "list", "pieces", "read", "read_head", "replace", "url"}
 
 
-def test_where_everything_is(tmp_path: Path) -> None:
+def test_the_layout(tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
     assert data.url == str(tmp_path)
     found = {

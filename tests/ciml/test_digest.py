@@ -39,7 +39,7 @@ def test_arrays_digest_is_that_of_its_encoding() -> None:
         np.frombuffer(X.tobytes()[:16] + b"\x01\0\0\0\0\0\xf8\xff"),  # a NaN of another payload
     ],
 )
-def test_what_is_the_same(same: np.ndarray) -> None:
+def test_equal_values_have_equal_digests(same: np.ndarray) -> None:
     assert arrays_digest("r", [("x", same)]) == arrays_digest("r", [("x", X)])
 
 
@@ -57,7 +57,9 @@ def test_what_is_the_same(same: np.ndarray) -> None:
         ("rx", [("", X)], ()),
     ],
 )
-def test_what_is_not_the_same(run: str, arrays: list[tuple[str, np.ndarray]], numbers: tuple[int, ...]) -> None:
+def test_different_values_have_different_digests(
+    run: str, arrays: list[tuple[str, np.ndarray]], numbers: tuple[int, ...]
+) -> None:
     assert arrays_digest(run, arrays, *numbers) != arrays_digest("r", [("x", X)])
 
 
@@ -85,6 +87,6 @@ def test_telemetry_digest_takes_content_and_order_and_nothing_else() -> None:
     assert telemetry_digest("other", table) != digest
 
 
-def test_telemetry_digest_of_other_types_is_refused() -> None:
+def test_telemetry_digest_of_other_types_is_rejected() -> None:
     with pytest.raises(TypeError, match="string"):
         telemetry_digest("r", telemetry(extra=pa.array(["a", "b", "c"])))

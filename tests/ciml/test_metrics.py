@@ -80,7 +80,7 @@ def test_each_settled_one_is_counted_by_source_and_outcome() -> None:
     assert found["ciml_manifest_version"] == {("raw",): 1}
 
 
-def test_what_is_closed_stays_counted() -> None:
+def test_closed_records_stay_counted() -> None:
     """A deferred log arrives, and a dead letter is replayed: totals only grow, what is open shrinks."""
     state = mixed()
     settled = [outcome(3, "b", "run", attempts=2), outcome(4, "a", "run", attempts=2)]
@@ -99,7 +99,7 @@ def test_what_is_closed_stays_counted() -> None:
     assert sum(found["ciml_events_total"].values()) == state.counts.total() + 1
 
 
-def test_sources_are_as_many_as_one_likes_and_series_are_not() -> None:
+def test_any_number_of_sources_makes_few_series() -> None:
     events = [outcome(number, f"s{number}", "ignored", "cancelled") for number in range(3 * MOST_SOURCES)]
     state = state_of(*(messages(*events[at : at + 7]) for at in range(0, len(events), 7)))
     again = state_of(*(messages(*events[at : at + 50]) for at in range(0, len(events), 50)))
@@ -132,7 +132,7 @@ def test_a_checkpoint_keeps_the_totals(tmp_path: object) -> None:
         RawState.restored_from(1, value, tables)
 
 
-def test_the_endpoint_says_what_the_board_holds_and_nobody_else_has_its_port() -> None:
+def test_the_endpoint_serves_the_board_and_keeps_its_port() -> None:
     board = Board()
     board.put("raw", raw_families(mixed()))
     with serve_metrics(registry_of(board), 0) as url:

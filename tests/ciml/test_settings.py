@@ -53,7 +53,7 @@ class Outer(Settings, frozen=True, kw_only=True):
         ([], "paint: expected object, got array"),
     ],
 )
-def test_what_is_wrong_is_one_line(value: Any, line: str | None) -> None:
+def test_an_error_is_one_line(value: Any, line: str | None) -> None:
     with pytest.raises(CimlError) as caught:
         Outer.from_json(value)
     assert "\n" not in str(caught.value)
@@ -61,7 +61,7 @@ def test_what_is_wrong_is_one_line(value: Any, line: str | None) -> None:
     assert line is None or str(caught.value) == line
 
 
-def test_all_that_it_says_is_json_and_back() -> None:
+def test_settings_are_json_and_back() -> None:
     one = Outer(number=1, inner=Inner(share=0.25), tags=("x",), more={"y": None, "z": 2.5})
     value = one.to_json()
     assert value == json.loads(json.dumps(value))
@@ -69,6 +69,6 @@ def test_all_that_it_says_is_json_and_back() -> None:
     assert Outer.from_json(value).digest == one.digest != one.replace(number=2).digest
 
 
-def test_what_is_replaced_is_checked_again() -> None:
+def test_replaced_keys_are_checked() -> None:
     with pytest.raises(ValueError, match="share: has no meaning with green"):
         Inner(share=0.5).replace(color="green")

@@ -83,7 +83,7 @@ def test_a_pattern_selects(pattern: str, want: list[str]) -> None:
 @pytest.mark.parametrize(
     "pattern", ["(", "[z-a]", "a{99999999999}", "(?P<x>a)(?P<x>b)", "x" * 1001, "(" * 900 + ")" * 900, "\\"]
 )
-def test_what_is_no_pattern_is_an_error_for_people(pattern: str) -> None:
+def test_an_invalid_pattern_is_a_user_error(pattern: str) -> None:
     with pytest.raises(CimlError, match=r"features_regex has|not a regular expression"):
         select_columns(COLUMNS, pattern)
 

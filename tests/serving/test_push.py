@@ -154,7 +154,7 @@ def test_two_pushers_never_share_a_number(
     assert pushed(data, good[1]).version == 3
 
 
-def test_candidate_that_changes_after_its_blessing_is_refused(
+def test_candidate_that_changes_after_its_blessing_is_rejected(
     data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "candidate"))

@@ -98,7 +98,7 @@ def test_the_model_server_takes_it(folder: Path, made: Path, snapshot: Snapshot)
     np.testing.assert_allclose(answers, load_exported(folder).predict(test.inputs, test.n_windows), rtol=0, atol=1e-5)
 
 
-def test_what_lies_in_the_folder(folder: Path, snapshot: Snapshot):
+def test_the_files_of_an_export(folder: Path, snapshot: Snapshot):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {
         "saved_model.pb",
@@ -139,7 +139,7 @@ def test_it_needs_nothing_of_the_trainer(folder: Path, made: Path, snapshot: Sna
 
 
 @pytest.mark.parametrize("damage", ["none", "pb", "asset"])
-def test_what_is_no_exported_model_is_told(folder: Path, tmp_path: Path, damage: str):
+def test_a_folder_without_an_exported_model_is_reported(folder: Path, tmp_path: Path, damage: str):
     where = tmp_path / "copy"
     if damage != "none":
         shutil.copytree(folder, where)

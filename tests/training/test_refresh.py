@@ -98,7 +98,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, l
     assert again.verdict.blessed
 
 
-def test_a_candidate_that_learned_nothing_is_refused(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
+def test_a_candidate_that_learned_nothing_is_rejected(first: tuple[DataRoot, Candidate, list[str]], tmp_path: Path):
     data, done, _ = first
     shutil.copytree(done.folder, tmp_path / "champion")
     poor = QUICK.replace(steps=1, epochs=1, hidden_layers=())

@@ -29,7 +29,7 @@ def test_two_trainings_with_one_seed_are_identical(materialised: Materialised, s
     assert any((one != two).any() for one, two in zip(weights(trained), weights(other), strict=True))
 
 
-def test_it_learns_and_says_what_it_did(materialised: Materialised, snapshot: Snapshot, trained: Trained):
+def test_it_learns_and_reports_its_training(materialised: Materialised, snapshot: Snapshot, trained: Trained):
     runs = materialised.counts["train"] + materialised.counts["dev"]
     assert trained.runs == runs  # dev runs taken from train are trained on too
     assert trained.epochs == trained.best_epoch == 60
@@ -44,7 +44,7 @@ def test_it_learns_and_says_what_it_did(materialised: Materialised, snapshot: Sn
     ("steps", "epochs", "want"),
     [(3, 10, (2, 3)), (5, 10, (3, 5)), (4, 10, (2, 4)), (1, 10, (1, 1)), (100, 2, (2, 4)), (None, 3, (3, 6))],
 )
-def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
+def test_it_stops_at_the_first_limit_of_steps_and_epochs(
     materialised: Materialised, snapshot: Snapshot, steps: int | None, epochs: int, want: tuple[int, int]
 ):
     experiment = QUICK.replace(steps=steps, epochs=epochs, hidden_layers=())
@@ -55,7 +55,7 @@ def test_it_stops_at_whichever_of_steps_and_epochs_comes_first(
     assert int(done.model.optimizer.iterations) == want[1]
 
 
-def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised: Materialised, snapshot: Snapshot):
+def test_early_stopping_uses_dev_runs_and_restores_the_best_epoch(materialised: Materialised, snapshot: Snapshot):
     experiment = QUICK.replace(early_stopping=3, epochs=200, learning_rate=0.03, l2=0.0)
     done = train(experiment, materialised, snapshot.resolved, dev_from_train=True)
     losses = done.history["val_loss"]
@@ -69,7 +69,7 @@ def test_early_stopping_looks_at_dev_runs_and_goes_back_to_the_best(materialised
     assert loss == pytest.approx(min(losses), abs=1e-4)
 
 
-def test_whose_runs_are_trained_on():
+def test_the_roles_that_are_trained_on():
     patient = QUICK.replace(early_stopping=3)
     assert trained_roles(QUICK, dev_from_train=True) == ("train", "dev")
     assert trained_roles(QUICK, dev_from_train=False) == ("train",)
@@ -93,7 +93,7 @@ def test_a_file_that_lost_records_ends_training(materialised: Materialised, snap
         train(QUICK, replace(materialised, counts=more), snapshot.resolved, dev_from_train=False)
 
 
-def test_nothing_to_train_on_and_nothing_to_look_at(materialised: Materialised, snapshot: Snapshot):
+def test_no_training_runs_and_no_dev_runs_are_errors(materialised: Materialised, snapshot: Snapshot):
     none = replace(materialised, counts={"train": 0, "dev": 0, "test": 9})
     with pytest.raises(CimlError, match="no training runs"):
         train(QUICK, none, snapshot.resolved, dev_from_train=True)

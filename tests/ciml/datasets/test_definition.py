@@ -29,7 +29,7 @@ def test_intervals(text: str, us: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0s", "00min", "-1s", "1.5s", "10", "10S", "10 s", "1m", "1d", "٣s", "1s\n"])
-def test_other_intervals_are_refused(text: str) -> None:
+def test_other_intervals_are_rejected(text: str) -> None:
     with pytest.raises(CimlError, match="interval"):
         interval_us(text)
 

@@ -106,7 +106,7 @@ def test_structured_binary_and_bare_mean_the_same() -> None:
 
 @pytest.mark.parametrize("mode", ["structured", "binary", "bare"])
 @pytest.mark.parametrize("event_type", [FINISHED, STARTED, QUEUED])
-def test_what_is_written_is_read_back(mode: Any, event_type: str) -> None:
+def test_written_events_are_read_back(mode: Any, event_type: str) -> None:
     phase = event_type.split(".")[3]
     first = FACTS.replace(phase=phase, outcome="success" if phase == "finished" else None)  # type: ignore[arg-type]
     second = first.replace(run_id="zuul~..%2Fx~2", build_uuid="../x", labels={}, end_us=None, event="ref-updated")
@@ -122,7 +122,7 @@ def test_what_is_written_is_read_back(mode: Any, event_type: str) -> None:
     assert (event.key, event.time_us) == ("zuul other", 1795521600_000000)
 
 
-def test_the_same_said_again_is_the_same_event() -> None:
+def test_a_repeated_event_has_the_same_id() -> None:
     first, again = (decode_message(Message(0, finished_event(FACTS)[0])).key for _ in range(2))
     other = decode_message(Message(0, finished_event(FACTS.replace(outcome="failure", result="FAILURE"))[0])).key
     assert first == again != other

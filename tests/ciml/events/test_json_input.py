@@ -73,7 +73,7 @@ def test_both_ways_agree_on_bytes(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b'{"a":1,"a":2}', b'{"a" : "x:y", "b": {"c": 1, "c": [":"]}}', b'{"":":","":"::"}'])
-def test_a_key_that_stands_twice_is_refused(data: bytes) -> None:
+def test_a_duplicate_key_is_rejected(data: bytes) -> None:
     assert json_input._quickly(data) is None
     with pytest.raises(RejectedInput, match="appears twice"):
         parse_json(data)

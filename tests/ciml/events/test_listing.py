@@ -85,7 +85,7 @@ def test_every_line_of_the_sample_corpus_is_good() -> None:
         (encoded(attempt=True), "bad_run_id", "attempt"),
     ],
 )  # fmt: skip
-def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: str) -> None:
+def test_a_line_that_names_no_run_is_rejected(line: bytes, reason: str, detail: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         decode_line(line, READING)
     assert caught.value.reason == reason
@@ -113,7 +113,7 @@ def test_a_line_that_names_no_run_is_refused(line: bytes, reason: str, detail: s
         ({f"f{number}": number for number in range(70)}, "bad_field", "71 further fields"),
     ],
 )
-def test_a_fault_of_a_known_run_is_told_with_its_id(changes: dict[str, Any], reason: str, detail: str) -> None:
+def test_a_fault_of_a_known_run_is_reported_with_its_id(changes: dict[str, Any], reason: str, detail: str) -> None:
     run = decode_line(encoded(**changes), READING)
     assert run.facts == RunFacts("zuul~a1~1", "a1", source="old")
     assert run.fault is not None
@@ -185,7 +185,7 @@ line_bytes = (
 
 @settings(max_examples=300)
 @given(lines=st.lists(line_bytes, max_size=20), ended=st.booleans())
-def test_whatever_a_file_holds_its_lines_come_out(tmp_path_factory: Any, lines: list[bytes], ended: bool) -> None:
+def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes], ended: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(listing_files, name, value)
@@ -251,7 +251,7 @@ def test_a_listing_that_is_changed_meanwhile_is_noticed(tmp_path: Path) -> None:
         shared_listing(str(path), "0" * 64)
 
 
-def test_what_is_no_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_listing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cut.gz").write_bytes(gzip.compress(bytes(100_000))[:-9])
     (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(30))
     (tmp_path / "empty").write_bytes(b"")

@@ -141,7 +141,7 @@ def outcome(message: Message) -> tuple[Event | None, str]:
 
 
 @pytest.mark.parametrize("name", [name for name in JSON_VALUES if JSON_VALUES[name][0] == '"'])
-def test_no_secret_is_in_a_mention_or_a_detail(name: str) -> None:
+def test_no_secret_is_in_run_facts_or_a_detail(name: str) -> None:
     text = json.loads(JSON_VALUES[name])
     fields = (
         "project",
@@ -188,7 +188,7 @@ def test_no_secret_is_in_a_mention_or_a_detail(name: str) -> None:
         r"C:\Users\nobody\u0041",
     ],
 )
-def test_what_holds_no_secret_is_unchanged(url: str) -> None:
+def test_payloads_without_secrets_are_unchanged(url: str) -> None:
     assert redact_url(url) == url
     assert redact_text(url) == url
     value = b' {"id" :"r",  "tokens": 4096, "author": "me", "x": 1.50,"url":' + json.dumps(url).encode() + b"}\n"
@@ -252,7 +252,7 @@ def test_redaction_is_linear(shape: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["https://user:c4n4ry/c4n4ry@h/a", "https://h/a?token=c4n4ry"])
-def test_of_a_name_that_holds_a_secret_nothing_is_kept(address: str) -> None:
+def test_an_id_that_holds_a_secret_is_replaced(address: str) -> None:
     """Without the secret it could be the name of another run, and a replay would take it for that."""
     for key in ("id", "build_uuid"):
         kept = json.loads(redact_bytes(json.dumps({"data": {key: address, "job": "j"}}).encode()))

@@ -61,6 +61,6 @@ def test_only_canonical_text_decodes(text: str) -> None:
     assert caught.value.reason == "bad_run_id"
 
 
-def test_a_refusal_survives_pickling() -> None:
+def test_a_rejection_survives_pickling() -> None:
     rejected = pickle.loads(pickle.dumps(RejectedInput("bad_time", "end_time")))
     assert (rejected.reason, rejected.detail, str(rejected)) == ("bad_time", "end_time", "bad_time: end_time")

@@ -66,7 +66,7 @@ def test_the_form_of_the_messages() -> None:
     }  # fmt: skip
 
 
-def test_what_is_encoded_is_decoded() -> None:
+def test_encoded_messages_are_decoded() -> None:
     decoded = decode(encode(ONE))
     assert isinstance(decoded, Samples)
     assert same(decoded, ONE)
@@ -151,7 +151,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_messages_are_refused(case: str) -> None:
+def test_hostile_messages_are_rejected(case: str) -> None:
     change, reason = HOSTILE[case]
     with pytest.raises(RejectedInput) as caught:
         decode(json.dumps(change(json.loads(encode(ONE)))).encode())
@@ -169,7 +169,7 @@ def test_hostile_messages_are_refused(case: str) -> None:
         (encode(ONE).replace(b"zuul", b"\\ud800"), "broken_json"),
     ],
 )  # fmt: skip
-def test_broken_messages_are_refused(value: bytes | None, reason: str) -> None:
+def test_broken_messages_are_rejected(value: bytes | None, reason: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         decode(value)
     assert caught.value.reason == reason
@@ -182,7 +182,7 @@ def test_broken_messages_are_refused(value: bytes | None, reason: str) -> None:
     ),
     max_leaves=20,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
+def test_only_rejections_are_raised(value: bytes) -> None:
     reason = ""
     try:
         decode(value)
@@ -202,7 +202,7 @@ def test_nothing_but_a_refusal_is_raised(value: bytes) -> None:
         (samples(*((n, START_US + n, False, [0.1, 0.2]) for n in range(10_000))), "too_large"),
     ],
 )
-def test_what_could_not_be_decoded_is_not_encoded(message: Samples | End, reason: str) -> None:
+def test_undecodable_messages_are_not_encoded(message: Samples | End, reason: str) -> None:
     with pytest.raises(RejectedInput) as caught:
         encode(message)
     assert caught.value.reason == reason

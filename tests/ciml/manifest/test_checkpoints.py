@@ -76,7 +76,7 @@ def test_a_state_from_a_checkpoint_is_the_sum_of_all_deltas(world: World) -> Non
         log.read(41)
 
 
-def test_a_checkpoint_stands_where_records_are_many(world: World) -> None:
+def test_many_records_make_a_checkpoint_due(world: World) -> None:
     actor = world.actor()
     for batches in deliveries(3, 6):
         actor.commit(batches)
@@ -90,7 +90,7 @@ def test_a_checkpoint_stands_where_records_are_many(world: World) -> None:
     assert sum(records[:first]) >= 10 > sum(records[: first - 1])
 
 
-def test_what_is_replaced_goes_after_the_grace_and_not_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_index, "TIER", 2)
     actor = world.actor()
     deltas = run(world, actor)
@@ -138,7 +138,7 @@ def grow_old(world: World, actor: Actor) -> None:
 
 @pytest.mark.parametrize("error", [Stop, EngineError])
 @pytest.mark.parametrize("number", [*range(1, 27), 35, 50])
-def test_maintenance_that_dies_at_any_step_is_made_up_for(
+def test_maintenance_killed_at_any_step_is_completed_later(
     world: World, number: int, error: type[BaseException]
 ) -> None:
     actor = world.actor()
@@ -241,7 +241,7 @@ def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -
     assert list(verify_manifest(world.store())) == []
 
 
-def test_a_zombie_that_dies_before_it_takes_its_delta_back_harms_nobody(world: World) -> None:
+def test_a_stale_writer_killed_before_it_removes_its_delta_does_no_harm(world: World) -> None:
     first = world.actor()
     run(world, first, count=8)
     now_s = world.clock.now_s
@@ -280,7 +280,7 @@ def run_on(world: World, actor: Actor) -> None:
     actor.maintain()
 
 
-def test_a_reader_goes_on_after_what_it_was_to_read_next_is_removed(world: World) -> None:
+def test_a_reader_continues_after_its_next_delta_is_removed(world: World) -> None:
     first = world.actor()
     run(world, first, count=20, maintain=False)
     reader = ManifestLog(world.store(), clock=world.clock).since(0)
@@ -312,7 +312,7 @@ def test_a_reader_that_freezes_between_asking_and_reading_sees_no_false_end(worl
     assert sorted(rest) == list(range(5, first.state.version + 1))
 
 
-def test_a_checkpoint_that_is_removed_while_it_is_opened_is_looked_for_again(world: World) -> None:
+def test_a_checkpoint_removed_while_it_is_opened_is_replaced_by_a_newer_one(world: World) -> None:
     first = world.actor()
     run(world, first, count=20)
     store = world.store()
@@ -335,9 +335,7 @@ def ask_much(state: RawState) -> None:
         state.index.has_event(f"x {number}", "")
 
 
-def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_part_is_an_error_and_a_replaced_one_is_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_index, "TIER", 2)
     first = world.actor()
     run(world, first, count=20)
@@ -358,7 +356,7 @@ def test_a_part_that_was_lost_is_loud_and_one_that_was_replaced_is_not(
         world.actor()
 
 
-def test_checkpoints_that_were_lost_are_made_anew_from_segments(world: World) -> None:
+def test_lost_checkpoints_are_rebuilt_from_segments(world: World) -> None:
     first = world.actor()
     run(world, first, count=20)
     run_on(world, first)
@@ -393,7 +391,7 @@ def test_a_history_that_was_lost_is_not_begun_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("what", ["segments", "checkpoints", "index"])
-def test_what_is_broken_is_found(world: World, what: str) -> None:
+def test_damage_is_found(world: World, what: str) -> None:
     first = world.actor()
     run(world, first, count=20)
     assert list(verify_manifest(world.store())) == []
@@ -404,7 +402,7 @@ def test_what_is_broken_is_found(world: World, what: str) -> None:
     assert list(verify_manifest(world.store()))
 
 
-def test_a_checkpoint_that_says_something_else_is_found(world: World) -> None:
+def test_a_checkpoint_with_another_state_is_found(world: World) -> None:
     first = world.actor()
     run(world, first, count=20)
     log = first.log
@@ -452,7 +450,7 @@ def test_segments_are_what_was_written(tmp_path: Path) -> None:
             Segment.decode(broken, "somewhere")
 
 
-def test_an_answer_that_was_lost_is_no_other_writer(world: World) -> None:
+def test_a_lost_answer_is_not_another_writer(world: World) -> None:
     store = world.store()
     actor = world.actor(store)
     made: list[str] = []

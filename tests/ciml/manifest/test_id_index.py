@@ -98,7 +98,7 @@ def test_parts_are_ranges_that_do_not_overlap(tmp_path: Path, monkeypatch: pytes
     assert as_dict(table) == model
 
 
-def test_the_same_rows_are_the_same_part_whoever_merges(tmp_path: Path) -> None:
+def test_equal_rows_give_the_same_part(tmp_path: Path) -> None:
     def build(folder: Path) -> list[Any]:
         table = IdTable(KIND, (), PartFiles(LocalStore(folder), "index"))
         for number in range(20):
@@ -110,7 +110,7 @@ def test_the_same_rows_are_the_same_part_whoever_merges(tmp_path: Path) -> None:
     assert [Run.from_json(value).to_json() for value in one] == one
 
 
-def test_what_is_gone_is_dropped_when_nothing_older_is_left(tmp_path: Path) -> None:
+def test_removed_ids_are_dropped_with_the_oldest_run(tmp_path: Path) -> None:
     table = IdTable(KIND, (), PartFiles(LocalStore(tmp_path), "index"))
     ids = [fingerprint(str(one)) for one in range(100)]
     table = grown(table, dict.fromkeys(ids, 5))
@@ -121,7 +121,7 @@ def test_what_is_gone_is_dropped_when_nothing_older_is_left(tmp_path: Path) -> N
     assert [(run.level, run.rows) for run in table.runs] == [(1, 40 + TIER - 2)]
 
 
-def test_a_part_that_is_gone_or_changed_is_loud(tmp_path: Path) -> None:
+def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     table = IdTable(KIND, (), PartFiles(store, "index"))
     table = grown(table, {fingerprint("a"): 1})

@@ -56,7 +56,7 @@ def test_a_delta_is_never_written_over(tmp_path: Path) -> None:
     assert names(log) == ["a"]
 
 
-def test_who_comes_second_computes_again(tmp_path: Path) -> None:
+def test_the_losing_writer_computes_again(tmp_path: Path) -> None:
     log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
     looks: list[list[str]] = []
 
@@ -71,7 +71,7 @@ def test_who_comes_second_computes_again(tmp_path: Path) -> None:
     assert names(log) == ["a", "b", "c"]
 
 
-def test_who_has_nothing_left_to_commit_commits_nothing(tmp_path: Path) -> None:
+def test_a_writer_with_nothing_left_commits_nothing(tmp_path: Path) -> None:
     log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
     commit(log, rival, lambda: rival.build(["a"]))
     assert commit(log, state, lambda: state.build(["a"])) is None

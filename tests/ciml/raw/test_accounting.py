@@ -96,7 +96,7 @@ def test_a_run_is_a_raw_row_and_its_offsets_are_covered() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("together", [True, False])
-def test_what_comes_second(second: Outcome, kind: str, reason: str, digest: str | None, together: bool) -> None:
+def test_the_second_event_of_a_run(second: Outcome, kind: str, reason: str, digest: str | None, together: bool) -> None:
     second = second.replace(payload={"value": "e30="})
     state = RawState()
     batches = [batch(0, 1, outcome(0)), batch(1, 2, second)]
@@ -117,7 +117,7 @@ def test_corrections_are_compared_with_the_outcome_that_counts_now() -> None:
     assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
 
 
-def test_the_last_word_on_a_run_is_the_one_sent_last_whatever_the_order_of_the_stages() -> None:
+def test_the_outcome_sent_last_counts_in_any_order_of_the_stages() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0)))
     cancelled = outcome(2, "ignored", event="e3", word="cancellation", reason="cancelled")
@@ -138,7 +138,7 @@ def test_events_without_a_key_are_no_repeats_of_each_other() -> None:
     assert state.counts == {("dead_letter", "broken_json"): 2}
 
 
-def test_what_is_covered_is_dropped() -> None:
+def test_covered_offsets_are_dropped() -> None:
     state = RawState()
     whole = batch(0, 4, *(outcome(n, run=str(n), event=str(n)) for n in range(4)))
     step(state, whole)
@@ -211,7 +211,7 @@ def test_two_deferred_events_of_one_run_are_a_row_and_a_repeat() -> None:
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1}
 
 
-def test_a_topic_made_anew_stops_loudly() -> None:
+def test_a_recreated_topic_is_an_error() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0)))
     with pytest.raises(IntegrityError, match="ci-events was deleted and created again"):
@@ -219,7 +219,7 @@ def test_a_topic_made_anew_stops_loudly() -> None:
     assert reconcile(state, [batch(0, 1, outcome(0), topic_id="")], 0) is None  # a broker without ids
 
 
-def test_what_is_not_whole_is_never_committed() -> None:
+def test_an_unsettled_batch_is_never_committed() -> None:
     half = batch(0, 1)
     half.messages.append(Message(0, b""))
     for broken in (half, batch(0, 1, outcome(1)), batch(0, 1, outcome(0, partition=1))):
@@ -227,7 +227,7 @@ def test_what_is_not_whole_is_never_committed() -> None:
             reconcile(RawState(), [broken], 0)
 
 
-def test_a_manifest_that_contradicts_itself_is_refused() -> None:
+def test_a_manifest_that_contradicts_itself_is_rejected() -> None:
     delta = step(RawState(), batch(0, 1, outcome(0)))
     assert delta is not None
     for version, change in ((3, {}), (2, {}), (2, {"runs": [], "closes": [[[TOPIC, 0, 9], "x"]]})):

@@ -30,7 +30,7 @@ def broken(*offsets: int) -> RawState:
     return state
 
 
-def test_a_message_that_can_be_decoded_now_is_what_it_says_of_each_run() -> None:
+def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
     state = broken(4)
     assert state.counts == {("dead_letter", "broken_json"): 1}
     said = [
@@ -61,7 +61,7 @@ def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 2}
 
 
-def test_what_still_cannot_be_decoded_stays_as_it_is() -> None:
+def test_an_undecodable_message_stays_open() -> None:
     state = broken(4)
     assert step(state, replay(unread(4))) is None
     assert step(state, replay(outcome(4, run="a"), unread(4))) is None  # not the whole message
@@ -76,7 +76,7 @@ def test_a_run_that_is_known_by_now_is_a_repeat_or_a_correction() -> None:
     assert state.counts == {("run", ""): 2, ("repeat", "run"): 1, ("correction", "outcome"): 1}
 
 
-def test_a_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> None:
+def test_a_dead_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> None:
     state = RawState()
     gone = outcome(0, "dead_letter", event="e1", reason="log_not_found")
     step(state, batch(0, 1, gone))
@@ -89,7 +89,7 @@ def test_a_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> No
     assert step(state, replay(gone)) is None
 
 
-def test_only_letters_are_told_as_closed_letters() -> None:
+def test_only_dead_letters_are_in_closed_letters() -> None:
     state = RawState()
     step(state, batch(0, 1, outcome(0, "deferred", reason="log_not_found", not_before_us=1)))
     delta = step(state, replay(outcome(0, "dead_letter", reason="log_not_found", attempts=2)))
@@ -100,7 +100,7 @@ def test_only_letters_are_told_as_closed_letters() -> None:
     assert delta["closed_letters"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
 
 
-def test_a_run_that_stands_twice_in_a_message_is_taken_once() -> None:
+def test_a_run_named_twice_in_a_message_counts_once() -> None:
     state = broken(4)
     delta = step(state, replay(outcome(4, run="a"), outcome(4, run="a", word="failure")))
     assert delta is not None
@@ -116,7 +116,7 @@ def test_a_log_that_waits_after_decoding_is_deferred_and_settled_later() -> None
     assert state.counts == {("run", ""): 1}
 
 
-def test_the_audit_finds_a_record_that_no_letter_stood_for() -> None:
+def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
     state = broken(4)
     good = reconcile(state, [replay(outcome(4, run="a"), outcome(4, run="b"))], 7)
     assert good is not None

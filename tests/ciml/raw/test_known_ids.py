@@ -82,7 +82,7 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
     assert says(flushed(layered, tables)) == says(memory)
 
 
-def test_an_outcome_that_is_none_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_unknown_outcome_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:
     files = PartFiles(LocalStore(tmp_path_factory.mktemp("ids")), "index")
     index = LayeredIndex({name: IdTable(kind, (), files) for name, kind in TABLES.items()}, 0)
     index.put_run("r", KnownRun("exploded", "d", True))

@@ -38,7 +38,7 @@ def judge(facts: RunFacts) -> Trust:
     return Trust(False, f"judged {facts.build_uuid}", "now")
 
 
-def test_they_are_those_of_the_deltas(log: ManifestLog) -> None:
+def test_runs_equal_those_of_the_deltas(log: ManifestLog) -> None:
     (one, first), (two, second) = StoredRunLog(log, judge).since(0)
     assert (one, two) == (1, 2)
     assert [(run.mention, run.file) for run in first.runs] == [

@@ -141,7 +141,7 @@ def test_the_state_of_a_run_follows_its_trusted_events_alone(said: list[tuple[st
                 assert sum(mine) == both.totals()[kind]
 
 
-def test_what_older_versions_recorded_of_untrusted_events_does_not_correct_a_trusted_run() -> None:
+def test_records_of_untrusted_events_by_older_versions_do_not_correct_a_trusted_run() -> None:
     """They settled events without a log unjudged, and took what had no trust for trusted."""
     state = RawState()
     step(state, batch(0, 1, outcome(0, word="failure")))

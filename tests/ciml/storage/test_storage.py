@@ -49,7 +49,7 @@ def test_a_part_of_an_object(store: Store) -> None:
         store.read_range("a/c", 0, 4)
 
 
-def test_what_is_not_there(store: Store) -> None:
+def test_a_missing_object(store: Store) -> None:
     assert not store.exists("a")
     with pytest.raises(FileNotFoundError):
         store.read("a")
@@ -98,7 +98,7 @@ def test_read_while_ends_at_the_first_that_is_missing(store: Store) -> None:
     assert store.read_while(["m/3"]) == store.read_while([]) == []
 
 
-def test_entries_tell_size_and_time(store: Store) -> None:
+def test_entries_have_size_and_time(store: Store) -> None:
     before = time.time()
     for path, data in (("m/a/1", b"one"), ("m/2", b""), ("other", b"x")):
         store.create(path, data)

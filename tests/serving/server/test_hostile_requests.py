@@ -86,7 +86,7 @@ def test_rest_long_string_among_short_ones(server: ServerProcess, rest: httpx.Cl
     assert list(answer.json()) == ["error"]
 
 
-def test_grpc_unknown_inputs_are_refused_before_they_are_unpacked(server: ServerProcess, predict: Any) -> None:
+def test_grpc_unknown_inputs_are_rejected_before_they_are_unpacked(server: ServerProcess, predict: Any) -> None:
     request = request_of()
     for number in range(40):
         repeated(request.inputs[f"x{number}"], 1, [16 * MIB], float_val=1.0)
@@ -151,7 +151,7 @@ def test_grpc_one_repeated_value_is_a_tensor(predict: Any) -> None:
 
 
 @pytest.mark.parametrize("sent", ["x" * MIB, "ü" * MIB, "\0" * 9_000])
-def test_an_error_is_short_whatever_the_client_sent(rest: httpx.Client, predict: Any, sent: str) -> None:
+def test_an_error_is_short_for_any_request(rest: httpx.Client, predict: Any, sent: str) -> None:
     request = request_of()
     request.inputs[sent].dtype = 1
     assert len(refused(predict, request)) < 2_000

@@ -156,7 +156,7 @@ def test_grpc_errors(
     assert message in error.value.details()
 
 
-def test_grpc_tensor_bomb_is_refused(channel: grpc.Channel) -> None:
+def test_grpc_tensor_bomb_is_rejected(channel: grpc.Channel) -> None:
     request = request_of(np.zeros((1, L, F), "f4"), np.ones(1, "i4"))
     bomb = request.inputs["inputs"]
     bomb.tensor_content = b""
@@ -215,7 +215,7 @@ def test_grpc_status_and_metadata(channel: grpc.Channel) -> None:
         assert (error.value.code(), message in error.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, True)
 
 
-def test_reload_is_refused_unless_allowed(channel: grpc.Channel) -> None:
+def test_reload_is_rejected_unless_allowed(channel: grpc.Channel) -> None:
     from tensorflow_serving.apis import model_management_pb2
 
     with pytest.raises(grpc.RpcError) as error:

@@ -134,7 +134,7 @@ def test_another_process_finds_the_wanted_rows_in_a_file(
     assert sorted(found) == list(range(len(list(snapshot.runs()))))
 
 
-def test_an_error_within_the_pipeline_is_told_as_it_is(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
+def test_an_error_within_the_pipeline_is_raised_unchanged(data: DataRoot, snapshot: Snapshot, tmp_path: Path):
     path = snapshot.spans[0].files["test"][0].path
     data.dataset("providers").store.delete(path)
     with pytest.raises(IntegrityError, match=f"{path} is in the manifest but does not exist"):

@@ -97,7 +97,7 @@ def test_it_is_written_once_and_read_back(data: DataRoot, snapshot: Snapshot):
 
 
 @pytest.mark.parametrize("change", ["label", "run", "cut", "shape"])
-def test_an_altered_snapshot_is_told(data: DataRoot, snapshot: Snapshot, change: str):
+def test_an_altered_snapshot_is_reported(data: DataRoot, snapshot: Snapshot, change: str):
     trainer = data.trainer("m")
     path = write_snapshot(trainer, snapshot)
     value = json.loads(trainer.read(path))
@@ -142,7 +142,7 @@ def test_a_corrected_label_is_a_new_version_of_its_span_and_a_new_snapshot(data:
     assert before.spans[0] == after.spans[0]
 
 
-def test_a_raw_manifest_that_is_gone_is_told(data: DataRoot):
+def test_a_missing_raw_manifest_is_reported(data: DataRoot):
     raw = data.raw
     raw.delete(ManifestLog(raw).path(2))
     with pytest.raises(IntegrityError, match="is missing, and a data set was built from it"):

@@ -47,7 +47,7 @@ def test_each_learns_answers_in_probabilities_and_follows_from_the_seed(rows: Ro
 
 
 @pytest.mark.parametrize(("name", "masks"), [("cnn", True), ("gru", True), ("dnn", False)])
-def test_what_looks_along_the_time_axis_does_not_see_padding(rows: Rows, name: str, masks: bool):
+def test_estimators_over_time_ignore_padding(rows: Rows, name: str, masks: bool):
     model = build_model(experiment(name, hidden_layers=(6, 6)), L, F, 2)
     other = rows.inputs.copy()
     other[np.arange(L) >= rows.n_windows[:, None]] = 7.0
@@ -92,7 +92,7 @@ def test_weights_of_classes_are_scikits_and_help_the_rare_one(rows: Rows):
         assert np.abs(plain - weighed).max() > 0, name
 
 
-def test_early_stopping_of_boosting_looks_at_dev(rows: Rows):
+def test_early_stopping_of_boosting_uses_dev(rows: Rows):
     dev = Rows(rows.inputs[:40], rows.n_windows[:40], 1 - rows.labels[:40])  # nothing that is learned helps here
     stopped = fit(experiment("hist_gradient_boosting", early_stopping=2), rows.take(np.arange(40, 120)), dev, 2)
     whole = fit(experiment("hist_gradient_boosting"), rows.take(np.arange(40, 120)), None, 2)
@@ -114,13 +114,13 @@ def test_early_stopping_of_boosting_looks_at_dev(rows: Rows):
         ({"estimator": "random_forest", "early_stopping": 3}, "early_stopping: not used by estimator random"),
     ],
 )
-def test_a_wrong_experiment_is_told_before_there_are_data(keys: dict[str, Any], line: str):
+def test_an_invalid_experiment_is_reported_without_data(keys: dict[str, Any], line: str):
     with pytest.raises(CimlError, match=line) as error:
         check_experiment(Experiment.from_json(keys))
     assert "\n" not in str(error.value)
 
 
-def test_the_originals_svm_is_one_and_few_runs_are_told(rows: Rows):
+def test_the_originals_svm_is_one_and_few_runs_are_reported(rows: Rows):
     assert Experiment.from_json({"estimator": "tf.contrib.learn.SVM"}).estimator == "svm"
     few = rows.take(np.array([0, 2, 4, 1]))
     with pytest.raises(CimlError, match="svm needs at least two training runs of each class"):

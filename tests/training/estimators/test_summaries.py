@@ -54,7 +54,7 @@ def test_ratios_stay_when_the_whole_machine_is_larger():
     np.testing.assert_allclose(one, larger, atol=1e-4)
 
 
-def test_ticks_and_tasks_are_told_by_what_linux_records():
+def test_ticks_and_tasks_are_recovered_from_recorded_numbers():
     ticks = np.arange(40, 80)
     shapes = of_one("shapes", *np.round(ticks / 199 * 100, 2), length=40)
     counts = shapes[-16:]
@@ -70,7 +70,7 @@ def test_ticks_and_tasks_are_told_by_what_linux_records():
     assert tasks[9:11].tolist() == pytest.approx([5 / 11, 1.0])
 
 
-def test_what_a_run_is_too_short_for_is_not_known_and_nothing_is_infinite():
+def test_numbers_that_a_run_is_too_short_for_are_nan_and_none_is_infinite():
     levels, shapes = of_one("levels", 4.0), of_one("shapes", 4.0)
     assert not np.isinf([*levels, *shapes]).any()
     assert np.isnan(levels[-1])  # the smallest step
@@ -88,12 +88,12 @@ def test_what_a_run_is_too_short_for_is_not_known_and_nothing_is_infinite():
         ({"trees": 3}, "boosted_summaries: .*unexpected keyword argument 'trees'"),
     ],
 )
-def test_a_wrong_ensemble_is_refused(parameters: dict[str, int], line: str):
+def test_a_wrong_ensemble_is_rejected(parameters: dict[str, int], line: str):
     with pytest.raises(CimlError, match=line):
         check_experiment(Experiment(estimator="boosted_summaries", parameters=parameters))
 
 
-def test_it_tells_machines_apart_whatever_their_runs_lasted():
+def test_it_distinguishes_machines_for_any_length_of_runs():
     """The same work on machines of 199 and of 200 ticks a second, for 20 to 60 s each."""
     rng = np.random.default_rng(2)
     labels, n_windows = np.arange(120) % 2, rng.integers(20, 61, 120).astype(np.int32)
@@ -107,7 +107,7 @@ def test_it_tells_machines_apart_whatever_their_runs_lasted():
     assert (answers.argmax(axis=1) == labels[80:]).all()
 
 
-def test_a_member_looks_at_its_own_columns():
+def test_a_member_uses_its_own_columns():
     rng = np.random.default_rng(3)
     inputs = rng.random((5, 10, 4)).astype(np.float32)
     n_windows = np.full(5, 10, np.int32)

@@ -108,7 +108,7 @@ def test_each_fault_alone_closes_it(change: dict[str, Any], line: str):
     assert verdict.reasons == (line,)
 
 
-def test_probabilities_that_are_not_finite_are_refused():
+def test_probabilities_that_are_not_finite_are_rejected():
     probabilities = np.full((40, 2), np.nan)
     given = figures(evaluation=evaluate(probabilities, np.arange(40) % 2, CLASSES, np.array([0])))
     assert "some probabilities are not finite" in judge(given, POLICY, has_champion=False).reasons
@@ -126,7 +126,7 @@ def test_no_worse_than_the_champion_on_the_same_runs(right: int, champion: int, 
 @pytest.mark.parametrize(
     "comparison", [None, {}, {"low": None, "difference": 0.1}, {"low": math.nan, "difference": 0.0}]
 )
-def test_a_champion_that_could_not_be_asked_keeps_the_gate_closed(comparison: Any):
+def test_a_champion_that_could_not_be_evaluated_keeps_the_gate_closed(comparison: Any):
     given = figures(champion=None, comparison=comparison)
     assert not judge(given, POLICY, has_champion=True).blessed
     assert not judge(figures(), POLICY, has_champion=True).blessed

@@ -59,7 +59,7 @@ def test_a_class_that_never_occurs_and_a_model_that_is_always_sure():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_an_answer_that_is_not_finite_is_wrong_and_told(bad: float):
+def test_an_answer_that_is_not_finite_is_wrong_and_reported(bad: float):
     probabilities = np.array([[0.9, bad], [0.1, 0.9]])
     found = evaluate(probabilities, np.array([0, 1]), ("a", "b"), np.array([0]))
 
@@ -110,7 +110,7 @@ def test_no_memory_columns_no_baseline(data: DataRoot, snapshot: Snapshot):
     assert one_number_baseline(data.raw, snapshot) is None
 
 
-def test_a_run_without_a_raw_object_is_told(data: DataRoot, snapshot: Snapshot):
+def test_a_run_without_a_raw_object_is_reported(data: DataRoot, snapshot: Snapshot):
     from ciml.errors import IntegrityError
 
     raw = data.raw

@@ -97,7 +97,7 @@ def test_the_latest_has_the_most_spans_then_the_newest_versions(data: DataRoot, 
     assert (found.snapshot == "other", found.older) == (latest, 1)
 
 
-def test_of_trials_that_are_as_old_one_that_others_share_is_taken(data: DataRoot):
+def test_of_equally_old_trials_one_with_a_shared_snapshot_is_chosen(data: DataRoot):
     copied(data, "f" * 24, digest="other exclusions")
     own = only(data, "forest").snapshot
     assert own == "other exclusions"  # by name: nothing else tells them apart

@@ -96,7 +96,7 @@ def test_normalised_examples_are_those_that_tf_transform_materialises(
 
 
 @pytest.mark.parametrize("experiment", [FOREST, SMALL], ids=["forest", "network"])
-def test_a_trial_is_done_once_and_tells_all(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment):
+def test_a_trial_runs_once_and_stores_all_results(data: DataRoot, dataset: InMemoryDataset, experiment: Experiment):
     one = trial(data, dataset, experiment)
     result, new = one.run()
     test = dataset.of("test")
@@ -143,14 +143,14 @@ def test_nothing_half_written_counts(data: DataRoot, dataset: InMemoryDataset):
         one.run()
 
 
-def test_a_data_set_without_trusted_runs_is_told(data: DataRoot):
+def test_a_data_set_without_trusted_runs_is_reported(data: DataRoot):
     nobody = TrustPolicy.from_json({})
     empty = read_dataset(data.dataset("providers"), nobody)
     with pytest.raises(CimlError, match="'providers' has no training runs: 160 examples are untrusted"):
         trial(data, empty).run()
 
 
-def test_an_estimator_that_does_not_fit_is_told(data: DataRoot, dataset: InMemoryDataset):
+def test_an_estimator_that_cannot_use_the_data_set_is_reported(data: DataRoot, dataset: InMemoryDataset):
     with pytest.raises(CimlError, match="estimator cnn needs windows, but data set 'providers' holds aggreg"):
         trial(data, dataset, Experiment(name="cnn", estimator="cnn")).run()
     with pytest.raises(CimlError, match="estimator 'random_forest' is not a network; only networks can be served"):
@@ -165,7 +165,7 @@ def other_set(data: DataRoot, **keys: Any) -> InMemoryDataset:
     return read_dataset(data.dataset(name), TrustPolicy.load())
 
 
-def test_a_model_is_asked_about_another_job(data: DataRoot, dataset: InMemoryDataset):
+def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDataset):
     job = dataset.facts[0].build_name
     other = other_set(data, name="one-job", build_name=[job], salt="another")
     one = trial(data, dataset)

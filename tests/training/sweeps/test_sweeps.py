@@ -55,7 +55,7 @@ def test_a_grid_has_every_combination_once_in_an_order_that_is_the_seeds_alone()
     assert len(sweep(vary=vary, seed=1).grid) == 12
 
 
-def test_what_means_nothing_to_an_estimator_is_no_combination_of_its_own() -> None:
+def test_keys_that_an_estimator_does_not_use_make_no_combinations() -> None:
     vary = {"experiment": {"estimator": ["dnn", "svm"], "hidden_layers": ["10", [100, 100]], "seed": [0, 1]}}
     one = sweep(experiment={"epochs": 7}, vary=vary)
     assert sorted(map(str, one.grid)) == sorted(
@@ -68,7 +68,7 @@ def test_what_means_nothing_to_an_estimator_is_no_combination_of_its_own() -> No
     assert (wide.hidden_layers, wide.epochs, dnn.experiment.name) == ((100, 100), 7, "tests")
 
 
-def test_values_have_names_and_a_data_set_has_the_name_of_what_it_says() -> None:
+def test_values_have_names_and_a_data_set_is_named_by_its_content() -> None:
     merged = {"aws": "aws", "tencent": "others", "huawei": "others", "alibaba": "others"}
     keys = {
         "sample_interval": ["10s"],
@@ -148,7 +148,7 @@ def test_proposals_follow_from_the_past_alone_and_go_where_it_was_good() -> None
     assert propose(rates(seed=1), 0, []) != propose(one, 0, [])
 
 
-def test_the_median_prunes_what_is_worse_than_it_after_so_many_trials() -> None:
+def test_the_median_pruner_prunes_worse_trials_after_its_startup_trials() -> None:
     one = rates(startup_trials=3)
     past = [Past({"learning_rate": 0.1}, "complete", value, ((1, value), (2, value))) for value in (0.2, 0.4, 0.6)]
     assert [Judge(one, past).hopeless(1, value) for value in (0.1, 0.39, 0.41)] == [True, True, False]
@@ -187,7 +187,7 @@ def outcome(number: int, **keys: Any) -> Outcome:
     return Outcome.from_json({"number": number, "question": 0, "parameters": {"seed": "0"}, "state": "failed", **keys})
 
 
-def test_an_outcome_is_stored_once_and_a_foreign_one_is_told(tmp_path: Path) -> None:
+def test_an_outcome_is_stored_once_and_a_foreign_one_is_reported(tmp_path: Path) -> None:
     store = sweep_store(DataRoot.open(tmp_path).sweeps, "tests")
     first = outcome(
         3, state="complete", value=0.1 + 0.2, steps=[[1, 0.25]], parameters={"seed": "1", "learning_rate": 0.1}
@@ -223,7 +223,7 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
         begin_sweep(store, rates(), facts, lambda: 5)
 
 
-def test_on_dev_a_network_tells_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
+def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(made: Path) -> None:
     dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")

@@ -44,7 +44,7 @@ def named(name: str) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("name", ["ReadFile", "MatMul", "EagerPyFunc", "RestoreV2"])
-def test_function_with_the_name_of_an_operation_is_refused(good: dict[int, Path], tmp_path: Path, name: str) -> None:
+def test_function_with_the_name_of_an_operation_is_rejected(good: dict[int, Path], tmp_path: Path, name: str) -> None:
     folder = altered(good[2], tmp_path / "m", named(name))
     with pytest.raises(IntegrityError, match=f"function {name} has the name of an operation"):
         load_model(open_store(folder))
@@ -58,7 +58,7 @@ def test_function_does_not_hide_an_operation(tmp_path: Path) -> None:
         check_ops(meta_graph(folder))
 
 
-def test_bodies_of_functions_are_looked_at_whatever_their_names(tmp_path: Path) -> None:
+def test_bodies_of_functions_are_checked_for_any_name(tmp_path: Path) -> None:
     """A function with a harmless name that reads a file, and is called by its name as an operation."""
     model = save_model(tmp_path / "reads", spoil="read")
 
@@ -71,7 +71,7 @@ def test_bodies_of_functions_are_looked_at_whatever_their_names(tmp_path: Path) 
         check_ops(meta_graph(altered(model, tmp_path / "m", rename)))
 
 
-def test_two_of_one_name_are_refused(good: dict[int, Path], tmp_path: Path) -> None:
+def test_two_of_one_name_are_rejected(good: dict[int, Path], tmp_path: Path) -> None:
     def function_twice(graph: Any) -> None:
         library = graph.graph_def.library.function
         library.add().CopyFrom(library[0])

@@ -56,14 +56,14 @@ def test_wrong_inputs_are_named(good: dict[int, Path], inputs: dict[str, np.ndar
 @pytest.mark.parametrize(
     ("spoil", "operation"), [("read", "ReadFile"), ("write", "WriteFile"), ("python", "EagerPyFunc")]
 )
-def test_operations_that_reach_out_are_refused(tmp_path: Path, spoil: str, operation: str) -> None:
+def test_operations_that_reach_out_are_rejected(tmp_path: Path, spoil: str, operation: str) -> None:
     folder = save_model(tmp_path / "m", spoil=spoil)
     with pytest.raises(IntegrityError, match=f"operation {operation} is not allowed"):
         load_model(open_store(folder))
     assert os.listdir(tmp_path) == ["m"]
 
 
-def test_saving_is_refused_where_serving_reaches_it(tmp_path: Path) -> None:
+def test_saving_is_rejected_where_serving_reaches_it(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "m", spoil="save")
     with pytest.raises(IntegrityError, match="operation SaveV2 is not allowed for serving a model"):
         load_model(open_store(folder))
@@ -86,7 +86,7 @@ def test_restore_must_not_save(good: dict[int, Path], tmp_path: Path) -> None:
     "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
 )
 @pytest.mark.parametrize("how", ["cut", "gone"])
-def test_damaged_models_are_refused(good: dict[int, Path], tmp_path: Path, file: str, how: str) -> None:
+def test_damaged_models_are_rejected(good: dict[int, Path], tmp_path: Path, file: str, how: str) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
     if how == "gone":
         (folder / file).unlink()
@@ -97,7 +97,7 @@ def test_damaged_models_are_refused(good: dict[int, Path], tmp_path: Path, file:
         load_model(open_store(folder))
 
 
-def test_links_and_strange_files_are_refused(good: dict[int, Path], tmp_path: Path) -> None:
+def test_links_and_strange_files_are_rejected(good: dict[int, Path], tmp_path: Path) -> None:
     linked = Path(shutil.copytree(good[1], tmp_path / "linked"))
     (linked / "assets" / "secret").symlink_to("/etc/hostname")
     with pytest.raises(IntegrityError, match="symbolic link"):
@@ -142,12 +142,12 @@ def test_warmup_that_fails_fails_the_load(tmp_path: Path, records: int, shape: t
     ("spoil", "message"),
     [("nan", "not finite"), ("logits", "not probabilities"), ("signature", "no signature 'examples'")],
 )
-def test_unsound_candidates_are_refused(tmp_path: Path, spoil: str, message: str) -> None:
+def test_unsound_candidates_are_rejected(tmp_path: Path, spoil: str, message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         check_candidate(open_store(save_model(tmp_path / "m", spoil=spoil)))
 
 
-def test_candidate_without_a_definition_or_with_another_is_refused(good: dict[int, Path], tmp_path: Path) -> None:
+def test_candidate_without_a_definition_or_with_another_is_rejected(good: dict[int, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
     other = DEFINITION.replace(windows=L + 1)
     (folder / "assets" / "definition.json").write_bytes(dumps(other))
