@@ -81,7 +81,7 @@ def test_each_settled_one_is_counted_by_source_and_outcome() -> None:
 
 
 def test_closed_records_stay_counted() -> None:
-    """A deferred log arrives, and a dead letter is replayed: totals only grow, what is open shrinks."""
+    """Settle a deferred log and replay a dead letter: totals only grow, open counts shrink."""
     state = mixed()
     settled = [outcome(3, "b", "run", attempts=2), outcome(4, "a", "run", attempts=2)]
     delta = reconcile(state, [Batch(None, settled=settled)], 8_000_000)
@@ -95,7 +95,7 @@ def test_closed_records_stay_counted() -> None:
     assert found["ciml_dead_letters_open"] == {("corrupt_gzip",): 1, ("tombstone",): 1}
     assert "ciml_deferred_logs" not in found
     assert "ciml_deferred_next_try_timestamp_seconds" not in found
-    # what is accounted for, and the letters that were closed
+    # all outcomes, and the closed dead letters
     assert sum(found["ciml_events_total"].values()) == state.counts.total() + 1
 
 
@@ -104,7 +104,7 @@ def test_any_number_of_sources_makes_few_series() -> None:
     state = state_of(*(messages(*events[at : at + 7]) for at in range(0, len(events), 7)))
     again = state_of(*(messages(*events[at : at + 50]) for at in range(0, len(events), 50)))
     found = shown(state)["ciml_events_total"]
-    assert found == shown(again)["ciml_events_total"]  # whatever the commits
+    assert found == shown(again)["ciml_events_total"]  # for any commits
     assert found == {
         **{("ignored", f"s{number}"): 1 for number in range(MOST_SOURCES)},
         ("ignored", OTHER_SOURCES): 2 * MOST_SOURCES,

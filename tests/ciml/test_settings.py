@@ -1,4 +1,4 @@
-"""Files that people write: whatever is wrong in one is one line that names the key."""
+"""Configuration files: an error is one line that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of columns, how a pattern selects them, and what is odd about a table."""
+"""Names of columns, their selection by a pattern, and findings about a table."""
 
 from __future__ import annotations
 
@@ -141,9 +141,9 @@ def test_findings_in_order() -> None:
 
 
 def test_findings_of_a_slice_and_of_chunks() -> None:
-    whole = table([0, 10, 20, 30], a_x=[-1.0, 1.0, -2.0, None])
-    assert [f.count for f in validate(whole.slice(1))] == [1, 1]
-    assert validate(pa.concat_tables([whole.slice(0, 2), whole.slice(2)])) == validate(whole)
+    complete = table([0, 10, 20, 30], a_x=[-1.0, 1.0, -2.0, None])
+    assert [f.count for f in validate(complete.slice(1))] == [1, 1]
+    assert validate(pa.concat_tables([complete.slice(0, 2), complete.slice(2)])) == validate(complete)
 
 
 def test_parsing_and_validating_import_no_pandas() -> None:

@@ -1,4 +1,4 @@
-"""Small SavedModels with the signatures that ciml serves, and worse ones."""
+"""Small SavedModels with the signatures that ciml serves, and defective ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_model(
     spoil: str = "",
     warmup: int = 0,
 ) -> Path:
-    """A SavedModel whose answers depend on ``seed``. ``spoil`` names what is wrong with it."""
+    """Write a SavedModel whose answers depend on ``seed``. ``spoil`` names its defect."""
     import tensorflow as tf
 
     windows, features, classes = definition.windows, len(definition.features), len(definition.classes)
@@ -47,7 +47,7 @@ def save_model(
             out = tf.nn.softmax(logits)
             if spoil == "nan":
                 out = out / 0.0 * 0.0
-            if spoil == "overflow":  # no number for inputs beyond a million
+            if spoil == "overflow":  # not finite for inputs beyond a million
                 out = out * tf.where(tf.reduce_max(inputs, [1, 2], keepdims=True)[:, 0] > 1e6, np.nan, 1.0)
             if spoil == "hang":  # for inputs beyond a million
                 turns = tf.while_loop(
@@ -129,13 +129,13 @@ def write_warmup(folder: Path, records: int, shape: tuple[int, ...] = (1, L, F))
 
 
 def runs(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs float32 [rows, L, F] and n_windows int32 [rows]."""
+    """Return inputs float32 [rows, L, F] and n_windows int32 [rows]."""
     random = np.random.default_rng(seed)
     return random.gamma(2.0, 20.0, (rows, L, F)).astype("f4"), random.integers(1, L + 1, rows).astype("i4")
 
 
 def direct(folder: Path, inputs: np.ndarray, n_windows: np.ndarray) -> np.ndarray:
-    """What TensorFlow itself says of them."""
+    """Return TensorFlow's own predictions."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(folder))

@@ -1,4 +1,4 @@
-"""A model server in a process of its own, whose memory and file descriptors can be measured and limited."""
+"""A model server in its own process, whose memory and file descriptors can be measured and limited."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ServerProcess:
     pid: int
 
     def rss(self) -> int:
-        """Resident bytes now."""
+        """Return the resident bytes."""
         return self._status("VmRSS")
 
     def peak_rss(self) -> int:
-        """The most resident bytes since `reset_peak`."""
+        """Return the peak of resident bytes since `reset_peak`."""
         return self._status("VmHWM")
 
     def reset_peak(self) -> None:
@@ -42,7 +42,7 @@ class ServerProcess:
 
 @contextmanager
 def server_process(config: str, log: Path, *arguments: str, files: int | None = None) -> Iterator[ServerProcess]:
-    """Runs ``python -m serving.server.server`` on ports that the system chooses.
+    """Run ``python -m serving.server.server`` on ports that the system chooses.
 
     Args:
       config: the ModelServerConfig.

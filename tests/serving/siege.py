@@ -28,7 +28,7 @@ import numpy as np
 from tests.serving.models_fixture import runs, save_model
 from tests.serving.process import MIB, ServerProcess, server_process
 
-_AWAY_S = 2.0  # until a slow client that was closed comes back
+_AWAY_S = 2.0  # until a closed slow client reconnects
 _GOOD_TIMEOUT_S = 15.0
 _HOST = "127.0.0.1"
 _SLOW_HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -38,7 +38,7 @@ _SLOW = (b"", b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nX-Slow: ", _POS
 
 @dataclass
 class Siege:
-    """What happened.
+    """The results.
 
     Attributes:
       good: good requests that were answered rightly.
@@ -62,7 +62,7 @@ class Siege:
 async def _forever(work: Callable[[], Awaitable[None]], every_s: float) -> None:
     while True:
         await work()
-        await asyncio.sleep(every_s * random.uniform(0.5, 1.5))  # else they all come back at the same moment
+        await asyncio.sleep(every_s * random.uniform(0.5, 1.5))  # else all reconnect at once
 
 
 async def _slow(siege: Siege, port: int, start: bytes, source: str) -> None:
@@ -144,7 +144,7 @@ def _answer(data: bytes) -> Any:
 
 
 async def besiege(server: ServerProcess, *, slow: int, seconds: float, rate: float) -> Siege:
-    """Runs a siege of ``slow`` connections and ``rate`` good requests a second."""
+    """Run a siege of ``slow`` connections and ``rate`` good requests per second."""
     siege = Siege()
     good, bad = _good(), _attacks()
     options = [("grpc.enable_http_proxy", 0)]
@@ -216,7 +216,7 @@ async def _later(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 
 def main() -> int:
-    """Runs a siege; the exit code is 1 where a good request failed."""
+    """Run a siege; the exit code is 1 if a good request failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slow", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -242,7 +242,7 @@ def main() -> int:
 
 
 def write_config(root: Path, model: Path) -> str:
-    """Writes a configuration that serves ``model`` (``…/<version>``) as m; returns its path."""
+    """Write a configuration that serves ``model`` (``…/<version>``) as m; return its path."""
     config = root / "models.config"
     config.write_text(
         f'model_config_list {{ config {{ name: "m" base_path: "{model.parent}" model_platform: "tensorflow" }} }}'

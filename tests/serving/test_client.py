@@ -1,4 +1,4 @@
-"""The client without TensorFlow: the same bytes as the stock stubs, patience, and who answers."""
+"""The client without TensorFlow: the same bytes as the stock stubs, retries, and the answering version."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_server_that_comes_back_is_waited_for(data: DataRoot) -> None:
 
 
 def test_only_passing_faults_are_tried_again() -> None:
-    """A scripted server: what it is asked, and how often."""
+    """A scripted server that counts its requests."""
     asked: list[str] = []
     script: list[grpc.StatusCode | None] = []
 

@@ -1,4 +1,4 @@
-"""Versions come and go under load: always answered, always by a blessed version."""
+"""Versions change under load: each request is answered, always by a blessed version."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BLESSED = Verdict(True)
 
 
 class Probe:
-    """Asks the server again and again, from its own thread, without a second try."""
+    """Sends requests continuously from its own thread, without retries."""
 
     def __init__(self, port: int, every_s: float = 0.02) -> None:
         self.answers: Counter[int] = Counter()
@@ -132,8 +132,8 @@ def test_many_swaps_give_memory_back(data: DataRoot, good: dict[int, Path], serv
     assert sizes[-1] - sizes[0] < 20, sizes
 
 
-def refused(folder: Path, how: str) -> None:
-    """Spoils a pushed version's folder, as a bad disk or a stranger would."""
+def damage(folder: Path, how: str) -> None:
+    """Damage a pushed version's folder, as a bad disk or an intruder would."""
     if how == "flipped byte":
         file = folder / "variables" / "variables.data-00000-of-00001"
         data = bytearray(file.read_bytes())
@@ -142,7 +142,7 @@ def refused(folder: Path, how: str) -> None:
     elif how == "cut":
         file = folder / "saved_model.pb"
         file.write_bytes(file.read_bytes()[:-9])
-    elif how == "gone":
+    elif how == "missing":
         shutil.rmtree(folder)
     elif how == "link":
         real = folder.with_name("elsewhere")
@@ -152,7 +152,7 @@ def refused(folder: Path, how: str) -> None:
         (folder / "assets" / "x.pkl").write_bytes(b"\x80\x04.")
 
 
-@pytest.mark.parametrize("how", ["flipped byte", "cut", "gone", "link", "pickle"])
+@pytest.mark.parametrize("how", ["flipped byte", "cut", "missing", "link", "pickle"])
 def test_spoilt_version_leaves_the_old_one_also_after_a_restart(
     data: DataRoot, good: dict[int, Path], monkeypatch: pytest.MonkeyPatch, server: ModelServer, how: str
 ) -> None:
@@ -161,7 +161,7 @@ def test_spoilt_version_leaves_the_old_one_also_after_a_restart(
     def spoils_first(data: DataRoot) -> bool:
         folder = Path(data.url, "models", "m", "2")
         if folder.exists():
-            refused(folder, how)
+            damage(folder, how)
         return real(data)
 
     monkeypatch.setattr(push_module, "write_config", spoils_first)
@@ -184,7 +184,7 @@ def test_forbidden_operations_never_serve_even_when_blessed(
     data: DataRoot, server: ModelServer, tmp_path: Path, spoil: str
 ) -> None:
     folder = save_model(tmp_path / "bad", spoil=spoil)
-    push(data, "m", open_store(folder), BLESSED, check=False)  # a gate that was fooled
+    push(data, "m", open_store(folder), BLESSED, check=False)  # a wrong decision of the gate
     until(lambda: any(one.version == 2 and one.state == "END" for one in server.manager.status("m")))
     assert stable(server) == 1
     assert "is not allowed in a model" in server.manager.status("m", 2)[0].message
@@ -342,10 +342,10 @@ def test_bad_folder_of_one_model_leaves_the_others_alone(
         (4, "END", "INVALID_ARGUMENT"),
     ]
     assert "gs://x" in manager.status("f")[0].message
-    # What is wrong is reported once.
+    # An error is reported once.
     assert [record.message for record in caplog.records].count(f"model b: {manager.status('f')[0].message}") == 1
 
-    # A folder that comes to be right is served; one that comes to be wrong leaves what is loaded.
+    # A repaired folder is served; a newly broken one leaves the loaded versions.
     manager.apply([ModelEntry("a", "gs://x", "latest"), ModelEntry("b", str(base), "latest")])
     manager.step()
     assert {name: list(manager.available(name)) for name in manager.names()} == {"a": [1], "b": [1]}

@@ -1,4 +1,4 @@
-"""A PUT that is stored and whose answer is lost is sent again and answered 412: its creator is still known."""
+"""A stored PUT whose answer is lost is retried and answered 412: its creator is still known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engines
 
 
 class Lossy(Shim):
-    """Meets the next PUTs with the faults of ``script``, or every other one with ``every``; the rest passes.
+    """Answers the next PUTs with the faults of ``script``, or every other one with ``every``; the rest succeeds.
 
     ``before`` runs ahead of each PUT that meets a fault of the script.
     """
@@ -89,7 +89,7 @@ def test_create_knows_what_another_created_meanwhile(lossy: Lossy, s3: Any, root
 
 
 class Taken:
-    """Numbers that were taken, one by each delta."""
+    """Collects the numbers taken, one per delta."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -121,7 +121,7 @@ def test_push_whose_answers_are_lost(lossy: Lossy, root: str, good: dict[int, Pa
 
 
 def test_two_pushers_of_one_moment_take_two_numbers(tmp_path: Path, good: dict[int, Path]) -> None:
-    """Their deltas differ in nothing but who wrote them."""
+    """Their deltas differ only in the pusher."""
 
     def registry() -> Registry:
         return Registry(DataRoot.open(tmp_path), "m", now_us=lambda: 1_000_000)

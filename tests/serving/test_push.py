@@ -1,4 +1,4 @@
-"""Push: what is served changes whole or not at all, whatever dies on the way, and only by a blessing."""
+"""Push: the served version changes atomically, at any crash, and only to a blessed candidate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLESSED = Verdict(True, ("accuracy 0.9 is above 0.5",), {"accuracy": 0.9})
 
 
 class KilledError(BaseException):
-    """As a SIGKILL: nothing that catches errors catches it."""
+    """As a SIGKILL: no handler of errors catches it."""
 
 
 def pushed(data: DataRoot, folder: Path, **options: Any) -> Pushed:
@@ -99,13 +99,13 @@ def test_killed_at_any_step(
         pushed(data, good[2])
     monkeypatch.undo()
 
-    # Whatever the server is told to serve is whole and blessed.
+    # Each configured version is complete and blessed.
     served = config(data)["m"]
     assert served in (((1,), {"stable": 1}), ((1, 2), {"stable": 2}))
     for number in served[0]:
         assert verify_versions(data, "m")[number] == ""
 
-    # Another process, later: the candidate is known to wait, and the next push brings it in and clears up.
+    # Later, in another process: the candidate is pending, and the next push serves it and cleans up.
     registry = Registry(data, "m")
     pending = registry.state.pending()
     if step == "write_config" or (step, when) == ("_commit", "after"):
@@ -221,10 +221,10 @@ def test_tampering_is_seen(tmp_path: Path, good: dict[int, Path]) -> None:
     found = verify_versions(data, "m")
     assert "definition.json was altered" in found[1]
     assert "was not pushed by ciml" in found[7]
-    assert set(found) == {1, 7}  # a link is no version at all
+    assert set(found) == {1, 7}  # a link is not a version
     with pytest.raises(IntegrityError, match="was altered"):
         Registry(data, "m").read_asset(1, "definition.json")
-    assert pushed(data, good[2]).version == 9  # above whatever lies there
+    assert pushed(data, good[2]).version == 9  # above all existing folders
 
 
 def test_verifier_knows_only_what_was_pushed(tmp_path: Path, good: dict[int, Path]) -> None:

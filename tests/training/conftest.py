@@ -1,4 +1,4 @@
-"""A small data set of real runs for tests of training, made once a session."""
+"""A small data set of real runs for the tests of training, built once per session."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ RUNS = 160
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data path with the data set ``providers``: three spans of real runs, every tenth or so of no trust."""
+    """Build a data path with the data set ``providers``: three spans of real runs, every seventh untrusted."""
     data = DataRoot.open(tmp_path_factory.mktemp("data"))
-    mentions, tables, _ = corpus()
-    # the corpus is in order of time, and so of providers: take it evenly
-    step = len(mentions) // RUNS
+    corpus_runs, tables, _ = corpus()
+    # The corpus is ordered by time, and so by provider: take runs at equal distances.
+    step = len(corpus_runs) // RUNS
     chosen = range(0, step * RUNS, step)
     runs = []
     for number, index in enumerate(chosen):
         pipeline = "check" if number % 7 == 3 else "gate"
-        mention = mentions[index].replace(source="zuul", pipeline=pipeline, review="", change=f"change-{number // 2}")
-        runs.append((mention, tables[index]))
+        origin = {"source": "zuul", "pipeline": pipeline, "review": "", "change": f"change-{number // 2}"}
+        runs.append((corpus_runs[index].replace(**origin), tables[index]))
     raw = RawStore(data)
     for start in range(0, RUNS, 40):
         raw.add(runs[start : start + 40])
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(made: Path, tmp_path: Path) -> DataRoot:
-    """A copy of that data path, for a test of its own."""
+    """Copy that data path for one test."""
     shutil.copytree(made, tmp_path / "data")
     return DataRoot.open(tmp_path / "data")
 
@@ -69,7 +69,7 @@ def materialised(made: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPa
     )
 
 
-#: Small and quick, and good enough to beat the base rate.
+#: Small and fast, and accurate enough to beat the base rate.
 QUICK = Experiment(hidden_layers=(32,), epochs=60, learning_rate=0.005)
 
 

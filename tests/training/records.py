@@ -1,4 +1,4 @@
-"""What TFRecord files hold, read without the project."""
+"""Reads TFRecord files without the project's code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.runtime import tensorflow
 
 
 def written(made: Materialised, role: Role, snapshot: Snapshot) -> dict[int, tuple[np.ndarray, int, int]]:
-    """What the files of a role hold, by ordinal: inputs [L, F], n_windows and label."""
+    """Return the examples of a role by ordinal: inputs [L, F], n_windows and label."""
     tf = tensorflow()
     rows = {}
     for record in tf.data.TFRecordDataset(made.paths(role)).as_numpy_iterator():

@@ -51,7 +51,7 @@ def test_the_served_signature_gives_what_the_trainers_model_gives(
 def test_the_exported_normalisation_is_that_of_the_training_data(
     folder: Path, made: Path, snapshot: Snapshot, trained: Trained
 ):
-    """Normalised by numpy from the training runs, the model in memory says what the exported one says of raw runs."""
+    """The model in memory, on inputs normalised by numpy, predicts the same as the exported one on raw inputs."""
     data = DataRoot.open(made)
     train, test = of_split(data, snapshot, "train"), of_split(data, snapshot, "test")
     inputs = directly(train.inputs, test.inputs).astype(np.float32)
@@ -65,9 +65,9 @@ def test_a_run_straight_from_the_raw_store_is_answered_the_same(folder: Path, ma
     runs, test = read_snapshot_examples(data.dataset("providers").store, snapshot, "test")
     files = files_of(ManifestLog(data.raw), [run.run_id for run in runs])
     tables = read_runs(data.raw, [files[run.run_id] for run in runs])
-    inputs, n_windows, refused = prepare_many(tables, model.definition)
+    inputs, n_windows, rejected = prepare_many(tables, model.definition)
 
-    assert refused == []
+    assert rejected == []
     np.testing.assert_array_equal(inputs, test.inputs)
     np.testing.assert_array_equal(model.predict(inputs, n_windows), model.predict(test.inputs, test.n_windows))
 
@@ -129,7 +129,7 @@ def test_warm_up_requests_are_those_of_a_server(folder: Path, snapshot: Snapshot
 
 
 def test_it_needs_nothing_of_the_trainer(folder: Path, made: Path, snapshot: Snapshot, tmp_path: Path):
-    """The transform's folder and the files of variables are not looked at again: a copy elsewhere says the same."""
+    """A copy predicts the same without the transform's folder and the trainer's variables."""
     shutil.copytree(folder, tmp_path / "elsewhere")
     _, test = read_snapshot_examples(DataRoot.open(made).dataset("providers").store, snapshot, "test")
     one, two = load_exported(folder), load_exported(tmp_path / "elsewhere")

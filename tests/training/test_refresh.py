@@ -27,7 +27,7 @@ from transforms.ingest.trust import TrustPolicy
 
 @pytest.fixture(scope="module")
 def first(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Candidate, list[str]]:
-    """A first refresh, its data, and the steps that it told of."""
+    """Return the data of a first refresh, its candidate, and the reported steps."""
     root = tmp_path_factory.mktemp("refresh") / "data"
     shutil.copytree(made, root)
     steps: list[str] = []
@@ -88,7 +88,7 @@ def test_against_a_champion_on_the_same_runs(first: tuple[DataRoot, Candidate, l
     again = refresh(data, "providers", QUICK, model="m2", champion=Champion(tmp_path / "champion", 7))
     assert isinstance(again, Candidate)
 
-    # the same runs and the same seed are the same model
+    # the same runs and seed give the same model
     _, test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
     answers = [load_exported(each.folder).predict(test.inputs, test.n_windows) for each in (done, again)]
     np.testing.assert_array_equal(*answers)
@@ -138,7 +138,7 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
     mine = make_snapshot(data.dataset("other"), TrustPolicy.load())
     runs, test = read_snapshot_examples(data.dataset("other").store, mine, "test")
     found = right_answers(data.raw, Champion(done.folder, 1), mine.resolved, runs, test)
-    theirs = {run.run_id: place for place, run in enumerate(done.snapshot.runs("test"))}
+    theirs = {run.run_id: position for position, run in enumerate(done.snapshot.runs("test"))}
     _, their_test = read_snapshot_examples(data.dataset("providers").store, done.snapshot, "test")
     right = (
         load_exported(done.folder).predict(their_test.inputs, their_test.n_windows).argmax(axis=1) == their_test.labels
@@ -150,9 +150,9 @@ def test_a_champion_of_another_definition_is_given_the_same_runs_prepared_its_wa
 
 def test_more_runs_are_a_new_snapshot_and_only_the_new_span_is_analysed(first: tuple[DataRoot, Candidate, list[str]]):
     data, done, _ = first
-    mentions, tables, _ = corpus()
+    runs, tables, _ = corpus()
     more = [
-        (mentions[index].replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
+        (runs[index].replace(source="zuul", pipeline="gate", run_id=f"zuul~more-{index}~1"), tables[index])
         for index in range(3, 123, 2)
     ]
     RawStore(data).add(more)

@@ -1,4 +1,4 @@
-"""Events: three ways to lay them out, one meaning; hostile input is refused with a reason that names the field."""
+"""Events: three content modes have one meaning; hostile input is rejected with a reason that names the field."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_bad_envelopes(changes: dict[str, Any], reason: str, detail: str) -> Non
 def test_bad_runs(changes: dict[str, Any], reason: str, detail: str) -> None:
     alone = bare({**RUN, **changes})
     several = bare({"runs": [{**RUN, "id": "first"}, {**RUN, **changes}, {**RUN, "id": "last"}]})
-    if reason == "bad_run_id" or detail == "id":  # whose fault it is can't be said
+    if reason == "bad_run_id" or detail == "id":  # the run is unknown
         rejected = rejection(alone)
         assert rejected.reason == reason
         assert rejected.detail.startswith(detail)
@@ -295,7 +295,7 @@ def test_bad_runs(changes: dict[str, Any], reason: str, detail: str) -> None:
     assert fault.reason == reason
     assert fault.detail.startswith(detail)
     assert fault.detail.isprintable()
-    # The same fault in one of several runs takes that run alone.
+    # The same fault in one of several runs rejects that run alone.
     event = decode_message(several)
     assert [facts.build_uuid for facts in event.run_facts] == ["first", "last"]
     ((facts, fault),) = event.rejections
@@ -457,8 +457,8 @@ FIELD = st.sampled_from([*RUN, "outcome", "event", "attempt"])
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(FIELD, JSON | st.sampled_from(list(RUN.values())), max_size=5), st.binary(max_size=40))
 def test_fuzz_never_crashes(changes: dict[str, Any], noise: bytes) -> None:
-    whole = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()
-    for value in (whole, whole[: len(noise) * 20], noise, whole.replace(b'"job"', noise)):
+    complete = json.dumps(envelope({"runs": [{**RUN, **changes}, {**RUN, "id": "other"}]})).encode()
+    for value in (complete, complete[: len(noise) * 20], noise, complete.replace(b'"job"', noise)):
         for headers in ((), (("content-type", noise),), (("ce_specversion", b"1.0"), ("ce_id", noise))):
             message = Message(0, value, headers)
             try:

@@ -1,4 +1,4 @@
-"""JSON that comes from outside: the quick way gives what the strict way gives, or leaves it to that."""
+"""JSON from outside: the fast parser gives the strict parser's result, or defers to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SCALARS = st.one_of(
 
 
 def _written(value: Any, ascii_only: bool, space: str) -> str:
-    """JSON text of scalars, lists and lists of pairs; pairs are written as an object even where a key stands twice."""
+    """Return JSON of scalars, lists and lists of pairs; pairs become an object, duplicate keys included."""
     if type(value) is tuple:
         inner = (
             f"{json.dumps(k, ensure_ascii=ascii_only)}{space}:{space}{_written(v, ascii_only, space)}" for k, v in value

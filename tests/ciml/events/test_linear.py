@@ -47,7 +47,7 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
 
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
-    """A collection costs by the objects of the whole process, and comes when it comes."""
+    """Disable garbage collection: it takes time for all objects of the process, at any moment."""
     gc.disable()
     yield
     gc.enable()

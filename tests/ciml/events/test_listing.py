@@ -1,4 +1,4 @@
-"""Listings: whatever a file holds, its lines come out as they are, and each says what it says or why it does not."""
+"""Listings: any file is read line by line, and each line is decoded or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def all_lines(listing: Listing) -> list[Line]:
     return [line for block in listing.blocks for line in listing.read(block)]
 
 
-# --- what a line says
+# --- lines
 
 
 def test_a_line_says_what_an_event_says_under_the_id_of_its_ci_system() -> None:
@@ -160,8 +160,8 @@ def test_a_line_is_kept_with_all_that_is_needed_to_try_again() -> None:
     assert reading_of(payload) == READING
     longest = Line(0, b"x" * MAX_LISTING_LINE_BYTES).message(Reading(logs="/" + "y" * 4000))
     assert message_bytes(longest) < MAX_MESSAGE_BYTES
-    letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
-    assert (letter.kind, letter.reason, letter.payload) == (
+    dead_letter = too_long(Origin("listing:x", 0, 3), Line(3, b"", 99, "ab"))
+    assert (dead_letter.kind, dead_letter.reason, dead_letter.payload) == (
         "dead_letter", "too_large", {"size": 99, "sha256": "ab", "timestamp_ms": 0},
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_any_file_is_read_line_by_line(tmp_path_factory: Any, lines: list[bytes]
 
 def test_a_topic_follows_from_what_a_listing_holds(tmp_path: Path) -> None:
     text = (CORPUS / "builds.jsonl").read_bytes()
-    (tmp_path / "a.gz").write_bytes(gzip.compress(text))  # not a name, but the first bytes say that it is gzip
+    (tmp_path / "a.gz").write_bytes(gzip.compress(text))  # detected as gzip by its first bytes, not its name
     (tmp_path / "b").write_bytes(gzip.compress(text, 1))
     topics = {open_listing(str(path)).topic for path in (CORPUS / "builds.jsonl", tmp_path / "a.gz", tmp_path / "b")}
     assert topics == {f"listing:{hashlib.sha256(text).hexdigest()[:32]}"}

@@ -1,4 +1,4 @@
-"""No secret is kept of what cannot be used, however it is written; what holds none is kept byte for byte."""
+"""Dead letters hold no secret in any encoding; a payload without secrets is kept byte for byte."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def event(**run: Any) -> bytes:
 
 
 def kept(message: Message) -> str:
-    """All of what a dead letter holds of a message, decoded."""
+    """Return the content of a message's dead letter, decoded."""
     payload = payload_of(message)
     again = message_of(payload, 0)
     value = (again.value or b"").replace(b"\0", b"")  # of UTF-16
@@ -39,8 +39,8 @@ def kept(message: Message) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text in JSON with every character escaped that can be."""
-    return "".join(f"\\u{ord(letter):04x}" for letter in text)
+    """Return a text in JSON with all characters escaped."""
+    return "".join(f"\\u{ord(character):04x}" for character in text)
 
 
 JSON_VALUES = {
@@ -80,7 +80,7 @@ JSON_VALUES = {
     "base64": json.dumps({"data_base64": base64.b64encode(f'{{"token": "{S}"}}'.encode()).decode()}),
     "shape": '"ghp_hUnter2zqhUnter2zqhUnter2zq"',
 }
-#: What makes it a payload that cannot be decoded.
+#: Changes that make a payload undecodable.
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "whole": lambda value: value,
     "cut": lambda value: value[:-1],
@@ -132,7 +132,7 @@ def test_headers_that_ciml_does_not_read_are_left_out(name: str) -> None:
 
 
 def outcome(message: Message) -> tuple[Event | None, str]:
-    """What becomes of a message, and all that is said of it."""
+    """Return the outcome of a message, and the stored text."""
     try:
         event = decode_message(message)
     except RejectedInput as rejected:
@@ -159,9 +159,9 @@ def test_no_secret_is_in_run_facts_or_a_detail(name: str) -> None:
     for field in fields:
         value = {"web": text, "password": S} if field == "labels" else text
         message = Message(0, event(**{"log_url": text, field: value}))
-        decoded, said = outcome(message)
-        assert S not in said, field
-        if decoded and name not in ("quote in a password", "html"):  # there the address ends at another place
+        decoded, stored = outcome(message)
+        assert S not in stored, field
+        if decoded and name not in ("quote in a password", "html"):  # the address ends elsewhere
             again, _ = outcome(message_of(payload_of(message), 0))
             assert again
             assert (again.run_facts, again.key) == (decoded.run_facts, decoded.key), field
@@ -244,7 +244,7 @@ def test_redaction_is_linear(shape: str) -> None:
         is_secret_name.cache_clear()
         payload_of(Message(0, value))
 
-    gc.disable()  # a collection costs by the objects of the whole process
+    gc.disable()  # a collection takes time for all objects of the process
     try:
         assert_linear(lambda n: SHAPES[shape](n).encode(), redact, 1000)
     finally:
@@ -253,7 +253,7 @@ def test_redaction_is_linear(shape: str) -> None:
 
 @pytest.mark.parametrize("address", ["https://user:c4n4ry/c4n4ry@h/a", "https://h/a?token=c4n4ry"])
 def test_an_id_that_holds_a_secret_is_replaced(address: str) -> None:
-    """Without the secret it could be the name of another run, and a replay would take it for that."""
+    """Without the secret it could be the id of another run, and a replay would settle that run."""
     for key in ("id", "build_uuid"):
         kept = json.loads(redact_bytes(json.dumps({"data": {key: address, "job": "j"}}).encode()))
         assert kept == {"data": {key: REDACTED, "job": "j"}}

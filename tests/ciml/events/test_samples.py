@@ -1,4 +1,4 @@
-"""Live samples: one form of the messages, nothing hostile passes, and the table is the one that a log gives."""
+"""Live samples: one message format, hostile messages are rejected, and the table equals that of the log."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_a_table_has_each_sample_once_in_the_order_of_its_recording() -> None:
 
 
 def test_real_runs_come_back_as_their_tables() -> None:
-    """A log's table, sent sample by sample in any order, is the same table again."""
+    """A log's table that is sent sample by sample in any order is unchanged."""
     rng = np.random.default_rng(7)
     for run, table in zip(*corpus(20)[:2], strict=True):
         names = tuple(name for name in table.column_names if name not in ("time", "boot"))

@@ -40,8 +40,8 @@ def test_no_two_sources_become_one(source: str, proposal: str) -> None:
 
 def test_a_topic_of_one_source_passes_over_what_messages_say() -> None:
     names = {"*": "zuul", "https://two.example.org": "two"}
-    said = ["github", "zuul", "https://zuul.example.org", "two", "https://two.example.org"]
-    found = [decode_message(bare(RUN, source=source), names).run_facts[0].source for source in said]
+    sources = ["github", "zuul", "https://zuul.example.org", "two", "https://two.example.org"]
+    found = [decode_message(bare(RUN, source=source), names).run_facts[0].source for source in sources]
     assert found == ["zuul", "zuul", "zuul", "zuul", "two"]
 
 

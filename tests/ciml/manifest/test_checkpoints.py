@@ -1,4 +1,4 @@
-"""Checkpoints: whoever makes them, is killed at any step or wakes up late, the manifest says what its deltas say."""
+"""Checkpoints: with any number of writers, killed or suspended at any step, the state is the sum of the deltas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ciml.raw.accounting import RawState
 from ciml.raw.state import RAW, open_raw
 from ciml.raw.verify import verify_manifest
 from ciml.storage.open import LocalStore
-from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, deliveries, fail_at, told
+from tests.ciml.raw.raw_world import HOUR_S, LIMITS, Actor, Stop, World, content_of, deliveries, fail_at
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> World:
 
 
 def plain(world: World, deltas: dict[int, Delta]) -> RawState:
-    """The sum of deltas, all in memory."""
+    """Return the sum of deltas, in memory."""
     state = RawState()
     for version, delta in sorted(deltas.items()):
         state.apply(version, delta)
@@ -44,7 +44,7 @@ def names(world: World, folder: str) -> list[str]:
 
 
 def run(world: World, actor: Actor, seed: int = 1, count: int = 40, maintain: bool = True) -> dict[int, Delta]:
-    """Commits deliveries, and maintains now and then. Returns all deltas as they were committed."""
+    """Commit deliveries, and maintain from time to time. Return all deltas as they were committed."""
     for number, batches in enumerate(deliveries(seed, count)):
         actor.commit(batches)
         world.clock.now_s += 10
@@ -59,11 +59,11 @@ def test_a_state_from_a_checkpoint_is_the_sum_of_all_deltas(world: World) -> Non
     actor = world.actor()
     deltas = run(world, actor)
     assert len(deltas) == 40
-    want = told(plain(world, deltas))
-    assert told(actor.state) == want
+    want = content_of(plain(world, deltas))
+    assert content_of(actor.state) == want
     actor.reopen()
-    assert (told(actor.state), actor.state.restored) == (want, 35)
-    assert told(open_raw(world.store())[1]) == want
+    assert (content_of(actor.state), actor.state.restored) == (want, 35)
+    assert content_of(open_raw(world.store())[1]) == want
     assert names(world, "checkpoints") == [f"{version:012d}" for version in (7, 14, 21, 28, 35)]
     assert names(world, "segments") == [f"000000/{version:012d}" for version in (7, 14, 21, 28, 35)]
     assert list(verify_manifest(world.store())) == []
@@ -100,7 +100,7 @@ def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch:
     world.clock.now_s += 11 * HOUR_S
     parts = names(world, "index")
     actor.maintain()
-    assert singles(world) == list(range(1, 41))  # the store's own time has to pass, not only the clock here
+    assert singles(world) == list(range(1, 41))  # the store's own time counts too
     more(actor, 1)
     world.clock.now_s += HOUR_S + 1
     actor.maintain()
@@ -115,7 +115,7 @@ def test_replaced_objects_are_removed_after_the_grace(world: World, monkeypatch:
     assert {version: delta for version, delta in log.since(0) if version <= 40} == deltas
     assert log.read(3) == deltas[3]
     assert list(verify_manifest(world.store())) == []
-    assert told(open_raw(world.store())[1]) == told(actor.state)
+    assert content_of(open_raw(world.store())[1]) == content_of(actor.state)
 
 
 def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
@@ -128,7 +128,7 @@ def test_a_clock_that_is_ahead_removes_nothing(world: World) -> None:
 
 
 def grow_old(world: World, actor: Actor) -> None:
-    """Checkpoints, time, and the removal of what is old."""
+    """Make checkpoints, let the grace pass, and remove old objects."""
     actor.maintain()
     passed(world)
     more(actor, 9)
@@ -143,7 +143,7 @@ def test_maintenance_killed_at_any_step_is_completed_later(
 ) -> None:
     actor = world.actor()
     deltas = run(world, actor, count=20, maintain=False)
-    want = told(plain(world, deltas))
+    want = content_of(plain(world, deltas))
     store = world.store()
     dies = world.actor(store)
     fail_at(store, number, error)
@@ -153,7 +153,7 @@ def test_maintenance_killed_at_any_step_is_completed_later(
     found = list(verify_manifest(world.store()))
     assert found == []
     if error is EngineError:
-        dies.maintain()  # the same process goes on
+        dies.maintain()  # the same process continues
     other = world.actor()
     other.maintain()
     world.clock.now_s += GRACE_S + 1
@@ -163,7 +163,7 @@ def test_maintenance_killed_at_any_step_is_completed_later(
     assert list(verify_manifest(world.store())) == []
     after = {version: delta for version, delta in ManifestLog(world.store()).since(0) if version <= 20}
     assert after == deltas
-    assert told(plain(world, after)) == want
+    assert content_of(plain(world, after)) == want
     newest = other.checkpoints.newest()
     assert newest is not None
     assert {f"{path.rsplit('/', 1)[1].split('.')[0]}" for path in newest.paths()} <= set(names(world, "index"))
@@ -186,27 +186,27 @@ def test_several_that_maintain_and_commit_at_once(world: World, seed: int) -> No
             actor.checkpoints.maintain(budget_s=0)  # one step
         world.clock.now_s += rng.choice([0, 1, 1, HOUR_S, 9 * HOUR_S])
     deltas = dict(ManifestLog(world.store()).since(0))
-    want = told(plain(world, deltas))
+    want = content_of(plain(world, deltas))
     for actor in actors:
         catch_up(actor.log, actor.state)
-        assert told(actor.state) == want
+        assert content_of(actor.state) == want
         actor.reopen()
-        assert told(actor.state) == want
+        assert content_of(actor.state) == want
     single = World(world.folder.parent / "single").actor()
     for batches in deliveries(seed, 40):
         single.commit(batches)
-    assert told(single.state)["covered"] == want["covered"]
+    assert content_of(single.state)["covered"] == want["covered"]
     assert list(verify_manifest(world.store())) == []
 
 
 def more(actor: Actor, seed: int, by: int = 1000, count: int = 1) -> None:
-    """Commits what was not there before."""
+    """Commit new batches."""
     for number, batches in enumerate(deliveries(seed, count)):
         actor.commit([_moved(batch, by + number) for batch in batches if batch.covers])
 
 
 def _moved(batch: Batch, by: int) -> Batch:
-    """A batch further on in its partition."""
+    """Return a batch at later offsets of its partition."""
     assert batch.covers is not None
     covers = replace(batch.covers, start=batch.covers.start + by, end=batch.covers.end + by)
     settled = [
@@ -217,13 +217,13 @@ def _moved(batch: Batch, by: int) -> Batch:
 
 
 def passed(world: World) -> None:
-    """Time enough for all that is old to go, told by the store too."""
+    """Let the grace pass."""
     world.clock.now_s += GRACE_S + 1
 
 
 @pytest.mark.parametrize("stuck", [False, True])
 def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -> None:
-    """Its place was emptied. With ``stuck``, not even its clock has seen that time went on."""
+    """Its version was removed. With ``stuck``, its clock has stopped."""
     first = world.actor()
     run(world, first, count=10)
     now_s = world.clock.now_s
@@ -237,7 +237,7 @@ def test_a_frozen_committer_makes_no_second_history(world: World, stuck: bool) -
     assert {version: delta for version, delta in after.items() if version <= end} == before
     assert zombie.state.version == max(after) > end
     assert min(singles(world)) > 10
-    assert told(zombie.state) == told(plain(world, after))
+    assert content_of(zombie.state) == content_of(plain(world, after))
     assert list(verify_manifest(world.store())) == []
 
 
@@ -257,7 +257,7 @@ def test_a_stale_writer_killed_before_it_removes_its_delta_does_no_harm(world: W
     store.before = dies
     with pytest.raises(Stop):
         more(zombie, 5, by=7000)
-    assert singles(world)[0] == 9  # left behind, in a place that a segment has
+    assert singles(world)[0] == 9  # left behind, at a version that is in a segment
     assert dict(ManifestLog(world.store()).since(0)) == before
     assert [fault for fault in verify_manifest(world.store()) if "differs from its segment" not in fault] == []
     old = ManifestLog(world.store(), clock=world.clock)
@@ -271,7 +271,7 @@ def test_a_stale_writer_killed_before_it_removes_its_delta_does_no_harm(world: W
 
 
 def run_on(world: World, actor: Actor) -> None:
-    """Commits, checkpoints, and time until what they replaced is gone."""
+    """Commit, make checkpoints, and remove the replaced objects after the grace."""
     more(actor, 7, by=300, count=20)
     actor.maintain()
     passed(world)
@@ -340,7 +340,7 @@ def test_a_lost_part_is_an_error_and_a_replaced_one_is_not(world: World, monkeyp
     first = world.actor()
     run(world, first, count=20)
     slow = world.actor()
-    assert slow.checkpoints.maintain(budget_s=0)  # one step of the work on the next
+    assert slow.checkpoints.maintain(budget_s=0)  # one step towards the next checkpoint
     run_on(world, first)
     with pytest.raises(EngineError, match="missing"):
         ask_much(slow.state)
@@ -367,12 +367,12 @@ def test_lost_checkpoints_are_rebuilt_from_segments(world: World) -> None:
     for path in lost:
         log.store.delete(path)
     other = world.actor()
-    assert told(other.state) == told(plain(world, deltas))
+    assert content_of(other.state) == content_of(plain(world, deltas))
     assert other.state.restored == 0
     while other.checkpoints.maintain(budget_s=0):
         assert dict(ManifestLog(world.store()).since(0)) == deltas
         assert ManifestLog(world.store()).end() == max(deltas)
-        assert told(world.actor().state) == told(other.state)
+        assert content_of(world.actor().state) == content_of(other.state)
     more(other, 11, by=9000)
     assert other.state.version == max(deltas) + 1
     assert {path: log.store.read(path) for path in lost} == before
@@ -457,7 +457,7 @@ def test_a_lost_answer_is_not_another_writer(world: World) -> None:
 
     class Lost(type(store)):  # type: ignore[misc]
         def create(self, path: str, data: bytes) -> bool:
-            super().create(path, data)  # the answer never came, and the client asks again
+            super().create(path, data)  # the answer is lost, and the client retries
             made.append(path)
             return bool(super().create(path, data))
 

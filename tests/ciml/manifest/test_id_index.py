@@ -1,4 +1,4 @@
-"""The sorted index of ids: the same as a dictionary, whatever is merged when, and cut into however many parts."""
+"""The sorted index of ids equals a dictionary, for any merges and any number of parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_dict(table: IdTable) -> dict[bytes, int]:
     return found
 
 
-# few first halves, so that two ids often share one, and the ends of the space
+# Few first halves, so that two ids often share one, and the ends of the range.
 _HALF = st.sampled_from([b"\0" * 8, b"\0" * 7 + b"\1", b"\x80" + b"\0" * 7, b"\xff" * 8, b"ABCDEFGH"])
 _ID = st.builds(lambda one, two: one + two, _HALF, _HALF) | st.binary(min_size=16, max_size=16)
 
@@ -66,7 +66,7 @@ def test_a_table_is_a_dictionary_in_which_the_last_write_wins(
         asked = [*model, *(bytes(reversed(identity)) for identity in model), b"\0" * 16]
         answers = table.get(asked)
         scanned = as_dict(table)
-    # what is gone may be known still, as gone; that is for who asks to tell
+    # A removed id may still be found, with a value that marks it as removed; the caller checks that.
     want = {identity: value for identity, value in model.items() if value}
     got = {identity: answer["value"] for identity, answer in zip(asked, answers, strict=True) if answer}
     assert {identity: value for identity, value in got.items() if value} == want
@@ -136,10 +136,10 @@ def test_a_missing_or_changed_part_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(IntegrityError):
             IdTable(KIND, table.runs, files).contains([fingerprint("a")])
     store.delete(part.path)
-    assert "gone" in (PartFiles(store, "index").check(part) or "")
+    assert "is missing" in (PartFiles(store, "index").check(part) or "")
     with pytest.raises(IndexFileMissingError):
         IdTable(KIND, table.runs, PartFiles(store, "index")).contains([fingerprint("a")])
-    assert table.contains([fingerprint("a"), fingerprint("b")]) == [True, False]  # what is mapped stays
+    assert table.contains([fingerprint("a"), fingerprint("b")]) == [True, False]  # an existing mapping stays valid
 
 
 @pytest.mark.engines

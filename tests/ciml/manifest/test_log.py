@@ -1,4 +1,4 @@
-"""The manifest log: deltas whole or not at all, each computed from the one before, whoever else writes."""
+"""The manifest log: deltas are complete, and each is computed from the one before, with concurrent writers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ciml.storage.open import LocalStore, Store
 
 
 class Names:
-    """A state that adds up names, none of which may be there twice."""
+    """A state that collects names, each once."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -58,16 +58,16 @@ def test_a_delta_is_never_written_over(tmp_path: Path) -> None:
 
 def test_the_losing_writer_computes_again(tmp_path: Path) -> None:
     log, state, rival = ManifestLog(LocalStore(tmp_path)), Names(), Names()
-    looks: list[list[str]] = []
+    seen: list[list[str]] = []
 
     def build() -> Delta | None:
-        looks.append(list(state.names))
-        if len(looks) == 1:  # between the look and the commit
+        seen.append(list(state.names))
+        if len(seen) == 1:  # between the read and the commit
             commit(log, rival, lambda: rival.build(["a", "b"]))
         return state.build(["b", "c"])
 
     assert commit(log, state, build) == 2
-    assert looks == [[], ["a", "b"]]
+    assert seen == [[], ["a", "b"]]
     assert names(log) == ["a", "b", "c"]
 
 

@@ -1,4 +1,4 @@
-"""A raw store in a folder whose time is told, with calls that can be made to fail, and deliveries to commit to it."""
+"""A raw store in a folder with a test clock, with calls that can be made to fail, and deliveries to commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = Limits(deltas=7, records=60)
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test sets, seconds."""
 
     def __init__(self, now_s: float = 1_000_000.0) -> None:
         self.now_s = now_s
@@ -35,7 +35,7 @@ class Stop(BaseException):
 
 
 class TimedStore(LocalStore):
-    """A folder by another clock. ``before`` is called with each verb and path, and ``after`` once it took effect."""
+    """A folder with a test clock. ``before`` is called with each verb and path, and ``after`` once it took effect."""
 
     def __init__(self, root: Any, clock: Clock) -> None:
         super().__init__(root)
@@ -66,7 +66,7 @@ class TimedStore(LocalStore):
 
 
 def fail_at(store: TimedStore, number: int, error: type[BaseException] = EngineError) -> None:
-    """Lets the ``number``-th change of the store fail: odd ones before they took effect, even ones after that."""
+    """Let the ``number``-th change of the store fail: an odd one before, an even one after it took effect."""
     count = 0
 
     def step(verb: str, path: str) -> None:
@@ -80,7 +80,7 @@ def fail_at(store: TimedStore, number: int, error: type[BaseException] = EngineE
 
 
 def deliveries(seed: int, count: int) -> Iterator[list[Batch]]:
-    """Batches of a topic with three partitions: runs, repeats, corrections, dead letters, logs that come later."""
+    """Yield batches of a topic with three partitions: runs, repeats, corrections, dead letters, deferred logs."""
     rng = random.Random(seed)
     ends = [0, 0, 0]
     open_: list[Outcome] = []
@@ -118,7 +118,7 @@ def _outcome(rng: random.Random, partition: int, offset: int) -> Outcome:
 
 
 class World:
-    """A raw store, the clock, and who commits to it."""
+    """A raw store, its clock, and its committers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock = folder, Clock()
@@ -155,13 +155,13 @@ class Actor:
         catch_up(self.log, self.state)
 
 
-def told(state: RawState) -> dict[str, Any]:
-    """All that a state says, but for the ids of events."""
-    letters = sorted((str(origin), run_id, *letter) for (origin, run_id), letter in state.dead_letters.items())
+def content_of(state: RawState) -> dict[str, Any]:
+    """Return the content of a state, with a sample of its event ids."""
+    dead_letters = sorted((str(origin), run_id, *each) for (origin, run_id), each in state.dead_letters.items())
     names = [f"zuul~{number}~1" for number in range(120)]
     pairs = [(f"s {number}", name) for number in range(200) for name in names[::7]]
     state.index.prefetch(events=pairs, runs=names)
     runs = {name: state.index.run(name) for name in names}
     events = {pair for pair in pairs if state.index.has_event(*pair)}
-    assert len(state.dead_letters) == len(letters)
-    return {"version": state.version, **state.snapshot(), "letters": letters, "known": runs, "events": events}
+    assert len(state.dead_letters) == len(dead_letters)
+    return {"version": state.version, **state.snapshot(), "letters": dead_letters, "known": runs, "events": events}

@@ -1,4 +1,4 @@
-"""Accounting: whatever is repeated, cut up otherwise, replayed or committed by several, the sums are the same."""
+"""Accounting: repeats, other batches, replays and concurrent committers give the same sums."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def batch(start: int, end: int, *settled: Outcome, partition: int = 0, topic_id:
 
 
 def step(state: RawState, *batches: Batch) -> Delta | None:
-    """Commits batches as the manifest does: the delta goes through its JSON form."""
+    """Commit batches as the manifest does: the delta is encoded as JSON and decoded."""
     delta = reconcile(state, batches, time_us=1000 + state.version)
     if delta is not None:
         delta = json.loads(canonical_json(delta))
@@ -140,9 +140,9 @@ def test_events_without_a_key_are_no_repeats_of_each_other() -> None:
 
 def test_covered_offsets_are_dropped() -> None:
     state = RawState()
-    whole = batch(0, 4, *(outcome(n, run=str(n), event=str(n)) for n in range(4)))
-    step(state, whole)
-    assert step(state, whole) is None
+    covered = batch(0, 4, *(outcome(n, run=str(n), event=str(n)) for n in range(4)))
+    step(state, covered)
+    assert step(state, covered) is None
     overlap = batch(2, 6, *(outcome(n, run=str(n), event=str(n)) for n in range(2, 6)))
     delta = step(state, overlap, overlap)
     assert delta is not None
@@ -193,12 +193,12 @@ def test_a_deferred_log_that_never_comes_is_a_dead_letter_with_the_payload_it_ca
     state = deferred_once()
     delta = step(state, retried("dead_letter", 2, reason="log_not_found"))
     assert delta is not None
-    [letter] = delta["dead_letters"]
-    assert letter["payload"] == {"value": "x"}
-    assert letter["first_seen_us"] == 10
+    [dead_letter] = delta["dead_letters"]
+    assert dead_letter["payload"] == {"value": "x"}
+    assert dead_letter["first_seen_us"] == 10
     assert state.counts == {("dead_letter", "log_not_found"): 1}
     assert list(state.dead_letters.values()) == [(2, "log_not_found")]
-    step(state, retried("run", 3))  # replayed by hand, when the log is there
+    step(state, retried("run", 3))  # replayed by hand, when the log is available
     assert state.counts == {("run", ""): 1}
     assert state.dead_letters == {}
 
@@ -245,7 +245,7 @@ RUNS = st.sampled_from(["a", "b", "c", "d", "e"])
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> list[Outcome]:
-    """What two partitions hold: events of few runs, most of them several times; a run's log and outcome are its own."""
+    """Draw two partitions: events of few runs, most of them repeated; each run has its own log and outcome."""
     found: list[Outcome] = []
     for partition in range(2):
         for offset in range(draw(st.integers(0, 8))):
@@ -257,7 +257,7 @@ def deliveries(draw: st.DrawFn) -> list[Outcome]:
 
 
 def cut(draw: st.DrawFn, found: list[Outcome]) -> list[Batch]:
-    """The deliveries as batches: each partition cut anywhere, some parts delivered again in other pieces."""
+    """Draw batches of the deliveries: each partition is cut anywhere, and some parts are delivered again."""
     batches: list[Batch] = []
     for partition in range(2):
         mine = [one for one in found if one.origin.partition == partition]
@@ -281,7 +281,7 @@ def test_any_cut_any_replay_any_order_give_the_same_sums(data: st.DataObject) ->
         count = data.draw(st.integers(1, len(batches)))
         step(other, *batches[:count])
         batches = batches[count:]
-    # The order decides which of two deliveries is the row and which event of it was first, never how many there are.
+    # The order decides which delivery becomes the row and which event is first, but not the counts.
     assert other.totals() == plain.totals()
     assert sum(other.totals().values()) == len(found)
     assert other.totals()["run"] == len({one.run_id for one in found if one.kind == "run"}) == other.index.run_count()
@@ -298,7 +298,7 @@ def test_committers_that_race_share_one_history(data: st.DataObject, tmp_path_fa
     committers = [RawState() for _ in range(3)]
     for one in data.draw(st.permutations(cut(data.draw, found) * 2)):
         state = data.draw(st.sampled_from(committers))
-        if data.draw(st.booleans()):  # another comes first, between the look and the commit
+        if data.draw(st.booleans()):  # another writer commits between the read and the commit
             rival = data.draw(st.sampled_from(cut(data.draw, found)))
             catch_up(log, state)
             commit(log, committers[0], lambda rival=rival: reconcile(committers[0], [rival], 1))  # type: ignore[misc]

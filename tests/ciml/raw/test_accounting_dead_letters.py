@@ -1,4 +1,4 @@
-"""Letters replayed: what could not be decoded becomes what it says, once, whoever replays it and however often."""
+"""Replayed dead letters: an undecodable message is settled by its runs, once, for any number of replays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import TOPIC, batch, outcome, step
 
 
-def unread(offset: int) -> Outcome:
+def undecoded(offset: int) -> Outcome:
     return outcome(offset, "dead_letter", run="", event="", reason="broken_json", payload={"value": "e30="})
 
 
@@ -26,26 +26,26 @@ def replay(*outcomes: Outcome) -> Batch:
 
 def broken(*offsets: int) -> RawState:
     state = RawState()
-    step(state, batch(0, 9, *(unread(offset) for offset in offsets)))
+    step(state, batch(0, 9, *(undecoded(offset) for offset in offsets)))
     return state
 
 
 def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
     state = broken(4)
     assert state.counts == {("dead_letter", "broken_json"): 1}
-    said = [
+    outcomes = [
         outcome(4, run="a"),
         outcome(4, "ignored", run="b", reason="cancelled"),
         outcome(4, "dead_letter", run="c", reason="log_not_found", payload={"value": "e30="}),
     ]
-    delta = step(state, replay(*said))
+    delta = step(state, replay(*outcomes))
     assert delta is not None
     assert delta["closes"] == [[[TOPIC, 0, 4], ""]]
     assert delta["closed_letters"] == delta["closes"]
     assert delta["offsets"] == {}
     assert state.counts == {("run", ""): 1, ("ignored", "cancelled"): 1, ("dead_letter", "log_not_found"): 1}
     assert [key[1] for key in state.dead_letters] == ["zuul~c~1"]
-    assert step(state, replay(*said)) is None  # another replay of the same, or the same again
+    assert step(state, replay(*outcomes)) is None  # a second replay
     step(state, replay(outcome(4, run="c")))
     assert state.counts == {("run", ""): 2, ("ignored", "cancelled"): 1}
 
@@ -53,8 +53,8 @@ def test_a_message_that_can_be_decoded_now_is_settled_run_by_run() -> None:
 @pytest.mark.parametrize("together", [True, False])
 def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together: bool) -> None:
     state = broken(2, 5)
-    said = [outcome(offset, run="a", event="e1") for offset in (2, 5)]
-    for part in [said] if together else [said[:1], said[1:]]:
+    outcomes = [outcome(offset, run="a", event="e1") for offset in (2, 5)]
+    for part in [outcomes] if together else [outcomes[:1], outcomes[1:]]:
         step(state, replay(*part))
     assert state.counts == {("run", ""): 1, ("repeat", "event"): 1}
     step(state, batch(9, 10, outcome(9, run="a", event="e1")))
@@ -63,8 +63,8 @@ def test_an_event_that_could_not_be_decoded_twice_is_a_row_and_a_repeat(together
 
 def test_an_undecodable_message_stays_open() -> None:
     state = broken(4)
-    assert step(state, replay(unread(4))) is None
-    assert step(state, replay(outcome(4, run="a"), unread(4))) is None  # not the whole message
+    assert step(state, replay(undecoded(4))) is None
+    assert step(state, replay(outcome(4, run="a"), undecoded(4))) is None  # not the whole message
     assert state.counts == {("dead_letter", "broken_json"): 1}
     assert step(state, replay(outcome(5, run="a"))) is None  # nothing is open there
 
@@ -78,15 +78,15 @@ def test_a_run_that_is_known_by_now_is_a_repeat_or_a_correction() -> None:
 
 def test_a_dead_letter_of_a_run_that_has_its_row_by_now_is_closed_as_a_repeat() -> None:
     state = RawState()
-    gone = outcome(0, "dead_letter", event="e1", reason="log_not_found")
-    step(state, batch(0, 1, gone))
-    assert step(state, replay(gone)) is None
+    unfetched = outcome(0, "dead_letter", event="e1", reason="log_not_found")
+    step(state, batch(0, 1, unfetched))
+    assert step(state, replay(unfetched)) is None
     step(state, batch(1, 2, outcome(1, event="e2")))
-    delta = step(state, replay(gone))
+    delta = step(state, replay(unfetched))
     assert delta is not None
     assert delta["closed_letters"] == delta["closes"] == [[[TOPIC, 0, 0], "zuul~a~1"]]
     assert state.counts == {("run", ""): 1, ("repeat", "run"): 1}
-    assert step(state, replay(gone)) is None
+    assert step(state, replay(unfetched)) is None
 
 
 def test_only_dead_letters_are_in_closed_letters() -> None:
@@ -127,7 +127,7 @@ def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
         ({"runs": [*good["runs"], good["runs"][0]]}, "is settled twice"),
     ):
         audit = Audit()
-        first = reconcile(RawState(), [batch(0, 9, unread(4))], 1)
+        first = reconcile(RawState(), [batch(0, 9, undecoded(4))], 1)
         assert first is not None
         audit.add(1, first)
         audit.add(2, {**good, **change})
@@ -136,11 +136,11 @@ def test_the_audit_finds_a_record_without_an_open_dead_letter() -> None:
 
 @st.composite
 def messages(draw: st.DrawFn) -> dict[int, list[Outcome]]:
-    """What up to six messages say once they can be decoded: events of few runs, some of them sent twice."""
+    """Draw the outcomes of up to six decoded messages: events of few runs, some sent twice."""
     found = {}
     for offset in range(draw(st.integers(1, 6))):
         event = draw(st.sampled_from(["e1", "e2", "e3"]))
-        runs = {"e1": ["a"], "e2": ["a", "b", "d"], "e3": ["c", "e"]}[event]  # the same event says the same
+        runs = {"e1": ["a"], "e2": ["a", "b", "d"], "e3": ["c", "e"]}[event]  # an event always names the same runs
         kinds = {"d": "dead_letter", "e": "ignored"}
         reasons = {"d": "log_not_found", "e": "cancelled"}
         found[offset] = [
@@ -154,20 +154,20 @@ def messages(draw: st.DrawFn) -> dict[int, list[Outcome]]:
 def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_first(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    said = data.draw(messages())
+    decoded = data.draw(messages())
     log = ManifestLog(LocalStore(tmp_path_factory.mktemp("raw")))
     states = [RawState() for _ in range(2)]
-    first = batch(0, len(said), *(unread(offset) for offset in said))
+    first = batch(0, len(decoded), *(undecoded(offset) for offset in decoded))
     commit(log, states[0], lambda: reconcile(states[0], [first], 1))
-    offsets = data.draw(st.permutations([*said, *data.draw(st.lists(st.sampled_from(sorted(said)), max_size=6))]))
+    offsets = data.draw(st.permutations([*decoded, *data.draw(st.lists(st.sampled_from(sorted(decoded)), max_size=6))]))
     while offsets:
         count = data.draw(st.integers(1, len(offsets)))
-        whole = replay(*(one for offset in offsets[:count] for one in data.draw(st.permutations(said[offset]))))
+        batches = replay(*(one for offset in offsets[:count] for one in data.draw(st.permutations(decoded[offset]))))
         state = data.draw(st.sampled_from(states))
-        commit(log, state, lambda state=state, whole=whole: reconcile(state, [whole], 1))  # type: ignore[misc]
+        commit(log, state, lambda state=state, batches=batches: reconcile(state, [batches], 1))  # type: ignore[misc]
         offsets = offsets[count:]
     plain = RawState()
-    step(plain, batch(0, len(said), *(one for outcomes in said.values() for one in outcomes)))
+    step(plain, batch(0, len(decoded), *(one for outcomes in decoded.values() for one in outcomes)))
     audit, records = Audit(), Counter[tuple[int, str]]()
     for version, delta in log.since(0):
         audit.add(version, delta)
@@ -180,4 +180,4 @@ def test_replayed_in_any_order_by_any_number_the_sums_are_those_of_decoding_at_f
         assert state.totals() == plain.totals()
         audit.compare(state)
     assert audit.findings == []
-    assert records == Counter({(offset, one.run_id): 1 for offset, outcomes in said.items() for one in outcomes})
+    assert records == Counter({(offset, one.run_id): 1 for offset, outcomes in decoded.items() for one in outcomes})

@@ -1,4 +1,4 @@
-"""The ids of a raw manifest: over tables on disk they say what they say in memory."""
+"""The ids of a raw manifest: an index over tables on disk equals one in memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STEPS = st.one_of(
 )
 
 
-def says(index: Index) -> Any:
+def content_of(index: Index) -> Any:
     return (
         [index.has_event(one, two) for one in _NAMES for two in _NAMES],
         [index.run(name) for name in _NAMES],
@@ -78,8 +78,8 @@ def test_ids_over_tables_are_as_in_memory(tmp_path_factory: pytest.TempPathFacto
                     index.put_run(one, two)
                 else:
                     index.put_dead_letter(one, two)
-    assert says(layered) == says(memory)
-    assert says(flushed(layered, tables)) == says(memory)
+    assert content_of(layered) == content_of(memory)
+    assert content_of(flushed(layered, tables)) == content_of(memory)
 
 
 def test_an_unknown_outcome_is_reported(tmp_path_factory: pytest.TempPathFactory) -> None:

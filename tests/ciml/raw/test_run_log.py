@@ -1,4 +1,4 @@
-"""A raw manifest's runs, typed, are those of its deltas."""
+"""The typed runs of a raw manifest equal those of its deltas."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def outcome(number: int, **more: object) -> Outcome:
 def log(tmp_path: Path) -> ManifestLog:
     log = ManifestLog(open_store(tmp_path))
     runs = [outcome(1), outcome(2, trust=UNJUDGED)]
-    told = outcome(1, kind="correction", file=None)
-    assert told.mention is not None
-    told = told.replace(trust=UNJUDGED, mention=told.mention.replace(outcome="failure", result="FAILURE"))
+    change = outcome(1, kind="correction", file=None)
+    assert change.mention is not None
+    change = change.replace(trust=UNJUDGED, mention=change.mention.replace(outcome="failure", result="FAILURE"))
     empty = {"time_us": 0, "runs": [], "corrections": [], "repeats": []}
     assert log.try_append(1, {**empty, "runs": [run.to_json() for run in runs]})
-    assert log.try_append(2, {**empty, "corrections": [told.to_json()]})
+    assert log.try_append(2, {**empty, "corrections": [change.to_json()]})
     return log
 
 

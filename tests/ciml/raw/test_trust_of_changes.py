@@ -20,7 +20,7 @@ from ciml.raw.known_ids import TABLES, KnownRun, LayeredIndex
 from ciml.storage.open import LocalStore
 from tests.ciml.raw.test_accounting import batch, outcome, retried, step
 
-#: What an untrusted event can say of a run: another log, another outcome, or no log at all.
+#: An untrusted event about a run has another log, another outcome, or no log.
 UNTRUSTED = [
     outcome(1, event="e2", word="success", trusted=False),
     outcome(1, event="e2", word="success", digest="d2", trusted=False),
@@ -39,21 +39,21 @@ def test_an_untrusted_event_changes_nothing_of_a_trusted_run(second: Outcome) ->
     assert (delta["corrections"], delta.get("reclaims")) == ([], None)
     assert state.counts == {("run", ""): 1, ("ignored", "less_trusted"): 1}
     assert state.index.run("zuul~a~1") == KnownRun("failure", "d1", True)
-    step(state, batch(2, 3, outcome(2, event="e3", word="success")))  # a trusted one is no repeat of it
+    step(state, batch(2, 3, outcome(2, event="e3", word="success")))  # a trusted event is not a repeat of it
     assert state.index.run("zuul~a~1") == KnownRun("success", "d1", True)
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_trusted_event_reclaims_an_untrusted_run(together: bool) -> None:
     state = RawState()
-    said = [
+    events = [
         batch(0, 1, outcome(0, word="success", trusted=False)),
         batch(1, 2, outcome(1, event="e2", word="timeout", trusted=False)),
         batch(2, 3, outcome(2, event="e3", word="failure", digest="d2")),
         batch(3, 4, outcome(3, event="e4", word="success", trusted=False)),
         batch(4, 5, outcome(4, event="e5", word="failure", digest="d2")),
     ]
-    deltas = [step(state, *said)] if together else [step(state, one) for one in said]
+    deltas = [step(state, *events)] if together else [step(state, one) for one in events]
     assert state.counts == {
         ("run", ""): 1, ("correction", "outcome"): 1, ("reclaim", ""): 1, ("ignored", "less_trusted"): 1,
         ("repeat", "run"): 1,
@@ -113,8 +113,8 @@ def test_a_log_that_comes_later_reclaims_the_run(kind: str) -> None:
     ),
     st.sets(st.integers(1, 7)),
 )
-def test_the_state_of_a_run_follows_its_trusted_events_alone(said: list[tuple[str, str, bool]], cuts: set[int]) -> None:
-    """Once a trusted event gave a run its row, the run is as if no untrusted event had ever come."""
+def test_a_run_follows_its_trusted_events_alone(events: list[tuple[str, str, bool]], cuts: set[int]) -> None:
+    """After a trusted event gave a run its row, untrusted events have no effect on the run."""
     reasons = {"run": "", "ignored": "cancelled"}
 
     def play(wanted: set[bool]) -> RawState:
@@ -122,7 +122,7 @@ def test_the_state_of_a_run_follows_its_trusted_events_alone(said: list[tuple[st
         outcomes = [
             outcome(n, kind, event=f"e{n}", word=word, digest=f"d{n}", reason=reasons.get(kind, "log_not_found"),
                     trusted=trusted)
-            for n, (kind, word, trusted) in enumerate(said)
+            for n, (kind, word, trusted) in enumerate(events)
             if trusted in wanted
         ]  # fmt: skip
         for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 99], strict=True):
@@ -131,18 +131,18 @@ def test_the_state_of_a_run_follows_its_trusted_events_alone(said: list[tuple[st
         return state
 
     both, alone = play({True, False}), play({True})
-    assert sum(both.totals().values()) == len(said)
+    assert sum(both.totals().values()) == len(events)
     assert both.totals()["run"] + both.totals()["reclaim"] <= 2
     if alone.index.run("zuul~a~1") is not None:
         assert both.index.run("zuul~a~1") == alone.index.run("zuul~a~1")
         for kind in ("correction", "dead_letter", "deferred"):
             mine = [n for (found, _), n in alone.counts.items() if found == kind]
-            if all(trusted for _, _, trusted in said):
+            if all(trusted for _, _, trusted in events):
                 assert sum(mine) == both.totals()[kind]
 
 
 def test_records_of_untrusted_events_by_older_versions_do_not_correct_a_trusted_run() -> None:
-    """They settled events without a log unjudged, and took what had no trust for trusted."""
+    """They did not judge events without a log, and treated a missing decision as trusted."""
     state = RawState()
     step(state, batch(0, 1, outcome(0, word="failure")))
     delta = json.loads(canonical_json(reconcile(state, [batch(1, 2, outcome(1, event="e2", word="success"))], 1)))
@@ -163,8 +163,8 @@ def test_a_run_of_an_index_that_does_not_say_counts_as_trusted(tmp_path: Path) -
 
 
 def test_the_order_of_an_untrusted_and_a_trusted_row_in_one_delta_does_not_matter() -> None:
-    said = [outcome(0, word="success", trusted=False), outcome(0, event="e2", word="failure", digest="d2")]
-    for first, second in permutations(said):
+    events = [outcome(0, word="success", trusted=False), outcome(0, event="e2", word="failure", digest="d2")]
+    for first, second in permutations(events):
         state = RawState()
         step(state, batch(0, 2, first, second.replace(origin=second.origin.replace(offset=1))))
         assert state.index.run("zuul~a~1") == KnownRun("failure", "d2", True)

@@ -104,7 +104,7 @@ def test_entries_have_size_and_time(store: Store) -> None:
         store.create(path, data)
     found = {entry.path: entry for entry in store.entries("m")}
     assert {path: entry.size for path, entry in found.items()} == {"m/a/1": 3, "m/2": 0}
-    for entry in found.values():  # S3 tells whole seconds
+    for entry in found.values():  # S3 has whole seconds
         assert before - 1.5 <= entry.modified_s <= time.time() + 1.5
     assert {entry.path for entry in store.entries()} == {"m/a/1", "m/2", "other"}
     assert list(store.entries("none")) == []

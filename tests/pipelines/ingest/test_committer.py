@@ -26,7 +26,7 @@ from ciml.storage.open import LocalStore, Store, open_store
 from pipelines.ingest.committer import Committer
 from pipelines.predict.pipeline import PredictionCommitter
 from serving.predict.log import Predicted, PredictionState
-from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, deliveries, told
+from tests.ciml.raw.raw_world import LIMITS, Clock, TimedStore, content_of, deliveries
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.engines)])
@@ -54,12 +54,12 @@ def test_committers_that_maintain_say_what_the_deltas_say(raw: Store) -> None:
             pass
     with one.state() as state:
         assert (state.version, state.restored) == (30, 28)
-        want = told(state)
+        want = content_of(state)
     with two.state() as state:
-        assert told(state) == want
-    assert told(replayed(raw)) == want
+        assert content_of(state) == want
+    assert content_of(replayed(raw)) == want
     with Committer(raw, limits=LIMITS).state() as state:
-        assert (told(state), state.restored) == (want, 28)
+        assert (content_of(state), state.restored) == (want, 28)
     assert list(verify_manifest(raw)) == []
 
 
@@ -109,7 +109,7 @@ def test_a_commit_that_fails_half_way_is_made_up_for(tmp_path: Path) -> None:
     store.before = lambda verb, path: None
     assert ours.commit(work[12]) == 13
     with ours.state() as state:
-        assert told(state) == told(replayed(store))
+        assert content_of(state) == content_of(replayed(store))
 
 
 def letter(offset: int, size: int) -> Outcome:
@@ -223,8 +223,8 @@ def test_processes_that_commit_and_maintain_at_once(tmp_path: Path) -> None:
         assert worker.exitcode == 0
     assert list(verify_manifest(open_store(root))) == []
     with Committer(open_store(root)).state() as state:
-        got = told(state)
-    assert got == told(replayed(open_store(root)))
+        got = content_of(state)
+    assert got == content_of(replayed(open_store(root)))
     alone = Committer(open_store(tmp_path / "alone"))
     for batches in deliveries(5, 25):
         alone.commit(batches)

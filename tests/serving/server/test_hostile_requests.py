@@ -1,4 +1,4 @@
-"""One hostile request costs only itself: its memory has limits, and the answer names the one that it exceeds."""
+"""A hostile request affects only itself: its memory is limited, and the answer names the exceeded limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
-#: What one request may add to the server's memory. The larger of the attacks added 3,300 MiB.
+#: Limit of the memory that one request adds to the server. The largest attack added 3,300 MiB.
 MOST = 256 * MIB
 
 
@@ -59,7 +59,7 @@ def request_of(signature: str = "") -> Any:
 
 
 def repeated(tensor: Any, dtype: int, sizes: list[int], **value: Any) -> None:
-    """A tensor that holds one value and declares that it stands for all elements of the shape."""
+    """Return a tensor with one value that is repeated for all elements of the shape."""
     tensor.dtype = dtype
     for size in sizes:
         tensor.tensor_shape.dim.add().size = size
@@ -67,7 +67,7 @@ def repeated(tensor: Any, dtype: int, sizes: list[int], **value: Any) -> None:
         getattr(tensor, field).append(one)
 
 
-def refused(predict: Any, request: Any) -> str:
+def rejection_of(predict: Any, request: Any) -> str:
     with pytest.raises(grpc.RpcError) as error:
         predict(request)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -93,7 +93,7 @@ def test_grpc_unknown_inputs_are_rejected_before_they_are_unpacked(server: Serve
     assert len(request.SerializeToString()) < 2_000
     server.reset_peak()
     before = server.rss()
-    assert "Sent extra: {x0,x1,x10," in refused(predict, request)
+    assert "Sent extra: {x0,x1,x10," in rejection_of(predict, request)
     assert server.peak_rss() - before < MOST
 
 
@@ -103,7 +103,7 @@ def test_grpc_a_repeated_string_is_counted_as_often_as_it_repeats(server: Server
     repeated(request.inputs["s"], 7, [1024], string_val=b"x" * MIB)
     server.reset_peak()
     before = server.rss()
-    assert "(MAX_TENSOR_BYTES)" in refused(predict, request)
+    assert "(MAX_TENSOR_BYTES)" in rejection_of(predict, request)
     assert server.peak_rss() - before < MOST
 
 
@@ -113,7 +113,7 @@ def test_grpc_rows_are_counted_before_tensors_are_unpacked(server: ServerProcess
     repeated(request.inputs["n_windows"], 3, [1 << 20], int_val=1)
     server.reset_peak()
     before = server.rss()
-    assert "batch of 1048576 rows exceeds 1024 (MAX_REQUEST_ROWS)" in refused(predict, request)
+    assert "batch of 1048576 rows exceeds 1024 (MAX_REQUEST_ROWS)" in rejection_of(predict, request)
     assert server.peak_rss() - before < 32 * MIB
 
 
@@ -133,13 +133,13 @@ def test_grpc_types_and_shapes_are_checked_by_what_is_declared(
     request = request_of()
     repeated(request.inputs["inputs"], **tensor)
     repeated(request.inputs["n_windows"], 3, [1], int_val=1)
-    assert message in refused(predict, request)
+    assert message in rejection_of(predict, request)
 
 
 def test_grpc_an_error_that_quotes_bytes_is_the_input_s_fault(predict: Any) -> None:
     request = request_of("examples")
     repeated(request.inputs["examples"], 7, [1], string_val=b"\x80")
-    assert "signature 'examples' rejects the inputs: they are not valid UTF-8" in refused(predict, request)
+    assert "signature 'examples' rejects the inputs: they are not valid UTF-8" in rejection_of(predict, request)
 
 
 def test_grpc_one_repeated_value_is_a_tensor(predict: Any) -> None:
@@ -154,10 +154,10 @@ def test_grpc_one_repeated_value_is_a_tensor(predict: Any) -> None:
 def test_an_error_is_short_for_any_request(rest: httpx.Client, predict: Any, sent: str) -> None:
     request = request_of()
     request.inputs[sent].dtype = 1
-    assert len(refused(predict, request)) < 2_000
+    assert len(rejection_of(predict, request)) < 2_000
     request = request_of()
     request.model_spec.version_label = sent
-    assert "Unrecognized servable version label" in refused(predict, request)
+    assert "Unrecognized servable version label" in rejection_of(predict, request)
     body = {"instances": [{sent: 1}], "signature_name": sent}
     answer = rest.post("/v1/models/m:predict", json=body)
     assert answer.status_code == 400
@@ -200,7 +200,7 @@ def test_grpc_requests_are_counted_before_they_are_parsed(server: ServerProcess,
     before = server.rss()
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
-        assert message in refused(lambda sent: channel.unary_unary(PREDICT)(sent, timeout=120), data)
+        assert message in rejection_of(lambda sent: channel.unary_unary(PREDICT)(sent, timeout=120), data)
     assert server.peak_rss() - before < 400 * MIB
 
 

@@ -1,4 +1,4 @@
-"""Slow clients cost themselves: connections, headers, bodies and messages have limits, and others are answered."""
+"""Slow clients affect only themselves: connections, headers, bodies and messages have limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that may open few files and few connections."""
+    """Run a server with few open files and connections."""
     root = tmp_path_factory.mktemp("slow")
     config = write_config(root, save_model(root / "models" / "1"))
     arguments = ("--rest-connections=100", "--grpc-connections=48", f"--header-seconds={HEADER_S}")
@@ -112,10 +112,10 @@ def test_rest_beyond_the_limit_the_address_with_the_most_connections_loses_one(s
     first.sendall(body[-1:])
     assert b'\r\n\r\n{"outputs":' in read_all(first)
     answers = [read_all(one) for one in others]
-    refused = [one for one in answers if b" 503 " in one]
-    assert len(refused) == 120 + 1 - 100
-    assert refused == answers[: len(refused)]  # the oldest
-    assert b"more than 100 connections (MAX_REST_CONNECTIONS)" in refused[0]
+    rejected = [one for one in answers if b" 503 " in one]
+    assert len(rejected) == 120 + 1 - 100
+    assert rejected == answers[: len(rejected)]  # the oldest
+    assert b"more than 100 connections (MAX_REST_CONNECTIONS)" in rejected[0]
 
 
 def test_grpc_half_sent_messages_are_ended_and_use_no_thread(server: ServerProcess) -> None:

@@ -21,7 +21,7 @@ from transforms.ingest.trust import TrustPolicy
 
 
 def directly(train: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The design's law, by numpy alone: float64 [n, L, F]."""
+    """Normalise with numpy alone: float64 [n, L, F]."""
     train = train.astype(np.float64)
     mean, width = train.mean(axis=0), train.max(axis=0) - train.min(axis=0)
     return (values.astype(np.float64) - mean) / np.where(width == 0, 1.0, width)
@@ -62,19 +62,19 @@ def test_the_snapshots_examples_are_the_data_sets_in_its_order(made: Path, snaps
         rows = read_span(root, span, splits=["test"])
         table |= {row["run_id"]: row for row in rows.to_pylist()}
     assert [run.run_id for run in runs] == [run.run_id for run in snapshot.runs() if run.role == "test"]
-    for place, run in enumerate(runs):
+    for position, run in enumerate(runs):
         want = np.array([table[run.run_id][name] for name in snapshot.resolved.features], np.float32).T
-        np.testing.assert_array_equal(examples.inputs[place], want)
-        assert snapshot.resolved.classes[examples.labels[place]] == table[run.run_id]["provider"]
+        np.testing.assert_array_equal(examples.inputs[position], want)
+        assert snapshot.resolved.classes[examples.labels[position]] == table[run.run_id]["provider"]
 
 
 def test_statistics_come_from_the_training_split_alone(
     data: DataRoot, snapshot: Snapshot, materialised: Materialised, tmp_path: Path
 ):
-    """Without most test runs, what is written of the others stays the same to the last bit."""
+    """Without most test runs, the other examples are the same, bit for bit."""
     keep = next(run.run_id for run in snapshot.runs("test"))
-    gone = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
-    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), gone)
+    excluded = {run.run_id: "purged" for run in snapshot.runs("test") if run.run_id != keep}
+    fewer = make_snapshot(data.dataset("providers"), TrustPolicy.load(), excluded)
     part = materialise(data.dataset("providers").store, fewer, tmp_path / "part")
 
     assert part.counts["test"] == 1
@@ -86,12 +86,12 @@ def test_statistics_come_from_the_training_split_alone(
             np.testing.assert_array_equal(inputs, before[all_ids[ids[ordinal]]][0])
 
 
-@pytest.mark.parametrize("damage", ["gone", "other rows", "altered values", "altered label"])
+@pytest.mark.parametrize("damage", ["missing", "other rows", "altered values", "altered label"])
 def test_examples_that_are_not_the_manifests_end_it(data: DataRoot, snapshot: Snapshot, damage: str):
     root = data.dataset("providers").store
     path = Path(root.root, snapshot.spans[0].files["train"][0].path)
     table = pq.read_table(path)
-    if damage == "gone":
+    if damage == "missing":
         path.unlink()
         line = "is in the manifest but does not exist"
     elif damage == "other rows":

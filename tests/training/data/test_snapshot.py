@@ -23,7 +23,7 @@ OPEN = TrustPolicy.parse('[[rule]]\nname = "all of zuul"\ntrusted = true\nsource
 
 
 def facts(data: DataRoot) -> dict[str, dict[str, str]]:
-    """Straight from the raw manifest: what is recorded of each run."""
+    """Return the facts of each run, read directly from the raw manifest."""
     deltas = [delta for _, delta in ManifestLog(data.raw).since(0)]
     return {record["mention"]["run_id"]: record["mention"] for delta in deltas for record in delta["runs"]}
 
@@ -40,7 +40,7 @@ def test_no_untrusted_run_is_inside_and_the_rule_is_kept(data: DataRoot, snapsho
 
 
 def test_trust_is_evaluated_again_not_taken_from_ingestion(data: DataRoot):
-    # the raw manifest of this data says of every run that it was trusted when it came
+    # in the raw manifest of this data, every run was trusted at ingestion
     none = make_snapshot(data.dataset("providers"), STRICT)
     assert list(none.runs()) == []
     assert none.untrusted == {"no rule": RUNS}

@@ -21,14 +21,14 @@ def experiment(name: str, **keys: Any) -> Experiment:
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    """Runs of 3 to 12 windows. In those of class 1, and nowhere else, one window stands out, wherever it is."""
+    """Return runs of 3 to 12 windows. Only runs of class 1 have an outlier window, at any position."""
     rng = np.random.default_rng(0)
     n = 120
     n_windows = rng.integers(3, L + 1, n).astype(np.int32)
     labels = np.arange(n) % 2
     inputs = rng.normal(0, 0.1, (n, L, F)).astype(np.float32)
     inputs[np.arange(n), rng.integers(0, n_windows), 0] += labels * 2.0
-    inputs[np.arange(L) >= n_windows[:, None]] = -0.3  # zeros, once they are normalised
+    inputs[np.arange(L) >= n_windows[:, None]] = -0.3  # zeros, normalised
     return Rows(inputs, n_windows, labels)
 
 
@@ -93,10 +93,10 @@ def test_weights_of_classes_are_scikits_and_help_the_rare_one(rows: Rows):
 
 
 def test_early_stopping_of_boosting_uses_dev(rows: Rows):
-    dev = Rows(rows.inputs[:40], rows.n_windows[:40], 1 - rows.labels[:40])  # nothing that is learned helps here
+    dev = Rows(rows.inputs[:40], rows.n_windows[:40], 1 - rows.labels[:40])  # inverted: dev loss never improves
     stopped = fit(experiment("hist_gradient_boosting", early_stopping=2), rows.take(np.arange(40, 120)), dev, 2)
-    whole = fit(experiment("hist_gradient_boosting"), rows.take(np.arange(40, 120)), None, 2)
-    assert stopped.model.n_iter_ < whole.model.n_iter_ == 100  # type: ignore[attr-defined]
+    unstopped = fit(experiment("hist_gradient_boosting"), rows.take(np.arange(40, 120)), None, 2)
+    assert stopped.model.n_iter_ < unstopped.model.n_iter_ == 100  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

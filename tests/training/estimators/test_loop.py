@@ -16,7 +16,7 @@ from training.experiment import Experiment
 from training.runtime import tensorflow
 from training.train import _rows, predict_in_memory, train
 
-#: The talk's network, for fewer epochs.
+#: The talk's network with fewer epochs.
 TALK = Experiment(
     estimator="dnn", hidden_layers=(100,) * 5, optimizer="adagrad",
     learning_rate=0.05, l2=0.0, batch_size=32, epochs=12,
@@ -37,15 +37,15 @@ def shape(rows: Rows) -> tuple[int, int, int]:
 
 
 def by_hand(experiment: Experiment, rows: Rows) -> list[np.ndarray]:
-    """The weights after Keras's own step for each batch of the same permutations."""
+    """Return the weights after Keras's own step for each batch of the same permutations."""
     model, batches = build_model(experiment, *shape(rows)), Resident(rows, experiment.batch_size, experiment.seed)
     per_epoch = -(-len(rows) // experiment.batch_size)
     steps = min(experiment.steps or 10**9, experiment.epochs * per_epoch)
     model.compile(optimizer=optimizer_of(experiment, steps), loss="sparse_categorical_crossentropy")
     weights = class_weights(np.bincount(rows.labels)) if experiment.class_weights == "balanced" else None
     for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        batch = rows.take(batches.order(epoch)[place * experiment.batch_size :][: experiment.batch_size])
+        epoch, number = divmod(step, per_epoch)
+        batch = rows.take(batches.order(epoch)[number * experiment.batch_size :][: experiment.batch_size])
         model.train_on_batch(
             {"inputs": batch.inputs, "n_windows": batch.n_windows},
             batch.labels,

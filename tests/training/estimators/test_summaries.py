@@ -33,14 +33,14 @@ def test_padding_and_the_other_runs_are_not_seen(view: View):
     rng = np.random.default_rng(0)
     inputs = rng.gamma(1.0, 20.0, (6, 9, 3)).astype(np.float32)
     n_windows = np.array([1, 2, 3, 5, 8, 9], np.int32)
-    whole = summarise(inputs, n_windows, view)
+    summary = summarise(inputs, n_windows, view)
     longer = np.concatenate([inputs, np.full((6, 4, 3), 99.0, np.float32)], axis=1)
     longer[:, :9][np.arange(9) >= n_windows[:, None]] = -7.0
 
-    np.testing.assert_array_equal(summarise(longer, n_windows, view), whole)
+    np.testing.assert_array_equal(summarise(longer, n_windows, view), summary)
     for run, count in enumerate(n_windows):
         alone = summarise(inputs[run : run + 1, :count], n_windows[run : run + 1], view)
-        np.testing.assert_allclose(alone[0], whole[run], rtol=1e-6)
+        np.testing.assert_allclose(alone[0], summary[run], rtol=1e-6)
 
 
 def test_ratios_stay_when_the_whole_machine_is_larger():
@@ -112,7 +112,7 @@ def test_a_member_uses_its_own_columns():
     inputs = rng.random((5, 10, 4)).astype(np.float32)
     n_windows = np.full(5, 10, np.int32)
     for view in ("levels", "shapes"):
-        whole, of = summarise(inputs, n_windows, view), columns_of(view, 4)
-        assert len(of) == whole.shape[1]
+        summary, of = summarise(inputs, n_windows, view), columns_of(view, 4)
+        assert len(of) == summary.shape[1]
         part = summarise(inputs[:, :, [1, 3]], n_windows, view)
-        np.testing.assert_array_equal(whole[:, np.isin(of, [1, 3]).all(axis=1)], part)
+        np.testing.assert_array_equal(summary[:, np.isin(of, [1, 3]).all(axis=1)], part)

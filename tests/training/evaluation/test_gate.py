@@ -17,12 +17,12 @@ CLASSES = ("a", "b")
 
 
 def answers(right: int, total: int) -> np.ndarray:
-    """bool [total]: the first ``right`` are right."""
+    """Return bool [total]: the first ``right`` are true."""
     return np.arange(total) < right
 
 
 def figures(right: int = 90, total: int = 100, **more: Any) -> dict[str, Any]:
-    """A candidate with so many right answers, of classes that are equally frequent."""
+    """Return the figures of a candidate with ``right`` correct predictions of equally frequent classes."""
     labels = np.arange(total) % 2
     predicted = np.where(answers(right, total), labels, 1 - labels)
     probabilities = np.eye(2)[predicted] * 0.8 + 0.1
@@ -82,10 +82,10 @@ def test_no_figure_may_be_missing_or_nonsense(name: str, value: Any):
 )
 def test_no_part_of_the_evaluation_may_be_missing(path: tuple[str, ...]):
     given = copy.deepcopy(figures())
-    place = given["evaluation"]
+    parent = given["evaluation"]
     for name in path[:-1]:
-        place = place[name]
-    place[path[-1]] = None
+        parent = parent[name]
+    parent[path[-1]] = None
     assert not judge(given, POLICY, has_champion=False).blessed
 
 
@@ -149,7 +149,7 @@ def test_comparison_is_paired():
     assert (found["only_candidate"], found["only_champion"], found["runs"]) == (20, 10, 100)
     assert found["mcnemar"] == pytest.approx(binomtest(10, 30).pvalue)
     assert found == compare(one, other)
-    # against drawing the pairs themselves
+    # compared with a bootstrap of the pairs themselves
     rng = np.random.default_rng(5)
     rows = rng.integers(0, 100, (4000, 100))
     drawn = (one[rows].astype(int) - other[rows].astype(int)).mean(axis=1)

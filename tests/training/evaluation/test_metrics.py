@@ -79,8 +79,8 @@ def test_no_runs_are_no_figures_and_wrong_shapes_an_error():
 
 
 def test_the_one_number_baseline_is_a_nearest_neighbour_of_memory(made: Path, snapshot: Snapshot):
-    mentions, _, paths = corpus()
-    logs = {mention.run_id: path for mention, path in zip(mentions, paths, strict=True)}
+    runs, _, paths = corpus()
+    logs = {facts.run_id: path for facts, path in zip(runs, paths, strict=True)}
     memory = [f"memory usage:{name}" for name in ("used", "free", "buff", "cach")]
 
     def total(run_id: str) -> float:

@@ -47,9 +47,9 @@ def test_figures_are_scikits_and_lie_in_their_intervals():
         metrics.f1_score(labels[:190], predicted[:190], average="macro")
     )
     assert "f1" not in found["slices"]["job"]["b"]  # ten runs
-    told = evaluate(probabilities, labels, ("x", "y", "z"), labels)
+    evaluated = evaluate(probabilities, labels, ("x", "y", "z"), labels)
     assert {key: found[key] for key in ("accuracy", "base_rate", "confusion", "calibration")} == {
-        key: told[key] for key in ("accuracy", "base_rate", "confusion", "calibration")
+        key: evaluated[key] for key in ("accuracy", "base_rate", "confusion", "calibration")
     }
 
 

@@ -1,4 +1,4 @@
-"""Clusters of points whose groups are known, and the numbers beside them, worked out by hand."""
+"""Clusters of points with known groups, and their figures, computed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.experiments.clustering import (
 
 
 def blobs(sizes: tuple[int, ...] = (30, 20, 10)) -> tuple[np.ndarray, np.ndarray]:
-    """Points [n, 5] around as many far corners, mixed, and the corner of each; the largest is corner 0."""
+    """Return shuffled points [n, 5] around distant corners, and the corner of each; corner 0 has the most points."""
     random = np.random.default_rng(7)
     of = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
     corners = 10 * np.eye(len(sizes), 5)
@@ -68,13 +68,13 @@ def test_points_that_are_all_alike_are_one_cluster():
 def test_agreement_is_one_with_the_groups_and_nothing_by_chance():
     points, of = blobs()
     names = np.array(["c", "a", "b"], object)[of]
-    told = agreement(find_clusters(points, 3).of, names)
-    assert told is not None
-    assert (told.rand, told.mutual) == pytest.approx((1.0, 1.0))
-    assert abs(told.random_rand) < 0.02
-    assert 0 < told.random_rand_95 < 0.15
-    # the mutual information of chance is not 0: that is why it stands beside
-    assert 0 < told.random_mutual < told.random_mutual_95 < 0.2
+    agreed = agreement(find_clusters(points, 3).of, names)
+    assert agreed is not None
+    assert (agreed.rand, agreed.mutual) == pytest.approx((1.0, 1.0))
+    assert abs(agreed.random_rand) < 0.02
+    assert 0 < agreed.random_rand_95 < 0.15
+    # the mutual information by chance is not 0, so it is reported too
+    assert 0 < agreed.random_mutual < agreed.random_mutual_95 < 0.2
     assert agreement(of, names, seed=4) == agreement(of, names, seed=4)
 
 

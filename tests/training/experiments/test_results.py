@@ -1,4 +1,4 @@
-"""What trials have stored is read again as it was, the latest of each, and not at all where it is another file."""
+"""Stored trials are read back unchanged: the latest of each; an altered file is an error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _few_resamples():
 
 @pytest.fixture(scope="module")
 def trained(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, InMemoryDataset]:
-    """A data path with a forest that was trained, and folds of another that was not."""
+    """Build a data path with a trained forest, and with the folds of another experiment without a result."""
     root = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(made, root)
     data = DataRoot.open(root)
@@ -60,14 +60,14 @@ def test_a_trial_is_read_as_it_was_stored(trained: tuple[DataRoot, InMemoryDatas
     assert [each["by"] for each in found.folds] == ["flavour"]
     assert found.snapshot == dataset.snapshot.digest
 
-    told, test = found.predictions(), dataset.of("test")
+    predictions, test = found.predictions(), dataset.of("test")
     rows = one.normal(test)
-    assert told is not None
-    assert told.run_id.tolist() == [dataset.facts[position].run_id for position in test]
-    assert told.labels.tolist() == rows.labels.tolist()
-    assert told.classes == dataset.snapshot.resolved.classes
-    np.testing.assert_array_equal(told.probabilities, one.fitted.predict(rows.inputs, rows.n_windows))
-    right = answers(told.probabilities)[1] == told.labels
+    assert predictions is not None
+    assert predictions.run_id.tolist() == [dataset.facts[position].run_id for position in test]
+    assert predictions.labels.tolist() == rows.labels.tolist()
+    assert predictions.classes == dataset.snapshot.resolved.classes
+    np.testing.assert_array_equal(predictions.probabilities, one.fitted.predict(rows.inputs, rows.n_windows))
+    right = answers(predictions.probabilities)[1] == predictions.labels
     assert right.sum() == one.run()[0]["test"]["accuracy"]["right"]
 
 
@@ -78,7 +78,7 @@ def test_folds_alone_are_a_trial_without_a_result(trained: tuple[DataRoot, InMem
 
 
 def copied(data: DataRoot, trial: str, **snapshot: object) -> None:
-    """Another trial of the forest: the stored one with something else in its snapshot."""
+    """Store another trial of the forest: a copy with a changed snapshot."""
     (path,) = Path(data.url, "experiments/forest/results/providers").glob("*")
     other = path.parent / trial
     shutil.copytree(path, other)
@@ -100,7 +100,7 @@ def test_the_latest_has_the_most_spans_then_the_newest_versions(data: DataRoot, 
 def test_of_equally_old_trials_one_with_a_shared_snapshot_is_chosen(data: DataRoot):
     copied(data, "f" * 24, digest="other exclusions")
     own = only(data, "forest").snapshot
-    assert own == "other exclusions"  # by name: nothing else tells them apart
+    assert own == "other exclusions"  # by name: nothing else distinguishes them
     shutil.copytree(Path(data.url, "experiments/forest"), Path(data.url, "experiments/second"))
     shutil.rmtree(Path(data.url, "experiments/second/results/providers/" + "f" * 24))
     found = stored_trials(data.experiments, ["forest", "second"])

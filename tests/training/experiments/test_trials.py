@@ -144,8 +144,8 @@ def test_nothing_half_written_counts(data: DataRoot, dataset: InMemoryDataset):
 
 
 def test_a_data_set_without_trusted_runs_is_reported(data: DataRoot):
-    nobody = TrustPolicy.from_json({})
-    empty = read_dataset(data.dataset("providers"), nobody)
+    none_trusted = TrustPolicy.from_json({})
+    empty = read_dataset(data.dataset("providers"), none_trusted)
     with pytest.raises(CimlError, match="'providers' has no training runs: 160 examples are untrusted"):
         trial(data, empty).run()
 
@@ -196,7 +196,7 @@ def test_a_model_is_evaluated_on_another_job(data: DataRoot, dataset: InMemoryDa
 
 
 def _nearest_memory(dataset: InMemoryDataset, positions: np.ndarray, found: dict[str, Any]) -> float:
-    """How many runs have the provider of the run with the nearest memory among those of the other folds."""
+    """Return the share of runs with the provider of the nearest run by memory in the other folds."""
     runs = [dataset.facts[position] for position in positions]
     memory = first_memory(dataset.raw, [run.run_id for run in runs])
     flavours, labels = np.array([run.flavour for run in runs]), dataset.rows.labels[positions]

@@ -1,4 +1,4 @@
-"""Sweeps: what a file means, that a grid is whole, and that proposing and pruning follow from what came before."""
+"""Sweeps: the meaning of a file, complete grids, and proposals and pruning that follow from earlier outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training.sweeps.study import Judge, Past, propose
 from training.sweeps.trial import one_number, score_trial
 from transforms.ingest.trust import TrustPolicy
 
-MANY = list(range(101))  # of which 100 are the most that an axis may have
+MANY = list(range(101))  # an axis has at most 100 values
 LARGE = {"max_windows": MANY[1:], "salt": ["a", "b"]}
 FOREST = {"estimator": "random_forest", "parameters": {"n_estimators": 3}}
 
@@ -212,12 +212,12 @@ def test_a_sweep_that_was_begun_may_have_other_trials_and_nothing_else(tmp_path:
     store, facts = open_store(tmp_path), {"trust_policy": "a"}
     assert begin_sweep(store, rates(), facts, lambda: 4) == 4
     assert begin_sweep(store, rates(trials=90), facts, lambda: 5) == 4
-    for other, told, line in [
+    for other, inputs, line in [
         (rates(metric="f1", folds=4), facts, "with another folds, metric; choose another name"),
         (rates(), {"trust_policy": "b"}, "with another trust_policy; choose another name"),
     ]:
         with pytest.raises(CimlError, match=line):
-            begin_sweep(store, other, told, lambda: 5)
+            begin_sweep(store, other, inputs, lambda: 5)
     store.replace("sweep.json", b"{}")
     with pytest.raises(IntegrityError, match="is not a sweep"):
         begin_sweep(store, rates(), facts, lambda: 5)
@@ -227,10 +227,10 @@ def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(mad
     dataset = read_dataset(DataRoot.open(made).dataset("providers"), TrustPolicy.load())
     experiment = Experiment(name="tests", hidden_layers=(8,), epochs=5, learning_rate=0.01)
     one = rates(on="dev", report_epochs=2, trials=1, metric="f1")
-    told: list[tuple[int, float]] = []
-    found = score_trial(one, experiment, dataset, lambda step, value: told.append((step, value)) or False)
-    assert [step for step, _ in told] == [2, 4]
-    assert found.steps == told
+    reported: list[tuple[int, float]] = []
+    found = score_trial(one, experiment, dataset, lambda step, value: reported.append((step, value)) or False)
+    assert [step for step, _ in reported] == [2, 4]
+    assert found.steps == reported
     dev, train = dataset.of("dev"), dataset.of("train")
     assert (found.pruned, found.trained_on, found.held_out) == (False, len(train), len(dev))
     normalisation = Normalisation.of(dataset.rows.inputs[train])
@@ -239,14 +239,14 @@ def test_on_dev_a_network_reports_its_epochs_and_its_last_value_is_its_score(mad
         rows = dataset.rows.take(positions)
         return Rows(normalisation.apply(rows.inputs), rows.n_windows, rows.labels)
 
-    for epochs, value in [*told, (5, found.value)]:
+    for epochs, value in [*reported, (5, found.value)]:
         asked = normal(dev)
         model = fit(experiment.replace(epochs=epochs), normal(train), None, 4)
         answers = model.predict(asked.inputs, asked.n_windows)
         right = scores(answers, asked.labels, "abcd", asked.labels, resamples=0)["macro"]["f1"]["value"]
         assert value == pytest.approx(right)
     ended = score_trial(one, experiment, dataset, lambda step, value: step == 4)
-    assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, told[1][1], told, None)
+    assert (ended.pruned, ended.value, ended.steps, ended.low) == (True, reported[1][1], reported, None)
     last = score_trial(one, experiment.replace(epochs=4), dataset, lambda step, value: step == 4)
     assert (last.pruned, len(last.steps)) == (False, 2)
     number = one_number(one, dataset)["memory"]

@@ -1,4 +1,4 @@
-"""Which operations a model may have is decided by what runs, whatever the functions of its library are named."""
+"""A model's allowed operations are checked by the operations that run, not by the names of its functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.models_fixture import save_model
 
 
 def altered(model: Path, folder: Path, alter: Callable[[Any], None]) -> Path:
-    """A copy of a model whose MetaGraphDef ``alter`` has changed."""
+    """Copy a model with its MetaGraphDef changed by ``alter``."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     shutil.copytree(model, folder)
@@ -34,7 +34,7 @@ def meta_graph(folder: Path) -> Any:
 
 
 def named(name: str) -> Callable[[Any], None]:
-    """Adds a function of that name, with nothing in it that is not allowed."""
+    """Add a function of that name with allowed operations only."""
 
     def alter(graph: Any) -> None:
         function = graph.graph_def.library.function.add()
@@ -59,7 +59,7 @@ def test_function_does_not_hide_an_operation(tmp_path: Path) -> None:
 
 
 def test_bodies_of_functions_are_checked_for_any_name(tmp_path: Path) -> None:
-    """A function with a harmless name that reads a file, and is called by its name as an operation."""
+    """A function with a harmless name reads a file, and is called as an operation of that name."""
     model = save_model(tmp_path / "reads", spoil="read")
 
     def rename(graph: Any) -> None:
@@ -85,7 +85,7 @@ def test_two_of_one_name_are_rejected(good: dict[int, Path], tmp_path: Path) -> 
 
 
 def test_function_that_may_replace_another_counts_as_called(good: dict[int, Path], tmp_path: Path) -> None:
-    """TensorFlow may run one function for another that implements the same: saving hides behind neither."""
+    """TensorFlow may run any function with the same ``api_implements``: all of them are checked."""
 
     def alter(graph: Any) -> None:
         library = graph.graph_def.library.function

@@ -1,4 +1,4 @@
-"""Loading: the answers are TensorFlow's own, and what must not be loaded is refused before it runs."""
+"""Loading: the predictions equal TensorFlow's, and forbidden models are rejected before they run."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def test_restore_must_not_save(good: dict[int, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
 )
-@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("how", ["cut", "missing"])
 def test_damaged_models_are_rejected(good: dict[int, Path], tmp_path: Path, file: str, how: str) -> None:
     folder = Path(shutil.copytree(good[1], tmp_path / "m"))
-    if how == "gone":
+    if how == "missing":
         (folder / file).unlink()
     else:
         data = (folder / file).read_bytes()
@@ -181,7 +181,7 @@ def test_model_is_closed_after_its_last_request(good: dict[int, Path]) -> None:
     closing.start()
     closing.join(0.3)
     assert closing.is_alive()
-    assert not model.acquire()  # none is let in any more
+    assert not model.acquire()  # no new request is accepted
     assert model.predict("", {"inputs": inputs, "n_windows": n_windows})["probabilities"].shape == (2, 4)
     model.release()
     closing.join(10)

@@ -1,4 +1,4 @@
-"""Warm-up files are input: a bad one fails the load with a reason, and nothing else."""
+"""Warm-up files are untrusted input: a bad one only fails the load, with a reason."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.serving.models_fixture import F, L, save_model
 
 
 def head(length: int) -> bytes:
-    """The start of a record that says it has that length, with a checksum that agrees."""
+    """Return the start of a record that declares that length, with its checksum."""
     data = struct.pack("<Q", length)
     return data + struct.pack("<I", masked_crc(data))
 
 
 def request(**changes: Any) -> bytes:
-    """A warm-up record. ``changes`` are inputs: an array, a TensorProto, or None to leave one out."""
+    """Return a warm-up record. ``changes`` are inputs: an array, a TensorProto, or None to omit one."""
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
@@ -41,7 +41,7 @@ def request(**changes: Any) -> bytes:
 
 
 def expanding(elements: int) -> Any:
-    """A TensorProto of a few bytes that stands for many elements."""
+    """Return a TensorProto of a few bytes that declares many elements."""
     from tensorflow.core.framework import tensor_pb2
 
     proto = tensor_pb2.TensorProto(dtype=1, float_val=[1.0])
@@ -94,7 +94,7 @@ def test_framing_that_is_wrong_is_named(data: bytes, message: str) -> None:
 
 
 def test_forged_length_fails_the_load_and_the_old_version_answers(good: dict[int, Path], tmp_path: Path) -> None:
-    """The length 2^36 with its right checksum."""
+    """The length 2^36 with its valid checksum."""
     from serving.model_config import ModelEntry
 
     base = tmp_path / "models"
