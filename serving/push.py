@@ -21,7 +21,7 @@ from typing import Any
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, EngineError, IntegrityError
 from ciml.manifest.log import Delta
-from ciml.storage.open import LocalStore, Store
+from ciml.storage.open import LocalStore, Store, open_store
 from serving.model_config import CONFIG_NAME, render_config
 from serving.model_files import LAST_FILE, check_digests, file_digests, list_versions, read_files
 from serving.registry import STABLE, Candidate, Registry, RegistryState, Verdict, registered_models
@@ -87,7 +87,7 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
     if check:
         from serving.contract import check_candidate
 
-        check_candidate(_store(candidate.folder))
+        check_candidate(open_store(candidate.folder))
     number = _known_version(registry.state, candidate_id)
     if number is None:
         number = _take_number(registry, candidate_id)
@@ -99,12 +99,6 @@ def push_candidate(registry: Registry, candidate_id: str, *, label: str = STABLE
         _relabel(registry, number, label)
     write_config(registry.data)
     return Pushed(registry.model, number, label, candidate_id)
-
-
-def _store(root: str) -> Store:
-    from ciml.storage.open import open_store
-
-    return open_store(root)
 
 
 def _known_version(state: RegistryState, candidate_id: str) -> int | None:
@@ -131,7 +125,7 @@ def _stage(registry: Registry, number: int, candidate: Candidate) -> Store:
     base = registry.base
     local = isinstance(base, LocalStore)
     target = base.child(f"{_STAGING}{number}-{secrets.token_hex(4)}" if local else str(number))
-    files = dict(read_files(_store(candidate.folder)))
+    files = dict(read_files(open_store(candidate.folder)))
     for path in sorted(files, key=lambda one: (one == LAST_FILE, one)):
         # An existing object is read back: after a retried write, the writer finds its own object.
         if not target.create(path, files[path]) and target.read(path) != files[path]:

@@ -7,6 +7,7 @@ names is the champion. The model server's configuration is derived from the regi
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,8 +253,6 @@ class Registry:
             data = self.folder(number).read(path)
         except FileNotFoundError:
             raise IntegrityError(f"{self.folder(number).url(path)} is missing") from None
-        import hashlib
-
         found = hashlib.sha256(data).hexdigest()
         check_digests(self.folder(number).root, {path: found}, {path: files[path]})
         return data

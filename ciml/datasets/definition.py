@@ -69,15 +69,11 @@ def slice_of(text: str) -> slice:
     Raises:
       CimlError: another form, or a step of zero.
     """
-    parts = [int(part) if part else None for part in text.replace(" ", "").split(":")] if _is_slice(text) else []
-    if not parts or (len(parts) == 3 and parts[2] == 0):
+    plain = text.replace(" ", "")
+    parts = [int(part) if part else None for part in plain.split(":")] if _SLICER.fullmatch(plain) else []
+    if not plain or not parts or (len(parts) == 3 and parts[2] == 0):
         raise CimlError(f"slicer {text!r:.60}: want a slice such as :2000, 1000:2000 or -500:")
     return slice(*parts)
-
-
-def _is_slice(text: str) -> bool:
-    plain = text.replace(" ", "")
-    return bool(plain) and _SLICER.fullmatch(plain) is not None
 
 
 class DatasetDefinition(Settings, frozen=True, kw_only=True):
@@ -222,10 +218,6 @@ class ResolvedDefinition(Settings, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "definition": self.definition.to_json()}
-
-    @property
-    def L(self) -> int:  # noqa: N802 (the design's word)
-        return self.windows
 
     def label_of(self, facts: RunFacts) -> tuple[int, str] | str:
         """Return (label, class) of a run, or the reason why it has no example.

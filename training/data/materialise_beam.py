@@ -22,7 +22,6 @@ tf = tensorflow()
 import apache_beam as beam  # noqa: E402  (TensorFlow has to be set up before Beam and tf.Transform import it)
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
-import tensorflow_transform as tft  # noqa: E402
 import tensorflow_transform.beam as tft_beam  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
@@ -294,8 +293,3 @@ def _write_analysis(pairs: list[tuple[bytes, Any]], key: str, cache: AnalysisCac
             size = value
     with keep_error():
         cache.write(key, SpanAnalysis(entries, size))
-
-
-def read_transform(folder: Path) -> tft.TFTransformOutput:
-    """Return the transform that a pipeline wrote."""
-    return tft.TFTransformOutput(str(folder))

@@ -17,7 +17,7 @@ from training.data.snapshot import Snapshot, SnapshotRun
 from training.evaluation.baselines import one_number_baseline
 from training.evaluation.champion import Champion, right_answers
 from training.evaluation.gate import GatePolicy, compare
-from training.evaluation.metrics import accuracy, evaluate, slices_of
+from training.evaluation.metrics import accuracy, evaluate
 from training.experiment import Experiment
 from training.export import Exported
 from training.train import predict_in_memory, trained_roles
@@ -56,9 +56,9 @@ def assess(
     in_memory = predict_in_memory(model, materialised, resolved, "test")
     learned = list(snapshot.runs(*trained_roles(experiment, dev_from_train=snapshot.dev_from_train)))
     train_labels = np.array([run.label for run in learned], np.int64)
-    counts = Counter(run.label for run in learned)
+    counts, slices = Counter(run.label for run in learned), {"job": [run.build_name for run in runs]}
     figures: dict[str, Any] = {
-        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices_of(runs)),
+        "evaluation": evaluate(answers, test.labels, resolved.classes, train_labels, slices),
         "class_counts": {name: counts[label] for label, name in enumerate(resolved.classes)},
         "disagreement": _difference(answers, in_memory),
         "latency_ms": exported.latency_ms(test.inputs, test.n_windows) if len(test) else None,

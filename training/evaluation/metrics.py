@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from training.data.snapshot import SnapshotRun
-
 CONFIDENCE = 0.95
 _BINS = 10
 
@@ -121,8 +119,3 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
             error += runs / len(right) * abs(mean - share)
             bins.append({"low": index / _BINS, "runs": runs, "confidence": mean, "accuracy": share})
     return {"ece": error, "bins": bins}
-
-
-def slices_of(runs: Sequence[SnapshotRun]) -> dict[str, list[str]]:
-    """Return the slices of metrics: each run's job."""
-    return {"job": [run.build_name for run in runs]}

@@ -99,7 +99,7 @@ def test_resolved_definitions_are_json_and_back() -> None:
     made = resolve(definition, [COLUMNS], [])
     assert made.columns == ("total cpu usage:usr", "memory usage:used", "load avg:1m", "swap:used")
     assert made.features == ("usr", "used", "1m", "swap:used")
-    assert (made.classes, made.L) == (("x", "y"), 550)
+    assert (made.classes, made.windows) == (("x", "y"), 550)
     again = ResolvedDefinition.from_json(made.to_json())
     assert again == made
     assert again.digest == made.digest

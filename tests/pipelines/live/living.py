@@ -164,7 +164,7 @@ def assert_equals_batch(kept: Kept, run_ids: Iterable[str], sets: Sequence[LiveD
             assert np.array(example["values"], np.float32).tobytes() == windows.values.tobytes()
             told = [value for _, value in sorted(kept.windows[run_id, dataset.name].items())]
             assert {value["pane"] for value in told} <= {"final", "late"}
-            values = np.array([value["values"] for value in told], np.float32)[: dataset.resolved.L]
+            values = np.array([value["values"] for value in told], np.float32)[: dataset.resolved.windows]
             assert values.tobytes() == windows.values.tobytes()
             compared += 1
     return compared

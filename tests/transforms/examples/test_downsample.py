@@ -37,7 +37,7 @@ def test_every_run_of_the_corpus_equals_pandas(interval: str) -> None:
             inputs, n_windows, rejected = prepare_many(tables[start : start + 100], made)
             assert rejected == []
             for row in range(len(inputs)):
-                wanted, valid = direct.unrolled(bins[start + row], made.columns, made.L)
+                wanted, valid = direct.unrolled(bins[start + row], made.columns, made.windows)
                 assert n_windows[row] == valid
                 direct.assert_equal(inputs[row], wanted, valid, runs[start + row].run_id)
 
@@ -54,7 +54,7 @@ def test_golden_logs_equal_pandas(interval: str, columns: tuple[str, ...]) -> No
     assert rejected == []
     for row, golden in enumerate(GOLDEN.values()):
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), interval)
-        wanted, valid = direct.unrolled(bins, columns, made.L)
+        wanted, valid = direct.unrolled(bins, columns, made.windows)
         assert n_windows[row] == valid > 0
         direct.assert_equal(inputs[row], wanted, valid, golden.name)
 
@@ -67,7 +67,7 @@ def test_statistics_equal_pandas(statistic: str, count_first_sample: bool) -> No
     for row, golden in enumerate(GOLDEN.values()):
         boot = [] if count_first_sample else golden.boot
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "7s", statistic, boot)
-        wanted, valid = direct.unrolled(bins, made.columns, made.L)
+        wanted, valid = direct.unrolled(bins, made.columns, made.windows)
         assert n_windows[row] == valid > 0
         direct.assert_equal(inputs[row], wanted, valid, golden.name)
 
@@ -79,7 +79,7 @@ def test_aggregations_equal_pandas_and_take_windows_beyond_the_cut() -> None:
     assert n_windows.tolist() == [len(FUNCTIONS)] * len(GOLDEN)
     for row, golden in enumerate(GOLDEN.values()):
         bins = direct.resampled(direct.frame_of(golden.times_us, golden.columns), "10s")
-        wanted, valid = direct.unrolled(bins, made.columns, made.L, FUNCTIONS)
+        wanted, valid = direct.unrolled(bins, made.columns, made.windows, FUNCTIONS)
         direct.assert_equal(inputs[row], wanted, valid, golden.name)
 
 
@@ -192,7 +192,7 @@ def test_refusals_name_their_reason_and_leave_the_others_alone() -> None:
 def test_no_runs_make_no_windows() -> None:
     for made in (resolved(), resolved(aggregation_functions=FUNCTIONS), resolved(sample_statistic="std")):
         inputs, n_windows, rejected = prepare_many([], made)
-        assert inputs.shape == (0, made.L, 2)
+        assert inputs.shape == (0, made.windows, 2)
         assert (n_windows.tolist(), rejected) == ([], [])
 
 

@@ -138,7 +138,7 @@ def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]
     assert [told[row] for row in order] == n_windows.tolist()
     for row in (0, 17, 49):
         one, count = prepare(tables[row], made)
-        assert (one.shape, one.dtype, count) == ((made.L, len(made.features)), np.float32, n_windows[row])
+        assert (one.shape, one.dtype, count) == ((made.windows, len(made.features)), np.float32, n_windows[row])
         assert one.tobytes() == learnt[row].tobytes()
 
 

@@ -73,7 +73,7 @@ def assert_equals_batch(told: Told, run: RunFacts, stored: pa.Table, datasets: S
     for dataset in datasets:
         windows = downsample([stored], dataset.resolved)
         if not dataset.resolved.definition.aggregation_functions:
-            ours = told.values(dataset.name)[: dataset.resolved.L].reshape(-1, len(dataset.resolved.columns))
+            ours = told.values(dataset.name)[: dataset.resolved.windows].reshape(-1, len(dataset.resolved.columns))
             assert ours.tobytes() == windows.values.tobytes()
         made = make_examples([run], [stored], dataset.resolved)
         example = last[dataset.name]
