@@ -1,4 +1,4 @@
-"""Errors for people, and rejections of input data."""
+"""User errors, and rejections of input data."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _module(model: Any, transform_folder: Path, resolved: ResolvedDefinition) ->
             self.fixed = _variables(model.non_trainable_variables, "fixed")
 
         def probabilities(self, inputs: Any, n_windows: Any) -> Any:
-            # The transform passes on what it does not normalise; label and ordinal are unused here.
+            # The transform requires label and ordinal; the model does not use them.
             nothing = tf.zeros_like(n_windows, tf.int64)
             raw = {"inputs": inputs, "n_windows": tf.cast(n_windows, tf.int64), "label": nothing, "ordinal": nothing}
             normalised = transform.transform_raw_features(raw)

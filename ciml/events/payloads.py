@@ -37,7 +37,7 @@ def message_bytes(message: Message) -> int:
 
 
 def excess(message: Message) -> str:
-    """Describe how a message exceeds `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" where it does not."""
+    """Describe how a message exceeds `MAX_MESSAGE_BYTES` or `MAX_MESSAGE_HEADERS`, for people; "" if it does not."""
     if len(message.headers) > MAX_MESSAGE_HEADERS:
         return f"more than {MAX_MESSAGE_HEADERS} headers"
     size = message_bytes(message)

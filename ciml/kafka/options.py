@@ -10,7 +10,7 @@ from typing import Any
 
 from ciml.errors import CimlError
 
-#: Properties that decide what is read, or where reading starts: reserved for ciml.
+#: Properties that decide which messages are read: reserved for ciml.
 OWN = (
     "allow.auto.create.topics", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit",
     "enable.auto.offset.store", "enable.partition.eof", "isolation.level", "transactional.id",

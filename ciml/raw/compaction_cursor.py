@@ -92,7 +92,7 @@ def windows(raw: Store, compaction: CompactionCursor, ripe: Callable[[str], bool
       raw: the raw store.
       compaction: the cursor at the start; it may change between windows.
       ripe: returns whether a folder is to be packed now.
-      size: a window ends with the delta that reaches so many runs.
+      size: number of runs; a window ends with the delta that reaches it.
     """
     cursor, due = compaction.cursor, {folder: version for folder, version in compaction.pending.items() if ripe(folder)}
     window, delta = Window(), Delta()

@@ -117,7 +117,7 @@ class PackFile:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A run that stays an object of its own: ``why`` is "" where there were too few runs, else its fault."""
+    """A run that stays an object of its own: ``why`` is its fault, or "" if there were too few runs."""
 
     digest: str
     rows: int

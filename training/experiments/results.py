@@ -44,7 +44,7 @@ class Stored:
       store: the trial's folder.
       result: of `training.experiments.trials.Trial.run`; None if it was only cross-validated, or was killed.
       elsewhere: of `training.experiments.trials.Trial.run_on`, by the name of the data set.
-      folds: of `training.evaluation.cross_validation.cross_validate`, by what was held out.
+      folds: of `training.evaluation.cross_validation.cross_validate`, by the held-out facts.
       older: number of older results of this experiment on this data set.
     """
 

@@ -75,9 +75,9 @@ class Sweep(Settings, frozen=True, kw_only=True):
       pruner: ends trials that are worse than earlier ones; ``none`` never does.
       startup_trials: completed trials of a question before ``median`` prunes.
       warmup: steps (folds, or epochs on dev) without pruning.
-      report_epochs: on dev, a network is scored every so many epochs.
-      lag: a trial is proposed and pruned by the outcomes of trials at least so many numbers before it. This limits
-        parallel trials, and results do not depend on how many run in parallel.
+      report_epochs: on dev, number of epochs between two scores of a network.
+      lag: a trial is proposed and pruned by the outcomes of trials at least ``lag`` numbers before it. This limits
+        parallel trials, and results do not depend on their number.
     """
 
     what: ClassVar[str] = "sweep"
