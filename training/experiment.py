@@ -34,8 +34,8 @@ class Experiment(Settings, frozen=True, kw_only=True):
       optimizer: name of a Keras optimizer.
       learning_rate: initial learning rate.
       schedule: ``cosine`` lets the learning rate fall to zero over the steps; ``constant`` does not.
-      early_stopping: epochs without a lower loss on the dev runs after which training stops; the best epoch is restored.
-        None disables it: then dev runs that were taken from train are trained on too.
+      early_stopping: epochs without a lower dev loss after which training stops; the best epoch is restored. None
+        disables it: then dev runs that were taken from train are trained on too.
       class_weights: ``balanced`` weights a class by the inverse of its share, ``none`` does not.
       seed: of weights, order and dropout. Equal seed and snapshot give the same model.
       parameters: of an estimator of scikit-learn, by scikit-learn's names.

@@ -203,8 +203,8 @@ class Checkpoints(Generic[S]):
 
         Args:
           due: whether a checkpoint may be due. With False it does nothing within the hour.
-          budget_s: approximate duration of the call, seconds; the next call continues. One step is at most one part of the
-            index (a second), or one request to the storage.
+          budget_s: approximate duration of the call, seconds; the next call continues. One step is at most one part of
+            the index (a second), or one request to the storage.
 
         Returns:
           Whether there is more to do now.
