@@ -1,1 +1,1 @@
-"""An ingest that a supervisor process keeps at work: its files, its processes, its status."""
+"""Supervised services: their files, processes and status."""

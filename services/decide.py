@@ -1,7 +1,7 @@
-"""Decision logic of a service's watchdog (pure): what follows from what is seen.
+"""Decision logic of a service's watchdog (pure).
 
-`services.tracker` makes an `Observation` of job, topic and manifest; `decide` says what follows. Neither does I/O, so a
-table can test them; `services.supervisor` is the loop around them.
+`services.tracker` makes an `Observation` of job, topic and manifest; `decide` returns the `Action`. Neither does I/O,
+so a table can test them; `services.supervisor` is the loop around them.
 """
 
 from __future__ import annotations
@@ -9,35 +9,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: ``missing``: there is none; ``starting``: it was submitted; ``restarting``: its engine tries to bring it back;
-#: ``over``: it ended or failed.
+#: ``missing``: there is none; ``starting``: submitted; ``restarting``: by its engine; ``over``: ended or failed.
 JobState = Literal["missing", "starting", "running", "restarting", "over"]
 Wanted = Literal["run", "stop", "savepoint"]
-#: What a person is told. ``waiting``: for a broker, a store or an engine; ``stalled``: nothing moves, though it should.
+#: For people. ``waiting``: for a broker, a store or an engine; ``stalled``: there are messages, but no progress.
 Health = Literal["starting", "running", "waiting", "stalled", "stopping", "stopped", "failed"]
 Kind = Literal["carry_on", "submit", "replace", "cancel", "savepoint", "end"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long what may take, s.
+    """Limits of the watchdog, seconds.
+
+    A submission is fruitless if its job committed nothing.
 
     Attributes:
-      fresh_s: a job runs and has committed nothing since it was submitted, though there is something to read.
-      steady_s: a partition of a job that has committed does not move, though there is something to read: more than a
-        batch whose logs all time out takes.
-      longest_s: each replacement that brought nothing doubles both, up to here: what is slow is not killed for ever.
-      starting_s: from the submission until it runs; doubles too.
-      pause_s, longest_pause_s: between a job that brought nothing and the next; it doubles each time.
-      settled_s: a job that runs for so long with nothing to read counts as one that works.
-      renew_s: a job is replaced after so long in any case: the state of a source in Python grows with every rest.
-      checkpoint_bytes: and when its checkpoint has grown to this: about 500 rests, each of which makes the next
-        checkpoint slower,
-      checkpoint_renew_s: but not sooner than this after its submission.
-      stopping_s: how long an engine that does not answer is asked to stop the job.
-      savepoint_s: how long a savepoint is tried for, before the job is cancelled without one.
-      patience_s: how long a broker, a store or an engine may not answer before that is an error; None for ever.
-      most_stalls: how many replacements in a row may bring nothing before that is an error; None for any number.
+      fresh_s: longest time without a first commit of a running job that has messages to read.
+      steady_s: longest time without progress of a partition with messages to read, after a commit. A batch whose logs
+        all time out takes less.
+      longest_s: each fruitless replacement doubles both, up to this limit, so that a slow job is not killed for ever.
+      starting_s: longest time from the submission until the job runs; doubles too.
+      pause_s, longest_pause_s: first and longest pause after a fruitless job; it doubles each time.
+      settled_s: a job that has run this long with nothing to read is not fruitless.
+      renew_s: age at which any job is replaced: the state of a Python source grows with every rest.
+      checkpoint_bytes: checkpoint size at which a job is replaced: about 500 rests, each of which makes the next
+        checkpoint slower.
+      checkpoint_renew_s: least age of a job that is replaced for its checkpoint.
+      stopping_s: time to try to stop a job whose engine does not answer.
+      savepoint_s: time to try a savepoint before the job is cancelled without one.
+      patience_s: time without an answer of a broker, a store or an engine that is an error; None for unlimited.
+      most_stalls: largest number of successive fruitless replacements; None for unlimited.
     """
 
     fresh_s: float = 45.0
@@ -56,36 +57,36 @@ class Limits:
     most_stalls: int | None = None
 
     def pause(self, failures: int) -> float:
-        """How long to wait after so many submissions in a row that brought nothing."""
+        """Return the pause after successive fruitless submissions, seconds."""
         return 0.0 if failures < 1 else min(self.pause_s * 2.0 ** min(failures - 1, 30), self.longest_pause_s)
 
     def doubled(self, limit_s: float, failures: int) -> float:
-        """A limit after so many submissions in a row that brought nothing."""
+        """Return a limit after successive fruitless submissions, seconds."""
         return max(limit_s, min(limit_s * 2.0 ** min(failures, 30), self.longest_s))
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen at one moment. Times are seconds of one clock that only goes forward.
+    """The state of a service at one time. Times are seconds of a monotonic clock.
 
     Attributes:
-      now_s: the moment.
-      wanted: what the operator wants.
-      since_s: since when.
-      fault: why it must not go on; "" where it may.
-      away: which broker, store or engine does not answer; "" where all do.
-      away_s: since when; None where all answer, and what is waited for will come by itself.
-      engine_away: whether it is the engine, so that nothing is known of the job.
+      now_s: the time of the observation.
+      wanted: the operator's request.
+      since_s: time of that request.
+      fault: a permanent error; "" without one.
+      away: the broker, store or engine that does not answer, and its error; "" if all answer.
+      away_s: start of that outage; None without one, or if the service is only not ready yet.
+      engine_away: whether the engine does not answer, so that the job's state is unknown.
       job: the job's state.
-      how: how it ended, or why there is none.
-      submitted_s: when it was submitted, or taken over.
-      running_s: since when it runs; None where it does not.
+      how: how the job ended, or why there is none.
+      submitted_s: time at which the job was submitted or taken over.
+      running_s: start of its present run; None if it does not run.
       committed: whether anything was committed since its submission.
-      behind: how many offsets are not covered.
-      stuck_s: since when the partition that moved least has had something to read and did not move; None where none is.
-      failures: how many submissions in a row, up to now, brought nothing.
-      ended_s: when it was first seen that there is no job.
-      checkpoint_bytes: of the last checkpoint; None where there is none.
+      behind: number of uncovered offsets.
+      stuck_s: time of the last progress of the slowest partition with messages to read; None if none has any.
+      failures: number of successive fruitless submissions; see `Limits`.
+      ended_s: time at which the job was first missing.
+      checkpoint_bytes: size of the last checkpoint; None without one.
     """
 
     now_s: float
@@ -109,12 +110,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class Action:
-    """What is to be done: nothing, a new job, another in the place of this, its end, or the end of all.
+    """The watchdog's next action.
 
     Attributes:
-      kind: what.
-      health: what a person is told.
-      why: one phrase for them.
+      kind: nothing, submit a job, replace it, cancel it, stop it with a savepoint, or end the supervision.
+      health: for people.
+      why: one phrase for people.
     """
 
     kind: Kind
@@ -122,70 +123,70 @@ class Action:
     why: str = ""
 
 
-def decide(look: Observation, limits: Limits) -> Action:
-    """What follows from a look."""
-    at_work = look.job not in ("missing", "over")
-    if look.fault:
-        return Action("cancel" if at_work and not look.engine_away else "end", "failed", look.fault)
-    if look.wanted != "run":
-        return _stop(look, limits, at_work)
-    if look.away:
-        if limits.patience_s is not None and look.away_s is not None and look.now_s - look.away_s > limits.patience_s:
-            return Action("cancel" if at_work and not look.engine_away else "end", "failed", look.away)
-        return Action("carry_on", "waiting", look.away)
+def decide(seen: Observation, limits: Limits) -> Action:
+    """Return the action for an observation."""
+    at_work = seen.job not in ("missing", "over")
+    if seen.fault:
+        return Action("cancel" if at_work and not seen.engine_away else "end", "failed", seen.fault)
+    if seen.wanted != "run":
+        return _stop(seen, limits, at_work)
+    if seen.away:
+        if limits.patience_s is not None and seen.away_s is not None and seen.now_s - seen.away_s > limits.patience_s:
+            return Action("cancel" if at_work and not seen.engine_away else "end", "failed", seen.away)
+        return Action("carry_on", "waiting", seen.away)
     if not at_work:
-        pause_s = limits.pause(look.failures)
-        if look.now_s < (look.ended_s or 0.0) + pause_s:
-            return Action("carry_on", _ailing(look), f"{look.how or 'there is no job'}; the next after {pause_s:.0f} s")
-        return Action("submit", _ailing(look), look.how or "there is no job")
-    if look.job == "starting":
-        limit_s = limits.doubled(limits.starting_s, look.failures)
-        if look.now_s - look.submitted_s > limit_s:
+        pause_s = limits.pause(seen.failures)
+        if seen.now_s < (seen.ended_s or 0.0) + pause_s:
+            return Action("carry_on", _ailing(seen), f"{seen.how or 'there is no job'}; next try after {pause_s:.0f} s")
+        return Action("submit", _ailing(seen), seen.how or "there is no job")
+    if seen.job == "starting":
+        limit_s = limits.doubled(limits.starting_s, seen.failures)
+        if seen.now_s - seen.submitted_s > limit_s:
             return Action("replace", "stalled", f"it did not run within {limit_s:.0f} s")
-        return Action("carry_on", _ailing(look), "submitted")
-    stalled = _stalled(look, limits)
-    if stalled and limits.most_stalls is not None and look.failures >= limits.most_stalls:
+        return Action("carry_on", _ailing(seen), "submitted")
+    stalled = _stalled(seen, limits)
+    if stalled and limits.most_stalls is not None and seen.failures >= limits.most_stalls:
         return Action("cancel", "failed", stalled)
     if stalled:
         return Action("replace", "stalled", stalled)
-    age_s = look.now_s - look.submitted_s
+    age_s = seen.now_s - seen.submitted_s
     if age_s > limits.renew_s:
         return Action("replace", "running", f"renewed after {age_s / 3600:.1f} h")
-    checkpoint_bytes = look.checkpoint_bytes or 0
+    checkpoint_bytes = seen.checkpoint_bytes or 0
     if checkpoint_bytes > limits.checkpoint_bytes and age_s > limits.checkpoint_renew_s:
         return Action("replace", "running", f"renewed: its checkpoint has {checkpoint_bytes / 2**20:.1f} MiB")
-    if look.job == "restarting":
-        return Action("carry_on", _ailing(look), look.how or "its engine restarts it")
-    if look.stuck_s is not None and look.now_s - look.stuck_s > limits.steady_s:
-        return Action("carry_on", "stalled", f"nothing moves for {look.now_s - look.stuck_s:.0f} s")
-    return Action("carry_on", _ailing(look) if look.behind and not look.committed else "running")
+    if seen.job == "restarting":
+        return Action("carry_on", _ailing(seen), seen.how or "its engine restarts it")
+    if seen.stuck_s is not None and seen.now_s - seen.stuck_s > limits.steady_s:
+        return Action("carry_on", "stalled", f"no progress for {seen.now_s - seen.stuck_s:.0f} s")
+    return Action("carry_on", _ailing(seen) if seen.behind and not seen.committed else "running")
 
 
-def _stop(look: Observation, limits: Limits, at_work: bool) -> Action:
-    if look.engine_away:
-        if look.now_s - look.since_s > limits.stopping_s:
-            return Action("end", "stopped", f"{look.away}; a job that runs there goes on")
-        return Action("carry_on", "stopping", look.away)
+def _stop(seen: Observation, limits: Limits, at_work: bool) -> Action:
+    if seen.engine_away:
+        if seen.now_s - seen.since_s > limits.stopping_s:
+            return Action("end", "stopped", f"{seen.away}; a job there keeps running")
+        return Action("carry_on", "stopping", seen.away)
     if not at_work:
         return Action("end", "stopped", "as asked")
-    if look.wanted == "savepoint" and look.now_s - look.since_s <= limits.savepoint_s:
-        if look.job == "running":
+    if seen.wanted == "savepoint" and seen.now_s - seen.since_s <= limits.savepoint_s:
+        if seen.job == "running":
             return Action("savepoint", "stopping")
         return Action("carry_on", "stopping", "it has to run before it can take a savepoint")
     return Action("cancel", "stopping")
 
 
-def _ailing(look: Observation) -> Health:
-    return "stalled" if look.failures >= 3 else "starting"
+def _ailing(seen: Observation) -> Health:
+    return "stalled" if seen.failures >= 3 else "starting"
 
 
-def _stalled(look: Observation, limits: Limits) -> str:
-    if not look.behind or look.stuck_s is None:
+def _stalled(seen: Observation, limits: Limits) -> str:
+    if not seen.behind or seen.stuck_s is None:
         return ""
-    running = look.running_s is not None
-    since_s = max(look.stuck_s, look.running_s if look.running_s is not None else look.submitted_s)
-    limit_s = limits.doubled(limits.fresh_s if running and not look.committed else limits.steady_s, look.failures)
-    if look.now_s - since_s <= limit_s:
+    running = seen.running_s is not None
+    since_s = max(seen.stuck_s, seen.running_s if seen.running_s is not None else seen.submitted_s)
+    limit_s = limits.doubled(limits.fresh_s if running and not seen.committed else limits.steady_s, seen.failures)
+    if seen.now_s - since_s <= limit_s:
         return ""
-    said = "it has committed nothing" if not look.committed else "a partition does not move"
-    return f"{said} for {look.now_s - since_s:.0f} s, with {look.behind:,} messages to read"
+    problem = "it has committed nothing" if not seen.committed else "a partition does not move"
+    return f"{problem} for {seen.now_s - since_s:.0f} s, with {seen.behind:,} messages to read"

@@ -1,4 +1,4 @@
-"""Runs a service in the foreground: its bounded work again and again in this process, or as one job on Flink."""
+"""Runs a service in the foreground: repeated bounded work in this process, or one job on Flink."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.tracker import JobStatus
 if TYPE_CHECKING:
     from pipelines.flink.submit import FlinkJob  # which loads all of Beam
 
-#: Told how far the service is, and a word about what is being done.
+#: Called with the service's progress and its state in a word.
 Report = Callable[[Progress, str], None]
 
 PATIENCE_S = 300.0
@@ -37,22 +37,22 @@ def drive(
     patience_s: float | None = PATIENCE_S,
     extra: tuple[str, ...] = (),
 ) -> None:
-    """Run a service until ``until`` has come or ``stop`` is set; where it goes on is always in its manifest.
+    """Run a service from its manifest, until the condition ``until`` holds or ``stop`` is set.
 
     Args:
-      service: what to run.
-      endpoint: ``host:port`` of Beam's job server; None for bounded work in this process, one piece after the other.
+      service: the service.
+      endpoint: ``host:port`` of Beam's job server; None for bounded work items in this process.
       until: when to end.
-      stop: ends it, when set: after the piece of work that runs, or by cancelling the job.
-      report: told how far it is, before each piece of work or each look at the job.
-      patience_s: how long a broker or a store may not answer, once it has answered; None for ever.
+      stop: when set, ends it after the present work item, or cancels the job.
+      report: called with the progress before each work item, and at each poll of the job.
+      patience_s: longest outage of a broker or a store after its first answer; None for unlimited.
       extra: further options of Beam.
 
     Raises:
-      EngineError: something does not answer: at the start, or for longer than ``patience_s`` later on; the job failed,
-        ended by itself, or commits nothing; with ``until``, also when the service is not ready.
-      IntegrityError: it must not go on.
-      CimlError: what a stage raised, and no further try changes.
+      EngineError: if something does not answer at the start, or later for longer than ``patience_s``; if the job
+        failed, ended by itself, or commits nothing; with ``until``, also if the service is not ready.
+      IntegrityError: if continuing would lose or mix data.
+      CimlError: a stage's permanent error.
     """
     if service.needs_flink and endpoint is None and until != "end":
         raise CimlError(service.needs_flink)
@@ -95,7 +95,7 @@ def _drive_here(
             report(seen, f"waits: {error}")
             stop.wait(service.poll_s)
         except EngineError as error:
-            stop.wait(outage.goes_on(error))
+            stop.wait(outage.pause_after(error))
 
 
 def _drive_on_flink(
@@ -116,7 +116,7 @@ def _drive_on_flink(
         done = seen is not None and idle.see(seen)
         return "stop" if stop.is_set() or done else "run"
 
-    def tell(status: dict[str, Any]) -> None:
+    def on_status(status: dict[str, Any]) -> None:
         if watchdog.progress is not None:
             waits = status["health"] == "waiting"
             report(watchdog.progress, f"waits: {status['why']}" if waits else status["job"]["state"])
@@ -126,7 +126,7 @@ def _drive_on_flink(
         pause_s=0.0, renew_s=service.renew_s, checkpoint_bytes=2**62, stopping_s=0.0, patience_s=patience_s,
         most_stalls=_STALLS,
     )  # fmt: skip
-    watchdog = Supervisor(service, job, wanted, tell, limits=limits, pause_s=service.poll_s, level=logging.INFO)
+    watchdog = Supervisor(service, job, wanted, on_status, limits=limits, pause_s=service.poll_s, level=logging.INFO)
     try:
         if watchdog.run() == "failed":
             raise job.error or watchdog.error or EngineError(watchdog.status["why"])
@@ -135,10 +135,10 @@ def _drive_on_flink(
 
 
 class _JobHere:
-    """A job on Flink that this process submits, and whose workers are its threads; as `services.supervisor.Jobs`.
+    """The `services.supervisor.Jobs` of a job on Flink whose workers are threads of this process.
 
     Attributes:
-      error: what ended it.
+      error: the error that ended it.
     """
 
     def __init__(self, service: Service, endpoint: str, extra: tuple[str, ...]) -> None:
@@ -146,7 +146,7 @@ class _JobHere:
         self._job: FlinkJob | None = None
         self.error: CimlError | None = None
 
-    def look(self) -> JobStatus:
+    def status(self) -> JobStatus:
         job = self._job
         try:
             if job is not None:
@@ -185,18 +185,18 @@ def submit(
     extra: tuple[str, ...] = (),
     chosen: Callable[[str], None] | None = None,
 ) -> FlinkJob:
-    """Submit a service's job, which goes on from its manifest.
+    """Submit a service's job, which starts from its manifest.
 
     Args:
-      service: what to run.
+      service: the service.
       endpoint: ``host:port`` of Beam's job server.
-      name: how the job's name begins.
+      name: prefix of the job's name.
       workers, savepoint, changes, extra: see `pipelines.flink.submit.flink_options`.
-      chosen: told the job's name before it is submitted.
+      chosen: called with the job's name before it is submitted.
 
     Raises:
-      EngineError: Flink, the broker or a store does not answer.
-      IntegrityError: it must not go on.
+      EngineError: if Flink, the broker or a store does not answer.
+      IntegrityError: if continuing would lose or mix data.
     """
     from pipelines.flink.submit import FlinkJob, flink_options
 
@@ -209,18 +209,18 @@ def submit(
 
 
 def check(job: FlinkJob) -> None:
-    """Raise what ended a job; an `EngineError` where nothing did, and it is over."""
+    """Raise the error that ended a job, or `EngineError` if it ended without one."""
     job.check()
     if job.over:
         raise EngineError(f"the Flink job ended by itself: {job.state}")
 
 
 class Outage:
-    """A broker or a store that does not answer any more is waited for.
+    """Pauses between tries while a broker or a store does not answer.
 
     Args:
-      limit_s: for how long; None for ever.
-      pause_s, longest_pause_s: between tries, at first and at most; it doubles.
+      limit_s: longest outage, seconds; None for unlimited.
+      pause_s, longest_pause_s: first and longest pause; it doubles each time.
     """
 
     def __init__(self, limit_s: float | None, pause_s: float = 1.0, longest_pause_s: float = 1.0) -> None:
@@ -230,15 +230,15 @@ class Outage:
 
     def is_over(self) -> None:
         if self._since is not None:
-            _log.warning("it answers again, after %.0f s", time.monotonic() - self._since)
+            _log.warning("answers again after %.0f s", time.monotonic() - self._since)
         self._since, self._pause_s = None, self._first_s
 
-    def goes_on(self, error: EngineError) -> float:
-        """How long to wait before the next try. Raises the error when it has lasted too long."""
+    def pause_after(self, error: EngineError) -> float:
+        """Return the pause before the next try, seconds. Raise the error after the limit."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            _log.warning("%s; trying again", error)
+            _log.warning("%s; retrying", error)
         if self._limit_s is not None and now - self._since >= self._limit_s:
             raise error
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, self._longest_s)
@@ -247,11 +247,11 @@ class Outage:
 
 @dataclass
 class Idle:
-    """Whether ``until`` has come, by how long nothing was committed and there was nothing to read.
+    """Detects that the condition ``until`` holds, from the time without commits and new messages.
 
     Attributes:
       until: when to end.
-      ends: where the input ended at the first look, for ``until`` of "end"; else None.
+      ends: the end of each partition at the first observation, for ``until`` of "end"; else None.
     """
 
     until: Until
@@ -261,7 +261,7 @@ class Idle:
     _since_s: float = 0.0
 
     def see(self, seen: Progress) -> bool:
-        """Take in a look; return whether ``until`` has come."""
+        """Apply an observation; return whether ``until`` holds."""
         if self.until == "end":
             self.ends = seen.ends if self.ends is None else self.ends
             return all(seen.positions.get(part, end) >= end for part, end in self.ends.items())

@@ -24,26 +24,26 @@ from services.decide import Wanted
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEEP_LOG_BYTES = 5 * 2**20
 _TOPICS = ("topic", "samples_topic", "runs_topic")
-_FOLDERS = ("services", "ingest")  # the second is of versions that supervised an ingest alone
+_FOLDERS = ("services", "ingest")  # earlier versions supervised only an ingest, in the second
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a service was started with. Written with mode 0600: properties of Kafka may hold a password.
+    """The start options of a service. Written with mode 0600, since Kafka's properties may hold a password.
 
     Attributes:
       kind: of `services.service.KINDS`.
       arguments: of its command, as `services.service.Service.of` takes them.
       engine: ``flink`` or ``micro-batches``; "" for a kind that runs no pipeline.
       jobs: Beam's job server, ``host:port``; "" for micro-batches.
-      rest: the REST API of the Flink behind it, a URL; "" for one that is inside the job server.
-      workers: the pool of Python workers, ``host:port``; "" where the workers are threads of the submitter.
+      rest: the URL of Flink's REST API; "" for a Flink inside the job server.
+      workers: the pool of Python workers, ``host:port``; "" if the workers are threads of the submitter.
       parallelism: of a job on Flink.
       beam: further options of Beam.
-      cwd: the folder that relative paths are of.
+      cwd: the base of relative paths.
       local_kafka, local_flink: whether these are the home's own, whose addresses may change (`located`).
-      metrics_port, metrics_address: where its supervisor shows metrics; None for nowhere.
-      tied: a process (pid, start time) with which all of it ends; for tests.
+      metrics_port, metrics_address: address of the supervisor's metrics; None for no metrics.
+      tied: the process (pid, start time) whose end stops the service; for tests.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Options:
 
     @property
     def topic(self) -> str:
-        """The topic that it reads; "" where it reads none."""
+        """The topic that it reads, or ""."""
         return str(next((self.arguments[key] for key in _TOPICS if key in self.arguments), ""))
 
     @classmethod
@@ -83,7 +83,7 @@ class Options:
 
 
 def located(home: Path, options: Options) -> Options:
-    """The options with the present addresses of the home's own engines; one that is not there keeps its last."""
+    """Return the options with the present addresses of the home's own engines; without one the last is kept."""
     known = state.read(home)
     kafka, flink = known.get("kafka"), known.get("cluster") or known.get("flink")
     if options.local_kafka and kafka is not None:
@@ -95,15 +95,15 @@ def located(home: Path, options: Options) -> Options:
 
 
 class ServiceFiles:
-    """Where one service of a home keeps its files. One that an earlier version started stays where that kept it.
+    """The files of one service of a home. Services that an earlier version started keep their folder.
 
     Raises:
-      CimlError: for a name that is no file name.
+      CimlError: for an invalid name.
     """
 
     def __init__(self, home: Path, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise CimlError(f"{name!r} is no name of a service: letters, digits, '.', '_' and '-', at most 64")
+            raise CimlError(f"invalid service name {name!r}: use at most 64 letters, digits, '.', '_' and '-'")
         self.home, self.name = home, name
         new, old = (home / folder for folder in _FOLDERS)
         self._earlier = not (new / name / "options.json").exists() and (old / name / "options.json").exists()
@@ -113,17 +113,17 @@ class ServiceFiles:
 
     @classmethod
     def all(cls, home: Path) -> list[ServiceFiles]:
-        """Those that were ever started in a home."""
+        """Return the services that were ever started in a home."""
         names = {path.parent.name for folder in _FOLDERS for path in (home / folder).glob("*/options.json")}
         return [cls(home, name) for name in sorted(names)]
 
     @property
     def timings(self) -> Path:
-        """Where the worker leaves what it measures, for its supervisor to show."""
+        """The folder of the worker's metrics, which its supervisor exports."""
         return self.folder / "timings"
 
     def log(self, what: str) -> Path:
-        """The log of its ``supervisor`` or ``worker``."""
+        """Return the log of its ``supervisor`` or ``worker``."""
         return self.home / "logs" / f"{'ingest' if self._earlier else 'service'}-{self.name}-{what}.log"
 
     @property
@@ -132,10 +132,10 @@ class ServiceFiles:
         return (self.folder / "options.json").exists()
 
     def options(self) -> Options:
-        """What it was started with, with the present addresses of the home's own engines.
+        """Return its start options, with the present addresses of the home's own engines.
 
         Raises:
-          CimlError: it was never started.
+          CimlError: if it was never started.
         """
         value = read_json(self.folder / "options.json")
         if value is None:
@@ -146,7 +146,7 @@ class ServiceFiles:
         write_json(self.folder / "options.json", asdict(options), mode=0o600)
 
     def wanted(self) -> Wanted:
-        """What the operator asked for last."""
+        """Return the operator's last request."""
         value: Wanted = (read_json(self.folder / "wanted.json") or {}).get("wanted", "run")
         return value
 
@@ -154,33 +154,33 @@ class ServiceFiles:
         write_json(self.folder / "wanted.json", {"wanted": wanted})
 
     def status(self) -> dict[str, Any]:
-        """The last status that a supervisor wrote; empty before."""
+        """Return the last status of a supervisor; empty before the first."""
         return read_json(self.status_file) or {}
 
     def put_status(self, status: dict[str, Any]) -> None:
         write_json(self.status_file, status)
 
     def process(self, what: str) -> psutil.Process | None:
-        """The ``supervisor`` or ``worker`` that is written down, if it runs."""
-        return processes.find(*self.written(what))
+        """Return the recorded ``supervisor`` or ``worker`` if it runs."""
+        return processes.find(*self.recorded(what))
 
-    def written(self, what: str) -> tuple[int | None, float | None]:
-        """The pid and start time that are written down for the ``supervisor`` or ``worker``."""
+    def recorded(self, what: str) -> tuple[int | None, float | None]:
+        """Return the recorded pid and start time of the ``supervisor`` or ``worker``."""
         value = read_json(self.folder / f"{what}.json") or {}
         return value.get("pid"), value.get("started")
 
-    def write_down(self, what: str, pid: int, started: float) -> None:
+    def record(self, what: str, pid: int, started: float) -> None:
         write_json(self.folder / f"{what}.json", {"pid": pid, "started": started})
 
-    def said(self, what: str) -> dict[str, Any]:
-        """What the ``worker`` said of itself; empty until then."""
+    def report(self, what: str) -> dict[str, Any]:
+        """Return the last report of the ``worker``; empty before the first."""
         return read_json(self.folder / f"{what}.said.json") or {}
 
-    def say(self, what: str, value: dict[str, Any]) -> None:
+    def put_report(self, what: str, value: dict[str, Any]) -> None:
         write_json(self.folder / f"{what}.said.json", value)
 
-    def forget(self, what: str) -> None:
-        """Make room for the next ``worker``: what the last one said goes, its log is kept beside the new one."""
+    def clear(self, what: str) -> None:
+        """Prepare for the next ``worker``: remove the last one's report, and move its log aside."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / f"{what}.said.json").unlink()
         with contextlib.suppress(FileNotFoundError):
@@ -188,7 +188,7 @@ class ServiceFiles:
 
     @contextmanager
     def exclusive(self, what: str, timeout_s: float = 0.0) -> Iterator[bool]:
-        """Hold the place of the ``supervisor`` or the ``worker``, of which there is one. Yields whether it is held."""
+        """Hold the lock of the only ``supervisor`` or ``worker``. Yield whether it is held."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class ServiceFiles:
 
 
 def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
-    """Empty a log that has grown beyond ``most`` bytes, be it written to or not; a copy is kept beside it."""
+    """Empty a log of more than ``most`` bytes, even while it is written to; keep a copy beside it."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_suffix(".log.1"))
@@ -213,22 +213,22 @@ def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """An object that `write_json` wrote; None where there is none.
+    """Return an object written by `write_json`, or None if the file does not exist.
 
     Raises:
-      CimlError: when it cannot be understood.
+      CimlError: if the file is not JSON.
     """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise CimlError(f"{path} cannot be understood ({error}); remove it") from error
+        raise CimlError(f"{path} is not valid JSON ({error}); remove it") from error
     return value if isinstance(value, dict) else None
 
 
 def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replace a file whole: a reader sees the old content or the new."""
+    """Replace a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:

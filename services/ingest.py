@@ -1,4 +1,4 @@
-"""The service that ingests: CI events from a topic to raw runs. See `pipelines.ingest.pipeline`."""
+"""The ingest service: CI events from a topic to raw runs. See `pipelines.ingest.pipeline`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transforms.ingest.trust import TrustPolicy
 if TYPE_CHECKING:
     import apache_beam as beam
 
-_OVERDUE_US = 300_000_000  # what was handed out to a worker that died is handed out again after this
+_OVERDUE_US = 300_000_000  # a retry whose worker died is repeated after this
 
 
 class _Work(NamedTuple):
@@ -37,8 +37,8 @@ class _Work(NamedTuple):
 class IngestService(TopicService[RawState]):
     """Ingests CI events."""
 
-    stall_s = 240.0  # more than a batch whose logs all time out takes
-    renew_s = 3600.0  # the state of a source in Python grows with every rest: docs/kafka.md; a new job begins with none
+    stall_s = 240.0  # a batch whose logs all time out takes less
+    renew_s = 3600.0  # a Python source's state grows with every rest (docs/kafka.md); a new job begins without it
 
     def __init__(self, config: IngestConfig) -> None:
         name = f"ciml-ingest-{config.topic}"
@@ -59,7 +59,7 @@ class IngestService(TopicService[RawState]):
         return build_ingest(pipeline, self.config, work.reads, work.due)
 
     def cover_bases(self, listing: Listing) -> None:
-        # When another has begun to read meanwhile, nothing is: what is missing then was lost later.
+        # Computed from the state at the commit: once another process has begun to read, missing offsets are losses.
         committer(self.config.raw).commit_found(lambda state: bases(state, listing))
 
     def progress(self, state: RawState) -> Progress:
@@ -92,10 +92,10 @@ def make_config(
     kafka_options: tuple[str, ...] = (),
     kafka_config: str | None = None,
 ) -> IngestConfig:
-    """The configuration that the command's options mean.
+    """Return the configuration for the command's options.
 
     Raises:
-      CimlError: a policy that cannot be read, an option that is no pair, a scheme that no store has.
+      CimlError: for an unreadable policy, an option that is not a pair, or an unknown URL scheme.
     """
     fetch = FetchPolicy.load(fetch_policy, **({"delays_s": delays} if delays else {})).allowing(
         hosts=hosts, roots=roots

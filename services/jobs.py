@@ -1,4 +1,4 @@
-"""Where a service works, as `services.supervisor.Jobs`: in a worker process, or as a job on Flink that it submits."""
+"""The `services.supervisor.Jobs` of a service: in a worker process, or as a job on Flink that it submits."""
 
 from __future__ import annotations
 
@@ -14,91 +14,92 @@ from ciml.errors import EngineError
 from engines import processes
 from pipelines.flink import rest
 from pipelines.flink.rest import RestJob
+from services.decide import JobState
 from services.files import Options, ServiceFiles
 from services.service import class_of
 from services.supervisor import Jobs
 from services.tracker import JobStatus
 
-_GRACE_S = 30.0  # a batch that runs is ended in order
+_GRACE_S = 30.0  # time to finish the present batch
 _CANCEL_S = 60.0
 
 
-def jobs_of(place: ServiceFiles, options: Options) -> Jobs:
-    """Where a service was started."""
-    worker = Worker(place, Path(options.cwd))
+def jobs_of(files: ServiceFiles, options: Options) -> Jobs:
+    """Return the jobs of a service, by its engine."""
+    worker = Worker(files, Path(options.cwd))
     if not submits(options):
         return InWorker(worker)
-    return OnFlink(worker, options, f"{job_name(place, options)}-", place.home / "flink" / "savepoints")
+    return OnFlink(worker, options, f"{job_name(files, options)}-", files.home / "flink" / "savepoints")
 
 
 def submits(options: Options) -> bool:
-    """Whether its job is submitted to Flink and watched there; else a worker drives all of it."""
+    """Return whether its job is submitted to Flink and watched there; else a worker process runs the service."""
     return options.engine == "flink" and class_of(options.kind).submits
 
 
-def job_name(place: ServiceFiles, options: Options) -> str:
-    """How its jobs' names begin: other than those of another home on the same cluster."""
+def job_name(files: ServiceFiles, options: Options) -> str:
+    """Return the prefix of its jobs' names, which differs from other homes' on the same cluster."""
     identity = sha256_json([DataRoot.open(options.arguments["data_path"]).url, options.topic])[:8]
-    return f"ciml-{options.kind}-{place.name}-{identity}"
+    return f"ciml-{options.kind}-{files.name}-{identity}"
 
 
 class Worker:
-    """The process that works or submits; it outlives whoever started it, and is known by its pid and start time."""
+    """The process that runs or submits the service. It outlives its parent; pid and start time identify it."""
 
-    def __init__(self, place: ServiceFiles, cwd: Path) -> None:
-        self._place, self._cwd = place, cwd
-        self._child: tuple[int, float] | None = None  # until it has written itself down
+    def __init__(self, files: ServiceFiles, cwd: Path) -> None:
+        self._files, self._cwd = files, cwd
+        self._child: tuple[int, float] | None = None  # until it has recorded itself
 
     @property
     def runs(self) -> bool:
-        written = self._place.process("worker")
-        return written is not None or (self._child is not None and processes.find(*self._child) is not None)
+        recorded = self._files.process("worker")
+        return recorded is not None or (self._child is not None and processes.find(*self._child) is not None)
 
     @property
     def began_s(self) -> float | None:
         """Its start time, epoch seconds."""
-        return self._place.written("worker")[1]
+        return self._files.recorded("worker")[1]
 
-    def said(self) -> dict[str, Any]:
-        """What it said of itself last."""
-        return self._place.said("worker")
+    def report(self) -> dict[str, Any]:
+        return self._files.report("worker")
 
     def how(self) -> str:
-        """How it ended."""
-        return self.said().get("error") or processes.last_lines(self._place.log("worker"), 1) or "its process is gone"
+        """Return how it ended."""
+        return self.report().get("error") or processes.last_lines(self._files.log("worker"), 1) or "its process died"
 
     def start(self, savepoint: str = "") -> None:
-        """Start it, in the place of one that is gone."""
-        self._place.forget("worker")
-        command = processes.python_command("services.process", "worker", str(self._place.home), self._place.name)
-        shutil.rmtree(self._place.timings, ignore_errors=True)
-        self._place.timings.mkdir(parents=True, exist_ok=True)
+        """Start it; the previous one must have ended."""
+        self._files.clear("worker")
+        command = processes.python_command("services.process", "worker", str(self._files.home), self._files.name)
+        shutil.rmtree(self._files.timings, ignore_errors=True)
+        self._files.timings.mkdir(parents=True, exist_ok=True)
         environment = {
             **processes.python_environment(), "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1",
-            "PROMETHEUS_MULTIPROC_DIR": str(self._place.timings),
+            "PROMETHEUS_MULTIPROC_DIR": str(self._files.timings),
         }  # fmt: skip
-        self._child = processes.spawn([*command, savepoint], self._place.log("worker"), environment, self._cwd)
+        self._child = processes.spawn([*command, savepoint], self._files.log("worker"), environment, self._cwd)
 
     def end(self) -> None:
-        """End it, in order where it can be."""
-        for one in (self._child, self._place.written("worker")):
+        """End it, gracefully if it reacts."""
+        for one in (self._child, self._files.recorded("worker")):
             if one is not None:
                 processes.end(*one, grace_s=_GRACE_S)
 
 
 class InWorker:
-    """All of it in the worker, by `services.driver.drive`."""
+    """The service runs in the worker, by `services.driver.drive`."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    def look(self) -> JobStatus:
-        said = self._worker.said()
+    def status(self) -> JobStatus:
+        report = self._worker.report()
         if self._worker.runs:
-            return JobStatus("running" if said.get("state") == "running" else "starting", began_s=self._worker.began_s)
-        if not said:
+            state: JobState = "running" if report.get("state") == "running" else "starting"
+            return JobStatus(state, began_s=self._worker.began_s)
+        if not report:
             return JobStatus("missing")
-        return JobStatus("over", how=self._worker.how(), fault=said["error"] if said.get("fault") else "")
+        return JobStatus("over", how=self._worker.how(), fault=report["error"] if report.get("fault") else "")
 
     def submit(self, savepoint: str = "") -> None:
         self._worker.end()
@@ -108,44 +109,44 @@ class InWorker:
         self._worker.end()
 
     def stop_with_savepoint(self) -> str:
-        self._worker.end()  # between two pieces of work nothing is under way
+        self._worker.end()  # it ends between two work items, so no state is lost
         return ""
 
 
 class OnFlink:
-    """The job whose name begins as it should. Only names last: a job id is unknown until its submission is answered.
+    """The service's job on Flink, found by the prefix of its name: its id is unknown until the submission is answered.
 
     Args:
-      worker: the process that submits, and stays where the job's workers are its threads.
+      worker: the process that submits the job, and keeps running if the job's workers are its threads.
       options: of the service.
       prefix: of the job's name.
-      savepoints: where savepoints are made if Flink has no place of its own.
+      savepoints: the folder of savepoints if Flink has none configured.
     """
 
     def __init__(self, worker: Worker, options: Options, prefix: str, savepoints: Path) -> None:
         self._worker, self._options, self._prefix, self._savepoints = worker, options, prefix, savepoints
 
-    def look(self) -> JobStatus:
-        said, runs, mine = self._worker.said(), self._worker.runs, self._mine()
-        if not self._options.workers:  # others are without their workers, and the next submission ends them
-            mine = [one for one in mine if one.name == said.get("job")]
+    def status(self) -> JobStatus:
+        report, runs, mine = self._worker.report(), self._worker.runs, self._mine()
+        if not self._options.workers:  # other jobs have lost their workers; the next submission ends them
+            mine = [one for one in mine if one.name == report.get("job")]
         live = [one for one in mine if not one.over]
         for one in live[:-1]:
-            rest.cancel(one)  # of a supervisor that was killed between two steps
+            rest.cancel(one)  # a supervisor was killed before it cancelled this one
         if live and (runs or self._options.workers):
             return self._live(live[-1])
         if runs:
             return JobStatus("starting")
         if live:
-            return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers are gone: {self._worker.how()}")
+            return JobStatus("over", live[-1].id, live[-1].name, how=f"its workers died: {self._worker.how()}")
         known = bool(mine) and mine[-1].state == "FAILED" and mine[-1].began_s > (self._worker.began_s or 0.0)
-        if said.get("error") and not known:
-            return JobStatus("over", how=said["error"], fault=said["error"] if said.get("fault") else "")
+        if report.get("error") and not known:
+            return JobStatus("over", how=report["error"], fault=report["error"] if report.get("fault") else "")
         if mine:
             line, fault = self._failure(mine[-1])
             how = f"the Flink job ended: {mine[-1].state}" + (f" ({line})" if line else "")
             return JobStatus("over", mine[-1].id, mine[-1].name, how=how, fault=fault)
-        return JobStatus("missing", how="Flink does not know the job (any more)" if said else "")
+        return JobStatus("missing", how="Flink does not know the job (any more)" if report else "")
 
     def submit(self, savepoint: str = "") -> None:
         if self._options.workers:
@@ -155,10 +156,10 @@ class OnFlink:
         self._worker.start(savepoint)
 
     def cancel(self) -> None:
-        said = self._worker.said() if self._worker.runs else {}
+        report = self._worker.report() if self._worker.runs else {}
         self._worker.end()
-        if said.get("state") == "submitting":
-            self._cancel_by_beam({said["job"]})
+        if report.get("state") == "submitting":
+            self._cancel_by_beam({report["job"]})
         live = [one for one in self._mine() if not one.over]
         if not self._options.workers:
             self._cancel_by_beam({one.name for one in live})
@@ -170,7 +171,7 @@ class OnFlink:
                 rest.cancel(one)
             time.sleep(0.2)
             live = [one for one in self._mine() if not one.over]
-        beam_id = self._worker.said().get("beam_id")
+        beam_id = self._worker.report().get("beam_id")
         if self._options.workers and beam_id:
             from pipelines.flink.jobs import forget_job
 
@@ -181,12 +182,12 @@ class OnFlink:
         if not live:
             raise EngineError("the Flink job does not run")
         path = rest.stop_with_savepoint(live[-1], "" if self._options.rest else self._savepoints.as_uri())
-        self.cancel()  # it is over; its submitter may not be
+        self.cancel()  # its submitter may still run
         return path
 
     def _live(self, job: RestJob) -> JobStatus:
         point, again, how, fault = None, None, "", ""
-        with contextlib.suppress(EngineError):  # what has just been submitted has neither
+        with contextlib.suppress(EngineError):  # a new job has neither
             point, again = rest.last_checkpoint(job), rest.restarts(job)
         if not job.all_run:
             how, fault = self._failure(job)
@@ -203,12 +204,12 @@ class OnFlink:
         )
 
     def _failure(self, job: RestJob) -> tuple[str, str]:
-        with contextlib.suppress(EngineError):  # it may be gone by now
+        with contextlib.suppress(EngineError):  # the job may have ended meanwhile
             return rest.failure(job)
         return "", ""
 
     def _mine(self) -> list[RestJob]:
-        """The jobs of this service that Flink knows, the newest last."""
+        """Return the jobs of this service that Flink knows, the newest last."""
         mine = [job for job in self._known() if job.name.startswith(self._prefix)]
         return sorted(mine, key=lambda job: job.began_s)
 
@@ -223,7 +224,7 @@ class OnFlink:
         return list_flink_jobs(self._options.jobs)
 
     def _cancel_by_beam(self, names: set[str]) -> None:
-        """End what the job server was given, and Flink may not have been yet."""
+        """Cancel jobs in the job server, from which Flink may not have received them yet."""
         if not names:
             return
         from pipelines.flink.jobs import cancel_job, list_jobs

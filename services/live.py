@@ -1,4 +1,4 @@
-"""The service that publishes the windows and examples of running jobs. See `pipelines.live.pipeline`."""
+"""The live service: windows and examples of running jobs. See `pipelines.live.pipeline`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 class LiveService(Service):
-    """Publishes windows and examples of running jobs. Its state is Flink's: bounded, it reads the runs again.
+    """Publishes windows and examples of running jobs. Flink holds its state; a bounded pass reads the runs again.
 
     Args:
-      config: what to publish, and how.
-      since_s: how far back reading begins, s: longer than a run lasts. None for all that the topic has.
-      renew_s: after so long a new job begins, which reads again what is not older than ``since_s``.
+      config: of the pipeline.
+      since_s: age of the first messages to read, seconds: more than a run takes. None for the whole topic.
+      renew_s: age at which a new job replaces the present one, and reads from ``since_s`` ago again.
     """
 
     needs_flink = (
         "live windows need Flink for the state of the runs: start it (ciml up flink), or make one pass "
         "(ciml live --once)"
     )
-    #: A checkpoint holds the samples of all runs that are running.
+    #: A checkpoint holds the samples of all running jobs, so it is large.
     flink = {"checkpointing_interval": 10_000}  # noqa: RUF012
     poll_s = 0.5
     stall_s = 120.0
@@ -57,14 +57,14 @@ class LiveService(Service):
         self._listing = make_topics(self.config)
 
     def observe(self) -> Progress:
-        """How far the job of this process is; of another process's job only the topic is known."""
+        """Return the progress of this process's job; of another process's job, only the topic's ends."""
         topic, kafka = self.config.topic, self.config.kafka
         self._listing = list_again(kafka, self._listing) if self._listing else make_topics(self.config)
         done = reached(topic)
         at = {partition: max(start, done.get(partition, start)) for partition, start in self._begun.items()}
         ends = {partition: end for partition, (_, end) in self._listing.bounds.items()}
-        lag = {} if self._done else {part: max(ends.get(part, 0) - place, 0) for part, place in at.items()}
-        read = self._read or sum(place - self._begun[part] for part, place in at.items())
+        lag = {} if self._done else {part: max(ends.get(part, 0) - offset, 0) for part, offset in at.items()}
+        read = self._read or sum(offset - self._begun[part] for part, offset in at.items())
         return Progress(read, {} if self._done else at, lag, ends=ends, facts={"counts": {"messages read": read}})
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead] | None:
@@ -82,7 +82,7 @@ class LiveService(Service):
         return None
 
     def run(self, work: list[PartitionRead]) -> None:
-        """Read the runs again from their first samples; publish one that is whole as ended, another as it stands."""
+        """Read the runs from their first samples; publish complete ones as ended, others as running."""
         from functools import partial
 
         from pipelines.flink.submit import run_here
@@ -109,10 +109,10 @@ def make_config(
     kafka_options: tuple[str, ...] = (),
     kafka_config: str | None = None,
 ) -> LiveConfig:
-    """The configuration that the command's options mean.
+    """Return the configuration for the command's options.
 
     Raises:
-      CimlError: a data set without columns yet, an option that is no pair, a scheme that no store has.
+      CimlError: for a data set without columns, an option that is not a pair, or an unknown URL scheme.
     """
     if not dead_letters_topic:
         raise CimlError("--dead-letters-topic: must not be empty")
@@ -129,16 +129,16 @@ def make_config(
 
 
 def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bounded: bool) -> list[PartitionRead]:
-    """What is read: each partition from the first message that is not older than ``since_s``; None for all there are.
+    """Return the reads: each partition from its first message of the last ``since_s`` seconds; None for all messages.
 
     Raises:
-      EngineError: the broker does not answer.
+      EngineError: if the broker does not answer.
     """
     starts = {partition: first for partition, (first, _) in listing.bounds.items()}
     if since_s is not None:
         spec = OffsetSpec.for_timestamp(round((time.time() - since_s) * 1000))
         found = offsets_of(config.kafka, config.topic, listing.bounds, spec)
-        # A partition without a younger message has -1.
+        # -1: the partition has no message that young.
         starts = {part: found[part] if found[part] >= 0 else end for part, (_, end) in listing.bounds.items()}
     return [
         PartitionRead(listing.topic, listing.topic_id, partition, starts[partition], end if bounded else None)
@@ -148,10 +148,10 @@ def plan_live(config: LiveConfig, listing: Listing, since_s: float | None, *, bo
 
 
 def make_topics(config: LiveConfig) -> Listing:
-    """Make the topics that are not there; return that of the samples as it is."""
+    """Create missing topics; return the listing of the samples' topic."""
     make_topic(config.kafka, config.topic)
     listing = list_topic(config.kafka, config.topic)
-    for topic in (config.windows_topic, config.examples_topic, config.letters_topic):
+    for topic in (config.windows_topic, config.examples_topic, config.dead_letters_topic):
         if topic:
             make_topic(config.kafka, topic, len(listing.bounds), {"max.message.bytes": str(MAX_MESSAGE_BYTES)})
     return listing

@@ -1,4 +1,4 @@
-"""What a service that follows a topic shows: its lag, and what a supervisor knows of its job."""
+"""Metrics of services: the lag of their topic, and the supervisor's view of their job."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pipelines.kafka.broker import Listing
 from pipelines.kafka.plan import Coverage
 from services.decide import Health
 
-LAG = Metric("ciml_lag_messages", "gauge", "Offsets that are not covered.", ("topic", "partition"))
+LAG = Metric("ciml_lag_messages", "gauge", "Uncovered offsets.", ("topic", "partition"))
 COVERED = Metric(
-    "ciml_covered_messages_total", "counter", "Offsets that are covered: its rate is the throughput.",
+    "ciml_covered_messages_total", "counter", "Covered offsets; the rate is the throughput.",
     ("topic", "partition"),
 )  # fmt: skip
 HEALTH = Metric("ciml_ingest_health", "gauge", "1 for the health that ciml service status reports.", ("health",))
 RESUBMISSIONS = Metric(
-    "ciml_ingest_resubmissions_total", "counter", "Jobs that the supervisor submitted in the place of another."
+    "ciml_ingest_resubmissions_total", "counter", "Jobs that the supervisor submitted as replacements."
 )
 RESTARTS = Metric("ciml_ingest_job_restarts", "gauge", "Restarts of the present job by its engine.")
 JOB_STARTED = Metric(
-    "ciml_ingest_job_start_timestamp_seconds", "gauge", "When the present job was submitted, epoch seconds."
+    "ciml_ingest_job_start_timestamp_seconds", "gauge", "Submission time of the present job, epoch seconds."
 )
-CHECKPOINT_BYTES = Metric("ciml_ingest_checkpoint_bytes", "gauge", "Size of the job's last whole checkpoint.")
+CHECKPOINT_BYTES = Metric("ciml_ingest_checkpoint_bytes", "gauge", "Size of the job's last completed checkpoint.")
 CHECKPOINT_TIME = Metric(
-    "ciml_ingest_checkpoint_timestamp_seconds", "gauge", "When the job's last whole checkpoint was made, epoch seconds."
+    "ciml_ingest_checkpoint_timestamp_seconds", "gauge", "Time of the job's last completed checkpoint, epoch seconds."
 )
 SERVICE_HEALTH = Metric(
     "ciml_service_health", "gauge", "1 for the health that ciml service status reports of another kind than ingest.",
     ("kind", "health"),
 )  # fmt: skip
 SERVICE_RESUBMISSIONS = Metric(
-    "ciml_service_resubmissions_total", "counter", "Jobs or workers that a supervisor started in the place of another.",
+    "ciml_service_resubmissions_total", "counter", "Jobs or workers that a supervisor started as replacements.",
     ("kind",),
 )  # fmt: skip
 
@@ -43,14 +43,14 @@ METRICS = (
 
 
 def topic_families(state: Coverage, listing: Listing) -> Iterable[Family]:
-    """The metrics of a topic that a manifest covers."""
+    """Yield the metrics of a topic whose offsets a manifest covers."""
     lag, topic = lag_by_partition(state, listing), listing.topic
     yield LAG.of({(topic, str(partition)): behind for partition, behind in lag.items()})
     yield COVERED.of({(topic, str(partition)): state.covered(topic, partition).count() for partition in lag})
 
 
 def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
-    """The metrics of a supervisor's status; see `services.supervisor.Supervisor`."""
+    """Yield the metrics of a supervisor's status; see `services.supervisor.Supervisor`."""
     if kind != "ingest":
         yield SERVICE_HEALTH.of({(kind, health): health == status.get("health") for health in get_args(Health)})
         yield SERVICE_RESUBMISSIONS.of({(kind,): status.get("resubmitted", 0)})
@@ -65,7 +65,7 @@ def status_families(kind: str, status: Mapping[str, Any]) -> Iterator[Family]:
 
 
 def lag_by_partition(state: Coverage, listing: Listing) -> dict[int, int]:
-    """How many offsets of each partition of a topic are not covered."""
+    """Return the number of uncovered offsets of each partition of a topic."""
     return {
         partition: sum(end - start for start, end in state.covered(listing.topic, partition).missing(first, last))
         for partition, (first, last) in sorted(listing.bounds.items())

@@ -1,4 +1,4 @@
-"""The service that predicts for runs as ingest announces them. See `pipelines.predict.pipeline`."""
+"""The predict service: predictions for runs that ingest announces. See `pipelines.predict.pipeline`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class PredictService(TopicService[PredictionState]):
-    """Predicts for announced runs. While no version is served nothing is read."""
+    """Predicts for announced runs. Reads nothing while no version is served."""
 
     poll_s = 0.5
     retry_s = (0.5, 0.5)
-    stall_s = 180.0  # more than the client's budget for a model server that is away
+    stall_s = 180.0  # more than the client's time limit for a model server that does not answer
 
     def __init__(self, config: PredictConfig) -> None:
         name = f"ciml-predict-{config.policy.model}"
@@ -49,7 +49,7 @@ class PredictService(TopicService[PredictionState]):
         try:
             super().run(work)
         except NotServedError as error:
-            raise NotReadyError(str(error)) from error  # it was, a moment ago
+            raise NotReadyError(str(error)) from error
 
     def ready(self) -> str:
         policy = self.config.policy
@@ -61,15 +61,15 @@ class PredictService(TopicService[PredictionState]):
             raise NotReadyError(str(error)) from error
 
     def _list(self) -> Listing:
-        if self._seen is None:  # as ingest's announcer makes it: whichever of the two is started first
+        if self._seen is None:  # with the settings of ingest's announcer, which may start later
             make_topic(self.config.kafka, self.topic, 1, {"retention.ms": "-1", "cleanup.policy": "delete"})
         return super()._list()
 
     def cover_bases(self, listing: Listing) -> None:
         with self.committing.state() as state:
-            gone = [Predicted(batch.covers) for batch in bases(state, listing) if batch.covers]
-        if gone:
-            committer(self.config.data.predictions).commit(gone)
+            expired = [Predicted(batch.covers) for batch in bases(state, listing) if batch.covers]
+        if expired:
+            committer(self.config.data.predictions).commit(expired)
 
     def progress(self, state: PredictionState) -> Progress:
         counts = {f"by {model} {version}": number for (model, version), number in sorted(state.predicted.items())}
@@ -93,11 +93,11 @@ def make_config(
     kafka_options: tuple[str, ...] = (),
     kafka_config: str | None = None,
 ) -> PredictConfig:
-    """The configuration that the command's options mean.
+    """Return the configuration for the command's options.
 
     Raises:
-      CimlError: an option that is no pair, a scheme that no store has.
+      CimlError: for an option that is not a pair, or an unknown URL scheme.
     """
-    reached = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
+    connection = KafkaOptions.of(kafka, pairs("-X", kafka_options), kafka_config)
     policy = PredictPolicy(model, label)
-    return PredictConfig(DataRoot.open(data_path), reached, server, policy, runs_topic, predictions_topic)
+    return PredictConfig(DataRoot.open(data_path), connection, server, policy, runs_topic, predictions_topic)

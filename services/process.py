@@ -1,9 +1,8 @@
 """The processes of a supervised service: ``python -m services.process supervisor|worker HOME NAME [SAVEPOINT]``.
 
-The supervisor watches; it may be killed at any moment. The worker drives the service, or submits its job: to a cluster,
-whose workers are processes of their own, and is done then; or to the Flink inside a job server, and stays, since the
-job's workers are its threads. What became of it is written down (`ServiceFiles.said`): whoever looks may not be its
-parent, and sees no exit code.
+The supervisor watches; it may be killed at any moment. The worker runs the service or submits its job. A cluster has
+its own Python workers, so the worker process ends after the submission; a Flink inside the job server uses its threads,
+so it stays. It writes its outcome to a file (`ServiceFiles.report`), since only a parent can read an exit code.
 """
 
 from __future__ import annotations
@@ -38,85 +37,85 @@ if TYPE_CHECKING:
     from pipelines.flink.submit import FlinkJob
 
 _LOGS_S = 30.0
-_LOOK_S = 1.0
-_BUSY = 75  # another process has the service
+_POLL_S = 1.0
+_BUSY = 75  # another process holds the service
 _KEPT = ("savepoint", "resubmitted", "resubmissions")  # of an earlier supervisor's status
 
 
 def supervisor_main(home: Path, name: str) -> int:
-    """Supervise until the service is stopped or must not go on; return the exit code."""
+    """Supervise a service until it is stopped or has failed; return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
-    place, leave = ServiceFiles(home, name), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the service goes on: only `ciml service stop` stops it
+    files, leave = ServiceFiles(home, name), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service keeps running: only `ciml service stop` stops it
         signal.signal(number, lambda *_: leave.set())
-    with place.exclusive("supervisor", timeout_s=10.0) as held:
+    with files.exclusive("supervisor", timeout_s=10.0) as held:
         if not held:
             return _BUSY
-        place.write_down("supervisor", os.getpid(), processes.start_time(os.getpid()))
-        options = place.options()
-        stop_with(options.tied, lambda: place.want("stop"))
+        files.record("supervisor", os.getpid(), processes.start_time(os.getpid()))
+        options = files.options()
+        stop_with(options.tied, lambda: files.want("stop"))
         try:
-            health = supervise(place, options, leave)
-        except CimlError as error:  # the options are of no use (any more)
-            place.put_status({**place.status(), "health": "failed", "why": str(error)})
+            health = supervise(files, options, leave)
+        except CimlError as error:  # invalid options
+            files.put_status({**files.status(), "health": "failed", "why": str(error)})
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         return 0 if health == "stopped" or leave.is_set() else 4
 
 
-def supervise(place: ServiceFiles, options: Options, leave: threading.Event | None = None) -> Health:
+def supervise(files: ServiceFiles, options: Options, leave: threading.Event | None = None) -> Health:
     """Supervise a service in this process.
 
     Args:
-      place, options: of the service. The caller holds it (`ServiceFiles.exclusive`).
-      leave: ends the watch alone.
+      files, options: of the service. The caller holds its lock (`ServiceFiles.exclusive`).
+      leave: when set, ends the supervision and leaves the service running.
 
     Returns:
-      How it ended: ``stopped``, ``failed``, or the last health when it left.
+      ``stopped``, ``failed``, or the last health after ``leave``.
     """
-    swept = time.monotonic()
+    bounded_s = time.monotonic()
 
-    def tell(status: dict[str, Any]) -> None:
-        nonlocal swept
+    def on_status(status: dict[str, Any]) -> None:
+        nonlocal bounded_s
         service.board.put("status", status_families(options.kind, status))
-        place.put_status({**status, "supervisor": {"pid": os.getpid()}})
-        if time.monotonic() - swept > _LOGS_S:
-            swept = time.monotonic()
+        files.put_status({**status, "supervisor": {"pid": os.getpid()}})
+        if time.monotonic() - bounded_s > _LOGS_S:
+            bounded_s = time.monotonic()
             for what in ("supervisor", "worker"):
-                bound(place.log(what))
+                bound(files.log(what))
 
     os.chdir(options.cwd)
     given = options.arguments
     status: dict[str, Any] = {
-        "name": place.name, "kind": options.kind, "engine": options.engine, "data": given["data_path"],
+        "name": files.name, "kind": options.kind, "engine": options.engine, "data": given["data_path"],
         "topic": options.topic, "kafka": given.get("kafka", ""), "parallelism": options.parallelism,
-        **{key: value for key, value in place.status().items() if key in _KEPT},
+        **{key: value for key, value in files.status().items() if key in _KEPT},
     }  # fmt: skip
     service = watched(options)
     try:
         supervisor = Supervisor(
-            service, jobs_of(place, options), place.wanted, tell, status, maintains=submits(options)
+            service, jobs_of(files, options), files.wanted, on_status, status, maintains=submits(options)
         )
-        with _metrics(place, options, service.board) as status["metrics"]:
+        with _metrics(files, options, service.board) as status["metrics"]:
             return supervisor.run(leave)
     finally:
         service.close()
 
 
 def watched(options: Options) -> Service:
-    """The service as it is watched. A broker that is slow is waited for all the same, and a stop is seen in time."""
+    """Return the service with short timeouts, so that the supervisor notices a stop in time."""
     return class_of(options.kind).of(**options.arguments).impatient()
 
 
 @contextmanager
-def _metrics(place: ServiceFiles, options: Options, board: Collector) -> Iterator[str]:
-    """Show metrics, and yield where; or why not: the service is kept at work all the same."""
+def _metrics(files: ServiceFiles, options: Options, board: Collector) -> Iterator[str]:
+    """Serve metrics, and yield their URL, or the error that prevents it: the service runs without metrics too."""
     from ciml.metrics import registry_of, serve_metrics
 
     with ExitStack() as stack:
         where = ""
         try:
-            registry = registry_of(board, _Timings(place.timings))
+            registry = registry_of(board, _Timings(files.timings))
             where = stack.enter_context(serve_metrics(registry, options.metrics_port, options.metrics_address))
         except EngineError as error:
             where = str(error)
@@ -125,7 +124,7 @@ def _metrics(place: ServiceFiles, options: Options, board: Collector) -> Iterato
 
 
 class _Timings(Collector):
-    """What the worker measures. Its files go when the next one starts."""
+    """The worker's metrics. The next worker's start removes their files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,45 +141,45 @@ class _Timings(Collector):
 
 
 def worker_main(home: Path, name: str, savepoint: str = "") -> int:
-    """Work until it is asked to end, is done, or cannot go on; return the exit code."""
+    """Run the worker until it is stopped, is done, or fails; return the exit code."""
     configure_logging()
-    place = ServiceFiles(home, name)
-    with place.exclusive("worker") as held:
-        if not held:  # of a supervisor that was killed before it could write it down
+    files = ServiceFiles(home, name)
+    with files.exclusive("worker") as held:
+        if not held:  # another worker, of a supervisor that was killed
             return _BUSY
-        place.write_down("worker", os.getpid(), processes.start_time(os.getpid()))
-        return _Worker(place, place.options()).run(savepoint)
+        files.record("worker", os.getpid(), processes.start_time(os.getpid()))
+        return _Worker(files, files.options()).run(savepoint)
 
 
 class _Worker:
-    """The work, and what is reported of it. Until `_end_in_order` a signal ends it at once: nothing can be lost."""
+    """Runs the service and reports its state. Before `_end_gracefully` a signal ends it at once, without a loss."""
 
-    def __init__(self, place: ServiceFiles, options: Options) -> None:
-        self._place, self._options = place, options
+    def __init__(self, files: ServiceFiles, options: Options) -> None:
+        self._files, self._options = files, options
         self._stop = threading.Event()
-        self._said: dict[str, Any] = {"pid": os.getpid()}
+        self._reported: dict[str, Any] = {"pid": os.getpid()}
         stop_with(options.tied, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def run(self, savepoint: str) -> int:
-        self._say(state="starting")
+        self._report(state="starting")
         try:
             self._work(savepoint)
         except CimlError as error:
-            # only another configuration helps against a fault: nobody tries again
-            self._say(state="ended", error=str(error), fault=not isinstance(error, EngineError))
+            # a fault needs another configuration: it is not retried
+            self._report(state="ended", error=str(error), fault=not isinstance(error, EngineError))
             print(f"ciml: {error}", file=sys.stderr)
             return error.exit_code
         except BaseException as error:
-            self._say(state="ended", error=f"{type(error).__name__}: {error}")
+            self._report(state="ended", error=f"{type(error).__name__}: {error}")
             raise
-        self._say(state="ended")
+        self._report(state="ended")
         return 0
 
-    def _say(self, **changes: Any) -> None:
-        self._said.update(changes)
-        self._place.say("worker", self._said)
+    def _report(self, **changes: Any) -> None:
+        self._reported.update(changes)
+        self._files.put_report("worker", self._reported)
 
-    def _end_in_order(self) -> None:
+    def _end_gracefully(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop.set())
 
@@ -190,36 +189,36 @@ class _Worker:
         options = self._options
         service = class_of(options.kind).of(**options.arguments)
         if not submits(options):
-            self._end_in_order()
+            self._end_gracefully()
             drive(
-                service, options.jobs if options.engine == "flink" else None, stop=self._stop, report=self._report,
+                service, options.jobs if options.engine == "flink" else None, stop=self._stop, report=self._on_progress,
                 patience_s=None, extra=options.beam,
             )  # fmt: skip
             return
         service.open()
         job = submit(
-            service, options.jobs, job_name(self._place, options), workers=options.workers or None,
+            service, options.jobs, job_name(self._files, options), workers=options.workers or None,
             savepoint=savepoint or None, changes={"parallelism": options.parallelism}, extra=options.beam,
-            chosen=lambda name: self._say(state="submitting", job=name),
+            chosen=lambda name: self._report(state="submitting", job=name),
         )  # fmt: skip
-        self._say(beam_id=job.id)
+        self._report(beam_id=job.id)
         if not options.workers:
-            self._end_in_order()
+            self._end_gracefully()
         self._stay(job)
 
-    def _report(self, progress: Progress, word: str) -> None:
-        if self._said["state"] != "running":
-            self._say(state="running")
+    def _on_progress(self, progress: Progress, word: str) -> None:
+        if self._reported["state"] != "running":
+            self._report(state="running")
 
     def _stay(self, job: FlinkJob) -> None:
-        """With a job on a cluster until Flink has it: the job server answers before that. With another to its end."""
+        """Wait until Flink has a cluster's job, which may be after the job server's answer, or until the job ends."""
         from pipelines.flink import rest as flink_rest
         from services.driver import check
 
-        while not self._stop.wait(_LOOK_S):
+        while not self._stop.wait(_POLL_S):
             check(job)
             if self._options.workers and flink_rest.find(self._options.rest, job.name) is not None:
-                self._say(state="submitted")
+                self._report(state="submitted")
                 return
         job.cancel()
 
@@ -231,4 +230,4 @@ if __name__ == "__main__":
     code = worker_main(Path(home), *names)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is said and closed; Beam's threads take many seconds to find out
+    os._exit(code)  # without waiting many seconds for Beam's threads

@@ -1,10 +1,10 @@
-"""What a service is: a long-running process that plans its next work, does it, and reports how far it is.
+"""The interface of a service: a long-running process that plans work items, runs them, and reports its progress.
 
 `services.driver.drive` runs one in the foreground, `services.supervisor.Supervisor` watches one. A new kind of service
-is a module with a subclass of `Service` (of `TopicService` where a manifest covers a topic) and a line in `KINDS`.
+is a module with a subclass of `Service` (of `TopicService` if a manifest covers a topic) and a line in `KINDS`.
 """
 
-# ruff: noqa: B027  # what most services have none of
+# ruff: noqa: B027  # optional hooks
 from __future__ import annotations
 
 import importlib
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from ciml.manifest.replica import LogReplica
     from pipelines.kafka.publish import Projection, Projections
 
-#: When to end: never; when the input's end, as it is now, is reached; or after so many seconds without anything new
-#: (and without deferred work that waits for its next try).
+#: When to end: never, at the present end of the input, or after this many seconds without new input and deferred work.
 Until = None | Literal["end"] | float
 
 #: Each kind of service and its class, imported when it is used.
@@ -41,20 +40,20 @@ KINDS = {
 
 
 class NotReadyError(EngineError):
-    """Nothing can be done yet, and it will come by itself: no model is served, for example."""
+    """The service cannot work yet but needs no repair: for example, no model is served."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a service is.
+    """The progress of a service.
 
     Attributes:
       version: of its manifest; it grows with each commit.
-      positions: the first offset that is not covered, by partition.
-      lag: how many offsets are not covered, by partition.
-      overdue_us: the time for which the log that is waited for longest was due, where that is long ago.
-      ends: where each partition ends now.
-      waiting: whether something is waited for that will come by itself.
+      positions: the first uncovered offset, by partition.
+      lag: number of uncovered offsets, by partition.
+      overdue_us: due time of the most overdue deferred log, if that is long ago.
+      ends: present end of each partition.
+      waiting: whether deferred work waits for its next try.
       facts: see `Service.facts`.
     """
 
@@ -68,22 +67,22 @@ class Progress:
 
     @property
     def behind(self) -> int:
-        """How many offsets are not covered."""
+        """The number of uncovered offsets."""
         return sum(self.lag.values())
 
 
 class Service(ABC):
-    """A long-running process. Methods raise `EngineError` when a broker, a store or a server does not answer.
+    """A long-running process. Methods raise `EngineError` if a broker, a store or a server does not answer.
 
     Attributes:
-      submits: whether its supervisor submits its job to Flink itself; else a worker process drives all of it.
-      needs_flink: why it cannot run for ever without Flink; "" where it can.
+      submits: whether its supervisor submits its job to Flink itself; else a worker process runs the service.
+      needs_flink: why it cannot run unbounded without Flink; "" if it can.
       flink: options of its job on Flink; see `pipelines.flink.submit.flink_options`.
-      poll_s: how long to rest when there is nothing to do.
-      retry_s: how long to wait after an error: at first, and at most; it doubles from the one to the other.
-      stall_s: a job that commits nothing for so long, with something to read, is replaced.
-      renew_s: a job is replaced after so long in any case.
-      name: how the name of its job on Flink begins, in the foreground.
+      poll_s: pause while there is nothing to do.
+      retry_s: first and longest pause after an error; it doubles each time.
+      stall_s: time without a commit, with messages to read, after which a job is replaced.
+      renew_s: age at which a job is replaced in any case.
+      name: prefix of the name of its job on Flink, in the foreground.
       board: its metrics.
     """
 
@@ -101,50 +100,50 @@ class Service(ABC):
     @classmethod
     @abstractmethod
     def of(cls, **arguments: Any) -> Self:
-        """The service that these arguments of its command mean. Raises `CimlError` where they mean none."""
+        """Return the service for its command's arguments. Raises `CimlError` for invalid ones."""
 
     @abstractmethod
     def observe(self) -> Progress:
-        """Look at its input and at what it made of it, and show both on the board.
+        """Query input and manifest, and update the metrics.
 
         Raises:
-          IntegrityError: it must not go on.
+          IntegrityError: if continuing would lose or mix data.
         """
 
     @abstractmethod
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> Any | None:
-        """The work that is next; None where there is none. ``ends``: where to stop, by partition."""
+        """Return the next work item, or None. ``ends``: offsets at which to stop, by partition."""
 
     @abstractmethod
     def run(self, work: Any) -> None:
-        """Do the work in this process, to its end."""
+        """Run a work item in this process, to its end."""
 
     def build(self, pipeline: beam.Pipeline, work: Any) -> object:
-        """Wire the work of ``plan(bounded=False)``, for a service that runs on Flink."""
+        """Wire the work item of ``plan(bounded=False)``, for a service that runs on Flink."""
         raise CimlError("this service has no pipeline")
 
     def open(self) -> None:
-        """Make what has to be there before anything is read."""
+        """Create what reading requires, such as topics."""
 
     def ready(self) -> str:
-        """One phrase about what the work is done with. Raises `NotReadyError` where it cannot be done yet."""
+        """Return a phrase for people, such as the served version. Raises `NotReadyError` while it cannot work."""
         return ""
 
     def facts(self) -> dict[str, Any]:
-        """What its manifest says, as JSON: ``version``, ``last_commit_us``, ``counts`` by kind, and its own."""
+        """Return facts of its manifest as JSON: ``version``, ``last_commit_us``, ``counts`` by kind, and others."""
         return {}
 
     def publish(self) -> None:
-        """Publish what is committed and was not published: its process died, or the broker was away."""
+        """Publish commits that were not published because a process died or the broker did not answer."""
 
     def maintain(self) -> None:
-        """Maintain the manifest, where that is due."""
+        """Maintain the manifest if that is due."""
 
     def close(self) -> None:
         """Close connections."""
 
     def impatient(self) -> Self:
-        """As a supervisor looks at it: it has no time to wait for an answer."""
+        """Return the service with short timeouts, for a supervisor."""
         return self
 
 
@@ -160,10 +159,10 @@ class TopicService(Service, Generic[S]):
 
     Args:
       name: see `Service`.
-      config: of its pipeline; with ``kafka``, and ``projection`` for what publishes its commits.
-      topic: that it reads.
+      config: of its pipeline, with ``kafka``, and ``projection`` to publish its commits.
+      topic: the topic that it reads.
       committing: its manifest.
-      most: the most messages of a partition that bounded work takes.
+      most: largest number of messages of a partition in a bounded work item.
     """
 
     submits = True
@@ -177,15 +176,15 @@ class TopicService(Service, Generic[S]):
 
     @abstractmethod
     def cover_bases(self, listing: Listing) -> None:
-        """Commit what a topic had lost before it was first read, so that a later loss is one."""
+        """Commit offsets that expired before the topic was first read as covered, so that later losses are noticed."""
 
     @abstractmethod
     def progress(self, state: S) -> Progress:
-        """What the manifest alone says: version, facts, and what is waited for."""
+        """Return the progress according to the manifest alone: version, facts and deferred work."""
 
     @abstractmethod
     def families(self, state: S) -> Iterable[Family]:
-        """The metrics of the manifest."""
+        """Return the metrics of the manifest."""
 
     def run(self, work: Any) -> None:
         from functools import partial
@@ -204,7 +203,7 @@ class TopicService(Service, Generic[S]):
         with self.committing.state() as state:
             listing = self._listing_for(state)
             self.board.observed([*self.families(state), *topic_families(state, listing)])
-            plan(state, listing, bounded=False)  # raises what must not go on
+            plan(state, listing, bounded=False)  # raises IntegrityError
             positions = {
                 partition: state.covered(self.topic, partition).first_missing(first)
                 for partition, (first, _) in listing.bounds.items()
@@ -218,7 +217,7 @@ class TopicService(Service, Generic[S]):
             return dict(self.progress(state).facts)
 
     def reads(self, state: S, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> list[PartitionRead]:
-        """What is to be read next, as far as the topic was last listed."""
+        """Return the next reads, by the last listing of the topic."""
         listing = self._listing_for(state)
         until = None if ends is None else replace(listing, bounds={part: (0, end) for part, end in ends.items()})
         return plan(state, listing, bounded=bounded, most=self._most if bounded else None, until=until)
@@ -242,20 +241,20 @@ class TopicService(Service, Generic[S]):
         return self
 
     def _list(self) -> Listing:
-        """The topic as it is now. Once it was read it may not be missing."""
+        """List the topic, which must exist once it was read."""
         return (
             list_again(self.config.kafka, self._opened) if self._opened else list_topic(self.config.kafka, self.topic)
         )
 
     def _listing_for(self, state: S) -> Listing:
-        """The topic as it was last listed; listed again where another has read on since."""
+        """Return the last listing of the topic; list it again if another process has committed beyond it."""
         if self._seen is None or is_older(self._seen, state):
             self._seen = self._list()
         return self._seen
 
 
 def class_of(kind: str) -> type[Service]:
-    """The class of a kind. Raises `CimlError` for an unknown one."""
+    """Return the class of a kind. Raises `CimlError` for an unknown one."""
     if kind not in KINDS:
         raise CimlError(f"unknown kind of service {kind!r}; choose from {', '.join(KINDS)}")
     module, _, name = KINDS[kind].partition(":")

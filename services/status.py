@@ -1,4 +1,4 @@
-"""How a supervised service is: gathered from its supervisor, or, where that is gone, from what is left; and shown."""
+"""The status of a supervised service: from its supervisor, or from its files and its engine if that died."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _CODES = {"running": 0, "starting": 0, "stopped": 1}
 
 
 def exit_code(status: dict[str, Any]) -> int:
-    """0: well; 1: stopped; 2: not as it should be."""
+    """Return 0 for a healthy service, 1 for a stopped one, 2 for any other."""
     return _CODES.get(status["health"], 2)
 
 
-def gather(place: ServiceFiles) -> dict[str, Any]:
-    """The status of a service. What cannot be known now is None."""
-    status = {"name": place.name, "health": "stopped", "why": "", **place.status()}
-    supervisor = place.process("supervisor")
-    worker = place.process("worker")
+def gather(files: ServiceFiles) -> dict[str, Any]:
+    """Return the status of a service. Values that cannot be known now are None."""
+    status = {"name": files.name, "health": "stopped", "why": "", **files.status()}
+    supervisor = files.process("supervisor")
+    worker = files.process("worker")
     status["supervisor"] = None if supervisor is None else {"pid": supervisor.pid}
     status["worker"] = None if worker is None else {"pid": worker.pid}
     silent_s = (now_us() - status.get("updated_us", 0)) / 1e6
@@ -34,7 +34,7 @@ def gather(place: ServiceFiles) -> dict[str, Any]:
             status["health"] = "starting" if young else "stalled"
             status["why"] = "" if young else f"supervisor heartbeat missing for {silent_s:.0f} s"
     else:
-        _look_oneself(place, status)
+        _query(files, status)
     job = status.get("job") or {}
     began = job.get("submitted_us")
     at_work = job.get("state") in ("starting", "running", "restarting")
@@ -45,27 +45,28 @@ def gather(place: ServiceFiles) -> dict[str, Any]:
     return status
 
 
-def _look_oneself(place: ServiceFiles, status: dict[str, Any]) -> None:
+def _query(files: ServiceFiles, status: dict[str, Any]) -> None:
+    """Update the status from job and data, without a supervisor."""
     from services.control import use_s3
     from services.jobs import jobs_of
     from services.process import watched
 
-    options = place.options()
-    use_s3(place.home, options)
+    options = files.options()
+    use_s3(files.home, options)
     status.update(rate=None, behind=None, lag=None, checkpoint=status.get("checkpoint"))
     job: dict[str, Any] = {**(status.get("job") or {}), "state": "unknown"}
     with contextlib.suppress(CimlError):
-        seen = jobs_of(place, options).look()
+        seen = jobs_of(files, options).status()
         job.update(state=seen.state, id=seen.id, name=seen.name, how=seen.how, restarts=seen.restarts)
     status["job"] = job
-    if place.wanted() == "run" and status["health"] != "failed":
-        left = ", and its job goes on" if job["state"] in ("running", "restarting", "starting") else ""
-        status["health"], status["why"] = "stalled", f"its supervisor is gone{left}: ciml service resume"
+    if files.wanted() == "run" and status["health"] != "failed":
+        left = ", its job keeps running" if job["state"] in ("running", "restarting", "starting") else ""
+        status["health"], status["why"] = "stalled", f"its supervisor died{left}: ciml service resume"
     with contextlib.suppress(CimlError):
-        _look_at_data(watched(options), status)
+        _query_data(watched(options), status)
 
 
-def _look_at_data(service: Service, status: dict[str, Any]) -> None:
+def _query_data(service: Service, status: dict[str, Any]) -> None:
     try:
         status.update(service.facts())
         seen = service.observe()
@@ -119,11 +120,11 @@ def _rows(status: dict[str, Any]) -> list[tuple[str, str]]:
         *made,
         ("checkpoint", "–" if not point else f"{_size(point['bytes'])}, {_age(_since(point['time_us']))} old"),
         ("savepoint", "–" if not kept else f"{kept['path']} ({kept['use'] or 'kept'})"),
-        ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} submitted again"),
+        ("restarts", f"{_number(job.get('restarts'))} by the engine, {status.get('resubmitted', 0)} resubmitted"),
         ("metrics", status.get("metrics") or "–"),
         ("processes", f"supervisor {_pid(status['supervisor'])}, worker {_pid(status['worker'])}"),
     ]  # fmt: skip
-    return rows + [("" if number else "mended", f"{_time(one['time_us'])} {one['why']}") for number, one in
+    return rows + [("" if number else "resubmitted", f"{_time(one['time_us'])} {one['why']}") for number, one in
                    enumerate(again[-5:])]  # fmt: skip
 
 

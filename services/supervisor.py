@@ -1,6 +1,6 @@
-"""The watchdog of a service: it looks, does what `services.decide.decide` says, and reports.
+"""The watchdog of a service: it observes, runs the action of `services.decide.decide`, and reports.
 
-It may be killed at any moment. What is at work goes on without it, and the next supervisor finds it by its name.
+It may be killed at any moment. The job keeps running without it, and the next supervisor finds it by its name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.tracker import JobStatus, Tracker
 
 _PAUSE_S = 1.0
 _MAINTAIN_S = 5.0
-_FAULTS = 3  # so often in a row: a look at the broker and one at the store are not of one moment
+_FAULTS = 3  # successive errors that count as permanent: broker and store are not observed at the same moment
 _KEPT = 20
 _log = logging.getLogger(__name__)
 
@@ -28,42 +28,42 @@ Status = dict[str, Any]
 
 
 class Jobs(Protocol):
-    """An engine, and the one job in it that is watched. Every method raises `EngineError` when it does not answer."""
+    """An engine and the job that is watched in it. Every method raises `EngineError` if the engine does not answer."""
 
-    def look(self) -> JobStatus:
-        """The job as it is; several of the name are made one."""
+    def status(self) -> JobStatus:
+        """Return the job's status; of several jobs of the name, cancel all but the newest."""
 
     def submit(self, savepoint: str = "") -> None:
-        """Begin to start a job, from the manifest or a savepoint, after what is left of an older one is gone."""
+        """Begin to start a job from the manifest or a savepoint, after the end of the previous one."""
 
     def cancel(self) -> None:
-        """End the job, and wait until it is over."""
+        """Cancel the job, and wait for its end."""
 
     def stop_with_savepoint(self) -> str:
-        """End the job with a savepoint; its path, or "" where the engine needs none."""
+        """Stop the job with a savepoint; return its path, or "" if the engine needs none."""
 
 
 @dataclass
 class Supervisor:
-    """Keeps one service at work until it is asked to stop, or must not go on.
+    """Keeps one service running until it is stopped, or has a permanent error.
 
     Attributes:
-      service: what is watched.
-      jobs: where it works.
-      wanted: what the operator wants now.
-      tell: is given the status after each look. What it raises is logged.
-      status: of an earlier supervisor of this service, to go on from: its savepoint and its counts.
+      service: the watched service.
+      jobs: its jobs.
+      wanted: returns the operator's request.
+      report: called with the status after each step. Its errors are logged.
+      status: of an earlier supervisor of this service, whose savepoint and counts are continued.
       maintains: whether it also maintains the manifest; else the job does.
-      limits, clock, pause_s: for the watchdog.
-      level: at which decisions are logged that need nobody's attention.
-      progress: how far the service was at the last look; None where something did not answer.
-      error: why the service must not go on.
+      limits, clock, pause_s: of the watchdog.
+      level: log level of decisions that need no attention.
+      progress: the last progress; None if something did not answer.
+      error: the permanent error.
     """
 
     service: Service
     jobs: Jobs
     wanted: Callable[[], Wanted]
-    tell: Callable[[Status], None]
+    report: Callable[[Status], None]
     status: Status = field(default_factory=dict)
     maintains: bool = True
     limits: Limits = field(default_factory=Limits)
@@ -79,16 +79,16 @@ class Supervisor:
         self._faults = 0
         self._fault = ""
         self._maintained = -_MAINTAIN_S
-        self._said = ("", "")
+        self._logged = ("", "")
         self.status.setdefault("resubmitted", 0)
         self.status.setdefault("resubmissions", [])
         self.status.setdefault("savepoint", None)
 
     def run(self, leave: threading.Event | None = None) -> Health:
-        """Watch until the service is stopped, or must not go on. ``leave`` ends the watch alone.
+        """Watch until the service is stopped or has failed. ``leave`` ends the watch, not the service.
 
         Returns:
-          ``stopped`` or ``failed``; the last health when it left.
+          ``stopped``, ``failed``, or the last health after ``leave``.
         """
         leave = leave or threading.Event()
         while True:
@@ -96,43 +96,43 @@ class Supervisor:
                 action = self.step()
             except CimlError as error:
                 action = Action("carry_on", "waiting", str(error))
-                self._tell(action)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the service is watched on
-                _log.exception("the watchdog stumbled")
-                action = Action("carry_on", "waiting", f"the watchdog stumbled: {type(error).__name__}: {error}")
-                self._tell(action)
+                self._report(action)
+            except Exception as error:  # noqa: BLE001  # the service must stay watched
+                _log.exception("the watchdog failed; retrying")
+                action = Action("carry_on", "waiting", f"the watchdog failed: {type(error).__name__}: {error}")
+                self._report(action)
             if action.kind == "end" or leave.wait(self.pause_s):
                 return action.health
 
     def step(self) -> Action:
-        """One look, what follows from it, and the telling."""
-        look = self._look()
-        action = decide(look, self.limits)
-        said = (action.kind, action.health)
-        if said != self._said:
+        """Observe, decide, act and report once."""
+        seen = self._observe()
+        action = decide(seen, self.limits)
+        decision = (action.kind, action.health)
+        if decision != self._logged:
             level = self.level if action.health in ("starting", "running", "stopping", "stopped") else logging.WARNING
             _log.log(
                 level, "%s: %s%s", action.health, action.kind.replace("_", " "), f": {action.why}" if action.why else ""
             )
-        self._said = said
+        self._logged = decision
         if action.health == "failed":
             self._fault = action.why
-        self._do(action, look)
-        self._tell(action)
-        if action.kind == "carry_on" and not look.away:
+        self._do(action, seen)
+        self._report(action)
+        if action.kind == "carry_on" and not seen.away:
             self._maintain()
         return action
 
-    def _look(self) -> Observation:
+    def _observe(self) -> Observation:
         away: list[str] = []
         job: JobStatus | None = None
         try:
-            job = self.jobs.look()
+            job = self.jobs.status()
         except EngineError as error:
             away.append(str(error))
         covered, unready = None, False
         try:
-            covered = self.progress = self._observe()
+            covered = self.progress = self._observe_service()
             self.service.ready()
             self._faults = 0
         except EngineError as error:
@@ -144,15 +144,15 @@ class Supervisor:
                 self.error, self._fault = error, str(error)
         now = self.clock()
         self._take_over(now, job)
-        look = self._tracker.look(
+        seen = self._tracker.observe(
             now, self.wanted(), job, covered, fault=self._fault, away="; ".join(away), unready=unready
         )
-        self._see_job(look, job)
-        return look
+        self._update_job(seen, job)
+        return seen
 
-    def _observe(self) -> Progress:
+    def _observe_service(self) -> Progress:
         self.progress = None
-        self.status.update(self.service.facts())  # known also where the broker does not answer
+        self.status.update(self.service.facts())  # available even if the broker does not answer
         seen = self.service.observe()
         self.status.update(
             seen.facts, version=seen.version, behind=seen.behind, lag={str(part): lag for part, lag in seen.lag.items()}
@@ -160,13 +160,13 @@ class Supervisor:
         return seen
 
     def _take_over(self, now_s: float, job: JobStatus | None) -> None:
-        """A job that an earlier supervisor started is this one's now."""
+        """Take over the running job of an earlier supervisor."""
         if job is not None and not self._submitted and job.state not in ("missing", "over"):
             _log.log(self.level, "took over %s, which is %s", job.name or "a job", job.state)
             self._submitted = True
             self._tracker.submitted(now_s)
 
-    def _see_job(self, look: Observation, job: JobStatus | None) -> None:
+    def _update_job(self, seen: Observation, job: JobStatus | None) -> None:
         if job is None:
             self.status["job"] = {**(self.status.get("job") or {}), "state": "unknown"}
             return
@@ -180,31 +180,31 @@ class Supervisor:
         self.status["checkpoint"] = None if size is None else {"bytes": size, "time_us": int((at or 0) * 1e6)}
         kept = self.status["savepoint"]
         if self._from_savepoint and kept:
-            if look.committed or (look.running_s is not None and not look.behind):
+            if seen.committed or (seen.running_s is not None and not seen.behind):
                 self._from_savepoint, kept["use"] = False, "resumed"
             elif job.state in ("missing", "over"):
-                self._refuse(job.how or "the job ended")
+                self._reject_savepoint(job.how or "the job ended")
 
-    def _refuse(self, why: str) -> None:
+    def _reject_savepoint(self, why: str) -> None:
         kept = self.status["savepoint"]
         kept["use"], kept["why"] = "refused", why
         self._from_savepoint = False
-        _log.warning("the savepoint %s is of no use (%s): on from the manifest", kept["path"], why)
+        _log.warning("savepoint %s rejected (%s); continuing from the manifest", kept["path"], why)
 
-    def _do(self, action: Action, look: Observation) -> None:
+    def _do(self, action: Action, seen: Observation) -> None:
         if action.kind in ("submit", "replace"):
             self._submit(action)
         elif action.kind == "cancel":
             self.jobs.cancel()
         elif action.kind == "savepoint":
             self._savepoint()
-        elif action.kind == "end" and not look.engine_away:
+        elif action.kind == "end" and not seen.engine_away:
             self._publish()
 
     def _submit(self, action: Action) -> None:
         if action.kind == "replace":
             if self._from_savepoint:
-                self._refuse(action.why)
+                self._reject_savepoint(action.why)
             self.jobs.cancel()
         kept = self.status["savepoint"]
         path = kept["path"] if kept and not kept["use"] and not self._submitted else ""
@@ -231,11 +231,11 @@ class Supervisor:
             }  # fmt: skip
 
     def _publish(self) -> None:
-        """The job may have ended between a commit and its publication."""
+        """Publish commits of a job that ended before their publication."""
         try:
             self.service.publish()
         except CimlError as error:
-            _log.warning("%s; the next job publishes what is missing", error)
+            _log.warning("%s; the next job publishes the rest", error)
 
     def _maintain(self) -> None:
         now = self.clock()
@@ -244,16 +244,16 @@ class Supervisor:
         self._maintained = now
         try:
             self.service.maintain()
-        except CimlError as error:  # commits go on; they only cost more
-            _log.warning("the manifest is not maintained: %s", error)
+        except CimlError as error:  # commits continue, but take longer
+            _log.warning("manifest maintenance failed: %s", error)
 
-    def _tell(self, action: Action) -> None:
+    def _report(self, action: Action) -> None:
         now = now_us()
         if (self.status.get("health"), self.status.get("why")) != (action.health, action.why):
             self.status["since_us"] = now
         self.status.update(health=action.health, why=action.why, rate=self._tracker.rate(), updated_us=now)
         self.status["failures"] = self._tracker.failures
         try:
-            self.tell(self.status)
-        except Exception as error:  # noqa: BLE001  # a full disk is no reason to leave the service alone
+            self.report(self.status)
+        except Exception as error:  # noqa: BLE001  # the service must stay watched, even with a full disk
             _log.warning("the status cannot be written: %s", error)

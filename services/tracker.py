@@ -1,4 +1,4 @@
-"""What a supervisor sees of a service, look by look, added up to what `services.decide.decide` needs."""
+"""Aggregates successive observations of a service for `services.decide.decide`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from services.service import Progress
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What an engine says of a job.
+    """A job's status according to its engine.
 
     Attributes:
       state: see `JobState`.
-      id, name: as the engine knows it.
-      how: how it ended, or what it says of a restart.
-      fault: what no further try mends; "" where there is none.
-      began_s: when it was submitted, epoch seconds; None where the engine does not say.
-      restarts: how often the engine restarted it; None where it does not count.
-      checkpoint_bytes, checkpoint_s: of the last whole checkpoint: its size and its time, epoch seconds.
+      id, name: in the engine.
+      how: how it ended, or why it was restarted.
+      fault: its permanent error, or "".
+      began_s: time of its submission, epoch seconds; None if unknown.
+      restarts: number of restarts by the engine; None if unknown.
+      checkpoint_bytes, checkpoint_s: size and time (epoch seconds) of the last completed checkpoint.
     """
 
     state: JobState
@@ -34,12 +34,12 @@ class JobStatus:
     checkpoint_s: float | None = None
 
 
-_DUE = -1  # the logs that are waited for, as if they were one more partition
+_DUE = -1  # a pseudo-partition for deferred logs
 
 
 @dataclass
 class Tracker:
-    """Looks, one after the other, made into what `decide` needs. All in the caller's clock."""
+    """Turns successive observations into those that `decide` needs. Times are of the caller's clock."""
 
     limits: Limits = field(default_factory=Limits)
     failures: int = 0
@@ -57,26 +57,26 @@ class Tracker:
     _speed: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))
 
     def submitted(self, now_s: float) -> None:
-        """A job was submitted, or taken over, at this moment."""
+        """Record that a job was submitted or taken over now."""
         self.failures = 0 if self._first or not self.brought_nothing(now_s) else self.failures + 1
         self._first = False
         self.submitted_s, self.running_s, self.committed, self.ended_s = now_s, None, False, None
 
     def brought_nothing(self, now_s: float) -> bool:
-        """Whether the present job, had it ended now, did no good."""
+        """Return whether the present job would be fruitless if it ended now; see `Limits`."""
         if self.committed:
             return False
         behind = self._behind() if self._covered else 1
         return behind > 0 or self.running_s is None or now_s - self.running_s < self.limits.settled_s
 
     def rate(self) -> float | None:
-        """Offsets covered a second, over the last minute or so; None before two looks."""
+        """Return the offsets covered a second over the last minute; None before two observations."""
         if len(self._speed) < 2:
             return None
         (first_s, first), (last_s, last) = self._speed[0], self._speed[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s else None
 
-    def look(
+    def observe(
         self,
         now_s: float,
         wanted: Wanted,
@@ -87,16 +87,16 @@ class Tracker:
         away: str = "",
         unready: bool = False,
     ) -> Observation:
-        """Takes in what is seen.
+        """Apply the present status of job and service.
 
         Args:
-          now_s: the moment.
-          wanted: what the operator wants.
-          job: what the engine says; None where it does not answer.
-          covered: what manifest and broker say; None where one of them does not answer.
-          fault: why it must not go on.
-          away: who does not answer, and how.
-          unready: whether ``away`` is only something that will come by itself.
+          now_s: the present time.
+          wanted: the operator's request.
+          job: the job's status; None if the engine does not answer.
+          covered: the service's progress; None if manifest or broker does not answer.
+          fault: a permanent error, or "".
+          away: the error of what does not answer, or "".
+          unready: whether ``away`` only means that the service is not ready yet.
         """
         if wanted != self._wanted:
             self._wanted, self._wanted_s = wanted, now_s
@@ -124,12 +124,12 @@ class Tracker:
         return sum(self._covered.lag.values()) + (self._covered.overdue_us is not None) if self._covered else 0
 
     def _take(self, now_s: float, covered: Progress) -> None:
-        # Not by the manifest's version: a backfill moves that as well.
+        # The manifest's version does not show progress: a backfill advances it too.
         for partition, position in covered.positions.items():
             before = self._moved.get(partition)
             moved = before is not None and before[0] != position
             self.committed = self.committed or (before is not None and position > before[0])
-            # what was away counts from its return
+            # after an outage the time counts from its end
             if before is None or moved or self._was_away or not covered.lag.get(partition):
                 self._moved[partition] = (position, now_s)
         due = covered.overdue_us

@@ -1,4 +1,4 @@
-"""The service that trains: it refreshes a model whenever its data set has grown. See `pipelines.training.trainer`."""
+"""The trainer service: refreshes a model when its data set has grown. See `pipelines.training.trainer`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transforms.ingest.trust import TrustPolicy
 
 
 class TrainerService(Service):
-    """Refreshes a model. A data set that does not exist yet, or holds too little, is waited for.
+    """Refreshes a model. Waits for a data set that does not exist yet or is too small.
 
     Args:
-      config: what to do.
-      report: given each result, but not that nothing is new.
-      progress: told of each step, and of what is waited for.
+      config: of the trainer.
+      report: called with each result, except "nothing new".
+      progress: called with each step, and with the reason of a wait.
     """
 
     poll_s = 2.0
@@ -57,7 +57,7 @@ class TrainerService(Service):
             return Progress(self._log.end(max(self._seen, 0)), facts={"counts": counts, "champion": state.champion})
 
     def plan(self, ends: Mapping[int, int] | None = None, *, bounded: bool = True) -> int | None:
-        """The version of the data set's manifest that was not looked at yet."""
+        """Return the version of the data set's manifest if it is new."""
         with self._failures():
             version = self._log.end(max(self._seen, 0))
         return version if version != self._seen else None
@@ -68,7 +68,7 @@ class TrainerService(Service):
                 result = run_once(self.config, progress=self._progress)
         except (EngineError, IntegrityError):
             raise
-        except CimlError:  # too little to train on: more data is what it takes
+        except CimlError:  # too little data: wait for the next version
             self._seen = work
             return
         self._seen = work
@@ -101,7 +101,7 @@ def make_config(
     min_test_runs: int | None = None,
     tolerance: float | None = None,
 ) -> TrainConfig:
-    """The configuration that the command's options mean. Raises `CimlError` for files that cannot be read."""
+    """Return the configuration for the command's options. Raises `CimlError` for unreadable files."""
     gate = GatePolicy()
     if min_test_runs is not None:
         gate = replace(gate, min_test_runs=min_test_runs)

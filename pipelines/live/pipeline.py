@@ -63,7 +63,7 @@ class LiveConfig:
       datasets: whose windows and examples are wanted.
       topic: where samples come from.
       windows_topic, examples_topic: where windows and examples are published; "" for nowhere.
-      letters_topic: where samples that could not be used are published.
+      dead_letters_topic: where samples that could not be used are published.
       policy: when windows and examples are published, and for how long a run is kept.
       read: how partitions are read.
     """
@@ -73,7 +73,7 @@ class LiveConfig:
     topic: str = "samples"
     windows_topic: str = "windows"
     examples_topic: str = "live-examples"
-    letters_topic: str = "live-dead-letters"
+    dead_letters_topic: str = "live-dead-letters"
     policy: LivePolicy = field(default_factory=LivePolicy)
     read: ReadOptions = READ
 
@@ -117,7 +117,7 @@ class LiveMessages:
     def late(self, run_id: str, part: Part, refused: RejectedInput) -> ToSend:
         """Samples that no run takes any more."""
         Metrics.counter(METRICS, f"late.{refused.reason}").inc(max(part.size, 1))
-        return self._config.letters_topic, run_id.encode(), late_message(self._config.topic, run_id, part, refused)
+        return self._config.dead_letters_topic, run_id.encode(), late_message(self._config.topic, run_id, part, refused)
 
 
 class DecodeSamples(beam.DoFn):
@@ -152,7 +152,7 @@ class DecodeSamples(beam.DoFn):
         Metrics.counter(METRICS, f"refused.{refused.reason}").inc()
         letter = rejected_message(Origin(self._config.topic, partition, message.offset), message, refused)
         return beam.pvalue.TaggedOutput(
-            self.LETTERS, (self._config.letters_topic, redact_bytes(message.key or b""), letter)
+            self.LETTERS, (self._config.dead_letters_topic, redact_bytes(message.key or b""), letter)
         )
 
 

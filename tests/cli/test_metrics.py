@@ -124,7 +124,7 @@ def test_under_a_supervisor(kafka: str, topic: Callable[..., str], tmp_path: Pat
         assert first["ciml_ingest_resubmissions_total"] == {(): 0}
         # worker and supervisor die: the totals are the manifest's, the resubmission is in the status
         worker = one.kill("worker")
-        one.wait(lambda: one.place.process("worker") is not None and one.pid("worker") != worker, "no new worker")
+        one.wait(lambda: one.files.process("worker") is not None and one.pid("worker") != worker, "no new worker")
         one.kill("supervisor")
         assert one.ask("resume").exception is None
         one.wait(lambda: "ciml_events_total" in scrape(one.status()["metrics"]), "no metrics")
@@ -149,7 +149,7 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
         workers = []
         for _ in range(2):
             process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            one.wait(lambda: one.place.status().get("supervisor") == {"pid": process.pid}, "no status")  # noqa: B023
+            one.wait(lambda: one.files.status().get("supervisor") == {"pid": process.pid}, "no status")  # noqa: B023
             one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
             workers.append(one.pid("worker"))
             process.terminate()

@@ -1,4 +1,4 @@
-"""What tests of supervised services share: one ingest in a home of its own, started and looked at as a user would."""
+"""Helpers for tests of supervised services: an ingest in its own home, used by its commands."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Supervised:
     home: Path
 
     @property
-    def place(self) -> ServiceFiles:
+    def files(self) -> ServiceFiles:
         return ServiceFiles(self.home, "one")
 
     def ask(self, *words: str) -> Result:
-        """``ciml service <words>`` in this process: its output, exit code and what it raised."""
+        """Run ``ciml service <words>`` in this process; return its output, exit code and exception."""
         done = CliRunner().invoke(command, [*words, "--home", str(self.home)], standalone_mode=False)
         if done.return_value is not None and done.exception is None:
             done.exit_code = int(done.return_value)
         return done
 
     def begin(self, kind: str, *words: str) -> Result:
-        """``ciml service start <kind>``, which ends with this process."""
+        """Run ``ciml service start <kind>``; the service ends with this process."""
         return self.ask("start", kind, "--name", "one", "--tied-to", str(os.getpid()), *words)
 
     def status(self) -> dict[str, Any]:
@@ -50,20 +50,20 @@ class Supervised:
         return self.ask("status", "one").exit_code
 
     def pid(self, what: str) -> int:
-        process = self.place.process(what)
+        process = self.files.process(what)
         assert process is not None, f"no {what} runs"
         return int(process.pid)
 
     def kill(self, what: str) -> int:
         pid = self.pid(what)
         os.kill(pid, signal.SIGKILL)
-        self.wait(lambda: (one := self.place.process(what)) is None or one.pid != pid, f"the {what} does not die")
+        self.wait(lambda: (one := self.files.process(what)) is None or one.pid != pid, f"the {what} does not die")
         return pid
 
     def kill_worker(self) -> None:
-        """Kills the worker, and waits for the next one to work."""
+        """Kill the worker, and wait for the next one to run."""
         worker = self.kill("worker")
-        self.wait(lambda: self.place.process("worker") is not None and self.pid("worker") != worker, "no new worker")
+        self.wait(lambda: self.files.process("worker") is not None and self.pid("worker") != worker, "no new worker")
         self.wait(lambda: self.status()["health"] == "running", "the new worker does not run")
 
     def wait(self, done: Callable[[], bool], what: str, most_s: float = 90.0) -> None:
@@ -89,12 +89,12 @@ class Ingest(Supervised):
         )  # fmt: skip
 
     def settled(self) -> int:
-        """How many (event, run) are settled, deferred ones not counted."""
+        """Return the number of settled (event, run), without deferred ones."""
         state, _ = account(DataRoot.open(self.data).raw)
         return sum(state.counts.values()) - len(state.deferred)
 
     def finish(self) -> None:
-        """Waits until all is settled and announced, stops, and compares everything with the producer's list."""
+        """Wait until all is settled and announced, stop, and compare everything with the producer's list."""
         self.wait(lambda: self.settled() == self.scenario.counts().total(), "not all is settled")
         done = self.ask("stop", "one")
         assert done.exception is None, done.exception
@@ -103,28 +103,28 @@ class Ingest(Supervised):
 
 @contextmanager
 def supervised(home: Path) -> Iterator[Supervised]:
-    """A service that is stopped in the end, whatever became of it."""
+    """A service that is stopped in the end in any case."""
     one = Supervised(home)
     try:
         yield one
     finally:
-        if one.place.known:
+        if one.files.known:
             one.ask("stop", "one")
 
 
 @contextmanager
 def ingest(home: Path, data: str, scenario: Scenario, runs_topic: str) -> Iterator[Ingest]:
-    """An ingest that is stopped in the end, whatever became of it."""
+    """An ingest that is stopped in the end in any case."""
     one = Ingest(home, data, scenario, runs_topic)
     try:
         yield one
     finally:
-        if one.place.known:
+        if one.files.known:
             one.ask("stop", "one")
 
 
 def both(first: Scenario, second: Scenario) -> Scenario:
-    """What was sent in two waves."""
+    """Return the sum of two scenarios of a topic."""
     return Scenario(
         second.broker, second.topic, second.logs, first.sent + second.sent, first.runs | second.runs,
         first.untrusted | second.untrusted, {**first.late, **second.late},

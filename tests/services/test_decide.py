@@ -1,4 +1,4 @@
-"""The watchdog's decisions: a table of what is seen and what follows, and what a sequence of looks adds up to."""
+"""The watchdog's decisions: a table of observations and actions, and the tracker's sequences of observations."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from services.tracker import JobStatus, Tracker
 
 LIMITS = Limits()
 NOW = 100_000.0
-#: A job that works: submitted an hour ago, runs since, commits, with nothing to read.
+#: A healthy job: submitted an hour ago, runs since, commits, with nothing to read.
 WELL = Observation(NOW, job="running", submitted_s=NOW - 3600, running_s=NOW - 3590, committed=True)
 #: One that was just submitted.
 FRESH = Observation(NOW, job="running", submitted_s=NOW - 40, running_s=NOW - 20, behind=9, stuck_s=NOW - 100)
 
 
-def like(look: Observation, **changes: Any) -> Observation:
-    return replace(look, **changes)
+def like(seen: Observation, **changes: Any) -> Observation:
+    return replace(seen, **changes)
 
 
 @pytest.mark.parametrize(
-    ("look", "kind", "health", "why"),
+    ("seen", "kind", "health", "why"),
     [
-        # nothing there
+        # no job
         (Observation(NOW), "submit", "starting", "there is no job"),
         (Observation(NOW, job="over", how="it failed", ended_s=NOW), "submit", "starting", "it failed"),
-        (Observation(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "next after 2 s"),
+        (Observation(NOW, job="over", how="x", ended_s=NOW - 1, failures=1), "carry_on", "starting", "try after 2 s"),
         (Observation(NOW, job="over", how="x", ended_s=NOW - 2, failures=1), "submit", "starting", "x"),
-        (Observation(NOW, job="over", ended_s=NOW - 7, failures=3), "carry_on", "stalled", "the next after 8 s"),
-        (Observation(NOW, job="over", ended_s=NOW - 119, failures=50), "carry_on", "stalled", "the next after 120 s"),
+        (Observation(NOW, job="over", ended_s=NOW - 7, failures=3), "carry_on", "stalled", "next try after 8 s"),
+        (Observation(NOW, job="over", ended_s=NOW - 119, failures=50), "carry_on", "stalled", "next try after 120 s"),
         (Observation(NOW, job="over", ended_s=NOW - 120, failures=50), "submit", "stalled", ""),
-        # well
+        # healthy
         (WELL, "carry_on", "running", ""),
         (like(WELL, behind=5, stuck_s=NOW - 1), "carry_on", "running", ""),
         # it never starts to read
@@ -45,10 +45,10 @@ def like(look: Observation, **changes: Any) -> Observation:
         (like(FRESH, running_s=NOW - 91, failures=1), "replace", "stalled", "it has committed nothing for 91 s"),
         (like(FRESH, running_s=NOW - 899, stuck_s=NOW - 999, failures=9), "carry_on", "stalled", ""),
         (like(FRESH, running_s=NOW - 901, stuck_s=NOW - 901, failures=9), "replace", "stalled", "nothing for 901 s"),
-        # one that worked, and does not move
+        # it has committed, and makes no progress
         (like(WELL, behind=5, stuck_s=NOW - 239), "carry_on", "running", ""),
         (like(WELL, behind=5, stuck_s=NOW - 241), "replace", "stalled", "a partition does not move for 241 s"),
-        # on its way
+        # starting
         (Observation(NOW, job="starting", submitted_s=NOW - 149), "carry_on", "starting", "submitted"),
         (Observation(NOW, job="starting", submitted_s=NOW - 151), "replace", "stalled", "it did not run within 150 s"),
         (Observation(NOW, job="starting", submitted_s=NOW - 151, failures=1), "carry_on", "starting", ""),
@@ -62,21 +62,21 @@ def like(look: Observation, **changes: Any) -> Observation:
         (like(WELL, checkpoint_bytes=5 << 19), "replace", "running", "renewed: its checkpoint has 2.5 MiB"),
         (like(WELL, checkpoint_bytes=3 << 19), "carry_on", "running", ""),
         (like(WELL, checkpoint_bytes=5 << 19, submitted_s=NOW - 899), "carry_on", "running", ""),
-        # away: waited for without end, whatever the job does
+        # an outage: waited for without limit, in every state of the job
         (like(WELL, away="Kafka is away", behind=5, stuck_s=NOW - 9e4), "carry_on", "waiting", "Kafka is away"),
         (Observation(NOW, job="over", away="Kafka does not answer"), "carry_on", "waiting", "Kafka does not answer"),
         (Observation(NOW, away="Flink", engine_away=True), "carry_on", "waiting", "Flink"),
-        # it must not go on
-        (like(WELL, fault="made anew"), "cancel", "failed", "made anew"),
-        (like(WELL, fault="made anew", away="Kafka", job="over"), "end", "failed", "made anew"),
-        (like(WELL, fault="made anew", engine_away=True), "end", "failed", "made anew"),
+        # a permanent error
+        (like(WELL, fault="recreated"), "cancel", "failed", "recreated"),
+        (like(WELL, fault="recreated", away="Kafka", job="over"), "end", "failed", "recreated"),
+        (like(WELL, fault="recreated", engine_away=True), "end", "failed", "recreated"),
         # stopped
         (like(WELL, wanted="stop", since_s=NOW), "cancel", "stopping", ""),
         (like(WELL, wanted="stop", job="starting", since_s=NOW), "cancel", "stopping", ""),
         (like(WELL, wanted="stop", job="over"), "end", "stopped", "as asked"),
         (like(WELL, wanted="stop", away="Kafka", since_s=NOW), "cancel", "stopping", ""),
         (like(WELL, wanted="stop", away="Flink", engine_away=True, since_s=NOW - 19), "carry_on", "stopping", "Flink"),
-        (like(WELL, wanted="stop", away="Flink", engine_away=True, since_s=NOW - 21), "end", "stopped", "goes on"),
+        (like(WELL, wanted="stop", away="Flink", engine_away=True, since_s=NOW - 21), "end", "stopped", "keeps run"),
         # with a savepoint
         (like(WELL, wanted="savepoint", since_s=NOW), "savepoint", "stopping", ""),
         (like(WELL, wanted="savepoint", job="restarting", since_s=NOW), "carry_on", "stopping", "it has to run"),
@@ -85,8 +85,8 @@ def like(look: Observation, **changes: Any) -> Observation:
         (like(WELL, wanted="savepoint", job="missing"), "end", "stopped", "as asked"),
     ],
 )  # fmt: skip
-def test_what_follows_from_a_look(look: Observation, kind: str, health: str, why: str) -> None:
-    action = decide(look, LIMITS)
+def test_each_observation_has_its_action(seen: Observation, kind: str, health: str, why: str) -> None:
+    action = decide(seen, LIMITS)
     assert (action.kind, action.health) == (kind, health), action
     assert why in action.why
 
@@ -106,12 +106,12 @@ def test_in_the_foreground_patience_and_replacements_end() -> None:
     assert decide(like(stuck, failures=3), LIMITS).kind == "replace"
 
 
-def test_what_is_not_ready_uses_up_no_patience() -> None:
+def test_a_service_that_is_not_ready_uses_up_no_patience() -> None:
     tracker = Tracker()
-    assert tracker.look(1, "run", RUNS, None, away="Kafka").away_s == 1
-    assert tracker.look(5, "run", RUNS, None, away="Kafka").away_s == 1
-    assert tracker.look(6, "run", RUNS, None, away="no model", unready=True).away_s is None
-    assert tracker.look(7, "run", RUNS, covered(5, 9)).away_s is None
+    assert tracker.observe(1, "run", RUNS, None, away="Kafka").away_s == 1
+    assert tracker.observe(5, "run", RUNS, None, away="Kafka").away_s == 1
+    assert tracker.observe(6, "run", RUNS, None, away="no model", unready=True).away_s is None
+    assert tracker.observe(7, "run", RUNS, covered(5, 9)).away_s is None
 
 
 RUNS = JobStatus("running")
@@ -121,79 +121,79 @@ def covered(position: int, end: int, version: int = 1, **more: Any) -> Progress:
     return Progress(version, {0: position}, {0: end - position}, **more)
 
 
-def test_a_commit_is_what_moves_the_topic_not_what_moves_the_manifest() -> None:
+def test_a_commit_advances_the_topic_not_only_the_manifest() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", JobStatus("missing"), covered(5, 9))
+    tracker.observe(0, "run", JobStatus("missing"), covered(5, 9))
     tracker.submitted(1)
-    look = tracker.look(10, "run", RUNS, covered(5, 9, version=2))  # a backfill has committed
-    assert (look.committed, look.running_s, look.stuck_s, look.behind) == (False, 10, 0, 4)
-    look = tracker.look(20, "run", RUNS, covered(6, 9, version=3))
-    assert (look.committed, look.running_s, look.stuck_s, look.behind) == (True, 10, 20, 3)
-    look = tracker.look(30, "run", RUNS, covered(9, 9, version=4))
-    assert (look.behind, look.stuck_s) == (0, None)
-    look = tracker.look(90, "run", RUNS, covered(9, 10, version=4))
-    assert (look.behind, look.stuck_s) == (1, 30)  # since the last look at which there was nothing to read
+    seen = tracker.observe(10, "run", RUNS, covered(5, 9, version=2))  # a backfill has committed
+    assert (seen.committed, seen.running_s, seen.stuck_s, seen.behind) == (False, 10, 0, 4)
+    seen = tracker.observe(20, "run", RUNS, covered(6, 9, version=3))
+    assert (seen.committed, seen.running_s, seen.stuck_s, seen.behind) == (True, 10, 20, 3)
+    seen = tracker.observe(30, "run", RUNS, covered(9, 9, version=4))
+    assert (seen.behind, seen.stuck_s) == (0, None)
+    seen = tracker.observe(90, "run", RUNS, covered(9, 10, version=4))
+    assert (seen.behind, seen.stuck_s) == (1, 30)  # since the last observation without messages to read
     assert tracker.rate() == pytest.approx((9 - 6) / (90 - 20), rel=0.5)
 
 
-def test_the_partition_that_moves_least_counts() -> None:
+def test_the_slowest_partition_counts() -> None:
     tracker = Tracker()
     for now, moving in ((0, 1), (100, 2), (241, 3)):
-        look = tracker.look(now, "run", RUNS, Progress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
-    assert look.stuck_s == 0
-    tracker.look(242, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
-    assert tracker.look(243, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
+        seen = tracker.observe(now, "run", RUNS, Progress(now, {0: moving, 1: 7}, {0: 50, 1: 1}))
+    assert seen.stuck_s == 0
+    tracker.observe(242, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0}))
+    assert tracker.observe(243, "run", RUNS, Progress(3, {0: 3, 1: 8}, {0: 50, 1: 0})).stuck_s == 241
 
 
 def test_logs_that_are_long_overdue_count_as_something_to_read() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", RUNS, covered(9, 9))
-    look = tracker.look(10, "run", RUNS, covered(9, 9, overdue_us=5))
-    assert (look.behind, look.stuck_s) == (1, 10)
-    assert tracker.look(20, "run", RUNS, covered(9, 9, overdue_us=5)).stuck_s == 10
-    assert tracker.look(30, "run", RUNS, covered(9, 9, overdue_us=6)).stuck_s == 30
-    assert tracker.look(40, "run", RUNS, covered(9, 9)).stuck_s is None
+    tracker.observe(0, "run", RUNS, covered(9, 9))
+    seen = tracker.observe(10, "run", RUNS, covered(9, 9, overdue_us=5))
+    assert (seen.behind, seen.stuck_s) == (1, 10)
+    assert tracker.observe(20, "run", RUNS, covered(9, 9, overdue_us=5)).stuck_s == 10
+    assert tracker.observe(30, "run", RUNS, covered(9, 9, overdue_us=6)).stuck_s == 30
+    assert tracker.observe(40, "run", RUNS, covered(9, 9)).stuck_s is None
 
 
-def test_after_an_outage_everything_has_its_time_anew() -> None:
+def test_after_an_outage_all_time_limits_start_again() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", RUNS, covered(5, 9))
+    tracker.observe(0, "run", RUNS, covered(5, 9))
     for now in (10, 500):
-        assert tracker.look(now, "run", RUNS, None, away="Kafka").away == "Kafka"
-    look = tracker.look(1000, "run", RUNS, covered(5, 9))
-    assert look.stuck_s == 1000
-    assert decide(look, LIMITS).kind == "carry_on"
+        assert tracker.observe(now, "run", RUNS, None, away="Kafka").away == "Kafka"
+    seen = tracker.observe(1000, "run", RUNS, covered(5, 9))
+    assert seen.stuck_s == 1000
+    assert decide(seen, LIMITS).kind == "carry_on"
 
 
-def test_submissions_that_bring_nothing_are_counted_until_one_does() -> None:
+def test_fruitless_submissions_are_counted_until_one_commits() -> None:
     tracker = Tracker()
-    tracker.look(0, "run", JobStatus("missing"), covered(5, 9))
+    tracker.observe(0, "run", JobStatus("missing"), covered(5, 9))
     for number, now in enumerate((0, 10, 20)):
         tracker.submitted(now)
         assert tracker.failures == number
-        assert tracker.look(now + 1, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
-        assert tracker.look(now + 2, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
-    tracker.look(30, "run", RUNS, covered(6, 9))
+        assert tracker.observe(now + 1, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
+        assert tracker.observe(now + 2, "run", JobStatus("over", how="x"), covered(5, 9)).ended_s == now + 1
+    tracker.observe(30, "run", RUNS, covered(6, 9))
     assert tracker.failures == 0  # it has committed
     tracker.submitted(40)
     assert tracker.failures == 0
-    tracker.look(41, "run", JobStatus("over"), covered(6, 9))
+    tracker.observe(41, "run", JobStatus("over"), covered(6, 9))
     tracker.submitted(50)
     assert tracker.failures == 1
-    tracker.look(51, "run", RUNS, covered(9, 9))
-    tracker.look(51 + LIMITS.settled_s, "run", RUNS, covered(9, 9))
+    tracker.observe(51, "run", RUNS, covered(9, 9))
+    tracker.observe(51 + LIMITS.settled_s, "run", RUNS, covered(9, 9))
     assert tracker.failures == 0  # nothing to read, and it has run for a while
 
 
 def test_a_job_that_restarts_keeps_no_running_time() -> None:
     tracker = Tracker()
-    assert tracker.look(0, "run", RUNS, covered(5, 9)).running_s == 0
-    assert tracker.look(5, "run", JobStatus("restarting"), covered(5, 9)).running_s is None
-    assert tracker.look(9, "run", RUNS, covered(5, 9)).running_s == 9
+    assert tracker.observe(0, "run", RUNS, covered(5, 9)).running_s == 0
+    assert tracker.observe(5, "run", JobStatus("restarting"), covered(5, 9)).running_s is None
+    assert tracker.observe(9, "run", RUNS, covered(5, 9)).running_s == 9
 
 
-def test_what_the_operator_wants_counts_from_when_it_was_said() -> None:
+def test_a_request_counts_from_its_first_observation() -> None:
     tracker = Tracker()
-    assert tracker.look(3, "run", RUNS, covered(5, 9)).since_s == 0
-    assert tracker.look(5, "savepoint", RUNS, covered(5, 9)).since_s == 5
-    assert tracker.look(9, "savepoint", None, None, away="Flink").since_s == 5
+    assert tracker.observe(3, "run", RUNS, covered(5, 9)).since_s == 0
+    assert tracker.observe(5, "savepoint", RUNS, covered(5, 9)).since_s == 5
+    assert tracker.observe(9, "savepoint", None, None, away="Flink").since_s == 5

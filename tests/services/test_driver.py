@@ -1,4 +1,4 @@
-"""The foreground driver, on a service that is a list in memory: when it works, waits, ends, and gives up."""
+"""The foreground driver with a service in memory: when it works, waits, ends and fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.service import KINDS, NotReadyError, Progress, Service, class_of
 
 
 class Listed(Service):
-    """Works off the numbers of a list, two at a time; ``raised`` are errors of its next looks and pieces of work."""
+    """Processes the numbers of a list, two at a time; ``raised`` are errors of its next calls."""
 
     poll_s = 0.01
     retry_s = (0.01, 0.01)
@@ -59,47 +59,50 @@ class Listed(Service):
 
 @dataclass
 class Words:
-    """A report that notes what it is told, and stops the driver at a word."""
+    """Records reports, and stops the driver at a word."""
 
     at: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
-    said: list[tuple[int, str]] = field(default_factory=list)
+    reports: list[tuple[int, str]] = field(default_factory=list)
 
     def __call__(self, progress: Progress, word: str) -> None:
-        self.said.append((progress.behind, word))
+        self.reports.append((progress.behind, word))
         if word == self.at:
             self.stop.set()
 
 
-def test_until_the_end_is_the_end_that_was_seen_first() -> None:
+def test_until_the_end_stops_at_the_first_observed_end() -> None:
     service, words = Listed(5), Words()
     drive(service, until="end", report=words)
     assert service.done == 5
-    assert [word for _, word in words.said] == ["ready", "ready", "ready", "done"]
+    assert [word for _, word in words.reports] == ["ready", "ready", "ready", "done"]
     assert service.calls == ["open", "close"]
 
 
-def test_it_stops_after_the_work_that_runs() -> None:
+def test_it_stops_after_the_present_work_item() -> None:
     service, words = Listed(5), Words(at="ready")
     drive(service, stop=words.stop, report=words)
     assert (service.done, service.calls) == (2, ["open", "close"])
 
 
-def test_what_is_not_ready_is_waited_for_without_working() -> None:
-    service, words = Listed(2, [None, NotReadyError("no model"), None, NotReadyError("gone again")]), Words(at="ready")
+def test_a_service_that_is_not_ready_waits_without_working() -> None:
+    service, words = (
+        Listed(2, [None, NotReadyError("no model"), None, NotReadyError("no model again")]),
+        Words(at="ready"),
+    )
     drive(service, stop=words.stop, report=words)
-    assert words.said[0] == (2, "waits: no model")
-    assert words.said[-2:] == [(2, "waits: gone again"), (2, "ready")]
+    assert words.reports[0] == (2, "waits: no model")
+    assert words.reports[-2:] == [(2, "waits: none again"), (2, "ready")]
 
 
-def test_with_an_end_in_sight_not_ready_is_an_error() -> None:
+def test_not_ready_is_an_error_with_until() -> None:
     service = Listed(2, [None, NotReadyError("no model")])
     with pytest.raises(NotReadyError, match="no model"):
         drive(service, until="end")
     assert (service.done, service.calls) == (0, ["open", "close"])
 
 
-def test_an_outage_is_waited_for_as_long_as_there_is_patience() -> None:
+def test_an_outage_is_waited_for_within_the_limit() -> None:
     away: list[CimlError | None] = [EngineError("Kafka does not answer")] * 4
     service = Listed(2, away)
     drive(service, until="end", patience_s=None)
@@ -108,9 +111,9 @@ def test_an_outage_is_waited_for_as_long_as_there_is_patience() -> None:
         drive(Listed(2, [EngineError("Kafka does not answer")]), until="end", patience_s=0.0)
 
 
-def test_what_must_not_go_on_ends_it() -> None:
-    service = Listed(2, [IntegrityError("made anew")])
-    with pytest.raises(IntegrityError, match="made anew"):
+def test_a_permanent_error_ends_it() -> None:
+    service = Listed(2, [IntegrityError("recreated")])
+    with pytest.raises(IntegrityError, match="recreated"):
         drive(service, patience_s=None)
     assert service.calls == ["open", "close"]
 
@@ -123,11 +126,11 @@ def test_a_service_that_needs_flink_says_so() -> None:
     assert service.calls == []
 
 
-def test_pauses_of_an_outage_double_and_begin_anew() -> None:
+def test_pauses_of_an_outage_double_and_are_reset() -> None:
     outage, error = Outage(None, 2.0, 10.0), EngineError("away")
-    assert [outage.goes_on(error) for _ in range(4)] == [2.0, 4.0, 8.0, 10.0]
+    assert [outage.pause_after(error) for _ in range(4)] == [2.0, 4.0, 8.0, 10.0]
     outage.is_over()
-    assert outage.goes_on(error) == 2.0
+    assert outage.pause_after(error) == 2.0
 
 
 def test_idle_is_without_commits_lag_and_waiting() -> None:

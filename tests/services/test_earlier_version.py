@@ -27,29 +27,29 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_its_files_are_read_where_they_are(home: Path) -> None:
-    [place] = ServiceFiles.all(home)
+    [files] = ServiceFiles.all(home)
     arguments = {
         "topic": "events", "runs_topic": "runs", "dead_letters_topic": "", "jobs": (), "sources": (), "hosts": (),
         "roots": ("logs",), "fetch_policy": None, "delays": (0.5, 0.5, 4.0), "trust_policy": None, "data_path": "data",
         "kafka_config": None, "kafka": "127.0.0.1:9092", "kafka_options": ("client.id=secret",),
     }  # fmt: skip
-    assert place.options() == Options("ingest", arguments, "micro-batches", cwd="/srv/ciml", metrics_port=0)
-    assert (place.name, place.wanted(), place.status()["resubmitted"]) == ("one", "stop", 1)
-    assert (place.written("worker"), place.said("worker")["state"]) == ((4002, 1001.5), "ended")
-    assert place.log("worker") == home / "logs" / "ingest-one-worker.log"
-    # what is written stays beside it, and a new service has the new place
-    place.put_options(place.options())
-    assert ServiceFiles(home, "one").options() == place.options()
+    assert files.options() == Options("ingest", arguments, "micro-batches", cwd="/srv/ciml", metrics_port=0)
+    assert (files.name, files.wanted(), files.status()["resubmitted"]) == ("one", "stop", 1)
+    assert (files.recorded("worker"), files.report("worker")["state"]) == ((4002, 1001.5), "ended")
+    assert files.log("worker") == home / "logs" / "ingest-one-worker.log"
+    # its files stay in the old folder, and a new service has the new one
+    files.put_options(files.options())
+    assert ServiceFiles(home, "one").options() == files.options()
     assert not (home / "services").exists()
     assert ServiceFiles(home, "two").folder == home / "services" / "two"
 
 
 def test_its_jobs_on_flink_keep_their_name(home: Path) -> None:
-    """So that a job that goes on is found and taken over; the digest is of the data root and the topic."""
-    place = ServiceFiles(home, "one")
-    options = place.options()
+    """So a running job is found and taken over; the digest is of the data root and the topic."""
+    files = ServiceFiles(home, "one")
+    options = files.options()
     options.arguments["data_path"] = "s3://ci/data"
-    assert job_name(place, options) == "ciml-ingest-one-6063b034"
+    assert job_name(files, options) == "ciml-ingest-one-6063b034"
 
 
 def test_its_status_is_shown(home: Path) -> None:

@@ -30,30 +30,30 @@ def one(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Inges
 
 @pytest.mark.engines
 @pytest.mark.timeout(240)
-def test_killed_in_all_its_parts_it_goes_on(one: Ingest) -> None:
+def test_the_service_survives_kills_of_all_its_processes(one: Ingest) -> None:
     need_real(one.scenario.broker)  # without transactions a kill may announce twice
     done = one.start("--engine", "micro-batches", "-X", "client.id=secret")
     assert done.exception is None, done.exception
-    assert "works on micro-batches" in done.output
+    assert "is running on micro-batches" in done.output
     assert one.code() == 0
-    # a second one is refused, and changes nothing
+    # a second start is rejected, and changes nothing
     again = one.start("--engine", "micro-batches")
     assert isinstance(again.exception, CimlError)
-    assert "runs already" in str(again.exception)
+    assert "already running" in str(again.exception)
     # the worker dies: the supervisor starts another
     worker = one.kill("worker")
-    one.wait(lambda: one.place.process("worker") is not None and one.pid("worker") != worker, "no new worker")
-    # the supervisor dies: its worker goes on, and the next supervisor takes it over
+    one.wait(lambda: one.files.process("worker") is not None and one.pid("worker") != worker, "no new worker")
+    # the supervisor dies: its worker keeps running, and the next supervisor takes it over
     one.wait(lambda: one.status()["job"]["state"] == "running", "the new worker does not run")
     supervisor, worker = one.kill("supervisor"), one.pid("worker")
     alone = one.status()
     assert (alone["health"], one.code()) == ("stalled", 2)
-    assert "its supervisor is gone, and its job goes on" in alone["why"]
+    assert "its supervisor died, its job keeps running" in alone["why"]
     assert alone["lag"].keys() == {"0", "1"}
     done = one.ask("resume")
     assert done.exception is None, done.exception
     assert (one.pid("supervisor") != supervisor, one.pid("worker")) == (True, worker)
-    assert "runs already" in one.ask("resume").output
+    assert "already running" in one.ask("resume").output
     one.scenario.log_arrives()
     one.finish()
     # stopped
@@ -61,20 +61,20 @@ def test_killed_in_all_its_parts_it_goes_on(one: Ingest) -> None:
     assert (seen["health"], seen["supervisor"], seen["worker"], one.code()) == ("stopped", None, None, 1)
     assert (seen["behind"], seen["deferred"], seen["dead_letters"]) == (0, 0, seen["counts"]["dead_letter"])
     assert len(seen["resubmissions"]) == seen["resubmitted"] == 1
-    assert "stopped already" in one.ask("stop").output
+    assert "already stopped" in one.ask("stop").output
     assert "secret" not in json.dumps(seen)
-    assert stat.S_IMODE((one.place.folder / "options.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((one.files.folder / "options.json").stat().st_mode) == 0o600
     # resumed, and stopped without a supervisor
     assert one.ask("resume").exception is None
     one.kill("supervisor")
     done = one.ask("stop", "--savepoint")
     assert "no savepoint is needed" in done.output
-    assert (one.place.process("worker"), one.code()) == (None, 1)
+    assert (one.files.process("worker"), one.code()) == (None, 1)
 
 
 @pytest.mark.engines
 @pytest.mark.timeout(180)
-def test_a_topic_that_is_made_anew_stops_it_loudly(one: Ingest) -> None:
+def test_a_recreated_topic_fails_the_service(one: Ingest) -> None:
     from confluent_kafka.admin import NewTopic
 
     need_real(one.scenario.broker)
@@ -83,18 +83,18 @@ def test_a_topic_that_is_made_anew_stops_it_loudly(one: Ingest) -> None:
     client = admin(KafkaOptions(one.scenario.broker))
     client.delete_topics([one.scenario.topic])[one.scenario.topic].result()
 
-    def made_anew() -> bool:
+    def recreated() -> bool:
         future = client.create_topics([NewTopic(one.scenario.topic, 2, 1)])[one.scenario.topic]
         return future.exception() is None
 
-    one.wait(made_anew, "the topic is not made")
-    one.wait(lambda: one.place.process("supervisor") is None, "the supervisor goes on")
+    one.wait(recreated, "the topic is not created")
+    one.wait(lambda: one.files.process("supervisor") is None, "the supervisor keeps running")
     seen = one.status()
     assert (seen["health"], one.code(), seen["worker"]) == ("failed", 2, None)
     assert f"topic {one.scenario.topic} was deleted and created again" in seen["why"]
     done = one.ask("resume")
     assert "deleted and created again" in str(done.exception)
-    assert one.place.process("supervisor") is None
+    assert one.files.process("supervisor") is None
 
 
 @pytest.mark.engines
@@ -116,7 +116,7 @@ def test_an_outage_of_the_broker_is_waited_for(topic: Callable[..., str], tmp_pa
             assert "does not answer" in one.status()["why"]
             again = engines.start(["kafka"], home, engines.Settings(tied=True, ports=broker.ports))
             try:
-                one.wait(lambda: one.status()["health"] == "running", "it does not go on")
+                one.wait(lambda: one.status()["health"] == "running", "it does not continue")
                 more = send(running.kafka, "events", 1, tmp_path / "more", runs=5)
                 assert more.logs != scenario.logs
                 one.wait(lambda: one.status()["behind"] == 0, "it does not read on")
@@ -126,52 +126,52 @@ def test_an_outage_of_the_broker_is_waited_for(topic: Callable[..., str], tmp_pa
 
 
 @pytest.mark.engines
-def test_what_keeps_it_from_working_is_said_at_once(one: Ingest) -> None:
+def test_a_start_that_cannot_work_fails_at_once(one: Ingest) -> None:
     done = one.start("--engine", "micro-batches", "--topic", "no-such")
     assert isinstance(done.exception, EngineError)
     assert "has no topic no-such" in str(done.exception)
     done = one.start("--engine", "flink:127.0.0.1:1")
     assert "127.0.0.1:1" in str(done.exception)
-    assert not one.place.known
+    assert not one.files.known
     assert one.ask("status").exit_code == 1
     assert "no service was started" in str(one.ask("resume").exception)
 
 
 def test_names_are_file_names(tmp_path: Path) -> None:
     for name in ("", "..", "a/b", "-x", "x" * 65, "a\n"):
-        with pytest.raises(CimlError, match="is no name of a service"):
+        with pytest.raises(CimlError, match="invalid service name"):
             ServiceFiles(tmp_path, name)
 
 
-def test_options_come_back_as_they_went(tmp_path: Path) -> None:
-    place = ServiceFiles(tmp_path, "one")
+def test_options_survive_a_round_trip(tmp_path: Path) -> None:
+    files = ServiceFiles(tmp_path, "one")
     ingest = {"data_path": "d", "kafka": "k:1", "topic": "t", "hosts": ("a", "b"), "delays": (1.0,), "roots": ()}
     options = Options("ingest", ingest, "flink", "j:1", "http://r", "w:1", 3, ("--x=1",), tied=(7, 1.5))
-    place.put_options(options)
-    assert place.options() == options
+    files.put_options(options)
+    assert files.options() == options
     assert ServiceFiles.all(tmp_path)[0].name == "one"
 
 
-def test_the_homes_own_engines_are_found_where_they_are_now(tmp_path: Path) -> None:
-    place = ServiceFiles(tmp_path, "one")
+def test_the_homes_own_engines_have_their_present_addresses(tmp_path: Path) -> None:
+    files = ServiceFiles(tmp_path, "one")
     options = Options("ingest", {"kafka": "old:1"}, "flink", "old:2", local_kafka=True, local_flink=True)
-    place.put_options(options)
-    assert place.options().arguments["kafka"] == "old:1"
+    files.put_options(options)
+    assert files.options().arguments["kafka"] == "old:1"
     from engines import state
 
     urls = {"rest": "http://new:3", "workers": "new:4"}
     cluster = engines.EngineState("cluster", "real", "", "new:2", urls=urls)
     state.write(tmp_path, {"kafka": engines.EngineState("kafka", "real", "", "new:1"), "cluster": cluster})
-    found = place.options()
+    found = files.options()
     assert found.arguments["kafka"] == "new:1"
     assert (found.jobs, found.rest, found.workers) == ("new:2", "http://new:3", "new:4")
 
 
-def test_one_process_at_a_time_holds_a_place(tmp_path: Path) -> None:
-    place = ServiceFiles(tmp_path, "one")
-    with place.exclusive("worker") as held, ServiceFiles(tmp_path, "one").exclusive("worker") as second:
+def test_one_process_at_a_time_holds_the_lock(tmp_path: Path) -> None:
+    files = ServiceFiles(tmp_path, "one")
+    with files.exclusive("worker") as held, ServiceFiles(tmp_path, "one").exclusive("worker") as second:
         assert (held, second) == (True, False)
-    with place.exclusive("worker") as held:
+    with files.exclusive("worker") as held:
         assert held
 
 
@@ -188,11 +188,11 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path) -> None:
     bound(tmp_path / "none.log", 0)
 
 
-def test_a_process_that_is_gone_is_not_found(tmp_path: Path) -> None:
-    place = ServiceFiles(tmp_path, "one")
-    assert place.process("worker") is None
+def test_an_ended_process_is_not_found(tmp_path: Path) -> None:
+    files = ServiceFiles(tmp_path, "one")
+    assert files.process("worker") is None
     me = os.getpid()
-    place.write_down("worker", me, processes.start_time(me))
-    assert place.process("worker") is not None
-    place.write_down("worker", me, processes.start_time(me) - 100)
-    assert place.process("worker") is None
+    files.record("worker", me, processes.start_time(me))
+    assert files.process("worker") is not None
+    files.record("worker", me, processes.start_time(me) - 100)
+    assert files.process("worker") is None

@@ -1,4 +1,4 @@
-"""The supervisor's loop, on a real broker and a real manifest; its engine is a script, so that each turn can be met."""
+"""The supervisor's loop, on a real broker and a real manifest, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ MISSING, STARTS, RUNS = JobStatus("missing"), JobStatus("starting"), JobStatus("
 
 @dataclass
 class Script:
-    """An engine that is as the script says, look by look, and writes down what it is told."""
+    """An engine that returns scripted statuses and records its calls."""
 
-    looks: list[JobStatus | None]
-    told: list[str] = field(default_factory=list)
+    statuses: list[JobStatus | None]
+    calls: list[str] = field(default_factory=list)
     savepoint: str | None = "s3://b/savepoint-1"
 
-    def look(self) -> JobStatus:
-        one = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+    def status(self) -> JobStatus:
+        one = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         if one is None:
             raise EngineError("Flink does not answer")
         return one
 
     def submit(self, savepoint: str = "") -> None:
-        self.told.append(f"submit {savepoint}".strip())
+        self.calls.append(f"submit {savepoint}".strip())
 
     def cancel(self) -> None:
-        self.told.append("cancel")
+        self.calls.append("cancel")
 
     def stop_with_savepoint(self) -> str:
-        self.told.append("savepoint")
+        self.calls.append("savepoint")
         if self.savepoint is None:
-            raise EngineError("no place for it")
+            raise EngineError("no space left")
         return self.savepoint
 
 
 @dataclass
 class World:
-    """A supervisor with a clock that goes on by a second a step."""
+    """A supervisor with a clock that advances by a second a step."""
 
     config: IngestConfig
     wanted: Wanted = "run"
     now: float = 0.0
-    told: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
     def supervisor(self, jobs: Script, **status: Any) -> Supervisor:
         return Supervisor(
-            IngestService(self.config), jobs, lambda: self.wanted, lambda said: self.told.append(dict(said)),
+            IngestService(self.config), jobs, lambda: self.wanted, lambda status: self.reports.append(dict(status)),
             dict(status), limits=Limits(savepoint_s=3.0), clock=lambda: self.now, pause_s=0.0,
         )  # fmt: skip
 
@@ -85,22 +85,22 @@ def world(kafka: str, topic: Callable[..., str], tmp_path: Path) -> Iterator[Wor
 
 
 @pytest.mark.engines
-def test_a_job_is_submitted_once_and_its_status_told(world: World) -> None:
+def test_a_job_is_submitted_once_and_its_status_reported(world: World) -> None:
     jobs = Script([MISSING, STARTS, RUNS])
     assert world.steps(world.supervisor(jobs), 4) == ["submit", "carry_on", "carry_on", "carry_on"]
-    assert jobs.told == ["submit"]
-    assert [one["health"] for one in world.told] == ["starting"] * 4
-    last = world.told[-1]
+    assert jobs.calls == ["submit"]
+    assert [one["health"] for one in world.reports] == ["starting"] * 4
+    last = world.reports[-1]
     assert (last["version"], last["behind"], last["lag"], last["deferred"]) == (0, 3, {"0": 3}, 0)
     assert last["job"]["submitted_us"] == 5_000_000
     assert (last["resubmitted"], last["resubmissions"]) == (0, [])
 
 
 @pytest.mark.engines
-def test_a_job_that_is_there_is_taken_over(world: World) -> None:
+def test_a_running_job_is_taken_over(world: World) -> None:
     jobs = Script([RUNS])
     assert world.steps(world.supervisor(jobs), 3) == ["carry_on"] * 3
-    assert jobs.told == []
+    assert jobs.calls == []
 
 
 @pytest.mark.engines
@@ -108,26 +108,26 @@ def test_a_job_that_never_reads_is_replaced_and_the_next_has_twice_the_time(worl
     jobs = Script([MISSING, RUNS])
     done = world.steps(world.supervisor(jobs), 150)
     assert [at for at, kind in enumerate(done) if kind != "carry_on"] == [0, 47, 139]
-    assert jobs.told == ["submit", "cancel", "submit", "cancel", "submit"]
-    assert "it has committed nothing for 46 s, with 3 messages to read" in world.told[-1]["resubmissions"][0]["why"]
+    assert jobs.calls == ["submit", "cancel", "submit", "cancel", "submit"]
+    assert "it has committed nothing for 46 s, with 3 messages to read" in world.reports[-1]["resubmissions"][0]["why"]
 
 
 @pytest.mark.engines
-def test_a_savepoint_is_begun_from_once_and_one_that_is_refused_is_told(world: World) -> None:
+def test_a_savepoint_is_used_once_and_a_rejected_one_is_reported(world: World) -> None:
     kept = {"path": "s3://b/savepoint-1", "time_us": 1, "version": 0, "use": ""}
     jobs = Script([MISSING, STARTS, JobStatus("over", how="Cannot map state"), STARTS])
     world.steps(world.supervisor(jobs, savepoint=kept), 5)
-    assert jobs.told == ["submit s3://b/savepoint-1", "submit"]
-    assert world.told[-1]["savepoint"] == {**kept, "use": "refused", "why": "Cannot map state"}
-    # one that works is of no use a second time: the manifest has passed it
+    assert jobs.calls == ["submit s3://b/savepoint-1", "submit"]
+    assert world.reports[-1]["savepoint"] == {**kept, "use": "refused", "why": "Cannot map state"}
+    # a resumed one is not used again: the manifest has passed it
 
     jobs = Script([MISSING, RUNS, RUNS, JobStatus("over", how="x"), STARTS])
     supervisor = world.supervisor(jobs, savepoint={**kept, "use": ""})
     world.steps(supervisor, 2)
     supervisor._tracker.committed = True
     world.steps(supervisor, 3)
-    assert jobs.told == ["submit s3://b/savepoint-1", "submit"]
-    assert world.told[-1]["savepoint"]["use"] == "resumed"
+    assert jobs.calls == ["submit s3://b/savepoint-1", "submit"]
+    assert world.reports[-1]["savepoint"]["use"] == "resumed"
 
 
 @pytest.mark.engines
@@ -135,43 +135,43 @@ def test_stop_with_a_savepoint(world: World) -> None:
     world.wanted = "savepoint"
     jobs = Script([RUNS, JobStatus("over")])
     assert world.steps(world.supervisor(jobs), 2) == ["savepoint", "end"]
-    assert jobs.told == ["savepoint"]
-    kept = world.told[-1]["savepoint"]
+    assert jobs.calls == ["savepoint"]
+    kept = world.reports[-1]["savepoint"]
     assert (kept["path"], kept["version"], kept["use"]) == ("s3://b/savepoint-1", 0, "")
-    assert world.told[-1]["health"] == "stopped"
+    assert world.reports[-1]["health"] == "stopped"
 
 
 @pytest.mark.engines
-def test_stop_without_the_savepoint_that_cannot_be_had(world: World) -> None:
+def test_stop_without_a_savepoint_that_fails(world: World) -> None:
     world.wanted = "savepoint"
     jobs = Script([RUNS], savepoint=None)
     assert world.steps(world.supervisor(jobs), 6)[-1] == "cancel"
-    assert jobs.told.count("cancel") >= 1
-    assert world.told[-1]["savepoint_failed"] == "no place for it"
-    assert world.told[-1]["savepoint"] is None
+    assert jobs.calls.count("cancel") >= 1
+    assert world.reports[-1]["savepoint_failed"] == "no space left"
+    assert world.reports[-1]["savepoint"] is None
 
 
 @pytest.mark.engines
-def test_what_is_away_is_waited_for_and_a_stumble_is_no_end(world: World) -> None:
+def test_the_supervisor_survives_an_outage_and_a_bug(world: World) -> None:
     supervisor = world.supervisor(Script([RUNS, None]))
     assert world.steps(supervisor, 400)[-1] == "carry_on"
-    assert (world.told[-1]["health"], world.told[-1]["why"]) == ("waiting", "Flink does not answer")
-    assert world.told[-1]["job"]["state"] == "unknown"
+    assert (world.reports[-1]["health"], world.reports[-1]["why"]) == ("waiting", "Flink does not answer")
+    assert world.reports[-1]["job"]["state"] == "unknown"
 
-    class Stumbles(Script):
-        def look(self) -> JobStatus:
-            if self.told == ["once"]:
+    class FailsOnce(Script):
+        def status(self) -> JobStatus:
+            if self.calls == ["once"]:
                 world.wanted = "stop"
                 return MISSING
-            self.told.append("once")
+            self.calls.append("once")
             raise ZeroDivisionError("a bug")
 
-    assert world.supervisor(Stumbles([RUNS])).run() == "stopped"
-    assert any("ZeroDivisionError" in one["why"] for one in world.told)
+    assert world.supervisor(FailsOnce([RUNS])).run() == "stopped"
+    assert any("ZeroDivisionError" in one["why"] for one in world.reports)
 
 
 @pytest.mark.engines
-def test_an_offset_that_is_gone_is_a_loud_end(world: World, kafka: str) -> None:
+def test_an_expired_offset_fails_the_service(world: World, kafka: str) -> None:
     from confluent_kafka import TopicPartition
 
     from ciml.events.records import Batch, OffsetRange
@@ -185,5 +185,5 @@ def test_an_offset_that_is_gone_is_a_loud_end(world: World, kafka: str) -> None:
         future.result()
     jobs = Script([RUNS, RUNS, RUNS, MISSING])
     assert world.steps(world.supervisor(jobs), 4) == ["carry_on", "carry_on", "cancel", "end"]
-    assert world.told[-1]["health"] == "failed"
-    assert "offsets 1 to 2 expired before they were read" in world.told[-1]["why"]
+    assert world.reports[-1]["health"] == "failed"
+    assert "offsets 1 to 2 expired before they were read" in world.reports[-1]["why"]

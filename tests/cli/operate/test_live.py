@@ -72,7 +72,7 @@ def test_runs_are_told_as_their_logs_make_them(
     assert resolved is not None
     config = LiveConfig(
         KafkaOptions(kafka), (LiveDataset("cpu", resolved),), *(names[name] for name in list(names)[:3]),
-        letters_topic=names["dead-letters"],
+        dead_letters_topic=names["dead-letters"],
     )  # fmt: skip
     kept = Kept(config.kafka, config).look()
     made = make_examples([run for run, _ in runs(1, 6)], [table for _, table in runs(1, 6)], resolved).table

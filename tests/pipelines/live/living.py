@@ -89,7 +89,7 @@ class Kept:
 
     def look(self) -> Kept:
         """Takes in what is new."""
-        for topic in (self.config.windows_topic, self.config.examples_topic, self.config.letters_topic):
+        for topic in (self.config.windows_topic, self.config.examples_topic, self.config.dead_letters_topic):
             for partition, (first, end) in list_topic(self.kafka, topic).bounds.items():
                 place = topic, partition
                 reader = self._readers.setdefault(place, Reader(self.kafka, topic, partition))
@@ -100,7 +100,7 @@ class Kept:
         return self
 
     def _take(self, topic: str, key: bytes | None, value: dict[str, Any]) -> None:
-        if topic == self.config.letters_topic:
+        if topic == self.config.dead_letters_topic:
             self.letters.append(value)
             return
         assert key == value["run_id"].encode()
