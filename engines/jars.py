@@ -40,9 +40,9 @@ def find_java() -> str:
         answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoJava(f"{java} cannot be run: {error}") from error
-    said = re.search(r'version "(\d+)', answer)
-    if said is None or int(said[1]) < _OLDEST_JAVA:
-        raise NoJava(f"{java} is version {said[1] if said else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
+    found = re.search(r'version "(\d+)', answer)
+    if found is None or int(found[1]) < _OLDEST_JAVA:
+        raise NoJava(f"{java} is version {found[1] if found else 'unknown'}; Java {_OLDEST_JAVA} or later is needed")
     return java
 
 
@@ -57,8 +57,8 @@ def jar_folder(name: str) -> Path:
 
     cache = os.environ.get("CIML_CACHE")
     top = Path(cache) if cache else user_cache_path("ciml")
-    place = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
-    return place / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
+    folder = top / "jars" / _UNSTAGED if name == "cluster" else top / "jars"
+    return folder / f"{name}-{hashlib.sha256(pom(name)).hexdigest()[:16]}"
 
 
 def class_path(name: str, notify: Callable[[str], None] = lambda _: None) -> str:
@@ -98,6 +98,6 @@ def _fetch(name: str, folder: Path, notify: Callable[[str], None]) -> None:
             jars = Path(work, "jars")
             if done.returncode != 0 or not any(jars.glob("*.jar")):
                 errors = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
-                said = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {done.returncode}"
-                raise NoJava(f"Maven failed to fetch the jars of {name}: {said}")
+                reason = errors[0].removeprefix("[ERROR] ")[:300] if errors else f"exit code {done.returncode}"
+                raise NoJava(f"Maven failed to fetch the jars of {name}: {reason}")
             os.rename(jars, folder)

@@ -75,11 +75,11 @@ class Kafka(Engine):
         )
         if not (data / "meta.properties").exists():
             _format(java, arguments, properties, home / "logs" / "kafka-format.log")
-        said = re.search(r"kafka_2\.13-([\w.]+)\.jar", class_path)
+        version = re.search(r"kafka_2\.13-([\w.]+)\.jar", class_path)
         state = EngineState(
             name=self.name,
             kind=REAL,
-            what=f"Kafka {said[1] if said else ''}".rstrip(),
+            what=f"Kafka {version[1] if version else ''}".rstrip(),
             ports={use: ports[use] for use in self.uses},
             address=f"{HOST}:{ports['kafka']}",
             memory_mb=settings.kafka_heap_mb,
@@ -117,9 +117,7 @@ def _published(home: Path) -> Path:
 
 
 def _format(java: str, arguments: str, properties: Path, log: Path) -> None:
-    # The id is generated here like `StorageTool random-uuid` does: 16 random bytes, URL-safe, without a leading dash,
-    # which
-    # would be parsed as an option.
+    # As of `StorageTool random-uuid`: 16 random bytes, URL-safe, without a leading dash (it would start an option).
     identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [java, arguments, "kafka.tools.StorageTool", "format", "-t", identity.replace("-", "_")]
     log.parent.mkdir(parents=True, exist_ok=True)

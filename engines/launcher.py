@@ -53,14 +53,14 @@ class Engines:
       states: of all engines running in ``home``, by name.
       started: seconds until ready, by name of the engines that this call started.
       notes: lines for people, such as why a light engine is used.
-      leash: the pid and start time of the process that ends them when this one is killed (`Settings.tied`).
+      reaper: pid and start time of the process that stops them after a kill of this one (`Settings.tied`).
     """
 
     home: Path
     states: dict[str, EngineState]
     started: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    leash: tuple[int, float] | None = field(default=None, repr=False)
+    reaper: tuple[int, float] | None = field(default=None, repr=False)
 
     def _get(self, name: str) -> EngineState:
         if name not in self.states:
@@ -120,8 +120,8 @@ class Engines:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
-        if self.leash is not None:
-            processes.end(*self.leash)
+        if self.reaper is not None:
+            processes.end(*self.reaper)
 
 
 def start(names: Iterable[str], home: Path | str | None = None, settings: Settings | None = None) -> Engines:
@@ -143,29 +143,29 @@ def start(names: Iterable[str], home: Path | str | None = None, settings: Settin
     unknown = [name for name in wanted if name not in ENGINES]
     if unknown:
         raise CimlError(f"unknown engine {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
-    place = Path(home).absolute() if home is not None else state.default_home()
+    folder = Path(home).absolute() if home is not None else state.default_home()
     chosen = settings or Settings()
-    with state.exclusive(place):
-        known = state.read(place)
+    with state.exclusive(folder):
+        known = state.read(folder)
         running = {name: one for name, one in known.items() if alive(one)}
-        book = _Book(place, known)  # dead engines keep their entry, which holds the ports that clients know
-        engines = Engines(place, running)
-        starting = [_Start(ENGINES[name], place, chosen, book) for name in wanted if name not in running]
+        recorded = _Recorded(folder, known)  # dead engines keep their entry, which holds the ports that clients know
+        engines = Engines(folder, running)
+        starting = [_Start(ENGINES[name], folder, chosen, recorded) for name in wanted if name not in running]
         if chosen.tied and starting:
-            engines.leash = _leash(place, [one.name for one in starting])
+            engines.reaper = _start_reaper(folder, [one.name for one in starting])
         with ThreadPoolExecutor(max_workers=max(1, len(starting))) as pool:
             results = [pool.submit(one.run) for one in starting]
             failures = [error for error in (result.exception() for result in results) if error is not None]
         if failures:
             for one in starting:
                 one.undo()
-            if engines.leash is not None:
-                processes.end(*engines.leash)
+            if engines.reaper is not None:
+                processes.end(*engines.reaper)
             raise failures[0]
         for one in starting:
             engines.started[one.name] = one.seconds
             engines.notes += one.notes
-        engines.states = {name: one for name, one in book.states.items() if alive(one)}
+        engines.states = {name: one for name, one in recorded.states.items() if alive(one)}
     return engines
 
 
@@ -178,28 +178,28 @@ def stop(names: Iterable[str] | None = None, home: Path | str | None = None) -> 
     Raises:
       EngineError: if one does not stop.
     """
-    place = Path(home).absolute() if home is not None else state.default_home()
-    with state.exclusive(place):
-        known = state.read(place)
+    folder = Path(home).absolute() if home is not None else state.default_home()
+    with state.exclusive(folder):
+        known = state.read(folder)
         chosen = [name for name in known if names is None or name in set(names)]
         with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
-            results = {name: pool.submit(engine_of(known[name]).end, place, known[name]) for name in chosen}
-        gone = {name for name, result in results.items() if result.exception() is None}
-        state.write(place, {name: one for name, one in known.items() if name not in gone})
+            results = {name: pool.submit(engine_of(known[name]).end, folder, known[name]) for name in chosen}
+        stopped = {name for name, result in results.items() if result.exception() is None}
+        state.write(folder, {name: one for name, one in known.items() if name not in stopped})
         for result in results.values():
             result.result()
         return [name for name in chosen if results[name].result() or known[name].pid is None]
 
 
-def _leash(home: Path, names: list[str]) -> tuple[int, float]:
+def _start_reaper(home: Path, names: list[str]) -> tuple[int, float]:
     me = os.getpid()
     command = processes.python_command(
         "engines.stop_with_parent", str(me), repr(processes.start_time(me)), str(home), *names
     )
-    return processes.spawn(command, home / "logs" / "leash.log", processes.python_environment(), home)
+    return processes.spawn(command, home / "logs" / "stop-with-parent.log", processes.python_environment(), home)
 
 
-class _Book:
+class _Recorded:
     """The recorded states of a home, for several threads."""
 
     def __init__(self, home: Path, states: dict[str, EngineState]) -> None:
@@ -216,10 +216,10 @@ class _Book:
 class _Start:
     """Starts one engine in a thread. After a crash it reuses the previous ports."""
 
-    def __init__(self, engine: Engine, home: Path, settings: Settings, book: _Book) -> None:
-        self._engine, self._home, self._settings, self._book = engine, home, settings, book
+    def __init__(self, engine: Engine, home: Path, settings: Settings, recorded: _Recorded) -> None:
+        self._engine, self._home, self._settings, self._recorded = engine, home, settings, recorded
         self.name = engine.name
-        self._before = book.states.get(engine.name)
+        self._before = recorded.states.get(engine.name)
         self.seconds = 0.0
         self.notes: list[str] = []
 
@@ -232,14 +232,14 @@ class _Start:
                 raise
             self._engine = LIGHT_ENGINES[self.name]
             self._start()
-            self.notes.append(f"{error}: {self._book.states[self.name].what} replaces {self.name}")
+            self.notes.append(f"{error}: {self._recorded.states[self.name].what} replaces {self.name}")
         self.seconds = time.monotonic() - began
 
     def undo(self) -> None:
-        one = self._book.states.get(self.name)
+        one = self._recorded.states.get(self.name)
         if one is not None:
             self._engine.end(self._home, one)
-            self._book.put(self.name, self._before)
+            self._recorded.put(self.name, self._before)
 
     def _start(self) -> None:
         fixed = {use: port for use, port in self._settings.ports.items() if use in self._engine.uses}
@@ -263,7 +263,7 @@ class _Start:
                     raise EngineError(str(error)) from None
 
     def _note_other_port(self, fixed: Mapping[str, int]) -> None:
-        before, now = self._before, self._book.states[self.name]
+        before, now = self._before, self._recorded.states[self.name]
         if before is None or before.light or now.light:
             return
         for use in before.ports.keys() & now.ports.keys() - fixed.keys():
@@ -278,13 +278,13 @@ class _Start:
     def _await(self, launch: Launch) -> None:
         log = self._home / "logs" / f"{self.name}.log"
         if launch.command is None:
-            self._book.put(self.name, launch.state)
+            self._recorded.put(self.name, launch.state)
             return
         with contextlib.suppress(FileNotFoundError):
             os.replace(log, log.with_suffix(".log.1"))  # keep only the last log
         pid, started = processes.spawn(launch.command, log, launch.environment, self._home)
         one = launch.state.at(pid=pid, started=started, log=str(log))
-        self._book.put(self.name, one)  # recorded before it is ready, so that `ciml down` always finds it
+        self._recorded.put(self.name, one)  # recorded before it is ready, so that `ciml down` always finds it
         deadline = time.monotonic() + self._settings.timeout_s
         while True:
             if processes.find(pid, started) is None:
@@ -295,7 +295,7 @@ class _Start:
             answered = self._engine.ready(self._home, one)
             # A foreign server may answer on the port while this one fails because of it.
             if answered is not None and processes.find(pid, started) is not None:
-                self._book.put(self.name, answered)
+                self._recorded.put(self.name, answered)
                 return
             if time.monotonic() > deadline:
                 missing = self._engine.missing(self._home, one)

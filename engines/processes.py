@@ -165,18 +165,18 @@ def end(pid: int | None, started: float | None, grace_s: float = 10.0) -> bool:
     try:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-        _gone(family[:1], grace_s)
+        _await_end(family[:1], grace_s)
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):  # psutil refuses to signal a reused pid
                 one.kill()
     except psutil.AccessDenied as error:
         raise EngineError(f"no permission to stop process {pid}: it belongs to another user") from error
-    if not _gone(family, 5.0):
+    if not _await_end(family, 5.0):
         raise EngineError(f"process {pid} does not stop")
     return True
 
 
-def _gone(family: Sequence[psutil.Process], timeout_s: float) -> bool:
+def _await_end(family: Sequence[psutil.Process], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while True:
         if not any(_runs(one) for one in family):
@@ -226,5 +226,5 @@ def last_lines(log: Path, count: int = 3) -> str:
 def says_port_taken(log: Path) -> bool:
     """Return whether a log reports a port in use."""
     with log.open("rb") as file:
-        said = file.read(1 << 20).lower()
-    return b"address already in use" in said or b"failed to bind" in said or b"is in use by another program" in said
+        text = file.read(1 << 20).lower()
+    return b"address already in use" in text or b"failed to bind" in text or b"is in use by another program" in text

@@ -1,6 +1,6 @@
-"""Ends something when another process is gone: for tests and demos, which may be killed before they can clean up.
+"""Cleans up after the end of another process: for tests and demos, which may be killed.
 
-As a program, ``python -m engines.stop_with_parent PID STARTED HOME NAME...``, it ends engines of a home.
+``python -m engines.stop_with_parent PID STARTED HOME NAME...`` stops engines of a home.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engines import launcher, processes, state
 
 
 def stop_with(process: tuple[int, float] | None, end: Callable[[], object]) -> None:
-    """Call ``end``, from a thread, once the process of that pid and start time is gone. Never for None."""
+    """Call ``end`` in a thread after the end of the process with that pid and start time. Do nothing for None."""
     if process is None:
         return
 
@@ -36,7 +36,7 @@ def _wait(pid: int, started: float) -> None:
 
 
 def main(pid: int, started: float, home: Path, names: list[str]) -> None:
-    """Wait for the end of a process, then ends the engines of those names in ``home``."""
+    """Wait for the end of a process, then stop the named engines in ``home``."""
     _wait(pid, started)
     if state.state_file(home).exists():
         launcher.stop(names, home)

@@ -42,41 +42,41 @@ class ClusterWatchdog:
         self._home, self._folder = home, folder
         parts, self._settings = read_plan(folder)
         known = read_states(folder)
-        self._kept = [_Kept(part, known.get(part.name, PartState(part.name)), home) for part in parts]
+        self._parts = [_WatchedPart(part, known.get(part.name, PartState(part.name)), home) for part in parts]
         self._end_strays()
 
     def _end_strays(self) -> None:
         """Stop parts that a killed watchdog started but did not record. Workers belong to their pools and end there."""
-        mine = {os.getpid(), *(one.state.pid for one in self._kept)}
+        mine = {os.getpid(), *(one.state.pid for one in self._parts)}
         for process in marked(self._home):
             with contextlib.suppress(psutil.Error):
                 if mine.isdisjoint(one.pid for one in (process, *process.parents())):
                     process.kill()
 
     def run(self) -> None:
-        """Watch the parts for ever."""
+        """Watch the parts until this process is killed."""
         last_asked, next_sweep = 0.0, time.monotonic() + _SWEEP_S
-        with ThreadPoolExecutor(max_workers=len(self._kept) + 1) as pool:
+        with ThreadPoolExecutor(max_workers=len(self._parts) + 1) as pool:
             while True:
-                changed = [self._steady(one.look) for one in self._kept]
+                changed = [self._steady(one.check) for one in self._parts]
                 now = time.monotonic()
                 if now - last_asked >= _ASK_S:
                     last_asked = now
-                    changed += [self._steady(partial(one.ask, pool)) for one in self._kept]
+                    changed += [self._steady(partial(one.ask, pool)) for one in self._parts]
                 if now > next_sweep and "state" in self._settings:
                     next_sweep = now + _SWEEP_S
                     pool.submit(self._sweep)
                 if any(changed):
-                    write_states(self._folder, [one.state for one in self._kept])
+                    write_states(self._folder, [one.state for one in self._parts])
                 time.sleep(_TICK_S)
 
     def _sweep(self) -> None:
         try:
             before_s = time.time() - _KEEP_CHECKPOINTS_S
             for job in sweep_checkpoints(self._settings["state"], self._settings["rest"], before_s):
-                _say(f"removed the old checkpoints of {job}")
+                _log(f"removed the old checkpoints of {job}")
         except CimlError as error:
-            _say(f"old checkpoints could not be removed, retrying later: {error}")
+            _log(f"old checkpoints could not be removed, retrying later: {error}")
 
     @staticmethod
     def _steady(step: Callable[[], bool]) -> bool:
@@ -84,12 +84,12 @@ class ClusterWatchdog:
         try:
             return step()
         except (EngineError, OSError) as error:
-            _say(f"{error}; retrying")
+            _log(f"{error}; retrying")
             time.sleep(1)
             return True
 
 
-class _Kept:
+class _WatchedPart:
     """A part and its observed state."""
 
     def __init__(self, part: Part, state: PartState, home: Path) -> None:
@@ -100,7 +100,7 @@ class _Kept:
         if processes.find(state.pid, state.started) is None:
             self.state = replace(state, pid=None, started=None, answered=False)
 
-    def look(self) -> bool:
+    def check(self) -> bool:
         """Start the part if it is not running; return whether anything changed."""
         if self.state.pid is None:
             if time.monotonic() < self._start_at:
@@ -111,7 +111,7 @@ class _Kept:
             return False
         if self.state.restarts == 0 and not self.state.answered and processes.says_port_taken(Path(self.part.log)):
             raise SystemExit(f"{self.part.name}: address already in use: {processes.last_lines(Path(self.part.log))}")
-        self._gone("it died")
+        self._restart("it died")
         return True
 
     def ask(self, pool: ThreadPoolExecutor) -> bool:
@@ -132,17 +132,18 @@ class _Kept:
         patience = self.part.patience_s + (0.0 if self.state.answered else _YOUNG_S)
         if now - self._answered > patience:
             processes.end(self.state.pid, self.state.started, grace_s=2.0)
-            self._gone(f"no answer for {patience:.0f} s")
+            self._restart(f"no answer for {patience:.0f} s")
             return True
         return changed
 
-    def _gone(self, reason: str) -> None:
+    def _restart(self, reason: str) -> None:
+        """Schedule a restart after a pause."""
         now = time.monotonic()
         if now - self._born > _STEADY_S:
             self._pause_s = _FIRST_PAUSE_S
         self._start_at = now + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        _say(f"{self.part.name} (pid {self.state.pid}): {reason}; restart in {self._start_at - now:.1f} s")
+        _log(f"{self.part.name} (pid {self.state.pid}): {reason}; restart in {self._start_at - now:.1f} s")
         self.state = PartState(self.part.name, restarts=self.state.restarts + 1, reason=reason)
         self._asking = None
 
@@ -156,10 +157,10 @@ class _Kept:
         pid, started = processes.spawn(self.part.command, log, environment, scratch)
         self.state = replace(self.state, pid=pid, started=started, answered=False)
         self._born = self._answered = time.monotonic()
-        _say(f"{self.part.name}: started, pid {pid}")
+        _log(f"{self.part.name}: started, pid {pid}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
 
 

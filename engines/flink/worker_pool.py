@@ -26,7 +26,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 _TICK_S = 0.25
 _GRACE_S = 5.0
 _LONELY_S = 10.0  # a worker whose job is unreachable this long is stopped
-_LOOK_S = 2.0
+_CHECK_S = 2.0
 _SPARE_AFTER_S = 5.0  # delay of a new spare, until the last worker has started
 _SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
 
@@ -77,7 +77,7 @@ class Pool:
         return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
     def serve(self) -> None:
-        """Process requests and watch the workers, for ever."""
+        """Process requests and watch the workers until this process is killed."""
         while True:
             with contextlib.suppress(queue.Empty):
                 what, worker_id, control = self._asked.get(timeout=_TICK_S)
@@ -85,7 +85,7 @@ class Pool:
                     self._workers[f"{worker_id} of {control}"] = _Worker(self._take(), control, worker_id)
                 else:
                     self._end(worker_id)
-            self._workers = {name: one for name, one in self._workers.items() if one.look()}
+            self._workers = {name: one for name, one in self._workers.items() if one.check()}
             if self._spare is not None and self._spare.poll() is not None:
                 self._spare, self._spare_at = None, time.monotonic() + _SPARE_AFTER_S
             if self._spare is None and time.monotonic() > self._spare_at:
@@ -98,8 +98,7 @@ class Pool:
 
     def _end(self, worker_id: str) -> None:
         # Ids count within a job and a TaskManager, so two jobs can have equal ids. A worker whose job closed its stream
-        # ends by
-        # itself; one that does not is found by its unreachable control address.
+        # ends by itself, or is stopped when its control address is unreachable.
         alike = [one for one in self._workers.values() if one.id == worker_id]
         if len(alike) == 1:
             alike[0].end()
@@ -109,35 +108,35 @@ class _Worker:
     def __init__(self, process: subprocess.Popen[bytes], control: str, worker_id: str) -> None:
         self.id = worker_id
         self._process, self._control = process, control
-        self._reached = self._looked = time.monotonic()
+        self._reached = self._checked = time.monotonic()
         self._end_at: float | None = None
         with contextlib.suppress(OSError):  # it just died; Flink requests another
             assert process.stdin is not None
             process.stdin.write(f"{control} {worker_id}\n".encode())
             process.stdin.flush()
-        _say(f"worker {worker_id} of {control}: pid {process.pid}")
+        _log(f"worker {worker_id} of {control}: pid {process.pid}")
 
     def end(self) -> None:
         if self._end_at is None:
             self._process.terminate()
             self._end_at = time.monotonic() + _GRACE_S
 
-    def look(self) -> bool:
-        """Return whether the worker runs; stop it when its time is over or its job is gone."""
+    def check(self) -> bool:
+        """Return whether the worker runs; stop it after its grace, or if its job is unreachable."""
         code = self._process.poll()
         if code is not None:
-            _say(f"worker {self.id} of {self._control}: ended ({code})")
+            _log(f"worker {self.id} of {self._control}: ended ({code})")
             return False
         now = time.monotonic()
         if self._end_at is not None:
             if now > self._end_at:
                 self._process.kill()
-        elif now - self._looked > _LOOK_S:
-            self._looked = now
+        elif now - self._checked > _CHECK_S:
+            self._checked = now
             if _listens(self._control):
                 self._reached = now
             elif now - self._reached > _LONELY_S:
-                _say(f"worker {self.id}: control address {self._control} is unreachable")
+                _log(f"worker {self.id}: control address {self._control} is unreachable")
                 self.end()
         return True
 
@@ -171,7 +170,7 @@ def _answer_health(name: str) -> None:
     threading.Thread(target=run, name="health", daemon=True).start()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
 
 

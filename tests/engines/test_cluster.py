@@ -1,4 +1,4 @@
-"""The parts of a cluster: kept running, told apart, ended; with light ones here, and once with Flink."""
+"""The parts of a cluster: kept running, identified and ended; light ones, and once Flink."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tm
     first = kept.states
     kept.kill()
     os.kill(first["a"].pid or 0, signal.SIGKILL)
-    # What the watchdog had started and not written down yet; and another home's process, which is none of its business.
+    # A started part that the watchdog has not recorded yet, and a process of another home, which must be left alone.
     sleeper = (sys.executable, "-c", "import time; time.sleep(600)")
     stray = processes.spawn(sleeper, tmp_path / "log", {MARK: str(kept.home)}, tmp_path)
     foreign = processes.spawn(sleeper, tmp_path / "log", {MARK: str(tmp_path / "other")}, tmp_path)
@@ -195,13 +195,13 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
-    (port, nobody) = processes.free_ports(2)
+    (port, unused) = processes.free_ports(2)
     name = pool_socket(tmp_path, "workers-1")
     command = processes.python_command("engines.flink.worker_pool", str(port), name)
     pool = processes.spawn(command, tmp_path / "log", processes.python_environment(), tmp_path)
     process = psutil.Process(pool[0])
 
-    def told() -> list[int]:
+    def pids() -> list[int]:
         return [int(pid) for pid in re.findall(r"worker \S+ of \S+: pid (\d+)", (tmp_path / "log").read_text())]
 
     try:
@@ -219,18 +219,18 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
             wait_for(lambda: len(process.children()) == 1)
             spare = process.children()[0].pid
             ask("1-1", job.getsockname()[1])
-            wait_for(lambda: len(told()) == 1)
-            assert told() == [spare]  # which had its imports behind it
-            ask("2-1", nobody)
-            wait_for(lambda: len(told()) == 2)
-            wait_for(lambda: not runs(told()[1]))
+            wait_for(lambda: len(pids()) == 1)
+            assert pids() == [spare]  # which had its imports behind it
+            ask("2-1", unused)
+            wait_for(lambda: len(pids()) == 2)
+            wait_for(lambda: not runs(pids()[1]))
             assert runs(spare)
             stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), timeout=10)
             wait_for(lambda: not runs(spare))
             ask("3-1", job.getsockname()[1])
-            wait_for(lambda: len(told()) == 3)
+            wait_for(lambda: len(pids()) == 3)
             left = [one.pid for one in process.children()]
-            assert told()[2] in left
+            assert pids()[2] in left
             os.kill(pool[0], signal.SIGKILL)
             wait_for(lambda: not any(runs(pid) for pid in left))
         assert parts.asks(["pool", name]) == "no"
@@ -243,10 +243,10 @@ def test_a_pool_starts_and_ends_workers_and_takes_them_with_it(tmp_path: Path):
 def test_up_status_and_down_of_a_cluster(tmp_path: Path):
     home = tmp_path / "home"
     try:
-        told = ciml("up", "cluster", "--task-managers", "2", "--slots", "1", "--flink-heap", "256", home=home)
+        done = ciml("up", "cluster", "--task-managers", "2", "--slots", "1", "--flink-heap", "256", home=home)
         one = engines.read(home)["cluster"]
         assert (
-            f"cluster: Flink 1.19, standalone: 2 × 1 slots at {one.urls['jobs']} (pid {one.pid}, ready" in told.stdout
+            f"cluster: Flink 1.19, standalone: 2 × 1 slots at {one.urls['jobs']} (pid {one.pid}, ready" in done.stdout
         )
         assert one.urls["state"] == (home / "flink").as_uri()
         assert one.address == one.urls["jobs"]

@@ -48,10 +48,10 @@ def pids(home: Path) -> dict[str, int]:
 
 def test_up_status_down(home: Path, tmp_path: Path):
     """A user's round: start, start again, look, end; topics outlive the broker."""
-    told = ciml("up", "kafka", "s3", "logs", "--logs-root", str(tmp_path), home=home)
+    done = ciml("up", "kafka", "s3", "logs", "--logs-root", str(tmp_path), home=home)
     first = engines.read(home)
     assert sorted(first) == ["kafka", "logs", "s3"]
-    assert f"kafka: Kafka 4.1.1 at {first['kafka'].address} (pid {first['kafka'].pid}, ready in " in told.stdout
+    assert f"kafka: Kafka 4.1.1 at {first['kafka'].address} (pid {first['kafka'].pid}, ready in " in done.stdout
     assert all(one.kind == "real" and one.log and Path(one.log).is_file() for one in first.values())
     assert engines.create_topics(first["kafka"].address, {"kept": 3}) == {"kept": 3}
 
@@ -104,8 +104,8 @@ def _command_runs(pid: int) -> bool:
 
 
 def test_without_java_light_engines_take_over_and_are_named(home: Path):
-    told = ciml("up", "kafka", "flink", home=home, CIML_NO_JAVA="1")
-    assert told.stderr == (
+    done = ciml("up", "kafka", "flink", home=home, CIML_NO_JAVA="1")
+    assert done.stderr == (
         "CIML_NO_JAVA is set: light: librdkafka mock broker replaces kafka\n"
         "CIML_NO_JAVA is set: light: bounded micro-batches replaces flink\n"
     )
@@ -114,7 +114,7 @@ def test_without_java_light_engines_take_over_and_are_named(home: Path):
         "kafka": ("light", "light: librdkafka mock broker"),
         "flink": ("light", "light: bounded micro-batches"),
     }
-    assert f"kafka: light: librdkafka mock broker at {written['kafka']['address']} (pid " in told.stdout
+    assert f"kafka: light: librdkafka mock broker at {written['kafka']['address']} (pid " in done.stdout
     table = ciml("status", home=home).stdout
     assert "light: librdkafka mock broker" in table
     assert "light: bounded micro-batches" in table
@@ -235,11 +235,11 @@ def test_a_broker_whose_port_was_taken_says_where_it_is_and_what_to_do(home: Pat
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", first.ports["kafka"]))
         holder.listen()
-        told = ciml("up", "kafka", home=home).stderr
+        errors = ciml("up", "kafka", home=home).stderr
     now = engines.read(home)["kafka"]
     port = first.ports["kafka"]
     assert now.address != first.address
-    assert told == (
+    assert errors == (
         f"kafka: port {port}, used before, is in use by another program; it listens at {now.address}. "
         f"Give clients this address, or free the port and run: ciml down kafka; ciml up kafka --port kafka={port}\n"
     )

@@ -18,7 +18,7 @@ from pipelines.flink import jobs
 
 pytestmark = [
     pytest.mark.engines,
-    # The worker's threads in this process say so when the Flink that they work for is gone.
+    # The worker's threads in this process log an error when their Flink has ended.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 ROOT = Path(__file__).resolve().parents[2]

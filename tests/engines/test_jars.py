@@ -38,12 +38,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_jars_are_fetched_once_and_named_in_order(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", f"{fake_maven(tmp_path)}:{os.environ['PATH']}")
-    told: list[str] = []
-    first = jars.class_path("kafka", told.append)
+    messages: list[str] = []
+    first = jars.class_path("kafka", messages.append)
     folder = jars.jar_folder("kafka")
     assert first == f"{folder}/a.jar:{folder}/b.jar"
-    assert jars.class_path("kafka", told.append) == first
-    assert told == ["fetching the jars of kafka by Maven (once)"]
+    assert jars.class_path("kafka", messages.append) == first
+    assert messages == ["fetching the jars of kafka by Maven (once)"]
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
 
