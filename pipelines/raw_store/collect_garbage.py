@@ -1,8 +1,8 @@
-"""Removing what the raw store no longer needs: objects of packed runs, replaced packs, and objects that nobody names.
+"""Garbage collection in the raw store: objects of packed runs, replaced packs, and unreferenced objects.
 
-An object that nobody names may be named a moment later: by a worker that found it there and went on to commit. Or much
-later: by a process that slept, or a job that goes on from a savepoint of last week. So it waits for a month under
-``swept/``, where readers find it too, and comes back when it was named after all.
+A manifest may still reference an object later: a worker reuses an existing object, and a suspended process or a job
+from an old savepoint commits late. So unreferenced objects stay for a month under ``swept/``, where readers find them
+too, and are restored when they are referenced.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ from transforms.raw.reader import FolderPacks, load_packs
 _CHUNK = 50_000
 _THREADS = 16
 
-Ripe = Callable[[str], bool]
-
 
 @dataclass(slots=True)
-class Swept:
-    """What sweeping removed.
+class Collected:
+    """The result of a garbage collection.
 
     Attributes:
-      objects: of runs that are in a pack; objects_bytes: theirs.
-      unnamed: objects that no manifest names, moved aside.
-      gone: of those that were moved aside earlier, removed for good.
-      restored: moved aside earlier, and named since: brought back.
-      packs: replaced by others, or never named.
-      faults: packs that are not what their manifest says, a line each. What they replace stays.
+      objects, objects_bytes: removed objects of packed runs.
+      unnamed: unreferenced objects moved to ``swept/``.
+      gone: objects removed from ``swept/``.
+      restored: referenced objects moved back from ``swept/``.
+      packs: removed packs, replaced or unreferenced.
+      faults: packs that differ from their manifest, a line each. Objects that they replace are kept.
     """
 
     objects: int = 0
@@ -47,17 +45,17 @@ class Swept:
 
 
 class _Names:
-    """Who names what, of the folders of one listing. It is made after the listing: what is committed is seen."""
+    """The references to the objects of one listing. Read after the listing, so that later commits are included."""
 
-    def __init__(self, raw: Store, book: CompactionCursor, before_us: int) -> None:
+    def __init__(self, raw: Store, compaction: CompactionCursor, before_us: int) -> None:
         self._raw = raw
-        self._since = names_since(raw, book.cursor)
+        self._since = names_since(raw, compaction.cursor)
         self._before_us = before_us
         self._packs: dict[str, FolderPacks] = {}
         self._proved: dict[str, str] = {}
 
     def load(self, folder: str) -> None:
-        """Look at a folder's packs; only one at a time is kept."""
+        """Load a folder's packs, in place of the previous folder's."""
         self._packs = {folder: load_packs(self._raw, folder)}
 
     def packed(self, folder: str, name: str) -> bool:
@@ -67,7 +65,7 @@ class _Names:
         return name in self._packs[folder].state.alone or name in self._since.get(folder, ())
 
     def safe(self, folder: str, name: str) -> bool:
-        """Return whether the pack that holds a run was known for the grace, and was read back whole."""
+        """Return whether the pack of a run is older than the grace and intact."""
         found = self._packs[folder].find(name)
         if found is None:
             return False
@@ -78,7 +76,7 @@ class _Names:
             self._proved[file.path] = prove_pack(self._raw, file)
         return not self._proved[file.path]
 
-    def gone(self, folder: str) -> bool:
+    def lacks_packs(self, folder: str) -> bool:
         return bool(self._packs[folder].missing)
 
     def faults(self, folder: str) -> list[str]:
@@ -88,22 +86,29 @@ class _Names:
         return lines + [self._proved[pack.file.path] for pack in packs.packs if self._proved.get(pack.file.path)]
 
 
-def sweep_runs(
-    raw: Store, book: CompactionCursor, ripe: Ripe, before_s: float, swept: Swept, told: Callable[[int], None]
+def collect_runs(
+    raw: Store,
+    compaction: CompactionCursor,
+    ripe: Callable[[str], bool],
+    before_s: float,
+    done: Collected,
+    progress: Callable[[int], None],
 ) -> None:
-    """Remove the objects of packed runs, and move aside those that nobody names, of folders that are ripe.
+    """Remove the objects of packed runs, and move unreferenced ones to ``swept/``.
 
     Args:
       raw: the raw store.
-      book: of compaction; a folder that is pending is left alone. A folder whose pack has vanished becomes pending.
-      ripe: says whether a folder's day is over.
-      before_s: what was written or committed later is left alone, epoch seconds.
-      swept: counts what was done.
-      told: called with the number of objects that were looked at since.
+      compaction: the progress of compaction. Pending folders are skipped; a folder that lacks a pack becomes pending.
+      ripe: returns whether a folder's day is over.
+      before_s: objects written or committed later are kept, epoch seconds.
+      done: the counts, updated in place.
+      progress: called with the number of objects listed since the last call.
     """
     before_us = int(before_s * 1e6)
-    for folders in _listed(raw, RUNS, lambda folder: folder not in book.pending and ripe(folder), before_s, told):
-        names = _Names(raw, book, before_us)
+    for folders in _listed(
+        raw, RUNS, lambda folder: folder not in compaction.pending and ripe(folder), before_s, progress
+    ):
+        names = _Names(raw, compaction, before_us)
         for folder, entries in folders.items():
             names.load(folder)
             packed: list[Entry] = []
@@ -117,29 +122,29 @@ def sweep_runs(
                     unnamed.append(entry)
             faults = names.faults(folder)
             if faults:
-                swept.faults += faults
-                if names.gone(folder):
-                    book.pending[folder] = 1  # its runs are packed anew: those that are named from version 1 on
+                done.faults += faults
+                if names.lacks_packs(folder):
+                    compaction.pending[folder] = 1  # pack all of its runs again
                 continue
             _each(raw, lambda entry: raw.delete(entry.path), packed)
-            swept.objects += len(packed)
-            swept.objects_bytes += sum(entry.size for entry in packed)
+            done.objects += len(packed)
+            done.objects_bytes += sum(entry.size for entry in packed)
             _each(raw, lambda entry: _move_aside(raw, entry.path), unnamed)
-            swept.unnamed += len(unnamed)
+            done.unnamed += len(unnamed)
 
 
 def _listed(
-    raw: Store, prefix: str, take: Callable[[str], bool], before_s: float, told: Callable[[int], None]
+    raw: Store, prefix: str, take: Callable[[str], bool], before_s: float, progress: Callable[[int], None]
 ) -> Iterator[dict[str, list[Entry]]]:
-    """Yield the objects of runs below ``prefix`` that are old enough, by folder, so many at a time."""
+    """Yield the objects of runs below ``prefix`` that are old enough, by folder, in chunks."""
     entries = raw.entries(prefix)
     while chunk := list(islice(entries, _CHUNK)):
-        told(len(chunk))
+        progress(len(chunk))
         folders: dict[str, list[Entry]] = {}
         for entry in chunk:
-            place = split_path(entry.path.removeprefix(f"{SWEPT}/"))
-            if place is not None and entry.modified_s <= before_s and take(place[0]):
-                folders.setdefault(place[0], []).append(entry)
+            parts = split_path(entry.path.removeprefix(f"{SWEPT}/"))
+            if parts is not None and entry.modified_s <= before_s and take(parts[0]):
+                folders.setdefault(parts[0], []).append(entry)
         if folders:
             yield folders
 
@@ -148,8 +153,8 @@ def _move_aside(raw: Store, path: str) -> None:
     try:
         data = raw.read(path)
     except FileNotFoundError:
-        return  # another was faster
-    raw.replace(f"{SWEPT}/{path}", data)  # its time there begins now, even where an older copy is
+        return  # removed by another process
+    raw.replace(f"{SWEPT}/{path}", data)  # its time there begins now, even if an older copy exists
     raw.delete(path)
 
 
@@ -162,19 +167,21 @@ def _each(raw: Store, work: Callable[[Entry], None], entries: list[Entry]) -> No
         list(pool.map(work, entries))
 
 
-def sweep_swept(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, forgotten_s: float) -> None:
-    """Bring back what has been named since it was moved aside, and remove for good what nobody will name any more.
+def collect_swept(
+    raw: Store, compaction: CompactionCursor, before_s: float, done: Collected, *, forgotten_s: float
+) -> None:
+    """Restore referenced objects from ``swept/``, and remove old unreferenced ones.
 
     Args:
       raw: the raw store.
-      book: of compaction; a folder that is pending is left alone.
-      before_s: what was moved aside later is left alone, epoch seconds.
-      swept: counts what was done.
-      forgotten_s: what nobody names goes when it was moved aside before this, epoch seconds.
+      compaction: the progress of compaction. Pending folders are skipped.
+      before_s: objects moved there later are kept, epoch seconds.
+      done: the counts, updated in place.
+      forgotten_s: unreferenced objects moved there before this time are removed, epoch seconds.
     """
-    listed = _listed(raw, SWEPT, lambda folder: folder not in book.pending, before_s, lambda looked: None)
+    listed = _listed(raw, SWEPT, lambda folder: folder not in compaction.pending, before_s, lambda count: None)
     for folders in listed:
-        names = _Names(raw, book, int(before_s * 1e6))
+        names = _Names(raw, compaction, int(before_s * 1e6))
         for folder, entries in folders.items():
             names.load(folder)
             for entry in entries:
@@ -187,53 +194,55 @@ def sweep_swept(raw: Store, book: CompactionCursor, before_s: float, swept: Swep
                     try:
                         raw.create(path, raw.read(entry.path))
                     except FileNotFoundError:
-                        continue  # another brought it back
-                    swept.restored += 1
+                        continue  # restored by another process
+                    done.restored += 1
                 elif entry.modified_s > forgotten_s:
                     continue
                 raw.delete(entry.path)
-                swept.gone += 1
+                done.gone += 1
 
 
-def sweep_packs(raw: Store, book: CompactionCursor, before_s: float, swept: Swept, *, everything: bool = False) -> None:
-    """Remove replaced packs, and packs that no manifest names, of the folders that the book says are to be tidied.
+def collect_packs(
+    raw: Store, compaction: CompactionCursor, before_s: float, done: Collected, *, everything: bool = False
+) -> None:
+    """Remove replaced and unreferenced packs.
 
     Args:
       raw: the raw store.
-      book: its folders are taken off the list when nothing is left to remove.
-      before_s: what was written or replaced later is left alone, epoch seconds.
-      swept: counts what was done.
-      everything: look at all folders.
+      compaction: names the folders to examine, and forgets those without further garbage.
+      before_s: packs written or replaced later are kept, epoch seconds.
+      done: the counts, updated in place.
+      everything: examine all folders.
     """
     before_us = int(before_s * 1e6)
-    folders = [folder for folder, since_us in book.tidy.items() if since_us <= before_us]
+    folders = [folder for folder, since_us in compaction.tidy.items() if since_us <= before_us]
     if everything:
-        folders = sorted({place[0] for entry in raw.entries(PACKS) if (place := _pack_place(entry.path)) is not None})
+        folders = sorted({parts[0] for entry in raw.entries(PACKS) if (parts := _split_pack(entry.path)) is not None})
     for folder in folders:
         listed = list(raw.entries(f"{PACKS}/{folder}"))
         state = pack_state(raw, folder)
-        old = [entry for entry in listed if _pack_place(entry.path) is not None and entry.path not in state.packs]
+        old = [entry for entry in listed if _split_pack(entry.path) is not None and entry.path not in state.packs]
         ripe = [
             entry
             for entry in old
             if entry.modified_s <= before_s
             and (entry.path not in state.replaced or state.since_us[entry.path] <= before_us)
         ]
-        # What a pack replaces goes when that has been read back, and not before.
+        # The replaced packs are kept until their replacement has been read back.
         if ripe and (faults := [fault for file in state.packs.values() if (fault := prove_pack(raw, file))]):
-            swept.faults += faults
+            done.faults += faults
             if not all(raw.exists(path) for path in state.packs):
-                book.pending[folder] = 1  # packing mends that
+                compaction.pending[folder] = 1  # packing repairs it
             continue
         for entry in ripe:
             raw.delete(entry.path)
-        swept.packs += len(ripe)
+        done.packs += len(ripe)
         if len(ripe) == len(old):
-            book.tidy.pop(folder, None)
+            compaction.tidy.pop(folder, None)
 
 
-def _pack_place(path: str) -> tuple[str, str] | None:
-    """Return (folder, file name) of a pack's path; None for what is none."""
+def _split_pack(path: str) -> tuple[str, str] | None:
+    """Return (folder, file name) of a pack's path; None for other paths."""
     if not path.startswith(f"{PACKS}/") or not path.endswith(".parquet"):
         return None
     return split_path(f"{RUNS}/{path.removeprefix(f'{PACKS}/')}")

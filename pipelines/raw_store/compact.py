@@ -1,8 +1,8 @@
-"""Compaction of the raw store: the runs of days that are over move from objects of their own into packs.
+"""Compaction of the raw store: packs the runs of past days.
 
-Everything here may be killed at any line, and may run twice at once. A pack is a copy under a name that follows from
-its bytes; the folder's manifest makes it known; a run's own object goes only when the pack has been read back and has
-been known for the grace. `CompactionCursor` stores only how far compaction has looked.
+Compaction may be killed at any line, and may run concurrently. A pack's name is derived from its bytes, and the
+folder's manifest references it. A run's own object is removed only after the grace, when the pack was read back.
+`CompactionCursor` stores only the progress.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from dataclasses import dataclass, field
 from ciml.raw.compaction_cursor import load_cursor, mark_compacted, save_cursor, windows
 from ciml.raw.packs import PACKS, RUNS, SWEPT, day_ends_s
 from ciml.storage.open import Store
-from pipelines.raw_store.collect_garbage import Swept, sweep_packs, sweep_runs, sweep_swept
+from pipelines.raw_store.collect_garbage import Collected, collect_packs, collect_runs, collect_swept
 from pipelines.raw_store.compact_folder import Packing, merge_packs, pack_folder
 
 DAY_S = 86_400.0
-#: How long what nobody names is kept aside. Longer than anything that is on its way to a commit can wait: a savepoint's
-#: offsets are long gone from the broker by then.
+#: Time for which unreferenced objects stay in ``swept/``: a commit cannot be later, since the broker has expired the
+#: offsets of an older savepoint.
 ASIDE_S = 30 * DAY_S
 PACK_BYTES = 32 << 20
 MIN_RUNS = 2
 _WINDOW_RUNS = 100_000
 
-#: (what is being done, so many done, of how many or None).
+#: Called with (activity, number done, total or None).
 Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(slots=True)
 class Compaction:
-    """What a compaction did.
+    """The result of a compaction.
 
     Attributes:
-      packing: runs and packs that were written.
-      swept: objects that were removed.
-      to_version: the raw manifest's version up to which all runs of days that are over were looked at.
-      waiting: folders with runs whose day is not over for long enough.
+      packing: written runs and packs.
+      swept: removed objects.
+      to_version: the raw manifest's version up to which all runs of past days were examined.
+      waiting: folders with runs that are too young.
     """
 
     packing: Packing = field(default_factory=Packing)
-    swept: Swept = field(default_factory=Swept)
+    swept: Collected = field(default_factory=Collected)
     to_version: int = 0
     waiting: int = 0
 
@@ -59,35 +59,33 @@ def compact(
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
 ) -> Compaction:
-    """Pack the runs of days that are over, and remove what the store no longer needs.
-
-    It goes on where the last one stopped, however that ended.
+    """Pack the runs of past days and collect garbage, from the end of the previous compaction.
 
     Args:
       raw: the raw store.
-      older_than_s: a folder is ripe so many seconds after the end of its day (UTC).
-      grace_s: objects stay so long after they were written, packed or replaced.
-      aside_s: what nobody names stays so long after it was moved aside.
-      min_runs: runs of a folder that are fewer stay objects of their own.
-      pack_bytes: a pack is about so large at most.
-      window_runs: so many runs are planned at a time.
-      everything: look for packs to remove in every folder, not only where something was written.
+      older_than_s: age of a folder to pack, from the end of its day (UTC), seconds.
+      grace_s: time for which objects are kept after they were written, packed or replaced, seconds.
+      aside_s: time for which unreferenced objects stay in ``swept/``, seconds.
+      min_runs: runs of a folder with fewer are not packed.
+      pack_bytes: approximate largest size of a pack.
+      window_runs: number of runs planned together.
+      everything: examine the packs of every folder, not only of changed ones.
       clock: epoch seconds.
-      progress: told what is being done.
+      progress: called with the progress.
 
     Raises:
-      EngineError: the store does not answer.
-      IntegrityError: a manifest contradicts itself. Single runs that are broken are told in the result.
+      EngineError: if the store does not answer.
+      IntegrityError: if a manifest is inconsistent. The result lists broken runs.
     """
     result, now_s = Compaction(), clock()
-    tell = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total: None)
 
     def ripe(folder: str) -> bool:
         return day_ends_s(folder) + older_than_s <= now_s
 
-    book = load_cursor(raw)
+    compaction = load_cursor(raw)
     done = 0
-    for window in windows(raw, book, ripe, window_runs):
+    for window in windows(raw, compaction, ripe, window_runs):
         total = done + window.runs
         for folder in sorted(window.named):
             named = window.named[folder]
@@ -95,24 +93,24 @@ def compact(
             pack_folder(raw, folder, named, min_runs=min_runs, pack_bytes=pack_bytes, clock=clock, done=result.packing)
             if result.packing.packs > before:
                 merge_packs(raw, folder, pack_bytes=pack_bytes, clock=clock, done=result.packing)
-            book.tidy[folder] = int(clock() * 1e6)
+            compaction.tidy[folder] = int(clock() * 1e6)
             done += len(named)
-            tell("packing runs", done, total)
-        mark_compacted(book, window, ripe)
-        save_cursor(raw, book)
-    result.to_version, result.waiting = book.cursor, len(book.pending)
-    before_s, looked = clock() - grace_s, 0
+            report("packing runs", done, total)
+        mark_compacted(compaction, window, ripe)
+        save_cursor(raw, compaction)
+    result.to_version, result.waiting = compaction.cursor, len(compaction.pending)
+    before_s, listed = clock() - grace_s, 0
 
-    def told(more: int) -> None:
-        nonlocal looked
-        looked += more
-        tell("looking at objects", looked, None)
+    def on_listed(count: int) -> None:
+        nonlocal listed
+        listed += count
+        report("collecting garbage", listed, None)
 
     forgotten_s = clock() - max(aside_s, grace_s)
-    sweep_swept(raw, book, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there
-    sweep_runs(raw, book, ripe, before_s, result.swept, told)
-    sweep_packs(raw, book, before_s, result.swept, everything=everything)
+    collect_swept(raw, compaction, before_s, result.swept, forgotten_s=forgotten_s)  # before anything is moved there
+    collect_runs(raw, compaction, ripe, before_s, result.swept, on_listed)
+    collect_packs(raw, compaction, before_s, result.swept, everything=everything)
     for prefix in (RUNS, SWEPT, *([PACKS] if everything else [])):
         raw.delete_leftovers(prefix, before_s)
-    save_cursor(raw, book)
+    save_cursor(raw, compaction)
     return result

@@ -1,4 +1,4 @@
-"""Packing the runs of one folder (a job and a day), and making one pack of several small ones."""
+"""Packs the runs of one folder (a job and a day), and merges small packs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transforms.raw.packs import PACK_RUNS, OpenPack, PackWriter, columns_digest
 from transforms.raw.reader import FolderPacks, load_packs, read_run
 
 _THREADS = 16
-# What is read at a time: what is in memory, beside the packs in the making.
+# Runs and rows read together: they are in memory besides the open packs.
 _BATCH_RUNS = 256
 _BATCH_ROWS = 200_000
 _OPEN_PACKS = 4
-# Several small packs become one when none is larger than this many times those before it together: then a run is
-# written anew only as often as a folder grows by such a factor.
+# Small packs are merged if none is larger than this many times the smaller ones together. So a run is rewritten only
+# when its folder has grown by about this factor.
 _GROWTH = 2
 
 Clock = Callable[[], float]
@@ -31,14 +31,14 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Packing:
-    """What packing wrote.
+    """The result of packing.
 
     Attributes:
-      runs: that were packed; objects_bytes: of their own objects, as they were stored.
-      packs: that were written and committed; packs_bytes: of those.
-      merged: packs that became part of larger ones.
-      alone: runs that were left as objects of their own, because they are too few.
-      faults: runs that cannot be packed, and why, a line each. They stay as they are.
+      runs, rows: packed runs and their rows.
+      packs, packs_bytes: written and committed packs.
+      merged: packs merged into larger ones.
+      alone: runs that are not packed because their folder has too few.
+      faults: runs that cannot be packed and the reason, a line each. They keep their objects.
     """
 
     runs: int = 0
@@ -59,41 +59,38 @@ def pack_folder(
     pack_bytes: int,
     clock: Clock,
     done: Packing,
-    told: Callable[[int], None] = lambda runs: None,
 ) -> None:
-    """Pack those of the named runs that are in no pack of the folder yet, and commit the packs.
+    """Pack the named runs that are not in a pack of the folder, and commit the packs.
 
     Args:
       raw: the raw store.
       folder: ``job=…/date=…``.
       named: the runs that the raw manifest names there, by file name.
-      min_runs: fewer than this stay objects of their own.
+      min_runs: fewer runs are not packed.
       pack_bytes: a pack ends with the run that brings it to this size.
       clock: epoch seconds.
-      done: counts what was done.
-      told: called with the number of runs that were read so far.
+      done: the counts, updated in place.
     """
     while True:
         packs = load_packs(raw, folder)
         state = packs.state
         if packs.missing:
-            _mend(raw, folder, packs, clock)
+            _restore_replaced(raw, folder, packs, clock)
             continue
         todo = {name: run for name, run in named.items() if name not in packs.runs and name not in state.alone}
         if not todo:
             return
-        for name, alone in state.alone.items():  # more have come: perhaps they are enough now
+        for name, alone in state.alone.items():  # with the new runs they may be enough
             todo[name] = NamedRun(folder, name, alone.digest, alone.rows)
         writing = _Writing(raw, folder, pack_bytes)
         if len(todo) < min_runs:
             left = {name: Alone(run.digest, run.rows) for name, run in todo.items()}
         else:
-            for number, (run, table, why) in enumerate(_tables(raw, list(todo.values())), 1):
+            for run, table, why in _tables(raw, list(todo.values())):
                 if table is None:
                     writing.faults[run.name] = Alone(run.digest, run.rows, why)
                 else:
                     writing.add(run.name, run.digest, table)
-                told(number)
             left = writing.finish()
         delta = _delta(clock, writing.packs, (), left)
         if _append(raw, folder, state, delta):
@@ -115,24 +112,24 @@ def _delta(clock: Clock, packs: Sequence[PackFile], replaces: Sequence[str], alo
     }
 
 
-def _mend(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
-    """Take packs that are not there out of the manifest, and bring back those that they replaced.
+def _restore_replaced(raw: Store, folder: str, packs: FolderPacks, clock: Clock) -> None:
+    """Remove missing packs from the manifest, and restore those that they replaced.
 
-    So it ends when a compactor slept for longer than the grace between writing a pack and committing it, and another
-    has swept it meanwhile. Nothing is lost: what a pack replaces is kept until that has been read back.
+    A pack is missing if its compactor was suspended for longer than the grace before the commit: another one has
+    collected it. Nothing is lost, since replaced packs are kept until their replacement has been read back.
     """
     old = [pack.file for pack in packs.packs if pack.file.path in packs.state.replaced]
     _append(raw, folder, packs.state, _delta(clock, old, packs.missing, packs.state.alone))
 
 
 def _append(raw: Store, folder: str, planned_on: PackState, delta: Delta) -> bool:
-    """Commit a delta, unless another has committed one since it was planned."""
+    """Commit a delta, unless another process has committed since it was planned."""
     state, base = PackState(), planned_on.version
     return commit(pack_log(raw, folder), state, lambda: delta if state.version == base else None) is not None
 
 
 class _Writing:
-    """Packs in the making, one for each set of columns; each is written to the store as soon as it is full."""
+    """Open packs, one for each set of columns; each is written to the store when it is full."""
 
     def __init__(self, raw: Store, folder: str, pack_bytes: int) -> None:
         self.packs: list[PackFile] = []
@@ -145,7 +142,7 @@ class _Writing:
     def add(self, name: str, digest: str, table: pa.Table) -> None:
         key = columns_digest(table.schema)
         if key not in self._open:
-            if len(self._open) >= _OPEN_PACKS:  # memory has a bound, and packs of few runs are merged some day
+            if len(self._open) >= _OPEN_PACKS:  # bounds the memory; small packs are merged later
                 self._end(max(self._open, key=lambda each: self._open[each].size))
             self._open[key] = PackWriter(self._folder, table.schema)
         writer = self._open[key]
@@ -154,7 +151,7 @@ class _Writing:
             self._end(key)
 
     def finish(self) -> dict[str, Alone]:
-        """Write what is left. Return the runs that cannot be packed."""
+        """Write the open packs. Return the runs that cannot be packed."""
         for key in list(self._open):
             self._end(key)
         return self.faults
@@ -166,12 +163,12 @@ class _Writing:
         except IntegrityError as error:
             self.faults.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.places})
             return
-        self._raw.create(pack.path, data)  # one that is there has the same bytes: its name says so
+        self._raw.create(pack.path, data)  # an existing one has the same bytes, since the name is their digest
         self.packs.append(pack)
 
 
 def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa.Table | None, str]]:
-    """Yield (run, its table, what is wrong with it), some at a time; the digest of each table is the named one."""
+    """Yield (run, its table, "") or (run, None, fault), read in batches; each table has the run's digest."""
 
     def read(run: NamedRun) -> tuple[NamedRun, pa.Table | None, str]:
         try:
@@ -195,7 +192,7 @@ def _tables(raw: Store, runs: Sequence[NamedRun]) -> Iterator[tuple[NamedRun, pa
 
 
 def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done: Packing) -> None:
-    """Make one pack of several small ones with the same columns, where there are such."""
+    """Merge small packs with the same columns."""
     packs = load_packs(raw, folder)
     chosen = _small(packs, pack_bytes)
     if not chosen or packs.missing:
@@ -207,14 +204,14 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
             try:
                 tables = pack.read(raw, numbers, None)
             except FileNotFoundError:
-                return  # another was faster
+                return  # merged by another process
             for number in numbers:
-                place = pack.places[number]
-                if place.name not in seen:
-                    seen.add(place.name)
-                    writing.add(place.name, place.digest, tables[number])
+                run = pack.places[number]
+                if run.name not in seen:
+                    seen.add(run.name)
+                    writing.add(run.name, run.digest, tables[number])
     if writing.finish():
-        return  # they stay as they are; whoever verifies is told
+        return  # the packs are kept; a verification reports the faults
     delta = _delta(clock, writing.packs, [pack.file.path for pack in chosen], packs.state.alone)
     if _append(raw, folder, packs.state, delta):
         done.merged += len(chosen)
@@ -223,7 +220,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
 
 
 def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
-    """Return the packs to merge: of each set of columns the smallest, as many as are no more than so much larger."""
+    """Return the packs to merge: for each set of columns, the smallest ones within the growth factor."""
     groups: dict[str, list[OpenPack]] = {}
     for pack in packs.packs:
         if pack.file.size < pack_bytes // 2 and pack.file.runs < PACK_RUNS // 2:
@@ -243,9 +240,9 @@ def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
 def _parts(pack: OpenPack) -> Iterator[list[int]]:
     part: list[int] = []
     rows = 0
-    for number, place in enumerate(pack.places):
+    for number, run in enumerate(pack.places):
         part.append(number)
-        rows += place.rows
+        rows += run.rows
         if rows >= _BATCH_ROWS:
             yield part
             part, rows = [], 0

@@ -1,4 +1,4 @@
-"""Verifies a raw store: every run that its manifest names is there as it was named, and nothing else lies around."""
+"""Verifies a raw store: every named run exists with its rows and digest, and there are no other objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ciml.storage.open import Store
 from transforms.raw.packs import OpenPack, open_pack, prove_pack
 from transforms.raw.reader import read_object, verify_run
 
-#: What nobody names is a finding when it is older: compaction has had the time to remove it.
+#: Age of an unreferenced object that is a finding: compaction has had the time to remove it.
 GRACE_S = 3 * 86_400.0
 _MANY = 100
 _BATCH_ROWS = 200_000
@@ -35,15 +35,15 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(slots=True)
 class Verification:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-      version: the raw manifest's, up to which it was verified.
-      records: of the manifest; runs: of those that are runs; objects: raw objects that they name.
-      read: raw objects and runs in packs that were read and whose digest was computed.
-      packs: that were read; packed: the runs in them; single: raw objects on their own.
-      findings: what is wrong, a line each, the first hundred; number: how many there are.
-      notes: what is odd and no fault, a line each.
+      version: the raw manifest's version up to which it was verified.
+      records, runs, objects: records of the manifest, those of runs, and the raw objects that they name.
+      read: raw objects and runs in packs whose digest was computed.
+      packs, packed, single: read packs, the runs in them, and read raw objects.
+      findings, number: the first hundred faults, a line each, and the number of all.
+      notes: oddities that are not faults, a line each.
     """
 
     version: int = 0
@@ -73,46 +73,46 @@ def verify_raw(
     clock: Callable[[], float] = time.time,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verify manifest, accounting and run. It may be written to meanwhile: what comes later is left out.
+    """Verify manifest, accounting and runs. Commits that are made meanwhile are left out.
 
     Memory grows by 20 bytes for each raw object that the manifest names.
 
     Args:
       raw: the raw store.
-      sample: read so many runs, chosen at random, instead of all. The manifest is verified whole all the same.
+      sample: number of runs to read, chosen at random; None for all. The manifest is verified completely.
       seed: of the choice.
-      grace_s: what is named by nobody is no fault before this age.
+      grace_s: age from which an unreferenced object is a finding, seconds.
       clock: epoch seconds.
-      progress: told what is being done.
+      progress: called with (activity, number done, total or None).
 
     Raises:
-      EngineError: the store does not answer.
+      EngineError: if the store does not answer.
     """
     found = Verification()
-    tell = progress or (lambda what, done, total: None)
-    for line in verify_manifest(raw, lambda done, total: tell("the manifest", done, total)):
+    report = progress or (lambda what, done, total: None)
+    for line in verify_manifest(raw, lambda done, total: report("manifest", done, total)):
         found.find(line)
     try:
-        names, chosen = _audit(raw, found, sample, seed, tell)
+        names, chosen = _audit(raw, found, sample, seed, report)
     except IntegrityError as error:  # the manifest cannot be read to its end
         if not found.findings:
             found.find(str(error))
         return found
-    objects = _Objects(raw, found, names, clock() - grace_s, tell)
+    objects = _Objects(raw, found, names, clock() - grace_s, report)
     if sample is None:
         objects.packs()
         objects.singles()
         objects.missing()
     else:
-        _verify_sample(raw, chosen, found, tell)
+        _verify_sample(raw, chosen, found, report)
     objects.swept()
     return found
 
 
 def _audit(
-    raw: Store, found: Verification, sample: int | None, seed: int, tell: Progress
+    raw: Store, found: Verification, sample: int | None, seed: int, progress: Progress
 ) -> tuple[_Names, list[NamedRun]]:
-    """Go through the manifest once: the accounting, the names, and a sample of them."""
+    """Read the manifest once: check the accounting, and return the names and a sample of them."""
     log, state = open_raw(raw)
     audit, names, chosen = Audit(), _Names(), list[NamedRun]()
     number, choose = 0, random.Random(seed)  # noqa: S311
@@ -129,18 +129,18 @@ def _audit(
                 chosen.append(run)
             elif sample and (at := choose.randrange(number)) < sample:
                 chosen[at] = run
-        tell("the accounting", version, state.version)
+        progress("accounting", version, state.version)
     for run_id, digest in superseded.items():
         known = state.index.run(run_id)
-        found.find(f"the run {run_id} is recorded with the digest {digest}, and the index has {known}")
+        found.find(f"run {run_id}: its row has the digest {digest}, the index has {known}")
     audit.compare(state)
     for finding in audit.findings:
         found.find(finding)
     found.number += audit.number - len(audit.findings)
-    for topic, partition, covered, told in audit.offsets():
-        if covered != told:
+    for topic, partition, covered, recorded in audit.offsets():
+        if covered != recorded:
             found.notes.append(
-                f"{topic}[{partition}]: {covered - told:,} of {covered:,} covered offsets hold no event of a run"
+                f"{topic}[{partition}]: {covered - recorded:,} of {covered:,} covered offsets hold no event of a run"
             )
     names.close()
     found.version, found.records, found.runs, found.objects = audit.version, audit.records, audit.runs, len(names)
@@ -148,13 +148,13 @@ def _audit(
 
 
 def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, str], found: Verification) -> None:
-    """Compare rows with the index. A row with another digest has to be followed by a reclaim: see ``superseded``."""
+    """Compare rows with the index. A later reclaim must follow a row with another digest, kept in ``superseded``."""
     rows = [(record["mention"]["run_id"], record["file"]["digest"]) for record in rows_of(delta)]
     state.index.prefetch(runs=[run_id for run_id, _ in rows])
     for run_id, digest in rows:
         known = state.index.run(run_id)
         if known is None:
-            found.find(f"the run {run_id} is recorded with the digest {digest}, and the index does not have it")
+            found.find(f"run {run_id}: its row has the digest {digest}, the index does not have the run")
         elif known.digest != digest:
             superseded[run_id] = digest
         else:
@@ -162,7 +162,7 @@ def _compare_runs(state: RawState, delta: dict[str, Any], superseded: dict[str, 
 
 
 class _Names:
-    """The raw objects that a manifest names: the hashes of its path and its digest, and its rows."""
+    """The raw objects that a manifest names: the hashes of path and digest, and the number of rows."""
 
     def __init__(self) -> None:
         self._made: tuple[array[int], array[int], array[int]] = (array("Q"), array("Q"), array("I"))
@@ -172,7 +172,7 @@ class _Names:
             column.append(value)
 
     def close(self) -> None:
-        """Sort them. A name that stands there twice is one."""
+        """Sort the names and remove duplicates."""
         paths, first = np.unique(np.frombuffer(self._made[0], np.uint64), return_index=True)
         self.paths = paths
         self.digests = np.frombuffer(self._made[1], np.uint64)[first]
@@ -183,7 +183,7 @@ class _Names:
         return len(self.paths)
 
     def find(self, path: str) -> int | None:
-        """Return the place of a path; None for one that is not named."""
+        """Return the index of a path; None for one that is not named."""
         wanted = np.uint64(_hash(path))
         at = int(np.searchsorted(self.paths, wanted))
         return at if at < len(self.paths) and self.paths[at] == wanted else None
@@ -194,38 +194,38 @@ def _hash(path: str) -> int:
 
 
 class _Objects:
-    """Reads all that is in the store, and compares it with what is named."""
+    """Reads all objects of the store, and compares them with the names."""
 
-    def __init__(self, raw: Store, found: Verification, names: _Names, before_s: float, tell: Progress) -> None:
+    def __init__(self, raw: Store, found: Verification, names: _Names, before_s: float, progress: Progress) -> None:
         self._raw = raw
         self._found = found
         self._names = names
         self._before_s = before_s
-        self._tell = tell
+        self._progress = progress
         self._young = 0
-        self._told = np.zeros(len(names), bool)  # what was read, whatever was found
+        self._checked = np.zeros(len(names), bool)
 
     def _check(self, path: str, rows: int, digest: str, where: str) -> None:
-        """Compare a run that was read with what the manifest says of its path."""
+        """Compare a run with the manifest's rows and digest for its path."""
         self._found.read += 1
         at = self._names.find(path)
         if at is None:
             return
-        self._told[at] = True
+        self._checked[at] = True
         if rows != self._names.rows[at]:
-            self._found.find(f"{where}: {path} has {rows} rows, and the manifest says {self._names.rows[at]}")
+            self._found.find(f"{where}: {path} has {rows} rows, the manifest says {self._names.rows[at]}")
         elif _hash(digest) != self._names.digests[at]:
-            self._found.find(f"{where}: {path} has the digest {digest}, and not the one that the manifest says")
-        self._tell("runs", int(self._found.read), len(self._names))
+            self._found.find(f"{where}: {path} has the digest {digest}, the manifest has another")
+        self._progress("runs", int(self._found.read), len(self._names))
 
     def _unnamed(self, path: str, modified_s: float) -> None:
         if modified_s < self._before_s:
-            self._found.find(f"{self._raw.url(path)} is named by no manifest")
+            self._found.find(f"{self._raw.url(path)} is not named by any manifest")
         else:
             self._young += 1
 
     def packs(self) -> None:
-        """Every pack that a folder's manifest names: its bytes, and its runs."""
+        """Verify the bytes and the runs of every named pack."""
         entries = (entry for entry in self._raw.entries(PACKS) if entry.path.endswith(".parquet"))
         for prefix, group in groupby(entries, lambda entry: entry.path.rpartition("/")[0]):
             listed = {entry.path: entry for entry in group}
@@ -237,7 +237,7 @@ class _Objects:
                 continue
             for path, file in state.packs.items():
                 if fault := prove_pack(self._raw, file):
-                    if path in pack_state(self._raw, folder).packs:  # else another took its place meanwhile
+                    if path in pack_state(self._raw, folder).packs:  # not replaced meanwhile
                         self._found.find(fault)
                     continue
                 self._found.packs += 1
@@ -252,9 +252,9 @@ class _Objects:
     def _pack(self, folder: str, pack: OpenPack) -> None:
         part: list[int] = []
         rows = 0
-        for number, place in enumerate(pack.places):
+        for number, run in enumerate(pack.places):
             part.append(number)
-            rows += place.rows
+            rows += run.rows
             if rows >= _BATCH_ROWS or number == len(pack.places) - 1:
                 for at, table in pack.read(self._raw, part, None).items():
                     name = pack.places[at].name
@@ -266,27 +266,27 @@ class _Objects:
                 part, rows = [], 0
 
     def singles(self) -> None:
-        """Every raw object that is one."""
+        """Verify every raw object that is not in a pack."""
         for entry in self._raw.entries(RUNS):
-            place = split_path(entry.path)
-            if place is None or self._names.find(entry.path) is None:
+            parts = split_path(entry.path)
+            if parts is None or self._names.find(entry.path) is None:
                 self._unnamed(entry.path, entry.modified_s)
                 continue
             self._found.single += 1
             try:
                 table = read_object(self._raw, entry.path)
-                digest = telemetry_digest(run_of(place[1]), table)
+                digest = telemetry_digest(run_of(parts[1]), table)
             except FileNotFoundError:
                 continue  # packed meanwhile
             except (IntegrityError, TypeError) as error:
                 self._found.find(str(error))
-                self._told[self._names.find(entry.path)] = True
+                self._checked[self._names.find(entry.path)] = True
                 continue
             self._check(entry.path, table.num_rows, digest, self._raw.url())
 
     def missing(self) -> None:
-        """The names of runs that were not found: looked for once more, one by one, for compaction may be at work."""
-        left = np.flatnonzero(~self._told)
+        """Verify the named runs that were not found once more, since a compaction may have moved them."""
+        left = np.flatnonzero(~self._checked)
         if not len(left):
             return
         hashes = set(self._names.paths[left].tolist())
@@ -297,14 +297,12 @@ class _Objects:
                     self._found.find(fault)
 
     def swept(self) -> None:
-        """What compaction moved aside."""
-        aside = sum(1 for _ in self._raw.entries(SWEPT))
-        if aside:
-            self._found.notes.append(
-                f"{aside:,} objects that no manifest names are moved aside, and go with the next sweep"
-            )
+        """Note unreferenced objects."""
+        count = sum(1 for _ in self._raw.entries(SWEPT))
+        if count:
+            self._found.notes.append(f"{count:,} unreferenced objects are in {SWEPT}/; a later compaction removes them")
         if self._young:
-            self._found.notes.append(f"{self._young:,} young objects are named by no manifest (yet)")
+            self._found.notes.append(f"{self._young:,} young objects are not named by any manifest yet")
 
 
 def _named(raw: Store, until: int) -> Iterator[NamedRun]:
@@ -314,10 +312,10 @@ def _named(raw: Store, until: int) -> Iterator[NamedRun]:
         yield from named_runs(delta)
 
 
-def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, tell: Progress) -> None:
+def _verify_sample(raw: Store, chosen: list[NamedRun], found: Verification, progress: Progress) -> None:
     chosen.sort(key=lambda run: run.path)
     for number, run in enumerate(chosen, 1):
         if fault := verify_run(raw, run.run_id, RawFile(run.path, run.digest, run.rows, 0)):
             found.find(fault)
         found.read += 1
-        tell("runs", number, len(chosen))
+        progress("runs", number, len(chosen))

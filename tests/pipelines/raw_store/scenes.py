@@ -38,36 +38,36 @@ class RawStore:
         first = self._offset + 1
         delta: dict[str, Any] = {
             "time_us": 0,
-            "runs": [self._run(mention, table, trust).to_json() for mention, table in runs],
+            "runs": [self._run(facts, table, trust).to_json() for facts, table in runs],
             "repeats": [
                 {**self._run(*each, trust).to_json(), "kind": "repeat", "reason": "other_log"} for each in others
             ],
-            "corrections": [self._outcome("correction", mention, trust).to_json() for mention in corrections],
+            "corrections": [self._outcome("correction", facts, trust).to_json() for facts in corrections],
             "ignored": [],
             "dead_letters": [],
             "deferred": [],
             "closes": [],
         }
         if reclaims:
-            rows = (self._run(mention, table, TRUSTED) for mention, table in reclaims)
+            rows = (self._run(facts, table, TRUSTED) for facts, table in reclaims)
             delta["reclaims"] = [row.replace(kind="reclaim").to_json() for row in rows]
         delta["offsets"] = {"ci-events": {"id": "", "partitions": {"0": [[first, self._offset + 1]]}}}
         self._version += 1
         assert self.log.try_append(self._version, delta)
         return self._version
 
-    def write(self, mention: RunFacts, table: pa.Table) -> RawFile:
+    def write(self, facts: RunFacts, table: pa.Table) -> RawFile:
         """The raw object of a run, which no manifest names."""
-        digest = telemetry_digest(mention.run_id, table)
-        path = run_path(mention, table, digest)
+        digest = telemetry_digest(facts.run_id, table)
+        path = run_path(facts, table, digest)
         data = write_run(table, path)
         self.store.create(path, data)
         return RawFile(path, digest, table.num_rows, len(data))
 
-    def _run(self, mention: RunFacts, table: pa.Table, trust: Trust) -> Outcome:
-        return self._outcome("run", mention, trust, self.write(mention, table))
+    def _run(self, facts: RunFacts, table: pa.Table, trust: Trust) -> Outcome:
+        return self._outcome("run", facts, trust, self.write(facts, table))
 
-    def _outcome(self, kind: Any, mention: RunFacts, trust: Trust, file: RawFile | None = None) -> Outcome:
+    def _outcome(self, kind: Any, facts: RunFacts, trust: Trust, file: RawFile | None = None) -> Outcome:
         self._offset += 1
         origin = Origin("ci-events", 0, self._offset)
-        return Outcome(kind, origin, f"zuul {self._offset}", mention, trust=trust, file=file)
+        return Outcome(kind, origin, f"zuul {self._offset}", facts, trust=trust, file=file)

@@ -121,7 +121,7 @@ def test_a_broken_run_is_told_and_stays_and_holds_nobody_up(raw: RawStore) -> No
     ):
         assert word in line
     assert raw.store.list("runs") == paths[:2]
-    assert squeeze(raw.store).packing.faults == []  # told once
+    assert squeeze(raw.store).packing.faults == []  # reported once
 
 
 def test_a_killed_workers_object_is_moved_aside_and_then_gone(raw: RawStore) -> None:
@@ -209,11 +209,11 @@ def test_the_book_may_be_lost_or_belong_to_another_manifest(raw: RawStore, left:
 def test_a_long_manifest_is_taken_in_parts(raw: RawStore) -> None:
     for number in range(1, 31):
         raw.add([run(number), run(100 + number, number % 3)])
-    told: list[tuple[str, int, int | None]] = []
-    done = squeeze(raw.store, window_runs=8, progress=lambda *each: told.append(each))
+    reports: list[tuple[str, int, int | None]] = []
+    done = squeeze(raw.store, window_runs=8, progress=lambda *each: reports.append(each))
     assert done.packing.runs == 60
     assert objects(raw.store)["runs"] == 0
-    packing = [each[1] for each in told if each[0] == "packing runs"]
+    packing = [each[1] for each in reports if each[0] == "packing runs"]
     assert packing == sorted(packing)
     assert packing[-1] == 60
     all_there(raw.store)

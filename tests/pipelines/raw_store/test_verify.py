@@ -1,4 +1,4 @@
-"""Verification of the raw store: silent when all is well, and each planted fault is told."""
+"""Verification of the raw store: no finding in an intact store, and each planted fault is found."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ SINGLE_FAULTS: dict[str, tuple[Callable[[Store], Any], str]] = {
         lambda raw: raw.replace(_single(raw), raw.read(raw.list(f"runs/{FIRST}")[1])), "holds the seal"
     ),
     "an object is nobody's": (
-        lambda raw: raw.create(f"runs/{FIRST}/zuul~9~1.0123456789abcdef.parquet", b"x"), "is named by no manifest"
+        lambda raw: raw.create(f"runs/{FIRST}/zuul~9~1.0123456789abcdef.parquet", b"x"), "is not named by any manifest"
     ),
-    "an object is elsewhere": (lambda raw: raw.create("runs/x", b"x"), "is named by no manifest"),
+    "an object is elsewhere": (lambda raw: raw.create("runs/x", b"x"), "is not named by any manifest"),
     "other rows": (lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(rows=5)), "the manifest says 5"),
     "another digest": (
         lambda raw: _tamper(raw, 1, lambda d: d["runs"][0]["file"].update(digest="0" * 64)), "has the digest"
@@ -152,7 +152,7 @@ def test_a_planted_fault_is_told(events: Events, fault: str) -> None:
 PACK_FAULTS: dict[str, tuple[Callable[[Store, str], Any], str]] = {
     "a pack is lost": (lambda raw, path: raw.delete(path), "does not exist"),
     "a pack is broken": (lambda raw, path: raw.replace(path, raw.read(path)[:-9]), "differs from the digest"),
-    "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by no manifest"),
+    "a pack is nobody's": (lambda raw, path: raw.create(f"packs/{SECOND}/{'0' * 32}.parquet", b""), "by any manifest"),
     "a pack manifest is broken": (
         lambda raw, path: raw.replace(f"packs/{FIRST}/_manifest/000000000001.json", b"{"), "is not a delta"
     ),
@@ -177,11 +177,11 @@ def test_a_pack_with_a_run_that_nobody_names(events: Events) -> None:
 def test_what_nobody_names_is_only_noted_while_it_is_young(events: Events) -> None:
     events.raw.write(*run(90))
     found = verify_raw(events.store)
-    assert (found.findings, found.notes[-1]) == ([], "1 young objects are named by no manifest (yet)")
+    assert (found.findings, found.notes[-1]) == ([], "1 young objects are not named by any manifest yet")
     squeeze(events.store)
     found = verified(events.store)
     assert found.findings == []
-    assert found.notes[-1] == "1 objects that no manifest names are moved aside, and go with the next sweep"
+    assert found.notes[-1] == "1 unreferenced objects are in swept/; a later compaction removes them"
 
 
 def test_many_findings_are_counted_and_not_kept(data: DataRoot) -> None:
