@@ -15,7 +15,7 @@ from pipelines.kafka.broker import offsets_of
 from pipelines.kafka.client import KafkaOptions, Listing, close_readers, list_again, list_topic, make_topic
 from pipelines.kafka.plan import PartitionRead
 from pipelines.kafka.produce import MAX_MESSAGE_BYTES
-from pipelines.live.pipeline import LiveConfig, begin_anew, build_live, reached
+from pipelines.live.pipeline import LiveConfig, build_live, reached, reset
 from services.service import Progress, Service
 from transforms.live.windows import LiveDataset, LivePolicy
 
@@ -73,7 +73,7 @@ class LiveService(Service):
         listing = list_again(self.config.kafka, self._listing) if self._listing else make_topics(self.config)
         reads = plan_live(self.config, listing, self._since_s, bounded=bounded)
         self._done = bounded and not reads
-        begin_anew(self.config.topic)
+        reset(self.config.topic)
         self._begun = {read.partition: read.start for read in reads}
         return reads or None
 

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its samples: how it stands, and when it is to be looked at."""
+"""The state of a live run beside its older samples: its standing, and when its timer is due."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from transforms.live.samples import Part, unseen
 from transforms.live.windows import LivePolicy
 
 _LENGTH = struct.Struct("<I")
-_MOST_RANGES = 1000  # that are remembered of a run that is over
+_MOST_RANGES = 1000  # ranges of samples remembered of a closed run
 
 
 class Wake(Enum):
-    """What is due when a run's timer rings."""
+    """The action that is due when a run's timer fires."""
 
-    ENDED = "its grace is over"
-    SILENT = "it was silent for too long"
-    FORGET = "nobody asks for it any more"
+    ENDED = "close it after its grace"
+    SILENT = "close it after its silence"
+    FORGET = "forget it"
 
 
 class RunState:
     """The head of a run's state. Times are epoch seconds of this machine's clock.
 
     Attributes:
-      run_id: whose it is.
-      columns: which columns its samples have: the digest of their names.
-      standing: whether it is running; else its samples are gone.
-      token: what the samples are known by: another after each change.
-      newer: its newest samples, as packed parts: to read and to write them with the head is one question to the runner
-        each, and a question takes longer than anything that is done here.
+      run_id: of the run.
+      columns: digest of the names of its samples' columns.
+      standing: whether it is running; else its samples are released.
+      token: identifies the samples; changes with them.
+      newer: its newest samples, as packed parts. They are read and written with the head, since each request to the
+        runner takes longer than anything that is done here.
     """
 
     def __init__(self, run_id: str, columns: str) -> None:
@@ -48,21 +48,21 @@ class RunState:
         self._heard_s = self._ended_s = self._over_s = self._wake_s = 0.0
         self._seen: dict[str, list[list[int]]] = {}
 
-    def is_heard(self, now_s: float, ended: bool) -> None:
-        """A message came."""
+    def received(self, now_s: float, ended: bool) -> None:
+        """Record that a message was received."""
         self._heard_s = now_s
         self.token = secrets.token_hex(8)
         if ended and not self._ended_s:
             self._ended_s = now_s
 
     def is_over(self, standing: Standing, seen: Mapping[int, RangeSet], now_s: float) -> None:
-        """The run's samples are let go of; which there were is remembered."""
+        """Close the run: release its samples, and remember their numbers."""
         self.standing, self._over_s, self.newer = standing, now_s, []
         ranges = {str(recorder): [list(each) for each in numbers] for recorder, numbers in seen.items()}
         self._seen = ranges if sum(map(len, ranges.values())) <= _MOST_RANGES else {}
 
     def unseen(self, part: Part) -> Part | None:
-        """Of a part that comes after the end, the samples that were not there before; None where all were."""
+        """Return the samples of a late part that the run did not have; None if it had all."""
         seen = {int(recorder): RangeSet((start, end) for start, end in kept) for recorder, kept in self._seen.items()}
         rows = unseen(part, seen)
         return part.take(rows, ()) if rows.size else None
@@ -75,24 +75,24 @@ class RunState:
         return (grace, Wake.ENDED) if grace <= silent else (silent, Wake.SILENT)
 
     def due(self, now_s: float, policy: LivePolicy) -> Wake | None:
-        """What is due now, if anything."""
+        """Return the action that is due now, if any."""
         at_s, what = self._due_s(policy)
         return what if at_s <= now_s else None
 
     def woken(self) -> None:
-        """The timer rang: none is set now."""
+        """Record that the timer has fired and none is set."""
         self._wake_s = 0.0
 
-    def sets_wake(self, policy: LivePolicy) -> float | None:
-        """When the timer is to ring, where it has to be set: one that rings too early is set again when it does."""
+    def next_wake(self, policy: LivePolicy) -> float | None:
+        """Return the time to set the timer to, or None to keep it: an early timer is set again when it fires."""
         at_s, _ = self._due_s(policy)
         if self._wake_s and self._wake_s <= at_s:
-            return None  # samples come every second, and a timer that is left alone costs nothing
+            return None  # setting it for every sample would cost time
         self._wake_s = at_s
         return at_s
 
     def to_bytes(self) -> bytes:
-        """As state keeps it: a line of JSON, then the newer samples, each after its length."""
+        """Return the state's encoding: a line of JSON, then the newer samples, each after its length."""
         fields = {name: value for name, value in vars(self).items() if name != "newer"}
         sized = (part for data in self.newer for part in (_LENGTH.pack(len(data)), data))
         return b"".join((orjson.dumps(fields), b"\n", *sized))

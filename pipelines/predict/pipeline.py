@@ -2,8 +2,8 @@
 
 runs ─► predict (raw objects, the definition of the served version, the model server) ─► commit ─► publish
 
-Offsets are committed with the predictions, as everywhere: a batch that is read again changes nothing. While no model
-is served nothing is read, and the lag says so.
+Offsets are committed with the predictions, so a batch that is read again changes nothing. While no model is served,
+nothing is read and the lag grows.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _KEY = "predictions"
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What a predict is made of.
+    """Configuration of a predict pipeline.
 
     Attributes:
       data: the data root.
-      kafka: how to reach the broker.
+      kafka: connection to the broker.
       server: ``host:port`` of the model server's gRPC.
-      policy: which model is asked, and how.
-      runs_topic: where runs are announced.
-      predictions_topic: where predictions are published; "" for nowhere.
-      read: how partitions are read; a batch is one look for the served version, and as many calls as it needs.
-      cycle_messages: the most announcements that one micro-batch takes: what a kill costs at most.
-      commit_s: the longest that a batch of predictions waits for others before it is committed, on Flink.
-      commit_batches: how many do not wait any longer.
+      policy: the model to query, and how.
+      runs_topic: topic of the runs' announcements.
+      predictions_topic: topic for predictions; "" for none.
+      read: how partitions are read. The served version is queried once a batch.
+      cycle_messages: most announcements in a micro-batch, which a kill loses at most.
+      commit_s: longest wait of a batch of predictions for others before the commit, on Flink.
+      commit_batches: number of waiting batches that triggers a commit.
     """
 
     data: DataRoot
@@ -65,14 +65,14 @@ class PredictConfig:
     commit_batches: int = 20
 
     def projection(self) -> Projection | None:
-        """What publishes predictions, in this process."""
+        """Return the process's projection for predictions."""
         if not self.predictions_topic:
             return None
         return projection(ManifestLog(self.data.predictions), self.predictions_topic, render_predictions, self.kafka)
 
 
 class PredictionCommitter(LogReplica[PredictionState]):
-    """The predictions' manifest and what its deltas add up to. Safe to use from threads."""
+    """A replica of the predictions' manifest that commits to it. Thread-safe."""
 
     def __init__(
         self, predictions: Store, clock: Callable[[], float] = time.time, limits: Limits | None = None
@@ -80,9 +80,9 @@ class PredictionCommitter(LogReplica[PredictionState]):
         super().__init__(ManifestLog(predictions, clock=clock), PREDICTIONS, limits)
 
     def commit(self, ranges: Iterable[Predicted]) -> int | None:
-        """Commit what of ``ranges`` is not covered yet; return the version, or None where nothing was left."""
-        whole = list(ranges)
-        return self.append(lambda state: reconcile(state, whole, int(self.log.clock() * 1e6)))
+        """Commit the uncovered part of ``ranges``. Return the version, or None if nothing was left."""
+        predicted = list(ranges)
+        return self.append(lambda state: reconcile(state, predicted, int(self.log.clock() * 1e6)))
 
 
 _committers: dict[tuple[int, str], PredictionCommitter] = {}
@@ -97,7 +97,7 @@ def committer(predictions: Store) -> PredictionCommitter:
 
 
 def predictor(config: PredictConfig) -> Predictor:
-    """The process's predictor: a connection and the definitions are kept."""
+    """Return the process's predictor, cached with its connection and definitions."""
     key = (os.getpid(), config.data.url, config.server, config.policy)
     with _lock:
         if key not in _predictors:
@@ -106,7 +106,7 @@ def predictor(config: PredictConfig) -> Predictor:
 
 
 def render_predictions(delta: Delta) -> Iterable[Announcement]:
-    """Yield the messages of a delta: CloudEvents in binary mode, whose id is the prediction's."""
+    """Yield the messages of a delta: CloudEvents in binary mode, with the prediction's id."""
     for one in delta["predictions"]:
         headers = [
             ("ce_specversion", b"1.0"),
@@ -120,7 +120,7 @@ def render_predictions(delta: Delta) -> Iterable[Announcement]:
 
 
 class Predict(beam.DoFn):
-    """Batches of announcements -> (key, what became of them, sealed)."""
+    """Batches of announcements -> (key, their predictions, serialised)."""
 
     def __init__(self, config: PredictConfig) -> None:
         self._config = config
@@ -131,7 +131,7 @@ class Predict(beam.DoFn):
 
 
 class CommitPredictions(beam.DoFn):
-    """(key, sealed ranges) -> the version that holds them; nothing where all of it was committed before."""
+    """(key, serialised ranges) -> the version that commits them; nothing if all were committed before."""
 
     def __init__(self, config: PredictConfig) -> None:
         self._config = config
@@ -146,7 +146,7 @@ class CommitPredictions(beam.DoFn):
 
 
 class PublishPredictions(beam.DoFn):
-    """Publishes what is committed and was not published. The version that comes in is only the occasion."""
+    """Publishes all commits that were not published. The incoming version is only a trigger."""
 
     def __init__(self, config: PredictConfig) -> None:
         self._config = config
@@ -162,7 +162,7 @@ class PublishPredictions(beam.DoFn):
 def build_predict(
     pipeline: beam.Pipeline, config: PredictConfig, reads: Sequence[PartitionRead]
 ) -> beam.PCollection[int]:
-    """Wire a predict: bounded where the ``reads`` are, else for ever. Return the versions that were committed."""
+    """Wire a predict pipeline: bounded if the ``reads`` are, else unbounded. Return the committed versions."""
     bounded = all(read.end is not None for read in reads)
     predicted = (
         pipeline

@@ -17,7 +17,7 @@ from pipelines.flink.jobs import list_flink_jobs
 from pipelines.flink.submit import FlinkJob, flink_options
 from pipelines.kafka.client import KafkaOptions, close_readers, list_topic
 from pipelines.kafka.source import ReadOptions
-from pipelines.live.pipeline import KeepRun, LiveConfig, begin_anew, build_live, reached
+from pipelines.live.pipeline import KeepRun, LiveConfig, build_live, reached, reset
 from services.driver import drive
 from services.live import LiveService, make_topics, plan_live
 from tests.pipelines.ingest.ingesting import MakeTopic, need_real, wait_for
@@ -101,7 +101,7 @@ def test_runs_on_flink_equal_the_batch_result(
         wait_for(lambda: flink_rest.last_checkpoint(inside) is not None)
         send(kafka, config.topic, parts[1], 2)
         wait_for(lambda: reached(config.topic) == ends(config))
-        for number, lose in enumerate([lambda: None, lambda: begin_anew(config.topic)], 1):
+        for number, lose in enumerate([lambda: None, lambda: reset(config.topic)], 1):
             worker.fails.append(lose)
             send(kafka, config.topic, parts[1 + number], 2)
             wait_for(lambda number=number: flink_rest.checkpoint_counts(inside).restored == number, 120)

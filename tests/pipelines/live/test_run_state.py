@@ -1,4 +1,4 @@
-"""What is kept of a run beside its samples: when its timer rings, what is due then, and what counts as late."""
+"""The state of a live run: when its timer fires, what is due then, and which samples are late."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ def again(state: RunState) -> RunState:
     return RunState.of(state.to_bytes())
 
 
-def test_a_run_that_is_heard_waits_for_its_silence() -> None:
+def test_a_run_with_new_samples_waits_for_its_silence() -> None:
     state = RunState("zuul~1~1", "c")
-    state.is_heard(1000.0, ended=False)
-    assert state.sets_wake(POLICY) == 1100.0
+    state.received(1000.0, ended=False)
+    assert state.next_wake(POLICY) == 1100.0
     state = again(state)
-    state.is_heard(1050.0, ended=False)
-    assert state.sets_wake(POLICY) is None  # the one that is set rings too early, and is set again then
+    state.received(1050.0, ended=False)
+    assert state.next_wake(POLICY) is None  # the present timer fires too early, and is set again then
     state = again(state)
     assert state.due(1100.0, POLICY) is None
     state.woken()
-    assert state.sets_wake(POLICY) == 1150.0
+    assert state.next_wake(POLICY) == 1150.0
     assert again(state).due(1150.0, POLICY) == Wake.SILENT
 
 
 def test_an_end_is_sooner_than_a_silence() -> None:
     state = RunState("zuul~1~1", "c")
-    state.is_heard(1000.0, ended=False)
-    state.sets_wake(POLICY)
-    state.is_heard(1001.0, ended=True)
-    assert state.sets_wake(POLICY) == 1011.0
-    state.is_heard(1009.0, ended=True)  # a late sample does not begin the grace anew
+    state.received(1000.0, ended=False)
+    state.next_wake(POLICY)
+    state.received(1001.0, ended=True)
+    assert state.next_wake(POLICY) == 1011.0
+    state.received(1009.0, ended=True)  # a late sample does not restart the grace
     assert (state.due(1010.9, POLICY), state.due(1011.0, POLICY)) == (None, Wake.ENDED)
 
 
 def test_a_run_that_is_over_is_remembered_and_then_forgotten() -> None:
     state = RunState("zuul~1~1", "c")
-    state.is_heard(1000.0, ended=True)
+    state.received(1000.0, ended=True)
     state.is_over("ended", {7: RangeSet([(0, 5), (6, 9)])}, 1002.0)
-    assert state.sets_wake(POLICY) == 2002.0
+    assert state.next_wake(POLICY) == 2002.0
     state = again(state)
     assert (state.standing, state.due(2001.0, POLICY), state.due(2002.0, POLICY)) == ("ended", None, Wake.FORGET)
     late = state.unseen(part(7, [4, 5, 5, 8, 9]))
@@ -102,7 +102,7 @@ def test_each_message_makes_another_token() -> None:
     state = RunState("zuul~1~1", "c")
     tokens = set()
     for second in range(10):
-        state.is_heard(float(second), ended=False)
+        state.received(float(second), ended=False)
         tokens.add(state.token)
     assert len(tokens) == 10
     assert again(state).token == state.token
@@ -118,7 +118,7 @@ def test_a_kept_run_is_that_of_one_state() -> None:
     assert kept.take("job", "zuul~1~1", "token-1") is runs[1]
     assert kept.take("job", "zuul~1~1", "token-1") is None
     assert kept.take("job", "zuul~2~1", "an older token") is None
-    assert kept.take("job", "zuul~2~1", "token-2") is None  # what is not of the state is of no use
+    assert kept.take("job", "zuul~2~1", "token-2") is None  # a run of another state was dropped
 
 
 def test_a_configuration_names_data_sets_once() -> None:
@@ -186,19 +186,19 @@ def test_a_run_that_is_over_leaves_no_samples_in_its_state_and_once_forgotten_no
     assert (now[0], head.held) == (1000.0 + POLICY.remember_s, [])
 
 
-TOLD: list[ToSend] = []  # not a local one, of which Beam would make a copy
+SENT: list[ToSend] = []  # global, since Beam would copy a local one
 
 
-def tell(message: ToSend) -> None:
-    TOLD.append(message)
+def send(message: ToSend) -> None:
+    SENT.append(message)
 
 
-def test_a_long_run_is_made_anew_from_its_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that loses what it keeps beside the state at each message; newer samples fold into older ones."""
+def test_a_long_run_is_restored_from_its_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that loses its cache at each message; newer samples are joined into older ones."""
     datasets = living.datasets(**living.USUAL)
     run_id, parts = longest(datasets)
     newer: list[int] = []
-    TOLD.clear()
+    SENT.clear()
     save = RunState.to_bytes
     monkeypatch.setattr(RunState, "to_bytes", lambda state: newer.append(len(state.newer)) or save(state))
 
@@ -210,11 +210,11 @@ def test_a_long_run_is_made_anew_from_its_state_alone(monkeypatch: pytest.Monkey
             pipeline
             | beam.Create([(run_id, each) for each in parts], reshuffle=False)
             | beam.ParDo(keep).with_output_types(ToSend)
-            | beam.Map(tell)
+            | beam.Map(send)
         )
     assert max(newer) < 64
     kept = living.Kept(KafkaOptions("host:1"), LiveConfig(KafkaOptions("host:1"), datasets))
-    for topic, key, value in TOLD:
+    for topic, key, value in SENT:
         kept._take(topic, key, json.loads(value))
     assert kept.ended() == {run_id}
     assert living.assert_equals_batch(kept, [run_id], datasets) == 2
