@@ -1,8 +1,8 @@
-"""How a sweep is run: trials in processes of their own, each by what those well before it came to.
+"""Runs a hyper-parameter sweep: each trial in a process, proposed from the outcomes of earlier trials.
 
-A trial is proposed and pruned by the outcomes of the trials at least ``lag`` before it, whatever else is known by then.
-So a sweep's outcomes follow from its file and the data alone: not from how many processes there are, nor from when it
-was killed. Whoever says the same line again reads what is stored, and goes on.
+A trial is proposed and pruned only by the outcomes of trials at least ``lag`` before it, even if more are known. So a
+sweep's outcomes depend on its file and the data alone, not on the number of processes or on kills. The same command
+reads the stored outcomes and continues.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from training.sweeps.study import Judge, Past, propose
 from training.sweeps.trial import one_number, score_trial
 from transforms.ingest.trust import TrustPolicy
 
-#: Told what a trial came to, how many are done, and how many there are.
+#: Called with (outcome of a trial, number of finished trials, number of all).
 Progress = Callable[[Outcome, int, int], None]
 
-_LETTERS = 300
+_MOST_CHARACTERS = 300
 _result = partial(result_of, task="trains", remedy="; run the same command again with fewer --jobs")
 
 
 @dataclass(frozen=True)
-class Place:
-    """What all trials of a sweep need, in whichever process.
+class SweepContext:
+    """The inputs of all trials of a sweep.
 
     Attributes:
-      source: the data root that has the raw store.
-      target: the data root below which data sets and the sweep are.
-      sweep: what is asked.
-      policy: decides who may be learned from.
-      exclusions: reason by run id of runs that must not be learned from.
+      source: the data root of the raw store.
+      target: the data root of data sets and the sweep.
+      sweep: its definition.
+      policy: decides which runs are trusted for training.
+      exclusions: reason by run id of runs excluded from training.
     """
 
     source: DataRoot
@@ -74,13 +74,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep came to.
+    """The result of a sweep.
 
     Attributes:
-      sweep: what was asked.
-      outcomes: of all trials, by their numbers.
-      baselines: of each question, by a number's name, what that number can do.
-      trained: how many of the trials were trained now.
+      sweep: its definition.
+      outcomes: of all trials, by number.
+      baselines: of each question, the scores of single run statistics by name.
+      trained: number of trials trained by this call.
     """
 
     sweep: Sweep
@@ -89,24 +89,24 @@ class Swept:
     trained: int
 
 
-def run_sweep(place: Place, *, jobs: int, progress: Progress | None = None) -> Swept:
-    """Run a sweep, or goes on with it.
+def run_sweep(context: SweepContext, *, jobs: int, progress: Progress | None = None) -> Swept:
+    """Run or resume a sweep.
 
     Args:
-      place: the sweep and where it is.
-      jobs: how many trials are trained at once, each in a process of one thread.
-      progress: told of each trial, in the order of their numbers.
+      context: the sweep and its data roots.
+      jobs: number of trials trained concurrently, each in a process with one thread.
+      progress: called after each trial, in the order of their numbers.
 
     Raises:
-      CimlError: another sweep has the name, or no trial came to an end.
-      EngineError: the store does not answer, or a process was killed; the same call goes on.
+      CimlError: if another sweep has the name, or no trial completed.
+      EngineError: if the store does not answer, or a process was killed; the same call continues.
     """
-    sweep, store, raw = place.sweep, place.store, ManifestLog(place.source.raw)
-    rests_on = {"trust_policy": place.policy.digest, "exclusions": sha256_json(dict(place.exclusions))}
-    version = begin_sweep(store, sweep, rests_on, lambda: _end(raw))
+    sweep, store, raw = context.sweep, context.store, ManifestLog(context.source.raw)
+    inputs = {"trust_policy": context.policy.digest, "exclusions": sha256_json(dict(context.exclusions))}
+    version = begin_sweep(store, sweep, inputs, lambda: _end(raw))
     total = len(sweep.grid) if sweep.trials is None else sweep.trials
     with process_pool(jobs, "spawn", use_threads, 1) as pool:
-        trials = _Trials(place, version, pool)
+        trials = _Trials(context, version, pool)
         for number in range(total):
             trials.begin(number)
             for outcome in trials.take(sweep.lag):
@@ -117,7 +117,7 @@ def run_sweep(place: Place, *, jobs: int, progress: Progress | None = None) -> S
                 progress(outcome, outcome.number + 1, total)
         baselines = trials.baselines()
     if not any(outcome.state == "complete" for outcome in trials.outcomes):
-        raise CimlError(f"sweep {sweep.name!r}: no trial came to its end; the first: {trials.outcomes[0].reason}")
+        raise CimlError(f"sweep {sweep.name!r}: no trial completed; the first: {trials.outcomes[0].reason}")
     return Swept(sweep, tuple(trials.outcomes), baselines, trials.trained)
 
 
@@ -125,16 +125,16 @@ def _end(raw: ManifestLog) -> int:
     version = raw.end()
     if not version:
         raise CimlError(
-            f"no raw store at {raw.store.url()}: fill it by ciml backfill LISTING --logs ROOT --data-path DATA"
+            f"no raw store at {raw.store.url()}; fill it with ciml backfill LISTING --logs ROOT --data-path DATA"
         )
     return version
 
 
 class _Trials:
-    """The trials of a sweep that are on their way, and what the others came to."""
+    """The running trials of a sweep, and the outcomes of the others."""
 
-    def __init__(self, place: Place, raw_version: int, pool: ProcessPoolExecutor) -> None:
-        self._place, self._sweep, self._store, self._pool = place, place.sweep, place.store, pool
+    def __init__(self, context: SweepContext, raw_version: int, pool: ProcessPoolExecutor) -> None:
+        self._context, self._sweep, self._store, self._pool = context, context.sweep, context.store, pool
         self._raw_version = raw_version
         self._built: dict[str, str] = {}
         self._parameters: list[dict[str, Value]] = []
@@ -143,7 +143,7 @@ class _Trials:
         self.trained = 0
 
     def begin(self, number: int) -> None:
-        """Begin the next trial, or reads what it came to."""
+        """Begin the next trial, or read its stored outcome."""
         sweep = self._sweep
         self._known = self.outcomes[: max(0, number - sweep.lag + 1)]
         if sweep.trials is None:
@@ -162,7 +162,7 @@ class _Trials:
         self._waiting.append(stored or self._train(number, question, parameters, past))
 
     def take(self, most: int) -> Iterator[Outcome]:
-        """What the earliest trials came to, until no more than ``most`` less one are on their way."""
+        """Yield the outcomes of the earliest trials, until fewer than ``most`` are running."""
         while len(self._waiting) >= max(most, 1):
             found = self._waiting.popleft()
             outcome = found if isinstance(found, Outcome) else _result(found)
@@ -170,18 +170,18 @@ class _Trials:
             yield outcome
 
     def baselines(self) -> tuple[Mapping[str, Any], ...]:
-        """What one number of a run can do, for each question; nothing where no trial came to its end."""
+        """Return the baselines of each question; empty if none of its trials completed."""
         wanted = []
         for question in range(len(self._sweep.questions)):
             built = [each.dataset for each in self.outcomes if each.question == question and each.state == "complete"]
             if built and read_baseline(self._store, question) is None:
-                wanted.append(self._pool.submit(_look_at_number, self._place, question, built[0]))
+                wanted.append(self._pool.submit(_store_baseline, self._context, question, built[0]))
         for future in wanted:
             _result(future)
         return tuple(read_baseline(self._store, question) or {} for question in range(len(self._sweep.questions)))
 
     def _past(self, question: int) -> list[Past]:
-        """The earlier trials of a question: those that are not ``lag`` before this one are still running to it."""
+        """Return the earlier trials of a question; those less than ``lag`` before this one count as running."""
         found = []
         for number, parameters in enumerate(self._parameters):
             if self._sweep.question_of(parameters) == question:
@@ -190,7 +190,7 @@ class _Trials:
         return found
 
     def _check(self, stored: Outcome, question: int, parameters: Mapping[str, Value] | None) -> None:
-        """What was proposed by another version of optuna stands; what is no trial of this sweep does not."""
+        """Raise `IntegrityError` if a stored outcome is not of this sweep. Another version's proposals are accepted."""
         try:
             right = self._sweep.effective(stored.parameters) == stored.parameters
             right = right and stored.question == question == self._sweep.question_of(stored.parameters)
@@ -215,18 +215,18 @@ class _Trials:
         if reason := self._build(combination.definition):
             return keep_outcome(self._store, known.replace(reason=reason))
         self.trained += 1
-        return self._pool.submit(_trial, self._place, known, combination, tuple(past))
+        return self._pool.submit(_trial, self._context, known, combination, tuple(past))
 
     def _build(self, definition: DatasetDefinition) -> str:
-        """Build a data set, unless it is there. The reason where it cannot be; else nothing."""
+        """Build a data set if it is missing. Return the reason if that is impossible, else ""."""
         if definition.name not in self._built:
-            self._built[definition.name] = _result(self._pool.submit(_build, self._place, definition))
+            self._built[definition.name] = _result(self._pool.submit(_build, self._context, definition))
         return self._built[definition.name]
 
 
-def _build(place: Place, definition: DatasetDefinition) -> str:
+def _build(context: SweepContext, definition: DatasetDefinition) -> str:
     try:
-        build_dataset(place.source, place.target, definition)
+        build_dataset(context.source, context.target, definition)
     except (EngineError, IntegrityError):
         raise
     except CimlError as error:
@@ -234,19 +234,19 @@ def _build(place: Place, definition: DatasetDefinition) -> str:
     return ""
 
 
-def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
-    """Train one trial, and store what it came to."""
+def _trial(context: SweepContext, known: Outcome, combination: Combination, past: tuple[Past, ...]) -> Outcome:
+    """Train a trial, and store its outcome."""
     name, experiment = combination.definition.name, combination.experiment
     network = ESTIMATORS[experiment.estimator].network
-    told: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
+    result: dict[str, Any] = {"dataset": name, "experiment": experiment.to_json()}
     try:
-        material = read_dataset(place.target.dataset(name), place.policy, place.exclusions)
-        judge = Judge(place.sweep, past)
+        dataset = read_dataset(context.target.dataset(name), context.policy, context.exclusions)
+        judge = Judge(context.sweep, past)
         if network:
-            keras()  # it takes seconds to import, which are not the trial's
+            keras()  # the import takes seconds, which do not count as the trial's
         began = time.perf_counter()
-        found = score_trial(place.sweep, experiment, material, judge.hopeless)
-        told |= {
+        found = score_trial(context.sweep, experiment, dataset, judge.hopeless)
+        result |= {
             "state": "pruned" if found.pruned else "complete",
             "value": found.value,
             "low": found.low,
@@ -262,19 +262,19 @@ def _trial(place: Place, known: Outcome, combination: Combination, past: tuple[P
     except (EngineError, IntegrityError):
         raise
     except CimlError as error:
-        told |= {"reason": _line(error)}
-    except Exception as error:  # noqa: BLE001  (whatever a library cannot train is a row, and does not end the sweep)
-        told |= {"reason": _line(f"{type(error).__name__}: {error}")}
+        result |= {"reason": _line(error)}
+    except Exception as error:  # noqa: BLE001  # an error of a library fails the trial, not the sweep
+        result |= {"reason": _line(f"{type(error).__name__}: {error}")}
     finally:
         if network:
-            keras().utils.clear_session()  # else it keeps every network that there was
-    return keep_outcome(place.store, known.replace(**told))
+            keras().utils.clear_session()  # else it keeps every network in memory
+    return keep_outcome(context.store, known.replace(**result))
 
 
-def _look_at_number(place: Place, question: int, name: str) -> None:
-    found = one_number(place.sweep, read_dataset(place.target.dataset(name), place.policy, place.exclusions))
-    keep_baseline(place.store, question, found)
+def _store_baseline(context: SweepContext, question: int, name: str) -> None:
+    found = one_number(context.sweep, read_dataset(context.target.dataset(name), context.policy, context.exclusions))
+    keep_baseline(context.store, question, found)
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:_LETTERS]
+    return " ".join(str(error).split())[:_MOST_CHARACTERS]

@@ -1,4 +1,4 @@
-"""What a trainer shows: its registry's history, and what its refreshes took."""
+"""Metrics of a trainer: its registry's history, and the times of its refreshes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from serving.registry import RegistryState
 CANDIDATES = Metric(
     "ciml_training_candidates_total",
     "counter",
-    "Models that were trained, by the gate's verdict.",
+    "Trained models, by the gate's decision.",
     ("model", "verdict"),
 )
 REJECTED = Metric(
     "ciml_training_samples_rejected_total",
     "counter",
-    "Examples that the snapshots of these models left out: the trust rule that said no, or excluded.",
+    "Examples left out of these models' snapshots, by trust rule, or excluded.",
     ("model", "reason"),
 )
-PUSHES = Metric("ciml_model_pushes_total", "counter", "Versions that were pushed.", ("model",))
+PUSHES = Metric("ciml_model_pushes_total", "counter", "Pushed versions.", ("model",))
 CHAMPION = Metric("ciml_champion_version", "gauge", "The version that stable names.", ("model",))
 CHAMPION_TIME = Metric(
-    "ciml_champion_push_timestamp_seconds", "gauge", "When that version was pushed, epoch seconds.", ("model",)
+    "ciml_champion_push_timestamp_seconds", "gauge", "Time of that version's push, epoch seconds.", ("model",)
 )
 STEPS = Metric("ciml_training_step_seconds", "summary", "Time of the steps of refreshes.", ("model", "step"))
 REFRESHED = Metric(
     "ciml_training_refresh_timestamp_seconds", "gauge",
-    "When the last refresh ended without an error, be there something new or not, epoch seconds.", ("model",),
+    "End of the last refresh without an error, epoch seconds.", ("model",),
 )  # fmt: skip
 ERRORS = Metric(
-    "ciml_training_errors_total", "counter", "Refreshes that an error ended: an engine's, or for want of data.",
+    "ciml_training_errors_total", "counter", "Failed refreshes: engine error or too little data.",
     ("model", "kind"),
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ METRICS = (CANDIDATES, REJECTED, PUSHES, CHAMPION, CHAMPION_TIME, STEPS, REFRESH
 
 
 class TrainBoard(Board):
-    """What the trainer of a model shows."""
+    """The metrics of a model's trainer."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class TrainBoard(Board):
         self._show()
 
     def see(self, state: RegistryState) -> None:
-        """Take in the registry."""
+        """Update the metrics of the registry."""
         self.observed(_registry_families(self._model, state))
 
     def refreshed(self, seconds: Mapping[str, float]) -> None:
-        """Take in a refresh that ended, with its seconds by step."""
+        """Count a completed refresh, with its seconds by step."""
         for step, took in seconds.items():
             number, total = self._steps[step]
             self._steps[step] = (number + 1, total + took)
@@ -64,7 +64,7 @@ class TrainBoard(Board):
         self._show()
 
     def failed(self, error: CimlError) -> None:
-        """Take in a refresh that an error ended."""
+        """Count a failed refresh."""
         self._errors[self._model, "engine" if isinstance(error, EngineError) else "data"] += 1
         self._show()
 

@@ -1,7 +1,6 @@
-"""The continuous trainer: a refresh of training's, the gate's verdict, the registry, and the push.
+"""The continuous trainer: refresh, the gate's decision, the registry, and the push.
 
-`run_once` does one of each, or says why not; `watch` does so whenever the data set has something new. Whatever is
-killed on the way: what was not recorded is done again, and what was blessed and not pushed is pushed by the next.
+After a kill, the next run repeats what was not recorded, and pushes a blessed candidate that was not pushed.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from transforms.ingest.trust import TrustPolicy
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a trainer does.
+    """Configuration of a trainer.
 
     Attributes:
       data: the data root.
-      dataset: what it learns from.
+      dataset: name of the training data set.
       model: the name under which its models are served.
-      experiment: what it trains.
-      trust: who may be learned from.
-      gate: what a candidate has to show.
-      exclusions: reasons by run id of runs that must not be learned from.
-      label: what names a pushed version; ``stable`` makes it the champion.
+      experiment: the estimator and its parameters.
+      trust: decides which runs are trusted for training.
+      gate: the requirements on a candidate.
+      exclusions: reason by run id of runs excluded from training.
+      label: the label of a pushed version; ``stable`` makes it the champion.
     """
 
     data: DataRoot
@@ -53,15 +52,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a refresh came to.
+    """The result of a refresh.
 
     Attributes:
-      outcome: ``pushed``; ``refused`` by the gate, or because the model server would not take it; ``nothing_new``.
-      reasons: why not, one line each; where it was pushed, what spoke for it.
-      version: that was pushed.
+      outcome: ``pushed``; ``refused`` by the gate or the model server; ``nothing_new``.
+      reasons: of the outcome, a line each.
+      version: the pushed version.
       champion: the version that was served before.
       candidate: id in the registry.
-      metrics: of the candidate, as training wrote them; empty where nothing was trained.
+      metrics: of the candidate; empty if nothing was trained.
       folder: the candidate's SavedModel.
       seconds: by step, with ``push``.
     """
@@ -80,13 +79,13 @@ def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Pat
     """Refresh a model once: train, judge, and push a blessed candidate.
 
     Args:
-      config: what to do.
-      progress: told of each step.
-      work: where candidates are made; see `training.refresh.refresh`.
+      config: of the trainer.
+      progress: called with each step.
+      work: folder of candidates; see `training.refresh.refresh`.
 
     Raises:
-      CimlError: when the data set does not exist or holds nothing to train on.
-      IntegrityError: when what is stored contradicts itself: a champion that was altered, for example.
+      CimlError: if the data set does not exist or holds nothing to train on.
+      IntegrityError: if stored data are inconsistent: for example, an altered champion.
     """
     registry = Registry(config.data, config.model)
     reconcile(registry)
@@ -126,9 +125,9 @@ def _push(
     try:
         version = push(config.data, config.model, folder, verdict, label=config.label, facts=facts).version
     except NotBlessedError:
-        pass  # candidate and verdict are recorded, and that is all there is to do
+        pass  # candidate and verdict are recorded
     except IntegrityError as error:
-        # The gate was content and the server would not be. That is the last word on this candidate.
+        # The gate passed it, but the server cannot load it.
         reasons = (str(error),)
         registry.record_verdict(registry.record_candidate(folder, facts).id, Verdict(False, reasons, verdict.metrics))
     return TrainResult(
@@ -144,10 +143,10 @@ def _push(
 
 
 def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | None) -> TrainResult | None:
-    """Push what was blessed by a trainer that died before the push, where that still holds."""
+    """Push a candidate that was blessed by a trainer which died before the push, if the verdict is still valid."""
     state = registry.state
     candidate = state.pending()
-    # The verdict compared it with the champion of its time: against another one it says nothing.
+    # The verdict compared it with the champion of its time; it does not hold for another one.
     if candidate is None or candidate.facts.get("champion") != state.champion:
         return None
     if progress is not None:
@@ -157,10 +156,10 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | 
     except EngineError:
         raise
     except CimlError:
-        return None  # its files are gone or were altered: it is made again
+        return None  # its files are missing or altered: train again
     return TrainResult(
         outcome="pushed",
-        reasons=("it was blessed before, and its push had been interrupted",),
+        reasons=("blessed earlier; its push was interrupted",),
         version=pushed.version,
         champion=candidate.facts.get("champion"),
         candidate=candidate.id,
@@ -168,7 +167,7 @@ def _push_pending(registry: Registry, config: TrainConfig, progress: Progress | 
 
 
 def _last(registry: Registry) -> str | None:
-    """What the last candidate was made of, where its story has ended: refused, or pushed."""
+    """Return the digest of the last candidate's inputs if it was rejected or pushed."""
     state = registry.state
     last = state.candidates.get(state.last_candidate)
     if last is None or last.id not in state.verdicts or state.pending() is not None:
@@ -178,13 +177,13 @@ def _last(registry: Registry) -> str | None:
 
 
 def _champion(registry: Registry, version: int | None, folder: Path) -> Champion | None:
-    """Return a checked copy of the version that is served now. Raises `IntegrityError` where it was altered."""
+    """Return a checked copy of the served version. Raises `IntegrityError` if it was altered."""
     if version is None:
         return None
     source, copy = registry.folder(version), folder / "model"
     try:
         digests = copy_model(source, copy)
     except FileNotFoundError:
-        raise IntegrityError(f"{source.root} is served as {STABLE}, and is gone: ciml models rollback") from None
+        raise IntegrityError(f"{source.root} is served as {STABLE} but is missing; run ciml models rollback") from None
     check_digests(source.root, digests, registry.state.files(version))
     return Champion(copy, version)

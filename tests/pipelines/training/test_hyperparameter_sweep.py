@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ciml.data_root import DataRoot
 from ciml.errors import CimlError, IntegrityError
 from cli.main import cli
-from pipelines.training.hyperparameter_sweep import Place, Swept, run_sweep
+from pipelines.training.hyperparameter_sweep import SweepContext, Swept, run_sweep
 from tests.pipelines.ingest.ingesting import wait_for
 from tests.training.conftest import made  # noqa: F401  (a fixture)
 from training.data.in_memory import InMemoryDataset, read_dataset
@@ -53,8 +53,8 @@ SAMPLED: dict[str, Any] = {
 }
 
 
-def place(source: Path, target: DataRoot, keys: dict[str, Any]) -> Place:
-    return Place(DataRoot.open(source), target, Sweep.from_json(keys, "tests.toml"), TrustPolicy.load())
+def context(source: Path, target: DataRoot, keys: dict[str, Any]) -> SweepContext:
+    return SweepContext(DataRoot.open(source), target, Sweep.from_json(keys, "tests.toml"), TrustPolicy.load())
 
 
 def lasting(swept: Swept) -> list[dict[str, Any]]:
@@ -70,9 +70,9 @@ def stored(target: DataRoot, name: str) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataRoot, Swept]:  # noqa: F811
     """`GRID`, run by two processes in one go, and where."""
-    target, told = DataRoot.open(tmp_path_factory.mktemp("whole")), list[tuple[int, int]]()
-    found = run_sweep(place(made, target, GRID), jobs=2, progress=lambda one, done, of: told.append((done, of)))
-    assert told == [(number, 12) for number in range(1, 13)]
+    target, reports = DataRoot.open(tmp_path_factory.mktemp("whole")), list[tuple[int, int]]()
+    found = run_sweep(context(made, target, GRID), jobs=2, progress=lambda one, done, of: reports.append((done, of)))
+    assert reports == [(number, 12) for number in range(1, 13)]
     return target, found
 
 
@@ -133,7 +133,7 @@ def test_the_same_again_trains_nothing_and_changes_nothing(whole: tuple[DataRoot
     target, swept = whole
     before = stored(target, "grid")
     assert swept.trained == 8
-    again = run_sweep(place(made, target, GRID), jobs=1)
+    again = run_sweep(context(made, target, GRID), jobs=1)
     assert (again.trained, again.outcomes, again.baselines) == (0, swept.outcomes, swept.baselines)
     assert stored(target, "grid") == before
 
@@ -159,19 +159,19 @@ def test_the_command_shows_what_is_stored_and_how_to_test_the_best(
     for question, name in enumerate(("four", "two")):
         found = [each for each in swept.outcomes if (each.question, each.state) == (question, "complete")]
         best = max(found, key=lambda each: (each.value or 0.0, -each.number))
-        told = lines[lines.index(f"# trial {best.number}, {name}") :]
+        shown = lines[lines.index(f"# trial {best.number}, {name}") :]
         depth = {"1": 1, "8": 8}[str(best.parameters["parameters.max_depth"])]
         define = f"ciml experiment define grid-{best.number} --estimator random_forest -p max_depth={depth} -p"
-        assert told[1].startswith(define)
-        assert told[2].startswith(
+        assert shown[1].startswith(define)
+        assert shown[2].startswith(
             f"ciml experiment train --experiment grid-{best.number} --dataset {best.dataset} --da"
         )
 
 
 def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Path) -> None:  # noqa: F811
     target = DataRoot.open(tmp_path)
-    few = run_sweep(place(made, target, {**SAMPLED, "trials": 6}), jobs=1)
-    more = run_sweep(place(made, target, SAMPLED), jobs=1)
+    few = run_sweep(context(made, target, {**SAMPLED, "trials": 6}), jobs=1)
+    more = run_sweep(context(made, target, SAMPLED), jobs=1)
     same = [each for each in more.outcomes if each.same_as is not None]
     assert same  # of 9 trials of 6 combinations
     for each in same:
@@ -188,24 +188,24 @@ def test_a_sampled_sweep_goes_on_as_if_nothing_had_been(made: Path, tmp_path: Pa
     lost = sweep_store(target.sweeps, "sampled")
     for number in range(3, 9):
         lost.delete(f"trials/{number:06}.json")
-    again = run_sweep(place(made, target, SAMPLED), jobs=2)
+    again = run_sweep(context(made, target, SAMPLED), jobs=2)
     assert lasting(again) == lasting(more)
 
 
 def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: DataRoot) -> None:  # noqa: F811
     keys = {**GRID, "name": "small", "vary": {"dataset": {"features_regex": ["usr", "1min"]}}, "pruner": "none"}
-    swept = run_sweep(place(made, anywhere, keys), jobs=1)
+    swept = run_sweep(context(made, anywhere, keys), jobs=1)
     assert [each.state for each in swept.outcomes] == ["complete", "complete"]
     store = sweep_store(anywhere.sweeps, "small")
     other = {**swept.outcomes[1].to_json(), "parameters": swept.outcomes[0].to_json()["parameters"]}
     store.replace("trials/000001.json", json.dumps(other).encode())
     with pytest.raises(IntegrityError, match=r"000001\.json has other parameters than trial 1 of the sweep"):
-        run_sweep(place(made, anywhere, keys), jobs=1)
+        run_sweep(context(made, anywhere, keys), jobs=1)
     with pytest.raises(CimlError, match="was begun with another seed; choose another name"):
-        run_sweep(place(made, anywhere, {**keys, "seed": 4}), jobs=1)
+        run_sweep(context(made, anywhere, {**keys, "seed": 4}), jobs=1)
     with pytest.raises(CimlError, match="no raw store at"):
         run_sweep(
-            Place(
+            SweepContext(
                 DataRoot(anywhere.store.child("x")),
                 DataRoot(anywhere.store.child("x")),
                 swept.sweep,
@@ -217,8 +217,8 @@ def test_what_is_stored_of_another_sweep_is_not_taken(made: Path, anywhere: Data
 
 def test_a_sweep_of_which_nothing_is_left_says_why(made: Path, tmp_path: Path) -> None:  # noqa: F811
     nothing = {**GRID, "vary": {"dataset": {"features_regex": ["nosuch"]}}}
-    with pytest.raises(CimlError, match="no trial came to its end; the first: features_regex 'nosuch' matches none"):
-        run_sweep(place(made, DataRoot.open(tmp_path), nothing), jobs=1)
+    with pytest.raises(CimlError, match="no trial completed; the first: features_regex 'nosuch' matches none"):
+        run_sweep(context(made, DataRoot.open(tmp_path), nothing), jobs=1)
 
 
 def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(

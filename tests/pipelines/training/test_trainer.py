@@ -135,7 +135,7 @@ def test_killed_between_training_and_push(
     result = run_once(config)
     assert (result.outcome, result.version) == ("pushed", 1)
     if step == "push_candidate":
-        assert result.reasons == ("it was blessed before, and its push had been interrupted",)
+        assert result.reasons == ("blessed earlier; its push was interrupted",)
         assert len(refreshing.lasts) == 1
     else:
         assert refreshing.lasts == [None, None]  # not recorded: trained again

@@ -73,7 +73,7 @@ def sweep(
     from ciml.data_root import DataRoot
     from ciml.digest import canonical_json
     from ciml.storage.open import open_store
-    from pipelines.training.hyperparameter_sweep import Place, run_sweep
+    from pipelines.training.hyperparameter_sweep import SweepContext, run_sweep
     from reports.page import save
     from reports.sweeps.page import sweep_page
     from reports.sweeps.views import csv_of
@@ -83,10 +83,10 @@ def sweep(
     what = Sweep.load(file)
     source = DataRoot.open(data_path)
     target = source if target_data_path is None else DataRoot.open(target_data_path)
-    place = Place(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
+    context = SweepContext(source, target, what, TrustPolicy.load(trust_policy), read_exclusions(exclude))
     most = min(jobs or processors(), what.lag)
     with progress_bar(f"sweep {what.name}") as bar:
-        swept = run_sweep(place, jobs=most, progress=lambda outcome, done, total: bar(done, total))
+        swept = run_sweep(context, jobs=most, progress=lambda outcome, done, total: bar(done, total))
     result = _json(swept)
     page = save(open_store(output or f"{what.name}-sweep"), sweep_page(swept), {"trials.csv": csv_of(swept)})
     if as_json:
