@@ -30,7 +30,7 @@ _KAFKA = KafkaOptions("kafka:9092")
 _READS = (PartitionRead("ci-events", "T", 0, 0, None), PartitionRead("ci-events", "T", 1, 1200, None))
 _BOUNDED = (PartitionRead("ci-events", "T", 0, 0, 500), PartitionRead("ci-events", "T", 1, 1200, 1300))
 _RUNS = (PartitionRead("runs", "R", 0, 0, None),)
-_MENTION = RunFacts("zuul~1~1", "1", "job", outcome="success", source="zuul", start_us=0, end_us=1)
+_FACTS = RunFacts("zuul~1~1", "1", "job", outcome="success", source="zuul", start_us=0, end_us=1)
 _RESOLVED = ResolvedDefinition(
     definition=DatasetDefinition(name="example", sample_interval="10s", class_label="status", max_windows=5),
     columns=("total cpu usage:usr", "load avg:1m"),
@@ -38,7 +38,7 @@ _RESOLVED = ResolvedDefinition(
     classes=("passed", "failed"),
     windows=5,
 )
-_PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _MENTION, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
+_PLAN = SpanPlan(1, 1, (SelectedRun((1, 0), _FACTS, RawFile("runs/1", "0", 60, 1000), Trust(True, "gated", "p")),))
 
 
 def _ingest(pipeline: beam.Pipeline, reads: tuple[PartitionRead, ...], due: tuple[PendingRun, ...] = ()) -> None:
@@ -91,7 +91,7 @@ def _materialise(pipeline: beam.Pipeline) -> None:
 PIPELINES: dict[str, tuple[Callable[[beam.Pipeline], None], str]] = {
     "ingest": (partial(_ingest, reads=_READS), "ciml ingest on Flink or Dataflow, unbounded"),
     "ingest-micro-batch": (
-        partial(_ingest, reads=_BOUNDED, due=(PendingRun(Origin("ci-events", 0, 7), "e", _MENTION),)),
+        partial(_ingest, reads=_BOUNDED, due=(PendingRun(Origin("ci-events", 0, 7), "e", _FACTS),)),
         "ciml ingest --engine micro-batches, one batch",
     ),
     "predict": (_predict, "ciml predict, unbounded"),

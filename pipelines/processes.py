@@ -22,11 +22,11 @@ T = TypeVar("T")
 def process_pool(
     workers: int, method: Literal["fork", "spawn"], start: Callable[..., object], *arguments: object
 ) -> Iterator[ProcessPoolExecutor]:
-    """Run worker processes for as long as the ``with`` lasts; on an exception they are killed at once.
+    """Run worker processes within the ``with`` block; on an exception they are killed at once.
 
     Args:
       workers: number of processes.
-      method: ``spawn`` for work that loads TensorFlow; ``fork`` starts sooner, where this process has no threads yet.
+      method: ``spawn`` for work that loads TensorFlow; ``fork`` starts faster if this process has no threads yet.
       start: called in each process before its first task.
       arguments: of ``start``.
     """
@@ -45,7 +45,7 @@ def process_pool(
 
 
 def result_of(future: Future[T], task: str, remedy: str = "") -> T:
-    """Return the result of a task. Raises `EngineError`, which names the task, where its process was killed."""
+    """Return the result of a task. Raises `EngineError`, which names the task, if its process was killed."""
     try:
         return future.result()
     except BrokenProcessPool:

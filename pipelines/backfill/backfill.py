@@ -43,28 +43,28 @@ def backfill(
       EngineError: if a store, Flink or the log host does not answer. Settled lines stay committed.
       IntegrityError: see `ciml.raw.accounting.reconcile`.
     """
-    following = BackfillProgress(config.raw, listing, report)
-    probe_logs(config, listing, following.tally)
+    progress = BackfillProgress(config.raw, listing, report)
+    probe_logs(config, listing, progress.tally)
     stop = stop or threading.Event()
-    works = plan(config, listing, following, stop)
+    works = plan(config, listing, progress, stop)
     if runner is None:
-        _direct(config, listing, works, following)
+        _direct(config, listing, works, progress)
     else:
         from pipelines.backfill.beam import in_beam
 
-        in_beam(config, listing, works, following, stop, runner=runner, job_endpoint=job_endpoint, extra=extra)
-    following.look()
-    following.tally.whole = not stop.is_set()
-    return following.tally
+        in_beam(config, listing, works, progress, stop, runner=runner, job_endpoint=job_endpoint, extra=extra)
+    progress.update()
+    progress.tally.complete = not stop.is_set()
+    return progress.tally
 
 
-def _direct(config: BackfillConfig, listing: Listing, works: Iterator[Work], following: BackfillProgress) -> None:
-    committer = OrderedCommitter(config, listing, following.look)
+def _direct(config: BackfillConfig, listing: Listing, works: Iterator[Work], progress: BackfillProgress) -> None:
+    committer = OrderedCommitter(config, listing, progress.update)
     try:
         for work in works:
-            following.tally.passed += committer.put(work)
-            following.tell()
-        following.tally.passed += committer.end()
+            progress.tally.passed += committer.put(work)
+            progress.report()
+        progress.tally.passed += committer.end()
     except BaseException:
         committer.abandon()
         raise

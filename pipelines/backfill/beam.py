@@ -21,8 +21,7 @@ from transforms.ingest.errors import keep_error
 
 _POLL_S = 0.5
 #: Work items of one pipeline. On Flink a job costs seconds, but can be cancelled at any time; in process it costs a
-#: fifth
-#: of a second, but a signal has to wait for its end.
+#: fifth of a second, but a signal has to wait for its end.
 _A_PIPELINE = {"fnapi": 20, "flink": 2000}
 
 
@@ -74,7 +73,7 @@ def in_beam(
     config: BackfillConfig,
     listing: Listing,
     works: Iterator[Work],
-    following: BackfillProgress,
+    progress: BackfillProgress,
     stop: threading.Event,
     *,
     runner: str,
@@ -99,14 +98,14 @@ def in_beam(
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(run_here, build)
                 while not wait([running], _POLL_S).done:
-                    following.look()
+                    progress.update()
                 running.result()
         else:
             job = FlinkJob(build, flink_options(job_endpoint, "ciml-backfill", streaming=False, extra=extra))
             try:
                 while not job.over and not stop.is_set():
                     job.check()
-                    following.look()
+                    progress.update()
                     time.sleep(_POLL_S)
             finally:
                 job.cancel()
@@ -115,5 +114,5 @@ def in_beam(
             job.check()
             if job.state != "DONE":
                 raise EngineError(f"the backfill on Flink ended with state {job.state}")
-        following.tally.passed += sum(map(size_of, todo))
-        following.look()
+        progress.tally.passed += sum(map(size_of, todo))
+        progress.update()

@@ -56,10 +56,10 @@ class Survey:
 
 def survey(config: BackfillConfig, listing: Listing) -> Survey:
     """Survey a listing as `pipelines.backfill.backfill.backfill` would process it."""
-    following = BackfillProgress(config.raw, listing)
-    found = Survey(listing.lines, following.tally.settled)
+    progress = BackfillProgress(config.raw, listing)
+    found = Survey(listing.lines, progress.tally.settled)
     taken = 0
-    for work in plan(config, listing, following, threading.Event()):
+    for work in plan(config, listing, progress, threading.Event()):
         lines = listing.read(work.block)
         taken += size_of(work)
         runs: dict[int, str] = {}
@@ -70,12 +70,12 @@ def survey(config: BackfillConfig, listing: Listing) -> Survey:
             for outcome in batch.settled:
                 _count(found, outcome)
             for pending in batch.pending_runs:
-                mention, trust = pending.mention, pending.trust
-                found.take[mention.build_name, mention.result] += 1
+                facts, trust = pending.mention, pending.trust
+                found.take[facts.build_name, facts.result] += 1
                 if trust is not None:
                     found.trust[trust.trusted, trust.rule] += 1
-                runs[pending.origin.offset] = mention.run_id
-        found.known += len(following.known(runs))
+                runs[pending.origin.offset] = facts.run_id
+        found.known += len(progress.known(runs))
     found.others = found.lines - found.settled - taken
     return found
 

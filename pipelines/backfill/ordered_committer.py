@@ -39,19 +39,19 @@ class OrderedCommitter:
     def __init__(self, config: BackfillConfig, listing: Listing, committed: Callable[[], None] = lambda: None) -> None:
         self._config, self._listing, self._committed = config, listing, committed
         self._pool = ThreadPoolExecutor(_AHEAD, "backfill")
-        self._under_way: deque[tuple[Work, Future[list[Batch]]]] = deque()
+        self._in_progress: deque[tuple[Work, Future[list[Batch]]]] = deque()
         self._settled: list[Batch] = []
         self._lines, self._since = 0, time.monotonic()
 
     def put(self, work: Work) -> int:
         """Add a work item; block while enough are in progress. Return the number of lines settled meanwhile."""
-        self._under_way.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
-        return self._take() if len(self._under_way) > _AHEAD else 0
+        self._in_progress.append((work, self._pool.submit(settle_work, self._config, self._listing, work)))
+        return self._take() if len(self._in_progress) > _AHEAD else 0
 
     def end(self) -> int:
         """Settle and commit the rest. Return the number of its lines."""
         lines = 0
-        while self._under_way:
+        while self._in_progress:
             lines += self._take()
         self._commit()
         self._pool.shutdown()
@@ -59,13 +59,13 @@ class OrderedCommitter:
 
     def abandon(self) -> None:
         """Commit settled work, and drop work that has not begun."""
-        for _, future in self._under_way:
+        for _, future in self._in_progress:
             future.cancel()
         self._pool.shutdown()
         self._commit()
 
     def _take(self) -> int:
-        work, future = self._under_way.popleft()
+        work, future = self._in_progress.popleft()
         self._settled += future.result()
         self._lines += (lines := size_of(work))
         waited_s = time.monotonic() - self._since

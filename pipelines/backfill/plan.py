@@ -75,7 +75,7 @@ class Tally:
       passed: other lines read so far, including those of other jobs.
       settled: lines settled now.
       counts: outcomes of lines settled meanwhile, by (kind, reason).
-      whole: whether it is complete; False while it runs, or after a stop.
+      complete: False while the backfill runs, or after a stop.
     """
 
     lines: int
@@ -83,7 +83,7 @@ class Tally:
     passed: int = 0
     settled: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    whole: bool = False
+    complete: bool = False
 
     def totals(self) -> dict[str, int]:
         """Return the number of outcomes by kind, zeros included."""
@@ -100,7 +100,7 @@ class Tally:
             "lines": self.lines,
             "settled_before": self.before,
             "settled": self.settled,
-            "whole": self.whole,
+            "whole": self.complete,
             "totals": self.totals(),
             "reasons": reasons,
         }
@@ -120,13 +120,13 @@ class BackfillProgress:
     def __init__(self, raw: Store, listing: Listing, report: Report | None = None) -> None:
         self.committing: Committer = committer(raw)
         self._topic, self._report = listing.topic, report
-        self._told = 0.0
+        self._reported_s = 0.0
         with self.committing.state() as state:
             self._version = state.version
             self.covered = RangeSet(state.covered(self._topic, 0))
         self.tally = Tally(listing.lines, self.covered.count(), settled=self.covered.count())
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Apply new commits, report them, and let the manifest be maintained."""
         for version, delta in self.committing.log.since(self._version):
             self._version = version
@@ -136,8 +136,8 @@ class BackfillProgress:
         with self.committing.state() as state:
             self.tally.settled = state.covered(self._topic, 0).count()
         self.committing.maintain()
-        self._told = 0.0
-        self.tell()
+        self._reported_s = 0.0
+        self.report()
 
     def known(self, runs: Mapping[int, str]) -> frozenset[int]:
         """Return the keys of runs with a trusted raw row. The listing may reclaim the others."""
@@ -145,17 +145,15 @@ class BackfillProgress:
             found = {number: state.index.run(run_id) for number, run_id in runs.items()}
             return frozenset(number for number, run in found.items() if run is not None and run.trusted)
 
-    def tell(self) -> None:
-        """Report the progress, unless that was done a moment ago."""
+    def report(self) -> None:
+        """Report the progress, at most five times a second."""
         now = time.monotonic()
-        if self._report is not None and now - self._told > 0.2:
-            self._told = now
+        if self._report is not None and now - self._reported_s > 0.2:
+            self._reported_s = now
             self._report(self.tally)
 
 
-def plan(
-    config: BackfillConfig, listing: Listing, following: BackfillProgress, stop: threading.Event
-) -> Iterator[Work]:
+def plan(config: BackfillConfig, listing: Listing, progress: BackfillProgress, stop: threading.Event) -> Iterator[Work]:
     """Yield the remaining work, block by block, until ``stop`` is set."""
     selective = config.selection != ALL_JOBS or config.limit is not None or config.skip_known
     selected = glob_pattern(config.selection).fullmatch
@@ -163,7 +161,7 @@ def plan(
     for block in listing.blocks:
         if stop.is_set() or left == 0:
             return
-        parts = tuple(following.covered.missing(block.start, block.end))
+        parts = tuple(progress.covered.missing(block.start, block.end))
         if parts and selective:
             missing, wanted, runs = RangeSet(parts), RangeSet(), {}
             for line in listing.read(block):
@@ -176,9 +174,9 @@ def plan(
                 wanted.add(line.number, line.number + 1)
                 if run is not None:
                     runs[line.number] = run.facts.run_id
-            following.tally.passed += missing.count() - wanted.count()
+            progress.tally.passed += missing.count() - wanted.count()
             if wanted:
-                yield Work(block, tuple(wanted), following.known(runs) if config.skip_known else frozenset())
+                yield Work(block, tuple(wanted), progress.known(runs) if config.skip_known else frozenset())
         elif parts:
             yield Work(block, parts)
 

@@ -56,7 +56,7 @@ def build_dataset(
     """
     dataset, state = target.dataset(definition.name), DatasetState()
     root = dataset.store
-    runs, told = _runs(source, target)
+    runs, origin = _runs(source, target)
     catch_up(dataset.log, state)
     pin = None
     if definition.slicer is not None:
@@ -69,10 +69,10 @@ def build_dataset(
     create = None
     if state.definition is None:
         state.definition, state.version = definition, 1  # as after the commit
-        create = partial(create_dataset, target, definition, told=told, now_us=now_us)
+        create = partial(create_dataset, target, definition, origin=origin, now_us=now_us)
     else:
         check_same(state.definition, definition)
-        _check_place(state, told)
+        _check_origin(state, origin)
     produce = producer(runner, job_endpoint)
     update = fill(runs, root, state, produce, pin, create=create, seal=True, progress=progress, now_us=now_us)
     if update.sealed or not root.exists(DEFINITION):
@@ -83,7 +83,7 @@ def build_dataset(
 def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, Mapping[str, Any]]:
     """Return the runs, and the record of their origin for the manifest."""
     if not isinstance(source, DataRoot):
-        return source, {"listing": source.told}
+        return source, {"listing": source.origin}
     raw = StoredRuns(source.raw)
     if raw.is_empty():
         raise CimlError(
@@ -92,9 +92,9 @@ def _runs(source: DataRoot | ListedRuns, target: DataRoot) -> tuple[RunSource, M
     return raw, {} if source == target else {"source": source.url}
 
 
-def _check_place(state: DatasetState, told: Mapping[str, Any]) -> None:
+def _check_origin(state: DatasetState, origin: Mapping[str, Any]) -> None:
     """Raise `CimlError` if the data set came from another source; the location of a listing does not count."""
-    before, now = state.listing, told.get("listing")
+    before, now = state.listing, origin.get("listing")
     if (before is None) != (now is None) or (before and now and before["digest"] != now["digest"]):
         name = state.definition.name if state.definition is not None else ""
         made = "from a raw store" if before is None else f"straight from the logs of {before['url']}"

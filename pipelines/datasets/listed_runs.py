@@ -53,14 +53,14 @@ class ListedRuns:
 
     Attributes:
       log: its lines.
-      told: the record of the listing for a data set's manifest.
+      origin: the record of the listing for a data set's manifest.
     """
 
     def __init__(
         self, listing: Listing, reading: Reading, trust: TrustPolicy, fetch: FetchPolicy, *, jobs: int = 1
     ) -> None:
         self.log = ListedLog(listing, reading, trust)
-        self.told = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
+        self.origin = {"url": listing.url, "digest": listing.digest, **asdict(reading)}
         # Opening files holds the interpreter lock: threads only slow it down.
         self._fetch = replace(fetch, threads=1) if "://" not in reading.logs else fetch
         self._jobs = jobs
@@ -70,7 +70,7 @@ class ListedRuns:
     def __enter__(self) -> ListedRuns:
         if self._jobs > 1:
             size = KEPT_BYTES // self._jobs
-            # A pool of one for each process: what it keeps of a log is asked of it alone.
+            # One pool for each process: a run's log is cached in one process, which gets all of its requests.
             self._pools = [
                 self._stack.enter_context(process_pool(1, "fork", _begin, self._fetch, size)) for _ in range(self._jobs)
             ]
@@ -87,11 +87,11 @@ class ListedRuns:
         return LogReader(self._fetch)
 
     def columns(self, runs: Sequence[SelectedRun]) -> Sequence[tuple[str, ...]]:
-        """Raise `EngineError` where a log cannot be read for a reason that says nothing of it."""
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
         return [names for _, found in self._by_chunks(runs, LogReader.columns) for names in found]
 
     def examples(self, part: SpanPlan, resolved: ResolvedDefinition) -> Examples:
-        """Raise `EngineError` where a log cannot be read for a reason that says nothing of it."""
+        """Raises `EngineError` if a log cannot be read for a reason that is not the log's."""
 
         def windows_of(taken: Sequence[int]) -> Windows:
             work = partial(LogReader.windows, resolved=resolved)
@@ -103,38 +103,40 @@ class ListedRuns:
     def _by_chunks(
         self, runs: Sequence[SelectedRun], work: Callable[[LogReader, Sequence[LogOf]], T]
     ) -> Iterator[tuple[np.ndarray, T]]:
-        """(places int64 [m] in ``runs``, what ``work`` makes of their logs), chunk by chunk; a run's log is always
-        read by the same process."""
+        """Yield (int64 [m] indices in ``runs``, result of ``work`` on their logs) by chunks.
+
+        A run's log is always read by the same process.
+        """
         logs = [self._log_of(run) for run in runs]
         reader = np.array([crc32(log.run_id.encode()) % self._jobs for log in logs], np.int64)
         chunks = [
-            (number, places[start : start + _LOGS])
+            (number, indices[start : start + _LOGS])
             for number in range(self._jobs)
-            for places in [np.flatnonzero(reader == number)]
-            for start in range(0, places.size, _LOGS)
+            for indices in [np.flatnonzero(reader == number)]
+            for start in range(0, indices.size, _LOGS)
         ]
         if self._jobs == 1:
-            for _, places in chunks:
-                yield places, work(self._reader, [logs[at] for at in places.tolist()])
+            for _, indices in chunks:
+                yield indices, work(self._reader, [logs[at] for at in indices.tolist()])
             return
         futures = [
-            self._pools[number].submit(_in_process, work, [logs[at] for at in places.tolist()])
-            for number, places in chunks
+            self._pools[number].submit(_in_process, work, [logs[at] for at in indices.tolist()])
+            for number, indices in chunks
         ]
-        for (_, places), future in zip(chunks, futures, strict=True):
-            yield places, result_of(future, "reads logs")
+        for (_, indices), future in zip(chunks, futures, strict=True):
+            yield indices, result_of(future, "reads logs")
 
     def _log_of(self, run: SelectedRun) -> LogOf:
-        mention = run.mention
-        address = self.log.addresses.get(mention.run_id) or mention.log_url
-        return LogOf(mention.run_id, address, mention.start_us, mention.end_us)
+        facts = run.mention
+        address = self.log.addresses.get(facts.run_id) or facts.log_url
+        return LogOf(facts.run_id, address, facts.start_us, facts.end_us)
 
 
-_readers: list[LogReader] = []  # of a forked process: one
+_readers: list[LogReader] = []  # the one reader of a forked process
 
 
 def _begin(fetch: FetchPolicy, kept_bytes: int) -> None:
-    import transforms.ingest.run_stages  # noqa: F401  # while whoever forked it decodes the listing
+    import transforms.ingest.run_stages  # noqa: F401  # while the parent decodes the listing
 
     _readers.append(LogReader(fetch, kept_bytes))
 

@@ -140,19 +140,19 @@ class _Raw:
         wanted = set(span.run_ids())
         found: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
         for positions in _parts(span.selected, _RUNS):
-            mentions, files = [], []
+            facts, files = list[RunFacts](), []
             for version, index in positions:
                 try:
                     record = self._records(version)[index]
                 except (FileNotFoundError, IndexError):
                     return None
-                mentions.append(RunFacts.from_json(record["mention"]))
+                facts.append(RunFacts.from_json(record["mention"]))
                 files.append(RawFile.from_json(record["file"]))
-            if not wanted.issuperset(mention.run_id for mention in mentions):
+            if not wanted.issuperset(run.run_id for run in facts):
                 return None  # not the raw store of the data set
-            for mention, table in zip(mentions, read_runs(self._raw, files), strict=True):
+            for run, table in zip(facts, read_runs(self._raw, files), strict=True):
                 layout = telemetry_columns(table.column_names)
-                found[mention.build_name, mention.provider or "", layout] += 1
+                found[run.build_name, run.provider or "", layout] += 1
         return dict(found)
 
 

@@ -48,14 +48,14 @@ class Update:
 
 
 def create_dataset(
-    data: DataRoot, definition: DatasetDefinition, *, told: Mapping[str, Any] | None = None, now_us: int | None = None
+    data: DataRoot, definition: DatasetDefinition, *, origin: Mapping[str, Any] | None = None, now_us: int | None = None
 ) -> DatasetState:
     """Create a data set that starts at record 0 of the raw manifest. Idempotent for the same definition.
 
     Args:
       data: the data root.
       definition: of the data set.
-      told: record of the runs' origin for the manifest, unless it is the raw store of ``data``.
+      origin: record of the runs' origin for the manifest, unless it is the raw store of ``data``.
       now_us: time of the commit; by default the present.
 
     Raises:
@@ -67,7 +67,7 @@ def create_dataset(
 
     def build() -> Delta | None:
         if state.definition is None:
-            return {"time_us": _now(now_us), "definition": definition.to_json(), **(told or {})}
+            return {"time_us": _now(now_us), "definition": definition.to_json(), **(origin or {})}
         check_same(state.definition, definition)
         return None
 
@@ -160,7 +160,7 @@ def fill(
                 state.version, create = 0, None
             delta = _delta(step, spans, resolved_before=step.base > 1, now_us=_now(now_us))
             committed = commit(log, state, lambda step=step, delta=delta: delta if state.version == step.base else None)  # type: ignore[misc]
-            _sweep(root, state, spans)
+            _collect_garbage(root, state, spans)
             if committed is None:
                 lost = True  # to another updater: plan the remaining spans again
                 break
@@ -168,7 +168,7 @@ def fill(
         if not lost:
             break
     if seal and not state.spans:
-        jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none at all"
+        jobs = ", ".join(sorted(plan.other_jobs)[:20]) or "none"
         name, wanted = (state.definition.name, ", ".join(state.definition.build_name)) if state.definition else ("", "")
         raise CimlError(f"data set {name!r}: build_name {wanted}: no stored run matches; stored jobs: {jobs}")
     return Update(state, tuple(sealed), plan.waiting)
@@ -245,7 +245,7 @@ def _delta(step: Step, spans: Sequence[SpanVersion], *, resolved_before: bool, n
     return delta if resolved_before else {**delta, "resolved": step.resolved.to_json()}
 
 
-def _sweep(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
+def _collect_garbage(root: Store, state: DatasetState, spans: Sequence[SpanVersion]) -> None:
     """Remove files of other updaters from the folders of committed spans.
 
     No span is committed twice, so no manifest will ever name these files.

@@ -60,13 +60,13 @@ def validate_dataset(
             raise CimlError(f"data set {name!r} has no span that model {model!r} was not trained on")
         pieces = [Piece(s.span, s.version, s.files, tuple(run.run_id for run in s.runs)) for s in snapshot.spans]
         older = [span for span in spans if span.span in known]
-        reference, told = snapshot.resolved, f"what {model} was trained on"
+        reference, label = snapshot.resolved, f"training runs of {model}"
     elif against is not None:
         base = data.dataset(against)
         other = base.state()
         newest, older = spans[-(last or 1) :], other.latest()
         pieces = [_piece(span) for span in older]
-        reference, told = _resolved(against, other), against
+        reference, label = _resolved(against, other), against
         _check_alike(name, resolved, against, reference)
     else:
         last = last or 1
@@ -77,9 +77,9 @@ def validate_dataset(
                 "or name another data set with --against"
             )
         pieces = [_piece(span) for span in older]
-        reference, told = resolved, f"{name}, {_spans(older)}"
+        reference, label = resolved, f"{name}, {_spans(older)}"
     total = len(pieces) + len(newest)
-    before = _side(base, reference, told, pieces, older, progress, 0, total)
+    before = _side(base, reference, label, pieces, older, progress, 0, total)
     now = f"{name}, {_spans(newest)}"
     after = _side(dataset, resolved, now, [_piece(span) for span in newest], newest, progress, len(pieces), total)
     if before.columns is None or after.columns is None:
@@ -130,7 +130,7 @@ def champions_snapshot(data: DataRoot, model: str) -> Snapshot:
 
 
 def _side(
-    dataset: StoredDataset, resolved: ResolvedDefinition, told: str, pieces: Sequence[Piece],
+    dataset: StoredDataset, resolved: ResolvedDefinition, label: str, pieces: Sequence[Piece],
     spans: Sequence[SpanVersion], progress: Progress | None, done: int, total: int,
 ) -> Side:  # fmt: skip
     def counted(found: Iterable[Statistics]) -> Iterator[Statistics]:
@@ -142,4 +142,4 @@ def _side(
     merged = merge(counted(kept_statistics(dataset.store, resolved, pieces)))
     columns = kept_columns(dataset.raw(), dataset.store, spans)
     excluded = Counter(each["reason"] for span in spans for each in span.excluded)
-    return Side(told, merged, columns, dict(sorted(excluded.items())))
+    return Side(label, merged, columns, dict(sorted(excluded.items())))

@@ -138,7 +138,7 @@ def cancel_orphans(endpoint: str, timeout_s: float = 60.0) -> list[Job]:
 
 
 def forget_job(endpoint: str, job_id: str) -> None:
-    """Tell Beam's job server that a job has ended in Flink, since it does not notice cancels by others.
+    """Mark a job as cancelled in Beam's job server, which does not notice its end in Flink.
 
     Does not import Beam. Does nothing if the job has ended in Beam too, or the job server does not answer.
     """

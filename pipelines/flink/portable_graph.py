@@ -53,7 +53,7 @@ def foreign(proto: api.Pipeline) -> list[str]:
     parts, found = proto.components, []
     python = {name for name, one in parts.environments.items() if any(c.startswith(_PYTHON) for c in one.capabilities)}
     for each in parts.transforms.values():
-        urn, stage = each.spec.urn, each.unique_name or "the whole"
+        urn, stage = each.spec.urn, each.unique_name or "pipeline"
         if each.environment_id and each.environment_id not in python:
             found.append(f"{stage}: its environment {each.environment_id} is not Python's")
         if any(word in urn for word in _ELSEWHERE):

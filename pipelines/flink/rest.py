@@ -200,10 +200,10 @@ def _ask(method: str, url: str, body: Any = None, allowed: tuple[int, ...] = (),
         return {}
     if answer.status_code >= 400:
         try:
-            said = " ".join(str(line) for line in answer.json().get("errors", []))
+            text = " ".join(str(line) for line in answer.json().get("errors", []))
         except ValueError:
-            said = answer.text
-        thrown = re.findall(r"\b(\w+(?:Exception|Error): [^\n]+)", said)
-        line = thrown[-1] if thrown else said.strip().splitlines()[0] if said.strip() else ""
+            text = answer.text
+        thrown = re.findall(r"\b(\w+(?:Exception|Error): [^\n]+)", text)
+        line = thrown[-1] if thrown else text.strip().splitlines()[0] if text.strip() else ""
         raise EngineError(f"Flink rejects {method} {url}: {answer.status_code} {line[:300]}")
     return answer.json() if answer.content else {}

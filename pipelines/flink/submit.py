@@ -20,16 +20,15 @@ EngineName = Literal["flink", "micro-batches"]
 ENGINES: tuple[EngineName, ...] = ("flink", "micro-batches")
 Build = Callable[[beam.Pipeline], object]
 
-#: Checkpoint interval and bundle limits for a checkpoint every 3 s: without the bundle limits no data flows, and
-#: without
-#: the last one a source sometimes never starts.
+#: A checkpoint every 3 s, and bundle limits: without them no data flows, and without the last one a source sometimes
+#: never starts.
 _FLINK: Mapping[str, Any] = {
     "parallelism": 1,
     "checkpointing_interval": 3000,
     "max_bundle_size": 1000,
     "max_bundle_time_mills": 500,
 }
-_TALKATIVE = (
+_NOISY = (
     "apache_beam.runners.common",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
     "apache_beam.runners.worker.data_plane",
@@ -52,7 +51,7 @@ def run_here(build: Build) -> None:
     build(pipeline)
     try:
         pipeline.run().wait_until_finish()
-    except Exception as error:  # noqa: BLE001  # Beam makes a RuntimeError of whatever a stage raised
+    except Exception as error:  # noqa: BLE001  # Beam turns a stage's error into a RuntimeError
         raise kept_error() or error from None
 
 
@@ -100,18 +99,18 @@ def _keep_workers_quiet() -> None:
     """Suppress Beam's logs and prints of a worker's failure that is raised here as well."""
     from apache_beam.runners.worker import sdk_worker
 
-    def say(*words: object, **options: Any) -> None:
+    def print_other(*words: object, **options: Any) -> None:
         if kept_error() is None and "Channel closed prematurely" not in str(words[:1]):
             print(*words, **options)
 
-    sdk_worker.print = say
-    for name in _TALKATIVE:
+    sdk_worker.print = print_other
+    for name in _NOISY:
         logger = logging.getLogger(name)
-        if _not_told_elsewhere not in logger.filters:
-            logger.addFilter(_not_told_elsewhere)
+        if _no_kept_error not in logger.filters:
+            logger.addFilter(_no_kept_error)
 
 
-def _not_told_elsewhere(record: logging.LogRecord) -> bool:
+def _no_kept_error(record: logging.LogRecord) -> bool:
     return kept_error() is None
 
 

@@ -40,8 +40,8 @@ class Committer(LogReplica[RawState]):
           EngineError: if the store does not answer. The outcome is unknown; retrying is safe.
           IntegrityError: see `ciml.raw.accounting.reconcile`; nothing is committed.
         """
-        whole = list(batches)
-        return self.commit_found(lambda state: whole)
+        settled = list(batches)
+        return self.commit_found(lambda state: settled)
 
     def commit_found(self, find: Callable[[RawState], Iterable[Batch]]) -> int | None:
         """Commit batches computed from the state by ``find``, which is called again if another commit comes first."""
@@ -75,8 +75,8 @@ def seal(batch: Batch) -> bytes:
     if batch.messages or batch.pending_runs:
         raise IntegrityError(f"{batch.covers}: unsettled batch cannot be committed")
     covers = batch.covers
-    place = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
-    return canonical_json({"covers": place, "settled": [outcome.to_json() for outcome in batch.settled]})
+    offsets = [covers.topic, covers.topic_id, covers.partition, covers.start, covers.end] if covers else None
+    return canonical_json({"covers": offsets, "settled": [outcome.to_json() for outcome in batch.settled]})
 
 
 def seal_guarded(batch: Batch) -> bytes:

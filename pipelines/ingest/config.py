@@ -8,7 +8,7 @@ from ciml.kafka.options import ReadOptions
 from ciml.storage.open import Store as ObjectStore
 from pipelines.ingest.committer import committer
 from pipelines.kafka.client import KafkaOptions
-from pipelines.kafka.publish import Projections, projection, render_letters, render_runs
+from pipelines.kafka.publish import Projections, projection, render_dead_letters, render_runs
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import ALL_JOBS
 from transforms.ingest.trust import TrustPolicy
@@ -50,7 +50,7 @@ class IngestConfig:
 
     def projection(self) -> Projections | None:
         """Return the process's projections for runs and dead letters."""
-        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_letters))
+        topics = ((self.runs_topic, render_runs), (self.dead_letters_topic, render_dead_letters))
         log = committer(self.raw).log
         found = [projection(log, topic, render, self.kafka) for topic, render in topics if topic]
         return Projections(found) if found else None

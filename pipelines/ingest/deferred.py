@@ -22,11 +22,11 @@ from transforms.ingest.errors import keep_error
 # Each poll adds some KiB to the state of a Flink job permanently, so polls are rare.
 _PAUSE_S = 5.0
 _IDLE_S = 10.0
-_AGAIN_S = 300.0  # a run that was handed out and not committed (its worker died) is handed out again after this
+_REPEAT_S = 300.0  # a retry that was not committed, since its worker died, is repeated after this
 _MOST = 200
 
 
-class HandedOut:
+class RetriesInProgress:
     """The retries in progress in this process, so that a slow one is not repeated (which would be harmless)."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class HandedOut:
     def fresh(self, due: list[PendingRun], now_s: float) -> list[PendingRun]:
         """Return those of ``due`` that are not in progress, and mark them as such."""
         with self._lock:
-            self._since = {key: since for key, since in self._since.items() if now_s - since < _AGAIN_S}
+            self._since = {key: since for key, since in self._since.items() if now_s - since < _REPEAT_S}
             found = []
             for pending in due:
                 key = (pending.origin, pending.mention.run_id, pending.attempts)
@@ -46,7 +46,7 @@ class HandedOut:
             return found
 
 
-_handed_out: dict[str, HandedOut] = {}
+_in_progress: dict[str, RetriesInProgress] = {}
 _WATERMARK = ManualWatermarkEstimator.default_provider()
 
 
@@ -61,7 +61,7 @@ class _Ticks(RestrictionProvider):
         return 1
 
 
-class _LookForDue(beam.DoFn):
+class _PollDue(beam.DoFn):
     @beam.DoFn.unbounded_per_element()
     def process(
         self,
@@ -77,7 +77,8 @@ class _LookForDue(beam.DoFn):
         now_s = time.time()
         with keep_error(), committer(element).state() as state:
             due, next_us = state.due(int(now_s * 1e6)), state.next_due_us()
-        for at in range(0, len(fresh := _handed_out.setdefault(element.root, HandedOut()).fresh(due, now_s)), _MOST):
+        fresh = _in_progress.setdefault(element.root, RetriesInProgress()).fresh(due, now_s)
+        for at in range(0, len(fresh), _MOST):
             yield TimestampedValue(Batch(None, pending_runs=fresh[at : at + _MOST]), Timestamp.of(now_s))
         watermark.set_watermark(Timestamp.of(now_s))
         wait_s = _IDLE_S if next_us is None else next_us / 1e6 - now_s
@@ -95,5 +96,5 @@ class ReadDue(beam.PTransform):
         return (
             begin
             | beam.Create([self._raw], reshuffle=False)
-            | "Look" >> beam.ParDo(_LookForDue()).with_output_types(Batch)
+            | "Look" >> beam.ParDo(_PollDue()).with_output_types(Batch)
         )

@@ -59,24 +59,24 @@ class Replayed:
     """The result of a replay.
 
     Attributes:
-      letters: number of dead letters to try at most.
+      total: number of dead letters to try at most.
       tried: number tried so far.
       closed: number closed by this replay.
       became: their outcomes by (kind, reason). A message may become several.
       still: those that stay open, by the present reason.
       details: an example for each such reason.
       elsewhere: number closed meanwhile by another process.
-      whole: whether it is complete.
+      complete: whether all were tried.
     """
 
-    letters: int = 0
+    total: int = 0
     tried: int = 0
     closed: int = 0
     became: Counter[tuple[str, str]] = field(default_factory=Counter)
     still: Counter[str] = field(default_factory=Counter)
     details: dict[str, str] = field(default_factory=dict)
     elsewhere: int = 0
-    whole: bool = False
+    complete: bool = False
 
 
 def replay(
@@ -100,43 +100,43 @@ def replay(
     committing = committer(config.raw)
     with committing.state() as state:
         keys = sorted(open_keys(state, config.choice), key=lambda entry: entry[1])
-    found = Replayed(letters=min(len(keys), config.limit or len(keys)))
-    letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
-    while not stop.is_set() and (some := list(islice(letters, config.together))):
+    found = Replayed(total=min(len(keys), config.limit or len(keys)))
+    dead_letters = islice(open_dead_letters(committing.log, keys, config.choice), config.limit)
+    while not stop.is_set() and (some := list(islice(dead_letters, config.together))):
         _replay(config, some, found)
         committing.maintain()
         if report is not None:
             report(found)
-    found.whole = not stop.is_set()
+    found.complete = not stop.is_set()
     return found
 
 
-def _replay(config: ReplayConfig, letters: list[DeadLetter], found: Replayed) -> None:
+def _replay(config: ReplayConfig, dead_letters: list[DeadLetter], found: Replayed) -> None:
     read: list[tuple[DeadLetter, Batch]] = []
-    for letter in letters:
+    for dead_letter in dead_letters:
         try:
-            read.append((letter, _read(config, letter)))
-        except RejectedInput as refused:
-            _stays(found, refused.reason, refused.detail)
+            read.append((dead_letter, _read(config, dead_letter)))
+        except RejectedInput as rejected:
+            _stays(found, rejected.reason, rejected.detail)
     settled = settle([batch for _, batch in read], config.trust, config.fetch, config.raw, outages=False)
     version = committer(config.raw).commit(settled)
-    closed = _closed_by(config, version, found, {letter.key for letter, _ in read})
+    closed = _closed_by(config, version, found, {dead_letter.key for dead_letter, _ in read})
     with committer(config.raw).state() as state:
-        for (letter, _), batch in zip(read, settled, strict=True):
-            if letter.key in closed:
+        for (dead_letter, _), batch in zip(read, settled, strict=True):
+            if dead_letter.key in closed:
                 found.closed += 1
-            elif letter.key not in state.dead_letters:
+            elif dead_letter.key not in state.dead_letters:
                 found.elsewhere += 1
             else:
                 why = next((each for each in batch.settled if each.kind == "dead_letter"), None)
                 _stays(found, why.reason if why else "unknown", why.detail if why else "")
-    found.tried += len(letters)
+    found.tried += len(dead_letters)
 
 
-def _read(config: ReplayConfig, letter: DeadLetter) -> Batch:
-    payload = letter.outcome.payload
-    whole = read_payload(config.raw, payload) if payload else None
-    batch = attempt("replay", read_again, letter.outcome, whole, config.selection, dict(config.names), config.logs)
+def _read(config: ReplayConfig, dead_letter: DeadLetter) -> Batch:
+    outcome = dead_letter.outcome
+    payload = read_payload(config.raw, outcome.payload) if outcome.payload else None
+    batch = attempt("replay", read_again, outcome, payload, config.selection, dict(config.names), config.logs)
     if isinstance(batch, RejectedInput):
         raise batch
     return batch
@@ -167,12 +167,12 @@ class Preview:
     """The dead letters that a replay would try.
 
     Attributes:
-      letters: their number.
+      total: their number.
       reasons: number by reason.
       untried: number that cannot be retried, by cause.
     """
 
-    letters: int = 0
+    total: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     untried: Counter[str] = field(default_factory=Counter)
 
@@ -180,13 +180,13 @@ class Preview:
 def preview(config: ReplayConfig) -> Preview:
     """Count the dead letters of a choice without fetching or committing."""
     found = Preview()
-    for letter in islice(chosen(config.raw, config.choice), config.limit):
-        found.letters += 1
-        found.reasons[letter.outcome.reason] += 1
+    for dead_letter in islice(chosen(config.raw, config.choice), config.limit):
+        found.total += 1
+        found.reasons[dead_letter.outcome.reason] += 1
         try:
-            _read(config, letter)
-        except RejectedInput as refused:
-            found.untried[refused.reason] += 1
+            _read(config, dead_letter)
+        except RejectedInput as rejected:
+            found.untried[rejected.reason] += 1
     return found
 
 

@@ -17,7 +17,7 @@ from ciml.kafka.connect import SOON, NoTopicError, admin, as_engine_error, is_re
 from ciml.kafka.options import KafkaOptions
 from ciml.raw.accounting import check_topic_id
 
-_GONE_S = 10.0
+_DELETED_S = 10.0
 _ANSWER_S = 60.0
 
 
@@ -126,7 +126,7 @@ def check_topic(options: KafkaOptions, topic: str, topic_id: str) -> list[int]:
         try:
             found, partitions = topic_of(options, topic)
         except NoTopicError:
-            if time.monotonic() - since > _GONE_S:
+            if time.monotonic() - since > _DELETED_S:
                 raise IntegrityError(
                     f"topic {topic} was deleted while it was read; its uncommitted messages are lost. Committed runs "
                     "stay. Read another topic with --topic, or a new topic of this name into another --data-path"

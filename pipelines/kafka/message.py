@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 _LATEST_MS = LATEST_US // 1000
 _new = tuple.__new__
-# For a name that is not UTF-8, confluent-kafka returns headers with a NULL and also sets an exception. Python checks
-# for
-# it in this call, but not in a plain ``record.headers()`` that its interpreter has specialised: there the exception
-# surfaces later, elsewhere. Call it once for a record: the second call sets no exception.
+# For a name that is not UTF-8, confluent-kafka returns headers with a NULL and also sets an exception. This call checks
+# for it; a plain ``record.headers()``, specialised by the interpreter, does not, and the exception surfaces elsewhere.
+# Call it once for a record: the second call sets no exception.
 _headers_of = methodcaller("headers")
 
 

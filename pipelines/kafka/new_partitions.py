@@ -27,7 +27,7 @@ from pipelines.kafka.tracker import (
     observe,
     put_off,
 )
-from pipelines.kafka.watermark import Look
+from pipelines.kafka.watermark import Observation
 from transforms.ingest.errors import keep_error
 
 
@@ -82,11 +82,10 @@ class FindPartitions(beam.DoFn, RestrictionProvider):
         if found > known:
             if not tracker.try_claim(Claim(known, found)):
                 return
-            # Messages of a new partition are no older than the last listing without it, less the slack: the watermark
-            # stands
-            # there.
+            # Messages of a new partition are no older than the last listing without it, less the slack, which is the
+            # present watermark.
             since = watermark.current_watermark() or Timestamp.of(asked - self._options.slack_s)
             for number in range(known, found):
                 yield TimestampedValue(PartitionRead(element.topic, element.topic_id, number, 0, None), since)
-        observe(watermark, Look(asked, None, True), self._options.slack_s)
+        observe(watermark, Observation(asked, None, True), self._options.slack_s)
         put_off(tracker, self._options.find_s)

@@ -74,9 +74,9 @@ def plan(
         start = covered.first_missing(0)
         where = f"{listing.topic}[{partition}]"
         if start < first and not (start == 0 and not covered):
-            gone = ", ".join(f"{lost} to {before}" for lost, before in covered.missing(0, first))
+            lost = ", ".join(f"{begin} to {stop}" for begin, stop in covered.missing(0, first))
             raise IntegrityError(
-                f"{where}: offsets {gone} expired before they were read: the topic's retention is shorter than ciml's "
+                f"{where}: offsets {lost} expired before they were read: the topic's retention is shorter than ciml's "
                 "downtime. To record them as lost and continue: ciml ingest accept-loss"
             )
         start = max(start, first)

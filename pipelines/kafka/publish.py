@@ -206,31 +206,31 @@ class Projection:
 def render_runs(delta: Delta) -> Iterable[Announcement]:
     """Yield the announcements of a raw delta: a reference to each new row, reclaims included."""
     for record in rows_of(delta):
-        mention, file = record["mention"], record["file"]
+        facts, file = record["mention"], record["file"]
         value = {
-            "run_id": mention["run_id"],
-            "build_name": mention["build_name"],
+            "run_id": facts["run_id"],
+            "build_name": facts["build_name"],
             "path": file["path"],
             "digest": file["digest"],
             "raw_version": delta["version"],
             **({"reclaim": True} if record["kind"] == "reclaim" else {}),
         }
-        yield mention["run_id"].encode(), canonical_json(value), ()
+        yield facts["run_id"].encode(), canonical_json(value), ()
 
 
-def render_letters(delta: Delta) -> Iterable[Announcement]:
+def render_dead_letters(delta: Delta) -> Iterable[Announcement]:
     """Yield the dead letters that a raw delta closes, then those that it opens, without their payloads."""
     for origin, run_id in delta.get("closed_letters", ()):
         value = {"state": "closed", "origin": origin, "run_id": run_id, "raw_version": delta["version"]}
-        yield _letter_key(origin, run_id), canonical_json(value), ()
+        yield _dead_letter_key(origin, run_id), canonical_json(value), ()
     for record in delta["dead_letters"]:
         value = {
             "state": "open", **described(record), "time_us": delta["time_us"], "raw_version": delta["version"],
         }  # fmt: skip
-        yield _letter_key(record["origin"], value["run_id"]), canonical_json(value), ()
+        yield _dead_letter_key(record["origin"], value["run_id"]), canonical_json(value), ()
 
 
-def _letter_key(origin: Sequence[Any], run_id: str) -> bytes:
+def _dead_letter_key(origin: Sequence[Any], run_id: str) -> bytes:
     """Return the key of a dead letter's messages."""
     return canonical_json([*origin, run_id])
 

@@ -32,8 +32,8 @@ class Reader:
         self._where = f"{topic}[{partition}]"
         self._topic, self._partition = topic, partition
         self._options = options
-        self._refusal: KafkaError | None = None
-        self._consumer = make_client(Consumer, options, options.consumer(), self._refused)
+        self._connection_error: KafkaError | None = None
+        self._consumer = make_client(Consumer, options, options.consumer(), self._on_error)
         self.position = -1
         self.idle = 0
 
@@ -53,9 +53,9 @@ class Reader:
           EngineError: if the broker rejects the read.
         """
         found = self._consumer.consume(1, timeout_s)
-        if not found and self._refusal is not None:
-            self._fail(self._refusal)
-        self._refusal = None
+        if not found and self._connection_error is not None:
+            self._fail(self._connection_error)
+        self._connection_error = None
         if found and most > 1:
             found += self._consumer.consume(most - 1, 0)
         messages: list[Message] = []
@@ -76,8 +76,8 @@ class Reader:
         self.position = position
         return messages
 
-    def _refused(self, fault: KafkaError) -> None:
-        self._refusal = fault
+    def _on_error(self, fault: KafkaError) -> None:
+        self._connection_error = fault
 
     def reaches(self) -> int:
         """Return the partition's end from the last fetch; -1 before the first."""

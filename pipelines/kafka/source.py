@@ -40,7 +40,7 @@ from pipelines.kafka.tracker import (
     observe,
     put_off,
 )
-from pipelines.kafka.watermark import Look
+from pipelines.kafka.watermark import Observation
 from transforms.ingest.errors import keep_error
 
 __all__ = [
@@ -161,26 +161,26 @@ class ReadUnbounded(_Read):
                     oldest = min((stamp / 1000 for stamp in map(_stamp, found) if stamp), default=None)
                     yield TimestampedValue(batch, Timestamp.of(asked if oldest is None else oldest))
                     position = end
-                    observe(watermark, Look(asked, oldest), options.slack_s)
+                    observe(watermark, Observation(asked, oldest), options.slack_s)
                 if found:
                     reader.idle = 0
                     at_end = options.pause_at_end and position >= reader.reaches() >= 0
                     if at_end or time.monotonic() > until:
-                        self._tell_backlog(element, reader.reaches() - position)
+                        self._report_backlog(element, reader.reaches() - position)
                         put_off(tracker, options.rest_s if at_end else 0)
                         return
                     continue
                 ends = end_of(self._kafka, element.topic, element.partition, min(options.ends_s, options.idle_s))
                 if ends is not None:
-                    self._tell_backlog(element, ends.end - position)
-                    observe(watermark, Look(ends.asked_s, None, position >= ends.end), options.slack_s)
+                    self._report_backlog(element, ends.end - position)
+                    observe(watermark, Observation(ends.asked_s, None, position >= ends.end), options.slack_s)
                 pause_s = min(options.rest_s * 2 ** min(reader.idle, 20), options.idle_s)
                 reader.idle += 1
                 put_off(tracker, pause_s)
                 return
 
     @staticmethod
-    def _tell_backlog(element: PartitionRead, messages: int) -> None:
+    def _report_backlog(element: PartitionRead, messages: int) -> None:
         Metrics.gauge(METRICS, f"backlog.{element.topic}.{element.partition}").set(max(messages, 0))
 
 

@@ -10,7 +10,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.utils.timestamp import Duration, Timestamp
 
-from pipelines.kafka.watermark import Look, advance
+from pipelines.kafka.watermark import Observation, advance
 
 FOREVER = sys.maxsize
 WATERMARK = ManualWatermarkEstimator.default_provider()
@@ -58,7 +58,7 @@ class OffsetTracker(RestrictionTracker):
         self._start, self._stop = restriction.start, restriction.stop
         self._claimed = restriction.start
         self._reaches = restriction.start
-        self._refused = False
+        self._rejected = False
         self._pause = Pause(restriction.not_before_s, restriction.early)
 
     def current_restriction(self) -> Restriction:
@@ -75,7 +75,7 @@ class OffsetTracker(RestrictionTracker):
             return True
         first, end, reaches = Claim(*position)
         if first >= self._stop:
-            self._refused = True
+            self._rejected = True
             return False
         if first != self._claimed or end < first:
             raise ValueError(f"the offsets {first} to {end} are claimed where {self._claimed} is the next")
@@ -91,7 +91,7 @@ class OffsetTracker(RestrictionTracker):
         return Restriction(self._start, self._stop), rest
 
     def check_done(self) -> None:
-        if self._claimed < self._stop and not self._refused:
+        if self._claimed < self._stop and not self._rejected:
             raise ValueError(f"offsets {self._claimed} to {self._stop} were neither claimed nor put off")
 
     def current_progress(self) -> RestrictionProgress:
@@ -143,10 +143,10 @@ def is_drained(tracker: Any) -> bool:
     return False
 
 
-def observe(watermark: Any, look: Look, slack_s: float) -> None:
+def observe(watermark: Any, observation: Observation, slack_s: float) -> None:
     """Advance Beam's manual watermark by an observation."""
     now = watermark.current_watermark()
     before = None if now is None else now.micros / 1e6
-    after = advance(before, look, slack_s)
+    after = advance(before, observation, slack_s)
     if after is not None and after != before:
         watermark.set_watermark(Timestamp.of(after))

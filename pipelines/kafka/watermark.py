@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Look(NamedTuple):
+class Observation(NamedTuple):
     """One observation of a partition. Times are epoch seconds.
 
     Attributes:
@@ -20,7 +20,7 @@ class Look(NamedTuple):
     nothing_unread: bool = False
 
 
-def advance(watermark_s: float | None, look: Look, slack_s: float) -> float | None:
+def advance(watermark_s: float | None, observation: Observation, slack_s: float) -> float | None:
     """Return the watermark after an observation: no unread message is older.
 
     This holds for messages whose timestamp is at most ``slack_s`` before the broker received them, and not after. A
@@ -29,16 +29,16 @@ def advance(watermark_s: float | None, look: Look, slack_s: float) -> float | No
 
     Args:
       watermark_s: the previous one; None at first.
-      look: the observation.
+      observation: the present one.
       slack_s: largest delay from a message's timestamp to the broker, seconds.
 
     Returns:
       The new watermark, never lower than before.
     """
-    if look.nothing_unread:
-        reached = look.asked_s - slack_s  # later messages are received after the query
-    elif look.oldest_s is not None:
-        reached = min(look.oldest_s, look.asked_s) - slack_s  # later messages are received after these
+    if observation.nothing_unread:
+        reached = observation.asked_s - slack_s  # later messages are received after the query
+    elif observation.oldest_s is not None:
+        reached = min(observation.oldest_s, observation.asked_s) - slack_s  # later messages are received after these
     else:
         return watermark_s
     if reached <= 0:

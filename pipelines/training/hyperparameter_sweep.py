@@ -253,7 +253,7 @@ def _trial(context: SweepContext, known: Outcome, combination: Combination, past
             "high": found.high,
             "steps": tuple(found.steps),
             "scores": found.scores,
-            "snapshot": material.snapshot.digest,
+            "snapshot": dataset.snapshot.digest,
             "trained_on": found.trained_on,
             "held_out": found.held_out,
             "attrs": judge.attrs,

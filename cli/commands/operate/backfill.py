@@ -103,7 +103,7 @@ def command(
         click.echo(
             summary(opened, tally, bar.seconds, hint=f"ciml dead-letters list --data-path {options['data_path']}")
         )
-    return 0 if tally.whole else _INTERRUPTED
+    return 0 if tally.complete else _INTERRUPTED
 
 
 def make_config(
@@ -162,7 +162,7 @@ def summary(listing: Listing, tally: Tally, seconds: float, hint: str = "") -> s
     rate = f", {new / seconds:,.0f} lines/s" if seconds > 0 else ""
     text = f"{name}: {new:,} lines settled in {seconds:.1f} s{rate}: {', '.join(counts)}."
     text += f" {left:,} of {tally.lines:,} lines are left." if left else f" All {tally.lines:,} lines are settled."
-    if not tally.whole:
+    if not tally.complete:
         text += " Interrupted: run the same command to continue."
     if totals["dead_letter"]:
         reasons = [(-count, reason) for (kind, reason), count in tally.counts.items() if kind == "dead_letter"]

@@ -47,12 +47,12 @@ def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
     tallies: list[int] = []
     tally = run(made, tmp_path / "data", changes={"commit_lines": 20}, report=lambda t: tallies.append(t.settled))
     rows_of(made, tmp_path / "data")
-    assert tally.whole
+    assert tally.complete
     assert tally.counts == made.expected
     assert (tally.lines, tally.before, tally.passed, tally.settled) == (75, 0, 75, 75)
     assert tallies == sorted(tallies)
     again = run(made, tmp_path / "data")
-    assert (again.before, again.passed, again.counts, again.whole) == (75, 0, {}, True)
+    assert (again.before, again.passed, again.counts, again.complete) == (75, 0, {}, True)
     assert account(DataRoot.open(tmp_path / "data").raw)[0].version == 1  # one block: it is committed once
 
 
@@ -81,7 +81,7 @@ def test_beam_and_events_give_the_same_rows(
     direct = rows_of(made, tmp_path / "direct")
     for runner, endpoint in (("fnapi", ""), ("flink", flink_jobs)):
         tally = run(made, tmp_path / runner, runner=runner, job_endpoint=endpoint)
-        assert (tally.whole, tally.counts) == (True, made.expected)
+        assert (tally.complete, tally.counts) == (True, made.expected)
         assert rows_of(made, tmp_path / runner) == direct
     # the same runs as events, through a broker
     streamed = stream(made, kafka, topic, tmp_path / "streamed")
@@ -254,10 +254,10 @@ def test_it_ends_when_it_is_told_to_and_goes_on_later(tmp_path: Path, monkeypatc
             stop.set()
 
     first = run(made, tmp_path / "data", changes={"commit_lines": 5}, stop=stop, report=report)
-    assert not first.whole
+    assert not first.complete
     assert 10 <= first.settled < first.lines
     second = run(made, tmp_path / "data")
-    assert (second.before, second.passed, second.whole) == (first.settled, 75 - first.settled, True)
+    assert (second.before, second.passed, second.complete) == (first.settled, 75 - first.settled, True)
     assert first.counts + second.counts == made.expected
     rows_of(made, tmp_path / "data")
 

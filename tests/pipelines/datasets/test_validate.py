@@ -164,7 +164,7 @@ def test_what_a_model_was_trained_on_is_its_snapshot_less_exclusions(data: DataR
     RawStore(data).add(some_runs(201, factor=8))
     update_dataset(data.dataset("cpu"))
     report = validate_dataset(data, "cpu", model="cpu")
-    assert (report.before.name, report.after.name) == ("what cpu was trained on", "cpu, span 3")
+    assert (report.before.name, report.after.name) == ("training runs of cpu", "cpu, span 3")
     assert report.before.statistics.runs.sum() == 2 * SPAN - 10
     assert [(each.kind, each.what) for each in report.findings] == [("unit", "usr")]
 

@@ -249,7 +249,7 @@ def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
     config = made.config(tmp_path / "data")
     with closing(open_listing(str(made.path))) as listing:
         tally = backfill(config, listing, runner=runner)
-    assert tally.whole
+    assert tally.complete
     raw = DataRoot.open(str(tmp_path / "data")).raw
     assert digests(raw).keys() == made.runs
     (letter,) = letters(raw)

@@ -30,7 +30,7 @@ from pipelines.backfill.backfill import backfill
 from pipelines.ingest.committer import Committer, committer
 from pipelines.ingest.replay import ReplayConfig, Replayed, chosen, preview, replay
 from pipelines.kafka.client import KafkaOptions
-from pipelines.kafka.publish import Projection, Projections, render_letters, render_runs
+from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows
 from tests.pipelines.ingest.scenario import mentions
@@ -119,7 +119,7 @@ def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     version = account(place.data.raw)[0].version
     understood(monkeypatch)
     found = replay(place.config())
-    assert (found.tried, found.closed, found.still, found.whole) == (2, 2, {}, True)
+    assert (found.tried, found.closed, found.still, found.complete) == (2, 2, {}, True)
     expected = {
         ("run", ""): 1,
         ("dead_letter", "log_not_found"): 1,
@@ -230,7 +230,7 @@ def test_what_cannot_be_tried_says_why(place: Place) -> None:
         ("dead_letter", "broken_json"): 1,
     }  # fmt: skip
     seen = preview(place.config())
-    assert (seen.letters, seen.untried) == (4, {"not_held": 1, "secret_not_held": 1})
+    assert (seen.total, seen.untried) == (4, {"not_held": 1, "secret_not_held": 1})
     found = replay(place.config())
     assert found.still == {"not_held": 1, "secret_not_held": 1, "tombstone": 1, "broken_json": 1}
     assert (found.tried, found.closed) == (4, 0)
@@ -281,7 +281,7 @@ def test_it_ends_when_it_is_told_to(place: Place) -> None:
         place.log_arrives(number)
     stop = threading.Event()
     found = replay(place.config(together=2), stop=stop, report=lambda each: stop.set())
-    assert (found.tried, found.closed, found.whole) == (2, 2, False)
+    assert (found.tried, found.closed, found.complete) == (2, 2, False)
     assert replay(place.config(together=2)).closed == 7
 
 
@@ -368,7 +368,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     names = topic(1, "dead-letters"), topic(1, "runs")
     log, options = committer_log(place.data.raw), KafkaOptions(kafka)
     both = Projections(
-        [Projection(log, n, r, options) for n, r in zip(names, (render_letters, render_runs), strict=True)]
+        [Projection(log, n, r, options) for n, r in zip(names, (render_dead_letters, render_runs), strict=True)]
     )
     assert both.announce() == 1
     place.log_arrives(0)
@@ -394,7 +394,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
 
 
 def test_no_letter_is_no_work(place: Place) -> None:
-    assert replay(place.config()) == Replayed(whole=True)
+    assert replay(place.config()) == Replayed(complete=True)
     place.take(run_event(events.STARTED, place.mention(0, phase="started")))
-    assert replay(place.config()) == Replayed(whole=True)
+    assert replay(place.config()) == Replayed(complete=True)
     assert list(all_dead_letters(committer_log(place.data.raw), Choice())) == []

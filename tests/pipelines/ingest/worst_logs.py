@@ -146,7 +146,7 @@ def backfill(folder: Path) -> Counter[str]:
 
     config, listing = _configured(folder)
     following = BackfillProgress(config.raw, listing)
-    flow = OrderedCommitter(config, listing, following.look)
+    flow = OrderedCommitter(config, listing, following.update)
     (block,) = listing.blocks
     for start in range(block.end):
         flow.put(Work(block, ((start, start + 1),)))

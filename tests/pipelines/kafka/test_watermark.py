@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.kafka.watermark import Look, advance
+from pipelines.kafka.watermark import Observation, advance
 
 SLACK_S = 10.0
 EPOCH_S = 1_000_000.0
@@ -38,18 +38,18 @@ class Partition:
     def end(self, now_s: float) -> int:
         return sum(each.appended_s <= now_s for each in self.log)
 
-    def look(self, asked_s: float, took_s: float, most: int, answers: bool) -> None:
-        """As the source looks: read, then, where nothing came, ask for the end."""
+    def observe(self, asked_s: float, took_s: float, most: int, answers: bool) -> None:
+        """Observe like the source: read; without messages, query the end."""
         readable = self.end(min(asked_s + took_s, self.visible_s))
         found = self.log[self.position : min(readable, self.position + most)]
         self.position += len(found)
         if found:
-            look = Look(asked_s, min(each.stamp_s for each in found))
+            observation = Observation(asked_s, min(each.stamp_s for each in found))
         elif answers:
-            look = Look(asked_s, None, self.position >= self.end(asked_s))
+            observation = Observation(asked_s, None, self.position >= self.end(asked_s))
         else:
-            look = Look(asked_s)
-        self.watermarks.append(advance(self.watermarks[-1], look, SLACK_S))
+            observation = Observation(asked_s)
+        self.watermarks.append(advance(self.watermarks[-1], observation, SLACK_S))
 
     @property
     def watermark(self) -> float:
@@ -82,7 +82,7 @@ def test_it_is_never_ahead_of_what_is_unread(messages: list, looks: list, hidden
     now = EPOCH_S
     for gap, took, most, answers in looks:
         now += gap
-        partition.look(now, took, most, answers)
+        partition.observe(now, took, most, answers)
         now += took
         assert partition.watermark <= partition.oldest_unread() + 1e-6
 
@@ -94,7 +94,7 @@ def test_it_never_goes_back(messages: list, looks: list) -> None:
     now = EPOCH_S
     for gap, took, most, answers in looks:
         now += gap + took
-        partition.look(now, took, most, answers)
+        partition.observe(now, took, most, answers)
     seen = [each for each in partition.watermarks if each is not None]
     assert seen == sorted(seen)
 
@@ -105,8 +105,8 @@ def test_an_idle_partition_holds_nothing_back(messages: list, idle_s: float) -> 
     partition = Partition(log)
     now = (log[-1].appended_s if log else EPOCH_S) + idle_s
     while partition.position < len(log):
-        partition.look(now, 0.0, 5, True)
-    partition.look(now, 0.0, 5, True)
+        partition.observe(now, 0.0, 5, True)
+    partition.observe(now, 0.0, 5, True)
     assert partition.watermark == pytest.approx(now - SLACK_S)
 
 
@@ -121,12 +121,12 @@ def test_a_clock_in_the_future_does_not_drive_it(messages: list, looks: list, ah
     now = EPOCH_S
     for gap, took, most, answers in looks:
         now += gap + took
-        partition.look(now, 0.0, most, answers)
+        partition.observe(now, 0.0, most, answers)
         assert partition.watermark <= now - SLACK_S
 
 
-@pytest.mark.parametrize("look", [Look(EPOCH_S), Look(5.0, None, True), Look(EPOCH_S, 0.0)])
-def test_what_says_nothing_changes_nothing(look: Look) -> None:
+@pytest.mark.parametrize("observation", [Observation(EPOCH_S), Observation(5.0, None, True), Observation(EPOCH_S, 0.0)])
+def test_what_says_nothing_changes_nothing(observation: Observation) -> None:
     """Nothing came and nobody answered; a clock near the epoch; a message without a timestamp."""
-    assert advance(None, look, SLACK_S) is None
-    assert advance(EPOCH_S, look, SLACK_S) == EPOCH_S
+    assert advance(None, observation, SLACK_S) is None
+    assert advance(EPOCH_S, observation, SLACK_S) == EPOCH_S

@@ -74,9 +74,9 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
         return 0
     stop = stop_on_signals()
     with Bar("dead letters", "letters") as bar:
-        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.letters, _totals(each)))
+        found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, _totals(each)))
     _print_replayed(found, as_json)
-    return _INTERRUPTED if not found.whole else _SOME_LEFT if found.still else 0
+    return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
 
 
 def make_config(
@@ -134,7 +134,7 @@ def _print_replayed(found: Replayed, as_json: bool) -> None:
             became.setdefault(kind, {})[reason] = number
         value = {
             "tried": found.tried, "closed": found.closed, "became": became, "still_open": dict(found.still),
-            "closed_by_others": found.elsewhere, "whole": found.whole,
+            "closed_by_others": found.elsewhere, "whole": found.complete,
         }  # fmt: skip
         click.echo(json.dumps(value, indent=2))
         return
@@ -154,11 +154,11 @@ def _print_replayed(found: Replayed, as_json: bool) -> None:
 
 def _print_preview(found: Preview, as_json: bool) -> None:
     if as_json:
-        value = {"letters": found.letters, "reasons": dict(found.reasons), "untried": dict(found.untried)}
+        value = {"letters": found.total, "reasons": dict(found.reasons), "untried": dict(found.untried)}
         click.echo(json.dumps(value, indent=2))
         return
     for reason, number in sorted(found.reasons.items(), key=lambda entry: (-entry[1], entry[0])):
         click.echo(f"{number:>10,} {reason}")
-    click.echo(f"{found.letters:>10,} dead letters would be replayed")
+    click.echo(f"{found.total:>10,} dead letters would be replayed")
     for reason, number in found.untried.items():
         click.echo(f"{number:>10,} of them cannot be replayed: {reason}")
