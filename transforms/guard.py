@@ -158,8 +158,8 @@ def _together(
 ) -> Batch:
     """Join the parts of a batch in order, behind ``rest``; return a part that is the whole batch unchanged."""
     found = list(parts)
-    if len(found) == 1 and isinstance(whole := found[0][1], Batch):
-        return whole
+    if len(found) == 1 and isinstance(only := found[0][1], Batch):
+        return only
     for some, made in found:
         if isinstance(made, RejectedInput):
             rest.settled.append(to_dead_letter(some[0], made))
@@ -228,8 +228,8 @@ def _frames(tb: TracebackType | None) -> str:
     kept: list[str] = []
     left = MAX_TRACEBACK_BYTES
     for frame, line in islice(reversed(list(traceback.walk_tb(tb))), _FRAMES_AT_MOST):
-        place = "/".join(Path(frame.f_code.co_filename).parts[-2:])
-        call = _printable(f"{place}:{line} {frame.f_code.co_name}")
+        file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
+        call = _printable(f"{file}:{line} {frame.f_code.co_name}")
         if kept and kept[-1] == call:
             continue  # a recursion
         left -= len(call.encode()) + len(" > ")

@@ -161,7 +161,7 @@ class _Writing:
         try:
             pack, data = writer.finish()
         except IntegrityError as error:
-            self.faults.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.places})
+            self.faults.update({run.name: Alone(run.digest, run.rows, str(error)) for run in writer.runs})
             return
         self._raw.create(pack.path, data)  # an existing one has the same bytes, since the name is their digest
         self.packs.append(pack)
@@ -206,7 +206,7 @@ def merge_packs(raw: Store, folder: str, *, pack_bytes: int, clock: Clock, done:
             except FileNotFoundError:
                 return  # merged by another process
             for number in numbers:
-                run = pack.places[number]
+                run = pack.runs[number]
                 if run.name not in seen:
                     seen.add(run.name)
                     writing.add(run.name, run.digest, tables[number])
@@ -240,7 +240,7 @@ def _small(packs: FolderPacks, pack_bytes: int) -> list[OpenPack]:
 def _parts(pack: OpenPack) -> Iterator[list[int]]:
     part: list[int] = []
     rows = 0
-    for number, run in enumerate(pack.places):
+    for number, run in enumerate(pack.runs):
         part.append(number)
         rows += run.rows
         if rows >= _BATCH_ROWS:

@@ -252,12 +252,12 @@ class _Objects:
     def _pack(self, folder: str, pack: OpenPack) -> None:
         part: list[int] = []
         rows = 0
-        for number, run in enumerate(pack.places):
+        for number, run in enumerate(pack.runs):
             part.append(number)
             rows += run.rows
-            if rows >= _BATCH_ROWS or number == len(pack.places) - 1:
+            if rows >= _BATCH_ROWS or number == len(pack.runs) - 1:
                 for at, table in pack.read(self._raw, part, None).items():
-                    name = pack.places[at].name
+                    name = pack.runs[at].name
                     path = f"{RUNS}/{folder}/{name}"
                     self._found.packed += 1
                     if self._names.find(path) is None:

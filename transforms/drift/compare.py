@@ -9,18 +9,18 @@ import numpy as np
 
 from transforms.drift.counts import Group, Mix, Presence, mix_of, one_sided
 from transforms.drift.detect import (
+    DriftedSlice,
     DriftPolicy,
     Measure,
     Pair,
     Part,
-    Place,
     Sides,
     Slice,
     distributions,
+    drifted_slices,
     measure_pooled,
     measure_slices,
     parts_of,
-    places,
 )
 from transforms.drift.report import KINDS, Finding, Kind, Report, Side
 from transforms.drift.units import unit_of
@@ -106,9 +106,9 @@ class _Comparison:
 
     def _pooled(self, name: str, measure: Measure, with_mix: bool) -> Finding:
         runs = int(self.sides.before.sum()), int(self.sides.after.sum())
-        place = Place(Part(Slice(), np.zeros(0, bool), *runs), measure, False)
+        drifted = DriftedSlice(Part(Slice(), np.zeros(0, bool), *runs), measure, False)
         verdict = "drift with the mix" if with_mix else "drift; too few comparable runs to separate it from the mix"
-        return self._finding("mix" if with_mix else "shift", name, place, verdict)
+        return self._finding("mix" if with_mix else "shift", name, drifted, verdict)
 
     def _enough(self) -> bool:
         return min(int(self.sides.before.sum()), int(self.sides.after.sum())) >= self.policy.min_runs
@@ -123,15 +123,15 @@ class _Comparison:
         def measure(parts: Sequence[Part]) -> list[Measure]:
             return measure_slices(pair, self.sides, parts)
 
-        for place in places(self.parts, self.sides, measure, self._drifted, self.policy.min_runs):
-            shares = distributions(pair, self.sides, place.part)
-            if unit := unit_of(pair.values, *shares, place.measure.weight):
+        for drifted in drifted_slices(self.parts, self.sides, measure, self._drifted, self.policy.min_runs):
+            shares = distributions(pair, self.sides, drifted.part)
+            if unit := unit_of(pair.values, *shares, drifted.measure.weight):
                 verdict = f"another unit: {unit.name} (measured × {unit.factor:.4g})"
-                yield self._finding("unit", name, place, verdict)
+                yield self._finding("unit", name, drifted, verdict)
             else:
-                size = "large" if place.measure.psi >= self.policy.psi_large else "small"
+                size = "large" if drifted.measure.psi >= self.policy.psi_large else "small"
                 stuck = np.count_nonzero(shares[1]) == 1 < np.count_nonzero(shares[0])
-                yield self._finding("shift", name, place, "constant in all runs now" if stuck else f"{size} drift")
+                yield self._finding("shift", name, drifted, "constant in all runs now" if stuck else f"{size} drift")
 
     def _columns(self) -> Iterator[Finding]:
         old, new = self.before.statistics.series, self.after.statistics.series
@@ -139,20 +139,20 @@ class _Comparison:
             part = Part(
                 Slice(), np.zeros(0, bool), *(int(side.sum()) for side in (self.sides.before, self.sides.after))
             )
-            gone = name in old
-            place = Place(part, Measure(math.nan, 1.0, 0.0, 0.0, float(gone), float(not gone)), False)
+            lost = name in old
+            drifted = DriftedSlice(part, Measure(math.nan, 1.0, 0.0, 0.0, float(lost), float(not lost)), False)
             yield self._finding(
-                "lost_column" if gone else "new_column", name, place, "no feature now" if gone else "a new feature"
+                "lost_column" if lost else "new_column", name, drifted, "no feature now" if lost else "a new feature"
             )
         for name, parts in self.varying.items():
-            found = places(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
-            for place in found:
-                gone = place.measure.after < place.measure.before
-                verdict = "lost" if gone else "new"
-                share = place.measure.after if gone else 1 - place.measure.after
+            found = drifted_slices(parts, self.presence.sides, self._measure_column(name), self._column_drifted, 1)
+            for drifted in found:
+                lost = drifted.measure.after < drifted.measure.before
+                verdict = "lost" if lost else "new"
+                share = drifted.measure.after if lost else 1 - drifted.measure.after
                 if share > 0:
-                    verdict += f" in {abs(place.measure.after - place.measure.before):.0%} of the runs"
-                yield self._finding("lost_column" if gone else "new_column", name, place, f"column {verdict}")
+                    verdict += f" in {abs(drifted.measure.after - drifted.measure.before):.0%} of the runs"
+                yield self._finding("lost_column" if lost else "new_column", name, drifted, f"column {verdict}")
 
     def _measure_column(self, name: str) -> Callable[[Sequence[Part]], list[Measure]]:
         return lambda parts: self.presence.measure(name, parts)
@@ -180,10 +180,10 @@ class _Comparison:
                     verdict,
                 )  # fmt: skip
 
-    def _finding(self, kind: Kind, what: str, place: Place, verdict: str) -> Finding:
-        part, measure = place.part, place.measure
+    def _finding(self, kind: Kind, what: str, drifted: DriftedSlice, verdict: str) -> Finding:
+        part, measure = drifted.part, drifted.measure
         psi = None if math.isnan(measure.psi) else measure.psi
         return Finding(
-            kind, what, *part.slice, place.rest, measure.before, measure.after, psi, measure.ks, self._p(measure.p),
+            kind, what, *part.slice, drifted.rest, measure.before, measure.after, psi, measure.ks, self._p(measure.p),
             part.runs_before, part.runs_after, verdict,
         )  # fmt: skip

@@ -21,7 +21,7 @@ import numpy as np
 
 from transforms.drift.statistics import Cell, Series, Statistics, middles
 
-_ROUNDS = 20  # limit of places per feature
+_ROUNDS = 20  # limit of slices per feature
 _BIN_RUNS = 10  # minimum of runs per bin of PSI, while there are three bins
 
 
@@ -120,8 +120,8 @@ class Pair:
         number = {cell: index for index, cell in enumerate(sides.cells)}
         found: list[tuple[Series, np.ndarray]] = []
         for side in (before, after):
-            place = np.array([number[cell] for cell in side.cells], np.int64)
-            found.append((side.series[name], place[side.series[name].cell]))
+            index = np.array([number[cell] for cell in side.cells], np.int64)
+            found.append((side.series[name], index[side.series[name].cell]))
         bucket = np.unique(np.concatenate([series.bucket for series, _ in found]))
         entries = [(cell, np.searchsorted(bucket, series.bucket), series.runs) for series, cell in found]
         return cls(middles(bucket), *entries)
@@ -134,17 +134,17 @@ class Pair:
         values can be compared together: a small drift in each of them shifts all of the ranks.
         """
         size = self.values.size
-        keys, place = np.unique(
+        keys, inverse = np.unique(
             np.concatenate([cell * size + at for cell, at, _ in (self.before, self.after)]), return_inverse=True
         )
-        runs = np.bincount(place, np.concatenate([self.before[2], self.after[2]]), keys.size)
+        runs = np.bincount(inverse, np.concatenate([self.before[2], self.after[2]]), keys.size)
         cell = keys // size if size else keys
         below = np.cumsum(runs) - runs
         rank = (below - below[np.searchsorted(cell, cell)] + runs / 2) / np.bincount(cell, runs)[cell]
         levels, level = np.unique(rank, return_inverse=True)
         first = self.before[0].size
-        places = level[place[:first]], level[place[first:]]
-        sides = zip((self.before, self.after), places, strict=True)
+        ranks = level[inverse[:first]], level[inverse[first:]]
+        sides = zip((self.before, self.after), ranks, strict=True)
         return Pair(levels, *((cells, at, each) for (cells, _, each), at in sides))
 
 
@@ -211,8 +211,8 @@ def measure_pooled(pair: Pair, sides: Sides) -> Measure:
 
 def _distribution(pair: Pair, entries: tuple[np.ndarray, np.ndarray, np.ndarray], weight: np.ndarray) -> np.ndarray:
     """Return the share of each value, float64 [values], where a run of a cell has weight ``weight`` [C]."""
-    cell, place, runs = entries
-    shares: np.ndarray = np.bincount(place, runs * weight[cell], pair.values.size)
+    cell, index, runs = entries
+    shares: np.ndarray = np.bincount(index, runs * weight[cell], pair.values.size)
     return shares
 
 
@@ -250,28 +250,28 @@ def psi_of(before: np.ndarray, after: np.ndarray, runs_before: int, runs_after: 
     """
     bins = int(np.clip(weight // _BIN_RUNS, 3, 10))
     middle = np.cumsum(before) - before / 2
-    place = np.clip((middle * bins).astype(np.int64), 0, bins - 1)
-    used = np.unique(place)
+    bin_ = np.clip((middle * bins).astype(np.int64), 0, bins - 1)
+    used = np.unique(bin_)
     counts = ((before, runs_before), (after, runs_after))
-    p, q = ((np.bincount(place, shares, bins)[used] * runs + 0.5) / (runs + 0.5 * used.size) for shares, runs in counts)
+    p, q = ((np.bincount(bin_, shares, bins)[used] * runs + 0.5) / (runs + 0.5 * used.size) for shares, runs in counts)
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-class Place(NamedTuple):
-    """A slice with drift. ``rest``: without the runs of places reported before."""
+class DriftedSlice(NamedTuple):
+    """A slice with drift. ``rest``: without the runs of slices reported before."""
 
     part: Part
     measure: Measure
     rest: bool
 
 
-def places(
+def drifted_slices(
     parts: Sequence[Part],
     sides: Sides,
     measure: Callable[[Sequence[Part]], list[Measure]],
     drifted: Callable[[Measure], bool],
     min_runs: int,
-) -> Iterator[Place]:
+) -> Iterator[DriftedSlice]:
     """Yield the fewest slices that explain the drift.
 
     The slice with the clearest drift (the largest KS · √H) is reported, its runs are left out, and the rest is examined
@@ -279,12 +279,11 @@ def places(
     """
     left = list(parts)
     for reported in range(_ROUNDS):
-        found = [
-            Place(part, each, reported > 0) for part, each in zip(left, measure(left), strict=True) if drifted(each)
-        ]
+        measured = zip(left, measure(left), strict=True)
+        found = [DriftedSlice(part, each, reported > 0) for part, each in measured if drifted(each)]
         if not found:
             return
-        best = max(found, key=lambda place: place.measure.ks * place.measure.weight**0.5)
+        best = max(found, key=lambda one: one.measure.ks * one.measure.weight**0.5)
         yield best
         left = list(_without(left, best.part.cells, sides, min_runs))
 

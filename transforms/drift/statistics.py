@@ -1,7 +1,7 @@
 """Statistics of examples: distributions of features by job, provider, flavour and class; small enough to store.
 
 Windows of one run resemble each other, runs do not. So a distribution is one of runs: each counts once, by the mean of
-its own windows, whatever its length. Count, mean, std, extremes and zeros are of all windows, never of the padding.
+its own windows, for any length. Count, mean, std, extremes and zeros are of all windows, never of the padding.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def statistics(examples: pa.Table, resolved: ResolvedDefinition) -> Statistics:
         values = plain(pa.chunked_array([examples.column(name).combine_chunks().flatten()]))
         values = values.reshape(-1, resolved.windows)
         if functions:
-            for place, function in enumerate(functions):
-                series[f"{function}({name})"] = _series(values[:, place], ones, cell, len(cells))
+            for index, function in enumerate(functions):
+                series[f"{function}({name})"] = _series(values[:, index], ones, cell, len(cells))
         else:
             series[name] = _series(values[own], n_windows, cell, len(cells))
     if not functions:
@@ -198,7 +198,7 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
     low, high = np.full(cells, np.inf), np.full(cells, -np.inf)
     np.minimum.at(low, owner, parts.minimum)
     np.maximum.at(high, owner, parts.maximum)
-    keys, place = np.unique(parts.cell * _SPAN + parts.bucket + _SPAN // 2, return_inverse=True)
+    keys, inverse = np.unique(parts.cell * _SPAN + parts.bucket + _SPAN // 2, return_inverse=True)
     return Series(
         count=count.astype(np.int64),
         mean=mean,
@@ -208,7 +208,7 @@ def _grouped(parts: Series, owner: np.ndarray, cells: int) -> Series:
         zeros=np.bincount(owner, parts.zeros, cells).astype(np.int64),
         cell=keys // _SPAN,
         bucket=keys % _SPAN - _SPAN // 2,
-        runs=np.bincount(place, parts.runs, keys.size).astype(np.int64),
+        runs=np.bincount(inverse, parts.runs, keys.size).astype(np.int64),
     )
 
 
@@ -228,13 +228,13 @@ _HELD = 32
 def _merge(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
     cells = tuple(sorted({cell for part in parts for cell in part.cells}))
     number = {cell: index for index, cell in enumerate(cells)}
-    places = [np.array([number[cell] for cell in part.cells], np.int64) for part in parts]
-    owner = np.concatenate(places)
+    indices = [np.array([number[cell] for cell in part.cells], np.int64) for part in parts]
+    owner = np.concatenate(indices)
     series = {}
     for name in names:
         each = [part.series[name] for part in parts]
         joined = {key: np.concatenate([getattr(one, key) for one in each]) for key in Series.__slots__ if key != "cell"}
-        sketched = np.concatenate([place[one.cell] for place, one in zip(places, each, strict=True)])
+        sketched = np.concatenate([index[one.cell] for index, one in zip(indices, each, strict=True)])
         series[name] = _grouped(Series(cell=sketched, **joined), owner, len(cells))
     runs = np.bincount(owner, np.concatenate([part.runs for part in parts]), len(cells))
     return Statistics(cells, runs.astype(np.int64), series)

@@ -104,8 +104,8 @@ def _windows(
     if not (finite := np.isfinite(values).all(axis=1)).all():
         for index in np.unique(run[~finite]).tolist():
             rejected[index] = RejectedInput("out_of_range", "a value exceeds the range of float32")
-        whole = ~np.isin(run, run[~finite])
-        values, run, position = values[whole], run[whole], position[whole]
+        finite_runs = ~np.isin(run, run[~finite])
+        values, run, position = values[finite_runs], run[finite_runs], position[finite_runs]
     n_windows = np.bincount(run, minlength=n).astype(np.int32)
     for index in np.flatnonzero(n_windows == 0).tolist():
         rejected.setdefault(index, RejectedInput("empty", "no window has a value in every selected column"))
@@ -158,7 +158,7 @@ def merge_windows(parts: Sequence[tuple[np.ndarray, Windows]], n: int) -> Window
     rejected: list[tuple[int, RejectedInput]] = []
     for at, windows in parts:
         n_windows[at] = windows.n_windows
-        rejected.extend((int(at[place]), why) for place, why in windows.rejected)
+        rejected.extend((int(at[index]), why) for index, why in windows.rejected)
     values = np.concatenate([windows.values for _, windows in parts])[order]
     position = np.concatenate([windows.position for _, windows in parts])[order]
     return Windows(values, run[order], position, n_windows, tuple(sorted(rejected, key=lambda each: each[0])))
@@ -184,11 +184,11 @@ def _samples(joined: pa.Table, run: np.ndarray, resolved: ResolvedDefinition) ->
 
 def _filled(column: pa.ChunkedArray, null: float) -> np.ndarray:
     """Convert a column as `plain`, with a value for nulls. (Arrow's own fill_null would import pandas.)"""
-    whole = column.combine_chunks()
-    if not whole.null_count:
-        return np.from_dlpack(whole)
-    valid = np.from_dlpack(whole.is_valid().cast(pa.uint8())) == 1
-    bare = pa.Array.from_buffers(whole.type, len(whole), [None, whole.buffers()[1]], offset=whole.offset)
+    array = column.combine_chunks()
+    if not array.null_count:
+        return np.from_dlpack(array)
+    valid = np.from_dlpack(array.is_valid().cast(pa.uint8())) == 1
+    bare = pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], offset=array.offset)
     return np.where(valid, np.from_dlpack(bare), null)
 
 
@@ -295,8 +295,8 @@ def _max(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: 
 
 
 def _last(column: np.ndarray, has_value: np.ndarray, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    places = np.where(has_value, np.arange(column.size), 0)
-    return np.asarray(column[_reduceat(np.maximum, places, begins)])
+    indices = np.where(has_value, np.arange(column.size), 0)
+    return np.asarray(column[_reduceat(np.maximum, indices, begins)])
 
 
 _STATISTICS: dict[str, _Reduce] = {"mean": _mean, "std": _std, "min": _min, "max": _max, "last": _last}

@@ -73,10 +73,10 @@ class LogReader:
             if tables or not parts:
                 parts.append(_windows_of(tables, resolved))
             del part, tables
-        whole = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
+        merged = parts[0][1] if len(parts) == 1 and len(parts[0][0]) == len(logs) else merge_windows(parts, len(logs))
         return Windows(
-            whole.values, whole.run, whole.position, whole.n_windows,
-            tuple(sorted((*whole.rejected, *rejected), key=lambda each: each[0])),
+            merged.values, merged.run, merged.position, merged.n_windows,
+            tuple(sorted((*merged.rejected, *rejected), key=lambda each: each[0])),
         )  # fmt: skip
 
     def _parts(self, logs: Sequence[LogOf], wanted: Sequence[int]) -> Iterator[dict[int, pa.Table | RejectedInput]]:
@@ -107,5 +107,5 @@ class LogReader:
 
 def _windows_of(tables: dict[int, pa.Table], resolved: ResolvedDefinition) -> tuple[np.ndarray, Windows]:
     """Return (their indices int64 [m], their windows)."""
-    places = sorted(tables)
-    return np.array(places, np.int64), downsample([tables[at] for at in places], resolved)
+    indices = sorted(tables)
+    return np.array(indices, np.int64), downsample([tables[at] for at in indices], resolved)

@@ -102,24 +102,22 @@ def examples_from(
             labels[index] = label
     taken = list(labels)
     windows = windows_of(taken)
-    for place, rejected in windows.rejected:
-        index = taken[place]
+    for at, rejected in windows.rejected:
+        index = taken[at]
         reasons[index] = Excluded(runs[index].run_id, rejected.reason, rejected.detail)
     wanted = max(resolved.definition.min_windows or 1, 1)
-    for place in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
-        detail = f"{windows.n_windows[place]} of {wanted} windows"
-        reasons[taken[place]] = Excluded(runs[taken[place]].run_id, "too_short", detail)
+    for at in np.flatnonzero((windows.n_windows > 0) & (windows.n_windows < wanted)).tolist():
+        detail = f"{windows.n_windows[at]} of {wanted} windows"
+        reasons[taken[at]] = Excluded(runs[taken[at]].run_id, "too_short", detail)
     weights, salt = resolved.definition.tdt_split, resolved.definition.salt
     splits = {
-        place: split_of(run.project, run.change, run.run_id, salt, weights)
-        for place, run in (
-            (place, runs[taken[place]]) for place in np.flatnonzero(windows.n_windows >= wanted).tolist()
-        )
+        at: split_of(run.project, run.change, run.run_id, salt, weights)
+        for at, run in ((at, runs[taken[at]]) for at in np.flatnonzero(windows.n_windows >= wanted).tolist())
     }
-    kept = [place for split in SPLITS for place, its in splits.items() if its == split]  # so that files are slices
-    rows = [taken[place] for place in kept]
+    kept = [at for split in SPLITS for at, its in splits.items() if its == split]  # so that files are slices
+    rows = [taken[at] for at in kept]
     table = _table(
-        [runs[index] for index in rows], [labels[index] for index in rows], [splits[place] for place in kept],
+        [runs[index] for index in rows], [labels[index] for index in rows], [splits[at] for at in kept],
         windows, np.array(kept, np.int64), resolved,
     )  # fmt: skip
     return Examples(table, tuple(reasons[index] for index in sorted(reasons)))
@@ -212,9 +210,9 @@ def _table(
 ) -> pa.Table:
     """Return the rows of the runs at the indices ``kept`` int64 [m] of ``windows``."""
     L = resolved.windows
-    place = np.full(windows.n_windows.size, -1)
-    place[kept] = np.arange(kept.size)
-    row, position, values = place[windows.run], windows.position, windows.values
+    row_of = np.full(windows.n_windows.size, -1)
+    row_of[kept] = np.arange(kept.size)
+    row, position, values = row_of[windows.run], windows.position, windows.values
     if (left_out := row < 0).any():
         row, position, values = row[~left_out], position[~left_out], values[~left_out]
     unrolled = np.zeros((len(resolved.features), kept.size, L), np.float32)

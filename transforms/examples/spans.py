@@ -272,8 +272,8 @@ def inputs_of(examples: pa.Table, resolved: ResolvedDefinition) -> np.ndarray:
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    whole = column.combine_chunks()
-    return np.from_dlpack(whole.flatten()) if len(whole) else np.zeros(0, np.float32)
+    array = column.combine_chunks()
+    return np.from_dlpack(array.flatten()) if len(array) else np.zeros(0, np.float32)
 
 
 def verify_span(root: Store, span: SpanVersion, resolved: ResolvedDefinition) -> list[str]:

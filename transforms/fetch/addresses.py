@@ -74,7 +74,7 @@ class Address:
     path: str
 
     @property
-    def place(self) -> str:
+    def origin(self) -> str:
         """The host or bucket: addresses that share it are slow together."""
         return f"{self.scheme}://{self.host}:{self.port}"
 

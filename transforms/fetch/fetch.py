@@ -67,8 +67,8 @@ class _Schedule:
         self._budget = budget
         self._hosts: dict[str, _Host] = {}
         for job in jobs:
-            place = job.address.place if job.address else ""
-            self._hosts.setdefault(place, _Host()).waiting.append(job)
+            origin = job.address.origin if job.address else ""
+            self._hosts.setdefault(origin, _Host()).waiting.append(job)
         self._share = threads if len(self._hosts) == 1 else max(1, threads // 2)
         self._turns = deque(self._hosts)
         self._end = time.monotonic() + batch_s
@@ -92,11 +92,11 @@ class _Schedule:
                         self._drop(host, "batch_full", "the batch's time limit was reached" if over else _TOO_LARGE)
                     return None
                 for _ in range(len(self._turns)):
-                    place = self._turns.popleft()
-                    host = self._hosts[place]
+                    origin = self._turns.popleft()
+                    host = self._hosts[origin]
                     if not host.waiting:
                         continue  # removed from the turns
-                    self._turns.append(place)
+                    self._turns.append(origin)
                     if host.running < self._share:
                         host.running += 1
                         return host.waiting.popleft()
@@ -106,7 +106,7 @@ class _Schedule:
 
     def _over(self, job: _Job) -> None:
         with self._changed:
-            host = self._hosts[job.address.place if job.address else ""]
+            host = self._hosts[job.address.origin if job.address else ""]
             host.running -= 1
             if isinstance(job.failure, LogUnavailableError) and job.failure.reason == "log_timeout":
                 host.slow += 1

@@ -71,7 +71,7 @@ class _Layer:
                 self._inflate = self._member()
             try:
                 out = self._inflate.decompress(data, _PIECE)
-            except zlib.error as error:  # type: ignore[misc]  # its stub does not say that it is one
+            except zlib.error as error:  # type: ignore[misc]  # its stub does not declare it as an exception
                 raise RejectedInput("corrupt_gzip", str(error)) from None
             # Each layer must be within the limit: a large one may unpack to a small one, at any cost of time.
             self._count(out)
@@ -102,12 +102,12 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
     Raises:
       RejectedInput: ``log_too_large`` above the limit; ``corrupt_gzip`` where gzip is cut short or damaged.
     """
-    whole = BytesIO()  # returns its bytes without a copy
+    output = BytesIO()  # returns its bytes without a copy
 
     def sink(data: bytes) -> None:
         if grow is not None:
             grow(len(data))
-        whole.write(data)
+        output.write(data)
 
     layer = _Layer(limit, MAX_GZIP_LAYERS, sink)
     try:
@@ -116,9 +116,9 @@ def gunzip(chunks: Iterable[bytes], limit: int, grow: Callable[[int], None] | No
         layer.close()
     except BaseException:
         if grow is not None:
-            grow(-whole.tell())
+            grow(-output.tell())
         raise
-    return whole.getvalue()
+    return output.getvalue()
 
 
 def inflate(data: bytes, limit: int) -> bytes:

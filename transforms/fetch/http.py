@@ -221,7 +221,7 @@ class HttpLogs:
         if address.scheme not in PORTS:
             raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
         if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._rules):
-            raise RejectedInput("address_not_allowed", f"{address.place} is not an allowed host")
+            raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
     @contextmanager
     def _ask(self, address: Address) -> Iterator[httpcore.Response]:

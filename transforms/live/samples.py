@@ -72,7 +72,7 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
     present = np.zeros(len(columns), bool)
     begin = 0
     for each, size in zip(samples, sizes, strict=True):
-        ours, theirs = _places(columns, each.columns)
+        ours, theirs = _common(columns, each.columns)
         values[begin : begin + size, ours] = each.values[:, theirs]
         present[ours] = True
         begin += size
@@ -92,10 +92,10 @@ def part_of(messages: Sequence[tuple[int, Samples | End]], columns: tuple[str, .
 
 
 @lru_cache(maxsize=64)  # a hostile message may have 256 KiB of names
-def _places(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _common(columns: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices in ``columns`` and in ``theirs`` of their common columns: int64 [m] each."""
-    place = {name: index for index, name in enumerate(theirs)}
-    both = [(index, place[name]) for index, name in enumerate(columns) if name in place]
+    index_of = {name: index for index, name in enumerate(theirs)}
+    both = [(index, index_of[name]) for index, name in enumerate(columns) if name in index_of]
     pairs = np.array(both, np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 

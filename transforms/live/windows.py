@@ -121,7 +121,7 @@ class _Published:
     """The published windows of a run in one data set."""
 
     dataset: LiveDataset
-    places: list[int]  # indices of its columns among the kept ones
+    indices: list[int]  # indices of its columns among the kept ones
     open: dict[int, int] = field(default_factory=dict)  # windows that are not final: their samples when last published
     below: int = -_EVER  # windows with smaller numbers are final
 
@@ -285,15 +285,15 @@ class LiveRun:
         rows = np.arange(window.size) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
         if not definition.count_first_sample:
             window, rows = window[~self._boot[rows]], rows[~self._boot[rows]]
-        values, kept = np.zeros((begins.size, len(published.places)), np.float32), np.zeros(begins.size, bool)
+        values, kept = np.zeros((begins.size, len(published.indices)), np.float32), np.zeros(begins.size, bool)
         if not rows.size:
             return values, kept
         groups, first = np.unique(window, return_index=True)
-        reduced, whole = reduce_windows(
-            [self._values[rows, at] for at in published.places], first, definition.sample_statistic
+        reduced, complete = reduce_windows(
+            [self._values[rows, at] for at in published.indices], first, definition.sample_statistic
         )
         values[groups] = as_stored(reduced)
-        kept[groups] = whole & np.isfinite(values[groups]).all(axis=1)
+        kept[groups] = complete & np.isfinite(values[groups]).all(axis=1)
         return values, kept
 
     def examples_due(self) -> bool:

@@ -69,13 +69,13 @@ def join_starts(tables: Sequence[pa.Table]) -> pa.Table:
     if all(table.schema.equals(tables[0].schema) for table in tables):
         return pa.concat_tables(tables).combine_chunks()
     names = list(dict.fromkeys(name for table in tables for name in telemetry_columns(table.column_names)))
-    place = {name: index for index, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     values = np.full((len(names), sum(table.num_rows for table in tables)), np.nan)
     begin = 0
     for table in tables:
         end = begin + table.num_rows
         for name in telemetry_columns(table.column_names):
-            values[place[name], begin:end] = with_nans(table.column(name).combine_chunks())
+            values[index_of[name], begin:end] = with_nans(table.column(name).combine_chunks())
         begin = end
     own = pa.concat_tables([table.select(OWN_COLUMNS) for table in tables]).combine_chunks()
     return pa.Table.from_arrays([*own.columns, *map(_to_arrow, values)], names=[*own.column_names, *names])

@@ -22,8 +22,8 @@ def numbers(values: np.ndarray) -> pa.Array:
 
 def plain(column: pa.ChunkedArray) -> np.ndarray:
     """Convert a column of numbers or times without nulls to an array [n], times as int64; no copy for one chunk."""
-    whole = column.combine_chunks()
-    return np.from_dlpack(whole.view(pa.int64()) if pa.types.is_timestamp(whole.type) else whole)
+    array = column.combine_chunks()
+    return np.from_dlpack(array.view(pa.int64()) if pa.types.is_timestamp(array.type) else array)
 
 
 def texts(values: Sequence[str]) -> pa.StringArray:

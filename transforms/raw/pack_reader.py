@@ -57,11 +57,11 @@ def read_joined(
     folders: dict[str, list[tuple[int, str]]] = {}
     rest: list[int] = []
     for at, file in enumerate(files):
-        place = split_path(file.path)
-        if place is None:
+        parts = split_path(file.path)
+        if parts is None:
             rest.append(at)
         else:
-            folders.setdefault(place[0], []).append((at, place[1]))
+            folders.setdefault(parts[0], []).append((at, parts[1]))
     for found, others in _ahead(lambda item: _join_folder(store, *item, files, columns), folders.items(), threads):
         yield from found
         rest += others

@@ -47,7 +47,7 @@ def columns_digest(schema: pa.Schema) -> str:
     return sha256_json([[field.name, str(field.type), field.nullable] for field in schema])[:16]
 
 
-class Place(Record, frozen=True, gc=False):
+class PackedRun(Record, frozen=True, gc=False):
     """The position of a run in a pack: ``rows`` rows from ``first`` on, and the metadata of its own table."""
 
     name: str
@@ -103,7 +103,7 @@ class PackWriter:
     def __init__(self, folder: str, schema: pa.Schema) -> None:
         self.folder = folder
         self.columns = columns_digest(schema)
-        self.places: list[Place] = []
+        self.runs: list[PackedRun] = []
         self.rows = 0
         self._schema = schema.remove_metadata()
         self._sink = io.BytesIO()
@@ -131,11 +131,11 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        return len(self.places) >= PACK_RUNS
+        return len(self.runs) >= PACK_RUNS
 
     def add(self, name: str, digest: str, table: pa.Table) -> None:
         """Append a run with the columns of the pack."""
-        self.places.append(Place(name, digest, self.rows, table.num_rows, table.schema.metadata))
+        self.runs.append(PackedRun(name, digest, self.rows, table.num_rows, table.schema.metadata))
         self.rows += table.num_rows
         self._waiting.append(table.replace_schema_metadata(None))
         self._waiting_rows += table.num_rows
@@ -156,33 +156,33 @@ class PackWriter:
         """
         self._flush()
         noughts = _encode([0] * self._groups * len(self._schema))  # the last entry: see `_with_checksums`
-        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.places), _CHECKSUMS: noughts})
+        self._writer.add_key_value_metadata({_KEY: _describe(self.folder, self.runs), _CHECKSUMS: noughts})
         self._writer.close()
         data = _with_checksums(self._sink.getvalue())
         footer = int.from_bytes(data[-8:-4], "little") + 8
         path = f"{PACKS}/{self.folder}/{_head(data)}.parquet"
-        pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.places), self.columns)
+        pack = PackFile(path, len(data), footer, _head(data[-footer:]), self.rows, len(self.runs), self.columns)
         opened = OpenPack(pack, data[-footer:])
-        for place, table in opened.tables(data, range(len(opened.places)), None):
-            same = table.schema.equals(self._schema) and telemetry_digest(run_of(place.name), table) == place.digest
-            if not same or place.metadata != self.places[opened.number[place.name]].metadata:
-                raise IntegrityError(f"{path}: {place.name} does not read back from the pack unchanged")
+        for run, table in opened.tables(data, range(len(opened.runs)), None):
+            same = table.schema.equals(self._schema) and telemetry_digest(run_of(run.name), table) == run.digest
+            if not same or run.metadata != self.runs[opened.number[run.name]].metadata:
+                raise IntegrityError(f"{path}: {run.name} does not read back from the pack unchanged")
         return pack, data
 
 
-def _describe(folder: str, places: Iterable[Place]) -> bytes:
+def _describe(folder: str, runs: Iterable[PackedRun]) -> bytes:
     """Return the runs of a pack as JSON; shared metadata is stored once."""
     different: dict[str, int] = {}
     kinds: list[Any] = []
-    runs = []
-    for place in places:
-        text = None if place.metadata is None else [[_text(k), _text(v)] for k, v in place.metadata.items()]
+    encoded = []
+    for run in runs:
+        text = None if run.metadata is None else [[_text(k), _text(v)] for k, v in run.metadata.items()]
         key = json.dumps(text)
         if key not in different:
             different[key] = len(kinds)
             kinds.append(text)
-        runs.append([place.name, place.digest, place.first, place.rows, different[key]])
-    return canonical_json({"folder": folder, "metadata": kinds, "runs": runs})
+        encoded.append([run.name, run.digest, run.first, run.rows, different[key]])
+    return canonical_json({"folder": folder, "metadata": kinds, "runs": encoded})
 
 
 def _head(data: bytes) -> str:
@@ -198,8 +198,8 @@ class OpenPack:
 
     Attributes:
       file: the pack as described in the manifest.
-      places: positions of its runs, in order.
-      number: index of each run in ``places``, by name.
+      runs: its runs, in order.
+      number: index of each run in ``runs``, by name.
       names: names of its columns, in order.
     """
 
@@ -226,7 +226,8 @@ class OpenPack:
                 for kind in described["metadata"]
             ]
             runs = [
-                Place(name, digest, first, rows, kinds[kind]) for name, digest, first, rows, kind in described["runs"]
+                PackedRun(name, digest, first, rows, kinds[kind])
+                for name, digest, first, rows, kind in described["runs"]
             ]
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
             raise IntegrityError(f"{file.path} cannot be read as a pack: {error!s:.200}") from None
@@ -236,15 +237,15 @@ class OpenPack:
             )
         if self._checksums and len(self._checksums) != self.metadata.num_row_groups * self.metadata.num_columns:
             raise IntegrityError(f"{file.path} lacks checksums for some column chunks")
-        self.places = runs
-        self.number = {place.name: number for number, place in enumerate(runs)}
+        self.runs = runs
+        self.number = {run.name: number for number, run in enumerate(runs)}
         self.names: tuple[str, ...] = tuple(self.schema.names)
         self._ends: list[int] = []
         for group in range(self.metadata.num_row_groups):
             self._ends.append((self._ends[-1] if self._ends else 0) + self.metadata.row_group(group).num_rows)
 
     def read(self, store: Store, numbers: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
-        """Read runs by their number in ``places``, at once: only the row groups and columns that they need.
+        """Read runs by their number in ``runs``, at once: only the row groups and columns that they need.
 
         Raises:
           FileNotFoundError: the pack does not exist (any more).
@@ -253,7 +254,7 @@ class OpenPack:
         groups = {group for number in numbers if (group := self._group(number)) is not None}
         source = self._fetch(store, sorted(groups), columns)
         try:
-            found = {self.number[place.name]: table for place, table in self.tables(source, numbers, columns)}
+            found = {self.number[run.name]: table for run, table in self.tables(source, numbers, columns)}
         except (pa.ArrowException, OSError) as error:
             raise unreadable(store.url(self.file.path), error) from None
         return found
@@ -278,15 +279,15 @@ class OpenPack:
                 table = parquet.read_row_groups(groups, columns=names, use_threads=False)
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(store.url(self.file.path), error) from None
-        places = [self.places[number] for number in ordered]
-        rows = [place.rows for place in places]
+        runs = [self.runs[number] for number in ordered]
+        rows = [run.rows for run in runs]
         if sum(rows) < table.num_rows:
             begins = dict(zip(groups, accumulate((self._size(group) for group in groups), initial=0), strict=False))
             parts: list[tuple[int, int]] = []  # (begin, end) of adjacent runs
-            for number, place in zip(ordered, places, strict=True):
+            for number, run in zip(ordered, runs, strict=True):
                 if (group := self._group(number)) is not None:
-                    begin = begins[group] + place.first - self._begin(group)
-                    end = begin + place.rows
+                    begin = begins[group] + run.first - self._begin(group)
+                    end = begin + run.rows
                     parts.append((parts.pop()[0] if parts and parts[-1][1] == begin else begin, end))
             slices = [table.slice(begin, end - begin) for begin, end in parts]
             table = pa.concat_tables(slices) if slices else table.slice(0, 0)
@@ -297,33 +298,33 @@ class OpenPack:
 
     def tables(
         self, data: Any, numbers: Iterable[int], columns: Sequence[str] | None
-    ) -> Iterator[tuple[Place, pa.Table]]:
-        """Yield (place, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
-        wanted: dict[int | None, list[Place]] = {}
+    ) -> Iterator[tuple[PackedRun, pa.Table]]:
+        """Yield (run, table) of runs, by row group, from the pack's bytes or a file with the needed parts."""
+        wanted: dict[int | None, list[PackedRun]] = {}
         for number in numbers:
-            wanted.setdefault(self._group(number), []).append(self.places[number])
+            wanted.setdefault(self._group(number), []).append(self.runs[number])
         source = pa.BufferReader(data) if isinstance(data, bytes) else data
         parquet = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True)
         names = None if columns is None else list(columns)
-        for group, places in wanted.items():
+        for group, runs in wanted.items():
             if group is None:
                 kept = self.schema.names if names is None else [name for name in names if name in self.schema.names]
-                whole, begins = self.schema.empty_table().select(kept), 0
+                rows, begins = self.schema.empty_table().select(kept), 0
             else:
-                whole, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
+                rows, begins = parquet.read_row_group(group, columns=names, use_threads=False), self._begin(group)
             # Slices keep the whole row group in memory, which is fine while most of it is requested.
-            sparse = whole.num_columns > 0 and 2 * sum(place.rows for place in places) < whole.num_rows
-            for place in places:
-                start = place.first - begins
+            sparse = rows.num_columns > 0 and 2 * sum(run.rows for run in runs) < rows.num_rows
+            for run in runs:
+                start = run.first - begins
                 if sparse:
-                    table = whole.take(pa.array(range(start, start + place.rows), pa.int64()))
+                    table = rows.take(pa.array(range(start, start + run.rows), pa.int64()))
                 else:
-                    table = whole.slice(start if group is not None else 0, place.rows)
-                yield place, table.replace_schema_metadata(place.metadata)
+                    table = rows.slice(start if group is not None else 0, run.rows)
+                yield run, table.replace_schema_metadata(run.metadata)
 
     def _group(self, number: int) -> int | None:
-        place = self.places[number]
-        return bisect_right(self._ends, place.first) if place.rows else None
+        run = self.runs[number]
+        return bisect_right(self._ends, run.first) if run.rows else None
 
     def _begin(self, group: int) -> int:
         return self._ends[group - 1] if group else 0

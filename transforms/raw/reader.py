@@ -1,7 +1,7 @@
 """Read runs from the raw store by name: each from its own object, or from a pack that holds it.
 
-A run may move between its own object and packs while it is read. It is in its new place, and a manifest says so, before
-it leaves the old one. So a reader that does not find it reads the manifest again, and finds it there.
+A run may move between its own object and packs while it is read. The new copy exists and is in a manifest before the
+old one is removed. So a reader that does not find the run reads the manifest again, and finds the new copy.
 """
 
 from __future__ import annotations
@@ -190,13 +190,13 @@ def threads_for(store: Store, threads: int | None) -> int:
 
 
 def _find(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
-    place = split_path(path)
+    parts = split_path(path)
     missing = IntegrityError(f"{store.url(path)} is in the manifest but does not exist")
-    if place is None:
+    if parts is None:
         with suppress(FileNotFoundError):
             return read_object(store, path, columns)
         raise missing
-    folder, name = place
+    folder, name = parts
     packs = _shelf.get(store, folder)
     while True:
         found = packs.find(name) if packs is not None else None
@@ -239,9 +239,9 @@ def read_runs(
     found: dict[int, pa.Table] = {}
     folders: dict[str, list[tuple[int, str]]] = {}
     for at, file in enumerate(wanted):
-        place = split_path(file if isinstance(file, str) else file.path)
-        if place is not None:
-            folders.setdefault(place[0], []).append((at, place[1]))
+        parts = split_path(file if isinstance(file, str) else file.path)
+        if parts is not None:
+            folders.setdefault(parts[0], []).append((at, parts[1]))
     # For a single run of an uncached folder, its own object is more likely, and saves a request.
     grouped = [item for item in folders.items() if len(item[1]) > 1 or _shelf.get(store, item[0]) is not None]
     for part in _map(lambda item: _packed(store, item[0], item[1], columns), grouped, threads):
@@ -267,11 +267,11 @@ def read_columns(store: Store, files: Sequence[RawFile]) -> list[tuple[str, ...]
     rest: list[int] = []
     folders: dict[str, FolderPacks] = {}
     for at, file in enumerate(files):
-        place = split_path(file.path)
-        if place is not None:
-            if (packs := folders.get(place[0])) is None:
-                packs = folders[place[0]] = packs_of(store, place[0])
-            if (run := packs.find(place[1])) is not None:
+        parts = split_path(file.path)
+        if parts is not None:
+            if (packs := folders.get(parts[0])) is None:
+                packs = folders[parts[0]] = packs_of(store, parts[0])
+            if (run := packs.find(parts[1])) is not None:
                 found[at] = run[0].names
                 continue
         rest.append(at)
@@ -297,9 +297,9 @@ def _packed(
     found: dict[int, pa.Table] = {}
     wanted: dict[OpenPack, dict[int, list[int]]] = {}
     for at, name in runs:
-        place = packs.find(name)
-        if place is not None:
-            wanted.setdefault(place[0], {}).setdefault(place[1], []).append(at)
+        run = packs.find(name)
+        if run is not None:
+            wanted.setdefault(run[0], {}).setdefault(run[1], []).append(at)
     missing = False
     for pack, numbers in wanted.items():
         try:

@@ -149,7 +149,7 @@ def test_whatever_a_run_holds(tmp_path_factory: pytest.TempPathFactory, made: li
     file, content = packed(runs)
     raw.create(file.path, content)
     opened = open_pack(raw, file)
-    assert [(run_of(place.name), place.rows) for place in opened.places] == [(r, t.num_rows) for r, t in runs.items()]
+    assert [(run_of(run.name), run.rows) for run in opened.runs] == [(r, t.num_rows) for r, t in runs.items()]
     numbers = data.draw(st.lists(st.integers(0, len(runs) - 1), unique=True))
     found = opened.read(raw, numbers, None)
     assert sorted(found) == sorted(numbers)
