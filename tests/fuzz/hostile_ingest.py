@@ -42,7 +42,7 @@ from pipelines.kafka.client import KafkaOptions, list_topic
 from tests.fuzz.strategies.hostile_events import hostile_event
 from tests.fuzz.strategies.hostile_logs import hostile_log
 from tests.memory import peak_bytes
-from tests.pipelines.ingest.scenario import CORPUS, mentions
+from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
 from tests.raw_producer import RawProducer
 from transforms.fetch.gunzip import gunzip
 from transforms.parse.logs import Log, parse_logs
@@ -57,7 +57,7 @@ class Sent:
     """What was sent.
 
     Attributes:
-      logs: run id -> (log, its mention), of good runs and of hostile logs.
+      logs: run id -> (log, its facts), of good runs and of hostile logs.
       good: the run ids of the good runs.
       messages: how many messages went to the topic.
     """
@@ -89,18 +89,18 @@ def send(broker: str, topic: str, folder: Path, seed: int, logs: int, events: in
     sent, order = Sent(), [("log", n) for n in range(logs)] + [("event", n) for n in range(events)]
     order += [("good", n) for n in range(good)]
     random.Random(seed).shuffle(order)
-    corpus = mentions(good)
+    corpus = corpus_facts(good)
     with RawProducer(broker, **{"message.max.bytes": "8000000"}) as producer:
         for kind, number in order:
             if kind == "event":
                 value, headers, time_ms = hostile_event(seed * 1_000_000 + number)
                 producer.send(topic, value, headers, time_ms, partition=number % _PARTITIONS)
             else:
-                mention, path = corpus[number] if kind == "good" else _hostile(folder, seed, number)
-                sent.logs[mention.run_id] = path, mention
+                facts, path = corpus[number] if kind == "good" else _hostile(folder, seed, number)
+                sent.logs[facts.run_id] = path, facts
                 if kind == "good":
-                    sent.good.add(mention.run_id)
-                value, named = finished_event(mention.replace(log_url=path.as_uri()))
+                    sent.good.add(facts.run_id)
+                value, named = finished_event(facts.replace(log_url=path.as_uri()))
                 producer.send(topic, value, named, partition=number % _PARTITIONS)
             sent.messages += 1
     return sent
@@ -124,11 +124,11 @@ def _hostile(folder: Path, seed: int, number: int) -> tuple[RunFacts, Path]:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(hostile_log(seed * 1_000_000 + number))
     native = f"hostile-{number}"
-    mention = RunFacts(
+    facts = RunFacts(
         run_id=RunId("zuul", native).encode(), build_uuid=native, build_name="hostile", outcome="failure",
         result="FAILURE", source="zuul", pipeline="check", start_us=_START_US, end_us=_START_US + 3_600_000_000,
     )  # fmt: skip
-    return mention, path
+    return facts, path
 
 
 def direct(logs: Iterable[tuple[str, Path, RunFacts]]) -> Iterator[tuple[str, str]]:
@@ -136,13 +136,13 @@ def direct(logs: Iterable[tuple[str, Path, RunFacts]]) -> Iterator[tuple[str, st
     remaining = iter(logs)
     while part := list(islice(remaining, 50)):
         wanted: list[tuple[str, Log]] = []
-        for run_id, path, mention in part:
+        for run_id, path, facts in part:
             try:
                 data = gunzip([path.read_bytes()], MAX_LOG_BYTES)
             except RejectedInput as refused:
                 yield run_id, refused.reason
                 continue
-            wanted.append((run_id, Log(data, mention.start_us, mention.end_us)))
+            wanted.append((run_id, Log(data, facts.start_us, facts.end_us)))
         for (run_id, _), made in zip(wanted, parse_logs([log for _, log in wanted]), strict=True):
             yield run_id, telemetry_digest(run_id, made) if isinstance(made, pa.Table) else made.reason
 
@@ -162,7 +162,7 @@ def judge(data: Store, topic: str, sent: Sent) -> Found:
     found.expect(covered == sent.messages, f"{covered} offsets are covered, and {sent.messages} messages were sent")
     found.expect(len(origins) == sent.messages, f"{len(origins)} messages have a record, of {sent.messages}")
     found.expect(not state.deferred, f"{len(state.deferred)} runs are still deferred")
-    wanted = ((run_id, path, mention) for run_id, (path, mention) in sent.logs.items())
+    wanted = ((run_id, path, facts) for run_id, (path, facts) in sent.logs.items())
     for run_id, want in direct(wanted):
         mine = records.get(run_id, [])
         got = [record["file"]["digest"] if record["kind"] == "run" else record.get("reason") for record in mine]

@@ -97,11 +97,11 @@ def stream(made: Listed, kafka: str, topic: Callable[..., str], data: Path, pipe
     for line in made.lines:
         try:
             value = json.loads(line)
-            mention = facts_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
+            facts = facts_from_listing(value, "https://zuul.example.org", str(made.folder), "zuul")
         except Exception:  # noqa: BLE001  # the odd ones
             continue
-        if mention.run_id in made.runs and mention.outcome == "success":
-            message, headers = finished_event(mention.replace(event="gate", pipeline=pipeline))
+        if facts.run_id in made.runs and facts.outcome == "success":
+            message, headers = finished_event(facts.replace(event="gate", pipeline=pipeline))
             producer.produce(events, message, headers=headers)
     assert producer.flush(30) == 0
     ours = IngestConfig(

@@ -129,8 +129,8 @@ def test_updaters_in_several_processes_give_one_result(data: DataRoot, raw: RawS
 
 def _real_runs() -> Iterator[tuple[RunFacts, pa.Table]]:
     """Fifty of the corpus, and the golden logs of downsampling."""
-    mentions, tables, _ = corpus(50)
-    yield from zip(mentions, tables, strict=True)
+    facts, tables, _ = corpus(50)
+    yield from zip(facts, tables, strict=True)
     logs = [make(zone) for make in make_logs.LARGE for zone in make_logs.ZONES]
     parsed = parse_logs([Log(golden.data, golden.start_us, golden.end_us) for golden in logs])
     for number, each in enumerate(parsed, 900):

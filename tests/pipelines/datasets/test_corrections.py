@@ -24,7 +24,7 @@ from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.backfill.backfilling import config as backfill_config
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, mentions
+from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
 from transforms.fetch.policy import FetchPolicy
 
 RUNS = 8
@@ -34,8 +34,8 @@ def send(kafka: str, topic: str, said: Sequence[RunFacts]) -> None:
     from confluent_kafka import Producer
 
     producer = Producer({"bootstrap.servers": kafka})
-    for mention in said:
-        value, headers = finished_event(mention)
+    for facts in said:
+        value, headers = finished_event(facts)
         producer.produce(topic, value, headers=headers)
     assert producer.flush(30) == 0
 
@@ -57,15 +57,15 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     data, name = DataRoot.open(tmp_path / "data"), topic(1, "events")
     ours = IngestConfig(data.raw, KafkaOptions(kafka), name, "", fetch=FetchPolicy(file_roots=(str(CORPUS),))
     )  # fmt: skip
-    said = [mention.replace(log_url=path.as_uri()) for mention, path in mentions(RUNS)]
-    failed = [mention if number % 2 else mention.replace(outcome="failure") for number, mention in enumerate(said)]
+    said = [facts.replace(log_url=path.as_uri()) for facts, path in corpus_facts(RUNS)]
+    failed = [facts if number % 2 else facts.replace(outcome="failure") for number, facts in enumerate(said)]
     definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
     create_dataset(data, DatasetDefinition.from_json(definition))
 
     send(kafka, name, failed)
     drive(IngestService(ours), until="end")
     (first,) = update_dataset(data.dataset("status")).sealed
-    assert labels(data, first) == {mention.run_id: 1 - number % 2 for number, mention in enumerate(said)}
+    assert labels(data, first) == {facts.run_id: 1 - number % 2 for number, facts in enumerate(said)}
     before = files(data)
 
     # by an event: the first run passed after all
@@ -98,6 +98,6 @@ def test_a_later_outcome_makes_a_new_version_and_leaves_the_old_one(
     assert update_dataset(data.dataset("status")).sealed == ()
 
 
-def _line(mention: RunFacts) -> Any:
-    native = mention.build_uuid.rpartition(".")[0]
+def _line(facts: RunFacts) -> Any:
+    native = facts.build_uuid.rpartition(".")[0]
     return next(line for line in (CORPUS / "builds.jsonl").read_text().splitlines() if native in line)

@@ -28,7 +28,7 @@ from pipelines.kafka.source import plan
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account, check, config, wait_for
-from tests.pipelines.ingest.scenario import Scenario, Sent, mentions
+from tests.pipelines.ingest.scenario import Scenario, Sent, corpus_facts
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(600)]
 PATIENCE_S = 150.0  # where the machine is busy tenfold, a worker's imports alone take half a minute
@@ -41,17 +41,17 @@ def send_more(scenario: Scenario, count: int = 6) -> None:
     producer = Producer({"bootstrap.servers": scenario.broker, "linger.ms": 5})
     scenario.logs.mkdir(exist_ok=True)
     begin = len(scenario.sent)
-    for number, (mention, source) in list(enumerate(mentions(begin + count)))[begin:]:
+    for number, (facts, source) in list(enumerate(corpus_facts(begin + count)))[begin:]:
         path = scenario.logs / f"{number}.csv.gz"
         shutil.copyfile(source, path)
-        value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id=f"e{number}")
+        value, headers = finished_event(facts.replace(log_url=path.as_uri()), event_id=f"e{number}")
 
-        def done(error: object, message: object, run: str = mention.run_id) -> None:
+        def done(error: object, message: object, run: str = facts.run_id) -> None:
             assert error is None
             scenario.sent.append(Sent(message.partition(), message.offset(), (run,), ("run", "")))
 
         producer.produce(scenario.topic, value, headers=headers, partition=number % 2, on_delivery=done)
-        scenario.runs.add(mention.run_id)
+        scenario.runs.add(facts.run_id)
     assert producer.flush(30) == 0
 
 

@@ -20,7 +20,7 @@ from pipelines.ingest.config import IngestConfig
 from pipelines.kafka.client import KafkaOptions, Reader, is_mock, list_topic
 from pipelines.kafka.publish import VERSION
 from services.service import Progress
-from tests.pipelines.ingest.scenario import Scenario, mentions
+from tests.pipelines.ingest.scenario import Scenario, corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.raw.reader import verify_run
 
@@ -122,9 +122,9 @@ def wait_for(done: Callable[[], bool], most_s: float = 60.0) -> None:
 
 
 def settled(offset: int, run: int = 0) -> Outcome:
-    mention, _ = mentions(run + 1)[run]
+    facts, _ = corpus_facts(run + 1)[run]
     file = RawFile(f"runs/{run}", f"digest-{run}", 1, 1)
-    return Outcome("run", Origin("t", 0, offset), f"e{offset}", mention, file=file, detail="é \0")
+    return Outcome("run", Origin("t", 0, offset), f"e{offset}", facts, file=file, detail="é \0")
 
 
 def one_batch(offset: int, run: int = 0) -> Batch:

@@ -50,20 +50,20 @@ class Scenario:
             path.write_bytes(data)
 
 
-def mentions(count: int) -> list[tuple[RunFacts, Path]]:
+def corpus_facts(count: int) -> list[tuple[RunFacts, Path]]:
     """Runs of the sample corpus, taken again under other ids where there are not enough."""
     lines = [json.loads(line) for line in (CORPUS / "builds.jsonl").read_text().splitlines()[:: 960 // 120]]
     found = []
     for number in range(count):
         build = lines[number % len(lines)]
         native = f"{build['build_uuid']}.{number // len(lines)}"
-        mention = RunFacts(
+        facts = RunFacts(
             run_id=RunId("zuul", native).encode(), build_uuid=native, build_name=build["build_name"],
             outcome="success", result="SUCCESS", source="zuul", pipeline="gate", project="p", branch="main",
             change=str(number), provider=build["node_provider"],
             start_us=_us(build["start_time"]), end_us=_us(build["end_time"]),
         )  # fmt: skip
-        found.append((mention, CORPUS / build["log_path"]))
+        found.append((facts, CORPUS / build["log_path"]))
     return found
 
 
@@ -91,41 +91,41 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
         producer.produce(topic, value, key.encode(), headers=headers, partition=partition, on_delivery=done)
         producer.poll(0)
 
-    def say(mention: RunFacts, event: str, kind: str, reason: str = "", event_type: str = "") -> None:
+    def say(facts: RunFacts, event: str, kind: str, reason: str = "", event_type: str = "") -> None:
         if event_type:
-            value, headers = run_event(event_type, mention, event_id=event)
+            value, headers = run_event(event_type, facts, event_id=event)
         else:
             value, headers = finished_event(
-                mention, event_id=event, mode=("structured", "binary", "bare")[len(event) % 3]
+                facts, event_id=event, mode=("structured", "binary", "bare")[len(event) % 3]
             )
-        emit(value, headers, mention.run_id, (mention.run_id,), kind, reason)
+        emit(value, headers, facts.run_id, (facts.run_id,), kind, reason)
 
-    def ok(mention: RunFacts) -> RunFacts:
-        scenario.runs.add(mention.run_id)
-        say(mention, f"e-{mention.run_id}", "run")
-        return mention
+    def ok(facts: RunFacts) -> RunFacts:
+        scenario.runs.add(facts.run_id)
+        say(facts, f"e-{facts.run_id}", "run")
+        return facts
 
-    def untrusted(mention: RunFacts, path: Path) -> None:
-        scenario.untrusted.add(mention.run_id)
-        ok(mention.replace(pipeline="check"))
+    def untrusted(facts: RunFacts, path: Path) -> None:
+        scenario.untrusted.add(facts.run_id)
+        ok(facts.replace(pipeline="check"))
 
-    def other_log(mention: RunFacts, path: Path) -> None:
-        ok(mention)
+    def other_log(facts: RunFacts, path: Path) -> None:
+        ok(facts)
         text = gzip.decompress(path.read_bytes()).rstrip(b"\n")
         other = path.with_name(f"{path.name}.other")
         other.write_bytes(text[: text.rindex(b"\n") + 1])
-        say(mention.replace(log_url=other.as_uri()), "other", "repeat", "other_log")
+        say(facts.replace(log_url=other.as_uri()), "other", "repeat", "other_log")
 
-    def missing(mention: RunFacts, path: Path, kind: str) -> None:
+    def missing(facts: RunFacts, path: Path, kind: str) -> None:
         if kind == "run":
             scenario.late[path] = path.read_bytes()
-            scenario.runs.add(mention.run_id)
+            scenario.runs.add(facts.run_id)
         path.unlink()
-        say(mention, "e-missing", kind, "" if kind == "run" else "log_not_found")
+        say(facts, "e-missing", kind, "" if kind == "run" else "log_not_found")
 
-    def cut(mention: RunFacts, path: Path) -> None:
+    def cut(facts: RunFacts, path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-20])
-        say(mention, "e-cut", "dead_letter", "corrupt_gzip")
+        say(facts, "e-cut", "dead_letter", "corrupt_gzip")
 
     tricks: list[Callable[[RunFacts, Path], None]] = [
         lambda m, p: emit(b"{not json", [], m.run_id, ("",), "dead_letter", "broken_json"),
@@ -145,13 +145,13 @@ def send(broker: str, topic: str, partitions: int, folder: Path, runs: int = 60,
         cut,
         lambda m, p: emit(None, [], m.run_id, ("",), "dead_letter", "tombstone"),
     ]
-    for number, (mention, source) in enumerate(mentions(first + runs)[first:], first):
+    for number, (facts, source) in enumerate(corpus_facts(first + runs)[first:], first):
         path = folder / f"{number}.csv.gz"
         shutil.copyfile(source, path)
-        mention = mention.replace(log_url=path.as_uri())
+        facts = facts.replace(log_url=path.as_uri())
         if number % 4 == 1:
-            tricks[number // 4 % len(tricks)](mention, path)
+            tricks[number // 4 % len(tricks)](facts, path)
         else:
-            ok(mention)
+            ok(facts)
     assert producer.flush(60) == 0
     return scenario

@@ -30,7 +30,7 @@ from tests.pipelines.ingest.ingesting import (
     one_batch,
     settled,
 )
-from tests.pipelines.ingest.scenario import Scenario, mentions, send
+from tests.pipelines.ingest.scenario import Scenario, corpus_facts, send
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def test_a_sealed_batch_comes_out_as_it_went_in() -> None:
 
 
 def test_only_what_is_settled_is_sealed() -> None:
-    mention, _ = mentions(1)[0]
+    facts, _ = corpus_facts(1)[0]
     for batch in (
         Batch(OffsetRange("t", "", 0, 0, 1), messages=[Message(0, b"")]),
-        Batch(None, pending_runs=[PendingRun(Origin("t", 0, 0), "e", mention)]),
+        Batch(None, pending_runs=[PendingRun(Origin("t", 0, 0), "e", facts)]),
     ):
         with pytest.raises(IntegrityError):
             seal(batch)

@@ -12,14 +12,14 @@ from ciml.events.records import Batch, OffsetRange, Origin, Outcome, PendingRun,
 from ciml.raw.accounting import RawState, reconcile
 from pipelines.ingest.pipeline import settle_known
 from tests.pipelines.ingest.ingesting import MakeTopic, account, config
-from tests.pipelines.ingest.scenario import mentions
+from tests.pipelines.ingest.scenario import corpus_facts
 
 TRUST = Trust(True, "gate", "p")
 
 
 def pending(offset: int, event: int, run: int) -> PendingRun:
     return PendingRun(
-        Origin("t", 0, offset), f"source e{event}" if event else "", mentions(run + 1)[run][0], trust=TRUST
+        Origin("t", 0, offset), f"source e{event}" if event else "", corpus_facts(run + 1)[run][0], trust=TRUST
     )
 
 
@@ -96,10 +96,10 @@ def test_a_log_is_fetched_once_however_often_its_event_comes(kafka: str, topic: 
 
     name, logs = topic(1, "events"), tmp_path / "logs"
     logs.mkdir()
-    mention, source = mentions(1)[0]
+    facts, source = corpus_facts(1)[0]
     path = logs / "0.csv.gz"
     shutil.copyfile(source, path)
-    value, headers = finished_event(mention.replace(log_url=path.as_uri()), event_id="once")
+    value, headers = finished_event(facts.replace(log_url=path.as_uri()), event_id="once")
     ours = config(Scenario(kafka, name, logs), tmp_path / "data", "")
     producer = Producer({"bootstrap.servers": kafka})
     for _ in range(2):

@@ -38,7 +38,7 @@ from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, mentions
+from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.beam import Decode, Judge, TakeLogs
 from transforms.ingest.decode import decode
@@ -70,7 +70,7 @@ def _poison_decode(patch: Patch) -> None:
 
 
 def _poison_trust(patch: Patch) -> None:
-    _failing(patch, transforms.ingest.trust, "evaluate", lambda policy, mention: "poison-trust" in mention.run_id)
+    _failing(patch, transforms.ingest.trust, "evaluate", lambda policy, facts: "poison-trust" in facts.run_id)
 
 
 def _poison_fetch(patch: Patch) -> None:
@@ -84,7 +84,7 @@ def _poison_parse(patch: Patch) -> None:  # of all logs of the batch with the sa
 
 
 def _poison_store(patch: Patch) -> None:
-    _failing(patch, transforms.raw.write, "run_path", lambda mention, *_: "poison-store" in mention.run_id)
+    _failing(patch, transforms.raw.write, "run_path", lambda facts, *_: "poison-store" in facts.run_id)
 
 
 STAGES: dict[str, Callable[[Patch], None]] = {
@@ -97,7 +97,7 @@ def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[RunFac
     """Runs with logs in a folder: good ones, and between them one for each stage, poisoned for it."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for number, (mention, log) in enumerate(mentions(good + len(poisoned))):
+    for number, (facts, log) in enumerate(corpus_facts(good + len(poisoned))):
         stage = poisoned[number - 2] if 2 <= number < 2 + len(poisoned) else ""
         name = f"poison-{stage}" if stage else str(number)
         path, data = folder / f"{name}.csv.gz", log.read_bytes()
@@ -105,24 +105,24 @@ def runs(folder: Path, good: int, poisoned: tuple[str, ...] = ()) -> list[RunFac
             data = gzip.compress(gzip.decompress(data).rstrip(b"\n") + b"\npoison-parse\n")
         path.write_bytes(data)
         if stage:
-            mention = mention.replace(run_id=f"zuul~{name}~1", build_uuid=name)
-        found.append(mention.replace(log_url=path.as_uri()))
+            facts = facts.replace(run_id=f"zuul~{name}~1", build_uuid=name)
+        found.append(facts.replace(log_url=path.as_uri()))
     return found
 
 
 def messages(found: list[RunFacts]) -> list[Message]:
     made = []
-    for offset, mention in enumerate(found):
-        value, headers = finished_event(mention, event_id=f"e-{mention.run_id}")
-        made.append(Message(offset, value, tuple(headers), mention.run_id.encode()))
+    for offset, facts in enumerate(found):
+        value, headers = finished_event(facts, event_id=f"e-{facts.run_id}")
+        made.append(Message(offset, value, tuple(headers), facts.run_id.encode()))
     return made
 
 
-def direct(mention: RunFacts) -> str:
+def direct(facts: RunFacts) -> str:
     """The digest of a run by one call on its log alone."""
-    path = Path(mention.log_url.removeprefix("file://"))
-    (table,) = parse_logs([Log(path.read_bytes(), mention.start_us, mention.end_us)])
-    return telemetry_digest(mention.run_id, table)
+    path = Path(facts.log_url.removeprefix("file://"))
+    (table,) = parse_logs([Log(path.read_bytes(), facts.start_us, facts.end_us)])
+    return telemetry_digest(facts.run_id, table)
 
 
 def check_letter(letter: Outcome, stage: str) -> None:

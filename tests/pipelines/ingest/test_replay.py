@@ -33,7 +33,7 @@ from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import Projection, Projections, render_dead_letters, render_runs
 from tests.pipelines.backfill.backfilling import listed
 from tests.pipelines.ingest.ingesting import MakeTopic, account, announced, need_real, raw_rows
-from tests.pipelines.ingest.scenario import mentions
+from tests.pipelines.ingest.scenario import corpus_facts
 from transforms.fetch.policy import FetchPolicy
 from transforms.ingest.decode import decode
 from transforms.ingest.run_stages import settle
@@ -53,15 +53,15 @@ class Place:
         self.logs.mkdir(exist_ok=True)
         self.end = 0
 
-    def mention(self, number: int, log: bool = True, **changes: Any) -> RunFacts:
-        mention, source = mentions(number + 1)[number]
+    def facts(self, number: int, log: bool = True, **changes: Any) -> RunFacts:
+        facts, source = corpus_facts(number + 1)[number]
         target = self.logs / f"{number}.gz"
         if log:
             shutil.copy(source, target)
-        return mention.replace(log_url=target.as_uri(), **changes)
+        return facts.replace(log_url=target.as_uri(), **changes)
 
     def log_arrives(self, number: int) -> None:
-        shutil.copy(mentions(number + 1)[number][1], self.logs / f"{number}.gz")
+        shutil.copy(corpus_facts(number + 1)[number][1], self.logs / f"{number}.gz")
 
     def take(self, *said: tuple[bytes | None, Any], fetch: FetchPolicy | None = None, **how: Any) -> None:
         found = [Message(self.end + at, value, tuple(headers)) for at, (value, headers) in enumerate(said)]
@@ -102,17 +102,17 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(events.PHASES, LATER, "finished")
 
 
-def of_a_later_type(*mentions: RunFacts, **how: Any) -> tuple[bytes, Any]:
-    value, headers = finished_event(*mentions, **how)
+def of_a_later_type(*facts: RunFacts, **how: Any) -> tuple[bytes, Any]:
+    value, headers = finished_event(*facts, **how)
     return value.replace(events.FINISHED.encode(), LATER.encode()), headers
 
 
 def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = [place.mention(0), place.mention(1, log=False), place.mention(2, outcome="cancellation", result="ABORTED")]
+    told = [place.facts(0), place.facts(1, log=False), place.facts(2, outcome="cancellation", result="ABORTED")]
     said = of_a_later_type(*told, event_id="x")
-    place.take(said, said, finished_event(place.mention(3)))
+    place.take(said, said, finished_event(place.facts(3)))
     assert place.counts == {("dead_letter", "unknown_type"): 2, ("run", ""): 1}
     again = replay(place.config())
     assert (again.tried, again.closed, again.still) == (2, 0, {"unknown_type": 2})
@@ -144,7 +144,7 @@ def committer_log(raw: Store) -> Any:
 
 
 def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
-    place.take(finished_event(place.mention(0)), fetch=FetchPolicy())
+    place.take(finished_event(place.facts(0)), fetch=FetchPolicy())
     assert place.counts == {("dead_letter", "address_not_allowed"): 1}
     still = replay(place.config(fetch=FetchPolicy()))
     assert still.still == {"address_not_allowed": 1}
@@ -156,11 +156,11 @@ def test_what_is_allowed_today_is_fetched_today(place: Place) -> None:
 
 
 def test_a_log_that_is_mended_is_parsed(place: Place) -> None:
-    mention = place.mention(0)
+    facts = place.facts(0)
     log = place.logs / "0.gz"
     whole = log.read_bytes()
     log.write_bytes(whole[:-9])
-    place.take(finished_event(mention))
+    place.take(finished_event(facts))
     assert place.counts == {("dead_letter", "corrupt_gzip"): 1}
     log.write_bytes(whole)
     assert replay(place.config()).closed == 1
@@ -171,8 +171,8 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
     from ciml.raw.accounting import retry
     from transforms.fetch.fetch import fetch
 
-    mention, policy = place.mention(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
-    value, headers = finished_event(mention)
+    facts, policy = place.facts(0, log=False), FetchPolicy(file_roots=(str(place.logs),), delays_s=(0.0,))
+    value, headers = finished_event(facts)
     batch = decode(Batch(OffsetRange(TOPIC, "T", 0, 0, 1), [Message(0, value, tuple(headers))]))
     ours = committer(place.data.raw)
     ours.commit([fetch(batch, policy, 1)])
@@ -187,7 +187,7 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
 
 
 def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
-    gone = place.mention(0, log=False)
+    gone = place.facts(0, log=False)
     broken = finished_event(gone, event_id="c")
     place.take(
         finished_event(gone, event_id="a"),
@@ -195,7 +195,7 @@ def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
         (broken[0].replace(b'"success"', b'"so so"'), broken[1]),
     )
     place.log_arrives(0)
-    other = gone.replace(log_url=place.mention(1).log_url)
+    other = gone.replace(log_url=place.facts(1).log_url)
     place.take(finished_event(other, event_id="d"))
     assert place.counts == {("dead_letter", "log_not_found"): 2, ("dead_letter", "bad_field"): 1, ("run", ""): 1}
     found = replay(place.config())
@@ -205,15 +205,15 @@ def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
 
 def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     source = "https://zuul.example.org"
-    gone = place.mention(0, log=False, source=source)
-    place.take(finished_event(gone), of_a_later_type(place.mention(1, source=source)), names={source: "ci"})
+    gone = place.facts(0, log=False, source=source)
+    place.take(finished_event(gone), of_a_later_type(place.facts(1, source=source)), names={source: "ci"})
     place.log_arrives(0)
     understood(monkeypatch)
     replay(place.config(names=((source, "ci"),)))
     assert sorted(raw_rows(account(place.data.raw)[1])) == sorted(
-        f"ci~{mentions(2)[n][0].build_uuid}~1" for n in (0, 1)
+        f"ci~{corpus_facts(2)[n][0].build_uuid}~1" for n in (0, 1)
     )
-    gone = place.mention(2, log=False, source=source)
+    gone = place.facts(2, log=False, source=source)
     place.take(finished_event(gone), names={source: "ci"})
     place.log_arrives(2)
     assert replay(place.config()).closed == 1  # although it is not said: the letter knows its run
@@ -222,7 +222,7 @@ def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypa
 
 def test_what_cannot_be_tried_says_why(place: Place) -> None:
     large = (b"x" * (MAX_MESSAGE_BYTES + 1), [])
-    signed = place.mention(0)
+    signed = place.facts(0)
     secret = signed.replace(log_url="http://127.0.0.1:1/a?X-Amz-Signature=s3cr3t")
     place.take(large, finished_event(secret), (None, []), (b"{", []))
     assert place.counts == {
@@ -238,7 +238,7 @@ def test_what_cannot_be_tried_says_why(place: Place) -> None:
 
 def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
     labels = {f"label-{number}": "x" * 1000 for number in range(40)}
-    gone = place.mention(0, log=False, labels=labels)
+    gone = place.facts(0, log=False, labels=labels)
     place.take(finished_event(gone))
     (letter,) = [record for delta in account(place.data.raw)[1] for record in delta["dead_letters"]]
     assert "object" in letter["payload"]
@@ -249,8 +249,8 @@ def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
 
 
 def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = [place.mention(number, log=False) for number in range(8)]
-    place.take(*(finished_event(each) for each in told), (b"{", []), of_a_later_type(place.mention(9)))
+    told = [place.facts(number, log=False) for number in range(8)]
+    place.take(*(finished_event(each) for each in told), (b"{", []), of_a_later_type(place.facts(9)))
     raw = place.data.raw
 
     def offsets(**choice: Any) -> list[int]:
@@ -276,7 +276,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_it_ends_when_it_is_told_to(place: Place) -> None:
-    place.take(*(finished_event(place.mention(number, log=False)) for number in range(9)))
+    place.take(*(finished_event(place.facts(number, log=False)) for number in range(9)))
     for number in range(9):
         place.log_arrives(number)
     stop = threading.Event()
@@ -286,7 +286,7 @@ def test_it_ends_when_it_is_told_to(place: Place) -> None:
 
 
 def test_two_at_once_close_each_letter_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.take(*(of_a_later_type(place.mention(n), place.mention(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
+    place.take(*(of_a_later_type(place.facts(n), place.facts(n + 1), event_id=f"{n}") for n in range(0, 24, 2)))
     understood(monkeypatch)
     monkeypatch.setattr("pipelines.ingest.replay.committer", lambda raw: Committer(raw))  # as in processes of their own
     with ThreadPoolExecutor(3) as pool:
@@ -299,7 +299,7 @@ def test_two_at_once_close_each_letter_once(place: Place, monkeypatch: pytest.Mo
 @pytest.mark.timeout(120)
 def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place: Place) -> None:
     number = 60
-    place.take(*(finished_event(place.mention(n, log=False), event_id=f"{n}") for n in range(number)))
+    place.take(*(finished_event(place.facts(n, log=False), event_id=f"{n}") for n in range(number)))
     for each in range(number):
         place.log_arrives(each)
     where = json.dumps([place.data.url, str(place.logs)])
@@ -360,10 +360,10 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     need_real(kafka)
     secret = "http://user:s3cr3t@127.0.0.1/x?token=s3cr3t"
     place.take(
-        finished_event(place.mention(0, log=False)),
-        finished_event(place.mention(1).replace(log_url=secret)),
+        finished_event(place.facts(0, log=False)),
+        finished_event(place.facts(1).replace(log_url=secret)),
         (b'{"specversion":"1.0","id":"1","type":"x","source":"' + secret.encode() + b'"}', []),
-        finished_event(place.mention(2)),
+        finished_event(place.facts(2)),
     )
     names = topic(1, "dead-letters"), topic(1, "runs")
     log, options = committer_log(place.data.raw), KafkaOptions(kafka)
@@ -377,15 +377,15 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     both.close()
     letters = announced(kafka, names[0])
     told = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in letters]
-    run = mentions(1)[0][0].run_id
+    run = corpus_facts(1)[0][0].run_id
     assert [(key, value["state"]) for key, value in told] == [
         ([TOPIC, 0, 0, run], "open"),
-        ([TOPIC, 0, 1, mentions(2)[1][0].run_id], "open"),
+        ([TOPIC, 0, 1, corpus_facts(2)[1][0].run_id], "open"),
         ([TOPIC, 0, 2, ""], "open"),
         ([TOPIC, 0, 0, run], "closed"),
     ]
     assert told[0][1]["reason"] == "log_not_found"
-    assert told[0][1]["build_name"] == mentions(1)[0][0].build_name
+    assert told[0][1]["build_name"] == corpus_facts(1)[0][0].build_name
     assert told[3][1] == {"state": "closed", "origin": [TOPIC, 0, 0], "run_id": run, "raw_version": 2}
     everything = b"".join(message.value or b"" for message in letters)
     assert b"s3cr3t" not in everything
@@ -395,6 +395,6 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
 
 def test_no_letter_is_no_work(place: Place) -> None:
     assert replay(place.config()) == Replayed(complete=True)
-    place.take(run_event(events.STARTED, place.mention(0, phase="started")))
+    place.take(run_event(events.STARTED, place.facts(0, phase="started")))
     assert replay(place.config()) == Replayed(complete=True)
     assert list(all_dead_letters(committer_log(place.data.raw), Choice())) == []

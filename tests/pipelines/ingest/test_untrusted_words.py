@@ -19,7 +19,7 @@ from pipelines.kafka.client import KafkaOptions
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import MakeTopic, account
-from tests.pipelines.ingest.scenario import CORPUS, mentions
+from tests.pipelines.ingest.scenario import CORPUS, corpus_facts
 from tests.pipelines.raw_store.scenes import RawStore
 from tests.transforms.samples import make_facts, table
 from training.data.snapshot import make_snapshot
@@ -62,7 +62,7 @@ def gated(count: int) -> list[RunFacts]:
     outcomes: Sequence[Any] = ["failure", "success"]
     return [
         each.replace(log_url=path.as_uri(), pipeline="gate", outcome=outcomes[number % 2], result="")
-        for number, (each, path) in enumerate(mentions(count))
+        for number, (each, path) in enumerate(corpus_facts(count))
     ]
 
 

@@ -17,8 +17,8 @@ def send_starts(broker: str, topic: str, partition: int, count: int, first: int 
     producer = Producer({"bootstrap.servers": broker, "batch.num.messages": together})
     for number in range(first, first + count):
         native = f"{partition}.{number}"
-        mention = RunFacts(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
-        value, headers = run_event(STARTED, mention)
+        facts = RunFacts(RunId("zuul", native).encode(), native, "job", "started", source="zuul")
+        value, headers = run_event(STARTED, facts)
         producer.produce(topic, value, headers=headers, partition=partition)
     assert producer.flush(30) == 0
 

@@ -23,7 +23,7 @@ from pipelines.kafka.source import FOREVER, OffsetTracker, PartitionRead, ReadOp
 from services.driver import drive
 from services.ingest import IngestService
 from tests.pipelines.ingest.ingesting import account
-from tests.pipelines.ingest.scenario import mentions
+from tests.pipelines.ingest.scenario import corpus_facts
 from tests.raw_producer import RawProducer
 from transforms.fetch.policy import FetchPolicy
 
@@ -43,7 +43,7 @@ def read(broker: str, topic: str, count: int) -> list[Message]:
 
 
 def ingest(broker: str, topic: str, runs_topic: str, data: Path) -> list[Delta]:
-    logs = str(mentions(1)[0][1].parents[2])
+    logs = str(corpus_facts(1)[0][1].parents[2])
     fetch = FetchPolicy(file_roots=(logs,), delays_s=())
     ours = IngestConfig(DataRoot.open(data).raw, KafkaOptions(broker), topic, runs_topic, fetch=fetch)
     drive(IngestService(ours), until="end")
@@ -51,8 +51,8 @@ def ingest(broker: str, topic: str, runs_topic: str, data: Path) -> list[Delta]:
 
 
 def good(number: int) -> tuple[bytes, list[tuple[str | bytes, bytes | None]]]:
-    mention, log = mentions(number + 1)[number]
-    value, headers = finished_event(mention.replace(log_url=log.as_uri()))
+    facts, log = corpus_facts(number + 1)[number]
+    value, headers = finished_event(facts.replace(log_url=log.as_uri()))
     return value, list(headers)
 
 

@@ -14,7 +14,7 @@ from pipelines.ingest.committer import Committer
 from pipelines.kafka.client import KafkaOptions
 from pipelines.kafka.publish import LOG, VERSION, Projection, render_runs
 from tests.pipelines.ingest.ingesting import MakeTopic, announced, need_real, one_batch
-from tests.pipelines.ingest.scenario import mentions
+from tests.pipelines.ingest.scenario import corpus_facts
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def test_what_a_dead_process_did_not_announce_the_next_does(kafka: str, topic: M
     name, kafka_options = topic(1, "runs"), KafkaOptions(kafka)
     first = Projection(committed.log, name, render_runs, kafka_options)
     assert first.announce() == 3
-    expected = [(mention.run_id, str(at)) for at, (mention, _) in enumerate(mentions(3)[:2], 1)]
+    expected = [(facts.run_id, str(at)) for at, (facts, _) in enumerate(corpus_facts(3)[:2], 1)]
     assert runs_told(kafka, name) == expected
     assert first.announce() == 3
     committed.commit([one_batch(9, 2)])  # and the process dies before it announces
     second = Projection(committed.log, name, render_runs, kafka_options)
     assert second.announce() == 4
-    assert runs_told(kafka, name) == [*expected, (mentions(3)[2][0].run_id, "4")]
+    assert runs_told(kafka, name) == [*expected, (corpus_facts(3)[2][0].run_id, "4")]
     assert second.exactly_once
 
 
