@@ -32,8 +32,8 @@ def test_events() -> None:
     assert facts.run_id == "zuul~5e70d239-95b5-466e-9798-41053314c81b~1"
     assert (facts.outcome, facts.result) == ("timeout", "TIMED_OUT")
     assert facts.labels == {"node": "n7", "nodes": "2", "voting": "true"}
-    told = words("formats/events.md")
-    assert set(json.loads(text)["data"]) | REASONS | set(IGNORED) | set(NEVER_RAN.values()) | set(PHASES) <= told
+    documented = words("formats/events.md")
+    assert set(json.loads(text)["data"]) | REASONS | set(IGNORED) | set(NEVER_RAN.values()) | set(PHASES) <= documented
     table = dict(
         re.findall(r"^\| `([a-z]+)` \| ([A-Z_,; ]+) \|$", (DOCS / "formats/events.md").read_text(), re.MULTILINE)
     )
@@ -45,8 +45,8 @@ def test_trust() -> None:
     policy = TrustPolicy.parse(code("trust.md", "toml"))
     good = RunFacts("zuul~a~1", "a", source="zuul", pipeline="gate", branch="stable/1")
     assert evaluate(policy, good).rule == "gated"
-    told = words("trust.md")
-    assert {*FACTS, NO_RULE, *(rule.name for rule in TrustPolicy.load().rules)} <= told
+    documented = words("trust.md")
+    assert {*FACTS, NO_RULE, *(rule.name for rule in TrustPolicy.load().rules)} <= documented
     assert TrustPolicy.load().digest.startswith("62b0")
 
 

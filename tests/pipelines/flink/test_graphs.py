@@ -158,8 +158,8 @@ def test_the_command_prints_each_form(tmp_path: Any) -> None:
     assert text.splitlines()[0] == "backfill: bounded, 4 stages, only Python workers"
     assert text.splitlines()[-1].split() == ["4", "ParDo", "Settle", "<-", "3"]
     assert CliRunner().invoke(command, ["backfill", "--format", "dot"]).output.startswith("digraph G {")
-    told = json.loads(CliRunner().invoke(command, ["backfill", "--format", "json"]).output)
-    assert "Settle" in {one["uniqueName"] for one in told["components"]["transforms"].values() if "uniqueName" in one}
+    graph = json.loads(CliRunner().invoke(command, ["backfill", "--format", "json"]).output)
+    assert "Settle" in {one["uniqueName"] for one in graph["components"]["transforms"].values() if "uniqueName" in one}
     out = tmp_path / "graph.pb"
     assert CliRunner().invoke(command, ["backfill", "--format", "proto", "--output", str(out)]).exit_code == 0
     assert foreign(beam_runner_api_pb2.Pipeline.FromString(out.read_bytes())) == []

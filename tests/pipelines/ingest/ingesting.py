@@ -83,15 +83,15 @@ def check(scenario: Scenario, raw: Store, runs_topic: str) -> dict[str, RawFile]
     } == scenario.untrusted
     assert [fault for run_id, file in rows.items() if (fault := verify_run(raw, run_id, file))] == []
     messages = announced(scenario.broker, runs_topic)
-    told = [json.loads(message.value or b"") for message in messages]
-    assert Counter(each["run_id"] for each in told) == Counter(rows.keys())
-    assert {each["run_id"]: (each["path"], each["digest"]) for each in told} == {
+    values = [json.loads(message.value or b"") for message in messages]
+    assert Counter(each["run_id"] for each in values) == Counter(rows.keys())
+    assert {each["run_id"]: (each["path"], each["digest"]) for each in values} == {
         run_id: (file.path, file.digest) for run_id, file in rows.items()
     }
     versions = [int(dict(message.headers)[VERSION] or 0) for message in messages]
-    assert versions == [each["raw_version"] for each in told]
+    assert versions == [each["raw_version"] for each in values]
     assert versions == sorted(versions) or is_mock(KafkaOptions(scenario.broker))  # which has four partitions
-    assert [message.key for message in messages] == [each["run_id"].encode() for each in told]
+    assert [message.key for message in messages] == [each["run_id"].encode() for each in values]
     return rows
 
 

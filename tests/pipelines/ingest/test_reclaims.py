@@ -38,14 +38,14 @@ def claim(number: int, **facts: Any) -> tuple[RunFacts, pa.Table]:
 
 
 def reclaim(number: int, outcome: str = "failure", **facts: Any) -> tuple[RunFacts, pa.Table]:
-    told = make_facts(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
-    return told, telemetry(number)
+    run = make_facts(number, outcome=outcome, result=outcome.upper(), pipeline="gate", **facts)
+    return run, telemetry(number)
 
 
 def direct(data: DataRoot, rows: list[tuple[RunFacts, pa.Table]], name: str = "cpu") -> pa.Table:
     resolved = data.dataset(name).state().resolved
     assert resolved is not None
-    table = make_examples([told for told, _ in rows], [each for _, each in rows], resolved).table
+    table = make_examples([facts for facts, _ in rows], [each for _, each in rows], resolved).table
     return _facts(table)
 
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_of_another_job_leaves_the_data_set_and_comes_to_that_jobs
 class Known:
     """A run as it has to be."""
 
-    told: RunFacts
+    facts: RunFacts
     table: pa.Table
     trusted: bool
 
@@ -148,21 +148,21 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
     for count, trusted, fixes, reclaims, update in deltas:
         fresh = [(claim, reclaim)[trusted](len(known) + 1 + at) for at in range(count)]
         taken = [number for number in reclaims if number in known and not known[number].trusted]
-        known |= {int(told.build_uuid): Known(told, each, trusted) for told, each in fresh}
+        known |= {int(facts.build_uuid): Known(facts, each, trusted) for facts, each in fresh}
         raw.add(fresh, trust=TRUSTED if trusted else UNTRUSTED, reclaims=[reclaim(number) for number in taken])
         known |= {number: Known(*reclaim(number), True) for number in taken}
         for number, outcome, said in fixes:
             if number in known:
                 raw.add(corrections=[make_facts(number, outcome=outcome)], trust=TRUSTED if said else UNTRUSTED)
                 if said or not known[number].trusted:
-                    known[number].told = known[number].told.replace(outcome=outcome, result="")
+                    known[number].facts = known[number].facts.replace(outcome=outcome, result="")
         if update:
             update_dataset(data.dataset("cpu"))
     if not known:
         return
     update_dataset(data.dataset("cpu"), seal=True)
     update_dataset(data.dataset("cpu"))  # sealing takes in changes of what it seals; those of other spans follow
-    rows = [(each.told, each.table) for each in known.values()]
+    rows = [(each.facts, each.table) for each in known.values()]
     assert stored(data).equals(direct(data, rows))
     assert verify_dataset(data.dataset("cpu")) == []
     version = sum(1 for _ in raw.log.since(0))
@@ -178,16 +178,16 @@ def test_whenever_updates_happen_the_examples_are_those_of_the_last_rows_and_tru
 def test_a_reclaimed_run_is_announced_and_predicted_again(raw: RawStore) -> None:
     raw.add([claim(1)], trust=UNTRUSTED)
     raw.add(runs(2, 2), reclaims=[reclaim(1)])
-    told = [
+    announced = [
         read_announcement(Message(0, value, (), key))
         for _, delta in raw.log.since(0)
         for key, value, _ in render_runs(delta)
     ]
-    assert [each.run_id.split("~")[1] for each in told] == ["1", "2", "1"]
-    assert [each.reclaim[:16] for each in told] == ["", "", told[2].path.split(".")[-2]]
-    ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in told]
+    assert [each.run_id.split("~")[1] for each in announced] == ["1", "2", "1"]
+    assert [each.reclaim[:16] for each in announced] == ["", "", announced[2].path.split(".")[-2]]
+    ids = [prediction_id(each.run_id, "m", 1, each.reclaim) for each in announced]
     assert len(set(ids)) == 3
-    assert ids[0] == prediction_id(told[0].run_id, "m", 1)
+    assert ids[0] == prediction_id(announced[0].run_id, "m", 1)
 
 
 def test_a_raw_store_with_reclaims_verifies_and_lists_the_row_that_counts(data: DataRoot, raw: RawStore) -> None:

@@ -110,8 +110,8 @@ def of_a_later_type(*facts: RunFacts, **how: Any) -> tuple[bytes, Any]:
 def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = [place.facts(0), place.facts(1, log=False), place.facts(2, outcome="cancellation", result="ABORTED")]
-    said = of_a_later_type(*told, event_id="x")
+    runs = [place.facts(0), place.facts(1, log=False), place.facts(2, outcome="cancellation", result="ABORTED")]
+    said = of_a_later_type(*runs, event_id="x")
     place.take(said, said, finished_event(place.facts(3)))
     assert place.counts == {("dead_letter", "unknown_type"): 2, ("run", ""): 1}
     again = replay(place.config())
@@ -249,8 +249,8 @@ def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
 
 
 def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = [place.facts(number, log=False) for number in range(8)]
-    place.take(*(finished_event(each) for each in told), (b"{", []), of_a_later_type(place.facts(9)))
+    runs = [place.facts(number, log=False) for number in range(8)]
+    place.take(*(finished_event(each) for each in runs), (b"{", []), of_a_later_type(place.facts(9)))
     raw = place.data.raw
 
     def offsets(**choice: Any) -> list[int]:
@@ -260,8 +260,8 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     assert offsets(reasons=("log_*",)) == list(range(8))
     assert offsets(reasons=("broken_json", "unknown_*")) == [8, 9]
     assert offsets(runs=("",)) == [8, 9]
-    assert offsets(runs=(f"*{told[3].build_uuid}*",)) == [3]
-    assert offsets(jobs=(told[0].build_name,)) == [n for n in range(8) if told[n].build_name == told[0].build_name]
+    assert offsets(runs=(f"*{runs[3].build_uuid}*",)) == [3]
+    assert offsets(jobs=(runs[0].build_name,)) == [n for n in range(8) if runs[n].build_name == runs[0].build_name]
     assert offsets(topics=("listing:*",)) == []
     (when,) = {letter.time_us for letter in chosen(raw, Choice())}
     assert (offsets(since_us=when), offsets(since_us=when + 1)) == (list(range(10)), [])
@@ -376,17 +376,17 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     assert both.announce() == 2
     both.close()
     letters = announced(kafka, names[0])
-    told = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in letters]
+    messages = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in letters]
     run = corpus_facts(1)[0][0].run_id
-    assert [(key, value["state"]) for key, value in told] == [
+    assert [(key, value["state"]) for key, value in messages] == [
         ([TOPIC, 0, 0, run], "open"),
         ([TOPIC, 0, 1, corpus_facts(2)[1][0].run_id], "open"),
         ([TOPIC, 0, 2, ""], "open"),
         ([TOPIC, 0, 0, run], "closed"),
     ]
-    assert told[0][1]["reason"] == "log_not_found"
-    assert told[0][1]["build_name"] == corpus_facts(1)[0][0].build_name
-    assert told[3][1] == {"state": "closed", "origin": [TOPIC, 0, 0], "run_id": run, "raw_version": 2}
+    assert messages[0][1]["reason"] == "log_not_found"
+    assert messages[0][1]["build_name"] == corpus_facts(1)[0][0].build_name
+    assert messages[3][1] == {"state": "closed", "origin": [TOPIC, 0, 0], "run_id": run, "raw_version": 2}
     everything = b"".join(message.value or b"" for message in letters)
     assert b"s3cr3t" not in everything
     assert b"payload" not in everything

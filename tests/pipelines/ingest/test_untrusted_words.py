@@ -39,11 +39,11 @@ class Ci:
         definition = {"name": "status", "class_label": "status", "span_runs": RUNS, "sample_interval": "10s"}
         create_dataset(self.data, DatasetDefinition.from_json(definition))
 
-    def says(self, *told: RunFacts) -> None:
+    def says(self, *facts: RunFacts) -> None:
         from confluent_kafka import Producer
 
         producer = Producer({"bootstrap.servers": self._config.kafka.bootstrap})
-        for each in told:
+        for each in facts:
             value, headers = finished_event(each)
             producer.produce(self._config.topic, value, headers=headers)
         assert producer.flush(30) == 0
@@ -103,9 +103,9 @@ def test_corrections_that_older_versions_did_not_judge_are_judged_by_their_facts
     raw = RawStore(data)
     create_dataset(data, DatasetDefinition.from_json({"name": "cpu", "span_runs": 4, "max_windows": 4}))
     times = [1_795_521_600_000_000 + second * 1_000_000 for second in range(20)]
-    told = [make_facts(number, outcome="failure", pipeline="gate") for number in range(1, 5)]
-    raw.add([(each, table(times, usr=list(range(20)), load=[1.0] * 20)) for each in told])
-    raw.add(corrections=[told[0].replace(outcome="success", pipeline="check"), told[1].replace(outcome="success")])
+    facts = [make_facts(number, outcome="failure", pipeline="gate") for number in range(1, 5)]
+    raw.add([(each, table(times, usr=list(range(20)), load=[1.0] * 20)) for each in facts])
+    raw.add(corrections=[facts[0].replace(outcome="success", pipeline="check"), facts[1].replace(outcome="success")])
     path = raw.log.path(2)
     stored = raw.log.read(2)
     for record in stored["corrections"]:

@@ -27,7 +27,7 @@ def committed(tmp_path: Path) -> Committer:
     return ours
 
 
-def runs_told(broker: str, topic: str) -> list[tuple[str, str]]:
+def runs_announced(broker: str, topic: str) -> list[tuple[str, str]]:
     return [
         (json.loads(message.value or b"")["run_id"], (dict(message.headers)[VERSION] or b"").decode())
         for message in announced(broker, topic)
@@ -41,12 +41,12 @@ def test_what_a_dead_process_did_not_announce_the_next_does(kafka: str, topic: M
     first = Projection(committed.log, name, render_runs, kafka_options)
     assert first.announce() == 3
     expected = [(facts.run_id, str(at)) for at, (facts, _) in enumerate(corpus_facts(3)[:2], 1)]
-    assert runs_told(kafka, name) == expected
+    assert runs_announced(kafka, name) == expected
     assert first.announce() == 3
     committed.commit([one_batch(9, 2)])  # and the process dies before it announces
     second = Projection(committed.log, name, render_runs, kafka_options)
     assert second.announce() == 4
-    assert runs_told(kafka, name) == [*expected, (corpus_facts(3)[2][0].run_id, "4")]
+    assert runs_announced(kafka, name) == [*expected, (corpus_facts(3)[2][0].run_id, "4")]
     assert second.exactly_once
 
 
@@ -62,7 +62,7 @@ def test_one_that_wakes_up_late_announces_nothing_twice(kafka: str, topic: MakeT
     committed.commit([one_batch(10, 3)])
     assert old.announce() == 5  # fenced, it starts again from what the topic says
     assert new.announce() == 5
-    assert [version for _, version in runs_told(kafka, name)] == ["1", "2", "4", "5"]
+    assert [version for _, version in runs_announced(kafka, name)] == ["1", "2", "4", "5"]
 
 
 @pytest.mark.engines
@@ -77,7 +77,7 @@ def test_what_was_aborted_half_way_is_announced_once(kafka: str, topic: MakeTopi
     dying.produce(name, b"{}", headers=[(VERSION, b"3"), (LOG, b"x")])
     dying.flush(30)  # on the broker, and never committed
     Projection(committed.log, name, render_runs, kafka_options).announce()
-    assert [version for _, version in runs_told(kafka, name)] == ["1", "2"]
+    assert [version for _, version in runs_announced(kafka, name)] == ["1", "2"]
 
 
 @pytest.mark.engines

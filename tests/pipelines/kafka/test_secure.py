@@ -168,9 +168,9 @@ def test_one_who_is_not_let_in_is_told_why(
     options = KafkaOptions(broker.sasl, broker.login(**changes), timeout_s=5.0)
     with pytest.raises(EngineError, match=says) as raised:
         list_topic(options, "t")
-    told = "".join((str(raised.value), caplog.text, *capfd.readouterr()))
-    assert "hidden-1" not in told
-    assert broker.password not in told
+    output = "".join((str(raised.value), caplog.text, *capfd.readouterr()))
+    assert "hidden-1" not in output
+    assert broker.password not in output
 
 
 @pytest.mark.engines

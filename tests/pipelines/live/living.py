@@ -1,4 +1,4 @@
-"""What tests of live windows share: runs sent as live samples, and what a consumer keeps of what is told."""
+"""Helpers for tests of live windows: runs sent as live samples, and a consumer of the published messages."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ class Kept:
     _readers: dict[tuple[str, int], Reader] = field(default_factory=dict)
 
     def look(self) -> Kept:
-        """Takes in what is new."""
+        """Read new messages."""
         for topic in (self.config.windows_topic, self.config.examples_topic, self.config.dead_letters_topic):
             for partition, (first, end) in list_topic(self.kafka, topic).bounds.items():
-                place = topic, partition
-                reader = self._readers.setdefault(place, Reader(self.kafka, topic, partition))
+                key = topic, partition
+                reader = self._readers.setdefault(key, Reader(self.kafka, topic, partition))
                 reader.seek(max(first, reader.position))
                 while reader.position < end:
                     for message in reader.read(1000, 5):
@@ -124,7 +124,7 @@ class Kept:
         windows[value["number"]] = value
 
     def over(self) -> dict[str, str]:
-        """How each run stands that is over, for every data set, and all of whose windows were told for good.
+        """Return the standing of each run that is over in every data set, with all windows final.
 
         Topics are read one after the other, so an example may be seen before the last of its windows.
         """
@@ -162,9 +162,9 @@ def assert_equals_batch(kept: Kept, run_ids: Iterable[str], sets: Sequence[LiveD
             assert example["digest"] == made.table.column("digest")[0].as_py(), (run_id, example)
             windows = downsample([table], dataset.resolved)
             assert np.array(example["values"], np.float32).tobytes() == windows.values.tobytes()
-            told = [value for _, value in sorted(kept.windows[run_id, dataset.name].items())]
-            assert {value["pane"] for value in told} <= {"final", "late"}
-            values = np.array([value["values"] for value in told], np.float32)[: dataset.resolved.windows]
+            last = [value for _, value in sorted(kept.windows[run_id, dataset.name].items())]
+            assert {value["pane"] for value in last} <= {"final", "late"}
+            values = np.array([value["values"] for value in last], np.float32)[: dataset.resolved.windows]
             assert values.tobytes() == windows.values.tobytes()
             compared += 1
     return compared

@@ -169,7 +169,7 @@ def one_more(messages: list[tuple[str, Samples | End]], run_id: str) -> Samples:
 
 
 def test_runs_read_again_equal_the_batch_result(kafka: str, config: LiveConfig, kept: Kept) -> None:
-    """Without Flink: what has come so far, told once; and again, from the first samples, when there is more."""
+    """Without Flink: each message so far is published once, and again from the first samples when there are more."""
     messages = replayed(20, seed=3)
     run_ids = list(dict.fromkeys(run_id for run_id, _ in messages))
     send(kafka, config.topic, messages[: len(messages) // 2], 2)

@@ -97,8 +97,8 @@ def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypat
         assert [topic for topic, _, _ in keep.process((run_id, each), older, head, wake)] != ["live-dead-letters"]
     assert older.held
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
-    told = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
-    ((topic, key, letter),) = told
+    sent = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
+    ((topic, key, letter),) = sent
     assert (topic, key) == ("live-dead-letters", run_id.encode())
     check_letter(json.loads(letter), "live", "panes")
     assert older.held == []

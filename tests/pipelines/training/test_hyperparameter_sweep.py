@@ -246,12 +246,12 @@ def test_a_command_that_is_killed_goes_on_and_trains_nothing_twice(
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     kept = {path.name: path.read_bytes() for path in trials.glob("*.json")}
     assert {name: kept[name] for name in before} == before
-    trained = [each for each in told["trials"] if not each["reason"] and f"{each['number']:06}.json" not in before]
-    assert told["trained"] == len(trained)
-    assert [{**each, "seconds": 0} for each in told["trials"]] == lasting(whole[1])
-    assert [each["baselines"] for each in told["questions"]] == [
-        dict(whole[1].baselines[each["question"]]) for each in told["questions"]
+    trained = [each for each in result["trials"] if not each["reason"] and f"{each['number']:06}.json" not in before]
+    assert result["trained"] == len(trained)
+    assert [{**each, "seconds": 0} for each in result["trials"]] == lasting(whole[1])
+    assert [each["baselines"] for each in result["questions"]] == [
+        dict(whole[1].baselines[each["question"]]) for each in result["questions"]
     ]

@@ -1,4 +1,4 @@
-"""What moved is told, and nothing else: against scipy and numpy, and on real runs into which a drift was planted."""
+"""Drift is reported, and nothing else: against scipy and numpy, and on real runs with planted drift."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cell(job: str = "unit", provider: str = "ovh", flavour: str = "m1", label: s
     return Cell(job, provider, flavour, label)
 
 
-def told(report: Report) -> list[tuple[str, str, str | None, str | None]]:
+def summary(report: Report) -> list[tuple[str, str, str | None, str | None]]:
     return [(each.kind, each.what, each.build_name, each.provider) for each in report.findings]
 
 
@@ -81,13 +81,13 @@ def test_another_mix_is_told_apart_from_a_shift() -> None:
 
     before = side(dict([runs("small", 500), runs("large", 100)]))
     mixed = compare(before, side(dict([runs("small", 60), runs("large", 140)])))
-    assert told(mixed) == [("mix", "job", None, None)]
+    assert summary(mixed) == [("mix", "job", None, None)]
     assert mixed.with_the_mix == ("usr",)
     assert mixed.findings[0].verdict == "another mix: large 16.7% → 70.0%"
     pooled, slices = mixed.measures["usr"]
     assert pooled.psi > 0.25 > 0.1 > slices[0][1].psi
     both = compare(before, side(dict([runs("small", 60), runs("large", 140, shift=3)])))
-    assert told(both) == [("shift", "usr", "large", None), ("mix", "job", None, None)]
+    assert summary(both) == [("shift", "usr", "large", None), ("mix", "job", None, None)]
     assert both.with_the_mix == ()
 
 
@@ -120,7 +120,7 @@ def test_a_little_in_each_of_many_groups_that_lie_far_apart_is_seen() -> None:
         for runs, shift in ((20, 0), (10, 2))
     )
     report = compare(side(old), side(new))
-    assert told(report) == [("shift", "usr", None, None)]
+    assert summary(report) == [("shift", "usr", None, None)]
     assert report.findings[0].ks > 0.5 > 0.1 > report.measures["usr"][0].ks  # of all runs as they are
 
 
@@ -265,10 +265,10 @@ def test_a_lost_column_and_a_new_one_are_told_where_they_are() -> None:
         return run, table.append_column("gpu:temp", pa.array(np.zeros(table.num_rows)))
 
     lost = real(only(drop, provider="tencent"))
-    assert told(lost)[0] == ("lost_column", "load avg:1m", None, "tencent")
-    assert {("lost_group", "provider", None, "tencent"), ("mix", "exclusions", None, None)} <= set(told(lost))
+    assert summary(lost)[0] == ("lost_column", "load avg:1m", None, "tencent")
+    assert {("lost_group", "provider", None, "tencent"), ("mix", "exclusions", None, None)} <= set(summary(lost))
     new = real(only(add, build_name="hadoop-scan"))
-    assert told(new) == [("new_column", "gpu:temp", "hadoop-scan", None)]
+    assert summary(new) == [("new_column", "gpu:temp", "hadoop-scan", None)]
     assert (new.findings[0].before, new.findings[0].after) == (0.0, pytest.approx(1.0))
 
 
@@ -278,7 +278,7 @@ def test_a_new_provider_is_told() -> None:
         return run.replace(provider="ovh", flavour="b2-7"), table
 
     report = real(only(move, provider="aws", build_name="spark-bayes"))
-    assert ("new_group", "provider", None, "ovh") in told(report)
+    assert ("new_group", "provider", None, "ovh") in summary(report)
     assert "shift" not in {finding.kind for finding in report.findings}
 
 
@@ -287,7 +287,7 @@ def test_features_that_one_side_lacks_are_findings() -> None:
     renamed = Side(
         "other", Statistics(other.statistics.cells, other.statistics.runs, {"sys": other.statistics.series["usr"]})
     )
-    assert told(compare(other, renamed)) == [
+    assert summary(compare(other, renamed)) == [
         ("lost_column", "usr", None, None),
         ("new_column", "sys", None, None),
     ]

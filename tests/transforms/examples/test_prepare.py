@@ -134,8 +134,8 @@ def test_what_is_predicted_is_prepared_as_what_is_learnt(keys: dict[str, object]
     many, n_windows, rejected = prepare_many(tables, made)
     assert rejected == []
     assert learnt.tobytes() == many.tobytes()
-    told = examples.table.column("n_windows").to_pylist()
-    assert [told[row] for row in order] == n_windows.tolist()
+    counts = examples.table.column("n_windows").to_pylist()
+    assert [counts[row] for row in order] == n_windows.tolist()
     for row in (0, 17, 49):
         one, count = prepare(tables[row], made)
         assert (one.shape, one.dtype, count) == ((made.windows, len(made.features)), np.float32, n_windows[row])

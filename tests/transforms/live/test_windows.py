@@ -34,8 +34,8 @@ MIDNIGHT = make_logs.instant("2026-11-24T00:00:00Z")
 
 
 @dataclass
-class Told:
-    """What was told of a run, as a consumer keeps it: the last revision of each window."""
+class Consumer:
+    """Keeps the published windows and examples of a run: the last revision of each."""
 
     windows: dict[tuple[str, int], Pane] = field(default_factory=dict)
     panes: list[Pane] = field(default_factory=list)
@@ -56,24 +56,26 @@ class Told:
         return np.array([values for _, values in found], np.float32)
 
 
-def live(run_id: str, datasets: Sequence[LiveDataset], arriving: Any, together: int = 1, policy: Any = POLICY) -> Told:
-    run, told = LiveRun(run_id, datasets, policy), Told()
+def live(
+    run_id: str, datasets: Sequence[LiveDataset], arriving: Any, together: int = 1, policy: Any = POLICY
+) -> Consumer:
+    run, consumer = LiveRun(run_id, datasets, policy), Consumer()
     for each in feed(run, arriving, together):
-        told.take(each)
+        consumer.take(each)
     assert run.complete
-    told.take(run, over=True)
-    return told
+    consumer.take(run, over=True)
+    return consumer
 
 
-def assert_equals_batch(told: Told, run: RunFacts, stored: pa.Table, datasets: Sequence[LiveDataset]) -> int:
+def assert_equals_batch(consumer: Consumer, run: RunFacts, stored: pa.Table, datasets: Sequence[LiveDataset]) -> int:
     """The last panes are the batch's windows, and the last examples its examples; returns how many examples."""
     there = 0
-    last = {example.dataset.name: example for example in told.examples}
+    last = {example.dataset.name: example for example in consumer.examples}
     assert last.keys() == {dataset.name for dataset in datasets}
     for dataset in datasets:
         windows = downsample([stored], dataset.resolved)
         if not dataset.resolved.definition.aggregation_functions:
-            ours = told.values(dataset.name)[: dataset.resolved.windows].reshape(-1, len(dataset.resolved.columns))
+            ours = consumer.values(dataset.name)[: dataset.resolved.windows].reshape(-1, len(dataset.resolved.columns))
             assert ours.tobytes() == windows.values.tobytes()
         made = make_examples([run], [stored], dataset.resolved)
         example = last[dataset.name]
@@ -85,7 +87,7 @@ def assert_equals_batch(told: Told, run: RunFacts, stored: pa.Table, datasets: S
         assert [example.digest] == made.table.column("digest").to_pylist()
         assert example.values is not None
         assert [len(example.values)] == made.table.column("n_windows").to_pylist()
-        assert all(pane.kind != "early" for pane in told.windows.values())
+        assert all(pane.kind != "early" for pane in consumer.windows.values())
     return there
 
 
@@ -108,14 +110,14 @@ def definitions() -> list[LiveDataset]:
 
 def test_every_run_of_the_corpus_equals_the_batch_result() -> None:
     datasets, rng, there = definitions(), np.random.default_rng(11), 0
-    policy = LivePolicy(example_growth=1.0)  # what is told in between is made by the same call
+    policy = LivePolicy(example_growth=1.0)  # examples in between are made by the same call
     runs, tables, _ = corpus()
     assert len(runs) == 960
     for number, (run, stored) in enumerate(zip(runs, tables, strict=True)):
         ours = [datasets[number % 4], datasets[(number + 1) % 4]]
         arriving = arrivals(recorded(run.run_id, stored), rng, Disorder(), tick_s=5.0)
-        told = live(run.run_id, ours, arriving, int(rng.integers(1, 8)), policy)
-        there += assert_equals_batch(told, run, stored, ours)
+        consumer = live(run.run_id, ours, arriving, int(rng.integers(1, 8)), policy)
+        there += assert_equals_batch(consumer, run, stored, ours)
     assert there >= 1900
 
 
@@ -163,11 +165,11 @@ def test_a_window_is_early_then_final_then_late() -> None:
     """By the run's own clock: a minute after its end."""
     stored = at((0, 1.0), (5, 3.0), (12, 7.0), (69.9, 0.0), (70, 0.0), (9, 8.0))
     (message,) = recorded(RUN, stored)
-    run, told = LiveRun(RUN, [one()], POLICY), []
+    run, published = LiveRun(RUN, [one()], POLICY), []
     for row in range(6):
         run.add(part_of([(row, some(message, np.array([row])))], run.columns))
-        told.append([(pane.number, pane.samples, pane.kind, pane.values[0]) for pane in run.panes()])
-    assert told == [
+        published.append([(pane.number, pane.samples, pane.kind, pane.values[0]) for pane in run.panes()])
+    assert published == [
         [(0, 1, "early", 1.0)],
         [(0, 2, "early", 2.0)],
         [(1, 1, "early", 7.0)],
@@ -182,26 +184,26 @@ def test_a_window_is_early_then_final_then_late() -> None:
 def test_a_window_without_a_value_is_told_when_it_has_one() -> None:
     stored = at((0, None), (11, 5.0), (1, 2.0))
     (message,) = recorded(RUN, stored)
-    run, told = LiveRun(RUN, [one()], POLICY), []
+    run, published = LiveRun(RUN, [one()], POLICY), []
     for row in range(3):
         run.add(part_of([(row, some(message, np.array([row])))], run.columns))
-        told.append([(pane.number, pane.samples, pane.values[0]) for pane in run.panes()])
-    assert told == [[], [(1, 1, 5.0)], [(0, 2, 2.0)]]
+        published.append([(pane.number, pane.samples, pane.values[0]) for pane in run.panes()])
+    assert published == [[], [(1, 1, 5.0)], [(0, 2, 2.0)]]
 
 
 def test_a_long_window_is_told_ever_more_seldom() -> None:
     stored = at(*((second, float(second)) for second in range(3000)))
-    told = live(RUN, [one("1h")], arrivals(recorded(RUN, stored), np.random.default_rng(1), tick_s=1.0))
-    counts = [pane.samples for pane in told.panes]
+    consumer = live(RUN, [one("1h")], arrivals(recorded(RUN, stored), np.random.default_rng(1), tick_s=1.0))
+    counts = [pane.samples for pane in consumer.panes]
     assert counts[:18] == [*range(1, 18), 19]
     assert len(counts) < 120
-    assert (counts[-1], told.panes[-1].kind) == (3000, "final")
+    assert (counts[-1], consumer.panes[-1].kind) == (3000, "final")
     assert sum(counts) < 20 * 3000
-    assert len(told.examples) < 170
+    assert len(consumer.examples) < 170
 
 
 def test_what_is_told_of_a_revision_is_always_the_same() -> None:
-    """Other batches of the same messages: other revisions may be told, and each has the same bytes."""
+    """Other batches of the same messages: other revisions may be published, and each has the same bytes."""
     runs, tables, _ = corpus(30)
     datasets = definitions()
     for run, stored in zip(runs, tables, strict=True):
@@ -209,17 +211,17 @@ def test_what_is_told_of_a_revision_is_always_the_same() -> None:
         windows: dict[tuple[str, int, int, int], bytes] = {}
         examples: dict[tuple[str, int], bytes] = {}
         for together in (1, 3, 7, 1000):
-            told = live(run.run_id, datasets, arriving, together)
-            for pane in told.panes:
+            consumer = live(run.run_id, datasets, arriving, together)
+            for pane in consumer.panes:
                 key = (pane.dataset.name, pane.day_us, pane.number, pane.samples)
                 assert windows.setdefault(key, pane.values.tobytes()) == pane.values.tobytes()
-            for example in told.examples:
+            for example in consumer.examples:
                 found = b"" if example.values is None else example.values.tobytes()
                 assert examples.setdefault((example.dataset.name, example.samples), found) == found
 
 
 def test_windows_count_from_the_first_day_that_is_known() -> None:
-    """7 s divide no day: when the sample before midnight comes at last, all windows are told anew."""
+    """7 s divide no day: when the sample before midnight comes at last, all windows are published again."""
     day = 86_400
     stored = at((day - 3, 1.0), (day + 1, 2.0), (day + 8, 3.0))
     (message,) = recorded(RUN, stored)
@@ -232,12 +234,12 @@ def test_windows_count_from_the_first_day_that_is_known() -> None:
         run.add(part_of([(0, early)], run.columns))
         before = [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in run.panes()]
         run.add(part_of([(1, some(knows, np.array([0]))), (2, End(RUN, knows.recorder_us, 3))], run.columns))
-        told = Told()
-        told.take(run, over=True)
-        assert_equals_batch(told, make_facts(1), stored, [one("7s")])
+        consumer = Consumer()
+        consumer.take(run, over=True)
+        assert_equals_batch(consumer, make_facts(1), stored, [one("7s")])
         # 86,400 = 7 × 12,342 + 6: the window over midnight begins six seconds before it
         later = [(12_342, -6), (12_343, 1), (12_344, 8)]
-        assert [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in told.panes] == later
+        assert [(pane.number, (pane.start_us - MIDNIGHT) // SECOND - day) for pane in consumer.panes] == later
         assert before == (wanted or later[1:])
 
 
@@ -247,18 +249,18 @@ def test_a_run_whose_clock_is_ahead_has_nothing_to_do_with_another() -> None:
     ahead = at(*((3600 + second, 1.0) for second in range(200)))
     jumps = at(*((second + (7200 if 50 <= second < 60 else 0), float(second)) for second in range(200)))
     for each in (stored, ahead, jumps):
-        told = live(RUN, [one("7s")], arrivals(recorded(RUN, each), rng))
-        assert_equals_batch(told, make_facts(1), each, [one("7s")])
+        consumer = live(RUN, [one("7s")], arrivals(recorded(RUN, each), rng))
+        assert_equals_batch(consumer, make_facts(1), each, [one("7s")])
 
 
 def test_a_restarted_recorder_s_samples_are_others() -> None:
     rows = at((0, 1.0), (1, 2.0), (30, 9.0), (31, 10.0))
     stored = rows.set_column(1, "boot", pa.array([True, False, True, False]))
     datasets = [one("10s"), LiveDataset("not first", one("10s", count_first_sample=False).resolved)]
-    told = live(RUN, datasets, arrivals(recorded(RUN, stored), np.random.default_rng(1)))
-    assert_equals_batch(told, make_facts(1), stored, datasets)
-    assert told.values("one")[:, 0].tolist() == [1.5, 9.5]
-    assert told.values("not first")[:, 0].tolist() == [2.0, 10.0]
+    consumer = live(RUN, datasets, arrivals(recorded(RUN, stored), np.random.default_rng(1)))
+    assert_equals_batch(consumer, make_facts(1), stored, datasets)
+    assert consumer.values("one")[:, 0].tolist() == [1.5, 9.5]
+    assert consumer.values("not first")[:, 0].tolist() == [2.0, 10.0]
 
 
 def test_what_is_missing_is_counted() -> None:
@@ -303,11 +305,11 @@ def test_the_first_of_two_that_say_different_things_counts() -> None:
     ],
 )
 def test_a_run_that_is_refused_says_why(stored: pa.Table, reason: str) -> None:
-    told = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
-    (example,) = told.examples[-1:]
+    consumer = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
+    (example,) = consumer.examples[-1:]
     assert example.rejected is not None
     assert (example.rejected.reason, example.values, example.digest) == (reason, None, "")
-    assert all(np.isfinite(pane.values).all() for pane in told.panes)
+    assert all(np.isfinite(pane.values).all() for pane in consumer.panes)
     assert json.loads(example_message(RUN, example, "ended"))["excluded"]["reason"] == reason
 
 
@@ -328,7 +330,7 @@ def test_a_run_has_bounds() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
-    """After any message: the parts that were taken, packed and unpacked, make a run that tells what the other tells."""
+    """After any message: the parts that were taken, packed and unpacked, make a run with the same output."""
     n = data.draw(st.integers(1, 60))
     stored = at(*((data.draw(st.integers(0, 200)), float(second)) for second in range(n)))
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
@@ -356,13 +358,13 @@ def test_a_run_kept_as_bytes_goes_on_as_the_same(data: st.DataObject) -> None:
 
 def test_the_form_of_what_is_told() -> None:
     stored = at((0, 1.0), (5, 2.5))
-    told = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
-    dataset = told.panes[-1].dataset
-    assert json.loads(pane_message(RUN, told.panes[-1])) == {
+    consumer = live(RUN, [one()], arrivals(recorded(RUN, stored), np.random.default_rng(1)))
+    dataset = consumer.panes[-1].dataset
+    assert json.loads(pane_message(RUN, consumer.panes[-1])) == {
         "run_id": RUN, "dataset": "one", "version": 1, "definition": dataset.digest, "day": "2026-11-24", "number": 0,
         "start": "2026-11-24T00:00:00Z", "samples": 2, "revision": 2, "pane": "final", "values": [1.75, 1.0],
     }  # fmt: skip
-    example = told.examples[-1]
+    example = consumer.examples[-1]
     common = {
         "run_id": RUN, "dataset": "one", "version": 1, "definition": dataset.digest, "samples": 2, "revision": 2,
         "missing": 0, "n_windows": 1, "features": ["usr", "1m"], "values": [[1.75, 1.0]],

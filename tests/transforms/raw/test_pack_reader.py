@@ -117,9 +117,9 @@ def test_windows_of_a_joined_table_are_those_of_its_runs() -> None:
         found, wanted = downsample_joined(pa.concat_tables(tables), rows, made), downsample(tables, made)
         for name in ("values", "run", "position", "n_windows"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-        told = [[(at, why.reason, why.detail) for at, why in each.rejected] for each in (found, wanted)]
-        assert told[0] == told[1]
-        assert told[0]
+        rejections = [[(at, why.reason, why.detail) for at, why in each.rejected] for each in (found, wanted)]
+        assert rejections[0] == rejections[1]
+        assert rejections[0]
         parts = [np.array([4, 0, 5]), np.array([2, 3, 1])]
         merged = merge_windows([(at, downsample([tables[one] for one in at], made)) for at in parts], 6)
         for name in ("values", "run", "position", "n_windows"):

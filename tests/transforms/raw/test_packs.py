@@ -240,7 +240,7 @@ def test_no_flipped_byte_goes_unseen_or_brings_anything_down(tmp_path: Path) -> 
     runs = {f"zuul~{at}~1": stored(table([at, 2.0, None], metadata={"a": "b"})) for at in range(4)}
     file, data = packed(runs)
     assert prove_pack(LocalStore(tmp_path), file).endswith("does not exist")
-    told = 0
+    detected = 0
     for at in range(0, len(data), 5):
         raw = LocalStore(tmp_path / str(at))
         raw.create(file.path, data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
@@ -248,10 +248,10 @@ def test_no_flipped_byte_goes_unseen_or_brings_anything_down(tmp_path: Path) -> 
         try:
             found = open_pack(raw, file).read(raw, range(4), None)
         except IntegrityError:
-            told += 1
+            detected += 1
             continue
         assert all(same(found[number], one) for number, one in enumerate(runs.values()))
-    assert told > 0.95 * len(data) / 5  # the rest are the file's first bytes and the heads of pages
+    assert detected > 0.95 * len(data) / 5  # the rest are the file's first bytes and the heads of pages
 
 
 def test_pages_in_the_place_of_others_are_an_error(tmp_path: Path) -> None:
