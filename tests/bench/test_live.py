@@ -210,8 +210,8 @@ def test_every_run_of_the_corpus_whatever_is_killed(kafka: str, topic: Callable[
     panes = sum(map(len, kept.windows.values()))
     print(
         f"\n{len(run_ids)} runs, {len(messages)} messages: {compared} examples and {panes} windows equal the batch "
-        f"result; {restored} times from a checkpoint; {kept.repeats} repeats; {len(kept.letters)} dead letters"
+        f"result; {restored} times from a checkpoint; {kept.repeats} repeats; {len(kept.dead_letters)} dead letters"
     )
     kept.close()
     assert restored >= 1
-    assert kept.letters == []
+    assert kept.dead_letters == []

@@ -76,7 +76,7 @@ def test_runs_are_told_as_their_logs_make_them(
     )  # fmt: skip
     kept = Kept(config.kafka, config).look()
     made = make_examples([run for run, _ in runs(1, 6)], [table for _, table in runs(1, 6)], resolved).table
-    assert kept.letters == []
+    assert kept.dead_letters == []
     assert {run_id: example["digest"] for (run_id, _), example in kept.examples.items()} == dict(
         zip(made.column("run_id").to_pylist(), made.column("digest").to_pylist(), strict=True)
     )

@@ -59,13 +59,19 @@ def test_each_line_is_settled_once_directly(tmp_path: Path) -> None:
 def test_dead_letters_of_lines_hold_the_line(tmp_path: Path) -> None:
     made = listed(tmp_path / "logs", runs=60)
     run(made, tmp_path / "data")
-    letters = [letter for delta in account(DataRoot.open(tmp_path / "data").raw)[1] for letter in delta["dead_letters"]]
-    assert letters
-    for letter in letters:
-        number = letter["origin"][2]
-        assert message_of(letter["payload"], number).value == made.lines[number]
-        assert reading_of(letter["payload"]) == Reading("backfill", "zuul", str(made.folder))
-    by_reason = {(letter["reason"], letter.get("mention", {}).get("run_id", "")) for letter in letters}
+    dead_letters = [
+        dead_letter
+        for delta in account(DataRoot.open(tmp_path / "data").raw)[1]
+        for dead_letter in delta["dead_letters"]
+    ]
+    assert dead_letters
+    for dead_letter in dead_letters:
+        number = dead_letter["origin"][2]
+        assert message_of(dead_letter["payload"], number).value == made.lines[number]
+        assert reading_of(dead_letter["payload"]) == Reading("backfill", "zuul", str(made.folder))
+    by_reason = {
+        (dead_letter["reason"], dead_letter.get("mention", {}).get("run_id", "")) for dead_letter in dead_letters
+    }
     assert ("broken_json", "") in by_reason
     assert ("log_not_found", "zuul~gone~1") in by_reason
     assert ("bad_field", "zuul~%2E.%2Fx~1") in by_reason

@@ -112,7 +112,7 @@ def test_a_commit_that_fails_half_way_is_made_up_for(tmp_path: Path) -> None:
         assert content_of(state) == content_of(replayed(store))
 
 
-def letter(offset: int, size: int) -> Outcome:
+def dead_letter(offset: int, size: int) -> Outcome:
     message = Message(offset, b"x" * size, (("ce_h", b"v"),), timestamp_ms=7)
     return Outcome("dead_letter", Origin("t", 0, offset), reason="broken_json", payload=payload_of(message))
 
@@ -134,9 +134,9 @@ def test_what_follows_from_the_state_is_found_anew_when_another_was_first(tmp_pa
 
 def test_a_large_message_of_a_dead_letter_lies_beside_the_manifest(raw: Store) -> None:
     sizes = (10, 10_000, 20_000, 500_000, 20_000)
-    letters = [letter(offset, size) for offset, size in enumerate(sizes)]
+    dead_letters = [dead_letter(offset, size) for offset, size in enumerate(sizes)]
     ours = Committer(raw)
-    assert ours.commit([Batch(OffsetRange("t", "T", 0, 0, len(sizes)), settled=letters)]) == 1
+    assert ours.commit([Batch(OffsetRange("t", "T", 0, 0, len(sizes)), settled=dead_letters)]) == 1
     delta = ManifestLog(raw).read(1)
     payloads = [record["payload"] for record in delta["dead_letters"]]
     assert ["object" in payload for payload in payloads] == [False, False, True, True, True]

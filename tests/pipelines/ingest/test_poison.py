@@ -125,16 +125,16 @@ def direct(facts: RunFacts) -> str:
     return telemetry_digest(facts.run_id, table)
 
 
-def check_letter(letter: Outcome, stage: str) -> None:
+def check_dead_letter(dead_letter: Outcome, stage: str) -> None:
     """The one dead letter of a poisoned input."""
-    assert (letter.kind, letter.reason) == ("dead_letter", "internal_error")
-    assert letter.detail.startswith(f"{stage}: IndexError: ")
-    assert letter.detail.endswith(" fails]")
-    assert "test_poison.py:" in letter.detail
-    assert "hunter2" not in letter.detail
-    assert len(letter.detail) < 1500
-    assert letter.payload is not None
-    assert "value" in letter.payload
+    assert (dead_letter.kind, dead_letter.reason) == ("dead_letter", "internal_error")
+    assert dead_letter.detail.startswith(f"{stage}: IndexError: ")
+    assert dead_letter.detail.endswith(" fails]")
+    assert "test_poison.py:" in dead_letter.detail
+    assert "hunter2" not in dead_letter.detail
+    assert len(dead_letter.detail) < 1500
+    assert dead_letter.payload is not None
+    assert "value" in dead_letter.payload
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -155,9 +155,9 @@ def test_a_poisoned_input_of_a_batch_is_one_dead_letter(stage: str, tmp_path: Pa
     batch = unseal((tmp_path / "sealed").read_bytes())
     assert batch.covers == covers
     assert {each.run_id: each.file.digest for each in batch.settled if each.file} == wanted
-    (letter,) = [each for each in batch.settled if not each.file]
-    check_letter(letter, stage)
-    assert letter.origin.offset == 2
+    (dead_letter,) = [each for each in batch.settled if not each.file]
+    check_dead_letter(dead_letter, stage)
+    assert dead_letter.origin.offset == 2
     assert len(batch.settled) == len(found)
 
 
@@ -173,7 +173,7 @@ def test_an_outcome_that_is_no_text_costs_itself() -> None:
     assert batch.settled[1].detail.startswith("seal: UnicodeEncodeError: ")
 
 
-def letters(raw: Store) -> list[Outcome]:
+def dead_letters(raw: Store) -> list[Outcome]:
     """The dead letters of a raw manifest."""
     return [Outcome.from_json(record) for delta in account(raw)[1] for record in delta["dead_letters"]]
 
@@ -218,9 +218,9 @@ def test_ingest_goes_on_beside_a_poisoned_input_of_each_stage_and_a_replay_takes
         state, _ = account(ours.raw)
         assert list(state.covered(name, 0)) == [(0, len(found))]
         assert digests(ours.raw) == {run_id: digest for run_id, digest in wanted.items() if POISON not in run_id}
-        closed = letters(ours.raw)
-        for stage, letter in zip(STAGES, sorted(closed, key=lambda each: each.origin.offset), strict=True):
-            check_letter(letter, stage)
+        closed = dead_letters(ours.raw)
+        for stage, dead_letter in zip(STAGES, sorted(closed, key=lambda each: each.origin.offset), strict=True):
+            check_dead_letter(dead_letter, stage)
         assert internal_errors(ours.raw) == len(STAGES)
         # a replay by the same program comes to the same, and takes nothing with it
         replayed = replay(ReplayConfig(ours.raw, fetch=fetch))
@@ -252,9 +252,9 @@ def test_a_poisoned_line_of_a_listing_is_one_dead_letter(
     assert tally.complete
     raw = DataRoot.open(str(tmp_path / "data")).raw
     assert digests(raw).keys() == made.runs
-    (letter,) = letters(raw)
-    check_letter(letter, stage)
-    assert letter.origin.offset == 4
+    (dead_letter,) = dead_letters(raw)
+    check_dead_letter(dead_letter, stage)
+    assert dead_letter.origin.offset == 4
     state, _ = account(raw)
     ((_, _, ranges),) = state.partitions()
     assert list(ranges) == [(0, len(made.lines))]

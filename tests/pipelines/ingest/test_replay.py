@@ -1,4 +1,4 @@
-"""Replay: a letter is closed by what it comes to, once, by whatever is known and allowed on the day."""
+"""Replay: a dead letter is closed once, by its outcome under the present configuration."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ def test_a_message_that_the_decoder_understands_now_becomes_all_its_runs(
     assert found.became == expected
     assert place.counts == {**expected, ("run", ""): 2}
     assert account(place.data.raw)[0].version == version + 1
-    # what it opened is a letter of its own
+    # it opens a new dead letter
     place.log_arrives(1)
     assert replay(place.config()).became == {("run", ""): 1}
     assert replay(place.config()).tried == 0
     assert place.counts == {("run", ""): 3, ("ignored", "cancelled"): 1, ("repeat", "event"): 3}
-    letters = all_dead_letters(committer_log(place.data.raw), Choice())
-    became = {letter.key[0].offset: letter.became for letter in letters}
+    dead_letters = all_dead_letters(committer_log(place.data.raw), Choice())
+    became = {dead_letter.key[0].offset: dead_letter.became for dead_letter in dead_letters}
     assert became[1] == ("repeat event", "repeat event", "repeat event")
 
 
@@ -186,7 +186,7 @@ def test_a_letter_that_was_deferred_before_needs_no_message(place: Place) -> Non
     assert (row["attempts"], row["first_seen_us"]) == (3, 1)
 
 
-def test_a_run_that_has_its_row_by_now_closes_its_letters(place: Place) -> None:
+def test_a_run_that_has_its_row_by_now_closes_its_dead_letters(place: Place) -> None:
     gone = place.facts(0, log=False)
     broken = finished_event(gone, event_id="c")
     place.take(
@@ -216,7 +216,7 @@ def test_a_source_that_had_another_name_keeps_its_run_ids(place: Place, monkeypa
     gone = place.facts(2, log=False, source=source)
     place.take(finished_event(gone), names={source: "ci"})
     place.log_arrives(2)
-    assert replay(place.config()).closed == 1  # although it is not said: the letter knows its run
+    assert replay(place.config()).closed == 1  # although no source is named: the dead letter has its run
     assert f"ci~{gone.build_uuid}~1" in raw_rows(account(place.data.raw)[1])
 
 
@@ -240,8 +240,8 @@ def test_a_large_message_is_found_beside_the_manifest(place: Place) -> None:
     labels = {f"label-{number}": "x" * 1000 for number in range(40)}
     gone = place.facts(0, log=False, labels=labels)
     place.take(finished_event(gone))
-    (letter,) = [record for delta in account(place.data.raw)[1] for record in delta["dead_letters"]]
-    assert "object" in letter["payload"]
+    (dead_letter,) = [record for delta in account(place.data.raw)[1] for record in delta["dead_letters"]]
+    assert "object" in dead_letter["payload"]
     place.log_arrives(0)
     assert replay(place.config()).closed == 1
     (row,) = [record for delta in account(place.data.raw)[1] for record in delta["runs"]]
@@ -254,7 +254,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     raw = place.data.raw
 
     def offsets(**choice: Any) -> list[int]:
-        return [letter.key[0].offset for letter in chosen(raw, Choice(**choice))]
+        return [dead_letter.key[0].offset for dead_letter in chosen(raw, Choice(**choice))]
 
     assert offsets() == list(range(10))
     assert offsets(reasons=("log_*",)) == list(range(8))
@@ -263,7 +263,7 @@ def test_letters_are_chosen(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     assert offsets(runs=(f"*{runs[3].build_uuid}*",)) == [3]
     assert offsets(jobs=(runs[0].build_name,)) == [n for n in range(8) if runs[n].build_name == runs[0].build_name]
     assert offsets(topics=("listing:*",)) == []
-    (when,) = {letter.time_us for letter in chosen(raw, Choice())}
+    (when,) = {dead_letter.time_us for dead_letter in chosen(raw, Choice())}
     assert (offsets(since_us=when), offsets(since_us=when + 1)) == (list(range(10)), [])
     assert (offsets(until_us=when), offsets(until_us=when + 1)) == ([], list(range(10)))
     for number in range(8):
@@ -375,8 +375,8 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     replay(place.config())
     assert both.announce() == 2
     both.close()
-    letters = announced(kafka, names[0])
-    messages = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in letters]
+    dead_letters = announced(kafka, names[0])
+    messages = [(json.loads(message.key or b""), json.loads(message.value or b"")) for message in dead_letters]
     run = corpus_facts(1)[0][0].run_id
     assert [(key, value["state"]) for key, value in messages] == [
         ([TOPIC, 0, 0, run], "open"),
@@ -387,7 +387,7 @@ def test_a_topic_tells_of_letters_open_and_closed(kafka: str, topic: MakeTopic, 
     assert messages[0][1]["reason"] == "log_not_found"
     assert messages[0][1]["build_name"] == corpus_facts(1)[0][0].build_name
     assert messages[3][1] == {"state": "closed", "origin": [TOPIC, 0, 0], "run_id": run, "raw_version": 2}
-    everything = b"".join(message.value or b"" for message in letters)
+    everything = b"".join(message.value or b"" for message in dead_letters)
     assert b"s3cr3t" not in everything
     assert b"payload" not in everything
     assert len(announced(kafka, names[1])) == 2

@@ -66,12 +66,12 @@ def test_a_header_name_that_is_not_utf_8_costs_its_message_alone(kafka: str, top
         producer.send(name, value, [(b"caf\xe9", None)], partition=0)
     deltas = ingest(kafka, name, topic(1, "runs"), tmp_path / "data")
     assert [run["origin"][2] for delta in deltas for run in delta["runs"]] == [0, 2]
-    letters = [letter for delta in deltas for letter in delta["dead_letters"]]
-    assert [(each["origin"][2], each["reason"], each["detail"]) for each in letters] == [
+    dead_letters = [dead_letter for delta in deltas for dead_letter in delta["dead_letters"]]
+    assert [(each["origin"][2], each["reason"], each["detail"]) for each in dead_letters] == [
         (offset, "not_an_event", "a header name is not UTF-8") for offset in (1, 3)
     ]
-    assert base64.b64decode(letters[0]["payload"]["value"]) == value
-    assert base64.b64decode(letters[0]["payload"]["key"]) == b"k"
+    assert base64.b64decode(dead_letters[0]["payload"]["value"]) == value
+    assert base64.b64decode(dead_letters[0]["payload"]["key"]) == b"k"
     state = account(DataRoot.open(tmp_path / "data").raw)[0]
     assert list(state.covered(name, 0)) == [(0, 4)]
 

@@ -74,7 +74,7 @@ class Kept:
     Attributes:
       windows: by (run id, data set), then by number.
       examples: by (run id, data set).
-      letters: all of them.
+      dead_letters: all of them.
       repeats: how many messages said what was known.
     """
 
@@ -82,7 +82,7 @@ class Kept:
     config: LiveConfig
     windows: dict[tuple[str, str], dict[int, dict[str, Any]]] = field(default_factory=dict)
     examples: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    letters: list[dict[str, Any]] = field(default_factory=list)
+    dead_letters: list[dict[str, Any]] = field(default_factory=list)
     repeats: int = 0
     _at: dict[tuple[str, int], int] = field(default_factory=dict)
     _readers: dict[tuple[str, int], Reader] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Kept:
 
     def _take(self, topic: str, key: bytes | None, value: dict[str, Any]) -> None:
         if topic == self.config.dead_letters_topic:
-            self.letters.append(value)
+            self.dead_letters.append(value)
             return
         assert key == value["run_id"].encode()
         whose = value["run_id"], value["dataset"]

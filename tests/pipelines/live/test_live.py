@@ -111,7 +111,7 @@ def test_runs_on_flink_equal_the_batch_result(
     assert (len(parts), worker.failures) == (4, 2)
     assert kept.repeats > 0
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 110
-    assert kept.letters == []
+    assert kept.dead_letters == []
 
 
 def test_a_run_is_let_go_of_and_what_comes_later_is_on_record(
@@ -130,15 +130,18 @@ def test_a_run_is_let_go_of_and_what_comes_later_is_on_record(
         assert_equals_batch(kept, [fine], config.datasets)
         assert kept.examples[holey, "load"]["missing"] == lost.sequence.size
         assert kept.examples[silent, "load"]["missing"] == 0
-        assert {letter["reason"] for letter in kept.letters} == {"bad_run_id", "broken_json"}
-        assert {base64.b64decode(letter["payload"]["value"]) for letter in kept.letters} == {b"{", b'{"run_id": 7}'}
+        assert {dead_letter["reason"] for dead_letter in kept.dead_letters} == {"bad_run_id", "broken_json"}
+        assert {base64.b64decode(dead_letter["payload"]["value"]) for dead_letter in kept.dead_letters} == {
+            b"{",
+            b'{"run_id": 7}',
+        }
 
         # What was there before is no news, and what was not is on record.
         before = dict(kept.examples)
         send(kafka, config.topic, [*whole, (holey, lost), (silent, one_more(whole, silent))], 2)
-        wait_for(lambda: len(kept.look().letters) >= 4, 60)
+        wait_for(lambda: len(kept.look().dead_letters) >= 4, 60)
         assert kept.examples == before
-    late = {letter["run_id"]: letter for letter in kept.letters if "run_id" in letter}
+    late = {dead_letter["run_id"]: dead_letter for dead_letter in kept.dead_letters if "run_id" in dead_letter}
     assert late.keys() == {holey, silent}
     assert late[holey]["reason"] == "run_ended"
     assert late[holey]["sequences"] == {str(lost.recorder_us): lost.sequence.tolist()}
@@ -183,7 +186,7 @@ def test_runs_read_again_equal_the_batch_result(kafka: str, config: LiveConfig, 
     assert kept.look().ended() == set(run_ids)
     assert assert_equals_batch(kept, run_ids, config.datasets) >= 30
     drive(LiveService(config, since_s=0.0), until="end")
-    assert kept.look().letters == []
+    assert kept.look().dead_letters == []
 
 
 def seen(kept: Kept) -> set[str]:

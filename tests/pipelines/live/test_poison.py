@@ -33,12 +33,12 @@ def _fails(patch: pytest.MonkeyPatch, where: Any, name: str, is_poison: Any) -> 
     patch.setattr(where, name, fails)
 
 
-def check_letter(letter: dict[str, Any], stage: str, name: str) -> None:
-    assert letter["reason"] == "internal_error"
-    assert letter["detail"].startswith(f"{stage}: IndexError: {name} at ")
-    assert letter["detail"].endswith(" fails]")
-    assert "hunter2" not in letter["detail"]
-    assert len(letter["detail"]) < 1500
+def check_dead_letter(dead_letter: dict[str, Any], stage: str, name: str) -> None:
+    assert dead_letter["reason"] == "internal_error"
+    assert dead_letter["detail"].startswith(f"{stage}: IndexError: {name} at ")
+    assert dead_letter["detail"].endswith(" fails]")
+    assert "hunter2" not in dead_letter["detail"]
+    assert len(dead_letter["detail"]) < 1500
 
 
 @pytest.mark.engines
@@ -74,18 +74,20 @@ def test_live_windows_go_on_beside_poisoned_samples(
     assert assert_equals_batch(kept, others, config.datasets) >= len(others)
     assert kept.examples[torn, "load"]["samples"] > 0  # but for the poisoned message
     assert (failing, "load") not in kept.examples
-    by_origin = {letter["origin"][2]: letter for letter in kept.letters if "run_id" not in letter}
-    check_letter(by_origin.pop(3), "samples", "decode")
+    by_origin = {
+        dead_letter["origin"][2]: dead_letter for dead_letter in kept.dead_letters if "run_id" not in dead_letter
+    }
+    check_dead_letter(by_origin.pop(3), "samples", "decode")
     held = [at for at, (_, message) in enumerate(messages) if isinstance(message, Samples) and is_torn([(at, message)])]
     assert list(by_origin) == held  # perhaps sent twice
-    for at, letter in by_origin.items():
-        check_letter(letter, "samples", "part_of")
+    for at, dead_letter in by_origin.items():
+        check_dead_letter(dead_letter, "samples", "part_of")
         value = messages[at][1]
         assert isinstance(value, Samples)
-        assert base64.b64decode(letter["payload"]["value"]) == encode(value)
-    (given_up,) = [letter for letter in kept.letters if "run_id" in letter]
+        assert base64.b64decode(dead_letter["payload"]["value"]) == encode(value)
+    (given_up,) = [dead_letter for dead_letter in kept.dead_letters if "run_id" in dead_letter]
     assert given_up["run_id"] == failing
-    check_letter(given_up, "live", "panes")
+    check_dead_letter(given_up, "live", "panes")
 
 
 def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +100,9 @@ def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypat
     assert older.held
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
     sent = [message for each in parts[70:] for message in keep.process((run_id, each), older, head, wake)]
-    ((topic, key, letter),) = sent
+    ((topic, key, dead_letter),) = sent
     assert (topic, key) == ("live-dead-letters", run_id.encode())
-    check_letter(json.loads(letter), "live", "panes")
+    check_dead_letter(json.loads(dead_letter), "live", "panes")
     assert older.held == []
     assert head.held
     state = RunState.of(head.held[0])
@@ -116,6 +118,6 @@ def test_a_run_that_is_given_up_is_reported_once_and_forgotten_in_time(monkeypat
         list(keep.process((run_id, each), *other))
     _fails(monkeypatch, LiveRun, "panes", lambda run: run.run_id == run_id)
     now[0] = other[2].rings.pop()
-    ((topic, _, letter),) = keep.on_wake(*other)
+    ((topic, _, dead_letter),) = keep.on_wake(*other)
     assert topic == "live-dead-letters"
-    check_letter(json.loads(letter), "live", "panes")
+    check_dead_letter(json.loads(dead_letter), "live", "panes")
