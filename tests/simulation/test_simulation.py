@@ -1,4 +1,4 @@
-"""A thousand worlds, the regression seeds, and planted defects."""
+"""Simulated worlds, the regression seeds, and planted defects. `make interop` simulates thousands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.defects import DEFECTS, Defect, first_found
 from tests.simulation.run import replay, simulate, simulate_all
 
-SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", "1000"))
+SEEDS = int(os.environ.get("CIML_SIMULATION_SEEDS", "200"))
 _ROOT = Path(__file__).parents[2]
 
 

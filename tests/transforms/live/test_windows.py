@@ -108,17 +108,18 @@ def definitions() -> list[LiveDataset]:
     return out
 
 
-def test_every_run_of_the_corpus_equals_the_batch_result() -> None:
+def test_runs_of_the_corpus_equal_the_batch_result() -> None:
     datasets, rng, there = definitions(), np.random.default_rng(11), 0
     policy = LivePolicy(example_growth=1.0)  # examples in between are made by the same call
     runs, tables, _ = corpus()
-    assert len(runs) == 960
-    for number, (run, stored) in enumerate(zip(runs, tables, strict=True)):
+    every_third = list(zip(runs, tables, strict=True))[::3]  # of each provider and job
+    assert len(every_third) == 320
+    for number, (run, stored) in enumerate(every_third):
         ours = [datasets[number % 4], datasets[(number + 1) % 4]]
         arriving = arrivals(recorded(run.run_id, stored), rng, Disorder(), tick_s=5.0)
         consumer = live(run.run_id, ours, arriving, int(rng.integers(1, 8)), policy)
         there += assert_equals_batch(consumer, run, stored, ours)
-    assert there >= 1900
+    assert there >= 630
 
 
 GOLDEN = {make().name: make for make in make_logs.SMALL} | {
@@ -204,7 +205,7 @@ def test_a_long_window_is_told_ever_more_seldom() -> None:
 
 def test_what_is_told_of_a_revision_is_always_the_same() -> None:
     """Other batches of the same messages: other revisions may be published, and each has the same bytes."""
-    runs, tables, _ = corpus(30)
+    runs, tables, _ = corpus(12)
     datasets = definitions()
     for run, stored in zip(runs, tables, strict=True):
         arriving = arrivals(recorded(run.run_id, stored), np.random.default_rng(3), Disorder(late=0.1, again=0.1))
