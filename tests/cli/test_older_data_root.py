@@ -93,6 +93,7 @@ def test_it_is_retrained(root: Path, tmp_path: Path) -> None:
     assert state.labels["stable"] == 1
 
 
+@pytest.mark.engines
 def test_its_model_is_served_and_answers_as_before(root: Path, tmp_path: Path) -> None:
     ciml(root, "models", "reconcile")
     config = root / "models" / "models.config"

@@ -97,6 +97,7 @@ def keep(tmp_path: Path) -> Iterator[Callable[..., Kept]]:
         one.end()
 
 
+@pytest.mark.engines
 def test_what_dies_or_does_not_answer_is_started_again(keep: Callable[..., Kept]):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))
@@ -116,6 +117,7 @@ def test_what_dies_or_does_not_answer_is_started_again(keep: Callable[..., Kept]
     assert not kept.end()
 
 
+@pytest.mark.engines
 def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tmp_path: Path):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))
@@ -139,6 +141,7 @@ def test_a_watchdog_goes_on_where_a_killed_one_was(keep: Callable[..., Kept], tm
         processes.end(*foreign)
 
 
+@pytest.mark.engines
 def test_the_pause_before_each_start_doubles(keep: Callable[..., Kept]):
     kept = keep(broken=True)
     wait_for(lambda: "c" in kept.states and kept.states["c"].restarts == 4)
@@ -147,6 +150,7 @@ def test_the_pause_before_each_start_doubles(keep: Callable[..., Kept]):
     assert kept.answered("a", "b")
 
 
+@pytest.mark.engines
 def test_a_second_watchdog_of_a_home_ends_at_once(keep: Callable[..., Kept]):
     kept = keep()
     wait_for(lambda: kept.answered("a", "b"))

@@ -288,6 +288,7 @@ def test_latest_and_all_as_in_tensorflow_serving(good: dict[int, Path], tmp_path
     assert manager.names() == []
 
 
+@pytest.mark.engines
 def test_server_as_a_process_comes_back_with_the_blessed_version(
     data: DataRoot, good: dict[int, Path], tmp_path: Path
 ) -> None:

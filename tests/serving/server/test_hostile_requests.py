@@ -20,6 +20,8 @@ from serving.registry import Verdict
 from tests.serving.models_fixture import C, F, L, runs
 from tests.serving.process import MIB, ServerProcess, server_process
 
+pytestmark = pytest.mark.engines
+
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 #: Limit of the memory that one request adds to the server. The largest attack added 3,300 MiB.
 MOST = 256 * MIB

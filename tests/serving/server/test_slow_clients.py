@@ -21,6 +21,8 @@ from tests.serving.models_fixture import C, runs, save_model
 from tests.serving.process import ServerProcess, server_process
 from tests.serving.siege import besiege, write_config
 
+pytestmark = pytest.mark.engines
+
 HEADER_S, BODY_S = 3.0, 3.5
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
