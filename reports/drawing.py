@@ -1,4 +1,4 @@
-"""A plot as SVG and PNG: the style, the colours, and names from outside made harmless."""
+"""Draw plots as SVG and PNG, with one style, fixed colours and sanitised names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colour-blind safe; black in place of the yellow, which is no line on white. The last is for what is left over.
+#: Colour-blind safe; black replaces yellow, which is invisible on white. The last colour is for the group of the rest.
 COLORS = (*PALETTE[:6], "#000000", "#8a8a8a")
-#: What people expect, where a name is known; blue and vermilion differ for everybody.
+#: Fixed colours of common outcomes.
 _KNOWN = {
     "passed": "#0072B2",
     "success": "#0072B2",
@@ -28,9 +28,9 @@ _KNOWN = {
     "failure": "#D55E00",
     "timeout": "#E69F00",
 }
-#: A second sign beside the colour.
+#: Line styles, so that lines differ without colour too.
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), "-", (0, (5, 2)), (0, (1, 1.2)), "-")
-#: A hostile name must neither be read as a formula, nor leave the canvas.
+#: Without math text, so that a hostile name is not parsed as a formula.
 _STYLE: Any = {**STYLE, "text.parse_math": False, "axes.titlesize": 9, "axes.titlelocation": "left"}
 #: Width of the plots of a page in inches.
 WIDE = 8.4
@@ -41,14 +41,14 @@ _DOTS_AN_INCH = 150
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, which is drawn when it is first looked at.
+    """A plot, drawn on first access.
 
     Attributes:
-      name: of its files, without the ending.
-      title: what one sees.
-      caption: how to read it.
-      size: in inches.
-      paint: draws it into a figure with a constrained layout.
+      name: file name without suffix.
+      title: the finding, in one sentence.
+      caption: how to read the plot.
+      size: width and height in inches.
+      paint: draws into a figure with a constrained layout.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Plot:
 
     @property
     def svg(self) -> str:
-        """One ``<svg>`` element, which needs nothing but itself."""
+        """Return one self-contained ``<svg>`` element."""
         return self._drawn[0]
 
     @property
     def png(self) -> bytes:
-        """The same as PNG."""
+        """Return the plot as PNG."""
         return self._drawn[1]
 
     @cached_property
@@ -82,7 +82,7 @@ class Plot:
             wrapped = fill(self.title, int(self.size[0] * _INCH_CHARACTERS))
             figure.suptitle(wrapped, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
             figure.savefig(png, format="png", metadata={"Software": None})
-            figure.set_layout_engine("none")  # it is laid out
+            figure.set_layout_engine("none")  # keep the layout of the PNG
             figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         text = svg.getvalue()
         head, _, rest = text[text.index("<svg") :].partition("<metadata>")
@@ -91,40 +91,39 @@ class Plot:
 
 
 def shown(name: str, most: int = 26) -> str:
-    """Return a name from outside as it may stand in a plot: one line, printable, no longer than ``most``."""
-    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    """Return a name from outside as one printable line of at most ``most`` characters."""
+    plain = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
     plain = f" {plain}" if plain.startswith("_") else plain  # matplotlib leaves such names out of legends
     return plain if len(plain) <= most else f"{plain[: most - most // 2 - 1]}…{plain[-(most // 2) :]}"
 
 
 def distinct(names: Sequence[str], most: int = 26) -> list[str]:
-    """Names as `shown`, each another one: of those that would look the same, the part in which they differ is kept."""
-    told = [shown(name, most) for name in names]
-    alike: dict[str, list[int]] = {}
-    for place, text in enumerate(told):
-        alike.setdefault(text, []).append(place)
-    for places in alike.values():
-        if len(places) > 1:
-            for number, (place, text) in enumerate(
-                zip(places, _apart([names[at] for at in places], most), strict=True), 1
-            ):
-                told[place] = text if text not in told else f"{shown(text, most - 4)} #{number}"
-    return told
+    """Shorten names as `shown` does, and keep them distinct: similar names keep the part in which they differ."""
+    texts = [shown(name, most) for name in names]
+    same: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        same.setdefault(text, []).append(index)
+    for group in same.values():
+        if len(group) > 1:
+            parts = _differing_parts([names[index] for index in group], most)
+            for number, (index, text) in enumerate(zip(group, parts, strict=True), 1):
+                texts[index] = text if text not in texts else f"{shown(text, most - 4)} #{number}"
+    return texts
 
 
-def _apart(names: Sequence[str], most: int) -> list[str]:
-    """Of each name the part in which it differs from the others, with as much around it as fits."""
-    head = _alike(names)
-    tail = _alike([name[head:][::-1] for name in names])
+def _differing_parts(names: Sequence[str], most: int) -> list[str]:
+    """Return the part of each name that differs from the others, with as much around it as fits."""
+    head = _common_prefix(names)
+    tail = _common_prefix([name[head:][::-1] for name in names])
     longest = max(len(name) for name in names) - head - tail
     around = max(0, (most - 2 - longest) // 2)
     begin, end = max(0, head - around), max(0, tail - around)
     return [shown(f"{'…' if begin else ''}{name[begin : len(name) - end]}{'…' if end else ''}", most) for name in names]
 
 
-def _alike(names: Sequence[str]) -> int:
-    """Return how many letters all names begin with."""
-    ends = (place for place, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1)
+def _common_prefix(names: Sequence[str]) -> int:
+    """Return the length of the common prefix."""
+    ends = (index for index, chars in enumerate(zip(*names, strict=False)) if len(set(chars)) > 1)
     return next(ends, min(map(len, names)))
 
 
@@ -140,7 +139,7 @@ def colors_of(names: Sequence[str]) -> list[str]:
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """A legend of the lines and areas of ``axes``, below everything, in at most so many columns as have room."""
+    """Add a legend of the lines and areas of ``axes`` below the figure, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels), default=0) + 6
     columns = min(columns, max(1, len(labels)), max(1, int(figure.get_figwidth() * _LEGEND_CHARACTERS) // longest))
@@ -148,7 +147,7 @@ def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
 
 
 def units(axis: Any, unit: str) -> None:
-    """Ticks as people write them: 2 GB, 30 k; numbers alone where the unit is no byte."""
+    """Format ticks with SI prefixes: 2 GB, 30 k. Only bytes have a unit."""
     from matplotlib.ticker import EngFormatter
 
     if unit in ("B", "B/s", "requests/s", "1/s"):
@@ -156,20 +155,20 @@ def units(axis: Any, unit: str) -> None:
 
 
 def whole_numbers(axis: Any, bins: int = 6) -> None:
-    """Ticks at whole numbers only: of counts."""
+    """Put ticks at whole numbers only, for counts."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(bins, integer=True))
 
 
 def percent(share: float) -> str:
-    """``31 %``; one digit more where it says something."""
+    """Format a share as ``31 %``, with one decimal near 0 % and 100 %."""
     value = 100 * share
     return f"{value:.1f} %" if 0 < value < 9.95 or 99 < value < 100 else f"{value:.0f} %"
 
 
 def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
-    """Mark the features of an unrolled example on the x axis: a line between two, the name in the middle."""
+    """Mark the features of an unrolled example on the x axis: lines between features, names centred."""
     middles = np.arange(len(names)) * width + width / 2
     for bound in range(1, len(names)):
         axes.axvline(bound * width - 0.5, color="#555555", linewidth=0.5)
@@ -179,19 +178,19 @@ def feature_bounds(axes: Any, names: Sequence[str], width: int) -> None:
 
 
 def runs_of(count: int) -> str:
-    """``1 run``, ``4,883 runs``."""
+    """Format a count: ``1 run``, ``4,883 runs``."""
     return "1 run" if count == 1 else f"{count:,} runs"
 
 
 def seconds(value: float) -> str:
-    """Return a duration in the unit in which it is short: ``35 s``, ``2.5 min``."""
+    """Format a duration in seconds, minutes or hours: ``35 s``, ``2.5 min``."""
     if value < 120:
         return f"{value:.4g} s"
     return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a value of a telemetry column: ``64 %``, ``3.5 GB``, ``3.9``."""
+    """Format a value of a telemetry column: ``64 %``, ``3.5 GB``, ``3.9``."""
     from matplotlib.ticker import EngFormatter
 
     if unit.startswith("%"):

@@ -1,4 +1,4 @@
-"""One HTML page of plots and tables that needs nothing but itself, and the files beside it."""
+"""Render plots and tables as one self-contained HTML page, and write it with its files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from reports.drawing import Plot
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-#: The page's file.
 PAGE = "index.html"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A number that is seen first: what it is, the number, and a note on it."""
+    """A headline number: its label, its value and a note."""
 
     what: str
     value: str
@@ -31,12 +30,12 @@ class Table:
     """A table of texts.
 
     Attributes:
-      headings: of the columns.
-      rows: of as many cells.
-      words: how many columns at the left are words; the others are numbers, set to the right.
-      title: above it.
-      best: (row, column) of the cells that are set off.
-      links: (row, column) of cells that lead to another page, each with its address relative to this one.
+      headings: column headings.
+      rows: cells, one for each heading.
+      words: number of text columns at the left; the others are numbers, aligned right.
+      title: caption above the table.
+      best: (row, column) of highlighted cells.
+      links: relative addresses of linked pages by (row, column).
     """
 
     headings: tuple[str, ...]
@@ -59,7 +58,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says. All texts are plain; names in them may be hostile."""
+    """The content of a page. All texts are plain; names in them may be hostile."""
 
     title: str
     lead: str
@@ -68,7 +67,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page: styles and plots inline, no script, no address outside."""
+    """Return the page as HTML: styles and plots inline, no script, no external address."""
     from markupsafe import Markup
 
     environment = page_environment(drawn=lambda svg: Markup(svg))  # noqa: S704
@@ -77,7 +76,7 @@ def render(page: Page) -> str:
 
 
 def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -> str:
-    """Write each plot as SVG and PNG, ``others`` by their names, and last the page. Return where the page is."""
+    """Write each plot as SVG and PNG, ``others`` by name, and the page last. Return the page's address."""
     for section in page.sections:
         for plot in section.plots:
             folder.replace(f"{plot.name}.svg", plot.svg.encode())
@@ -89,7 +88,7 @@ def save(folder: Store, page: Page, others: Mapping[str, bytes] | None = None) -
 
 
 def page_environment(**filters: Any) -> Environment:
-    """What pages are rendered with: all is escaped, an unknown name is an error, ``style`` is the style sheet."""
+    """Return the template environment: it escapes everything, rejects unknown names and has the style sheet."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 

@@ -8,7 +8,7 @@ from typing import Any
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#666666")
 
 
-#: Of every plot: quiet axes, text that stays text.
+#: matplotlib settings of every plot.
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -19,6 +19,6 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.fonttype": "none",  # keeps text searchable and in the page's font
     "svg.hashsalt": "ciml",
 }

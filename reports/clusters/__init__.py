@@ -1,4 +1,4 @@
-"""The report of a clustering: groups of runs, compared with labels and metadata, as a page and as JSON.
+"""The cluster report: groups of runs, compared with labels and metadata, as a page and as JSON.
 
 Uses `training.experiments.clustering` for the groups.
 """

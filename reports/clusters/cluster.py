@@ -1,4 +1,4 @@
-"""Clusters of the runs of a data set: what was found, as one record that the page, the JSON and the terminal show."""
+"""Cluster the runs of a data set. The page, the JSON file and the terminal show the resulting `Clustering`."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from training.experiments.clustering import (
 )
 from transforms.examples.split import SPLITS
 
-#: Float32 values that k-means takes at most; of more runs, evenly drawn ones stand for all.
+#: Largest input of k-means in float32 values; larger data sets are sampled evenly.
 MOST_VALUES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is clustered, and what the clusters are compared with.
+    """Options of a clustering.
 
     Attributes:
       only: the class whose runs are clustered; None for all.
-      splits: of which splits.
-      first: only so many windows of each run, of the runs that have them; None for whole examples with their padding.
+      splits: splits of the runs.
+      first: number of leading windows to compare; shorter runs are left out. None for whole examples with padding.
       against: names for `ciml.datasets.labels.label_of`. Default: the label, or the job if ``only`` is given.
-      k: the number of clusters that is looked at; None for that of the best silhouette.
-      most_k: the largest that is tried.
-      projection: how the map is made.
-      seed: of all that is random.
+      k: number of clusters; None for the best silhouette.
+      most_k: largest number of clusters to try.
+      projection: projection of the map.
+      seed: random seed.
     """
 
     only: str | None = None
@@ -59,21 +59,20 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Clustering:
-    """What was found.
+    """The result of a clustering.
 
     Attributes:
-      wanted: what was asked for.
-      runs: those that were clustered; each has arrays. ``inputs`` has ``first`` windows where that was asked for.
-      of_runs: of so many runs that were selected.
-      known: str [n] by name: what the clusters are compared with.
-      tried: k-means by k, from 1 on.
-      agreements: by k and by name; None where there is nothing to agree on.
-      lengths: by k the share of the variance of the runs' lengths that the clusters explain; None where examples are
-        functions of whole runs, whose lengths are not known.
-      elbow, silhouette: the k that each suggests; None for no silhouette.
-      chosen: the one that is looked at.
+      wanted: the options.
+      runs: the clustered runs; each has arrays. ``inputs`` has ``wanted.first`` windows if that is set.
+      of_runs: number of selected runs, from which ``runs`` were sampled.
+      known: str [n] by name: the facts that the clusters are compared with.
+      tried: k-means results by k, from 1 on.
+      agreements: by k and by name; None where all runs have the same value.
+      lengths: by k, the share of the variance of run lengths that the clusters explain; None for aggregated examples.
+      elbow, silhouette: the k that each method suggests; None for no silhouette.
+      chosen: the clusters that the tables and plots show.
       plane: float64 [n, 2], the map.
-      variance: the share of the variance that each axis of a ``pca`` map has; empty for ``tsne``.
+      variance: share of the variance by axis of a ``pca`` map; empty for ``tsne``.
     """
 
     wanted: Wanted
@@ -90,16 +89,16 @@ class Clustering:
     variance: tuple[float, ...]
 
     def tables(self) -> dict[str, Shares]:
-        """Clusters × classes, by what they are compared with."""
+        """Return the shares of clusters × values, by fact."""
         return {name: shares(self.chosen.of, values) for name, values in self.known.items()}
 
     def groups(self) -> Groups:
-        """Return the clusters as groups of runs, in their order."""
+        """Return the clusters as groups of runs."""
         counts = np.bincount(self.chosen.of)
         return Groups(tuple(f"cluster {each}" for each in range(len(counts))), self.chosen.of, counts, len(counts))
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it but the examples."""
+        """Return everything but the examples."""
         tables = self.tables()
         return {
             "dataset": self.runs.dataset,
@@ -163,12 +162,12 @@ def cluster_dataset(
 
     Args:
       dataset: a data set.
-      wanted: which runs, and how.
-      progress: is told how many of how many steps are done.
+      wanted: the options.
+      progress: called with the number of finished steps and the total.
 
     Raises:
       CimlError: when there is no such data set or class, too few windows, or fewer different runs than clusters.
-      IntegrityError: when a file is not what the manifest says.
+      IntegrityError: when a file differs from the manifest.
     """
     runs = read_runs(
         dataset,
@@ -188,7 +187,7 @@ def cluster_runs(
     of_runs: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Clustering:
-    """`cluster_dataset` of runs that were read, all of which have arrays."""
+    """Cluster runs that are in memory; all of them must have arrays."""
     points = unrolled(runs, np.arange(len(runs)))
     most = different(points)
     if wanted.k is not None and wanted.k > most:
@@ -224,12 +223,12 @@ def cluster_runs(
 
 
 def _compared(wanted: Wanted) -> Sequence[str]:
-    """Return the facts that are read beside the data set's own label: that one is with the examples."""
+    """Return the facts to read in addition to the data set's label."""
     return wanted.against or (("build_name",) if wanted.only else ())
 
 
 def _drawn(runs: Runs) -> Runs:
-    """Return those of the runs that have arrays, alone."""
+    """Return only the runs that have arrays."""
     rows = runs.drawn
     return replace(
         runs,
@@ -242,14 +241,11 @@ def _drawn(runs: Runs) -> Runs:
 
 
 def _cut(runs: Runs, first: int | None) -> Runs:
-    """Return the same runs with their first windows alone: then none of them has padding.
-
-    Their lengths stay as they were.
-    """
+    """Return the runs with only their first windows, so that no run has padding. ``n_windows`` is unchanged."""
     if first is None:
         return runs
     if runs.aggregated:
-        raise CimlError("--first: the examples of this data set are functions of whole runs, and have no first windows")
+        raise CimlError("--first: this data set has aggregated examples, which have no windows")
     if first > runs.resolved.windows:
         raise CimlError(f"--first {first}: the examples of this data set have {runs.resolved.windows} windows")
     scale = replace(runs.normalisation, mean=runs.normalisation.mean[:first], width=runs.normalisation.width[:first])

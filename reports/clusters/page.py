@@ -1,4 +1,4 @@
-"""The page of a clustering."""
+"""Build the page of a clustering."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from reports.drawing import percent, runs_of, seconds, shown
 from reports.page import Page, Section, Table, Tile
 from training.experiments.clustering import Agreement, Shares
 
-#: Features whose courses are drawn: those in which the clusters differ most.
+#: Number of features whose courses are drawn.
 MOST_COURSES = 6
 
 
 def cluster_page(found: Clustering) -> Page:
-    """All that was found, to be read from top to bottom: how many clusters, what they agree with, what they are."""
+    """Return the page: number of clusters, agreement with labels, then the clusters themselves."""
     wanted, runs, chosen = found.wanted, found.runs, found.chosen
     name = next(iter(found.known))
-    told = found.agreements[chosen.k][name]
+    agreed = found.agreements[chosen.k][name]
     what = f"only {wanted.only}" if wanted.only else "of all classes"
-    length = f"the first {wanted.first} windows" if wanted.first else "whole examples with their padding"
+    length = f"the first {wanted.first} windows" if wanted.first else "whole examples with padding"
     lead = f"K-means over {length}, normalised by the training split; seed {wanted.seed}."
     if len(runs) < found.of_runs:
-        lead += f" {len(runs):,} of {found.of_runs:,} runs, drawn evenly."
+        lead += f" {len(runs):,} of {found.of_runs:,} runs, sampled evenly."
     tiles = (
         Tile("runs", f"{len(runs):,}", what),
-        Tile("clusters", f"{chosen.k}", "as asked for" if wanted.k else "the best silhouette"),
+        Tile("clusters", f"{chosen.k}", "set by --k" if wanted.k else "best silhouette"),
         Tile("silhouette", "–" if chosen.silhouette is None else f"{chosen.silhouette:.2f}", "-1 to 1"),
-        Tile(f"adjusted Rand with {name}", _rand(told), _chance(told)),
+        Tile(f"adjusted Rand with {name}", _rand(agreed), _random(agreed)),
         Tile("lengths explained", _length(found, chosen.k), "share of the variance of the runs' lengths"),
     )
-    agreed = cluster_plots.agreement_plot(found)
+    drawn = cluster_plots.agreement_plot(found)
     tables = found.tables()
     sections = [
         Section(
             "How many clusters",
             tables=(_tried(found, name),),
-            plots=(cluster_plots.choice_plot(found), *([agreed] if agreed else [])),
+            plots=(cluster_plots.choice_plot(found), *([drawn] if drawn else [])),
         ),
         *(
             Section(
                 f"Clusters × {fact}",
-                "Only what has runs in common is listed; a share above one half is set off.",
+                "Pairs without runs are left out; shares above one half are highlighted.",
                 tables=(_shares(table, fact),),
                 plots=(cluster_plots.shares_plot(found, fact, table, number),),
             )
@@ -52,21 +52,21 @@ def cluster_page(found: Clustering) -> Page:
         ),
         Section("Map", plots=(cluster_plots.map_plot(found),)),
         Section(
-            "What a cluster is like",
+            "Features by cluster",
             (feature_plots.AGGREGATES_CAPTION if runs.aggregated else feature_plots.COURSES_CAPTION)
-            + " Those features are drawn in which the clusters differ most.",
+            + " Only the features in which the clusters differ most are drawn.",
             tables=(_nearest(found),),
             plots=tuple(
                 feature_plots.course_plot(runs, found.groups(), course, number)
-                for number, course in enumerate(courses(runs, found.groups(), telling_features(found)), 1)
+                for number, course in enumerate(courses(runs, found.groups(), distinctive_features(found)), 1)
             ),
         ),
     ]
     return Page(f"Clusters of {runs.dataset}", lead, tiles, tuple(sections))
 
 
-def telling_features(found: Clustering) -> list[int]:
-    """Positions of the features in which the clusters' mean normalised examples differ most, at most six."""
+def distinctive_features(found: Clustering) -> list[int]:
+    """Return the positions of the features in which the clusters' mean normalised examples differ most, at most six."""
     runs, of = found.runs, found.chosen.of
     normal = runs.normalisation.apply(runs.inputs)
     means = np.stack([normal[of == cluster].mean(axis=0) for cluster in range(int(of.max()) + 1)])
@@ -74,12 +74,12 @@ def telling_features(found: Clustering) -> list[int]:
     return sorted(np.argsort(-spread, kind="stable")[:MOST_COURSES].tolist())
 
 
-def _rand(told: Agreement | None) -> str:
-    return "–" if told is None else f"{told.rand:.2f}"
+def _rand(agreed: Agreement | None) -> str:
+    return "–" if agreed is None else f"{agreed.rand:.2f}"
 
 
-def _chance(told: Agreement | None) -> str:
-    return "one class only" if told is None else f"by chance at most {told.random_rand_95:.2f} (95 %)"
+def _random(agreed: Agreement | None) -> str:
+    return "one class only" if agreed is None else f"random assignments: at most {agreed.random_rand_95:.2f} (95 %)"
 
 
 def _length(found: Clustering, k: int) -> str:
@@ -90,15 +90,14 @@ def _length(found: Clustering, k: int) -> str:
 def _tried(found: Clustering, name: str) -> Table:
     rows = []
     for each in found.tried:
-        told = found.agreements[each.k][name]
-        mutual = ("–", "–") if told is None else (f"{told.mutual:.3f}", f"{told.random_mutual_95:.3f}")
-        rand = ("–", "–") if told is None else (f"{told.rand:.3f}", f"{told.random_rand_95:.3f}")
+        agreed = found.agreements[each.k][name]
+        mutual = ("–", "–") if agreed is None else (f"{agreed.mutual:.3f}", f"{agreed.random_mutual_95:.3f}")
+        rand = ("–", "–") if agreed is None else (f"{agreed.rand:.3f}", f"{agreed.random_rand_95:.3f}")
         silhouette = "–" if each.silhouette is None else f"{each.silhouette:.3f}"
         rows.append((f"{each.k}", f"{each.distortion:.3f}", silhouette, _length(found, each.k), *rand, *mutual))
-    headings = ("k", "distance", "silhouette", "length explained", "adj. Rand", "by chance", "NMI", "by chance")
-    return Table(
-        headings, tuple(rows), title=f"By number of clusters; agreement with {name}, chance at its 95th per cent"
-    )
+    headings = ("k", "mean distance", "silhouette", "lengths explained", "adjusted Rand", "random", "NMI", "random")
+    title = f"By number of clusters k; agreement with {name}; random: 95th percentile of random assignments"
+    return Table(headings, tuple(rows), title=title)
 
 
 def _shares(table: Shares, fact: str) -> Table:
@@ -113,7 +112,8 @@ def _shares(table: Shares, fact: str) -> Table:
                 count = f"{table.counts[cluster, at]:,}"
                 shares = (f"{100 * of_class:.1f} %", f"{100 * of_cluster:.1f} %")
                 rows.append((f"{cluster}", shown(table.names[at], 80), count, *shares))
-    return Table(("cluster", fact, "runs", "pclass", "pcluster"), tuple(rows), words=2, best=frozenset(best))
+    headings = ("cluster", fact, "runs", "share of class", "share of cluster")
+    return Table(headings, tuple(rows), words=2, best=frozenset(best))
 
 
 def _nearest(found: Clustering) -> Table:
@@ -123,4 +123,4 @@ def _nearest(found: Clustering) -> Table:
         length = "" if found.runs.aggregated else seconds(middle * found.runs.interval_s)
         nearest = found.runs.run_id[found.chosen.nearest(cluster, 3)].tolist()
         rows.append((f"{cluster}", ", ".join(nearest), runs_of(int(count)), length))
-    return Table(("cluster", "runs nearest to its centre", "size", "median length"), tuple(rows), words=2)
+    return Table(("cluster", "runs nearest to the centre", "size", "median length"), tuple(rows), words=2)

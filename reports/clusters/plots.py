@@ -1,4 +1,4 @@
-"""The plots of a clustering."""
+"""Draw the plots of a clustering."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from training.experiments.clustering import Shares
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Points of a map that stay vectors; of more, an image.
+#: Maps of more points are drawn as an image.
 _MOST_VECTORS = 1500
 
 
 def choice_plot(found: Clustering) -> Plot:
-    """Distortion and silhouette by k."""
+    """Plot distortion and silhouette by k."""
     ks = [each.k for each in found.tried]
 
     def paint(figure: Figure) -> None:
@@ -44,20 +44,20 @@ def choice_plot(found: Clustering) -> Plot:
             whole_numbers(axes.xaxis, 10)
 
     if found.silhouette is None:
-        title = "The runs are all alike: one cluster"
+        title = "All runs are alike: one cluster"
     elif found.silhouette == found.elbow:
         title = f"Elbow and silhouette both suggest {found.elbow} clusters"
     else:
         title = f"The elbow suggests {found.elbow} clusters, the silhouette {found.silhouette}"
     caption = (
-        "Distance falls with every further cluster; at the elbow, further ones gain little. The silhouette (-1 to 1) "
-        "says how much nearer a run is to its own cluster than to the next: below 0.25 there is hardly any structure."
+        "Distance falls with every additional cluster; beyond the elbow, it falls little. The silhouette (-1 to 1) "
+        "shows how much nearer a run is to its own cluster than to the next: below 0.25 there is hardly any structure."
     )
     return Plot("choice", title, caption, (WIDE, 3.1), paint)
 
 
 def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plot:
-    """Clusters × classes twice: the share of a class in each cluster, and of a cluster in each class."""
+    """Plot clusters × classes twice: shares of each class, and shares of each cluster."""
     groups = grouped(found.known[name], 15)
     counts = np.zeros((len(table.counts), len(groups.names)), np.int64)
     np.add.at(counts, (found.chosen.of, groups.of), 1)
@@ -67,8 +67,8 @@ def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plo
     def paint(figure: Figure) -> None:
         grid = figure.subplots(1, 2, sharey=True)
         for axes, values, heading in (
-            (grid[0], of_class.T, "pclass: share of the class in the cluster"),
-            (grid[1], of_cluster.T, "pcluster: share of the cluster that is of the class"),
+            (grid[0], of_class.T, "share of the class in the cluster"),
+            (grid[1], of_cluster.T, "share of the cluster in the class"),
         ):
             axes.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
             axes.set_title(heading)
@@ -83,21 +83,21 @@ def shares_plot(found: Clustering, name: str, table: Shares, number: int) -> Plo
             if len(counts) <= 10:
                 for row, column in np.ndindex(values.shape):
                     color = "white" if values[row, column] > 0.5 else "black"
-                    told = f"{100 * values[row, column]:.0f}"
-                    axes.annotate(told, (column, row), ha="center", va="center", color=color, fontsize=8)
+                    text = f"{100 * values[row, column]:.0f}"
+                    axes.annotate(text, (column, row), ha="center", va="center", color=color, fontsize=8)
 
     cluster, group = np.unravel_index(int(np.argmax(np.where(counts >= 2, of_class * of_cluster, 0))), counts.shape)
     kind = shown(groups.names[group])
     title = (
-        f"Cluster {cluster} is the most of a kind: it holds {percent(of_class[cluster, group])} of {kind}, "
+        f"Cluster {cluster} is the most uniform: it has {percent(of_class[cluster, group])} of {kind}, "
         f"and {percent(of_cluster[cluster, group])} of it is {kind}"
     )
-    caption = f"In per cent, by {name}. At left rows add up to 100, at right columns."
+    caption = f"Per cent, by {name}. Rows add up to 100 in the left plot, columns in the right one."
     return Plot(f"shares-{number}", title, caption, (WIDE, 1.5 + 0.3 * len(groups.names)), paint)
 
 
 def map_plot(found: Clustering) -> Plot:
-    """Return the runs in the plane twice, coloured by what is known and by cluster."""
+    """Plot the runs in the plane twice, coloured by label and by cluster."""
     name, values = next(iter(found.known.items()))
     sides = ((grouped(values), f"by {shown(name)}"), (_few(found.groups()), "by cluster"))
     order = np.random.default_rng(found.wanted.seed).permutation(len(found.plane))  # no class hides the others
@@ -121,10 +121,10 @@ def map_plot(found: Clustering) -> Plot:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8)
         figure.axes[0].set_ylabel(_axis(found, 1))
 
-    title = f"{len(found.plane):,} runs in the plane: what is known of them, and the clusters"
-    caption = "Near each other in the plane means alike only as far as two axes can say it."
+    title = f"{len(found.plane):,} runs in the plane, by {shown(name)} and by cluster"
+    caption = "Two axes show only part of the distances: see the share of the variance on each axis."
     if found.wanted.projection == "tsne":
-        caption = "t-SNE keeps neighbours together; distances between groups, and their sizes, mean nothing."
+        caption = "t-SNE keeps neighbours together; distances between groups and their sizes have no meaning."
     return Plot("map", title, caption, (WIDE, 4.9), paint)
 
 
@@ -135,14 +135,14 @@ def _axis(found: Clustering, axis: int) -> str:
 
 
 def _few(groups: Groups) -> Groups:
-    """Return the groups with those beyond the seventh taken together, so that colours suffice."""
+    """Merge the groups beyond the seventh, so that there are enough colours."""
     if len(groups.names) <= len(COLORS):
         return groups
     return grouped(np.array(groups.names, object)[groups.of])
 
 
 def agreement_plot(found: Clustering) -> Plot | None:
-    """Return the adjusted Rand index by k, beside that of chance. None where there is nothing to agree on."""
+    """Plot the adjusted Rand index by k beside that of random assignments. None if no fact varies."""
     rows = [
         (fact, [(k, each[fact]) for k, each in sorted(found.agreements.items()) if each[fact] is not None])
         for fact in found.known
@@ -155,10 +155,10 @@ def agreement_plot(found: Clustering) -> Plot | None:
         axes = figure.add_subplot()
         for (fact, pairs), color, dash in zip(rows, COLORS, DASHES, strict=False):
             ks = [k for k, _ in pairs]
-            told: Any = [each for _, each in pairs]
-            axes.plot(ks, [each.rand for each in told], "o", linestyle=dash, color=color, label=shown(fact))
-            chance = [each.random_rand_95 for each in told]
-            axes.fill_between(ks, 0, chance, color=color, alpha=0.2, linewidth=0, label=f"{shown(fact)}, by chance")
+            agreed: Any = [each for _, each in pairs]
+            axes.plot(ks, [each.rand for each in agreed], "o", linestyle=dash, color=color, label=shown(fact))
+            random = [each.random_rand_95 for each in agreed]
+            axes.fill_between(ks, 0, random, color=color, alpha=0.2, linewidth=0, label=f"{shown(fact)}, random")
         axes.set_xlabel("k, number of clusters")
         axes.set_ylabel("adjusted Rand index")
         whole_numbers(axes.xaxis, 10)
@@ -168,6 +168,6 @@ def agreement_plot(found: Clustering) -> Plot | None:
     k, best = max(pairs, key=lambda pair: (pair[1].rand if pair[1] else 0, -pair[0]))
     title = f"Clusters agree most with {shown(fact)} at k = {k}: adjusted Rand {best.rand if best else 0:.2f} of 1"
     caption = (
-        "1 is the same partition, 0 chance; 95 % of random assignments to clusters of the same sizes are in the band."
+        "1 is the same partition, 0 random; 95 % of random assignments to clusters of the same sizes are in the band."
     )
     return Plot("agreement", title, caption, (WIDE, 3.2), paint)

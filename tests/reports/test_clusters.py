@@ -1,4 +1,4 @@
-"""``ciml cluster``: what is clustered, what the record and the page say, and that hostile names stay text."""
+"""``ciml cluster``: the clustered runs, the record, the page, and hostile names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from ciml.data_root import DataRoot
 from reports.clusters.cluster import Wanted, cluster_dataset, cluster_runs
-from reports.clusters.page import cluster_page, telling_features
+from reports.clusters.page import cluster_page, distinctive_features
 from reports.page import render
 from tests.reports.scenes import HOSTILE, hostile_data, runs
 from tests.reports.test_plot import self_contained
@@ -38,19 +38,19 @@ def test_two_kinds_of_runs_are_two_clusters():
     assert found.chosen.of.tolist() == [0] * 6 + [1] * 4
     (table,) = found.tables().values()
     assert (table.names, table.counts.tolist()) == (("passed", "failed"), [[6, 0], [0, 4]])
-    told = found.to_json()
-    assert (told["k"], told["runs"], told["values_a_run"]) == (2, 10, 2)
-    assert [each["k"] for each in told["tried"]] == [1, 2, 3, 4]
-    assert told["tried"][0]["agreement"] == {"status": None}
-    assert told["tried"][1]["agreement"]["status"]["rand"] == 1.0
-    assert told["clusters"][1]["classes"]["status"] == [{"class": "failed", "runs": 4, "pclass": 1.0, "pcluster": 1.0}]
-    assert [each["cluster"] for each in told["assignments"]] == found.chosen.of.tolist()
-    assert set(told["clusters"][0]["nearest"]) <= set(scene.run_id[:6])
+    value = found.to_json()
+    assert (value["k"], value["runs"], value["values_a_run"]) == (2, 10, 2)
+    assert [each["k"] for each in value["tried"]] == [1, 2, 3, 4]
+    assert value["tried"][0]["agreement"] == {"status": None}
+    assert value["tried"][1]["agreement"]["status"]["rand"] == 1.0
+    assert value["clusters"][1]["classes"]["status"] == [{"class": "failed", "runs": 4, "pclass": 1.0, "pcluster": 1.0}]
+    assert [each["cluster"] for each in value["assignments"]] == found.chosen.of.tolist()
+    assert set(value["clusters"][0]["nearest"]) <= set(scene.run_id[:6])
     page = cluster_page(found)
     titles = {plot.name: plot.title for section in page.sections for plot in section.plots}
     assert titles["choice"].endswith("2 clusters")
     assert titles["shares-1"] == (
-        "Cluster 0 is the most of a kind: it holds 100 % of passed, and 100 % of it is passed"
+        "Cluster 0 is the most uniform: it has 100 % of passed, and 100 % of it is passed"
     )
     assert page.sections[1].tables[0].rows == (
         ("0", "passed", "6", "100.0 %", "100.0 %"),
@@ -58,7 +58,7 @@ def test_two_kinds_of_runs_are_two_clusters():
     )
 
 
-def test_with_a_number_of_clusters_that_one_is_looked_at():
+def test_a_given_number_of_clusters_is_chosen():
     found = cluster_runs(runs([[n] for n in range(20)], [0] * 10 + [1] * 10), Wanted(k=12, most_k=3))
     assert [each.k for each in found.tried] == [1, 2, 3, 12]
     assert (found.chosen.k, found.chosen.of.max()) == (12, 11)
@@ -72,7 +72,7 @@ def test_runs_that_are_all_alike_are_one_cluster():
     self_contained(render(cluster_page(found)))
 
 
-def test_the_features_that_tell_clusters_apart_come_first():
+def test_the_features_in_which_clusters_differ_most_are_chosen():
     scene = runs([[0, 0]] * 3 + [[1, 1]] * 3, [0] * 3 + [1] * 3)
     flat = np.ones((6, 2, 8), np.float32)
     flat[:, :, 5] = scene.inputs[:, :, 0]
@@ -80,8 +80,8 @@ def test_the_features_that_tell_clusters_apart_come_first():
     wide = replace(scene, inputs=flat, resolved=resolved, normalisation=type(scene.normalisation).of(flat))
     found = cluster_runs(wide, Wanted(most_k=2))
     assert found.chosen.of.tolist() in ([0] * 3 + [1] * 3, [1] * 3 + [0] * 3)
-    assert 5 in telling_features(found)
-    assert len(telling_features(found)) == 6
+    assert 5 in distinctive_features(found)
+    assert len(distinctive_features(found)) == 6
 
 
 def test_one_class_alone_is_compared_by_job(data: Path):
@@ -101,7 +101,7 @@ def test_first_windows_leave_padding_and_shorter_runs_out(data: Path):
     assert found.agreements[2]["source"] is None
 
 
-def test_the_command_writes_all_and_does_it_again(data: Path, tmp_path: Path):
+def test_the_command_writes_the_same_files_twice(data: Path, tmp_path: Path):
     arguments = ("bad", "--data-path", str(data), "--max-k", "6", "--against", "who")
     done = ciml(*arguments, "--output", str(tmp_path / "one"))
     assert done.exit_code == 0, done.output
@@ -116,15 +116,15 @@ def test_the_command_writes_all_and_does_it_again(data: Path, tmp_path: Path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     tags = self_contained((tmp_path / "one" / "index.html").read_text())
     assert all(name in tags.text for name in HOSTILE[:2])
-    told = json.loads((tmp_path / "one" / "clusters.json").read_text())
-    assert len(told["assignments"]) == 24
-    assert sum(each["runs"] for each in told["clusters"]) == 24
+    value = json.loads((tmp_path / "one" / "clusters.json").read_text())
+    assert len(value["assignments"]) == 24
+    assert sum(each["runs"] for each in value["clusters"]) == 24
 
 
 def test_json_is_for_programs(data: Path, tmp_path: Path):
     done = ciml("--dataset", "bad", "--data-path", str(data), "--k", "2", "--json", "--output", str(tmp_path))
-    told = json.loads(done.stdout)
-    assert (told["k"], "assignments" in told) == (2, False)
+    value = json.loads(done.stdout)
+    assert (value["k"], "assignments" in value) == (2, False)
 
 
 @pytest.mark.parametrize(

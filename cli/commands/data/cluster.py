@@ -120,7 +120,7 @@ def _show(found: Clustering) -> None:
     console = Console()
     fact = next(iter(found.known))
     tried = Table(title=f"{len(found.runs):,} runs; agreement with {shown(fact)}", title_justify="left")
-    for heading in ("k", "distance", "silh.", "length", "Rand", "chance", "NMI", "chance"):
+    for heading in ("k", "distance", "silhouette", "lengths", "adj. Rand", "random", "NMI", "random"):
         tried.add_column(heading, justify="right")
     for each in found.tried:
         agreed = found.agreements[each.k][fact]
@@ -132,7 +132,7 @@ def _show(found: Clustering) -> None:
         tried.add_row(f"{mark}{each.k}", *("–" if number is None else f"{number:.3f}" for number in numbers))
     console.print(tried)
     for fact, table in found.tables().items():
-        shares = Table(title=f"clusters × {shown(fact)}: runs, pclass, pcluster", title_justify="left")
+        shares = Table(title=f"{shown(fact)}: runs, % of class, % of cluster", title_justify="left")
         shares.add_column("cluster", justify="right")
         for name in table.names[:6]:
             shares.add_column(shown(name), justify="right")
