@@ -1,4 +1,4 @@
 """The report of a data set: counts, features over time and examples, as plots and a page.
 
-Uses stored spans. It normalises as an estimator would, and trains nothing.
+Uses stored spans, normalised as for an estimator. It trains nothing.
 """

@@ -1,4 +1,4 @@
-"""The plots of a data set's features: their course over time, and examples as an estimator sees them."""
+"""Draw the features of a data set over time, and examples as an estimator sees them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from reports.drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: So many courses share one pair of axes; of more, each class has its own.
+#: Number of classes that share one pair of axes; of more, each class has its own.
 _TOGETHER = 2
 
 
 def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot:
-    """Return the mean of a feature over time with its quartiles, by class."""
+    """Plot the mean and quartiles of a feature over time, by class."""
     unit = unit_of(course.column)
     paint: Callable[[Figure], None]
     rows = 1
@@ -48,11 +48,11 @@ def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot
                 axes.fill_between(
                     course.times_s, course.low[group], course.high[group], color=color, alpha=0.18, linewidth=0
                 )
-            for group, (color, told) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
-                name = f"{told} ({course.runs[group, 0]:,})"
+            for group, (color, name) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
                 axes.plot(
-                    course.times_s, course.mean[group], color=color, linestyle=DASHES[group], label=name, linewidth=1.8
-                )
+                    course.times_s, course.mean[group], color=color, linestyle=DASHES[group], linewidth=1.8,
+                    label=f"{name} ({course.runs[group, 0]:,})",
+                )  # fmt: skip
             _time_axes(axes, course, unit)
             axes.set_xlabel("seconds from the first sample")
             axes.set_ylabel(unit or "value")
@@ -64,7 +64,7 @@ def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot
         def paint(figure: Figure) -> None:
             _panels(figure, groups, course, unit, rows)
 
-    title = f"{shown(course.column, 40)}: {_told(runs, groups, course, unit)}"
+    title = f"{shown(course.column, 40)}: {_finding(runs, groups, course, unit)}"
     return Plot(
         f"course-{number:03}-{_slug(course.feature)}",
         title,
@@ -75,8 +75,8 @@ def course_plot(runs: Runs, groups: Groups, course: Course, number: int) -> Plot
 
 
 COURSES_CAPTION = (
-    "Line: mean of the runs that are that long, no padding. Band: the middle half of them. A line ends where fewer "
-    "than five runs are left. Long runs are others than short ones: compare classes where most of both still run."
+    "Line: mean of the runs that are that long, without padding. Band: the middle half of them. A line ends where "
+    "fewer than five runs are left. Compare classes at times at which most runs of both still run."
 )
 AGGREGATES_CAPTION = "Point: mean of the class. Bar: the middle half of its runs."
 
@@ -85,17 +85,17 @@ def _panels(figure: Figure, groups: Groups, course: Course, unit: str, rows: int
     columns = -(-len(groups.names) // rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colors, names = colors_of(groups.names), distinct(groups.names, 20)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(groups.names):
+    for group, axes in enumerate(grid.flat):
+        if group >= len(groups.names):
             axes.set_visible(False)
             continue
         for other in range(len(groups.names)):
-            if other != place:
+            if other != group:
                 axes.plot(course.times_s, course.mean[other], color="#bbbbbb", linewidth=0.8)
-        color = colors[place]
-        axes.fill_between(course.times_s, course.low[place], course.high[place], color=color, alpha=0.2, linewidth=0)
-        axes.plot(course.times_s, course.mean[place], color=color, linewidth=1.8)
-        axes.set_title(f"{names[place]} ({course.runs[place, 0]:,})")
+        color = colors[group]
+        axes.fill_between(course.times_s, course.low[group], course.high[group], color=color, alpha=0.2, linewidth=0)
+        axes.plot(course.times_s, course.mean[group], color=color, linewidth=1.8)
+        axes.set_title(f"{names[group]} ({course.runs[group, 0]:,})")
         _time_axes(axes, course, unit)
     figure.supxlabel("seconds from the first sample", fontsize=9)
     figure.supylabel(unit or "value", fontsize=9)
@@ -105,13 +105,11 @@ def _functions(figure: Figure, runs: Runs, groups: Groups, course: Course, unit:
     names = runs.resolved.definition.aggregation_functions
     axes = figure.add_subplot()
     step = 0.8 / len(groups.names)
-    for group, (color, told) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
-        where = np.arange(len(names)) - 0.4 + step * (group + 0.5)
-        around = np.nan_to_num([course.mean[group] - course.low[group], course.high[group] - course.mean[group]])
-        name = f"{told} ({course.runs[group, 0]:,})"
-        axes.errorbar(
-            where, course.mean[group], yerr=np.maximum(around, 0), color=color, fmt="o", capsize=3, label=name
-        )
+    for group, (color, name) in enumerate(zip(colors_of(groups.names), distinct(groups.names), strict=True)):
+        x = np.arange(len(names)) - 0.4 + step * (group + 0.5)
+        bars = np.nan_to_num([course.mean[group] - course.low[group], course.high[group] - course.mean[group]])
+        label = f"{name} ({course.runs[group, 0]:,})"
+        axes.errorbar(x, course.mean[group], yerr=np.maximum(bars, 0), color=color, fmt="o", capsize=3, label=label)
     axes.set_xticks(np.arange(len(names)), names)
     axes.set_xlabel("function of a run's windows")
     axes.set_ylabel(unit or "value")
@@ -131,8 +129,8 @@ def _time_axes(axes: Any, course: Course, unit: str) -> None:
     units(axes.yaxis, unit)
 
 
-def _told(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
-    """Return how classes compare by the mean over the windows that all of them have, or by the first function."""
+def _finding(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
+    """Compare classes by the mean over the windows that all of them have, or by the first function."""
     mean = course.mean[: groups.named, : 1 if runs.aggregated else None]
     together = np.isfinite(mean).all(axis=0)
     if groups.named < 2 or not together.any():
@@ -140,23 +138,22 @@ def _told(runs: Runs, groups: Groups, course: Course, unit: str) -> str:
     means = mean[:, together].mean(axis=1)
     high, low = int(means.argmax()), int(means.argmin())
     if np.isclose(means[high], means[low], rtol=0.05):
-        return "hardly a difference"
+        return "hardly any difference"
     first, last = (f"{shown(groups.names[at], 20)} ({quantity(means[at], unit)})" for at in (high, low))
     return f"highest in {first}, lowest in {last}"
 
 
 def examples_plot(runs: Runs, groups: Groups) -> Plot:
-    """Return a few runs, normalised and unrolled, as an estimator sees them."""
-    places = typical(runs, groups)
-    values = unrolled(runs, places)
-    of = groups.of[runs.drawn][places]
+    """Plot a few runs, normalised and unrolled, as an estimator sees them."""
+    indices = typical(runs, groups)
+    values = unrolled(runs, indices)
+    of = groups.of[runs.drawn][indices]
     colors = colors_of(groups.names)
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(len(places), 1, sharex=True, sharey=True, squeeze=False)
-        for axes, row, group, place in zip(grid[:, 0], values, of, places, strict=True):
+        grid = figure.subplots(len(indices), 1, sharex=True, sharey=True, squeeze=False)
+        for axes, row, group, run in zip(grid[:, 0], values, of, runs.drawn[indices], strict=True):
             axes.plot(row, "." if runs.aggregated else "-", color=colors[group], linewidth=0.9)
-            run = runs.drawn[place]
             axes.set_title(
                 f"{shown(groups.names[group])} · {shown(runs.build_name[run])} · {shown(runs.run_id[run], 44)}",
                 fontsize=8,
@@ -168,17 +165,17 @@ def examples_plot(runs: Runs, groups: Groups) -> Plot:
         figure.supylabel("normalised, no unit", fontsize=9)
         figure.supxlabel(_unrolled_label(runs), fontsize=9)
 
-    title = f"{'Some runs' if runs.aggregated else 'Runs of middling length'} of each class, as an estimator sees them"
+    title = f"{'Some runs' if runs.aggregated else 'Runs of median length'} of each class, as an estimator sees them"
     caption = "(x − mean) / (max − min) of each window of each feature, by the training split. Flat ends are padding."
     if runs.aggregated:
         caption = "(x − mean) / (max − min) of each function of each feature, by the training split."
-    return Plot("examples", title, caption, (WIDE, 1.2 + 0.85 * len(places)), paint)
+    return Plot("examples", title, caption, (WIDE, 1.2 + 0.85 * len(indices)), paint)
 
 
 def image_plot(runs: Runs, groups: Groups) -> Plot:
-    """Return all runs, or evenly drawn ones, as an image: runs × unrolled features."""
+    """Plot all runs, or an even sample, as an image: runs × unrolled features."""
     found = image(runs, groups)
-    tall = 2.2 + 4.4 * min(1.0, len(found.places) / 200)
+    tall = 2.2 + 4.4 * min(1.0, len(found.indices) / 200)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -192,22 +189,22 @@ def image_plot(runs: Runs, groups: Groups) -> Plot:
         axes.grid(False)
         figure.colorbar(shade, ax=axes, label="normalised, no unit", shrink=0.7, pad=0.01)
 
-    part = "All" if len(found.places) == len(runs) else f"{len(found.places):,} of"
-    title = f"{part} {runs_of(len(runs))} as an image: a row a run, by class, the longest first"
-    caption = "Red is above the training mean of that window, blue below, white at it."
+    part = "All" if len(found.indices) == len(runs) else f"{len(found.indices):,} of"
+    title = f"{part} {runs_of(len(runs))} as an image: one row per run, by class, the longest first"
+    caption = "Red is above the training mean of the window, blue is below, white is equal."
     if not runs.aggregated:
-        caption += " The even areas to the right of each feature are padding."
+        caption += " The uniform areas to the right of each feature are padding."
     return Plot("image", title, caption, (WIDE, tall), paint)
 
 
 def _class_ticks(axes: Any, names: Sequence[str], rows: np.ndarray) -> None:
-    """Names in the middle of their rows; those that would overlap the one above are left out."""
+    """Label classes in the middle of their rows, without labels that would overlap."""
     middles = np.cumsum(rows) - rows / 2 - 0.5
     ticks: list[tuple[float, str]] = []
     for middle, name, count in zip(middles, distinct(names, 20), rows, strict=True):
         if count and (not ticks or middle - ticks[-1][0] >= rows.sum() / 30):
             ticks.append((float(middle), name))
-    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+    axes.set_yticks([middle for middle, _ in ticks], [name for _, name in ticks])
     axes.tick_params(axis="y", length=0)
 
 
@@ -222,4 +219,4 @@ def _unrolled_label(runs: Runs) -> str:
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:60]
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in name)[:60]

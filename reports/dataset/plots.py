@@ -1,4 +1,4 @@
-"""The plots of a data set."""
+"""Draw the plots of a data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SPLIT_ALPHA = {"train": 1.0, "dev": 0.6, "test": 0.35}
 
 
 def classes_plot(runs: Runs, groups: Groups) -> Plot:
-    """Runs by class, the parts of a bar by split."""
+    """Plot runs by class and split."""
     counts = class_splits(runs, groups)
     totals = counts.sum(axis=1)
     share = percent(groups.counts[0] / len(runs))
@@ -45,19 +45,17 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = np.arange(len(groups.names))[::-1]
+        y = np.arange(len(groups.names))[::-1]
         left = np.zeros(len(groups.names))
         for at, split in enumerate(SPLITS):
-            axes.barh(
-                places, counts[:, at], 0.68, left=left, color=colors, alpha=_SPLIT_ALPHA[split], edgecolor="white"
-            )
+            axes.barh(y, counts[:, at], 0.68, left=left, color=colors, alpha=_SPLIT_ALPHA[split], edgecolor="white")
             if counts[:, at].any():
                 axes.bar(0, 0, color="#444444", alpha=_SPLIT_ALPHA[split], label=f"{split} ({counts[:, at].sum():,})")
             left += counts[:, at]
-        for place, total in zip(places, totals, strict=True):
-            told = f"{total:,} ({percent(total / totals.sum())})"
-            axes.annotate(told, (total, place), (5, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, distinct(groups.names))
+        for position, total in zip(y, totals, strict=True):
+            text = f"{total:,} ({percent(total / totals.sum())})"
+            axes.annotate(text, (total, position), (5, 0), textcoords="offset points", va="center")
+        axes.set_yticks(y, distinct(groups.names))
         axes.set_xlim(0, totals.max() * 1.2)
         axes.set_xlabel("runs")
         whole_numbers(axes.xaxis)
@@ -69,7 +67,7 @@ def classes_plot(runs: Runs, groups: Groups) -> Plot:
 
 
 def lengths_plot(runs: Runs, groups: Groups) -> Plot:
-    """What share of a class still runs after t seconds."""
+    """Plot the share of runs that still run after t seconds, by class."""
     found = lengths(runs, groups)
     middle = [float(np.median(runs.n_windows[groups.of == group])) for group in range(groups.named)]
     title = f"The median run takes {seconds(float(np.median(runs.n_windows)) * runs.interval_s)}"
@@ -93,33 +91,32 @@ def lengths_plot(runs: Runs, groups: Groups) -> Plot:
 
     filled = f"fill all {runs.resolved.windows} windows of {runs.resolved.definition.sample_interval}"
     caption = (
-        f"{percent(found.whole)} of the runs {filled}, and may be cut there; shorter ones are padded with zeros. Where "
-        "classes differ in length, a model can learn that alone."
+        f"{percent(found.full)} of the runs {filled}, and may be cut there; shorter ones are padded with zeros. Where "
+        "classes differ in length, a model can learn the length alone."
     )
     return Plot("lengths", title, caption, (WIDE, 3.4), paint)
 
 
 def calendar_plot(found: Calendar) -> Plot:
-    """Runs by time, the parts of a bar by outcome."""
+    """Plot runs over time, by outcome."""
     colors = colors_of(found.groups.names)
     totals = found.counts.sum(axis=0)
     busiest = int(totals.argmax())
     what = {"day": "on", "week": "in the week from", "month": "in the month from"}[found.unit]
-    most = f"{totals[busiest]:,}, {what} {found.begins[busiest]}"
-    title = f"{runs_of(int(totals.sum()))} by {found.unit} and outcome; most, {most}"
+    most = f"{totals[busiest]:,} {what} {found.begins[busiest]}"
+    title = f"{runs_of(int(totals.sum()))} by {found.unit} and outcome; at most {most}"
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = np.arange(len(found.begins))
-        base = np.zeros(len(places))
+        x = np.arange(len(found.begins))
+        base = np.zeros(len(x))
         for color, name, counts in zip(colors, distinct(found.groups.names), found.counts, strict=False):
             axes.bar(
-                places, counts, min(0.8, 0.12 * len(places)), bottom=base, color=color,
-                label=f"{name} ({counts.sum():,})",
-            )  # fmt: skip
+                x, counts, min(0.8, 0.12 * len(x)), bottom=base, color=color, label=f"{name} ({counts.sum():,})"
+            )
             base += counts
         axes.set_ylabel("runs")
-        axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.set_xlim(-0.6, len(x) - 0.4)
         whole_numbers(axes.yaxis)
         _date_ticks(axes, found)
         axes.grid(False, axis="x")
@@ -129,7 +126,7 @@ def calendar_plot(found: Calendar) -> Plot:
 
 
 def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
-    """Jobs × time, the shade by the number of runs; beside a job how many of its runs were no success."""
+    """Plot jobs × time, shaded by the number of runs. A job's label counts its unsuccessful runs."""
     names = found.groups.names
 
     def paint(figure: Figure) -> None:
@@ -147,7 +144,7 @@ def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
         axes.set_yticks(
             np.arange(len(names)),
             [
-                f"{name} ({count:,}{f', {bad:,} no success' if bad else ''})"
+                f"{name} ({count:,}{f', {bad:,} unsuccessful' if bad else ''})"
                 for name, count, bad in zip(distinct(names, 30), found.groups.counts, unsuccessful, strict=True)
             ],
             fontsize=8,
@@ -158,20 +155,19 @@ def jobs_plot(found: Calendar, unsuccessful: np.ndarray) -> Plot:
         axes.grid(False)
         axes.grid(True, which="minor", color="white", linewidth=1)
         axes.tick_params(which="minor", length=0)
-        figure.colorbar(shade, ax=axes, label=f"runs a {found.unit}", pad=0.01)
+        figure.colorbar(shade, ax=axes, label=f"runs per {found.unit}", pad=0.01)
 
     title = f"Runs by job and {found.unit}; most are of {shown(names[0])}"
     return Plot("jobs", title, _undated(found), (WIDE, 1.6 + 0.24 * len(names)), paint)
 
 
 def _date_ticks(axes: Any, found: Calendar) -> None:
-    """At most twelve dates."""
-    step = -(-len(found.begins) // 12)
-    places = np.arange(0, len(found.begins), step)
-    slant: Any = {"rotation": 35, "ha": "right"} if len(places) > 6 else {}
-    axes.set_xticks(places, [str(found.begins[place]) for place in places], fontsize=8, **slant)
+    """Label at most twelve dates."""
+    ticks = np.arange(0, len(found.begins), -(-len(found.begins) // 12))
+    slant: Any = {"rotation": 35, "ha": "right"} if len(ticks) > 6 else {}
+    axes.set_xticks(ticks, [str(found.begins[tick]) for tick in ticks], fontsize=8, **slant)
     axes.set_xlabel({"day": "day (UTC)", "week": "week from (UTC)", "month": "month from (UTC)"}[found.unit])
 
 
 def _undated(found: Calendar) -> str:
-    return f"By a run's start. {found.undated:,} runs without a time are not counted." if found.undated else ""
+    return f"By start. {found.undated:,} runs without a time are not counted." if found.undated else ""

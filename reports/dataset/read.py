@@ -1,4 +1,4 @@
-"""The runs of a data set as they are looked at: what is known of all of them, and the arrays of as many as fit."""
+"""Read the runs of a data set for a report: facts of all runs, and arrays of as many as fit in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transforms.examples.prepare import run_facts
 from transforms.examples.spans import inputs_of, read_examples
 from transforms.examples.split import SPLITS
 
-#: Float32 values that are held at a time, 256 MiB: of more runs, evenly drawn ones stand for all.
+#: Limit of float32 values in memory (256 MiB); larger data sets are sampled.
 MOST_VALUES = 1 << 26
 
 _FACTS = ("run_id", "build_name", "label", "split", "n_windows", "outcome", "start_time", "end_time")
@@ -30,17 +30,17 @@ class Runs:
     """The examples of a data set.
 
     Attributes:
-      dataset: its name.
+      dataset: name of the data set.
       resolved: its definition.
-      excluded: how many selected runs are no examples, by reason.
+      excluded: number of selected runs that are no examples, by reason.
       run_id, build_name, split, outcome: str [n].
-      label: int64 [n], a position in the definition's classes.
+      label: int64 [n], index into the definition's classes.
       n_windows: int32 [n].
-      day: datetime64[D] [n], the UTC day of a run's start, or where that is unknown of its end; else NaT.
-      facts: str [n] by name, those that `read_runs` was asked for; "" where a run has none.
-      drawn: int64 [m], which of the runs have arrays, ascending.
-      inputs: float32 [m, L, F] of these, not normalised.
-      normalisation: by all runs of the training split, drawn or not.
+      day: datetime64[D] [n], the UTC day of a run's start, else of its end, else NaT.
+      facts: str [n] by name, the ``facts`` of `read_runs`; "" where a run has none.
+      drawn: int64 [m], indices of the sampled runs, which have arrays; ascending.
+      inputs: float32 [m, L, F] of the sampled runs, not normalised.
+      normalisation: from all runs of the training split.
     """
 
     dataset: str
@@ -63,18 +63,18 @@ class Runs:
 
     @cached_property
     def class_name(self) -> np.ndarray:
-        """str [n]: the class of each run."""
+        """Return the class of each run, str [n]."""
         names: np.ndarray = np.array(self.resolved.classes, object)[self.label]
         return names
 
     @property
     def interval_s(self) -> float:
-        """Length of a window in seconds."""
+        """Return the length of a window in seconds."""
         return self.resolved.definition.interval_us / 1e6
 
     @property
     def aggregated(self) -> bool:
-        """Whether examples hold functions of a run's windows in place of the windows."""
+        """Whether examples are aggregates of a run's windows."""
         return bool(self.resolved.definition.aggregation_functions)
 
 
@@ -93,17 +93,17 @@ def read_runs(
 
     Args:
       dataset: a data set.
-      splits: which runs are looked at. The normalisation is that of the training split, whatever they are.
-      only: the class whose runs are looked at; all by default.
-      at_least: how many windows a run must have to be looked at.
-      facts: names in the sense of `ciml.datasets.labels.label_of` whose values are to be read for each run.
-      most_values: how many float32 are held at most; beyond that, the arrays are those of runs drawn with ``seed``.
-      seed: of the drawing.
-      progress: is told how many of how many files are read.
+      splits: splits to read. The normalisation always comes from the training split.
+      only: class to read; all by default.
+      at_least: minimum number of windows of a run.
+      facts: names for `ciml.datasets.labels.label_of` to read for each run.
+      most_values: limit of float32 values in memory; beyond it, runs are sampled.
+      seed: random seed of the sample.
+      progress: called with the number of files read and the total.
 
     Raises:
-      CimlError: when there is no such data set or class, or no example that is wanted.
-      IntegrityError: when a file is not what the manifest says.
+      CimlError: when there is no such data set or class, or no matching example.
+      IntegrityError: when a file differs from the manifest.
     """
     state, name = dataset.state(), dataset.name
     resolved = state.resolved
@@ -124,9 +124,9 @@ def read_runs(
         raise CimlError(f"data set {name!r} has no example{what}{long} in {', '.join(splits)}")
     files = _files(state)
     chosen = _chosen(total, max(1, most_values // (resolved.windows * len(resolved.features))), seed)
-    scale, place = _Scale(), 0
+    scale, position = _Scale(), 0
     known: list[pa.Table] = []
-    told: dict[str, list[str]] = {fact: [] for fact in facts}
+    values_by_fact: dict[str, list[str]] = {fact: [] for fact in facts}
     inputs: list[np.ndarray] = []
     for done, (split, file) in enumerate(files):
         progress(done, len(files))
@@ -141,12 +141,12 @@ def read_runs(
         table, arrays = _wanted(table, arrays, only, at_least)
         known.append(table.select(_FACTS))
         if facts:
-            for mention in run_facts(table):
-                for fact, values in told.items():
-                    values.append(label_of(mention, fact, {}) or "")
-        rows = chosen[(chosen >= place) & (chosen < place + len(arrays))] - place
+            for run in run_facts(table):
+                for fact, values in values_by_fact.items():
+                    values.append(label_of(run, fact, {}) or "")
+        rows = chosen[(chosen >= position) & (chosen < position + len(arrays))] - position
         inputs.append(arrays if len(rows) == len(arrays) else arrays[rows])
-        place += len(arrays)
+        position += len(arrays)
     table, held = pa.concat_tables(known), np.concatenate(inputs)
     return Runs(
         dataset=name,
@@ -159,16 +159,16 @@ def read_runs(
         label=table["label"].to_numpy(),
         n_windows=table["n_windows"].to_numpy(),
         day=_days(table),
-        facts={fact: np.array(values, object) for fact, values in told.items()},
+        facts={fact: np.array(values, object) for fact, values in values_by_fact.items()},
         drawn=chosen,
         inputs=held,
-        # without a training run, those that are looked at have to do
+        # without training runs, use the runs that were read
         normalisation=scale.normalisation() if scale.runs else Normalisation.of(held),
     )
 
 
 def _files(state: DatasetState) -> list[tuple[str, ExampleFile]]:
-    """Return (split, file) of all files, in an order that a data set keeps."""
+    """Return (split, file) of all files, in a stable order."""
     return [(split, file) for span in state.latest() for split in SPLITS for file in span.files.get(split, ())]
 
 
@@ -197,14 +197,14 @@ def _days(table: pa.Table) -> np.ndarray:
 
 
 class _Scale:
-    """`Normalisation.of` of arrays that come one after another."""
+    """An incremental `Normalisation.of`."""
 
     def __init__(self) -> None:
         self.runs = 0
         self._total, self._low, self._high = np.zeros(()), np.full((), np.inf), np.full((), -np.inf)
 
     def add(self, inputs: np.ndarray) -> None:
-        """Inputs float32 [n, L, F], n at least 1."""
+        """Add inputs float32 [n, L, F], n at least 1."""
         self._low = np.minimum(self._low, inputs.min(axis=0))
         self._high = np.maximum(self._high, inputs.max(axis=0))
         self._total = self._total + inputs.sum(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""A data set as plots and one page."""
+"""Draw a data set as plots and one page."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from reports.dataset.views import calendar, courses, grouped, unit_of, unsuccess
 from reports.page import Page, Section, Table, Tile, save
 from transforms.examples.split import SPLITS
 
-#: Jobs that a plot names; the rest are one row.
+#: Number of jobs with a row of their own in a plot; the rest share one row.
 MOST_JOBS = 20
-#: Courses that are drawn unless a pattern asks for others.
+#: Number of courses drawn without ``features_regex``.
 MOST_COURSES = 30
 
 
@@ -35,24 +35,24 @@ def plot_dataset(
 
     Args:
       dataset: a data set.
-      folder: a folder or an ``s3://`` prefix; files of the same names are written over.
-      features_regex: whose courses are drawn, as in a definition; without, the first 30.
-      seed: of the drawing of runs, where not all fit in memory.
-      progress: is told how many of how many files are read.
+      folder: a folder or an ``s3://`` prefix; files of the same names are overwritten.
+      features_regex: features whose courses are drawn, as in a definition. Default: the first 30.
+      seed: random seed of the sample, if not all runs fit in memory.
+      progress: called with the number of files read and the total.
 
     Returns:
-      Where the page is.
+      Address of the page.
 
     Raises:
       CimlError: when there is no such data set, no example in it, or no such feature.
-      IntegrityError: when a file is not what the manifest says.
+      IntegrityError: when a file differs from the manifest.
     """
     runs = read_runs(dataset, seed=seed, progress=progress)
     return save(open_store(folder), dataset_page(runs, _features(runs, features_regex)))
 
 
 def dataset_page(runs: Runs, features: list[int]) -> Page:
-    """Return the page of a data set. ``features``: positions of those whose courses are drawn."""
+    """Return the page of a data set. ``features``: indices of the features whose courses are drawn."""
     groups = grouped(runs.class_name)
     definition, resolved = runs.resolved.definition, runs.resolved
     first = [plots.classes_plot(runs, groups)]
@@ -68,7 +68,7 @@ def dataset_page(runs: Runs, features: list[int]) -> Page:
     drawn = f" {chosen} of {every} features {'is' if chosen == 1 else 'are'} drawn." if chosen < every else ""
     sections = [
         Section("Classes", tables=_excluded(runs), plots=tuple(first)),
-        Section("When", "Runs by their start, UTC." if dated else "No run has a time.", plots=tuple(dated)),
+        Section("Runs over time", "Runs by start, UTC." if dated else "No run has a time.", plots=tuple(dated)),
         Section(
             "Features over time" if not runs.aggregated else "Features",
             (feature_plots.AGGREGATES_CAPTION if runs.aggregated else feature_plots.COURSES_CAPTION) + drawn,
@@ -86,11 +86,11 @@ def dataset_page(runs: Runs, features: list[int]) -> Page:
         Tile("runs", f"{len(runs):,}", " · ".join(f"{split} {n:,}" for split, n in zip(SPLITS, counts, strict=True))),
         Tile("classes", f"{len(resolved.classes)}", f"label: {definition.class_label}"),
         Tile("features", f"{len(resolved.features)} × {resolved.windows}", what),
-        Tile("jobs", f"{len(set(runs.build_name.tolist())):,}", f"chosen by {', '.join(definition.build_name)}"),
+        Tile("jobs", f"{len(set(runs.build_name.tolist())):,}", f"build_name: {', '.join(definition.build_name)}"),
     )
     lead = f"Definition version {definition.version}; {definition.sample_statistic} of the samples of each window."
     if len(runs.drawn) < len(runs):
-        lead += f" Counts are of all runs; courses and examples of {len(runs.drawn):,} that were drawn evenly."
+        lead += f" Counts are of all runs; courses and examples of an even sample of {len(runs.drawn):,}."
     return Page(f"Data set {runs.dataset}", lead, tiles, tuple(sections))
 
 
@@ -110,18 +110,18 @@ def _excluded(runs: Runs) -> tuple[Table, ...]:
     if not runs.excluded:
         return ()
     rows = tuple((reason.replace("_", " "), f"{count:,}") for reason, count in sorted(runs.excluded.items()))
-    return (Table(("selected runs that are no examples", "runs"), rows),)
+    return (Table(("why selected runs are no examples", "runs"), rows),)
 
 
 def _columns(runs: Runs) -> Section:
-    """Minimum, mean and maximum of each column over the windows of the drawn runs, no padding."""
+    """Return minimum, mean and maximum of each column over the windows of the sampled runs, without padding."""
     inside = np.arange(runs.resolved.windows)[None, :] < runs.n_windows[runs.drawn][:, None]
-    rows, never = [], []
+    rows, constant = [], []
     for index, (name, column) in enumerate(zip(runs.resolved.features, runs.resolved.columns, strict=True)):
         values = runs.inputs[:, :, index][inside].astype(np.float64)
         least, most = values.min(), values.max()
         rows.append((name, column, unit_of(column), *(f"{number:,.4g}" for number in (least, values.mean(), most))))
-        never += [name] if least == most else []
-    told = f"The same in all runs, so of no use: {', '.join(never)}." if never else ""
+        constant += [name] if least == most else []
+    text = f"Constant in all runs: {', '.join(constant)}." if constant else ""
     table = Table(("feature", "column", "unit", "min", "mean", "max"), tuple(rows), words=3)
-    return Section("Columns", told, tables=(table,))
+    return Section("Columns", text, tables=(table,))

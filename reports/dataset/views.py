@@ -1,4 +1,4 @@
-"""What the plots of a data set show, as numbers: counts, courses and images. No drawing."""
+"""Compute the numbers of a data set's plots: counts, courses and images. No drawing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from reports.dataset.read import Runs
 from transforms.examples.split import SPLITS
 
-#: Classes that a plot tells apart; the smaller ones are one group.
+#: Number of classes with a colour of their own; smaller classes share one group.
 MOST_CLASSES = 7
-#: Of fewer runs neither mean nor band is drawn, unless a class has no more.
+#: Means and bands of fewer runs are not drawn, unless the whole class is smaller.
 FEW_RUNS = 5
-#: Points of a course: of longer ones, every second window, every third, ….
+#: Points of a course; longer courses are thinned to every second window, third, and so on.
 MOST_POINTS = 400
 #: Rows and columns of an image of examples.
 MOST_ROWS, MOST_COLUMNS = 400, 2400
@@ -24,13 +24,13 @@ MOST_BARS = 75
 
 @dataclass(frozen=True)
 class Groups:
-    """Names with the rarest of them taken together.
+    """Values by name, with the rarest names merged.
 
     Attributes:
-      names: of the groups, the largest first; the last may be ``N others``.
+      names: names of the groups, the largest first; the last may be ``N others``.
       of: int64 [n], the group of each value.
       counts: int64 [groups].
-      named: how many groups are a single name: all, or all but the last.
+      named: number of groups with a single name: all, or all but the last.
     """
 
     names: tuple[str, ...]
@@ -40,50 +40,50 @@ class Groups:
 
 
 def grouped(values: np.ndarray, most: int = MOST_CLASSES, unknown: str = "unknown") -> Groups:
-    """Return the ``most`` commonest values, each a group, and one group of the rest. Equally common ones go by name."""
+    """Return a group for each of the ``most`` most frequent values, and one of the rest. Ties are ordered by name."""
     names, inverse, counts = np.unique(
         np.array([value or unknown for value in values], object), return_inverse=True, return_counts=True
     )
     order = sorted(range(len(names)), key=lambda index: (-counts[index], names[index]))
     kept = order if len(order) <= most + 1 else order[:most]
-    place = np.full(len(names), len(kept), np.int64)
-    place[kept] = np.arange(len(kept))
-    told = [str(names[index]) for index in kept]
+    group = np.full(len(names), len(kept), np.int64)
+    group[kept] = np.arange(len(kept))
+    group_names = [str(names[index]) for index in kept]
     if len(kept) < len(order):
-        told.append(f"{len(order) - len(kept)} others")
-    of = place[inverse]
-    return Groups(tuple(told), of, np.bincount(of, minlength=len(told)), len(kept))
+        group_names.append(f"{len(order) - len(kept)} others")
+    of = group[inverse]
+    return Groups(tuple(group_names), of, np.bincount(of, minlength=len(group_names)), len(kept))
 
 
 def class_splits(runs: Runs, groups: Groups) -> np.ndarray:
-    """int64 [groups, 3]: how many runs each group has in train, dev and test."""
+    """Return the number of runs of each group in train, dev and test, int64 [groups, 3]."""
     return np.stack(
         [np.bincount(groups.of[runs.split == split], minlength=len(groups.names)) for split in SPLITS], axis=1
     )
 
 
 def unsuccessful(runs: Runs, groups: Groups) -> np.ndarray:
-    """int64 [groups]: how many runs of each group had another outcome than success."""
+    """Return the number of runs of each group with another outcome than success, int64 [groups]."""
     return np.bincount(groups.of[runs.outcome != "success"], minlength=len(groups.names))
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long runs are.
+    """Lengths of runs.
 
     Attributes:
-      times_s: float64 [T], from the start of a run.
-      share: float64 [groups, T]: of a group's runs, those with a window that begins then or later.
-      whole: share of all runs that fill all L windows, so that they may be cut.
+      times_s: float64 [T], seconds from the start of a run.
+      share: float64 [groups, T]: the share of a group's runs that have a window at that time or later.
+      full: share of all runs that fill all L windows, so that they may be cut.
     """
 
     times_s: np.ndarray
     share: np.ndarray
-    whole: float
+    full: float
 
 
 def lengths(runs: Runs, groups: Groups) -> Lengths:
-    """For each group the share of runs that are longer than t. Not for aggregated data sets."""
+    """Return the share of runs longer than t, by group. Not for aggregated data sets."""
     windows = _thinned(int(runs.n_windows.max()))
     share = np.empty((len(groups.names), len(windows)))
     for group in range(len(groups.names)):
@@ -94,14 +94,14 @@ def lengths(runs: Runs, groups: Groups) -> Lengths:
 
 @dataclass(frozen=True)
 class Course:
-    """The course of one feature, over the runs that are that long: no padding enters it.
+    """One feature over time, without padding: each time has only the runs that are that long.
 
     Attributes:
       feature: its name in examples.
       column: its full name.
-      times_s: float64 [T] of the windows' begins; the number of the function in an aggregated data set.
+      times_s: float64 [T], starts of the windows; the index of the function in an aggregated data set.
       mean, low, high: float64 [groups, T]: mean and quartiles; NaN where too few runs are left.
-      runs: int64 [groups, T]: how many runs these are of.
+      runs: int64 [groups, T]: number of these runs.
     """
 
     feature: str
@@ -114,7 +114,7 @@ class Course:
 
 
 def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]:
-    """Return the course of each of these features (positions in the definition's), by group, of the drawn runs."""
+    """Return the courses of features (indices into the definition's) by group, from the sampled runs."""
     n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
     windows = _thinned(int(n_windows.max()))
     shape = (len(groups.names), len(windows), len(features))
@@ -122,14 +122,14 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
     left = np.zeros(shape[:2], np.int64)
     for group in range(len(groups.names)):
         rows = np.flatnonzero(of == group)
-        rows = rows[np.argsort(-n_windows[rows], kind="stable")]  # the longest first: at each time, a head of these
+        rows = rows[np.argsort(-n_windows[rows], kind="stable")]  # longest first: runs left at a time are a prefix
         few = min(FEW_RUNS, len(rows))
-        for place, window in enumerate(windows):
-            left[group, place] = count = int(np.count_nonzero(n_windows[rows] > window))
+        for at, window in enumerate(windows):
+            left[group, at] = count = int(np.count_nonzero(n_windows[rows] > window))
             if count and count >= few:
                 values = runs.inputs[rows[:count], window][:, features].astype(np.float64)
-                mean[group, place] = values.mean(axis=0)
-                low[group, place], high[group, place] = np.quantile(values, (0.25, 0.75), axis=0)
+                mean[group, at] = values.mean(axis=0)
+                low[group, at], high[group, at] = np.quantile(values, (0.25, 0.75), axis=0)
     times_s = windows * (1.0 if runs.aggregated else runs.interval_s)
     names, columns = runs.resolved.features, runs.resolved.columns
     return [
@@ -139,12 +139,12 @@ def courses(runs: Runs, groups: Groups, features: Sequence[int]) -> list[Course]
 
 
 def _thinned(windows: int) -> np.ndarray:
-    """Return the windows that are drawn of so many: all, or every second, third, …"""
+    """Return the windows to draw: all, or every second, third, …"""
     return np.arange(0, windows, -(-windows // MOST_POINTS))
 
 
 def typical(runs: Runs, groups: Groups) -> list[int]:
-    """Of each group the one or two drawn runs (places in ``drawn``) whose length is nearest to the group's median."""
+    """Return for each group one or two runs of nearly median length, as indices into ``drawn``."""
     each = 2 if len(groups.names) <= 4 else 1
     n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
     found: list[int] = []
@@ -156,9 +156,9 @@ def typical(runs: Runs, groups: Groups) -> list[int]:
     return found
 
 
-def unrolled(runs: Runs, places: Sequence[int] | np.ndarray) -> np.ndarray:
-    """float32 [rows, F·L]: drawn runs normalised and unrolled, column by column: usr0 … usrL−1, 1m0 … 1mL−1."""
-    normal = runs.normalisation.apply(runs.inputs[np.asarray(places, np.int64)])
+def unrolled(runs: Runs, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Normalise and unroll sampled runs, float32 [rows, F·L], by column: usr0 … usrL−1, 1m0 … 1mL−1."""
+    normal = runs.normalisation.apply(runs.inputs[np.asarray(indices, np.int64)])
     return normal.transpose(0, 2, 1).reshape(len(normal), -1)
 
 
@@ -167,34 +167,34 @@ class Image:
     """Runs × unrolled features.
 
     Attributes:
-      values: float32 [rows, F·W]: the mean of as many neighbouring windows as make L into W columns.
-      places: int64 [rows], places in ``drawn``: by group, the longest first.
-      rows: int64 [groups], how many of them each group has.
+      values: float32 [rows, F·W]: means of neighbouring windows, which reduce L windows to W columns.
+      indices: int64 [rows], indices into ``drawn``: by group, the longest first.
+      rows: int64 [groups], number of rows of each group.
       width: W.
     """
 
     values: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
     rows: np.ndarray
     width: int
 
 
 def image(runs: Runs, groups: Groups) -> Image:
-    """The drawn runs as an image, evenly thinned to `MOST_ROWS`; each group keeps its share, and at least one row."""
+    """Return the sampled runs as an image of at most `MOST_ROWS`. Each group keeps its share, and at least one row."""
     n_windows, of = runs.n_windows[runs.drawn], groups.of[runs.drawn]
     order = np.lexsort((-n_windows, of))
     counts = np.bincount(of, minlength=len(groups.names))
     keep = counts if len(of) <= MOST_ROWS else np.minimum(counts, np.maximum(1, counts * MOST_ROWS // len(of)))
     begins = np.cumsum(counts) - counts
     chosen = [begins[group] + np.linspace(0, counts[group] - 1, keep[group]).round() for group in range(len(counts))]
-    places = order[np.concatenate(chosen).astype(np.int64)]
+    indices = order[np.concatenate(chosen).astype(np.int64)]
     windows, features = runs.resolved.windows, len(runs.resolved.features)
     stride = max(1, -(-windows * features // MOST_COLUMNS))
     edges = np.arange(0, windows, stride)
-    normal = runs.normalisation.apply(runs.inputs[places])
+    normal = runs.normalisation.apply(runs.inputs[indices])
     means = np.add.reduceat(normal, edges, axis=1) / np.diff(np.append(edges, windows))[None, :, None]
-    values = means.transpose(0, 2, 1).reshape(len(places), -1).astype(np.float32)
-    return Image(values, places, keep, len(edges))
+    values = means.transpose(0, 2, 1).reshape(len(indices), -1).astype(np.float32)
+    return Image(values, indices, keep, len(edges))
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ class Calendar:
     Attributes:
       unit: ``day``, ``week`` (from Monday) or ``month``.
       begins: datetime64[D] [B], without gaps.
-      groups: what the runs are counted by.
+      groups: groups by which runs are counted.
       counts: int64 [groups, B].
-      undated: runs without a time, which are not counted.
+      undated: number of runs without a time, which ``counts`` leaves out.
     """
 
     unit: str
@@ -217,7 +217,7 @@ class Calendar:
 
 
 def calendar(runs: Runs, groups: Groups) -> Calendar | None:
-    """Return how many runs of each group began on each UTC day. None where no run has a time."""
+    """Count the runs of each group by UTC day, week or month. None if no run has a time."""
     dated = ~np.isnat(runs.day)
     if not dated.any():
         return None
@@ -258,7 +258,7 @@ _UNITS = {
 
 
 def unit_of(column: str) -> str:
-    """Return the unit of a telemetry column by its full name (``load avg:1m``), "" where it is not known."""
+    """Return the unit of a telemetry column by its full name (``load avg:1m``), or "" if it is unknown."""
     group, _, name = column.partition(":")
     if (group, name) == ("procs", "new"):
         return "processes/s"

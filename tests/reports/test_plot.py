@@ -73,30 +73,30 @@ def test_every_plot_is_an_svg_and_a_png(hostile: Path):
         assert (hostile / "plots" / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_titles_say_what_one_sees():
+def test_titles_state_the_finding():
     scene = runs([[80, 80, 80]] * 6 + [[20]] * 2, [0] * 6 + [1] * 2, split=["train"] * 5 + ["test"] * 3)
     page = dataset_page(scene, [0])
     titles = {plot.name: plot.title for section in page.sections for plot in section.plots}
     assert titles == {
         "classes": "8 runs in 2 classes; the largest is passed with 75 %",
         "lengths": "The median run takes 30 s, from 10 s (failed) to 30 s (passed)",
-        "outcomes": "8 runs by day and outcome; most, 8, on 2026-11-24",
+        "outcomes": "8 runs by day and outcome; at most 8 on 2026-11-24",
         "jobs": "Runs by job and day; most are of unit",
         "course-001-usr": "total cpu usage:usr: highest in passed (80 %), lowest in failed (20 %)",
-        "examples": "Runs of middling length of each class, as an estimator sees them",
-        "image": "All 8 runs as an image: a row a run, by class, the longest first",
+        "examples": "Runs of median length of each class, as an estimator sees them",
+        "image": "All 8 runs as an image: one row per run, by class, the longest first",
     }
     assert [(tile.what, tile.value, tile.note) for tile in page.tiles] == [
         ("runs", "8", "train 5 · dev 0 · test 3"),
         ("classes", "2", "label: status"),
         ("features", "1 × 3", "windows of 10s"),
-        ("jobs", "1", "chosen by all"),
+        ("jobs", "1", "build_name: all"),
     ]
     assert page.sections[-1].text == ""
     assert page.sections[-1].tables[0].rows == (("usr", "total cpu usage:usr", "% of the time", "20", "74", "80"),)
 
 
-def test_aggregates_have_functions_in_place_of_times():
+def test_aggregates_are_plotted_by_function():
     scene = runs([[80, 5]] * 6 + [[20, 9]] * 2, [0] * 6 + [1] * 2, functions=["mean", "std"])
     page = dataset_page(scene, [0])
     titles = {plot.name: plot.title for section in page.sections for plot in section.plots}
@@ -108,7 +108,7 @@ def test_aggregates_have_functions_in_place_of_times():
 
 def test_columns_that_never_change_are_named():
     section = dataset_page(runs([[7, 7], [7]], [0, 1]), [0]).sections[-1]
-    assert section.text == "The same in all runs, so of no use: usr."
+    assert section.text == "Constant in all runs: usr."
     assert section.tables[0].rows[0][3:] == ("7", "7", "7")
 
 
@@ -120,16 +120,16 @@ def test_sixty_jobs_are_twenty_rows_and_the_rest():
     assert "job-55" not in jobs.svg
 
 
-def test_what_is_drawn_of_many_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_sample_of_many_runs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from reports.dataset.read import read_runs
 
     scene = read_runs(hostile_data(tmp_path).dataset("bad"), most_values=70)
     lead = dataset_page(scene, [1]).lead
-    assert lead.endswith("Counts are of all runs; courses and examples of 7 that were drawn evenly.")
+    assert lead.endswith("Counts are of all runs; courses and examples of an even sample of 7.")
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("fine-job.3", "fine-job.3"),
         ("_hidden", " _hidden"),
@@ -137,14 +137,14 @@ def test_what_is_drawn_of_many_runs_is_said(tmp_path: Path, monkeypatch: pytest.
         ("periodic-tempest-full-py3-stable", "periodic-tem…ll-py3-stable"),
     ],
 )
-def test_names_are_shown_in_one_short_line(name: str, told: str):
-    assert shown(name) == told
+def test_names_are_shown_in_one_short_line(name: str, expected: str):
+    assert shown(name) == expected
 
 
 def test_values_and_colours():
     assert [seconds(value) for value in (9.5, 150, 9000)] == ["9.5 s", "2.5 min", "2.5 h"]
-    told = [quantity(3.52e9, "B"), quantity(3.86, "processes"), quantity(64.2, "% of the time"), quantity(1234, "1/s")]
-    assert told == ["3.5 GB", "3.9", "64 %", "1.2 k"]
+    texts = [quantity(3.52e9, "B"), quantity(3.86, "processes"), quantity(64.2, "% of the time"), quantity(1234, "1/s")]
+    assert texts == ["3.5 GB", "3.9", "64 %", "1.2 k"]
     assert colors_of(["failed", "passed"]) == ["#D55E00", "#0072B2"]
     many = colors_of([f"class {number}" for number in range(7)] + ["9 others"])
     assert len(set(many)) == 8
@@ -201,7 +201,7 @@ def test_plot_data_takes_the_words_of_the_talk(tmp_path: Path):
     assert done.stderr.startswith("ciml: no data set 'nothing' in ")
 
 
-def test_names_that_would_look_the_same_are_told_apart():
+def test_names_that_would_look_the_same_stay_distinct():
     jobs = [f"tempest-integrated-{number:02}-py3-with-a-long-name" for number in (3, 14)]
     assert distinct([*jobs, "unit"], 20) == ["…egrated-03-py3-wit…", "…egrated-14-py3-wit…", "unit"]
     assert distinct(["a" * 40 + "1", "a" * 40 + "2"], 10) == ["aaaa…aaaa1", "aaaa…aaaa2"]

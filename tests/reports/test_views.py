@@ -39,7 +39,7 @@ def test_lengths_are_shares_of_what_still_runs():
     found = views.lengths(scene, views.grouped(scene.class_name))
     assert found.times_s.tolist() == [0, 10, 20, 30]
     assert found.share == pytest.approx(np.array([[1, 2 / 3, 1 / 3, 1 / 3], [1, 1, 0, 0]]))
-    assert found.whole == 0.25
+    assert found.full == 0.25
 
 
 def test_padding_is_no_part_of_a_course():
@@ -81,8 +81,8 @@ def test_unrolled_examples_are_normalised_by_the_training_split():
 def test_an_image_is_ordered_by_class_and_length():
     scene = runs([[1], [1, 1], [1, 1, 1], [1, 1]], [1, 0, 0, 1])
     found = views.image(scene, views.grouped(scene.class_name))
-    assert (found.places.tolist(), found.rows.tolist(), found.width) == ([3, 0, 2, 1], [2, 2], 3)
-    np.testing.assert_array_equal(found.values, views.unrolled(scene, found.places))
+    assert (found.indices.tolist(), found.rows.tolist(), found.width) == ([3, 0, 2, 1], [2, 2], 3)
+    np.testing.assert_array_equal(found.values, views.unrolled(scene, found.indices))
 
 
 def test_a_large_image_is_thinned_evenly_and_loses_no_class(monkeypatch: pytest.MonkeyPatch):
@@ -91,7 +91,7 @@ def test_a_large_image_is_thinned_evenly_and_loses_no_class(monkeypatch: pytest.
     scene = runs([[1, 2, 3]] * 99 + [[4, 5, 6]], [0] * 99 + [1])
     found = views.image(scene, views.grouped(scene.class_name))
     assert found.rows.tolist() == [9, 1]
-    assert found.places.tolist() == [0, 12, 24, 37, 49, 61, 74, 86, 98, 99]
+    assert found.indices.tolist() == [0, 12, 24, 37, 49, 61, 74, 86, 98, 99]
     # two columns of three windows: the mean of the first two, and the last
     assert found.width == 2
     np.testing.assert_allclose(found.values[-1], [0.99, 0.99], rtol=1e-6)
@@ -117,9 +117,9 @@ def test_long_times_are_counted_by_week_then_by_month(last: str, unit: str, begi
     scene = runs([[1]] * 4, [0, 0, 0, 0], day=["2026-03-01", "2026-03-01", "2026-03-02", last])
     found = views.calendar(scene, views.grouped(scene.class_name))
     assert found is not None
-    told = [str(day) for day in found.begins]
-    assert (found.unit, [told[0], told[1], told[-1]]) == (unit, begins)
-    assert [int(found.counts[0, told.index(begin)]) for begin in begins] == counts
+    days = [str(day) for day in found.begins]
+    assert (found.unit, [days[0], days[1], days[-1]]) == (unit, begins)
+    assert [int(found.counts[0, days.index(begin)]) for begin in begins] == counts
     assert found.counts.sum() == 4
 
 
