@@ -111,9 +111,7 @@ def calendar_plot(found: Calendar) -> Plot:
         x = np.arange(len(found.begins))
         base = np.zeros(len(x))
         for color, name, counts in zip(colors, distinct(found.groups.names), found.counts, strict=False):
-            axes.bar(
-                x, counts, min(0.8, 0.12 * len(x)), bottom=base, color=color, label=f"{name} ({counts.sum():,})"
-            )
+            axes.bar(x, counts, min(0.8, 0.12 * len(x)), bottom=base, color=color, label=f"{name} ({counts.sum():,})")
             base += counts
         axes.set_ylabel("runs")
         axes.set_xlim(-0.6, len(x) - 0.4)

@@ -1,4 +1,4 @@
-"""Several experiments on one data set: how they stand, run by run."""
+"""Rank the experiments on one data set and compare them run by run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from training.experiments.results import Predictions, Stored
 
 @dataclass(frozen=True)
 class Standing:
-    """An experiment among others, on the test runs of one data set.
+    """An experiment in a ranking on the test runs of one data set.
 
     Attributes:
-      trial: whose result is there.
-      result: it.
-      predictions: None where the file is not there any more.
-      guess: `constant` of it.
-      same_runs: whether its runs are those of the best one, so that figures can be compared.
-      against: `training.evaluation.gate.compare` of it, as the candidate, with the best one; None for the best one
-        itself, and if it is undefined.
+      trial: the stored trial.
+      result: its result.
+      predictions: its predictions; None if the file is missing.
+      guess: `constant` of the result.
+      same_runs: whether it was tested on the same runs as the best experiment, so that figures are comparable.
+      against: `training.evaluation.gate.compare` with the best experiment; None for the best one itself, and if it is
+        undefined.
     """
 
     trial: Stored
@@ -36,14 +36,14 @@ class Standing:
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """Return the experiment's name."""
         return self.trial.experiment
 
 
 def standings(trials: Sequence[tuple[Stored, Predictions | None]]) -> list[Standing]:
-    """Return the experiments that have tested, the most accurate first; of equal ones that of the larger macro F1.
+    """Rank tested experiments by accuracy, then by macro F1.
 
-    Those that were tested on other runs than most come last, whatever their figures.
+    Experiments that were tested on other runs than most come last.
     """
     tested = [(trial, trial.result, found) for trial, found in trials if trial.result and trial.result["test"]["runs"]]
     if not tested:
@@ -67,9 +67,9 @@ def standings(trials: Sequence[tuple[Stored, Predictions | None]]) -> list[Stand
             found,
             constant(result, result["test"]),
             trial.snapshot == usual,
-            _against(found, best) if place and trial.snapshot == usual else None,
+            _against(found, best) if rank and trial.snapshot == usual else None,
         )
-        for place, (trial, result, found) in enumerate(order)
+        for rank, (trial, result, found) in enumerate(order)
     ]
 
 
@@ -80,7 +80,7 @@ def _against(found: Predictions | None, best: Predictions | None) -> Mapping[str
 
 
 def errors_of(found: Sequence[Standing], most_classes: int) -> dict[str, dict[str, Bar]]:
-    """Class -> experiment -> its errors there; of so many classes, those of the most runs."""
+    """Return errors by class and experiment, for the ``most_classes`` classes with the most runs."""
     by_name = {
         one.name: {bar.name: bar for bar in errors_by_class(one.result["test"], one.result["baselines"])}
         for one in found
@@ -97,11 +97,11 @@ def errors_of(found: Sequence[Standing], most_classes: int) -> dict[str, dict[st
 
 @dataclass(frozen=True)
 class Validated:
-    """What cross-validating came to, of experiments that were divided the same way.
+    """Cross-validation results of experiments with the same kind of folds.
 
     Attributes:
-      by: what was held out together; ``run`` for nothing.
-      folds: how many.
+      by: the groups that were held out together; ``run`` for none.
+      folds: number of folds.
       means: (experiment, `training.evaluation.cross_validation.cross_validate` result), by falling mean accuracy.
     """
 
@@ -111,7 +111,7 @@ class Validated:
 
 
 def validated(trials: Sequence[Stored]) -> list[Validated]:
-    """The cross-validations of some experiments on one data set, by what was held out and by the number of folds."""
+    """Return the cross-validations on one data set, by held-out groups and number of folds."""
     found: dict[tuple[str, int], list[tuple[str, Figures]]] = {}
     for trial in trials:
         for each in trial.folds:

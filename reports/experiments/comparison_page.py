@@ -1,4 +1,4 @@
-"""The page of several experiments, data set by data set."""
+"""Build the page that compares experiments, by data set."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Trials = Sequence[tuple[Stored, Predictions | None]]
 
 
 def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Page:
-    """Return how experiments stand on each data set.
+    """Return the page that compares experiments on each data set.
 
     Args:
-      trials: at most one of each experiment on each data set, each with its predictions where they are there.
-      links: the address of a result's own page by (experiment, data set).
+      trials: at most one trial of each experiment on each data set, with its predictions or None.
+      links: addresses of the pages of single results, by (experiment, data set).
     """
     datasets = list(dict.fromkeys(trial.dataset for trial, _ in trials))
     experiments = list(dict.fromkeys(trial.experiment for trial, _ in trials))
@@ -31,18 +31,18 @@ def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Pag
         mine = [(trial, found) for trial, found in trials if trial.dataset == dataset]
         found = standings(mine)
         tiles += [_best(dataset, found)] if found else []
-        told = [*_tested(found, links), *_validated([trial for trial, _ in mine])]
+        parts = [*_tested(found, links), *_validated([trial for trial, _ in mine])]
         sections += [
             replace(
                 section,
                 title=f"{dataset}: {section.title}",
                 plots=tuple(replace(plot, name=f"{dataset}-{plot.name}") for plot in section.plots),
             )
-            for section in told
+            for section in parts
         ]
     lead = (
-        "Figures are of the test runs, with intervals of 95 %. Whoever takes the best of many by its test runs has "
-        "fitted to them: choose by cross-validation."
+        "Figures are of the test runs, with 95 % intervals. Choosing the best experiment by its test runs overfits: "
+        "choose by cross-validation."
     )
     return Page(
         "Experiments side by side" if len(experiments) > 1 else experiments[0], lead, tuple(tiles[:8]), tuple(sections)
@@ -51,8 +51,8 @@ def comparison_page(trials: Trials, links: Mapping[tuple[str, str], str]) -> Pag
 
 def _best(dataset: str, found: Sequence[Standing]) -> Tile:
     best = found[0].result["test"]
-    told = f"{found[0].name}; base rate {figure(best['base_rate']['value'])}"
-    return Tile(f"highest accuracy on {dataset}", figure(best["accuracy"]["value"]), told)
+    note = f"{found[0].name}; base rate {figure(best['base_rate']['value'])}"
+    return Tile(f"highest accuracy on {dataset}", figure(best["accuracy"]["value"]), note)
 
 
 def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> list[Section]:
@@ -60,11 +60,9 @@ def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
         return []
     alike = [one for one in found if one.same_runs]
     others = [one.name for one in found if not one.same_runs]
-    told = (
-        "To the best: the difference of the accuracies, and how often chance alone gives one as large (McNemar's test)."
-    )
+    text = "The last columns compare accuracies with the best experiment, run by run (McNemar's test)."
     if others:
-        told += f" Tested on other runs than the rest, so not to be compared: {', '.join(others)}."
+        text += f" Tested on other runs than the rest, so not comparable: {', '.join(others)}."
     bars = (
         ("accuracy", [accuracy_bar(_called(one), one.result["test"], one.result["baselines"]) for one in found]),
         ("macro F1", [f1_bar(_called(one), one.result["test"], one.result["baselines"], one.guess) for one in found]),
@@ -72,7 +70,7 @@ def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
     sections = [
         Section(
             "the test runs",
-            told if len(found) > 1 else "",
+            text if len(found) > 1 else "",
             tables=_tables(found, links),
             plots=(plots.standing_plot(bars),),
         )
@@ -84,11 +82,9 @@ def _tested(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
     sections.append(Section("errors by class", plots=(plots.errors_plot(errors, of),)))
     drawn = [one for one in alike if one.predictions is not None and curved(one.predictions)]
     if drawn:
-        sections.append(Section("how well classes are told apart", plots=(plots.curves_plot(drawn),)))
-    if gone := [one.name for one in alike if one.predictions is None]:
-        sections.append(
-            Section("what is missing", f"No curves, for their predictions are not there any more: {', '.join(gone)}.")
-        )
+        sections.append(Section("separation of classes", plots=(plots.curves_plot(drawn),)))
+    if missing := [one.name for one in alike if one.predictions is None]:
+        sections.append(Section("missing predictions", f"No curves for {', '.join(missing)}."))
     learned = {one.name: passes for one in alike if (passes := history(one.result))}
     if learned:
         sections.append(Section("learning", plots=(plots.learning_plot(learned),)))
@@ -102,7 +98,7 @@ def _called(one: Standing) -> str:
 def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> tuple[Table, Table]:
     numbers = list(dict.fromkeys(name for one in found for name in one.result["baselines"]))
     accuracies, others = [], []
-    for place, one in enumerate(found):
+    for rank, one in enumerate(found):
         test = one.result["test"]
         beside = [one.result["baselines"].get(name) for name in numbers]
         accuracies.append(
@@ -114,7 +110,7 @@ def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
                 interval(test["accuracy"]),
                 figure(test["base_rate"]["value"]),
                 *("–" if each is None else figure(each["accuracy"]["value"]) for each in beside),
-                *(("the best", "") if not place else _against(one.against)),
+                *(("the best", "") if not rank else _against(one.against)),
             )
         )
         others.append(
@@ -131,10 +127,10 @@ def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
             )
         )
     alone = [f"{name} alone" for name in numbers]
-    at = {(place, 0): links[key] for place, one in enumerate(found) if (key := (one.name, one.trial.dataset)) in links}
+    at = {(row, 0): links[key] for row, one in enumerate(found) if (key := (one.name, one.trial.dataset)) in links}
     return (
         Table(
-            ("experiment", "estimator", "runs", "accuracy", "95 %", "base rate", *alone, "to the best", "by chance"),
+            ("experiment", "estimator", "runs", "accuracy", "95 %", "base rate", *alone, "difference", "McNemar p"),
             tuple(accuracies),
             words=2,
             links=at,
@@ -146,20 +142,20 @@ def _tables(found: Sequence[Standing], links: Mapping[tuple[str, str], str]) -> 
     )
 
 
-def _against(told: Mapping[str, Any] | None) -> tuple[str, str]:
-    if told is None or told["difference"] is None:
+def _against(compared: Mapping[str, Any] | None) -> tuple[str, str]:
+    if compared is None or compared["difference"] is None:
         return "–", "–"
-    difference = f"{told['difference']:+.3f}" if told["difference"] else "0.000"
-    return difference, "< 0.001" if told["mcnemar"] < 0.001 else f"{told['mcnemar']:.3f}"
+    difference = f"{compared['difference']:+.3f}" if compared["difference"] else "0.000"
+    return difference, "< 0.001" if compared["mcnemar"] < 0.001 else f"{compared['mcnemar']:.3f}"
 
 
 def _validated(trials: Sequence[Stored]) -> list[Section]:
     return [_validation(number, each) for number, each in enumerate(validated(trials), 1)]
 
 
-def _validation(number: int, told: Validated) -> Section:
+def _validation(number: int, group: Validated) -> Section:
     rows, bars = [], []
-    for name, each in told.means:
+    for name, each in group.means:
         accuracy, f1, pooled = each["mean"]["accuracy"], each["mean"]["f1"], each["pooled"]
         base = pooled["base_rate"]["value"]
         bars.append(
@@ -172,10 +168,9 @@ def _validation(number: int, told: Validated) -> Section:
             )
         )  # fmt: skip
     headings = ("experiment", "runs", "mean accuracy", "95 %", "base rate", "mean macro F1", "95 %")
-    text = "Means of the folds, with Student's interval; the test runs took no part."
     return Section(
-        f"cross-validation, {told.folds} folds by {told.by}",
-        text,
+        f"cross-validation, {group.folds} folds by {group.by}",
+        "Means of the folds, with Student's interval; the test runs were not used.",
         tables=(Table(headings, tuple(rows)),),
-        plots=(plots.validated_plot(number, told.by, bars),),
+        plots=(plots.validated_plot(number, group.by, bars),),
     )

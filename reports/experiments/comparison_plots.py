@@ -1,4 +1,4 @@
-"""The plots of several experiments on one data set."""
+"""Draw the plots that compare experiments on one data set."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from reports.experiments.views import Bar, curved, curves, first_by
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Classes that have a panel of their own.
+#: Number of classes with a panel of their own.
 MOST_PANELS = 8
 _COLUMNS = 4
 
 
 def standing_plot(panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
-    """Accuracy and macro F1 of several experiments, side by side. ``panels``: as `bars_plot` takes them."""
+    """Plot accuracy and macro F1 of several experiments. ``panels``: as for `bars_plot`."""
     best = first_by(panels[0][1])
     title = f"{shown(best.name)} has the highest accuracy: {percent(best.value or 0)}" if best else "No figures"
     caption = (
-        "Intervals of 95 %. Those of experiments on the same runs may overlap, and the difference may yet be real: the "
-        "table compares run by run."
+        "95 % intervals. Overlapping intervals do not exclude a significant difference: the table compares experiments "
+        "run by run."
     )
     return bars_plot("standing", title, caption, "per cent", panels)
 
 
 def validated_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
-    """Return the mean accuracy of the folds of several experiments."""
+    """Plot the mean accuracy of the folds of several experiments."""
     best = first_by(bars)
     title = (
         f"Held out by {shown(by)}, {shown(best.name)} has the highest mean accuracy: {percent(best.value or 0)}"
@@ -45,7 +45,7 @@ def validated_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
 
 
 def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
-    """Return the errors of each class, an experiment below the other. ``of``: how many classes there are."""
+    """Plot the errors of each class by experiment. ``of``: total number of classes."""
     names = list(dict.fromkeys(name for bars in errors.values() for name in bars))[:MOST_CURVES]
     rows = -(-len(errors) // _COLUMNS)
 
@@ -54,14 +54,14 @@ def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
         numbers: dict[str, Any] = {}
         titles = distinct(list(errors), 13)
         for axes, title, bars in zip(grid.flat, titles, errors.values(), strict=False):
-            for place, name in enumerate(names):
+            for y, name in enumerate(names):
                 if name not in bars:
                     continue
                 bar = bars[name]
                 value, below, above = bar.percent
-                axes.barh(place, value, 0.62, color=COLORS[place], alpha=0.55)
+                axes.barh(y, value, 0.62, color=COLORS[y], alpha=0.55)
                 axes.errorbar(
-                    value, place, xerr=[[below], [above]], fmt="none", ecolor="#222222", capsize=2.5, linewidth=1.1
+                    value, y, xerr=[[below], [above]], fmt="none", ecolor="#222222", capsize=2.5, linewidth=1.1
                 )
             for (number, share), dash in zip(next(iter(bars.values())).beside.items(), DASHES[1:], strict=False):
                 numbers[number] = axes.axvline(100 * share, color="#D55E00", linestyle=dash, linewidth=1.2)
@@ -80,13 +80,15 @@ def errors_plot(errors: Mapping[str, Mapping[str, Bar]], of: int) -> Plot:
                 fontsize=8.5,
             )
 
-    caption = "Share of the runs of a class that were taken for another, with 95 % intervals (Wilson)."
-    caption += _left(len(names), max(len(bars) for bars in errors.values()), len(errors), of)
-    return Plot("errors", _told_apart(errors, names), caption, (WIDE, 1.0 + rows * (0.75 + 0.24 * len(names))), paint)
+    caption = "Share of misclassified runs of a class, with 95 % intervals (Wilson)."
+    caption += _drawn_of(len(names), max(len(bars) for bars in errors.values()), len(errors), of)
+    return Plot(
+        "errors", _largest_difference(errors, names), caption, (WIDE, 1.0 + rows * (0.75 + 0.24 * len(names))), paint
+    )
 
 
-def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -> str:
-    """Return the class in which these experiments differ most."""
+def _largest_difference(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -> str:
+    """Describe the class in which the experiments differ most."""
     ranges = {}
     for label, bars in errors.items():
         shares = sorted((bars[name].value or 0.0, name) for name in names if name in bars)
@@ -100,10 +102,7 @@ def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -
 
 
 def curves_plot(standing: Sequence[Standing]) -> Plot:
-    """Return the precision-recall curves of each class, an experiment beside the other.
-
-    ``standing``: with predictions.
-    """
+    """Plot the precision-recall curves of each class by experiment. ``standing``: experiments with predictions."""
     drawn = standing[:MOST_CURVES]
     names = [one.name for one in drawn]
     by_name = {
@@ -116,11 +115,11 @@ def curves_plot(standing: Sequence[Standing]) -> Plot:
     def paint(figure: Figure) -> None:
         grid = figure.subplots(rows, min(len(classes), _COLUMNS), sharex=True, sharey=True, squeeze=False)
         for axes, label, title in zip(grid.flat, classes, distinct(classes, 16), strict=False):
-            for name, told, color, dash in zip(names, distinct(names), COLORS, DASHES, strict=False):
+            for name, short, color, dash in zip(names, distinct(names), COLORS, DASHES, strict=False):
                 if (each := by_name[name].get(label)) is not None:
                     axes.plot(
                         each.recall, each.precision, drawstyle="steps-pre", color=color, linestyle=dash, linewidth=1.4,
-                        label=told,
+                        label=short,
                     )  # fmt: skip
                     axes.axhline(each.share, color="#888888", linestyle=":", linewidth=1)
             axes.set_title(f"{title} ({by_name[names[0]][label].runs:,})")
@@ -130,26 +129,26 @@ def curves_plot(standing: Sequence[Standing]) -> Plot:
         legend(figure, grid.flat[0])
 
     best = max(drawn, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
-    area, guess = (told["macro"]["pr_auc"]["value"] for told in (best.result["test"], best.guess))
-    title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a guess has {guess:.2f}"
-    caption = "Each class against all others. Dotted: what a guess has."
-    caption += _left(len(names), len(standing), len(classes), every)
+    area, guess = (scores["macro"]["pr_auc"]["value"] for scores in (best.result["test"], best.guess))
+    title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a random guess has {guess:.2f}"
+    caption = "Each class against all others. Dotted: a random guess."
+    caption += _drawn_of(len(names), len(standing), len(classes), every)
     return Plot("curves", title, caption, (WIDE, 1.35 + 2.1 * rows), paint)
 
 
 def learning_plot(learned: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]) -> Plot:
-    """Loss and accuracy by pass, an experiment beside the other. ``learned``: of `history`, by experiment."""
+    """Plot loss and accuracy by pass. ``learned``: `history` by experiment."""
     names = list(learned)[:MOST_CURVES]
     dev = any("dev" in splits for name in names for splits in learned[name].values())
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(1, 2, squeeze=False)[0]
         for axes, what in zip(grid, ("loss", "accuracy"), strict=True):
-            for name, told, color in zip(names, distinct(names), COLORS, strict=False):
+            for name, short, color in zip(names, distinct(names), COLORS, strict=False):
                 for split, values in learned[name].get(what, {}).items():
                     axes.plot(
                         np.arange(1, len(values) + 1), values, "-" if split == "train" else "--", color=color,
-                        linewidth=1.5, label=told if split == "train" else None,
+                        linewidth=1.5, label=short if split == "train" else None,
                     )  # fmt: skip
             axes.set_title(what)
             axes.set_xlabel("passes over the training runs")
@@ -159,23 +158,23 @@ def learning_plot(learned: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]])
 
     longest = max(names, key=lambda name: len(learned[name]["loss"]["train"]))
     title = f"Training losses; {shown(longest)} makes the most passes, {len(learned[longest]['loss']['train']):,}"
-    caption = "Losses contain the penalties of each experiment, so compare their course, and heights by accuracy."
-    caption += " Broken lines: dev runs, which are not learned from." if dev else ""
+    caption = "Losses include the penalties of each experiment: compare their shape, and compare levels by accuracy."
+    caption += " Dashed lines: dev runs, which are not trained on." if dev else ""
     return Plot("learning", title, caption, (WIDE, 3.2), paint)
 
 
 def _labels(grid: Any, panels: int, horizontal: str, vertical: str = "") -> None:
-    """Labels at the left, and below the lowest panel of each column; what is beyond the panels is hidden."""
+    """Label the left column and the lowest panel of each column, and hide unused panels."""
     columns = grid.shape[1]
-    for place, axes in enumerate(grid.flat):
-        axes.set_visible(place < panels)
-        if place % columns == 0:
+    for index, axes in enumerate(grid.flat):
+        axes.set_visible(index < panels)
+        if index % columns == 0:
             axes.set_ylabel(vertical)
-        if place + columns >= panels:
+        if index + columns >= panels:
             axes.set_xlabel(horizontal)
             axes.tick_params(labelbottom=True)
 
 
-def _left(experiments: int, of: int, classes: int, of_classes: int) -> str:
-    told = f" The first {experiments} of {of} experiments are drawn." if experiments < of else ""
-    return told + (f" The {classes} classes of the most runs, of {of_classes}." if classes < of_classes else "")
+def _drawn_of(experiments: int, of: int, classes: int, of_classes: int) -> str:
+    text = f" The first {experiments} of {of} experiments are drawn." if experiments < of else ""
+    return text + (f" The {classes} largest of {of_classes} classes are drawn." if classes < of_classes else "")

@@ -1,4 +1,4 @@
-"""The page of one experiment's results on one data set."""
+"""Build the page of one experiment's results on one data set."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from training.experiments.results import Predictions, Stored
 
 
 def result_page(trial: Stored, found: Predictions | None) -> Page:
-    """Return all that is stored of a trial. ``found``: its predictions, None where they are not there any more."""
+    """Return the page of a trial. ``found``: its predictions; None if the file is missing."""
     folds = [_folded(number, each) for number, each in enumerate(trial.folds, 1)]
     title = f"{trial.experiment} on {trial.dataset}"
     result = trial.result
     if result is None:
-        lead = "Cross-validated only: it is not trained on all training runs yet, and the test runs are unread."
+        lead = "Cross-validated only: not yet trained on all training runs and not yet tested."
         return Page(title, lead, _fold_tiles(trial.folds[0]), tuple(folds))
     test, baselines = result["test"], result["baselines"]
     lead = (
-        f"{_what(result['experiment'])}, trained on {runs_of(test['trained_on'])} and tested on {runs_of(test['runs'])}"
-        " that were held out. Intervals are of 95 %."
+        f"{_settings(result['experiment'])}, trained on {runs_of(test['trained_on'])} and tested on "
+        f"{runs_of(test['runs'])} that were held out. Intervals are 95 %."
     )
     if not test["runs"]:
         return Page(
@@ -48,13 +48,13 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
     sections = [
         Section(
             "Figures",
-            "Base rate: the same answer for all runs, the shares of the classes among the training runs. "
+            "Base rate: the same answer for all runs, namely the class shares of the training runs. "
             + "".join(f"{name.capitalize()} alone: {each['what']}. " for name, each in baselines.items()),
             tables=(tables.metrics_table("on the test runs", test, guess, baselines), *_dev(result)),
         ),
         Section("Classes", tables=tables.class_tables(test, guess, baselines), plots=_class_plots(test, baselines)),
         _curves(found),
-        Section("Can its probabilities be trusted?", plots=(plots.calibration_plot(test["calibration"]),)),
+        Section("Calibration", plots=(plots.calibration_plot(test["calibration"]),)),
         *_learned(result),
         *(_sliced(number, fact, each) for number, (fact, each) in enumerate(test["slices"].items(), 1)),
         *_elsewhere(trial),
@@ -64,16 +64,16 @@ def result_page(trial: Stored, found: Predictions | None) -> Page:
     return Page(title, lead, _tiles(result, guess), tuple(sections))
 
 
-def _what(told: Mapping[str, Any]) -> str:
-    """Return the estimator and what is not its default, in a line."""
+def _settings(experiment: Mapping[str, Any]) -> str:
+    """Return the estimator and its non-default settings, in a line."""
     defaults = Experiment().to_json()
     own = [
         f"{key.replace('_', ' ')} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in told.items()
+        for key, value in experiment.items()
         if key not in ("name", "estimator", "parameters") and value != defaults.get(key)
     ]
-    own += [f"{key} {value}" for key, value in told["parameters"].items()]
-    return f"{told['estimator']}{' with ' + ', '.join(own) if own else ''}"
+    own += [f"{key} {value}" for key, value in experiment["parameters"].items()]
+    return f"{experiment['estimator']}{' with ' + ', '.join(own) if own else ''}"
 
 
 def _tiles(result: Figures, guess: Figures) -> tuple[Tile, ...]:
@@ -104,21 +104,21 @@ def _class_plots(test: Figures, baselines: Figures) -> tuple[Plot, ...]:
 
 
 def _curves(found: Predictions | None) -> Section:
-    title = "How well classes are told apart"
+    title = "Separation of classes"
     if found is None:
-        return Section(title, "The file of the predictions is not there any more, so there are no curves.")
+        return Section(title, "No curves: the predictions file is missing.")
     of = len(curved(found))
     if not of:
-        return Section(title, "All test runs are of one class: there is nothing to tell apart.")
+        return Section(title, "No curves: all test runs are of one class.")
     return Section(title, plots=(plots.curves_plot(curves(found, plots.MOST_CURVES), of),))
 
 
 def _learned(result: Figures) -> tuple[Section, ...]:
-    told = history(result)
-    if not told:
-        return (Section("Learning", "No curve: this estimator does not learn by passes over the runs."),)
+    passes = history(result)
+    if not passes:
+        return (Section("Learning", "No curve: this estimator does not train in passes over the runs."),)
     best = result["training"].get("best_epoch")
-    return (Section("Learning", plots=(plots.learning_plot(told, best if "dev" in told["loss"] else None),)),)
+    return (Section("Learning", plots=(plots.learning_plot(passes, best if "dev" in passes["loss"] else None),)),)
 
 
 def _sliced(number: int, fact: str, slices: Figures) -> Section:
@@ -134,7 +134,7 @@ def _elsewhere(trial: Stored) -> tuple[Section, ...]:
         return ()
     accuracies: list[Bar] = []
     f1s: list[Bar] = []
-    for name, each in ((f"{trial.dataset}, its own", result), *((each["dataset"], each) for each in known)):
+    for name, each in ((f"{trial.dataset} (trained on)", result), *((each["dataset"], each) for each in known)):
         guess = constant(result, each["test"])
         accuracies.append(accuracy_bar(name, each["test"], each["baselines"]))
         f1s.append(f1_bar(name, each["test"], each["baselines"], guess))
@@ -144,7 +144,7 @@ def _elsewhere(trial: Stored) -> tuple[Section, ...]:
 
 def _folded(number: int, folds: Figures) -> Section:
     title = f"Cross-validation: {len(folds['folds'])} folds by {shown(folds['by'])}"
-    text = "The training runs divided; the test runs took no part. Choose between experiments by this."
+    text = "Folds of the training runs; the test runs were not used. Choose between experiments by these figures."
     drawn = plots.folds_plot(number, folds["by"], fold_bars(folds))
     return Section(title, text, tables=(tables.folds_table(folds),), plots=(drawn,))
 
@@ -159,29 +159,29 @@ def _fold_tiles(folds: Figures) -> tuple[Tile, ...]:
 
 
 def _made(trial: Stored) -> Section:
-    """Return how the model came to be, so that it can be made again."""
+    """Return how the model was trained, so that the training can be repeated."""
     result = trial.result or {}
     snapshot, experiment = result["snapshot"], result["experiment"]
     known = ESTIMATORS.get(experiment["estimator"])
-    told = [
+    settings = [
         (key.replace("_", " "), _plain(value))
         for key, value in experiment.items()
         if key != "name" and (known is None or key in known.keys)
     ]
     names = list(snapshot["counts"]["train"])[: tables.MOST_ROWS]
     runs = [(role, *(f"{snapshot['counts'][role][name]:,}" for name in names)) for role in ("train", "dev", "test")]
-    trust = [(f"let in by {rule}", f"{count:,}") for rule, count in snapshot["rules"].items()]
-    trust += [(f"left out: {reason}", f"{count:,}") for reason, count in snapshot["untrusted"].items()]
+    trust = [(f"trusted by rule {rule}", f"{count:,}") for rule, count in snapshot["rules"].items()]
+    trust += [(f"not trusted: {reason}", f"{count:,}") for reason, count in snapshot["untrusted"].items()]
     trust += [(f"excluded: {reason}", f"{count:,}") for reason, count in snapshot["excluded"].items()]
-    older = f" Older results of it on this data set that are stored: {trial.older}." if trial.older else ""
+    older = f" Older stored results on this data set: {trial.older}." if trial.older else ""
     spans = "1 span" if len(snapshot["spans"]) == 1 else f"{len(snapshot['spans'])} spans"
     return Section(
         "How it was made",
-        f"Runs {snapshot['digest']}, {spans}; stored in {trial.store.url()}.{older}",
+        f"Snapshot {snapshot['digest']}, {spans}; stored in {trial.store.url()}.{older}",
         tables=(
-            Table(("hyper-parameter", "value"), tuple(told), words=2, title="the experiment"),
-            Table(("runs", *(shown(name, 40) for name in names)), tuple(runs), title="by class"),
-            *((Table(("trust", "runs"), tuple(trust), title="whom it learned from"),) if trust else ()),
+            Table(("hyper-parameter", "value"), tuple(settings), words=2, title="experiment"),
+            Table(("runs", *(shown(name, 40) for name in names)), tuple(runs), title="runs by class"),
+            *((Table(("decision", "runs"), tuple(trust), title="trust of the training runs"),) if trust else ()),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The plots of an experiment's results."""
+"""Draw the plots of an experiment's results."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Classes whose curves share a pair of axes.
+#: Number of classes whose curves share a pair of axes.
 MOST_CURVES = len(COLORS) - 1
-#: In a matrix of more classes, a cell has its count alone.
+#: Cells of larger matrices show counts only.
 _MOST_SHARES = 10
-#: Markers and colours of one number's baselines; whatever else a value stands beside is a black stroke.
+#: Markers and colours of one-number baselines; other baselines are black strokes.
 _NUMBERS = (("D", "#D55E00"), ("s", "#009E73"))
 
 
 def confusion_plot(confusion: Figures) -> Plot:
-    """Count and row shares: what the runs of a class were taken for."""
+    """Plot the confusion matrix: counts and row shares."""
     names, counts = folded_confusion(confusion)
-    told = distinct(names, 20)
+    labels = distinct(names, 20)
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
     wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
     row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
     most = int(wrong[row, column])
     title = (
-        f"Most often {told[row]} is taken for {told[column]}: {most:,} of {totals[row]:,} runs"
+        f"Most frequent error: {labels[row]} classified as {labels[column]}, {most:,} of {totals[row]:,} runs"
         if most
-        else "No run is taken for one of another class"
+        else "No run is misclassified"
     )
     side = min(WIDE - 0.4, 2.6 + 0.62 * len(names))
 
@@ -55,51 +55,46 @@ def confusion_plot(confusion: Figures) -> Plot:
                 cell = f"{counts[at]:,}" if small else f"{counts[at]:,}\n{100 * shares[at]:.0f} %"
                 color = "white" if shares[at] > 0.5 else "black"
                 axes.annotate(cell, at[::-1], ha="center", va="center", color=color, fontsize=7 if small else 8)
-        places, long = np.arange(len(names)), len(names) > 4
-        axes.set_xticks(
-            places,
-            told,
-            rotation=40 if long else 0,
-            ha="right" if long else "center",
-            rotation_mode="anchor",
-        )
-        axes.set_yticks(places, [f"{name} ({total:,})" for name, total in zip(told, totals, strict=True)])
-        axes.set_xlabel("the experiment's answer")
-        axes.set_ylabel("class")
+        ticks, long = np.arange(len(names)), len(names) > 4
+        rotation, ha = (40, "right") if long else (0, "center")
+        axes.set_xticks(ticks, labels, rotation=rotation, ha=ha, rotation_mode="anchor")
+        axes.set_yticks(ticks, [f"{name} ({total:,})" for name, total in zip(labels, totals, strict=True)])
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
         axes.grid(False)
 
-    caption = "Number of test runs; the shade, and the per cent, is the share of the row, which is a class."
+    caption = "Number of test runs; the shade and the per cent are shares of the row, which is the true class."
     if len(names) < len(confusion["classes"]):
-        caption += f" Classes beyond the {len(names) - 1} of the most runs are one."
+        caption += f" Classes beyond the {len(names) - 1} largest are merged."
     return Plot("confusion", title, caption, (min(WIDE, side + 1.4), side * 0.72 + 0.7), paint)
 
 
 def errors_plot(bars: Sequence[Bar]) -> Plot:
-    """Return the errors of each class with their intervals. ``bars``: of `errors_by_class`, one or more."""
+    """Plot the errors of each class with their intervals. ``bars``: from `errors_by_class`, not empty."""
     worst = bars[0]
     title = (
-        f"{shown(worst.name)} is missed most often: {percent(worst.value or 0)} "
+        f"{shown(worst.name)} is misclassified most often: {percent(worst.value or 0)} "
         f"({_interval(worst)}) of its {worst.runs:,} test runs"
         if worst.value
-        else "No class has a run that was missed"
+        else "No run is misclassified"
     )
     caption = (
-        "Share of the runs of a class that were taken for another, with 95 % intervals (Wilson). Always guessing one "
-        "class misses none of that one, and all of the others."
+        "Share of misclassified runs of a class, with 95 % intervals (Wilson). Always guessing one class has no errors "
+        "in that class, and 100 % in the others."
     )
-    return bars_plot("errors", title, caption, "runs that are missed (%)", [("", bars)])
+    return bars_plot("errors", title, caption, "misclassified runs (%)", [("", bars)])
 
 
 def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
-    """Shares with their intervals, one below the other, beside what costs nothing.
+    """Plot shares with their intervals beside their baselines, one row for each name.
 
     Args:
-      name: of the files.
-      title: what one sees.
-      caption: how to read it.
-      unit: of the x axis, in per cent.
-      panels: (heading, bars): side by side, the bars of all are of the same names in the same order. Of more than
-        `MOST_BARS` the first are drawn.
+      name: file name without suffix.
+      title: the finding, in one sentence.
+      caption: how to read the plot.
+      unit: label of the x axis, in per cent.
+      panels: (heading, bars), drawn side by side. All panels have the same names in the same order; the first
+        `MOST_BARS` are drawn.
     """
     count = len(panels[0][1])
     panels = [(heading, bars[:MOST_BARS]) for heading, bars in panels]
@@ -127,24 +122,24 @@ def bars_plot(name: str, title: str, caption: str, unit: str, panels: Sequence[t
 
 
 def _bars(axes: Axes, bars: Sequence[Bar]) -> None:
-    said = [(place, bar) for place, bar in enumerate(bars) if bar.value is not None]
+    defined = [(y, bar) for y, bar in enumerate(bars) if bar.value is not None]
     numbers = iter(_NUMBERS)
     for name in dict.fromkeys(name for bar in bars for name in bar.beside):
-        found = [(100 * bar.beside[name], place) for place, bar in enumerate(bars) if name in bar.beside]
-        look: Any = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": "#222222"}
+        found = [(100 * bar.beside[name], y) for y, bar in enumerate(bars) if name in bar.beside]
+        style: Any = {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": "#222222"}
         if name.endswith(ALONE):
             marker, color = next(numbers)
-            look = {"marker": marker, "markersize": 5, "markerfacecolor": "none", "color": color}
-        axes.plot(*zip(*found, strict=True), linestyle="", label=shown(name), **look)
-    if said:
-        value, below, above = np.array([bar.percent for _, bar in said]).T
+            style = {"marker": marker, "markersize": 5, "markerfacecolor": "none", "color": color}
+        axes.plot(*zip(*found, strict=True), linestyle="", label=shown(name), **style)
+    if defined:
+        value, below, above = np.array([bar.percent for _, bar in defined]).T
         axes.errorbar(
-            value, [place for place, _ in said], xerr=[below, above], fmt="o", color=COLORS[0], capsize=3,
-            linewidth=1.5, label="the experiment, 95 % interval",
+            value, [y for y, _ in defined], xerr=[below, above], fmt="o", color=COLORS[0], capsize=3,
+            linewidth=1.5, label="experiment, 95 % interval",
         )  # fmt: skip
-    for place, bar in enumerate(bars):
+    for y, bar in enumerate(bars):
         if bar.value is None:
-            axes.annotate("not known", (2, place), va="center", color="#666666", fontsize=8)
+            axes.annotate("undefined", (2, y), va="center", color="#666666", fontsize=8)
     axes.set_xlim(-2, 102)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(False, axis="y")
@@ -156,7 +151,7 @@ def _interval(bar: Bar) -> str:
 
 
 def curves_plot(found: Sequence[Curves], of: int) -> Plot:
-    """Precision-recall and ROC curve of each class. ``of``: how many classes have one."""
+    """Plot the precision-recall and ROC curves of each class. ``of``: number of classes that have curves."""
     worst, best = (pick(found, key=lambda each: each.roc_auc) for pick in (min, max))
 
     def paint(figure: Figure) -> None:
@@ -187,20 +182,20 @@ def curves_plot(found: Sequence[Curves], of: int) -> Plot:
         title = (
             f"ROC-AUC from {worst.roc_auc:.2f} ({shown(worst.name, 20)}) to {best.roc_auc:.2f} ({shown(best.name, 20)})"
         )
-    title += "; a guess has 0.50"
-    caption = "Each class against all others, by its probability. Dotted: what a guess has."
+    title += "; a random guess has 0.50"
+    caption = "Each class against all others, by its probability. Dotted: a random guess."
     if len(found) < of:
-        caption += f" The {len(found)} classes of the most test runs, of {of}."
+        caption += f" The {len(found)} largest of {of} classes are drawn."
     return Plot("curves", title, caption, (WIDE, 3.9 + 0.2 * -(-len(found) // 2)), paint)
 
 
 def calibration_plot(calibration: Figures) -> Plot:
-    """Reliability: how often an answer of some confidence is right."""
+    """Plot the reliability: the share of right answers by confidence."""
     bins = calibration_bars(calibration)
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="as sure as right")
+        upper.plot([0, 100], [0, 100], color="#888888", linestyle=":", linewidth=1, label="perfect calibration")
         value, below, above = np.array([bar.percent for _, bar in bins]).T
         upper.errorbar(
             [100 * sure for sure, _ in bins], value, yerr=[below, above], fmt="o-", color=COLORS[0], capsize=3,
@@ -219,21 +214,26 @@ def calibration_plot(calibration: Figures) -> Plot:
 
     sure = float(np.average([c for c, _ in bins], weights=[bar.runs or 0 for _, bar in bins]))
     hits = float(np.average([bar.value or 0.0 for _, bar in bins], weights=[bar.runs or 0 for _, bar in bins]))
-    kind = "Too sure" if sure > hits + 0.02 else "Too unsure" if hits > sure + 0.02 else "About as sure as right"
+    kind = (
+        "Overconfident"
+        if sure > hits + 0.02
+        else "Underconfident"
+        if hits > sure + 0.02
+        else "Confidence matches accuracy"
+    )
     title = (
-        f"{kind}: on average {percent(sure)} sure, {percent(hits)} right; calibration error {calibration['ece']:.2f}"
+        f"{kind}: mean confidence {percent(sure)}, accuracy {percent(hits)}; calibration error {calibration['ece']:.2f}"
     )
-    return Plot(
-        "calibration", title, "Below the dotted line answers are too sure, above it too unsure.", (6.4, 4.2), paint
-    )
+    caption = "Answers below the dotted line are overconfident, answers above it underconfident."
+    return Plot("calibration", title, caption, (6.4, 4.2), paint)
 
 
-def learning_plot(told: Mapping[str, Mapping[str, np.ndarray]], best_epoch: int | None) -> Plot:
-    """Loss and accuracy by pass. ``told``: of `history`, not empty."""
+def learning_plot(metrics: Mapping[str, Mapping[str, np.ndarray]], best_epoch: int | None) -> Plot:
+    """Plot loss and accuracy by pass. ``metrics``: from `history`, not empty."""
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(1, len(told), squeeze=False)[0]
-        for axes, (name, splits) in zip(grid, told.items(), strict=True):
+        grid = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for axes, (name, splits) in zip(grid, metrics.items(), strict=True):
             for (split, values), color, dash in zip(splits.items(), (COLORS[0], COLORS[5]), DASHES, strict=False):
                 passes = np.arange(1, len(values) + 1)
                 axes.plot(
@@ -255,52 +255,50 @@ def learning_plot(told: Mapping[str, Mapping[str, np.ndarray]], best_epoch: int 
             whole_numbers(axes.xaxis)
         legend(figure, grid[0])
 
-    losses = told["loss"] if "loss" in told else next(iter(told.values()))
+    losses = metrics["loss"] if "loss" in metrics else next(iter(metrics.values()))
     train = losses["train"]
     passes = "1 pass" if len(train) == 1 else f"{len(train):,} passes"
     title = f"Over {passes} the loss goes from {train[0]:.3g} to {train[-1]:.3g}"
     if "dev" in losses:
         low = int(np.argmin(losses["dev"]))
-        title += f"; on dev it is least, {losses['dev'][low]:.3g}, after {low + 1}"
-        caption = "Train: the mean over a pass, while it learns, penalties included. Dev runs are not learned from."
+        title += f"; the dev loss is lowest, {losses['dev'][low]:.3g}, after {low + 1}"
+        caption = "Train: the mean over a pass during training, with penalties. Dev runs are not trained on."
     else:
-        caption = (
-            "The mean over a pass, while it learns, penalties included. No dev runs were looked at while training."
-        )
+        caption = "The mean over a pass during training, with penalties. No dev runs were evaluated during training."
     return Plot("learning", title, caption, (WIDE, 3.1), paint)
 
 
 def slices_plot(number: int, fact: str, bars: Sequence[Bar]) -> Plot:
-    """Return the accuracy by job or provider. ``bars``: of `slice_bars`."""
+    """Plot the accuracy by job or provider. ``bars``: from `slice_bars`."""
     known = [bar for bar in bars if bar.value is not None]
     below = [bar for bar in known if (bar.value or 0.0) < next(iter(bar.beside.values()), 0.0)]
     if below:
-        title = f"In {len(below)} of {len(bars)} by {shown(fact)}, guessing its most frequent class does better"
+        title = f"For {len(below)} of {len(bars)} values of {shown(fact)}, guessing the most frequent class is better"
     else:
         low, high = (pick(known, key=lambda bar: bar.value or 0.0) for pick in (min, max))
         title = (
             f"By {shown(fact)}, from {percent(low.value or 0)} ({shown(low.name, 20)}) to {percent(high.value or 0)}"
         )
         title += f" ({shown(high.name, 20)})" if len(known) > 1 else ""
-    caption = f"Accuracy by {shown(fact)}, of the most test runs first, with 95 % intervals (Wilson)."
+    caption = f"Accuracy by {shown(fact)}, the most test runs first, with 95 % intervals (Wilson)."
     return bars_plot(f"slices-{number}", title, caption, "accuracy (%)", [("", bars)])
 
 
 def folds_plot(number: int, by: str, bars: Sequence[Bar]) -> Plot:
-    """Return the accuracy of each fold. ``bars``: of `fold_bars`."""
+    """Plot the accuracy of each fold. ``bars``: from `fold_bars`."""
     mean, folds = bars[-1], [bar.value for bar in bars[:-1] if bar.value is not None]
     spread = f", folds from {percent(min(folds))} to {percent(max(folds))}" if folds else ""
     title = f"Held out by {shown(by)}: mean accuracy {percent(mean.value or 0)} ({_interval(mean)}){spread}"
-    caption = "Each fold by a model of all the others; the test runs are unread. The interval of the mean is Student's."
+    caption = "Each fold by a model of all others; test runs are not used. The interval of the mean is Student's."
     return bars_plot(f"folds-{number}", title, caption, "accuracy (%)", [("", bars)])
 
 
 def elsewhere_plot(panels: Sequence[tuple[str, Sequence[Bar]]]) -> Plot:
-    """Accuracy and macro F1 of the same model on several data sets; the first is its own."""
+    """Plot accuracy and macro F1 of one model on several data sets; the first is its own."""
     own, *others = panels[0][1]
     worst = min((bar for bar in others if bar.value is not None), key=lambda bar: bar.value or 0.0, default=None)
-    title = f"On its own data set {percent(own.value or 0)} are right"
+    title = f"Accuracy {percent(own.value or 0)} on its own data set"
     if worst is not None:
-        title += f"; on {shown(worst.name)} {percent(worst.value or 0)}"
-    caption = "The same model on the test runs of each data set; runs that it was trained on are left out."
+        title += f", {percent(worst.value or 0)} on {shown(worst.name)}"
+    caption = "The same model on the test runs of each data set; its training runs are left out."
     return bars_plot("elsewhere", title, caption, "per cent", panels)

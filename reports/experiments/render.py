@@ -1,4 +1,4 @@
-"""The results of experiments as pages in a folder."""
+"""Write the results of experiments as pages into a folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def report_experiments(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Draw the latest result of each experiment on each data set, and where there are several, how they compare.
+    """Draw the latest result of each experiment on each data set, and compare them if there are several.
 
     Args:
       store: the folder of all experiments.
-      experiments: names; all that are stored by default.
-      datasets: names of those whose results are wanted; all by default.
-      folder: a folder or an ``s3://`` prefix. Files of the same names are written over. A single result is its
-        ``index.html``; of several, that compares them, and ``DATASET/EXPERIMENT/index.html`` is the page of each.
-      progress: is told how many of how many pages are done.
+      experiments: names of experiments; all by default.
+      datasets: names of data sets; all by default.
+      folder: a folder or an ``s3://`` prefix. Files of the same names are overwritten. ``index.html`` shows a single
+        result or compares several; then ``DATASET/EXPERIMENT/index.html`` is the page of each.
+      progress: called with the number of finished pages and the total.
 
     Returns:
-      Where ``index.html`` is.
+      Address of ``index.html``.
 
     Raises:
       CimlError: when there is no such experiment, or no result.
-      IntegrityError: when what is stored is not what it was.
+      IntegrityError: when a stored file was altered.
     """
     names = list(dict.fromkeys(experiments)) or experiment_names(store)
     for name in experiments:
@@ -54,9 +54,9 @@ def report_experiments(
     links = {}
     for done, (trial, found) in enumerate(trials):
         progress(done, len(trials) + 1)
-        place = f"{trial.dataset}/{trial.experiment}"
-        save(root.child(place), result_page(trial, found))
-        links[trial.experiment, trial.dataset] = quote(f"{place}/{PAGE}")
+        subfolder = f"{trial.dataset}/{trial.experiment}"
+        save(root.child(subfolder), result_page(trial, found))
+        links[trial.experiment, trial.dataset] = quote(f"{subfolder}/{PAGE}")
     return save(root, comparison_page(trials, links))
 
 

@@ -1,4 +1,4 @@
-"""The tables of an experiment's results: every figure with its interval, beside what costs nothing."""
+"""Build the tables of an experiment's results: every figure with its interval, beside its baselines."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from training.evaluation.scores import BY_CLASS
 
 #: Rows of a table of jobs, groups or classes.
 MOST_ROWS = 100
-_CALLED = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
+_METRIC_NAMES = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 
 
 def figure(value: float | None) -> str:
-    """Three digits, or a dash for what is not known."""
+    """Format a figure with three decimals; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
-def interval(told: Figures) -> str:
-    """``0.363 to 0.477``, or a dash."""
-    return "–" if told["low"] is None or told["value"] is None else f"{told['low']:.3f} to {told['high']:.3f}"
+def interval(metric: Figures) -> str:
+    """Format an interval as ``0.363 to 0.477``; a dash if it is unknown."""
+    unknown = metric["low"] is None or metric["value"] is None
+    return "–" if unknown else f"{metric['low']:.3f} to {metric['high']:.3f}"
 
 
 def metrics_table(title: str, found: Figures, guess: Figures, baselines: Figures) -> Table:
-    """Return each figure with its interval, beside that of a constant answer and of one number."""
+    """Return each metric with its interval, beside those of a constant answer and of one number."""
 
-    def row(name: str, told: Figures, base: Any, *path: str) -> tuple[str, ...]:
+    def row(name: str, metric: Figures, base: Any, *path: str) -> tuple[str, ...]:
         return (
             name,
-            figure(told["value"]),
-            interval(told),
+            figure(metric["value"]),
+            interval(metric),
             figure(base),
             *(_of(each, *path) for each in baselines.values()),
         )
 
     rows = [row("accuracy", found["accuracy"], guess["accuracy"]["value"], "accuracy")]
     rows += [
-        row(f"macro {_CALLED[name]}", found["macro"][name], guess["macro"][name]["value"], "macro", name)
+        row(f"macro {_METRIC_NAMES[name]}", found["macro"][name], guess["macro"][name]["value"], "macro", name)
         for name in BY_CLASS
     ]
     rows.append(row("Brier (less is better)", found["brier"], guess["brier"]["value"], "brier"))
@@ -48,19 +49,19 @@ def metrics_table(title: str, found: Figures, guess: Figures, baselines: Figures
         ("log loss (less is better)", figure(found["log_loss"]), "–", figure(guess["log_loss"]), *none),
         ("calibration error", figure(found["calibration"]["ece"]), "–", figure(guess["calibration"]["ece"]), *none),
     ]
-    headings = ("figure", "value", "95 %", "base rate", *(f"{name} alone" for name in baselines))
+    headings = ("metric", "value", "95 %", "base rate", *(f"{name} alone" for name in baselines))
     return Table(headings, tuple(rows), title=title)
 
 
-def _of(told: Figures, *path: str) -> str:
+def _of(figures: Figures, *path: str) -> str:
     for key in path:
-        told = told[key]
-    return figure(told["value"])
+        figures = figures[key]
+    return figure(figures["value"])
 
 
 def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Table, Table]:
-    """What was answered for each class, and how well its probabilities tell it from the others."""
-    answered, told = [], []
+    """Return the metrics of answers by class, and the metrics of probabilities by class."""
+    answered, separated = [], []
     ordered = sorted(test["classes"].items(), key=lambda item: (-item[1]["runs"], item[0]))
     for name, one in ordered[:MOST_ROWS]:
         answered.append(
@@ -73,7 +74,7 @@ def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Tab
                 *(_of(each["classes"][name], "f1") for each in baselines.values()),
             )
         )
-        told.append(
+        separated.append(
             (
                 shown(name, 80),
                 figure(one["roc_auc"]["value"]),
@@ -90,7 +91,7 @@ def class_tables(test: Figures, guess: Figures, baselines: Figures) -> tuple[Tab
         Table(
             ("class", "runs", "precision", "recall", "F1", "95 %", "base rate", *alone), tuple(answered), title=title
         ),
-        Table(("class", "ROC-AUC", "95 %", "PR-AUC", "95 %", "of a guess", *alone), tuple(told), title=title),
+        Table(("class", "ROC-AUC", "95 %", "PR-AUC", "95 %", "random guess", *alone), tuple(separated), title=title),
     )
 
 
@@ -135,7 +136,7 @@ def elsewhere_table(elsewhere: Sequence[Figures]) -> Table:
         )
     headings = (
         "data set", "runs", "accuracy", "95 %", "base rate", "one number alone", "macro F1",
-        "left out: trained on · of no known class",
+        "left out: trained on · unknown class",
     )  # fmt: skip
     return Table(headings, tuple(rows))
 
@@ -146,7 +147,7 @@ def folds_table(folds: Figures) -> Table:
     grouped = any(fold["held_out"] for fold in folds["folds"])
     rows = [
         (
-            f"{place}",
+            f"{number}",
             *([_listed(fold["held_out"])] if grouped else []),
             f"{fold['accuracy']['runs']:,}",
             figure(fold["accuracy"]["value"]),
@@ -155,7 +156,7 @@ def folds_table(folds: Figures) -> Table:
             figure(fold["f1"]),
             "",
         )
-        for place, fold in enumerate(folds["folds"], 1)
+        for number, fold in enumerate(folds["folds"], 1)
     ]
     rows.append(
         (

@@ -1,4 +1,4 @@
-"""What is drawn of an experiment's results, as numbers: curves, errors, shares with what costs nothing beside them."""
+"""Compute the numbers of an experiment's report: curves, errors, and shares beside their baselines. No drawing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.evaluation.metrics import wilson
 from training.evaluation.scores import answers, scores
 from training.experiments.results import Predictions
 
-#: Ends the name of what one number does by itself.
+#: Suffix of the names of one-number baselines.
 ALONE = " alone"
 #: Classes, jobs or experiments that a plot of bars names.
 MOST_BARS = 20
-#: Points of a curve: of longer ones, evenly chosen ones.
+#: Points of a curve; longer curves are thinned evenly.
 MOST_POINTS = 400
 
 Figures = Mapping[str, Any]
@@ -24,13 +24,13 @@ Figures = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """A share with its 95 % interval, None where it cannot be said, and what it stands beside.
+    """A share with its 95 % interval, beside its baselines.
 
     Attributes:
-      name: may come from outside.
-      value, low, high: 0 to 1.
-      runs: that it is of; None where that says nothing.
-      beside: what costs nothing, by what it is.
+      name: label; may come from outside.
+      value, low, high: 0 to 1; None if undefined.
+      runs: number of runs; None to show none.
+      beside: baselines by name.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Bar:
 
     @property
     def percent(self) -> tuple[float, float, float]:
-        """The value in per cent, and how far its interval goes below and above; 0 where that is not known."""
+        """Return the value and the lengths of its interval below and above, in per cent; 0 if unknown."""
         value = self.value or 0.0
         below, above = (0.0 if each is None else abs(each - value) for each in (self.low, self.high))
         return 100 * value, 100 * below, 100 * above
@@ -53,12 +53,12 @@ class Curves:
     """Precision-recall and ROC curve of a class against all others.
 
     Attributes:
-      name: of the class.
-      runs: of the class.
-      recall, precision: float64 [n], along falling thresholds.
-      false_positive, true_positive: float64 [m], the same.
-      pr_auc, roc_auc: the areas below, by scikit-learn.
-      share: of the class in the runs: the precision of a guess.
+      name: name of the class.
+      runs: number of runs of the class.
+      recall, precision: float64 [n], by falling threshold.
+      false_positive, true_positive: float64 [m], by falling threshold.
+      pr_auc, roc_auc: areas under the curves, from scikit-learn.
+      share: share of the class in the runs, which is the precision of a random guess.
     """
 
     name: str
@@ -73,13 +73,13 @@ class Curves:
 
 
 def curved(found: Predictions) -> list[int]:
-    """The classes that have curves, for they occur and are not all that occurs; the one of the most runs first."""
+    """Return the classes with curves: neither empty nor the only class. The class with the most runs comes first."""
     counts = np.bincount(found.labels, minlength=len(found.classes))
     return [label for label in np.argsort(-counts, kind="stable").tolist() if 0 < counts[label] < len(found.labels)]
 
 
 def curves(found: Predictions, most: int | None = None) -> list[Curves]:
-    """Return the curves of the classes that are `curved`, or of the first so many."""
+    """Return the curves of the `curved` classes, at most ``most``."""
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     clean, _ = answers(found.probabilities)
@@ -103,7 +103,7 @@ def _thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def right(found: Predictions) -> np.ndarray:
-    """bool [n], whether each run's class was the most probable one."""
+    """Return whether the most probable class of each run is right, bool [n]."""
     found_right: np.ndarray = answers(found.probabilities)[1] == found.labels
     return found_right
 
@@ -114,8 +114,8 @@ def constant(result: Figures, found: Figures) -> dict[str, Any]:
     Its accuracy is the base rate. There are no intervals.
 
     Args:
-      result: of a trial; it knows how many runs of each class were trained on.
-      found: its scores whose runs are asked, by their confusion matrix.
+      result: result of a trial, with the number of training runs by class.
+      found: scores of the same runs; the confusion matrix gives their classes.
     """
     classes = found["confusion"]["classes"]
     roles = result["snapshot"]["counts"]
@@ -130,22 +130,22 @@ def constant(result: Figures, found: Figures) -> dict[str, Any]:
 def folded_confusion(confusion: Figures, most: int = MOST_BARS) -> tuple[list[str], np.ndarray]:
     """Return class names and counts int64 [C, C] with the true class in rows.
 
-    Of more than ``most`` classes, those with the fewest runs become one.
+    If there are more than ``most`` classes, those with the fewest runs are merged.
     """
     names, counts = list(confusion["classes"]), np.array(confusion["rows_are_labels"], np.int64)
     if len(names) <= most:
         return names, counts
     order = np.lexsort((-counts.sum(axis=0), -counts.sum(axis=1)))
     kept = np.sort(order[: most - 1])
-    place = np.full(len(names), len(kept))
-    place[kept] = np.arange(len(kept))
+    index = np.full(len(names), len(kept))
+    index[kept] = np.arange(len(kept))
     out = np.zeros((most, most), np.int64)
-    np.add.at(out, (place[:, None], place[None, :]), counts)
+    np.add.at(out, (index[:, None], index[None, :]), counts)
     return [*(names[at] for at in kept), f"{len(names) - len(kept)} others"], out
 
 
 def errors_by_class(found: Figures, baselines: Figures) -> list[Bar]:
-    """Return the share of each class's runs that were taken for another (Wilson's interval), the largest first."""
+    """Return the share of misclassified runs by class, with Wilson's interval, the largest first."""
     out = []
     for name, one in found["classes"].items():
         if not one["runs"]:
@@ -165,12 +165,12 @@ def _value(figure: Any) -> float:
 
 
 def accuracy_bar(name: str, found: Figures, baselines: Figures) -> Bar:
-    """Return an accuracy beside the base rate, and beside what one number does."""
+    """Return an accuracy beside the base rate and the one-number baselines."""
     return _bar(name, found["accuracy"], found["runs"], _beside(found["base_rate"], baselines, "accuracy"))
 
 
 def f1_bar(name: str, found: Figures, baselines: Figures, guess: Figures) -> Bar:
-    """Return a macro F1 beside that of a `constant` answer, and beside what one number does."""
+    """Return a macro F1 beside that of a `constant` answer and of the one-number baselines."""
     return _bar(name, found["macro"]["f1"], found["runs"], _beside(guess["macro"]["f1"], baselines, "macro", "f1"))
 
 
@@ -179,17 +179,19 @@ def _bar(name: str, figure: Figures, runs: int, beside: Mapping[str, float]) -> 
 
 
 def _beside(base: Figures, baselines: Figures, *path: str) -> dict[str, float]:
-    told = {"base rate": base["value"]}
+    values = {"base rate": base["value"]}
     for number, each in baselines.items():
         for key in path:
             each = each[key]
-        told[f"{number}{ALONE}"] = each["value"]
-    return {name: value for name, value in told.items() if value is not None}
+        values[f"{number}{ALONE}"] = each["value"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def slice_bars(slices: Figures) -> list[Bar]:
-    """The accuracy by job or provider, the one of the most runs first, beside the share of its most frequent class; not
-    where each has one class alone, such as providers where they are the classes."""
+    """Return the accuracy by job or provider, beside the share of its most frequent class. The largest comes first.
+
+    There is no such baseline if each slice has only one class, for example if providers are the classes.
+    """
     alone = all(one["majority"] in (1.0, None) for one in slices.values())
     bars = [
         Bar(
@@ -202,7 +204,7 @@ def slice_bars(slices: Figures) -> list[Bar]:
 
 
 def fold_bars(folds: Figures) -> list[Bar]:
-    """Return the accuracy of each fold beside its base rate; last their mean, with Student's interval."""
+    """Return the accuracy of each fold beside its base rate, then the mean with Student's interval."""
     bars = []
     for number, fold in enumerate(folds["folds"], 1):
         name = f"fold {number}"
@@ -217,21 +219,21 @@ def fold_bars(folds: Figures) -> list[Bar]:
 
 
 def history(result: Figures) -> dict[str, dict[str, np.ndarray]]:
-    """Loss and accuracy by pass, float64 [epochs], for ``train`` and, where it was looked at, ``dev``; {} without."""
-    told = result["training"].get("history") or {}
+    """Return loss and accuracy by pass, float64 [epochs], for ``train`` and ``dev``; {} without a history."""
+    passes = result["training"].get("history") or {}
     return {
         name: {
-            split: np.array(told[key], np.float64)
+            split: np.array(passes[key], np.float64)
             for split, key in (("train", name), ("dev", f"val_{name}"))
-            if key in told
+            if key in passes
         }
         for name in ("loss", "accuracy")
-        if name in told
+        if name in passes
     }
 
 
 def calibration_bars(calibration: Figures) -> list[tuple[float, Bar]]:
-    """For each bin of confidence that has runs its mean confidence, and how many of its runs were right (Wilson)."""
+    """Return the mean confidence and the share of right answers (Wilson) of each non-empty bin of confidence."""
     out = []
     for each in calibration["bins"]:
         hits = round(each["accuracy"] * each["runs"])
@@ -241,5 +243,5 @@ def calibration_bars(calibration: Figures) -> list[tuple[float, Bar]]:
 
 
 def first_by(bars: Sequence[Bar]) -> Bar | None:
-    """Return the bar of the largest value, of equal ones the first."""
+    """Return the first bar with the largest value."""
     return max((bar for bar in bars if bar.value is not None), key=lambda bar: bar.value or 0.0, default=None)

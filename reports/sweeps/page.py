@@ -1,4 +1,4 @@
-"""The page of a sweep."""
+"""Build the page of a sweep."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from reports.page import Page, Section, Table, Tile
 from reports.sweeps.plots import axis_plot, heat_plots, questions_plot, time_plot
 from reports.sweeps.views import (
     METRICS,
+    axis_name,
     base_rate,
     baselines_of,
-    called,
     complete,
     number_text,
     plain_axes,
@@ -22,11 +22,11 @@ from reports.sweeps.views import (
     value_text,
 )
 
-_LETTERS = 60
+_WIDTH = 60
 
 
 def sweep_page(swept: Swept) -> Page:
-    """Return all that a sweep came to: by axis, by question, by two axes, and each trial."""
+    """Return the page: the metric by axis, by question and by two axes, and all trials."""
     sweep = swept.sweep
     states = [each.state for each in swept.outcomes]
     metric, order = METRICS[sweep.metric], questions(sweep)
@@ -34,7 +34,7 @@ def sweep_page(swept: Swept) -> Page:
         Tile(
             f"best {metric}",
             number_text(one.value),
-            f"{shown(question_name(sweep, question))}: {_held(swept, question)}",
+            f"{shown(question_name(sweep, question))}: {_baselines(swept, question)}",
         )
         for question in order[:4]
         for one in complete(swept, question)[:1]
@@ -46,53 +46,51 @@ def sweep_page(swept: Swept) -> Page:
     tiles = (
         Tile("trials", f"{len(states):,}", counts),
         *best,
-        Tile("training", seconds(took), "one thread each, of all trials together"),
+        Tile("training", seconds(took), "sum over all trials, one thread each"),
     )
     by_axis = tuple(axis_plot(swept, axis, number) for number, axis in enumerate(plain_axes(sweep), 1))
     sections = [
-        Section("What varies", _how(swept), tables=(_axes(swept),)),
+        Section("Axes", _method(swept), tables=(_axes(swept),)),
         Section("By axis", plots=by_axis),
         *([Section("By question", plots=(questions_plot(swept),))] if len(order) > 1 else []),
         *([Section("By two axes", plots=maps)] if (maps := tuple(heat_plots(swept))) else []),
         Section("Time", plots=_timed(swept)),
         *(
-            Section(
-                f"Trials: {shown(question_name(sweep, question), _LETTERS)}", tables=(trials_table(swept, question),)
-            )
+            Section(f"Trials: {shown(question_name(sweep, question), _WIDTH)}", tables=(trials_table(swept, question),))
             for question in order
         ),
     ]
     lead = f"{metric[0].upper()}{metric[1:]} on {scored_on(sweep)}; the test runs were not read. "
-    lead += "The best of many trials is flattered: test the one that is chosen, once."
+    lead += "The best of many trials is biased upwards: test the chosen trial once."
     return Page(f"Sweep {sweep.name}", lead, tiles, tuple(sections))
 
 
 def trials_table(swept: Swept, question: int) -> Table:
-    """Return every trial of a question, best first, beside base rate and one-number baseline."""
+    """Return all trials of a question, best first, beside base rate and one-number baselines."""
     axes, rows = plain_axes(swept.sweep), []
     numbers, base = baselines_of(swept, question), base_rate(swept, question)
     for each in ranked(swept, question):
-        values = [shown(value_text(each.parameters.get(axis.key)), _LETTERS) for axis in axes]
+        values = [shown(value_text(each.parameters.get(axis.key)), _WIDTH) for axis in axes]
         interval = f"{each.low:.3f}–{each.high:.3f}" if each.low is not None and each.high is not None else ""
         against = [number_text(base), *(number_text(one["value"]) for one in numbers.values())]
         cells = (number_text(each.value), interval, *against, f"{each.seconds:.1f}")
         rows.append((str(each.number), *values, state_text(swept.sweep, each), *cells))
-    headings = ("trial", *(shown(called(axis), 24) for axis in axes), "state", METRICS[swept.sweep.metric], "95 %")
+    headings = ("trial", *(shown(axis_name(axis), 24) for axis in axes), "state", METRICS[swept.sweep.metric], "95 %")
     headings = (*headings, "base rate", *(f"{name} alone" for name in numbers), "seconds")
     return Table(headings, tuple(rows), words=len(axes) + 2, best=frozenset({(0, len(axes) + 2)}))
 
 
-def _held(swept: Swept, question: int) -> str:
-    told = [f"base rate {number_text(base_rate(swept, question))}"]
-    told += [f"{name} alone {number_text(one['value'])}" for name, one in baselines_of(swept, question).items()]
-    return ", ".join(told)
+def _baselines(swept: Swept, question: int) -> str:
+    texts = [f"base rate {number_text(base_rate(swept, question))}"]
+    texts += [f"{name} alone {number_text(one['value'])}" for name, one in baselines_of(swept, question).items()]
+    return ", ".join(texts)
 
 
-def _how(swept: Swept) -> str:
+def _method(swept: Swept) -> str:
     sweep = swept.sweep
     chosen = "Every combination once" if sweep.trials is None else f"{sweep.trials} trials, sampled by TPE"
     pruned = "none are pruned" if sweep.pruner == "none" else f"pruned by {sweep.pruner.replace('_', ' ')}"
-    asked = "Trials are compared and pruned within a question; those of different questions are not comparable."
+    asked = "Trials are compared and pruned within a question; trials of different questions are not comparable."
     return f"{chosen}, {pruned}; seed {sweep.seed}. {asked if len(sweep.questions) > 1 else ''}"
 
 
@@ -100,11 +98,11 @@ def _axes(swept: Swept) -> Table:
     rows = []
     for axis in swept.sweep.axes:
         if axis.values:
-            told = " · ".join(shown(name, _LETTERS) for name in axis.names)
+            values = " · ".join(shown(name, _WIDTH) for name in axis.names)
         else:
-            told = f"{value_text(axis.low)} to {value_text(axis.high)}{', evenly in its logarithm' if axis.log else ''}"
-        rows.append((f"{axis.part}.{axis.key}", told, "asks another question" if axis.question else ""))
-    return Table(("axis", "values", ""), tuple(rows), words=3)
+            values = f"{value_text(axis.low)} to {value_text(axis.high)}{', log scale' if axis.log else ''}"
+        rows.append((f"{axis.part}.{axis.key}", values, "yes" if axis.question else ""))
+    return Table(("axis", "values", "changes the question"), tuple(rows), words=3)
 
 
 def _timed(swept: Swept) -> tuple[Plot, ...]:

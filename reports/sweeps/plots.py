@@ -1,4 +1,4 @@
-"""The plots of a sweep: the metric by each axis, by class merging, by two axes at once, and what training took."""
+"""Draw the plots of a sweep: the metric by axis, by question and by two axes, and training times."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipelines.training.hyperparameter_sweep import Swept
 from reports.drawing import DASHES, WIDE, Plot, colors_of, seconds, shown
 from reports.sweeps.views import (
     METRICS,
+    axis_name,
     base_rate,
     baselines_of,
     best_at,
-    called,
     complete,
     ended_early,
     plain_axes,
@@ -30,19 +30,18 @@ from training.sweeps.outcome import Outcome
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Panels beside each other.
 _COLUMNS = 2
 _MOST_PANELS = 8
 _MOST_LINES = 8
 _MOST_MAPS = 3
-#: More of what an axis is.
+#: Longer names of axes, for labels.
 _EXPLAINED = {"sample_interval": "resolution (length of a window)", "hidden_layers": "topology (hidden layers)"}
 _TICKS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 _STATE_COLORS = {"complete": "#0072B2", "pruned": "#E69F00"}
 
 
 def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
-    """Return the metric by one axis, a line for each value of another."""
+    """Plot the metric by one axis, with a line for each value of another."""
     by = _lines_by(swept, axis)
     metric = METRICS[swept.sweep.metric]
 
@@ -55,61 +54,59 @@ def axis_plot(swept: Swept, axis: Axis, number: int) -> Plot:
                 _one_line(axes, axis, of, shift, color=color, linestyle=dash, label=shown(name))
                 of = [each for each in early if by is None or each.parameters.get(by.key) == name]
                 of = [each for each in of if axis.key in each.parameters]
-                where = [_place(axis, each.parameters[axis.key], shift) for each in of]
-                axes.scatter(where, _values(of), 12, facecolors="none", edgecolors=color, alpha=0.6, linewidths=0.7)
+                x = [_x(axis, each.parameters[axis.key], shift) for each in of]
+                axes.scatter(x, _values(of), 12, facecolors="none", edgecolors=color, alpha=0.6, linewidths=0.7)
             _axis_ticks(axes, axis)
             _references(axes, swept, question, found)
-            axes.set_xlabel(_EXPLAINED.get(axis.key, called(axis)))
+            axes.set_xlabel(_EXPLAINED.get(axis.key, axis_name(axis)))
         figure.supylabel(metric, fontsize=9)
         _legend(figure)
 
     others = [each for each in plain_axes(swept.sweep) if each not in (axis, by)]
-    caption = "Dots: trials that came to their ends; hollow: pruned, at their last value. "
+    caption = "Dots: complete trials; hollow: pruned, at their last value. "
     if axis.values:
-        rest = f" whatever the {' and '.join(called(each) for each in others)}" if others else ""
-        caption += f"Lines: the best of them{rest}, with its 95 % interval. "
-    caption += "The best of many is flattered: compare gaps, not heights."
-    title = f"{metric.capitalize() if metric.islower() else metric} by {called(axis)}{_best_told(swept, axis)}"
+        rest = f" over all values of {' and '.join(axis_name(each) for each in others)}" if others else ""
+        caption += f"Lines: the best trial{rest}, with its 95 % interval. "
+    caption += "The best of many is biased upwards: compare differences, not heights."
+    title = f"{metric.capitalize() if metric.islower() else metric} by {axis_name(axis)}{_best_text(swept, axis)}"
     return Plot(f"by-{number:02}-{_slug(axis.key)}", title, caption, (WIDE, _height(swept)), paint)
 
 
 def questions_plot(swept: Swept) -> Plot:
-    """Return the best of each question beside what costs nothing."""
+    """Plot the best trial of each question beside its baselines."""
     order = [question for question in questions(swept.sweep) if complete(swept, question)]
     metric = METRICS[swept.sweep.metric]
     best = [complete(swept, question)[0] for question in order]
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        places = np.arange(len(order))
-        axes.errorbar(
-            places, _values(best), _bars(best), fmt="o", color="#0072B2", capsize=3, label="the best trial", zorder=3
-        )
-        for place, one in zip(places, best, strict=True):
-            axes.annotate(f"{one.value:.3f}", (place, one.value), (9, 0), textcoords="offset points", va="center")
+        x = np.arange(len(order))
+        axes.errorbar(x, _values(best), _bars(best), fmt="o", color="#0072B2", capsize=3, label="best trial", zorder=3)
+        for position, one in zip(x, best, strict=True):
+            axes.annotate(f"{one.value:.3f}", (position, one.value), (9, 0), textcoords="offset points", va="center")
         bases = [base for question in order if (base := base_rate(swept, question)) is not None]
         if len(bases) == len(order) and swept.sweep.metric == "accuracy":
-            axes.plot(places, bases, "_", color="#444444", markersize=26, label="base rate: the most frequent class")
+            axes.plot(x, bases, "_", color="#444444", markersize=26, label="base rate: the most frequent class")
         for name, color in zip(_number_names(swept), ("#D55E00", "#CC79A7"), strict=False):
             numbers = [baselines_of(swept, question).get(name, {}).get("value", np.nan) for question in order]
-            axes.plot(places, numbers, "x", color=color, label=f"{name} alone")
-        axes.set_xticks(places, [shown(question_name(swept.sweep, question), 30) for question in order])
+            axes.plot(x, numbers, "x", color=color, label=f"{name} alone")
+        axes.set_xticks(x, [shown(question_name(swept.sweep, question), 30) for question in order])
         axes.set_xlim(-0.6, len(order) - 0.4)
         axes.set_ylabel(metric)
         axes.grid(False, axis="x")
         _legend(figure)
 
-    keys = " and ".join(called(axis) for axis in swept.sweep.axes if axis.question)
+    keys = " and ".join(axis_name(axis) for axis in swept.sweep.axes if axis.question)
     gains = ", ".join(
         f"{shown(question_name(swept.sweep, question), 20)} {one.value:.3f}"
         for question, one in zip(order, best, strict=True)
     )
-    caption = "A question with fewer classes is easier by itself: hold each against its own base rate."
+    caption = "A question with fewer classes is easier: compare each with its own base rate."
     return Plot("questions", f"Best {metric} by {keys}: {gains}", caption, (WIDE, 3.4), paint)
 
 
 def heat_plots(swept: Swept) -> Iterator[Plot]:
-    """Yield the best of the metric for each two axes that are listed."""
+    """Yield a map of the best metric for each pair of listed axes."""
     listed = [axis for axis in plain_axes(swept.sweep) if len(axis.names) > 1]
     order = ["sample_interval", "features_regex", "hidden_layers"]
     listed.sort(key=lambda axis: order.index(axis.key) if axis.key in order else len(order))
@@ -129,7 +126,7 @@ def _heat_plot(swept: Swept, across: Axis, down: Axis, number: int) -> Plot:
                 cells[down.names.index(str(row)), across.names.index(str(column))] = one.value
             axes.set_xticks(np.arange(len(across.names)), [shown(name, 16) for name in across.names])
             axes.set_yticks(np.arange(len(down.names)), [shown(name, 22) for name in down.names])
-            axes.set_xlabel(_EXPLAINED.get(across.key, called(across)))
+            axes.set_xlabel(_EXPLAINED.get(across.key, axis_name(across)))
             axes.grid(False)
             if np.isnan(cells).all():
                 continue
@@ -145,23 +142,19 @@ def _heat_plot(swept: Swept, across: Axis, down: Axis, number: int) -> Plot:
                 )  # fmt: skip
             for (column, row), one in early.items():
                 if (column, row) not in found:
-                    where = (across.names.index(str(column)), down.names.index(str(row)))
-                    axes.annotate(
-                        f"({one.value:.3f})", where, ha="center", va="center", fontsize=8, color="#777777"
-                    )  # fmt: skip
-        figure.supylabel(_EXPLAINED.get(down.key, called(down)), fontsize=9)
+                    cell = (across.names.index(str(column)), down.names.index(str(row)))
+                    axes.annotate(f"({one.value:.3f})", cell, ha="center", va="center", fontsize=8, color="#777777")
+        figure.supylabel(_EXPLAINED.get(down.key, axis_name(down)), fontsize=9)
 
-    title = f"Best {metric} by {called(across)} and {called(down)}"
-    caption = (
-        "Each panel has its own colours, brighter is better. In brackets: all of these were pruned, the last value."
-    )
+    title = f"Best {metric} by {axis_name(across)} and {axis_name(down)}"
+    caption = "Each panel has its own colour scale; brighter is better. In brackets: the last value if all were pruned."
     rows = -(-len(_drawn(swept)) // _COLUMNS)
     size = (WIDE, 0.9 + rows * (0.7 + 0.3 * len(down.names)))
     return Plot(f"map-{number:02}-{_slug(across.key)}-{_slug(down.key)}", title, caption, size, paint)
 
 
 def time_plot(swept: Swept) -> Plot:
-    """What each trial took, and what it came to."""
+    """Plot the training time and the value of each trial."""
     took = [each for each in swept.outcomes if each.seconds > 0 and each.value is not None]
     total = sum(each.seconds for each in took)
     pruned = [each for each in took if each.state == "pruned"]
@@ -180,24 +173,24 @@ def time_plot(swept: Swept) -> Plot:
         figure.supylabel(METRICS[swept.sweep.metric], fontsize=9)
         _legend(figure)
 
-    told = f"; {len(pruned)} {'was' if len(pruned) == 1 else 'were'} ended early" if pruned else ""
-    title = f"{len(took)} trials took {seconds(total)} of training in all{told}"
-    caption = "Hollow: pruned trials, at the value that they were ended with, of fewer held-out runs."
+    early = f"; {len(pruned)} {'was' if len(pruned) == 1 else 'were'} pruned" if pruned else ""
+    title = f"{len(took)} trials took {seconds(total)} of training in all{early}"
+    caption = "Hollow: pruned trials, at their last value, of fewer held-out runs."
     return Plot("seconds", title, caption if pruned else "", (WIDE, _height(swept)), paint)
 
 
 def _panels(figure: Figure, swept: Swept, share: bool = False) -> Iterator[tuple[Any, int]]:
-    """Yield a pair of axes for each question that has a trial to show."""
+    """Yield axes for each question with a complete trial."""
     drawn = _drawn(swept)
     columns = min(_COLUMNS, len(drawn))
     grid = figure.subplots(-(-len(drawn) // columns), columns, squeeze=False, sharex=share, sharey=share)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(drawn):
+    for index, axes in enumerate(grid.flat):
+        if index >= len(drawn):
             axes.set_visible(False)
             continue
         if len(drawn) > 1:
-            axes.set_title(shown(question_name(swept.sweep, drawn[place]), 40))
-        yield axes, drawn[place]
+            axes.set_title(shown(question_name(swept.sweep, drawn[index]), 40))
+        yield axes, drawn[index]
 
 
 def _drawn(swept: Swept) -> list[int]:
@@ -209,7 +202,7 @@ def _height(swept: Swept) -> float:
 
 
 def _lines_by(swept: Swept, axis: Axis) -> Axis | None:
-    """Return the axis whose values are lines: features, else resolution, else the first that is listed."""
+    """Return the axis whose values are lines: features, else resolution, else the first listed axis."""
     listed = [each for each in plain_axes(swept.sweep) if each != axis and 1 < len(each.names) <= _MOST_LINES]
     order = ["features_regex", "sample_interval"]
     listed.sort(key=lambda each: order.index(each.key) if each.key in order else len(order))
@@ -221,27 +214,27 @@ def _names(by: Axis | None) -> tuple[str, ...]:
 
 
 def _shifts(axis: Axis, names: Sequence[str]) -> list[float]:
-    """Lines stand a little apart, so that their intervals can be told apart."""
+    """Shift lines horizontally, so that their intervals do not overlap."""
     middle = (len(names) - 1) / 2
-    return [(place - middle) * 0.06 if axis.values else 0.0 for place in range(len(names))]
+    return [(index - middle) * 0.06 if axis.values else 0.0 for index in range(len(names))]
 
 
-def _one_line(axes: Any, axis: Axis, of: Sequence[Outcome], shift: float, **look: Any) -> None:
+def _one_line(axes: Any, axis: Axis, of: Sequence[Outcome], shift: float, **style: Any) -> None:
     dots = [each for each in of if axis.key in each.parameters]
-    color, label = look["color"], look["label"]
-    where = [_place(axis, each.parameters[axis.key], shift) for each in dots]
+    color, label = style["color"], style["label"]
+    x = [_x(axis, each.parameters[axis.key], shift) for each in dots]
     alone = not axis.values
-    axes.scatter(where, _values(dots), 14 if axis.values else 18, color=color, alpha=0.45 if axis.values else 0.8,
+    axes.scatter(x, _values(dots), 14 if axis.values else 18, color=color, alpha=0.45 if axis.values else 0.8,
                  linewidths=0, label=label if alone else None)  # fmt: skip
     if alone or not dots:
         return
     best, names = best_at(dots, axis), _sorted(axis)
     chosen = [best[name,] for name in names if (name,) in best]
-    places = [_place(axis, each.parameters[axis.key], shift) for each in chosen]
-    axes.errorbar(places, _values(chosen), _bars(chosen), fmt="o", markersize=4, capsize=2.5, color=color, label=label)
-    # a line ends where all were pruned: between its neighbours nothing is known
+    x = [_x(axis, each.parameters[axis.key], shift) for each in chosen]
+    axes.errorbar(x, _values(chosen), _bars(chosen), fmt="o", markersize=4, capsize=2.5, color=color, label=label)
+    # the line has a gap where all trials were pruned
     every = [best[name,].value if (name,) in best else np.nan for name in names]
-    axes.plot([_place(axis, name, shift) for name in names], every, color=color, linestyle=look["linestyle"])
+    axes.plot([_x(axis, name, shift) for name in names], every, color=color, linestyle=style["linestyle"])
 
 
 def _sorted(axis: Axis) -> list[str]:
@@ -254,7 +247,7 @@ def _is_time(axis: Axis) -> bool:
     return axis.key == "sample_interval" and len(axis.names) > 1
 
 
-def _place(axis: Axis, value: Value, shift: float) -> float:
+def _x(axis: Axis, value: Value, shift: float) -> float:
     if not axis.values:
         return float(value)
     if _is_time(axis):
@@ -276,7 +269,7 @@ def _axis_ticks(axes: Any, axis: Axis) -> None:
 
 
 def _seconds_ticks(axes: Any, values: Sequence[float]) -> None:
-    """Ticks at short durations: a range of less than a decade has none at powers of ten."""
+    """Put ticks at round durations, since a range below a decade may contain no power of ten."""
     low, high = min(values), max(values)
     ticks = [tick for tick in _TICKS_S if low / 1.5 <= tick <= high * 1.5]
     axes.set_xticks(ticks, [seconds(tick) for tick in ticks])
@@ -284,7 +277,7 @@ def _seconds_ticks(axes: Any, values: Sequence[float]) -> None:
 
 
 def _references(axes: Any, swept: Swept, question: int, found: Sequence[Outcome]) -> None:
-    """Base rate and one-number baselines, where they are near enough not to press everything else together."""
+    """Draw base rate and one-number baselines, unless they are so far away that they would compress the plot."""
     values = [value for each in found for value in (each.value, each.low, each.high) if value is not None]
     if not values:
         return
@@ -296,16 +289,16 @@ def _references(axes: Any, swept: Swept, question: int, found: Sequence[Outcome]
             axes.axhline(value, color="#444444", linewidth=1.1, linestyle=style, label=name, zorder=1)
 
 
-def _best_told(swept: Swept, axis: Axis) -> str:
-    """Where the best trials are, for the title."""
-    told = []
+def _best_text(swept: Swept, axis: Axis) -> str:
+    """Return where the best trials are, for the title."""
+    values = []
     for question in _drawn(swept)[:2]:
         one = complete(swept, question)[0]
         if axis.key in one.parameters:
-            told.append(shown(value_text(one.parameters[axis.key]), 20))
-    if not told:
+            values.append(shown(value_text(one.parameters[axis.key]), 20))
+    if not values:
         return ""
-    return f": best at {told[0]}" if len(set(told)) == 1 else f": best at {' and at '.join(told)}"
+    return f": best at {values[0]}" if len(set(values)) == 1 else f": best at {' and at '.join(values)}"
 
 
 def _values(outcomes: Sequence[Outcome]) -> list[float]:
@@ -313,7 +306,7 @@ def _values(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def _bars(outcomes: Sequence[Outcome]) -> np.ndarray | None:
-    """Lengths of the error bars, float [2, n]; None where the metric has no interval."""
+    """Return the lengths of the error bars, float [2, n]; None if the metric has no interval."""
     if any(each.low is None or each.high is None for each in outcomes):
         return None
     return np.array([[each.value - each.low, each.high - each.value] for each in outcomes]).T.clip(0)  # type: ignore[operator]
@@ -324,7 +317,7 @@ def _number_names(swept: Swept) -> list[str]:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend for all panels, below everything."""
+    """Add one legend for all panels below the figure."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -335,4 +328,4 @@ def _legend(figure: Figure) -> None:
 
 
 def _slug(key: str) -> str:
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in key)[:40]
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in key)[:40]

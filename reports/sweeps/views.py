@@ -1,4 +1,4 @@
-"""What is to be seen of a sweep: trials in their order, and the best at each value of an axis. No drawing."""
+"""Compute what the report of a sweep shows: ranked trials, and the best at each value of an axis. No drawing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.sweeps.definition import Sweep
 from training.sweeps.outcome import Outcome
 
 _STATES = ("complete", "pruned", "failed")
-#: What a metric is called.
+#: Display names of metrics.
 METRICS = {
     "accuracy": "accuracy",
     "f1": "macro F1",
@@ -23,8 +23,8 @@ METRICS = {
     "brier": "Brier score",
     "log_loss": "log loss",
 }
-#: What people call an axis.
-_CALLED = {
+#: Display names of axes.
+_AXIS_NAMES = {
     "sample_interval": "resolution",
     "features_regex": "features",
     "hidden_layers": "topology",
@@ -36,13 +36,13 @@ _CALLED = {
 }
 
 
-def called(axis: Axis) -> str:
-    """What people call an axis."""
-    return _CALLED.get(axis.key, axis.key.replace("_", " "))
+def axis_name(axis: Axis) -> str:
+    """Return the display name of an axis."""
+    return _AXIS_NAMES.get(axis.key, axis.key.replace("_", " "))
 
 
 def scored_on(sweep: Sweep) -> str:
-    """What the trials are scored on, in words."""
+    """Return which runs the trials are scored on, as text."""
     if sweep.on == "dev":
         return "the dev runs"
     return f"{sweep.folds} folds by {'+'.join(sweep.hold_out) or 'run'}"
@@ -51,40 +51,40 @@ def scored_on(sweep: Sweep) -> str:
 def questions(sweep: Sweep) -> list[int]:
     """Return the questions in the order of the file."""
     axes = [axis for axis in sweep.axes if axis.question]
-    places = [tuple(axis.names.index(str(asked[axis.key])) for axis in axes) for asked in sweep.questions]
-    return sorted(range(len(places)), key=places.__getitem__)
+    positions = [tuple(axis.names.index(str(asked[axis.key])) for axis in axes) for asked in sweep.questions]
+    return sorted(range(len(positions)), key=positions.__getitem__)
 
 
 def question_name(sweep: Sweep, question: int) -> str:
-    """What a question is called; the label where there is one question alone."""
+    """Return the display name of a question; the label if there is only one question."""
     asked = sweep.questions[question]
     return ", ".join(map(str, asked.values())) or str(sweep.dataset.get("class_label", "status"))
 
 
 def plain_axes(sweep: Sweep) -> list[Axis]:
-    """Return the axes that ask no other questions, in the order of the file."""
+    """Return the axes that do not change the question, in the order of the file."""
     return [axis for axis in sweep.axes if not axis.question]
 
 
 def ranked(swept: Swept, question: int) -> list[Outcome]:
-    """The trials of a question: complete ones, best first, then those that were pruned, then those that failed."""
+    """Return the trials of a question: complete ones, best first, then pruned ones, then failed ones."""
     sign = -1 if swept.sweep.maximise else 1
     found = [each for each in swept.outcomes if each.question == question]
     return sorted(found, key=lambda each: (_STATES.index(each.state), sign * (each.value or 0.0), each.number))
 
 
 def complete(swept: Swept, question: int) -> list[Outcome]:
-    """Return the trials of a question that came to their ends, best first."""
+    """Return the complete trials of a question, best first."""
     return [each for each in ranked(swept, question) if each.state == "complete"]
 
 
 def ended_early(swept: Swept, question: int) -> list[Outcome]:
-    """Return the trials of a question that were pruned, the better ones first."""
+    """Return the pruned trials of a question, best first."""
     return [each for each in ranked(swept, question) if each.state == "pruned"]
 
 
 def best_at(outcomes: Sequence[Outcome], *axes: Axis) -> dict[tuple[Value, ...], Outcome]:
-    """By the values of some axes the best trial that has them. ``outcomes``: best first."""
+    """Return the best trial by the values of some axes. ``outcomes``: best first."""
     found: dict[tuple[Value, ...], Outcome] = {}
     for each in outcomes:
         if all(axis.key in each.parameters for axis in axes):
@@ -93,23 +93,23 @@ def best_at(outcomes: Sequence[Outcome], *axes: Axis) -> dict[tuple[Value, ...],
 
 
 def base_rate(swept: Swept, question: int) -> float | None:
-    """Return the accuracy of always saying the most frequent class; None where no trial came to its end."""
+    """Return the accuracy of always answering the most frequent class; None without a complete trial."""
     found = complete(swept, question)
     return found[0].scores.get("base_rate") if found else None
 
 
 def number_text(value: Any) -> str:
-    """Return a figure, or a dash."""
+    """Format a figure; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def value_text(value: Value | None) -> str:
-    """Return a value of an axis."""
+    """Format a value of an axis; a dash for None."""
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def state_text(sweep: Sweep, outcome: Outcome) -> str:
-    """Return how a trial ended."""
+    """Return how a trial ended, as text."""
     text = f"{outcome.state}"
     if outcome.state == "pruned":
         text = f"pruned at {'fold' if sweep.on == 'folds' else 'epoch'} {outcome.steps[-1][0]}"
@@ -119,19 +119,19 @@ def state_text(sweep: Sweep, outcome: Outcome) -> str:
 
 
 def baselines_of(swept: Swept, question: int) -> dict[str, Mapping[str, Any]]:
-    """What one number does, by its name."""
+    """Return the one-number baselines of a question by name."""
     return {name: found for name, found in swept.baselines[question].items() if found["value"] is not None}
 
 
 def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
-    """Return the command lines that make a trial an experiment, and train and test it once."""
+    """Return the commands that define a trial as an experiment, and train and test it once."""
     name, defaults = f"{swept.sweep.name}-{outcome.number}", Experiment().to_json()
     words = ["ciml", "experiment", "define", name, "--estimator", outcome.experiment["estimator"]]
     for key, value in outcome.experiment.items():
         if key in ("name", "estimator") or value == defaults[key]:
             continue
         if key == "parameters":
-            words += [word for each, meant in value.items() for word in ("-p", f"{each}={_parameter(meant)}")]
+            words += [word for each, setting in value.items() for word in ("-p", f"{each}={_parameter(setting)}")]
         elif key == "hidden_layers":
             words += ["--hidden-layers", "/".join(map(str, value))]
         elif value is True:
@@ -144,12 +144,12 @@ def define_lines(swept: Swept, outcome: Outcome, data_path: str) -> list[str]:
 
 
 def _parameter(value: Any) -> str:
-    """Return a parameter as ``-p`` reads it."""
+    """Format a parameter for ``-p``."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def rows_of(swept: Swept) -> list[dict[str, Any]]:
-    """A flat row for each trial, for CSV: the values of the axes, what it came to, and what that is held against."""
+    """Return a flat row for each trial, for CSV: values of the axes, results and baselines."""
     keys = [axis.key for axis in swept.sweep.axes]
     rows = []
     for each in swept.outcomes:
@@ -169,16 +169,16 @@ def rows_of(swept: Swept) -> list[dict[str, Any]]:
 
 
 def csv_of(swept: Swept) -> bytes:
-    """`rows_of` as CSV."""
+    """Return `rows_of` as CSV."""
     import pyarrow as pa
     import pyarrow.csv
 
     rows = rows_of(swept)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     numbers = {"value", "low", "high", "base_rate", "accuracy", "macro_f1", "one_number_value", "seconds"}
-    whole = {"trial", "steps", "trained_on", "held_out", "same_as"}
+    integers = {"trial", "steps", "trained_on", "held_out", "same_as"}
     kinds = {
-        name: pa.float64() if name in numbers else pa.int64() if name in whole else pa.string() for name in columns
+        name: pa.float64() if name in numbers else pa.int64() if name in integers else pa.string() for name in columns
     }
     table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
     sink = pa.BufferOutputStream()

@@ -49,9 +49,7 @@ def test_two_kinds_of_runs_are_two_clusters():
     page = cluster_page(found)
     titles = {plot.name: plot.title for section in page.sections for plot in section.plots}
     assert titles["choice"].endswith("2 clusters")
-    assert titles["shares-1"] == (
-        "Cluster 0 is the most uniform: it has 100 % of passed, and 100 % of it is passed"
-    )
+    assert titles["shares-1"] == "Cluster 0 is the most uniform: it has 100 % of passed, and 100 % of it is passed"
     assert page.sections[1].tables[0].rows == (
         ("0", "passed", "6", "100.0 %", "100.0 %"),
         ("1", "failed", "4", "100.0 %", "100.0 %"),

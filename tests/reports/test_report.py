@@ -1,4 +1,4 @@
-"""``ciml experiment report``: the figures that are stored, beside what costs nothing, on pages that need nothing."""
+"""``ciml experiment report``: stored figures beside their baselines, on self-contained pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reports.experiments.render import report_experiments
 from reports.page import Page, Section, render
 from tests.reports.scenes import hostile_data
 from tests.reports.test_plot import self_contained
-from tests.reports.test_results import folds, of_b, stored, told
+from tests.reports.test_results import folds, of_b, predicted, stored
 from training.data.in_memory import read_dataset
 from training.evaluation import scores as scoring
 from training.experiment import Experiment
@@ -65,7 +65,7 @@ def section(page: Page, title: str) -> Section:
     return found
 
 
-def test_the_page_of_a_result_tells_what_is_stored(hostile: Path, reported: Path):
+def test_the_page_of_a_result_shows_the_stored_figures(hostile: Path, reported: Path):
     folder = reported / "bad" / "ten"
     tags = self_contained((folder / "index.html").read_text())
     assert "<script>alert(1)</script>" in tags.text
@@ -107,7 +107,7 @@ def test_a_report_on_s3_is_the_same(hostile: Path, reported: Path, s3: Any):
         assert there.read(path) == want, path
 
 
-SURE = told([0] * 6 + [1] * 4, of_b(*[0.1] * 5, 0.7, *[0.8] * 3, 0.4))
+SURE = predicted([0] * 6 + [1] * 4, of_b(*[0.1] * 5, 0.7, *[0.8] * 3, 0.4))
 BASELINES = {
     "duration": {
         "what": "seconds",
@@ -128,7 +128,7 @@ def test_each_figure_stands_beside_the_base_rate_and_one_number():
         ("accuracy", "0.800"), ("base rate", "0.600"), ("duration alone", "0.700"), ("macro F1", "0.792"),
     ]  # fmt: skip
     (figures,) = section(page, "Figures").tables
-    assert figures.headings == ("figure", "value", "95 %", "base rate", "duration alone")
+    assert figures.headings == ("metric", "value", "95 %", "base rate", "duration alone")
     assert [(row[0], row[1], row[3], row[4]) for row in figures.rows] == [
         ("accuracy", "0.800", "0.600", "0.700"),
         ("macro precision", "0.792", "0.300", "0.650"),
@@ -156,33 +156,33 @@ def test_each_figure_stands_beside_the_base_rate_and_one_number():
     ]
     titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
     assert titles == {
-        "confusion": "Most often a is taken for b: 1 of 6 runs",
-        "errors": "b is missed most often: 25 % (5 to 70 %) of its 4 test runs",
-        "curves": "ROC-AUC 0.96; a guess has 0.50",
-        "calibration": "About as sure as right: on average 82 % sure, 80 % right; calibration error 0.24",
-        "slices-1": "In 1 of 2 by job, guessing its most frequent class does better",
+        "confusion": "Most frequent error: a classified as b, 1 of 6 runs",
+        "errors": "b is misclassified most often: 25 % (5 to 70 %) of its 4 test runs",
+        "curves": "ROC-AUC 0.96; a random guess has 0.50",
+        "calibration": "Confidence matches accuracy: mean confidence 82 %, accuracy 80 %; calibration error 0.24",
+        "slices-1": "For 1 of 2 values of job, guessing the most frequent class is better",
     }
 
 
-def test_what_is_not_there_is_said():
+def test_missing_parts_are_reported():
     passes = {"history": {"loss": [2.0, 1.5], "val_loss": [1.9, 2.1], "accuracy": [0.5, 0.6]}, "best_epoch": 1}
     page = result_page(replace(stored("x", SURE, training=passes), older=2), None)
-    assert section(page, "How well classes are told apart").text.startswith("The file of the predictions is not there")
+    assert section(page, "Separation of classes").text == "No curves: the predictions file is missing."
     (learning,) = section(page, "Learning").plots
-    assert learning.title == "Over 2 passes the loss goes from 2 to 1.5; on dev it is least, 1.9, after 1"
+    assert learning.title == "Over 2 passes the loss goes from 2 to 1.5; the dev loss is lowest, 1.9, after 1"
     assert "kept: pass 1" in learning.svg
-    assert section(page, "How it was made").text.endswith("Older results of it on this data set that are stored: 2.")
+    assert section(page, "How it was made").text.endswith("Older stored results on this data set: 2.")
     assert section(result_page(stored("x", SURE), SURE), "Learning").text.startswith("No curve")
 
-    alike = told([0, 0], of_b(0.1, 0.2))
+    alike = predicted([0, 0], of_b(0.1, 0.2))
     page = result_page(stored("x", alike), alike)
-    assert section(page, "How well classes are told apart").text.startswith("All test runs are of one class")
+    assert section(page, "Separation of classes").text == "No curves: all test runs are of one class."
     titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
-    assert titles["confusion"] == "No run is taken for one of another class"
-    assert titles["errors"] == "No class has a run that was missed"
+    assert titles["confusion"] == "No run is misclassified"
+    assert titles["errors"] == "No run is misclassified"
     render(page)
 
-    nothing = told([], np.zeros((0, 2)))
+    nothing = predicted([], np.zeros((0, 2)))
     page = result_page(stored("x", nothing), nothing)
     assert page.lead.endswith("Without test runs there are no figures.")
     assert [each.title for each in page.sections] == ["Learning", "How it was made"]
@@ -201,8 +201,8 @@ def test_what_is_not_there_is_said():
 
 def test_the_comparison_tells_differences_and_what_cannot_be_compared():
     labels = [0] * 12 + [1] * 8
-    good = told(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
-    poor = told(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
+    good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
+    poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
     passes = {"history": {"loss": [2.0, 1.0], "accuracy": [0.5, 0.6]}, "best_epoch": 2}
     trials: list[tuple[Stored, Predictions | None]] = [
         (stored("poor", poor, training=passes, folds=(folds(6, 8),)), poor),
@@ -216,9 +216,9 @@ def test_the_comparison_tells_differences_and_what_cannot_be_compared():
         ("highest accuracy on tests", "0.900", "good; base rate 0.600"),
     ]  # fmt: skip
     standing = section(page, "tests: the test runs")
-    assert standing.text.endswith("Tested on other runs than the rest, so not to be compared: lucky.")
+    assert standing.text.endswith("Tested on other runs than the rest, so not comparable: lucky.")
     accuracies, others = standing.tables
-    assert accuracies.headings[-2:] == ("to the best", "by chance")
+    assert accuracies.headings[-2:] == ("difference", "McNemar p")
     assert [(row[0], row[3], row[5], row[-2], row[-1]) for row in accuracies.rows] == [
         ("good", "0.900", "0.600", "the best", ""), ("gone", "0.500", "0.600", "–", "–"),
         ("poor", "0.500", "0.600", "-0.400", "0.021"),
@@ -226,39 +226,39 @@ def test_the_comparison_tells_differences_and_what_cannot_be_compared():
     ]  # fmt: skip
     assert accuracies.links == {(0, 0): "tests/good/index.html"}
     assert [row[1] for row in others.rows] == ["0.890", "0.479", "0.479", "0.792"]
-    assert section(page, "tests: what is missing").text.endswith("are not there any more: gone.")
+    assert section(page, "tests: missing predictions").text == "No curves for gone."
     (table,) = section(page, "tests: cross-validation, 2 folds by job").tables
     assert [row[:3] for row in table.rows] == [("good", "20", "0.750"), ("poor", "20", "0.700")]
     titles = {plot.name: plot.title for each in page.sections for plot in each.plots}
     assert titles == {
         "tests-standing": "good has the highest accuracy: 90 %",
         "tests-errors": "They differ most in a: good misses 0 % of its runs, poor 75 %",
-        "tests-curves": "good has the largest mean PR-AUC of the classes: 0.85; a guess has 0.50",
+        "tests-curves": "good has the largest mean PR-AUC of the classes: 0.85; a random guess has 0.50",
         "tests-learning": "Training losses; poor makes the most passes, 2",
         "tests-validated-1": "Held out by job, good has the highest mean accuracy: 75 %",
     }
     assert '<a href="tests/good/index.html">good</a>' in render(page)
 
 
-def test_thirty_classes_and_experiments_are_drawn_as_far_as_eyes_go():
+def test_the_plots_of_thirty_classes_and_experiments_stay_readable():
     rng = np.random.default_rng(3)
     classes = tuple(f"a long name of class {number:02}" for number in range(30))
     labels = rng.integers(30, size=600)
-    found = told(labels.tolist(), rng.dirichlet(np.ones(30), 600) + np.eye(30)[labels] * 0.2, classes)
-    one = stored("x", told([0, 1], of_b(0.1, 0.9)))
+    found = predicted(labels.tolist(), rng.dirichlet(np.ones(30), 600) + np.eye(30)[labels] * 0.2, classes)
+    one = stored("x", predicted([0, 1], of_b(0.1, 0.9)))
     test = scoring.scores(found.probabilities, found.labels, classes, labels, resamples=0)
     counts = {role: dict.fromkeys(classes, 20) for role in ("train", "dev", "test")}
     result = {**one.result, "test": test, "snapshot": {**one.result["snapshot"], "counts": counts}}
     page = result_page(replace(one, result=result), found)
     drawn = {plot.name: plot for each in page.sections for plot in each.plots}
     assert "11 others" in drawn["confusion"].svg
-    assert drawn["confusion"].caption.endswith("Classes beyond the 19 of the most runs are one.")
+    assert drawn["confusion"].caption.endswith("Classes beyond the 19 largest are merged.")
     assert drawn["errors"].caption.endswith("The first 20 of 30 are drawn.")
-    assert drawn["curves"].caption.endswith("The 7 classes of the most test runs, of 30.")
+    assert drawn["curves"].caption.endswith("The 7 largest of 30 classes are drawn.")
     trials = [(replace(one, experiment=f"x{number:02}", result=result), found) for number in range(25)]
     drawn = {plot.name: plot for each in comparison_page(trials, {}).sections for plot in each.plots}
     assert drawn["tests-errors"].caption.endswith(
-        "The first 7 of 25 experiments are drawn. The 8 classes of the most runs, of 30."
+        "The first 7 of 25 experiments are drawn. The 8 largest of 30 classes are drawn."
     )
     assert "x06" in drawn["tests-errors"].svg
     assert "x07" not in drawn["tests-errors"].svg
@@ -303,7 +303,7 @@ def test_a_mistake_is_one_line(hostile: Path, tmp_path: Path, words: list[str], 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_changed_file_is_told_and_a_lost_one_leaves_the_rest(hostile: Path, tmp_path: Path):
+def test_a_changed_file_is_reported_and_a_lost_one_leaves_the_rest(hostile: Path, tmp_path: Path):
     shutil.copytree(hostile, tmp_path / "data")
     (path,) = (tmp_path / "data/experiments/one/results/bad").glob("*/predictions-*.parquet")
     path.write_bytes(b"x")
@@ -312,4 +312,4 @@ def test_a_changed_file_is_told_and_a_lost_one_leaves_the_rest(hostile: Path, tm
     assert not (tmp_path / "out").exists()
     path.unlink()
     assert report("one", "--output", str(tmp_path / "out"), data=tmp_path / "data").exit_code == 0
-    assert "The file of the predictions is not there any more" in (tmp_path / "out/index.html").read_text()
+    assert "No curves: the predictions file is missing." in (tmp_path / "out/index.html").read_text()

@@ -31,7 +31,7 @@ from training.experiments.results import Predictions, Stored
 CLASSES = ("a", "b")
 
 
-def told(labels: list[int], probabilities: Any, classes: tuple[str, ...] = CLASSES) -> Predictions:
+def predicted(labels: list[int], probabilities: Any, classes: tuple[str, ...] = CLASSES) -> Predictions:
     run_id = np.array([f"run-{number}" for number in range(len(labels))], object)
     return Predictions(run_id, np.array(labels, np.int64), np.array(probabilities, np.float64), classes)
 
@@ -69,7 +69,7 @@ def stored(name: str, found: Predictions, *, train: tuple[int, int] = (6, 2), de
 
 def test_curves_are_those_that_are_counted_by_hand():
     # by falling probability of b: right, wrong, right, wrong
-    (b, a) = curves(told([1, 0, 1, 0], of_b(0.9, 0.8, 0.6, 0.1)))[::-1]
+    (b, a) = curves(predicted([1, 0, 1, 0], of_b(0.9, 0.8, 0.6, 0.1)))[::-1]
     assert (b.name, b.runs, b.share) == ("b", 2, 0.5)
     assert b.recall.tolist() == [0.0, 0.5, 0.5, 1.0, 1.0]
     assert b.precision.tolist() == [1.0, 1.0, 0.5, pytest.approx(2 / 3), 0.5]
@@ -87,7 +87,7 @@ def test_areas_are_those_of_the_scores_and_unanswered_runs_count_the_same():
     probabilities[:50] = np.nan
     classes = ("a", "b", "c")
     want = scores(probabilities, labels, classes, labels, resamples=0)["classes"]
-    for each in curves(told(labels.tolist(), probabilities, classes)):
+    for each in curves(predicted(labels.tolist(), probabilities, classes)):
         assert each.pr_auc == want[each.name]["pr_auc"]["value"]
         assert each.roc_auc == want[each.name]["roc_auc"]["value"]
         assert each.share == want[each.name]["share"]
@@ -98,16 +98,16 @@ def test_areas_are_those_of_the_scores_and_unanswered_runs_count_the_same():
         assert area == pytest.approx(each.pr_auc, abs=0.01)
 
 
-def test_a_class_that_does_not_occur_or_is_all_there_is_has_no_curve():
-    assert curves(told([0, 0], of_b(0.2, 0.3))) == []
-    found = told([0, 0, 2], np.full((3, 3), 1 / 3), ("a", "b", "c"))
+def test_an_empty_class_and_the_only_class_have_no_curve():
+    assert curves(predicted([0, 0], of_b(0.2, 0.3))) == []
+    found = predicted([0, 0, 2], np.full((3, 3), 1 / 3), ("a", "b", "c"))
     assert [each.name for each in curves(found, 1)] == ["a"]
     assert [each.name for each in curves(found)] == [found.classes[label] for label in curved(found)] == ["a", "c"]
 
 
 def test_the_base_rate_of_every_figure_is_that_of_one_answer_for_all():
     # 6 and 2 were trained on; of the test runs three are a, one b
-    trial = stored("x", told([0, 0, 0, 1], of_b(0.9, 0.2, 0.1, 0.8)))
+    trial = stored("x", predicted([0, 0, 0, 1], of_b(0.9, 0.2, 0.1, 0.8)))
     guess = constant(trial.result, trial.result["test"])
     assert guess["accuracy"]["value"] == trial.result["test"]["base_rate"]["value"] == 0.75
     assert guess["macro"]["f1"]["value"] == pytest.approx((2 * 0.75 / 1.75) / 2)
@@ -120,13 +120,13 @@ def test_the_base_rate_of_every_figure_is_that_of_one_answer_for_all():
 
 
 def test_dev_runs_that_were_trained_on_are_in_the_base_rate():
-    found = told([0, 1], of_b(0.1, 0.9))
+    found = predicted([0, 1], of_b(0.1, 0.9))
     for trial in (stored("x", found), stored("x", found, dev=3)):
         assert constant(trial.result, trial.result["test"])["brier"]["value"] == pytest.approx((0.25**2 + 0.75**2) / 2)
 
 
 def test_errors_by_class_are_counted_with_wilsons_interval():
-    trial = stored("x", told([0] * 10 + [1] * 4, of_b(*[0.9] + [0.1] * 9, *[0.9] + [0.2] * 3)))
+    trial = stored("x", predicted([0] * 10 + [1] * 4, of_b(*[0.9] + [0.1] * 9, *[0.9] + [0.2] * 3)))
     baselines = {"duration": {"classes": {"a": {"runs": 10, "recall": {"value": 0.2}}, "b": {"runs": 0}}}}
     assert errors_by_class(trial.result["test"], baselines) == [
         Bar("b", 0.75, *wilson(3, 4), 4, {}),
@@ -151,7 +151,7 @@ def test_a_large_matrix_has_its_rare_classes_together():
 
 def test_bars_stand_beside_what_costs_nothing():
     baselines = {"memory": {"accuracy": {"value": 0.9}, "macro": {"f1": {"value": 0.8}}}}
-    found = told([0, 0, 0, 1], of_b(0.1, 0.2, 0.9, 0.8))
+    found = predicted([0, 0, 0, 1], of_b(0.1, 0.2, 0.9, 0.8))
     trial = stored("x", found, baselines=baselines, slices={"job": ["p", "p", "q", "q"], "cloud": ["k", "k", "k", "l"]})
     test = trial.result["test"]
     guess = constant(trial.result, test)
@@ -172,14 +172,14 @@ def test_bars_stand_beside_what_costs_nothing():
 
 
 def test_history_and_calibration():
-    told_passes = {"history": {"loss": [2.0, 1.0], "val_loss": [2.0, 3.0], "accuracy": [0.1, 0.2]}}
-    found = history({"training": told_passes})
+    passes = {"history": {"loss": [2.0, 1.0], "val_loss": [2.0, 3.0], "accuracy": [0.1, 0.2]}}
+    found = history({"training": passes})
     assert {name: {split: each.tolist() for split, each in splits.items()} for name, splits in found.items()} == {
         "loss": {"train": [2.0, 1.0], "dev": [2.0, 3.0]},
         "accuracy": {"train": [0.1, 0.2]},
     }
     assert history({"training": {"runs": 3}}) == {}
-    test = stored("x", told([0, 0, 1, 1], of_b(0.05, 0.02, 0.04, 0.6))).result["test"]
+    test = stored("x", predicted([0, 0, 1, 1], of_b(0.05, 0.02, 0.04, 0.6))).result["test"]
     assert calibration_bars(test["calibration"]) == [
         (pytest.approx(0.6), Bar("0.6", 1.0, *wilson(1, 1), 1)),
         (pytest.approx((0.95 + 0.98 + 0.96) / 3), Bar("0.9", pytest.approx(2 / 3), *wilson(2, 3), 3)),
@@ -209,7 +209,7 @@ def test_folds_and_their_mean():
 
 
 def test_cross_validations_are_compared_where_they_divide_alike():
-    found = told([0, 1], of_b(0.1, 0.9))
+    found = predicted([0, 1], of_b(0.1, 0.9))
     one = stored("one", found, folds=(folds(6, 8), folds(9, 9, by="run")))
     two, three = stored("two", found, folds=(folds(7, 9),)), stored("three", found, folds=(folds(1, 2, 3),))
     assert [(each.by, each.folds, [name for name, _ in each.means]) for each in validated([one, two, three])] == [
@@ -221,9 +221,9 @@ def test_cross_validations_are_compared_where_they_divide_alike():
 
 def test_experiments_stand_in_order_and_are_compared_run_by_run():
     labels = [0] * 12 + [1] * 8
-    good = told(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
-    poor = told(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
-    lucky = told([0, 1], of_b(0.1, 0.9))
+    good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
+    poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
+    lucky = predicted([0, 1], of_b(0.1, 0.9))
     gone = stored("gone", good)
     trials = [
         (stored("poor", poor), poor), (stored("lucky", lucky, digest="other"), lucky), (stored("good", good), good),

@@ -34,11 +34,11 @@ CLASSES = {"four <b>": {}, "two": {"a": "x", "b": "y"}}
 
 
 def swept(**keys: Any) -> Swept:
-    """A sweep of 6 features × 2 resolutions × 2 questions; the value falls with the place of each; every 5th is pruned
+    """A sweep of 6 features × 2 resolutions × 2 questions; the value falls with the index of each; every 5th is pruned
     at 0.2 and every 11th has failed."""
     vary = {
         "dataset": {
-            "features_regex": {name: f"usr{place}" for place, name in enumerate(HOSTILE)},
+            "features_regex": {name: f"usr{index}" for index, name in enumerate(HOSTILE)},
             "sample_interval": ["10min", "10s"],
             "class_map": CLASSES,
         }
@@ -47,16 +47,16 @@ def swept(**keys: Any) -> Swept:
     outcomes = []
     for number, cell in enumerate(sweep.grid):
         best = 0.9 - 0.05 * HOSTILE.index(str(cell["features_regex"])) - 0.2 * (cell["sample_interval"] == "10s")
-        told: dict[str, Any] = {"number": number, "question": sweep.question_of(cell), "parameters": cell}
+        value: dict[str, Any] = {"number": number, "question": sweep.question_of(cell), "parameters": cell}
         if number % 11 == 1:
-            told |= {"state": "failed", "reason": f"features_regex {HOSTILE[0]!r} selects none"}
+            value |= {"state": "failed", "reason": f"features_regex {HOSTILE[0]!r} selects none"}
         elif number % 5 == 2:
-            told |= {"state": "pruned", "value": 0.2, "steps": [[1, 0.2]], "seconds": 0.5}
+            value |= {"state": "pruned", "value": 0.2, "steps": [[1, 0.2]], "seconds": 0.5}
         else:
             scores = {"accuracy": best, "f1": best - 0.1, "base_rate": 0.3}
-            told |= {"state": "complete", "value": best, "low": best - 0.1, "high": best + 0.05, "steps": [[3, best]]}
-            told |= {"scores": scores, "seconds": 2.5 + number, "dataset": f"sweep-{number}"}
-        outcomes.append(Outcome.from_json({**told, "experiment": Experiment(name="tests", epochs=9).to_json()}))
+            value |= {"state": "complete", "value": best, "low": best - 0.1, "high": best + 0.05, "steps": [[3, best]]}
+            value |= {"scores": scores, "seconds": 2.5 + number, "dataset": f"sweep-{number}"}
+        outcomes.append(Outcome.from_json({**value, "experiment": Experiment(name="tests", epochs=9).to_json()}))
     number = {"memory": {"what": "used", "value": 0.97, "low": 0.9, "high": 1.0}}
     return Swept(sweep, tuple(outcomes), (number, number), 0)
 
@@ -90,11 +90,11 @@ def test_a_row_for_each_trial_comes_back_from_csv() -> None:
     one = swept()
     back = list(csv.DictReader(io.StringIO(csv_of(one).decode())))
     assert len(back) == 24
-    for told, row in zip(back, rows_of(one), strict=True):
-        numbers = {key: float(told[key]) for key, value in row.items() if isinstance(value, int | float)}
+    for read, row in zip(back, rows_of(one), strict=True):
+        numbers = {key: float(read[key]) for key, value in row.items() if isinstance(value, int | float)}
         assert numbers == {key: row[key] for key in numbers}
         words = {key: value for key, value in row.items() if key not in numbers}
-        assert {key: told[key] or None for key in words} == words
+        assert {key: read[key] or None for key in words} == words
     assert {row["features_regex"] for row in back} == set(HOSTILE)
 
 
@@ -140,7 +140,7 @@ def test_lines_hold_the_best_and_the_axis_of_time_is_in_its_unit() -> None:
         assert cells[where] == each.value
     assert cells.count() == len(complete(one, question))
     took = sum(each.seconds for each in one.outcomes)
-    assert time_plot(one).title == f"21 trials took {took / 60:.3g} min of training in all; 4 were ended early"
+    assert time_plot(one).title == f"21 trials took {took / 60:.3g} min of training in all; 4 were pruned"
 
 
 def drawn(plot: Any) -> list[Any]:
@@ -173,7 +173,7 @@ def test_a_range_is_drawn_as_points_on_its_own_axis(tmp_path: Path) -> None:
     points = sorted(tuple(point) for each in axes.collections for point in each.get_offsets().tolist())
     assert (axes.get_xscale(), points) == ("log", [(0.001, 0.7), (0.01, 0.6), (0.02, 0.5)])
     assert trials_table(one, 0).rows[0][:5] == ("2", "0.02", "2/3", "complete", "0.500")
-    assert "evenly in its logarithm" in Path(save(open_store(tmp_path), sweep_page(one))).read_text()
+    assert "log scale" in Path(save(open_store(tmp_path), sweep_page(one))).read_text()
 
 
 @pytest.mark.parametrize(
