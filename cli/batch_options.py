@@ -65,12 +65,12 @@ def runner_option(command: F) -> F:
 
 
 def logs_option(required: bool = False) -> Callable[[F], F]:
-    """``--logs``, as ``logs``: the text, for `logs_place`."""
+    """``--logs``, as ``logs``: the text, for `logs_root`."""
     text = "Folder or s3:// prefix of the listing's log paths."
     return click.option("--logs", required=required, metavar="ROOT", callback=s3_place, help=text)
 
 
-def logs_place(text: str) -> str:
+def logs_root(text: str) -> str:
     """Return the root of a listing's logs: an ``s3://`` prefix, or the absolute path of a folder.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-#: By group: the command's name, its place (module:attribute) and the line that help shows.
+#: By group and command name: its import path (module:attribute) and its help line.
 Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
 
 COMMANDS: Table = {

@@ -23,7 +23,7 @@ class DefaultGroup(click.Group):
         return ["[COMMAND]", "[OPTIONS]"]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        meant = self.commands[self.default]
-        with click.Context(meant, info_name=self.default, parent=ctx) as inner:
-            meant.format_options(inner, formatter)
+        command = self.commands[self.default]
+        with click.Context(command, info_name=self.default, parent=ctx) as inner:
+            command.format_options(inner, formatter)
         self.format_commands(ctx, formatter)

@@ -37,13 +37,13 @@ class LazyGroup(click.Group):
         return [name for group in self.table.values() for name in group]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = next((group[cmd_name][0] for group in self.table.values() if cmd_name in group), None)
-        if place is None:
+        target = next((group[cmd_name][0] for group in self.table.values() if cmd_name in group), None)
+        if target is None:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{place} is not a click command")
+            raise TypeError(f"{target} is not a click command")
         return command
 
     def resolve_command(

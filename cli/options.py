@@ -90,7 +90,7 @@ def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> En
 
 
 def home_option(command: F, expose_value: bool = True) -> F:
-    """``--home``, as ``home``: a `pathlib.Path`, absolute. Options that look for engines read it from the context."""
+    """``--home``, as ``home``: a `pathlib.Path`, absolute. Options that need engines read it from the context."""
     return click.option(
         "--home",
         metavar="FOLDER",

@@ -34,7 +34,7 @@ class Counts:
         self._what = what
         self._status = self._console.status(f"{what}: starting") if self._console.is_terminal else None
         self._last = self._printed = ""
-        self._said = 0.0
+        self._printed_at = 0.0
 
     def __enter__(self) -> Counts:
         if self._status is not None:
@@ -50,11 +50,11 @@ class Counts:
     def show(self, totals: Mapping[str, int], lag: int) -> None:
         """Show the counts by kind and the lag in offsets."""
         parts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind] or kind == "run"]
-        self.say(f"{', '.join(parts)}; {lag:,} messages to go")
+        self.update(f"{', '.join(parts)}; {lag:,} messages to go")
 
-    def say(self, words: str) -> None:
+    def update(self, status: str) -> None:
         """Show a status after the title."""
-        line = f"{self._what}: {words}"
+        line = f"{self._what}: {status}"
         if line == self._last:
             return
         self._last = line
@@ -62,8 +62,8 @@ class Counts:
             from rich.markup import escape
 
             self._status.update(escape(line))
-        elif time.monotonic() - self._said > _EVERY_S:
-            self._said, self._printed = time.monotonic(), line
+        elif time.monotonic() - self._printed_at > _EVERY_S:
+            self._printed_at, self._printed = time.monotonic(), line
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -79,7 +79,7 @@ class Bar:
         self._what, self._unit = what, unit
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._begun = self._said = time.monotonic()
+        self._begun = self._printed_at = time.monotonic()
         self._done = 0
 
     @property
@@ -95,12 +95,12 @@ class Bar:
                 TextColumn(escape(self._what)),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[said]}", markup=False),
+                TextColumn("{task.fields[status]}", markup=False),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=None, said="")
+            self._task = self._bar.add_task("", total=None, status="")
             self._bar.start()
         return self
 
@@ -113,10 +113,10 @@ class Bar:
         rate = done / self.seconds if self.seconds > 0 else 0.0
         counts = [f"{totals[kind]:,} {word}" for kind, word in WORDS.items() if totals[kind]]
         if self._bar is not None and self._task is not None:
-            said = ", ".join([f"{rate:,.0f}/s", *counts])
-            self._bar.update(self._task, completed=done, total=total, said=said)
-        elif done != self._done and time.monotonic() - self._said > _EVERY_S:
-            self._said, self._done = time.monotonic(), done
+            status = ", ".join([f"{rate:,.0f}/s", *counts])
+            self._bar.update(self._task, completed=done, total=total, status=status)
+        elif done != self._done and time.monotonic() - self._printed_at > _EVERY_S:
+            self._printed_at, self._done = time.monotonic(), done
             left = f", {(total - done) / rate:,.0f} s to go" if rate else ""
             line = f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f}/s{left}: {', '.join(counts)}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -87,14 +87,14 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
     """Execute as execvp(3): search the PATH, and use sh for a file without an interpreter. Return the error, if any."""
     name = argv[0]
     path = environment.get(b"PATH", os.fsencode(os.defpath))
-    places = [name] if b"/" in name else [os.path.join(folder, name) for folder in path.split(b":")]
+    files = [name] if b"/" in name else [os.path.join(folder, name) for folder in path.split(b":")]
     failure = errno.ENOENT
-    for place in places if name else []:
+    for file in files if name else []:
         try:
-            os.execve(place, argv, environment)  # noqa: S606  # the command is the user's
+            os.execve(file, argv, environment)  # noqa: S606  # the command is the user's
         except OSError as error:
             if error.errno == errno.ENOEXEC:
-                return _by_shell(place, argv, environment)
+                return _by_shell(file, argv, environment)
             if error.errno == errno.EACCES:
                 failure = errno.EACCES  # another folder may have an executable one
             elif error.errno not in (errno.ENOENT, errno.ENOTDIR):
@@ -102,9 +102,9 @@ def _execute(argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
     return failure
 
 
-def _by_shell(place: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
+def _by_shell(file: bytes, argv: list[bytes], environment: Mapping[bytes, bytes]) -> int:
     try:
-        os.execve(b"/bin/sh", [b"/bin/sh", place, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
+        os.execve(b"/bin/sh", [b"/bin/sh", file, *argv[1:]], environment)  # noqa: S606  # as execvp(3)
     except OSError as error:
         return error.errno or errno.EIO
     raise AssertionError("unreachable")

@@ -20,11 +20,11 @@ class Sender:
       options: connection options.
 
     Attributes:
-      refused: why the broker refuses the connection or is unavailable; "" where no error is known.
+      connection_error: why the broker is unavailable or rejects the connection; "" without a known error.
     """
 
     def __init__(self, options: KafkaOptions) -> None:
-        self.refused = ""
+        self.connection_error = ""
         self._options = options
         self._producer: Producer | None = None
 
@@ -43,7 +43,7 @@ class Sender:
 
         def delivered(error: KafkaError | None, _: Message) -> None:
             if error is None:
-                self.refused = ""
+                self.connection_error = ""
             done(self._describe(error, topic) if error is not None else "")
 
         if self._producer is None:
@@ -74,16 +74,16 @@ class Sender:
 
         from ciml.kafka.connect import make_client
 
-        def refused(error: KafkaError) -> None:
-            self.refused = f"Kafka at {self._options.bootstrap}: {self._options.hide(error.str())}"
+        def failed(error: KafkaError) -> None:
+            self.connection_error = f"Kafka at {self._options.bootstrap}: {self._options.hide(error.str())}"
 
         properties: dict[str, Any] = {
             "linger.ms": 5,
             "compression.type": "zstd",
             "queue.buffering.max.kbytes": _QUEUE_KIB,
-            "message.timeout.ms": 0,  # a broker may be unavailable for long; the log keeps unsent samples
+            "message.timeout.ms": 0,  # no limit: the log keeps unsent samples
             "enable.idempotence": True,
             "socket.keepalive.enable": True,
             **self._options.common(),
         }
-        return make_client(Producer, self._options, properties, refused)
+        return make_client(Producer, self._options, properties, failed)

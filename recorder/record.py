@@ -13,13 +13,13 @@ from ciml.errors import CimlError
 from recorder import command
 from recorder.console import report
 from recorder.settings import Settings
-from recorder.signal_watcher import Witness
+from recorder.signal_watcher import SignalWatcher
 from recorder.spool.recording import End, Plan, Recording
 from recorder.wait import Ending, ended_children, supervise
 from recorder.worker import fork_worker, keep
 
 _RESTARTS = 3
-_LIVED_S = 60.0  # a worker that ran for so long does not count as a restart
+_LIVED_S = 60.0  # a worker that ran for this time resets the count of restarts
 _GRACE_S = 2.0  # grace after the flush time, for a worker that hangs
 
 
@@ -33,26 +33,26 @@ def record(argv: Sequence[str], plan: Plan, settings: Settings, timeout_s: float
       timeout_s: time limit of the command, s; None for none.
     """
     mask, sigchld_ignored = command.block_signals()
-    beside = _Beside(plan, settings)
+    sidecar = _Sidecar(plan, settings)
     try:
         pid = command.start(argv, mask, sigchld_ignored)
     except command.CannotStartError as error:
-        beside.start()
+        sidecar.start()
         report(f"{argv[0]}: {error}")
-        beside.finish(Ending(error.exit_code << 8))
+        sidecar.finish(Ending(error.exit_code << 8))
         os._exit(error.exit_code)
-    beside.start()
-    witness = None
+    sidecar.start()
+    watcher = None
     with contextlib.suppress(OSError):  # cannot fork: then the command receives signals to the group twice
-        witness = Witness(pid)
-    ending = supervise(pid, witness, timeout_s, beside.ended)
-    if witness is not None:
-        witness.end()
-    beside.finish(ending)
+        watcher = SignalWatcher(pid)
+    ending = supervise(pid, watcher, timeout_s, sidecar.ended)
+    if watcher is not None:
+        watcher.end()
+    sidecar.finish(ending)
     command.end_as(ending.status)
 
 
-class _Beside:
+class _Sidecar:
     """The recorder, as seen by the process that runs the command. No method raises."""
 
     def __init__(self, plan: Plan, settings: Settings) -> None:
@@ -79,7 +79,7 @@ class _Beside:
             report(f"not recording: {error.strerror}")
 
     def ended(self, pid: int) -> None:
-        """Handle the end of a child: restart the worker where it is the one."""
+        """Handle the end of a child: restart the worker if it ended."""
         if self._worker is None or pid != self._worker[0]:
             return
         os.close(self._worker[1])

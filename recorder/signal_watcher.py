@@ -1,7 +1,7 @@
-"""A witness process: it records signals to the whole process group, and notices when the recorder is killed.
+"""A watcher process: it records signals to the whole process group, and detects that the recorder was killed.
 
 A signal that a terminal or a CI system sends to the group has already reached the command, so passing it on would send
-it twice. A signal does not show whether it was sent to the group. The witness is in the group and blocks every signal:
+it twice. A signal does not show whether it was sent to the group. The watcher is in the group and blocks every signal:
 a signal that is pending there too was sent to the group.
 """
 
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from recorder.command import EVERY_SIGNAL
 
-_ANSWER_S = 0.5  # a stopped witness must not stop the recorder
+_ANSWER_S = 0.5  # a stopped watcher must not stop the recorder
 
 
 def close_descriptors(*kept: int) -> None:
@@ -27,8 +27,8 @@ def close_descriptors(*kept: int) -> None:
         low = one + 1
 
 
-class Witness:
-    """The witness of a command, forked from the recorder; it blocks all signals.
+class SignalWatcher:
+    """The watcher of a command, forked from the recorder; it blocks all signals.
 
     It survives a SIGKILL of the recorder, and then kills the command: as a SIGKILL of the bare command would have.
     """
@@ -54,7 +54,7 @@ class Witness:
             return frozenset()
 
     def end(self) -> None:
-        """Stop the witness. The command must have ended."""
+        """Stop the watcher. The command must have ended."""
         self._socket.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)

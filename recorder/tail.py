@@ -108,10 +108,10 @@ class Tail:
         if mark.start + 1 < len(self._starts):
             most = min(most, self._starts[mark.start + 1].offset - mark.offset)
         data = self._log(mark.offset, most)
-        whole = data.rfind(b"\n") + 1
-        if not whole and len(data) == most:
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) == most:
             return data  # a line cut off by a restart, or not written by the recorder
-        return data[:whole]
+        return data[:end]
 
     def _take(self, data: bytes) -> Piece | None:
         """Parse lines up to the next header after samples, and move the mark there."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recorder.command import EVERY_SIGNAL
-from recorder.signal_watcher import Witness
+from recorder.signal_watcher import SignalWatcher
 
 #: Signals by which a CI system or a user ends a job.
 _CANCEL = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
@@ -45,13 +45,13 @@ class Ending:
 
 
 def supervise(
-    command: int, witness: Witness | None, timeout_s: float | None, on_child: Callable[[int], None]
+    command: int, watcher: SignalWatcher | None, timeout_s: float | None, on_child: Callable[[int], None]
 ) -> Ending:
     """Wait for the end of the command, and pass on the signals sent to this process, which blocks all signals.
 
     Args:
       command: its pid.
-      witness: reports the signals that the command has already received.
+      watcher: reports the signals that the command has already received.
       timeout_s: time limit, s: the command gets SIGTERM then, and SIGKILL ten seconds later.
       on_child: called with the pid of any other child that ended.
     """
@@ -69,7 +69,7 @@ def supervise(
                 return Ending(status, cancelled, timed_out)
             else:
                 stopped = os.WIFSTOPPED(status)
-                to_group |= witness.seen() if witness else frozenset()
+                to_group |= watcher.seen() if watcher else frozenset()
                 stops |= to_group & _TERMINAL_STOPS
         # Only with the group: a process that stops the command alone also continues it alone. Whether the stop of the
         # command or the signal to the group is seen first is a matter of timing.
@@ -93,9 +93,9 @@ def supervise(
         if number == signal.SIGCHLD:
             continue
         cancelled |= number in _CANCEL and info.si_pid != command
-        to_group |= witness.seen() if witness else frozenset()
+        to_group |= watcher.seen() if watcher else frozenset()
         if number in _OF_TERMINAL and info.si_code == _SI_KERNEL:
-            to_group.add(number)  # also where the witness was not running yet
+            to_group.add(number)  # also where the watcher was not running yet
         stops |= to_group & _TERMINAL_STOPS
         if number == signal.SIGCONT:
             stops.clear()

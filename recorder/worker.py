@@ -26,8 +26,8 @@ def fork_worker(recording: Recording, settings: Settings) -> tuple[int, int]:
     """Start the worker, in its own session.
 
     Returns:
-      Its pid, and the pipe that it listens to. Closing the pipe tells that the command has ended, or that this process
-      was killed; `Recording.write_end` distinguishes the two.
+      Its pid, and the pipe that it listens to. A closed pipe means that the command has ended, or that this process was
+      killed; `Recording.write_end` distinguishes the two.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -90,7 +90,7 @@ def _work(recording: Recording, settings: Settings, command: int) -> int:
         if kept := recording.remove():
             report(f"everything was sent, but {kept}")
         return 0
-    why = broken or delivery.failure or (sender.refused if sender else "") or "the flush time is over"
+    why = broken or delivery.failure or (sender.connection_error if sender else "") or "the flush time is over"
     report(f"not everything was sent ({why}): {keep(recording, settings)}")
     return 0
 

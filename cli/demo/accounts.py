@@ -14,7 +14,8 @@ from ciml.storage.open import Store
 from cli.demo.produce import Produced
 from cli.demo.report.result import AccountingLine, Check, SpoiltLine
 
-Place = tuple[str, int, int, str]
+#: Topic, partition, offset and run id.
+Key = tuple[str, int, int, str]
 #: The order in which classes are shown.
 KINDS = ("run", "reclaim", "repeat", "correction", "ignored", "dead_letter", "deferred")
 
@@ -24,14 +25,14 @@ class Accounts:
     """Outcomes of the raw manifest up to ``version``.
 
     Attributes:
-      final: place -> its outcomes that no later delta closed. Right is one outcome each.
-      waited: places that were deferred at some time.
-      covered: (topic, partition) -> the offsets that are settled.
+      final: outcomes by key that no later delta closed; exactly one is correct.
+      waited: keys that were deferred at some time.
+      covered: settled offsets by (topic, partition).
     """
 
     version: int = 0
-    final: dict[Place, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
-    waited: set[Place] = field(default_factory=set)
+    final: dict[Key, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    waited: set[Key] = field(default_factory=set)
     covered: dict[tuple[str, int], RangeSet] = field(default_factory=dict)
 
     def catch_up(self, raw: Store) -> None:
@@ -46,14 +47,14 @@ class Accounts:
                 for start, end in ranges:
                     self.covered.setdefault((topic, int(partition)), RangeSet()).add(start, end)
         for origin, run_id in delta["closes"]:
-            self.final.pop(_place(Origin.from_json(origin), run_id), None)
+            self.final.pop(_key(Origin.from_json(origin), run_id), None)
         for _, record in records_of(delta):
             outcome = Outcome.from_json(record)
-            place = _place(outcome.origin, outcome.run_id)
+            key = _key(outcome.origin, outcome.run_id)
             if outcome.kind == "deferred":
-                self.waited.add(place)
-                self.final[place] = [one for one in self.final[place] if one.kind != "deferred"]
-            self.final[place].append(outcome)
+                self.waited.add(key)
+                self.final[key] = [one for one in self.final[key] if one.kind != "deferred"]
+            self.final[key].append(outcome)
 
     def runs(self) -> list[Outcome]:
         """Return the raw rows in the manifest's order."""
@@ -69,11 +70,11 @@ class Accounts:
 
     def unsettled(self, produced: Iterable[Produced]) -> int:
         """Return the number of acknowledged messages that are not covered yet."""
-        places = {(line.topic, line.partition, line.offset) for line in produced}
-        return sum(offset not in self.covered.get((topic, part), ()) for topic, part, offset in places)
+        sent = {(line.topic, line.partition, line.offset) for line in produced}
+        return sum(offset not in self.covered.get((topic, part), ()) for topic, part, offset in sent)
 
 
-def _place(origin: Origin, run_id: str) -> Place:
+def _key(origin: Origin, run_id: str) -> Key:
     return origin.topic, origin.partition, origin.offset, run_id
 
 
@@ -87,16 +88,16 @@ def accounting_lines(produced: Iterable[Produced], accounts: Accounts) -> list[A
 
 def spoilt_lines(produced: Iterable[Produced], accounts: Accounts) -> list[SpoiltLine]:
     """Return the outcomes of each kind of damaged event."""
-    messages: dict[str, set[Place]] = defaultdict(set)
+    messages: dict[str, set[Key]] = defaultdict(set)
     became: dict[str, Counter[str]] = defaultdict(Counter)
     for line in produced:
         if line.trick:
             messages[line.trick].add((line.topic, line.partition, line.offset, ""))
-            for one in accounts.final.get(line.place, ()):
+            for one in accounts.final.get(line.key, ()):
                 words = one.kind + (f": {one.reason}" if one.reason else "")
                 if one.kind == "run" and not one.trust.trusted:
                     words += ", untrusted"
-                if one.kind == "run" and line.place in accounts.waited:
+                if one.kind == "run" and line.key in accounts.waited:
                     words += ", after waiting"
                 became[line.trick][words] += 1
     return [
@@ -113,20 +114,18 @@ def check_accounting(produced: list[Produced], accounts: Accounts) -> Check:
     """Check that each acknowledged (event, run) has exactly its expected outcome, and no others exist."""
     wrong: list[str] = []
     for line in produced:
-        found = accounts.final.get(line.place, [])
+        found = accounts.final.get(line.key, [])
         want = f"{line.kind} {line.reason}".strip()
         got = [f"{one.kind} {one.reason}".strip() for one in found]
         if got != [want]:
             wrong.append(f"{line.trick or 'an event'} at {_where(line)}: {' and '.join(got) or 'nothing'}, not {want}")
         elif line.event_key and found[0].event_key != line.event_key:
             wrong.append(f"{_where(line)} is counted for the event {found[0].event_key}, not {line.event_key}")
-    known = {line.place for line in produced}
-    wrong += [f"{place[0]}[{place[1]}] {place[2]} was never sent" for place in accounts.final if place not in known]
+    known = {line.key for line in produced}
+    wrong += [f"{key[0]}[{key[1]}] {key[2]} was never sent" for key in accounts.final if key not in known]
     if len(known) != len(produced):
         wrong.append("the producer's list names an (event, run) twice")
-    return made_check(
-        "each (event, run) became what the producer's list says", wrong, f"{len(produced)} of {len(produced)}"
-    )
+    return made_check("each (event, run) has the expected outcome", wrong, f"{len(produced)} of {len(produced)}")
 
 
 def check_offsets(produced: list[Produced], accounts: Accounts) -> Check:
@@ -148,7 +147,7 @@ def check_trust(produced: list[Produced], accounts: Accounts) -> Check:
     wrong = [
         f"{line.run_id} was judged {one.trust}"
         for line in produced
-        for one in accounts.final.get(line.place, ())
+        for one in accounts.final.get(line.key, ())
         if one.kind == "run" and one.trust.trusted != line.trusted
     ]
     untrusted = sum(line.trusted is False for line in produced)
@@ -159,10 +158,10 @@ def check_waited(produced: list[Produced], accounts: Accounts) -> Check:
     """Check that exactly the runs with late logs were deferred, and that none still is."""
     wrong = [f"{one.run_id} still waits: {one.reason}" for one in accounts.deferred()]
     for line in produced:
-        if line.deferred and line.place not in accounts.waited:
+        if line.deferred and line.key not in accounts.waited:
             wrong.append(f"{line.run_id}: its log was unavailable, and the run was not deferred")
-    expected = {line.place for line in produced if line.deferred}
-    wrong += [f"{place[3]}: its log was there, and was waited for" for place in accounts.waited - expected]
+    expected = {line.key for line in produced if line.deferred}
+    wrong += [f"{key[3]}: its log was available, and the run was deferred" for key in accounts.waited - expected]
     return made_check("late logs were waited for, and nothing waits any more", wrong, f"{len(expected)} waited")
 
 

@@ -29,7 +29,7 @@ def read_raw(raw: Store, runs: Sequence[Outcome], named: set[str]) -> tuple[dict
     Args:
       raw: the raw store.
       runs: the raw rows.
-      named: the paths that the manifest names; those of other logs of a run among them.
+      named: the paths in the manifest, including other logs of a run.
     """
     from ciml.digest import telemetry_digest
     from ciml.errors import IntegrityError
@@ -88,7 +88,7 @@ def check_snapshots(snapshots: Mapping[str, Snapshot], produced: Iterable[Produc
 
     Args:
       snapshots: by a name for people.
-      produced: the producer's list, which knows who is trusted.
+      produced: the producer's list, with the expected trust.
     """
     trusted = {line.run_id: line.trusted for line in produced if line.kind == "run"}
     wrong: list[str] = []
@@ -118,7 +118,7 @@ def check_served(served: Mapping[str, Any], stable: Mapping[str, int | None]) ->
       stable: model -> the registry's champion.
     """
     wrong = [
-        f"{model}: {way} serves {number}, the registry says {stable[model]}"
+        f"{model}: {way} serves {number}, not {stable[model]} as in the registry"
         for model, ways in served.items()
         for way, number in ways.items()
         if number is None or number != stable[model]
@@ -132,13 +132,13 @@ def check_probabilities(differences: Mapping[str, tuple[int, float]], limit: flo
     """Check that the served signature and the trainer's model give the same probabilities for the same raw runs.
 
     Args:
-      differences: model -> (how many runs were asked for, the largest difference of any probability).
-      limit: the largest difference that is allowed.
+      differences: model -> (number of compared runs, largest difference of a probability).
+      limit: largest allowed difference.
     """
     wrong = [f"{model}: {worst:.1e} apart" for model, (runs, worst) in differences.items() if not worst <= limit]
-    wrong += [f"{model}: no run was asked for" for model, (runs, _) in differences.items() if not runs]
+    wrong += [f"{model}: no run was compared" for model, (runs, _) in differences.items() if not runs]
     if not differences:
-        wrong.append("no model was asked")
+        wrong.append("no model was queried")
     right = ", ".join(f"{model}: {runs} runs, {worst:.0e}" for model, (runs, worst) in differences.items())
     return made_check("the server and the trainer give the same probabilities", wrong, right)
 

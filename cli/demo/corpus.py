@@ -1,4 +1,4 @@
-"""The sample runs: the listing of examples/corpus as mentions."""
+"""The sample runs: the listing of examples/corpus as run facts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ciml.errors import CimlError
 from ciml.events.records import RunFacts
 from ciml.events.run_id import RunId
 
-#: The CI system that the demo plays.
+#: The simulated CI system.
 SOURCE = "zuul-demo"
 #: Runs of one change that are tested together.
 RUNS_A_CHANGE = 3
@@ -22,7 +22,7 @@ RUNS_A_CHANGE = 3
 class Sample:
     """One run of the corpus: its facts (without a log's address), and the path of its log below the corpus."""
 
-    mention: RunFacts
+    facts: RunFacts
     log_path: str
     rows: int
 
@@ -31,7 +31,7 @@ def corpus_folder(folder: str | None = None) -> Path:
     """Return the corpus: ``folder``, else examples/corpus of the checkout.
 
     Raises:
-      CimlError: where there is no listing.
+      CimlError: there is no listing.
     """
     path = Path(folder) if folder else Path(__file__).resolve().parents[2] / "examples" / "corpus"
     if not (path / "builds.jsonl").is_file():
@@ -42,12 +42,12 @@ def corpus_folder(folder: str | None = None) -> Path:
 def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
     """Return the runs in the order in which the demo's CI finishes them.
 
-    That order is a hash of the run, not the listing's: the clouds were recorded one after the other, and a CI farm uses
-    them side by side. Changes, which decide the split, are numbered along it.
+    The order is a hash of the run: the listing has one cloud after the other, and a CI farm uses them in parallel.
+    Changes, which decide the split, are numbered in this order.
 
     Args:
-      folder: holds ``builds.jsonl`` and the logs that it names.
-      runs: only so many of them, the first in that order.
+      folder: holds ``builds.jsonl`` and its logs.
+      runs: number of runs, the first in that order; None for all.
     """
     lines = [json.loads(line) for line in (folder / "builds.jsonl").read_text().splitlines()]
     lines.sort(key=lambda line: hashlib.sha256(f"ciml demo {line['build_uuid']}".encode()).digest())
@@ -55,7 +55,7 @@ def read_corpus(folder: Path, runs: int | None = None) -> list[Sample]:
 
 
 def _sample(index: int, line: dict[str, str]) -> Sample:
-    mention = RunFacts(
+    facts = RunFacts(
         run_id=RunId(SOURCE, line["build_uuid"]).encode(),
         build_uuid=line["build_uuid"],
         build_name=line["build_name"],
@@ -73,7 +73,7 @@ def _sample(index: int, line: dict[str, str]) -> Sample:
         end_us=_epoch_us(line["end_time"]),
         labels={name: line[name] for name in ("framework", "workload", "size")},
     )
-    return Sample(mention, line["log_path"], int(line["rows"]))
+    return Sample(facts, line["log_path"], int(line["rows"]))
 
 
 def _epoch_us(text: str) -> int:

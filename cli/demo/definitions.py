@@ -1,4 +1,4 @@
-"""The demo's two data sets: the same runs with all columns, and without those that name the machine."""
+"""The demo's two data sets: the same runs with all columns, and without columns that identify the machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ ALL = "provider-all"
 RELATIVE = "provider-relative"
 INTERVAL = "2s"
 _FUNCTIONS: tuple[Aggregation, ...] = ("mean", "std", "min", "max", "median")
-#: Absolute memory: the sum of these names the machine's flavour, and each flavour belongs to one provider.
+#: Absolute memory: the sum of these identifies the machine's flavour, and each flavour belongs to one provider.
 MEMORY = ("used", "free", "buff", "cach")
 
 
 def definitions(span_runs: int) -> tuple[DatasetDefinition, DatasetDefinition]:
     """Return definitions of the provider by five aggregations of 2 s windows, with and without absolute memory.
 
-    Windows are this short because the clouds differ in peaks that last a second or two: of windows of 10 s, the same
-    network knows 78 % of held-out training runs instead of 84 %.
+    Windows are short because the clouds differ in peaks of a second or two: with windows of 10 s, the accuracy of the
+    same network on held-out training runs is 78 % instead of 84 %.
     """
     return (
         DatasetDefinition(

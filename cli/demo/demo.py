@@ -17,7 +17,7 @@ from cli.demo.report.result import Check, Confusion, DemoResult, VersionLine
 from cli.demo.run import PREDICTIONS, REFRESHES, RUNS, Demo, Options, prepared, run
 from cli.demo.steps import Steps
 
-#: The least accuracy of the model that sees all columns. The other's is whatever it is.
+#: Required accuracy of the model with all columns; the other has no requirement.
 WANTED_ACCURACY = 0.75
 
 
@@ -38,7 +38,7 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     with Steps(progress) as steps, prepared(options, steps) as running:
         run(running)
         with steps.step("verify the numbers") as step:
-            result = balance(running, step.say)
+            result = balance(running, step.report)
         with steps.step("write the report"):
             result = msgspec.structs.replace(result, steps=steps.lines(), took_s=steps.seconds())
             running.data.demo.replace("result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -53,16 +53,16 @@ def demo(options: Options, progress: Any, out: Any) -> DemoResult:
     if options.keep:
         _print_kept(running, out)
     wrong = sum(not check.passed for check in result.checks)
-    color, said = (
+    color, summary = (
         ("bold green", "Every number adds up.")
         if result.passed
         else ("bold red", f"{wrong} check{'' if wrong == 1 else 's'} failed.")
     )
-    out.print(f"[{color}]{said}[/] {steps.seconds():.0f} s in all.", highlight=False)
+    out.print(f"[{color}]{summary}[/] {steps.seconds():.0f} s in all.", highlight=False)
     return result
 
 
-def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
+def balance(demo: Demo, progress: Any = lambda _: None) -> DemoResult:
     """Recount all numbers from the stored data, and make the checks."""
     produced, accounts = demo.sender.produced, demo.accounts
     runs = accounts.runs()
@@ -73,15 +73,15 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         accounting.check_trust(produced, accounts),
         verify.check_raw(produced, runs),
     ]
-    say("raw objects")
+    progress("raw objects")
     tables, check = verify.read_raw(demo.raw, runs, accounts.paths())
     checks.append(check)
-    say("data sets")
+    progress("data sets")
     states = [demo.data.dataset(name).state() for name in (ALL, RELATIVE)]
     for state in states:
         checks.append(verify.check_dataset(state, [one.run_id for one in runs]))
         checks.append(_examples(demo, state, runs))
-    say("models")
+    progress("models")
     checks.append(verify.check_snapshots(_snapshots(demo), produced))
     versions = [
         version_line(refresh)
@@ -93,7 +93,7 @@ def balance(demo: Demo, say: Any = lambda _: None) -> DemoResult:
         check_accuracy(versions, WANTED_ACCURACY if demo.options.runs is None else None),
         *_served(demo, tables),
     ]
-    say("predictions")
+    progress("predictions")
     predictions = Predictions(demo.data.predictions)
     predictions.catch_up()
     trusted = {one.run_id: one.trust.trusted for one in runs}
@@ -176,7 +176,7 @@ def check_accuracy(versions: list[VersionLine], wanted: float | None = WANTED_AC
 
     Args:
       versions: all refreshes, in order.
-      wanted: the least accuracy; None, for a part of the runs, wants no more than to be above the base rate for sure.
+      wanted: required accuracy; None, for a part of the runs, requires an interval above the base rate.
     """
     mine = [line for line in versions if line.model == ALL and line.verdict == "pushed"]
     name = f"the accuracy of {ALL} is " + (f"at least {100 * wanted:.0f} %" if wanted else "above the base rate")

@@ -47,11 +47,11 @@ def direct_example(
             continue  # a line that broke off
         time = datetime.strptime(f"{year} {row[clock]}", "%Y %d-%m %H:%M:%S").replace(tzinfo=UTC)
         found = bins[int(time.timestamp()) // interval_s]
-        for values, place in zip(found, at, strict=True):
-            if row[place]:
-                values.append(float(row[place]))
-    whole = [bins[number] for number in sorted(bins) if all(bins[number])]
-    means = {column: [math.fsum(part[i]) / len(part[i]) for part in whole] for i, column in enumerate(columns)}
+        for values, index in zip(found, at, strict=True):
+            if row[index]:
+                values.append(float(row[index]))
+    complete = [bins[number] for number in sorted(bins) if all(bins[number])]
+    means = {column: [math.fsum(part[i]) / len(part[i]) for part in complete] for i, column in enumerate(columns)}
     if functions:
         means = {column: [_aggregate(name, values) for name in functions] for column, values in means.items()}
     cut = {column: values[:windows] for column, values in means.items()}

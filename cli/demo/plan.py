@@ -26,10 +26,10 @@ class Expected:
     """The expected outcome of one (event, run), or of a message without a run (``run_id`` is "").
 
     Attributes:
-      kind, reason: as the raw manifest has to record it in the end.
-      trusted: whether the run may be trained on; None where there is no raw row.
-      deferred: whether its log must have been waited for.
-      rows: how many samples the raw row must have; None where there is none.
+      kind, reason: the final record of the raw manifest.
+      trusted: whether the run may be trained on; None without a raw row.
+      deferred: whether the run must have been deferred.
+      rows: number of samples of the raw row; None without one.
     """
 
     run_id: str
@@ -58,8 +58,8 @@ class Plan:
     """All messages in order, and the logs of the log server.
 
     Attributes:
-      messages: in the order of sending; those of a wave stand together.
-      logs: path below the log server's root -> the sample whose log it is, and how it is changed (None: as it is).
+      messages: in the order of sending, grouped by wave.
+      logs: path below the log server's root -> the sample, and the change of its log (None for none).
       late: paths that appear only when their runs have been deferred.
     """
 
@@ -73,7 +73,7 @@ class Plan:
 
 
 def cut_gzip(log: bytes) -> bytes:
-    """Return a log whose upload broke off: the first two thirds of the compressed bytes."""
+    """Return a log of an interrupted upload: the first two thirds of the compressed bytes."""
     return log[: len(log) * 2 // 3]
 
 
@@ -84,7 +84,7 @@ def cut_text(log: bytes) -> bytes:
 
 
 def not_telemetry(log: bytes) -> bytes:
-    """Return the page that a proxy serves in place of a log."""
+    """Return the page that a proxy serves instead of a log."""
     return b"<html><body><h1>502 Bad Gateway</h1></body></html>\n" * 20
 
 
@@ -97,7 +97,7 @@ def other_log(log: bytes) -> bytes:
 def make_plan(samples: list[Sample], logs_url: str) -> Plan:
     """Plan one run of the demo. The plan depends on the samples alone.
 
-    Every twentieth run meets one of the tricks below, every fortieth comes from the pipeline ``check``.
+    Every twentieth run gets one of the tricks below, every fortieth comes from the pipeline ``check``.
     """
     return _Planner(samples, logs_url.rstrip("/")).plan
 
@@ -112,26 +112,26 @@ class _Planner:
         group: list[RunFacts] = []
         for index, sample in enumerate(samples):
             self._wave = sum(index >= end for end in ends)
-            place, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
-            mention = self._with_log(sample)
+            position, turn = index % SPOIL_EVERY, index // SPOIL_EVERY
+            facts = self._with_log(sample)
             if index % STARTED_EVERY == 5:
-                self._started(mention)
-            if place == 7:
+                self._started(facts)
+            if position == 7:
                 name, spoil = tricks[turn % len(tricks)]
                 self._trick = name
                 spoil(sample)
                 self._trick = ""
             elif index % UNTRUSTED_EVERY == 13:
                 self._trick = "untrusted pipeline"
-                self._send([mention.replace(pipeline="check")], rows=sample.rows, trusted=False)
+                self._send([facts.replace(pipeline="check")], rows=sample.rows, trusted=False)
                 self._trick = ""
-            elif turn % 3 == 0 and place <= 2:  # the three runs of a change in one event
-                group.append(mention)
-                if place == 2:
+            elif turn % 3 == 0 and position <= 2:  # the three runs of a change in one event
+                group.append(facts)
+                if position == 2:
                     self._send(group)
                     group = []
             else:
-                self._send([mention], rows=sample.rows)
+                self._send([facts], rows=sample.rows)
         if group:
             self._send(group)
 
@@ -152,7 +152,7 @@ class _Planner:
             "corrected outcome": self._correction,
             "no event at all": self._not_an_event,
             "a file of the machine": lambda s: self._address(s, "file:///etc/passwd"),
-            "a page in place of a log": lambda s: self._bad_log(s, not_telemetry, "not_telemetry"),
+            "a page instead of a log": lambda s: self._bad_log(s, not_telemetry, "not_telemetry"),
             "another port of the log server": lambda s: self._address(s, "http://127.0.0.1:1/x"),
             "same run, another log": self._other_log,
             "event without a log's address": self._no_address,
@@ -162,7 +162,7 @@ class _Planner:
     def _with_log(self, sample: Sample, path: str = "", change: Callable[[bytes], bytes] | None = None) -> RunFacts:
         path = path or sample.log_path
         self.plan.logs[path] = (sample, change)
-        return sample.mention.replace(log_url=f"{self._logs_url}/{path}")
+        return sample.facts.replace(log_url=f"{self._logs_url}/{path}")
 
     def _add(self, key: str, value: bytes | None, headers: list[tuple[str, bytes]], expected: list[Expected]) -> None:
         self.plan.messages.append(
@@ -171,7 +171,7 @@ class _Planner:
 
     def _send(
         self,
-        mentions: list[RunFacts],
+        runs: list[RunFacts],
         kind: Kind = "run",
         reason: str = "",
         *,
@@ -186,28 +186,28 @@ class _Planner:
         mode = _MODES[self._sent % len(_MODES)]
         self._sent += 1
         if event_type:
-            value, headers = run_event(event_type, *mentions, event_id=event_id, mode=mode)
+            value, headers = run_event(event_type, *runs, event_id=event_id, mode=mode)
         else:
-            value, headers = finished_event(*mentions, event_id=event_id, mode=mode)
+            value, headers = finished_event(*runs, event_id=event_id, mode=mode)
         row = kind == "run"
-        known = {sample.mention.run_id: sample.rows for sample in self.plan.samples} if len(mentions) > 1 else {}
+        known = {sample.facts.run_id: sample.rows for sample in self.plan.samples} if len(runs) > 1 else {}
         expected = [
             Expected(
-                mention.run_id, f"{SOURCE} {event_id}", kind, reason, trusted if row else None, deferred,
-                (rows if rows is not None else known.get(mention.run_id)) if row else None,
+                facts.run_id, f"{SOURCE} {event_id}", kind, reason, trusted if row else None, deferred,
+                (rows if rows is not None else known.get(facts.run_id)) if row else None,
             )
-            for mention in mentions
+            for facts in runs
         ]  # fmt: skip
-        # one key a change, so that what is said of a run stays in order
-        self._add(mentions[0].change, value, headers, expected)
+        # keyed by change, so that the events of a run stay in order
+        self._add(runs[0].change, value, headers, expected)
         return event_id
 
-    def _started(self, mention: RunFacts) -> None:
-        started = mention.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
+    def _started(self, facts: RunFacts) -> None:
+        started = facts.replace(phase="started", outcome=None, result="", log_url="", end_us=None)
         self._send([started], "ignored", "not_finished", event_type=STARTED)
 
     def _nothing(self, sample: Sample, value: bytes | None, headers: list[tuple[str, bytes]], reason: str) -> None:
-        self._add(sample.mention.change, value, headers, [Expected("", "", "dead_letter", reason)])
+        self._add(sample.facts.change, value, headers, [Expected("", "", "dead_letter", reason)])
 
     def _broken_json(self, sample: Sample) -> None:
         value, headers = finished_event(self._with_log(sample))
@@ -220,14 +220,14 @@ class _Planner:
         self._nothing(sample, None, [("ce_specversion", b"1.0"), ("ce_id", b"gone")], "tombstone")
 
     def _log_missing(self, sample: Sample) -> None:
-        mention = sample.mention.replace(log_url=f"{self._logs_url}/missing/{sample.log_path}")
-        self._send([mention], "dead_letter", "log_not_found", deferred=True)
+        facts = sample.facts.replace(log_url=f"{self._logs_url}/missing/{sample.log_path}")
+        self._send([facts], "dead_letter", "log_not_found", deferred=True)
 
     def _log_late(self, sample: Sample) -> None:
         path = f"late/{sample.log_path}"
-        mention = self._with_log(sample, path)
-        self.plan.late[path] = mention.run_id
-        self._send([mention], rows=sample.rows, deferred=True)
+        facts = self._with_log(sample, path)
+        self.plan.late[path] = facts.run_id
+        self._send([facts], rows=sample.rows, deferred=True)
 
     def _bad_log(self, sample: Sample, change: Callable[[bytes], bytes], reason: str) -> None:
         self._send([self._with_log(sample, f"spoilt/{sample.log_path}", change)], "dead_letter", reason)
@@ -236,40 +236,40 @@ class _Planner:
         self._send([self._with_log(sample, f"spoilt/{sample.log_path}", cut_text)], rows=sample.rows - 1)
 
     def _address(self, sample: Sample, url: str) -> None:
-        self._send([sample.mention.replace(log_url=url)], "dead_letter", "address_not_allowed")
+        self._send([sample.facts.replace(log_url=url)], "dead_letter", "address_not_allowed")
 
     def _no_address(self, sample: Sample) -> None:
-        self._send([sample.mention], "dead_letter", "missing_field")
+        self._send([sample.facts], "dead_letter", "missing_field")
 
     def _same_event(self, sample: Sample) -> None:
-        mention = self._with_log(sample)
-        event_id = self._send([mention], rows=sample.rows)
-        self._send([mention], "repeat", "event", event_id=event_id)
+        facts = self._with_log(sample)
+        event_id = self._send([facts], rows=sample.rows)
+        self._send([facts], "repeat", "event", event_id=event_id)
 
     def _same_run(self, sample: Sample) -> None:
-        mention = self._with_log(sample)
-        self._send([mention], rows=sample.rows)
-        self._send([mention], "repeat", "run")
+        facts = self._with_log(sample)
+        self._send([facts], rows=sample.rows)
+        self._send([facts], "repeat", "run")
 
     def _other_log(self, sample: Sample) -> None:
         self._send([self._with_log(sample)], rows=sample.rows)
         self._send([self._with_log(sample, f"spoilt/{sample.log_path}", other_log)], "repeat", "other_log")
 
     def _correction(self, sample: Sample) -> None:
-        mention = self._with_log(sample)
-        self._send([mention], rows=sample.rows)
-        self._send([mention.replace(outcome="failure", result="FAILURE")], "correction", "outcome")
+        facts = self._with_log(sample)
+        self._send([facts], rows=sample.rows)
+        self._send([facts.replace(outcome="failure", result="FAILURE")], "correction", "outcome")
 
     def _cancelled(self, sample: Sample) -> None:
-        # a run that never was, beside the sample itself
-        native = f"{sample.mention.build_uuid}-cancelled"
-        mention = sample.mention.replace(
+        # an invented run, in addition to the sample
+        native = f"{sample.facts.build_uuid}-cancelled"
+        facts = sample.facts.replace(
             run_id=RunId(SOURCE, native).encode(),
             build_uuid=native,
             outcome="cancellation",
             result="CANCELED",
         )
-        self._send([mention], "ignored", "cancelled")
+        self._send([facts], "ignored", "cancelled")
         self._send([self._with_log(sample)], rows=sample.rows)
 
 

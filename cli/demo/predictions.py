@@ -40,8 +40,8 @@ def prediction_lines(
     Args:
       records: of the manifest.
       untrusted: run ids.
-      since_us: when the first version was pushed; what was announced before waited for a model, and says nothing of
-        how fast one predicts. Where there is nothing else, it counts all the same.
+      since_us: time of the first push. Runs announced earlier waited for a model, so their latency is left out, unless
+        there are no others.
     """
     by_model: dict[str, list[Mapping[str, Any]]] = {}
     for one in records:
@@ -95,4 +95,4 @@ def check_topic(name: str, found: Iterable[str], wanted: Iterable[str]) -> Check
         for key in {**expected, **counted}
         if counted[key] != expected[key]
     ]
-    return made_check(f"the topic {name} tells everything once", wrong, f"{sum(expected.values())} messages")
+    return made_check(f"the topic {name} has each record once", wrong, f"{sum(expected.values())} messages")

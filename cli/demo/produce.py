@@ -34,7 +34,7 @@ class Produced:
     trick: str
 
     @property
-    def place(self) -> tuple[str, int, int, str]:
+    def key(self) -> tuple[str, int, int, str]:
         """Return the key of the (event, run) in the raw manifest."""
         return self.topic, self.partition, self.offset, self.run_id
 
@@ -90,23 +90,23 @@ class Sender:
         """Send the messages and wait until all are acknowledged. Returns the additions to ``produced``.
 
         Raises:
-          EngineError: when the broker refuses one, or does not acknowledge all in time.
+          EngineError: the broker rejects a message, or does not acknowledge all in time.
         """
         from confluent_kafka import KafkaException, Producer
 
         where: dict[int, tuple[int, int]] = {}
-        refused: list[str] = []
+        rejected: list[str] = []
 
         def delivered(number: int) -> Any:
             def report(error: Any, message: Any) -> None:
                 if error is not None:
-                    refused.append(str(error))
+                    rejected.append(str(error))
                 else:
                     where[number] = (message.partition(), message.offset())
 
             return report
 
-        # Idempotent, hence in order and without repeats of its own: every repeat is one that was planned.
+        # Idempotent, so messages keep their order and only planned repeats occur.
         producer = Producer(
             {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
         )
@@ -123,22 +123,18 @@ class Sender:
             left = producer.flush(self.timeout_s)
         except KafkaException as error:
             raise EngineError(f"{self.bootstrap}: {error.args[0].str()}") from error
-        if refused or left or len(where) != len(messages):
-            why = refused[0] if refused else f"{left} were not acknowledged within {self.timeout_s:g} s"
+        if rejected or left or len(where) != len(messages):
+            why = rejected[0] if rejected else f"{left} were not acknowledged within {self.timeout_s:g} s"
             raise EngineError(
                 f"{self.bootstrap}: {len(messages) - len(where)} of {len(messages)} events were lost: {why}"
             )
         added = [
-            Produced(self.topic, *where[number], message.wave, trick=message.trick, **_facts(expected))
+            Produced(self.topic, *where[number], message.wave, trick=message.trick, **asdict(expected))
             for number, message in enumerate(messages)
             for expected in message.expected
         ]
         self.produced += added
         return added
-
-
-def _facts(expected: Any) -> dict[str, Any]:
-    return asdict(expected)
 
 
 def dump(produced: Iterable[Produced]) -> bytes:

@@ -133,11 +133,11 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
             ["kafka", "logs", "models"] if options.engine == "micro-batches" else ["kafka", "flink", "logs", "models"]
         )
         with steps.step("start engines") as step:
-            # Whatever of them has been started is ended, when starting the others fails or is interrupted.
+            # Engines that have started are stopped if starting the others fails or is interrupted.
             stack.push(lambda kind, *_: _end_engines(options.home, options.keep and kind is None))
             running = engines.start(names, options.home, settings)
-            step.say(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
-        stack.enter_context(children)  # ended before the engines that they talk to
+            step.report(", ".join(one.what.split(" of ")[0] for one in running.states.values()))
+        stack.enter_context(children)  # ended before the engines that they use
         if options.engine == "flink" and running.states["flink"].light:
             raise EngineError("--engine flink: no Java is installed; install it or use --engine micro-batches")
         plan = make_plan(samples, running.logs)
@@ -149,7 +149,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
 
             create_dataset(data, definition)
         yield demo
-        if options.keep:  # reached only when nothing failed: they go on
+        if options.keep:  # reached only when nothing failed
             demo.kept += children.running.values()
             children.running.clear()
             pids = [[child.pid, child.started] for child in demo.kept]
@@ -159,7 +159,7 @@ def prepared(options: Options, steps: Steps) -> Iterator[Demo]:
 def _end_engines(home: Path, keep: bool) -> bool:
     if not keep:
         engines.stop(None, home)
-    return False  # what was raised goes on
+    return False  # do not suppress the exception
 
 
 def run(demo: Demo) -> None:
@@ -197,7 +197,7 @@ def start_ingest(demo: Demo) -> None:
 
 
 def start_predict(demo: Demo) -> None:
-    # In bounded batches on either engine: a second Flink job would take a gigabyte more, and says nothing new.
+    # Bounded batches on either engine: a second Flink job would need another gigabyte and show nothing new.
     demo.children.start(
         "predict",
         *("predict", "--data-path", demo.data.url, "--kafka", demo.engines.kafka, "--engine", "micro-batches"),
@@ -213,16 +213,16 @@ def ingest_wave(demo: Demo, wave: int) -> None:
         demo.data.demo.replace("produced.jsonl", dump(demo.sender.produced))
 
         def covered() -> bool:
-            look(demo)
+            catch_up(demo)
             left = demo.accounts.unsettled(demo.sender.produced)
             runs = len(demo.accounts.runs())
-            step.say(f"{len(demo.sender.produced)} (event, run) sent, {left} messages to go, {runs} raw rows")
+            step.report(f"{len(demo.sender.produced)} (event, run) sent, {left} messages to go, {runs} raw rows")
             return left == 0
 
-        wait_for(covered, "the events were not all accounted for", demo.children, WAIT_S)
+        wait_for(covered, "waiting for the accounting of all events", demo.children, WAIT_S)
 
 
-def look(demo: Demo) -> None:
+def catch_up(demo: Demo) -> None:
     """Read new deltas of the raw manifest, and write the late logs of deferred runs."""
     demo.accounts.catch_up(demo.raw)
     waiting = {one.run_id for one in demo.accounts.deferred()}
@@ -236,11 +236,11 @@ def settle(demo: Demo) -> None:
     with demo.steps.step("wait for late logs") as step:
 
         def settled() -> bool:
-            look(demo)
-            step.say(f"{len(demo.accounts.deferred())} of {len(demo.accounts.waited)} wait")
+            catch_up(demo)
+            step.report(f"{len(demo.accounts.deferred())} of {len(demo.accounts.waited)} wait")
             return not demo.accounts.deferred()
 
-        wait_for(settled, "some logs are still waited for", demo.children, WAIT_S)
+        wait_for(settled, "waiting for late logs", demo.children, WAIT_S)
 
 
 def update(demo: Demo, *, seal: bool) -> None:
@@ -250,7 +250,9 @@ def update(demo: Demo, *, seal: bool) -> None:
     with demo.steps.step("seal spans") as step:
         for name in (ALL, RELATIVE):
             done = update_dataset(demo.data.dataset(name), seal=seal)
-            step.say(f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans")
+            step.report(
+                f"{sum(len(span.runs) for span in done.state.latest())} examples in {len(done.state.spans)} spans"
+            )
 
 
 def refresh(demo: Demo, model: str, wave: int) -> None:
@@ -258,9 +260,9 @@ def refresh(demo: Demo, model: str, wave: int) -> None:
     waves = REFRESHES[model]
     if wave in waves:
         with demo.steps.step(f"refresh {model} ({waves.index(wave) + 1} of {len(waves)})") as step:
-            result = demo.trainer.refresh(model, step.say)
+            result = demo.trainer.refresh(model, step.report)
             demo.refreshes.append(result)
-            step.say(f"pushed as v{result['version']}" if result.get("version") else "not pushed")
+            step.report(f"pushed as v{result['version']}" if result.get("version") else "not pushed")
 
 
 def drain(demo: Demo) -> None:
@@ -271,11 +273,11 @@ def drain(demo: Demo) -> None:
 
         def predicted() -> bool:
             predictions.catch_up()
-            step.say(f"{len(predictions.run_ids() & wanted)} of {len(wanted)}")
+            step.report(f"{len(predictions.run_ids() & wanted)} of {len(wanted)}")
             return wanted <= predictions.run_ids()
 
-        wait_for(predicted, "some runs are not predicted", demo.children, WAIT_S)
+        wait_for(predicted, "waiting for predictions", demo.children, WAIT_S)
     if not demo.options.keep:
         with demo.steps.step("end ingest and predict"), ThreadPoolExecutor(2) as pool:
             list(pool.map(demo.children.end, ("ingest", "predict")))
-    look(demo)
+    catch_up(demo)

@@ -16,14 +16,14 @@ _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 @dataclass
 class Step:
-    """One step. ``say`` may be called from any thread."""
+    """One step. `report` may be called from any thread."""
 
     name: str
     began: float
     word: str = ""
     took: float | None = None
 
-    def say(self, word: str) -> None:
+    def report(self, word: str) -> None:
         """Report progress in a few words; the last report stays beside the finished step."""
         self.word = word
 
@@ -72,7 +72,7 @@ class Steps:
         finally:
             one.took = time.monotonic() - self.began - one.began
             if mark == "✗":
-                one.say(f"failed {one.word}".rstrip())
+                one.report(f"failed {one.word}".rstrip())
             self._print(f"{self._clock(one.began + one.took)}  {mark} {name}, {one.took:.1f} s  {one.word}".rstrip())
 
     def seconds(self) -> float:

@@ -39,19 +39,19 @@ class Trainer:
                 start_new_session=True,
             )
 
-    def refresh(self, model: str, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    def refresh(self, model: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Refresh a model from the data set of the same name; return the result.
 
         Raises:
           EngineError: the refresh failed, or the process ended or timed out.
         """
-        return self._ask({"task": "refresh", "model": model}, say)
+        return self._ask({"task": "refresh", "model": model}, progress)
 
-    def probabilities(self, model: str, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    def probabilities(self, model: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Return the trainer's own predictions of held-out runs; see `cli.demo.trainer_tasks`."""
-        return self._ask({"task": "probabilities", "model": model}, say)
+        return self._ask({"task": "probabilities", "model": model}, progress)
 
-    def _ask(self, task: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    def _ask(self, task: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
         with self._lock:
             process = self._process
             if process.stdin is None or process.stdout is None or process.poll() is not None:
@@ -63,8 +63,8 @@ class Trainer:
                 process.stdin.flush()
                 for line in process.stdout:
                     answer = json.loads(line)
-                    if "say" in answer:
-                        say(answer["say"])
+                    if "progress" in answer:
+                        progress(answer["progress"])
                     elif "error" in answer:
                         raise EngineError(f"{task['task']} {task['model']}: {answer['error']} (log: {self._log})")
                     else:
@@ -112,7 +112,7 @@ def main(data_root: str) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            answer(done=tasks.do(data_root, task, lambda word: answer(say=word)))
+            answer(done=tasks.do(data_root, task, lambda word: answer(progress=word)))
         except Exception as error:  # noqa: BLE001 (reported to the demo, which ends)
             traceback.print_exc()
             answer(error=f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ciml.data_root import DataRoot
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 def warm_up() -> None:
@@ -22,22 +22,22 @@ def warm_up() -> None:
     import training.train  # noqa: F401
 
 
-def do(data_root: str, task: dict[str, Any], say: Say) -> dict[str, Any]:
+def do(data_root: str, task: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Run one task; the result is JSON."""
     data, model = DataRoot.open(data_root), str(task["model"])
     if task["task"] == "refresh":
-        return _refresh(data, model, say)
+        return _refresh(data, model, progress)
     if task["task"] == "probabilities":
         return _probabilities(data, model)
     raise ValueError(f"no such task: {task['task']}")
 
 
-def _refresh(data: DataRoot, model: str, say: Say) -> dict[str, Any]:
+def _refresh(data: DataRoot, model: str, progress: Progress) -> dict[str, Any]:
     """Refresh a model from the data set of the same name once, as ``ciml refresh`` does."""
     from pipelines.training.trainer import TrainConfig, run_once
 
     began = time.perf_counter()
-    done = run_once(TrainConfig(data, model, model), progress=say)
+    done = run_once(TrainConfig(data, model, model), progress=progress)
     if done.outcome == "nothing_new":
         return {"model": model, "skipped": "; ".join(done.reasons)}
     return {

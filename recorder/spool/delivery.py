@@ -41,9 +41,8 @@ class Delivery:
     Args:
       recording: the recording.
       sender: of its broker; None where it has none.
-      end: its end, where it is known; else `finish` sets it later
-      announce: whether to send the run's start too; False where the start's event could differ from one that may have
-        arrived already.
+      end: the end of the command, if known; else `finish` sets it later.
+      announce: whether to send the start event too; False if it could differ from one that has arrived already.
 
     Attributes:
       failure: why delivery makes no progress, in one line; "" while it does.
@@ -66,7 +65,7 @@ class Delivery:
 
     @property
     def progress(self) -> int:
-        """Bytes of the log that were read: grows while delivery makes progress."""
+        """Return a number that grows while delivery makes progress."""
         return self._tail.mark.offset - len(self._sent)
 
     def finish(self, end: End) -> None:

@@ -10,15 +10,15 @@ from recorder.producer import Sender
 from recorder.settings import Settings
 from recorder.spool.folder import open_private
 from recorder.spool.leftovers import FACTS, by_command, deliver, is_unsealed
-from recorder.spool.recording import Places, Recording, waiting
+from recorder.spool.recording import Destination, Recording, waiting
 
 
-def send_leftovers(settings: Settings, places: Places) -> None:
+def send_leftovers(settings: Settings, destination: Destination) -> None:
     """Send every recording of the spool that no process is recording.
 
     Args:
       settings: the spool, the broker and the timeout.
-      places: destinations from the command line, for recordings whose own destination is not trusted.
+      destination: destination of the command line, for recordings whose own destination is not trusted.
 
     Raises:
       CimlError: the spool is not a private folder of this user.
@@ -44,7 +44,7 @@ def send_leftovers(settings: Settings, places: Places) -> None:
         if recording is None:
             continue
         run_id = recording.plan.mention.run_id
-        why = _send(recording, sender, settings, places)
+        why = _send(recording, sender, settings, destination)
         if why:
             failed += 1
             recording.release()
@@ -64,11 +64,11 @@ def send_leftovers(settings: Settings, places: Places) -> None:
     report(f"{sent} recordings sent")
 
 
-def _send(recording: Recording, sender: Sender | None, settings: Settings, places: Places) -> str:
+def _send(recording: Recording, sender: Sender | None, settings: Settings, destination: Destination) -> str:
     """Send one recording while it makes progress. Return why it could not be sent, or ""."""
     progress = -1
     try:
-        recording.plan = by_command(recording, settings, places)
+        recording.plan = by_command(recording, settings, destination)
         delivery = deliver(recording, sender if recording.plan.kafka else None)
         deadline = time.monotonic() + settings.flush_s
         while not delivery.step():
@@ -77,7 +77,7 @@ def _send(recording: Recording, sender: Sender | None, settings: Settings, place
             if (now := delivery.progress) != progress:
                 progress, deadline = now, time.monotonic() + settings.flush_s
             if time.monotonic() > deadline or (delivery.failure and sender is None):
-                return delivery.failure or (sender.refused if sender else "") or "the broker does not answer"
+                return delivery.failure or (sender.connection_error if sender else "") or "the broker does not answer"
     except CimlError as error:
         return str(error)
     except OSError as error:

@@ -11,7 +11,7 @@ from recorder.producer import Sender
 from recorder.settings import Settings
 from recorder.spool.delivery import Delivery
 from recorder.spool.folder import Folder, open_private
-from recorder.spool.recording import End, Places, Plan, Recording, size_of, waiting
+from recorder.spool.recording import Destination, End, Plan, Recording, size_of, waiting
 from recorder.spool.seal import is_sealed, secrets_of
 
 #: Facts that a trust policy may match, except the source (part of the run's id). They are left out without a seal.
@@ -23,7 +23,7 @@ _TAKEN_A_STEP = 10  # unsent recordings per step: samples are taken between step
 
 
 def end_of(recording: Recording) -> End:
-    """Return the end of a leftover recording; where none was written, it was killed with its recorder."""
+    """Return the end of a leftover recording; without one, the command was killed with its recorder."""
     return recording.end() or End(recording.changed_us(), "ABORTED", {"recorder": "killed"})
 
 
@@ -44,7 +44,7 @@ def without_facts(plan: Plan) -> Plan:
     return replace(plan, mention=facts.replace(**dict.fromkeys(FACTS, ""), labels=labels))
 
 
-def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
+def by_recorder(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
     """Return the plan with which the recorder of another run may send a recording.
 
     Args:
@@ -71,13 +71,13 @@ def beside(recording: Recording, own: Plan, settings: Settings) -> Plan | None:
     return without_facts(plan)
 
 
-def by_command(recording: Recording, settings: Settings, places: Places) -> Plan:
+def by_command(recording: Recording, settings: Settings, destination: Destination) -> Plan:
     """Return the plan with which ``ciml record --send`` sends a recording.
 
     Args:
       recording: a leftover recording.
       settings: with the broker of the command line.
-      places: destinations of the command line.
+      destination: destination of the command line.
 
     Raises:
       CimlError: the command line gives no destination.
@@ -91,7 +91,7 @@ def by_command(recording: Recording, settings: Settings, places: Places) -> Plan
     if is_sealed(recording, secrets):
         return plan
     if secrets:  # its own destination is not trusted with them
-        plan = replace(plan, **asdict(places))
+        plan = replace(plan, **asdict(destination))
     if not plan.has_destination:
         raise CimlError("no destination; give --kafka or --log-dir")
     return without_facts(plan)
@@ -138,7 +138,7 @@ class Leftovers:
             recording = Recording.take(self._spool, name)
             if recording is None:
                 return
-            plan = beside(recording, self._own, self._settings)
+            plan = by_recorder(recording, self._own, self._settings)
             if plan is not None:
                 recording.plan = plan
                 self._current = recording, deliver(recording, self._sender)

@@ -41,13 +41,13 @@ _NAME = re.compile(r"[0-9]{1,20}-[0-9]{1,10}")
 _RESULTS = frozenset({"SUCCESS", "FAILURE", "TIMED_OUT", "ABORTED"})
 _LOCK_TRIES = 50
 _LOCK_PAUSE_S = 0.01
-_MAX_PLACE = 4096  # characters of an address, a topic or a path
+_MAX_DESTINATION = 4096  # characters of an address, a topic or a path
 _YOUNG_S = 60.0  # a folder without run.json may be one that another recorder is creating
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """The destination of a recording, beside its broker; as in `Plan`."""
+class Destination:
+    """The destination of a recording, without its broker; as in `Plan`."""
 
     samples_topic: str = "samples"
     events_topic: str = "ci-events"
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of the command: epoch microseconds, the word of `ciml.events.outcomes`, and further labels."""
+    """The end of the command: epoch microseconds, the result as in `ciml.events.outcomes`, and further labels."""
 
     end_us: Micros
     result: str
@@ -296,9 +296,9 @@ def _read_plan(folder: Folder, young: bool) -> Plan | None:
     if facts.start_us is None or not 0 <= facts.start_us < 1 << 53:
         raise RejectedInput("bad_time", "start_us")
     checked, _ = facts_from_run(run_from_facts(facts), RunId.decode(facts.run_id), "started")
-    for place in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
-        if len(place) > _MAX_PLACE or not is_clean(place):
-            raise RejectedInput("bad_field", f"{place!r:.80} is not a valid destination")
+    for text in (plan.kafka, plan.samples_topic, plan.events_topic, plan.log_dir, plan.log_url):
+        if len(text) > _MAX_DESTINATION or not is_clean(text):
+            raise RejectedInput("bad_field", f"{text!r:.80} is not a valid destination")
     return replace(plan, mention=checked)
 
 

@@ -85,7 +85,7 @@ def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_a_data_set_is_read_as_the_manifest_says(samples: list[Sample], tmp_path: Path) -> None:
     data = DataRoot.open(tmp_path)
-    RawStore(data).add([(sample.mention, table_of(sample)) for sample in samples])
+    RawStore(data).add([(sample.facts, table_of(sample)) for sample in samples])
     definition = DatasetDefinition(
         name="provider", class_label="provider", features_regex="^(usr|sys)$", aggregation_functions=("mean", "std")
     )
@@ -141,7 +141,7 @@ def test_the_model_server_is_asked_by_stock_stubs(samples: list[Sample], tmp_pat
     definition = resolve(
         DatasetDefinition(name="m", class_label="provider", features_regex="^(usr|1m)$", max_windows=6),
         [telemetry_columns(table.column_names) for table in tables],
-        [sample.mention for sample in samples[:20]],
+        [sample.facts for sample in samples[:20]],
     )
     model = save_model(tmp_path / "candidate", definition=definition)
     data = DataRoot.open(tmp_path / "data")

@@ -12,7 +12,7 @@ from ciml.errors import EngineError
 from ciml.limits import MAX_RECORDING_FILE_BYTES, MAX_RECORDING_LOG_BYTES
 from recorder.settings import Settings
 from recorder.spool.flush import send_leftovers
-from recorder.spool.recording import Places
+from recorder.spool.recording import Destination
 from tests.recorder.planted import plant
 from tests.recorder.recorded import record
 from tests.recorder.test_spool import bind_by_permissions, logs_of, outside, record_beside
@@ -60,7 +60,7 @@ def test_a_recording_holds_only_files_of_its_own(
     make(folder / name, tmp_path)
     there = sorted([*os.listdir(folder), *([] if name == "lock" else ["lock"])])
     with pytest.raises(EngineError, match=r"^1 recordings not sent, kept in .*; 0 sent$"):
-        send_leftovers(Settings(tmp_path / "spool"), Places())
+        send_leftovers(Settings(tmp_path / "spool"), Destination())
     assert str(folder) in capfd.readouterr().err
     assert sorted(os.listdir(folder)) == there
     assert logs_of(logs) == []

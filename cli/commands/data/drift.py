@@ -131,7 +131,7 @@ def _print(report: Report) -> None:
 def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Return the findings in groups of one cause, the clearest first.
 
-    A group is: aggregations of one feature that shifted in the same place; many groups that were added or lost.
+    A group is: aggregations of one feature that shifted in the same slice; many groups that were added or lost.
     """
     often = Counter((finding.kind, finding.what) for finding in findings)
     rows: dict[object, list[Finding]] = {}
@@ -148,7 +148,7 @@ def _together(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 
 def _row(finding: Finding, *others: Finding) -> list[str]:
-    place = "all others" if finding.rest else "all"
+    every = "all others" if finding.rest else "all"
     style = "{:.1%}" if finding.kind in _SHARES else "{:.3g}"
     more = ""
     if others and finding.kind in ("lost_group", "new_group"):
@@ -157,8 +157,8 @@ def _row(finding: Finding, *others: Finding) -> list[str]:
         more = f"; also {', '.join(other.what.partition('(')[0] for other in others)}"
     return [
         finding.what,
-        place if finding.build_name is None else finding.build_name,
-        place if finding.provider is None else finding.provider,
+        every if finding.build_name is None else finding.build_name,
+        every if finding.provider is None else finding.provider,
         f"{finding.runs_before:,} → {finding.runs_after:,}",
         f"{style.format(finding.before)} → {style.format(finding.after)}",
         "" if finding.psi is None else f"{finding.psi:.2f}",
@@ -176,19 +176,19 @@ def _features(names: Sequence[str]) -> list[str]:
 def _notes(report: Report) -> list[str]:
     lines = []
     if not report.enough:
-        lines.append(f"too few runs to say: want {report.policy.min_runs} on both sides")
+        lines.append(f"too few runs: {report.policy.min_runs} needed on both sides")
     elif not report.measures:
         lines.append("no feature is on both sides")
     elif not report.findings:
-        lines.append(f"nothing moved, by {report.tests:,} tests")
+        lines.append(f"no drift, by {report.tests:,} tests")
     itself = set(_features([finding.what for finding in report.findings]))
     if mixed := [name for name in _features(report.with_the_mix) if name not in itself]:
-        lines.append(f"moved with the mix alone: {', '.join(mixed)}")
+        lines.append(f"drift explained by the mix of runs: {', '.join(mixed)}")
     if undecided := ", ".join(_features(report.untold)):
-        lines.append(f"moved, with too few comparable runs to rule out the mix: {undecided}")
+        lines.append(f"drift, with too few comparable runs to rule out the mix: {undecided}")
     narrow = [one for one in report.few if one != (None, None) and None in one]
     if report.enough and narrow:
-        lines.append(f"too few runs to say anything of {len(narrow)} jobs and providers by themselves")
+        lines.append(f"too few runs to test {len(narrow)} jobs and providers separately")
     if report.before.columns is None:
-        lines.append("the raw store is not in the data path: which columns the runs had is not known")
+        lines.append("no raw store in the data path: columns of the runs are unknown")
     return lines

@@ -93,7 +93,7 @@ def command(
 
         def report(progress: Progress, word: str) -> None:
             done = ", ".join(f"{number:,} {what}" for what, number in progress.facts["counts"].items())
-            counts.say(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
+            counts.update(f"{done or 'no predictions yet'}; {progress.behind:,} runs to go; {word}")
 
         run_service(
             service, engine, (once, until_idle), report, beam_options, metrics_port, metrics_address, COMMIT.histogram,

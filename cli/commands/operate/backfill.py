@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.batch_options import logs_option, logs_place, runner_option
+from cli.batch_options import logs_option, logs_root, runner_option
 from cli.options import beam_option, data_path_option, s3_place
 from cli.policy_options import fetch_policy_option, trust_policy_option
 from cli.s3_options import s3_options
@@ -131,7 +131,7 @@ def make_config(
     from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
-    logs = logs_place(logs)
+    logs = logs_root(logs)
     # Several blocks of lines are in flight, so each has a share of the memory of one ingest batch.
     fetch = FetchPolicy.load(fetch_policy) if fetch_policy else FetchPolicy(max_batch_bytes=128 << 20)
     fetch = fetch.allowing(roots=(logs,))

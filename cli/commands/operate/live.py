@@ -103,6 +103,6 @@ def command(
 
         def report(progress: Progress, word: str) -> None:
             read = progress.facts["counts"]["messages read"]
-            counts.say(f"{read:,} messages read; {progress.behind:,} to go")
+            counts.update(f"{read:,} messages read; {progress.behind:,} to go")
 
         run_service(service, engine, (once, until_idle), report, beam_options)

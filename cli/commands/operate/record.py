@@ -114,7 +114,7 @@ def command(
     from ciml.kafka.options import KafkaOptions
     from recorder.console import be_quiet
     from recorder.settings import Settings
-    from recorder.spool.recording import Places, default_spool
+    from recorder.spool.recording import Destination, default_spool
 
     if bool(argv) == send:
         raise click.UsageError("no command; give one, such as: ciml record -- make test" if not send else
@@ -130,7 +130,7 @@ def command(
     if send:
         from recorder.spool.flush import send_leftovers
 
-        send_leftovers(settings, Places(samples_topic, topic, _absolute(log_dir), log_url or ""))
+        send_leftovers(settings, Destination(samples_topic, topic, _absolute(log_dir), log_url or ""))
         return
     from recorder.record import record
 
@@ -178,13 +178,13 @@ def make_plan(
     }
     try:
         identity = run_identity(run, source or known.source)
-        mention, _ = facts_from_run(run, identity, "started")
+        facts, _ = facts_from_run(run, identity, "started")
     except RejectedInput as rejected:
         raise CimlError(f"invalid event field: {rejected}") from None
-    return Plan(mention, kafka, samples_topic, events_topic, log_dir, log_url)
+    return Plan(facts, kafka, samples_topic, events_topic, log_dir, log_url)
 
 
-def _absolute(place: str | None) -> str:
-    if not place:
+def _absolute(folder: str | None) -> str:
+    if not folder:
         return ""
-    return place if "://" in place else os.path.abspath(place)
+    return folder if "://" in folder else os.path.abspath(folder)

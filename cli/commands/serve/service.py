@@ -17,7 +17,7 @@ from cli.param_types import Duration
 if TYPE_CHECKING:
     from services.files import ServiceFiles
 
-#: Of each kind of service: the module of its command, whose options are the service's, and options for an example.
+#: By kind of service: the module of its command, which has the service's options, and options for an example.
 KINDS = {
     "ingest": ("cli.commands.operate.ingest.run", "--data-path data --allow-host logs.example.org"),
     "predict": ("cli.commands.learn.predict", "--data-path data --model provider"),
@@ -154,8 +154,8 @@ def _start(
         metrics_port=metrics_port,
         metrics_address=metrics_address,
     )
-    place = ServiceFiles(home, name or kind)
-    return control.start(place, located(home, options), wait_s, click.echo, foreground=foreground)
+    files = ServiceFiles(home, name or kind)
+    return control.start(files, located(home, options), wait_s, click.echo, foreground=foreground)
 
 
 _NAME = click.argument("name", required=False)
@@ -223,11 +223,11 @@ def status(name: str | None, as_json: bool, home: Path) -> int:
     from services.files import ServiceFiles
     from services.status import exit_code, gather, show
 
-    places = [choose(home, name)] if name else ServiceFiles.all(home)
-    if not places:
+    services = [choose(home, name)] if name else ServiceFiles.all(home)
+    if not services:
         click.echo("{}" if as_json else f"No service was started in {home}. Start one by: ciml service start")
         return 1
-    found = {place.name: gather(place) for place in places}
+    found = {files.name: gather(files) for files in services}
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -245,12 +245,12 @@ def choose(home: Path, name: str | None) -> ServiceFiles:
     from services.files import ServiceFiles
 
     if name:
-        place = ServiceFiles(home, name)
-        place.options()
-        return place
-    places = ServiceFiles.all(home)
-    if len(places) == 1:
-        return places[0]
-    if not places:
+        files = ServiceFiles(home, name)
+        files.options()
+        return files
+    services = ServiceFiles.all(home)
+    if len(services) == 1:
+        return services[0]
+    if not services:
         raise CimlError(f"no service was started in {home}; start one by ciml service start")
-    raise CimlError(f"several services; choose one: {', '.join(place.name for place in places)}")
+    raise CimlError(f"several services; choose one: {', '.join(files.name for files in services)}")

@@ -17,7 +17,7 @@ from engines.flink.cluster import part_rows
 from engines.launcher import alive, healthy
 
 
-def _look(home: Path, one: engines.EngineState) -> dict[str, Any]:
+def _row(home: Path, one: engines.EngineState) -> dict[str, Any]:
     health = "dead" if not alive(one) else "ok" if healthy(home, one) else "no answer"
     row = {**asdict(one), "memory_used_mb": processes.memory_mb(one.pid, one.started), "health": health}
     if one.name == "cluster":
@@ -41,7 +41,7 @@ def command(as_json: bool, home: Path) -> int:
     """
     known = engines.read(home)
     with ThreadPoolExecutor(max_workers=8) as pool:
-        seen = list(pool.map(lambda one: _look(home, one), known.values()))
+        seen = list(pool.map(lambda one: _row(home, one), known.values()))
     if as_json:
         click.echo(json.dumps({one["name"]: one for one in seen}, indent=2))
     elif not seen:

@@ -66,14 +66,14 @@ def accounting(lines: Sequence[AccountingLine]) -> str:
             f"{line.kind.replace('_', ' ')}{': ' + line.reason.replace('_', ' ') if line.reason else ''}"
             for line in lines
         ]
-        places = list(range(len(lines)))[::-1]
+        y = list(range(len(lines)))[::-1]
         counts = [line.counted for line in lines]
-        axes.barh(places, counts, color=[KINDS.get(line.kind, "#666666") for line in lines], height=0.7)
+        axes.barh(y, counts, color=[KINDS.get(line.kind, "#666666") for line in lines], height=0.7)
         expected = [line.expected for line in lines]
-        axes.plot(expected, places, "|", color="black", markersize=13, markeredgewidth=1.5, label="expected")
-        for place, count in zip(places, counts, strict=True):
-            axes.annotate(f"{count}", (max(count, 0.8), place), (7, 0), textcoords="offset points", va="center")
-        axes.set_yticks(places, names)
+        axes.plot(expected, y, "|", color="black", markersize=13, markeredgewidth=1.5, label="expected")
+        for position, count in zip(y, counts, strict=True):
+            axes.annotate(f"{count}", (max(count, 0.8), position), (7, 0), textcoords="offset points", va="center")
+        axes.set_yticks(y, names)
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(0, max([*counts, *expected, 1]) * 2.2)
         axes.set_xlabel("(event, run), logarithmic")
@@ -94,9 +94,9 @@ def spans(lines: Sequence[SpanLine]) -> str:
         for color, name in zip(PALETTE, classes, strict=False):
             counts = [line.classes.get(name, 0) for line in mine]
             axes.bar(labels, counts, 0.65, bottom=bottom, color=color, label=name)
-            for place, (count, base) in enumerate(zip(counts, bottom, strict=True)):
+            for x, (count, base) in enumerate(zip(counts, bottom, strict=True)):
                 if count:
-                    axes.annotate(f"{count}", (place, base + count / 2), ha="center", va="center", color="white")
+                    axes.annotate(f"{count}", (x, base + count / 2), ha="center", va="center", color="white")
             bottom = [base + count for base, count in zip(bottom, counts, strict=True)]
         axes.set_ylabel("runs")
         axes.grid(False, axis="x")
@@ -126,28 +126,26 @@ def versions(lines: Sequence[VersionLine]) -> str:
     def paint(axes: Axes) -> None:
         models = list(dict.fromkeys(line.model for line in lines))
         ticks: dict[int, str] = {}
-        place = 0
+        start = 0
         for color, model in zip(PALETTE, models, strict=False):
             mine = [line for line in lines if line.model == model]
-            places = list(range(place, place + len(mine)))
-            for where, line in zip(places, mine, strict=True):
-                ticks[where] = f"v{line.version}" + ("" if line.verdict == "pushed" else "\nkept")
-                axes.plot([where - 0.3, where + 0.3], [line.base_rate] * 2, color="#888888", linewidth=2, linestyle=":")
+            positions = list(range(start, start + len(mine)))
+            for x, line in zip(positions, mine, strict=True):
+                ticks[x] = f"v{line.version}" + ("" if line.verdict == "pushed" else "\nkept")
+                axes.plot([x - 0.3, x + 0.3], [line.base_rate] * 2, color="#888888", linewidth=2, linestyle=":")
                 if line.one_number is not None:
-                    axes.plot([where - 0.3, where + 0.3], [line.one_number] * 2, color="#D55E00", linewidth=2)
+                    axes.plot([x - 0.3, x + 0.3], [line.one_number] * 2, color="#D55E00", linewidth=2)
             middle = [line.accuracy for line in mine]
             low = [line.accuracy - line.low for line in mine]
             high = [line.high - line.accuracy for line in mine]
-            axes.errorbar(places, middle, yerr=[low, high], color=color, fmt="o-", capsize=4, label=model)
-            for where, line in zip(places, mine, strict=True):
-                axes.annotate(
-                    f"{line.accuracy:.2f}", (where, line.low), (0, -13), textcoords="offset points", ha="center"
-                )
-            place += len(mine) + 1
+            axes.errorbar(positions, middle, yerr=[low, high], color=color, fmt="o-", capsize=4, label=model)
+            for x, line in zip(positions, mine, strict=True):
+                axes.annotate(f"{line.accuracy:.2f}", (x, line.low), (0, -13), textcoords="offset points", ha="center")
+            start += len(mine) + 1
         axes.plot([], [], color="#888888", linewidth=2, linestyle=":", label="base rate")
         axes.plot([], [], color="#D55E00", linewidth=2, label="one number")
         axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.set_xlim(-0.6, place - 1.2)
+        axes.set_xlim(-0.6, start - 1.2)
         axes.set_ylim(0, 1.03)
         axes.set_ylabel("accuracy on held-out runs")
         axes.grid(False, axis="x")
@@ -171,8 +169,8 @@ def confusion_matrix(confusion: Confusion) -> str:
                 axes.annotate(f"{confusion.counts[row][column]}", (column, row), ha="center", va="center", color=color)
         axes.set_xticks(size, confusion.classes)
         axes.set_yticks(size, confusion.classes)
-        axes.set_xlabel("the model's answer")
-        axes.set_ylabel("provider")
+        axes.set_xlabel("predicted provider")
+        axes.set_ylabel("true provider")
         axes.set_title(f"{confusion.model} v{confusion.version}", fontsize=10)
         axes.grid(False)
 

@@ -25,7 +25,7 @@ def show(result: DemoResult, console: Any) -> None:
 
 
 #: Columns that never wrap.
-_WHOLE = ("model", "data set", "(95 %)", "")
+_NO_WRAP = ("model", "data set", "(95 %)", "")
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -38,7 +38,7 @@ def _table(title: str, *columns: str) -> Any:
         table.add_column(
             name.lstrip(">"),
             justify="right" if name.startswith(">") else "left",
-            no_wrap=name.startswith(">") or name in _WHOLE,
+            no_wrap=name.startswith(">") or name in _NO_WRAP,
         )
     return table
 
@@ -48,7 +48,7 @@ def _percent(value: float | None) -> str:
 
 
 def _accounting(result: DemoResult) -> Any:
-    table = _table("What became of each (event, run)", "class", "reason", ">expected", ">counted", "")
+    table = _table("Outcomes of all (event, run) pairs", "class", "reason", ">expected", ">counted", "")
     for line in result.accounting:
         same = line.expected == line.counted
         table.add_row(
@@ -68,7 +68,7 @@ def _accounting(result: DemoResult) -> Any:
 
 
 def _spoilt(result: DemoResult) -> Any:
-    table = _table("Spoilt on purpose", "trick", ">messages", "became")
+    table = _table("Damaged on purpose", "damage", ">messages", "outcome")
     for line in result.spoilt:
         table.add_row(line.trick, str(line.messages), line.became.replace("_", " "))
     return table
@@ -92,8 +92,8 @@ def _spans(result: DemoResult) -> Any:
 
 def _models(result: DemoResult) -> Any:
     table = _table(
-        "Models, on runs that they did not learn from",
-        *("model", ">", ">trained", ">tested", ">accuracy", "(95 %)", ">champion", ">base", ">one number", "verdict"),
+        "Models, on held-out runs",
+        *("model", ">", ">trained", ">tested", ">accuracy", "(95 %)", ">champion", ">base", ">one number", "decision"),
     )
     for number, line in enumerate(result.versions):
         refresh = sum(one.model == line.model for one in result.versions[: number + 1])

@@ -30,7 +30,7 @@ def data_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_what_moved_is_a_table_and_the_exit_code_5(data_path: str) -> None:
+def test_drift_is_a_table_and_the_exit_code_5(data_path: str) -> None:
     shown = ciml("cpu", "--data-path", data_path, exit_code=5).stdout
     assert f"cpu, spans 1 to 2 ({2 * SPAN} runs) → cpu, span 3 ({SPAN} runs)" in shown
     (row,) = [line for line in shown.splitlines() if line.startswith("│ usr")]
@@ -50,12 +50,12 @@ def test_findings_that_are_allowed_leave_the_exit_code_0(data_path: str) -> None
     ciml("cpu", "--allow", "mix", "--data-path", data_path, exit_code=5)
 
 
-def test_nothing_moved_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -> None:
+def test_no_drift_and_too_few_runs_exit_with_0(data_path: str, tmp_path: Path) -> None:
     fill(DataRoot.open(tmp_path), some_runs(1), some_runs(101))
     still = ciml("cpu", "--data-path", str(tmp_path), exit_code=0).stdout
-    assert re.search(r"\nnothing moved, by \d+ tests\n", still)
+    assert re.search(r"\nno drift, by \d+ tests\n", still)
     few = ciml("cpu", "--min-runs", "31", "--data-path", data_path, exit_code=0).stdout
-    assert "too few runs to say: want 31 on both sides" in few
+    assert "too few runs: 31 needed on both sides" in few
 
 
 def test_wrong_use_gets_one_line(data_path: str) -> None:

@@ -92,7 +92,7 @@ def demo_result(**changes: object) -> DemoResult:
             for place, name in enumerate(CLASSES)
         ],
         "checks": [
-            Check(name="every (event, run) is what the producer's list says", passed=True, detail="826 of 826"),
+            Check(name="each (event, run) has the expected outcome", passed=True, detail="826 of 826"),
             Check(name="no untrusted run in a snapshot", passed=True, detail="20 untrusted, 5 snapshots"),
         ],
         "steps": [

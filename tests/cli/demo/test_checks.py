@@ -235,12 +235,12 @@ def examples() -> tuple[dict[str, Any], dict[str, str], ResolvedDefinition]:
     samples = read_corpus(corpus_folder(), 12)
     logs = [(corpus_folder() / sample.log_path).read_bytes() for sample in samples]
     tables: Any = parse_logs([Log(log) for log in logs])
-    mentions = [sample.mention for sample in samples]
-    resolved = resolve(definitions(20)[1], [telemetry_columns(one.column_names) for one in tables], mentions)
-    made = make_examples(mentions, tables, resolved)
+    facts = [sample.facts for sample in samples]
+    resolved = resolve(definitions(20)[1], [telemetry_columns(one.column_names) for one in tables], facts)
+    made = make_examples(facts, tables, resolved)
     import gzip
 
-    texts = {mention.run_id: gzip.decompress(log).decode() for mention, log in zip(mentions, logs, strict=True)}
+    texts = {one.run_id: gzip.decompress(log).decode() for one, log in zip(facts, logs, strict=True)}
     return {row["run_id"]: row for row in made.table.to_pylist()}, texts, resolved
 
 

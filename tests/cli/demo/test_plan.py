@@ -112,7 +112,7 @@ def test_the_log_root_holds_what_the_plan_says(plan: Plan, tmp_path: object) -> 
 def test_a_smaller_corpus_has_its_waves_too() -> None:
     plan = make_plan(read_corpus(corpus_folder(), 60), URL)
     assert [len(wave) > 10 for wave in plan.waves()] == [True, True, True]
-    assert all(sample.mention.source == SOURCE for sample in plan.samples)
+    assert all(sample.facts.source == SOURCE for sample in plan.samples)
 
 
 def test_a_folder_without_listing_is_named(tmp_path: object) -> None:

@@ -31,11 +31,11 @@ def printed(out: Console) -> str:
     return out.file.getvalue()
 
 
-def test_steps_are_told_when_they_begin_and_end() -> None:
+def test_steps_are_printed_when_they_begin_and_end() -> None:
     out = console()
     with Steps(out) as steps:
         with steps.step("one") as one:
-            one.say("5 of 5")
+            one.report("5 of 5")
         with pytest.raises(ValueError), steps.step("two"):  # noqa: PT011 (it is raised two lines below)
             raise ValueError
     lines = [line.split("  ", 1)[1] for line in printed(out).splitlines()]
@@ -48,7 +48,7 @@ def test_steps_are_told_when_they_begin_and_end() -> None:
 def test_steps_may_overlap_on_a_terminal() -> None:
     out = console(terminal=True)
     with Steps(out) as steps, steps.step("outer"), steps.step("inner") as inner:
-        inner.say("goes on")
+        inner.report("goes on")
         time.sleep(0.3)
     said = printed(out)
     assert "outer" in said

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_option, logs_place, processors, runner_option
+from cli.batch_options import collecting_rarely, logs_option, logs_root, processors, runner_option
 from cli.options import data_path_option, s3_place, target_data_path_option
 from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
@@ -179,9 +179,9 @@ def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.trust import TrustPolicy
 
-    place = logs_place(logs)
+    root = logs_root(logs)
     return ListedRuns(
-        open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,)),
+        open_listing(listing), Reading(logs=root), TrustPolicy.load(None), FetchPolicy().allowing(roots=(root,)),
         jobs=jobs or processors(),
     )  # fmt: skip
 

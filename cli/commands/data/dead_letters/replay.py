@@ -73,7 +73,7 @@ def replay_command(data_path: str, dry_run: bool, as_json: bool, **options: Any)
         _print_preview(preview(config), as_json)
         return 0
     stop = stop_on_signals()
-    with Bar("dead letters", "letters") as bar:
+    with Bar("replay", "dead letters") as bar:
         found = replay(config, stop=stop, report=lambda each: bar.show(each.tried, each.total, _totals(each)))
     _print_replayed(found, as_json)
     return _INTERRUPTED if not found.complete else _SOME_LEFT if found.still else 0
@@ -99,14 +99,14 @@ def make_config(
     """
     from ciml.data_root import DataRoot
     from ciml.events.run_facts import source_names
-    from cli.batch_options import logs_place
+    from cli.batch_options import logs_root
     from pipelines.ingest.replay import ReplayConfig
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
-    place = logs_place(logs) if logs else ""
-    roots = (*roots, place) if place else roots
+    root = logs_root(logs) if logs else ""
+    roots = (*roots, root) if root else roots
     fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
     return ReplayConfig(
         DataRoot.open(data_path).raw,
@@ -116,7 +116,7 @@ def make_config(
         names=source_names(pairs("--source", sources)),
         trust=TrustPolicy.load(trust_policy),
         fetch=fetch,
-        logs=place,
+        logs=root,
     )
 
 

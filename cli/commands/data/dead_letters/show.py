@@ -48,45 +48,45 @@ def list_command(data_path: str, everything: bool, last: int, as_json: bool, **f
       ciml dead-letters list --data-path data
       ciml dead-letters list --reason log_not_found --since 1d --json --data-path data
     """
-    letters = _found(data_path, everything, **filters)
+    dead_letters = _found(data_path, everything, **filters)
     now_us = time.time_ns() // 1000
     if as_json:
-        for letter in letters:
-            click.echo(json.dumps(letter.to_json(now_us)))
+        for dead_letter in dead_letters:
+            click.echo(json.dumps(dead_letter.to_json(now_us)))
         return
     count = 0
 
     def counted() -> Iterator[DeadLetter]:
         nonlocal count
-        for letter in letters:
+        for dead_letter in dead_letters:
             count += 1
-            yield letter
+            yield dead_letter
 
     shown = deque(counted(), maxlen=last)
     if not shown:
         click.echo("No dead letters." if everything else "No open dead letters.")
         return
-    _print_letters(shown, now_us, everything)
+    _print_rows(shown, now_us, everything)
     if count > len(shown):
         click.echo(f"{count - len(shown):,} older ones are not shown; show them by --last {count} or --json.")
 
 
-def _print_letters(letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
+def _print_rows(dead_letters: Iterable[DeadLetter], now_us: int, everything: bool) -> None:
     """Print one line each, in columns."""
     rows = []
-    for letter in letters:
-        said = letter.to_json(now_us)
-        row = [_age(said["age_s"]), said["reason"], _origin(letter), said["run_id"] or "-", said["build_name"] or "-"]
+    for one in dead_letters:
+        facts = one.to_json(now_us)
+        row = [_age(facts["age_s"]), facts["reason"], _origin(one), facts["run_id"] or "-", facts["build_name"] or "-"]
         if everything:
-            row.append(", ".join(letter.became) if letter.closed else "open")
-        rows.append([*row, said["detail"]])
+            row.append(", ".join(one.became) if one.closed else "open")
+        rows.append([*row, facts["detail"]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _origin(letter: DeadLetter) -> str:
-    origin = letter.key[0]
+def _origin(dead_letter: DeadLetter) -> str:
+    origin = dead_letter.key[0]
     topic = origin.topic[:_SHORT] if is_listing(origin.topic) else origin.topic
     return f"{topic}:{origin.partition}:{origin.offset}"
 
@@ -113,8 +113,8 @@ def count(data_path: str, by_job: bool, as_json: bool, **filters: Any) -> None:
     """
     counts: Counter[tuple[str, str]] = Counter()
     if by_job or any(filters.values()):
-        for letter in _found(data_path, False, **filters):
-            counts[letter.outcome.reason, letter.job if by_job else ""] += 1
+        for one in _found(data_path, False, **filters):
+            counts[one.outcome.reason, one.job if by_job else ""] += 1
     else:  # the manifest's own sums
         from ciml.data_root import DataRoot
         from ciml.raw.state import open_raw
@@ -155,10 +155,10 @@ def show(origin: str, run_id: str, data_path: str) -> None:
     found = [one for one in chosen(raw, choice) if one.key[0].partition == partition and one.key[0].offset == offset]
     if not found:
         raise CimlError(f"no open dead letter of {origin}; list them by ciml dead-letters list")
-    for letter in found:
-        value = letter.to_json(now_us)
-        value["time"] = datetime.fromtimestamp(letter.time_us / 1e6, UTC).isoformat(timespec="seconds")
-        click.echo(json.dumps({**value, "message": _message(raw, letter)}, indent=2, ensure_ascii=True))
+    for one in found:
+        value = one.to_json(now_us)
+        value["time"] = datetime.fromtimestamp(one.time_us / 1e6, UTC).isoformat(timespec="seconds")
+        click.echo(json.dumps({**value, "message": _message(raw, one)}, indent=2, ensure_ascii=True))
 
 
 def _parsed_origin(text: str) -> tuple[str, int, int]:
@@ -171,18 +171,18 @@ def _parsed_origin(text: str) -> tuple[str, int, int]:
 
 def _literal(text: str) -> str:
     """Return a glob that matches only a text."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
 
-def _message(raw: Store, letter: DeadLetter) -> Any:
+def _message(raw: Store, dead_letter: DeadLetter) -> Any:
     """Return the stored message, readable."""
     from ciml.events.payloads import message_of, read_payload
 
-    payload = letter.outcome.payload
+    payload = dead_letter.outcome.payload
     whole = read_payload(raw, payload) if payload else None
     if whole is None or "value" not in whole:
         return dict(whole) if whole else None
-    message = message_of(whole, letter.key[0].offset)
+    message = message_of(whole, dead_letter.key[0].offset)
     return {
         "value": None if message.value is None else message.value.decode("utf-8", "backslashreplace"),
         "headers": [

@@ -83,14 +83,14 @@ def latest_runs(log: ManifestLog, state: RawState) -> Iterator[dict[str, Any]]:
         records = rows_of(log.read(version))
         state.index.prefetch(runs=[record["mention"]["run_id"] for record in records])
         for record in reversed(records):
-            mention, trust, file = record["mention"], record.get("trust", {}), record["file"]
-            known = state.index.run(mention["run_id"])
+            facts, trust, file = record["mention"], record.get("trust", {}), record["file"]
+            known = state.index.run(facts["run_id"])
             if known and known.digest != file["digest"]:
                 continue  # reclaimed: a later row counts
             yield {
-                "run_id": mention["run_id"],
-                "build_name": mention["build_name"],
-                "outcome": known.outcome if known else mention.get("outcome", ""),
+                "run_id": facts["run_id"],
+                "build_name": facts["build_name"],
+                "outcome": known.outcome if known else facts.get("outcome", ""),
                 "trusted": trust.get("trusted", False),
                 "rule": trust.get("rule", ""),
                 "rows": file["rows"],
@@ -108,8 +108,8 @@ def print_runs(runs: list[dict[str, Any]], title: str) -> None:
 
     table = Table("run", "job", "outcome", "trusted", "samples", title=title or None, title_justify="left")
     for run in runs:
-        said = "yes" if run["trusted"] else "no"
-        table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], said, f"{run['rows']:,}")
+        trusted = "yes" if run["trusted"] else "no"
+        table.add_row(Text(run["run_id"]), Text(run["build_name"]), run["outcome"], trusted, f"{run['rows']:,}")
     Console(highlight=False).print(table)
 
 
@@ -139,7 +139,7 @@ def show(run_id: str, data_path: str, as_json: bool) -> int:
     found: dict[str, Any] = {"run_id": run_id, "outcome": known.outcome if known else None}
     stored = next((record for _, kind, record in reversed(records) if kind in ("run", "reclaim")), None)
     if stored is not None:
-        found |= _place(raw, run_id, stored["file"])
+        found |= _object(raw, run_id, stored["file"])
     found["records"] = [{"version": version, "kind": kind, **record} for version, kind, record in records]
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -166,16 +166,16 @@ def _records(log: ManifestLog, until: int, run_id: str) -> Iterator[tuple[int, s
                     yield version, kind, record
 
 
-def _place(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
-    """Return the present place of a run and its state."""
+def _object(raw: Store, run_id: str, file: dict[str, Any]) -> dict[str, Any]:
+    """Return the object or pack of a run, its columns and its fault, if any."""
     from ciml.errors import IntegrityError
     from ciml.events.records import RawFile
     from ciml.raw.packs import split_path
     from transforms.raw.reader import load_packs, read_run, verify_run
 
     named = RawFile.from_json(file)
-    place = split_path(named.path)
-    pack = load_packs(raw, place[0]).find(place[1]) if place is not None else None
+    parts = split_path(named.path)
+    pack = load_packs(raw, parts[0]).find(parts[1]) if parts is not None else None
     found: dict[str, Any] = {"path": named.path, "pack": pack[0].file.path if pack else None}
     found |= {"rows": named.rows, "digest": named.digest, "fault": verify_run(raw, run_id, named)}
     try:

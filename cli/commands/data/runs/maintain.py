@@ -52,13 +52,13 @@ def verify(data_path: str, sample: int | None, seed: int, grace: float, as_json:
         click.echo(f"BROKEN and {found.number - len(found.findings):,} more")
     for line in found.notes:
         click.echo(f"note: {line}")
-    said = f"{found.records:,} records of {found.runs:,} runs in {found.version:,} versions"
+    counted = f"{found.records:,} records of {found.runs:,} runs in {found.version:,} versions"
     read = (
         f"{found.read:,} of {found.objects:,} raw objects read"
         if sample is not None
         else (f"{found.packed:,} runs in {found.packs:,} packs and {found.single:,} objects read")
     )
-    click.echo(f"{said}; {read}: {f'{found.number:,} findings' if found.number else 'all as committed'}.")
+    click.echo(f"{counted}; {read}: {f'{found.number:,} findings' if found.number else 'all as committed'}.")
     return 4 if found.number else 0
 
 

@@ -57,7 +57,7 @@ def summary(data_path: str, count: bool, as_json: bool, last: int, verify: bool)
 
 
 def as_dict(state: RawState) -> dict[str, Any]:
-    """The accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
+    """Return the accounting as JSON: totals by kind, counts by kind and reason, covered ranges of offsets."""
     reasons: dict[str, dict[str, int]] = {}
     for (kind, reason), number in sorted(state.counts.items()):
         reasons.setdefault(kind, {})[reason] = number

@@ -128,11 +128,11 @@ def _show(swept: Swept) -> None:
     console = Console()
     for question in questions(swept.sweep):
         made = trials_table(swept, question)
-        asked = shown(question_name(swept.sweep, question), 60)
-        title = _plain(f"{asked}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}")
+        name = shown(question_name(swept.sweep, question), 60)
+        title = _plain(f"{name}: {METRICS[swept.sweep.metric]} on {scored_on(swept.sweep)}")
         table = Table(title=title, title_justify="left")
-        for place, heading in enumerate(made.headings):
-            justify: Any = "left" if 0 < place < made.words else "right"
+        for column, heading in enumerate(made.headings):
+            justify: Any = "left" if 0 < column < made.words else "right"
             table.add_column(_plain(heading), justify=justify, overflow="fold")
         for row in made.rows[:_MOST_ROWS]:
             table.add_row(*map(_plain, row))

@@ -103,8 +103,8 @@ def train(
             _show(trial, found, new, as_json, fold_lines(found))
             return
         results = [trial.run(), *(trial.run_on(each) for each in materials)]
-    for place, (found, new) in enumerate(results):
-        _show(trial, found, new, as_json, other_lines(found) if place else result_lines(found))
+    for number, (found, new) in enumerate(results):
+        _show(trial, found, new, as_json, other_lines(found) if number else result_lines(found))
 
 
 def _show(trial: Trial, found: dict[str, Any], new: bool, as_json: bool, lines: list[str]) -> None:

@@ -78,10 +78,10 @@ def command(
     from cli.demo.demo import demo
     from cli.demo.run import Options
 
-    place = data_path.absolute()
+    folder = data_path.absolute()
     options = Options(
-        data=place,
-        home=(home or place / "home").absolute(),
+        data=folder,
+        home=(home or folder / "home").absolute(),
         engine=engine,
         corpus=corpus,
         runs=runs,
