@@ -21,7 +21,7 @@ from recorder.producer import Sender
 from recorder.settings import Settings
 from recorder.spool.flush import send_leftovers
 from recorder.spool.leftovers import FACTS, UNSEALED, Leftovers
-from recorder.spool.recording import Places, Plan, Recording
+from recorder.spool.recording import Destination, Plan, Recording
 from tests.fuzz.frame import fuzz
 from tests.fuzz.strategies.spool import MARK, Make, spools
 from tests.recorder.planted import T0_US, TELEMETRY, planted_facts
@@ -147,7 +147,7 @@ def test_what_cannot_be_sent_is_counted_and_stays(fill: Make) -> None:
         before, there = names(base), len(os.listdir(spool))
         said = ""
         try:
-            send_leftovers(Settings(spool, flush_s=0.05), Places())
+            send_leftovers(Settings(spool, flush_s=0.05), Destination())
         except EngineError as error:
             said = str(error)
         stay = len(os.listdir(spool))
