@@ -142,7 +142,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("shown", ["progress_bar('x') as show: show(1, 2)", "bars() as show: show('x', 1, 2)"])
-def test_bars_are_for_terminals_alone_whatever_is_said_of_colours(shown: str) -> None:
+def test_bars_are_only_for_terminals_even_with_forced_colours(shown: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"from cli.progress_bar import bars, progress_bar\nwith {shown}"],
         capture_output=True,

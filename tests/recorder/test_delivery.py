@@ -150,7 +150,7 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     assert found[-1].run_facts[0].result == "SUCCESS"
 
 
-def test_no_secret_is_said_or_kept(tmp_path: Path) -> None:
+def test_no_secret_is_printed_or_stored(tmp_path: Path) -> None:
     secret, spool = "pa55-w0rd", tmp_path / "spool"
     config = tmp_path / "kafka.properties"
     config.write_text(f"ssl.key.password={secret}-2\n")

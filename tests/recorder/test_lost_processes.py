@@ -1,4 +1,4 @@
-"""Whatever is killed beside it, the command goes on, and no run is lost."""
+"""No run is lost when processes of the recorder are killed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def table_of(tmp_path: Path, line: dict[str, Any]) -> pa.Table:
     return table
 
 
-def test_a_killed_recorder_takes_the_command_with_it_and_the_run_is_told(tmp_path: Path) -> None:
+def test_a_killed_recorder_kills_the_command_and_the_run_is_published(tmp_path: Path) -> None:
     process = start(tmp_path, "sh", "-c", "echo $$; exec sleep 60")
     assert process.stdout is not None
     command = psutil.Process(int(process.stdout.readline()))
@@ -152,7 +152,7 @@ def test_without_a_spool_the_command_runs_all_the_same(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    """No process and no open pipe: whoever reads the output to its end is not kept waiting."""
+    """No process and no open pipe is left, so a reader of the output is not blocked."""
     began = time.monotonic()
     done = record(tmp_path / "spool", command=["sh", "-c", "echo $PPID"])
     assert time.monotonic() - began < 30

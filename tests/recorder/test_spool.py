@@ -76,7 +76,7 @@ def test_a_planted_recording_is_not_sent_with_the_credentials_of_the_next_job(
 
 
 @pytest.mark.engines
-def test_a_recording_without_a_seal_says_nothing_that_is_trusted(
+def test_a_recording_without_a_seal_has_no_trusted_fact(
     kafka: str, topic: Callable[..., str], tmp_path: Path, logs: Path
 ) -> None:
     """Where no credentials are needed, an earlier job could have sent it, but it is not known who did."""
@@ -215,7 +215,7 @@ def test_secrets_are_what_only_the_owner_of_the_credentials_knows(tmp_path: Path
 
 
 @pytest.mark.engines
-def test_the_command_line_says_where_an_unsealed_recording_goes(
+def test_the_command_line_sets_the_destination_of_an_unsealed_recording(
     kafka: str, topic: Callable[..., str], tmp_path: Path, logs: Path
 ) -> None:
     samples, own, other, spool = topic(name="samples"), topic(name="events"), topic(name="other"), tmp_path / "spool"
@@ -397,7 +397,7 @@ def test_a_spool_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in (spool, folder)] == [0o700, 0o700]
 
 
-def test_more_entries_than_are_looked_at_stop_no_recording(tmp_path: Path, logs: Path) -> None:
+def test_more_entries_than_the_limit_stop_no_recording(tmp_path: Path, logs: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir(mode=0o700)
     for number in range(MAX_SPOOL_ENTRIES + 10):
@@ -423,7 +423,7 @@ def test_a_full_spool_gives_up_its_oldest_recordings(tmp_path: Path, logs: Path)
     assert gone == {folder.name for folder in folders[:2]}
 
 
-def test_ingest_takes_whatever_a_recorder_records() -> None:
+def test_ingest_accepts_every_recording() -> None:
     assert FetchPolicy().max_bytes >= MAX_RECORDER_LOG_BYTES + MIB
 
 

@@ -203,7 +203,7 @@ def test_a_terminal_stays_one_and_stops_and_continues_both(tmp_path: Path) -> No
     os.close(terminal)
 
 
-def test_a_command_that_is_stopped_alone_stops_nobody_else(tmp_path: Path) -> None:
+def test_a_command_that_is_stopped_alone_stops_no_other_process(tmp_path: Path) -> None:
     """As cpulimit does, again and again: the recorder would stay stopped for ever."""
     process = subprocess.Popen(
         [*recorder(tmp_path / "spool", "-q"), "sh", "-c", "echo $$; read x; exit 4"],

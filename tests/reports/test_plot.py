@@ -157,7 +157,7 @@ def ciml(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["plot", *arguments])
 
 
-def test_the_command_says_where_the_page_is(hostile: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_prints_the_address_of_the_page(hostile: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(hostile)
     done = ciml("bad", "--data-path", str(hostile / "data"), "--features-regex", "^1min$")
     assert (done.exit_code, done.output) == (0, f"{hostile}/bad-plots/index.html\n")
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_line(hostile: Path, arguments: list[str], line: str):
     assert done.stderr.splitlines()[-1].startswith(line)
 
 
-def test_a_data_set_without_examples_says_how_to_fill_it(tmp_path: Path):
+def test_a_data_set_without_examples_is_an_error_with_a_remedy(tmp_path: Path):
     from tests.pipelines.datasets.dataset_scenes import define
 
     define(DataRoot.open(tmp_path))

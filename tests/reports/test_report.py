@@ -199,7 +199,7 @@ def test_missing_parts_are_reported():
     assert table.rows[2] == ("mean", "", "20", "0.700", "0.100 to 0.900", "0.450", "0.700", "0.100 to 0.900")
 
 
-def test_the_comparison_tells_differences_and_what_cannot_be_compared():
+def test_the_comparison_shows_differences_and_incomparable_experiments():
     labels = [0] * 12 + [1] * 8
     good = predicted(labels, of_b(*[0.1] * 12, *[0.9] * 6, *[0.1] * 2))
     poor = predicted(labels, of_b(*[0.9] * 9, *[0.1] * 3, *[0.9] * 7, 0.1))
@@ -268,7 +268,7 @@ def report(*words: str, data: Path) -> Result:
     return CliRunner().invoke(cli, ["experiment", "report", *words, "--data-path", str(data)])
 
 
-def test_the_command_says_where_the_page_is(
+def test_the_command_prints_the_address_of_the_page(
     hostile: Path, reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -103,7 +103,7 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
 
 
-def test_straight_from_logs_it_tells_what_is_no_run(tmp_path: Path) -> None:
+def test_directly_from_logs_unusable_lines_are_reported(tmp_path: Path) -> None:
     corpus_logs = ROOT / "examples/corpus"
     listed = (corpus_logs / "builds.jsonl").read_text().splitlines()[:40]
     (tmp_path / "builds.jsonl").write_text("\n".join([*listed, listed[0], "{}"]))

@@ -39,7 +39,7 @@ def letters(tmp_path: Path, *words: str) -> Result:
     )
 
 
-def test_letters_are_listed_and_chosen(made: Listed, tmp_path: Path) -> None:
+def test_dead_letters_are_listed_and_filtered(made: Listed, tmp_path: Path) -> None:
     text = letters(tmp_path, "list").output
     lines = text.splitlines()
     assert len(lines) == 10
@@ -60,7 +60,7 @@ def test_letters_are_listed_and_chosen(made: Listed, tmp_path: Path) -> None:
     assert letters(tmp_path, "list", "--topic", "ci-*").output == "No open dead letters.\n"
 
 
-def test_letters_are_counted(made: Listed, tmp_path: Path) -> None:
+def test_dead_letters_are_counted(made: Listed, tmp_path: Path) -> None:
     expected = {reason: n for (kind, reason), n in made.expected.items() if kind == "dead_letter"}
     said = json.loads(letters(tmp_path, "count", "--json").output)
     assert (said["letters"], {each["reason"]: each["letters"] for each in said["by"]}) == (10, expected)
@@ -72,7 +72,7 @@ def test_letters_are_counted(made: Listed, tmp_path: Path) -> None:
     assert jobs["by"][0]["job"] in {json.loads(line)["build_name"] for line in made.lines if b"gone" in line}
 
 
-def test_a_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -> None:
+def test_a_dead_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -> None:
     number = next(number for number, line in enumerate(made.lines) if b'"gone"' in line)
     topic = open_listing(str(made.path)).topic
     for name in (topic, topic[:16]):
@@ -85,7 +85,7 @@ def test_a_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -> Non
         assert message in str(result.exception.message if hasattr(result.exception, "message") else result.exception)
 
 
-def test_letters_are_tried_again(made: Listed, tmp_path: Path) -> None:
+def test_dead_letters_are_replayed(made: Listed, tmp_path: Path) -> None:
     dry = letters(tmp_path, "replay", "--dry-run", "--reason", "log_*").output
     assert dry.splitlines() == ["         1 log_not_found", "         1 dead letters would be replayed"]
     still = letters(tmp_path, "replay", "--reason", "log_*")
@@ -137,7 +137,7 @@ def test_it_is_light(made: Listed, tmp_path: Path) -> None:
 
 
 @pytest.mark.engines
-def test_ingest_tells_of_letters_on_a_topic(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+def test_ingest_publishes_dead_letters_on_a_topic(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     scenario = send(kafka, topic(1, "events"), 1, tmp_path / "logs", runs=20)
     name = topic(1, "dead-letters")
     done = subprocess.run(

@@ -88,7 +88,7 @@ def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
     assert "Verified 3 raw objects" in ciml(tmp_path, "--verify").output
 
 
-def test_findings_are_told_and_exit_with_4(tmp_path: Path, stored: RawStore) -> None:
+def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore) -> None:
     paths = stored.store.list("runs")
     stored.store.delete(paths[0])
     verified = ciml(tmp_path, "verify")

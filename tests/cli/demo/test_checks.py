@@ -66,7 +66,7 @@ def test_raw_objects_that_are_right(tmp_path: Path) -> None:
     assert verify.check_raw(LIST, runs).passed
 
 
-def test_a_raw_object_that_is_gone(tmp_path: Path) -> None:
+def test_a_missing_raw_object(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
     raw.delete(next(iter(paths(runs))))
@@ -83,7 +83,7 @@ def test_a_raw_object_with_other_content(tmp_path: Path) -> None:
     assert "another digest" in check.detail
 
 
-def test_a_raw_object_that_nobody_names(tmp_path: Path) -> None:
+def test_an_unreferenced_raw_object(tmp_path: Path) -> None:
     raw = LocalStore(tmp_path)
     runs = stored(raw)
     raw.create("runs/job=j/date=2020-01-01/stray.parquet", b"x")
@@ -177,7 +177,7 @@ def test_each_raw_row_is_predicted_once() -> None:
     assert not check_predictions(runs, right, [2]).passed  # by a version that was never pushed
 
 
-def test_a_topic_tells_everything_once() -> None:
+def test_a_topic_has_each_record_once() -> None:
     assert check_topic("t", ["a", "b"], ["b", "a"]).passed
     assert not check_topic("t", ["a"], ["a", "b"]).passed
     assert not check_topic("t", ["a", "a"], ["a"]).passed

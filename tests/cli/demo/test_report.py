@@ -29,7 +29,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_the_page_says_what_the_result_says(page: str) -> None:
+def test_the_page_shows_the_result(page: str) -> None:
     assert "every number adds up" in page
     assert "826 of 826" in page
     assert "87.0 %" in page
@@ -72,7 +72,7 @@ def test_the_last_version_is_the_pushed_one() -> None:
     assert [(line.model, line.version) for line in last] == [("a", 1), ("b", 2)]
 
 
-def test_a_report_is_written_anew(tmp_path: Path) -> None:
+def test_a_report_is_rendered_from_the_result(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "result.json").write_bytes(msgspec.json.encode(demo_result()))
     done = CliRunner().invoke(command, ["--data-path", str(tmp_path)])

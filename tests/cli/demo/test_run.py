@@ -117,7 +117,7 @@ def test_what_an_earlier_demo_left_running_is_ended(tmp_path: Path) -> None:
     assert processes.find(pid, started) is None
 
 
-def test_an_error_of_the_trainer_is_told(tmp_path: Path) -> None:
+def test_an_error_of_the_trainer_is_reported(tmp_path: Path) -> None:
 
     with (
         Trainer(str(tmp_path), tmp_path / "trainer.log") as trainer,

@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, result: TrainResult, *arguments: str) -
     return CliRunner().invoke(cli, command, standalone_mode=False), configs
 
 
-def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_push_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     excluded, experiment = tmp_path / "excluded", tmp_path / "experiment.toml"
     excluded.write_text("# purged\nzuul~a~1 a leak\n\nzuul~b~1\n")
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
@@ -52,7 +52,7 @@ def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (config.dataset, config.model, config.label) == ("d", "m", "stable")
 
 
-def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejection_is_reported_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     done, _ = run(monkeypatch, TrainResult("refused", ("it may be worse",), champion=2), "--json")
     assert done.return_value == REJECTED
     found = json.loads(done.output)

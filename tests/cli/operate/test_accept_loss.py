@@ -15,7 +15,7 @@ from tests.pipelines.kafka.kafka_topics import covered, delete_records, send_sta
 
 
 @pytest.mark.engines
-def test_a_loss_is_told_and_then_accepted(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
+def test_a_loss_is_reported_and_then_accepted(kafka: str, topic: MakeTopic, tmp_path: Path) -> None:
     need_real(kafka)
     name, raw = topic(2, "events"), open_store(tmp_path / "data" / "raw")
     send_starts(kafka, name, 1, 20)

@@ -144,7 +144,7 @@ class _Named:
     url, lines = "x/builds.jsonl", 100
 
 
-def test_what_is_said_in_the_end() -> None:
+def test_the_final_summary() -> None:
     tally = Tally(100, 10, 40, 50, whole=False)
     tally.counts["run", ""] = 30
     tally.counts["dead_letter", "log_not_found"] = 7

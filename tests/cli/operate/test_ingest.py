@@ -76,7 +76,7 @@ def test_by_default_no_place_is_allowed_and_every_job_is_taken(tmp_path: Path) -
 @pytest.mark.parametrize(
     "more", [["--once", "--until-idle", "1s"], ["-X", "nothing"], ["--source", "x"], ["--until-idle", "soon"]]
 )
-def test_wrong_use_is_said(tmp_path: Path, more: list[str]) -> None:
+def test_wrong_use_is_reported(tmp_path: Path, more: list[str]) -> None:
     arguments = ["--data-path", str(tmp_path), "--kafka", "127.0.0.1:1", "--engine", "micro-batches", *more]
     done = CliRunner().invoke(cli, ["ingest", *arguments])
     assert done.exit_code == 2

@@ -53,7 +53,7 @@ def test_what_it_needs(data: DataRoot, tmp_path: Path) -> None:
 @pytest.mark.engines
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", ["once", pytest.param("flink")])
-def test_runs_are_told_as_their_logs_make_them(
+def test_live_runs_equal_their_logs(
     data: DataRoot, kafka: str, topic: MakeTopic, engine: str, request: pytest.FixtureRequest
 ) -> None:
     need_real(kafka)
