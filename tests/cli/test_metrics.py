@@ -65,9 +65,9 @@ def foreground(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        said = process.stderr.readline()
-        assert said.startswith("metrics: http://127.0.0.1:"), said + process.stderr.read()
-        yield said.split()[1]
+        reported = process.stderr.readline()
+        assert reported.startswith("metrics: http://127.0.0.1:"), reported + process.stderr.read()
+        yield reported.split()[1]
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -153,8 +153,8 @@ def test_as_a_container_it_is_ended_and_started_again(kafka: str, topic: Callabl
             one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
             workers.append(one.pid("worker"))
             process.terminate()
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == 0, said
+            _, reported = process.communicate(timeout=60)
+            assert process.returncode == 0, reported
         assert workers[0] == workers[1]
 
 
@@ -171,14 +171,14 @@ def test_on_flink_beam_counts_what_the_histograms_do(
         assert done.exception is None, done.exception
         one.wait(lambda: totals(scrape(one.status()["metrics"])) == wanted(scenario), "the totals are others")
         name, found = one.status()["job"]["name"], scrape(one.status()["metrics"])
-        told = {
+        expected = {
             "ciml_telemetry_fetch_count": found["ciml_telemetry_fetch_seconds_count"][()],
             "ciml_commit_raw_count": found["ciml_commit_seconds_count"][("raw",)],
         }
-        one.wait(lambda: told.items() <= counters(flink_jobs, name).items(), f"Flink does not say {told}")
+        one.wait(lambda: expected.items() <= counters(flink_jobs, name).items(), f"Flink does not report {expected}")
         milliseconds = counters(flink_jobs, name)["ciml_telemetry_fetch_ms"]
         measured = found["ciml_telemetry_fetch_seconds_sum"][()] * 1000
-        assert abs(milliseconds - measured) <= told["ciml_telemetry_fetch_count"]  # each bundle is rounded once
+        assert abs(milliseconds - measured) <= expected["ciml_telemetry_fetch_count"]  # each bundle is rounded once
         one.wait(lambda: scrape(one.status()["metrics"]).get("ciml_ingest_checkpoint_bytes", {}) != {}, "no checkpoint")
 
 

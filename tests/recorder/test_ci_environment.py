@@ -119,7 +119,7 @@ def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "reported"),
     [
         ({"source": "A B"}, "source"),
         ({"job": "j" * 300}, "job: too long for a path"),
@@ -127,6 +127,6 @@ def test_no_environment_keeps_a_command_from_running(no_ci: pytest.MonkeyPatch) 
         ({"run_id": "x" * 300}, "id"),
     ],
 )
-def test_an_option_that_no_event_can_hold(no_ci: pytest.MonkeyPatch, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(CimlError, match=f"invalid event field: .*{said}"):
+def test_an_option_that_no_event_can_hold(no_ci: pytest.MonkeyPatch, options: dict[str, Any], reported: str) -> None:
+    with pytest.raises(CimlError, match=f"invalid event field: .*{reported}"):
         plan(**options)

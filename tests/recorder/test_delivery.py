@@ -131,9 +131,9 @@ def test_a_broker_that_comes_and_goes_loses_no_sample(broker: Broker, tmp_path: 
     wait_for(lambda: rows() >= before + 2)
     process.stdin.write("x\nx\n")
     process.stdin.flush()
-    _, said = process.communicate(timeout=30)
+    _, reported = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert f"kept in {log.parent} for the next ciml record, or ciml record --send" in said
+    assert f"kept in {log.parent} for the next ciml record, or ciml record --send" in reported
 
     assert record(spool, "--kafka", broker.address, "--send", "--flush", "100ms", command=[]).returncode == 3
     broker.start()

@@ -103,9 +103,9 @@ def test_a_worker_that_is_killed_is_started_again(tmp_path: Path) -> None:
         if _ == 0:
             worker.kill()
             worker.wait()
-    _, said = process.communicate("x\n", timeout=30)
+    _, reported = process.communicate("x\n", timeout=30)
     assert process.returncode == 5
-    assert "the recorder exited; restarting it" in said
+    assert "the recorder exited; restarting it" in reported
     table = table_of(tmp_path, listed(tmp_path))
     assert sum(table.column("boot").to_pylist()) == 2
     assert table.schema.metadata[b"starts"] == b"2"
@@ -117,9 +117,9 @@ def test_proc_goes_on_where_dool_dies(tmp_path: Path) -> None:
     (dool,) = worker_of(process.pid).children()
     dool.kill()
     wait_for(lambda: "ciml-record" in log.read_text())
-    _, said = process.communicate("x\n", timeout=30)
+    _, reported = process.communicate("x\n", timeout=30)
     assert process.returncode == 6
-    assert "dool exited (code -9); reading /proc instead" in said
+    assert "dool exited (code -9); reading /proc instead" in reported
     table = table_of(tmp_path, listed(tmp_path))
     assert table.num_columns == 2 + 25
     assert sum(table.column("boot").to_pylist()) == 2

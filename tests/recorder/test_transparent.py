@@ -50,7 +50,7 @@ def test_a_recorded_command_is_the_bare_one(
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "reported"),
     [
         (["no-such-program"], 127, "no-such-program: No such file or directory"),
         (["/no/such/program"], 127, "/no/such/program: No such file or directory"),
@@ -58,10 +58,12 @@ def test_a_recorded_command_is_the_bare_one(
         (["/"], 126, "/: Permission denied"),
     ],
 )
-def test_what_cannot_be_started_ends_as_in_a_shell(tmp_path: Path, command: list[str], code: int, said: str) -> None:
+def test_what_cannot_be_started_ends_as_in_a_shell(
+    tmp_path: Path, command: list[str], code: int, reported: str
+) -> None:
     done = record(tmp_path / "spool", command=command)
     assert done.returncode == code
-    assert f"ciml record: {said}\n" in done.stderr
+    assert f"ciml record: {reported}\n" in done.stderr
 
 
 def test_a_script_without_an_interpreter_is_run_by_sh(tmp_path: Path) -> None:
@@ -123,13 +125,13 @@ def test_each_signal_comes_once_to_one_process_or_to_the_group(tmp_path: Path) -
     assert process.stdout.readline() == "ready\n"
     names = "INT TERM HUP USR1 USR2 WINCH QUIT CONT ALRM PIPE TSTP RTMIN"
     numbers = [signal.Signals[f"SIG{name}"] for name in names.split()]
-    told = []
+    numbers_read = []
     for number in numbers:
         for send in (os.kill, os.killpg):
             send(process.pid, number)
-            told.append(int(process.stdout.readline()))
+            numbers_read.append(int(process.stdout.readline()))
     rest, _ = process.communicate("end\n", timeout=30)
-    assert told == [number for number in numbers for _ in range(2)]
+    assert numbers_read == [number for number in numbers for _ in range(2)]
     assert rest == ""
     assert process.returncode == 0
 
@@ -187,12 +189,12 @@ def test_a_terminal_stays_one_and_stops_and_continues_both(tmp_path: Path) -> No
         stdin=side, stdout=side, stderr=side, env=environment(), start_new_session=True,
     )  # fmt: skip
     os.close(side)
-    said = b""
+    reported = b""
 
     def hear(word: bytes) -> None:
-        nonlocal said
-        while word not in said:
-            said += os.read(terminal, 100)
+        nonlocal reported
+        while word not in reported:
+            reported += os.read(terminal, 100)
 
     hear(b"tty\r\n")
     os.write(terminal, b"\x1a")

@@ -75,9 +75,9 @@ def test_options_win_over_the_definitions_file_which_builds_the_same_alone(tmp_p
     )  # fmt: skip
     assert made.stdout.startswith("mine: 30 examples of 3 x 1, 30 of them new")
     written = Path(one, "datasets/mine/_definition.toml")
-    said = tomllib.loads(written.read_text())
-    assert said["aggregation_functions"] == ["mean", "std", "max"]
-    assert (said["sample_interval"], said["slicer"], said["raw_version"]) == ("5s", "10:40", 1)
+    reported = tomllib.loads(written.read_text())
+    assert reported["aggregation_functions"] == ["mean", "std", "max"]
+    assert (reported["sample_interval"], reported["slicer"], reported["raw_version"]) == ("5s", "10:40", 1)
     again = build("--definition", str(written), "--data-path", data_path, "--target-data-path", two)
     assert again.stdout.replace(two, one) == made.stdout
     deltas = [json.loads(Path(each, "datasets/mine/_manifest/000000000002.json").read_text()) for each in (one, two)]
@@ -97,8 +97,8 @@ def test_force_replaces_another_definition_and_nothing_else(tmp_path: Path, data
         str(tmp_path),
     ]
     build(*line, "--slicer", ":10")
-    told = build(*line, "--slicer", ":20", exit_code=2).output
-    assert "data set 'x' exists with another slicer; choose another name" in told
+    output = build(*line, "--slicer", ":20", exit_code=2).output
+    assert "data set 'x' exists with another slicer; choose another name" in output
     assert "all were there" in build(*line, "--slicer", ":10", "--force").stdout
     assert "20 examples" in build(*line, "--slicer", ":20", "--force").stdout
 
@@ -118,9 +118,9 @@ def test_directly_from_logs_unusable_lines_are_reported(tmp_path: Path) -> None:
         str(tmp_path / "x"),
     ]
     logs = ["--listing", str(tmp_path / "builds.jsonl"), "--logs", str(corpus_logs), "--jobs", "1"]
-    said = build(*line, *logs).stdout.splitlines()
-    assert said[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
-    assert said[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
+    reported = build(*line, *logs).stdout.splitlines()
+    assert reported[0] == f"x: 40 examples of 550 x 1, 40 of them new: {tmp_path}/x/datasets/x"
+    assert reported[-1] == "  no runs   2 lines of the listing: dead_letter missing_field 1, repeat run 1"
     assert "give both or neither" in build(*line, *logs[:2], exit_code=2).output
     assert "--runner: not supported with --listing" in build(*line, *logs, "--runner", "fnapi", exit_code=2).output
     assert "no such listing" in build(*line, "--listing", "nowhere.jsonl", *logs[2:], exit_code=2).output
@@ -131,8 +131,8 @@ def test_classes_are_merged(tmp_path: Path) -> None:
     line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", str(tmp_path)]
     logs = ["--listing", str(corpus_logs / "builds.jsonl"), "--logs", str(corpus_logs), "--slicer", ":40"]
     others = [f"--class-map={name}=other" for name in ("alibaba", "huawei", "tencent")]
-    said = build(*line, *logs, "--class-map", "aws=aws", *others).stdout.splitlines()
-    assert [each.split()[1] for each in said if each.startswith("  class")] == ["aws:", "other:"]
+    reported = build(*line, *logs, "--class-map", "aws=aws", *others).stdout.splitlines()
+    assert [each.split()[1] for each in reported if each.startswith("  class")] == ["aws:", "other:"]
     written = (tmp_path / "datasets/x/_definition.toml").read_text()
     assert 'class_map = {"aws" = "aws", "alibaba" = "other", "huawei" = "other", "tencent" = "other"}' in written
 
@@ -151,8 +151,8 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
     line = ["--dataset", "x", "--class-label", "provider", "--features-regex", "usr", "--data-path", data_path]
     found = {}
     for target in (str(tmp_path / "sets"), f"{s3.bucket()}/sets"):
-        told = build(*line, "--target-data-path", target).stdout
-        assert "plots" not in told
+        output = build(*line, "--target-data-path", target).stdout
+        assert "plots" not in output
         seen = build(*line, "--target-data-path", target, "--visualize").stdout.splitlines()
         assert seen[-1] == f"  plots     {target}/datasets/x/_plots/index.html"
         found[target] = drawn(target, "datasets/x/_plots")
@@ -166,7 +166,7 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "reported"),
     [
         (["--dataset", "x", "--features-regex", "nosuch"], "matches none of the columns"),
         (["--dataset", "x", "--features-regex", "("], "features_regex"),
@@ -183,8 +183,8 @@ def test_visualize_draws_what_plot_draws_locally_and_on_s3(tmp_path: Path, data_
         ([], "no name of the data set"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, data_path: str, wrong: list[str], said: str) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path, data_path: str, wrong: list[str], reported: str) -> None:
     done = build(*wrong, "--data-path", data_path, "--target-data-path", str(tmp_path / "sets"), exit_code=2)
-    assert said in done.output
+    assert reported in done.output
     assert done.output.count("\n") == 1, done.output
     assert not (tmp_path / "sets").exists()

@@ -62,8 +62,8 @@ def test_dead_letters_are_listed_and_filtered(made: Listed, tmp_path: Path) -> N
 
 def test_dead_letters_are_counted(made: Listed, tmp_path: Path) -> None:
     expected = {reason: n for (kind, reason), n in made.expected.items() if kind == "dead_letter"}
-    said = json.loads(letters(tmp_path, "count", "--json").output)
-    assert (said["letters"], {each["reason"]: each["letters"] for each in said["by"]}) == (10, expected)
+    reported = json.loads(letters(tmp_path, "count", "--json").output)
+    assert (reported["letters"], {each["reason"]: each["letters"] for each in reported["by"]}) == (10, expected)
     lines = letters(tmp_path, "count").output.splitlines()
     assert lines[0].split() == ["3", "bad_field"]
     assert lines[-1] == "        10 open dead letters"
@@ -76,10 +76,10 @@ def test_a_dead_letter_is_shown_with_its_message(made: Listed, tmp_path: Path) -
     number = next(number for number, line in enumerate(made.lines) if b'"gone"' in line)
     topic = open_listing(str(made.path)).topic
     for name in (topic, topic[:16]):
-        said = json.loads(letters(tmp_path, "show", f"{name}:0:{number}").output)
-        assert json.loads(said["message"]["value"]) == json.loads(made.lines[number])
-        assert said["message"]["headers"][0] == ["listing-source", "backfill"]
-        assert said["reason"] == "log_not_found"
+        reported = json.loads(letters(tmp_path, "show", f"{name}:0:{number}").output)
+        assert json.loads(reported["message"]["value"]) == json.loads(made.lines[number])
+        assert reported["message"]["headers"][0] == ["listing-source", "backfill"]
+        assert reported["reason"] == "log_not_found"
     for wrong, message in ((f"{topic}:0:9999", "no open dead letter of"), ("x", "give TOPIC:PARTITION:OFFSET")):
         result = letters(tmp_path, "show", wrong)
         assert message in str(result.exception.message if hasattr(result.exception, "message") else result.exception)
@@ -101,8 +101,13 @@ def test_dead_letters_are_replayed(made: Listed, tmp_path: Path) -> None:
     assert account(DataRoot.open(tmp_path / "data").raw)[0].totals()["dead_letter"] == 9
     line = letters(tmp_path, "list", "--all", "--reason", "log_*").output
     assert line.split()[-4:] == ["run", "no", "such", "file"]
-    said = json.loads(letters(tmp_path, "replay", "--json", "--limit", "2").output)
-    assert (said["tried"], said["closed"], sum(said["still_open"].values()), said["whole"]) == (2, 0, 2, True)
+    reported = json.loads(letters(tmp_path, "replay", "--json", "--limit", "2").output)
+    assert (reported["tried"], reported["closed"], sum(reported["still_open"].values()), reported["whole"]) == (
+        2,
+        0,
+        2,
+        True,
+    )
     assert json.loads(letters(tmp_path, "replay", "--dry-run", "--json").output)["letters"] == 9
 
 
@@ -149,11 +154,11 @@ def test_ingest_publishes_dead_letters_on_a_topic(kafka: str, topic: MakeTopic, 
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = [json.loads(message.value or b"") for message in announced(kafka, name)]
+    published = [json.loads(message.value or b"") for message in announced(kafka, name)]
     listed = [json.loads(line) for line in letters(tmp_path, "list", "--json").output.splitlines()]
     assert listed
-    assert {each["state"] for each in told} == {"open"}
-    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in told) == sorted(
+    assert {each["state"] for each in published} == {"open"}
+    assert sorted((each["origin"], each["run_id"], each["reason"]) for each in published) == sorted(
         (each["origin"], each["run_id"], each["reason"]) for each in listed
     )
 

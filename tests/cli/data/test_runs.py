@@ -57,10 +57,10 @@ def test_runs_are_listed_the_latest_first(tmp_path: Path, stored: RawStore) -> N
 
 
 def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
-    told: dict[str, Any] = json.loads(ciml(tmp_path, "show", "zuul~1~1", "--json").output)
-    assert (told["outcome"], told["pack"], told["rows"], told["fault"]) == ("timeout", None, 4, "")
-    assert told["columns"] == ["time", "boot", "total cpu usage:usr", "load avg:1m"]
-    assert [(each["version"], each["kind"]) for each in told["records"]] == [(1, "run"), (3, "correction")]
+    value: dict[str, Any] = json.loads(ciml(tmp_path, "show", "zuul~1~1", "--json").output)
+    assert (value["outcome"], value["pack"], value["rows"], value["fault"]) == ("timeout", None, 4, "")
+    assert value["columns"] == ["time", "boot", "total cpu usage:usr", "load avg:1m"]
+    assert [(each["version"], each["kind"]) for each in value["records"]] == [(1, "run"), (3, "correction")]
     ciml(tmp_path, "compact")
     text = ciml(tmp_path, "show", "zuul~1~1").output
     assert f"pack       packs/{FIRST}/" in text
@@ -71,9 +71,9 @@ def test_one_run_is_shown(tmp_path: Path, stored: RawStore) -> None:
 
 
 def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
-    said = ciml(tmp_path, "compact", "--json", "--grace", "0s")
-    assert said.return_value == 0
-    done = json.loads(said.output)
+    reported = ciml(tmp_path, "compact", "--json", "--grace", "0s")
+    assert reported.return_value == 0
+    done = json.loads(reported.output)
     assert (done["packing"]["runs"], done["packing"]["alone"], done["swept"]["objects"]) == (2, 1, 2)
     again = ciml(tmp_path, "compact", "--grace", "0s")
     assert "0 runs packed into 0 packs" in again.output
@@ -82,8 +82,8 @@ def test_compacted_and_verified(tmp_path: Path, stored: RawStore) -> None:
     assert verified.output.splitlines()[-1] == (
         "4 records of 3 runs in 3 versions; 2 runs in 1 packs and 1 objects read: all as committed."
     )
-    told = json.loads(ciml(tmp_path, "verify", "--json", "--sample", "2").output)
-    assert (told["number"], told["read"], told["runs"]) == (0, 2, 3)
+    value = json.loads(ciml(tmp_path, "verify", "--json", "--sample", "2").output)
+    assert (value["number"], value["read"], value["runs"]) == (0, 2, 3)
     assert "2 of 3 raw objects read" in ciml(tmp_path, "verify", "--sample", "2").output
     assert "Verified 3 raw objects" in ciml(tmp_path, "--verify").output
 
@@ -109,6 +109,6 @@ def test_findings_are_reported_and_exit_with_4(tmp_path: Path, stored: RawStore)
 
 @pytest.mark.parametrize("name", ["list", "show", "verify", "compact", "summary", ""])
 def test_help_has_an_example(name: str) -> None:
-    said = CliRunner().invoke(command, [*([name] if name else []), "--help"])
-    assert said.exit_code == 0
-    assert "Example:" in said.output
+    reported = CliRunner().invoke(command, [*([name] if name else []), "--help"])
+    assert reported.exit_code == 0
+    assert "Example:" in reported.output

@@ -70,9 +70,9 @@ def test_spans_are_verified(tmp_path: Path, data: DataRoot) -> None:
     assert bad.return_value == 4
     assert bad.output.splitlines()[0] == "cpu: 8 examples, spans 2, all as committed"
     assert sum(line.startswith("BROKEN load: ") for line in bad.output.splitlines()) == 2
-    told = ciml(tmp_path, "verify", "load", "--json")
-    assert told.return_value == 4
-    assert len(json.loads(told.output)["load"]["findings"]) == 2
+    result = ciml(tmp_path, "verify", "load", "--json")
+    assert result.return_value == 4
+    assert len(json.loads(result.output)["load"]["findings"]) == 2
     assert ciml(tmp_path, "verify", "cpu").return_value == 0
     data.store.replace("datasets/load/_manifest/000000000002.json", b"{")
     assert "is not a delta" in ciml(tmp_path, "verify").output

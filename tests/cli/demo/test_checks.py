@@ -198,7 +198,7 @@ def test_quantiles() -> None:
     assert quantile([7.0], 0.5) == 7.0
 
 
-def told(model: str, number: int | None, reasons: tuple[str, ...] = ()) -> dict[str, Any]:
+def refreshed(model: str, number: int | None, reasons: tuple[str, ...] = ()) -> dict[str, Any]:
     figures = {"value": 0.8, "low": 0.7, "high": 0.9, "runs": 100, "right": 80}
     evaluation = {"accuracy": figures, "runs": 100, "trained_on": 300, "base_rate": {**figures, "value": 0.3}}
     metrics = {"evaluation": evaluation, "baselines": {"memory": {**figures, "value": 1.0}}, "champion": None}
@@ -206,11 +206,17 @@ def told(model: str, number: int | None, reasons: tuple[str, ...] = ()) -> dict[
 
 
 def test_every_refresh_ends_in_a_push_or_a_reason() -> None:
-    right = [told(ALL, 1), told(ALL, None, ("worse",)), told(ALL, 2), told(RELATIVE, 1), told(RELATIVE, 2)]
+    right = [
+        refreshed(ALL, 1),
+        refreshed(ALL, None, ("worse",)),
+        refreshed(ALL, 2),
+        refreshed(RELATIVE, 1),
+        refreshed(RELATIVE, 2),
+    ]
     assert check_refreshes(right).passed
     assert not check_refreshes(right[1:]).passed
     assert not check_refreshes([*right[:4], {"model": RELATIVE, "skipped": "nothing new"}]).passed
-    assert not check_refreshes([told(ALL, None), *right[1:]]).passed
+    assert not check_refreshes([refreshed(ALL, None), *right[1:]]).passed
     line = version_line(right[1])
     assert (line.verdict, line.why, line.one_number, line.champion) == ("kept", "worse", 1.0, None)
 

@@ -50,19 +50,19 @@ def test_steps_may_overlap_on_a_terminal() -> None:
     with Steps(out) as steps, steps.step("outer"), steps.step("inner") as inner:
         inner.report("goes on")
         time.sleep(0.3)
-    said = printed(out)
-    assert "outer" in said
-    assert "inner" in said
-    assert "goes on" in said
+    reported = printed(out)
+    assert "outer" in reported
+    assert "inner" in reported
+    assert "goes on" in reported
 
 
 def test_the_tables_say_what_the_result_says() -> None:
     out = console()
     failed = Check(name="something [is] wrong", passed=False, detail="3 [of] 4")
     show(demo_result(checks=[failed]), out)
-    said = printed(out)
+    reported = printed(out)
     for text in ("755", "not finished", "87.0 %", "81.0–92.0", "v1: 380", "✗ something [is] wrong (3 [of] 4)"):
-        assert text in said
+        assert text in reported
 
 
 def test_a_command_that_ends_by_itself_is_named(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ def test_the_document_shows_the_example_and_names_every_key() -> None:
     example = Sweep.load(ROOT / "examples/sweep.toml")
     assert Sweep.from_json(parse_toml(block, "docs/sweeps.md")) == example
     assert len(example.grid) == 16
-    named = set(re.findall(r"^\| `([a-z_]+)` \| ", text.partition("## What comes out")[0], re.M))
+    named = set(re.findall(r"^\| `([a-z_]+)` \| ", text.partition("## Output")[0], re.M))
     assert named == set(Sweep.__struct_fields__) - {"dataset", "experiment", "vary"}
-    told = " ".join(run("--help").output.split())
-    assert "ciml experiment sweep examples/sweep.toml --data-path DATA" in told
-    assert "the test runs are never read" in told
+    help_text = " ".join(run("--help").output.split())
+    assert "ciml experiment sweep examples/sweep.toml --data-path DATA" in help_text
+    assert "the test runs are never read" in help_text
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_mistake_is_one_line_and_nothing_is_left_of_it(text: str, line: str, t
     file.write_text(text)
     done = run(file, "--data-path", data, "--output", tmp_path / "page")
     assert (done.exit_code, done.stdout) == (2, "")
-    told = done.stderr.splitlines()
-    assert len(told) == 1
-    assert told[0].startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
-    assert line in told[0]
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"ciml: {line}" if line.startswith("no raw") else f"ciml: {file}")
+    assert line in lines[0]
     assert not (tmp_path / "page").exists()
     assert [path for path in data.rglob("*") if path.is_file()] == []

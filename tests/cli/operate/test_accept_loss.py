@@ -22,13 +22,13 @@ def test_a_loss_is_reported_and_then_accepted(kafka: str, topic: MakeTopic, tmp_
     delete_records(KafkaOptions(kafka), name, 1, 12)
     arguments = ["accept-loss", "--data-path", str(tmp_path / "data"), "--kafka", kafka, "--topic", name]
 
-    def said(*more: str) -> str:
+    def reported(*more: str) -> str:
         result = CliRunner().invoke(command, [*arguments, *more], catch_exceptions=False)
         assert result.exit_code == 0
         return result.stdout
 
-    assert said("--dry-run") == f"{name}[1]: 12 offsets, 0 to 12: lost\n"
+    assert reported("--dry-run") == f"{name}[1]: 12 offsets, 0 to 12: lost\n"
     assert covered(raw, name) == {}
-    assert said() == f"{name}[1]: 12 offsets, 0 to 12: accepted as lost\n"
+    assert reported() == f"{name}[1]: 12 offsets, 0 to 12: accepted as lost\n"
     assert covered(raw, name) == {1: [(0, 12)]}
-    assert said() == f"{name}: nothing is lost\n"
+    assert reported() == f"{name}: nothing is lost\n"

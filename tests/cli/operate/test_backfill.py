@@ -57,8 +57,8 @@ def test_from_the_command_line_and_again(tmp_path: Path) -> None:
     rows_of(made, tmp_path / "data")
     again = ciml(*words)
     assert (again.returncode, again.stdout) == (0, "builds.jsonl.gz: all 75 lines are settled already.\n")
-    said = json.loads(ciml(*words, "--json").stdout)
-    assert (said["lines"], said["settled_before"], said["settled"], said["whole"]) == (75, 75, 75, True)
+    reported = json.loads(ciml(*words, "--json").stdout)
+    assert (reported["lines"], reported["settled_before"], reported["settled"], reported["whole"]) == (75, 75, 75, True)
 
 
 def test_results_for_programs(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_results_for_programs(tmp_path: Path) -> None:
     assert dry["trust"] == [{"trusted": False, "rule": "no rule", "lines": 22}]
     assert dry["bad"] == {"broken_json": 1}
     assert {each["result"] for each in dry["take"]} == {"SUCCESS", "FAILURE"}
-    said = json.loads(ciml(*words, "--limit", "10", "--job", "*").stdout)
-    assert (said["settled"], said["totals"]["run"]) == (10, 8)
-    assert said["reasons"] == {"dead_letter": {"broken_json": 1}, "repeat": {"run": 1}, "run": {"": 8}}
-    assert said["seconds"] > 0
+    reported = json.loads(ciml(*words, "--limit", "10", "--job", "*").stdout)
+    assert (reported["settled"], reported["totals"]["run"]) == (10, 8)
+    assert reported["reasons"] == {"dead_letter": {"broken_json": 1}, "repeat": {"run": 1}, "run": {"": 8}}
+    assert reported["seconds"] > 0
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_a_signal_ends_it_in_order_and_it_goes_on(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGTERM)
-        said, errors = process.communicate(timeout=50)
+        reported, errors = process.communicate(timeout=50)
     finally:
         if process.poll() is None:
             process.kill()
     assert "Traceback" not in errors
-    assert process.returncode == 130, (said, errors)
-    assert "Interrupted: run the same command to continue." in said
+    assert process.returncode == 130, (reported, errors)
+    assert "Interrupted: run the same command to continue." in reported
     state, _ = account(DataRoot.open(data).raw)
     assert 0 < state.index.run_count() < 500
     done = ciml(*words)

@@ -106,12 +106,12 @@ def committed(data: Path) -> None:
 def test_runs_shows_the_accounting(tmp_path: Path) -> None:
     committed(tmp_path)
     done = CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--json", "--last", "1"], standalone_mode=False)
-    said = json.loads(done.output)
-    assert (said["version"], said["runs"]) == (2, 2)
-    assert said["totals"] == dict.fromkeys(LISTS, 0) | {"run": 2, "repeat": 1}
-    assert said["reasons"] == {"repeat": {"run": 1}, "run": {"": 2}}
-    assert said["covered"] == {"t[0]": [[0, 3]]}
-    assert [run["version"] for run in said["latest"]] == [2]
+    reported = json.loads(done.output)
+    assert (reported["version"], reported["runs"]) == (2, 2)
+    assert reported["totals"] == dict.fromkeys(LISTS, 0) | {"run": 2, "repeat": 1}
+    assert reported["reasons"] == {"repeat": {"run": 1}, "run": {"": 2}}
+    assert reported["covered"] == {"t[0]": [[0, 3]]}
+    assert [run["version"] for run in reported["latest"]] == [2]
     assert CliRunner().invoke(runs, ["--data-path", str(tmp_path), "--count"]).output == "2\n"
     text = CliRunner().invoke(runs, ["--data-path", str(tmp_path)]).output
     assert "repeats" in text
@@ -140,8 +140,8 @@ def test_once_from_the_command_line_and_a_verified_store(kafka: str, topic: Call
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0 messages to go" in done.stderr
-    said = json.loads(ciml("runs", "--data-path", data, "--json").stdout)
-    assert said["runs"] == len(scenario.runs)
+    reported = json.loads(ciml("runs", "--data-path", data, "--json").stdout)
+    assert reported["runs"] == len(scenario.runs)
     verified = ciml("runs", "--data-path", data, "--verify")
     assert verified.returncode == 0
     assert f"Verified {len(scenario.runs)} raw objects" in verified.stdout
@@ -165,9 +165,9 @@ def test_a_signal_ends_it_in_order(kafka: str, topic: Callable[..., str], tmp_pa
             assert process.poll() is None
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 0, said
-        assert "Traceback" not in said
+        _, reported = process.communicate(timeout=30)
+        assert process.returncode == 0, reported
+        assert "Traceback" not in reported
     finally:
         if process.poll() is None:
             process.kill()
