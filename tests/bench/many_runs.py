@@ -77,7 +77,7 @@ def fill_store(data: Store, runs: Iterable[tuple[RunFacts, pa.Table]], *, per_fo
             waiting[folder] = PackWriter(folder, table.schema)
         writer = waiting[folder]
         writer.add(name, digest, table)
-        if len(writer.places) >= per_folder:
+        if len(writer.runs) >= per_folder:
             pack(folder)
         file = RawFile(path, digest, table.num_rows, 0)
         records.append(Outcome("run", Origin("many", 0, number), "", mention, trust=_TRUST, file=file).to_json())

@@ -145,7 +145,7 @@ def files_after_the_commit() -> Iterator[None]:
             late.setdefault(self._store.root, []).append((self._store, path, data))
             return True
 
-    write, sweep = datasets.write_span, datasets._sweep
+    write, sweep = datasets.write_span, datasets._collect_garbage
 
     def swept(root: Store, *rest: Any) -> None:
         for store, path, data in late.pop(root.root, ()):
@@ -154,7 +154,7 @@ def files_after_the_commit() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(datasets, "write_span", lambda root, *rest: write(Later(root), *rest)))
-        stack.enter_context(patch.object(datasets, "_sweep", swept))
+        stack.enter_context(patch.object(datasets, "_collect_garbage", swept))
         yield
 
 
