@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ciml.errors import CimlError, EngineError
+from ciml.json_files import read_json, write_json
 
 REAL = "real"
 LIGHT = "light"
@@ -70,27 +70,18 @@ def read(home: Path) -> dict[str, EngineState]:
     Raises:
       EngineError: if the file is unreadable.
     """
-    path = state_file(home)
+    path, remedy = state_file(home), "stop the engines manually, then remove it"
+    content = read_json(path, remedy, EngineError) or {}
     try:
-        content = json.loads(path.read_bytes())
         return {name: EngineState(name=name, **fields) for name, fields in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise EngineError(f"{path} is unreadable ({error}); stop the engines manually, then remove it") from error
+    except TypeError as error:
+        raise EngineError(f"{path} is unreadable ({error}); {remedy}") from error
 
 
 def write(home: Path, states: Mapping[str, EngineState]) -> None:
     """Replace the file atomically."""
-    import tempfile  # only starting engines writes
-
     content = {name: {k: v for k, v in asdict(state).items() if k != "name"} for name, state in sorted(states.items())}
-    home.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=".engines-", dir=home)
-    with os.fdopen(handle, "w") as out:
-        json.dump(content, out, indent=2)
-        out.write("\n")
-    os.replace(staged, state_file(home))
+    write_json(state_file(home), content, 0o600)
 
 
 @contextmanager

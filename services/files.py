@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from typing import Any
 import psutil
 
 from ciml.errors import CimlError
+from ciml.json_files import read_json, write_json
 from engines import processes, state
 from services.decide import Wanted
 
@@ -210,37 +209,6 @@ def bound(log: Path, most: int = _KEEP_LOG_BYTES) -> None:
         if log.stat().st_size > most:
             shutil.copyfile(log, log.with_suffix(".log.1"))
             os.truncate(log, 0)  # its writer appends
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return an object written by `write_json`, or None if the file does not exist.
-
-    Raises:
-      CimlError: if the file is not JSON.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CimlError(f"{path} is not valid JSON ({error}); remove it") from error
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: dict[str, Any], mode: int = 0o644) -> None:
-    """Replace a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(value, out, indent=2)
-            out.write("\n")
-        os.chmod(staged, mode)
-        os.replace(staged, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(staged)
-        raise
 
 
 def now_us() -> int:

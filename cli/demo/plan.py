@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -271,10 +271,3 @@ class _Planner:
         )
         self._send([facts], "ignored", "cancelled")
         self._send([self._with_log(sample)], rows=sample.rows)
-
-
-def expectations(messages: list[Planned]) -> Iterator[tuple[Planned, Expected]]:
-    """Yield each message with each of its expected outcomes."""
-    for message in messages:
-        for expected in message.expected:
-            yield message, expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import psutil
 
 from ciml.errors import EngineError
+from ciml.json_files import read_json, write_json
 
 #: Environment variable with the home, inherited by each part's children, so that all are found.
 MARK = "CIML_CLUSTER_HOME"
@@ -83,7 +83,7 @@ def states_file(folder: Path) -> Path:
 
 def write_plan(folder: Path, parts: Iterable[Part], settings: Mapping[str, Any]) -> None:
     """Write the watchdog's plan and the settings behind it."""
-    _replace(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]})
+    write_json(plan_file(folder), {"settings": dict(settings), "parts": [asdict(part) for part in parts]}, 0o600)
 
 
 def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
@@ -93,7 +93,7 @@ def read_plan(folder: Path) -> tuple[list[Part], dict[str, Any]]:
 
 
 def write_states(folder: Path, states: Iterable[PartState]) -> None:
-    _replace(states_file(folder), {one.name: asdict(one) for one in states})
+    write_json(states_file(folder), {one.name: asdict(one) for one in states}, 0o600)
 
 
 def read_states(folder: Path) -> dict[str, PartState]:
@@ -101,20 +101,7 @@ def read_states(folder: Path) -> dict[str, PartState]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise EngineError(f"{path} is unreadable ({error}); run ciml down, then remove it") from error
-
-
-def _replace(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w") as out:
-        json.dump(content, out, indent=2)
-    os.replace(staged, path)
+    return read_json(path, "run ciml down, then remove it", EngineError) or {}
 
 
 def marked(home: Path) -> list[psutil.Process]:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,8 +355,8 @@ def _no_limits() -> None:
     from transforms.fetch import http as fetch_http
 
     def make(init: Any) -> Any:
-        def unlimited(self: Any, *arguments: Any, **options: Any) -> None:
-            init(self, *arguments, **{**options, "max_bytes": 1 << 40, "max_wire_bytes": 1 << 40})
+        def unlimited(self: Any, policy: Any, *arguments: Any) -> None:
+            init(self, replace(policy, max_bytes=1 << 40, max_wire_bytes=1 << 40, max_batch_bytes=1 << 40), *arguments)
 
         return unlimited
 

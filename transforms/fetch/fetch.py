@@ -179,18 +179,7 @@ class Fetcher:
             if self._http is None:
                 from transforms.fetch.http import HttpLogs, system_resolve  # an HTTP client, which is rarely needed
 
-                policy = self.policy
-                self._http = HttpLogs(
-                    policy.rules,
-                    connect_s=policy.connect_s,
-                    read_s=policy.read_s,
-                    total_s=policy.total_s,
-                    max_wire_bytes=policy.max_wire_bytes,
-                    max_bytes=policy.max_bytes,
-                    ca_file=policy.ca_file,
-                    resolve=self._resolve or system_resolve,
-                    threads=policy.threads,
-                )
+                self._http = HttpLogs(self.policy, self._resolve or system_resolve)
             return self._http
 
     def _over_s3(self) -> S3Logs:
@@ -198,15 +187,7 @@ class Fetcher:
             if self._s3 is None:
                 from transforms.fetch.s3 import S3Logs
 
-                policy = self.policy
-                self._s3 = S3Logs(
-                    connect_s=policy.connect_s,
-                    read_s=policy.read_s,
-                    total_s=policy.total_s,
-                    max_wire_bytes=policy.max_wire_bytes,
-                    max_bytes=policy.max_bytes,
-                    threads=policy.threads,
-                )
+                self._s3 = S3Logs(self.policy)
             return self._s3
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from ciml.limits import MAX_REDIRECTS
 from transforms.fetch.addresses import PORTS, Address, HostRule, as_ip, check_ips, parse_address
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
+from transforms.fetch.policy import FetchPolicy
 
 #: (host, port) -> IP addresses. Raises OSError where the name does not resolve.
 Resolve = Callable[[str, int], list[str]]
@@ -133,42 +134,20 @@ class HttpLogs:
     """Fetches logs over HTTP. Safe for many threads; keeps connections. Not picklable: create one per process.
 
     Args:
-      rules: the allowed hosts, also for redirects.
-      connect_s: time limit of one connection, and of resolving its host, s.
-      read_s: time limit of waiting for the next bytes, s.
-      total_s: time limit of the whole fetch, with redirects and a second try, s.
-      max_wire_bytes: limit of transferred bytes.
-      max_bytes: limit of unpacked bytes.
-      ca_file: certificates (PEM) to trust beside the usual ones.
+      policy: the allowed hosts, also for redirects, and the limits; ``total_s`` includes redirects and a second try.
       resolve: maps host and port to IP addresses.
-      threads: number of concurrent callers.
     """
 
-    def __init__(
-        self,
-        rules: tuple[HostRule, ...],
-        *,
-        connect_s: float,
-        read_s: float,
-        total_s: float,
-        max_wire_bytes: int,
-        max_bytes: int,
-        ca_file: str = "",
-        resolve: Resolve = system_resolve,
-        threads: int = 16,
-    ) -> None:
-        self._rules = rules
-        self._total_s = total_s
-        self._max_wire_bytes = max_wire_bytes
-        self._max_bytes = max_bytes
-        self._deadline = _Deadline()
+    def __init__(self, policy: FetchPolicy, resolve: Resolve = system_resolve) -> None:
+        self._policy, self._deadline = policy, _Deadline()
+        connect_s, read_s, total_s = policy.connect_s, policy.read_s, policy.total_s
         self._extensions = {"timeout": {"connect": connect_s, "read": read_s, "write": read_s, "pool": total_s}}
         self._pool = httpcore.ConnectionPool(
-            ssl_context=_tls(ca_file) if any(rule.scheme == "https" for rule in rules) else None,
-            max_connections=4 * threads,
-            max_keepalive_connections=2 * threads,
+            ssl_context=_tls(policy.ca_file) if any(rule.scheme == "https" for rule in policy.rules) else None,
+            max_connections=4 * policy.threads,
+            max_keepalive_connections=2 * policy.threads,
             keepalive_expiry=15.0,
-            network_backend=_Pinned(rules, resolve, self._deadline),
+            network_backend=_Pinned(policy.rules, resolve, self._deadline),
         )
 
     def close(self) -> None:
@@ -189,7 +168,7 @@ class HttpLogs:
             ``log_encoding``, ``corrupt_gzip``: faults that a retry cannot fix.
           LogUnavailableError: ``log_not_found``, ``log_forbidden``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
-        self._deadline.at = time.monotonic() + self._total_s
+        self._deadline.at = time.monotonic() + self._policy.total_s
         try:
             for attempt in tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(2),
@@ -220,7 +199,7 @@ class HttpLogs:
     def _check(self, address: Address) -> None:
         if address.scheme not in PORTS:
             raise RejectedInput("address_not_allowed", f"redirected to {address.scheme}")
-        if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._rules):
+        if not any(rule.matches(address.scheme, address.host, address.port) for rule in self._policy.rules):
             raise RejectedInput("address_not_allowed", f"{address.origin} is not an allowed host")
 
     @contextmanager
@@ -255,16 +234,18 @@ class HttpLogs:
         if set(encodings.split(",")) - {"", "gzip", "x-gzip", "identity"}:
             raise RejectedInput("log_encoding", f"content-encoding: {encodings!r:.40}, want gzip")
         announced = _header(response, b"content-length")
-        if announced.isdigit() and int(announced) > self._max_wire_bytes:
-            raise RejectedInput("log_too_large", f"{int(announced)} bytes announced, at most {self._max_wire_bytes}")
-        return gunzip(self._wire(response), self._max_bytes, grow)
+        if announced.isdigit() and int(announced) > self._policy.max_wire_bytes:
+            raise RejectedInput(
+                "log_too_large", f"{int(announced)} bytes announced, at most {self._policy.max_wire_bytes}"
+            )
+        return gunzip(self._wire(response), self._policy.max_bytes, grow)
 
     def _wire(self, response: httpcore.Response) -> Iterator[bytes]:
         size = 0
         for chunk in response.iter_stream():
             size += len(chunk)
-            if size > self._max_wire_bytes:
-                raise RejectedInput("log_too_large", f"more than {self._max_wire_bytes} bytes sent")
+            if size > self._policy.max_wire_bytes:
+                raise RejectedInput("log_too_large", f"more than {self._policy.max_wire_bytes} bytes sent")
             yield chunk
 
     def _drain(self, response: httpcore.Response) -> None:

@@ -11,6 +11,7 @@ from ciml.errors import RejectedInput
 from transforms.fetch.addresses import Address
 from transforms.fetch.errors import LogUnavailableError
 from transforms.fetch.gunzip import gunzip
+from transforms.fetch.policy import FetchPolicy
 
 _PIECE = 1 << 18
 _ATTEMPTS = 3  # requests of an object, by boto with its own pauses; all within the time limit of the fetch
@@ -21,27 +22,19 @@ class S3Logs:
     """Fetches logs from S3, with the credentials and the endpoint of the environment. Safe for many threads.
 
     Args:
-      connect_s: time limit of one connection, s.
-      read_s: time limit of waiting for the next bytes, s.
-      total_s: time limit of the whole fetch, with boto's retries and a second try, s.
-      max_wire_bytes: limit of transferred bytes.
-      max_bytes: limit of unpacked bytes.
-      threads: number of concurrent callers.
+      policy: the limits; ``total_s`` includes boto's retries and a second try.
     """
 
-    def __init__(
-        self, *, connect_s: float, read_s: float, total_s: float, max_wire_bytes: int, max_bytes: int, threads: int
-    ) -> None:
+    def __init__(self, policy: FetchPolicy) -> None:
         import boto3
         from botocore.config import Config
 
-        self._read_s, self._total_s = read_s, total_s
-        self._max_wire_bytes, self._max_bytes = max_wire_bytes, max_bytes
+        self._policy = policy
         config = Config(
-            connect_timeout=connect_s,
-            read_timeout=read_s,
+            connect_timeout=policy.connect_s,
+            read_timeout=policy.read_s,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-            max_pool_connections=2 * threads,
+            max_pool_connections=2 * policy.threads,
             response_checksum_validation="when_required",  # a check would read the whole body, without a time limit
         )
         self._client = boto3.session.Session().client("s3", config=config)
@@ -61,13 +54,13 @@ class S3Logs:
           RejectedInput: ``log_too_large``, ``corrupt_gzip``.
           LogUnavailableError: ``log_not_found``, ``log_unavailable``, ``log_timeout``, ``log_cut``.
         """
-        end = time.monotonic() + self._total_s
+        end = time.monotonic() + self._policy.total_s
         try:
-            return gunzip(self._wire(address, end), self._max_bytes, grow)
+            return gunzip(self._wire(address, end), self._policy.max_bytes, grow)
         except LogUnavailableError as failure:
             if not failure.hiccup:
                 raise
-        return gunzip(self._wire(address, end), self._max_bytes, grow)
+        return gunzip(self._wire(address, end), self._policy.max_bytes, grow)
 
     def _wire(self, address: Address, end: float) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError, TimeoutError
@@ -75,10 +68,12 @@ class S3Logs:
         answer = self._ask(address, end)
         body, size, announced = answer["Body"], 0, int(answer["ContentLength"])
         try:
-            if announced > self._max_wire_bytes:
-                raise RejectedInput("log_too_large", f"{announced} bytes announced, at most {self._max_wire_bytes}")
+            if announced > self._policy.max_wire_bytes:
+                raise RejectedInput(
+                    "log_too_large", f"{announced} bytes announced, at most {self._policy.max_wire_bytes}"
+                )
             while size < announced:
-                body.set_socket_timeout(min(self._read_s, _left(end)))
+                body.set_socket_timeout(min(self._policy.read_s, _left(end)))
                 # The bytes available after at most one wait: `body.read` waits for all requested bytes.
                 piece = body._raw_stream.read1(min(_PIECE, announced - size))
                 if not piece:

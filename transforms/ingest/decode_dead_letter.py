@@ -18,9 +18,6 @@ from transforms.guard import guarded_messages
 from transforms.ingest.decode import ALL_JOBS, decode
 from transforms.ingest.decode_listing import decode_lines
 
-#: Why a dead letter cannot be replayed under any configuration: a closed set.
-UNTRIED = ("not_held", "secret_not_held", "other_run")
-
 
 def read_again(
     dead_letter: Outcome,
@@ -43,7 +40,7 @@ def read_again(
       that is known, else all runs of its message.
 
     Raises:
-      RejectedInput: with a reason of `UNTRIED`.
+      RejectedInput: ``not_held``, ``secret_not_held`` or ``other_run``; no configuration can replay it.
     """
     if payload is None or "value" not in payload:
         if payload is not None or dead_letter.mention is None or not dead_letter.mention.log_url:
