@@ -155,11 +155,6 @@ def reconcile_models(model: str | None, data_path: str) -> None:
 
 def _registries(data_path: str, model: str | None) -> dict[str, Registry]:
     from ciml.data_root import DataRoot
-    from ciml.errors import CimlError
-    from serving.registry import Registry, registered_models
+    from serving.registry import known_registries
 
-    data = DataRoot.open(data_path)
-    known = registered_models(data)
-    if model is not None and model not in known:
-        raise CimlError(f"no model {model!r} in {data_path}; choose from {', '.join(known) or 'none'}")
-    return {name: Registry(data, name) for name in known if model in (None, name)}
+    return known_registries(DataRoot.open(data_path), model)
