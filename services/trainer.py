@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Self
 
 from ciml.data_root import DataRoot
@@ -102,18 +101,13 @@ def make_config(
     tolerance: float | None = None,
 ) -> TrainConfig:
     """Return the configuration for the command's options. Raises `CimlError` for unreadable files."""
-    gate = GatePolicy()
-    if min_test_runs is not None:
-        gate = replace(gate, min_test_runs=min_test_runs)
-    if tolerance is not None:
-        gate = replace(gate, tolerance=tolerance)
     return TrainConfig(
         DataRoot.open(data_path),
         dataset,
         check_model_name(model or dataset),
         load_experiment(experiment) if experiment else Experiment(),
         TrustPolicy.load(trust_policy),
-        gate,
+        GatePolicy.of(min_test_runs, tolerance),
         read_exclusions(exclude),
         label,
     )

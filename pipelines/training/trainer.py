@@ -74,6 +74,34 @@ class TrainResult:
     folder: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    def lines(self, model: str) -> list[str]:
+        """Return the result as lines of text."""
+        evaluation = self.metrics.get("evaluation") or {}
+        lines = []
+        accuracy, base = evaluation.get("accuracy"), evaluation.get("base_rate")
+        if accuracy and base:
+            within = f"({accuracy['low']:.3f} to {accuracy['high']:.3f}) on {accuracy['runs']} held-out runs"
+            lines.append(f"accuracy {accuracy['value']:.3f} {within}; base rate {base['value']:.3f}")
+        heads = {
+            "pushed": f"pushed version {self.version}",
+            "refused": "not pushed",
+            "nothing_new": "nothing to do",
+        }
+        return [f"{model}: {heads[self.outcome]}", *(f"  {line}" for line in [*lines, *self.reasons])]
+
+    def to_json(self, model: str) -> dict[str, Any]:
+        """Return the result as JSON."""
+        return {
+            "model": model,
+            "outcome": self.outcome,
+            "reasons": list(self.reasons),
+            "version": self.version,
+            "champion": self.champion,
+            "candidate": self.candidate,
+            "seconds": {name: round(seconds, 3) for name, seconds in self.seconds.items()},
+            "metrics": dict(self.metrics),
+        }
+
 
 def run_once(config: TrainConfig, *, progress: Progress | None = None, work: Path | None = None) -> TrainResult:
     """Refresh a model once: train, judge, and push a blessed candidate.

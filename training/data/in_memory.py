@@ -13,6 +13,7 @@ import numpy as np
 from ciml.data_root import StoredDataset
 from ciml.datasets.definition import METADATA_COLUMNS
 from ciml.datasets.labels import label_of
+from ciml.datasets.state import DatasetState
 from ciml.events.records import RunFacts
 from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
@@ -62,24 +63,38 @@ class InMemoryDataset:
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
 
+def read_snapshot_facts(
+    dataset: StoredDataset, state: DatasetState, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
+) -> tuple[Snapshot, dict[str, RunFacts]]:
+    """Select the trusted examples of a data set by the facts that the examples hold.
+
+    Args:
+      dataset: a data set.
+      state: its state.
+      policy: the trust policy.
+      exclusions: reason by run id of runs to exclude.
+
+    Returns:
+      The snapshot, and the facts of all runs by run id.
+
+    Raises:
+      CimlError: if the data set has no sealed span.
+      IntegrityError: if files and manifest disagree.
+    """
+    spans, root = [span for span in state.latest() if span.files], dataset.store
+    known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
+    return snapshot_of(dataset.name, state, known, policy, exclusions or {}), known
+
+
 def read_dataset(
     dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
 ) -> InMemoryDataset:
     """Read all trusted examples of a data set.
 
-    Args:
-      dataset: a data set.
-      policy: the trust policy.
-      exclusions: reason by run id of runs to exclude.
-
-    Raises:
-      CimlError: if the data set does not exist, or has no sealed span.
-      IntegrityError: if files and manifest disagree.
+    Raises `CimlError` if the data set does not exist; arguments and other errors: see `read_snapshot_facts`.
     """
     state, root = dataset.state(), dataset.store
-    spans = [span for span in state.latest() if span.files]
-    known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    snapshot = snapshot_of(dataset.name, state, known, policy, exclusions or {})
+    snapshot, known = read_snapshot_facts(dataset, state, policy, exclusions)
     runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(
         snapshot,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.commands.learn.refresh import REJECTED, result_lines
+from cli.commands.learn.refresh import REJECTED
 from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
@@ -63,7 +63,7 @@ def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_defaults_and_names() -> None:
     assert make_config("data", "d").model == "d"
-    assert result_lines("m", TrainResult("refused", ("why",))) == ["m: not pushed", "  why"]
+    assert TrainResult("refused", ("why",)).lines("m") == ["m: not pushed", "  why"]
     done = CliRunner().invoke(cli, ["refresh", "--dataset", "d", "--model", "a/b", "--data-path", "data"])
     assert done.exit_code == 2
     assert "model name 'a/b'" in done.output

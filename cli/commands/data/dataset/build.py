@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
-#: Runs of a span unless the definition has them: larger spans, and so fewer files, than a stream makes.
-SPAN_RUNS = 5000
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -146,7 +144,7 @@ def command(
       ciml dataset build --dataset cpu --listing builds.jsonl --logs . --data-path data
     """
     from ciml.data_root import DataRoot
-    from pipelines.datasets.build import build_dataset, remove_dataset
+    from pipelines.datasets.build import build_dataset, is_another, remove_dataset
 
     if (listing is None) != (logs is None):
         raise CimlError("--listing and --logs: give both or neither")
@@ -156,7 +154,7 @@ def command(
     target = stored if target_data_path is None else DataRoot.open(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
     definition = _definition(dataset, definition_file, options)
-    if force and _is_another(target.dataset(definition.name), definition):
+    if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
     with collecting_rarely(), listed or nullcontext(), bars() as show:
         update = build_dataset(
@@ -198,6 +196,7 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
     from ciml.datasets.definition import DatasetDefinition
     from ciml.settings import parse_toml, read_toml
     from ciml.storage.open import open_store
+    from pipelines.datasets.build import SPAN_RUNS
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if name is not None:
@@ -217,20 +216,6 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
     return DatasetDefinition.from_json(values, file or "data set")
-
-
-def _is_another(dataset: StoredDataset, definition: DatasetDefinition) -> bool:
-    from ciml.datasets.state import DatasetState
-    from ciml.manifest.log import catch_up
-
-    state = DatasetState()
-    catch_up(dataset.log, state)
-    if state.definition is None:
-        return False
-    there = state.definition
-    if definition.slicer is not None and definition.raw_version is None:
-        there = there.replace(raw_version=None)
-    return there != definition
 
 
 def _summary(update: Update, where: str) -> Iterator[str]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.commands.learn.experiment.text import fold_lines, other_lines, result_lines
 from cli.options import data_path_option
 from cli.policy_options import learn_from_options
 from cli.progress_bar import progress_bar
 from cli.s3_options import s3_options
 from training.exclusions import read_exclusions
+from training.experiments.text import fold_lines, other_lines, result_lines
 
 if TYPE_CHECKING:
     from training.experiments.trials import Trial
