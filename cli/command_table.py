@@ -21,7 +21,7 @@ COMMANDS: Table = {
         "experiment": ("cli.commands.learn.experiment:command", "Define, train and compare experiments."),
         "refresh": ("cli.commands.learn.refresh:command", "Train, evaluate and push a model."),
         "models": ("cli.commands.learn.models:command", "List, verify and roll back models."),
-        "predict": ("cli.commands.learn.predict:command", "Predict for finished runs as they arrive."),
+        "predict": ("cli.commands.learn.predict:command", "Predict for logs, or for a stream of runs."),
     },
     "Serve": {
         "serve": ("cli.commands.serve.serve:command", "Serve pushed models over gRPC and REST."),
