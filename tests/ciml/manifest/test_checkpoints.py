@@ -137,7 +137,8 @@ def grow_old(world: World, actor: Actor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [*((at, Stop) for at in (*range(1, 27), 35, 50)), *((at, EngineError) for at in range(1, 27, 4))]
+    ("number", "error"),
+    [*((at, Stop) for at in (*range(1, 27), 35, 50)), *((at, EngineError) for at in range(1, 27, 4))],
 )
 def test_maintenance_killed_at_any_step_is_completed_later(
     world: World, number: int, error: type[BaseException]
