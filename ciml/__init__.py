@@ -37,7 +37,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name on its first use."""
     found: Any
     if name == "sklearn":
-        import ciml.sklearn as found
+        import ciml.sklearn
+
+        found = ciml.sklearn
     elif name in __all__:
         import ciml.api
 

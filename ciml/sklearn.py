@@ -26,7 +26,7 @@ __all__ = ["Downsample"]
 _PERCENTILE = 99.0
 
 
-class Downsample(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn carries no types
+class Downsample(TransformerMixin, BaseEstimator):
     """Logs to windows of equal length: the preparation of ciml's data sets as a step of a scikit-learn pipeline.
 
     ``fit`` chooses the columns, those that the pattern selects in most runs, and the length; it learns nothing of the

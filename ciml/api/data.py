@@ -289,7 +289,7 @@ class Data:
           CimlError: an unknown estimator or parameter, or nothing to train on.
 
         Example:
-          >>> data.refresh("status", hidden_layers=[8], epochs=60, learning_rate=0.01, min_test_runs=20).outcome
+          >>> data.refresh("status", "small", hidden_layers=[8], epochs=60, learning_rate=0.01).outcome
           'pushed'
         """
         from ciml.extras import require
