@@ -81,8 +81,8 @@ def command(
 ) -> int:
     """Load your own logs and results.
 
-    LOGS is the folder or s3:// prefix of the logs. The table has a row for each run: id, job, result, start or end time,
-    path of the log; further columns become labels. Columns are found by their names; the report shows how. Nothing is
+    LOGS is the folder or s3:// prefix of the logs. The table has a row for each run: id, job, result, start or end,
+    path of the log; other columns become labels. Columns are found by their names; the report shows how. Nothing is
     loaded if too many rows are bad. The same table again changes nothing; one that grew adds its new rows.
 
     \b
