@@ -89,6 +89,10 @@ class DataRoot:
         """The data path, as `open` takes it."""
         return self.store.root
 
+    def exists(self) -> bool:
+        """Return whether anything is stored here: an empty folder or prefix is not a data root."""
+        return next(iter(self.store.entries()), None) is not None
+
     @property
     def raw(self) -> Store:
         """The raw store."""

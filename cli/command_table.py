@@ -10,6 +10,7 @@ Table: TypeAlias = Mapping[str, Mapping[str, tuple[str, str]]]
 
 COMMANDS: Table = {
     "Data": {
+        "load": ("cli.commands.data.load:command", "Load your own logs and results."),
         "runs": ("cli.commands.data.runs:command", "Show, verify and compact stored runs."),
         "dataset": ("cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
         "plot": ("cli.commands.data.plot:command", "Plot a data set."),

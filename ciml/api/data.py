@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ciml.api.dataset import Dataset
@@ -15,8 +15,8 @@ from ciml.errors import CimlError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pipelines.backfill.load import LoadReport
 
+    from pipelines.backfill.load import LoadReport
     from training.experiment import Experiment
 
 Path = str | os.PathLike[str]
@@ -31,10 +31,10 @@ def open(path: Path, *, create: bool = False) -> Data:
 
     Args:
       path: a folder, or an ``s3://bucket/prefix``.
-      create: make the folder if it does not exist.
+      create: accept a path where nothing is stored yet; the first run or data set creates it.
 
     Raises:
-      CimlError: there is nothing at the path, and ``create`` is not set.
+      CimlError: nothing is stored at the path, and ``create`` is not set.
 
     Example:
       >>> data = ciml.open("data")
@@ -42,13 +42,8 @@ def open(path: Path, *, create: bool = False) -> Data:
       ['status']
     """
     root = DataRoot.open(path)
-    if not root.url.startswith("s3://"):
-        if create:
-            os.makedirs(root.url, exist_ok=True)
-        if not os.path.isdir(root.url):
-            raise CimlError(f"no data path {root.url}; check the path, or make it by ciml.open(path, create=True)")
-    elif not create and next(root.store.entries(), None) is None:
-        raise CimlError(f"nothing is stored at {root.url}; check the path, or use ciml.open(path, create=True)")
+    if not create and not root.exists():
+        raise CimlError(f"no data at {root.url}; correct the path, or create it: ciml.open(path, create=True)")
     return Data(root)
 
 
@@ -75,28 +70,44 @@ class Data:
         zone: str | None = None,
         max_bad: float = 0.1,
         source: str = "backfill",
-        jobs: int | None = None,
-        progress: Progress | None = None,
+        jobs: Sequence[str] = ("*",),
+        trust_policy: Path | None = None,
+        dry_run: bool = False,
+        progress: Callable[[str, int, int | None], None] | None = None,
     ) -> LoadReport:
-        """Load logs and a table of results into the raw store, as ``ciml load`` does.
+        """Load logs and a table of results into the raw store, as ``ciml load`` does: all that is usable, or nothing.
+
+        The same table again changes nothing; a table that grew adds what is new.
 
         Args:
           logs: folder or ``s3://`` prefix of the logs.
           results: a file (CSV, Parquet, JSON lines), a DataFrame or a pyarrow table: a row for each run.
-          mapping: ciml's name of a column by its name in ``results``; others are guessed.
-          zone: zone of times that name none.
-          max_bad: largest share of unusable rows. If more are unusable, nothing is committed.
-          source: source in the run ids.
-          jobs: number of processes; one a processor by default.
-          progress: called with the number of rows.
+          mapping: columns whose meaning is not guessed: ciml's name by the name in ``results``, or ``-`` to leave one
+            out; docs/load.md lists the names.
+          zone: IANA name of the zone of times that have none.
+          max_bad: largest share of rows that may be bad or without a log, 0 to 1.
+          source: name of the table in the trust policy and in the run ids.
+          jobs: globs of the jobs to load.
+          trust_policy: TOML file of the trust policy; by default one that trusts loaded logs.
+          dry_run: only survey; commit nothing.
+          progress: called with what is done, how much of it, and the total or None.
 
         Returns:
-          A report of the loaded and the unusable rows.
+          A report: the meaning of the columns, and the number of rows by what became of them.
 
         Raises:
-          CimlError: too many rows are unusable, or the results lack a needed column.
+          CimlError: too many rows are unusable, or the results lack a needed column; nothing was committed.
+
+        Example:
+          >>> results = [{"id": "a1", "job": "unit", "result": "SUCCESS", "log": "unit-00.csv"},
+          ...            {"id": "a2", "job": "unit", "result": "FAILURE", "log": "unit-01.csv"}]
+          >>> import pandas
+          >>> report = ciml.open("mine", create=True).load("logs", pandas.DataFrame(results))
+          >>> report.rows, report.totals["run"]
+          (2, 2)
         """
         from pipelines.backfill.load import load
+        from transforms.ingest.trust import TrustPolicy
 
         if is_frame(results):
             import pyarrow as pa
@@ -104,7 +115,8 @@ class Data:
             results = pa.Table.from_pandas(results, preserve_index=False)
         return load(
             self._root, os.fspath(logs), results, mapping=mapping, zone=zone, max_bad=max_bad, source=source, jobs=jobs,
-            progress=progress,
+            trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
+            **({} if progress is None else {"progress": progress}),
         )  # fmt: skip
 
     def runs(self) -> pa.Table:

@@ -19,8 +19,8 @@ from ciml.sklearn import Downsample
 from tests.ciml.api.conftest import made  # noqa: F401  (a fixture)
 from tests.ciml.api.made import RUNS, write_log
 
-#: The checks of scikit-learn that apply: those that give an estimator no data. All others fit it on a matrix of numbers,
-#: which is not what it takes.
+#: The checks of scikit-learn that apply: those that give an estimator no data. All others fit it on a matrix of
+#: numbers, which is not what it takes.
 WITHOUT_DATA = {
     "check_estimator_cloneable", "check_estimator_tags_renamed", "check_valid_tag_types", "check_estimator_repr",
     "check_no_attributes_set_in_init", "check_do_not_raise_errors_in_init_or_set_params", "check_mixin_order",

@@ -82,9 +82,11 @@ def test_verify_and_reconcile(data: DataRoot) -> None:
     assert "saved_model.pb was altered" in done.output
 
 
-def test_serve_and_predict_say_what_they_lack(tmp_path: Path) -> None:
+def test_serve_and_predict_say_what_they_lack(data: DataRoot, tmp_path: Path) -> None:
     assert "--data-path DATA or --config FILE" in run("serve").output
-    failed = run("predict", "stream", "--model", "m", "--data-path", "x", "--kafka", "k:1", "--home", str(tmp_path))
+    failed = run(
+        "predict", "stream", "--model", "m", "--data-path", data.url, "--kafka", "k:1", "--home", str(tmp_path)
+    )
     assert "no model server" in failed.output
     for name in ("serve", "predict", "models"):
         assert "Example:" in run(name, "--help").output

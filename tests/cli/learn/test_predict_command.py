@@ -68,12 +68,12 @@ def test_a_version_or_a_label_is_chosen(folder: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model", "m", "--data-path", "x"], "no FILE: name the logs to predict; the stream is ciml predict stream"),
+        (["--model", "m", "--data-path", "."], "no FILE: name the logs to predict; the stream is ciml predict stream"),
         (["--model", "m", "--data-path", "x", "--once"], "--once: is an option of the stream; use ciml predict stream"),
         (["--engine=flink", "--model", "m"], "--engine: is an option of the stream"),
         (["--model", "m", "--kafka", "k:1", "--data-path", "x"], "or ciml service start predict"),
         (["file"], "Missing option '--model'"),
-        (["file", "--model", "m", "--data-path", "no-such-folder"], "no data path no-such-folder"),
+        (["file", "--model", "m", "--data-path", "no-such-folder"], "no data at no-such-folder"),
     ],
 )
 def test_wrong_use_says_what_to_do(words: list[str], said: str) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ciml.errors import CimlError
-from cli.batch_options import collecting_rarely, logs_option, logs_place, processors, runner_option
-from cli.options import data_path_option, s3_place, target_data_path_option
+from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from cli.options import data_path_option, require_data, s3_place, target_data_path_option
 from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
 
@@ -113,7 +113,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     metavar="N",
     help="Processes that read the listing's logs.  [default: one a processor]",
 )
-@data_path_option()
+@data_path_option(creates=True)
 @target_data_path_option
 @runner_option
 @s3_options
@@ -150,6 +150,8 @@ def command(
         raise CimlError("--listing and --logs: give both or neither")
     if listing is not None and logs is not None and runner[0] is not None:
         raise CimlError("--runner: not supported with --listing; leave it out")
+    if listing is None:
+        require_data(data_path)
     stored = DataRoot.open(data_path)
     target = stored if target_data_path is None else DataRoot.open(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
@@ -173,11 +175,12 @@ def command(
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
     from ciml.events.listing import Reading
     from ciml.events.listing_files import open_listing
+    from pipelines.backfill.plan import logs_root
     from pipelines.datasets.listed_runs import ListedRuns
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.trust import TrustPolicy
 
-    place = logs_place(logs)
+    place = logs_root(logs)
     return ListedRuns(
         open_listing(listing), Reading(logs=place), TrustPolicy.load(None), FetchPolicy().allowing(roots=(place,)),
         jobs=jobs or processors(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False),
     help="TOML file of the definition; docs/datasets.md lists the keys.",
 )
-@data_path_option()
+@data_path_option(creates=True)
 def create(name: str, definition_file: str, data_path: str) -> None:
     """Create a data set from a definition.
 

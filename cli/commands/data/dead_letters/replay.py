@@ -99,13 +99,13 @@ def make_config(
     """
     from ciml.data_root import DataRoot
     from ciml.events.run_facts import source_names
-    from cli.batch_options import logs_place
+    from pipelines.backfill.plan import logs_root
     from pipelines.ingest.replay import ReplayConfig
     from transforms.fetch.policy import FetchPolicy
     from transforms.ingest.decode import ALL_JOBS
     from transforms.ingest.trust import TrustPolicy
 
-    place = logs_place(logs) if logs else ""
+    place = logs_root(logs) if logs else ""
     roots = (*roots, place) if place else roots
     fetch = FetchPolicy.load(fetch_policy).allowing(hosts=hosts, roots=roots)
     return ReplayConfig(
