@@ -5,7 +5,7 @@ Trust is evaluated on the facts stored in the examples, so the raw store is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Role, Snapshot, snapshot_of
 from training.estimators import Rows
+from training.exclusion_store import stored_exclusions
+from training.exclusions import Exclusions
 from training.normalise import Normalisation
 from transforms.examples.prepare import run_facts
 from transforms.examples.spans import read_span
@@ -62,15 +64,13 @@ class InMemoryDataset:
         return {name: [value or "unknown" for value in values] for name, values in found.items() if any(values)}
 
 
-def read_dataset(
-    dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
-) -> InMemoryDataset:
+def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:
     """Read all trusted examples of a data set.
 
     Args:
       dataset: a data set.
       policy: the trust policy.
-      exclusions: reason by run id of runs to exclude.
+      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
 
     Raises:
       CimlError: if the data set does not exist, or has no sealed span.
@@ -79,7 +79,9 @@ def read_dataset(
     state, root = dataset.state(), dataset.store
     spans = [span for span in state.latest() if span.files]
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    snapshot = snapshot_of(dataset.name, state, known, policy, exclusions or {})
+    if exclusions is None:
+        exclusions = stored_exclusions(dataset, state)
+    snapshot = snapshot_of(dataset.name, state, known, policy, exclusions)
     runs, examples = read_snapshot_examples(root, snapshot)
     return InMemoryDataset(
         snapshot,

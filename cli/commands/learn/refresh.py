@@ -63,6 +63,8 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
             click.echo(json.dumps(as_dict(config.model, result), sort_keys=True))
         else:
             click.echo("\n".join(result_lines(config.model, result)))
+        for line in result.warnings:
+            click.echo(f"warning: {line}", err=True)
 
     if not watch:
         result = run_once(config, progress=step)
@@ -100,4 +102,5 @@ def as_dict(model: str, result: TrainResult) -> dict[str, Any]:
         "candidate": result.candidate,
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
         "metrics": dict(result.metrics),
+        "warnings": list(result.warnings),
     }
