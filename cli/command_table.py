@@ -12,7 +12,7 @@ COMMANDS: Table = {
     "Data": {
         "runs": ("cli.commands.data.runs:command", "Show, verify and compact stored runs."),
         "dataset": ("cli.commands.data.dataset:command", "Build, update, show and verify data sets."),
-        "plot": ("cli.commands.data.plot:command", "Plot a data set."),
+        "plot": ("cli.commands.data.plot:command", "Plot a data set, or one log."),
         "cluster": ("cli.commands.data.cluster:command", "Cluster the runs of a data set."),
         "drift": ("cli.commands.data.drift:command", "Detect data drift."),
         "dead-letters": ("cli.commands.data.dead_letters:command", "List, count, show and replay dead letters."),

@@ -39,3 +39,16 @@ class Instant(click.ParamType):
             self.fail(f"invalid time {value!r}; give ISO 8601, such as 2026-11-01 or 2026-11-01T08:30Z", param, ctx)
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         return round(moment.timestamp() * 1_000_000)
+
+
+class Windows(click.ParamType):
+    """A number of windows, or ``auto``."""
+
+    name = "windows"
+
+    def convert(self, value: int | str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+            self.fail(f"invalid number of windows {value!r}; give a whole number, or auto", param, ctx)
+        return int(value)

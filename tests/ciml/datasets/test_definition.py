@@ -38,12 +38,12 @@ def test_other_intervals_are_rejected(text: str) -> None:
     ("interval", "length"), [("1s", 5500), ("10s", 550), ("7s", 786), ("1min", 92), ("10min", 10), ("2h", 1)]
 )
 def test_length_is_5500_seconds(interval: str, length: int) -> None:
-    assert DatasetDefinition(name="x", sample_interval=interval).windows == length
+    assert DatasetDefinition(name="x", sample_interval=interval).most_windows == length
 
 
 def test_length_by_name_and_by_functions() -> None:
-    assert DatasetDefinition(name="x", max_windows=30).windows == 30
-    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).windows == 2
+    assert DatasetDefinition(name="x", max_windows=30).most_windows == 30
+    assert DatasetDefinition(name="x", aggregation_functions=("mean", "std")).most_windows == 2
 
 
 @pytest.mark.parametrize(
