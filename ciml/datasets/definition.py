@@ -8,7 +8,6 @@ later runs never change the shape of an example. A model carries the resolved de
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +26,8 @@ from ciml.telemetry import select_columns, short_names
 
 #: Default length of a run that is used, as in the original.
 NORMAL_LENGTH_S = 5500
-#: The value of ``max_windows`` that follows from the runs, and the share of them that it does not cut.
-AUTO, NOT_CUT = "auto", 0.99
+#: The value of ``max_windows`` that follows from the runs, and the percentage of them that it does not cut.
+AUTO, NOT_CUT = "auto", 99
 #: Upper limit of windows: an example of 14 columns would take 5.6 MB.
 MAX_WINDOWS = 100_000
 #: One salt for all data sets, so that a run is in the same split everywhere.
@@ -310,7 +309,7 @@ def auto_windows(definition: DatasetDefinition, lengths: Iterable[int]) -> int:
     counted = sorted(length for length in lengths if length >= least)
     if not counted:
         return definition.most_windows
-    return min(counted[math.ceil(NOT_CUT * len(counted)) - 1], definition.most_windows)
+    return min(counted[-(-NOT_CUT * len(counted) // 100) - 1], definition.most_windows)
 
 
 def _classes(definition: DatasetDefinition, run_facts: Iterable[RunFacts]) -> tuple[str, ...]:

@@ -66,10 +66,12 @@ def plot_log(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, fe
 def _read(path: str | os.PathLike[str]) -> pa.Table:
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_PARSED_BYTES + 1)
+            data, changed_us = file.read(MAX_PARSED_BYTES + 1), os.fstat(file.fileno()).st_mtime_ns // 1000
     except OSError as error:
         raise CimlError(f"{os.fspath(path)}: {error.strerror}") from None
     (table,) = parse_logs([Log(data)])
+    if isinstance(table, RejectedInput) and table.reason == "no_time":  # the samples' distances suffice to draw them
+        (table,) = parse_logs([Log(data, start_us=changed_us)])
     if isinstance(table, RejectedInput):
         raise CimlError(f"{os.fspath(path)}: not a usable log: {table}")
     return table
