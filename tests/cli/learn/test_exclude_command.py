@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,22 @@ def test_it_is_stored_listed_and_reverted_and_served_models_are_named(data: Path
 
 
 def test_conditions_are_combined_and_times_are_utc(data: Path) -> None:
-    times = ["--since", "2020-11-18", "--until", "2020-11-19T01:00+01:00"]
-    made = ciml(data, "exclude", "--job", "hadoop-*", *times, "--source", "backfill", "--reason", "bad mirror")
-    (kept,) = read_state(DataRoot.open(data).exclusions).active()
-    assert (kept.exclusion.since_us, kept.exclusion.until_us) == (1_605_657_600_000_000, 1_605_744_000_000_000)
-    assert made.stdout.startswith("exclusion 1: job hadoop-*, source backfill, since 2020-11-18T00:00:00Z, until ")
-    matching = int(made.stdout.rsplit(" ", 1)[1])
     listed = [json.loads(line) for line in ciml(data, "runs", "list", "--last", "99", "--json").stdout.splitlines()]
-    assert 0 < matching <= sum("date=2020-11-18" in run["path"] for run in listed) < len(listed)
+    first = min(run["path"].partition("/date=")[2][:10] for run in listed)
+    begin = datetime.fromisoformat(f"{first}T00:00:00+00:00")
+    job, times = (
+        listed[0]["build_name"][:4],
+        ["--since", first, "--until", f"{begin.date() + timedelta(1)}T01:00+01:00"],
+    )
+    made = ciml(data, "exclude", "--job", f"{job}*", *times, "--source", "backfill", "--reason", "bad mirror")
+    (kept,) = read_state(DataRoot.open(data).exclusions).active()
+    assert (kept.exclusion.since_us, kept.exclusion.until_us) == (
+        round(begin.timestamp() * 1e6),
+        round((begin + timedelta(1)).timestamp() * 1e6),
+    )
+    assert made.stdout.startswith(f"exclusion 1: job {job}*, source backfill, since {first}T00:00:00Z, until ")
+    matching = int(made.stdout.rsplit(" ", 1)[1])
+    assert 0 < matching <= sum(f"date={first}" in run["path"] for run in listed) < len(listed)
     nothing = ciml(data, "exclude", "--job", "other", "--reason", "why")
     assert "warning: no stored run matches; later ones may\n" in nothing.stderr
 
