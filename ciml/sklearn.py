@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Downsample"]
 
-#: With ``max_windows="auto"``, the percentile of the runs' windows that an example has.
-_PERCENTILE = 99.0
-
 
 class Downsample(TransformerMixin, BaseEstimator):
     """Logs to windows of equal length: the preparation of ciml's data sets as a step of a scikit-learn pipeline.
@@ -35,8 +32,8 @@ class Downsample(TransformerMixin, BaseEstimator):
     Args:
       sample_interval: length of a window, such as ``10s`` or ``1min``; windows start at UTC midnight.
       features_regex: pattern of the columns' short names.
-      max_windows: L, the windows of a run, which is cut or padded with zeros; ``auto`` takes the 99th percentile of the
-        runs in ``fit``, at most 5,500 s.
+      max_windows: L, the windows of a run, which is cut or padded with zeros; ``auto`` takes the length that 99 % of
+        the runs in ``fit`` do not exceed, at most 5,500 s.
       sample_statistic: statistic of a window's samples: ``mean``, ``min``, ``max``, ``std`` or ``last``.
       aggregation_functions: functions of a run's windows, such as ``("mean", "std")``, in place of the windows.
       count_first_sample: whether a recorder's first samples, averages since boot, are used.
@@ -91,19 +88,16 @@ class Downsample(TransformerMixin, BaseEstimator):
         Raises:
           CimlError: a run cannot be used, or no column is selected.
         """
-        import numpy as np
-
         from ciml.datasets.definition import DatasetDefinition, resolve
         from ciml.telemetry import telemetry_columns
         from transforms.examples.downsample import downsample
 
-        auto = self.max_windows == "auto"
         definition = DatasetDefinition.from_json(
             {
                 "name": "downsample",
                 "sample_interval": self.sample_interval,
                 "features_regex": self.features_regex,
-                "max_windows": None if auto or self.aggregation_functions else self.max_windows,
+                "max_windows": None if self.aggregation_functions else self.max_windows,
                 "sample_statistic": self.sample_statistic,
                 "aggregation_functions": tuple(self.aggregation_functions),
                 "count_first_sample": self.count_first_sample,
@@ -113,11 +107,12 @@ class Downsample(TransformerMixin, BaseEstimator):
         tables = self._tables(X)
         if not tables:
             raise CimlError("Downsample: fit needs at least one run")
-        self._resolved = resolve(definition, [telemetry_columns(table.column_names) for table in tables], [])
-        if auto and not self.aggregation_functions:
-            counts = downsample(tables, self._resolved).n_windows
-            most = max(int(np.percentile(counts, _PERCENTILE, method="higher")), 1)
-            self._resolved = self._resolved.replace(definition=definition.replace(max_windows=most), windows=most)
+        self._resolved = resolve(
+            definition,
+            [telemetry_columns(table.column_names) for table in tables],
+            [],
+            lambda draft: downsample(tables, draft).n_windows.tolist(),
+        )
         self.features_ = self._resolved.features
         self.windows_ = self._resolved.windows
         return self

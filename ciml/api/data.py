@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ciml.api.dataset import Dataset
-from ciml.api.logs import is_frame
+from ciml.api.logs import Moment, is_frame, micros
 from ciml.api.model import Model
 from ciml.api.results import RefreshResult, TrainingResult
 from ciml.data_root import DataRoot
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 #: Called with (done, total) of some work.
 Progress = Callable[[int, int], None]
-#: Runs to leave out of a training: ids, or reasons by id.
-Exclusions = Iterable[str] | Mapping[str, str]
 
 
 def open(path: Path, *, create: bool = False) -> Data:
@@ -140,17 +138,67 @@ class Data:
 
         return run_table(list(latest_runs(*open_raw(self._root.raw)))[::-1])
 
+    def exclude(
+        self,
+        reason: str,
+        *,
+        run: str = "",
+        job: str = "",
+        source: str = "",
+        since: Moment | None = None,
+        until: Moment | None = None,
+    ) -> int:
+        """Exclude runs from every later training, as ``ciml exclude`` does. It deletes nothing.
+
+        Args:
+          reason: for readers of the list.
+          run: a run id; or all runs that match each of the following.
+          job: a job, or a glob of jobs.
+          source: name of a source.
+          since: runs that ran at or after this time.
+          until: runs that began before this time; needs ``since``.
+
+        Returns:
+          The number of the exclusion, for `revert_exclusion`.
+
+        Raises:
+          CimlError: it names no runs.
+
+        Example:
+          >>> number = data.exclude("disk was full", run="zuul~7~1")
+          >>> len(data.dataset("status"))
+          107
+          >>> data.revert_exclusion(number)
+          >>> len(data.dataset("status"))
+          108
+        """
+        from training.exclusion_store import add
+        from training.exclusions import Exclusion
+
+        wanted = Exclusion(reason, run, job, source, micros(since, "since"), micros(until, "until"))
+        (kept,) = add(self._root.exclusions, [wanted])
+        return kept.id
+
+    def revert_exclusion(self, number: int) -> None:
+        """Revert an exclusion: later trainings may learn from its runs again.
+
+        Raises:
+          CimlError: there is no such exclusion in force.
+        """
+        from training.exclusion_store import revert
+
+        revert(self._root.exclusions, [number])
+
     def datasets(self) -> list[str]:
         """Return the names of the data sets, sorted."""
         return self._root.dataset_names()
 
-    def dataset(self, name: str, *, trust_policy: Path | None = None, exclude: Exclusions = ()) -> Dataset:
+    def dataset(self, name: str, *, trust_policy: Path | None = None) -> Dataset:
         """Open a data set.
 
         Args:
           name: of the data set.
           trust_policy: TOML file of the trust policy; by default reviewed, gated or merged changes, and loaded logs.
-          exclude: runs to leave out.
 
         Raises:
           CimlError: there is no such data set, or it has no examples yet.
@@ -161,7 +209,7 @@ class Data:
           Dataset('status': 108 runs of 12 x 2, classes passed, failed)
         """
         policy = None if trust_policy is None else os.fspath(trust_policy)
-        return Dataset(self._root.dataset(name), policy, _reasons(exclude))
+        return Dataset(self._root.dataset(name), policy)
 
     def define_dataset(
         self, name: str, *, replace: bool = False, progress: Progress | None = None, **keys: Any
@@ -175,7 +223,7 @@ class Data:
           replace: replace a data set of that name with another definition.
           progress: called with the number of processed runs.
           keys: of the definition, such as ``sample_interval``, ``features_regex``, ``class_label``, ``max_windows``;
-            docs/datasets.md lists them.
+            docs/datasets.md lists them. ``max_windows`` is ``auto`` by default.
 
         Returns:
           The data set.
@@ -189,9 +237,11 @@ class Data:
         """
         from ciml.datasets.definition import DatasetDefinition
         from pipelines.datasets.build import SPAN_RUNS, build_dataset, is_another, remove_dataset
+        from pipelines.datasets.update import with_default_windows
 
-        definition = DatasetDefinition.from_json({"span_runs": SPAN_RUNS, **keys, "name": name}, "data set")
         stored = self._root.dataset(name)
+        written = with_default_windows(stored, {"span_runs": SPAN_RUNS, **keys, "name": name})
+        definition = DatasetDefinition.from_json(written, "data set")
         if replace and is_another(stored, definition):
             remove_dataset(stored)
         build_dataset(self._root, self._root, definition, progress=progress)
@@ -204,7 +254,6 @@ class Data:
         *,
         name: str | None = None,
         trust_policy: Path | None = None,
-        exclude: Exclusions = (),
         progress: Progress | None = None,
         **parameters: Any,
     ) -> TrainingResult:
@@ -218,7 +267,6 @@ class Data:
             ``boosted_summaries``.
           name: of the experiment; derived from the other arguments by default.
           trust_policy: TOML file of the trust policy.
-          exclude: runs to leave out.
           progress: called with the epochs of a network.
           parameters: of the estimator: hyper-parameters of an experiment (docs/training.md), such as ``epochs`` or
             ``seed``; others are parameters of scikit-learn's estimator, such as ``n_estimators``.
@@ -242,7 +290,7 @@ class Data:
 
         experiment = _experiment(name, estimator, parameters)
         policy = TrustPolicy.load(trust_policy)
-        examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy, _reasons(exclude))
+        examples = read_dataset(self._root.dataset(_dataset_name(dataset)), policy)
         create_experiment(self._root.experiments, experiment)
         trial = Trial(self._root.experiments, experiment, examples, progress=progress)
         figures, new = trial.run()
@@ -259,10 +307,16 @@ class Data:
         Returns:
           A table with a row for each experiment: its figures with intervals, and run by run the difference of its
           accuracy to the first one, with the paired interval.
+
+        Example:
+          >>> forest, svm = data.train("status", "random_forest"), data.train("status", "svm")
+          >>> table = data.compare("status", forest, svm)
+          >>> table["estimator"].to_pylist(), table["difference"].to_pylist()[0]
+          (['random_forest', 'svm'], None)
         """
         import pyarrow as pa
-        from training.experiments.compare import by_accuracy, compare
 
+        from training.experiments.compare import by_accuracy, compare
         from training.experiments.results import named_results
 
         names = [one.experiment if isinstance(one, TrainingResult) else one for one in experiments]
@@ -276,7 +330,6 @@ class Data:
         *,
         estimator: str = "dnn",
         trust_policy: Path | None = None,
-        exclude: Exclusions = (),
         min_test_runs: int | None = None,
         tolerance: float | None = None,
         label: str = "stable",
@@ -290,7 +343,6 @@ class Data:
           model: name of the model; by default that of the data set.
           estimator: a network: ``dnn``, ``cnn`` or ``gru``.
           trust_policy: TOML file of the trust policy.
-          exclude: runs to leave out.
           min_test_runs: fewest held-out runs with which the gate blesses.
           tolerance: accuracy by which a candidate may be worse than the served version.
           label: label of a pushed version.
@@ -316,7 +368,7 @@ class Data:
         # The experiment has the default name, as without --experiment: its name is part of what makes a refresh new.
         config = TrainConfig(
             self._root, _dataset_name(dataset), name, _experiment("dnn", estimator, parameters),
-            TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), _reasons(exclude), label,
+            TrustPolicy.load(trust_policy), GatePolicy.of(min_test_runs, tolerance), label,
         )  # fmt: skip
         return RefreshResult.of(name, run_once(config, progress=progress))
 
@@ -369,8 +421,3 @@ def _experiment(name: str | None, estimator: str, parameters: Mapping[str, Any])
 
 def _dataset_name(dataset: str | Dataset) -> str:
     return dataset.name if isinstance(dataset, Dataset) else dataset
-
-
-def _reasons(exclude: Exclusions) -> dict[str, str]:
-    """Return the reason by run id."""
-    return dict(exclude) if isinstance(exclude, Mapping) else dict.fromkeys(exclude, "excluded")

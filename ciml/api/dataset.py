@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,15 +32,15 @@ class Dataset:
       name: of the data set.
     """
 
-    def __init__(
-        self, stored: StoredDataset, trust_policy: str | None = None, exclude: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, stored: StoredDataset, trust_policy: str | None = None) -> None:
         from training.data.in_memory import read_snapshot_facts
         from transforms.ingest.trust import TrustPolicy
 
         self._stored, self.name = stored, stored.name
+        state = stored.state()
         self._snapshot: Snapshot
-        self._snapshot, _ = read_snapshot_facts(stored, stored.state(), TrustPolicy.load(trust_policy), exclude)
+        self._snapshot, _ = read_snapshot_facts(stored, state, TrustPolicy.load(trust_policy))
+        self._padding = state.padding()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,6 +61,11 @@ class Dataset:
     def definition(self) -> DatasetDefinition:
         """The definition: interval, features, label, splits."""
         return self._snapshot.resolved.definition
+
+    @property
+    def padding(self) -> float | None:
+        """Share of the windows of all stored examples that are padding, 0 to 1; None with aggregation functions."""
+        return self._padding
 
     def to_numpy(self, split: Split | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the examples as X and y, checked against the data set's manifest.

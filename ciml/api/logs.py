@@ -45,7 +45,7 @@ def parse_log(
     """
     from transforms.parse.files import parse_files
 
-    (found,) = parse_files([path], start_us=_micros(start, "start"), end_us=_micros(end, "end"), zone=zone)
+    (found,) = parse_files([path], start_us=micros(start, "start"), end_us=micros(end, "end"), zone=zone)
     if isinstance(found, RejectedInput):
         raise CimlError(f"{os.fspath(path)}: {found}")
     return found
@@ -86,7 +86,8 @@ def telemetry_of(value: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def _micros(moment: Moment | None, name: str) -> int | None:
+def micros(moment: Moment | None, name: str) -> int | None:
+    """Return a moment as epoch microseconds. Raises `CimlError`, naming the argument, for an invalid one."""
     from ciml.events.fields import time_us
 
     value = moment.isoformat() if isinstance(moment, datetime) else moment

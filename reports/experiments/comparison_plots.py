@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
-from reports.experiments.comparison import Standing
 from reports.experiments.plots import MOST_CURVES, bars_plot
 from reports.experiments.views import Bar, curved, curves, first_by
+from training.experiments.compare import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def _told_apart(errors: Mapping[str, Mapping[str, Bar]], names: Sequence[str]) -
     return f"They differ most in {shown(label)}: {low} misses {percent(least)} of its runs, {high} {percent(most)}"
 
 
-def curves_plot(standing: Sequence[Standing]) -> Plot:
+def curves_plot(standing: Sequence[Compared]) -> Plot:
     """Return the precision-recall curves of each class, an experiment beside the other.
 
     ``standing``: with predictions.

@@ -5,7 +5,7 @@ Trust is evaluated on the facts stored in the examples, so the raw store is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from ciml.storage.open import Store
 from training.data.examples import read_snapshot_examples
 from training.data.snapshot import Role, Snapshot, snapshot_of
 from training.estimators import Rows
+from training.exclusion_store import stored_exclusions
+from training.exclusions import Exclusions
 from training.normalise import Normalisation
 from transforms.examples.prepare import run_facts
 from transforms.examples.spans import read_span
@@ -64,7 +66,7 @@ class InMemoryDataset:
 
 
 def read_snapshot_facts(
-    dataset: StoredDataset, state: DatasetState, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
+    dataset: StoredDataset, state: DatasetState, policy: TrustPolicy, exclusions: Exclusions | None = None
 ) -> tuple[Snapshot, dict[str, RunFacts]]:
     """Select the trusted examples of a data set by the facts that the examples hold.
 
@@ -72,7 +74,7 @@ def read_snapshot_facts(
       dataset: a data set.
       state: its state.
       policy: the trust policy.
-      exclusions: reason by run id of runs to exclude.
+      exclusions: runs to exclude; by default those that are stored (`ciml exclude`).
 
     Returns:
       The snapshot, and the facts of all runs by run id.
@@ -83,12 +85,12 @@ def read_snapshot_facts(
     """
     spans, root = [span for span in state.latest() if span.files], dataset.store
     known = {each.run_id: each for span in spans for each in run_facts(read_span(root, span, columns=METADATA_COLUMNS))}
-    return snapshot_of(dataset.name, state, known, policy, exclusions or {}), known
+    if exclusions is None:
+        exclusions = stored_exclusions(dataset, state)
+    return snapshot_of(dataset.name, state, known, policy, exclusions), known
 
 
-def read_dataset(
-    dataset: StoredDataset, policy: TrustPolicy, exclusions: Mapping[str, str] | None = None
-) -> InMemoryDataset:
+def read_dataset(dataset: StoredDataset, policy: TrustPolicy, exclusions: Exclusions | None = None) -> InMemoryDataset:
     """Read all trusted examples of a data set.
 
     Raises `CimlError` if the data set does not exist; arguments and other errors: see `read_snapshot_facts`.

@@ -33,14 +33,20 @@ def command() -> None:
 def list_models(model: str | None, data_path: str, as_json: bool) -> None:
     """List candidates, decisions, versions and labels.
 
-    Without MODEL it lists all models. The latest candidate is the last.
+    Without MODEL it lists all models. The latest candidate is the last. A served version that learned from runs which
+    are excluded now gets a warning.
 
     \b
     Example:
       ciml models list --data-path data
       ciml models list provider --data-path data --json
     """
+    from ciml.data_root import DataRoot
+    from pipelines.training.excluded_models import learned_excluded
+
     models = {name: as_dict(registry) for name, registry in _registries(data_path, model).items()}
+    for line in learned_excluded(DataRoot.open(data_path), list(models)):
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         click.echo(json.dumps(models, indent=2))
         return

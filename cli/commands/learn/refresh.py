@@ -63,6 +63,8 @@ def command(watch: bool, as_json: bool, metrics_port: int | None, metrics_addres
             click.echo(json.dumps(result.to_json(config.model), sort_keys=True))
         else:
             click.echo("\n".join(result.lines(config.model)))
+        for line in result.warnings:
+            click.echo(f"warning: {line}", err=True)
 
     if not watch:
         result = run_once(config, progress=step)

@@ -14,6 +14,7 @@ from cli.main import cli
 from pipelines.training import trainer
 from pipelines.training.trainer import TrainConfig, TrainResult
 from services.trainer import make_config
+from training.exclusion_store import read_state
 
 EVALUATION = {
     "accuracy": {"value": 0.8, "low": 0.7, "high": 0.9, "right": 40, "runs": 50},
@@ -39,6 +40,7 @@ def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     experiment.write_text('name = "wide"\nhidden_layers = "100/100"\n')
     result = TrainResult("pushed", ("it is better",), version=3, champion=2, metrics={"evaluation": EVALUATION})
     arguments = ["--exclude", str(excluded), "--experiment", str(experiment), "--min-test-runs", "7", "--model", "m"]
+    arguments += ["--data-path", str(tmp_path / "data")]
     done, (config,) = run(monkeypatch, result, *arguments)
     assert done.return_value == 0
     assert done.output.splitlines() == [
@@ -46,10 +48,22 @@ def test_says_what_was_pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         "  accuracy 0.800 (0.700 to 0.900) on 50 held-out runs; base rate 0.300",
         "  it is better",
     ]
-    assert config.exclusions == {"zuul~a~1": "a leak", "zuul~b~1": "excluded"}
+    kept = read_state(config.data.exclusions).active()
+    assert {one.exclusion.run_id: one.exclusion.reason for one in kept} == {
+        "zuul~a~1": "a leak",
+        "zuul~b~1": "excluded",
+    }
     assert config.experiment.hidden_layers == (100, 100)
     assert (config.gate.min_test_runs, config.gate.tolerance) == (7, 0.05)
     assert (config.dataset, config.model, config.label) == ("d", "m", "stable")
+
+
+def test_warns_of_models_that_learned_excluded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = TrainResult("nothing_new", ("the same runs",), warnings=("model d version 1 learned …",))
+    done, _ = run(monkeypatch, result)
+    assert done.stderr == "warning: model d version 1 learned …\n"
+    done, _ = run(monkeypatch, result, "--json")
+    assert json.loads(done.stdout)["warnings"] == ["model d version 1 learned …"]
 
 
 def test_says_why_not_with_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ciml.errors import CimlError
 from cli.batch_options import collecting_rarely, logs_option, processors, runner_option
+from cli.commands.data.dataset.padding import padding_text, warn_of_padding
 from cli.options import data_path_option, require_data, s3_place, target_data_path_option
+from cli.param_types import Windows
 from cli.progress_bar import bars, progress_bar
 from cli.s3_options import s3_options
 
 if TYPE_CHECKING:
-    from ciml.data_root import StoredDataset
+    from ciml.data_root import DataRoot, StoredDataset
     from ciml.datasets.definition import DatasetDefinition
     from pipelines.datasets.listed_runs import ListedRuns
     from pipelines.datasets.update import Update
 
 #: The folder of the plots in the folder of the data set; readers of examples skip it.
 PLOTS = "_plots"
+#: Value of ``--max-windows`` in the scripts of the talk: 5500 s of windows, the default of a definition.
+OF_THE_TALK = 0
 
 
 def _parts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -88,9 +93,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 )
 @click.option(
     "--max-windows",
-    type=int,
-    metavar="L",
-    help="Windows of an example; runs are cut or padded.  [default: 5500 s of windows]",
+    type=Windows(),
+    metavar="auto|L",
+    help="Windows of an example; runs are cut or padded. auto: 99 % of the runs fit, at most 5500 s.  [default: auto]",
 )
 @click.option(
     "--min-windows", type=int, metavar="N", help="Minimum windows of a run; shorter runs are excluded.  [default: 1]"
@@ -155,9 +160,10 @@ def command(
     stored = DataRoot.open(data_path)
     target = stored if target_data_path is None else DataRoot.open(target_data_path)
     listed = None if listing is None or logs is None else _listed(listing, logs, jobs)
-    definition = _definition(dataset, definition_file, options)
+    definition = _definition(target, dataset, definition_file, options)
     if force and is_another(target.dataset(definition.name), definition):
         remove_dataset(target.dataset(definition.name))
+        definition = _definition(target, dataset, definition_file, options)
     with collecting_rarely(), listed or nullcontext(), bars() as show:
         update = build_dataset(
             listed or stored, target, definition, runner=runner[0], job_endpoint=runner[1],
@@ -168,8 +174,21 @@ def command(
     if listed is not None and (left_out := listed.log.left_out):
         reasons = ", ".join(f"{kind} {reason} {count:,}" for (kind, reason), count in sorted(left_out.items()))
         click.echo(f"  no runs   {left_out.total():,} lines of the listing: {reasons}")
+    warn_of_padding(update.state)
     if visualize:
         click.echo(f"  plots     {_visualize(target.dataset(definition.name))}")
+
+
+def as_in_the_talk() -> click.Command:
+    """Return the command with the default length of the talk."""
+    params = [copy(each) for each in command.params]
+    for each in params:
+        if isinstance(each, click.Option) and each.name == "max_windows":
+            each.default = OF_THE_TALK
+            each.help = "Windows of an example, or auto; runs are cut or padded.  [default: 5500 s of windows]"
+    talk = copy(command)
+    talk.params = params
+    return talk
 
 
 def _listed(listing: str, logs: str, jobs: int | None) -> ListedRuns:
@@ -194,14 +213,21 @@ def _visualize(dataset: StoredDataset) -> str:
         return plot_dataset(dataset, dataset.store.url(PLOTS), progress=progress)
 
 
-def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
-    """Return the definition of the options, which override the file, which overrides the defaults."""
+def _definition(target: DataRoot, name: str | None, file: str | None, options: dict[str, Any]) -> DatasetDefinition:
+    """Return the definition of the options, which override the file, which overrides the defaults.
+
+    The default of ``max_windows`` is ``auto``, but not of a stored definition, nor in the scripts of the talk.
+    """
     from ciml.datasets.definition import DatasetDefinition
     from ciml.settings import parse_toml, read_toml
     from ciml.storage.open import open_store
-    from pipelines.datasets.build import SPAN_RUNS
+    from pipelines.datasets.build import DEFINITION, SPAN_RUNS
+    from pipelines.datasets.update import with_default_windows
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
+    keep = given.get("max_windows") == OF_THE_TALK or (file or "").rpartition("/")[2] == DEFINITION
+    if given.get("max_windows") == OF_THE_TALK:
+        del given["max_windows"]
     if name is not None:
         given["name"] = name
     stored: dict[str, Any] = {}
@@ -218,7 +244,12 @@ def _definition(name: str | None, file: str | None, options: dict[str, Any]) -> 
     values = {"span_runs": SPAN_RUNS, **stored, **given}
     if "name" not in values:
         raise CimlError("no name of the data set: give --dataset NAME or a --definition with a name")
-    return DatasetDefinition.from_json(values, file or "data set")
+    definition = DatasetDefinition.from_json(values, file or "data set")
+    if keep:
+        return definition
+    return DatasetDefinition.from_json(
+        with_default_windows(target.dataset(definition.name), values), file or "data set"
+    )
 
 
 def _summary(update: Update, where: str) -> Iterator[str]:
@@ -229,7 +260,7 @@ def _summary(update: Update, where: str) -> Iterator[str]:
     counts, excluded = state.counts(), state.excluded()
     made, total = sum(len(span.runs) for span in update.sealed), sum(counts.values())
     new = "all were there" if not update.sealed else f"{made:,} of them new"
-    yield f"{definition.name}: {total:,} examples of {definition.windows} x {len(resolved.features)}, {new}: {where}"
+    yield f"{definition.name}: {total:,} examples of {resolved.windows} x {len(resolved.features)}, {new}: {where}"
     yield f"  features  {', '.join(resolved.features)}"
     splits = Counter[str]()
     for (split, _), count in counts.items():
@@ -238,6 +269,8 @@ def _summary(update: Update, where: str) -> Iterator[str]:
     for name in resolved.classes:
         each = ", ".join(f"{split} {counts[split, name]:,}" for split in ("train", "dev", "test"))
         yield f"  class     {name}: {each}"
+    if padding := padding_text(state):
+        yield f"  padding   {padding}"
     if excluded:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(excluded.items()))
         yield f"  excluded  {sum(excluded.values()):,} runs: {reasons}"
