@@ -97,10 +97,12 @@ class Data:
           CimlError: too many rows are unusable, or the results lack a needed column; nothing was committed.
 
         Example:
-          >>> results = [{"id": "a1", "job": "unit", "result": "SUCCESS", "log": "unit-00.csv"},
-          ...            {"id": "a2", "job": "unit", "result": "FAILURE", "log": "unit-01.csv"}]
           >>> import pandas
-          >>> report = ciml.open("mine", create=True).load("logs", pandas.DataFrame(results))
+          >>> results = pandas.DataFrame({
+          ...     "id": ["a1", "a2"], "job": "unit", "result": ["SUCCESS", "FAILURE"],
+          ...     "start": "2026-11-24T12:00:00Z", "log": ["unit-00.csv", "unit-01.csv"],
+          ... })
+          >>> report = ciml.open("mine", create=True).load("logs", results)
           >>> report.rows, report.totals["run"]
           (2, 2)
         """
@@ -113,8 +115,7 @@ class Data:
             results = pa.Table.from_pandas(results, preserve_index=False)
         return load(
             self._root, os.fspath(logs), results, mapping=mapping, zone=zone, max_bad=max_bad, source=source, jobs=jobs,
-            trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
-            **({} if progress is None else {"progress": progress}),
+            trust=TrustPolicy.load(trust_policy), dry_run=dry_run, progress=progress or (lambda what, done, total: None),
         )  # fmt: skip
 
     def runs(self) -> pa.Table:
