@@ -115,7 +115,8 @@ class Data:
             results = pa.Table.from_pandas(results, preserve_index=False)
         return load(
             self._root, os.fspath(logs), results, mapping=mapping, zone=zone, max_bad=max_bad, source=source, jobs=jobs,
-            trust=TrustPolicy.load(trust_policy), dry_run=dry_run, progress=progress or (lambda what, done, total: None),
+            trust=TrustPolicy.load(trust_policy), dry_run=dry_run,
+            progress=progress or (lambda what, done, total: None),
         )  # fmt: skip
 
     def runs(self) -> pa.Table:
