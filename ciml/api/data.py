@@ -100,7 +100,7 @@ class Data:
           >>> import pandas
           >>> results = pandas.DataFrame({
           ...     "id": ["a1", "a2"], "job": "unit", "result": ["SUCCESS", "FAILURE"],
-          ...     "start": "2026-11-24T12:00:00Z", "log": ["unit-00.csv", "unit-01.csv"],
+          ...     "start": "2026-11-24T12:00:00Z", "log": ["unit-000.csv", "unit-001.csv"],
           ... })
           >>> report = ciml.open("mine", create=True).load("logs", results)
           >>> report.rows, report.totals["run"]
@@ -278,10 +278,10 @@ class Data:
 
         Example:
           >>> result = data.train("status", "random_forest", n_estimators=50)
-          >>> result.runs > 0 and result.accuracy.low <= result.accuracy.value <= result.accuracy.high
-          True
-          >>> result.base_rate.value, sorted(result.baselines)
-          (0.52, ['duration'])
+          >>> print(result.accuracy, "on", result.runs, "test runs; base rate", result.base_rate)
+          1.000 (0.923 to 1.000) on 46 test runs; base rate 0.609 (0.465 to 0.736)
+          >>> print(result.baselines["duration"])
+          0.304 (0.191 to 0.448)
         """
         from ciml.extras import require
 

@@ -37,11 +37,11 @@ def parse_log(
       CimlError: the file cannot be read, or is not telemetry.
 
     Example:
-      >>> table = ciml.parse_log("logs/unit-1.csv")
+      >>> table = ciml.parse_log("logs/unit-001.csv")
       >>> table.num_rows, table.column_names[:3]
       (60, ['time', 'boot', 'total cpu usage:usr'])
-      >>> table.to_pandas()["total cpu usage:usr"].max() <= 100
-      True
+      >>> len(table.to_pandas())
+      60
     """
     from transforms.parse.files import parse_files
 

@@ -116,9 +116,9 @@ class Model:
 
         Example:
           >>> model = data.model("status")
-          >>> model.predict("logs/unit-1.csv").class_name in model.classes
+          >>> model.predict("logs/unit-001.csv").class_name in model.classes
           True
-          >>> [one.reason for one in model.predict(["logs/unit-1.csv", "no-such-file"])]
+          >>> [one.reason for one in model.predict(["logs/unit-001.csv", "no-such-file"])]
           ['', 'log_not_found']
         """
         if isinstance(run, list | tuple):

@@ -86,13 +86,11 @@ def _body(text: str) -> str:
         if match := _SECTION.fullmatch(line):
             section = match[1]
             lines.append("```pycon" if section == "Example" else f"**{section}**\n")
-        elif section == "Example":
-            lines.append(line[2:])
         elif section in ("Args", "Attributes", "Raises") and re.match(r"  \S", line):
             names, _, rest = line.strip().partition(": ")
             lines.append(f"- `{names}`: {rest}")
         else:
-            lines.append(line)
+            lines.append(line[2:] if section else line)
     if section == "Example":
         lines.append("```")
     return "\n".join(lines)

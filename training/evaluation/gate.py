@@ -39,8 +39,12 @@ class GatePolicy:
     @classmethod
     def of(cls, min_test_runs: int | None = None, tolerance: float | None = None) -> GatePolicy:
         """Return the policy with those thresholds that are given."""
-        given = {"min_test_runs": min_test_runs, "tolerance": tolerance}
-        return replace(cls(), **{name: value for name, value in given.items() if value is not None})
+        usual = cls()
+        return replace(
+            usual,
+            min_test_runs=usual.min_test_runs if min_test_runs is None else min_test_runs,
+            tolerance=usual.tolerance if tolerance is None else tolerance,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -47,7 +47,7 @@ def make_root(folder: Path) -> Path:
     logs.mkdir()
     runs: list[tuple[RunFacts, pa.Table]] = []
     for number in range(RUNS):
-        path = logs / f"unit-{number:02}.csv"
+        path = logs / f"unit-{number:03}.csv"
         write_log(path, number)
         runs.append((facts(number), ciml.parse_log(path)))
     root = DataRoot.open(folder / "data")

@@ -116,7 +116,7 @@ def test_a_log_is_parsed_or_refused_by_name(tmp_path: Path) -> None:
     write_log(tmp_path / "log", 1)
     table = ciml.parse_log(tmp_path / "log")
     assert table.num_rows == 60
-    assert table.schema.metadata[b"recorder"] == b"dstat 0.7.4"
+    assert table.schema.metadata[b"recorder"] == b"Dstat 0.7.4"
     (tmp_path / "log").write_text((tmp_path / "log").read_text().replace(" UTC", ""))
     berlin = ciml.parse_log(tmp_path / "log", zone="Europe/Berlin")
     assert (table["time"][0].as_py() - berlin["time"][0].as_py()).total_seconds() == 3600

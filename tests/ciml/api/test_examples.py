@@ -10,6 +10,7 @@ import pytest
 import ciml
 from tests.ciml.api.made import inside
 from tests.project.api_reference import documented
+from training.evaluation import scores as scoring
 
 EXAMPLES = [
     (name, found)
@@ -19,7 +20,10 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("name", "examples"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
-def test_an_example_runs(name: str, examples: list[doctest.Example], folder: Path) -> None:
+def test_an_example_runs(
+    name: str, examples: list[doctest.Example], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "RESAMPLES", 20)
     names: dict[str, object] = {"ciml": ciml}
     with inside(folder):
         names["data"] = data = ciml.open("data")

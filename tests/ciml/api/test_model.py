@@ -17,6 +17,7 @@ from ciml.raw.latest_runs import latest_runs
 from ciml.raw.state import open_raw
 from cli.main import cli
 from serving.predict.predictor import Predictor, PredictPolicy
+from serving.registry import Registry, Verdict
 from serving.server.server import ModelServer, ServerOptions
 from tests.ciml.api.made import RUNS, write_log
 from tests.pipelines.predict.predicting import batch
@@ -49,7 +50,7 @@ def streamed(folder: Path) -> dict[str, dict[str, object]]:
 def test_python_the_command_and_the_stream_agree(served: Path) -> None:
     stream = streamed(served)
     assert len(stream) == RUNS >= 100
-    files = [str(served / "logs" / f"unit-{number:02}.csv") for number in range(RUNS)]
+    files = [str(served / "logs" / f"unit-{number:03}.csv") for number in range(RUNS)]
     ids = [f"zuul~{number}~1" for number in range(RUNS)]
     model = ciml.open(served / "data").model("status")
     by_file, by_id = model.predict(files), model.predict(ids)
@@ -78,7 +79,7 @@ def test_python_the_command_and_the_stream_agree(served: Path) -> None:
 
 def test_every_form_of_a_run_has_the_same_answer(served: Path) -> None:
     model = ciml.open(served / "data").model("status")
-    path = served / "logs" / "unit-07.csv"
+    path = served / "logs" / "unit-007.csv"
     table = ciml.parse_log(path)
     frame = table.to_pandas()
     wanted = model.predict(path)
@@ -92,8 +93,8 @@ def test_an_unusable_run_costs_only_itself(served: Path, tmp_path: Path) -> None
     model = ciml.open(served / "data").model("status")
     (tmp_path / "text").write_text("no telemetry\n")
     (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
-    narrow = ciml.parse_log(served / "logs" / "unit-01.csv").select(["time", "boot", "load avg:1m"])
-    runs = [served / "logs" / "unit-01.csv", tmp_path / "text", tmp_path / "cut.gz", tmp_path / "none", tmp_path,
+    narrow = ciml.parse_log(served / "logs" / "unit-001.csv").select(["time", "boot", "load avg:1m"])
+    runs = [served / "logs" / "unit-001.csv", tmp_path / "text", tmp_path / "cut.gz", tmp_path / "none", tmp_path,
             narrow, "zuul~999~1", "zuul~1~1"]  # fmt: skip
     found = model.predict(runs)
     assert [one.reason for one in found] == [
@@ -127,8 +128,12 @@ def test_a_version_that_was_not_blessed_or_pushed_is_not_loaded(folder: Path) ->
         data.model("status", label="canary")
     with pytest.raises(ciml.CimlError, match=r"no model 'other' in .*; choose from status"):
         data.model("other")
+    registry = Registry(DataRoot.open(folder / "data"), "status")
+    registry.record_verdict(registry.state.last_candidate, Verdict(False, ("withdrawn",)))
+    with pytest.raises(ciml.IntegrityError, match="version 1 is not blessed"):
+        data.model("status")
     (folder / "data" / "models" / "status" / "1" / "saved_model.pb").unlink()
-    with pytest.raises(ciml.IntegrityError, match=r"saved_model.pb is missing"):
+    with pytest.raises(ciml.IntegrityError, match=r"has no saved_model.pb"):
         data.model("status")
 
 

@@ -24,16 +24,16 @@ def test_a_table_of_files_with_a_row_for_each(served: Path, tmp_path: Path) -> N
     (tmp_path / "text").write_text("no telemetry\n")
     logs = served / "logs"
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "predict", str(logs / "unit-01.csv"), str(tmp_path / "text"),
-         str(logs / "unit-02.csv"), "--model", "status", "--data-path", str(served / "data")],
+        [sys.executable, "-m", "cli.main", "predict", str(logs / "unit-001.csv"), str(tmp_path / "text"),
+         str(logs / "unit-002.csv"), "--model", "status", "--data-path", str(served / "data")],
         capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert lines[0] == "status, version 1"
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    assert [row[0].rpartition("/")[2] for row in cells] == ["unit-01.csv", "text", "unit-02.csv"]
+    assert [row[0].rpartition("/")[2] for row in cells] == ["unit-001.csv", "text", "unit-002.csv"]
     assert [row[1] for row in cells] == ["failed", "", "passed"]
     assert [row[3] for row in cells] == ["10", "", "10"]
     assert 0.5 < float(cells[0][2]) <= 1
@@ -41,7 +41,7 @@ def test_a_table_of_files_with_a_row_for_each(served: Path, tmp_path: Path) -> N
 
 
 def test_json_has_a_line_for_each_file(served: Path) -> None:  # noqa: F811
-    words = [str(served / "logs" / "unit-01.csv"), "no~such~1", "--model", "status", "--json"]
+    words = [str(served / "logs" / "unit-001.csv"), "no~such~1", "--model", "status", "--json"]
     done = run(*words, "--data-path", str(served / "data"))
     one, none = map(json.loads, done.output.splitlines())
     assert done.return_value == 2
@@ -52,7 +52,7 @@ def test_json_has_a_line_for_each_file(served: Path) -> None:  # noqa: F811
 
 
 def test_a_version_or_a_label_is_chosen(folder: Path) -> None:  # noqa: F811
-    log, data = str(folder / "logs" / "unit-01.csv"), str(folder / "data")
+    log, data = str(folder / "logs" / "unit-001.csv"), str(folder / "data")
     base = [log, "--model", "status", "--data-path", data, "--json"]
     assert json.loads(run(*base, "--version", "1").output)["version"] == 1
     assert CliRunner().invoke(cli, ["predict", *base, "--version", "2"]).exit_code == 2
