@@ -26,7 +26,7 @@ def test_a_table_of_files_with_a_row_for_each(served: Path, tmp_path: Path) -> N
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "predict", str(logs / "unit-001.csv"), str(tmp_path / "text"),
          str(logs / "unit-002.csv"), "--model", "status", "--data-path", str(served / "data")],
-        capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"},
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr == ""
