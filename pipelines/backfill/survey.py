@@ -77,6 +77,7 @@ def survey(
     listing: Listing,
     *,
     check_logs: bool = False,
+    stop: threading.Event | None = None,
     report: Callable[[int], None] = lambda lines: None,
 ) -> Survey:
     """Survey a listing as `pipelines.backfill.backfill.backfill` would process it.
@@ -85,6 +86,7 @@ def survey(
       config: of the backfill.
       listing: an open listing.
       check_logs: also ask whether the logs exist, of runs that have no raw row: a request for each.
+      stop: when set, ends the survey early; ``others`` then counts lines that were not reached.
       report: called with the number of lines surveyed so far.
 
     Raises:
@@ -93,7 +95,7 @@ def survey(
     progress = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, progress.tally.settled)
     taken = 0
-    for work in plan(config, listing, progress, threading.Event()):
+    for work in plan(config, listing, progress, stop or threading.Event()):
         lines = listing.read(work.block)
         taken += size_of(work)
         runs: dict[int, str] = {}
