@@ -39,9 +39,11 @@ __all__ = ["LoadReport", "RejectedTableError", "load"]
 Progress = Callable[[str, int, int | None], None]
 
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
-_MORE_REASONS = {
+#: Why a log is missing, beside the reasons of rows, and what to do.
+MISSING: Mapping[str, str] = {
     "log_not_found": "copy the logs there, or name the folder that the paths begin in",
     "address_not_allowed": "a log must be a file below the folder of logs, with no symlink that leads out",
+    "log_unavailable": "let this user read the logs",
     "bad_address": "shorten the path",
 }
 
@@ -99,7 +101,7 @@ class LoadReport:
 
     def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
         """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
-        remedies = {**REASONS, **_MORE_REASONS}
+        remedies = {**REASONS, **MISSING}
         return [
             (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
             for reason, count in (self.bad + self.missing).most_common()

@@ -16,7 +16,8 @@ from ciml.events.records import OffsetRange, Outcome, PendingRun
 from ciml.storage.open import open_store
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
 from transforms.fetch.addresses import parse_address
-from transforms.fetch.files import open_below
+from transforms.fetch.errors import LogUnavailableError
+from transforms.fetch.files import open_log
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
@@ -141,11 +142,9 @@ def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
             reason = "" if open_store(f"s3://{address.host}").exists(address.path) else "log_not_found"
         else:
             where = address.path
-            os.close(open_below(policy.roots, where))
-    except RejectedInput as rejected:
-        reason = rejected.reason
-    except OSError:
-        reason = "log_not_found"
+            os.close(open_log(policy, where))
+    except (RejectedInput, LogUnavailableError) as failure:
+        reason = failure.reason
     return MissingLog(pending.origin.offset, reason, where) if reason else None
 
 
