@@ -109,12 +109,12 @@ def find_columns(
     left_out += [name for name, ours in given.items() if ours == LEAVE_OUT]
     found = {ours: Guess(ours, theirs, "given") for theirs, ours in given.items() if ours != LEAVE_OUT}
     free = [name for name in columns if name not in left_out and name not in given]
-    by_name = {}
+    by_name: dict[str, str] = {}
     for name in free:
         by_name.setdefault(normal_name(name), name)
         by_name.setdefault(_UNIT.sub("", normal_name(name)), name)
     for ours, names in SYNONYMS.items():
-        theirs = next((by_name[each] for each in names if by_name.get(each) in free), None)
+        theirs = next((by_name[each] for each in names if by_name.get(each, "") in free), None)
         if ours not in found and theirs is not None:
             found[ours] = Guess(ours, theirs, "name")
             free.remove(theirs)

@@ -14,7 +14,7 @@ from ciml.errors import CimlError, RejectedInput
 from ciml.events.fields import iso_time
 from ciml.events.listing import Reading, decode_line
 from ciml.events.outcomes import outcome_of
-from ciml.events.redaction import is_secret_name, shown
+from ciml.events.redaction import shown
 from ciml.limits import MAX_RESULTS_ROWS
 from ciml.results.columns import find_columns, normal_name
 from ciml.results.table import ResultsTable, Row
@@ -130,7 +130,7 @@ class Conversion:
                 yield good
             else:
                 column = self.columns.theirs("build_uuid")
-                value = _shown(column, row.cells[column])
+                value = _shown(row.cells[column])
                 yield BadRow(row.number, "duplicate_id", column, value, f"row {before} has the same id and attempt")
 
     def _row(self, row: Row) -> tuple[str, GoodRow] | BadRow:
@@ -175,11 +175,11 @@ class Conversion:
 
     def _bad(self, row: Row, reason: str, column: str, detail: str) -> BadRow:
         reason = reason if reason in REASONS else "bad_field"
-        return BadRow(row.number, reason, column, _shown(column, row.cells.get(column)), detail)
+        return BadRow(row.number, reason, column, _shown(row.cells.get(column)), detail)
 
 
-def _shown(column: str, cell: Any) -> str:
-    """Return a cell for a message, without secrets."""
+def _shown(cell: Any) -> str:
+    """Return the begin of a cell for a message, a text in quotation marks and without secrets."""
     if cell is None:
         return ""
-    return "REDACTED" if is_secret_name(column) else shown(str(cell), 60) if isinstance(cell, str) else f"{cell!s:.60}"
+    return shown(cell, 60) if isinstance(cell, str) else f"{cell!s:.60}"

@@ -82,7 +82,7 @@ def parse_time(cell: Any, zone: str | None) -> int:
     if isinstance(cell, str):
         cell = _from_text(cell.strip())
     if isinstance(cell, Decimal):
-        cell = float(cell)
+        cell = _plain_number(cell)
     if type(cell) in (int, float):
         return _epoch_us(cell)
     if not isinstance(cell, date):
@@ -132,19 +132,27 @@ def text_of(cell: Any) -> str:
       RejectedInput: ``bad_field``, for another type, or an unprintable character.
     """
     if isinstance(cell, str):
-        cell = cell.strip()
-        if not is_clean(cell):
+        text = cell.strip()
+        if not is_clean(text):
             raise RejectedInput("bad_field", "holds an unprintable character")
-        return cell
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    if isinstance(cell, float | Decimal) and cell == cell // 1 and abs(cell) < 1 << 53:
-        return str(int(cell))
+        return text
+    number = _plain_number(cell)
+    if isinstance(number, bool):
+        return "true" if number else "false"
+    if number is not None and abs(number) < 1 << 63:
+        return str(number)
     if isinstance(cell, date):
         return cell.isoformat()
-    if isinstance(cell, int | float | Decimal) and abs(cell) < 1 << 63:
-        return str(cell)
     raise RejectedInput("bad_field", f"want a text, not {kind_of(cell)}")
+
+
+def _plain_number(cell: Any) -> int | float | None:
+    """Return a number, a whole one as an int; None for anything else, not a number and infinity."""
+    if isinstance(cell, int):
+        return cell
+    if not isinstance(cell, float | Decimal) or not math.isfinite(cell):
+        return None
+    return int(cell) if cell == int(cell) else float(cell)
 
 
 def number_text(cell: Any) -> str:
@@ -234,4 +242,4 @@ def parse_label(cell: Any) -> str | int | float | bool | None:
         return None
     if isinstance(cell, str | int | float | bool):
         return cell
-    return text_of(cell) if isinstance(cell, date | Decimal) else None
+    return _plain_number(cell) if isinstance(cell, Decimal) else text_of(cell) if isinstance(cell, date) else None

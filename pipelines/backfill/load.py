@@ -39,9 +39,11 @@ __all__ = ["LoadReport", "RejectedTableError", "load"]
 Progress = Callable[[str, int, int | None], None]
 
 _EXAMPLES = 3  # bad rows that a report shows, of each reason
-_MORE_REASONS = {
+#: Why a log is missing, beside the reasons of rows, and what to do.
+MISSING: Mapping[str, str] = {
     "log_not_found": "copy the logs there, or name the folder that the paths begin in",
     "address_not_allowed": "a log must be a file below the folder of logs, with no symlink that leads out",
+    "log_unavailable": "let this user read the logs",
     "bad_address": "shorten the path",
 }
 
@@ -99,7 +101,7 @@ class LoadReport:
 
     def reasons(self) -> list[tuple[str, int, list[BadRow], str]]:
         """Return (reason, number of rows, the first of them, what to do) of all unusable rows, the most first."""
-        remedies = {**REASONS, **_MORE_REASONS}
+        remedies = {**REASONS, **MISSING}
         return [
             (reason, count, [row for row in self.examples if row.reason == reason], remedies.get(reason, ""))
             for reason, count in (self.bad + self.missing).most_common()
@@ -166,7 +168,7 @@ def load(
       jobs: globs of the jobs to load.
       trust: the trust policy; by default the built-in one, which trusts ``backfill``.
       dry_run: only survey; commit nothing.
-      stop: when set, ends the load after the work in progress is committed.
+      stop: when set, ends the load after the work in progress is committed; the report is incomplete then.
       progress: called with what is done, how much of it, and the total or None.
 
     Raises:
@@ -187,15 +189,17 @@ def load(
         fetch=fetch_below(root),
     )
     opened = open_results(table)
-    spellings = () if root.startswith("s3://") else (logs, os.path.abspath(logs))
-    conversion = Conversion(opened, config.reading, roots=spellings, mapping=mapping, zone=zone)
+    conversion = Conversion(opened, config.reading, roots=(os.path.abspath(logs),), mapping=mapping, zone=zone)
     report = LoadReport(opened.name, opened.form, conversion.columns)
     with tempfile.TemporaryFile(prefix="ciml-load-") as file:
         rows = _write_listing(conversion, file, report, progress)
         listing = Listing(opened.name, file)
         found = survey(
-            config, listing, check_logs=True, report=lambda done: progress("looking for logs", done, listing.lines)
-        )
+            config, listing, check_logs=True, stop=stop,
+            report=lambda done: progress("looking for logs", done, listing.lines),
+        )  # fmt: skip
+        if stop is not None and stop.is_set():
+            return report
         _count(report, found, rows)
         _check(report, max_bad, root)
         if not dry_run:

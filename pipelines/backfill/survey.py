@@ -16,7 +16,8 @@ from ciml.events.records import OffsetRange, Outcome, PendingRun
 from ciml.storage.open import open_store
 from pipelines.backfill.plan import BackfillConfig, BackfillProgress, plan, size_of
 from transforms.fetch.addresses import parse_address
-from transforms.fetch.files import open_below
+from transforms.fetch.errors import LogUnavailableError
+from transforms.fetch.files import open_log
 from transforms.fetch.policy import FetchPolicy
 from transforms.guard import guarded_runs
 from transforms.ingest.decode_listing import decode_lines
@@ -77,6 +78,7 @@ def survey(
     listing: Listing,
     *,
     check_logs: bool = False,
+    stop: threading.Event | None = None,
     report: Callable[[int], None] = lambda lines: None,
 ) -> Survey:
     """Survey a listing as `pipelines.backfill.backfill.backfill` would process it.
@@ -85,6 +87,7 @@ def survey(
       config: of the backfill.
       listing: an open listing.
       check_logs: also ask whether the logs exist, of runs that have no raw row: a request for each.
+      stop: when set, ends the survey early; ``others`` then counts lines that were not reached.
       report: called with the number of lines surveyed so far.
 
     Raises:
@@ -93,7 +96,7 @@ def survey(
     progress = BackfillProgress(config.raw, listing)
     found = Survey(listing.lines, progress.tally.settled)
     taken = 0
-    for work in plan(config, listing, progress, threading.Event()):
+    for work in plan(config, listing, progress, stop or threading.Event()):
         lines = listing.read(work.block)
         taken += size_of(work)
         runs: dict[int, str] = {}
@@ -139,11 +142,9 @@ def _missing(pending: PendingRun, policy: FetchPolicy) -> MissingLog | None:
             reason = "" if open_store(f"s3://{address.host}").exists(address.path) else "log_not_found"
         else:
             where = address.path
-            os.close(open_below(policy.roots, where))
-    except RejectedInput as rejected:
-        reason = rejected.reason
-    except OSError:
-        reason = "log_not_found"
+            os.close(open_log(policy, where))
+    except (RejectedInput, LogUnavailableError) as failure:
+        reason = failure.reason
     return MissingLog(pending.origin.offset, reason, where) if reason else None
 
 

@@ -16,7 +16,7 @@ ENVIRONMENT = {"CIML_DATA_PATH": "environment"}
 
 
 @click.command("show")
-@data_path_option()
+@data_path_option(creates=True)
 def show(data_path: str) -> None:
     click.echo(data_path)
 
@@ -66,7 +66,7 @@ def test_every_data_path_accepts_that_of_the_group() -> None:
 #: Commands that create a data root, or may begin before it exists.
 CREATING = {
     "ciml load", "ciml backfill", "ciml ingest run", "ciml dataset build", "ciml dataset create", "ciml live",
-    "ciml serve", "ciml up", "ciml demo run", *(f"ciml service {verb} {kind}" for verb in ("run", "start") for kind in
+    "ciml serve", "ciml demo run", "ciml demo report", *(f"ciml service {verb} {kind}" for verb in ("run", "start") for kind in
     ("ingest", "live")),
 }  # fmt: skip
 

@@ -137,14 +137,15 @@ def _print(report: LoadReport) -> None:
             console.print(Text(f"  {word:<13} {', '.join(name or '(no name)' for name in names)}"), soft_wrap=True)
     if not report.unusable:
         return
-    table = Table("rows", "reason", "first", "what to do", title="Unusable rows", title_justify="left")
+    table = Table("rows", "reason", "first row", "value", "fault", title="Unusable rows", title_justify="left")
     table.columns[0].justify = "right"
-    for reason, count, rows, remedy in report.reasons():
+    for reason, count, rows, _ in report.reasons():
         first = rows[0]
-        where = f"row {first.number:,}" + (f", {first.column}" if first.column else "")
-        fault = "\n".join(part for part in (where, first.value, first.detail) if part)
-        table.add_row(f"{count:,}", Text(reason), Text(fault), Text(remedy))
+        where = f"{first.number:,}" + (f", {first.column}" if first.column else "")
+        table.add_row(f"{count:,}", *map(Text, (reason, where, first.value, first.detail)))
     console.print(table)
+    for reason, _, _, remedy in report.reasons():
+        console.print(Text(f"{reason}: {remedy}"), soft_wrap=True)
 
 
 def _print_ending(report: LoadReport, data_path: str, dry_run: bool) -> None:

@@ -156,7 +156,7 @@ def test_quotes_without_end_cost_no_more_than_a_limit(tmp_path: Path) -> None:
     rows = faults(b"a,b\n1,2\n" + b'"x\n",' * 600_000 + b"\n7,8\n", tmp_path)
     assert rows[0] == ""
     assert "more than 1,032,192 bytes" in rows
-    assert rows[-1] == ""
+    assert "" not in rows[1:]
 
 
 def test_nul_bytes_other_encodings_and_formulas_are_only_text(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_from_a_folder_and_a_table_to_the_next_command(folder: Path) -> None:
         "Next: ciml dataset build --dataset first --class-label status --data-path data",
     ]
     assert "bad_result" in done.output
-    assert "row 8, status" in done.output
+    assert "│ 8, status │ 'weird' │" in done.output
     again = loaded()
     assert again.output.splitlines()[-2] == "29 loaded before, 1 bad rows left out."
     assert ciml("runs", "--count", "--data-path", "data").output == "29\n"
@@ -67,8 +67,8 @@ def test_too_many_bad_rows_load_nothing(folder: Path) -> None:
     assert done.output.splitlines()[-1] == (
         "ciml: nothing was loaded: 2 of 10 rows of results.csv are unusable, and at most 10 % may be (--max-bad)"
     )
-    assert "no_zone" in done.output
-    assert "--zone Europe/Berlin" in done.output
+    assert "│    2 │ no_zone │ 1, started_at │ '2026-11-24 12:00:00' │ " in done.output
+    assert "\nno_zone: name the zone of these times, such as --zone UTC or --zone Europe/Berlin\n" in done.output
     assert not (folder / "data").exists()
     said = json.loads(loaded("--json", code=2).stdout)
     assert (said["rows"], said["bad"], said["examples"][0]["column"]) == (10, {"no_zone": 2}, "started_at")
