@@ -9,7 +9,7 @@ import numpy as np
 
 from reports.drawing import COLORS, DASHES, WIDE, Plot, distinct, legend, percent, shown, whole_numbers
 from reports.experiments.plots import MOST_CURVES, bars_plot
-from reports.experiments.views import Bar, curved, curves, first_by
+from reports.experiments.views import Bar, constant, curved, curves, first_by
 from training.experiments.compare import Compared
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def curves_plot(standing: Sequence[Compared]) -> Plot:
         legend(figure, grid.flat[0])
 
     best = max(drawn, key=lambda one: one.result["test"]["macro"]["pr_auc"]["value"])
-    area, guess = (told["macro"]["pr_auc"]["value"] for told in (best.result["test"], best.guess))
+    test = best.result["test"]
+    area, guess = (told["macro"]["pr_auc"]["value"] for told in (test, constant(best.result, test)))
     title = f"{shown(best.name)} has the largest mean PR-AUC of the classes: {area:.2f}; a guess has {guess:.2f}"
     caption = "Each class against all others. Dotted: what a guess has."
     caption += _left(len(names), len(standing), len(classes), every)

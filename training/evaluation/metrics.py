@@ -45,7 +45,7 @@ def paired_interval(right: np.ndarray, other_right: np.ndarray, confidence: floa
     (low, high), (other_low, other_high) = wilson(first, n, confidence), wilson(second, n, confidence)
     share, other = first / n, second / n
     margins = math.sqrt(float(first * (n - first)) * float(second * (n - second)))
-    covariance = both * neither - (first - both) * (second - both)
+    covariance = float(both * neither - (first - both) * (second - both))
     if covariance > 0:  # Newcombe's correction: a positive correlation narrows the interval, so take it cautiously
         covariance = max(covariance - n / 2, 0.0)
     phi = covariance / margins if margins else 0.0

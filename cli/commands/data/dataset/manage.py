@@ -95,9 +95,9 @@ def update(name: str, runner: tuple[str | None, str], seal: bool, data_path: str
         f"{name}: {made} examples in {_spans(len(result.sealed))} sealed; {result.waiting} of {wanted} runs wait for "
         "the next span"
     )
-    if padding := padding_text(result.state):
+    if result.sealed and (padding := padding_text(result.state)):
         click.echo(f"  padding   {padding}")
-    warn_of_padding(result.state)
+        warn_of_padding(result.state)
 
 
 @click.command("show")
