@@ -53,9 +53,10 @@ def test_list(data: DataRoot) -> None:
     assert [one["blessed"] for one in found["m"]["candidates"]] == [True, True, False]
     assert found["m"]["candidates"][0]["facts"] == {"dataset": "small"}
     assert found["m"]["candidates"][0]["versions"] == [{"number": 1, "withdrawn": False}]
-    assert (
-        run("models", "list", "--data-path", data.url + "-none").output == "no models yet; train one by ciml refresh\n"
-    )
+    assert "no data at" in run("models", "list", "--data-path", data.url + "-none").output
+    data.store.child("other").create("datasets/x", b"")
+    other = run("models", "list", "--data-path", data.url + "/other")
+    assert other.output == "no models yet; train one by ciml refresh\n"
 
 
 def test_rollback(data: DataRoot) -> None:
