@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,29 +85,18 @@ class LocalModel:
         return found
 
     def _predict(self, tables: Sequence[pa.Table]) -> list[Answer | RejectedInput]:
+        """Raises `RejectedInput` if the model fails for a run; `bisect` finds it."""
         prepared = prepare_runs(tables, self.definition)
         found: dict[int, Answer | RejectedInput] = dict(prepared.rejected)
         for rows in prepared.calls():
-            for row, answer in self._answers(prepared, rows):
-                found[row] = answer if isinstance(answer, RejectedInput) else self._read(answer, prepared, row)
+            given = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
+            try:
+                answers = self._loaded.predict("", given)["probabilities"]
+            except RequestError as error:
+                raise RejectedInput(MODEL_ERROR, str(error)) from None
+            check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
+            found |= {row: self._read(answer, prepared, row) for row, answer in zip(rows, answers, strict=True)}
         return [found[row] for row in range(len(tables))]
-
-    def _answers(
-        self, prepared: Prepared, rows: list[int]
-    ) -> Iterator[tuple[int, NDArray[np.float32] | RejectedInput]]:
-        """Yield (row, answer) of a call; halve a call that fails, down to the failing runs."""
-        given = {"inputs": prepared.inputs[rows], "n_windows": prepared.n_windows[rows]}
-        try:
-            answers = self._loaded.predict("", given)["probabilities"]
-        except RequestError as error:
-            if len(rows) == 1:
-                yield rows[0], RejectedInput(MODEL_ERROR, str(error))
-                return
-            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-                yield from self._answers(prepared, half)
-            return
-        check_answers(answers, self.definition, f"model {self.model}, version {self.version}")
-        yield from zip(rows, answers, strict=True)
 
     def _read(self, answer: NDArray[np.float32], prepared: Prepared, row: int) -> Answer | RejectedInput:
         try:
